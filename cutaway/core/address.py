@@ -1,0 +1,154 @@
+"""Addresses: a site, with layer, head and position, in one string form that round-trips.
+
+`resid_post.3` · `z.9.6` (layer 9, head 6) · `mlp_post.2.17` (layer 2, neuron 17) · `resid_pre.0@-1` (last position)
+· `embed@4` · `pattern.*` and `z.3.*` (patterns, expanded by `expand`). The form needs no escaping in file names,
+shells with the asterisk quoted, or URLs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from cutaway.core.refuse import Refused
+from cutaway.core.sites import BY_NAME, Site, site
+
+
+@dataclass(frozen=True, order=True)
+class Address:
+    """One place in a forward pass.
+
+    `unit` selects along the site's head axis, or its neuron or expert axis. `position` may be negative: −1 is the
+    last real token of each prompt, on either padding side.
+    """
+
+    site: str
+    layer: int | None = None
+    unit: int | None = None
+    position: int | None = None
+
+    def __str__(self) -> str:
+        parts = [self.site, *(str(n) for n in (self.layer, self.unit) if n is not None)]
+        return ".".join(parts) + (f"@{self.position}" if self.position is not None else "")
+
+    @property
+    def row(self) -> Site:
+        """The site's row in the table."""
+        return site(self.site)
+
+    @property
+    def place(self) -> Address:
+        """The same site and layer, without unit and position: what a tap is attached to."""
+        return Address(self.site, self.layer)
+
+    def at(self, position: int) -> Address:
+        """The same address at one position."""
+        return replace(self, position=position)
+
+
+UNIT_AXES = ("head", "kv_head", "neuron", "expert")
+
+
+def parse(text: str | Address) -> Address:
+    """The address written as `text`.
+
+    Raises:
+        Refused: unknown site, a missing or surplus index, or an asterisk (those go through `expand`).
+    """
+    if isinstance(text, Address):
+        return text
+    name, indices, position = _split(text)
+    if "*" in indices:
+        raise Refused(
+            f"address {text!r}", "it is a pattern, and one address is needed", "name one layer, or capture it"
+        )
+    row = site(name)
+    numbers = [_integer(i, text) for i in indices]
+    least, most = _arity(row)
+    if not least <= len(numbers) <= most:
+        form = name + (".LAYER" if row.scope == "layer" else "") + ("[.UNIT]" if most > least else "")
+        raise Refused(
+            f"address {text!r}", f"{len(numbers)} indices were given where the form is {form}", f"write {example(row)}"
+        )
+    if position is not None and not row.has_position:
+        raise Refused(f"address {text!r}", f"{name} has no position axis (its axes are {row.axes})", "leave out the @")
+    layer = numbers[0] if row.scope == "layer" else None
+    unit = numbers[least] if len(numbers) > least else None
+    return Address(name, layer, unit, position)
+
+
+def expand(patterns: str | Address | Iterable[str | Address], sizes: Mapping[str, int]) -> list[Address]:
+    """All addresses meant by one or several patterns, in the order given, without repetition.
+
+    A site without a layer means every layer; `*` means every layer or unit. `sizes` gives `layer` and, for units,
+    `head`, `kv_head`, `neuron`, `expert`.
+
+    Raises:
+        Refused: unknown site, or an index outside the model.
+    """
+    items = [patterns] if isinstance(patterns, str | Address) else list(patterns)
+    found: dict[Address, None] = {}
+    for item in items:
+        for address in _expand_one(item, sizes):
+            found[address] = None
+    return list(found)
+
+
+def example(row: Site) -> str:
+    """One well-formed address of a site, for messages."""
+    return row.name + (".0" if row.scope == "layer" else "")
+
+
+def unit_axis(row: Site) -> str | None:
+    """The axis that an address's unit selects, or None."""
+    return next((a for a in row.axes.split() if a in UNIT_AXES), None)
+
+
+def _expand_one(item: str | Address, sizes: Mapping[str, int]) -> Iterable[Address]:
+    name, indices, position = _split(str(item))
+    row = site(name)
+    least, most = _arity(row)
+    if least == 1 and not indices:
+        indices = ["*"]
+    if len(indices) > most:
+        parse(str(item).replace("*", "0"))  # raises with the right words
+    layers = _numbers("layer", indices[0], sizes, item) if least else [None]
+    units = _numbers(str(unit_axis(row)), indices[least], sizes, item) if len(indices) > least else [None]
+    if position is not None and not row.has_position:
+        parse(f"{example(row)}@{position}")
+    return [Address(name, i, u, position) for i in layers for u in units]
+
+
+def _numbers(axis: str, index: str, sizes: Mapping[str, int], item: str | Address) -> list[int | None]:
+    size = sizes.get(axis, 0)
+    if index == "*":
+        return list(range(size))
+    n = _integer(index, str(item))
+    if not 0 <= n < size:
+        raise Refused(f"address {str(item)!r}", f"{axis} {n} is outside this model", f"use 0 to {size - 1}")
+    return [n]
+
+
+def _arity(row: Site) -> tuple[int, int]:
+    least = 1 if row.scope == "layer" else 0
+    return least, least + (unit_axis(row) is not None)
+
+
+def _split(text: str) -> tuple[str, list[str], int | None]:
+    body, at, where = text.partition("@")
+    position = _integer(where, text) if at else None
+    parts = body.split(".")
+    for n in range(len(parts), 0, -1):
+        if (name := ".".join(parts[:n])) in BY_NAME:
+            return name, parts[n:], position
+    site(parts[0])  # raises with the nearest names
+    raise AssertionError("unreachable")
+
+
+def _integer(text: str, whole: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise Refused(
+            f"address {whole!r}", f"{text!r} is not a whole number", "write for example z.9.6 or resid_pre.3@-1"
+        ) from None

@@ -1,0 +1,203 @@
+"""The method table: one row a method, from which command line, forms, docs and the conformance suite derive.
+
+    @method(answers="Which heads carry the answer?", paper="Wang et al. 2023, arXiv:2211.00593",
+            cost="prompts * (2 + layers * heads) * F", control="random_source")
+    def activation(model: Model, task: Task, /, *, sites: str = "z", ...) -> Effects: ...
+
+The decorated function runs unchanged; its result leaves with a complete record. `cost` is an upper bound, an
+arithmetic expression over sizes of the model, the task and the options in units of F (one prompt forward) and
+B (one prompt backward).
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
+
+from cutaway.core.record import counting, machine, versions
+from cutaway.core.refuse import Refused, nearest
+from cutaway.core.result import Result
+
+METHODS: dict[str, Method] = {}
+_SIMPLE = (int, float, bool, str, Path)
+
+
+class Subject(Protocol):
+    """What a method's positional arguments must offer: an identity for the record and sizes for the cost."""
+
+    def identity(self) -> dict[str, Any]: ...
+    def sizes(self) -> dict[str, int]: ...
+
+
+@dataclass(frozen=True)
+class Option:
+    """One keyword option of a method, in the narrow vocabulary that every shell can show."""
+
+    name: str
+    type: type
+    choices: tuple[str, ...]
+    optional: bool
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """One row: what a method answers, who described it, what it costs, and the control that it carries."""
+
+    name: str
+    function: Callable[..., Any]
+    answers: str
+    paper: str
+    cost: str
+    control: str
+    subjects: tuple[str, ...]
+    options: tuple[Option, ...]
+    result: type[Result]
+
+    @property
+    def room(self) -> str:
+        """The folder the method lives in."""
+        return self.name.split(".")[0]
+
+    def bound(self, sizes: Mapping[str, float]) -> tuple[float, float]:
+        """Declared upper bound of forwards and backwards for these sizes."""
+        return evaluate(self.cost, {**sizes, "F": 1, "B": 0}), evaluate(self.cost, {**sizes, "F": 0, "B": 1})
+
+    def python(self, subjects: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+        """The call as a line of Python."""
+        first = [f"{s}" for s in subjects]
+        return f"ca.{self.name}({', '.join([*first, *(f'{k}={v!r}' for k, v in options.items())])})"
+
+
+def method(*, answers: str, paper: str, cost: str, control: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Enter a function in the method table; its module gives the name (`room.function`)."""
+
+    def enter(function: Callable[..., Any]) -> Callable[..., Any]:
+        hints = get_type_hints(function)
+        parameters = inspect.signature(function).parameters.values()
+        name = f"{function.__module__.split('.')[-2]}.{function.__name__}"
+        subjects = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_ONLY)
+        doc = _argument_docs(function)
+        options = tuple(_option(p, hints[p.name], doc) for p in parameters if p.kind is p.KEYWORD_ONLY)
+
+        @functools.wraps(function)
+        def run(*args: Any, **given: Any) -> Result:
+            _check_options(row, given)
+            with counting() as spent:
+                result = function(*args, **given)
+            values = {o.name: given.get(o.name, o.default) for o in options}
+            return replace(result, record=_record(row, args, values, spent, result.record))
+
+        row = Method(name, run, answers, paper, cost, control, subjects, options, hints["return"])
+        METHODS[name] = row
+        run.row = row  # type: ignore[attr-defined]
+        return run
+
+    return enter
+
+
+def evaluate(expression: str, names: Mapping[str, float]) -> float:
+    """Value of an arithmetic expression over names: + − * / // and max(), nothing else."""
+    operators = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+                 ast.FloorDiv: operator.floordiv}  # fmt: skip
+
+    def value(node: ast.AST) -> float:
+        match node:
+            case ast.Constant(value=int() | float() as number):
+                return number
+            case ast.Name(id=name) if name in names:
+                return names[name]
+            case ast.BinOp(left=left, op=op, right=right) if type(op) in operators:
+                return operators[type(op)](value(left), value(right))
+            case ast.Call(func=ast.Name(id="max"), args=args):
+                return max(value(a) for a in args)
+        raise ValueError(
+            f"cost expression {expression!r}: {ast.unparse(node)!r} is not a size (known: {sorted(names)})"
+        )
+
+    return float(value(ast.parse(expression, mode="eval").body))
+
+
+def _check_options(row: Method, given: Mapping[str, Any]) -> None:
+    known = [o.name for o in row.options]
+    for name, value in given.items():
+        if name not in known:
+            near = nearest(name, known)
+            raise Refused(
+                f"{row.name}({name}=…)",
+                "it has no such option" + (f"; near: {near}" if near else ""),
+                f"its options are {', '.join(known)}",
+            )
+        choices = next(o.choices for o in row.options if o.name == name)
+        if choices and value not in choices:
+            raise Refused(
+                f"{row.name}({name}={value!r})", "that is not a choice", f"choose one of {', '.join(choices)}"
+            )
+
+
+def _record(
+    row: Method, args: tuple[Any, ...], options: dict[str, Any], spent: Any, own: dict[str, Any]
+) -> dict[str, Any]:
+    subjects = dict(zip(row.subjects, args, strict=False))
+    return {
+        "method": row.name, "answers": row.answers, "paper": row.paper, "control": row.control,
+        "subjects": {n: s.identity() for n, s in subjects.items()},
+        "options": {n: str(v) if isinstance(v, Path) else v for n, v in options.items()},
+        "cost": {"declared": row.cost, "forwards": spent.forwards, "backwards": spent.backwards, "seconds": round(spent.seconds, 4)},
+        "python": row.python(subjects, options), "command": _command(row, subjects, options),
+        "versions": versions(), "machine": machine(), **own,
+    }  # fmt: skip
+
+
+def _command(row: Method, subjects: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+    import shlex
+
+    words = ["cutaway", *row.name.split(".")]
+    for name, subject in subjects.items():
+        words += [f"--{name}", str(subject.identity().get("name", "?"))]
+        words += [
+            w for o, v in subject.identity().get("options", {}).items() for w in (f"--{o.replace('_', '-')}", str(v))
+        ]
+    for o in row.options:
+        if (v := options[o.name]) != o.default:
+            flag = o.name.replace("_", "-")
+            words += [f"--{flag}" if v else f"--no-{flag}"] if o.type is bool else [f"--{flag}", str(v)]
+    return shlex.join(words)
+
+
+def _option(p: inspect.Parameter, hint: Any, doc: Mapping[str, str]) -> Option:
+    parts = [a for a in get_args(hint) if a is not type(None)] if type(None) in get_args(hint) else [hint]
+    kind, choices = parts[0], ()
+    if get_origin(kind) is Literal:
+        kind, choices = str, tuple(get_args(kind))
+    if len(parts) > 1 or kind not in _SIMPLE:
+        raise TypeError(
+            f"option {p.name!r}: {hint} is outside the vocabulary {[s.__name__ for s in _SIMPLE]} and Literal"
+        )
+    if p.default is p.empty:
+        raise TypeError(f"option {p.name!r} needs a default")
+    return Option(p.name, kind, choices, type(None) in get_args(hint), p.default, doc.get(p.name, ""))
+
+
+def _argument_docs(function: Callable[..., Any]) -> dict[str, str]:
+    """`name: text` lines of the docstring's Args section."""
+    lines, out, inside, last = (inspect.getdoc(function) or "").splitlines(), {}, False, ""
+    for line in lines:
+        if not line.startswith(" ") and line.strip():
+            inside = line.strip() == "Args:"
+        elif inside and line.startswith("    ") and not line.startswith("        ") and ":" in line:
+            last, text = line.strip().split(":", 1)
+            out[last] = text.strip()
+        elif inside and last and line.strip():
+            out[last] += " " + line.strip()
+    return out
+
+
+__all__ = ["METHODS", "Method", "Option", "Subject", "evaluate", "method"]

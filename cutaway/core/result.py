@@ -1,0 +1,242 @@
+"""Results: frozen dataclasses of tensors whose jaxtyping strings are the axis schema.
+
+    @dataclass(frozen=True, kw_only=True)
+    class Effects(Result, kind="effects"):
+        effect: Float[Tensor, "layer head"]
+        interval: Float[Tensor, "layer head bound"]
+
+The axis names check the shapes, name the columns of a frame, choose the picture and travel with the file.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+from cutaway.core.files import read_tensors, write_tensors
+from cutaway.core.refuse import Refused, nearest
+
+KINDS: dict[str, type[Result]] = {}
+# The views (one row up) put their drawing functions here, so that a result can show itself without knowing them.
+RENDERERS: dict[str, Callable[..., Any]] = {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Named tensors with labelled axes, units, and the record of how they came about.
+
+    `labels` maps an axis name to the names of its entries, or a field name to a nested list of words for its values
+    (token strings beside token ids). `units` maps a field to its unit. `record` is JSON-ready provenance.
+    """
+
+    kind: ClassVar[str] = ""
+    labels: dict[str, list[Any]] = field(default_factory=dict)
+    units: dict[str, str] = field(default_factory=dict)
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def __init_subclass__(cls, kind: str = "", **kw: Any):
+        super().__init_subclass__(**kw)
+        if kind:
+            if kind in KINDS and KINDS[kind].__qualname__ != cls.__qualname__:
+                raise TypeError(f"two result classes of kind {kind!r}: {KINDS[kind].__qualname__}, {cls.__qualname__}")
+            cls.kind = kind
+            KINDS[kind] = cls
+
+    @classmethod
+    def axes(cls) -> dict[str, tuple[str, ...]]:
+        """Axis names of every tensor field."""
+        if "_axes" not in cls.__dict__:
+            cls._axes = {n: a for n, hint in get_type_hints(cls).items() if (a := _axes_of(hint)) is not None}  # type: ignore[attr-defined]
+        return cls._axes  # type: ignore[attr-defined]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensor fields that are present."""
+        return {n: t for n in self.axes() if (t := getattr(self, n)) is not None}
+
+    def sizes(self) -> dict[str, int]:
+        """The length of every axis."""
+        return {a: n for f, t in self.tensors().items() for a, n in zip(self.axes()[f], t.shape, strict=True)}
+
+    def __post_init__(self):
+        size: dict[str, tuple[int, str]] = {}
+        for name, t in self.tensors().items():
+            axes = self.axes()[name]
+            if t.ndim != len(axes):
+                raise ValueError(f"{type(self).__name__}.{name} has axes {axes} but shape {tuple(t.shape)}")
+            for a, n in zip(axes, t.shape, strict=True):
+                if size.setdefault(a, (n, name))[0] != n:
+                    raise ValueError(f"axis {a!r} is {size[a][0]} long in .{size[a][1]} and {n} long in .{name}")
+        for a, names in self.labels.items():
+            expected = size[a][0] if a in size else len(t) if (t := self.tensors().get(a)) is not None else None
+            if expected is None:
+                raise ValueError(
+                    f"labels for {a!r}, which is no axis or field of {type(self).__name__}: {sorted(size)}"
+                )
+            if len(names) != expected:
+                raise ValueError(f"{len(names)} labels for {a!r} of length {expected}")
+
+    @property
+    def main(self) -> str:
+        """The first tensor field: what the result is about."""
+        return next(iter(self.tensors()))
+
+    def frame(self, name: str | None = None) -> Any:
+        """One field as a long pandas DataFrame, a column per axis (pandas is an optional dependency)."""
+        name = self._field(name)
+        try:
+            import pandas as pd
+        except ImportError as error:
+            raise Refused("frame()", "pandas is not installed", "pip install pandas, or read .tensors()") from error
+        axes, t = self.axes()[name], getattr(self, name).detach().cpu()
+        index = pd.MultiIndex.from_product(
+            [self.labels.get(a, range(n)) for a, n in zip(axes, t.shape, strict=True)], names=axes
+        )
+        values = (t.float() if t.is_floating_point() else t).reshape(-1).numpy()
+        return pd.Series(values, index=index, name=name).reset_index()
+
+    def top(self, n: int = 10, by: str | None = None, largest: bool | None = None) -> list[dict[str, Any]]:
+        """The `n` entries of largest |value| (or largest, or smallest value), each with its labels.
+
+        Every other field that has the same leading axes contributes its values for that entry.
+        """
+        by = self._field(by)
+        axes, t = self.axes()[by], getattr(self, by).detach().float().cpu()
+        key = t.abs() if largest is None else t if largest else -t
+        order = key.reshape(-1).nan_to_num(-torch.inf).topk(min(n, t.numel())).indices
+        rows = []
+        for flat in order.tolist():
+            where = dict(zip(axes, (int(i) for i in torch.unravel_index(torch.tensor(flat), t.shape)), strict=True))
+            row: dict[str, Any] = {a: self.labels[a][i] if a in self.labels else i for a, i in where.items()}
+            for other, u in self.tensors().items():
+                if self.axes()[other][: len(axes)] == axes:
+                    row[other] = u[tuple(where.values())].detach().cpu().tolist()
+            rows.append(row)
+        return rows
+
+    def select(self, **at: Any) -> Self:
+        """The same result restricted along axes, by label or index; the axes stay, with the chosen entries only.
+
+        Raises:
+            Refused: no such axis, or no such entry.
+        """
+        size, chosen = self.sizes(), {}
+        for axis, wanted in at.items():
+            if axis not in size:
+                raise Refused(f"select({axis}=…)", f"{self.kind} has no such axis", f"its axes are {', '.join(size)}")
+            items = list(wanted) if isinstance(wanted, Sequence) and not isinstance(wanted, str) else [wanted]
+            chosen[axis] = [self._index(axis, size[axis], item) for item in items]
+        kept: dict[str, Any] = {}
+        for name, t in self.tensors().items():
+            for d, axis in enumerate(self.axes()[name]):
+                if axis in chosen:
+                    t = t.index_select(d, torch.tensor(chosen[axis], device=t.device))
+            kept[name] = t
+        labels = {
+            a: [names[i] for i in chosen[a]] if a in chosen else names for a, names in self.labels.items() if a in size
+        }
+        labels |= {a: v for a, v in self.labels.items() if a not in size and self._spared(a, chosen)}
+        return replace(self, **kept, labels=labels)
+
+    def to(self, *args: Any, **kw: Any) -> Self:
+        """The same result on another device or in another dtype (integer fields keep theirs)."""
+        moved = {n: t.to(*args, **kw) for n, t in self.tensors().items() if t.is_floating_point()}
+        device = torch.empty(0).to(*args, **kw).device
+        moved |= {n: t.to(device) for n, t in self.tensors().items() if not t.is_floating_point()}
+        return replace(self, **moved)
+
+    def compare(self, other: Result) -> dict[str, dict[str, float]]:
+        """Per shared field: largest and mean absolute difference, and the Pearson correlation."""
+        if type(self) is not type(other):
+            raise Refused(
+                f"compare with {type(other).__name__}",
+                f"this is {type(self).__name__}",
+                "compare two results of one kind",
+            )
+        out = {}
+        for name, a in self.tensors().items():
+            b = other.tensors().get(name)
+            if b is None or a.shape != b.shape:
+                shapes = f"shapes {tuple(a.shape)} and {None if b is None else tuple(b.shape)}"
+                raise Refused(f"compare field {name!r}", shapes, "select the same axes")
+            x, y = a.double().cpu().reshape(-1), b.double().cpu().reshape(-1)
+            gap = (x - y).abs()
+            pearson = float(torch.corrcoef(torch.stack([x, y]))[0, 1]) if len(x) > 1 else float("nan")
+            out[name] = {"largest": float(gap.max()), "mean": float(gap.mean()), "pearson": pearson}
+        return out
+
+    def save(self, path: str | Path) -> Path:
+        """Write the result as safetensors with a JSON header; `cutaway.open` reads it back."""
+        header = {"kind": self.kind, "labels": self.labels, "units": self.units, "record": self.record}
+        return write_tensors(path, self.tensors(), header)
+
+    def plot(self, name: str | None = None, **options: Any) -> Any:
+        """A matplotlib figure of one field, chosen by its axes."""
+        return self._render("figure", self._field(name), **options)
+
+    def _repr_html_(self) -> str:
+        return self._render("html")
+
+    def _render(self, how: str, *args: Any, **options: Any) -> Any:
+        if how not in RENDERERS:
+            raise Refused(f"{how} of a {self.kind} result", "no view is loaded", "import cutaway before drawing")
+        return RENDERERS[how](self, *args, **options)
+
+    def _field(self, name: str | None) -> str:
+        if name is None:
+            return self.main
+        if name not in self.tensors():
+            raise Refused(f"field {name!r}", f"{self.kind} does not have it", f"use one of {', '.join(self.tensors())}")
+        return name
+
+    def _index(self, axis: str, size: int, item: Any) -> int:
+        names = self.labels.get(axis)
+        if names is not None and item in names:
+            return names.index(item)
+        if isinstance(item, int) and -size <= item < size:
+            return item % size
+        close = nearest(str(item), names or [])
+        hint = f"its entries are {', '.join(map(str, names[:8]))} …" if names else f"use 0 to {size - 1}"
+        raise Refused(f"{axis}={item!r}", f"there is no such entry{f'; near: {close}' if close else ''}", hint)
+
+    def _spared(self, name: str, chosen: dict[str, list[int]]) -> bool:
+        return not set(self.axes()[name]) & set(chosen)
+
+
+def open_result(path: str | Path) -> Result:
+    """The result saved at `path`, as an object of its own class.
+
+    Raises:
+        Refused: not a result file, or one of an unknown kind or with other fields.
+    """
+    tensors, header = read_tensors(path)
+    kind = header.get("kind")
+    if kind not in KINDS:
+        raise Refused(
+            f"file {str(path)!r}",
+            f"its kind is {kind!r}, which no loaded method makes",
+            f"known kinds: {', '.join(KINDS)}",
+        )
+    cls, meta = KINDS[kind], {n: header.get(n, {}) for n in ("labels", "units", "record")}
+    known = {f.name for f in fields(cls)}
+    if not set(tensors) <= known:
+        raise Refused(
+            f"file {str(path)!r}",
+            f"fields {sorted(set(tensors) - known)} are not in {kind}",
+            "use the version that wrote it",
+        )
+    absent = {n: None for n in cls.axes() if n not in tensors}
+    return cls(**tensors, **absent, **meta)
+
+
+def _axes_of(hint: Any) -> tuple[str, ...] | None:
+    if hasattr(hint, "dim_str"):
+        return tuple(hint.dim_str.split())
+    if get_origin(hint) in (Union, types.UnionType):
+        return next((a for part in get_args(hint) if (a := _axes_of(part)) is not None), None)
+    return None

@@ -1,0 +1,146 @@
+"""Statistics of claims: bootstrap intervals, permutation and paired tests, nulls and their corrections.
+
+Means over prompts, the common case, are bootstrapped by one matrix product for any number of cells at once;
+everything else is scipy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.core.refuse import Refused
+
+BOUNDS = ["low", "high"]
+
+
+def generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
+    """A seeded random source; nothing in this house touches the global one."""
+    return torch.Generator(device=device).manual_seed(seed)
+
+
+def bootstrap_mean(
+    values: Float[Tensor, "prompt *cell"], *, seed: int = 0, level: float = 0.95, samples: int = 2000
+) -> Float[Tensor, "*cell bound"]:
+    """Percentile bootstrap interval of the mean over the first axis (Efron 1979), for every cell.
+
+    The same resampled prompts serve every cell, so differences between cells stay paired. One prompt gives an
+    interval of zero information: both bounds are NaN.
+    """
+    n = len(values)
+    flat = values.reshape(n, -1).double().cpu()
+    if n < 2:
+        return torch.full((*values.shape[1:], 2), math.nan, dtype=torch.float32)
+    draws = torch.randint(n, (samples, n), generator=generator(seed))
+    weights = (
+        torch.zeros(samples, n, dtype=torch.double).scatter_add_(1, draws, torch.ones(samples, n, dtype=torch.double))
+        / n
+    )
+    tail = (1 - level) / 2
+    levels = torch.tensor([tail, 1 - tail], dtype=torch.double)
+    bounds = torch.cat([(weights @ part).quantile(levels, dim=0) for part in flat.split(4096, dim=1)], dim=1)
+    return bounds.T.reshape(*values.shape[1:], 2).float()
+
+
+def bootstrap(
+    values: Sequence[Float[Tensor, "prompt"]],
+    statistic: Callable[..., float],
+    *,
+    seed: int = 0,
+    level: float = 0.95,
+    samples: int = 2000,
+) -> tuple[float, float]:
+    """Paired percentile interval of any statistic of one or several columns of per-prompt values."""
+    from scipy import stats
+
+    columns = [v.double().cpu().numpy() for v in values]
+    if len(columns[0]) < 2:
+        return math.nan, math.nan
+    got = stats.bootstrap(
+        columns, statistic, paired=len(columns) > 1, vectorized=False, n_resamples=samples, method="percentile",
+        confidence_level=level, rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(got.confidence_interval.low), float(got.confidence_interval.high)
+
+
+def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson 1927)."""
+    from scipy import stats
+
+    if trials == 0:
+        return math.nan, math.nan
+    interval = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+@dataclass(frozen=True)
+class Test:
+    """Outcome of a test: the observed statistic and its p-value, with the number of resamples behind it."""
+
+    __test__ = False  # not a test class of pytest
+    statistic: float
+    p: float
+    samples: int
+
+
+def permutation(a: Float[Tensor, "n"], b: Float[Tensor, "m"], *, seed: int = 0, samples: int = 5000) -> Test:
+    """Two-sided permutation test of a difference of means between independent samples."""
+    return _permute(a, b, "independent", seed, samples)
+
+
+def paired(a: Float[Tensor, "n"], b: Float[Tensor, "n"], *, seed: int = 0, samples: int = 5000) -> Test:
+    """Two-sided sign-flip test of a mean paired difference.
+
+    Raises:
+        Refused: the two columns differ in length.
+    """
+    if len(a) != len(b):
+        raise Refused(f"paired test of {len(a)} and {len(b)} values", "pairs need equal lengths", "use permutation()")
+    return _permute(a, b, "samples", seed, samples)
+
+
+def _permute(a: Tensor, b: Tensor, kind: str, seed: int, samples: int) -> Test:
+    from scipy import stats
+
+    got = stats.permutation_test(
+        (a.double().cpu().numpy(), b.double().cpu().numpy()), lambda x, y, axis=-1: x.mean(axis) - y.mean(axis),
+        permutation_type=kind, vectorized=True, n_resamples=samples, rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return Test(float(got.statistic), float(got.pvalue), samples)
+
+
+def exceeds_null(
+    effect: Float[Tensor, "*cell"], null: Float[Tensor, "*cell sample"], two_sided: bool = True
+) -> Float[Tensor, "*cell"]:
+    """Monte-Carlo p-value of each effect against its null samples, (1 + #as extreme) / (1 + #samples)."""
+    x, n = (effect.abs(), null.abs()) if two_sided else (effect, null)
+    return (1 + (n >= x.unsqueeze(-1)).sum(-1)).float() / (1 + null.shape[-1])
+
+
+def false_discovery(p: Float[Tensor, "*cell"]) -> Float[Tensor, "*cell"]:
+    """Benjamini-Hochberg adjusted p-values over all cells (scipy)."""
+    from scipy import stats
+
+    flat = p.reshape(-1).double().cpu().numpy()
+    return torch.from_numpy(stats.false_discovery_control(flat)).float().reshape(p.shape)
+
+
+def matched_random(chosen: Sequence[int], pool: int, *, seed: int = 0, samples: int = 20) -> list[list[int]]:
+    """`samples` random sets of the same size as `chosen`, drawn from `range(pool)` without the chosen ones.
+
+    Raises:
+        Refused: the rest of the pool is smaller than the set.
+    """
+    rest = torch.tensor([i for i in range(pool) if i not in set(chosen)])
+    if len(rest) < len(chosen):
+        raise Refused(
+            f"a random control of {len(chosen)} out of {pool}", f"only {len(rest)} are left", "choose a smaller set"
+        )
+    g = generator(seed)
+    return [rest[torch.randperm(len(rest), generator=g)[: len(chosen)]].tolist() for _ in range(samples)]

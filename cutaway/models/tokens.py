@@ -1,0 +1,190 @@
+"""Prompts as tokens: ids, mask, offsets into the user's text, and positions that padding cannot move."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from cutaway.core.refuse import Refused
+
+Side = Literal["left", "right"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A padded batch of prompts.
+
+    `texts` are the prompts as the user wrote them ("" where only ids were given), `pieces[row]` the display string
+    of every real token, `offsets[row]` its (start, end) in the text (None for special tokens).
+    """
+
+    ids: Int[Tensor, "batch position"]
+    mask: Bool[Tensor, "batch position"]
+    texts: tuple[str, ...]
+    pieces: tuple[tuple[str, ...], ...]
+    offsets: tuple[tuple[tuple[int, int] | None, ...], ...]
+    side: Side = "right"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def lengths(self) -> Int[Tensor, "batch"]:
+        """Number of real tokens of each prompt."""
+        return self.mask.sum(-1)
+
+    @property
+    def padded(self) -> bool:
+        """Whether any prompt is shorter than the batch."""
+        return not bool(self.mask.all())
+
+    @property
+    def position_ids(self) -> Int[Tensor, "batch position"]:
+        """Position of each token in its own prompt, whatever the padding (padding itself gets 0)."""
+        return (self.mask.long().cumsum(-1) - 1).clamp_min(0)
+
+    @property
+    def last(self) -> Int[Tensor, "batch"]:
+        """Column of the last real token of each prompt."""
+        return self.column(-1)
+
+    def column(self, position: int) -> Int[Tensor, "batch"]:
+        """Column of a prompt position in each row; negative counts from the last real token.
+
+        Raises:
+            Refused: some prompt has no such position.
+        """
+        lengths = self.lengths
+        where = torch.full_like(lengths, position) if position >= 0 else lengths + position
+        if bool(((where < 0) | (where >= lengths)).any()):
+            shortest = int(lengths.min())
+            raise Refused(
+                f"position {position}",
+                f"the shortest prompt has {shortest} tokens",
+                f"use {-shortest} to {shortest - 1}",
+            )
+        return where + (self.ids.shape[1] - lengths if self.side == "left" else 0)
+
+    def row(self, i: int) -> Tokens:
+        """One prompt, without padding."""
+        return replace(
+            self,
+            ids=self.ids[i][self.mask[i]][None],
+            mask=self.mask[i][self.mask[i]][None],
+            texts=self.texts[i : i + 1],
+            pieces=self.pieces[i : i + 1],
+            offsets=self.offsets[i : i + 1],
+        )
+
+    def rows(self, chosen: Sequence[int] | slice) -> Tokens:
+        """Some prompts, padded as before."""
+        index = list(range(len(self)))[chosen] if isinstance(chosen, slice) else list(chosen)
+        pick = torch.tensor(index, device=self.ids.device)
+        parts = {n: tuple(getattr(self, n)[i] for i in index) for n in ("texts", "pieces", "offsets")}
+        return replace(self, ids=self.ids[pick], mask=self.mask[pick], **parts)
+
+    def find(self, i: int, text: str) -> list[int]:
+        """Positions in prompt `i` of the tokens that overlap the first occurrence of `text`.
+
+        Raises:
+            Refused: the prompt does not contain it.
+        """
+        start = self.texts[i].lower().find(text.lower())
+        if start < 0 or not text:
+            raise Refused(f"text {text!r}", f"it is not in the prompt {self.texts[i]!r}", "quote a part of the prompt")
+        end = start + len(text)
+        return [
+            n for n, o in enumerate(self.offsets[i]) if o is not None and o[0] < end and o[1] > start and o[1] > o[0]
+        ]
+
+    def labels(self, i: int = 0) -> list[str]:
+        """Axis labels for the real tokens of one prompt: the piece, with its position where it repeats."""
+        pieces = [p.strip() or repr(p)[1:-1] for p in self.pieces[i]]
+        return [f"{p}·{n}" if pieces.count(p) > 1 else p for n, p in enumerate(pieces)]
+
+    def to(self, device: torch.device | str) -> Tokens:
+        """The same tokens on another device."""
+        return replace(self, ids=self.ids.to(device), mask=self.mask.to(device))
+
+
+def tokenize(tokenizer: Any, prompts: str | Sequence[str], side: Side = "right", limit: int | None = None) -> Tokens:
+    """Prompts as `Tokens`, with the tokenizer's own special tokens at the front.
+
+    An end-of-sequence token that the tokenizer appends is dropped for decoders by the caller's tokenizer settings.
+
+    Raises:
+        Refused: no prompt, an empty prompt, one longer than `limit` tokens, or characters that became `unk`.
+    """
+    texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    if not texts:
+        raise Refused("an empty list of prompts", "there is nothing to run", "give at least one prompt")
+    for text in texts:
+        if not text.strip():
+            raise Refused(f"prompt {text!r}", "it is empty", "write a sentence whose next word you want explained")
+    encoded = [_encode(tokenizer, t) for t in texts]
+    for text, (ids, _) in zip(texts, encoded, strict=True):
+        if limit is not None and len(ids) > limit:
+            raise Refused(
+                f"prompt {_short(text)!r}", f"it has {len(ids)} tokens, the model takes {limit}", "shorten it"
+            )
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        ends = {getattr(tokenizer, n, None) for n in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        if unknown is not None and unknown in ids and unknown not in ends:
+            raise Refused(f"prompt {_short(text)!r}", "the tokenizer knows no token for part of it", "use other words")
+    pieces = [tuple(_pieces(tokenizer, ids, offsets, t)) for t, (ids, offsets) in zip(texts, encoded, strict=True)]
+    pad = next((p for n in ("pad", "eos", "bos") if (p := getattr(tokenizer, f"{n}_token_id", None)) is not None), 0)
+    return batch([ids for ids, _ in encoded], pad, side, texts, pieces, [tuple(o) for _, o in encoded])
+
+
+def batch(
+    rows: Sequence[Sequence[int]],
+    pad: int = 0,
+    side: Side = "right",
+    texts: Sequence[str] | None = None,
+    pieces: Sequence[tuple[str, ...]] | None = None,
+    offsets: Sequence[tuple[Any, ...]] | None = None,
+) -> Tokens:
+    """Token ids as a padded batch."""
+    width = max(len(r) for r in rows)
+    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, r in enumerate(rows):
+        where = slice(width - len(r), width) if side == "left" else slice(0, len(r))
+        ids[i, where] = torch.tensor(list(r), dtype=torch.long)
+        mask[i, where] = True
+    return Tokens(
+        ids,
+        mask,
+        tuple(texts or [""] * len(rows)),
+        tuple(pieces or [tuple(str(t) for t in r) for r in rows]),
+        tuple(offsets or [(None,) * len(r) for r in rows]),
+        side,
+    )
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int] | None]]:
+    fast = bool(getattr(tokenizer, "is_fast", False))
+    out = tokenizer(text, return_offsets_mapping=True) if fast else tokenizer(text)
+    ids = list(out["input_ids"])
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    offsets = list(out["offset_mapping"]) if fast else [None] * len(ids)
+    offsets = [
+        None if o is None or (i in special and o[0] == o[1]) else tuple(o) for i, o in zip(ids, offsets, strict=True)
+    ]
+    return ids, offsets
+
+
+def _pieces(tokenizer: Any, ids: list[int], offsets: Sequence[tuple[int, int] | None], text: str) -> list[str]:
+    return [
+        text[o[0] : o[1]] if o is not None and o[1] > o[0] else tokenizer.decode([i])
+        for i, o in zip(ids, offsets, strict=True)
+    ]
+
+
+def _short(text: str, most: int = 60) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"
