@@ -5,3 +5,95 @@
 
 The rooms (`ca.lenses`, `ca.patching`, …) and everything heavy load when first used.
 """
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from cutaway.core.refuse import Refused
+from cutaway.core.render import RENDERERS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from cutaway import heads, lenses, models, patching, tasks, views, zoo
+    from cutaway.core.method import Method
+    from cutaway.core.result import Result
+    from cutaway.core.result import open_result as open
+    from cutaway.models.model import Model
+    from cutaway.models.self_check import self_check
+
+__version__ = "0.1.0"
+
+METHOD_ROOMS = ("lenses", "heads", "patching")  # every room whose modules enter rows in the method table
+_ROOMS = ("models", "tasks", "zoo", "views", *METHOD_ROOMS)
+_LAZY = {
+    "Model": ("cutaway.models.model", "Model"),
+    "Result": ("cutaway.core.result", "Result"),
+    "open": ("cutaway.core.result", "open_result"),
+    "self_check": ("cutaway.models.self_check", "self_check"),
+}
+
+__all__ = [
+    "Model", "Refused", "Result", "heads", "lenses", "load", "methods", "models", "open", "patching", "self_check",
+    "tasks", "views", "zoo",
+]  # fmt: skip
+
+
+def load(x: str | Path | Any, **options: Any) -> Model:
+    """The model meant by `x`: a zoo name, a local folder, a Hugging Face id, or a live `PreTrainedModel`.
+
+    A model of the zoo carries the truth about its world as `model.world`.
+
+    Raises:
+        Refused: no such model, a broken folder, or an architecture that cannot be read.
+    """
+    from cutaway import zoo
+    from cutaway.models.load import load as load_model
+
+    entry = zoo.find(x) if isinstance(x, str) else None
+    if entry is None:
+        return load_model(x, **options)
+    model = load_model(entry.folder, name=entry.name, **options)
+    model.world = entry.world()
+    return model
+
+
+def methods() -> dict[str, Method]:
+    """The method table: every analysis of the house by name, in the order of its rooms."""
+    from pkgutil import walk_packages
+
+    from cutaway.core.method import METHODS
+
+    for room in METHOD_ROOMS:
+        package = import_module(f"cutaway.{room}")
+        for module in walk_packages(package.__path__, f"cutaway.{room}."):
+            import_module(module.name)
+    return dict(sorted(METHODS.items(), key=lambda item: METHOD_ROOMS.index(item[1].room)))
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(f"cutaway.{name}")
+    if name in _LAZY:
+        module, attribute = _LAZY[name]
+        if name == "open":
+            methods()  # a file names its kind, and the rooms define the kinds
+        return getattr(import_module(module), attribute)
+    raise AttributeError(f"module 'cutaway' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+def _drawing(module: str, function: str) -> Any:
+    def draw(*args: Any, **options: Any) -> Any:
+        return getattr(import_module(module), function)(*args, **options)
+
+    return draw
+
+
+RENDERERS["figure"] = _drawing("cutaway.views.figure", "figure")
+RENDERERS["html"] = _drawing("cutaway.views.html", "html")

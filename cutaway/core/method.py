@@ -150,7 +150,8 @@ def _record(
         "method": row.name, "answers": row.answers, "paper": row.paper, "control": row.control,
         "subjects": {n: s.identity() for n, s in subjects.items()},
         "options": {n: str(v) if isinstance(v, Path) else v for n, v in options.items()},
-        "cost": {"declared": row.cost, "forwards": spent.forwards, "backwards": spent.backwards, "seconds": round(spent.seconds, 4)},
+        "cost": {"declared": row.cost, "forwards": spent.forwards, "backwards": spent.backwards,
+                 "seconds": round(spent.seconds, 4)},
         "python": row.python(subjects, options), "command": _command(row, subjects, options),
         "versions": versions(), "machine": machine(), **own,
     }  # fmt: skip

@@ -11,7 +11,7 @@ The axis names check the shapes, name the columns of a frame, choose the picture
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
@@ -21,10 +21,9 @@ from torch import Tensor
 
 from cutaway.core.files import read_tensors, write_tensors
 from cutaway.core.refuse import Refused, nearest
+from cutaway.core.render import RENDERERS
 
 KINDS: dict[str, type[Result]] = {}
-# The views (one row up) put their drawing functions here, so that a result can show itself without knowing them.
-RENDERERS: dict[str, Callable[..., Any]] = {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ SITES: tuple[Site, ...] = (
     Site("scores", "layer", _ATTN, True, "attention logits, scaled, soft-capped and masked: the softmax's argument"),
     Site("pattern", "layer", _ATTN, True, "attention probabilities"),
     Site("z", "layer", "batch position head d_head", True, "pattern-weighted values, before W_O"),
-    Site("head_out", "layer", "batch position head d_model", True, "z of one head through W_O, before bias and any post-norm"),
+    Site("head_out", "layer", "batch position head d_model", True, "z of one head through W_O, no bias, no post-norm"),
     Site("attn_out", "layer", _RESID, True, "what attention adds to the residual stream"),
     Site("resid_mid", "layer", _RESID, True, "residual stream between attention and MLP (absent in parallel blocks)"),
     Site("mlp_in", "layer", _RESID, True, "what the MLP reads: output of its norm, or the raw stream"),

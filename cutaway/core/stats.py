@@ -94,7 +94,7 @@ def permutation(a: Float[Tensor, "n"], b: Float[Tensor, "m"], *, seed: int = 0, 
     return _permute(a, b, "independent", seed, samples)
 
 
-def paired(a: Float[Tensor, "n"], b: Float[Tensor, "n"], *, seed: int = 0, samples: int = 5000) -> Test:
+def paired(a: Float[Tensor, "n"], b: Float[Tensor, "m"], *, seed: int = 0, samples: int = 5000) -> Test:
     """Two-sided sign-flip test of a mean paired difference.
 
     Raises:

@@ -1,0 +1,136 @@
+"""The method table: narrow options, checked calls, honest costs, and a command that reproduces the call."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.core.method import METHODS, Method, evaluate, method
+from cutaway.core.record import count
+from cutaway.core.refuse import Refused
+from cutaway.core.result import Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted(Result, kind="counted_of_tests"):
+    value: Float[Tensor, "layer"]
+
+
+@dataclass
+class Thing:
+    """A subject with a name and the options it was made with."""
+
+    name: str
+    options: dict[str, Any]
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": self.name, "options": self.options}
+
+    def sizes(self) -> dict[str, int]:
+        return {"layers": 2}
+
+
+@pytest.fixture
+def row():
+    def sample(
+        model: Thing,
+        task: Thing,
+        /,
+        *,
+        direction: Literal["denoise", "noise"] = "denoise",
+        n_top: int = 3,
+        exact: bool = False,
+        out: Path | None = None,
+    ) -> Counted:
+        """Count layers, for tests.
+
+        Args:
+            direction: which run is patched
+                into which.
+            n_top: how many to keep.
+        """  # fmt: skip
+        count(forwards=2 * n_top)
+        return Counted(value=torch.ones(2), record={"seed": 9})
+
+    sample.__module__ = "cutaway.tests.sample"
+    method(answers="How many?", paper="none", cost="max(layers, 2) * n_top * F + B / 2", control="none")(sample)
+    yield METHODS["tests.sample"]
+    del METHODS["tests.sample"]
+
+
+MODEL, TASK = Thing("tiny", {}), Thing("ioi", {"n": 4, "shuffle_names": True})
+
+
+def test_the_row_is_derived_from_the_signature(row: Method):
+    assert (row.name, row.room, row.subjects) == ("tests.sample", "tests", ("model", "task"))
+    assert row.result is Counted
+    assert [(o.name, o.type, o.choices, o.optional, o.default) for o in row.options] == [
+        ("direction", str, ("denoise", "noise"), False, "denoise"),
+        ("n_top", int, (), False, 3),
+        ("exact", bool, (), False, False),
+        ("out", Path, (), True, None),
+    ]
+    assert row.options[0].help == "which run is patched into which."
+    assert row.options[2].help == ""
+
+
+def test_the_record_is_complete(row: Method):
+    record = row.function(MODEL, TASK, n_top=5).record
+    assert record["method"] == "tests.sample"
+    assert record["options"] == {"direction": "denoise", "n_top": 5, "exact": False, "out": None}
+    assert record["cost"]["forwards"] == 10
+    assert record["subjects"]["task"]["name"] == "ioi"
+    assert record["seed"] == 9
+    assert {"versions", "machine", "paper", "answers", "control"} <= set(record)
+
+
+def test_the_command_and_the_python_line_repeat_the_call(row: Method):
+    record = row.function(MODEL, TASK, n_top=5, exact=True, out=Path("a b")).record
+    assert record["command"] == (
+        "cutaway tests sample --model tiny --task ioi --n 4 --shuffle-names True --n-top 5 --exact --out 'a b'"
+    )
+    assert record["python"].startswith("ca.tests.sample(model, task, direction='denoise', n_top=5, exact=True")
+
+
+def test_unknown_options_and_choices_are_refused(row: Method):
+    with pytest.raises(Refused, match="near: n_top"):
+        row.function(MODEL, TASK, ntop=5)
+    with pytest.raises(Refused, match="not a choice"):
+        row.function(MODEL, TASK, direction="sideways")
+
+
+def test_cost_is_an_upper_bound_in_forwards_and_backwards(row: Method):
+    assert row.bound({"layers": 2, "n_top": 5}) == (10, 0.5)
+    assert row.bound({"layers": 12, "n_top": 5}) == (60, 0.5)
+
+
+@pytest.mark.parametrize(
+    "expression", ["heads * F", "layers ** 2", "__import__('os')", "layers if F else 1", "-layers"]
+)
+def test_cost_expressions_are_arithmetic_only(expression):
+    with pytest.raises(ValueError, match="cost expression"):
+        evaluate(expression, {"layers": 2, "F": 1, "B": 0})
+
+
+def test_cost_arithmetic():
+    assert evaluate("(1 + layers) * 3 - 4 // 3 + 1 / 2", {"layers": 2}) == 8.5
+
+
+@pytest.mark.parametrize("hint", [list[int], dict, int | str, Tensor, int | str | None])
+def test_options_outside_the_vocabulary_are_errors(hint):
+    def bad(model: Thing, /, *, option=None) -> Counted: ...
+
+    bad.__annotations__["option"] = hint
+    with pytest.raises(TypeError, match="vocabulary"):
+        method(answers="?", paper="none", cost="F", control="none")(bad)
+
+
+def test_an_option_needs_a_default():
+    def bad(model: Thing, /, *, option: int) -> Counted: ...
+
+    with pytest.raises(TypeError, match="default"):
+        method(answers="?", paper="none", cost="F", control="none")(bad)

@@ -1,0 +1,168 @@
+"""Results check their shapes, select, rank, compare and travel through files unchanged."""
+
+from dataclasses import dataclass, fields
+
+import pytest
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cutaway.core.files import write_tensors
+from cutaway.core.refuse import Refused
+from cutaway.core.render import RENDERERS
+from cutaway.core.result import KINDS, Result, open_result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe(Result, kind="probe_of_tests"):
+    effect: Float[Tensor, "layer head"]
+    interval: Float[Tensor, "layer head bound"] | None = None
+    token: Int[Tensor, "layer"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Other(Result, kind="other_of_tests"):
+    effect: Float[Tensor, "layer head"]
+
+
+def probe(**changes) -> Probe:
+    effect = torch.arange(6.0).reshape(2, 3) - 3
+    given = {
+        "effect": effect,
+        "interval": torch.stack([effect - 1, effect + 1], -1),
+        "token": torch.tensor([7, 8]),
+        "labels": {"head": ["a", "b", "c"], "bound": ["low", "high"], "token": ["seven", "eight"]},
+        "units": {"effect": "logit"},
+        "record": {"seed": 3, "nested": {"x": [1, None, "é"]}},
+    }
+    return Probe(**{**given, **changes})
+
+
+def test_axes_come_from_the_annotations():
+    assert Probe.axes() == {"effect": ("layer", "head"), "interval": ("layer", "head", "bound"), "token": ("layer",)}
+    assert Result.axes() == {}
+    assert probe().sizes() == {"layer": 2, "head": 3, "bound": 2}
+    assert probe().main == "effect"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"effect": torch.zeros(6)}, "shape"),
+        ({"interval": torch.zeros(2, 4, 2)}, "head"),
+        ({"token": torch.tensor([1, 2, 3])}, "layer"),
+        ({"labels": {"head": ["a", "b"]}}, "labels for 'head'"),
+        ({"labels": {"nothing": ["a"]}}, "no axis or field"),
+        ({"labels": {"token": ["one"]}}, "labels for 'token'"),
+    ],
+)
+def test_wrong_shapes_and_labels_are_errors(changes, message):
+    with pytest.raises(ValueError, match=message):
+        probe(**changes)
+
+
+def test_results_are_frozen():
+    with pytest.raises(AttributeError):
+        probe().effect = torch.zeros(2, 3)  # type: ignore[misc]
+
+
+def test_two_classes_of_one_kind_are_an_error():
+    with pytest.raises(TypeError, match="kind"):
+        type("Second", (Result,), {}, kind="probe_of_tests")
+    assert KINDS["probe_of_tests"] is Probe
+
+
+def test_file_round_trip_keeps_everything(tmp_path):
+    before = probe()
+    after = open_result(before.save(tmp_path / "deep" / "a.safetensors"))
+    assert type(after) is Probe
+    for name, t in before.tensors().items():
+        assert torch.equal(t, after.tensors()[name])
+        assert t.dtype == after.tensors()[name].dtype
+    assert (after.labels, after.units, after.record) == (before.labels, before.units, before.record)
+
+
+def test_absent_optional_field_stays_absent(tmp_path):
+    before = probe(interval=None, labels={})
+    assert set(before.tensors()) == {"effect", "token"}
+    assert open_result(before.save(tmp_path / "a.safetensors")).interval is None  # type: ignore[attr-defined]
+
+
+def test_open_refuses_strange_files(tmp_path):
+    strange = write_tensors(tmp_path / "a.safetensors", {"x": torch.zeros(1)}, {"kind": "no_such_kind"})
+    with pytest.raises(Refused, match="no_such_kind"):
+        open_result(strange)
+    surplus = write_tensors(tmp_path / "b.safetensors", {"x": torch.zeros(1)}, {"kind": "probe_of_tests"})
+    with pytest.raises(Refused, match="not in probe_of_tests"):
+        open_result(surplus)
+    with pytest.raises(Refused):
+        open_result(tmp_path / "missing.safetensors")
+
+
+def test_select_by_label_index_and_list():
+    one = probe().select(head="b")
+    assert one.effect.tolist() == [[-2.0], [1.0]]
+    assert one.labels["head"] == ["b"]
+    assert one.labels["token"] == ["seven", "eight"]
+    two = probe().select(head=["c", 0], layer=-1)
+    assert two.effect.tolist() == [[2.0, 0.0]]
+    assert two.labels["head"] == ["c", "a"]
+    assert two.token.tolist() == [8]
+    assert "token" not in two.labels
+    assert two.interval is not None
+    assert two.interval.shape == (1, 2, 2)
+
+
+@pytest.mark.parametrize("at", [{"neuron": 0}, {"head": "d"}, {"head": 3}, {"layer": -3}, {"head": 1.5}])
+def test_select_refuses_what_is_not_there(at):
+    with pytest.raises(Refused):
+        probe().select(**at)
+
+
+def test_top_ranks_by_size_and_carries_companions():
+    rows = probe().top(2)
+    assert [(r["layer"], r["head"], r["effect"]) for r in rows] == [(0, "a", -3.0), (0, "b", -2.0)]
+    assert rows[0]["interval"] == [-4.0, -2.0]
+    assert probe().top(1, largest=True)[0]["effect"] == 2.0
+    assert probe().top(1, largest=False)[0]["effect"] == -3.0
+    assert len(probe().top(100)) == 6
+    holes = probe(effect=torch.tensor([[float("nan"), 1, 2], [0, 0, 0]]), interval=None, labels={})
+    assert holes.top(1)[0]["effect"] == 2.0
+    with pytest.raises(Refused):
+        probe().top(by="nothing")
+
+
+def test_frame_is_long_with_a_column_per_axis():
+    frame = probe().frame()
+    assert list(frame.columns) == ["layer", "head", "effect"]
+    assert frame[(frame.layer == 1) & (frame["head"] == "c")].effect.item() == 2.0
+    assert len(probe().frame("interval")) == 12
+
+
+def test_compare_measures_each_field():
+    gaps = probe().compare(probe(effect=probe().effect + 0.5))
+    assert gaps["effect"]["largest"] == pytest.approx(0.5)
+    assert gaps["effect"]["pearson"] == pytest.approx(1.0)
+    assert gaps["token"]["largest"] == 0
+    with pytest.raises(Refused):
+        probe().compare(Other(effect=torch.zeros(2, 3)))
+    with pytest.raises(Refused):
+        probe().compare(probe(interval=None, labels={}))
+
+
+def test_to_moves_floats_and_keeps_integers():
+    half = probe().to(torch.float16)
+    assert half.effect.dtype == torch.float16
+    assert half.token.dtype == torch.int64
+
+
+def test_drawing_goes_through_the_renderers(monkeypatch):
+    monkeypatch.setitem(RENDERERS, "figure", lambda result, name, **options: (result.kind, name, options))
+    assert probe().plot(title="x") == ("probe_of_tests", "effect", {"title": "x"})
+    monkeypatch.delitem(RENDERERS, "html", raising=False)
+    with pytest.raises(Refused, match="no view"):
+        probe()._repr_html_()
+
+
+def test_every_field_beyond_the_tensors_is_data():
+    assert {f.name for f in fields(Result)} == {"labels", "units", "record"}

@@ -1,0 +1,130 @@
+"""Statistics keep their promises: coverage, known values, uniform p-values, disjoint controls."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cutaway.core.refuse import Refused
+from cutaway.core.stats import (
+    bootstrap,
+    bootstrap_mean,
+    exceeds_null,
+    false_discovery,
+    generator,
+    matched_random,
+    paired,
+    permutation,
+    wilson,
+)
+
+
+def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
+    values = torch.randn(60, 800, generator=generator(0))  # 800 experiments of 60 prompts, true mean 0
+    bounds = bootstrap_mean(values, seed=1, samples=1000)
+    covered = ((bounds[:, 0] <= 0) & (bounds[:, 1] >= 0)).float().mean().item()
+    assert 0.92 < covered < 0.97
+    narrow = bootstrap_mean(values, seed=1, samples=1000, level=0.5)
+    assert 0.44 < ((narrow[:, 0] <= 0) & (narrow[:, 1] >= 0)).float().mean().item() < 0.56
+
+
+def test_bootstrap_is_seeded_shaped_and_leaves_the_global_source_alone():
+    values = torch.randn(12, 2, 3, generator=generator(0))
+    before = torch.random.get_rng_state()
+    first = bootstrap_mean(values, seed=4)
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert first.shape == (2, 3, 2)
+    assert torch.equal(first, bootstrap_mean(values, seed=4))
+    assert not torch.equal(first, bootstrap_mean(values, seed=5))
+    assert (first[..., 0] <= values.mean(0)).all()
+    assert (first[..., 1] >= values.mean(0)).all()
+
+
+def test_many_cells_get_what_each_would_get_alone():
+    values = torch.randn(9, 5000, generator=generator(0))
+    whole = bootstrap_mean(values, samples=200)
+    assert torch.allclose(whole[4321], bootstrap_mean(values[:, 4321], samples=200))
+
+
+def test_one_prompt_gives_no_interval():
+    assert bootstrap_mean(torch.ones(1, 3)).isnan().all()
+    assert all(math.isnan(b) for b in bootstrap([torch.ones(1)], lambda x: x.mean()))
+
+
+def test_bootstrap_of_a_statistic_agrees_with_the_mean():
+    values = torch.randn(40, generator=generator(3)) + 2
+    low, high = bootstrap([values], lambda x: x.mean())
+    fast = bootstrap_mean(values)
+    assert low == pytest.approx(fast[0].item(), abs=0.05)
+    assert high == pytest.approx(fast[1].item(), abs=0.05)
+    x = torch.randn(50, generator=generator(5))
+    import numpy as np
+
+    low, high = bootstrap([x, x + 0.01 * torch.randn(50, generator=generator(6))], lambda a, b: np.corrcoef(a, b)[0, 1])
+    assert 0.99 < low <= high <= 1
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (95, 100, 0.8882, 0.9785), (10, 10, 0.7225, 1.0)],
+)
+def test_wilson_against_published_values(successes, trials, low, high):
+    assert wilson(successes, trials) == pytest.approx((low, high), abs=2e-4)
+
+
+def test_wilson_of_nothing_is_nothing():
+    assert all(math.isnan(b) for b in wilson(0, 0))
+
+
+def test_permutation_finds_a_difference_and_no_other():
+    g = generator(0)
+    a, b = torch.randn(30, generator=g), torch.randn(30, generator=g)
+    assert permutation(a + 2, b, samples=999).p < 0.01
+    assert permutation(a, b, samples=999).p > 0.05
+    assert permutation(a + 2, b, samples=999).statistic == pytest.approx((a + 2).mean().item() - b.mean().item())
+
+
+def test_permutation_p_values_are_uniform_under_the_null():
+    g = generator(7)
+    p = [permutation(torch.randn(8, generator=g), torch.randn(8, generator=g), samples=199).p for _ in range(120)]
+    assert 0.0 <= sum(v < 0.05 for v in p) / len(p) < 0.12
+    assert 0.35 < sum(p) / len(p) < 0.65
+
+
+def test_paired_sees_through_variance_between_pairs():
+    g = generator(2)
+    base = 10 * torch.randn(20, generator=g)
+    shifted = base + 0.5 + 0.1 * torch.randn(20, generator=g)
+    assert paired(shifted, base, samples=999).p < 0.01
+    assert permutation(shifted, base, samples=999).p > 0.2
+    with pytest.raises(Refused, match="equal lengths"):
+        paired(base, base[:3])
+
+
+def test_exceeds_null_counts_and_never_gives_zero():
+    null = torch.tensor([[1.0, -2.0, 3.0]])
+    assert exceeds_null(torch.tensor([2.5]), null).item() == pytest.approx(0.5)
+    assert exceeds_null(torch.tensor([-2.5]), null, two_sided=False).item() == 1.0
+    assert exceeds_null(torch.tensor([99.0]), null).item() == pytest.approx(0.25)
+
+
+def test_false_discovery_known_values():
+    p = torch.tensor([[0.01, 0.04], [0.03, 0.005]])
+    assert torch.allclose(false_discovery(p), torch.tensor([[0.02, 0.04], [0.04, 0.02]]))
+
+
+@given(st.sets(st.integers(0, 19), min_size=1, max_size=9), st.integers(0, 5))
+def test_matched_random_sets_are_disjoint_from_the_choice_and_of_its_size(chosen, seed):
+    sets = matched_random(sorted(chosen), 20, seed=seed, samples=4)
+    assert len(sets) == 4
+    for drawn in sets:
+        assert len(set(drawn)) == len(chosen)
+        assert not set(drawn) & chosen
+    assert sets == matched_random(sorted(chosen), 20, seed=seed, samples=4)
+
+
+def test_matched_random_refuses_an_impossible_control():
+    with pytest.raises(Refused, match="only 4 are left"):
+        matched_random(range(6), 10)
