@@ -1,0 +1,62 @@
+# make demo   the main job on the bundled model     make test   the whole suite, offline
+# make check  format, lint, types, tests            make docs   the generated pages of docs/
+
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
+TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+# The CPU build of PyTorch is ten times smaller; it is used where no NVIDIA driver answers and its index can be reached.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+WORKERS ?= 2
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+SOURCES := cutaway tests tools $(wildcard bench examples)
+
+.PHONY: demo test check format docs clean
+.DEFAULT_GOAL := demo
+
+demo: $(VENV)/.installed
+	@$(BIN)/cutaway explain --html report.html
+	@echo
+	@echo "The whole report: report.html (open it in a browser; it needs no internet)."
+	@echo "Next:"
+	@echo "  your own sentence   $(BIN)/cutaway explain \"The capital of France is\" --model gpt2"
+	@echo "  its world           $(BIN)/cutaway zoo list"
+	@echo "  what can be asked   $(BIN)/cutaway methods"
+
+test: $(VENV)/.installed-dev
+	@$(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS)
+
+check: $(VENV)/.installed-dev
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/pyright --pythonpath $(BIN)/python
+	@$(MAKE) --no-print-directory test
+
+format: $(VENV)/.installed-dev
+	@$(BIN)/ruff format $(SOURCES)
+	@$(BIN)/ruff check --fix $(SOURCES)
+
+docs: $(VENV)/.installed
+	@$(BIN)/python -m tools.docs
+
+clean:
+	rm -rf $(VENV) report.html build dist *.egg-info
+
+$(VENV)/.python: tools/find_python.sh
+	@python=$$(sh tools/find_python.sh) && echo "· making $(VENV) with $$python" && $$python -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.torch: $(VENV)/.python
+	@echo "· installing $(TORCH) (the large one: a few minutes at the first time)"
+	@$(PIP) "$(TORCH)" $$(sh tools/torch_index.sh "$(BIN)/python" "$(TORCH_INDEX)")
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
+	@echo "· installing cutaway"
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "· installing the development tools"
+	@$(PIP) -e ".[dev]"
+	@touch $@

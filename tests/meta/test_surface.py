@@ -1,0 +1,68 @@
+"""The public surface is frozen, small, described, and cheap to import."""
+
+import json
+import subprocess
+import sys
+
+import cutaway as ca
+from tests.meta.tree import PACKAGE, ROOT, ROW
+
+PUBLIC = {
+    "Model", "Refused", "Result", "heads", "lenses", "load", "methods", "models", "open", "patching", "self_check",
+    "tasks", "views", "zoo",
+}  # fmt: skip
+HEAVY = ["pandas", "matplotlib", "datasets", "transformers", "fastapi", "scipy"]
+
+
+def fresh(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return done.stdout
+
+
+def test_public_names_are_frozen_and_all_resolve():
+    assert set(ca.__all__) == PUBLIC
+    assert len(PUBLIC) <= 20
+    for name in PUBLIC:
+        assert getattr(ca, name) is not None
+        assert getattr(ca, name).__doc__, name
+    assert set(dir(ca)) == PUBLIC | {"__version__"}
+
+
+def test_method_rooms_are_the_rooms_that_hold_methods():
+    holding = {p.relative_to(PACKAGE).parts[0] for p in PACKAGE.rglob("*.py") if "\n@method(" in p.read_text("utf-8")}
+    assert holding <= set(ca.METHOD_ROOMS)
+    assert all(ROW[room] in (4, 5) for room in ca.METHOD_ROOMS)
+
+
+def test_every_method_is_reached_by_its_own_name():
+    rows = ca.methods()
+    assert rows
+    for name, row in rows.items():
+        room, function = name.split(".")
+        assert getattr(getattr(ca, room), function) is row.function
+
+
+def test_version_is_the_one_of_the_project():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert project["version"] == ca.__version__
+    assert f"## {ca.__version__}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_import_budget():
+    code = (
+        "import sys, json, torch; before = set(sys.modules); import cutaway;"
+        "print(json.dumps(sorted(set(sys.modules) - before)))"
+    )
+    added = json.loads(fresh(code))
+    assert len(added) <= 60, added
+    alone = json.loads(fresh("import sys, json, cutaway; print(json.dumps(sorted(sys.modules)))"))
+    assert not {m.split(".")[0] for m in alone} & {*HEAVY, "torch", "numpy"}
+
+
+def test_reading_the_method_table_imports_nothing_heavy_beyond_torch():
+    code = "import sys, json, torch; before = set(sys.modules); import cutaway; cutaway.methods(); print(json.dumps("
+    added = json.loads(fresh(code + "sorted(set(sys.modules) - before)))"))
+    assert not {m.split(".")[0] for m in added} & set(HEAVY)
