@@ -1,0 +1,112 @@
+"""One result as an HTML fragment: its pictures, its numbers as a table, and how they were computed.
+
+The fragment carries its own style sheet, runs no script and asks for nothing from outside.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import cache
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from cutaway.core.result import Result
+from cutaway.views import markup, palette
+from cutaway.views.spec import fields, pictures, spoken
+
+_ASSETS = Path(__file__).parent / "assets"
+# Said first and in words; whatever else a record holds follows under its own name.
+_KNOWN = ("method", "answers", "paper", "control", "subjects", "options", "cost", "seed", "versions", "machine")
+_FORCED = {
+    "light": '.cw[data-theme="light"],[data-jp-theme-light="true"] .cw,.vscode-light .cw',
+    "dark": '.cw[data-theme="dark"],[data-jp-theme-light="false"] .cw,.vscode-dark .cw,html[theme=dark] .cw',
+}
+_CODE = ("command", "python")
+
+
+def html(result: Result, field: str | None = None, **options: Any) -> str:
+    """The result as a self-contained fragment: what a notebook shows.
+
+    Args:
+        result: what to draw.
+        field: the one field to draw; all of them if None.
+        options: what `spec.pictures` takes.
+    """
+    names = [field] if field else fields(result)
+    body = "".join(drawn(result, name, **options) for name in names)
+    tables = "".join(numbers(result, name, **options) for name in names)
+    title = f"<p class=cw-kind>{escape(spoken(result.kind or type(result).__name__))}</p>"
+    below = fold("Numbers", tables) + computed([result.record])
+    return f"<div class=cw><style>{style()}</style>{title}{body}{below}</div>"
+
+
+def drawn(result: Result, field: str | None = None, **options: Any) -> str:
+    """The pictures of one field, panels side by side where there is room."""
+    found = [markup.draw(p) for p in pictures(result, field, **options)]
+    return found[0] if len(found) == 1 else f"<div class=cw-panels>{''.join(found)}</div>"
+
+
+def numbers(result: Result, field: str | None = None, **options: Any) -> str:
+    """The numbers of one field as tables."""
+    return "".join(markup.table(p) for p in pictures(result, field, **options))
+
+
+def computed(records: Iterable[Mapping[str, Any]]) -> str:
+    """The "how computed" disclosure for the records of some results; nothing if there are none."""
+    known: list[Mapping[str, Any]] = []
+    for record in records:
+        if record and record not in known:
+            known.append(record)
+    return fold("How computed", "".join(_record(r) for r in known), "cw-how") if known else ""
+
+
+@cache
+def style() -> str:
+    """The style sheet of pictures, with both themes."""
+    sheet = asset("views.css").replace("/*LIGHT*/", palette.css("light")).replace("/*DARK*/", palette.css("dark"))
+    light, dark = (sheet.split(f"/*{name}*/")[1] for name in ("light", "dark"))
+    # The same two themes again, for the toggle of a page and for notebooks that say which theme they wear.
+    forced = f"{_FORCED['light']}{{{light}}}{_FORCED['dark']}{{{dark}}}"
+    sheet = sheet.replace("/*FORCED*/", forced).replace("/*light*/", "").replace("/*dark*/", "")
+    return (sheet + palette.rules()).strip()
+
+
+def asset(name: str) -> str:
+    """The text of one file that is inlined into pages."""
+    return (_ASSETS / name).read_text(encoding="utf-8").strip()
+
+
+def fold(summary: str, body: str, style_: str = "cw-numbers") -> str:
+    """A closed disclosure; nothing if it would be empty."""
+    return f"<details class={style_}><summary>{escape(summary)}</summary>{body}</details>" if body else ""
+
+
+def _record(record: Mapping[str, Any]) -> str:
+    order = [*(k for k in _KNOWN if k in record), *(k for k in record if k not in (*_KNOWN, *_CODE))]
+    rows = "".join(
+        f"<dt>{escape(spoken(k))}</dt><dd>{_said(k, record[k])}</dd>" for k in order if record[k] not in ({}, "", None)
+    )
+    code = "".join(_snippet(k, str(record[k])) for k in _CODE if record.get(k))
+    return f"<dl class=cw-record>{rows}</dl>{code}"
+
+
+def _said(key: str, value: Any) -> str:
+    if key == "cost" and isinstance(value, Mapping):
+        parts = [f"{value[k]:g} {k}" for k in ("forwards", "backwards") if value.get(k)]
+        parts += [f"{value['seconds']:g} s"] if value.get("seconds") is not None else []
+        declared = f" (declared: at most {value['declared']})" if value.get("declared") else ""
+        return escape(", ".join(parts) + declared)
+    if isinstance(value, Mapping):
+        return "; ".join(f"<span>{escape(spoken(str(k)))}</span> {_said('', v)}" for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return "; ".join(_said("", v) for v in value)
+    return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))
+
+
+def _snippet(language: str, code: str) -> str:
+    return (
+        f"<div class=cw-code><span>{escape(language)}</span><pre tabindex=0><code>{escape(code)}</code></pre>"
+        f'<button type=button data-copy aria-label="Copy the {escape(language)} line" hidden>Copy</button></div>'
+    )

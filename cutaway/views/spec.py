@@ -1,0 +1,420 @@
+"""Pictures: what is to be drawn, derived from a field and its axis names, for every medium alike.
+
+    layer head · layer position · q_pos k_pos → heat      layer · step → line       position → strip
+    component · edge · any other single axis → bars       no axis → number          further leading axes → panels
+
+The interval (`interval`, or `<field>_interval`: the field's axes and `bound`) and the control (`null`, or
+`<field>_null`: axes of the field and `sample`) are laid beside the values wherever the result has them.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from cutaway.core.refuse import Refused
+from cutaway.core.result import Result
+
+Kind = Literal["number", "bars", "line", "strip", "heat"]
+Grid = tuple[tuple[float, ...], ...]
+
+PLACES = ("position", "q_pos", "k_pos")
+DEPTHS = ("layer", "step")
+EXAMPLES = ("batch", "prompt", "example")
+CHOICES = ("rank", "top", "choice")
+_GRIDS = (*PLACES, "head", "kv_head", "neuron", "latent", "d_model", "d_head", "expert", "node")
+_FEW = 6  # more curves than this in one frame cannot be told apart
+MOST_PANELS = 12
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One drawing: numbers on named rows and columns, with interval and control where the result has them.
+
+    `limit` ends the colour scale (shared by all panels of a field). `control` says in words what the null band is.
+    Bars have one column and their rows sorted by size; a line has one row a curve; a strip has one row.
+    """
+
+    kind: Kind
+    title: str
+    panel: str
+    unit: str
+    row_axis: str
+    column_axis: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    values: Grid
+    low: Grid | None
+    high: Grid | None
+    null_low: Grid | None
+    null_high: Grid | None
+    words: tuple[tuple[str, ...], ...] | None
+    limit: float
+    signed: bool
+    control: str
+    note: str
+
+    def stands_out(self, r: int, c: int) -> bool | None:
+        """Whether a value lies outside its control's band, or else has an interval without 0; None if unknown."""
+        value = self.values[r][c]
+        if self.null_low is not None and self.null_high is not None:
+            low, high = self.null_low[r][c], self.null_high[r][c]
+            return None if math.isnan(value + low + high) else not low <= value <= high
+        if self.low is not None and self.high is not None:
+            low, high = self.low[r][c], self.high[r][c]
+            return None if math.isnan(low + high) else low > 0 or high < 0
+        return None
+
+    @property
+    def mark(self) -> str:
+        """What `stands_out` means here, in words; empty if it means nothing."""
+        if self.null_low is not None:
+            return f"outside the {self.control}"
+        return "interval without 0" if self.low is not None else ""
+
+    def place(self, r: int, c: int) -> str:
+        """Row and column of one cell in words."""
+        row = self.rows[r] if self.row_axis in ("", "component", "edge") else f"{spoken(self.row_axis)} {self.rows[r]}"
+        column = f"{spoken(self.column_axis)} {self.columns[c]}" if self.column_axis else ""
+        return " · ".join(p for p in (self.panel, row if self.row_axis else "", column) if p)
+
+    def facts(self, r: int, c: int) -> list[str]:
+        """The value, interval and control of one cell as lines of text."""
+        value = amount(self.values[r][c], self.unit)
+        word = f"“{self.words[r][c]}”, " if self.words else ""
+        lines = [f"{word}{spoken(self.title)} {value}"]
+        if self.low is not None and self.high is not None:
+            lines.append(f"interval {span(self.low[r][c], self.high[r][c], self.unit)}")
+        if self.null_low is not None and self.null_high is not None:
+            lines.append(f"control {span(self.null_low[r][c], self.null_high[r][c], self.unit)}")
+        return lines
+
+    def extent(self) -> tuple[float, float]:
+        """The finite range of everything drawn, with 0 in it unless the unit is a rank."""
+        grids = [g for g in (self.values, self.low, self.high, self.null_low, self.null_high) if g is not None]
+        found = [v for g in grids for row in g for v in row if math.isfinite(v)]
+        if self.unit == "rank":
+            return (1.0, max([2.0, *found]))
+        low, high = min([0.0, *found]), max([0.0, *found])
+        return (low, high) if high > low else (0.0, 1.0)
+
+
+def fields(result: Result) -> list[str]:
+    """The fields worth a picture of their own: no intervals, controls or ids that only carry words."""
+    beside = {n for n, a in result.axes().items() if a and a[-1] in ("bound", "sample")}
+    drawn = [n for n in result.tensors() if n not in beside and not _is_ids(result, n)]
+    return drawn or [n for n in result.tensors() if n not in beside]
+
+
+def pictures(
+    result: Result, field: str | None = None, *, text: str = "", bars: int = 24, rows: int = 64, columns: int = 64
+) -> list[Picture]:
+    """The pictures of one field, one a panel.
+
+    Args:
+        result: what to draw.
+        field: which tensor field; the first one drawn if None.
+        text: field whose words are written into the cells; by default one that belongs to this field.
+        bars: most bars shown, largest first.
+        rows: most rows of a heat map; more are pooled by largest magnitude.
+        columns: most columns of a heat map or points of a strip.
+
+    Raises:
+        Refused: no such field, or one without numbers.
+    """
+    field = _checked(result, field or fields(result)[0])
+    axes = result.axes()[field]
+    ground = _ground(result, field)
+    layers = {"values": ground, **_beside(result, field, axes)}
+    names = {a: _names(result, a, n) for a, n in zip(axes, ground.shape, strict=True)}
+    note = ""
+    if len(axes) > 1 and axes[-1] in CHOICES and (axes[:-1] == ("position",) or len(axes) > 2):
+        note = f"first of {ground.shape[-1]} by {axes[-1]}"
+        axes, layers = axes[:-1], {n: t[..., 0] for n, t in layers.items()}
+    words = _words(result, text or field, axes)
+    finite = ground[torch.isfinite(ground)]
+    limit = float(finite.abs().max()) if finite.numel() else 0.0
+    common = {"title": field, "unit": result.units.get(field, ""), "limit": limit,
+              "signed": bool((finite < 0).any()), "control": _control(result, field), "note": note}  # fmt: skip
+    kind, lead, row_axis, column_axis = _layout(axes, {a: len(n) for a, n in names.items()})
+    out = []
+    for index, panel in _panels(lead, names):
+        part = {n: _matrix(t, axes, lead, index, row_axis, column_axis) for n, t in layers.items()}
+        shown = _cell_words(words, axes, lead, index, row_axis, column_axis) if words else None
+        picture = Picture(
+            kind=kind, panel=panel, row_axis=row_axis, column_axis=column_axis,
+            rows=names.get(row_axis, ("",)), columns=names.get(column_axis, ("",)), words=shown,
+            **_grids(part), **common,
+        )  # fmt: skip
+        out.append(_fitted(picture, part, bars, rows, columns))
+    hidden = math.prod(len(names[a]) for a in lead) - len(out)
+    return [replace(p, note=_join(p.note, f"{hidden} more panels")) if hidden > 0 else p for p in out]
+
+
+def amount(value: float, unit: str = "", sign: bool = False) -> str:
+    """A number with three significant digits and its unit; probabilities as percentages."""
+    if math.isnan(value):
+        return "no value"
+    if unit == "probability":
+        return f"{number(100 * value, sign=sign)} %"
+    return f"{number(value, sign=sign)} {unit}".rstrip() if unit != "rank" else number(value)
+
+
+def number(value: float, sign: bool = False, digits: int = 3) -> str:
+    """A number with so many significant digits, a true minus sign, and no needless exponent."""
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    if value == int(value) and abs(value) < 1e6:
+        text = str(int(value))
+    else:
+        text = f"{value:.{digits}g}"
+        if "e" in text and 1e3 <= abs(value) < 1e7:
+            text = f"{value:.0f}"
+        elif "e" in text:
+            mantissa, exponent = text.split("e")
+            text = f"{mantissa}e{int(exponent)}"
+    text = text.replace("-", "−")
+    return f"+{text}" if sign and value > 0 else text
+
+
+def span(low: float, high: float, unit: str = "") -> str:
+    """An interval as text."""
+    if math.isnan(low + high):
+        return "none (too few prompts)"
+    if unit == "probability":
+        return f"[{number(100 * low)}, {number(100 * high)}] %"
+    return f"[{number(low)}, {number(high)}]"
+
+
+def spoken(name: str) -> str:
+    """A field or axis name as words."""
+    return name.replace("_", " ")
+
+
+def visible(label: Any) -> str:
+    """A label that can be seen: no leading space, control characters shown, nothing empty."""
+    if isinstance(label, float):
+        return number(label)
+    text = str(label)
+    if not text.strip(" "):
+        return "␣" * len(text) if text else "∅"
+    text = text.removeprefix(" ").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "↵")
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers that cover a range."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / most
+    power = 10 ** math.floor(math.log10(raw))
+    gap = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
+    return [round(i * gap, 12) for i in range(math.ceil(low / gap - 1e-9), math.floor(high / gap + 1e-9) + 1)]
+
+
+def _checked(result: Result, field: str) -> str:
+    if field not in result.tensors():
+        raise Refused(
+            f"a picture of {field!r}",
+            f"{result.kind or type(result).__name__} has no such field",
+            f"use one of {', '.join(fields(result))}",
+        )
+    if result.tensors()[field].is_complex():
+        raise Refused(f"a picture of {field!r}", "its values are complex", "draw its magnitude")
+    return field
+
+
+def _is_ids(result: Result, field: str) -> bool:
+    t = result.tensors()[field]
+    return not t.is_floating_point() and field in result.labels and field not in result.sizes()
+
+
+def _ground(result: Result, field: str) -> Tensor:
+    """What colours the cells: the field, or for a field of ids the first field of numbers with its axes."""
+    tensors, axes = result.tensors(), result.axes()
+    if _is_ids(result, field):
+        same = (n for n, t in tensors.items() if axes[n] == axes[field] and t.is_floating_point())
+        if (other := next(same, None)) is None:
+            return torch.zeros(tensors[field].shape)
+        return tensors[other].detach().float().cpu()
+    return tensors[field].detach().float().cpu()
+
+
+def _owner(result: Result, name: str) -> str | None:
+    """The field that `interval` or `null` belongs to: the main one if the axes allow it, else the first that fits."""
+    lead = result.axes()[name][:-1]
+    exact = result.axes()[name][-1] == "bound"
+    candidates = [n for n in result.tensors() if not set(result.axes()[n]) & {"bound", "sample"}]
+    order = sorted(candidates, key=lambda n: n != result.main)
+    fits = (n for n in order if (result.axes()[n] == lead if exact else _within(lead, result.axes()[n])))
+    return next(fits, None)
+
+
+def _within(few: tuple[str, ...], many: tuple[str, ...]) -> bool:
+    return [a for a in many if a in few] == list(few)
+
+
+def _partner(result: Result, field: str, kind: str, axis: str) -> str | None:
+    named = [n for n in (f"{field}_{kind}", kind) if n in result.tensors() and result.axes()[n][-1:] == (axis,)]
+    return next((n for n in named if n != kind or _owner(result, n) == field), None)
+
+
+def _beside(result: Result, field: str, axes: tuple[str, ...]) -> dict[str, Tensor]:
+    out = {}
+    if (name := _partner(result, field, "interval", "bound")) and result.axes()[name][:-1] == axes:
+        bounds = result.tensors()[name].detach().float().cpu()
+        out |= {"low": bounds[..., 0], "high": bounds[..., -1]}
+    if (name := _partner(result, field, "null", "sample")) and _within(result.axes()[name][:-1], axes):
+        samples = result.tensors()[name].detach().float().cpu()
+        shape = [n if a in result.axes()[name] else 1 for a, n in zip(axes, _ground(result, field).shape, strict=True)]
+        few = samples.shape[-1] < 20
+        levels = torch.tensor([0.0, 1.0] if few else [0.025, 0.975])
+        band = samples.nanquantile(levels, dim=-1)
+        full = _ground(result, field).shape
+        out |= {"null_low": band[0].reshape(shape).expand(full), "null_high": band[1].reshape(shape).expand(full)}
+    return out
+
+
+def _control(result: Result, field: str) -> str:
+    if not (name := _partner(result, field, "null", "sample")):
+        return ""
+    n = result.tensors()[name].shape[-1]
+    what = spoken(str(result.record.get("control") or "random controls"))
+    return f"range of {n} {what}" if n < 20 else f"95 % band of {n} {what}"
+
+
+def _words(result: Result, field: str, axes: tuple[str, ...]) -> list[Any] | None:
+    """Nested words for the cells: the field's own, or those of an id field over the same axes."""
+    known = {n: a for n, a in result.axes().items() if n in result.labels and n in result.tensors() and n not in axes}
+    for name in (field, *known):
+        if name in known and known[name] == axes:
+            return result.labels[name]
+        if name in known and known[name][:-1] == axes and known[name][-1] in CHOICES:
+            return _first(result.labels[name], len(axes))
+    return None
+
+
+def _first(nested: Any, depth: int) -> Any:
+    return nested[0] if depth == 0 else [_first(part, depth - 1) for part in nested]
+
+
+def _names(result: Result, axis: str, size: int) -> tuple[str, ...]:
+    return tuple(visible(x) for x in result.labels.get(axis, range(size)))
+
+
+def _layout(axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[Kind, tuple[str, ...], str, str]:
+    """Kind of picture, panel axes, row axis, column axis."""
+    if not axes:
+        return "number", (), "", ""
+    lead, last = axes[:-1], axes[-1]
+    if len(axes) == 1 or (len(axes) == 2 and axes[0] in EXAMPLES and last in PLACES):
+        kind: Kind = "strip" if last in PLACES else "line" if last in DEPTHS else "bars"
+        return (kind, lead, last, "") if kind == "bars" else (kind, lead, "", last)
+    lead, first = axes[:-2], axes[-2]
+    if first in DEPTHS and last not in (*_GRIDS, *DEPTHS) and sizes[last] <= _FEW:
+        return "line", lead, last, first
+    if last in DEPTHS and first not in (*_GRIDS, *DEPTHS) and sizes[first] <= _FEW:
+        return "line", lead, first, last
+    return "heat", lead, first, last
+
+
+def _panels(lead: tuple[str, ...], names: dict[str, tuple[str, ...]]) -> list[tuple[tuple[int, ...], str]]:
+    found: list[tuple[tuple[int, ...], str]] = [((), "")]
+    for axis in lead:
+        found = [
+            ((*at, i), _join(words, f"{spoken(axis)} {label}"))
+            for at, words in found
+            for i, label in enumerate(names[axis][:MOST_PANELS])
+        ][:MOST_PANELS]
+    return found
+
+
+def _matrix(
+    t: Tensor, axes: tuple[str, ...], lead: tuple[str, ...], index: tuple[int, ...], row: str, column: str
+) -> Tensor:
+    t = t[index] if lead else t
+    if row and column:
+        return t if axes.index(row) < axes.index(column) else t.T
+    return t.reshape(-1, 1) if row else t.reshape(1, -1)
+
+
+def _cell_words(
+    words: list[Any], axes: tuple[str, ...], lead: tuple[str, ...], index: tuple[int, ...], row: str, column: str
+):
+    part: Any = words
+    for i in index:
+        part = part[i]
+    if row and column:
+        grid = part if axes.index(row) < axes.index(column) else list(zip(*part, strict=True))
+    elif not axes:
+        grid = [[part]]
+    else:
+        grid = [[w] for w in part] if row else [part]
+    return tuple(tuple(visible(w) for w in line) for line in grid)
+
+
+def _grids(part: dict[str, Tensor]) -> dict[str, Grid | None]:
+    keys = ("values", "low", "high", "null_low", "null_high")
+    return {n: tuple(map(tuple, part[n].tolist())) if n in part else None for n in keys}
+
+
+def _fitted(picture: Picture, part: dict[str, Tensor], bars: int, rows: int, columns: int) -> Picture:
+    if picture.kind == "bars":
+        return _sorted(picture, bars)
+    if picture.kind == "heat" and (len(picture.rows) > rows or len(picture.columns) > columns):
+        return _pooled(picture, part, rows, columns)
+    return picture
+
+
+def _sorted(p: Picture, most: int) -> Picture:
+    def size(i: int) -> float:
+        return -1.0 if math.isnan(v := p.values[i][0]) else abs(v)
+
+    order = sorted(range(len(p.rows)), key=lambda i: (-size(i), i))[:most]
+    grids = {
+        n: tuple(g[i] for i in order) if (g := getattr(p, n)) is not None else None
+        for n in ("values", "low", "high", "null_low", "null_high", "words")
+    }
+    note = _join(p.note, f"{most} largest of {len(p.rows)}") if len(p.rows) > most else p.note
+    return replace(p, rows=tuple(p.rows[i] for i in order), note=note, **grids)
+
+
+def _pooled(p: Picture, part: dict[str, Tensor], rows: int, columns: int) -> Picture:
+    keys = list(part)
+    stack = torch.stack([part[k] for k in keys])
+    stack, every_row = _pool(stack, keys.index("values"), rows)
+    stack, every_column = _pool(stack.transpose(1, 2), keys.index("values"), columns)
+    stack = stack.transpose(1, 2)
+    note = _join(p.note, f"each cell shows the largest value of {every_row} × {every_column} entries")
+    grids = _grids(dict(zip(keys, stack, strict=True)))
+    return replace(
+        p, rows=_ranges(p.rows, every_row), columns=_ranges(p.columns, every_column), words=None, note=note, **grids
+    )
+
+
+def _pool(stack: Tensor, values: int, most: int) -> tuple[Tensor, int]:
+    """Groups of entries along axis 1, each represented by its entry of largest magnitude."""
+    every = math.ceil(stack.shape[1] / most)
+    groups = math.ceil(stack.shape[1] / every)
+    padded = torch.full((len(stack), groups * every, stack.shape[2]), math.nan)
+    padded[:, : stack.shape[1]] = stack
+    padded = padded.reshape(len(stack), groups, every, -1)
+    chosen = padded[values].abs().nan_to_num(-1.0, posinf=math.inf).argmax(1)
+    return padded.gather(2, chosen[None, :, None].expand(len(stack), -1, 1, -1)).squeeze(2), every
+
+
+def _ranges(names: tuple[str, ...], every: int) -> tuple[str, ...]:
+    if every == 1:
+        return names
+    parts = (names[i : i + every] for i in range(0, len(names), every))
+    return tuple(part[0] if len(part) == 1 else f"{part[0]}…{part[-1]}" for part in parts)
+
+
+def _join(*parts: str) -> str:
+    return "; ".join(p for p in parts if p)
