@@ -1,1 +1,91 @@
-"""."""
+"""Tasks: prompts in clean and corrupt pairs of equal token length, with answers, metric and known truth.
+
+    task = tasks.load("ioi", model, n=64, seed=0)
+    bound = task.bind(model)          # tokens, answer ids, and bound.metric(logits at the last position)
+
+A model that knows its own world (the miniworld) gives its own prompts; any other model gets templates filled with
+words that its tokenizer writes as single tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cutaway.core.refuse import Refused, nearest
+from cutaway.tasks.bound import Bound
+from cutaway.tasks.jsonl import from_jsonl
+from cutaway.tasks.metrics import METRICS, Metric, metric
+from cutaway.tasks.sampler import sample
+from cutaway.tasks.sentence import from_sentence
+from cutaway.tasks.task import Pair, Task, Truth
+from cutaway.tasks.templates import KNOWN
+from cutaway.tasks.templates import ROWS as TASKS
+from cutaway.tasks.world import SAYS, behaviours, from_world
+
+
+def names(model: Any = None) -> list[str]:
+    """Names that `load` takes; with a model that has a world, those of its other behaviours too."""
+    world = getattr(model, "world", None)
+    covered = {b for n in TASKS for b in behaviours(n)}
+    return [*TASKS, *(b for b in SAYS if b not in covered and b != "abc" and world is not None)]
+
+
+def load(
+    name: str, model: Any, n: int = 64, seed: int = 0, *, corruption: str | None = None, split: str | None = None
+) -> Task:
+    """The task called `name` for one model: up to `n` pairs, the same for the same seed.
+
+    Args:
+        name: one of `names(model)`.
+        model: a loaded model; its tokenizer decides which words can be used, its world (if any) gives the prompts.
+        n: how many pairs.
+        seed: of the sampler.
+        corruption: which corruption, where a task has several (`ioi`: s2_io_flip, abc); the first if not given.
+        split: of a world: `test` (withheld from training; the default), `train` or `any`.
+
+    Raises:
+        Refused: unknown task, corruption or split, or a tokenizer that allows too few pairs.
+    """
+    if n < 1:
+        raise Refused(f"task {name!r} with n={n}", "there would be no prompts", "ask for at least one")
+    if name not in names(model):
+        close = nearest(name, names(model))
+        why = "no task has that name" + (f"; did you mean {close}?" if close else "")
+        raise Refused(f"task {name!r}", why, f"use one of: {', '.join(names(model))}, or from_jsonl(path)")
+    if getattr(model, "world", None) is not None:
+        return from_world(model, name, n, seed, corruption, split or "test")
+    return _from_templates(name, model, n, seed, corruption, split)
+
+
+def _from_templates(name: str, model: Any, n: int, seed: int, corruption: str | None, split: str | None) -> Task:
+    row = TASKS[name]
+    chosen = corruption or next(iter(row.corruptions))
+    if chosen not in row.corruptions:
+        have = ", ".join(row.corruptions)
+        raise Refused(f"corruption {chosen!r} of task {name!r}", "the task does not have it", f"use one of: {have}")
+    if split is not None:
+        why = "templates have no material withheld from training"
+        raise Refused(f"task {name!r} with split={split!r}", why, "leave it out, or use task.split()")
+    how = row.corruptions[chosen]
+    pairs = tuple(sample(row, model, n, seed, how))
+    truth = KNOWN.get((name, str(model.name).removeprefix("openai-community/")))
+    note = "by construction only the changed words tell the clean from the corrupt answer"
+    truth = truth or Truth(note, "the template", positions=row.positions)
+    options = {"n": n, "seed": seed} | ({"corruption": chosen} if corruption else {})
+    return Task(name, pairs, row.metric, how.says, truth, options)
+
+
+__all__ = [
+    "METRICS",
+    "TASKS",
+    "Bound",
+    "Metric",
+    "Pair",
+    "Task",
+    "Truth",
+    "from_jsonl",
+    "from_sentence",
+    "load",
+    "metric",
+    "names",
+]

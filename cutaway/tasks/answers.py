@@ -1,0 +1,72 @@
+"""Answers as tokens: how an answer continues its prompt, and which single token that makes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from cutaway.core.refuse import Refused
+
+
+def continuation(prompt: str, answer: str, joined: bool = False) -> str:
+    """The text that follows `prompt` when the model says `answer`.
+
+    A space is put between two words. None is put when either side brings white space, between two digits
+    (`17` + `42`), after an opening bracket, quotation mark or hyphen, before punctuation, next to a script that
+    writes without spaces, or when `joined` says that the answer goes on with the last word.
+    """
+    if joined or not prompt or not answer or answer[0].isspace() or prompt[-1].isspace():
+        return answer
+    last, first = prompt[-1], answer[0]
+    if last in "([{<\"'`“‘«_-/$#@" or not first.isalnum() or (last.isdigit() and first.isdigit()):
+        return answer
+    if ord(first) >= 0x2E80 or ord(last) >= 0x2E80:
+        return answer
+    return f" {answer}"
+
+
+def token_rows(model: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The token ids of each text, without padding."""
+    tokens = model.tokens(list(texts))
+    return [ids[mask].tolist() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
+
+
+def next_tokens(model: Any, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[int] | None]:
+    """The tokens that each continuation adds to its prompt; None where it changes the prompt's own last tokens."""
+    n = len(prompts)
+    if not n:
+        return []
+    rows = token_rows(model, [*prompts, *(p + c for p, c in zip(prompts, continuations, strict=True))])
+    return [w[len(b) :] if w[: len(b)] == b else None for b, w in zip(rows[:n], rows[n:], strict=True)]
+
+
+def single_tokens(model: Any, prompts: Sequence[str], continuations: Sequence[str], role: str = "answer") -> list[int]:
+    """The one token that each continuation is.
+
+    Raises:
+        Refused: a continuation is several tokens, none, or merges with the end of its prompt.
+    """
+    found = []
+    for prompt, text, ids in zip(prompts, continuations, next_tokens(model, prompts, continuations), strict=True):
+        if ids is None or len(ids) != 1:
+            raise _not_single(model, prompt, text, ids, role)
+        found.append(ids[0])
+    return found
+
+
+def single_words(model: Any, words: Sequence[str], before: str = "We saw the") -> dict[str, int]:
+    """The words that are one token in the middle of a sentence, each with its id."""
+    found = next_tokens(model, [before] * len(words), [f" {w}" for w in words])
+    return {w: ids[0] for w, ids in zip(words, found, strict=True) if ids is not None and len(ids) == 1}
+
+
+def _not_single(model: Any, prompt: str, text: str, ids: list[int] | None, role: str) -> Refused:
+    what = f"{role} {text!r} after the prompt {prompt!r}"
+    if ids is None:
+        why = "its first letters merge with the prompt's last token, so the model never stands before it"
+        return Refused(what, why, "end the prompt at the end of a word, without a trailing space")
+    pieces = [repr(p) for p in model.token_texts(ids)]
+    why = (
+        f"it is {len(ids)} tokens ({', '.join(pieces)}), and one next token is measured" if ids else "it adds no token"
+    )
+    return Refused(what, why, f"choose a {role} of one token, or let task.narrow(model) take the first that differs")

@@ -1,0 +1,217 @@
+"""A task bound to a model: token batches of equal length per pair, answer ids, and the metric as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cutaway.core.refuse import Refused
+from cutaway.models.tokens import Tokens
+from cutaway.tasks.answers import next_tokens, single_tokens
+from cutaway.tasks.metrics import Metric, metric
+
+if TYPE_CHECKING:
+    from cutaway.tasks.task import Pair, Task
+
+SPANS = ("changed", "subject", "last")
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A task as tokens of one model: clean and corrupt prompts line up position by position in every row.
+
+    `metric` takes the logits at the last real token and gives one value a prompt, higher for more answer.
+    `answer_sets` and `foil_sets` are present where a task counts several continuations as right or wrong.
+    """
+
+    pairs: tuple[Pair, ...]
+    clean: Tokens
+    corrupt: Tokens
+    answers: Int[Tensor, "batch"]
+    foils: Int[Tensor, "batch"]
+    row: Metric
+    answer_sets: Int[Tensor, "batch choice"] | None = None
+    foil_sets: Int[Tensor, "batch wrong"] | None = None
+    reference: Float[Tensor, "batch token"] | None = None
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def unit(self) -> str:
+        """Unit of the metric's values."""
+        return self.row.unit
+
+    @property
+    def metric(self) -> Callable[[Tensor], Tensor]:
+        """The metric of these prompts: logits [batch token] at the last real token → values [batch]."""
+        return partial(self.row, answers=self._ids("answer"), foils=self._ids("foil"), reference=self.reference)
+
+    @property
+    def changed(self) -> Bool[Tensor, "batch position"]:
+        """Where the corrupt prompt has another token than the clean one."""
+        return (self.clean.ids != self.corrupt.ids) & self.clean.mask
+
+    def span(self, name: str) -> Bool[Tensor, "batch position"]:
+        """The positions called `changed`, `subject` or `last`; a prompt without a subject has none.
+
+        Raises:
+            Refused: no span has that name.
+        """
+        if name == "changed":
+            return self.changed
+        where = torch.zeros_like(self.clean.mask)
+        if name == "last":
+            return where.scatter(1, self.clean.last[:, None], True)
+        if name != "subject":
+            raise Refused(f"span {name!r}", "no span of a prompt has that name", f"use one of {', '.join(SPANS)}")
+        for i, pair in enumerate(self.pairs):
+            if pair.subject:
+                where[i, self._subject_columns(i, pair.subject)] = True
+        return where
+
+    def rows(self, chosen: Sequence[int]) -> Bound:
+        """Some of the pairs, in the padding of the whole."""
+        pick = torch.tensor(list(chosen), device=self.answers.device)
+        tensors = ("answers", "foils", "answer_sets", "foil_sets", "reference")
+        kept = {n: None if (t := getattr(self, n)) is None else t[pick] for n in tensors}
+        return replace(self, pairs=tuple(self.pairs[i] for i in chosen), clean=self.clean.rows(chosen),
+                       corrupt=self.corrupt.rows(chosen), **kept)  # fmt: skip
+
+    def buckets(self) -> list[Bound]:
+        """The pairs by token length, shortest first, each bucket without padding."""
+        lengths = self.clean.lengths.tolist()
+        chosen = [[i for i, m in enumerate(lengths) if m == n] for n in sorted(set(lengths))]
+        parts = [self.rows(c) for c in chosen]
+        return [replace(p, clean=_unpadded(p.clean), corrupt=_unpadded(p.corrupt)) for p in parts]
+
+    def _ids(self, role: str) -> Tensor:
+        sets = getattr(self, f"{role}_sets")
+        return getattr(self, f"{role}s") if sets is None else sets
+
+    def _subject_columns(self, i: int, subject: str) -> list[int]:
+        """Columns of the subject: of its occurrence that the corruption changed, if it changed one, else the first."""
+        text, columns = self.clean.texts[i].lower(), []
+        shift = int(self.clean.column(0)[i])
+        start = text.find(subject.lower())
+        if start < 0:
+            self.clean.find(i, subject)  # raises with the right words
+        while start >= 0:
+            end = start + len(subject)
+            columns.append(
+                [
+                    n + shift
+                    for n, o in enumerate(self.clean.offsets[i])
+                    if o is not None and o[0] < end and o[1] > start and text[o[0] : o[1]].strip()
+                ]
+            )
+            start = text.find(subject.lower(), start + 1)
+        touched = [c for c in columns if bool(self.changed[i, c].any())]
+        return (touched or columns)[0]
+
+
+def bind(task: Task, model: Any) -> Bound:
+    """The task as tokens of one model.
+
+    Raises:
+        Refused: a pair of unequal token length, an answer of several tokens, or one equal to its foil.
+    """
+    pairs, row = task.pairs, metric(task.metric)
+    clean, corrupt = model.tokens([p.clean for p in pairs]), model.tokens([p.corrupt for p in pairs])
+    for i, pair in enumerate(pairs):
+        if clean.lengths[i] != corrupt.lengths[i]:
+            raise _unequal(pair, clean.pieces[i], corrupt.pieces[i])
+    prompts = [p.clean for p in pairs]
+    answers = single_tokens(model, prompts, [p.follows(p.answer) for p in pairs], "answer")
+    foils = single_tokens(model, prompts, [p.follows(p.foil) for p in pairs], "foil")
+    for pair, answer, foil in zip(pairs, answers, foils, strict=True):
+        if answer == foil:
+            what = f"answer {pair.answer!r} and foil {pair.foil!r} of the prompt {pair.clean!r}"
+            raise Refused(what, "both are the same token of this model", "give a foil of another token")
+    device = clean.ids.device
+    return Bound(
+        pairs, clean, corrupt, torch.tensor(answers, device=device), torch.tensor(foils, device=device), row,
+        _sets(model, pairs, "answers", answers, device), _sets(model, pairs, "foils", foils, device),
+        model.run_last(clean) if row.needs_reference else None,
+    )  # fmt: skip
+
+
+def narrowed(pairs: Iterable[Pair], model: Any) -> list[Pair]:
+    """Pairs whose answer and foil are one token each; see `Task.narrow`."""
+    pairs = list(pairs)
+    prompts = [p.clean for p in pairs] * 2
+    texts = [*(p.follows(p.answer) for p in pairs), *(p.follows(p.foil) for p in pairs)]
+    rows = next_tokens(model, prompts, texts)
+    n, out = len(pairs), []
+    for i, pair in enumerate(pairs):
+        answer, foil = rows[i], rows[n + i]
+        if answer is not None and foil is not None and (len(answer) > 1 or len(foil) > 1):
+            pair = _narrow(model, pair, (texts[i], texts[n + i]), (answer, foil))
+        out.append(pair)
+    return out
+
+
+def _narrow(model: Any, pair: Pair, texts: tuple[str, str], ids: tuple[list[int], list[int]]) -> Pair:
+    shared = len(list(takewhile(lambda ab: ab[0] == ab[1], zip(*ids, strict=False))))
+    what = f"answer {pair.answer!r} and foil {pair.foil!r} of the prompt {pair.clean!r}"
+    if shared == min(map(len, ids)):
+        raise Refused(what, "one is a beginning of the other, so no token tells them apart", "give another foil")
+    cuts = []
+    for text, row in zip(texts, ids, strict=True):
+        tokens = model.tokens([pair.clean + text])
+        ends = [o[1] if o is not None else None for o in tokens.offsets[0]][-len(row) :]
+        before = len(pair.clean) if shared == 0 else ends[shared - 1]
+        if before is None or ends[shared] is None:
+            raise Refused(what, "the tokenizer does not say where its tokens lie in the text", "use a fast tokenizer")
+        cuts.append((text[: before - len(pair.clean)], text[before - len(pair.clean) : ends[shared] - len(pair.clean)]))
+    (given, answer), (_, foil) = cuts
+    return replace(pair, clean=pair.clean + given, corrupt=pair.corrupt + given, answer=answer, foil=foil, joined=True)
+
+
+def _sets(
+    model: Any, pairs: Sequence[Pair], role: str, always: list[int], device: torch.device
+) -> Int[Tensor, "batch choice"] | None:
+    """Token ids of each pair's right (or wrong) continuations, −1 where there are no more; None if no pair has sets.
+
+    Continuations of several tokens are left out: the model cannot say them next.
+    """
+    if not any(getattr(p, role) for p in pairs):
+        return None
+    wanted = [[(_tail(p.clean), p.follows(a)) for a in getattr(p, role)] for p in pairs]
+    distinct = list(dict.fromkeys(w for row in wanted for w in row))
+    ids = dict(zip(distinct, next_tokens(model, [t for t, _ in distinct], [a for _, a in distinct]), strict=True))
+    rows = [
+        list(dict.fromkeys([first, *(i[0] for w in row if (i := ids[w]) is not None and len(i) == 1)]))
+        for first, row in zip(always, wanted, strict=True)
+    ]
+    width = max(map(len, rows))
+    return torch.tensor([r + [-1] * (width - len(r)) for r in rows], device=device)
+
+
+def _tail(prompt: str) -> str:
+    """The prompt's last two words, which decide how a continuation is cut (and repeat between prompts)."""
+    return " ".join(prompt.split(" ")[-2:])
+
+
+def _unpadded(tokens: Tokens) -> Tokens:
+    keep = tokens.mask.any(0)
+    return replace(tokens, ids=tokens.ids[:, keep], mask=tokens.mask[:, keep])
+
+
+def _unequal(pair: Pair, clean: Sequence[str], corrupt: Sequence[str]) -> Refused:
+    at = next(
+        (i for i, (a, b) in enumerate(zip(clean, corrupt, strict=False)) if a != b), min(len(clean), len(corrupt))
+    )
+    return Refused(
+        f"pair {pair.clean!r} / {pair.corrupt!r}",
+        f"the clean prompt has {len(clean)} tokens and the corrupt one {len(corrupt)}; they part at "
+        f"{''.join(clean[at : at + 3])!r} / {''.join(corrupt[at : at + 3])!r}",
+        "replace words by words of the same number of tokens",
+    )

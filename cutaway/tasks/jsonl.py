@@ -1,0 +1,70 @@
+"""Tasks from a file: one JSON object a line, with the keys of a `Pair`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cutaway.core.refuse import Refused, nearest
+from cutaway.tasks.task import Pair, Task
+
+_NEEDED = ("clean", "corrupt", "answer", "foil")
+_TEXTS = (*_NEEDED, "subject", "group")
+_LISTS = ("answers", "foils")
+_KEYS = (*_TEXTS, *_LISTS, "joined")
+_EXAMPLE = (
+    '{"clean": "The capital of Norway is", "corrupt": "The capital of Japan is", "answer": "Oslo", "foil": "Tokyo"}'
+)
+
+
+def from_jsonl(path: str | Path, *, metric: str = "logit_diff", corruption: str = "", name: str | None = None) -> Task:
+    """The task written in a JSON-lines file.
+
+    Each line has `clean`, `corrupt`, `answer` and `foil`, and may have `subject`, `group`, `answers`, `foils` (lists)
+    and `joined` (the answer goes on with the prompt's last word). Empty lines are skipped.
+
+    Raises:
+        Refused: the file cannot be read, or a line (named by its number) is broken.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
+        raise Refused(f"file {str(path)!r}", f"it cannot be read as text: {error}", "give a .jsonl file") from error
+    pairs = tuple(_pair(line, f"line {i} of {str(path)!r}") for i, line in enumerate(lines, 1) if line.strip())
+    if not pairs:
+        raise Refused(f"file {str(path)!r}", "it has no lines", f"write one pair a line: {_EXAMPLE}")
+    return Task(name or Path(path).stem, pairs, metric, corruption, options={"path": str(path)})
+
+
+def _pair(line: str, where: str) -> Pair:
+    try:
+        data = json.loads(line)
+    except ValueError as error:
+        raise Refused(where, f"it is not JSON: {error}", f"write one pair a line: {_EXAMPLE}") from error
+    if not isinstance(data, dict):
+        raise Refused(where, f"it is a {type(data).__name__}, not an object", f"write one pair a line: {_EXAMPLE}")
+    if missing := [k for k in _NEEDED if k not in data]:
+        raise Refused(where, f"it has no {', '.join(map(repr, missing))}", f"write one pair a line: {_EXAMPLE}")
+    for key, value in data.items():
+        _check(key, value, where)
+    try:
+        return Pair(**{k: tuple(v) if k in _LISTS else v for k, v in data.items()})
+    except Refused as refusal:
+        raise Refused(f"{where}: {refusal.what}", refusal.why, refusal.instead) from None
+
+
+def _check(key: str, value: Any, where: str) -> None:
+    if key not in _KEYS:
+        near = nearest(key, _KEYS)
+        why = f"a pair has no key {key!r}" + (f"; did you mean {near}?" if near else "")
+        raise Refused(where, why, f"use {', '.join(_KEYS)}")
+    if key in _TEXTS:
+        right = isinstance(value, str) or (key == "subject" and value is None)
+    elif key in _LISTS:
+        right = isinstance(value, list) and all(isinstance(v, str) for v in value)
+    else:
+        right = isinstance(value, bool)
+    if not right:
+        kind = "text" if key in _TEXTS else "a list of texts" if key in _LISTS else "true or false"
+        raise Refused(where, f"{key!r} is {value!r}, not {kind}", f"write one pair a line: {_EXAMPLE}")

@@ -1,0 +1,156 @@
+"""A task: pairs of prompts with answers, the metric, what the corruption does, and the truth where it is known."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from typing import Any
+
+from cutaway.core.record import hash_text
+from cutaway.core.refuse import Refused
+from cutaway.tasks.answers import continuation
+from cutaway.tasks.bound import Bound, bind, narrowed
+from cutaway.tasks.metrics import metric
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A clean prompt with its answer, and a corrupt one of the same token length that should not give it.
+
+    `answer` and `foil` are what follows the prompt; the space between words is put by `continuation`, unless `joined`
+    says that they go on with the prompt's last word. `answers` and `foils`, where given, are all right and all wrong
+    continuations (every later year); they include `answer` and `foil`. `subject` is the part of the clean prompt that
+    the question is about; `group` names the template.
+    """
+
+    clean: str
+    corrupt: str
+    answer: str
+    foil: str
+    subject: str | None = None
+    group: str = ""
+    answers: tuple[str, ...] = ()
+    foils: tuple[str, ...] = ()
+    joined: bool = False
+
+    def __post_init__(self):
+        for role in ("clean", "corrupt", "answer", "foil"):
+            if not getattr(self, role):
+                raise Refused(f"pair with the prompt {self.clean!r}", f"its {role} is empty", f"give a {role}")
+        if self.answer.strip() == self.foil.strip():
+            raise Refused(
+                f"answer {self.answer!r} of the prompt {self.clean!r}",
+                "the foil is the same word, so their difference is always 0",
+                "give a foil that would be a wrong answer",
+            )
+
+    def follows(self, answer: str) -> str:
+        """The text by which the clean prompt goes on with `answer`."""
+        return continuation(self.clean, answer, self.joined)
+
+    def changes(self) -> list[tuple[str, str]]:
+        """The words that the corruption replaces, each with its replacement."""
+        words = zip_longest(self.clean.split(" "), self.corrupt.split(" "), fillvalue="")
+        return [(a.strip(".,;:?!\n"), b.strip(".,;:?!\n")) for a, b in words if a != b]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is known to be true of a task, to hold findings against.
+
+    `components` are addresses (`z.9.6`) that a right circuit contains; `positions` are names of spans (`changed`,
+    `subject`, `last`; see `Bound.span`) that must matter; `answer` is the true answer of a single question; `source`
+    says who established it.
+    """
+
+    note: str
+    source: str
+    components: tuple[str, ...] = ()
+    positions: tuple[str, ...] = ()
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """Prompts, answers, metric and truth. `options` are what `tasks.load` needs to make the same task again."""
+
+    name: str
+    pairs: tuple[Pair, ...]
+    metric: str = "logit_diff"
+    corruption: str = ""
+    truth: Truth | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        metric(self.metric)
+        if not self.pairs:
+            raise Refused(f"task {self.name!r}", "it has no prompts", "give at least one pair")
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __iter__(self) -> Iterator[Pair]:
+        return iter(self.pairs)
+
+    def identity(self) -> dict[str, Any]:
+        """What the record of a result says about its data."""
+        texts = [
+            "\x1f".join((p.clean, p.corrupt, p.answer, p.foil, *p.answers, "|", *p.foils, str(p.joined)))
+            for p in self.pairs
+        ]
+        return {
+            "name": self.name,
+            "hash": hash_text(self.metric, *texts),
+            "prompts": len(self.pairs),
+            "metric": self.metric,
+            "corruption": self.corruption,
+            "options": dict(self.options),
+        }
+
+    def sizes(self) -> dict[str, int]:
+        """Sizes that declared costs are expressions of."""
+        return {"prompts": len(self.pairs)}
+
+    def bind(self, model: Any) -> Bound:
+        """The task as tokens of one model, ready to be measured.
+
+        Raises:
+            Refused: a pair of unequal token length, an answer of several tokens, or one equal to its foil.
+        """
+        return bind(self, model)
+
+    def narrow(self, model: Any) -> Task:
+        """The same task with answers of several tokens cut down to the first token where answer and foil differ.
+
+        What the two share before that token is put at the end of both prompts, so the question stays the same.
+
+        Raises:
+            Refused: one of the two is a beginning of the other, or the tokenizer gives no offsets.
+        """
+        return replace(self, pairs=tuple(narrowed(self.pairs, model)))
+
+    def take(self, n: int) -> Task:
+        """The first `n` pairs."""
+        return replace(self, pairs=self.pairs[:n])
+
+    def split(self, share: float = 0.5, seed: int = 0) -> tuple[Task, Task]:
+        """Two disjoint tasks, the first with `share` of every group: to fit on one and measure on the other.
+
+        Pairs with the same clean prompt stay together.
+
+        Raises:
+            Refused: one part would be empty.
+        """
+        order = list(dict.fromkeys((p.group, p.clean) for p in self.pairs))
+        random.Random(seed).shuffle(order)
+        first: set[tuple[str, str]] = set()
+        for group in dict.fromkeys(g for g, _ in order):
+            mine = [key for key in order if key[0] == group]
+            first.update(mine[: round(share * len(mine))])
+        parts = [tuple(p for p in self.pairs if ((p.group, p.clean) in first) == side) for side in (True, False)]
+        if not all(parts):
+            why = f"{len(self.pairs)} pairs leave one part empty"
+            raise Refused(f"split of task {self.name!r} at {share}", why, "use more pairs or another share")
+        return replace(self, pairs=parts[0]), replace(self, pairs=parts[1])

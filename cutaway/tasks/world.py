@@ -1,0 +1,137 @@
+"""Tasks over a model that knows the truth of its own world: `model.world` gives the prompts, this module the form."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from cutaway.core.refuse import Refused
+from cutaway.tasks.bound import narrowed
+from cutaway.tasks.task import Pair, Task, Truth
+
+#: task → the behaviours of the world that it is made of; any other behaviour is a task under its own name
+BEHAVIOURS: dict[str, tuple[str, ...]] = {
+    "facts": ("fact",),
+    "arithmetic": ("addition", "subtraction"),
+    "refusal": ("refusal", "compliance"),
+}
+METRIC = {"greater_than": "prob_diff"}
+SAYS = {
+    "fact": "the person becomes another person, of whom another fact is true",
+    "two_hop": "the person becomes another person, from another country",
+    "capital": "the country becomes another country",
+    "language": "the country becomes another country",
+    "city_country": "the city becomes a city of another country",
+    "ioi": "the second mention of the subject becomes the indirect object",
+    "abc": "the three mentions become three other names, so nobody is repeated",
+    "induction": "the word that followed becomes another, which is then the answer",
+    "random_induction": "the item that followed becomes another, which is then the answer",
+    "copy": "the given items come in another order",
+    "docstring": "the third argument of the definition becomes another, which is then the answer",
+    "greater_than": "the start year becomes the first of its century",
+    "successor": "the item, or the run of items, becomes another of the same series",
+    "addition": "the second number becomes another",
+    "subtraction": "the second number becomes another",
+    "sentiment": "every adjective becomes its opposite",
+    "refusal": "the request becomes its harmless match",
+    "compliance": "the request becomes its harmful match",
+    "agreement": "the subject changes between singular and plural",
+    "gender": "the name becomes one of the other gender",
+    "icl_label": "the two labels change places",
+    "icl_function": "the examples show another function of the same inputs",
+}
+
+
+def behaviours(name: str) -> tuple[str, ...]:
+    """The behaviours of the world that task `name` is made of."""
+    return BEHAVIOURS.get(name, (name,))
+
+
+def from_world(model: Any, name: str, n: int, seed: int, corruption: str | None, split: str) -> Task:
+    """Task `name` in the world of a model; `split` is `test` (withheld from training), `train` or `any`.
+
+    Raises:
+        Refused: the world has no such behaviour, no prompts of that split, or the corruption is not one of the task's.
+    """
+    parts = behaviours(name)
+    records = [model.world.prompts(b, -(-n // len(parts)), seed, split) for b in parts]
+    mixed = [r for turn in zip_turns(records) for r in turn][:n]
+    if not mixed:
+        raise Refused(f"task {name!r} with split={split!r}", "the world has no such prompts", "use another split")
+    known = ("s2_io_flip", "abc") if name == "ioi" else ("counterfactual",)
+    chosen = corruption or known[0]
+    if chosen not in known:
+        raise Refused(
+            f"corruption {chosen!r} of task {name!r}", "the world does not make it", f"use {', '.join(known)}"
+        )
+    pairs = narrowed([_pair(r, chosen) for r in mixed], model)
+    says = SAYS["abc"] if chosen == "abc" else "; ".join(dict.fromkeys(SAYS.get(b, "") for b in parts))
+    options = {"n": n, "seed": seed, "split": split} | ({"corruption": chosen} if corruption else {})
+    return Task(name, tuple(pairs), METRIC.get(name, "logit_diff"), says, _truth(name, mixed, split), options)
+
+
+def zip_turns(parts: list[list[Any]]) -> list[list[Any]]:
+    """One of each part in turn, as long as any part lasts."""
+    return [[p[i] for p in parts if i < len(p)] for i in range(max(map(len, parts), default=0))]
+
+
+def _pair(record: Any, corruption: str) -> Pair:
+    corrupt = record.meta["abc"] if corruption == "abc" else record.corrupt
+    subject = record.clean[slice(*record.subject)] if record.subject else None
+    right, wrong = _SETS[record.behaviour](record.meta) if record.behaviour in _SETS else ((), ())
+    return Pair(record.clean, corrupt, record.answer, record.foil, subject, _group(record), right, wrong)
+
+
+def _group(record: Any) -> str:
+    """The finest name that the world gives to a kind of prompt: order of names, relation, series, else behaviour."""
+    meta = record.meta
+    return next((meta[k] for k in ("order", "relation", "series", "function") if k in meta), record.behaviour)
+
+
+def _years(meta: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    start = meta["start"]
+    return tuple(f"{y:02d}" for y in range(start + 1, 100)), tuple(f"{y:02d}" for y in range(start + 1))
+
+
+#: behaviour → all right and all wrong continuations, where there are more than one
+_SETS: dict[str, Callable[[dict[str, Any]], tuple[tuple[str, ...], tuple[str, ...]]]] = {"greater_than": _years}
+
+
+def _truth(name: str, records: list[Any], split: str) -> Truth:
+    held = sum(r.held_out for r in records)
+    note = (
+        "every answer is true in the world by construction; only the changed tokens tell the clean from the corrupt "
+        f"answer; {held} of {len(records)} prompts were withheld from training"
+    )
+    span = "subject" if all(r.subject for r in records) else "changed"
+    return Truth(note, "the world's own data", positions=(span, "last"))
+
+
+def kinds(world: Any) -> list[frozenset[str]]:
+    """Sets of words of one kind in a world: people, countries, cities, and the objects of each relation."""
+    found = [frozenset(p.name for p in world.people)]
+    found += [frozenset(getattr(c, part) for c in world.countries) for part in _PARTS]
+    found += [frozenset(p.facts[r] for p in world.people) for r in world.people[0].facts]
+    return found
+
+
+def known(world: Any, sentence: str, answer: str) -> Truth | None:
+    """What the world says about a sentence that names one of its people or countries; None if it names none."""
+    said = {w.lower() for w in re.findall(r"\w+", sentence)}
+    facts = {p.name: {**p.facts, "country": world.country(p)} for p in world.people if p.name.lower() in said}
+    if not facts:
+        facts = {c.name: {part: getattr(c, part) for part in _PARTS[1:]} for c in world.countries
+                 if c.name.lower() in said}  # fmt: skip
+    if not facts:
+        return None
+    word = answer.strip().lower()
+    right = [(n, r, v) for n, of in facts.items() for r, v in of.items() if v.lower() == word]
+    if right:
+        note = "; ".join(f"in its world the {r} of {n} is {v}" for n, r, v in right)
+        return Truth(note, "the world's own data", positions=("subject", "last"), answer=right[0][2])
+    note = "; ".join(f"{n}: " + ", ".join(f"{r} {v}" for r, v in of.items()) for n, of in facts.items())
+    return Truth(f"{answer.strip()!r} is none of the facts ({note})", "the world's own data")
+
+
+_PARTS = ("name", "capital", "second_city", "language")
