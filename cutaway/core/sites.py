@@ -57,7 +57,7 @@ SITES: tuple[Site, ...] = (
     Site("mlp_pre", "layer", _NEURON, True, "W_in x: the activation's argument, or the linear branch of a gated MLP"),
     Site("mlp_gate", "layer", _NEURON, True, "W_gate x: the activation's argument in a gated MLP"),
     Site("mlp_post", "layer", _NEURON, True, "neuron activations: what W_out reads"),
-    Site("router", "layer", "batch position expert", True, "router logits of a mixture of experts"),
+    Site("router", "layer", "batch position expert", False, "router logits of a mixture of experts"),
     Site("mlp_out", "layer", _RESID, True, "what the MLP adds to the residual stream"),
     Site("resid_post", "layer", _RESID, True, "residual stream leaving the block"),
     Site("ln1.scale", "layer", "batch position", True, "divisor of the norm before attention"),

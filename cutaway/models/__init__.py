@@ -1,1 +1,28 @@
 """Any Hugging Face model, live: families, sites, capture, edits, weights, residual decomposition, tokens."""
+
+from cutaway.models.capture import Activations
+from cutaway.models.edits import Ablate, Add, Edit, Freeze, Knockout, Project, Replace, Scale
+from cutaway.models.load import load
+from cutaway.models.model import Model
+from cutaway.models.residual import decompose, logit_contributions
+from cutaway.models.self_check import self_check
+from cutaway.models.tokens import Tokens, batch
+
+__all__ = [
+    "Ablate",
+    "Activations",
+    "Add",
+    "Edit",
+    "Freeze",
+    "Knockout",
+    "Model",
+    "Project",
+    "Replace",
+    "Scale",
+    "Tokens",
+    "batch",
+    "decompose",
+    "load",
+    "logit_contributions",
+    "self_check",
+]

@@ -1,0 +1,127 @@
+"""Anatomy: a live model's modules under the house's names, read through its family row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from cutaway.core.refuse import Refused
+from cutaway.models.families import Family, find, need
+from cutaway.models.norms import Norm, measure
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model. `d_mlp` is the width of `mlp_post` (0 where experts hide it)."""
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    d_vocab: int
+    context: int
+    n_experts: int = 0
+
+
+class Anatomy:
+    """Modules and sizes of one live model; holds no state of a run."""
+
+    def __init__(self, hf: Any, family: Family):
+        self.hf, self.family = hf, family
+        self.root = need(hf, family.root, "the model's root")
+        self.blocks = list(need(self.root, family.layers, "the block list"))  # type: ignore[call-overload]
+        self.shape = self._shape()
+
+    @property
+    def config(self) -> Any:
+        """transformers' own configuration."""
+        return self.hf.config
+
+    @cached_property
+    def parallel(self) -> bool:
+        """Whether attention and MLP read the same residual stream."""
+        return any(key == "always" or bool(getattr(self.config, key, False)) for key in self.family.parallel)
+
+    @cached_property
+    def multiplier(self) -> float:
+        """What the block multiplies its contributions with before adding them (Granite)."""
+        key = self.family.residual_multiplier
+        return float(getattr(self.config, key)) if key else 1.0
+
+    @cached_property
+    def softcap(self) -> float | None:
+        """The cap of `cap · tanh(logits / cap)`, or None."""
+        return getattr(self.config, "final_logit_softcapping", None)
+
+    @cached_property
+    def logit_multiplier(self) -> float:
+        """What the unembedding's output is multiplied with (Cohere's logit_scale, Granite's 1 / logits_scaling)."""
+        scale = getattr(self.config, "logit_scale", None)
+        if scale is not None and self.family.name.startswith("cohere"):
+            return float(scale)
+        return 1.0 / float(getattr(self.config, "logits_scaling", None) or 1.0)
+
+    @property
+    def unembed(self) -> nn.Module | None:
+        """The module that turns the final residual stream into logits."""
+        return self.hf.get_output_embeddings() if hasattr(self.hf, "get_output_embeddings") else None
+
+    def part(self, layer: int, name: str) -> nn.Module | None:
+        """A module of a block by the family row's field name (`o`, `ln1`, `down` …), or None."""
+        path = getattr(self.family, name)
+        return find(self.blocks[layer], path) if path else None
+
+    def top(self, name: str) -> nn.Module | None:
+        """A module of the root by the family row's field name (`embed`, `pos`, `final`), or None."""
+        return find(self.root, getattr(self.family, name))
+
+    def norm(self, module: nn.Module) -> Norm:
+        """The affine form of a norm module, measured anew (its weights may have been edited)."""
+        return measure(module, self.shape.d_model)
+
+    def resid_mid_reader(self, layer: int) -> nn.Module | None:
+        """The module whose input tensor is the residual stream between attention and MLP, or None if parallel."""
+        if self.parallel or self.family.post_norm or (self.family.ln2 is None and self.family.ln1_post is None):
+            return None
+        return self.part(layer, "ln2") or self.part(layer, "mlp")
+
+    def _shape(self) -> Shape:
+        c = self.config
+        n_heads = _first(c, "num_attention_heads", "n_head", "num_heads")
+        d_model = _first(c, "hidden_size", "n_embd")
+        o = next((m for i in range(len(self.blocks)) if (m := self.part(i, "o")) is not None), None)
+        if o is None or not n_heads:
+            raise Refused(
+                f"model type {c.model_type!r}", "its attention has no output projection", "use a known family"
+            )
+        d_head = (_in_width(o) or d_model) // n_heads
+        down = next((m for i in range(len(self.blocks)) if (m := self.part(i, "down")) is not None), None)
+        kv = self._kv_heads(n_heads, d_head)
+        return Shape(
+            len(self.blocks), n_heads, kv, d_model, d_head, (_in_width(down) or 0) if down is not None else 0, c.vocab_size,
+            _first(c, "max_position_embeddings", "n_positions", "seq_length", "n_ctx") or 1 << 30,
+            (_first(c, "num_local_experts", "num_experts") or 0) if self.family.router else 0,
+        )  # fmt: skip
+
+    def _kv_heads(self, n_heads: int, d_head: int) -> int:
+        fused, k = self.part(0, "fused"), self.part(0, "k")
+        if fused is not None:
+            return (_out_width(fused) // d_head - n_heads) // 2
+        return _out_width(k) // d_head if k is not None else _first(self.config, "num_key_value_heads") or n_heads
+
+
+def _first(config: Any, *names: str) -> int:
+    return next((int(v) for n in names if isinstance(v := getattr(config, n, None), int)), 0)
+
+
+def _in_width(m: nn.Module) -> int | None:
+    return getattr(m, "in_features", None) or getattr(m, "nx", None)
+
+
+def _out_width(m: nn.Module) -> int:
+    return int(getattr(m, "out_features", None) or getattr(m, "nf", 0))

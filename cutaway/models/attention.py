@@ -1,0 +1,226 @@
+"""Attention taps: queries, keys, values, scores and patterns of any family, with the model's own kernels.
+
+Two mechanisms, both inert unless a module is being watched, both gone afterwards:
+
+* a name-preserving dispatch over transformers' attention registry: the registered functions are wrapped under their
+  own names while a tap is open, so families that compare names, and masks chosen by name, see no change;
+* a torch function mode inside modules that compute attention inline (GPT-J, BLOOM, Falcon …).
+
+Scores and patterns are those of the family's own eager attention: soft caps, masks and casts are never imitated.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from cutaway.core.refuse import Refused
+
+# Watched module -> functions that see (site, raw tensor) and return it or its replacement, outermost first.
+Watcher = Callable[[str, Tensor], Tensor]
+_WATCHED: dict[nn.Module, list[tuple[frozenset[str], Watcher]]] = {}
+_LOCK = threading.RLock()
+_INSTALLED: dict[str, Any] = {"count": 0, "originals": {}}
+_PRODUCTS = frozenset({"matmul", "__matmul__", "bmm", "baddbmm"})
+SITES = frozenset({"q", "k", "v", "scores", "pattern"})
+
+
+@contextmanager
+def watching(module: nn.Module, sites: frozenset[str], see: Watcher) -> Iterator[None]:
+    """While open, `see` gets q, k, v, scores or pattern of this attention module (raw: [batch, head, position, …])."""
+    inline = not uses_interface(module)
+    with _LOCK:
+        _WATCHED.setdefault(module, []).append((sites, see))
+        if inline:
+            before = module.__dict__.get("forward")  # another library's wrapper, or nothing
+            module.__dict__["forward"] = _inline_forward(module, module.forward)
+        else:
+            _install()
+    try:
+        yield
+    finally:
+        with _LOCK:
+            stack = _WATCHED[module]
+            stack.remove((sites, see))
+            if not stack:
+                del _WATCHED[module]
+            if not inline:
+                _uninstall()
+            elif before is None:
+                del module.__dict__["forward"]
+            else:
+                module.__dict__["forward"] = before
+
+
+def uses_interface(module: nn.Module) -> bool:
+    """Whether the module hands its attention to transformers' registry."""
+    return _calls_interface(type(module))
+
+
+@cache
+def _calls_interface(kind: type) -> bool:
+    return "get_interface(" in inspect.getsource(kind)
+
+
+def _seen(module: nn.Module, site: str, x: Tensor) -> Tensor:
+    for sites, see in _WATCHED[module]:
+        if site in sites:
+            x = see(site, x)
+    return x
+
+
+def _wants(module: nn.Module, *sites: str) -> bool:
+    return any(s in wanted for wanted, _ in _WATCHED.get(module, ()) for s in sites)
+
+
+def _install() -> None:
+    from transformers import AttentionInterface
+
+    if _INSTALLED["count"] == 0:
+        registry = AttentionInterface._global_mapping
+        _INSTALLED["originals"] = dict(registry)
+        for key in [*registry, "eager"]:
+            registry[key] = _dispatcher(key, registry.get(key))
+    _INSTALLED["count"] += 1
+
+
+def _uninstall() -> None:
+    from transformers import AttentionInterface
+
+    _INSTALLED["count"] -= 1
+    if _INSTALLED["count"] == 0:
+        registry = AttentionInterface._global_mapping
+        for key in list(registry):
+            if getattr(registry[key], "_cutaway", False):
+                del registry[key]
+        registry.update(_INSTALLED["originals"])
+
+
+def _dispatcher(key: str, original: Callable[..., Any] | None) -> Callable[..., Any]:
+    def attend(module: nn.Module, query: Tensor, key_: Tensor, value: Tensor, mask: Any = None, **kw: Any) -> Any:
+        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        own = original or eager
+        if own is None:
+            raise Refused(
+                f"attention of {type(module).__name__}", "it has no eager form", "load it with attention='sdpa'"
+            )
+        if module not in _WATCHED:
+            return own(module, query, key_, value, mask, **kw)
+        q, k, v = (_seen(module, s, x) for s, x in (("q", query), ("k", key_), ("v", value)))
+        if not _wants(module, "scores", "pattern"):
+            return own(module, q, k, v, mask, **kw)
+        if key not in ("eager", "sdpa") or eager is None:
+            raise Refused(
+                f"scores of {type(module).__name__} under {key!r} attention",
+                "that kernel never forms them and its masks have another shape",
+                "load the model with attention='sdpa' or 'eager'",
+            )
+        mask = _additive(module, q, k, mask, kw.get("is_causal")) if key == "sdpa" else mask
+        with _SoftmaxTap(module):
+            return eager(module, q, k, v, mask, **kw)
+
+    attend._cutaway = True  # type: ignore[attr-defined]
+    return attend
+
+
+def _additive(module: nn.Module, q: Tensor, k: Tensor, mask: Tensor | None, causal: bool | None) -> Tensor | None:
+    """The additive mask that the eager form needs, from what the fused kernel was given (None or boolean)."""
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    if mask is None and causal and q.shape[2] > 1:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+        mask = mask[None, None]
+    if mask is not None and mask.dtype == torch.bool:
+        zero = torch.zeros(mask.shape, dtype=q.dtype, device=q.device)
+        mask = zero.masked_fill(~mask, torch.finfo(q.dtype).min)
+    return mask
+
+
+class _SoftmaxTap(TorchFunctionMode):
+    """Around an eager attention function: the first softmax's argument is `scores`, its value `pattern`."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module, self.done = module, False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.done and getattr(func, "__name__", "") == "softmax":
+            self.done = True
+            scores = _seen(self.module, "scores", args[0])
+            return _seen(self.module, "pattern", func(scores, *args[1:], **(kwargs or {})))
+        return func(*args, **(kwargs or {}))
+
+
+class _InlineTap(TorchFunctionMode):
+    """Inside a module that computes attention itself: the products around its softmax carry q, k and v."""
+
+    def __init__(self, module: nn.Module, heads: int):
+        super().__init__()
+        self.module, self.heads, self.stage = module, heads, 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        if name == "scaled_dot_product_attention":
+            return self._fused(func, args, kwargs)
+        if name in _PRODUCTS and self.stage in (0, 2) and _is_batched(args, kwargs):
+            self.stage += 1
+            return self._product(func, args, kwargs)
+        if name == "softmax" and self.stage == 1:
+            self.stage = 2
+            scores = _seen(self.module, "scores", args[0])
+            return _seen(self.module, "pattern", func(scores, *args[1:], **kwargs))
+        return func(*args, **kwargs)
+
+    def _product(self, func: Any, args: Any, kwargs: Any) -> Any:
+        named = "batch1" in kwargs
+        a, b = (kwargs["batch1"], kwargs["batch2"]) if named else args[:2]
+        if self.stage == 1:
+            a = self._flat(_seen(self.module, "q", self._headed(a)), a)
+            b = self._flat(_seen(self.module, "k", self._headed(b.transpose(-1, -2))), b.transpose(-1, -2)).transpose(
+                -1, -2
+            )
+        else:
+            b = self._flat(_seen(self.module, "v", self._headed(b)), b)
+        return func(*args, **{**kwargs, "batch1": a, "batch2": b}) if named else func(a, b, *args[2:], **kwargs)
+
+    def _fused(self, func: Any, args: Any, kwargs: Any) -> Any:
+        q, k, v = (_seen(self.module, s, x) for s, x in zip("qkv", args[:3], strict=True))
+        if not _wants(self.module, "scores", "pattern"):
+            return func(q, k, v, *args[3:], **kwargs)
+        scores = q @ k.transpose(-1, -2) * (kwargs.get("scale") or 1 / math.sqrt(q.shape[-1]))
+        mask = _additive(self.module, q, k, kwargs.get("attn_mask"), bool(kwargs.get("is_causal")))
+        scores = _seen(self.module, "scores", scores if mask is None else scores + mask)
+        return _seen(self.module, "pattern", scores.softmax(-1)).to(v.dtype) @ v
+
+    def _headed(self, x: Tensor) -> Tensor:
+        return x if x.ndim == 4 else x.view(-1, self.heads, *x.shape[1:])
+
+    def _flat(self, new: Tensor, old: Tensor) -> Tensor:
+        return new if new.ndim == old.ndim else new.reshape(old.shape)
+
+
+def _is_batched(args: Any, kwargs: Any) -> bool:
+    """Whether a product is of two activations, not of an activation and a weight matrix."""
+    other = kwargs.get("batch2", args[1] if len(args) > 1 else None)
+    return isinstance(other, Tensor) and other.ndim >= 3
+
+
+def _inline_forward(module: nn.Module, plain: Callable[..., Any]) -> Callable[..., Any]:
+    heads = next(int(h) for n in ("num_heads", "num_attention_heads") if (h := getattr(module, n, None)))
+
+    def forward(*args: Any, **kw: Any) -> Any:
+        if module not in _WATCHED:
+            return plain(*args, **kw)
+        with _InlineTap(module, heads):
+            return plain(*args, **kw)
+
+    return forward

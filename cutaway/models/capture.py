@@ -1,0 +1,129 @@
+"""Captured activations: a mapping from addresses to tensors, with the tokens they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.core.address import Address, expand, parse, unit_axis
+from cutaway.core.refuse import Refused, nearest
+from cutaway.core.sites import BY_NAME
+from cutaway.models import taps
+from cutaway.models.anatomy import Anatomy
+from cutaway.models.tokens import Tokens
+
+
+class Activations(Mapping[str, Tensor]):
+    """What one forward showed at the asked places.
+
+    `acts["resid_post.3"]` is [batch, position, d_model]; `acts["z.3.1"]` one head; `acts["z.3.1@-1"]` at the last real
+    token; `acts["resid_post"]` all captured layers stacked in front.
+    """
+
+    def __init__(self, values: Mapping[Address, Tensor | Callable[[], Tensor]], tokens: Tokens):
+        self._values = dict(values)
+        self.tokens = tokens
+
+    def __getitem__(self, key: str | Address) -> Tensor:
+        if isinstance(key, str) and key in BY_NAME and BY_NAME[key].scope == "layer":
+            return self.stack(key)
+        address = parse(key)
+        if address.place not in self._values:
+            close = nearest(str(address.place), list(self))
+            raise Refused(
+                f"activation {key!s}", "it was not captured" + (f"; near: {close}" if close else ""), "capture it"
+            )
+        value = self._values[address.place]
+        if not isinstance(value, Tensor):
+            value = self._values[address.place] = value()
+        return self._select(value, address)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(map(str, self._values))
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __contains__(self, key: object) -> bool:
+        return str(key) in {str(a) for a in self._values}
+
+    def layers(self, site: str) -> list[int]:
+        """The captured layers of a site, in order."""
+        return sorted(a.layer for a in self._values if a.site == site and a.layer is not None)
+
+    def stack(self, site: str) -> Tensor:
+        """All captured layers of a site as one tensor, `layer` in front."""
+        layers = self.layers(site)
+        if not layers:
+            raise Refused(f"activation {site!r}", "no layer of it was captured", "capture it")
+        return torch.stack([self[str(Address(site, i))] for i in layers])
+
+    def to(self, device: torch.device | str) -> Activations:
+        """The same activations on another device."""
+        return Activations({a: self[str(a)].to(device) for a in self._values}, self.tokens.to(device))
+
+    def _select(self, value: Tensor, address: Address) -> Tensor:
+        axes = address.row.axes.split()
+        if address.position is not None:
+            rows = torch.arange(len(value), device=value.device)
+            value = value[rows, self.tokens.column(address.position).to(value.device)]
+            axes.remove("position")
+        if address.unit is not None:
+            value = value.select(axes.index(str(unit_axis(address.row))), address.unit)
+        return value
+
+
+class Collector:
+    """Gathers tensors while a forward runs; cheap sites that others determine are computed when first looked at."""
+
+    def __init__(self, body: Anatomy, patterns: str | Sequence[str | Address], sizes: Mapping[str, int], live: bool):
+        self.body, self.live = body, live
+        self.asked = [a.place for a in expand(patterns, sizes)]
+        self.found: dict[Address, Tensor] = {}
+        # Derived sites follow from a view site unless gradients must reach them.
+        self.later = {} if live else {a: d for a in self.asked if (d := derivation(body, a)) is not None}
+        self.places = dict.fromkeys(
+            [a for a in self.asked if a not in self.later] + [d[0] for d in self.later.values()]
+        )
+
+    def see(self, place: Address) -> Callable[[Tensor], Tensor]:
+        """The function that stores one place's tensor."""
+        copy = self.body.family.adds_in_place and place.site in ("mlp_out", "attn_out")
+
+        def store(x: Tensor) -> Tensor:
+            self.found[place] = x.clone() if copy and not self.live else x
+            return x
+
+        return store
+
+    def activations(self, tokens: Tokens) -> Activations:
+        """Everything asked for, as a mapping."""
+        values: dict[Address, Any] = {}
+        for a in self.asked:
+            if a in self.later:
+                base, derive = self.later[a]
+                values[a] = lambda base=base, derive=derive: derive(self.found[base])
+            else:
+                values[a] = self.found[a]
+        return Activations(values, tokens)
+
+
+def derivation(body: Anatomy, a: Address) -> tuple[Address, Callable[[Tensor], Tensor]] | None:
+    """For a site that another determines: that other place, and the function of it."""
+    if a.site == "head_out" and a.layer is not None:
+        o = body.part(a.layer, "o")
+        return (Address("z", a.layer), lambda z: taps.per_head(o, z)) if o is not None else None
+    if not a.site.endswith(".scale") or body.family.post_norm:
+        return None
+    name = a.site.split(".")[0]
+    module = body.top("final") if a.layer is None else body.part(a.layer, name)
+    if module is None:
+        return None
+    if a.layer is None:
+        base = Address("resid_post", body.shape.n_layers - 1)
+    else:
+        base = Address("resid_mid" if name == "ln2" and not body.parallel else "resid_pre", a.layer)
+    return base, lambda x: body.norm(module).scale(x)

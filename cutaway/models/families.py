@@ -1,0 +1,246 @@
+"""Families: one row of data per architecture, and structural probing for those without a row.
+
+A path names a module inside the block (or inside the root, for embeddings and the final norm). `a|b` means the first
+of the two that exists; a missing optional module is simply absent.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from cutaway.core.refuse import Refused
+
+QKV = Literal["separate", "concat", "grouped"]
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the named places of one architecture are.
+
+    `qkv`: how W_Q, W_K, W_V lie in the weights: three modules; one, concatenated; or one, grouped per key-value head
+    as [kv_head, queries of the group + k + v, d_head]. `parallel`: config keys that make attention and MLP read the
+    same residual stream ("always" for families that always do). `unnormed`: attention and MLP read the raw stream and
+    their outputs are normed (OLMo-2). `post_norm`: the residual stream itself is normed after each addition (BERT).
+    """
+
+    name: str
+    root: str = "model"
+    layers: str = "layers"
+    embed: str = "embed_tokens"
+    pos: str | None = None
+    final: str | None = "norm"
+    attn: str = "self_attn"
+    o: str = "self_attn.o_proj"
+    q: str = "self_attn.q_proj"
+    k: str = "self_attn.k_proj"
+    v: str = "self_attn.v_proj"
+    fused: str | None = None
+    qkv: QKV = "separate"
+    ln1: str | None = "input_layernorm"
+    ln2: str | None = "post_attention_layernorm"
+    ln1_post: str | None = None
+    ln2_post: str | None = None
+    mlp: str = "mlp"
+    up: str = "mlp.up_proj"
+    gate: str | None = "mlp.gate_proj"
+    down: str = "mlp.down_proj"
+    fused_gate: bool = False
+    router: str | None = None
+    parallel: tuple[str, ...] = ()
+    post_norm: bool = False
+    qk_norm: tuple[str, ...] = ()
+    causal: bool = True
+    adds_in_place: bool = False
+    residual_multiplier: str | None = None
+    probed: bool = False
+
+
+_LLAMA = Family("llama")
+_PLAIN_MLP: dict[str, Any] = {"gate": None}
+_GPT2 = Family(
+    "gpt2", root="transformer", layers="h", embed="wte", pos="wpe", final="ln_f", attn="attn", o="attn.c_proj",
+    fused="attn.c_attn", qkv="concat", ln1="ln_1", ln2="ln_2", up="mlp.c_fc", gate=None, down="mlp.c_proj",
+)  # fmt: skip
+_NEOX = Family(
+    "gpt_neox", root="gpt_neox", embed="embed_in", final="final_layer_norm", attn="attention", o="attention.dense",
+    fused="attention.query_key_value", qkv="grouped", up="mlp.dense_h_to_4h", gate=None, down="mlp.dense_4h_to_h",
+    parallel=("use_parallel_residual",),
+)  # fmt: skip
+_BLOOM = Family(
+    "bloom", root="transformer", layers="h", embed="word_embeddings", final="ln_f", attn="self_attention",
+    o="self_attention.dense", fused="self_attention.query_key_value", qkv="grouped", up="mlp.dense_h_to_4h", gate=None,
+    down="mlp.dense_4h_to_h",
+)  # fmt: skip
+_SANDWICH: dict[str, Any] = {
+    "ln2": "pre_feedforward_layernorm",
+    "ln1_post": "post_attention_layernorm",
+    "ln2_post": "post_feedforward_layernorm",
+}
+_OLMO2 = replace(
+    _LLAMA, name="olmo2", ln1=None, ln2=None, ln1_post="post_attention_layernorm",
+    ln2_post="post_feedforward_layernorm", qk_norm=("self_attn.q_norm",),
+)  # fmt: skip
+_PHI3 = replace(
+    _LLAMA, name="phi3", fused="self_attn.qkv_proj", qkv="concat", up="mlp.gate_up_proj", gate="mlp.gate_up_proj",
+    fused_gate=True,
+)  # fmt: skip
+_MOE: dict[str, Any] = {"router": "mlp.gate"}
+_QWEN3 = replace(_LLAMA, name="qwen3", qk_norm=("self_attn.q_norm",))
+_GLM = replace(_LLAMA, name="glm", up="mlp.gate_up_proj", gate="mlp.gate_up_proj", fused_gate=True)
+_COHERE = replace(_LLAMA, name="cohere", ln2=None, parallel=("always",), qk_norm=("self_attn.q_norm",))
+_FALCON = replace(
+    _BLOOM, name="falcon", ln1="ln_attn|input_layernorm", ln2="ln_mlp|post_attention_layernorm",
+    parallel=("parallel_attn", "new_decoder_architecture"), adds_in_place=True,
+)  # fmt: skip
+_GPTJ = Family(
+    "gptj", root="transformer", layers="h", embed="wte", final="ln_f", attn="attn", o="attn.out_proj", q="attn.q_proj",
+    k="attn.k_proj", v="attn.v_proj", ln1="ln_1", ln2=None, up="mlp.fc_in", gate=None, down="mlp.fc_out",
+    parallel=("always",),
+)  # fmt: skip
+_NEO = replace(
+    _GPT2, name="gpt_neo", attn="attn.attention", o="attn.attention.out_proj", fused=None, qkv="separate",
+    q="attn.attention.q_proj", k="attn.attention.k_proj", v="attn.attention.v_proj",
+)  # fmt: skip
+_OPT = Family(
+    "opt", root="model.decoder", pos="embed_positions", final="final_layer_norm", o="self_attn.out_proj",
+    ln1="self_attn_layer_norm", ln2="final_layer_norm", mlp="fc1", up="fc1", gate=None, down="fc2",
+)  # fmt: skip
+_BERT = Family(
+    "bert", root="bert", layers="encoder.layer", embed="embeddings.word_embeddings",
+    pos="embeddings.position_embeddings", final=None, attn="attention.self", o="attention.output.dense",
+    q="attention.self.query", k="attention.self.key", v="attention.self.value", ln1=None, ln2=None,
+    mlp="intermediate", up="intermediate.dense", gate=None, down="output.dense", post_norm=True, causal=False,
+)  # fmt: skip
+
+FAMILIES: dict[str, Family] = {
+    "gpt2": _GPT2,
+    "gpt_bigcode": replace(_GPT2, name="gpt_bigcode"),
+    "gpt_neo": _NEO,
+    "gptj": _GPTJ,
+    "gpt_neox": _NEOX,
+    "opt": _OPT,
+    "bloom": _BLOOM,
+    "falcon": _FALCON,
+    "phi": replace(_LLAMA, name="phi", final="final_layernorm", o="self_attn.dense", ln2=None, up="mlp.fc1", gate=None,
+                   down="mlp.fc2", parallel=("always",), qk_norm=("self_attn.q_layernorm",)),
+    "phi3": _PHI3,
+    "llama": _LLAMA,
+    "mistral": replace(_LLAMA, name="mistral"),
+    "mixtral": replace(_LLAMA, name="mixtral", **_MOE),
+    "qwen2": replace(_LLAMA, name="qwen2"),
+    "qwen2_moe": replace(_LLAMA, name="qwen2_moe", **_MOE),
+    "qwen3": _QWEN3,
+    "qwen3_moe": replace(_QWEN3, name="qwen3_moe", **_MOE),
+    "gemma": replace(_LLAMA, name="gemma"),
+    "gemma2": replace(_LLAMA, name="gemma2", **_SANDWICH),
+    "gemma3_text": replace(_LLAMA, name="gemma3_text", qk_norm=("self_attn.q_norm",), **_SANDWICH),
+    "olmo": replace(_LLAMA, name="olmo"),
+    "olmo2": _OLMO2,
+    "olmo3": replace(_OLMO2, name="olmo3"),
+    "stablelm": replace(_LLAMA, name="stablelm", parallel=("use_parallel_residual",), qk_norm=("self_attn.q_layernorm",)),
+    "cohere": _COHERE,
+    "cohere2": replace(_COHERE, name="cohere2"),
+    "glm": _GLM,
+    "glm4": replace(_GLM, name="glm4", ln1_post="post_self_attn_layernorm", ln2_post="post_mlp_layernorm"),
+    "granite": replace(_LLAMA, name="granite", residual_multiplier="residual_multiplier"),
+    "starcoder2": replace(_LLAMA, name="starcoder2", up="mlp.c_fc", gate=None, down="mlp.c_proj"),
+    "smollm3": replace(_LLAMA, name="smollm3"),
+    "bert": _BERT,
+}  # fmt: skip
+
+
+def family_of(hf: Any) -> Family:
+    """The row for a live model, or one found by probing its structure.
+
+    Raises:
+        Refused: no row, and the structure is not one that can be read without guessing.
+    """
+    kind = hf.config.model_type
+    if kind in FAMILIES:
+        row = FAMILIES[kind]
+        return replace(row, root="") if not _has(hf, row.root) and _has(hf, row.layers) else row
+    return probe(hf)
+
+
+def find(module: nn.Module, path: str | None) -> nn.Module | None:
+    """The submodule at a path with `|` alternatives, or None."""
+    for alternative in (path or "").split("|"):
+        if alternative and _has(module, alternative):
+            found = module
+            for name in alternative.split("."):
+                found = getattr(found, name)
+            return found
+    return None
+
+
+def need(module: nn.Module, path: str | None, what: str) -> nn.Module:
+    """Like `find`, for a module that must be there."""
+    found = find(module, path) if path else module
+    if found is None:
+        raise Refused(f"{what} at {path!r}", f"{type(module).__name__} has no such module", "report the model's type")
+    return found
+
+
+def _has(module: nn.Module, path: str) -> bool:
+    for name in path.split("."):
+        if not isinstance(getattr(module, name, None), nn.Module):
+            return False
+        module = getattr(module, name)
+    return True
+
+
+def probe(hf: Any) -> Family:
+    """A family row read off an unknown model's structure.
+
+    Looks for the one block list of `num_hidden_layers`, in it the attention (a child named *att*), its output
+    projection (the last linear map back to d_model), the MLP and the norms in order. Whatever is not found stays
+    absent; whatever is found wrongly is caught by the self-check, which disables the site.
+
+    Raises:
+        Refused: no block list or no attention in it.
+    """
+    d, n = hf.config.hidden_size, hf.config.num_hidden_layers
+    kind = hf.config.model_type
+    lists = [(p, m) for p, m in hf.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n]
+    lists = [(p, m) for p, m in lists if any("att" in c.lower() for c, _ in m[0].named_children())]
+    if len(lists) != 1:
+        raise Refused(
+            f"model type {kind!r}",
+            f"it has no family row, and {len(lists)} block lists with attention were found where one is needed",
+            "use a family of docs/sites.md, or read its modules through model.hf with plain torch hooks",
+        )
+    where, block = lists[0][0], lists[0][1][0]
+    root, _, layers = where.rpartition(".")
+    attn = next(c for c, _ in block.named_children() if "att" in c.lower())
+    o = _last_linear(getattr(block, attn), d)
+    mlp = next((c for c, m in block.named_children() if c != attn and _last_linear(m, d) and "norm" not in c), None)
+    if o is None or mlp is None:
+        raise Refused(
+            f"model type {kind!r}", "no output projection was found in its attention or MLP", "use a known family"
+        )
+    norms = [c for c, m in block.named_children() if c not in (attn, mlp) and sum(p.ndim for p in m.parameters()) <= 2]
+    top = find(hf, root) or hf
+    parts = {c: m for c, m in top.named_children()}
+    embeds = [c for c, m in parts.items() if isinstance(m, nn.Embedding)]
+    down = _last_linear(getattr(block, mlp), d)
+    inner = {c: f"{mlp}.{c}" for c, _ in getattr(block, mlp).named_modules() if c}
+    gate = next((p for c, p in inner.items() if "gate" in c), None)
+    up = next((p for c, p in inner.items() if c != down and p != gate and ("up" in c or "in" in c or "fc" in c)), "")
+    return Family(
+        kind, root=root, layers=layers, embed=embeds[0] if embeds else "", pos=embeds[1] if len(embeds) > 1 else None,
+        final=next((c for c in reversed(parts) if "norm" in c or c.startswith("ln")), None), attn=attn, o=f"{attn}.{o}",
+        ln1=norms[0] if norms else None, ln2=norms[1] if len(norms) == 2 else None, mlp=mlp, up=up, gate=gate,
+        down=f"{mlp}.{down}", probed=True,
+    )  # fmt: skip
+
+
+def _last_linear(module: nn.Module, width: int) -> str | None:
+    names = [n for n, m in module.named_modules() if n and getattr(m, "weight", None) is not None and _out(m) == width]
+    return names[-1] if names else None
+
+
+def _out(module: nn.Module) -> int | None:
+    return getattr(module, "out_features", None) or getattr(module, "nf", None)

@@ -1,0 +1,44 @@
+"""The frame of a running forward: how columns of the batch correspond to positions of the prompts."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cutaway.models.tokens import Tokens
+
+
+@dataclass
+class Frame:
+    """Set by the model around each forward; read by edits and taps.
+
+    `offset` counts the columns already in the key-value cache, `width` those of the present forward.
+    """
+
+    tokens: Tokens | None
+    batch: int
+    width: int
+    offset: int = 0
+
+    def columns(self, position: int) -> int | Tensor | None:
+        """The column of a prompt position in the present forward: one for all rows, one per row, or None if it is
+        not part of this forward (already in the cache, while generating)."""
+        if self.tokens is None or not self.tokens.padded:
+            length = self.tokens.ids.shape[1] if self.tokens is not None else self.width
+            column = (position if position >= 0 else length + position) - self.offset
+            return column if 0 <= column < self.width else None
+        columns = self.tokens.column(position) - self.offset
+        if bool((columns < 0).all()):
+            return None
+        return columns
+
+
+FRAME: ContextVar[Frame | None] = ContextVar("cutaway_frame", default=None)
+
+
+def rows(n: int, device: torch.device) -> Tensor:
+    """0 … n − 1 on a device."""
+    return torch.arange(n, device=device)

@@ -1,0 +1,137 @@
+"""Loading: a Hugging Face id, a local folder, or a live model. Code always comes from transformers itself."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cutaway.core.files import read_json
+from cutaway.core.refuse import Refused
+from cutaway.models.model import Model
+from cutaway.models.self_check import checked
+
+CACHE = Path("~/.cache/cutaway/self_check")
+
+
+def load(
+    x: Any,
+    *,
+    tokenizer: Any = None,
+    name: str = "",
+    world: Any = None,
+    device: str | None = None,
+    dtype: torch.dtype | str | None = None,
+    attention: str | None = None,
+    check: bool = True,
+) -> Model:
+    """A `Model` from a Hugging Face id, a local folder, or a live `PreTrainedModel`.
+
+    Loaded weights are float32 on the CPU and the checkpoint's dtype elsewhere, unless `dtype` says otherwise; a live
+    model is taken as it is. `attention` is transformers' implementation name. `check` runs the self-check once per
+    architecture and disables what fails it.
+
+    Raises:
+        Refused: unknown or broken source, remote code, pickled weights, too little memory, unknown structure.
+    """
+    if isinstance(x, torch.nn.Module):
+        if not hasattr(x, "config"):
+            raise Refused(f"a live {type(x).__name__}", "it is not a transformers model", "give a PreTrainedModel")
+        hf = x
+        if device is not None or dtype is not None:
+            raise Refused(
+                "device= or dtype= with a live model", "your model stays as it is", "move it yourself before load"
+            )
+    else:
+        hf, tokenizer = _from_source(str(x), tokenizer, device, dtype, attention)
+        name = name or Path(str(x)).name
+    model = Model(hf, tokenizer, name, world)
+    if check and not next(hf.parameters()).is_meta:
+        model.disabled.update(checked(model, CACHE.expanduser()))
+    return model
+
+
+def _from_source(
+    source: str, tokenizer: Any, device: str | None, dtype: torch.dtype | str | None, attention: str | None
+) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    folder = Path(source).expanduser()
+    if folder.exists():
+        _check_folder(folder)
+        source = str(folder)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    options: dict[str, Any] = {
+        "dtype": dtype or (torch.float32 if device == "cpu" else "auto"),
+        "use_safetensors": True,
+    }
+    if attention is not None:
+        options["attn_implementation"] = attention
+    try:
+        config = AutoConfig.from_pretrained(source)
+        if hasattr(config, "text_config") and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            config = config.text_config
+        encoder = config.model_type == "bert" and not getattr(config, "is_decoder", False)
+        auto = AutoModelForMaskedLM if encoder else AutoModelForCausalLM
+        hf = auto.from_pretrained(source, config=config, **options).to(device).eval()
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise Refused(
+            f"model {source!r}", "the memory is not enough for its weights", "use a smaller one or dtype='bfloat16'"
+        ) from error
+    except Exception as error:
+        raise _unloadable(source, folder.exists(), error) from error
+    hf.requires_grad_(False)
+    if tokenizer is None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        except Exception:
+            # A folder without tokenizer is still a model: text prompts are then refused with this as the reason.
+            tokenizer = None
+    return hf, tokenizer
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be a safe checkpoint, before anything is read from it."""
+    config = folder / "config.json"
+    if not folder.is_dir() or not config.exists():
+        raise Refused(
+            f"model {str(folder)!r}", "there is no config.json in it", "give the folder that save_pretrained wrote"
+        )
+    if "auto_map" in read_json(config):
+        raise Refused(
+            f"model {str(folder)!r}", "it wants to run its own Python code", "use an architecture of transformers"
+        )
+    weights = list(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = [p.name for p in folder.glob("*.bin")]
+        why = f"only pickled weights are there ({pickled[0]}), which can run code" if pickled else "it has no weights"
+        raise Refused(f"model {str(folder)!r}", why, "save it as safetensors with save_pretrained")
+    need, free = sum(p.stat().st_size for p in weights), _free_memory()
+    if free is not None and need > free:
+        gib = f"its weights need {need / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
+        raise Refused(f"model {str(folder)!r}", gib, "use a smaller one, or a machine with more memory")
+
+
+def _free_memory() -> int | None:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _unloadable(source: str, local: bool, error: Exception) -> Refused:
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    if local:
+        return Refused(
+            f"model {source!r}", f"the folder cannot be loaded: {reason}", "check that the download is complete"
+        )
+    if source.count("/") != 1:
+        return Refused(
+            f"model {source!r}", "there is no such zoo model and no such folder", "try miniworld, a folder, or org/name"
+        )
+    return Refused(
+        f"model {source!r}", f"it could not be fetched: {reason}", "check the name and the network, or give a folder"
+    )

@@ -1,0 +1,387 @@
+"""The model: a live transformers model under the field's names. Analyses are functions elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cutaway.core.address import Address, expand
+from cutaway.core.record import count, hash_tensors, hash_text
+from cutaway.core.refuse import Refused
+from cutaway.core.sites import SITES
+from cutaway.models import taps
+from cutaway.models.anatomy import Anatomy, Shape
+from cutaway.models.capture import Activations, Collector
+from cutaway.models.edits import Edit, as_edits
+from cutaway.models.families import Family, family_of
+from cutaway.models.frame import FRAME, Frame
+from cutaway.models.tokens import Side, Tokens, batch, tokenize
+from cutaway.models.weights import Weights
+
+Prompts = str | Sequence[str] | Tokens | Tensor
+
+
+class Model:
+    """A causal language model (or encoder) whose every named activation can be read and edited.
+
+    `hf` stays the user's own object: nothing is folded, renamed or replaced in it, and after any call, or any
+    exception, it is bit for bit what it was.
+    """
+
+    def __init__(
+        self, hf: Any, tokenizer: Any = None, name: str = "", world: Any = None, disabled: dict[str, str] | None = None
+    ):
+        self.hf, self.tokenizer, self.world = hf, tokenizer, world
+        self.body = Anatomy(hf, family_of(hf))
+        self.name = name or getattr(hf.config, "name_or_path", "") or self.family.name
+        self.disabled = dict(disabled or {})
+
+    @property
+    def family(self) -> Family:
+        """The row of family data."""
+        return self.body.family
+
+    @property
+    def shape(self) -> Shape:
+        """Sizes: n_layers, n_heads, n_kv_heads, d_model, d_head, d_mlp, d_vocab, context."""
+        return self.body.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings, and so the tokens, live."""
+        return self.hf.get_input_embeddings().weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the embeddings."""
+        return self.hf.get_input_embeddings().weight.dtype
+
+    def __repr__(self) -> str:
+        s = self.shape
+        return f"Model({self.name}: {self.family.name}, {s.n_layers} layers × {s.n_heads} heads, d_model {s.d_model})"
+
+    # --- what there is
+
+    def sizes(self) -> dict[str, int]:
+        """Sizes by axis name and plural, for addresses and cost expressions."""
+        s = self.shape
+        return {
+            "layer": s.n_layers, "head": s.n_heads, "kv_head": s.n_kv_heads, "neuron": s.d_mlp, "expert": s.n_experts,
+            "layers": s.n_layers, "heads": s.n_heads, "neurons": s.d_mlp, "vocabulary": s.d_vocab,
+        }  # fmt: skip
+
+    def identity(self) -> dict[str, Any]:
+        """Name, family and hashes, for records."""
+        config = hash_text(str(sorted(self.hf.config.to_dict().items(), key=str)))
+        return {"name": self.name, "family": self.family.name, "config": config, "weights": self.fingerprint(),
+                "dtype": str(self.dtype).removeprefix("torch.")}  # fmt: skip
+
+    def fingerprint(self) -> str:
+        """Hash of every parameter and buffer."""
+        return hash_tensors(self.hf.state_dict())
+
+    def sites(self) -> dict[str, str]:
+        """Every site with "read and write", "read", or the reason why this model does not have it."""
+        out = {}
+        for row in SITES:
+            places = (
+                [Address(row.name, i) for i in range(self.shape.n_layers)]
+                if row.scope == "layer"
+                else [Address(row.name)]
+            )
+            found = [p for p in places if taps.port(self.body, p) is not None]
+            if row.name in self.disabled:
+                out[row.name] = f"disabled: {self.disabled[row.name]}"
+            elif not found:
+                out[row.name] = "absent in this family"
+            else:
+                some = "" if len(found) == len(places) else f" (layers {', '.join(str(p.layer) for p in found)})"
+                out[row.name] = ("read and write" if row.writable else "read") + some
+        return out
+
+    def places(self, patterns: str | Address | Sequence[str | Address]) -> list[Address]:
+        """The addresses meant by one or several patterns; a pattern over layers skips those without the site.
+
+        Raises:
+            Refused: no such site or index, or one this model does not have.
+        """
+        found = expand(patterns, self.sizes())
+        absent = {a.place for a in found if taps.port(self.body, a) is None}
+        if absent:
+            exact = {str(p) for p in ([patterns] if isinstance(patterns, str | Address) else patterns)}
+            left = [a for a in found if a.place not in absent]
+            gone = [a for a in found if a.place in absent]
+            if any(str(a) in exact for a in gone) or {a.site for a in gone} - {a.site for a in left}:
+                family = self.family.name
+                raise Refused(f"site {gone[0]}", f"this {family} model has no such place", "see model.sites()")
+            found = left
+        for a in {a.site: a for a in found}.values():
+            if a.site in self.disabled:
+                raise Refused(f"site {a.site} of {self.name}", self.disabled[a.site], "see model.sites()")
+        return found
+
+    # --- tokens
+
+    def tokens(self, prompts: Prompts, side: Side = "right") -> Tokens:
+        """Prompts as tokens on the model's device.
+
+        Raises:
+            Refused: empty or too long prompts, ids outside the vocabulary, or no tokenizer.
+        """
+        if isinstance(prompts, Tokens):
+            t = prompts
+        elif isinstance(prompts, Tensor):
+            t = batch(torch.atleast_2d(prompts).tolist(), side=side)
+        elif self.tokenizer is None:
+            raise Refused(
+                f"prompt {prompts!r}",
+                "this model was loaded without a tokenizer",
+                "give token ids, or load(…, tokenizer=…)",
+            )
+        else:
+            t = tokenize(self.tokenizer, prompts, side, self.shape.context)
+        if t.ids.device != self.device:
+            t = t.to(self.device)
+        if t.ids.shape[1] > self.shape.context:
+            raise Refused(
+                "prompt", f"it has {t.ids.shape[1]} tokens, the model takes {self.shape.context}", "shorten it"
+            )
+        return t
+
+    def token_id(self, word: str) -> int:
+        """The one token that `word` becomes when it continues a prompt.
+
+        Raises:
+            Refused: it is several tokens, or none.
+        """
+        ids = self.word_ids(word)
+        if len(ids) != 1:
+            parts = " + ".join(repr(p) for p in self.token_texts(ids)) or "nothing"
+            raise Refused(f"word {word!r}", f"it is {len(ids)} tokens here: {parts}", "choose a word that is one token")
+        return ids[0]
+
+    def word_ids(self, word: str) -> list[int]:
+        """The tokens that `word` becomes after other words; a leading space is added where the tokenizer wants one."""
+        if self.tokenizer is None:
+            raise Refused(f"word {word!r}", "this model was loaded without a tokenizer", "give token ids")
+        # Words after a stem: what the tokenizer makes of "a word" minus what it makes of "a".
+        stem = self.tokenizer("a", add_special_tokens=False)["input_ids"]
+        joined = self.tokenizer("a" + (word if word[:1].isspace() else " " + word), add_special_tokens=False)[
+            "input_ids"
+        ]
+        if joined[: len(stem)] == stem:
+            return list(joined[len(stem) :])
+        return list(self.tokenizer(word, add_special_tokens=False)["input_ids"])
+
+    def token_texts(self, ids: Sequence[int] | Tensor) -> list[str]:
+        """Display strings of token ids."""
+        items = ids.tolist() if isinstance(ids, Tensor) else list(ids)
+        if self.tokenizer is None:
+            return [str(i) for i in items]
+        return [self.tokenizer.decode([i]) for i in items]
+
+    # --- running
+
+    def run(self, prompts: Prompts, edits: Edit | Sequence[Edit] = ()) -> Float[Tensor, "batch position token"]:
+        """Logits at every position (padding included), under edits."""
+        t = self.tokens(prompts)
+        with self.edited(*as_edits(edits)), torch.no_grad():
+            return self._forward(t)
+
+    def run_last(self, prompts: Prompts, edits: Edit | Sequence[Edit] = ()) -> Float[Tensor, "batch token"]:
+        """Logits after the last real token of each prompt; only those are unembedded."""
+        t = self.tokens(prompts)
+        with self.edited(*as_edits(edits)), torch.no_grad():
+            return self._forward(t, last=True)[:, -1]
+
+    def capture(
+        self,
+        prompts: Prompts,
+        sites: str | Address | Sequence[str | Address],
+        edits: Edit | Sequence[Edit] = (),
+        logits: bool = True,
+    ) -> Activations:
+        """Activations at the asked addresses (patterns allowed), under edits; `logits=False` skips the unembedding."""
+        t = self.tokens(prompts)
+        collector = Collector(self.body, self.places(sites), self.sizes(), live=False)
+        with (
+            self.edited(*as_edits(edits)),
+            torch.no_grad(),
+            taps.attached(self.body, {p: collector.see(p) for p in collector.places}),
+        ):
+            self._forward(t, last=not logits)
+        return collector.activations(t)
+
+    def gradients(
+        self,
+        prompts: Prompts,
+        sites: str | Address | Sequence[str | Address],
+        metric: Callable[[Float[Tensor, "batch token"]], Float[Tensor, "batch"]],
+        edits: Edit | Sequence[Edit] = (),
+    ) -> tuple[Float[Tensor, "batch"], Activations, Activations]:
+        """The metric of each prompt's last logits, its gradients at the asked sites, and the activations there.
+
+        Gradients are those of each prompt's own metric; parameters' `.grad` stay untouched.
+
+        Raises:
+            Refused: the metric does not depend on an asked site.
+        """
+        t = self.tokens(prompts)
+        collector = Collector(self.body, self.places(sites), self.sizes(), live=True)
+        with (
+            torch.enable_grad(),
+            self._rooted(),
+            self.edited(*as_edits(edits)),
+            taps.attached(self.body, {p: collector.see(p) for p in collector.places}, gradient=True),
+        ):
+            values = metric(self._forward(t, last=True)[:, -1])
+            wanted = [collector.found[a] for a in collector.asked]
+            found = torch.autograd.grad(values.sum(), wanted, allow_unused=True)
+        count(backwards=len(t))
+        for a, g in zip(collector.asked, found, strict=True):
+            if g is None:
+                raise Refused(f"gradient at {a}", "the metric does not depend on it", "choose an earlier site")
+        given = {a: x.detach() for a, x in zip(collector.asked, wanted, strict=True)}
+        slopes = {a: g for a, g in zip(collector.asked, found, strict=True) if g is not None}
+        return values.detach(), Activations(slopes, t), Activations(given, t)
+
+    def generate(
+        self, prompts: Prompts, tokens: int = 20, edits: Edit | Sequence[Edit] = (), **options: Any
+    ) -> list[str]:
+        """Greedy continuations under edits, with the key-value cache.
+
+        Edits with a position act on that position of the prompt; edits without one act on every new token too.
+        `options` go to transformers' `generate` (temperature, do_sample …).
+        """
+        from cutaway.models.generate import continuations
+
+        return continuations(self, self.tokens(prompts, side="left"), tokens, as_edits(edits), options)
+
+    @contextmanager
+    def edited(self, *edits: Edit) -> Iterator[Model]:
+        """Everything run inside, `model.hf` included, runs with these edits; nested contexts add up.
+
+        Raises:
+            Refused: an edit that cannot be made, or one that was never reached by a forward.
+        """
+        sees: dict[Address, list[Edit]] = {}
+        for e in as_edits(edits):
+            self.places([e.where])
+            sees.setdefault(e.where.place, []).append(e)
+        with self._evaluating(), taps.attached(self.body, {p: _chain(es) for p, es in sees.items()}):
+            yield self
+
+    @property
+    def weights(self) -> Weights:
+        """Weights as views under the field's names."""
+        return Weights(self.body)
+
+    # --- the one forward
+
+    def _forward(self, t: Tokens, last: bool = False, **kw: Any) -> Tensor:
+        frame = FRAME.set(Frame(t, len(t), t.ids.shape[1]))
+        try:
+            if t.padded:
+                kw["attention_mask"] = t.mask.long()
+                if self._takes("position_ids"):
+                    kw["position_ids"] = t.position_ids
+            if self._takes("use_cache"):
+                kw["use_cache"] = False
+            with self._unembedding_last(t) if last else _NOTHING:
+                out = self.hf(t.ids, **kw)
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            raise Refused(
+                f"a batch of {len(t)} × {t.ids.shape[1]} tokens",
+                "the memory is not enough",
+                "use fewer prompts at once",
+            ) from error
+        finally:
+            FRAME.reset(frame)
+        count(forwards=len(t))
+        if not hasattr(out, "logits") or out.logits is None:
+            return out[0]
+        return out.logits
+
+    @contextmanager
+    def _unembedding_last(self, t: Tokens) -> Iterator[None]:
+        """Give the unembedding only each prompt's last real token."""
+        head = self.body.unembed
+        if head is None:
+            raise Refused(f"logits of {self.name}", "it has no unembedding", "capture its residual stream instead")
+        if not self.family.causal:
+            yield  # an encoder's head does more than unembed; gathering happens outside
+            return
+        rows, columns = torch.arange(len(t), device=self.device), t.last
+
+        def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            x = args[0]
+            if x.ndim == 2 or x.shape[1] == 1:
+                return args
+            return (x[rows.to(x.device), columns.to(x.device)][:, None], *args[1:])
+
+        handle = head.register_forward_pre_hook(gather)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Dropout off, whatever mode the user's model is in; the mode of every module is restored."""
+        if not self.hf.training:
+            yield
+            return
+        modes = [(m, m.training) for m in self.hf.modules()]
+        self.hf.eval()
+        try:
+            yield
+        finally:
+            for m, mode in modes:
+                m.training = mode
+
+    @contextmanager
+    def _rooted(self) -> Iterator[None]:
+        """Make the embeddings require gradients, so that a graph exists even in a frozen model."""
+
+        def root(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+            return out if out.requires_grad else out.detach().requires_grad_(True)
+
+        modules = [m for n in ("embed", "pos") if (m := self.body.top(n)) is not None]
+        handles = [m.register_forward_hook(root) for m in modules]
+        try:
+            yield
+        finally:
+            for h in handles:
+                h.remove()
+
+    @cached_property
+    def _parameters(self) -> frozenset[str]:
+        import inspect
+
+        return frozenset(inspect.signature(type(self.hf).forward).parameters)
+
+    def _takes(self, name: str) -> bool:
+        return name in self._parameters
+
+
+def _chain(edits: Sequence[Edit]) -> Callable[[Tensor], Tensor]:
+    def see(x: Tensor) -> Tensor:
+        for e in edits:
+            x = e.apply(x)
+        return x
+
+    return see
+
+
+class _Nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+_NOTHING = _Nothing()

@@ -1,0 +1,262 @@
+"""Self-check: the identities that reads and edits of a model must satisfy, run on the model itself.
+
+Each row of the table is one identity with the sites it vouches for. A site whose identity fails on this model is
+disabled with its reason, never left wrong. The outcome depends on the architecture only, so it is kept by
+configuration and library version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cutaway.core.files import read_json, write_json
+from cutaway.core.record import hash_text, versions
+from cutaway.core.refuse import Refused
+from cutaway.core.sites import BY_NAME, SITES
+from cutaway.core.stats import generator
+from cutaway.models.capture import Activations
+from cutaway.models.edits import Ablate, Add, Edit, Freeze, Scale
+from cutaway.models.model import Model
+from cutaway.models.tokens import Tokens, batch
+
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6, torch.bfloat16: 0.1, torch.float16: 0.02}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One identity: `error` is a size relative to the compared tensors, `sites` what a failure disables."""
+
+    name: str
+    sites: tuple[str, ...]
+    error: Callable[[Trial], float | None]  # None: the identity does not apply to this model
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one check found."""
+
+    name: str
+    sites: tuple[str, ...]
+    error: float | None
+    passed: bool
+    why: str = ""
+
+
+class Trial:
+    """A tiny batch through the model, with everything captured once."""
+
+    def __init__(self, model: Model, seed: int = 0):
+        self.model = model
+        low = min(3, model.shape.d_vocab - 2)
+        ids = torch.randint(low, model.shape.d_vocab, (2, 7), generator=generator(seed))
+        self.tokens: Tokens = model.tokens(batch(ids.tolist()))
+        self.here = [s.name for s in SITES if model.sites()[s.name].startswith("read")]
+        self.logits = self.run()
+        self.acts: Activations = model.capture(self.tokens, [s for s in self.here if s != "logits"])
+
+    def run(self, *edits: Edit) -> Tensor:
+        """Logits, or the last residual stream of a model without unembedding."""
+        return self.model.run(self.tokens, edits).float()
+
+    def has(self, *sites: str) -> bool:
+        """Whether the model offers all these sites."""
+        return set(sites) <= set(self.here)
+
+    def layers(self, site: str) -> list[int]:
+        """The layers at which a site exists."""
+        return self.acts.layers(site)
+
+    def gap(self, a: Tensor, b: Tensor) -> float:
+        """Largest difference, relative to the spread of the second."""
+        return float((a.float() - b.float()).abs().max() / b.float().abs().max().clamp_min(1e-9))
+
+
+def _own_value(site: str) -> Callable[[Trial], float | None]:
+    def error(t: Trial) -> float | None:
+        if not t.has(site) or not BY_NAME[site].writable or site == "logits":
+            return None
+        places = [str(a) for a in t.model.places(site) if str(a) in t.acts]
+        return t.gap(t.run(*(Freeze(p, t.acts) for p in places)), t.logits)
+
+    return error
+
+
+def _has_effect(site: str) -> Callable[[Trial], float | None]:
+    def error(t: Trial) -> float | None:
+        if not t.has(site) or not BY_NAME[site].writable:
+            return None
+        place = [a for a in t.model.places(site) if site == "logits" or str(a) in t.acts][0]
+        return 0.0 if t.gap(t.run(Scale(place, 0.5)), t.logits) > 1e-7 else 1.0
+
+    return error
+
+
+def _block_sum(t: Trial) -> float | None:
+    if t.model.family.post_norm or not t.has("resid_pre", "attn_out", "mlp_out", "resid_post"):
+        return None
+    a = t.acts
+    total = a.stack("resid_pre").float() + a.stack("attn_out").float() + a.stack("mlp_out").float()
+    return t.gap(total, a.stack("resid_post"))
+
+
+def _middle_sum(t: Trial) -> float | None:
+    if t.model.family.post_norm or not t.has("resid_mid"):
+        return None
+    return t.gap(t.acts.stack("resid_pre").float() + t.acts.stack("attn_out").float(), t.acts.stack("resid_mid"))
+
+
+def _middle_is_attention(t: Trial) -> float | None:
+    if t.model.family.post_norm or not t.has("resid_mid", "attn_out"):
+        return None
+    d = torch.randn(t.model.shape.d_model, generator=generator(1))
+    i = t.layers("resid_mid")[0]
+    return t.gap(t.run(Add(f"resid_mid.{i}", d)), t.run(Add(f"attn_out.{i}", d)))
+
+
+def _heads_sum(t: Trial) -> float | None:
+    if not t.has("head_out", "attn_out") or t.model.family.ln1_post or t.model.body.multiplier != 1.0:
+        return None
+    bias = torch.stack([t.model.weights.o_bias(i) for i in t.layers("head_out")])[:, None, None]
+    return t.gap(t.acts.stack("head_out").float().sum(3) + bias, t.acts.stack("attn_out"))
+
+
+def _zero_head(t: Trial) -> float | None:
+    if not t.has("z", "head_out"):
+        return None
+    i = t.model.shape.n_layers // 2
+    return t.gap(t.run(Ablate(f"z.{i}.1")), t.run(Ablate(f"head_out.{i}.1")))
+
+
+def _zero_pattern(t: Trial) -> float | None:
+    if not t.has("z", "pattern"):
+        return None
+    i = t.model.shape.n_layers // 2
+    return t.gap(t.run(Ablate(f"z.{i}.1")), t.run(Ablate(f"pattern.{i}.1")))
+
+
+def _zero_values(t: Trial) -> float | None:
+    if not t.has("z", "v"):
+        return None
+    i = t.model.shape.n_layers // 2
+    return t.gap(t.run(Ablate(f"z.{i}")), t.run(Ablate(f"v.{i}")))
+
+
+def _probabilities_times_values(t: Trial) -> float | None:
+    if not t.has("z", "v", "pattern"):
+        return None
+    worst = 0.0
+    for i in t.layers("z"):
+        v = t.acts[f"v.{i}"].float().repeat_interleave(t.model.shape.n_heads // t.model.shape.n_kv_heads, dim=2)
+        z = torch.einsum("bhqk,bkhd->bqhd", t.acts[f"pattern.{i}"].float(), v)
+        worst = max(worst, t.gap(z, t.acts[f"z.{i}"]))
+    return worst
+
+
+def _softmax(t: Trial) -> float | None:
+    if not t.has("scores", "pattern"):
+        return None
+    return t.gap(t.acts.stack("scores").float().softmax(-1), t.acts.stack("pattern"))
+
+
+def _keys_move_scores(t: Trial) -> float | None:
+    """Zero queries attend uniformly to what the mask leaves, unless positions are added to the scores (ALiBi)."""
+    if not t.has("q", "k", "scores") or t.model.family.name == "bloom" or getattr(t.model.hf.config, "alibi", False):
+        return None
+    i = t.model.shape.n_layers // 2
+    acts = t.model.capture(t.tokens, f"pattern.{i}", edits=[Ablate(f"q.{i}")])[f"pattern.{i}"].float()
+    seen = acts > 0
+    return t.gap(acts, seen / seen.sum(-1, keepdim=True))
+
+
+def _embedding_sum(t: Trial) -> float | None:
+    if not t.has("embed") or t.model.family.post_norm or not t.has("pos_embed"):
+        return None
+    return t.gap(t.acts["embed"].float() + t.acts["pos_embed"].float(), t.acts["resid_pre.0"])
+
+
+def _neighbours(t: Trial) -> float | None:
+    if t.model.shape.n_layers < 2:
+        return None
+    return t.gap(t.acts.stack("resid_post")[:-1], t.acts.stack("resid_pre")[1:])
+
+
+def _read_only(t: Trial) -> float | None:
+    """Bare transformers, nothing attached, against a run that reads every site that keeps the model's own kernel."""
+    with torch.no_grad(), t.model._evaluating():
+        out = t.model.hf(t.tokens.ids)
+    bare = out.logits if getattr(out, "logits", None) is not None else out[0]
+    return t.gap(t.logits, bare)
+
+
+CHECKS: tuple[Check, ...] = (
+    Check("nothing edited ≡ bare transformers", ("logits",), _read_only),
+    Check("resid_pre + attn_out + mlp_out = resid_post", ("attn_out", "mlp_out"), _block_sum),
+    Check("resid_pre + attn_out = resid_mid", ("resid_mid",), _middle_sum),
+    Check("resid_mid + d ≡ attn_out + d", ("resid_mid",), _middle_is_attention),
+    Check("Σ head_out + b_O = attn_out", ("head_out",), _heads_sum),
+    Check("z = 0 ≡ head_out = 0", ("head_out", "z"), _zero_head),
+    Check("z = 0 ≡ pattern = 0", ("pattern",), _zero_pattern),
+    Check("v = 0 ≡ z = 0", ("v",), _zero_values),
+    Check("pattern @ v = z", ("pattern", "v"), _probabilities_times_values),
+    Check("softmax(scores) = pattern", ("scores", "pattern"), _softmax),
+    Check("q = 0 attends uniformly", ("q", "k"), _keys_move_scores),
+    Check("embed + pos_embed = resid_pre.0", ("embed", "pos_embed"), _embedding_sum),
+    Check("resid_post.i = resid_pre.i+1", ("resid_post", "resid_pre"), _neighbours),
+    *(Check(f"{s.name} written with its own value changes nothing", (s.name,), _own_value(s.name)) for s in SITES),
+    *(Check(f"{s.name} halved changes the output", (s.name,), _has_effect(s.name)) for s in SITES),
+)
+
+
+def self_check(model: Model) -> list[Outcome]:
+    """Run every identity that applies; the model is left as it was."""
+    try:
+        trial = Trial(model)
+    except Refused as refusal:
+        return [Outcome("every site can be captured", (), None, False, refusal.what + ": " + refusal.why)]
+    tolerance = _TOLERANCE.get(model.dtype, 1e-4)
+    outcomes = []
+    for check in CHECKS:
+        try:
+            error = check.error(trial)
+        except (Refused, RuntimeError, ValueError, TypeError) as fault:
+            outcomes.append(
+                Outcome(check.name, check.sites, None, False, f"{type(fault).__name__}: {fault}".splitlines()[0])
+            )
+            continue
+        if error is not None:
+            passed = error <= tolerance
+            why = "" if passed else f"relative error {error:.2g} exceeds {tolerance:.0e}"
+            outcomes.append(Outcome(check.name, check.sites, error, passed, why))
+    return outcomes
+
+
+def disabled_sites(outcomes: list[Outcome]) -> dict[str, str]:
+    """Site → reason, for every failed identity."""
+    return {s: f"self-check failed: {o.name} ({o.why})" for o in outcomes if not o.passed for s in o.sites}
+
+
+def checked(model: Model, cache: Path | None) -> dict[str, str]:
+    """The sites to disable on this architecture; the outcome is kept in `cache` by configuration and version."""
+    key = hash_text(
+        str(model.identity()["config"]), str(model.dtype), versions()["transformers"], versions()["torch"], _source()
+    )
+    kept = cache / f"{key}.json" if cache is not None else None
+    if kept is not None and kept.exists():
+        return read_json(kept)
+    disabled = disabled_sites(self_check(model))
+    if kept is not None:
+        try:
+            write_json(kept, disabled)
+        except OSError:
+            pass  # a read-only home only costs the next load its second of checking
+    return disabled
+
+
+def _source() -> str:
+    """The checks' and taps' own text: a changed tap must be checked again."""
+    return hash_text(*(p.read_text(encoding="utf-8") for p in sorted(Path(__file__).parent.glob("*.py"))))
