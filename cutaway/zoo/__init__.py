@@ -1,0 +1,62 @@
+"""Models that ship with the toolkit or are planted by it, with their truth known."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from cutaway.core.refuse import Refused, nearest
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One model of the zoo; its room offers `path()`, `World` and a recipe `train.train`."""
+
+    name: str
+    says: str
+
+    @property
+    def folder(self) -> Path:
+        """The folder that transformers loads."""
+        return self._module().path()
+
+    @property
+    def ready(self) -> bool:
+        """Whether its weights are here."""
+        return (self.folder / "model.safetensors").exists()
+
+    def world(self) -> Any:
+        """The truth of its world."""
+        return self._module().World.load()
+
+    def train(self, out: Path, **options: Any) -> Path:
+        """Train it again from its recipe."""
+        return self._module(".train").train(out, **options)
+
+    def _module(self, part: str = "") -> Any:
+        return import_module(f"cutaway.zoo.{self.name}{part}")
+
+
+ENTRIES: dict[str, Entry] = {
+    "miniworld": Entry("miniworld", "people, countries, sums, days and moods in small English; every fact is known"),
+}
+
+
+def find(name: str) -> Entry | None:
+    """The entry called `name`, if the zoo has one."""
+    return ENTRIES.get(name)
+
+
+def entry(name: str) -> Entry:
+    """The entry called `name`.
+
+    Raises:
+        Refused: the zoo has no such model.
+    """
+    if name in ENTRIES:
+        return ENTRIES[name]
+    close = nearest(name, ENTRIES)
+    why = "the zoo has no model of that name" + (f"; did you mean {close}?" if close else "")
+    raise Refused(f"zoo model {name!r}", why, f"use one of: {', '.join(ENTRIES)}")
