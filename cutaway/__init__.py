@@ -49,15 +49,16 @@ def load(x: str | Path | Any, **options: Any) -> Model:
     Raises:
         Refused: no such model, a broken folder, or an architecture that cannot be read.
     """
-    from cutaway import zoo
     from cutaway.models.load import load as load_model
+    from cutaway.zoo import find
 
-    entry = zoo.find(x) if isinstance(x, str) else None
+    entry = find(x) if isinstance(x, str) else None
     if entry is None:
         return load_model(x, **options)
-    model = load_model(entry.folder, name=entry.name, **options)
-    model.world = entry.world()
-    return model
+    if not entry.ready:
+        why = f"its weights are not in {entry.folder}"
+        raise Refused(f"zoo model {x!r}", why, f"train it (cutaway zoo train {x}), then load the folder of the run")
+    return load_model(entry.folder, **{"name": entry.name, "world": entry.world(), **options})
 
 
 def methods() -> dict[str, Method]:

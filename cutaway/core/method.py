@@ -163,9 +163,8 @@ def _command(row: Method, subjects: Mapping[str, Any], options: Mapping[str, Any
     words = ["cutaway", *row.name.split(".")]
     for name, subject in subjects.items():
         words += [f"--{name}", str(subject.identity().get("name", "?"))]
-        words += [
-            w for o, v in subject.identity().get("options", {}).items() for w in (f"--{o.replace('_', '-')}", str(v))
-        ]
+        for option, v in subject.identity().get("options", {}).items():
+            words += [f"--{name}-{option.replace('_', '-')}", str(v)]
     for o in row.options:
         if (v := options[o.name]) != o.default:
             flag = o.name.replace("_", "-")

@@ -62,7 +62,7 @@ def row():
     del METHODS["tests.sample"]
 
 
-MODEL, TASK = Thing("tiny", {}), Thing("ioi", {"n": 4, "shuffle_names": True})
+MODEL, TASK = Thing("tiny", {}), Thing("ioi", {"n": 4, "no_abc": True})
 
 
 def test_the_row_is_derived_from_the_signature(row: Method):
@@ -91,7 +91,7 @@ def test_the_record_is_complete(row: Method):
 def test_the_command_and_the_python_line_repeat_the_call(row: Method):
     record = row.function(MODEL, TASK, n_top=5, exact=True, out=Path("a b")).record
     assert record["command"] == (
-        "cutaway tests sample --model tiny --task ioi --n 4 --shuffle-names True --n-top 5 --exact --out 'a b'"
+        "cutaway tests sample --model tiny --task ioi --task-n 4 --task-no-abc True --n-top 5 --exact --out 'a b'"
     )
     assert record["python"].startswith("ca.tests.sample(model, task, direction='denoise', n_top=5, exact=True")
 

@@ -43,7 +43,11 @@ def family_tests(tree: ast.Module) -> list[int]:
 def side_channels(tree: ast.Module, path: str) -> list[str]:
     """Prints, global random state and environment variables."""
     found = []
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.With) and "fork_rng" in ast.unparse(n.items[0])]
+    forks = {id(n) for block in blocks for n in ast.walk(block)}
     for name, call in calls(tree):
+        if id(call) in forks:
+            continue  # transformers can only be seeded globally; inside a fork nobody else sees it
         if name in GLOBAL_RANDOM or name == "print" or name.startswith(("random.", "np.random.", "numpy.random.")):
             if name not in ("random.Random", "np.random.default_rng", "np.random.Generator"):
                 found.append(f"{path}:{call.lineno} {name}()")

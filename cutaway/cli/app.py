@@ -1,0 +1,78 @@
+"""The tree of commands. Nothing heavy is imported until a command runs, so help is instant."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Group, Parameter
+
+import cutaway
+from cutaway.cli.shell import deliver, refused
+
+MAIN, ROOMS, LOOKS = (
+    Group("The main job", sort_key=0),
+    Group("Methods, by room", sort_key=1),
+    Group("Looks", sort_key=2),
+)
+
+#: command → where it lives, its group, its line in the help
+COMMANDS: dict[str, tuple[str, Group, str]] = {
+    "explain": ("cutaway.cli.explain:explain", MAIN, "Tell why a model goes on with one word and not another."),
+    "methods": ("cutaway.cli.looks:methods", LOOKS, "List what can be asked, with paper, cost and control."),
+    "tasks": ("cutaway.cli.looks:tasks", LOOKS, "List the tasks that methods can be run on."),
+    "sites": ("cutaway.cli.looks:sites", LOOKS, "List the places of a forward pass, or those of one model."),
+    "check": ("cutaway.cli.looks:check", LOOKS, "Check that reads and edits of a model keep their identities."),
+    "open": ("cutaway.cli.looks:open_file", LOOKS, "Show a saved result."),
+    "zoo": ("cutaway.cli.zoo:app", LOOKS, "List and train the models that ship here."),
+}
+
+
+def build() -> App:
+    """The whole tree."""
+    app = App(
+        name="cutaway",
+        group_commands=Group("About", sort_key=9),
+        help=cutaway.__doc__.split("\n")[0],
+        version=cutaway.__version__,
+    )
+    for name, (where, group, line) in COMMANDS.items():
+        app.command(where, name=name, group=group, help=line)
+    for room in cutaway.METHOD_ROOMS:
+        app.command(f"cutaway.cli.rooms:{room}", name=room, group=ROOMS, help=first_line(f"cutaway.{room}"))
+
+    @app.meta.default
+    def launch(
+        *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+        json: Annotated[bool, Parameter(negative="", group="Output", help="data as JSON on stdout")] = False,
+    ) -> None:
+        reply = app(tokens, **_OURS)
+        if reply is not None:
+            deliver(reply, json)
+
+    return app
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        build().meta(words, **_OURS)
+    except BaseException as error:
+        return refused(error, "cutaway " + " ".join(words), as_json="--json" in words)
+    return 0
+
+
+def first_line(module: str) -> str:
+    """The first line of a module's docstring, read without importing it."""
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    return (ast.get_docstring(ast.parse(Path(spec.origin).read_text("utf-8"))) or "").split("\n")[0]
+
+
+_OURS = {"exit_on_error": False, "print_error": False, "result_action": "return_value"}

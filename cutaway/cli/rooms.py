@@ -1,0 +1,71 @@
+"""One command group a room and one command a method, all derived from the method table."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+import cutaway
+from cutaway.cli.shell import Reply, as_data, working
+from cutaway.cli.subjects import FLAGS, load_model, load_task
+from cutaway.core.method import Method, Option
+from cutaway.core.result import Result
+
+
+def __getattr__(name: str) -> App:
+    if name not in cutaway.METHOD_ROOMS:
+        raise AttributeError(name)
+    app = App(name=name)
+    for row in cutaway.methods().values():
+        if row.room == name:
+            app.command(command(row), name=row.name.split(".")[1])
+    return app
+
+
+def command(row: Method) -> Any:
+    """A method as a command: flags for its subjects, an option for each of its options, and `--out`."""
+    flags = [flag for subject in row.subjects for flag in FLAGS[subject]]
+
+    def run(*, out: Path | None = None, **given: Any) -> Reply:
+        named = {f.name: given.pop(f.name) for f in flags}
+        with working(f"{row.name} …"):
+            model = load_model(**{k: v for k, v in named.items() if k.startswith("model")})
+            subjects: dict[str, Any] = {"model": model}
+            if "task" in row.subjects:
+                subjects["task"] = load_task(model, **{k: v for k, v in named.items() if k.startswith("task")})
+            result = row.function(*(subjects[s] for s in row.subjects), **given)
+        return reply(result, out)
+
+    parameters = [f.parameter(s) for s in row.subjects for f in FLAGS[s]]
+    parameters += [_parameter(o) for o in row.options]
+    parameters.append(inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_OUT))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__doc__ = f"{row.answers} ({row.paper})\n\n{inspect.getdoc(row.function)}\n\nCost at most {row.cost}."
+    return run
+
+
+def reply(result: Result, out: Path | None = None) -> Reply:
+    """A result as the answer of a command, saved if asked for."""
+    saved = None if out is None else result.save(out)
+
+    def show(console: Any) -> None:
+        from cutaway.cli.picture import draw
+
+        draw(console, result)
+        if saved is not None:
+            console.print(f"saved to {saved}; show it again with [bold]cutaway open {saved}[/]")
+
+    return Reply(as_data(result), show)
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    kind: Any = Literal[option.choices] if option.choices else option.type  # type: ignore[valid-type]
+    hint = Annotated[kind | None if option.optional else kind, Parameter(help=option.help)]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=hint)
+
+
+_OUT = Annotated[Path | None, Parameter(group="Output", help="file to save the result in (.safetensors)")]

@@ -1,0 +1,121 @@
+"""What every command shares: replies on stdout as text or JSON, progress on stderr, refusals with exit code 2."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from cutaway.core.refuse import Refused, nearest
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from cutaway.core.result import Result
+
+INTERRUPTED, REFUSED = 130, 2
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a command answers: JSON-ready data, and the same for the eyes."""
+
+    data: Any
+    show: Callable[[Console], None]
+
+
+def deliver(reply: Reply, as_json: bool) -> None:
+    """Write a reply to stdout."""
+    if as_json:
+        sys.stdout.write(jsonlib.dumps(plain(reply.data), ensure_ascii=False, allow_nan=False) + "\n")
+    else:
+        from rich.console import Console
+
+        reply.show(Console(highlight=False))
+    sys.stdout.flush()
+
+
+def plain(data: Any) -> Any:
+    """JSON-ready data without the numbers that JSON does not have: they become null."""
+    match data:
+        case float() if not math.isfinite(data):
+            return None
+        case dict():
+            return {str(k): plain(v) for k, v in data.items()}
+        case list() | tuple():
+            return [plain(v) for v in data]
+    return data
+
+
+def as_data(result: Result) -> dict[str, Any]:
+    """A result as JSON-ready data."""
+    fields = {n: {"axes": list(result.axes()[n]), "values": t.tolist()} for n, t in result.tensors().items()}
+    return {
+        "kind": result.kind,
+        "fields": fields,
+        "labels": result.labels,
+        "units": result.units,
+        "record": result.record,
+    }
+
+
+@contextmanager
+def working(text: str) -> Iterator[None]:
+    """A sign of life on stderr, where that is a terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(text):
+        yield
+
+
+def refused(error: BaseException, command: str, as_json: bool) -> int:
+    """Say on stderr why a command was not done, and return its exit code; unknown errors are raised again."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0
+    if isinstance(error, KeyboardInterrupt):
+        sys.stderr.write("interrupted\n")
+        return INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; so may we
+        return 0
+    refusal = as_refusal(error, command)
+    if refusal is None:
+        raise error
+    if as_json:
+        sys.stderr.write(jsonlib.dumps({"refused": refusal.as_dict()}, ensure_ascii=False) + "\n")
+    else:
+        sys.stderr.write(f"refused: {refusal}\n")
+    return REFUSED
+
+
+def as_refusal(error: BaseException, command: str) -> Refused | None:
+    """An error as a refusal, if it is the caller's to mend."""
+    from cyclopts import CycloptsError, UnknownCommandError
+
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, UnknownCommandError) and error.app is not None and error.unused_tokens:
+        return _unknown_command(error.unused_tokens[0], list(error.app), command)
+    if isinstance(error, CycloptsError):
+        chain = " ".join(["cutaway", *(error.command_chain or ())])
+        return Refused(command.strip(), " ".join(str(error).split()), f"see {chain} --help")
+    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if memory or "can't allocate memory" in str(error):
+        return Refused(command, "the memory is not enough", "use a shorter prompt, fewer pairs or a smaller model")
+    return None
+
+
+def _unknown_command(word: str, known: list[str], command: str) -> Refused:
+    names = [n for n in known if not n.startswith("-")]
+    close = nearest(word, names)
+    why = f"there is no command {word!r}" + (f"; did you mean {close}?" if close else "")
+    return Refused(command, why, f"use one of: {', '.join(names)}")

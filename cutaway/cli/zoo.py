@@ -1,0 +1,75 @@
+"""`cutaway zoo`: the models that ship with the toolkit, and their training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from cutaway.cli.looks import table
+from cutaway.cli.shell import Reply
+
+app = App(name="zoo")
+
+
+@app.command(name="list")
+def list_models() -> Reply:
+    """List the models that ship with the toolkit, with what is known about them."""
+    from cutaway import zoo
+
+    rows = [{"model": e.name, "about": e.says, "ready": e.ready, "folder": str(e.folder)} for e in zoo.ENTRIES.values()]
+    return table("Zoo", rows, ["model", "about", "ready"], "load one: cutaway explain --model NAME, or ca.load(NAME)")
+
+
+@app.command
+def train(
+    model: Annotated[str, Parameter(help="which model")] = "miniworld",
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(help="folder of the run [default: runs/MODEL]")] = None,
+    minutes: Annotated[float | None, Parameter(help="shorten the run to so many minutes")] = None,
+    threads: Annotated[int, Parameter(help="processor threads")] = 2,
+    resume: Annotated[bool, Parameter(help="go on from the checkpoint in the folder, if there is one")] = True,
+) -> Reply:
+    """Train a model of the zoo again from its recipe, with live progress; an interrupted run can be resumed."""
+    from cutaway import zoo
+
+    entry = zoo.entry(model)
+    folder = out or Path("runs") / entry.name
+    with _Bar(entry.name) as bar:
+        entry.train(folder, minutes=minutes, threads=threads, resume=resume, progress=bar.update)
+    data = {"model": entry.name, "folder": str(folder)}
+    return Reply(data, lambda console: console.print(f"trained: [bold]cutaway explain --model {folder}[/]"))
+
+
+class _Bar:
+    """Live progress of a training run on stderr; plain lines where that is no terminal."""
+
+    def __init__(self, name: str):
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self.console = Console(stderr=True)
+        words = TextColumn(
+            "step {task.completed:.0f}/{task.total:.0f} · loss {task.fields[loss]:.3f} · {task.fields[speed]}"
+        )
+        self.live = Progress(TextColumn(name), BarColumn(), words, TimeRemainingColumn(), console=self.console)
+        self.task = self.live.add_task(name, total=None, loss=float("nan"), speed="")
+
+    def __enter__(self) -> _Bar:
+        if self.console.is_terminal:
+            self.live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.live.stop()
+
+    def update(self, p: object) -> None:
+        """Show one progress report of the recipe."""
+        step, steps, loss = p.step, p.steps, p.loss  # type: ignore[attr-defined]
+        speed = f"{p.tokens_per_second:,.0f} tokens/s"  # type: ignore[attr-defined]
+        self.live.update(self.task, completed=step, total=steps, loss=loss, speed=speed)
+        if not self.console.is_terminal:
+            left = p.seconds_left / 60  # type: ignore[attr-defined]
+            self.console.print(f"step {step}/{steps} · loss {loss:.3f} · {speed} · {left:.0f} min left")
