@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
+import textwrap
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -66,6 +69,12 @@ class Anatomy:
             return float(scale)
         return 1.0 / float(getattr(self.config, "logits_scaling", None) or 1.0)
 
+    @cached_property
+    def blocks_return_tuples(self) -> bool:
+        """Whether a block returns (stream, attention …) instead of the bare stream, read off its code."""
+        last = [n for n in ast.walk(_source(type(self.blocks[0]))) if isinstance(n, ast.Return)][-1]
+        return isinstance(last.value, ast.Tuple) or getattr(last.value, "id", "") == "outputs"
+
     @property
     def unembed(self) -> nn.Module | None:
         """The module that turns the final residual stream into logits."""
@@ -113,6 +122,10 @@ class Anatomy:
         if fused is not None:
             return (_out_width(fused) // d_head - n_heads) // 2
         return _out_width(k) // d_head if k is not None else _first(self.config, "num_key_value_heads") or n_heads
+
+
+def _source(kind: type) -> ast.AST:
+    return ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(kind.forward))))
 
 
 def _first(config: Any, *names: str) -> int:

@@ -198,7 +198,7 @@ class Model:
         """Logits after the last real token of each prompt; only those are unembedded."""
         t = self.tokens(prompts)
         with self.edited(*as_edits(edits)), torch.no_grad():
-            return self._forward(t, last=True)[:, -1]
+            return self.last_logits(t)
 
     def capture(
         self,
@@ -240,7 +240,7 @@ class Model:
             self.edited(*as_edits(edits)),
             taps.attached(self.body, {p: collector.see(p) for p in collector.places}, gradient=True),
         ):
-            values = metric(self._forward(t, last=True)[:, -1])
+            values = metric(self.last_logits(t))
             wanted = [collector.found[a] for a in collector.asked]
             found = torch.autograd.grad(values.sum(), wanted, allow_unused=True)
         count(backwards=len(t))
@@ -284,7 +284,15 @@ class Model:
 
     # --- the one forward
 
-    def _forward(self, t: Tokens, last: bool = False, **kw: Any) -> Tensor:
+    def last_logits(self, t: Tokens, share: float = 1.0) -> Float[Tensor, "batch token"]:
+        """One bare forward, in whatever gradient mode and taps are active, unembedded at each last token only.
+
+        `share` is the part of the model that really runs, for the count of forwards.
+        """
+        logits = self._forward(t, last=True, share=share)
+        return logits[:, -1] if self.family.causal else logits[torch.arange(len(t), device=logits.device), t.last]
+
+    def _forward(self, t: Tokens, last: bool = False, share: float = 1.0, **kw: Any) -> Tensor:
         frame = FRAME.set(Frame(t, len(t), t.ids.shape[1]))
         try:
             if t.padded:
@@ -303,7 +311,7 @@ class Model:
             ) from error
         finally:
             FRAME.reset(frame)
-        count(forwards=len(t))
+        count(forwards=len(t) * share)
         if not hasattr(out, "logits") or out.logits is None:
             return out[0]
         return out.logits
