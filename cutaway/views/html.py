@@ -44,8 +44,11 @@ def html(result: Result, field: str | None = None, **options: Any) -> str:
 
 def drawn(result: Result, field: str | None = None, **options: Any) -> str:
     """The pictures of one field, panels side by side where there is room."""
-    found = [markup.draw(p) for p in pictures(result, field, **options)]
-    return found[0] if len(found) == 1 else f"<div class=cw-panels>{''.join(found)}</div>"
+    found = pictures(result, field, **options)
+    if len(found) == 1:
+        return markup.draw(found[0])
+    panels = "".join(markup.draw(p, key=False) for p in found)
+    return f"<div class=cw-panels>{panels}</div>{max((markup.legend(p) for p in found), key=len)}"
 
 
 def numbers(result: Result, field: str | None = None, **options: Any) -> str:

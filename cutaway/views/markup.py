@@ -11,15 +11,15 @@ from collections.abc import Callable
 from html import escape
 
 from cutaway.views import palette
-from cutaway.views.spec import DEPTHS, Grid, Picture, amount, number, span, spoken, ticks
+from cutaway.views.spec import DEPTHS, PLACES, Picture, aligned, amount, number, span, spoken, ticks
 
 _ROWS_IN_TABLE = 400
 
 
-def draw(picture: Picture) -> str:
-    """One picture as a `<figure>`."""
-    body = _DRAW[picture.kind](picture)
-    return f'<figure class="cw-fig cw-{picture.kind}">{_caption(picture)}{body}{_key(picture)}</figure>'
+def draw(picture: Picture, key: bool = True) -> str:
+    """One picture as a `<figure>`, with or without its legend."""
+    body = _DRAW[picture.kind](picture) + (legend(picture) if key else "")
+    return f'<figure class="cw-fig cw-{picture.kind}">{_caption(picture)}{body}</figure>'
 
 
 def table(picture: Picture) -> str:
@@ -57,15 +57,15 @@ def _caption(p: Picture) -> str:
     if p.kind == "number":
         return ""
     main = f"<b>{escape(spoken(p.title))}</b>" + (f" · {escape(p.panel)}" if p.panel else "")
-    unit = f" <span class=cw-unit>{escape(p.unit)}</span>" if p.unit else ""
+    unit = f" <span class=cw-unit>{escape(p.unit)}</span>" if p.unit not in ("", p.title) else ""
     if p.kind == "heat":
         unit += f" <span class=cw-unit>{escape(spoken(p.row_axis))} × {escape(spoken(p.column_axis))}</span>"
     note = f" <span class=cw-unit>{escape(p.note)}</span>" if p.note else ""
     return f"<figcaption>{main}{unit}{note}</figcaption>"
 
 
-def _key(p: Picture) -> str:
-    """The legend: colour scale, what the marks mean, what the band is."""
+def legend(p: Picture) -> str:
+    """Colour scale, what the marks mean, what the band is."""
     parts = []
     if p.kind in ("heat", "strip") and p.limit > 0:
         first = -palette.STEPS if p.signed else 0
@@ -94,9 +94,11 @@ def _heat(p: Picture) -> str:
         rows.append(f"<tr><th scope=row>{escape(name)}</th>{cells}</tr>")
     tall = p.words is None and max((len(n) for n in p.columns), default=0) > 3
     style = "cw-grid" + (" cw-words" if p.words else "") + (" cw-tall" if tall else "")
+    # The last position is where a language model speaks, so a long row opens at its end.
+    start = " data-end" if p.column_axis in PLACES else ""
     label = escape(f"{spoken(p.title)} by {spoken(p.row_axis)} and {spoken(p.column_axis)}", quote=True)
     return (
-        f'<div class=cw-scroll tabindex=0 role=region aria-label="{label}"><table class="{style}"><thead><tr>'
+        f'<div class=cw-scroll tabindex=0 role=region aria-label="{label}"{start}><table class="{style}"><thead><tr>'
         f"<th class=cw-corner>{escape(spoken(p.row_axis))}</th>{heads}</tr></thead>"
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
@@ -133,7 +135,7 @@ def _bars(p: Picture) -> str:
             f'<tr class="cw-row{" weak" if weak else ""}" title="{_tip(p, r, 0)}" tabindex=0>'
             f"<th scope=row>{escape(name)}</th>"
             f"<td><svg class=cw-track width=100% height=22 aria-hidden=true>{_track(p, r, x)}</svg></td>"
-            f"<td>{escape(amount(value, p.unit if p.unit == 'probability' else '', sign=p.signed))}</td></tr>"
+            f"<td>{escape(aligned(value, p))}</td></tr>"
         )
     return f"<table class=cw-rows><tbody>{''.join(rows)}</tbody></table>"
 
@@ -273,7 +275,7 @@ def _any_inside(p: Picture) -> bool:
 
 
 def _unit(title: str, unit: str) -> str:
-    return f"{title} ({unit})" if unit else title
+    return f"{title} ({unit})" if unit not in ("", title) else title
 
 
-__all__ = ["Grid", "draw", "table"]
+__all__ = ["draw", "legend", "table"]

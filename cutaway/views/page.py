@@ -15,10 +15,11 @@ from cutaway.core.files import write_text
 from cutaway.core.result import Result
 from cutaway.views import palette
 from cutaway.views.html import asset, computed, drawn, fold, numbers, style
-from cutaway.views.spec import spoken, visible
+from cutaway.views.spec import fields, spoken, visible
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 Tone = Literal["agrees", "disagrees", "unknown"]
+_LINE = '<figure class="cw-fig cw-line">'
 _SIGNS: dict[Tone, str] = {"agrees": "✓", "disagrees": "✗", "unknown": "?"}
 
 
@@ -129,18 +130,20 @@ def _section(n: int, s: Section) -> str:
     tables = "".join(_tables(x) for x in shows)
     return (
         f"<section id=s{n} aria-labelledby=h{n}><h2 id=h{n}><span aria-hidden=true>{n}</span>{escape(s.heading)}</h2>"
-        f"{question}{_badges(s.badges)}{prose}{pictures}"
+        f"{question}{_badges(s.badges)}{prose}<div class=shows>{pictures}</div>"
         f"<div class=folds>{fold('Numbers', tables)}{computed([x.result.record for x in shows])}</div></section>"
     )
 
 
 def _show(x: Show) -> str:
     caption = f"<p class=caption>{escape(x.caption)}</p>" if x.caption else ""
-    return f"<div class=show>{drawn(x.result, x.field, **(x.options or {}))}{caption}</div>"
+    picture = drawn(x.result, x.field, **(x.options or {}))
+    beside = " beside" if picture.startswith(_LINE) else ""  # curves read well at half the width
+    return f'<div class="show{beside}">{picture}{caption}</div>'
 
 
 def _tables(x: Show) -> str:
-    title = escape(x.caption or spoken(x.field or x.result.main))
+    title = escape(spoken(x.field or fields(x.result)[0]))
     return f"<h3>{title}</h3>{numbers(x.result, x.field, **(x.options or {}))}"
 
 

@@ -164,6 +164,18 @@ def amount(value: float, unit: str = "", sign: bool = False) -> str:
     return f"{number(value, sign=sign)} {unit}".rstrip() if unit != "rank" else number(value)
 
 
+def aligned(value: float, picture: Picture) -> str:
+    """A value with as many decimals as its neighbours in a column: three digits of the largest one."""
+    percent = picture.unit == "probability"
+    if not math.isfinite(value):
+        return number(value)
+    factor = 100 if percent else 1
+    whole = picture.unit == "rank" or picture.limit <= 0
+    places = 0 if whole else max(0, min(9, 2 - math.floor(math.log10(picture.limit * factor))))
+    text = f"{value * factor:{'+' if picture.signed else ''}.{places}f}".replace("-", "−")
+    return f"{text} %" if percent else text
+
+
 def number(value: float, sign: bool = False, digits: int = 3) -> str:
     """A number with so many significant digits, a true minus sign, and no needless exponent."""
     if math.isnan(value):
@@ -194,7 +206,7 @@ def span(low: float, high: float, unit: str = "") -> str:
 
 def spoken(name: str) -> str:
     """A field or axis name as words."""
-    return name.replace("_", " ")
+    return {"q_pos": "query", "k_pos": "key"}.get(name, name.replace("_", " "))
 
 
 def visible(label: Any) -> str:

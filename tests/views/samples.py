@@ -117,7 +117,7 @@ def places(layers: int = 6, words: list[str] | None = None) -> Places:
     """A layer × position sweep whose path moves from the second name to the end."""
     words = WORDS if words is None else words
     x = 0.03 * torch.randn(layers, len(words), generator=_g(5))
-    s2, end, half = len(words) * 3 // 4, len(words) - 1, layers // 2
+    s2, end, half = len(words) - 5, len(words) - 1, layers // 2
     for layer in range(layers):
         x[layer, s2] += 2.2 / (1 + 2.7 ** (2.2 * (layer - half)))
         x[layer, end] += 2.4 / (1 + 2.7 ** (-2.2 * (layer - half - 0.6)))
@@ -160,7 +160,12 @@ def lens(layers: int = 7, words: list[str] | None = None) -> Lens:
 
 def parts() -> Parts:
     """Direct logit attribution over heads and MLPs."""
-    names = [*(f"head {layer}.{h}" for layer in range(6) for h in range(4)), *(f"mlp {i}" for i in range(6)), "embed", "bias"]
+    names = [
+        *(f"head {layer}.{h}" for layer in range(6) for h in range(4)),
+        *(f"mlp {i}" for i in range(6)),
+        "embed",
+        "bias",
+    ]
     x = 0.05 * torch.randn(len(names), generator=_g(6))
     x[[17, 18, 14, 26, 22]] = torch.tensor([2.31, 1.12, 0.64, 0.52, -0.91])
     return Parts(

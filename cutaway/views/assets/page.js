@@ -39,6 +39,8 @@
   document.addEventListener("focusout", hide);
   document.addEventListener("scroll", hide, { capture: true, passive: true });
 
+  all("[data-end]").forEach((e) => { e.scrollLeft = e.scrollWidth; });
+
   /* one tab stop a picture; arrow keys walk inside */
   all(".cw-grid, .cw-rows, .cw-tokens, .cw-plot").forEach((group) => {
     const items = all("[data-tip]", group);
