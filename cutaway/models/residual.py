@@ -7,16 +7,16 @@ family's residual multiplier is included (Elhage et al. 2021, transformer-circui
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
+from cutaway.models.capture import Activations
 from cutaway.models.edits import Edit
 from cutaway.models.model import Model, Prompts
 from cutaway.models.norms import Norm
@@ -36,6 +36,59 @@ class Decomposition(Result, kind="decomposition"):
     scale: Float[Tensor, "batch"]
 
 
+@dataclass(frozen=True)
+class _Writer:
+    """Units (heads or neurons) that write `act @ weight` each, then a shared bias, all through a post-norm."""
+
+    names: list[str]
+    act: Float[Tensor, "batch unit width"]
+    weight: Float[Tensor, "unit width d_model"]
+    bias: Float[Tensor, "d_model"]
+    post: Norm | None
+    multiplier: float
+
+    def scale(self) -> Float[Tensor, "batch"]:
+        """The post-norm's divisor for the units' sum."""
+        assert self.post is not None
+        total = torch.einsum("buw,uwd->bd", self.act, self.weight) + self.bias
+        return self.post.scale(total)
+
+    def contributions(self) -> Float[Tensor, "batch name d_model"]:
+        """What each unit, and last the bias, adds to the stream."""
+        rest = self.bias.expand(len(self.act), 1, -1)
+        parts = torch.cat([torch.einsum("buw,uwd->bud", self.act, self.weight), rest], dim=1)
+        if self.post is not None:
+            parts = self.post.linear(parts, self.scale()[:, None].expand(parts.shape[:2]))
+            parts[:, -1] += self.post.bias
+        return parts * self.multiplier
+
+    def shares(self, reader: Float[Tensor, "pair batch d_model"]) -> Float[Tensor, "pair batch name"]:
+        """Dot product of each contribution with `reader`, without forming the contributions."""
+        own, constant = (
+            reader * self.multiplier,
+            torch.zeros(reader.shape[:2], dtype=reader.dtype, device=reader.device),
+        )
+        if self.post is not None:
+            constant = own @ self.post.bias.double()
+            own = self.post.centre(own * self.post.weight.double()) / self.scale().double()[:, None]
+        seen = torch.einsum("uwd,pbd->pbuw", self.weight.double(), own)
+        units = torch.einsum("buw,pbuw->pbu", self.act.double(), seen)
+        return torch.cat([units, (own @ self.bias.double() + constant)[..., None]], dim=-1)
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """The stream at one position of each prompt, as whole vectors and as writers, in order of depth."""
+
+    parts: list[tuple[str, Float[Tensor, "batch d_model"]] | _Writer]
+    total: Float[Tensor, "batch d_model"]
+    scale: Float[Tensor, "batch"]
+
+    def names(self) -> list[str]:
+        """Component names in the order of `parts`."""
+        return [n for p in self.parts for n in (p.names if isinstance(p, _Writer) else [p[0]])]
+
+
 def decompose(
     model: Model, prompts: Prompts, position: int = -1, *, neurons: Sequence[int] = (), edits: Sequence[Edit] = ()
 ) -> Decomposition:
@@ -44,38 +97,13 @@ def decompose(
     Raises:
         Refused: the stream itself is normed between additions (BERT), so that no sum exists.
     """
-    body, n = model.body, model.shape.n_layers
-    if body.family.post_norm:
-        raise Refused(
-            f"decomposition of {model.name}", "its residual stream is normed after every addition", "use captures"
-        )
-    t = model.tokens(prompts)
-    sites: list[str] = ["resid_pre.0", "z", "mlp_out", f"resid_post.{n - 1}", *(f"mlp_post.{i}" for i in neurons)]
-    has_pos = body.top("pos") is not None
-    acts = model.capture(t, [*sites, "pos_embed"] if has_pos else sites, edits, logits=False)
-    names, parts = ["embed"], [acts[f"resid_pre.0@{position}"]]
-    if has_pos:
-        pos = acts[f"pos_embed@{position}"]
-        names, parts = ["embed", "pos_embed"], [parts[0] - pos, pos]
-    for i in range(n):
-        heads, rest = _attention(model, i, acts[f"z.{i}@{position}"])
-        names += [str(Address("head_out", i, h)) for h in range(heads.shape[1])] + [f"attn_bias.{i}"]
-        parts += [*heads.unbind(1), rest]
-        if i in neurons:
-            each, rest = _neurons(model, i, acts[f"mlp_post.{i}@{position}"], acts[f"mlp_out.{i}@{position}"])
-            names += [str(Address("mlp_post", i, k)) for k in range(each.shape[1])] + [f"mlp_bias.{i}"]
-            parts += [*each.unbind(1), rest]
-        else:
-            names.append(f"mlp_out.{i}")
-            parts.append(acts[f"mlp_out.{i}@{position}"])
-    total = acts[f"resid_post.{n - 1}@{position}"].float()
-    final = body.top("final")
-    scale = body.norm(final).scale(total) if final is not None else torch.ones(len(total), device=total.device)
+    stream = _stream(model, prompts, position, neurons, edits)
+    parts = [p.contributions() if isinstance(p, _Writer) else p[1][:, None] for p in stream.parts]
     return Decomposition(
-        contribution=torch.stack([p.float() for p in parts], dim=1),
-        total=total,
-        scale=scale,
-        labels={"component": names},
+        contribution=torch.cat(parts, dim=1),
+        total=stream.total,
+        scale=stream.scale,
+        labels={"component": stream.names()},
         units={"contribution": "residual stream", "total": "residual stream"},
         record={"model": model.identity(), "position": position, "final norm": "scale frozen at its value in this run"},
     )
@@ -87,57 +115,104 @@ def logit_contributions(
     """Each component's share of the logit of `tokens` (minus that of `foils`), and the share of the final biases.
 
     Units are logits before any soft cap; the final norm's scale is frozen, its centring and weight are applied to
-    every component. Components plus bias sum to the logit (difference).
+    every component. Components plus biases sum to the logit (difference).
     """
-    head, final = model.body.unembed, model.body.top("final")
-    if head is None:
-        raise Refused(f"logit contributions of {model.name}", "it has no unembedding", "load the language-model head")
-    w, b = matrix(head).double(), bias(head).double()
-    direction = w[:, tokens].T - (w[:, foils].T if foils is not None else 0.0)
-    offset = b[tokens] - (b[foils] if foils is not None else 0.0)
-    x = parts.contribution.double()
-    if final is not None:
-        norm = _double(model.body.norm(final))
-        offset = offset + direction @ norm.bias
-        x = norm.linear(x, parts.scale.double()[:, None].expand(x.shape[:2]))
-    m = model.body.logit_multiplier
-    return (torch.einsum("bcd,bd->bc", x, direction) * m).float(), (offset * m).float()
+    reader, offset = _reader(model, parts.scale, tokens[None], foils[None] if foils is not None else None)
+    return torch.einsum("bcd,bd->bc", parts.contribution.double(), reader[0]).float(), offset[0].float()
+
+
+def logit_shares(
+    model: Model,
+    prompts: Prompts,
+    tokens: Int[Tensor, "pair batch"],
+    foils: Int[Tensor, "pair batch"],
+    *,
+    neurons: bool = False,
+) -> tuple[list[str], Float[Tensor, "pair batch component"], Float[Tensor, "pair batch"]]:
+    """Names, shares and the final biases' share of several logit differences at each prompt's last token.
+
+    Equal to `decompose` with `logit_contributions`, without forming d_model numbers for every neuron.
+    """
+    layers = [i for i in range(model.shape.n_layers) if model.body.part(i, "down") is not None] if neurons else []
+    stream = _stream(model, prompts, -1, layers, ())
+    reader, offset = _reader(model, stream.scale, tokens, foils)
+    shares = [
+        p.shares(reader) if isinstance(p, _Writer) else torch.einsum("bd,pbd->pb", p[1].double(), reader)[..., None]
+        for p in stream.parts
+    ]
+    return stream.names(), torch.cat(shares, dim=-1).float(), offset.float()
 
 
 def uncapped(model: Model, logits: Float[Tensor, "*rest token"]) -> Float[Tensor, "*rest token"]:
     """Logits before the family's soft cap, which decompositions refer to."""
     cap = model.body.softcap
-    return (
-        logits if not cap else cap * torch.atanh((logits.double() / cap).clamp(-1 + 1e-12, 1 - 1e-12)).to(logits.dtype)
-    )
+    if not cap:
+        return logits
+    return cap * torch.atanh((logits.double() / cap).clamp(-1 + 1e-12, 1 - 1e-12)).to(logits.dtype)
 
 
-def _attention(model: Model, layer: int, z: Float[Tensor, "batch head d_head"]) -> tuple[Tensor, Tensor]:
-    """Contribution of each head, and what is left for the bias: [batch, head, d_model], [batch, d_model]."""
-    body, w = model.body, model.weights
-    heads = torch.einsum("bhe,hed->bhd", z.float(), w.o(layer).float())
-    rest = w.o_bias(layer).float().expand(len(z), -1)
-    return _through(model, heads, rest, body.part(layer, "ln1_post"))
+def _stream(model: Model, prompts: Prompts, position: int, neurons: Collection[int], edits: Sequence[Edit]) -> _Stream:
+    body, n = model.body, model.shape.n_layers
+    if body.family.post_norm:
+        why = "its residual stream is normed after every addition"
+        raise Refused(f"decomposition of {model.name}", why, "capture resid_post instead")
+    has_pos, final = body.top("pos") is not None, body.top("final")
+    sites = ["resid_pre.0", "z", "mlp_out", f"resid_post.{n - 1}", *(f"mlp_post.{i}" for i in neurons)]
+    acts = model.capture(prompts, [*sites, "pos_embed"] if has_pos else sites, edits, logits=False)
+    first = acts[f"resid_pre.0@{position}"].float()
+    parts: list[tuple[str, Tensor] | _Writer] = [("embed", first)]
+    if has_pos:
+        pos = acts[f"pos_embed@{position}"].float()
+        parts = [("embed", first - pos), ("pos_embed", pos)]
+    for i in range(n):
+        parts.append(_heads(model, i, acts, position))
+        whole = (f"mlp_out.{i}", acts[f"mlp_out.{i}@{position}"].float())
+        parts.append(_neurons(model, i, acts, position) if i in neurons else whole)
+    total = acts[f"resid_post.{n - 1}@{position}"].float()
+    scale = body.norm(final).scale(total) if final is not None else torch.ones(len(total), device=total.device)
+    return _Stream(parts, total, scale)
 
 
-def _neurons(model: Model, layer: int, post: Float[Tensor, "batch neuron"], out: Tensor) -> tuple[Tensor, Tensor]:
-    """Contribution of each neuron, and the bias."""
+def _heads(model: Model, i: int, acts: Activations, position: int) -> _Writer:
     w = model.weights
-    each = post.float().unsqueeze(-1) * w.mlp_out(layer).float()
-    rest = w.mlp_out_bias(layer).float().expand(len(post), -1)
-    return _through(model, each, rest, model.body.part(layer, "ln2_post"))
+    names = [*(f"head_out.{i}.{h}" for h in range(model.shape.n_heads)), f"attn_bias.{i}"]
+    z = acts[f"z.{i}@{position}"].float()
+    return _writer(model, names, z, w.o(i).float(), w.o_bias(i).float(), model.body.part(i, "ln1_post"))
 
 
-def _through(model: Model, parts: Tensor, rest: Tensor, post: torch.nn.Module | None) -> tuple[Tensor, Tensor]:
-    """Parts and bias through a post-norm with its scale frozen, times the residual multiplier."""
-    m = model.body.multiplier
-    if post is None:
-        return parts * m, rest * m
-    norm = model.body.norm(post)
-    scale = norm.scale(parts.sum(1) + rest)
-    whole = norm.linear(parts, scale[:, None].expand(parts.shape[:2]))
-    return whole * m, (norm.linear(rest, scale) + norm.bias) * m
+def _neurons(model: Model, i: int, acts: Activations, position: int) -> _Writer:
+    w, post = model.weights, acts[f"mlp_post.{i}@{position}"].float()
+    names = [*(f"mlp_post.{i}.{k}" for k in range(post.shape[1])), f"mlp_bias.{i}"]
+    out = w.mlp_out(i).float()[:, None]
+    return _writer(model, names, post[..., None], out, w.mlp_out_bias(i).float(), model.body.part(i, "ln2_post"))
 
 
-def _double(norm: Norm) -> Norm:
-    return Norm(norm.weight.double(), norm.bias.double(), norm.centred, norm.eps)
+def _writer(
+    model: Model, names: list[str], act: Tensor, weight: Tensor, rest: Tensor, post: nn.Module | None
+) -> _Writer:
+    norm = model.body.norm(post) if post is not None else None
+    return _Writer(names, act, weight, rest, norm, model.body.multiplier)
+
+
+def _reader(
+    model: Model,
+    scale: Float[Tensor, "batch"],
+    tokens: Int[Tensor, "pair batch"],
+    foils: Int[Tensor, "pair batch"] | None,
+) -> tuple[Float[Tensor, "pair batch d_model"], Float[Tensor, "pair batch"]]:
+    """The vector whose dot product with a summand of the stream is its share of the logit, and the biases' share.
+
+    In float64. With its scale frozen the final norm is linear, so its transpose is applied to the unembedding once.
+    """
+    head, final = model.body.unembed, model.body.top("final")
+    if head is None:
+        raise Refused(f"logit shares of {model.name}", "it has no unembedding", "load the language-model head")
+    w, b, m = matrix(head).T.detach(), bias(head).detach(), model.body.logit_multiplier
+    direction, offset = w[tokens].double() * m, b[tokens].double() * m
+    if foils is not None:
+        direction, offset = direction - w[foils].double() * m, offset - b[foils].double() * m
+    if final is None:
+        return direction, offset
+    norm = model.body.norm(final)
+    offset = offset + direction @ norm.bias.double()
+    return norm.centre(direction * norm.weight.double()) / scale.double()[:, None], offset

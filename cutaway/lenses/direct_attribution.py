@@ -1,0 +1,117 @@
+"""Which components write the answer?
+
+Direct logit attribution (Elhage et al. 2021; nostalgebraist 2020): the residual stream of the last position is the
+exact sum of embedding, heads, attention biases and MLPs (or neurons); through the final norm with its scale frozen at
+its value in this run, and the unembedding, each summand has a share of logit(answer) − logit(foil).
+
+* `effect[component]`: mean over prompts, in logits; positive writes the answer. `interval`: bootstrap over prompts.
+* Closure: the shares plus the final biases sum to the model's own logit difference; `residual` is what is left of each
+  prompt, and a residual above 1e-3 of the total is a refusal.
+* Control: the same decomposition read toward random pairs of vocabulary tokens (`null`): what any component writes in
+  any direction.
+* Assumption: direct paths only. A component whose work is read by later layers can have a share near zero.
+* Families that cap their logits: shares are of the uncapped logits. Cost: two forwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cutaway.core.method import method
+from cutaway.core.refuse import Refused
+from cutaway.core.result import Result
+from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
+from cutaway.models.model import Model
+from cutaway.models.residual import logit_shares, uncapped
+from cutaway.tasks.task import Task
+
+_CLOSURE = {torch.float32: 1e-3, torch.float64: 1e-6}
+
+
+@dataclass(frozen=True, kw_only=True)
+class DirectAttribution(Result, kind="direct_attribution"):
+    """Each component's share of the answer's logit over the foil's."""
+
+    effect: Float[Tensor, "component"]
+    interval: Float[Tensor, "component bound"]
+    null: Float[Tensor, "component sample"]
+    total: Float[Tensor, "prompt"]
+    residual: Float[Tensor, "prompt"]
+
+
+@method(
+    answers="Which components write the answer?",
+    paper="Elhage et al. 2021, transformer-circuits.pub/2021/framework",
+    cost="2 * prompts * F",
+    control="random_token_pairs",
+)
+def direct_attribution(
+    model: Model, task: Task, /, *, neurons: bool = False, top: int = 0, samples: int = 20, seed: int = 0
+) -> DirectAttribution:
+    """Split logit(answer) − logit(foil) into the shares of components.
+
+    Args:
+        neurons: split every MLP into its neurons.
+        top: keep only this many largest components, the rest as one sum (0 keeps all).
+        samples: how many random token pairs make the null.
+        seed: of the random pairs and of the bootstrap.
+
+    Raises:
+        Refused: no exact sum exists for this model, or the sum misses the logits.
+    """
+    bound = task.bind(model)
+    g, n = generator(seed), len(bound)
+    pairs = torch.randint(model.shape.d_vocab, (2, samples, n), generator=g).to(bound.answers.device)
+    answers = torch.cat([bound.answers[None], pairs[0]])
+    foils = torch.cat([bound.foils[None], pairs[1]])
+    names, shares, offset = logit_shares(model, bound.clean, answers, foils, neurons=neurons)
+    total = _difference(uncapped(model, model.run_last(bound.clean)), bound.answers, bound.foils)
+    residual = total.double() - shares[0].double().sum(-1) - offset[0].double()
+    _close(model, residual, total)
+    names, shares = [*names, "final bias"], torch.cat([shares, offset[..., None]], dim=-1)
+    if top:
+        names, shares = _top(names, shares, top)
+    return DirectAttribution(
+        effect=shares[0].mean(0).cpu(),
+        interval=bootstrap_mean(shares[0], seed=seed),
+        null=shares[1:].mean(1).T.cpu(),
+        total=total.float().cpu(),
+        residual=residual.float().cpu(),
+        labels={"component": names, "bound": BOUNDS},
+        units={"effect": "logits", "interval": "logits", "null": "logits", "total": "logits", "residual": "logits"},
+        record={
+            "final norm": "scale frozen at its value in this run; centring and weight applied to every component",
+            "closure": {"largest residual": float(residual.abs().max()), "mean total": float(total.mean())},
+            "soft cap": "shares are of the uncapped logits" if model.body.softcap else "none",
+        },
+    )
+
+
+def _difference(logits: Tensor, answers: Int[Tensor, "prompt"], foils: Int[Tensor, "prompt"]) -> Tensor:
+    rows = torch.arange(len(logits), device=logits.device)
+    return logits[rows, answers] - logits[rows, foils]
+
+
+def _close(model: Model, residual: Tensor, total: Tensor) -> None:
+    """Refuse shares that do not sum to the model's own logits; half precision is only reported."""
+    tolerance = _CLOSURE.get(model.dtype)
+    worst, size = float(residual.abs().max()), float(total.abs().max())
+    if tolerance is not None and worst > tolerance * max(size, 1.0):
+        raise Refused(
+            f"direct attribution on {model.name}",
+            f"the shares miss the logits by {worst:.2g} of {size:.2g}",
+            "see self_check(model): a site of this family may be wrong",
+        )
+
+
+def _top(names: list[str], shares: Float[Tensor, "pair prompt component"], top: int) -> tuple[list[str], Tensor]:
+    order = shares[0].mean(0).abs().topk(min(top, len(names))).indices.tolist()
+    rest = [i for i in range(len(names)) if i not in set(order)]
+    if not rest:
+        return [names[i] for i in order], shares[..., order]
+    kept = torch.cat([shares[..., order], shares[..., rest].sum(-1, keepdim=True)], dim=-1)
+    return [*(names[i] for i in order), f"{len(rest)} others"], kept

@@ -1,0 +1,75 @@
+"""What would the model say at every depth and position of one prompt?
+
+The logit lens (nostalgebraist 2020) as a grid: for the first prompt of a task, the top token of the lens after the
+embedding and after each block at every position, its probability, and the probability and rank of the answer there.
+
+* Control: the top token's probability in a randomly rotated basis (`null`, pooled over one rotation per sample).
+* It describes one prompt: there is no interval, and the record says so. `logit_lens` gives the curve with intervals.
+* Cost: one forward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cutaway.core.method import method
+from cutaway.core.result import Result
+from cutaway.lenses.readout import depth_labels, divergence, rank_of, read_out, rotation, streams
+from cutaway.models.model import Model
+from cutaway.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class LensGrid(Result, kind="lens_grid"):
+    """The lens at every depth and position of one prompt; `labels["top"]` are the top tokens as words."""
+
+    probability: Float[Tensor, "layer position"]
+    null: Float[Tensor, "layer position sample"]
+    top: Int[Tensor, "layer position"]
+    answer_probability: Float[Tensor, "layer position"]
+    answer_rank: Int[Tensor, "layer position"]
+    divergence: Float[Tensor, "layer position"]
+
+
+@method(
+    answers="What would the model say at every depth and position of one prompt?",
+    paper="nostalgebraist 2020, Interpreting GPT: the logit lens",
+    cost="F",
+    control="rotated_basis",
+)
+def lens_grid(model: Model, task: Task, /, *, samples: int = 4, seed: int = 0) -> LensGrid:
+    """Read the top token and the answer off the residual stream at every depth and position of the first prompt.
+
+    Args:
+        samples: how many random rotations make the null.
+        seed: of the rotations.
+
+    Raises:
+        Refused: the model's residual stream shares no basis with an unembedding.
+    """
+    bound = task.take(1).bind(model)
+    tokens = bound.clean.row(0)
+    x = streams(model, tokens, position=None)[:, 0]
+    logits = read_out(model, x)
+    p, top = logits.softmax(-1).max(-1)
+    answer = bound.answers[0].expand(top.shape)
+    turned = [
+        read_out(model, x.float() @ rotation(model.shape.d_model, seed + n).to(x.device)).softmax(-1).amax(-1)
+        for n in range(samples)
+    ]
+    words = [model.token_texts(row) for row in top]
+    return LensGrid(
+        probability=p.cpu(),
+        null=torch.stack(turned, dim=-1).cpu(),
+        top=top.cpu(),
+        answer_probability=logits.softmax(-1).gather(-1, answer.unsqueeze(-1))[..., 0].cpu(),
+        answer_rank=rank_of(logits, answer).cpu(),
+        divergence=divergence(logits[-1:], logits).cpu(),
+        labels={"layer": depth_labels(model), "position": tokens.labels(), "top": words, "probability": words},
+        units={"probability": "probability", "answer_probability": "probability", "divergence": "nats"},
+        record={"no_interval": "one prompt; logit_lens has intervals over prompts", "prompt": tokens.texts[0]},
+    )
