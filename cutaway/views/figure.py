@@ -14,6 +14,8 @@ from cutaway.views.spec import Picture, amount, number, pictures, spoken
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+else:  # run-time type checks must not load matplotlib
+    Axes = Figure = Any
 
 _CURVES = ("#2868ad", "#b85c0c", "#3d7d5a", "#7f4f9e", "#6b6f76", "#a83a5b")
 _STYLES = ("-", "--", ":", "-.", "-", "--")
@@ -32,13 +34,13 @@ def figure(result: Result, field: str | None = None, *, width: float = 7.0, **op
     Raises:
         Refused: no such field.
     """
-    from matplotlib.figure import Figure
+    import matplotlib.figure
 
     found = pictures(result, field, **{"rows": 256, "columns": 256, **options})
     across = 1 if len(found) == 1 else 2
     down = math.ceil(len(found) / across)
     size = _size(found[0], width)
-    drawing = Figure(figsize=(size[0] * across, size[1] * down), layout="constrained")
+    drawing = matplotlib.figure.Figure(figsize=(size[0] * across, size[1] * down), layout="constrained")
     frames = drawing.subplots(down, across, squeeze=False).reshape(-1)
     for picture, frame in zip(found, frames, strict=False):
         _DRAW[picture.kind](picture, frame)

@@ -72,8 +72,9 @@ class Drawn:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         p, pen = self.picture, Pen(options.ascii_only, console.color_system is not None and not console.no_color)
-        for line in [_title(p), *_DRAW[p.kind](p, options.max_width, pen), *_key(p, pen)]:
-            line.no_wrap = p.kind != "strip"
+        body = _DRAW[p.kind](p, options.max_width, pen) if p.rows and p.columns else [Text("  no entries")]
+        for line in [_title(p), *body, *_key(p, pen)]:
+            line.no_wrap = p.kind != "strip" and line in body
             if line:
                 yield _safe(line) if pen.ascii else line
 
@@ -313,7 +314,7 @@ def _cut(text: str, width: int, right: bool = False) -> str:
 
 def _safe(line: Text) -> Text:
     """The line in ASCII: a true minus becomes a hyphen, what cannot be said becomes its escape."""
-    out = Text(style=line.style, no_wrap=True)
+    out = Text(style=line.style, no_wrap=line.no_wrap)
     swap = str.maketrans({"−": "-", "×": "x", "…": "~", "→": ">", "·": ".", "“": '"', "”": '"', "⏎": "~", "–": "-"})
     for text, style in _pieces(line):
         out.append(text.translate(swap).encode("ascii", "backslashreplace").decode(), style=style)

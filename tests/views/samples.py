@@ -18,7 +18,8 @@ RECORD = {
     "dtype": "float32"}, "task": {"name": "ioi", "prompts": 32, "hash": "77aa01b2c3d4e5f6"}},
     "options": {"direction": "denoise", "seed": 0}, "cost": {"declared": "heads * F", "forwards": 26.5, "backwards": 0,
     "seconds": 0.81}, "python": "ca.patching.activation(model, task, direction='denoise')",
-    "command": "cutaway patching activation --model miniworld --task ioi", "versions": {"cutaway": "0.1.0", "torch": "2.13.0"},
+    "command": "cutaway patching activation --model miniworld --task ioi",
+    "versions": {"cutaway": "0.1.0", "torch": "2.13.0"},
 }  # fmt: skip
 
 
@@ -134,7 +135,8 @@ def sites() -> Sites:
     one = places().effect
     return Sites(
         effect=torch.stack([one, one * 0.5 - 0.02, one.flip(0) * 0.3]), null=0.1 * torch.randn(40, generator=_g(8)),
-        labels={"site": ["resid_pre", "attn_out", "mlp_out"], "position": WORDS}, units={"effect": "logits"}, record=RECORD,
+        labels={"site": ["resid_pre", "attn_out", "mlp_out"], "position": WORDS},
+        units={"effect": "logits"}, record=RECORD,
     )  # fmt: skip
 
 
@@ -152,7 +154,9 @@ def lens(layers: int = 7, words: list[str] | None = None) -> Lens:
     return Lens(
         probability=p, top=ids, target=target, rank=rank, answer=answer,
         target_interval=(_around(target, 0.05)).clamp(0, 1),
-        labels={"position": words, "top": label, "layer": ["embed", *range(layers - 1)], "candidate": [" Mary", " John"]},
+        labels={
+            "position": words, "top": label, "layer": ["embed", *range(layers - 1)], "candidate": [" Mary", " John"],
+        },
         units={"probability": "probability", "target": "probability", "rank": "rank", "answer": "probability"},
         record=RECORD | {"method": "lenses.logit_lens", "answers": "Where along depth does the answer appear?"},
     )  # fmt: skip
@@ -190,7 +194,8 @@ def shapes() -> Shapes:
     return Shapes(
         strip=r(13, generator=g), strips=r(3, 13, generator=g), pattern=r(13, 13, generator=g).softmax(-1),
         patterns=r(4, 13, 13, generator=g).softmax(-1), edges=r(30, generator=g), curve=r(40, generator=g).cumsum(0),
-        odd=r(3, 8, generator=g), deep=r(3, 4, 4, 13, generator=g), neurons=r(4, 700, generator=g), count=torch.tensor(7),
+        odd=r(3, 8, generator=g), deep=r(3, 4, 4, 13, generator=g), neurons=r(4, 700, generator=g),
+        count=torch.tensor(7),
         flags=torch.tensor([0, 1, 1, 0]), labels={"edge": [f"{i}.1 → {i + 1}.0" for i in range(30)]},
     )  # fmt: skip
 

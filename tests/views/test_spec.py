@@ -1,0 +1,151 @@
+"""Pictures from axes: kinds, intervals, controls, words, panels, pooling."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from cutaway.core.refuse import Refused
+from cutaway.views import palette
+from cutaway.views.spec import aligned, amount, fields, number, pictures, span, ticks, visible
+from tests.views import samples
+
+
+def only(result, field=None, **options):
+    (picture,) = pictures(result, field, **options)
+    return picture
+
+
+@pytest.mark.parametrize(
+    ("field", "kind", "panels", "rows", "columns"),
+    [
+        ("strip", "strip", 1, 1, 13), ("strips", "strip", 3, 1, 13), ("pattern", "heat", 1, 13, 13),
+        ("patterns", "heat", 4, 13, 13), ("edges", "bars", 1, 24, 1), ("curve", "line", 1, 1, 40),
+        ("odd", "heat", 1, 3, 8), ("deep", "heat", 12, 4, 13), ("neurons", "heat", 1, 4, 64),
+        ("count", "number", 1, 1, 1), ("flags", "bars", 1, 4, 1),
+    ],
+)  # fmt: skip
+def test_axes_choose_the_picture(field, kind, panels, rows, columns):
+    found = pictures(samples.shapes(), field)
+    assert len(found) == panels
+    assert {(p.kind, len(p.rows), len(p.columns)) for p in found} == {
+        (kind, rows, columns if field != "neurons" else 64)
+    }
+
+
+def test_layer_with_few_candidates_is_a_line_with_one_curve_each():
+    p = only(samples.lens(), "answer")
+    assert (p.kind, p.rows, p.columns[0]) == ("line", ("Mary", "John"), "embed")
+    assert p.values[1] == pytest.approx(samples.lens().answer[:, 1].tolist())
+
+
+def test_values_interval_and_null_stay_together():
+    result = samples.heads()
+    p = only(result)
+    low, high = torch.tensor(p.low), torch.tensor(p.high)
+    torch.testing.assert_close(torch.stack([low, high], -1), result.interval)
+    expected = result.null.quantile(torch.tensor([0.025, 0.975]), dim=-1)
+    torch.testing.assert_close(torch.tensor(p.null_low), expected[0])
+    torch.testing.assert_close(torch.tensor(p.null_high), expected[1])
+    assert "95 % band of 60 random heads" in p.mark
+    outside = {(r, c) for r in range(6) for c in range(8) if p.stands_out(r, c)}
+    assert {(4, 1), (4, 5), (3, 2), (5, 6), (2, 7)} <= outside
+    assert len(outside) < 15
+
+
+def test_few_controls_are_a_range_and_one_null_serves_every_cell():
+    p = only(samples.places())
+    torch.testing.assert_close(torch.tensor(p.null_high), samples.places().null.amax(-1))
+    assert "range of 12" in p.mark
+    result = samples.sites()
+    whole = pictures(result)
+    assert [p.panel for p in whole] == ["site resid_pre", "site attn_out", "site mlp_out"]
+    assert {v for p in whole for row in p.null_low for v in row} == {float(result.null.quantile(0.025))}
+
+
+def test_without_a_null_the_interval_decides():
+    p = only(samples.Heads(effect=torch.tensor([[1.0, 0.1]]), interval=torch.tensor([[[0.5, 1.5], [-0.1, 0.3]]])))
+    assert (p.stands_out(0, 0), p.stands_out(0, 1)) == (True, False)
+    assert p.mark == "interval without 0"
+    bare = only(samples.Heads(effect=torch.ones(1, 1)))
+    assert bare.stands_out(0, 0) is None
+    assert bare.mark == ""
+
+
+def test_interval_belongs_to_its_own_field_only():
+    assert only(samples.lens(), "target").low is not None
+    assert only(samples.lens(), "rank").low is None
+    assert only(samples.parts(), "residual").null_low is None
+
+
+def test_bars_are_sorted_by_size_and_keep_their_labels():
+    result = samples.parts()
+    p = only(result)
+    sizes = [abs(row[0]) for row in p.values]
+    assert sizes == sorted(sizes, reverse=True)
+    assert p.rows[:3] == ("head 4.1", "head 4.2", "head 5.2")
+    assert p.note == "24 largest of 32"
+    index = result.labels["component"].index("head 5.2")
+    assert [p.low[2][0], p.high[2][0]] == pytest.approx(result.interval[index].tolist())
+
+
+def test_words_come_from_the_field_or_the_ids_beside_it():
+    p = only(samples.lens())
+    assert p.title == "probability"
+    assert p.words[-1][-1] == "Mary"
+    assert fields(samples.lens()) == ["probability", "target", "rank", "answer"]
+    assert only(samples.lens(), "top").words == p.words
+    own = samples.Places(effect=torch.ones(1, 2), labels={"effect": [["a", "b"]]})
+    assert only(own).words == (("a", "b"),)
+
+
+def test_pooling_keeps_the_largest_entry_and_says_so():
+    x = torch.zeros(4, 700)
+    x[2, 333] = -5.0
+    p = only(samples.Shapes(neurons=x))
+    assert min(v for row in p.values for v in row) == -5.0
+    assert "largest value of 1 × 11 entries" in p.note
+    c = p.values[2].index(-5.0)
+    first, last = p.columns[c].split("…")
+    assert int(first) <= 333 <= int(last)
+
+
+def test_nan_and_infinity_are_no_values():
+    x = torch.tensor([[math.nan, math.inf], [1.0, -2.0]])
+    p = only(samples.Heads(effect=x))
+    assert p.limit == 2.0
+    assert palette.step(math.inf, p.limit) == palette.STEPS
+    assert amount(math.nan) == "no value"
+    assert only(samples.Heads(effect=torch.full((2, 2), math.nan))).limit == 0.0
+
+
+def test_bad_fields_are_refused():
+    with pytest.raises(Refused, match="no such field"):
+        pictures(samples.heads(), "efect")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (3.0, "3"), (-0.12345, "−0.123"), (1.2e-6, "1.2e−6"), (123456.7, "123457"), (1e9, "1000000000"),
+     (math.nan, "–"), (-math.inf, "−∞")],
+)  # fmt: skip
+def test_numbers_are_short_and_true(value, text):
+    assert number(value) == text.replace("1000000000", "1e9")
+
+
+def test_texts():
+    assert amount(0.9, "probability") == "90 %"
+    assert amount(0.5, "logits") == "0.5 logits"
+    assert span(0.1, 0.2, "probability") == "[10, 20] %"
+    assert [visible(x) for x in (" Mary", "\n", "", "  ", "\x1b[31m", 3)] == ["Mary", "⏎", "∅", "␣␣", "\\x1b[31m", "3"]
+    assert aligned(-0.024, only(samples.parts())) == "−0.02"
+    assert ticks(0.0, 0.9, 4) == [0.0, 0.25, 0.5, 0.75]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_step_is_readable_and_steps_differ(theme):
+    numbers = range(-palette.STEPS, palette.STEPS + 1)
+    assert min(palette.contrast(palette.colour(n, theme), palette.ink(n, theme)) for n in numbers) >= 4.5
+    assert len({palette.colour(n, theme) for n in numbers}) == 2 * palette.STEPS + 1
