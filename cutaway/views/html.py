@@ -39,7 +39,7 @@ def html(result: Result, field: str | None = None, **options: Any) -> str:
     tables = "".join(numbers(result, name, **options) for name in names)
     title = f"<p class=cw-kind>{escape(spoken(result.kind or type(result).__name__))}</p>"
     below = fold("Numbers", tables) + computed([result.record])
-    return f"<div class=cw><style>{style()}</style>{title}{body}{below}</div>"
+    return f'<div class="cw cw-alone"><style>{style()}</style>{title}{body}{below}</div>'
 
 
 def drawn(result: Result, field: str | None = None, **options: Any) -> str:
@@ -72,6 +72,7 @@ def style() -> str:
     light, dark = (sheet.split(f"/*{name}*/")[1] for name in ("light", "dark"))
     # The same two themes again, for the toggle of a page and for notebooks that say which theme they wear.
     forced = f"{_FORCED['light']}{{{light}}}{_FORCED['dark']}{{{dark}}}"
+    forced += f"@media print{{.cw,.cw[data-theme]{{{light}}}}}"
     sheet = sheet.replace("/*FORCED*/", forced).replace("/*light*/", "").replace("/*dark*/", "")
     return (sheet + palette.rules()).strip()
 
@@ -102,7 +103,9 @@ def _said(key: str, value: Any) -> str:
         declared = f" (declared: at most {value['declared']})" if value.get("declared") else ""
         return escape(", ".join(parts) + declared)
     if isinstance(value, Mapping):
-        return "; ".join(f"<span>{escape(spoken(str(k)))}</span> {_said('', v)}" for k, v in value.items())
+        nested = any(isinstance(v, Mapping) for v in value.values())
+        parts = (f"<span>{escape(spoken(str(k)))}</span> {_said('', v)}" for k, v in value.items())
+        return ("<br>" if nested else ", ").join(parts)
     if isinstance(value, list | tuple):
         return "; ".join(_said("", v) for v in value)
     return escape(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str))

@@ -73,6 +73,6 @@ def test_results_draw_themselves_once_registered(monkeypatch):
     cutaway.views.register()
     drawing = samples.heads().plot()
     assert drawing._repr_png_().startswith(b"\x89PNG")
-    assert samples.heads()._repr_html_().startswith("<div class=cw>")
+    assert samples.heads()._repr_html_().startswith('<div class="cw cw-alone"><style>')
     with pytest.raises(Refused, match="field 'nope'"):
         samples.heads().plot("nope")

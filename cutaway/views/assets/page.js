@@ -22,10 +22,12 @@
   const tip = document.getElementById("tip");
   all(".cw-fig [title]").forEach((e) => { e.dataset.tip = e.title; e.setAttribute("aria-label", e.title.replaceAll("\n", ", ")); e.removeAttribute("title"); });
   all(".cw-point").forEach((g) => { const t = g.querySelector("title"); g.dataset.tip = t.textContent; g.setAttribute("aria-label", t.textContent.replaceAll("\n", ", ")); t.remove(); });
-  const hide = () => { tip.hidden = true; };
+  let current = null;
+  const hide = () => { tip.hidden = true; current = null; };
   const show = (target) => {
     const e = target.closest && target.closest("[data-tip]");
     if (!e) return hide();
+    current = e;
     tip.textContent = e.dataset.tip;
     tip.hidden = false;
     const a = (e.querySelector(".cw-mark, svg") || e).getBoundingClientRect(), b = tip.getBoundingClientRect();
@@ -37,7 +39,8 @@
   document.addEventListener("click", (event) => show(event.target));
   document.addEventListener("focusin", (event) => { if (event.target.matches(":focus-visible")) show(event.target); });
   document.addEventListener("focusout", hide);
-  document.addEventListener("scroll", hide, { capture: true, passive: true });
+  /* a cell reached by keys may scroll into sight: its tip follows it */
+  document.addEventListener("scroll", () => { if (current && current === document.activeElement) show(current); else hide(); }, { capture: true, passive: true });
 
   all("[data-end]").forEach((e) => { e.scrollLeft = e.scrollWidth; });
 
