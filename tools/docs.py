@@ -58,7 +58,7 @@ def card(row: Method) -> str:
     module = sys.modules[inspect.unwrap(row.function).__module__]
     subjects = ", ".join(row.subjects)
     command = f"cutaway {row.name.replace('.', ' ')} " + " ".join(f"--{s} …" for s in row.subjects)
-    fields = "\n".join(f"- `{name}` [{' '.join(axes)}]" for name, axes in row.result.axes().items())
+    results = "\n\n".join(_result(r) for r in row.results)
     return f"""{GENERATED}# {row.name}
 
 **{row.answers}** {row.paper}.
@@ -74,12 +74,13 @@ def card(row: Method) -> str:
 
 {_options(row)}
 
-## Result: `{row.result.__name__}`
-
-{(inspect.getdoc(row.result) or "").strip()}
-
-{fields}
+{results}
 """
+
+
+def _result(kind: type[ca.Result]) -> str:
+    fields = "\n".join(f"- `{name}` [{' '.join(axes)}]" for name, axes in kind.axes().items())
+    return f"## Result: `{kind.__name__}`\n\n{(inspect.getdoc(kind) or '').strip()}\n\n{fields}"
 
 
 def _options(row: Method) -> str:

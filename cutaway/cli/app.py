@@ -37,7 +37,7 @@ def build() -> App:
     app = App(
         name="cutaway",
         group_commands=Group("About", sort_key=9),
-        help=cutaway.__doc__.split("\n")[0],
+        help=(cutaway.__doc__ or "").split("\n")[0],
         version=cutaway.__version__,
     )
     for name, (where, group, line) in COMMANDS.items():
@@ -48,7 +48,9 @@ def build() -> App:
     @app.meta.default
     def launch(
         *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-        json: Annotated[bool, Parameter(negative="", group="Output", help="data as JSON on stdout")] = False,
+        json: Annotated[
+            bool, Parameter(negative="", group="Output", show_default=False, help="data as JSON on stdout")
+        ] = False,
     ) -> None:
         reply = app(tokens, **_OURS)
         if reply is not None:

@@ -20,7 +20,7 @@ def methods() -> Reply:
     """List what can be asked, with paper, cost and control."""
     rows = [
         {"method": r.name, "answers": r.answers, "paper": r.paper, "cost": r.cost, "control": r.control,
-         "result": r.result.__name__, "options": [o.name for o in r.options]}
+         "results": [c.__name__ for c in r.results], "options": [o.name for o in r.options]}
         for r in cutaway.methods().values()
     ]  # fmt: skip
     return table("Methods", rows, ["method", "answers", "paper", "control"], "one of them: cutaway ROOM METHOD --help")
@@ -76,8 +76,8 @@ def check(*, model: str = DEFAULT_MODEL) -> Reply:
         outcomes = cutaway.self_check(load_model(model))
     rows = [asdict(o) for o in outcomes]
     failed = [o.name for o in outcomes if not o.passed]
-    last = "all identities hold" if not failed else f"failed, and disabled with their sites: {', '.join(failed)}"
-    return table(f"Self-check of {model}", rows, ["name", "passed", "error", "sites", "why"], last)
+    last = f"all {len(rows)} identities hold" if not failed else f"failed, their sites disabled: {', '.join(failed)}"
+    return table(f"Self-check of {model}", rows, ["name", "passed", "error", *(["why"] if failed else [])], last)
 
 
 def open_file(file: Annotated[Path, Parameter(help="a saved .safetensors result")], /) -> Reply:

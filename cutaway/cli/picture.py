@@ -1,33 +1,30 @@
-"""A result in the terminal: its largest entries, what they are compared with, and how to repeat it."""
+"""A result in the terminal: what it answers, its picture, its largest entries, and the line that repeats it."""
 
 from __future__ import annotations
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.text import Text
 
 from cutaway.core.result import Result
+from cutaway.views.spec import fields, pictures
+from cutaway.views.terminal import table, terminal
 
 
-def draw(console: Console, result: Result, rows: int = 12) -> None:
-    """Draw the main field of a result and the line that repeats it."""
-    record, entries = result.record, result.top(rows)
-    table = Table(
-        title=escape(f"{record.get('method', result.kind)}: {record.get('answers', '')}"), title_justify="left"
+def draw(console: Console, result: Result, entries: int = 8) -> None:
+    """Draw the first field of a result, rank its entries, and say how to repeat it."""
+    record, first = result.record, fields(result)[0]
+    console.print(
+        Text(str(record.get("method", result.kind)), "bold").append(f"  {record.get('answers', '')}", "not bold")
     )
-    for name in entries[0]:
-        table.add_column(name + (f" ({result.units[name]})" if name in result.units else ""))
-    for entry in entries:
-        table.add_row(*(escape(_cell(v)) for v in entry.values()))
-    console.print(table)
+    console.print(terminal(result, first))
+    if pictures(result, first)[0].kind not in ("bars", "number"):  # bars are a ranking already
+        console.print(table(result, first, n=entries))
+    rest = [n for n in fields(result) if n != first]
+    if rest:
+        console.print(Text(f"also in it: {', '.join(rest)}", "dim"))
+    if "cost" in record:
+        cost = record["cost"]
+        spent = f"{cost['forwards']:.1f} forwards, {cost['backwards']:.1f} backwards, {cost['seconds']:.2f} s"
+        console.print(Text(f"cost: {spent}; control: {record.get('control', 'none')}", "dim"))
     if "command" in record:
-        console.print(f"again: [bold]{escape(record['command'])}[/]", soft_wrap=True)
-
-
-def _cell(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, list):
-        shown = ", ".join(_cell(v) for v in value[:2])
-        return f"[{shown}]" if len(value) <= 2 else f"{len(value)} values"
-    return str(value)
+        console.print(Text("again: ", "dim").append(record["command"], "not dim bold"), soft_wrap=True)

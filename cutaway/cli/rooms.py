@@ -18,10 +18,13 @@ from cutaway.core.result import Result
 def __getattr__(name: str) -> App:
     if name not in cutaway.METHOD_ROOMS:
         raise AttributeError(name)
-    app = App(name=name)
+    app = App(name=name, group_commands="Methods")
     for row in cutaway.methods().values():
         if row.room == name:
-            app.command(command(row), name=row.name.split(".")[1])
+            function = row.name.split(".")[1]
+            app.command(
+                command(row), name=function, alias=kebab if (kebab := function.replace("_", "-")) != function else None
+            )
     return app
 
 
@@ -30,7 +33,7 @@ def command(row: Method) -> Any:
     flags = [flag for subject in row.subjects for flag in FLAGS[subject]]
 
     def run(*, out: Path | None = None, **given: Any) -> Reply:
-        named = {f.name: given.pop(f.name) for f in flags}
+        named = {f.name: given.pop(f.name, f.default) for f in flags}
         with working(f"{row.name} …"):
             model = load_model(**{k: v for k, v in named.items() if k.startswith("model")})
             subjects: dict[str, Any] = {"model": model}

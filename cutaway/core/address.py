@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME, Site, site
@@ -39,7 +40,7 @@ class Address:
     @property
     def place(self) -> Address:
         """The same site and layer, without unit and position: what a tap is attached to."""
-        return Address(self.site, self.layer)
+        return self if self.unit is None and self.position is None else Address(self.site, self.layer)
 
     def at(self, position: int) -> Address:
         """The same address at one position."""
@@ -87,11 +88,10 @@ def expand(patterns: str | Address | Iterable[str | Address], sizes: Mapping[str
         Refused: unknown site, or an index outside the model.
     """
     items = [patterns] if isinstance(patterns, str | Address) else list(patterns)
-    found: dict[Address, None] = {}
-    for item in items:
-        for address in _expand_one(item, sizes):
-            found[address] = None
-    return list(found)
+    if len(items) == 1:
+        return list(_expand_one(items[0], tuple(sizes.items())))
+    known = tuple(sizes.items())
+    return list(dict.fromkeys(address for item in items for address in _expand_one(item, known)))
 
 
 def example(row: Site) -> str:
@@ -104,7 +104,9 @@ def unit_axis(row: Site) -> str | None:
     return next((a for a in row.axes.split() if a in UNIT_AXES), None)
 
 
-def _expand_one(item: str | Address, sizes: Mapping[str, int]) -> Iterable[Address]:
+@lru_cache(maxsize=4096)
+def _expand_one(item: str | Address, known: tuple[tuple[str, int], ...]) -> tuple[Address, ...]:
+    sizes = dict(known)
     name, indices, position = _split(str(item))
     row = site(name)
     least, most = _arity(row)
@@ -116,7 +118,7 @@ def _expand_one(item: str | Address, sizes: Mapping[str, int]) -> Iterable[Addre
     units = _numbers(str(unit_axis(row)), indices[least], sizes, item) if len(indices) > least else [None]
     if position is not None and not row.has_position:
         parse(f"{example(row)}@{position}")
-    return [Address(name, i, u, position) for i in layers for u in units]
+    return tuple(Address(name, i, u, position) for i in layers for u in units)
 
 
 def _numbers(axis: str, index: str, sizes: Mapping[str, int], item: str | Address) -> list[int | None]:

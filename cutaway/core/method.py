@@ -59,7 +59,12 @@ class Method:
     control: str
     subjects: tuple[str, ...]
     options: tuple[Option, ...]
-    result: type[Result]
+    results: tuple[type[Result], ...]
+
+    @property
+    def result(self) -> type[Result]:
+        """The class of its result; the first one where the options decide between several."""
+        return self.results[0]
 
     @property
     def room(self) -> str:
@@ -95,7 +100,8 @@ def method(*, answers: str, paper: str, cost: str, control: str) -> Callable[[Ca
             values = {o.name: given.get(o.name, o.default) for o in options}
             return replace(result, record=_record(row, args, values, spent, result.record))
 
-        row = Method(name, run, answers, paper, cost, control, subjects, options, hints["return"])
+        results = tuple(get_args(hints["return"])) or (hints["return"],)
+        row = Method(name, run, answers, paper, cost, control, subjects, options, results)
         METHODS[name] = row
         run.row = row  # type: ignore[attr-defined]
         return run

@@ -67,6 +67,7 @@ MODEL, TASK = Thing("tiny", {}), Thing("ioi", {"n": 4, "no_abc": True})
 
 def test_the_row_is_derived_from_the_signature(row: Method):
     assert (row.name, row.room, row.subjects) == ("tests.sample", "tests", ("model", "task"))
+    assert row.results == (Counted,)
     assert row.result is Counted
     assert [(o.name, o.type, o.choices, o.optional, o.default) for o in row.options] == [
         ("direction", str, ("denoise", "noise"), False, "denoise"),
@@ -76,6 +77,14 @@ def test_the_row_is_derived_from_the_signature(row: Method):
     ]
     assert row.options[0].help == "which run is patched into which."
     assert row.options[2].help == ""
+
+
+def test_a_method_may_choose_between_result_classes():
+    def either(model: Thing, /) -> Counted | Result:
+        return Counted(value=torch.ones(1))
+
+    method(answers="?", paper="none", cost="F", control="none")(either)
+    assert METHODS.pop("core.either").results == (Counted, Result)
 
 
 def test_the_record_is_complete(row: Method):

@@ -20,7 +20,7 @@ def measured() -> dict[str, tuple[int, int]]:
                 found[f"{path}::{node.name}"] = ((node.end_lineno or 0) - node.lineno + 1, FUNCTION)
             elif isinstance(node, ast.ClassDef):
                 found[f"{path}::{node.name}"] = ((node.end_lineno or 0) - node.lineno + 1, CLASS)
-                methods = [n for n in node.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("__")]
+                methods = [n for n in node.body if isinstance(n, ast.FunctionDef) and not n.name.startswith("_")]
                 found[f"{path}::{node.name} methods"] = (len(methods), METHODS)
     return found
 

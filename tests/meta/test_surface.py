@@ -66,3 +66,15 @@ def test_reading_the_method_table_imports_nothing_heavy_beyond_torch():
     code = "import sys, json, torch; before = set(sys.modules); import cutaway; cutaway.methods(); print(json.dumps("
     added = json.loads(fresh(code + "sorted(set(sys.modules) - before)))"))
     assert not {m.split(".")[0] for m in added} & set(HEAVY)
+
+
+def test_results_can_draw_themselves_once_the_package_is_imported():
+    from cutaway.core.render import RENDERERS
+
+    assert set(RENDERERS) == {"figure", "html"}
+    shown = fresh(
+        "import torch, cutaway as ca; from dataclasses import make_dataclass; from jaxtyping import Float;"
+        "Bar = make_dataclass('Bar', [('effect', Float[torch.Tensor, 'head'])], bases=(ca.Result,), frozen=True,"
+        " kw_only=True); bar = Bar(effect=torch.ones(3)); print(bar._repr_html_()[:4], type(bar.plot()).__name__)"
+    )
+    assert shown.split() == ["<div", "Figure"]
