@@ -161,3 +161,33 @@ def test_a_command_is_derived_from_any_row():
 def test_refusals_reach_the_shell_unchanged():
     refusal = Refused("a", "b", "c")
     assert shell.as_refusal(refusal, "cutaway x") is refusal
+
+
+def test_one_sentence_is_a_task_and_its_command_repeats_it(capsys):
+    sentence = "7 + 5 ="
+    code, out, err = run(capsys, f"lenses direct_attribution --task {shlex.quote(sentence)} --json")
+    assert code == 0, err
+    data = json.loads(out)
+    assert data["record"]["subjects"]["task"]["options"]["sentence"] == sentence
+    code, again, _ = run(capsys, data["record"]["command"].removeprefix("cutaway ") + " --json")
+    assert code == 0
+    assert json.loads(again)["fields"] == data["fields"]
+
+
+def test_training_shows_progress_on_stderr_and_its_folder_on_stdout(capsys, monkeypatch, tmp_path):
+    from cutaway.zoo.miniworld import train
+
+    given = {}
+
+    def recipe(out, *, progress, **options):
+        given.update(options)
+        progress(train.Progress(step=20, steps=100, loss=3.25, tokens_per_second=1234.0, seconds_left=61.0))
+        return out
+
+    monkeypatch.setattr(train, "train", recipe)
+    code, out, err = run(capsys, f"zoo train miniworld --out {tmp_path} --minutes 3 --no-resume --json")
+    assert code == 0
+    assert json.loads(out) == {"model": "miniworld", "folder": str(tmp_path)}
+    assert given == {"minutes": 3.0, "threads": 2, "resume": False}
+    assert "step 20/100" in err
+    assert "loss 3.250" in err
