@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from cutaway.core.refuse import Refused
-from cutaway.models.families import Family, find, need
+from cutaway.models.families import Family, Step, find, need, trace
 from cutaway.models.norms import Norm, measure
 
 
@@ -36,6 +36,7 @@ class Anatomy:
 
     def __init__(self, hf: Any, family: Family):
         self.hf, self.family = hf, family
+        self._parts: dict[tuple[int, str], tuple[nn.Module | None, list[Step]]] = {}
         self.root = need(hf, family.root, "the model's root")
         self.blocks = list(need(self.root, family.layers, "the block list"))  # type: ignore[call-overload]
         self.shape = self._shape()
@@ -82,8 +83,14 @@ class Anatomy:
 
     def part(self, layer: int, name: str) -> nn.Module | None:
         """A module of a block by the family row's field name (`o`, `ln1`, `down` …), or None."""
-        path = getattr(self.family, name)
-        return find(self.blocks[layer], path) if path else None
+        key = (layer, name)
+        if key in self._parts:
+            module, steps = self._parts[key]
+            # Modules may be exchanged in a live model (adapters are): a finding holds as long as each of its steps.
+            if all(children.get(step) is child for children, step, child in steps):
+                return module
+        module, _ = self._parts[key] = trace(self.blocks[layer], getattr(self.family, name))
+        return module
 
     def top(self, name: str) -> nn.Module | None:
         """A module of the root by the family row's field name (`embed`, `pos`, `final`), or None."""

@@ -167,13 +167,27 @@ def family_of(hf: Any) -> Family:
 
 def find(module: nn.Module, path: str | None) -> nn.Module | None:
     """The submodule at a path with `|` alternatives, or None."""
+    return trace(module, path)[0]
+
+
+Step = tuple[dict[str, nn.Module | None], str, nn.Module | None]  # (children of a module, a name, what it named)
+
+
+def trace(module: nn.Module, path: str | None) -> tuple[nn.Module | None, list[Step]]:
+    """Like `find`, with the steps looked up on the way: while they hold, so does the finding."""
+    steps: list[Step] = []
     for alternative in (path or "").split("|"):
-        if alternative and _has(module, alternative):
-            found = module
-            for name in alternative.split("."):
-                found = getattr(found, name)
-            return found
-    return None
+        found: Any = module if alternative else None
+        for name in alternative.split("."):
+            if found is None:
+                break
+            children = found.__dict__["_modules"]
+            steps.append((children, name, children.get(name)))
+            found = children.get(name) or getattr(found, name, None)
+            found = found if isinstance(found, nn.Module) else None
+        if found is not None:
+            return found, steps
+    return None, steps
 
 
 def need(module: nn.Module, path: str | None, what: str) -> nn.Module:
