@@ -1,5 +1,6 @@
 """Patching: what changes when an activation is exchanged for its value in another run."""
 
 from cutaway.patching.activation import HeadEffects, PositionEffects, activation
+from cutaway.patching.group import GroupEffect, group
 
-__all__ = ["HeadEffects", "PositionEffects", "activation"]
+__all__ = ["GroupEffect", "HeadEffects", "PositionEffects", "activation", "group"]

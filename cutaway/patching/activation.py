@@ -18,9 +18,8 @@ bring the answer back. In `noise`, the clean prompt runs with one activation fro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -37,10 +36,10 @@ from cutaway.models.edits import Edit, Replace
 from cutaway.models.executor import sweep
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
+from cutaway.patching.exchange import Direction, exchange, measured
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
 
-Direction = Literal["denoise", "noise"]
 _STREAM = "batch position d_model"
 
 
@@ -95,39 +94,29 @@ def activation(
     Raises:
         Refused: a site that is neither, or a corruption that does not change the metric.
     """
-    row, bound = site_row(site), task.bind(model)
+    row = site_row(site)
     by_head = row.head_axis is not None
     if not by_head and row.axes != _STREAM:
         why = f"its axes are {row.axes}"
         raise Refused(f"patching site {site!r}", why, "use a stream site such as resid_pre, or a head site such as z")
-    target, donor = (bound.corrupt, bound.clean) if direction == "denoise" else (bound.clean, bound.corrupt)
-    clean, corrupt = (bound.metric(model.run_last(t)).float() for t in (bound.clean, bound.corrupt))
-    gap = float((clean - corrupt).mean())
-    if abs(gap) < 1e-6:
-        why = "the corruption does not change the metric, so there is nothing to bring back"
-        raise Refused(f"patching on task {task.name!r}", why, "use prompts whose answers differ")
-    own, other = (model.capture(t, site, logits=False) for t in (target, donor))
-    places = _heads(model, own, site) if by_head else _cells(target, own, site)
-    real, null = _variants(own, other, places, samples, seed)
-    values = sweep(model, target, [*real, *null], _metric(bound))
-    baseline = corrupt if direction == "denoise" else clean
-    effects = (values - baseline).float().cpu()
-    layers, second = own.layers(site), len(places) // len(own.layers(site))
+    x = exchange(model, task, site, direction)
+    places = _heads(model, x.own, site) if by_head else _cells(x.target, x.own, site)
+    real, null = _variants(x.own, x.donor, places, samples, seed)
+    effects = (sweep(model, x.target, [*real, *null], measured(x.bound)) - x.baseline).float().cpu()
+    layers, second = x.own.layers(site), len(places) // len(x.own.layers(site))
     each = effects[: len(real)].reshape(len(layers), second, -1)
-    mean = each.mean(-1)
-    unit = bound.unit
-    names = _head_names(model, own, site) if by_head else _position_names(target)
+    mean, unit = each.mean(-1), x.bound.unit
+    names = _head_names(model, x.own, site) if by_head else _position_names(x.target)
     return (HeadEffects if by_head else PositionEffects)(
         effect=mean,
         interval=bootstrap_mean(each.movedim(-1, 0), seed=seed),
         null=effects[len(real) :].mean(-1).reshape(samples, len(layers), second).movedim(0, -1),
-        recovered=mean / gap,
-        clean=clean.cpu(),
-        corrupt=corrupt.cpu(),
+        recovered=mean / x.gap,
+        clean=x.clean.cpu(),
+        corrupt=x.corrupt.cpu(),
         labels={"layer": layers, "head" if by_head else "position": names, "bound": BOUNDS},
         units={"effect": unit, "interval": unit, "null": unit, "recovered": "share of clean − corrupt"},
-        record={"corruption": task.corruption, "clean − corrupt": gap, "sign": "positive is more answer"}
-        | ({} if len(bound) > 1 else {"no_interval": "one pair of prompts"}),
+        record=x.notes() | ({} if by_head else {"changed positions": _changed(x.bound)}),
     )
 
 
@@ -142,11 +131,19 @@ def _positions(tokens: Tokens) -> list[int]:
 
 
 def _position_names(tokens: Tokens) -> list[str]:
-    """The token at each position where all prompts share it, else its place (`·` marks what varies)."""
+    """The token at each position; `*` marks positions where the prompts differ, and padding leaves the bare place."""
     positions, first = _positions(tokens), tokens.labels(0)
-    columns = [{row[p].strip() for row in tokens.pieces} for p in positions]
-    named = [first[p] if len(c) == 1 else f"·{p}" for p, c in zip(positions, columns, strict=True)]
-    return named if len(tokens) > 1 else first
+    varied = [len({row[p].strip() for row in tokens.pieces}) > 1 for p in positions]
+    if tokens.padded:
+        return [str(p) if v else f"{tokens.pieces[0][p].strip()}@{p}" for p, v in zip(positions, varied, strict=True)]
+    return [f"{name}*" if v else name for name, v in zip(first, varied, strict=True)]
+
+
+def _changed(bound: Bound) -> list[int]:
+    """Indices into the position axis where any corrupt prompt has another token."""
+    rows = range(len(bound))
+    pairs = [(bound.clean.row(i).ids[0], bound.corrupt.row(i).ids[0]) for i in rows]
+    return [n for n, p in enumerate(_positions(bound.clean)) if any(bool(a[p] != b[p]) for a, b in pairs)]
 
 
 def _heads(model: Model, acts: Activations, site: str) -> list[Address]:
@@ -176,12 +173,3 @@ def _variants(
             noise *= step.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
             null.append([Replace(a, old + noise.to(old.dtype))])
     return real, null
-
-
-def _metric(bound: Bound) -> Callable[[Tensor, Tensor], Tensor]:
-    """The task's metric on batches that hold whole runs of all its prompts."""
-
-    def measure(logits: Tensor, prompt: Tensor) -> Tensor:
-        return torch.cat([bound.metric(part) for part in logits.split(len(bound))])
-
-    return measure

@@ -9,21 +9,22 @@ words that its tokenizer writes as single tokens.
 
 from __future__ import annotations
 
-from typing import Any
-
 from cutaway.core.refuse import Refused, nearest
+from cutaway.models.model import Model
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.jsonl import from_jsonl
 from cutaway.tasks.metrics import METRICS, Metric, metric
+from cutaway.tasks.pair import Pair, Truth
 from cutaway.tasks.sampler import sample
 from cutaway.tasks.sentence import from_sentence
-from cutaway.tasks.task import Pair, Task, Truth
+from cutaway.tasks.siblings import with_siblings
+from cutaway.tasks.task import Task
 from cutaway.tasks.templates import KNOWN
 from cutaway.tasks.templates import ROWS as TASKS
 from cutaway.tasks.world import SAYS, behaviours, from_world
 
 
-def names(model: Any = None) -> list[str]:
+def names(model: Model | None = None) -> list[str]:
     """Names that `load` takes; with a model that has a world, those of its other behaviours too."""
     world = getattr(model, "world", None)
     covered = {b for n in TASKS for b in behaviours(n)}
@@ -31,7 +32,7 @@ def names(model: Any = None) -> list[str]:
 
 
 def load(
-    name: str, model: Any, n: int = 64, seed: int = 0, *, corruption: str | None = None, split: str | None = None
+    name: str, model: Model, n: int = 64, seed: int = 0, *, corruption: str | None = None, split: str | None = None
 ) -> Task:
     """The task called `name` for one model: up to `n` pairs, the same for the same seed.
 
@@ -57,7 +58,7 @@ def load(
     return _from_templates(name, model, n, seed, corruption, split)
 
 
-def _from_templates(name: str, model: Any, n: int, seed: int, corruption: str | None, split: str | None) -> Task:
+def _from_templates(name: str, model: Model, n: int, seed: int, corruption: str | None, split: str | None) -> Task:
     row = TASKS[name]
     chosen = corruption or next(iter(row.corruptions))
     if chosen not in row.corruptions:
@@ -88,4 +89,5 @@ __all__ = [
     "load",
     "metric",
     "names",
+    "with_siblings",
 ]

@@ -1,0 +1,74 @@
+"""What every patching method starts from: two runs of one task, their activations, and the metric of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cutaway.core.refuse import Refused
+from cutaway.models.capture import Activations
+from cutaway.models.model import Model
+from cutaway.models.tokens import Tokens
+from cutaway.tasks.bound import Bound
+from cutaway.tasks.task import Task
+
+Direction = Literal["denoise", "noise"]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The run that is patched (`target`, with its own activations) and the one that gives (`donor`).
+
+    `baseline` is the metric of the unpatched target, `gap` the mean of clean − corrupt, which recovery is a share of.
+    """
+
+    bound: Bound
+    target: Tokens
+    own: Activations
+    donor: Activations
+    clean: Float[Tensor, "prompt"]
+    corrupt: Float[Tensor, "prompt"]
+    baseline: Float[Tensor, "prompt"]
+    gap: float
+    corruption: str
+
+    def notes(self) -> dict[str, Any]:
+        """What the record of a patching result says beyond its options."""
+        notes: dict[str, Any] = {
+            "corruption": self.corruption,
+            "clean − corrupt": self.gap,
+            "sign": "positive is more answer",
+        }
+        return notes | ({} if len(self.bound) > 1 else {"no_interval": "one pair of prompts"})
+
+
+def exchange(model: Model, task: Task, site: str, direction: Direction) -> Exchange:
+    """Run a task's clean and corrupt prompts and capture a site of both.
+
+    Raises:
+        Refused: the corruption does not change the metric, so that nothing can be brought back.
+    """
+    bound = task.bind(model)
+    clean, corrupt = (bound.metric(model.run_last(t)).float() for t in (bound.clean, bound.corrupt))
+    gap = float((clean - corrupt).mean())
+    if abs(gap) < 1e-6:
+        why = "the corruption does not change the metric, so there is nothing to bring back"
+        raise Refused(f"patching on task {task.name!r}", why, "use prompts whose answers differ")
+    denoise = direction == "denoise"
+    target, giver = (bound.corrupt, bound.clean) if denoise else (bound.clean, bound.corrupt)
+    own, donor = (model.capture(t, site, logits=False) for t in (target, giver))
+    return Exchange(bound, target, own, donor, clean, corrupt, corrupt if denoise else clean, gap, task.corruption)
+
+
+def measured(bound: Bound) -> Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tensor, "row"]]:
+    """The task's metric on batches that hold whole runs of all its prompts."""
+
+    def measure(logits: Tensor, prompt: Tensor) -> Tensor:
+        return torch.cat([bound.metric(part) for part in logits.split(len(bound))])
+
+    return measure

@@ -1,0 +1,303 @@
+"""Why did the model go on with one word and not another?
+
+One sentence is made a task (a counterfactual of equal length is proposed, siblings of the same form give intervals),
+and five methods are asked: what it predicts, where along depth the answer appears, which components write it, which
+positions and heads carry it, and whether those heads carry it together. `Claim`s are then read off the numbers: each
+names its control, and none is made that its interval or control does not support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway import lenses, patching, tasks
+from cutaway.core.record import Cost, counting
+from cutaway.core.result import Result
+from cutaway.models.model import Model
+from cutaway.tasks.task import Task
+
+Effort = Literal["quick", "normal", "thorough"]
+#: effort → siblings of the sentence, random samples of a null
+EFFORTS: dict[str, tuple[int, int]] = {"quick": (4, 2), "normal": (12, 4), "thorough": (32, 10)}
+_LARGE = 20_000_000  # parameters beyond which the default effort is quick
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions(Result, kind="predictions"):
+    """The most likely next words, and the same words after the corrupt prompt."""
+
+    probability: Float[Tensor, "token"]
+    after_corrupt: Float[Tensor, "token"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One sentence read off the numbers, the control it stands beside, and whether the two differ."""
+
+    about: str
+    text: str
+    control: str
+    supported: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A comparison with the known truth: True agrees, False disagrees, None cannot be told."""
+
+    text: str
+    agrees: bool | None
+    detail: str
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Everything `explain` found. `own` are the results on the sentence alone, `results` those over its siblings."""
+
+    model: str
+    prompt: str
+    answer: str
+    foil: str
+    corrupt: str
+    corruption: str
+    siblings: int
+    results: dict[str, Result]
+    own: dict[str, Result]
+    claims: tuple[Claim, ...]
+    verdicts: tuple[Verdict, ...]
+    spent: Cost = field(default_factory=Cost)
+
+    @property
+    def summary(self) -> list[str]:
+        """The supported claims as prose, with what could not be supported said last."""
+        failed = [c.about for c in self.claims if not c.supported]
+        lines = [f"{c.text} ({c.control})." for c in self.claims if c.supported]
+        return lines + ([f"Not told apart from their controls: {', '.join(failed)}."] if failed else [])
+
+
+def explain(
+    model: Model,
+    prompt: str,
+    *,
+    target: str | None = None,
+    foil: str | None = None,
+    corrupt: str | None = None,
+    effort: Effort | None = None,
+    seed: int = 0,
+    step: Callable[[str], None] = lambda text: None,
+) -> Explanation:
+    """Ask every method about one sentence.
+
+    Args:
+        model: a causal language model.
+        prompt: the sentence; its next word is the question.
+        target: the answer; the model's own prediction if not given.
+        foil: the wrong answer; the best other answer after the counterfactual if not given.
+        corrupt: the counterfactual sentence, if you have one.
+        effort: how many siblings and random samples; quick by default for models over 20 M parameters.
+        seed: of every random choice.
+        step: told what is being done.
+
+    Raises:
+        Refused: no counterfactual of equal length, an answer of several tokens, an unreadable model.
+    """
+    large = sum(p.numel() for p in model.hf.parameters()) > _LARGE
+    siblings, samples = EFFORTS[effort or ("quick" if large else "normal")]
+    with counting() as spent:
+        step("looking for a counterfactual")
+        one = tasks.from_sentence(model, prompt, target, foil, corrupt=corrupt, seed=seed)
+        many = tasks.with_siblings(model, one, siblings, seed)
+        results, own = _measure(model, one, many, samples, seed, step)
+    pair = one.pairs[0]
+    claims = tuple(_claims(model, one, results))
+    return Explanation(
+        model.name, pair.clean, pair.answer.strip(), pair.foil.strip(), pair.corrupt, one.corruption, len(many) - 1,
+        results, own, claims, tuple(_verdicts(one, results)), spent,
+    )  # fmt: skip
+
+
+def _measure(
+    model: Model, one: Task, many: Task, samples: int, seed: int, step: Callable[[str], None]
+) -> tuple[dict[str, Result], dict[str, Result]]:
+    found: dict[str, Result] = {"predictions": _predictions(model, one)}
+    own: dict[str, Result] = {}
+    step("reading the residual stream at every depth")
+    found["depth"] = lenses.logit_lens(model, many, samples=2 * samples, seed=seed)
+    found["grid"] = lenses.lens_grid(model, one, samples=samples, seed=seed)
+    step("splitting the answer into its components")
+    found["writers"] = lenses.direct_attribution(model, many, samples=20, seed=seed)
+    own["writers"] = lenses.direct_attribution(model, one, samples=20, seed=seed)
+    found["neurons"] = lenses.direct_attribution(model, many, neurons=True, samples=10, seed=seed)
+    step("exchanging activations with the counterfactual")
+    for site in ("resid_pre", "attn_out", "mlp_out"):
+        found[site] = patching.activation(model, many, site=site, samples=samples, seed=seed)
+    own["resid_pre"] = patching.activation(model, one, site="resid_pre", samples=samples, seed=seed)
+    found["heads"] = patching.activation(model, many, site="z", samples=samples, seed=seed)
+    found["heads_noise"] = patching.activation(model, many, site="z", direction="noise", samples=samples, seed=seed)
+    heads = standing_out(found["heads"], most=6)
+    total = model.shape.n_layers * model.shape.n_heads
+    if heads and 2 * len(heads) <= total:
+        step("exchanging the found heads together")
+        named = ",".join(f"{r['layer']}.{r['head']}" for r in heads)
+        found["together"] = patching.group(model, many, heads=named, samples=5 * samples, seed=seed)
+    return found, own
+
+
+def _predictions(model: Model, one: Task, n: int = 8) -> Predictions:
+    bound = one.bind(model)
+    clean, corrupt = (model.run_last(t)[0].float().softmax(-1) for t in (bound.clean, bound.corrupt))
+    ids = clean.topk(min(n, len(clean))).indices
+    extra = torch.stack([bound.answers[0], bound.foils[0]])
+    ids = torch.cat([ids, extra[~torch.isin(extra, ids)]])
+    return Predictions(
+        probability=clean[ids].cpu(),
+        after_corrupt=corrupt[ids].cpu(),
+        labels={"token": _distinct(model.token_texts(ids))},
+        units={"probability": "probability", "after_corrupt": "probability"},
+        record={"no_interval": "the model's own probabilities of one sentence", "control": "the corrupt sentence",
+                "corrupt": bound.corrupt.texts[0]},
+    )  # fmt: skip
+
+
+def _distinct(texts: list[str]) -> list[str]:
+    seen = [t.strip() or repr(t) for t in texts]
+    return [t if seen.count(t) == 1 else f"{t}·{n}" for n, t in enumerate(seen)]
+
+
+def standing_out(result: Result, most: int = 3, positive: bool = True) -> list[dict[str, Any]]:
+    """The largest entries whose interval excludes zero and whose effect exceeds every sample of their control.
+
+    Without an interval (a single prompt) only the control decides.
+    """
+    out = []
+    for row in result.top(10**6, by="effect", largest=positive):
+        low, high = row["interval"]
+        away = (low > 0 or high < 0) if low == low else True
+        if row["effect"] * (1 if positive else -1) > 0 and away and abs(row["effect"]) > max(map(abs, row["null"])):
+            out.append(row)
+    return out[:most]
+
+
+# --- claims
+
+
+def _claims(model: Model, one: Task, found: dict[str, Result]) -> list[Claim]:
+    pair = one.pairs[0]
+    answer, foil = pair.answer.strip(), pair.foil.strip()
+    claims = [_predicted(found["predictions"], answer), _depth(found["depth"], answer)]
+    claims += [_written(found["writers"], answer, foil), _placed(found["resid_pre"]), _carried(found["heads"])]
+    return claims + ([_together(found["together"])] if "together" in found else [])
+
+
+def _predicted(p: Result, answer: str) -> Claim:
+    row = next(r for r in p.top(10**6, by="probability") if str(r["token"]).split("·")[0] == answer)
+    text = f"The model says “{answer}” next with probability {_share(row['probability'])}"
+    control = f"after the counterfactual: {_share(row['after_corrupt'])}"
+    return Claim("the prediction", text, control, row["probability"] > row["after_corrupt"])
+
+
+def _depth(d: Result, answer: str) -> Claim:
+    rank, p, bounds = (getattr(d, n) for n in ("rank", "probability", "interval"))
+    null = float(d.null.max())
+    lasting = [i for i in range(len(rank)) if bool((rank[i:] == 0).all())]
+    if not lasting:
+        text = f"“{answer}” is the top of the lens at no depth that lasts (last probability {_share(float(p[-1]))})"
+        return Claim("the depth", text, f"rotated bases: at most {_share(null)}", float(p[-1]) > null)
+    i = lasting[0]
+    where = "already in the embedding" if i == 0 else f"from block {d.labels['layer'][i]} on"
+    text = f"It leads in the lens {where}, there with probability {_share(float(p[i]))}{_bounds(bounds[i], _share)}"
+    return Claim("the depth", text, f"rotated bases: at most {_share(null)}", float(p[i]) > null)
+
+
+def _written(w: Result, answer: str, foil: str) -> Claim:
+    rows = standing_out(w)
+    if not rows:
+        return Claim("the writers", "No component stands out", "random token pairs", False)
+    parts = ", ".join(f"{r['component']} {r['effect']:+.1f}{_bounds(r['interval'])}" for r in rows)
+    total = float(w.total.mean())
+    null = max(max(map(abs, r["null"])) for r in rows)
+    text = f"“{answer}” over “{foil}” ({total:+.1f} logits in all) is written mostly by {parts}"
+    return Claim("the writers", text, f"toward random token pairs: at most {null:.1f}", True)
+
+
+def _placed(e: Result) -> Claim:
+    recovered, labels = e.recovered, e.labels
+    rows = [r for r in standing_out(e, most=10**6) if r["recovered"] > 0.1]
+    early = [r for r in rows if r["layer"] == labels["layer"][0]]
+    if not early:
+        return Claim("the positions", "No position stands out", "random steps of equal length", False)
+    first = max(early, key=lambda r: r["recovered"])
+    last = labels["position"][-1]
+    late = [i for i in range(len(recovered)) if float(recovered[i, -1]) > 0.5]
+    moved = f", and from layer {labels['layer'][late[0]]} on it sits at the last token “{_bare(last)}”" if late else ""
+    gap = float(e.record["clean − corrupt"])
+    null = max(abs(x) for r in early for x in r["null"]) / abs(gap)
+    text = f"The difference enters at “{_bare(first['position'])}” (restoring it there brings back {_share(first['recovered'])})"
+    return Claim("the positions", text + moved, f"random steps of equal length: at most {_share(null)}", True)
+
+
+def _carried(h: Result) -> Claim:
+    rows = standing_out(h)
+    if not rows:
+        return Claim("the heads", "No head stands out", "random steps of equal length", False)
+    parts = ", ".join(f"{r['layer']}.{r['head']} ({_share(r['recovered'])})" for r in rows)
+    null = max(abs(x) for r in rows for x in r["null"]) / abs(float(h.record["clean − corrupt"]))
+    text = f"Restored one at a time, the heads that bring back most are {parts}"
+    return Claim("the heads", text, f"random steps of equal length: at most {_share(null)}", True)
+
+
+def _together(g: Result) -> Claim:
+    recovered, gap = float(g.recovered), float(g.record["clean − corrupt"])
+    null = g.null / gap
+    heads = ", ".join(str(c).removeprefix("z.") for c in g.labels["component"])
+    text = f"Exchanging {heads} together takes away {_share(-recovered)} of the difference"
+    low, high = float(null.min()), float(null.max())
+    control = f"{len(null)} random sets of as many heads: {_share(-high)} to {_share(-low)}"
+    return Claim("the heads together", text, control, recovered < low)
+
+
+def _verdicts(one: Task, found: dict[str, Result]) -> list[Verdict]:
+    """What the known truth says about the answer and about the positions that must matter."""
+    truth, pair = one.truth, one.pairs[0]
+    if truth is None:
+        return []
+    answer = pair.answer.strip()
+    if truth.answer is None:
+        return [Verdict("no known truth for this answer", None, truth.note)]
+    said = truth.answer.lower() == answer.lower()
+    verdicts = [Verdict("agrees with the known truth" if said else "contradicts the known truth", said, truth.note)]
+    rows = standing_out(found["resid_pre"], most=10**6)
+    layers, positions = found["resid_pre"].labels["layer"], found["resid_pre"].labels["position"]
+    subject = [i for i, p in enumerate(positions) if _is_changed(found["resid_pre"], i)]
+    early = {positions.index(r["position"]) for r in rows if r["layer"] == layers[0]}
+    late = {positions.index(r["position"]) for r in rows if r["layer"] == layers[-1]}
+    right = bool(early) and early <= set(subject) and late >= {len(positions) - 1}
+    detail = f"only “{pair.subject}” tells the two sentences apart, and the answer is read at the last token"
+    text = "positions agree with the known truth" if right else "positions do not agree with the known truth"
+    return [*verdicts, Verdict(text, right, detail)]
+
+
+def _is_changed(e: Result, position: int) -> bool:
+    return position in e.record["changed positions"]
+
+
+def _share(p: float) -> str:
+    """A probability or share in per cent."""
+    if abs(p) < 0.001:
+        return f"{100 * p:.1g} %" if p else "0 %"
+    return f"{100 * p:.1f} %" if abs(p) < 0.1 else f"{100 * p:.0f} %"
+
+
+def _bounds(interval: Any, form: Callable[[float], str] = lambda v: f"{v:.1f}") -> str:
+    low, high = (float(v) for v in interval)
+    return "" if low != low else f" [{form(low)}, {form(high)}]"
+
+
+def _bare(label: str) -> str:
+    """A position's label without the marks of repetition and variation."""
+    return str(label).rstrip("*").split("·")[0] or str(label)
