@@ -58,6 +58,12 @@ class Anatomy:
         return float(getattr(self.config, key)) if key else 1.0
 
     @cached_property
+    def alibi(self) -> bool:
+        """Whether attention scores hold a term for the distance of two tokens."""
+        key = self.family.alibi
+        return key == "always" or bool(key and getattr(self.config, key, False))
+
+    @cached_property
     def softcap(self) -> float | None:
         """The cap of `cap · tanh(logits / cap)`, or None."""
         return getattr(self.config, "final_logit_softcapping", None)
@@ -65,9 +71,8 @@ class Anatomy:
     @cached_property
     def logit_multiplier(self) -> float:
         """What the unembedding's output is multiplied with (Cohere's logit_scale, Granite's 1 / logits_scaling)."""
-        scale = getattr(self.config, "logit_scale", None)
-        if scale is not None and self.family.name.startswith("cohere"):
-            return float(scale)
+        if self.family.logit_scale:
+            return float(getattr(self.config, self.family.logit_scale))
         return 1.0 / float(getattr(self.config, "logits_scaling", None) or 1.0)
 
     @cached_property
@@ -119,7 +124,8 @@ class Anatomy:
         down = next((m for i in range(len(self.blocks)) if (m := self.part(i, "down")) is not None), None)
         kv = self._kv_heads(n_heads, d_head)
         return Shape(
-            len(self.blocks), n_heads, kv, d_model, d_head, (_in_width(down) or 0) if down is not None else 0, c.vocab_size,
+            len(self.blocks), n_heads, kv, d_model, d_head, (_in_width(down) or 0) if down is not None else 0,
+            c.vocab_size,
             _first(c, "max_position_embeddings", "n_positions", "seq_length", "n_ctx") or 1 << 30,
             (_first(c, "num_local_experts", "num_experts") or 0) if self.family.router else 0,
         )  # fmt: skip

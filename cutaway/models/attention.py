@@ -31,6 +31,7 @@ Watcher = Callable[[str, Tensor], Tensor]
 _WATCHED: dict[nn.Module, list[tuple[frozenset[str], Watcher]]] = {}
 _LOCK = threading.RLock()
 _INSTALLED: dict[str, Any] = {"count": 0, "originals": {}}
+_FORWARDS: dict[nn.Module, Any] = {}  # what stood in __dict__["forward"]: another library's wrapper, or nothing
 _PRODUCTS = frozenset({"matmul", "__matmul__", "bmm", "baddbmm"})
 SITES = frozenset({"q", "k", "v", "scores", "pattern"})
 
@@ -38,28 +39,18 @@ SITES = frozenset({"q", "k", "v", "scores", "pattern"})
 @contextmanager
 def watching(module: nn.Module, sites: frozenset[str], see: Watcher) -> Iterator[None]:
     """While open, `see` gets q, k, v, scores or pattern of this attention module (raw: [batch, head, position, …])."""
-    inline = not uses_interface(module)
     with _LOCK:
+        if module not in _WATCHED:
+            _install() if uses_interface(module) else _wrap(module)
         _WATCHED.setdefault(module, []).append((sites, see))
-        if inline:
-            before = module.__dict__.get("forward")  # another library's wrapper, or nothing
-            module.__dict__["forward"] = _inline_forward(module, module.forward)
-        else:
-            _install()
     try:
         yield
     finally:
         with _LOCK:
-            stack = _WATCHED[module]
-            stack.remove((sites, see))
-            if not stack:
+            _WATCHED[module].remove((sites, see))
+            if not _WATCHED[module]:
                 del _WATCHED[module]
-            if not inline:
-                _uninstall()
-            elif before is None:
-                del module.__dict__["forward"]
-            else:
-                module.__dict__["forward"] = before
+                _uninstall() if uses_interface(module) else _unwrap(module)
 
 
 def uses_interface(module: nn.Module) -> bool:
@@ -69,7 +60,7 @@ def uses_interface(module: nn.Module) -> bool:
 
 @cache
 def _calls_interface(kind: type) -> bool:
-    return "get_interface(" in inspect.getsource(kind)
+    return "get_interface(" in inspect.getsource(kind.forward)  # type: ignore[attr-defined]
 
 
 def _seen(module: nn.Module, site: str, x: Tensor) -> Tensor:
@@ -99,15 +90,18 @@ def _uninstall() -> None:
 
     _INSTALLED["count"] -= 1
     if _INSTALLED["count"] == 0:
-        registry = AttentionInterface._global_mapping
-        for key in list(registry):
-            if getattr(registry[key], "_cutaway", False):
+        registry, originals = AttentionInterface._global_mapping, _INSTALLED["originals"]
+        for key in [k for k, function in registry.items() if getattr(function, "_cutaway", False)]:
+            if key in originals:
+                registry[key] = originals[key]
+            else:
                 del registry[key]
-        registry.update(_INSTALLED["originals"])
 
 
 def _dispatcher(key: str, original: Callable[..., Any] | None) -> Callable[..., Any]:
     def attend(module: nn.Module, query: Tensor, key_: Tensor, value: Tensor, mask: Any = None, **kw: Any) -> Any:
+        if original is not None and module not in _WATCHED:
+            return original(module, query, key_, value, mask, **kw)
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         own = original or eager
         if own is None:
@@ -212,6 +206,19 @@ def _is_batched(args: Any, kwargs: Any) -> bool:
     """Whether a product is of two activations, not of an activation and a weight matrix."""
     other = kwargs.get("batch2", args[1] if len(args) > 1 else None)
     return isinstance(other, Tensor) and other.ndim >= 3
+
+
+def _wrap(module: nn.Module) -> None:
+    _FORWARDS[module] = module.__dict__.get("forward")
+    module.__dict__["forward"] = _inline_forward(module, module.forward)
+
+
+def _unwrap(module: nn.Module) -> None:
+    before = _FORWARDS.pop(module)
+    if before is None:
+        del module.__dict__["forward"]
+    else:
+        module.__dict__["forward"] = before
 
 
 def _inline_forward(module: nn.Module, plain: Callable[..., Any]) -> Callable[..., Any]:

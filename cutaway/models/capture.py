@@ -8,11 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.core.address import Address, expand, parse, unit_axis
+from cutaway.core.address import Address, parse, unit_axis
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.sites import BY_NAME
 from cutaway.models import taps
 from cutaway.models.anatomy import Anatomy
+from cutaway.models.ports import per_head
 from cutaway.models.tokens import Tokens
 
 
@@ -79,23 +80,24 @@ class Activations(Mapping[str, Tensor]):
 class Collector:
     """Gathers tensors while a forward runs; cheap sites that others determine are computed when first looked at."""
 
-    def __init__(self, body: Anatomy, patterns: str | Sequence[str | Address], sizes: Mapping[str, int], live: bool):
+    def __init__(self, body: Anatomy, places: Sequence[Address], live: bool):
         self.body, self.live = body, live
-        self.asked = [a.place for a in expand(patterns, sizes)]
+        self.asked = list(dict.fromkeys(a.place for a in places))
         self.found: dict[Address, Tensor] = {}
-        # Derived sites follow from a view site unless gradients must reach them.
-        self.later = {} if live else {a: d for a in self.asked if (d := derivation(body, a)) is not None}
+        # Derived sites follow from a view site, unless gradients must reach them or an edit has its say there.
+        later = {} if live else {a: derivation(body, a) for a in self.asked if not taps.tapped(body, a)}
+        self.later = {a: d for a, d in later.items() if d is not None}
         self.places = dict.fromkeys(
             [a for a in self.asked if a not in self.later] + [d[0] for d in self.later.values()]
         )
 
     def see(self, place: Address) -> Callable[[Tensor], Tensor]:
         """The function that stores one place's tensor."""
-        copy = self.body.family.adds_in_place and place.site in ("mlp_out", "attn_out")
+        overwritten = self.body.family.adds_in_place and place.site in ("mlp_out", "attn_out")
 
         def store(x: Tensor) -> Tensor:
-            self.found[place] = x.clone() if copy and not self.live else x
-            return x
+            self.found[place] = x
+            return x.clone() if overwritten else x  # the model then adds to the copy
 
         return store
 
@@ -115,7 +117,7 @@ def derivation(body: Anatomy, a: Address) -> tuple[Address, Callable[[Tensor], T
     """For a site that another determines: that other place, and the function of it."""
     if a.site == "head_out" and a.layer is not None:
         o = body.part(a.layer, "o")
-        return (Address("z", a.layer), lambda z: taps.per_head(o, z)) if o is not None else None
+        return (Address("z", a.layer), lambda z: per_head(o, z)) if o is not None else None
     if not a.site.endswith(".scale") or body.family.post_norm:
         return None
     name = a.site.split(".")[0]

@@ -19,7 +19,11 @@ from torch import Tensor
 from cutaway.core.address import Address, parse, unit_axis
 from cutaway.core.refuse import Refused
 from cutaway.models.frame import FRAME, Frame, rows
+from cutaway.models.norms import wide
+from cutaway.models.tokens import Tokens
 
+# What attention reads holds the cached columns too, as they were before any edit.
+_WITH_CACHE = ("k", "v")
 Baseline = Literal["zero", "mean", "resample", "optimal"]
 
 
@@ -51,18 +55,27 @@ class Edit(ABC):
         if not index:
             return x
         if index == [()]:
-            return self._checked(x, self.change(x))
+            return self._changed(x)
         new = x.clone()
         for i in index:
-            new[i] = self._checked(x[i], self.change(x[i]))
+            new[i] = self._changed(x[i])
         return new
 
-    def _checked(self, old: Tensor, new: Tensor) -> Tensor:
+    def _changed(self, old: Tensor) -> Tensor:
+        """What the old values become, as a tensor of its own: a model may go on to write into it."""
+        new = self._fitting(self.change(old), old).to(old.dtype)
+        return new if new.shape == old.shape else new.expand(old.shape).clone()
+
+    def _fitting(self, value: Tensor, old: Tensor) -> Tensor:
+        """`value`, if it can stand where `old` stands."""
         try:
-            return new.to(old.dtype).expand(old.shape)
-        except RuntimeError as error:
-            shapes = f"values of shape {tuple(new.shape)} do not fit {tuple(old.shape)}"
-            raise Refused(f"edit at {self.where}", shapes, f"the site's axes are {self.where.row.axes}") from error
+            fits = torch.broadcast_shapes(value.shape, old.shape) == old.shape
+        except RuntimeError:
+            fits = False
+        if not fits:
+            shapes = f"values of shape {tuple(value.shape)} do not fit {tuple(old.shape)}"
+            raise Refused(f"edit at {self.where}", shapes, f"the site's axes are {self.where.row.axes}")
+        return value.to(old.device)
 
     def _index(self, x: Tensor, position: int | None) -> tuple[Any, ...] | None:
         axes, where = self.where.row.axes.split(), self.where
@@ -71,25 +84,35 @@ class Edit(ABC):
             raise Refused(
                 f"edit at {where}", f"{axes[unit]} goes to {x.shape[unit] - 1} here", "choose a smaller index"
             )
-        column: Any = slice(None)
-        batch: Any = slice(None)
-        if position is not None:
-            frame = FRAME.get() or Frame(None, x.shape[0], x.shape[1])
-            column = frame.columns(position)
-            if column is None and (frame.offset == 0 or frame.tokens is None):
-                raise Refused(
-                    f"edit at {where}", f"position {position} is outside the prompt", "choose another position"
-                )
-            if column is None:
-                return None  # already in the key-value cache while generating
-            if isinstance(column, Tensor):
-                batch, column = rows(x.shape[0], x.device), column.to(x.device)
         if position is None and unit is None:
             return ()
-        index: list[Any] = [batch, column] + [slice(None)] * (len(axes) - 2)
+        index: list[Any] = [slice(None)] * len(axes)
+        if position is not None:
+            column = self._column(x, position)
+            if column is None:
+                return None
+            index[1] = column
+            if isinstance(column, Tensor):
+                seen = column >= 0
+                index[:2] = rows(x.shape[0], x.device)[seen], column[seen]
         if unit is not None:
             index[unit] = where.unit
         return tuple(index)
+
+    def _column(self, x: Tensor, position: int) -> int | Tensor | None:
+        """The column of `x` at a prompt position, negative or None where that is past."""
+        frame = FRAME.get() or Frame(None, x.shape[0], x.shape[1])
+        past = 0
+        if self.where.site in _WITH_CACHE:
+            frame, past = frame.whole, frame.hidden(x.shape[1])
+        column = frame.columns(position)
+        if column is None and (frame.offset == 0 or frame.tokens is None):
+            raise Refused(
+                f"edit at {self.where}", f"position {position} is outside the prompt", "choose another position"
+            )
+        if isinstance(column, Tensor):
+            return column.to(x.device) - past
+        return column - past if column is not None and column >= past else None
 
 
 @dataclass(frozen=True)
@@ -101,7 +124,7 @@ class Replace(Edit):
     positions: tuple[int, ...] | None = None
 
     def change(self, old: Tensor) -> Tensor:
-        return self.value.to(old.device)
+        return self._fitting(self.value, old).clone()
 
 
 @dataclass(frozen=True)
@@ -114,7 +137,7 @@ class Add(Edit):
     positions: tuple[int, ...] | None = None
 
     def change(self, old: Tensor) -> Tensor:
-        return old + self.coefficient * self.vector.to(old.device, old.dtype)
+        return old + self.coefficient * self._fitting(self.vector, old).to(old.dtype)
 
 
 @dataclass(frozen=True)
@@ -147,7 +170,7 @@ class Ablate(Edit):
             )
 
     def change(self, old: Tensor) -> Tensor:
-        return torch.zeros_like(old) if self.value is None else self.value.to(old.device)
+        return torch.zeros_like(old) if self.value is None else self._fitting(self.value, old).clone()
 
 
 @dataclass(frozen=True)
@@ -160,14 +183,20 @@ class Project(Edit):
     positions: tuple[int, ...] | None = None
 
     def change(self, old: Tensor) -> Tensor:
-        basis = torch.linalg.qr(torch.atleast_2d(self.directions).float().T).Q.to(old.device)
-        inside = old.float() @ basis @ basis.T
-        return inside if self.keep else old.float() - inside
+        x = wide(old)
+        span = torch.atleast_2d(self.directions)
+        self._fitting(span[:1], old)
+        basis = torch.linalg.qr(span.to(x.device, x.dtype).T).Q
+        inside = x @ basis @ basis.T
+        return inside if self.keep else x - inside
 
 
 @dataclass(frozen=True)
 class Freeze(Edit):
-    """Hold the address at its value in another run: `source` is what `model.capture` returned."""
+    """Hold the address at its value in another run: `source` is what `model.capture` returned.
+
+    Prompts are aligned token by token, whatever the padding of the two runs. Tokens generated after the prompt go free.
+    """
 
     address: Address | str
     source: Mapping[str, Tensor] = field(repr=False)
@@ -178,18 +207,53 @@ class Freeze(Edit):
             raise Refused(f"freeze {self.address}", f"the source has no {self.where.place}", "capture that site first")
 
     def apply(self, x: Tensor) -> Tensor:
-        held = self.source[str(self.where.place)].to(x.device, x.dtype)
-        if held.shape[1:] != x.shape[1:]:
-            shapes = f"it was captured as {tuple(held.shape)} and is {tuple(x.shape)} here"
-            raise Refused(f"freeze {self.address}", shapes, "capture it on a prompt of the same length")
-        new, held = x.clone(), held.expand(x.shape)
-        for index in (self._index(x, p) for p in self.places()):
-            if index is not None:
-                new[index] = held[index]
+        frame = FRAME.get()
+        if frame is not None and frame.offset and self.where.site not in _WITH_CACHE:
+            return x  # the prompt is in the key-value cache already
+        held = self._held(x, frame)
+        index = [i for i in (self._index(x, p) for p in self.places()) if i is not None]
+        if index == [()]:
+            return held
+        new = x.clone()
+        for i in index:
+            new[i] = held[i]
         return new
 
     def change(self, old: Tensor) -> Tensor:
         return old  # apply() has the whole tensor, which freezing needs
+
+    def _held(self, x: Tensor, frame: Frame | None) -> Tensor:
+        """x with the other run's values wherever that run had a token."""
+        value = self.source[str(self.where.place)].to(x.device, x.dtype)
+        here, there = frame.tokens if frame is not None else None, getattr(self.source, "tokens", None)
+        if not isinstance(here, Tokens) or not isinstance(there, Tokens):
+            return self._expanded(value, x).clone()
+        n, has_position, new = here.ids.shape[1], self.where.row.has_position, x.clone()
+        if here.padded or there.padded:
+            same = here.mask.shape == there.mask.shape and torch.equal(here.mask.cpu(), there.mask.cpu())
+            if here.lengths.tolist() != there.lengths.tolist() or not (same or has_position):
+                raise self._unlike(value, x)
+            if has_position:
+                moved = value.new_zeros(len(value), n, *value.shape[2:])
+                moved[here.mask.to(x.device)] = value[there.mask.to(x.device)]
+                value = moved
+        past = frame.hidden(x.shape[1]) if frame is not None and self.where.site in _WITH_CACHE else 0
+        part = new[:, : max(n - past, 0)] if has_position else new[:, :, :n, :n]  # what is generated goes free
+        value = self._expanded(value[:, past:] if past else value, part)
+        if here.padded and has_position:
+            real = here.mask[:, past:].to(x.device)
+            value = torch.where(real.reshape(*real.shape, *[1] * (x.ndim - 2)), value, part)
+        part.copy_(value)
+        return new
+
+    def _expanded(self, value: Tensor, x: Tensor) -> Tensor:
+        if value.shape[1:] != x.shape[1:] or len(value) not in (1, len(x)):
+            raise self._unlike(value, x)
+        return value.expand(x.shape)
+
+    def _unlike(self, value: Tensor, x: Tensor) -> Refused:
+        shapes = f"it was captured as {tuple(value.shape)} and is {tuple(x.shape)} here, or padded otherwise"
+        return Refused(f"freeze {self.address}", shapes, "capture it on prompts of the same lengths")
 
 
 @dataclass(frozen=True)
@@ -214,21 +278,21 @@ class Knockout(Edit):
             raise Refused(
                 f"knockout at {self.address}", "only attention edges can be cut", "write pattern.LAYER[.HEAD]"
             )
+        if not self.queries or not self.keys:
+            raise Refused(f"knockout at {self.address}", "it names no edge", "give queries= and keys=")
 
     def apply(self, x: Tensor) -> Tensor:
-        new, frame = x.clone(), FRAME.get() or Frame(None, x.shape[0], x.shape[2])
-        for q in self.queries:
-            column = frame.columns(q)
-            if column is None:
-                continue
-            for b in range(x.shape[0]):
-                row = int(column[b]) if isinstance(column, Tensor) else column
-                keys = [self._key(frame, k, b, x.shape[3]) for k in self.keys]
-                heads = slice(None) if self.where.unit is None else self.where.unit
-                new[b, heads, row, keys] = torch.finfo(x.dtype).min
-        if bool(
-            (new.amax(-1) <= torch.finfo(x.dtype).min / 2).logical_and(x.amax(-1) > torch.finfo(x.dtype).min / 2).any()
-        ):
+        frame = FRAME.get() or Frame(None, x.shape[0], x.shape[2])
+        least = torch.finfo(x.dtype).min
+        new, heads = x.clone(), slice(None) if self.where.unit is None else self.where.unit
+        for query in self.queries:
+            for b, row in enumerate(self._columns(frame, query, x)):
+                for key in self.keys:
+                    column = self._columns(frame.whole, key, x)[b]
+                    # A sliding window keeps the latest keys only; what has left it is cut already.
+                    if row is not None and column is not None and (here := column - frame.hidden(x.shape[3])) >= 0:
+                        new[b, heads, row, here] = least
+        if bool(((new.amax(-1) <= least / 2) & (x.amax(-1) > least / 2)).any()):
             raise Refused(
                 f"knockout at {self.address}", "a query would keep no key at all", "leave it at least itself or BOS"
             )
@@ -237,17 +301,12 @@ class Knockout(Edit):
     def change(self, old: Tensor) -> Tensor:
         return old  # apply() has the whole tensor, which cutting edges needs
 
-    def _key(self, frame: Frame, position: int, row: int, width: int) -> int:
-        whole = replace_frame(frame, width)
-        column = whole.columns(position)
-        if column is None:
-            raise Refused(f"knockout at {self.address}", f"key {position} is outside the prompt", "choose another key")
-        return int(column[row]) if isinstance(column, Tensor) else column
-
-
-def replace_frame(frame: Frame, width: int) -> Frame:
-    """The frame of the keys: the cache included."""
-    return Frame(frame.tokens, frame.batch, width, 0)
+    def _columns(self, frame: Frame, position: int, x: Tensor) -> list[int | None]:
+        column = frame.columns(position)
+        if column is None and frame.offset == 0:
+            why = f"position {position} is outside the prompt"
+            raise Refused(f"knockout at {self.address}", why, "choose another position")
+        return column.tolist() if isinstance(column, Tensor) else [column] * len(x)
 
 
 def as_edits(edits: Edit | Sequence[Edit]) -> tuple[Edit, ...]:

@@ -23,7 +23,8 @@ class Family:
     `qkv`: how W_Q, W_K, W_V lie in the weights: three modules; one, concatenated; or one, grouped per key-value head
     as [kv_head, queries of the group + k + v, d_head]. `parallel`: config keys that make attention and MLP read the
     same residual stream ("always" for families that always do). `unnormed`: attention and MLP read the raw stream and
-    their outputs are normed (OLMo-2). `post_norm`: the residual stream itself is normed after each addition (BERT).
+    their outputs are normed (OLMo-2). `post_norm`: the residual stream itself is normed after each addition (BERT,
+    OPT-350m by the config key `pre_norm`). `alibi`: positions are added to the scores ("always", or a config key).
     """
 
     name: str
@@ -55,6 +56,9 @@ class Family:
     causal: bool = True
     adds_in_place: bool = False
     residual_multiplier: str | None = None
+    logit_scale: str | None = None
+    alibi: str | None = None
+    pre_norm: str | None = None
     probed: bool = False
 
 
@@ -72,7 +76,7 @@ _NEOX = Family(
 _BLOOM = Family(
     "bloom", root="transformer", layers="h", embed="word_embeddings", final="ln_f", attn="self_attention",
     o="self_attention.dense", fused="self_attention.query_key_value", qkv="grouped", up="mlp.dense_h_to_4h", gate=None,
-    down="mlp.dense_4h_to_h",
+    down="mlp.dense_4h_to_h", alibi="always",
 )  # fmt: skip
 _SANDWICH: dict[str, Any] = {
     "ln2": "pre_feedforward_layernorm",
@@ -90,10 +94,12 @@ _PHI3 = replace(
 _MOE: dict[str, Any] = {"router": "mlp.gate"}
 _QWEN3 = replace(_LLAMA, name="qwen3", qk_norm=("self_attn.q_norm",))
 _GLM = replace(_LLAMA, name="glm", up="mlp.gate_up_proj", gate="mlp.gate_up_proj", fused_gate=True)
-_COHERE = replace(_LLAMA, name="cohere", ln2=None, parallel=("always",), qk_norm=("self_attn.q_norm",))
+_COHERE = replace(
+    _LLAMA, name="cohere", ln2=None, parallel=("always",), qk_norm=("self_attn.q_norm",), logit_scale="logit_scale",
+)  # fmt: skip
 _FALCON = replace(
     _BLOOM, name="falcon", ln1="ln_attn|input_layernorm", ln2="ln_mlp|post_attention_layernorm",
-    parallel=("parallel_attn", "new_decoder_architecture"), adds_in_place=True,
+    parallel=("parallel_attn", "new_decoder_architecture"), adds_in_place=True, alibi="alibi",
 )  # fmt: skip
 _GPTJ = Family(
     "gptj", root="transformer", layers="h", embed="wte", final="ln_f", attn="attn", o="attn.out_proj", q="attn.q_proj",
@@ -105,7 +111,8 @@ _NEO = replace(
     q="attn.attention.q_proj", k="attn.attention.k_proj", v="attn.attention.v_proj",
 )  # fmt: skip
 _OPT = Family(
-    "opt", root="model.decoder", pos="embed_positions", final="final_layer_norm", o="self_attn.out_proj",
+    "opt", root="model.decoder", embed="project_in|embed_tokens", pos="embed_positions", final="final_layer_norm",
+    o="self_attn.out_proj", pre_norm="do_layer_norm_before",
     ln1="self_attn_layer_norm", ln2="final_layer_norm", mlp="fc1", up="fc1", gate=None, down="fc2",
 )  # fmt: skip
 _BERT = Family(
@@ -140,7 +147,8 @@ FAMILIES: dict[str, Family] = {
     "olmo": replace(_LLAMA, name="olmo"),
     "olmo2": _OLMO2,
     "olmo3": replace(_OLMO2, name="olmo3"),
-    "stablelm": replace(_LLAMA, name="stablelm", parallel=("use_parallel_residual",), qk_norm=("self_attn.q_layernorm",)),
+    "stablelm": replace(_LLAMA, name="stablelm", parallel=("use_parallel_residual",),
+                        qk_norm=("self_attn.q_layernorm",)),
     "cohere": _COHERE,
     "cohere2": replace(_COHERE, name="cohere2"),
     "glm": _GLM,
@@ -161,8 +169,19 @@ def family_of(hf: Any) -> Family:
     kind = hf.config.model_type
     if kind in FAMILIES:
         row = FAMILIES[kind]
-        return replace(row, root="") if not _has(hf, row.root) and _has(hf, row.layers) else row
+        row = replace(row, root="") if not _has(hf, row.root) and _has(hf, row.layers) else row
+        if row.pre_norm and not getattr(hf.config, row.pre_norm):
+            row = replace(row, post_norm=True, ln1=None, ln2=None)
+        return row
+    from cutaway.models.probe import probe
+
     return probe(hf)
+
+
+def reads_as_encoder(config: Any) -> bool:
+    """Whether a configuration is that of a bidirectional encoder here."""
+    row = FAMILIES.get(config.model_type)
+    return row is not None and not row.causal and not getattr(config, "is_decoder", False)
 
 
 def find(module: nn.Module, path: str | None) -> nn.Module | None:
@@ -204,57 +223,3 @@ def _has(module: nn.Module, path: str) -> bool:
             return False
         module = getattr(module, name)
     return True
-
-
-def probe(hf: Any) -> Family:
-    """A family row read off an unknown model's structure.
-
-    Looks for the one block list of `num_hidden_layers`, in it the attention (a child named *att*), its output
-    projection (the last linear map back to d_model), the MLP and the norms in order. Whatever is not found stays
-    absent; whatever is found wrongly is caught by the self-check, which disables the site.
-
-    Raises:
-        Refused: no block list or no attention in it.
-    """
-    d, n = hf.config.hidden_size, hf.config.num_hidden_layers
-    kind = hf.config.model_type
-    lists = [(p, m) for p, m in hf.named_modules() if isinstance(m, nn.ModuleList) and len(m) == n]
-    lists = [(p, m) for p, m in lists if any("att" in c.lower() for c, _ in m[0].named_children())]
-    if len(lists) != 1:
-        raise Refused(
-            f"model type {kind!r}",
-            f"it has no family row, and {len(lists)} block lists with attention were found where one is needed",
-            "use a family of docs/sites.md, or read its modules through model.hf with plain torch hooks",
-        )
-    where, block = lists[0][0], lists[0][1][0]
-    root, _, layers = where.rpartition(".")
-    attn = next(c for c, _ in block.named_children() if "att" in c.lower())
-    o = _last_linear(getattr(block, attn), d)
-    mlp = next((c for c, m in block.named_children() if c != attn and _last_linear(m, d) and "norm" not in c), None)
-    if o is None or mlp is None:
-        raise Refused(
-            f"model type {kind!r}", "no output projection was found in its attention or MLP", "use a known family"
-        )
-    norms = [c for c, m in block.named_children() if c not in (attn, mlp) and sum(p.ndim for p in m.parameters()) <= 2]
-    top = find(hf, root) or hf
-    parts = {c: m for c, m in top.named_children()}
-    embeds = [c for c, m in parts.items() if isinstance(m, nn.Embedding)]
-    down = _last_linear(getattr(block, mlp), d)
-    inner = {c: f"{mlp}.{c}" for c, _ in getattr(block, mlp).named_modules() if c}
-    gate = next((p for c, p in inner.items() if "gate" in c), None)
-    up = next((p for c, p in inner.items() if c != down and p != gate and ("up" in c or "in" in c or "fc" in c)), "")
-    return Family(
-        kind, root=root, layers=layers, embed=embeds[0] if embeds else "", pos=embeds[1] if len(embeds) > 1 else None,
-        final=next((c for c in reversed(parts) if "norm" in c or c.startswith("ln")), None), attn=attn, o=f"{attn}.{o}",
-        ln1=norms[0] if norms else None, ln2=norms[1] if len(norms) == 2 else None, mlp=mlp, up=up, gate=gate,
-        down=f"{mlp}.{down}", probed=True,
-    )  # fmt: skip
-
-
-def _last_linear(module: nn.Module, width: int) -> str | None:
-    names = [n for n, m in module.named_modules() if n and getattr(m, "weight", None) is not None and _out(m) == width]
-    return names[-1] if names else None
-
-
-def _out(module: nn.Module) -> int | None:
-    return getattr(module, "out_features", None) or getattr(module, "nf", None)

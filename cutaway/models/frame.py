@@ -23,6 +23,15 @@ class Frame:
     width: int
     offset: int = 0
 
+    @property
+    def whole(self) -> Frame:
+        """The same forward with the columns of the cache in front: the frame of the keys."""
+        return Frame(self.tokens, self.batch, self.offset + self.width)
+
+    def hidden(self, keys: int) -> int:
+        """How many of the oldest columns a sliding window has dropped, where `keys` are left."""
+        return self.offset + self.width - keys
+
     def columns(self, position: int) -> int | Tensor | None:
         """The column of a prompt position in the present forward: one for all rows, one per row, or None if it is
         not part of this forward (already in the cache, while generating)."""

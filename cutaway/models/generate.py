@@ -46,7 +46,9 @@ def generated_ids(model: Model, t: Tokens, new: int, edits: Sequence[Edit], opti
         ids = kw.get("input_ids") if kw.get("input_ids") is not None else args[0]
         cache = kw.get("past_key_values")
         offset = int(cache.get_seq_length()) if cache is not None else 0
-        FRAME.set(Frame(t, len(ids), ids.shape[1], offset))
+        beams = len(ids) // len(t)
+        rows = t if beams == 1 else t.rows([i for i in range(len(t)) for _ in range(beams)])
+        FRAME.set(Frame(rows, len(ids), ids.shape[1], offset))
         count(forwards=len(ids) * ids.shape[1] / t.ids.shape[1])
 
     defaults: dict[str, Any] = {"max_new_tokens": new, "do_sample": False}

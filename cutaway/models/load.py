@@ -10,6 +10,7 @@ import torch
 
 from cutaway.core.files import read_json
 from cutaway.core.refuse import Refused
+from cutaway.models.families import reads_as_encoder
 from cutaway.models.model import Model
 from cutaway.models.self_check import checked
 
@@ -71,12 +72,11 @@ def _from_source(
     if attention is not None:
         options["attn_implementation"] = attention
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if hasattr(config, "text_config") and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             config = config.text_config
-        encoder = config.model_type == "bert" and not getattr(config, "is_decoder", False)
-        auto = AutoModelForMaskedLM if encoder else AutoModelForCausalLM
-        hf = auto.from_pretrained(source, config=config, **options).to(device).eval()
+        auto = AutoModelForMaskedLM if reads_as_encoder(config) else AutoModelForCausalLM
+        hf = auto.from_pretrained(source, config=config, trust_remote_code=False, **options).to(device).eval()
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise Refused(
             f"model {source!r}", "the memory is not enough for its weights", "use a smaller one or dtype='bfloat16'"
@@ -86,7 +86,7 @@ def _from_source(
     hf.requires_grad_(False)
     if tokenizer is None:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except Exception:
             # A folder without tokenizer is still a model: text prompts are then refused with this as the reason.
             tokenizer = None

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from cutaway.core.address import Address, expand
 from cutaway.core.record import count, hash_tensors, hash_text
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
-from cutaway.models import taps
+from cutaway.models import forward, taps
 from cutaway.models.anatomy import Anatomy, Shape
 from cutaway.models.capture import Activations, Collector
 from cutaway.models.edits import Edit, as_edits
 from cutaway.models.families import Family, family_of
-from cutaway.models.frame import FRAME, Frame
+from cutaway.models.ports import port
 from cutaway.models.tokens import Side, Tokens, batch, tokenize
 from cutaway.models.weights import Weights
 
@@ -78,9 +77,12 @@ class Model:
 
     def identity(self) -> dict[str, Any]:
         """Name, family and hashes, for records."""
-        config = hash_text(str(sorted(self.hf.config.to_dict().items(), key=str)))
-        return {"name": self.name, "family": self.family.name, "config": config, "weights": self.fingerprint(),
-                "dtype": str(self.dtype).removeprefix("torch.")}  # fmt: skip
+        return {"name": self.name, "family": self.family.name, "config": self.configuration(),
+                "weights": self.fingerprint(), "dtype": str(self.dtype).removeprefix("torch.")}  # fmt: skip
+
+    def configuration(self) -> str:
+        """Hash of the architecture's configuration."""
+        return hash_text(str(sorted(self.hf.config.to_dict().items(), key=str)))
 
     def fingerprint(self) -> str:
         """Hash of every parameter and buffer."""
@@ -95,7 +97,7 @@ class Model:
                 if row.scope == "layer"
                 else [Address(row.name)]
             )
-            found = [p for p in places if taps.port(self.body, p) is not None]
+            found = [p for p in places if port(self.body, p) is not None]
             if row.name in self.disabled:
                 out[row.name] = f"disabled: {self.disabled[row.name]}"
             elif not found:
@@ -112,7 +114,7 @@ class Model:
             Refused: no such site or index, or one this model does not have.
         """
         found = expand(patterns, self.sizes())
-        absent = {a.place for a in found if taps.port(self.body, a) is None}
+        absent = {a.place for a in found if port(self.body, a) is None}
         if absent:
             exact = {str(p) for p in ([patterns] if isinstance(patterns, str | Address) else patterns)}
             left = [a for a in found if a.place not in absent]
@@ -192,13 +194,20 @@ class Model:
         """Logits at every position (padding included), under edits."""
         t = self.tokens(prompts)
         with self.edited(*as_edits(edits)), torch.no_grad():
-            return self._forward(t)
+            return forward.all_logits(self.body, t)
 
     def run_last(self, prompts: Prompts, edits: Edit | Sequence[Edit] = ()) -> Float[Tensor, "batch token"]:
         """Logits after the last real token of each prompt; only those are unembedded."""
         t = self.tokens(prompts)
         with self.edited(*as_edits(edits)), torch.no_grad():
             return self.last_logits(t)
+
+    def last_logits(self, t: Tokens, share: float = 1.0) -> Float[Tensor, "batch token"]:
+        """One bare forward, in whatever gradient mode and taps are active, unembedded at each last token only.
+
+        `share` is the part of the model that really runs, for the count of forwards.
+        """
+        return forward.last_logits(self.body, t, share)
 
     def capture(
         self,
@@ -208,14 +217,11 @@ class Model:
         logits: bool = True,
     ) -> Activations:
         """Activations at the asked addresses (patterns allowed), under edits; `logits=False` skips the unembedding."""
-        t = self.tokens(prompts)
-        collector = Collector(self.body, self.places(sites), self.sizes(), live=False)
-        with (
-            self.edited(*as_edits(edits)),
-            torch.no_grad(),
-            taps.attached(self.body, {p: collector.see(p) for p in collector.places}),
-        ):
-            self._forward(t, last=not logits)
+        t, asked = self.tokens(prompts), self.places(sites)
+        with self.edited(*as_edits(edits)), torch.no_grad():
+            collector = Collector(self.body, asked, live=False)
+            with taps.attached(self.body, {p: collector.see(p) for p in collector.places}):
+                forward.all_logits(self.body, t) if logits or self.body.unembed is None else self.last_logits(t)
         return collector.activations(t)
 
     def gradients(
@@ -230,17 +236,15 @@ class Model:
         Gradients are those of each prompt's own metric; parameters' `.grad` stay untouched.
 
         Raises:
-            Refused: the metric does not depend on an asked site.
+            Refused: the metric does not depend on an asked site, or not on the logits at all.
         """
-        t = self.tokens(prompts)
-        collector = Collector(self.body, self.places(sites), self.sizes(), live=True)
-        with (
-            torch.enable_grad(),
-            self._rooted(),
-            self.edited(*as_edits(edits)),
-            taps.attached(self.body, {p: collector.see(p) for p in collector.places}, gradient=True),
-        ):
-            values = metric(self.last_logits(t))
+        t, collector = self.tokens(prompts), Collector(self.body, self.places(sites), live=True)
+        with self.edited(*as_edits(edits)), torch.enable_grad(), forward.rooted(self.body):
+            with taps.attached(self.body, {p: collector.see(p) for p in collector.places}, gradient=True):
+                values = metric(self.last_logits(t))
+            if values.shape != (len(t),) or not values.requires_grad:
+                form = f"it gave {tuple(values.shape)}" + ("" if values.requires_grad else " without a gradient")
+                raise Refused("metric", form, f"return one number a prompt ([{len(t)}]) computed from the logits")
             wanted = [collector.found[a] for a in collector.asked]
             found = torch.autograd.grad(values.sum(), wanted, allow_unused=True)
         count(backwards=len(t))
@@ -267,6 +271,8 @@ class Model:
     def edited(self, *edits: Edit) -> Iterator[Model]:
         """Everything run inside, `model.hf` included, runs with these edits; nested contexts add up.
 
+        Other threads' runs of this model wait until the context is left.
+
         Raises:
             Refused: an edit that cannot be made, or one that was never reached by a forward.
         """
@@ -274,108 +280,14 @@ class Model:
         for e in as_edits(edits):
             self.places([e.where])
             sees.setdefault(e.where.place, []).append(e)
-        with self._evaluating(), taps.attached(self.body, {p: _chain(es) for p, es in sees.items()}):
+        chains = {p: _chain(es) for p, es in sees.items()}
+        with forward.alone(self.hf), forward.evaluating(self.hf), taps.attached(self.body, chains):
             yield self
 
     @property
     def weights(self) -> Weights:
         """Weights as views under the field's names."""
         return Weights(self.body)
-
-    # --- the one forward
-
-    def last_logits(self, t: Tokens, share: float = 1.0) -> Float[Tensor, "batch token"]:
-        """One bare forward, in whatever gradient mode and taps are active, unembedded at each last token only.
-
-        `share` is the part of the model that really runs, for the count of forwards.
-        """
-        logits = self._forward(t, last=True, share=share)
-        return logits[:, -1] if self.family.causal else logits[torch.arange(len(t), device=logits.device), t.last]
-
-    def _forward(self, t: Tokens, last: bool = False, share: float = 1.0, **kw: Any) -> Tensor:
-        frame = FRAME.set(Frame(t, len(t), t.ids.shape[1]))
-        try:
-            if t.padded:
-                kw["attention_mask"] = t.mask.long()
-                if self._takes("position_ids"):
-                    kw["position_ids"] = t.position_ids
-            if self._takes("use_cache"):
-                kw["use_cache"] = False
-            with self._unembedding_last(t) if last else _NOTHING:
-                out = self.hf(t.ids, **kw)
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            raise Refused(
-                f"a batch of {len(t)} × {t.ids.shape[1]} tokens",
-                "the memory is not enough",
-                "use fewer prompts at once",
-            ) from error
-        finally:
-            FRAME.reset(frame)
-        count(forwards=len(t) * share)
-        if not hasattr(out, "logits") or out.logits is None:
-            return out[0]
-        return out.logits
-
-    @contextmanager
-    def _unembedding_last(self, t: Tokens) -> Iterator[None]:
-        """Give the unembedding only each prompt's last real token."""
-        head = self.body.unembed
-        if head is None:
-            raise Refused(f"logits of {self.name}", "it has no unembedding", "capture its residual stream instead")
-        if not self.family.causal:
-            yield  # an encoder's head does more than unembed; gathering happens outside
-            return
-        rows, columns = torch.arange(len(t), device=self.device), t.last
-
-        def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-            x = args[0]
-            if x.ndim == 2 or x.shape[1] == 1:
-                return args
-            return (x[rows.to(x.device), columns.to(x.device)][:, None], *args[1:])
-
-        handle = head.register_forward_pre_hook(gather)
-        try:
-            yield
-        finally:
-            handle.remove()
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """Dropout off, whatever mode the user's model is in; the mode of every module is restored."""
-        if not self.hf.training:
-            yield
-            return
-        modes = [(m, m.training) for m in self.hf.modules()]
-        self.hf.eval()
-        try:
-            yield
-        finally:
-            for m, mode in modes:
-                m.training = mode
-
-    @contextmanager
-    def _rooted(self) -> Iterator[None]:
-        """Make the embeddings require gradients, so that a graph exists even in a frozen model."""
-
-        def root(module: nn.Module, args: Any, out: Tensor) -> Tensor:
-            return out if out.requires_grad else out.detach().requires_grad_(True)
-
-        modules = [m for n in ("embed", "pos") if (m := self.body.top(n)) is not None]
-        handles = [m.register_forward_hook(root) for m in modules]
-        try:
-            yield
-        finally:
-            for h in handles:
-                h.remove()
-
-    @cached_property
-    def _parameters(self) -> frozenset[str]:
-        import inspect
-
-        return frozenset(inspect.signature(type(self.hf).forward).parameters)
-
-    def _takes(self, name: str) -> bool:
-        return name in self._parameters
 
 
 def _chain(edits: Sequence[Edit]) -> Callable[[Tensor], Tensor]:
@@ -385,11 +297,3 @@ def _chain(edits: Sequence[Edit]) -> Callable[[Tensor], Tensor]:
         return x
 
     return see
-
-
-class _Nothing:
-    def __enter__(self) -> None: ...
-    def __exit__(self, *_: object) -> None: ...
-
-
-_NOTHING = _Nothing()

@@ -8,12 +8,14 @@ configuration and library version.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cutaway.core.address import Address
 from cutaway.core.files import read_json, write_json
 from cutaway.core.record import hash_text, versions
 from cutaway.core.refuse import Refused
@@ -21,9 +23,11 @@ from cutaway.core.sites import BY_NAME, SITES
 from cutaway.core.stats import generator
 from cutaway.models.capture import Activations
 from cutaway.models.edits import Ablate, Add, Edit, Freeze, Scale
+from cutaway.models.forward import evaluating
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens, batch
 
+FAULTS = (Refused, RuntimeError, ValueError, TypeError, AttributeError, LookupError)
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6, torch.bfloat16: 0.1, torch.float16: 0.02}
 
 
@@ -55,9 +59,25 @@ class Trial:
         low = min(3, model.shape.d_vocab - 2)
         ids = torch.randint(low, model.shape.d_vocab, (2, 7), generator=generator(seed))
         self.tokens: Tokens = model.tokens(batch(ids.tolist()))
-        self.here = [s.name for s in SITES if model.sites()[s.name].startswith("read")]
+        offered = model.sites()
+        self.here = [s.name for s in SITES if offered[s.name].startswith("read")]
         self.logits = self.run()
-        self.acts: Activations = model.capture(self.tokens, [s for s in self.here if s != "logits"])
+        self.broken: dict[str, str] = {}
+        self.acts = self._captured()
+
+    def _captured(self) -> Activations:
+        """Every site at once; if that fails, those that can be captured alone, and why the others cannot."""
+        wanted = [s for s in self.here if s != "logits"]
+        try:
+            return self.model.capture(self.tokens, wanted)
+        except FAULTS:
+            for site in wanted:
+                try:
+                    self.model.capture(self.tokens, site)
+                except FAULTS as fault:
+                    self.broken[site] = _said(fault)
+        self.here = [s for s in self.here if s not in self.broken]
+        return self.model.capture(self.tokens, [s for s in wanted if s not in self.broken])
 
     def run(self, *edits: Edit) -> Tensor:
         """Logits, or the last residual stream of a model without unembedding."""
@@ -66,6 +86,10 @@ class Trial:
     def has(self, *sites: str) -> bool:
         """Whether the model offers all these sites."""
         return set(sites) <= set(self.here)
+
+    def places(self, site: str) -> list[Address]:
+        """The captured addresses of a site."""
+        return [a for a in self.model.places(site) if str(a) in self.acts]
 
     def layers(self, site: str) -> list[int]:
         """The layers at which a site exists."""
@@ -80,8 +104,7 @@ def _own_value(site: str) -> Callable[[Trial], float | None]:
     def error(t: Trial) -> float | None:
         if not t.has(site) or not BY_NAME[site].writable or site == "logits":
             return None
-        places = [str(a) for a in t.model.places(site) if str(a) in t.acts]
-        return t.gap(t.run(*(Freeze(p, t.acts) for p in places)), t.logits)
+        return t.gap(t.run(*(Freeze(a, t.acts) for a in t.places(site))), t.logits)
 
     return error
 
@@ -90,8 +113,22 @@ def _has_effect(site: str) -> Callable[[Trial], float | None]:
     def error(t: Trial) -> float | None:
         if not t.has(site) or not BY_NAME[site].writable:
             return None
-        place = [a for a in t.model.places(site) if site == "logits" or str(a) in t.acts][0]
+        place = next(a for a in t.model.places(site) if site == "logits" or str(a) in t.acts)
         return 0.0 if t.gap(t.run(Scale(place, 0.5)), t.logits) > 1e-7 else 1.0
+
+    return error
+
+
+def _has_shape(site: str) -> Callable[[Trial], float | None]:
+    def error(t: Trial) -> float | None:
+        if not t.has(site) or site == "logits":
+            return None
+        shape, (batch_, position) = t.model.shape, t.tokens.ids.shape
+        sizes = {"batch": batch_, **dict.fromkeys(("position", "q_pos", "k_pos"), position), "d_model": shape.d_model,
+                 "head": shape.n_heads, "kv_head": shape.n_kv_heads, "d_head": shape.d_head, "neuron": shape.d_mlp,
+                 "expert": shape.n_experts}  # fmt: skip
+        expected = tuple(sizes[axis] for axis in BY_NAME[site].axes.split())
+        return 0.0 if all(tuple(t.acts[str(a)].shape) == expected for a in t.places(site)) else 1.0
 
     return error
 
@@ -165,12 +202,21 @@ def _softmax(t: Trial) -> float | None:
 
 def _keys_move_scores(t: Trial) -> float | None:
     """Zero queries attend uniformly to what the mask leaves, unless positions are added to the scores (ALiBi)."""
-    if not t.has("q", "k", "scores") or t.model.family.name == "bloom" or getattr(t.model.hf.config, "alibi", False):
+    if not t.has("q", "k", "scores") or t.model.body.alibi:
         return None
     i = t.model.shape.n_layers // 2
     acts = t.model.capture(t.tokens, f"pattern.{i}", edits=[Ablate(f"q.{i}")])[f"pattern.{i}"].float()
     seen = acts > 0
     return t.gap(acts, seen / seen.sum(-1, keepdim=True))
+
+
+def _linear_branch(t: Trial) -> float | None:
+    """In a gated MLP the neurons are linear in mlp_pre, and not in mlp_gate."""
+    if not t.has("mlp_pre", "mlp_gate", "mlp_post"):
+        return None
+    i = t.layers("mlp_gate")[-1]
+    doubled = t.model.capture(t.tokens, f"mlp_post.{i}", edits=[Scale(f"mlp_pre.{i}", 2.0)])[f"mlp_post.{i}"]
+    return t.gap(doubled, 2 * t.acts[f"mlp_post.{i}"])
 
 
 def _embedding_sum(t: Trial) -> float | None:
@@ -187,7 +233,7 @@ def _neighbours(t: Trial) -> float | None:
 
 def _read_only(t: Trial) -> float | None:
     """Bare transformers, nothing attached, against a run that reads every site that keeps the model's own kernel."""
-    with torch.no_grad(), t.model._evaluating():
+    with torch.no_grad(), evaluating(t.model.hf):
         out = t.model.hf(t.tokens.ids)
     bare = out.logits if getattr(out, "logits", None) is not None else out[0]
     return t.gap(t.logits, bare)
@@ -207,32 +253,37 @@ CHECKS: tuple[Check, ...] = (
     Check("q = 0 attends uniformly", ("q", "k"), _keys_move_scores),
     Check("embed + pos_embed = resid_pre.0", ("embed", "pos_embed"), _embedding_sum),
     Check("resid_post.i = resid_pre.i+1", ("resid_post", "resid_pre"), _neighbours),
+    Check("mlp_pre doubled doubles mlp_post", ("mlp_pre", "mlp_gate"), _linear_branch),
+    *(Check(f"{s.name} has the shape of its axes", (s.name,), _has_shape(s.name)) for s in SITES),
     *(Check(f"{s.name} written with its own value changes nothing", (s.name,), _own_value(s.name)) for s in SITES),
     *(Check(f"{s.name} halved changes the output", (s.name,), _has_effect(s.name)) for s in SITES),
 )
 
 
 def self_check(model: Model) -> list[Outcome]:
-    """Run every identity that applies; the model is left as it was."""
-    try:
-        trial = Trial(model)
-    except Refused as refusal:
-        return [Outcome("every site can be captured", (), None, False, refusal.what + ": " + refusal.why)]
+    """Run every identity that applies; the model is left as it was.
+
+    Raises:
+        Refused: the model does not even run.
+    """
+    trial = Trial(model)
     tolerance = _TOLERANCE.get(model.dtype, 1e-4)
-    outcomes = []
+    outcomes = [Outcome(f"{s} can be captured", (s,), None, False, why) for s, why in trial.broken.items()]
     for check in CHECKS:
         try:
             error = check.error(trial)
-        except (Refused, RuntimeError, ValueError, TypeError) as fault:
-            outcomes.append(
-                Outcome(check.name, check.sites, None, False, f"{type(fault).__name__}: {fault}".splitlines()[0])
-            )
+        except FAULTS as fault:
+            outcomes.append(Outcome(check.name, check.sites, None, False, _said(fault)))
             continue
         if error is not None:
             passed = error <= tolerance
             why = "" if passed else f"relative error {error:.2g} exceeds {tolerance:.0e}"
             outcomes.append(Outcome(check.name, check.sites, error, passed, why))
     return outcomes
+
+
+def _said(fault: Exception) -> str:
+    return fault.why if isinstance(fault, Refused) else f"{type(fault).__name__}: {fault}".splitlines()[0]
 
 
 def disabled_sites(outcomes: list[Outcome]) -> dict[str, str]:
@@ -242,18 +293,15 @@ def disabled_sites(outcomes: list[Outcome]) -> dict[str, str]:
 
 def checked(model: Model, cache: Path | None) -> dict[str, str]:
     """The sites to disable on this architecture; the outcome is kept in `cache` by configuration and version."""
-    key = hash_text(
-        str(model.identity()["config"]), str(model.dtype), versions()["transformers"], versions()["torch"], _source()
-    )
+    key = hash_text(model.configuration(), str(model.dtype), versions()["transformers"], versions()["torch"], _source())
     kept = cache / f"{key}.json" if cache is not None else None
     if kept is not None and kept.exists():
-        return read_json(kept)
+        with suppress(Refused):  # a file that cannot be read is written anew
+            return read_json(kept)
     disabled = disabled_sites(self_check(model))
     if kept is not None:
-        try:
+        with suppress(OSError):  # a read-only home only costs the next load its second of checking
             write_json(kept, disabled)
-        except OSError:
-            pass  # a read-only home only costs the next load its second of checking
     return disabled
 
 
