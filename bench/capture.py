@@ -1,0 +1,111 @@
+"""What looking costs: one forward with nothing, one site, 36 sites and every site captured, over the plain forward.
+
+`small` is GPT-2 small's shape (12 layers, d 768, 50257 tokens, 64 positions), `tiny` the same depth at d 64 and 16
+positions, where Python is all the cost. Random weights, one prompt, no cache, no gradients, logits always computed.
+Every ratio is to the bare transformers forward measured beside it, in the same process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench import subjects
+from bench.frame import Row, Subject, finish, options, serve, summary
+from bench.frame import ratios as measure
+
+UNIT = "× plain forward"
+PEERS = {"transformer_lens": "transformer-lens", "nnsight": "nnsight"}
+WORDS = {
+    "none": "nothing captured",
+    "one": "one site",
+    "some": "36 sites",
+    "every": "every site",
+    "touched": "every site, every value looked at",
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's sizes, the prompt's length, calls in one measurement, and the bars."""
+
+    sizes: dict[str, int]
+    positions: int
+    inner: int
+    bars: dict[str, float]
+
+
+SHAPES = {
+    "tiny": Shape(
+        {"n_layer": 12, "n_embd": 64, "n_head": 4, "vocab_size": 512, "n_positions": 64}, 16, 20,
+        {"none": 1.02, "one": 1.1, "every": 2.3},
+    ),
+    "small": Shape({}, 64, 1, {"none": 1.01, "one": 1.03, "every": 1.2}),
+}  # fmt: skip
+
+
+def main() -> int:
+    """Measure every subject in rounds that take turns, and write the rows."""
+    parser = options(__doc__, rounds=6, pairs=5)
+    parser.add_argument("--shape", choices=[*SHAPES], action="append", help="only this shape (nothing is written)")
+    chosen = parser.parse_args()
+    pythons = {"cutaway": sys.executable} | (dict.fromkeys(PEERS, chosen.python_a) if chosen.python_a else {})
+    rows: list[Row] = []
+    for shape in chosen.shape or SHAPES:
+        with tempfile.TemporaryDirectory() as folder:
+            save(shape, folder)
+            rows += compare(shape, folder, pythons, chosen.rounds, chosen.pairs)
+    return finish("capture", rows, write=not (chosen.no_write or chosen.shape))
+
+
+def save(shape: str, folder: str) -> None:
+    """Seeded random weights and one prompt, for every subject alike."""
+    import torch
+    from safetensors.torch import save_file
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    sizes = SHAPES[shape].sizes
+    last = sizes.get("vocab_size", 50257) - 1
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=last, eos_token_id=last))
+        ids = torch.randint(last, (1, SHAPES[shape].positions))
+    model.save_pretrained(folder)
+    save_file({"ids": ids}, Path(folder, "ids.safetensors"))
+
+
+def compare(shape: str, folder: str, pythons: dict[str, str], rounds: int, pairs: int) -> list[Row]:
+    """The rows of one shape."""
+    with contextlib.ExitStack() as stack:
+        running = {}
+        for name, python in pythons.items():
+            running[name] = Subject(python, "bench.capture", "--subject", name, folder)
+            stack.callback(running[name].close)
+        found: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in running}
+        for _ in range(rounds):
+            for name, subject in running.items():
+                for work, ratios in subject.ask(pairs=pairs, inner=SHAPES[shape].inner).items():
+                    found[name].setdefault(work, []).extend(ratios)
+    rows = []
+    for work, pairs_ in found["cutaway"].items():
+        row = summary(f"{shape}: {WORDS[work]}", pairs_, UNIT, SHAPES[shape].bars.get(work))
+        theirs = {n: summary(work, f[work], UNIT).value for n, f in found.items() if n != "cutaway" and work in f}
+        beside = [row.beside(f"{PEERS[n]} {running[n].about['version']}", value) for n, value in theirs.items()]
+        rows += beside or [row]
+    return rows
+
+
+def subject(name: str, folder: str) -> None:
+    """Serve one subject's measurements."""
+    version, plain, jobs = subjects.prepare(name, folder)
+    serve({"version": version}, lambda pairs, inner: measure(plain, jobs, pairs, inner))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--subject"]:
+        subject(*sys.argv[2:4])
+    else:
+        sys.exit(main())
