@@ -77,6 +77,19 @@ def working(text: str) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def stages() -> Iterator[Callable[[str], None]]:
+    """Like `working`, for a job of several stages: what is yielded is told the name of each."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda text: None
+        return
+    with console.status("…") as status:
+        yield lambda text: status.update(f"{text} …")
+
+
 def refused(error: BaseException, command: str, as_json: bool) -> int:
     """Say on stderr why a command was not done, and return its exit code; unknown errors are raised again."""
     if isinstance(error, SystemExit):

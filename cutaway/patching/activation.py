@@ -106,7 +106,7 @@ def activation(
     layers, second = x.own.layers(site), len(places) // len(x.own.layers(site))
     each = effects[: len(real)].reshape(len(layers), second, -1)
     mean, unit = each.mean(-1), x.bound.unit
-    names = _head_names(model, x.own, site) if by_head else _position_names(x.target)
+    names = _head_names(model, x.own, site) if by_head else _position_names(x.bound.clean)
     return (HeadEffects if by_head else PositionEffects)(
         effect=mean,
         interval=bootstrap_mean(each.movedim(-1, 0), seed=seed),

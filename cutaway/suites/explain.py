@@ -24,7 +24,7 @@ from cutaway.tasks.task import Task
 
 Effort = Literal["quick", "normal", "thorough"]
 #: effort → siblings of the sentence, random samples of a null
-EFFORTS: dict[str, tuple[int, int]] = {"quick": (4, 2), "normal": (12, 4), "thorough": (32, 10)}
+EFFORTS: dict[str, tuple[int, int]] = {"quick": (4, 2), "normal": (8, 3), "thorough": (32, 10)}
 _LARGE = 20_000_000  # parameters beyond which the default effort is quick
 
 
@@ -237,7 +237,8 @@ def _placed(e: Result) -> Claim:
     moved = f", and from layer {labels['layer'][late[0]]} on it sits at the last token “{_bare(last)}”" if late else ""
     gap = float(e.record["clean − corrupt"])
     null = max(abs(x) for r in early for x in r["null"]) / abs(gap)
-    text = f"The difference enters at “{_bare(first['position'])}” (restoring it there brings back {_share(first['recovered'])})"
+    place, share = _bare(first["position"]), _share(first["recovered"])
+    text = f"The difference enters at “{place}” (restoring it there brings back {share})"
     return Claim("the positions", text + moved, f"random steps of equal length: at most {_share(null)}", True)
 
 
@@ -288,8 +289,8 @@ def _is_changed(e: Result, position: int) -> bool:
 
 def _share(p: float) -> str:
     """A probability or share in per cent."""
-    if abs(p) < 0.001:
-        return f"{100 * p:.1g} %" if p else "0 %"
+    if abs(p) < 0.0005:
+        return "0 %" if p == 0 else "under 0.1 %"
     return f"{100 * p:.1f} %" if abs(p) < 0.1 else f"{100 * p:.0f} %"
 
 
