@@ -26,9 +26,10 @@ from cutaway.tasks.world import SAYS, behaviours, from_world
 
 def names(model: Model | None = None) -> list[str]:
     """Names that `load` takes; with a model that has a world, those of its other behaviours too."""
-    world = getattr(model, "world", None)
+    if getattr(model, "world", None) is None:
+        return [*TASKS]
     covered = {b for n in TASKS for b in behaviours(n)}
-    return [*TASKS, *(b for b in SAYS if b not in covered and b != "abc" and world is not None)]
+    return [*TASKS, *(b for b in SAYS if b not in covered and b != "abc")]
 
 
 def load(
@@ -49,12 +50,12 @@ def load(
     """
     if n < 1:
         raise Refused(f"task {name!r} with n={n}", "there would be no prompts", "ask for at least one")
-    if name not in names(model):
-        close = nearest(name, names(model))
-        why = "no task has that name" + (f"; did you mean {close}?" if close else "")
-        raise Refused(f"task {name!r}", why, f"use one of: {', '.join(names(model))}, or from_jsonl(path)")
     if getattr(model, "world", None) is not None:
         return from_world(model, name, n, seed, corruption, split or "test")
+    if name not in TASKS:
+        close = nearest(name, TASKS)
+        why = "no task has that name" + (f"; did you mean {close}?" if close else "")
+        raise Refused(f"task {name!r}", why, f"use one of: {', '.join(TASKS)}, or from_jsonl(path)")
     return _from_templates(name, model, n, seed, corruption, split)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from cutaway.core.refuse import Refused
+from cutaway.models.model import Model
 
 
 def continuation(prompt: str, answer: str, joined: bool = False) -> str:
@@ -25,13 +25,13 @@ def continuation(prompt: str, answer: str, joined: bool = False) -> str:
     return f" {answer}"
 
 
-def token_rows(model: Any, texts: Sequence[str]) -> list[list[int]]:
+def token_rows(model: Model, texts: Sequence[str]) -> list[list[int]]:
     """The token ids of each text, without padding."""
     tokens = model.tokens(list(texts))
     return [ids[mask].tolist() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
 
 
-def next_tokens(model: Any, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[int] | None]:
+def next_tokens(model: Model, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[int] | None]:
     """The tokens that each continuation adds to its prompt; None where it changes the prompt's own last tokens."""
     n = len(prompts)
     if not n:
@@ -40,8 +40,10 @@ def next_tokens(model: Any, prompts: Sequence[str], continuations: Sequence[str]
     return [w[len(b) :] if w[: len(b)] == b else None for b, w in zip(rows[:n], rows[n:], strict=True)]
 
 
-def single_tokens(model: Any, prompts: Sequence[str], continuations: Sequence[str], role: str = "answer") -> list[int]:
-    """The one token that each continuation is.
+def single_tokens(
+    model: Model, prompts: Sequence[str], continuations: Sequence[str], role: str = "answer"
+) -> list[int]:
+    """The one token that each continuation is; `role` names it in a refusal.
 
     Raises:
         Refused: a continuation is several tokens, none, or merges with the end of its prompt.
@@ -54,13 +56,13 @@ def single_tokens(model: Any, prompts: Sequence[str], continuations: Sequence[st
     return found
 
 
-def single_words(model: Any, words: Sequence[str], before: str = "We saw the") -> dict[str, int]:
+def single_words(model: Model, words: Sequence[str], before: str = "We saw the") -> dict[str, int]:
     """The words that are one token in the middle of a sentence, each with its id."""
     found = next_tokens(model, [before] * len(words), [f" {w}" for w in words])
     return {w: ids[0] for w, ids in zip(words, found, strict=True) if ids is not None and len(ids) == 1}
 
 
-def _not_single(model: Any, prompt: str, text: str, ids: list[int] | None, role: str) -> Refused:
+def _not_single(model: Model, prompt: str, text: str, ids: list[int] | None, role: str) -> Refused:
     what = f"{role} {text!r} after the prompt {prompt!r}"
     if ids is None:
         why = "its first letters merge with the prompt's last token, so the model never stands before it"

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
+from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
-from cutaway.tasks.answers import next_tokens, single_tokens
-from cutaway.tasks.metrics import Metric, metric
-
-if TYPE_CHECKING:
-    from cutaway.tasks.task import Pair, Task
+from cutaway.tasks.answers import next_tokens, single_tokens, token_rows
+from cutaway.tasks.metrics import Metric
+from cutaway.tasks.pair import Pair
 
 SPANS = ("changed", "subject", "last")
 
@@ -117,13 +116,12 @@ class Bound:
         return (touched or columns)[0]
 
 
-def bind(task: Task, model: Any) -> Bound:
-    """The task as tokens of one model.
+def bind(pairs: tuple[Pair, ...], row: Metric, model: Model) -> Bound:
+    """Pairs as tokens of one model, measured by one metric.
 
     Raises:
         Refused: a pair of unequal token length, an answer of several tokens, or one equal to its foil.
     """
-    pairs, row = task.pairs, metric(task.metric)
     clean, corrupt = model.tokens([p.clean for p in pairs]), model.tokens([p.corrupt for p in pairs])
     for i, pair in enumerate(pairs):
         if clean.lengths[i] != corrupt.lengths[i]:
@@ -143,8 +141,24 @@ def bind(task: Task, model: Any) -> Bound:
     )  # fmt: skip
 
 
-def narrowed(pairs: Iterable[Pair], model: Any) -> list[Pair]:
-    """Pairs whose answer and foil are one token each; see `Task.narrow`."""
+def askable(model: Model, pairs: Sequence[Pair]) -> set[Pair]:
+    """The pairs of equal token length whose answer and foil are single tokens, different from each other."""
+    if not pairs:
+        return set()
+    prompts = [p.clean for p in pairs]
+    lengths = list(map(len, token_rows(model, [*prompts, *(p.corrupt for p in pairs)])))
+    answers = next_tokens(model, prompts, [p.follows(p.answer) for p in pairs])
+    foils = next_tokens(model, prompts, [p.follows(p.foil) for p in pairs])
+    n = len(pairs)
+    return {
+        p
+        for p, a, b, answer, foil in zip(pairs, lengths[:n], lengths[n:], answers, foils, strict=True)
+        if a == b and answer and foil and len(answer) == len(foil) == 1 and answer != foil
+    }
+
+
+def narrowed(pairs: Iterable[Pair], model: Model, strict: bool = True) -> list[Pair]:
+    """Pairs whose answer and foil are one token each; see `Task.narrow`. Without `strict`, others stay as they are."""
     pairs = list(pairs)
     prompts = [p.clean for p in pairs] * 2
     texts = [*(p.follows(p.answer) for p in pairs), *(p.follows(p.foil) for p in pairs)]
@@ -153,30 +167,33 @@ def narrowed(pairs: Iterable[Pair], model: Any) -> list[Pair]:
     for i, pair in enumerate(pairs):
         answer, foil = rows[i], rows[n + i]
         if answer is not None and foil is not None and (len(answer) > 1 or len(foil) > 1):
-            pair = _narrow(model, pair, (texts[i], texts[n + i]), (answer, foil))
+            with nullcontext() if strict else suppress(Refused):
+                pair = _narrow(model, pair, (texts[i], texts[n + i]), (answer, foil))
         out.append(pair)
     return out
 
 
-def _narrow(model: Any, pair: Pair, texts: tuple[str, str], ids: tuple[list[int], list[int]]) -> Pair:
+def _narrow(model: Model, pair: Pair, texts: tuple[str, str], ids: tuple[list[int], list[int]]) -> Pair:
     shared = len(list(takewhile(lambda ab: ab[0] == ab[1], zip(*ids, strict=False))))
     what = f"answer {pair.answer!r} and foil {pair.foil!r} of the prompt {pair.clean!r}"
     if shared == min(map(len, ids)):
         raise Refused(what, "one is a beginning of the other, so no token tells them apart", "give another foil")
-    cuts = []
+    cuts, at = [], len(pair.clean)
     for text, row in zip(texts, ids, strict=True):
-        tokens = model.tokens([pair.clean + text])
-        ends = [o[1] if o is not None else None for o in tokens.offsets[0]][-len(row) :]
-        before = len(pair.clean) if shared == 0 else ends[shared - 1]
-        if before is None or ends[shared] is None:
+        places = model.tokens([pair.clean + text]).offsets[0][-len(row) :]
+        ends = [at, *(o[1] for o in places if o is not None)]
+        if len(ends) <= len(row):
             raise Refused(what, "the tokenizer does not say where its tokens lie in the text", "use a fast tokenizer")
-        cuts.append((text[: before - len(pair.clean)], text[before - len(pair.clean) : ends[shared] - len(pair.clean)]))
+        before, after = ends[shared] - at, ends[shared + 1] - at
+        if before == after:
+            raise Refused(what, "they part inside a letter, where no text can end", "give answers that differ earlier")
+        cuts.append((text[:before], text[before:after]))
     (given, answer), (_, foil) = cuts
     return replace(pair, clean=pair.clean + given, corrupt=pair.corrupt + given, answer=answer, foil=foil, joined=True)
 
 
 def _sets(
-    model: Any, pairs: Sequence[Pair], role: str, always: list[int], device: torch.device
+    model: Model, pairs: Sequence[Pair], role: str, always: list[int], device: torch.device
 ) -> Int[Tensor, "batch choice"] | None:
     """Token ids of each pair's right (or wrong) continuations, −1 where there are no more; None if no pair has sets.
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from cutaway.core.refuse import Refused, nearest
-from cutaway.tasks.task import Pair, Task
+from cutaway.tasks.pair import Pair
+from cutaway.tasks.task import Task
 
 _NEEDED = ("clean", "corrupt", "answer", "foil")
 _TEXTS = (*_NEEDED, "subject", "group")
 _LISTS = ("answers", "foils")
 _KEYS = (*_TEXTS, *_LISTS, "joined")
+_READ: dict[str, Callable[[Any], Any]] = {k: tuple if k in _LISTS else lambda value: value for k in _KEYS}
 _EXAMPLE = (
     '{"clean": "The capital of Norway is", "corrupt": "The capital of Japan is", "answer": "Oslo", "foil": "Tokyo"}'
 )
@@ -49,7 +52,7 @@ def _pair(line: str, where: str) -> Pair:
     for key, value in data.items():
         _check(key, value, where)
     try:
-        return Pair(**{k: tuple(v) if k in _LISTS else v for k, v in data.items()})
+        return Pair(**{k: read(data[k]) for k, read in _READ.items() if k in data})
     except Refused as refusal:
         raise Refused(f"{where}: {refusal.what}", refusal.why, refusal.instead) from None
 

@@ -17,7 +17,8 @@ from cutaway.core.refuse import Refused, nearest
 
 Logits = Float[Tensor, "batch token"]
 Values = Float[Tensor, "batch"]
-Ids = Int[Tensor, "batch"] | Int[Tensor, "batch choice"]
+Answers = Int[Tensor, "batch"] | Int[Tensor, "batch choice"]
+Foils = Int[Tensor, "batch"] | Int[Tensor, "batch wrong"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Metric:
     says: str
     needs_reference: bool = False
 
-    def __call__(self, logits: Logits, answers: Ids, foils: Ids, reference: Logits | None = None) -> Values:
+    def __call__(self, logits: Logits, answers: Answers, foils: Foils, reference: Logits | None = None) -> Values:
         """The metric of each prompt.
 
         Raises:
@@ -42,39 +43,39 @@ class Metric:
         return self.function(logits.float(), answers, foils, reference)
 
 
-def logit_diff(logits: Logits, answers: Ids, foils: Ids, reference: Logits | None = None) -> Values:
+def logit_diff(logits: Logits, answers: Answers, foils: Foils, reference: Logits | None = None) -> Values:
     """Logit of the answer minus logit of the foil: their log odds."""
     return _pooled(logits, answers) - _pooled(logits, foils)
 
 
-def log_prob(logits: Logits, answers: Ids, foils: Ids, reference: Logits | None = None) -> Values:
+def log_prob(logits: Logits, answers: Answers, foils: Foils, reference: Logits | None = None) -> Values:
     """Log-probability of the answer."""
     return _pooled(logits.log_softmax(-1), answers)
 
 
-def prob(logits: Logits, answers: Ids, foils: Ids, reference: Logits | None = None) -> Values:
+def prob(logits: Logits, answers: Answers, foils: Foils, reference: Logits | None = None) -> Values:
     """Probability of the answer."""
     return log_prob(logits, answers, foils).exp()
 
 
-def prob_diff(logits: Logits, answers: Ids, foils: Ids, reference: Logits | None = None) -> Values:
+def prob_diff(logits: Logits, answers: Answers, foils: Foils, reference: Logits | None = None) -> Values:
     """Probability of the answer minus probability of the foil (Hanna et al. 2023, on sets)."""
     return prob(logits, answers, foils) - prob(logits, foils, answers)
 
 
-def kl(logits: Logits, answers: Ids, foils: Ids, reference: Logits | None = None) -> Values:
+def kl(logits: Logits, answers: Answers, foils: Foils, reference: Logits | None = None) -> Values:
     """Minus KL(reference ‖ logits): 0 where the two predict the same."""
     assert reference is not None
     target = reference.float().log_softmax(-1)
     return -(target.exp() * (target - logits.log_softmax(-1))).sum(-1)
 
 
-def rank(logits: Logits, answers: Ids, foils: Ids, reference: Logits | None = None) -> Values:
+def rank(logits: Logits, answers: Answers, foils: Foils, reference: Logits | None = None) -> Values:
     """Minus the number of tokens predicted more strongly than the (best) answer: 0 is the top prediction."""
     return -(logits > _best(logits, answers)[:, None]).sum(-1).to(logits.dtype)
 
 
-def accuracy(logits: Logits, answers: Ids, foils: Ids, reference: Logits | None = None) -> Values:
+def accuracy(logits: Logits, answers: Answers, foils: Foils, reference: Logits | None = None) -> Values:
     """1 where no token outside the answer is predicted as strongly as the answer, else 0."""
     ids = _as_sets(answers)
     rest = logits.scatter(-1, ids.where(ids >= 0, ids[:, :1]), float("-inf"))

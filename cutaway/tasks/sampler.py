@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from cutaway.core.refuse import Refused
-from cutaway.tasks.answers import next_tokens, single_words, token_rows
-from cutaway.tasks.task import Pair
+from cutaway.models.model import Model
+from cutaway.tasks.answers import single_words
+from cutaway.tasks.bound import askable
+from cutaway.tasks.pair import Pair
 from cutaway.tasks.templates import Corruption, Row, Template
 from cutaway.tasks.words import Table, table
 
@@ -17,7 +18,7 @@ _SLOT = re.compile(r"\{(\w+)(?:\.(\w+))?\}")
 _TRIES = 12  # rounds of drawing before a task is refused
 
 
-def sample(row: Row, model: Any, n: int, seed: int, corruption: Corruption) -> list[Pair]:
+def sample(row: Row, model: Model, n: int, seed: int, corruption: Corruption) -> list[Pair]:
     """`n` distinct pairs of a template row, its templates in equal parts as far as the tokenizer allows.
 
     Every pair kept has equal token lengths, and answers of one token.
@@ -27,17 +28,17 @@ def sample(row: Row, model: Any, n: int, seed: int, corruption: Corruption) -> l
     """
     rng = random.Random(f"{seed}|{row.name}")
     tables = _usable(row, model)
-    kept: list[dict[Pair, None]] = [{} for _ in row.templates]
+    kept: list[list[Pair]] = [[] for _ in row.templates]
+    seen: set[Pair] = set()
     for _ in range(_TRIES):
-        share = -(-n // max(1, sum(map(bool, kept)) or len(kept)))
-        for part, template in zip(kept, row.templates, strict=True):
-            drawn = (_draw(row, template, tables, rng, corruption) for _ in range(share))
-            part.update(dict.fromkeys(p for p in drawn if p is not None))
-        good = _allowed(model, [p for part in kept for p in part])
-        kept = [{p: None for p in part if p in good} for part in kept]
+        share = -(-n // (sum(map(bool, kept)) or len(kept)))
+        new = [_new(row, t, tables, rng, corruption, share, seen) for t in row.templates]
+        good = askable(model, [p for part in new for p in part])
+        for part, more in zip(kept, new, strict=True):
+            part.extend(p for p in more if p in good)
         if _ready(kept, n):
             break
-    found = _dealt([list(part) for part in kept], n)
+    found = _dealt(kept, n)
     if len(found) < n:
         raise Refused(
             f"{n} prompts of task {row.name!r} for this tokenizer",
@@ -47,7 +48,7 @@ def sample(row: Row, model: Any, n: int, seed: int, corruption: Corruption) -> l
     return found
 
 
-def _ready(kept: list[dict[Pair, None]], n: int) -> bool:
+def _ready(kept: list[list[Pair]], n: int) -> bool:
     """Enough pairs, and as many of every template that gives any as its share."""
     alive = [len(part) for part in kept if part]
     return bool(alive) and sum(alive) >= n and min(alive) >= n // len(alive)
@@ -59,7 +60,7 @@ def _dealt(parts: list[list[Pair]], n: int) -> list[Pair]:
     return turns[:n]
 
 
-def _usable(row: Row, model: Any) -> dict[str, Table]:
+def _usable(row: Row, model: Model) -> dict[str, Table]:
     """The row's tables, reduced to rows of single tokens where enough of them are, so that positions line up."""
     draws = [[*{**row.draws, **template.draws}.values()] for template in row.templates]
     tables = {name: table(name) for each in draws for name in each}
@@ -70,6 +71,22 @@ def _usable(row: Row, model: Any) -> dict[str, Table]:
         if len(rows) >= 2 * max(each.count(name) for each in draws):
             tables[name] = Table(t.columns, rows)
     return tables
+
+
+def _new(
+    row: Row,
+    template: Template,
+    tables: Mapping[str, Table],
+    rng: random.Random,
+    how: Corruption,
+    n: int,
+    seen: set[Pair],
+) -> list[Pair]:
+    """Up to `n` pairs of one template that were not drawn before, which `seen` remembers."""
+    drawn = dict.fromkeys(_draw(row, template, tables, rng, how) for _ in range(n))
+    found = [p for p in drawn if p is not None and p not in seen]
+    seen.update(found)
+    return found
 
 
 def _draw(
@@ -83,39 +100,23 @@ def _draw(
         t = tables[name]
         for d, chosen in zip(mine, rng.sample(t.rows, len(mine)), strict=True):
             words[d] = dict(zip(t.columns, chosen, strict=True))
-
-    def write(text: str | None, change: Mapping[str, str]) -> str:
-        return _SLOT.sub(lambda m: _word(words, row.same, change, m[1], m[2]), text or "")
-
-    clean, corrupt = write(template.text, {}), write(template.text, how.change)
-    answer, foil = write(template.answer, {}), write(template.foil, {})
+    words |= {alias: words[d] for alias, d in row.same.items()}
+    slots = (template.text, template.answer, template.foil, template.subject, template.answers, template.foils)
+    clean, answer, foil, subject, right, wrong = (_written(slot or "", words, {}) for slot in slots)
+    corrupt = _written(template.text, words, how.change)
     if clean == corrupt or answer == foil:
         return None
-    sets = (tuple(write(slot, {}).split()) for slot in (template.answers, template.foils))
-    return Pair(clean, corrupt, answer, foil, write(template.subject, {}) or None, template.group, *sets)
+    return Pair(
+        clean, corrupt, answer, foil, subject or None, template.group, tuple(right.split()), tuple(wrong.split())
+    )
 
 
-def _word(
-    words: Mapping[str, dict[str, str]], same: Mapping[str, str], change: Mapping[str, str], slot: str, column: str
-) -> str:
+def _written(text: str, words: Mapping[str, dict[str, str]], change: Mapping[str, str]) -> str:
+    """A template with its slots filled, after `change` has put other slots in place of some."""
+    return _SLOT.sub(lambda m: _word(words, change, m[1], m[2] or ""), text)
+
+
+def _word(words: Mapping[str, dict[str, str]], change: Mapping[str, str], slot: str, column: str) -> str:
     key = f"{slot}.{column}" if column else slot
-    target = change.get(key) or change.get(slot) or slot
-    name, _, other = target.partition(".")
-    entry = words[same.get(name, name)]
-    return entry[other or column or "word"]
-
-
-def _allowed(model: Any, pairs: list[Pair]) -> set[Pair]:
-    """The pairs of equal token length whose answer and foil are single tokens, different from each other."""
-    if not pairs:
-        return set()
-    prompts = [p.clean for p in pairs]
-    lengths = list(map(len, token_rows(model, [*prompts, *(p.corrupt for p in pairs)])))
-    answers = next_tokens(model, prompts, [p.follows(p.answer) for p in pairs])
-    foils = next_tokens(model, prompts, [p.follows(p.foil) for p in pairs])
-    n = len(pairs)
-    return {
-        p
-        for p, a, b, answer, foil in zip(pairs, lengths[:n], lengths[n:], answers, foils, strict=True)
-        if a == b and answer and foil and len(answer) == len(foil) == 1 and answer != foil
-    }
+    name, _, other = (change.get(key) or change.get(slot) or slot).partition(".")
+    return words[name][other or column or "word"]

@@ -12,16 +12,17 @@ import random
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
+from cutaway.models.model import Model
 from cutaway.tasks import words, world
 from cutaway.tasks.answers import continuation, next_tokens, single_tokens, token_rows
-from cutaway.tasks.task import Pair, Task
+from cutaway.tasks.pair import Pair
+from cutaway.tasks.task import Task
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _SPACE_MARKS = "Ġ▁ "  # how byte-level and sentencepiece tokenizers write a leading space
@@ -43,7 +44,7 @@ class Replacement:
 
 
 def from_sentence(
-    model: Any,
+    model: Model,
     sentence: str,
     target: str | None = None,
     foil: str | None = None,
@@ -92,13 +93,13 @@ def from_sentence(
     return Task("sentence", (pair,), metric, says, known, options)
 
 
-def _spelled(model: Any, sentence: str, word: str, role: str) -> tuple[str, int]:
+def _spelled(model: Model, sentence: str, word: str, role: str) -> tuple[str, int]:
     """A word as it literally follows the sentence, and its one token."""
     text = continuation(sentence, word)
     return text, single_tokens(model, [sentence], [text], role)[0]
 
 
-def _top(model: Any, sentence: str, logits: Float[Tensor, "token"], excluded: set[int]) -> tuple[str, int]:
+def _top(model: Model, sentence: str, logits: Float[Tensor, "token"], excluded: set[int]) -> tuple[str, int]:
     """The strongest prediction that is text: which, put after the sentence, is read as that one token."""
     ids = [i for i in logits.topk(min(20, len(logits))).indices.tolist() if i not in excluded]
     texts = model.token_texts(ids)
@@ -113,7 +114,7 @@ def _top(model: Any, sentence: str, logits: Float[Tensor, "token"], excluded: se
 
 
 def _choose(
-    model: Any,
+    model: Model,
     sentence: str,
     logits: Float[Tensor, "run token"],
     tried: list[Replacement],
@@ -137,7 +138,7 @@ def _choose(
 
 
 def _propose(
-    model: Any, sentence: str, subject: str | None, length: int, most: int, rng: random.Random
+    model: Model, sentence: str, subject: str | None, length: int, most: int, rng: random.Random
 ) -> list[Replacement]:
     """Replacements of equal token length, dealt fairly over the words, those of the same kind first."""
     spans = _content(sentence, subject)
@@ -172,7 +173,7 @@ def _content(sentence: str, subject: str | None) -> list[re.Match[str]]:
 
 
 def _of_word(
-    model: Any,
+    model: Model,
     sentence: str,
     word: str,
     places: list[tuple[int, int]],
@@ -197,7 +198,7 @@ def _of_word(
             yield Replacement(_replaced(sentence, places, new), word, new, False)
 
 
-def _alike(model: Any, sentence: str, word: str, place: tuple[int, int], rng: random.Random) -> list[str]:
+def _alike(model: Model, sentence: str, word: str, place: tuple[int, int], rng: random.Random) -> list[str]:
     """Words of the same form: numbers of as many digits; else tokens of the vocabulary near the word's own."""
     if word.isdigit():
         low = 10 ** (len(word) - 1) if len(word) > 1 else 0

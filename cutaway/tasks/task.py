@@ -5,71 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
 from typing import Any
 
 from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused
-from cutaway.tasks.answers import continuation
+from cutaway.models.model import Model
 from cutaway.tasks.bound import Bound, bind, narrowed
 from cutaway.tasks.metrics import metric
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A clean prompt with its answer, and a corrupt one of the same token length that should not give it.
-
-    `answer` and `foil` are what follows the prompt; the space between words is put by `continuation`, unless `joined`
-    says that they go on with the prompt's last word. `answers` and `foils`, where given, are all right and all wrong
-    continuations (every later year); they include `answer` and `foil`. `subject` is the part of the clean prompt that
-    the question is about; `group` names the template.
-    """
-
-    clean: str
-    corrupt: str
-    answer: str
-    foil: str
-    subject: str | None = None
-    group: str = ""
-    answers: tuple[str, ...] = ()
-    foils: tuple[str, ...] = ()
-    joined: bool = False
-
-    def __post_init__(self):
-        for role in ("clean", "corrupt", "answer", "foil"):
-            if not getattr(self, role):
-                raise Refused(f"pair with the prompt {self.clean!r}", f"its {role} is empty", f"give a {role}")
-        if self.answer.strip() == self.foil.strip():
-            raise Refused(
-                f"answer {self.answer!r} of the prompt {self.clean!r}",
-                "the foil is the same word, so their difference is always 0",
-                "give a foil that would be a wrong answer",
-            )
-
-    def follows(self, answer: str) -> str:
-        """The text by which the clean prompt goes on with `answer`."""
-        return continuation(self.clean, answer, self.joined)
-
-    def changes(self) -> list[tuple[str, str]]:
-        """The words that the corruption replaces, each with its replacement."""
-        words = zip_longest(self.clean.split(" "), self.corrupt.split(" "), fillvalue="")
-        return [(a.strip(".,;:?!\n"), b.strip(".,;:?!\n")) for a, b in words if a != b]
-
-
-@dataclass(frozen=True)
-class Truth:
-    """What is known to be true of a task, to hold findings against.
-
-    `components` are addresses (`z.9.6`) that a right circuit contains; `positions` are names of spans (`changed`,
-    `subject`, `last`; see `Bound.span`) that must matter; `answer` is the true answer of a single question; `source`
-    says who established it.
-    """
-
-    note: str
-    source: str
-    components: tuple[str, ...] = ()
-    positions: tuple[str, ...] = ()
-    answer: str | None = None
+from cutaway.tasks.pair import Pair, Truth
 
 
 @dataclass(frozen=True)
@@ -113,15 +56,15 @@ class Task:
         """Sizes that declared costs are expressions of."""
         return {"prompts": len(self.pairs)}
 
-    def bind(self, model: Any) -> Bound:
+    def bind(self, model: Model) -> Bound:
         """The task as tokens of one model, ready to be measured.
 
         Raises:
             Refused: a pair of unequal token length, an answer of several tokens, or one equal to its foil.
         """
-        return bind(self, model)
+        return bind(self.pairs, metric(self.metric), model)
 
-    def narrow(self, model: Any) -> Task:
+    def narrow(self, model: Model) -> Task:
         """The same task with answers of several tokens cut down to the first token where answer and foil differ.
 
         What the two share before that token is put at the end of both prompts, so the question stays the same.
@@ -144,7 +87,8 @@ class Task:
             Refused: one part would be empty.
         """
         order = list(dict.fromkeys((p.group, p.clean) for p in self.pairs))
-        random.Random(seed).shuffle(order)
+        rng = random.Random(seed)
+        rng.shuffle(order)
         first: set[tuple[str, str]] = set()
         for group in dict.fromkeys(g for g, _ in order):
             mine = [key for key in order if key[0] == group]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cutaway.tasks.task import Truth
+from cutaway.tasks.pair import Truth
 
 
 @dataclass(frozen=True)

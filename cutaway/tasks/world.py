@@ -7,8 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from cutaway.core.refuse import Refused
-from cutaway.tasks.bound import narrowed
-from cutaway.tasks.task import Pair, Task, Truth
+from cutaway.models.model import Model
+from cutaway.tasks.bound import askable, narrowed
+from cutaway.tasks.pair import Pair, Truth
+from cutaway.tasks.task import Task
 
 #: task → the behaviours of the world that it is made of; any other behaviour is a task under its own name
 BEHAVIOURS: dict[str, tuple[str, ...]] = {
@@ -33,6 +35,11 @@ SAYS = {
     "successor": "the item, or the run of items, becomes another of the same series",
     "addition": "the second number becomes another",
     "subtraction": "the second number becomes another",
+    "cot": "the last number of the sum becomes another",
+    "cot_given": "the last of the given steps becomes false",
+    "cot_direct": "the last number of the sum becomes another",
+    "running_sum": "the last digit becomes another",
+    "running_sum_direct": "the last digit becomes another",
     "sentiment": "every adjective becomes its opposite",
     "refusal": "the request becomes its harmless match",
     "compliance": "the request becomes its harmful match",
@@ -41,6 +48,7 @@ SAYS = {
     "icl_label": "the two labels change places",
     "icl_function": "the examples show another function of the same inputs",
 }
+_ANY = "the prompt becomes its counterfactual in the world, which has another answer"
 
 
 def behaviours(name: str) -> tuple[str, ...]:
@@ -48,27 +56,36 @@ def behaviours(name: str) -> tuple[str, ...]:
     return BEHAVIOURS.get(name, (name,))
 
 
-def from_world(model: Any, name: str, n: int, seed: int, corruption: str | None, split: str) -> Task:
+def from_world(model: Model, name: str, n: int, seed: int, corruption: str | None, split: str) -> Task:
     """Task `name` in the world of a model; `split` is `test` (withheld from training), `train` or `any`.
+
+    Answers of several tokens are narrowed; prompts that still have none of one token (a spelled-out string whose
+    letters are tokens of their own elsewhere) are left out.
 
     Raises:
         Refused: the world has no such behaviour, no prompts of that split, or the corruption is not one of the task's.
     """
-    parts = behaviours(name)
-    records = [model.world.prompts(b, -(-n // len(parts)), seed, split) for b in parts]
-    mixed = [r for turn in zip_turns(records) for r in turn][:n]
-    if not mixed:
-        raise Refused(f"task {name!r} with split={split!r}", "the world has no such prompts", "use another split")
     known = ("s2_io_flip", "abc") if name == "ioi" else ("counterfactual",)
     chosen = corruption or known[0]
     if chosen not in known:
         raise Refused(
             f"corruption {chosen!r} of task {name!r}", "the world does not make it", f"use {', '.join(known)}"
         )
-    pairs = narrowed([_pair(r, chosen) for r in mixed], model)
-    says = SAYS["abc"] if chosen == "abc" else "; ".join(dict.fromkeys(SAYS.get(b, "") for b in parts))
+    parts, found = behaviours(name), {}
+    for more in (1, 4):  # most tasks keep all; some behaviours have prompts without an answer of one token
+        records = [model.world.prompts(b, more * -(-n // len(parts)), seed, split) for b in parts]
+        mixed = [r for turn in zip_turns(records) for r in turn]
+        pairs = narrowed([_pair(r, chosen) for r in mixed], model, strict=False)
+        good = askable(model, pairs)
+        found = {p: r for p, r in zip(pairs, mixed, strict=True) if p in good}
+        if len(found) >= n:
+            break
+    if not found:
+        raise Refused(f"task {name!r} with split={split!r}", "the world has no such prompts", "use another split")
+    kept = dict(list(found.items())[:n])
+    says = "; ".join(dict.fromkeys(SAYS.get(b, _ANY) for b in (("abc",) if chosen == "abc" else parts)))
     options = {"n": n, "seed": seed, "split": split} | ({"corruption": chosen} if corruption else {})
-    return Task(name, tuple(pairs), METRIC.get(name, "logit_diff"), says, _truth(name, mixed, split), options)
+    return Task(name, tuple(kept), METRIC.get(name, "logit_diff"), says, _truth(list(kept.values())), options)
 
 
 def zip_turns(parts: list[list[Any]]) -> list[list[Any]]:
@@ -98,7 +115,7 @@ def _years(meta: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
 _SETS: dict[str, Callable[[dict[str, Any]], tuple[tuple[str, ...], tuple[str, ...]]]] = {"greater_than": _years}
 
 
-def _truth(name: str, records: list[Any], split: str) -> Truth:
+def _truth(records: list[Any]) -> Truth:
     held = sum(r.held_out for r in records)
     note = (
         "every answer is true in the world by construction; only the changed tokens tell the clean from the corrupt "

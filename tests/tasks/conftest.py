@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from functools import cache
-from types import SimpleNamespace
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from cutaway.models.tokens import tokenize
+import cutaway as ca
+from cutaway.models.model import Model
 from cutaway.tasks.words import kinds, table
 
 FRAMES = (
@@ -35,7 +35,7 @@ def byte_level() -> PreTrainedTokenizerFast:
     """GPT-2's shape: a leading space belongs to the word; no BOS; years in two halves."""
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.Sequence([
-        pre_tokenizers.Split(pattern=_regex(r"(?<= [0-9]{2})[0-9]{2}"), behavior="isolated"),
+        pre_tokenizers.Split(pattern=Regex(r"(?<= [0-9]{2})[0-9]{2}"), behavior="isolated"),
         pre_tokenizers.ByteLevel(add_prefix_space=False),
     ])  # fmt: skip
     tok.decoder, tok.post_processor = decoders.ByteLevel(), processors.ByteLevel(trim_offsets=True)
@@ -54,7 +54,7 @@ def metaspace() -> PreTrainedTokenizerFast:
     tok.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tok.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Digits(individual_digits=True),
-        pre_tokenizers.Split(pattern=_regex(r"▁?[^▁\s\w]|▁?\w+|▁+|\s+"), behavior="isolated"),
+        pre_tokenizers.Split(pattern=Regex(r"▁?[^▁\s\w]|▁?\w+|▁+|\s+"), behavior="isolated"),
     ])  # fmt: skip
     tok.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -66,56 +66,41 @@ def metaspace() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tok, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
 
 
-def _regex(pattern: str):
-    from tokenizers import Regex
-
-    return Regex(pattern)
-
-
 SHAPES = {"gpt2": byte_level, "llama": metaspace}
 
 
-class Model:
-    """What tasks need of a model: tokens, texts of tokens, last logits."""
-
-    def __init__(self, tokenizer, name: str, world=None):
-        self.tokenizer, self.name, self.world = tokenizer, name, world
-        config = GPT2Config(vocab_size=len(tokenizer), n_layer=1, n_head=2, n_embd=16, n_positions=128)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            self.hf = GPT2LMHeadModel(config).eval()
-            self.hf.lm_head.weight.data.mul_(20)
-        self.calls = []
-
-    def tokens(self, prompts, side="right"):
-        return tokenize(self.tokenizer, prompts, side)
-
-    def token_texts(self, ids):
-        return [self.tokenizer.decode([i]) for i in ids]
-
-    @torch.no_grad()
-    def run_last(self, prompts, edits=()):
-        tokens = prompts if not isinstance(prompts, str | list) else self.tokens(prompts)
-        self.calls.append(len(tokens))
-        logits = self.hf(tokens.ids, attention_mask=tokens.mask.long()).logits
-        return logits[torch.arange(len(tokens)), tokens.last]
+def tiny(tokenizer: PreTrainedTokenizerFast, name: str, world=None) -> Model:
+    """A random one-layer model around a tokenizer, with logits far enough apart to have a clear top prediction."""
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = GPT2Config(vocab_size=len(tokenizer), n_layer=1, n_head=2, n_embd=16, n_positions=192, **ends)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hf = GPT2LMHeadModel(config).eval()
+        with torch.no_grad():
+            for p in hf.parameters():
+                p.add_(torch.randn_like(p) * 0.3)
+    return Model(hf, tokenizer, name, world)
 
 
 @pytest.fixture(params=sorted(SHAPES), scope="session")
 def model(request):
-    return Model(SHAPES[request.param](), f"tiny-{request.param}")
+    """A model of each tokenizer shape."""
+    return tiny(SHAPES[request.param](), f"tiny-{request.param}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def gpt2():
-    return Model(byte_level(), "tiny-gpt2")
+    """A model with the byte-level tokenizer."""
+    return tiny(byte_level(), "gpt2")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def llama():
-    return Model(metaspace(), "tiny-llama")
+    """A model with the sentencepiece-like tokenizer."""
+    return tiny(metaspace(), "tiny-llama")
 
 
-@pytest.fixture
-def namespace():
-    return SimpleNamespace
+@pytest.fixture(scope="session")
+def worldly():
+    """The bundled model, which knows the truth of its own world."""
+    return ca.load("miniworld")
