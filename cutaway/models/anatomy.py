@@ -58,12 +58,6 @@ class Anatomy:
         return float(getattr(self.config, key)) if key else 1.0
 
     @cached_property
-    def alibi(self) -> bool:
-        """Whether attention scores hold a term for the distance of two tokens."""
-        key = self.family.alibi
-        return key == "always" or bool(key and getattr(self.config, key, False))
-
-    @cached_property
     def softcap(self) -> float | None:
         """The cap of `cap · tanh(logits / cap)`, or None."""
         return getattr(self.config, "final_logit_softcapping", None)

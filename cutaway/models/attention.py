@@ -98,10 +98,12 @@ def _uninstall() -> None:
                 del registry[key]
 
 
-def _dispatcher(key: str, original: Callable[..., Any] | None) -> Callable[..., Any]:
-    def attend(module: nn.Module, query: Tensor, key_: Tensor, value: Tensor, mask: Any = None, **kw: Any) -> Any:
+def _dispatcher(name: str, original: Callable[..., Any] | None) -> Callable[..., Any]:
+    def attend(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kw: Any
+    ) -> Any:
         if original is not None and module not in _WATCHED:
-            return original(module, query, key_, value, mask, **kw)
+            return original(module, query, key, value, attention_mask, **kw)
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
         own = original or eager
         if own is None:
@@ -109,17 +111,17 @@ def _dispatcher(key: str, original: Callable[..., Any] | None) -> Callable[..., 
                 f"attention of {type(module).__name__}", "it has no eager form", "load it with attention='sdpa'"
             )
         if module not in _WATCHED:
-            return own(module, query, key_, value, mask, **kw)
-        q, k, v = (_seen(module, s, x) for s, x in (("q", query), ("k", key_), ("v", value)))
+            return own(module, query, key, value, attention_mask, **kw)
+        q, k, v = (_seen(module, s, x) for s, x in (("q", query), ("k", key), ("v", value)))
         if not _wants(module, "scores", "pattern"):
-            return own(module, q, k, v, mask, **kw)
-        if key not in ("eager", "sdpa") or eager is None:
+            return own(module, q, k, v, attention_mask, **kw)
+        if name not in ("eager", "sdpa") or eager is None:
             raise Refused(
-                f"scores of {type(module).__name__} under {key!r} attention",
+                f"scores of {type(module).__name__} under {name!r} attention",
                 "that kernel never forms them and its masks have another shape",
                 "load the model with attention='sdpa' or 'eager'",
             )
-        mask = _additive(module, q, k, mask, kw.get("is_causal")) if key == "sdpa" else mask
+        mask = _additive(module, q, k, attention_mask, kw.get("is_causal")) if name == "sdpa" else attention_mask
         with _SoftmaxTap(module):
             return eager(module, q, k, v, mask, **kw)
 
@@ -167,16 +169,17 @@ class _InlineTap(TorchFunctionMode):
             return self._fused(func, args, kwargs)
         if name in _PRODUCTS and self.stage in (0, 2) and _is_batched(args, kwargs):
             self.stage += 1
-            return self._product(func, args, kwargs)
+            return self._product(func, name, args, kwargs)
         if name == "softmax" and self.stage == 1:
             self.stage = 2
-            scores = _seen(self.module, "scores", args[0])
-            return _seen(self.module, "pattern", func(scores, *args[1:], **kwargs))
+            scores = self._flat(_seen(self.module, "scores", self._headed(args[0])), args[0])
+            pattern = func(scores, *args[1:], **kwargs)
+            return self._flat(_seen(self.module, "pattern", self._headed(pattern)), pattern)
         return func(*args, **kwargs)
 
-    def _product(self, func: Any, args: Any, kwargs: Any) -> Any:
-        named = "batch1" in kwargs
-        a, b = (kwargs["batch1"], kwargs["batch2"]) if named else args[:2]
+    def _product(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        named, at = "batch1" in kwargs, 1 if name == "baddbmm" else 0
+        a, b = (kwargs["batch1"], kwargs["batch2"]) if named else args[at : at + 2]
         if self.stage == 1:
             a = self._flat(_seen(self.module, "q", self._headed(a)), a)
             b = self._flat(_seen(self.module, "k", self._headed(b.transpose(-1, -2))), b.transpose(-1, -2)).transpose(
@@ -184,7 +187,11 @@ class _InlineTap(TorchFunctionMode):
             )
         else:
             b = self._flat(_seen(self.module, "v", self._headed(b)), b)
-        return func(*args, **{**kwargs, "batch1": a, "batch2": b}) if named else func(a, b, *args[2:], **kwargs)
+        return (
+            func(*args, **{**kwargs, "batch1": a, "batch2": b})
+            if named
+            else func(*args[:at], a, b, *args[at + 2 :], **kwargs)
+        )
 
     def _fused(self, func: Any, args: Any, kwargs: Any) -> Any:
         q, k, v = (_seen(self.module, s, x) for s, x in zip("qkv", args[:3], strict=True))
@@ -222,7 +229,8 @@ def _unwrap(module: nn.Module) -> None:
 
 
 def _inline_forward(module: nn.Module, plain: Callable[..., Any]) -> Callable[..., Any]:
-    heads = next(int(h) for n in ("num_heads", "num_attention_heads") if (h := getattr(module, n, None)))
+    names = ("num_heads", "num_attention_heads", "n_heads", "n_head")
+    heads = next((int(h) for n in names if (h := getattr(module, n, None))), 1)
 
     def forward(*args: Any, **kw: Any) -> Any:
         if module not in _WATCHED:

@@ -13,18 +13,18 @@ from torch import nn
 
 from cutaway.core.refuse import Refused
 
-QKV = Literal["separate", "concat", "grouped"]
+QKV = Literal["separate", "concat", "grouped", "unknown"]
 
 
 @dataclass(frozen=True)
 class Family:
     """Where the named places of one architecture are.
 
-    `qkv`: how W_Q, W_K, W_V lie in the weights: three modules; one, concatenated; or one, grouped per key-value head
-    as [kv_head, queries of the group + k + v, d_head]. `parallel`: config keys that make attention and MLP read the
-    same residual stream ("always" for families that always do). `unnormed`: attention and MLP read the raw stream and
-    their outputs are normed (OLMo-2). `post_norm`: the residual stream itself is normed after each addition (BERT,
-    OPT-350m by the config key `pre_norm`). `alibi`: positions are added to the scores ("always", or a config key).
+    `qkv`: how W_Q, W_K, W_V lie in the weights: three modules; one, concatenated; one, grouped per key-value head as
+    [kv_head, queries of the group + k + v, d_head]; or one in an unknown order. `parallel`: config keys that make
+    attention and MLP read the same residual stream ("always" for families that always do). Without `ln1` attention and
+    MLP read the raw stream and their outputs are normed (OLMo-2). `post_norm`: the residual stream itself is normed
+    after each addition (BERT; OPT-350m, which `pre_norm` tells by a config key).
     """
 
     name: str
@@ -57,7 +57,6 @@ class Family:
     adds_in_place: bool = False
     residual_multiplier: str | None = None
     logit_scale: str | None = None
-    alibi: str | None = None
     pre_norm: str | None = None
     probed: bool = False
 
@@ -76,7 +75,7 @@ _NEOX = Family(
 _BLOOM = Family(
     "bloom", root="transformer", layers="h", embed="word_embeddings", final="ln_f", attn="self_attention",
     o="self_attention.dense", fused="self_attention.query_key_value", qkv="grouped", up="mlp.dense_h_to_4h", gate=None,
-    down="mlp.dense_4h_to_h", alibi="always",
+    down="mlp.dense_4h_to_h",
 )  # fmt: skip
 _SANDWICH: dict[str, Any] = {
     "ln2": "pre_feedforward_layernorm",
@@ -99,7 +98,7 @@ _COHERE = replace(
 )  # fmt: skip
 _FALCON = replace(
     _BLOOM, name="falcon", ln1="ln_attn|input_layernorm", ln2="ln_mlp|post_attention_layernorm",
-    parallel=("parallel_attn", "new_decoder_architecture"), adds_in_place=True, alibi="alibi",
+    parallel=("parallel_attn", "new_decoder_architecture"), adds_in_place=True,
 )  # fmt: skip
 _GPTJ = Family(
     "gptj", root="transformer", layers="h", embed="wte", final="ln_f", attn="attn", o="attn.out_proj", q="attn.q_proj",

@@ -16,6 +16,7 @@ _QUERY, _KEY, _VALUE = ("q_proj", "query", "wq"), ("k_proj", "key", "wk"), ("v_p
 _UP = ("up_proj", "fc1", "fc_in", "c_fc", "w3", "up", "h_to_4h", "dense_in")
 _DOWN = ("down_proj", "fc2", "fc_out", "c_proj", "w2", "down", "4h_to_h", "dense_out")
 _GATE = ("gate_proj", "w1", "gate")
+_FUSED = ("qkv", "query_key", "c_attn", "gate_up", "up_gate")
 _QK_NORM = ("q_norm", "q_layernorm", "query_layernorm", "query_norm")
 
 
@@ -32,19 +33,21 @@ def probe(hf: Any) -> Family:
     where, blocks = _block_list(hf)
     root, _, layers = where.rpartition(".")
     top, block = find(hf, root) or hf, blocks[0]
-    attn, mlp = _child(block, _ATTENTION), _mlp(block)
+    attn, mlp = str(_child(block, _ATTENTION)), _mlp(block)
     o = _linear(getattr(block, attn), _OUT)
     if o is None or mlp is None:
         raise _refused(hf, "no output projection was found in its attention, or no MLP beside it")
     inside = {n: _path(attn, _linear(getattr(block, attn), words)) for n, words in _PROJECTIONS.items()}
+    fused = next((c for c in _linears(getattr(block, attn)) if any(w in c.lower() for w in _FUSED)), None)
     norms = [c for c, m in block.named_children() if c not in (attn, mlp) and _is_norm(m)]
     return Family(
         hf.config.model_type, root=root, layers=layers, attn=attn, o=f"{attn}.{o}", mlp=mlp, probed=True,
         embed=_path_of(top, hf.get_input_embeddings()), pos=_positions(top, hf.get_input_embeddings()),
         final=next((c for c, m in top.named_children() if _is_norm(m)), None),
         qk_norm=tuple(f"{attn}.{c}" for c, _ in getattr(block, attn).named_children() if c in _QK_NORM),
+        fused=_path(attn, fused) or None, qkv="unknown" if fused else "separate",
         parallel=("always",) if len(norms) == 1 else (),
-        **inside, **_mlp_parts(getattr(block, mlp), mlp), **_norm_parts(norms),
+        **inside, **_mlp_parts(block, mlp), **_norm_parts(norms),
     )  # fmt: skip
 
 
@@ -57,9 +60,13 @@ def _block_list(hf: Any) -> tuple[str, nn.ModuleList]:
     lists = [(p, m) for p, m in lists if all(_child(block, _ATTENTION) for block in m)]
     if len(lists) != 1:
         raise _refused(hf, f"{len(lists)} lists of blocks with attention were found where one is needed")
-    if len({type(block) for block in lists[0][1]}) > 1:
+    if len({(type(block), _child(block, _ATTENTION), *_kinds(block)) for block in lists[0][1]}) > 1:
         raise _refused(hf, "its blocks are of different kinds")
     return lists[0]
+
+
+def _kinds(block: nn.Module) -> list[type]:
+    return [type(m) for c, m in block.named_children() if any(w in c.lower() for w in _ATTENTION)]
 
 
 def _refused(hf: Any, why: str) -> Refused:
@@ -74,10 +81,13 @@ def _mlp(block: nn.Module) -> str | None:
     """The child that is no attention and no norm, and holds linear maps or experts."""
     rest = [c for c, m in block.named_children() if not _is_norm(m) and not any(w in c.lower() for w in _ATTENTION)]
     named = [c for c in rest if any(w in c.lower() for w in ("mlp", "ffn", "feed_forward", "moe"))]
-    return next(iter(named), None)
+    return next(iter(named), None) or _linear(block, _UP)  # OPT-like blocks hold the two maps themselves
 
 
-def _mlp_parts(mlp: nn.Module, name: str) -> dict[str, Any]:
+def _mlp_parts(block: nn.Module, name: str) -> dict[str, Any]:
+    mlp = getattr(block, name)
+    if isinstance(mlp, nn.Linear):
+        return {"up": name, "gate": None, "down": _linear(block, _DOWN) or ""}
     down, gate = _linear(mlp, _DOWN), _linear(mlp, _GATE)
     up = next((c for c in _linears(mlp) if c not in (down, gate) and any(w in c.lower() for w in _UP)), None)
     plain = down is not None and up is not None and gate != up
@@ -116,7 +126,7 @@ def _linears(module: nn.Module) -> list[str]:
 def _linear(module: nn.Module, words: tuple[str, ...]) -> str | None:
     for word in words:
         for c in _linears(module):
-            if word in c.lower():
+            if word in c.lower() and not any(both in c.lower() for both in _FUSED):
                 return c
     return None
 

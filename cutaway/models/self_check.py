@@ -61,7 +61,12 @@ class Trial:
         self.tokens: Tokens = model.tokens(batch(ids.tolist()))
         offered = model.sites()
         self.here = [s.name for s in SITES if offered[s.name].startswith("read")]
-        self.logits = self.run()
+        try:
+            self.logits = self.run()
+        except FAULTS as fault:
+            raise Refused(
+                f"model {model.name}", f"it does not run: {_said(fault)}", "check its configuration"
+            ) from fault
         self.broken: dict[str, str] = {}
         self.acts = self._captured()
 
@@ -200,14 +205,15 @@ def _softmax(t: Trial) -> float | None:
     return t.gap(t.acts.stack("scores").float().softmax(-1), t.acts.stack("pattern"))
 
 
-def _keys_move_scores(t: Trial) -> float | None:
-    """Zero queries attend uniformly to what the mask leaves, unless positions are added to the scores (ALiBi)."""
-    if not t.has("q", "k", "scores") or t.model.body.alibi:
+def _queries_meet_keys(t: Trial) -> float | None:
+    """Zero queries and zero keys leave the same pattern: what the mask and positions make alone."""
+    if not t.has("q", "k", "pattern"):
         return None
     i = t.model.shape.n_layers // 2
-    acts = t.model.capture(t.tokens, f"pattern.{i}", edits=[Ablate(f"q.{i}")])[f"pattern.{i}"].float()
-    seen = acts > 0
-    return t.gap(acts, seen / seen.sum(-1, keepdim=True))
+    without_q, without_k = (
+        t.model.capture(t.tokens, f"pattern.{i}", edits=[Ablate(f"{s}.{i}")])[f"pattern.{i}"] for s in "qk"
+    )
+    return t.gap(without_q, without_k)
 
 
 def _linear_branch(t: Trial) -> float | None:
@@ -250,7 +256,7 @@ CHECKS: tuple[Check, ...] = (
     Check("v = 0 ≡ z = 0", ("v",), _zero_values),
     Check("pattern @ v = z", ("pattern", "v"), _probabilities_times_values),
     Check("softmax(scores) = pattern", ("scores", "pattern"), _softmax),
-    Check("q = 0 attends uniformly", ("q", "k"), _keys_move_scores),
+    Check("q = 0 ≡ k = 0", ("q", "k"), _queries_meet_keys),
     Check("embed + pos_embed = resid_pre.0", ("embed", "pos_embed"), _embedding_sum),
     Check("resid_post.i = resid_pre.i+1", ("resid_post", "resid_pre"), _neighbours),
     Check("mlp_pre doubled doubles mlp_post", ("mlp_pre", "mlp_gate"), _linear_branch),

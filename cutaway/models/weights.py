@@ -190,6 +190,9 @@ class Weights:
     def _split(self, w: Float[Tensor, "rows columns"]) -> tuple[Tensor, Tensor, Tensor]:
         """A fused projection as q [head, rows, d_head], k and v [kv_head, rows, d_head]."""
         s, rows = self.body.shape, w.shape[0]
+        if self.body.family.qkv == "unknown":
+            why = "the order of queries, keys and values in its fused projection is not known"
+            raise Refused(f"W_Q, W_K, W_V of {self.body.family.name}", why, "capture q, k and v instead")
         if self.body.family.qkv == "concat":
             widths = [s.n_heads * s.d_head, s.n_kv_heads * s.d_head, s.n_kv_heads * s.d_head]
             q, k, v = (p.reshape(rows, -1, s.d_head).transpose(0, 1) for p in w.split(widths, dim=1))
