@@ -32,7 +32,13 @@ def token_rows(model: Model, texts: Sequence[str]) -> list[list[int]]:
 
 
 def next_tokens(model: Model, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[int] | None]:
-    """The tokens that each continuation adds to its prompt; None where it changes the prompt's own last tokens."""
+    """The tokens that each continuation adds to its prompt; None where it changes the prompt's own last tokens.
+
+    Raises:
+        Refused: the model does not predict a next token.
+    """
+    if not model.family.causal:
+        raise Refused(f"a task for {model.name}", "it is an encoder and predicts no next token", "use a causal model")
     n = len(prompts)
     if not n:
         return []

@@ -201,8 +201,10 @@ def _of_word(
 def _alike(model: Model, sentence: str, word: str, place: tuple[int, int], rng: random.Random) -> list[str]:
     """Words of the same form: numbers of as many digits; else tokens of the vocabulary near the word's own."""
     if word.isdigit():
-        low = 10 ** (len(word) - 1) if len(word) > 1 else 0
-        return [str(rng.randrange(low, 10 ** len(word))) for _ in range(8)]
+        kept = word[: len(word) - 2]  # a year stays in its century
+        low = 10 if len(word) == 2 else 0
+        size = len(word) - len(kept)
+        return [f"{kept}{rng.randrange(low, 10**size):0{size}d}" for _ in range(8)]
     tokens = model.tokens([sentence])
     covering = [n for n, o in enumerate(tokens.offsets[0]) if o is not None and o[0] < place[1] and o[1] > place[0]]
     if not covering:

@@ -18,6 +18,7 @@ BEHAVIOURS: dict[str, tuple[str, ...]] = {
     "arithmetic": ("addition", "subtraction"),
     "refusal": ("refusal", "compliance"),
 }
+SPLITS = ("test", "train", "any")
 METRIC = {"greater_than": "prob_diff"}
 SAYS = {
     "fact": "the person becomes another person, of whom another fact is true",
@@ -71,6 +72,8 @@ def from_world(model: Model, name: str, n: int, seed: int, corruption: str | Non
         raise Refused(
             f"corruption {chosen!r} of task {name!r}", "the world does not make it", f"use {', '.join(known)}"
         )
+    if split not in SPLITS:
+        raise Refused(f"split {split!r} of task {name!r}", "the world has no such split", f"use {', '.join(SPLITS)}")
     parts, found = behaviours(name), {}
     for more in (1, 4):  # most tasks keep all; some behaviours have prompts without an answer of one token
         records = [model.world.prompts(b, more * -(-n // len(parts)), seed, split) for b in parts]

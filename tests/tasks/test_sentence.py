@@ -99,6 +99,14 @@ def test_numbers_are_replaced_by_numbers(gpt2):
     assert len(new) == 2
 
 
+def test_years_stay_in_their_century(worldly):
+    (pair,) = tasks.from_sentence(worldly, "The war lasted from the year 1742 to the year 17", subject="1742")
+    old, new = pair.changes()[0]
+    assert old == "1742"
+    assert new[:2] == "17"
+    assert new != old
+
+
 def test_the_world_gives_kinds_and_truth(worldly):
     person = worldly.world.people[0]
     sentence = f"{person.name} lives in"

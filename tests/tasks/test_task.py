@@ -5,8 +5,10 @@ import torch
 
 from cutaway import Refused, tasks
 from cutaway.core.record import counting
+from cutaway.models.model import Model
 from cutaway.tasks import Pair, Task
 from cutaway.tasks.answers import continuation
+from tests.models.tiny import build
 
 NORWAY = Pair("The capital of Norway is", "The capital of Japan is", "Oslo", "Tokyo", "Norway", "a")
 GREECE = Pair(
@@ -172,6 +174,11 @@ def test_narrow_takes_the_first_token_that_differs(model):
     assert (first.clean, first.answer, first.foil) == ("the king saw", " Mary", " Paul")
     with pytest.raises(Refused, match="beginning"):
         Task("t", (Pair("the king saw", "the queen saw", "Mary", "Mary Tom"),)).narrow(model)
+
+
+def test_encoders_are_refused(gpt2):
+    with pytest.raises(Refused, match="encoder"):
+        Task("t", (NORWAY,)).bind(Model(build("bert"), gpt2.tokenizer, "bert"))
 
 
 def test_answers_that_part_inside_a_letter_are_refused(gpt2):

@@ -83,3 +83,5 @@ def test_what_the_world_does_not_have_is_refused(worldly):
         tasks.load("two_hops", worldly)
     with pytest.raises(Refused, match="counterfactual"):
         tasks.load("facts", worldly, corruption="noise")
+    with pytest.raises(Refused, match="train, any"):
+        tasks.load("facts", worldly, split="dev")
