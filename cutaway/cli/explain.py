@@ -33,7 +33,7 @@ def explain(
         Literal["quick", "normal", "thorough"] | None, Parameter(help="siblings and samples [default: by model size]")
     ] = None,
     seed: Annotated[int, Parameter(help="of every random choice")] = 0,
-    report: Annotated[Path, Parameter(group="Output", help="HTML file to write")] = Path("report.html"),
+    html: Annotated[Path | None, Parameter(group="Output", help="write the whole report as one HTML file")] = None,
     model_dtype: Annotated[str | None, Parameter(help="dtype of the weights, such as bfloat16")] = None,
     model_device: Annotated[str | None, Parameter(help="device, such as cuda:0")] = None,
 ) -> Reply:
@@ -48,8 +48,8 @@ def explain(
     if prompt is None and model != DEFAULT_MODEL:
         why = "without a prompt, a sentence of the bundled world is asked, which only the bundled model knows"
         raise Refused(f"explain --model {model}", why, 'give a sentence: cutaway explain "…" --model ' + model)
-    if report.is_dir() or not report.absolute().parent.is_dir():
-        raise Refused(f"--report {report}", "no file can be written there", "name a file in a folder that exists")
+    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
+        raise Refused(f"--html {html}", "no file can be written there", "name a file in a folder that exists")
     with stages() as step:
         step("loading the model")
         m = load_model(model, model_dtype, model_device)
@@ -57,11 +57,13 @@ def explain(
         found = suite.explain(m, asked, target=target, foil=foil, corrupt=corrupt, effort=effort, seed=seed, step=step)
         given = {"target": target, "foil": foil, "corrupt": corrupt, "effort": effort}
         command = _command(asked, model, {**given, "seed": seed or None})
-        write(found, report, command)
-    return Reply(data(found, command, report), lambda console: show(console, found, command, report))
+        if html is not None:
+            step("writing the report")
+            write(found, html, command)
+    return Reply(data(found, command, html), lambda console: show(console, found, command, html))
 
 
-def data(e: Explanation, command: str, report: Path) -> dict[str, Any]:
+def data(e: Explanation, command: str, html: Path | None) -> dict[str, Any]:
     """Everything found, JSON-ready."""
     return {
         "model": e.model, "prompt": e.prompt, "answer": e.answer, "foil": e.foil, "corrupt": e.corrupt,
@@ -69,11 +71,11 @@ def data(e: Explanation, command: str, report: Path) -> dict[str, Any]:
         "claims": [vars(c) for c in e.claims], "verdicts": [vars(v) for v in e.verdicts],
         "results": {n: as_data(r) for n, r in e.results.items()}, "own": {n: as_data(r) for n, r in e.own.items()},
         "cost": {"forwards": e.spent.forwards, "seconds": round(e.spent.seconds, 3)},
-        "command": command, "report": str(report),
+        "command": command, "html": None if html is None else str(html),
     }  # fmt: skip
 
 
-def show(console: Console, e: Explanation, command: str, report: Path) -> None:
+def show(console: Console, e: Explanation, command: str, html: Path | None) -> None:
     """The answer for the eyes: prompt, summary, and the four rankings behind it."""
     from rich.text import Text
 
@@ -100,7 +102,8 @@ def show(console: Console, e: Explanation, command: str, report: Path) -> None:
     console.print(terminal(r["resid_pre"], "recovered"))
     console.print(terminal(r["heads"], "recovered"))
     console.print()
-    console.print(Text("report: ", "dim").append(str(report), "bold").append("  (opens from disk, offline)", "dim"))
+    kept = "(opens from disk, offline)" if html is not None else "add --html report.html for every picture and number"
+    console.print(Text("report: ", "dim").append(f"{html or ''} ", "bold").append(kept, "dim"), soft_wrap=True)
     console.print(Text("again:  ", "dim").append(command), soft_wrap=True)
 
 
