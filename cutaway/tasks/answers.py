@@ -25,6 +25,12 @@ def continuation(prompt: str, answer: str, joined: bool = False) -> str:
     return f" {answer}"
 
 
+def check_predicts(model: Model) -> None:
+    """Refuse a model that does not predict a next token."""
+    if not model.family.causal:
+        raise Refused(f"a task for {model.name}", "it is an encoder and predicts no next token", "use a causal model")
+
+
 def token_rows(model: Model, texts: Sequence[str]) -> list[list[int]]:
     """The token ids of each text, without padding."""
     tokens = model.tokens(list(texts))
@@ -37,8 +43,7 @@ def next_tokens(model: Model, prompts: Sequence[str], continuations: Sequence[st
     Raises:
         Refused: the model does not predict a next token.
     """
-    if not model.family.causal:
-        raise Refused(f"a task for {model.name}", "it is an encoder and predicts no next token", "use a causal model")
+    check_predicts(model)
     n = len(prompts)
     if not n:
         return []

@@ -15,7 +15,7 @@ from torch import Tensor
 from cutaway.core.refuse import Refused
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
-from cutaway.tasks.answers import next_tokens, single_tokens, token_rows
+from cutaway.tasks.answers import check_predicts, next_tokens, single_tokens, token_rows
 from cutaway.tasks.metrics import Metric
 from cutaway.tasks.pair import Pair
 
@@ -122,6 +122,7 @@ def bind(pairs: tuple[Pair, ...], row: Metric, model: Model) -> Bound:
     Raises:
         Refused: a pair of unequal token length, an answer of several tokens, or one equal to its foil.
     """
+    check_predicts(model)
     clean, corrupt = model.tokens([p.clean for p in pairs]), model.tokens([p.corrupt for p in pairs])
     for i, pair in enumerate(pairs):
         if clean.lengths[i] != corrupt.lengths[i]:
