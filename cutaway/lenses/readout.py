@@ -54,7 +54,9 @@ def rank_of(logits: Float[Tensor, "*rest token"], ids: Int[Tensor, "*rest"]) -> 
     return (logits > logits.gather(-1, ids.unsqueeze(-1))).sum(-1)
 
 
-def divergence(final: Float[Tensor, "*rest token"], early: Float[Tensor, "*rest token"]) -> Float[Tensor, "*rest"]:
+def divergence(
+    final: Float[Tensor, "1 *rest token"], early: Float[Tensor, "layer *rest token"]
+) -> Float[Tensor, "layer *rest"]:
     """KL(final ‖ early) in nats."""
     p, q = final.log_softmax(-1), early.log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1)

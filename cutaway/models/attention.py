@@ -53,6 +53,11 @@ def watching(module: nn.Module, sites: frozenset[str], see: Watcher) -> Iterator
                 _uninstall() if uses_interface(module) else _unwrap(module)
 
 
+def is_watched(module: nn.Module) -> bool:
+    """Whether anything sees this attention module at present."""
+    return module in _WATCHED
+
+
 def uses_interface(module: nn.Module) -> bool:
     """Whether the module hands its attention to transformers' registry."""
     return _calls_interface(type(module))
@@ -133,8 +138,8 @@ def _additive(module: nn.Module, q: Tensor, k: Tensor, mask: Tensor | None, caus
     """The additive mask that the eager form needs, from what the fused kernel was given (None or boolean)."""
     causal = getattr(module, "is_causal", True) if causal is None else causal
     if mask is None and causal and q.shape[2] > 1:
-        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
-        mask = mask[None, None]
+        hidden = torch.full((1, 1, q.shape[2], k.shape[2]), torch.finfo(q.dtype).min, dtype=q.dtype, device=q.device)
+        return hidden.triu_(k.shape[2] - q.shape[2] + 1)
     if mask is not None and mask.dtype == torch.bool:
         zero = torch.zeros(mask.shape, dtype=q.dtype, device=q.device)
         mask = zero.masked_fill(~mask, torch.finfo(q.dtype).min)

@@ -1,32 +1,47 @@
 """The executor: many edited variants of the same prompts as one plan.
 
-Variants are grouped by the first layer they touch. Below it the blocks become pass-through and the clean residual
-stream is injected, so masks, rotary positions, norms and head stay transformers' own; only each prompt's last token
-is unembedded; rows are batched to a budget, which is halved when memory runs out.
+What a variant does not change is not computed again. Variants run from the first layer they touch, with the clean
+residual stream injected there; from the first position they touch, over the clean keys and values of the positions
+before; variants of different layers join one growing batch as their layers are reached; the last block computes only
+each prompt's last position beyond its keys and values; and only that position is unembedded. Masks, rotary positions,
+norms and head stay transformers' own. Rows are batched to a memory budget, halved when memory runs out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
-from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
+from cutaway.core.sites import BY_NAME
 from cutaway.models import taps
-from cutaway.models.anatomy import Anatomy
-from cutaway.models.edits import Edit
-from cutaway.models.frame import FRAME, Frame
+from cutaway.models.edits import Edit, Knockout
 from cutaway.models.model import Model
+from cutaway.models.resume import Clean, clean_run, grow, restart
 from cutaway.models.tokens import Tokens
 
 Variant = Sequence[Edit]
 Metric = Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tensor, "row"]]
-_BUDGET = 1 << 16  # activations' columns (rows × positions) in one batch, if nothing else is said
+_BUDGET_BYTES = 1 << 28  # of the widest activation of one batch, if no other budget is given
+PREFIX = "executor.prefix"  # the name under which the self-check can disable growing batches and key-value reuse
+# Edits here, in the last layer, need more of it than the last position.
+_INSIDE_LAST = {"z", "head_out", "attn_out", "resid_mid", "mlp_in", "mlp_pre", "mlp_gate", "mlp_post", "mlp_out"}
+_AFTER_LAST = {"resid_post", "ln2.scale", "final.scale"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Variants that run in one batch: from `start` on (columns), from layer `low` on, growing or restarted."""
+
+    variants: tuple[int, ...]
+    low: int
+    start: int
+    grows: bool
+    narrow: bool
 
 
 def sweep(
@@ -41,113 +56,118 @@ def sweep(
     """The metric of every prompt under every variant's edits.
 
     `metric` gets the last logits of a batch of rows and, for each row, the index of its prompt. `budget` is the
-    largest number of rows × positions run at once.
+    largest number of rows × positions run at once. `progress` is told (variants done, variants in all).
 
     Raises:
-        Refused: an edit that cannot be made, or a single row that does not fit in memory.
+        Refused: an edit that cannot be made, or a single variant that does not fit in memory.
     """
     if not variants:
-        return torch.empty(0, len(tokens))
+        return torch.empty(0, len(tokens), device=model.device)
+    model.places([e.where for v in variants for e in v])
     first = [_first_layer(model, v) for v in variants]
-    clean = _clean_streams(model, tokens, set(first))
+    todo = plan(model, tokens, variants, first, budget or _budget(model, tokens))
     out = torch.empty(len(variants), len(tokens), device=model.device)
-    rows, done = max(1, (budget or _BUDGET) // tokens.ids.shape[1] // len(tokens)), 0
-    for layer in sorted(set(first)):
-        waiting = [i for i, at in enumerate(first) if at == layer]
-        while waiting:
-            chunk = waiting[:rows]
+    done = 0
+    with model.edited(), torch.no_grad():
+        clean = clean_run(model, tokens, sorted(set(first)), keys=any(j.start > 0 for j in todo))
+        while todo:
+            job = todo.pop(0)
             try:
-                out[chunk] = _run(model, tokens, [variants[i] for i in chunk], layer, clean, metric)
+                out[list(job.variants)] = _run(model, tokens, variants, first, job, clean, metric)
             except Refused as refusal:
-                if "memory" not in refusal.why or rows == 1:
+                if "memory" not in refusal.why or len(job.variants) == 1:
                     raise
-                rows = max(1, rows // 2)
+                todo = [*_halved(job), *todo]
                 continue
-            waiting, done = waiting[rows:], done + len(chunk)
+            done += len(job.variants)
             if progress is not None:
                 progress(done, len(variants))
     return out
 
 
+def plan(model: Model, tokens: Tokens, variants: Sequence[Variant], first: Sequence[int], budget: int) -> list[Job]:
+    """Group variants so that each group computes the least, and cut the groups to the budget."""
+    width, n = tokens.ids.shape[1], len(tokens)
+    can_grow = _can_grow(model, tokens)
+    groups: dict[tuple[bool, bool, int, int], list[int]] = {}
+    for i, v in enumerate(variants):
+        grows = can_grow and all(_grows(model, e) for e in v)
+        start = min((_start(e, width) for e in v), default=0) if grows else 0
+        narrow = grows and not any(_needs_last_block(model, e) for e in v)
+        groups.setdefault((grows, narrow, start, -1 if grows else first[i]), []).append(i)
+    jobs = []
+    for (grows, narrow, start, _), members in groups.items():
+        members.sort(key=lambda i: first[i])
+        size = max(1, budget // max(1, width - start) // n)
+        for at in range(0, len(members), size):
+            part = tuple(members[at : at + size])
+            jobs.append(Job(part, first[part[0]], start, grows, narrow))
+    return jobs
+
+
+def _run(
+    model: Model,
+    tokens: Tokens,
+    variants: Sequence[Variant],
+    first: Sequence[int],
+    job: Job,
+    clean: Clean,
+    metric: Metric,
+) -> Float[Tensor, "variant batch"]:
+    chosen = [variants[i] for i in job.variants]
+    if job.grows:
+        logits = grow(model, tokens, chosen, [first[i] for i in job.variants], job.start, clean, job.narrow)
+    else:
+        logits = restart(model, tokens, chosen, job.low, clean)
+    prompt = torch.arange(len(tokens), device=logits.device).repeat(len(chosen))
+    return metric(logits, prompt).reshape(len(chosen), len(tokens))
+
+
+def _halved(job: Job) -> Iterator[Job]:
+    half = len(job.variants) // 2
+    return (replace(job, variants=part) for part in (job.variants[:half], job.variants[half:]))
+
+
+def _budget(model: Model, tokens: Tokens) -> int:
+    s = model.shape
+    widest = max(s.d_mlp, 4 * s.d_model, s.n_heads * tokens.ids.shape[1])
+    return max(tokens.ids.numel(), _BUDGET_BYTES // (4 * widest))
+
+
 def _first_layer(model: Model, variant: Variant) -> int:
     """The first block that must run again; everything before it is the clean run's."""
-    layers = [_entry(model, e.where) for e in variant]
-    return min(layers) if layers else 0
+    return min((_entry(model, e) for e in variant), default=0)
 
 
-def _entry(model: Model, a: Address) -> int:
+def _entry(model: Model, e: Edit) -> int:
+    a = e.where
     if a.layer is not None:
         return a.layer
     return 0 if a.site in ("embed", "pos_embed") else model.shape.n_layers - 1
 
 
-def _clean_streams(model: Model, tokens: Tokens, layers: set[int]) -> dict[int, Tensor]:
-    wanted = sorted(i for i in layers if i > 0)
-    if not wanted:
-        return {}
-    acts = model.capture(tokens, [f"resid_pre.{i}" for i in wanted], logits=False)
-    return {i: acts[f"resid_pre.{i}"] for i in wanted}
+def _can_grow(model: Model, tokens: Tokens) -> bool:
+    """Growing batches need prompts of one length, causal attention, and no other edits around."""
+    family = model.family
+    able = family.causal and not family.fixed_batch and PREFIX not in model.disabled
+    return able and not tokens.padded and not taps.busy(model.body)
 
 
-def _run(
-    model: Model, tokens: Tokens, variants: Sequence[Variant], layer: int, clean: dict[int, Tensor], metric: Metric
-) -> Tensor:
-    n, many = len(tokens), tokens.rows(list(range(len(tokens))) * len(variants))
-    sees: dict[Address, Callable[[Tensor], Tensor]] = {}
-    for place in {e.where.place for v in variants for e in v}:
-        model.places([place])
-        sees[place] = _see(tokens, [[e for e in v if e.where.place == place] for v in variants])
-    share = 1.0 - layer / model.shape.n_layers
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(model.edited())
-        if layer > 0:
-            stack.enter_context(resumed(model.body, layer, clean[layer].repeat(len(variants), 1, 1)))
-        stack.enter_context(taps.attached(model.body, sees))
-        logits = model.last_logits(many, share)
-    prompt = torch.arange(n, device=logits.device).repeat(len(variants))
-    return metric(logits, prompt).reshape(len(variants), n)
+def _grows(model: Model, e: Edit) -> bool:
+    return e.where.site != "logits" and not (
+        e.where.site in ("embed", "pos_embed") and model.body.top("pos") is not None
+    )
 
 
-def _see(tokens: Tokens, edits: Sequence[Sequence[Edit]]) -> Callable[[Tensor], Tensor]:
-    """Each variant's edits on its own rows, in the frame of the original prompts."""
-    n = len(tokens)
-
-    def see(x: Tensor) -> Tensor:
-        frame = FRAME.set(Frame(tokens, n, tokens.ids.shape[1]))
-        try:
-            parts = list(x.split(n))
-            for i, chain in enumerate(edits):
-                for e in chain:
-                    parts[i] = e.apply(parts[i])
-            return torch.cat(parts)
-        finally:
-            FRAME.reset(frame)
-
-    return see
+def _start(e: Edit, width: int) -> int:
+    """The first column an edit touches."""
+    if isinstance(e, Knockout) or not BY_NAME[e.where.site].has_position:
+        return 0
+    places = [0 if p is None else p if p >= 0 else width + p for p in e.places()]
+    return max(0, min(places, default=0))
 
 
-@contextmanager
-def resumed(body: Anatomy, layer: int, stream: Float[Tensor, "row position d_model"]) -> Iterator[None]:
-    """While open, a forward starts at block `layer` with `stream` entering it; earlier blocks pass through."""
-    skipped = body.blocks[:layer]
-    before = [b.__dict__.get("forward") for b in skipped]
-
-    def skip(hidden_states: Tensor, *args: Any, **kw: Any) -> Any:
-        return (hidden_states, None) if body.blocks_return_tuples else hidden_states
-
-    def inject(module: nn.Module, args: Any, kw: Any) -> Any:
-        return ((stream, *args[1:]), kw) if args else (args, {**kw, "hidden_states": stream})
-
-    handle = body.blocks[layer].register_forward_pre_hook(inject, with_kwargs=True, prepend=True)
-    for b in skipped:
-        b.__dict__["forward"] = skip
-    try:
-        yield
-    finally:
-        handle.remove()
-        for b, forward in zip(skipped, before, strict=True):
-            if forward is None:
-                del b.__dict__["forward"]
-            else:
-                b.__dict__["forward"] = forward
+def _needs_last_block(model: Model, e: Edit) -> bool:
+    site, layer = e.where.site, e.where.layer
+    last = layer in (None, model.shape.n_layers - 1)
+    return last and site in _INSIDE_LAST | _AFTER_LAST

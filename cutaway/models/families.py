@@ -24,7 +24,8 @@ class Family:
     [kv_head, queries of the group + k + v, d_head]; or one in an unknown order. `parallel`: config keys that make
     attention and MLP read the same residual stream ("always" for families that always do). Without `ln1` attention and
     MLP read the raw stream and their outputs are normed (OLMo-2). `post_norm`: the residual stream itself is normed
-    after each addition (BERT; OPT-350m, which `pre_norm` tells by a config key).
+    after each addition (BERT; OPT-350m, which `pre_norm` tells by a config key). `fixed_batch`: its attention is made
+    for the number of rows it was called with, so that none can join later.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Family:
     causal: bool = True
     adds_in_place: bool = False
     residual_multiplier: str | None = None
+    fixed_batch: bool = False
     logit_scale: str | None = None
     pre_norm: str | None = None
     probed: bool = False
@@ -75,7 +77,7 @@ _NEOX = Family(
 _BLOOM = Family(
     "bloom", root="transformer", layers="h", embed="word_embeddings", final="ln_f", attn="self_attention",
     o="self_attention.dense", fused="self_attention.query_key_value", qkv="grouped", up="mlp.dense_h_to_4h", gate=None,
-    down="mlp.dense_4h_to_h",
+    down="mlp.dense_4h_to_h", fixed_batch=True,
 )  # fmt: skip
 _SANDWICH: dict[str, Any] = {
     "ln2": "pre_feedforward_layernorm",
@@ -98,7 +100,7 @@ _COHERE = replace(
 )  # fmt: skip
 _FALCON = replace(
     _BLOOM, name="falcon", ln1="ln_attn|input_layernorm", ln2="ln_mlp|post_attention_layernorm",
-    parallel=("parallel_attn", "new_decoder_architecture"), adds_in_place=True,
+    parallel=("parallel_attn", "new_decoder_architecture"), adds_in_place=True, fixed_batch=False,
 )  # fmt: skip
 _GPTJ = Family(
     "gptj", root="transformer", layers="h", embed="wte", final="ln_f", attn="attn", o="attn.out_proj", q="attn.q_proj",
@@ -123,7 +125,7 @@ _BERT = Family(
 
 FAMILIES: dict[str, Family] = {
     "gpt2": _GPT2,
-    "gpt_bigcode": replace(_GPT2, name="gpt_bigcode"),
+    "gpt_bigcode": replace(_GPT2, name="gpt_bigcode", fixed_batch=True),
     "gpt_neo": _NEO,
     "gptj": _GPTJ,
     "gpt_neox": _NEOX,

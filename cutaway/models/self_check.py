@@ -21,6 +21,7 @@ from cutaway.core.record import hash_text, versions
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME, SITES
 from cutaway.core.stats import generator
+from cutaway.models import executor
 from cutaway.models.capture import Activations
 from cutaway.models.edits import Ablate, Add, Edit, Freeze, Scale
 from cutaway.models.forward import evaluating
@@ -237,6 +238,18 @@ def _neighbours(t: Trial) -> float | None:
     return t.gap(t.acts.stack("resid_post")[:-1], t.acts.stack("resid_pre")[1:])
 
 
+def _prefix(t: Trial) -> float | None:
+    """Variants joining at their own layer, over the keys and values of a prefix, against whole forwards."""
+    n = t.model.shape.n_layers
+    if not t.model.family.causal or t.model.family.fixed_batch or t.model.body.unembed is None or n < 2:
+        return None
+    d = torch.randn(t.model.shape.d_model, generator=generator(2)).to(t.model.device, t.model.dtype)
+    variants = [[Add(f"resid_pre.{i}@{p}", d)] for i in (0, 1, n - 1) for p in (2, -1)]
+    got = executor.sweep(t.model, t.tokens, variants, lambda logits, prompt: logits[:, 0].float())
+    want = torch.stack([t.model.run_last(t.tokens, v)[:, 0].float() for v in variants])
+    return float((got - want).abs().max() / t.logits.abs().max())
+
+
 def _read_only(t: Trial) -> float | None:
     """Bare transformers, nothing attached, against a run that reads every site that keeps the model's own kernel."""
     with torch.no_grad(), evaluating(t.model.hf):
@@ -260,6 +273,7 @@ CHECKS: tuple[Check, ...] = (
     Check("embed + pos_embed = resid_pre.0", ("embed", "pos_embed"), _embedding_sum),
     Check("resid_post.i = resid_pre.i+1", ("resid_post", "resid_pre"), _neighbours),
     Check("mlp_pre doubled doubles mlp_post", ("mlp_pre", "mlp_gate"), _linear_branch),
+    Check("variants over a prefix ≡ whole forwards", (executor.PREFIX,), _prefix),
     *(Check(f"{s.name} has the shape of its axes", (s.name,), _has_shape(s.name)) for s in SITES),
     *(Check(f"{s.name} written with its own value changes nothing", (s.name,), _own_value(s.name)) for s in SITES),
     *(Check(f"{s.name} halved changes the output", (s.name,), _has_effect(s.name)) for s in SITES),

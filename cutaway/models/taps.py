@@ -43,7 +43,7 @@ class Fired:
             )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class _Tap:
     place: Address
     port: Port
@@ -67,9 +67,10 @@ class _Point:
 
     def arrange(self) -> None:
         """Group the open taps by place."""
-        places = dict.fromkeys(t.place for t in self.taps)
-        ordered = sorted(places, key=lambda place: _ORDER[place.site])
-        self.chains = [[t for t in self.taps if t.place == place] for place in ordered]
+        chains: dict[Address, list[_Tap]] = {}
+        for t in self.taps:
+            chains.setdefault(t.place, []).append(t)
+        self.chains = [chains[place] for place in sorted(chains, key=lambda place: _ORDER[place.site])]
 
     def before(self, module: nn.Module, args: Any, kw: Any) -> Any:
         """Show the module's input to the chains."""
@@ -103,9 +104,17 @@ _LOCK = threading.RLock()
 
 def tapped(body: Anatomy, place: Address) -> bool:
     """Whether anything is attached to a place at present."""
+    if not _POINTS:
+        return False
     p = port(body, place)
     point = _POINTS.get((p.module, _hooked(p.side))) if p is not None else None
     return point is not None and any(t.place == place for t in point.taps)
+
+
+def busy(body: Anatomy) -> bool:
+    """Whether any tap of this model is open."""
+    own = set(body.hf.modules())
+    return any(module in own for module, _ in _POINTS) or any(attention.is_watched(m) for m in own)
 
 
 @contextmanager
@@ -122,7 +131,7 @@ def attached(body: Anatomy, sees: Mapping[Address, See], gradient: bool = False)
         yield fired
         return
     watched: dict[nn.Module, dict[str, _Tap]] = {}
-    hooked: list[_Tap] = []
+    hooked: dict[tuple[nn.Module, Side], list[_Tap]] = {}
     for place, see in sees.items():
         p = port(body, place)
         if p is None:
@@ -131,7 +140,7 @@ def attached(body: Anatomy, sees: Mapping[Address, See], gradient: bool = False)
         if p.side == "dispatch":
             watched.setdefault(p.module, {})[place.site] = tap
         else:
-            hooked.append(tap)
+            hooked.setdefault((p.module, _hooked(p.side)), []).append(tap)
 
     def ran(*_: Any) -> None:
         fired.forwards += 1
@@ -150,27 +159,25 @@ def _watcher(taps_there: Mapping[str, _Tap]) -> attention.Watcher:
     return lambda site, raw: _pass([taps_there[site]], raw, None)[0]
 
 
-def _open(taps_: list[_Tap]) -> None:
+def _open(hooked: Mapping[tuple[nn.Module, Side], list[_Tap]]) -> None:
     with _LOCK:
-        for t in taps_:
-            key = (t.port.module, _hooked(t.port.side))
+        for key, new in hooked.items():
             if key not in _POINTS:
                 _POINTS[key] = _Point(*key)
-            _POINTS[key].taps.append(t)
-        for key in {(t.port.module, _hooked(t.port.side)) for t in taps_}:
+            _POINTS[key].taps += new
             _POINTS[key].arrange()
 
 
-def _close(taps_: list[_Tap]) -> None:
+def _close(hooked: Mapping[tuple[nn.Module, Side], list[_Tap]]) -> None:
     with _LOCK:
-        for t in taps_:
-            key = (t.port.module, _hooked(t.port.side))
+        for key, old in hooked.items():
             point = _POINTS.get(key)
-            if point is None or t not in point.taps:
+            if point is None:
                 continue  # interrupted while opening
-            point.taps.remove(t)
-            point.arrange()
-            if not point.taps:
+            point.taps = [t for t in point.taps if t not in old]
+            if point.taps:
+                point.arrange()
+            else:
                 point.handle.remove()
                 del _POINTS[key]
 

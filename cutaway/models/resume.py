@@ -1,0 +1,228 @@
+"""Starting a forward in the middle: clean streams injected at a block, earlier blocks passing through.
+
+Two ways of running a batch of variants. `restart` repeats the prompts for every variant and starts all rows at one
+layer: it asks nothing of the family. `grow` starts each variant at its own layer and all of them at one column, over
+the clean keys and values of the columns before: it needs unpadded prompts of one length.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cutaway.core.address import Address
+from cutaway.core.record import count
+from cutaway.core.refuse import Refused
+from cutaway.models import forward, taps
+from cutaway.models.anatomy import Anatomy
+from cutaway.models.edits import Edit
+from cutaway.models.frame import FRAME, Frame
+from cutaway.models.model import Model
+from cutaway.models.tokens import Tokens
+
+Variants = Sequence[Sequence[Edit]]
+
+
+@dataclass
+class Clean:
+    """What one unedited run left behind: the stream entering blocks, and the keys and values of every layer."""
+
+    streams: dict[int, Float[Tensor, "batch position d_model"]] = field(default_factory=dict)
+    keys: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+def clean_run(model: Model, tokens: Tokens, layers: Sequence[int], keys: bool) -> Clean:
+    """Run the prompts once and keep the streams entering `layers`, and the keys and values if asked."""
+    clean = Clean()
+
+    def keep(layer: int) -> Callable[[Tensor], Tensor]:
+        def see(x: Tensor) -> Tensor:
+            clean.streams[layer] = x
+            return x
+
+        return see
+
+    with taps.attached(model.body, {Address("resid_pre", i): keep(i) for i in layers}):
+        if not keys:
+            forward.last_logits(model.body, tokens)
+            return clean
+        from transformers import DynamicCache
+
+        # Without the configuration a cache keeps every key, also those that a sliding window would drop.
+        cache_ = DynamicCache()
+        _call(
+            model, tokens.ids, Frame(tokens, len(tokens), tokens.ids.shape[1]), past_key_values=cache_, use_cache=True
+        )
+        count(forwards=len(tokens))
+        clean.keys = [(layer.keys, layer.values) for layer in cache_.layers]
+    return clean
+
+
+def restart(model: Model, tokens: Tokens, variants: Variants, layer: int, clean: Clean) -> Float[Tensor, "row token"]:
+    """Last logits of every prompt under every variant; all rows start at one layer."""
+    many = tokens.rows(list(range(len(tokens))) * len(variants))
+    sees = _sees(tokens, variants, Frame(tokens, len(tokens), tokens.ids.shape[1]))
+    with ExitStack() as stack:
+        if layer > 0:
+            stack.enter_context(passing(model.body, layer))
+            stream = clean.streams[layer].repeat(len(variants), 1, 1)
+            stack.enter_context(injecting(model.body.blocks[layer], lambda x: stream))
+        stack.enter_context(taps.attached(model.body, sees))
+        return forward.last_logits(model.body, many, 1.0 - layer / model.shape.n_layers)
+
+
+def grow(
+    model: Model, tokens: Tokens, variants: Variants, first: Sequence[int], start: int, clean: Clean, narrow: bool
+) -> Float[Tensor, "row token"]:
+    """Last logits of every prompt under every variant, each from its own layer in `first` (ascending)."""
+    n, width, layers = len(tokens), tokens.ids.shape[1], model.shape.n_layers
+    running = [sum(f <= i for f in first) for i in range(layers)]
+    frame = Frame(tokens, n, width - start, start)
+    low = first[0]
+    with ExitStack() as stack:
+        stack.enter_context(passing(model.body, low))
+        for i in range(low, layers):
+            joining = running[i] - (running[i - 1] if i > low else 0)
+            stream = clean.streams[i][:, start:].repeat(joining, 1, 1) if joining else None
+            stack.enter_context(injecting(model.body.blocks[i], _joined(stream, i == low, frame)))
+        stack.enter_context(taps.attached(model.body, _sees(tokens, variants, Frame(tokens, n, width - start, start))))
+        stack.enter_context(_last_only(model.body, narrow and width - start > 1))
+        kw = (
+            {"past_key_values": _prefix(clean, start, running, n), "use_cache": True} if start else {"use_cache": False}
+        )
+        out = _call(model, tokens.ids[:1, start:], frame, **kw)
+    count(forwards=n * sum(running) * (width - start) / (layers * width))
+    return out[:, -1]
+
+
+@contextmanager
+def passing(body: Anatomy, layer: int) -> Iterator[None]:
+    """While open, blocks before `layer` hand on what they are given."""
+    skipped = body.blocks[:layer]
+    before = [b.__dict__.get("forward") for b in skipped]
+
+    def skip(hidden_states: Tensor, *args: Any, **kw: Any) -> Any:
+        return (hidden_states, None) if body.blocks_return_tuples else hidden_states
+
+    try:
+        for b in skipped:
+            b.__dict__["forward"] = skip
+        yield
+    finally:
+        for b, own in zip(skipped, before, strict=True):
+            if own is not None:
+                b.__dict__["forward"] = own
+            else:
+                b.__dict__.pop("forward", None)
+
+
+@contextmanager
+def injecting(block: nn.Module, stream: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While open, what enters the block is replaced, before any tap sees it."""
+
+    def inject(module: nn.Module, args: Any, kw: Any) -> Any:
+        new = stream(args[0] if args else kw["hidden_states"])
+        return ((new, *args[1:]), kw) if args else (args, {**kw, "hidden_states": new})
+
+    handle = block.register_forward_pre_hook(inject, with_kwargs=True, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _joined(stream: Tensor | None, alone: bool, frame: Frame) -> Callable[[Tensor], Tensor]:
+    """The rows so far, then those that start here; the frame is told how many run."""
+
+    def join(x: Tensor) -> Tensor:
+        x = stream if stream is not None and alone else x if stream is None else torch.cat([x, stream])
+        frame.batch = len(x)
+        return x
+
+    return join
+
+
+@contextmanager
+def _last_only(body: Anatomy, narrow: bool) -> Iterator[None]:
+    """Unembed the last column only; if `narrow`, the last block writes only there too.
+
+    Its attention output and MLP see one column; adding one column to a stream of many is right at the last and
+    unread elsewhere.
+    """
+
+    def last(module: nn.Module, args: Any, kw: Any) -> Any:
+        x = args[0] if args else kw["hidden_states"]
+        if x.ndim != 3:
+            return None
+        return ((x[:, -1:], *args[1:]), kw) if args else (args, {**kw, "hidden_states": x[:, -1:]})
+
+    final = body.shape.n_layers - 1
+    modules = [body.unembed] + ([body.part(final, "o"), body.part(final, "mlp")] if narrow else [])
+    handles = [m.register_forward_pre_hook(last, with_kwargs=True) for m in modules if m is not None]
+    try:
+        yield
+    finally:
+        for h in handles:
+            h.remove()
+
+
+def _sees(tokens: Tokens, variants: Variants, frame: Frame) -> dict[Address, Callable[[Tensor], Tensor]]:
+    places = dict.fromkeys(e.where.place for v in variants for e in v)
+    return {p: _see([[e for e in v if e.where.place == p] for v in variants], len(tokens), frame) for p in places}
+
+
+def _see(chains: Variants, n: int, frame: Frame) -> Callable[[Tensor], Tensor]:
+    """Each variant's edits on its own rows, in the frame of the original prompts; later variants may not run yet."""
+    edited = [(i, chain) for i, chain in enumerate(chains) if chain]
+
+    def see(x: Tensor) -> Tensor:
+        new, token = x.clone(), FRAME.set(frame)
+        try:
+            for i, chain in edited:
+                part = x[i * n : (i + 1) * n]
+                for e in chain:
+                    part = e.apply(part)
+                new[i * n : (i + 1) * n] = part
+        finally:
+            FRAME.reset(token)
+        return new
+
+    return see
+
+
+def _prefix(clean: Clean, start: int, running: Sequence[int], n: int) -> Any:
+    """A cache with the clean keys and values of the first columns, in as many rows as run at each layer."""
+    from transformers import DynamicCache
+
+    cache_ = DynamicCache()
+    for i, (k, v) in enumerate(clean.keys):
+        k, v = (t[:, :, :start].repeat(running[i], 1, 1, 1) if running[i] else t[:1, :, :start] for t in (k, v))
+        cache_.update(k, v, i)
+    return cache_
+
+
+def _call(model: Model, ids: Tensor, frame: Frame, **kw: Any) -> Tensor:
+    if "position_ids" in _parameters(type(model.hf)):
+        kw["position_ids"] = torch.arange(frame.offset, frame.offset + frame.width, device=ids.device)[None]
+    token = FRAME.set(frame)
+    try:
+        out = model.hf(ids, **kw)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        why = "the memory is not enough"
+        raise Refused(f"a batch of {frame.batch} × {frame.width} tokens", why, "give a smaller budget") from error
+    finally:
+        FRAME.reset(token)
+    return out.logits
+
+
+@cache
+def _parameters(kind: type) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]
