@@ -81,7 +81,7 @@ def from_sentence(
         tried = _propose(model, sentence, subject, length, candidates, random.Random(f"{seed}|{sentence}"))
     logits = model.run_last([sentence, *(r.text for r in tried)]).float()
     answer = asked.get("target") or _top(model, sentence, logits[0], set())
-    best, other, shift = _choose(model, sentence, logits, tried, answer[1], asked.get("foil"))
+    best, other, shift = _choose(model, sentence, logits, tried, answer, asked.get("foil"))
     if corrupt is None and shift <= 0:
         why = f"none of {len(tried)} replacements makes {answer[0].strip()!r} less likely against another answer"
         raise Refused(f"a corruption of {sentence!r}", why, "give a corrupt prompt, or another target")
@@ -118,23 +118,31 @@ def _choose(
     sentence: str,
     logits: Float[Tensor, "run token"],
     tried: list[Replacement],
-    answer: int,
+    said: tuple[str, int],
     foil: tuple[str, int] | None,
 ) -> tuple[Replacement, tuple[str, int], float]:
     """The replacement that moves the answer against the foil most, with that foil and the shift in logits.
 
     Replacements by the same kind of word that really change the prediction go before all others.
     """
-    clean, runs = logits[0], logits[1:]
-    others = runs.index_fill(1, torch.tensor([answer], device=runs.device), float("-inf"))
+    clean, runs, answer = logits[0], logits[1:], said[1]
+    same = _same_word(model, runs, said)
+    others = runs.index_fill(1, torch.tensor(sorted(same), device=runs.device), float("-inf"))
     foils = others.argmax(-1) if foil is None else torch.full((len(runs),), foil[1], device=runs.device)
     after = runs[:, answer] - runs.gather(1, foils[:, None])[:, 0]
     shifts = (clean[answer] - clean[foils] - after).tolist()
     best = min(range(len(tried)), key=lambda i: (not (tried[i].same_kind and after[i] < 0), -shifts[i]))
     if foil is None:
-        foil = _top(model, sentence, runs[best], {answer})
+        foil = _top(model, sentence, runs[best], same)
     shift = (clean[answer] - clean[foil[1]]) - (runs[best, answer] - runs[best, foil[1]])
     return tried[best], foil, float(shift)
+
+
+def _same_word(model: Model, runs: Float[Tensor, "run token"], said: tuple[str, int]) -> set[int]:
+    """The answer's token, and likely tokens that read the same but for a space: no foil for a reader."""
+    likely = runs.topk(min(20, runs.shape[1])).indices.unique().tolist()
+    texts = model.token_texts(likely)
+    return {said[1]} | {i for i, t in zip(likely, texts, strict=True) if t.strip() == said[0].strip()}
 
 
 def _propose(
