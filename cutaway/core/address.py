@@ -28,6 +28,16 @@ class Address:
     unit: int | None = None
     position: int | None = None
 
+    def __post_init__(self) -> None:
+        # Addresses are keys everywhere: their hash is computed once.
+        object.__setattr__(self, "_hash", hash((self.site, self.layer, self.unit, self.position)))
+
+    def __hash__(self) -> int:
+        return self._hash  # type: ignore[attr-defined]
+
+    def __reduce__(self) -> tuple[type[Address], tuple[str, int | None, int | None, int | None]]:
+        return Address, (self.site, self.layer, self.unit, self.position)  # hashes of text differ between processes
+
     def __str__(self) -> str:
         parts = [self.site, *(str(n) for n in (self.layer, self.unit) if n is not None)]
         return ".".join(parts) + (f"@{self.position}" if self.position is not None else "")

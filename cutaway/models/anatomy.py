@@ -5,15 +5,20 @@ from __future__ import annotations
 import ast
 import inspect
 import textwrap
+from collections.abc import Callable, Hashable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
 from cutaway.core.refuse import Refused
-from cutaway.models.families import Family, Step, find, need, trace
+from cutaway.models.families import Family, Step, need, trace
 from cutaway.models.norms import Norm, measure
+
+T = TypeVar("T")
+_STEPS: ContextVar[list[Step] | None] = ContextVar("cutaway_steps", default=None)  # what `remember` must watch
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ class Anatomy:
 
     def __init__(self, hf: Any, family: Family):
         self.hf, self.family = hf, family
-        self._parts: dict[tuple[int, str], tuple[nn.Module | None, list[Step]]] = {}
+        self._kept: dict[Hashable, tuple[Any, list[Step]]] = {}
         self.root = need(hf, family.root, "the model's root")
         self.blocks = list(need(self.root, family.layers, "the block list"))  # type: ignore[call-overload]
         self.shape = self._shape()
@@ -82,18 +87,29 @@ class Anatomy:
 
     def part(self, layer: int, name: str) -> nn.Module | None:
         """A module of a block by the family row's field name (`o`, `ln1`, `down` …), or None."""
-        key = (layer, name)
-        if key in self._parts:
-            module, steps = self._parts[key]
-            # Modules may be exchanged in a live model (adapters are): a finding holds as long as each of its steps.
-            if all(children.get(step) is child for children, step, child in steps):
-                return module
-        module, _ = self._parts[key] = trace(self.blocks[layer], getattr(self.family, name))
-        return module
+        return _noted(trace(self.blocks[layer], getattr(self.family, name)))
 
     def top(self, name: str) -> nn.Module | None:
         """A module of the root by the family row's field name (`embed`, `pos`, `final`), or None."""
-        return find(self.root, getattr(self.family, name))
+        return _noted(trace(self.root, getattr(self.family, name)))
+
+    def remember(self, key: Hashable, make: Callable[[], T]) -> T:
+        """`make()`, made again only when a module that it found has been exchanged (adapters do that)."""
+        kept = self._kept.get(key)
+        if kept is not None:
+            for children, name, child in kept[1]:
+                if children.get(name) is not child:
+                    break
+            else:
+                return kept[0]
+        steps: list[Step] = []
+        token = _STEPS.set(steps)
+        try:
+            value = make()
+        finally:
+            _STEPS.reset(token)
+        self._kept[key] = value, steps
+        return value
 
     def norm(self, module: nn.Module) -> Norm:
         """The affine form of a norm module, measured anew (its weights may have been edited)."""
@@ -129,6 +145,12 @@ class Anatomy:
         if fused is not None:
             return (_out_width(fused) // d_head - n_heads) // 2
         return _out_width(k) // d_head if k is not None else _first(self.config, "num_key_value_heads") or n_heads
+
+
+def _noted(found: tuple[nn.Module | None, list[Step]]) -> nn.Module | None:
+    if (steps := _STEPS.get()) is not None:
+        steps.extend(found[1])
+    return found[0]
 
 
 def _source(kind: type) -> ast.AST:

@@ -85,8 +85,10 @@ class Collector:
         self.asked = list(dict.fromkeys(a.place for a in places))
         self.found: dict[Address, Tensor] = {}
         # Derived sites follow from a view site, unless gradients must reach them or an edit has its say there.
-        later = {} if live else {a: derivation(body, a) for a in self.asked if not taps.tapped(body, a)}
-        self.later = {a: d for a, d in later.items() if d is not None}
+        self.later: dict[Address, tuple[Address, Callable[[Tensor], Tensor]]] = {}
+        for a in self.asked:
+            if not live and (d := derivation(body, a)) is not None and not taps.tapped(body, a):
+                self.later[a] = d
         self.places = dict.fromkeys(
             [a for a in self.asked if a not in self.later] + [d[0] for d in self.later.values()]
         )

@@ -43,6 +43,10 @@ def _new(new: Tensor, x: Tensor, y: Any) -> Tensor:
 
 def port(body: Anatomy, address: Address) -> Port | None:
     """The port of a site at a layer, or None where this model has no such place."""
+    return body.remember(address, lambda: _port(body, address))
+
+
+def _port(body: Anatomy, address: Address) -> Port | None:
     name, i = address.site, address.layer
     if i is None:
         return _model_port(body, name)
