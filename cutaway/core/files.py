@@ -69,7 +69,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def tensor_bytes(t: Tensor) -> memoryview:
     """The raw bytes of a tensor on the CPU, for hashing."""
-    return t.detach().cpu().contiguous().view(torch.uint8).reshape(-1).numpy().data
+    return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def _replace(path: Path, content: bytes) -> Path:

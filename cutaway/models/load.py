@@ -14,6 +14,7 @@ from cutaway.models.families import reads_as_encoder
 from cutaway.models.model import Model
 from cutaway.models.self_check import checked
 
+_WIDTH = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 CACHE = Path("~/.cache/cutaway/self_check")
 
 
@@ -65,10 +66,10 @@ def _from_source(
         _check_folder(folder)
         source = str(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    options: dict[str, Any] = {
-        "dtype": dtype or (torch.float32 if device == "cpu" else "auto"),
-        "use_safetensors": True,
-    }
+    dtype = dtype or (torch.float32 if device == "cpu" else "auto")
+    if folder.exists() and device == "cpu":
+        _check_memory(folder, dtype)
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     if attention is not None:
         options["attn_implementation"] = attention
     try:
@@ -109,13 +110,27 @@ def _check_folder(folder: Path) -> None:
         pickled = [p.name for p in folder.glob("*.bin")]
         why = f"only pickled weights are there ({pickled[0]}), which can run code" if pickled else "it has no weights"
         raise Refused(f"model {str(folder)!r}", why, "save it as safetensors with save_pretrained")
-    need, free = sum(p.stat().st_size for p in weights), _free_memory()
+
+
+def _check_memory(folder: Path, dtype: torch.dtype | str) -> None:
+    """Refuse weights that will not fit, in the dtype that they are to have."""
+    stored = read_json(folder / "config.json")
+    stored = str(stored.get("dtype") or stored.get("torch_dtype") or "float32")
+    wanted = stored if dtype == "auto" else str(dtype).removeprefix("torch.")
+    growth = _WIDTH.get(wanted, 4) / _WIDTH.get(stored, 4)
+    need, free = growth * sum(p.stat().st_size for p in folder.glob("*.safetensors")), _free_memory()
     if free is not None and need > free:
         gib = f"its weights need {need / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
         raise Refused(f"model {str(folder)!r}", gib, "use a smaller one, or a machine with more memory")
 
 
 def _free_memory() -> int | None:
+    """Bytes that can be had; file caches, which the system gives up when asked, count as free."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        found = [line.split() for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")]
+        if found:
+            return int(found[0][1]) * 1024
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):

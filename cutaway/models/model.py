@@ -148,6 +148,9 @@ class Model:
             )
         else:
             t = tokenize(self.tokenizer, prompts, side, self.shape.context)
+        rows = self.hf.get_input_embeddings().num_embeddings
+        if t.ids.numel() == 0 or int(t.ids.min()) < 0 or int(t.ids.max()) >= rows:
+            raise Refused("prompt", f"it needs token ids from 0 to {rows - 1}", "give ids of this model's vocabulary")
         if t.ids.device != self.device:
             t = t.to(self.device)
         if t.ids.shape[1] > self.shape.context:

@@ -114,6 +114,14 @@ class Weights:
         w = w.chunk(2, dim=1)[0] if self.body.family.fused_gate else w
         return self._fold(w, layer, "ln2" if self.body.family.ln2 else "ln1")
 
+    def mlp_in_bias(self, layer: int) -> Float[Tensor, "d_mlp"]:
+        """b_in of a layer, zeros where there is none."""
+        return self._mlp_bias(layer, "up", 1)
+
+    def mlp_gate_bias(self, layer: int) -> Float[Tensor, "d_mlp"]:
+        """b_gate of a layer, zeros where there is none."""
+        return self._mlp_bias(layer, "gate", 0)
+
     def mlp_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
         """W_out of a layer: row n is what neuron n writes."""
         return matrix(self._need(layer, "down"))
@@ -200,6 +208,15 @@ class Weights:
         grouped = w.reshape(rows, s.n_kv_heads, s.n_heads // s.n_kv_heads + 2, s.d_head)
         q = grouped[:, :, :-2].reshape(rows, s.n_heads, s.d_head).transpose(0, 1)
         return q, grouped[:, :, -2].transpose(0, 1), grouped[:, :, -1].transpose(0, 1)
+
+    def _mlp_bias(self, layer: int, name: str, half: int) -> Tensor:
+        module, halves = self._need(layer, name), 2 if self.body.family.fused_gate else 1
+        own = bias(module).chunk(halves)[half % halves]
+        if not self.is_folded:
+            return own
+        w = matrix(module).chunk(halves, dim=1)[half % halves]
+        shift = self._norm(layer, "ln2" if self.body.family.ln2 else "ln1").bias
+        return own + shift.to(w.dtype) @ w
 
     def _fold(self, w: Tensor, layer: int, ln: str) -> Tensor:
         return w * self._norm(layer, ln).weight.to(w.dtype)[:, None] if self.is_folded else w
