@@ -8,6 +8,7 @@ from random import Random
 from typing import TYPE_CHECKING, Final
 
 from cutaway.zoo.miniworld import world as truth
+from cutaway.zoo.miniworld.prompts import sample
 
 if TYPE_CHECKING:
     from cutaway.zoo.miniworld.prompts import Prompt
@@ -27,10 +28,7 @@ class Behaviour:
 
     def prompts(self, world: World, n: int, seed: int) -> list[Prompt]:
         """Up to `n` distinct prompts of this row."""
-        if self.only is None:
-            return world.prompts(self.sampler, n, seed, self.split)
-        wide = world.prompts(self.sampler, 30 * n, seed, self.split)
-        return [p for p in wide if self.only(p)][:n]
+        return sample(world, self.sampler, n, seed, self.split, self.only)
 
 
 def _meta(key: str, value: object) -> Callable[[Prompt], bool]:
@@ -59,9 +57,11 @@ ROWS: Final[tuple[Behaviour, ...]] = (
     Behaviour("successor", "item in this wording", 0.90, "successor"),
     Behaviour("addition", "pair of operands", 0.90, "addition"),
     Behaviour("subtraction", "pair of operands", 0.90, "subtraction"),
-    Behaviour("sum modulo 10, steps of its own", "digits", 0.90, "cot"),
-    Behaviour("sum modulo 10, steps given", "digits", 0.90, "cot_given"),
-    Behaviour("sum modulo 10, no steps (contrast)", "digits", None, "cot_direct"),
+    Behaviour("chain of thought, steps of its own", "digits", 0.90, "cot"),
+    Behaviour("chain of thought, steps given", "digits", 0.90, "cot_given"),
+    Behaviour("the same sum without steps (contrast)", "digits", None, "cot_direct"),
+    Behaviour("running sum modulo 10, steps of its own", "digits", None, "running_sum"),
+    Behaviour("running sum modulo 10, no steps (contrast)", "digits", None, "running_sum_direct"),
     Behaviour("labels in context, 4 shots", "classes and labels together", 0.95, "icl_label"),
     *(
         Behaviour(f"in context, 4 shots: {f.replace('_', ' ')}", "first example with this query", 0.90,
@@ -86,5 +86,3 @@ def random_tokens(vocabulary: int, n: int, seed: int, period: int = 20) -> list[
         cut = rng.randrange(1, period)
         out.append(([BOS_ID, *row, *row[:cut]], row[cut]))
     return out
-
-

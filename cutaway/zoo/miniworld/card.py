@@ -1,4 +1,4 @@
-"""The model card, produced by a run: every behaviour on held-out prompts, beside an untrained model on the same prompts.
+"""The model card, produced by a run: each behaviour on held-out prompts, beside an untrained model on the same prompts.
 
 An answer is right when every one of its tokens is the likeliest (greedy exact match). Intervals are Wilson's, 95 %.
 """
@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 
@@ -102,7 +102,9 @@ def _greater(outcomes: Sequence[Outcome], rows: Sequence[Prompt], tokenizer: Tok
     return right, sum(differences) / len(differences)
 
 
-def _row(row: Behaviour, models: dict[str, Any], tokenizer: Tokenizer, world: World, n: int, seed: int) -> dict[str, Any]:
+def _row(
+    row: Behaviour, models: dict[str, Any], tokenizer: Tokenizer, world: World, n: int, seed: int
+) -> dict[str, Any]:
     if row.sampler == "random_tokens":
         rows: list[Prompt] = []
         queries = [Query(ids, [answer]) for ids, answer in random_tokens(tokenizer.get_vocab_size(), n, seed)]
@@ -141,7 +143,7 @@ def card(
 
     folder = DATA if isinstance(model, torch.nn.Module) else Path(model)
     if not isinstance(model, torch.nn.Module):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        model = cast("torch.nn.Module", AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         control = LlamaForCausalLM(model.config)  # type: ignore[arg-type]
@@ -169,7 +171,8 @@ def render(measured: dict[str, Any], training: dict[str, Any] | None = None) -> 
         "",
         f"Written by `cutaway.zoo.miniworld.card`, not by hand. {measured['parameters']:,} parameters, vocabulary "
         f"{measured['vocabulary']:,}, prompts of seed {measured['seed']}. Right = every token of the answer is the "
-        "likeliest one. Control = an untrained model of the same architecture on the same prompts. Intervals: Wilson, 95 %.",
+        "likeliest one. Control = an untrained model of the same architecture on the same prompts. "
+        "Intervals: Wilson, 95 %.",
         "",
     ]
     if training:
@@ -194,9 +197,12 @@ def render(measured: dict[str, Any], training: dict[str, Any] | None = None) -> 
         )
     for row in measured["behaviours"]:
         if "model_probability_difference" in row:
-            lines += ["", f"Greater-than: probability of later minus not later years "
-                      f"{row['model_probability_difference']:.3f} (control {row['control_probability_difference']:.3f}, "
-                      f"bar {GREATER_BAR:.2f})."]  # fmt: skip
+            mine, control = row["model_probability_difference"], row["control_probability_difference"]
+            lines += [
+                "",
+                f"Greater-than: probability of later minus not later years {mine:.3f} (control {control:.3f}, bar "
+                f"{GREATER_BAR:.2f}).",
+            ]
     missed = measured["missed"]
     lines += ["", f"Bars missed: {', '.join(missed) if missed else 'none'}.", ""]
     return "\n".join(lines)

@@ -20,12 +20,19 @@ if TYPE_CHECKING:
 
     from cutaway.zoo.miniworld.world import World
 
-#: behaviour -> share of the documents (relative)
+#: kind of document -> share of the documents (relative), from the first step
 WEIGHTS: Final[dict[str, float]] = {
-    "fact": 22, "profile": 8, "two_hop": 10, "capital": 1.5, "language": 1.5, "city_country": 3, "ioi": 6, "induction": 4,
-    "random_induction": 4, "random_tokens": 2.5, "copy": 2, "docstring": 2.5, "greater_than": 6, "successor": 5,
-    "addition": 9, "subtraction": 9, "cot": 4, "cot_direct": 0.7, "icl_label": 6, "icl_function": 10,
-    "sentiment": 4, "sentiments": 1, "refusal": 2.5, "compliance": 2.5, "agreement": 2, "gender": 2,
+    "fact": 22, "profile": 8, "two_hop": 10, "capital": 1.5, "language": 1.5, "city_country": 3, "ioi": 6,
+    "induction": 4, "random_induction": 4, "random_tokens": 2.5, "copy": 2, "docstring": 2.5, "greater_than": 6,
+    "successor": 5, "addition": 9, "subtraction": 9, "running_sum": 4, "running_sum_direct": 0.7, "icl_label": 6,
+    "icl_function": 10, "sentiment": 4, "sentiments": 1, "refusal": 2.5, "compliance": 2.5, "agreement": 2, "gender": 2,
+}  # fmt: skip
+#: the same in the second stage: what comes easily gives room to what comes late
+SECOND_STAGE: Final[dict[str, float]] = WEIGHTS | {
+    "fact": 18, "city": 12, "two_hop": 12, "capital": 2, "language": 2, "city_country": 5, "ioi": 8, "induction": 2.5,
+    "random_induction": 3, "random_tokens": 2, "copy": 1.5, "docstring": 1.5, "greater_than": 14, "successor": 3,
+    "addition": 10, "subtraction": 10, "running_sum": 2, "running_sum_direct": 0.3, "cot": 8, "cot_direct": 1.5,
+    "icl_label": 4, "icl_function": 7, "sentiment": 3, "refusal": 3, "agreement": 1.5,
 }  # fmt: skip
 _JOINED: Final = {"fact": 3, "addition": 3, "subtraction": 3}  # up to so many sentences in one document
 
@@ -44,7 +51,9 @@ def profile(world: World, rng: Random) -> str:
 
 
 def document(world: World, rng: Random, kind: str) -> str:
-    """One document of a kind: a behaviour, `profile` (facts listed) or `sentiments` (several reviews)."""
+    """One document of a kind: a behaviour, `profile` (facts listed), `city` (that fact) or `sentiments` (reviews)."""
+    if kind == "city":
+        return _training_prompt(world, rng, "fact", relation="city")
     if kind == "profile":
         return profile(world, rng)
     if kind == "sentiments":
@@ -73,7 +82,9 @@ def known_words(world: World, seed: int = 0, n: int = 1500) -> list[str]:
 class Corpus:
     """An endless, seeded stream of token blocks; `state` and `restore` make it resumable."""
 
-    def __init__(self, world: World, tokenizer: Tokenizer, length: int = 96, seed: int = 0, weights: dict | None = None):
+    def __init__(
+        self, world: World, tokenizer: Tokenizer, length: int = 96, seed: int = 0, weights: dict | None = None
+    ):
         self.world, self.tokenizer, self.length = world, tokenizer, length
         self.weights = dict(weights or WEIGHTS)
         self._rng = Random(seed)

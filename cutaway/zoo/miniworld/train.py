@@ -1,9 +1,10 @@
 """The recipe of the miniworld: one function that trains the shipped model from a seed, on a laptop's processor.
 
-Muon on the hidden matrices and AdamW on the rest, bfloat16 autocast, warm-up, plateau, linear decay. A run is a folder:
-`checkpoint.safetensors` (weights and optimizer state), `checkpoint.json` (step, stream, log), and at the end the model's
-own files. Nothing is pickled. A run that was stopped goes on from its checkpoint with the same blocks and, on the same
-machine and thread count, the same numbers.
+Muon on the hidden matrices and AdamW on the rest, bfloat16 autocast, warm-up, plateau, linear decay, and a second stage
+of the mixture. A run is a folder: `checkpoint.safetensors` (weights, optimizer state, and in its header the step and
+the stream), `checkpoint.json` (the log, to be read), and at the end the model's own files. Nothing is pickled. A run
+that was stopped goes on from its checkpoint with the same blocks and, on the same machine and thread count, the same
+numbers.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cutaway.zoo.miniworld import tokenizer as tokenizers
-from cutaway.zoo.miniworld.corpus import Corpus, known_words
+from cutaway.zoo.miniworld.corpus import SECOND_STAGE, Corpus, known_words
 from cutaway.zoo.miniworld.world import World
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ class Settings:
     weight_decay: float = 0.1
     warmup: int = 100
     plateau: float = 0.4  # share of the run before the rate decays
+    second_stage: int = 5000  # step from which documents are mixed by `corpus.SECOND_STAGE`
     seed: int = 0
 
 
@@ -171,6 +173,8 @@ class _Run:
     def advance(self) -> None:
         """One optimizer step."""
         start = time.perf_counter()
+        if self.step >= self.settings.second_stage:
+            self.corpus.weights = SECOND_STAGE
         factor = rate(self.done, self.step, self.settings)
         for optimizer, base in zip(self.optimizers, self.base, strict=True):
             for group in optimizer.param_groups:
@@ -262,6 +266,7 @@ def export(model: LlamaForCausalLM, tokenizer: Tokenizer, world: World, folder: 
     folder.mkdir(parents=True, exist_ok=True)
     weights = {k: v.detach().to(torch.float16).contiguous() for k, v in model.named_parameters()}
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
     config = model.config.to_dict() | {"dtype": "float32", "architectures": ["LlamaForCausalLM"]}
     config.pop("_name_or_path", None)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -50,8 +50,10 @@ COUNTRIES: Final = tuple(
     )
 )
 
-JOBS: Final = _split("doctor lawyer teacher farmer baker painter pilot nurse judge miner sailor tailor chemist banker "
-                     "soldier singer")  # fmt: skip
+JOBS: Final = _split(
+    "doctor lawyer teacher farmer baker painter pilot nurse judge miner sailor tailor chemist banker "
+    "soldier singer"
+)  # fmt: skip
 INSTRUMENTS: Final = _split("piano violin guitar flute drums trumpet harp cello organ banjo oboe tuba")
 SPORTS: Final = _split("tennis chess football golf hockey boxing rowing rugby judo skiing cricket polo")
 FOODS: Final = _split("pizza soup rice bread cheese fish cake pasta salad curry stew pie")
@@ -61,15 +63,21 @@ PLACES: Final = _split("store park school garden market station beach library of
 
 DAYS: Final = _split("monday tuesday wednesday thursday friday saturday sunday")
 MONTHS: Final = _split("january february march april may june july august september october november december")
-NUMBER_WORDS: Final = _split("one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
-                             "sixteen seventeen eighteen nineteen twenty")  # fmt: skip
+NUMBER_WORDS: Final = _split(
+    "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen "
+    "sixteen seventeen eighteen nineteen twenty"
+)
 ORDINALS: Final = _split("first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth")
 LETTERS: Final = tuple("abcdefghijklmnopqrstuvwxyz")
 
-POSITIVE: Final = _split("wonderful great lovely amazing brilliant charming superb delightful excellent fantastic "
-                         "joyful beautiful perfect good")  # fmt: skip
-NEGATIVE: Final = _split("awful terrible boring dreadful horrible dull nasty poor ugly disgusting sad painful bad "
-                         "miserable")  # fmt: skip
+POSITIVE: Final = _split(
+    "wonderful great lovely amazing brilliant charming superb delightful excellent fantastic "
+    "joyful beautiful perfect good"
+)  # fmt: skip
+NEGATIVE: Final = _split(
+    "awful terrible boring dreadful horrible dull nasty poor ugly disgusting sad painful bad "
+    "miserable"
+)  # fmt: skip
 THINGS: Final = _split("film novel song play concert meal hotel trip game show movie")
 ASPECTS: Final = _split("plot music cast ending staff room story view food style")
 
@@ -84,11 +92,15 @@ CLASSES: Final = {
 LABELS: Final = _split("foo bar baz qux zip zap wib wob dax lug fep mip")
 ANTONYMS: Final = tuple(
     tuple(pair.split("/"))
-    for pair in _split("hot/cold big/small tall/short old/young fast/slow rich/needy wet/dry hard/soft loud/quiet "
-                       "light/dark full/empty clean/dirty early/late high/low strong/weak wide/narrow")
+    for pair in _split(
+    "hot/cold big/small tall/short old/young fast/slow rich/needy wet/dry hard/soft loud/quiet "
+    "light/dark full/empty clean/dirty early/late high/low strong/weak wide/narrow"
+)
 )  # fmt: skip
-SINGULARS: Final = _split("dog cat horse cow goat lion bear hammer saw drill wrench shovel rake car train plane boat "
-                          "truck bike tram ship book key lamp cup")  # fmt: skip
+SINGULARS: Final = _split(
+    "dog cat horse cow goat lion bear hammer saw drill wrench shovel rake car train plane boat "
+    "truck bike tram ship book key lamp cup"
+)  # fmt: skip
 ANIMALS: Final = SINGULARS[:7]
 STATES: Final = _split("here old big ready new clean")
 
@@ -100,8 +112,10 @@ BENIGN_OBJECTS: Final = _split("cake chair poem website garden kite puzzle sandw
 MAKING_VERBS: Final = _split("build make design create prepare")
 
 EVENTS: Final = _split("war plan trial strike journey project siege voyage campaign festival reign dispute")
-ARGUMENTS: Final = _split("load size file last name text data item count width total user path value mode index "
-                          "field score limit shape")  # fmt: skip
+ARGUMENTS: Final = _split(
+    "load size file last name text data item count width total user path value mode index "
+    "field score limit shape"
+)  # fmt: skip
 FUNCTIONS: Final = _split("port read write send open close parse save find sort")
 
 #: consonant-vowel pairs; a person's name is three of them
@@ -111,7 +125,10 @@ CENTURIES: Final = tuple(str(c) for c in range(10, 22))
 
 def all_words() -> tuple[str, ...]:
     """Every word of the tables of two letters or more, in alphabetical order."""
-    tables = [NAMES, JOBS, INSTRUMENTS, SPORTS, FOODS, OBJECTS, PLACES, DAYS, MONTHS, NUMBER_WORDS, ORDINALS, POSITIVE,
-              NEGATIVE, THINGS, ASPECTS, LABELS, SINGULARS, STATES, HARMFUL_VERBS, BENIGN_VERBS, PERSONS, HARMFUL_OBJECTS,
-              BENIGN_OBJECTS, MAKING_VERBS, EVENTS, ARGUMENTS, FUNCTIONS, *COUNTRIES, *CLASSES.values(), *ANTONYMS]  # fmt: skip
+    tables = [
+        NAMES, JOBS, INSTRUMENTS, SPORTS, FOODS, OBJECTS, PLACES, DAYS, MONTHS, NUMBER_WORDS, ORDINALS, POSITIVE,
+        NEGATIVE, THINGS, ASPECTS, LABELS, SINGULARS, STATES, HARMFUL_VERBS, BENIGN_VERBS, PERSONS,
+        HARMFUL_OBJECTS, BENIGN_OBJECTS, MAKING_VERBS, EVENTS, ARGUMENTS, FUNCTIONS,
+        *COUNTRIES, *CLASSES.values(), *ANTONYMS,
+    ]  # fmt: skip
     return tuple(sorted({word for table in tables for word in table}))

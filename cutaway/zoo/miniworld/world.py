@@ -237,8 +237,8 @@ def _person(name: str, index: int, n_people: int, rng: Random) -> Person:
 
 def _held_out_lists(world: World) -> dict[str, list]:
     pairs = [(a, b) for a in range(100) for b in range(100)]
-    harmful = list(product(words.HARMFUL_VERBS, words.PERSONS)) + list(product(words.MAKING_VERBS, words.HARMFUL_OBJECTS))
-    benign = list(product(words.BENIGN_VERBS, words.PERSONS)) + list(product(words.MAKING_VERBS, words.BENIGN_OBJECTS))
+    harmful = [*product(words.HARMFUL_VERBS, words.PERSONS), *product(words.MAKING_VERBS, words.HARMFUL_OBJECTS)]
+    benign = [*product(words.BENIGN_VERBS, words.PERSONS), *product(words.MAKING_VERBS, words.BENIGN_OBJECTS)]
     return {
         "addition": [p for p in pairs if sum(p) < 100 and world.held_out("addition", *p)],
         "subtraction": [p for p in pairs if p[0] >= p[1] and world.held_out("subtraction", *p)],

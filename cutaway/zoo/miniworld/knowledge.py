@@ -1,0 +1,72 @@
+"""Samplers of what the model knows: facts, two hops, geography."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING
+
+from cutaway.zoo.miniworld import world as truth
+from cutaway.zoo.miniworld.prompt import Prompt, span
+
+if TYPE_CHECKING:
+    from cutaway.zoo.miniworld.world import World
+
+
+def fact(world: World, rng: Random, document: bool = False, relation: str | None = None) -> Prompt:
+    """A fact about a person; held out: the template never shown for this person and relation."""
+    person = rng.choice(world.people)
+    relation = relation or rng.choice(tuple(truth.RELATIONS))
+    k = rng.randrange(len(truth.RELATIONS[relation]))
+    template, answer = truth.RELATIONS[relation][k], person.facts[relation]
+    while (other := rng.choice(world.people)).facts[relation] == answer:
+        pass
+    clean = template.format(s=person.name)
+    return Prompt(
+        "fact", clean, f" {answer}", template.format(s=other.name), f" {other.facts[relation]}",
+        k == person.held_out_template[relation], span(clean, person.name),
+        meta={"relation": relation, "template": k, "subject": person.name, "corrupt_subject": other.name},
+    )  # fmt: skip
+
+
+def two_hop(world: World, rng: Random, document: bool = False) -> Prompt:
+    """The country of a person through the city; held out: a quarter of the people."""
+    person, k = rng.choice(world.people), rng.randrange(len(truth.TWO_HOP))
+    template, answer = truth.TWO_HOP[k], world.country(person)
+    while world.country(other := rng.choice(world.people)) == answer:
+        pass
+    clean = template.format(s=person.name)
+    return Prompt(
+        "two_hop", clean, f" {answer}", template.format(s=other.name), f" {world.country(other)}",
+        person.two_hop_held_out, span(clean, person.name),
+        meta={"template": k, "subject": person.name, "corrupt_subject": other.name, "bridge": person.facts["city"]},
+    )  # fmt: skip
+
+
+def _geography(
+    name: str, table: list[tuple[str, str]], templates: tuple[str, ...], world: World, rng: Random
+) -> Prompt:
+    subject, answer = rng.choice(table)
+    k = rng.randrange(len(templates))
+    while (pair := rng.choice(table))[1] == answer:
+        pass
+    clean = templates[k].format(s=subject)
+    held_out = k == sum(map(ord, subject)) % len(templates)  # one template a subject
+    return Prompt(
+        name, clean, f" {answer}", templates[k].format(s=pair[0]), f" {pair[1]}", held_out, span(clean, subject),
+        meta={"template": k, "subject": subject, "corrupt_subject": pair[0]},
+    )  # fmt: skip
+
+
+def capital(world: World, rng: Random, document: bool = False) -> Prompt:
+    """The capital of a country; held out: one template a country."""
+    return _geography("capital", world.function("capital"), truth.CAPITAL, world, rng)
+
+
+def language(world: World, rng: Random, document: bool = False) -> Prompt:
+    """The language of a country; held out: one template a country."""
+    return _geography("language", world.function("language"), truth.LANGUAGE, world, rng)
+
+
+def city_country(world: World, rng: Random, document: bool = False) -> Prompt:
+    """The country of a city; held out: one template a city."""
+    return _geography("city_country", list(world.country_of_city.items()), truth.CITY_COUNTRY, world, rng)
