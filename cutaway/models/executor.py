@@ -21,7 +21,7 @@ from cutaway.core.sites import BY_NAME
 from cutaway.models import taps
 from cutaway.models.edits import Edit, Knockout
 from cutaway.models.model import Model
-from cutaway.models.resume import Clean, clean_run, grow, restart
+from cutaway.models.resume import clean_run, grow, restart, unembed
 from cutaway.models.tokens import Tokens
 
 Variant = Sequence[Edit]
@@ -66,23 +66,62 @@ def sweep(
     model.places([e.where for v in variants for e in v])
     first = [_first_layer(model, v) for v in variants]
     todo = plan(model, tokens, variants, first, budget or _budget(model, tokens))
-    out = torch.empty(len(variants), len(tokens), device=model.device)
-    done = 0
+    pending = _Pending(model, tokens, metric, len(variants), progress)
     with model.edited(), torch.no_grad():
         clean = clean_run(model, tokens, sorted(set(first)), keys=any(j.start > 0 for j in todo))
         while todo:
             job = todo.pop(0)
+            chosen = [variants[i] for i in job.variants]
             try:
-                out[list(job.variants)] = _run(model, tokens, variants, first, job, clean, metric)
+                if job.grows:
+                    at = [first[i] for i in job.variants]
+                    pending.streams(job, grow(model, tokens, chosen, at, job.start, clean, job.narrow))
+                else:
+                    pending.logits(job.variants, restart(model, tokens, chosen, job.low, clean))
             except Refused as refusal:
                 if "memory" not in refusal.why or len(job.variants) == 1:
                     raise
                 todo = [*_halved(job), *todo]
-                continue
-            done += len(job.variants)
-            if progress is not None:
-                progress(done, len(variants))
-    return out
+        pending.flush()
+    return pending.out
+
+
+class _Pending:
+    """Results on their way: final streams wait until enough of them share one reading of the unembedding."""
+
+    def __init__(
+        self, model: Model, tokens: Tokens, metric: Metric, n: int, progress: Callable[[int, int], None] | None
+    ):
+        self.model, self.n, self.metric, self.progress = model, len(tokens), metric, progress
+        self.out = torch.empty(n, len(tokens), device=model.device)
+        self.room = max(1, _BUDGET_BYTES // (4 * model.shape.d_vocab))
+        self.waiting: list[tuple[Job, Tensor]] = []
+        self.done = 0
+
+    def streams(self, job: Job, x: Float[Tensor, "row d_model"]) -> None:
+        """Final streams of a job's variants."""
+        self.waiting.append((job, x))
+        if sum(len(x) for _, x in self.waiting) >= self.room:
+            self.flush()
+
+    def flush(self) -> None:
+        """Unembed what waits."""
+        if self.waiting:
+            variants = [i for job, _ in self.waiting for i in job.variants]
+            streams = torch.cat([x for _, x in self.waiting])
+            size = max(1, self.room // self.n)
+            for at in range(0, len(variants), size):
+                part = streams[at * self.n : (at + size) * self.n]
+                self.logits(variants[at : at + size], unembed(self.model.body, part))
+            self.waiting = []
+
+    def logits(self, variants: Sequence[int], logits: Float[Tensor, "row token"]) -> None:
+        """Last logits of some variants."""
+        prompt = torch.arange(self.n, device=logits.device).repeat(len(variants))
+        self.out[list(variants)] = self.metric(logits, prompt).reshape(len(variants), self.n).to(self.out.dtype)
+        self.done += len(variants)
+        if self.progress is not None:
+            self.progress(self.done, len(self.out))
 
 
 def plan(model: Model, tokens: Tokens, variants: Sequence[Variant], first: Sequence[int], budget: int) -> list[Job]:
@@ -103,24 +142,6 @@ def plan(model: Model, tokens: Tokens, variants: Sequence[Variant], first: Seque
             part = tuple(members[at : at + size])
             jobs.append(Job(part, first[part[0]], start, grows, narrow))
     return jobs
-
-
-def _run(
-    model: Model,
-    tokens: Tokens,
-    variants: Sequence[Variant],
-    first: Sequence[int],
-    job: Job,
-    clean: Clean,
-    metric: Metric,
-) -> Float[Tensor, "variant batch"]:
-    chosen = [variants[i] for i in job.variants]
-    if job.grows:
-        logits = grow(model, tokens, chosen, [first[i] for i in job.variants], job.start, clean, job.narrow)
-    else:
-        logits = restart(model, tokens, chosen, job.low, clean)
-    prompt = torch.arange(len(tokens), device=logits.device).repeat(len(chosen))
-    return metric(logits, prompt).reshape(len(chosen), len(tokens))
 
 
 def _halved(job: Job) -> Iterator[Job]:

@@ -81,8 +81,10 @@ def restart(model: Model, tokens: Tokens, variants: Variants, layer: int, clean:
 
 def grow(
     model: Model, tokens: Tokens, variants: Variants, first: Sequence[int], start: int, clean: Clean, narrow: bool
-) -> Float[Tensor, "row token"]:
-    """Last logits of every prompt under every variant, each from its own layer in `first` (ascending)."""
+) -> Float[Tensor, "row d_model"]:
+    """What the unembedding would read of every prompt under every variant, each from its own layer in `first`
+    (ascending). Unembedding many batches at once is left to `unembed`: it reads the vocabulary's weights only once.
+    """
     n, width, layers = len(tokens), tokens.ids.shape[1], model.shape.n_layers
     running = [sum(f <= i for f in first) for i in range(layers)]
     frame = Frame(tokens, n, width - start, start)
@@ -95,12 +97,20 @@ def grow(
             stack.enter_context(injecting(model.body.blocks[i], _joined(stream, i == low, frame)))
         stack.enter_context(taps.attached(model.body, _sees(tokens, variants, Frame(tokens, n, width - start, start))))
         stack.enter_context(_last_only(model.body, narrow and width - start > 1))
+        read = stack.enter_context(_unread(model.body))
         kw = (
             {"past_key_values": _prefix(clean, start, running, n), "use_cache": True} if start else {"use_cache": False}
         )
-        out = _call(model, tokens.ids[:1, start:], frame, **kw)
+        _call(model, tokens.ids[:1, start:], frame, **kw)
     count(forwards=n * sum(running) * (width - start) / (layers * width))
-    return out[:, -1]
+    return read[0][:, -1]
+
+
+def unembed(body: Anatomy, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row token"]:
+    """Logits of what `grow` returned, as the model itself makes them."""
+    assert body.unembed is not None
+    logits = body.unembed(x) * body.logit_multiplier if body.logit_multiplier != 1.0 else body.unembed(x)
+    return body.softcap * torch.tanh(logits / body.softcap) if body.softcap else logits
 
 
 @contextmanager
@@ -152,7 +162,7 @@ def _joined(stream: Tensor | None, alone: bool, frame: Frame) -> Callable[[Tenso
 
 @contextmanager
 def _last_only(body: Anatomy, narrow: bool) -> Iterator[None]:
-    """Unembed the last column only; if `narrow`, the last block writes only there too.
+    """Hand the last column only to the unembedding; if `narrow`, the last block writes only there too.
 
     Its attention output and MLP see one column; adding one column to a stream of many is right at the last and
     unread elsewhere.
@@ -162,7 +172,8 @@ def _last_only(body: Anatomy, narrow: bool) -> Iterator[None]:
         x = args[0] if args else kw["hidden_states"]
         if x.ndim != 3:
             return None
-        return ((x[:, -1:], *args[1:]), kw) if args else (args, {**kw, "hidden_states": x[:, -1:]})
+        x = x[:, -1:].contiguous()  # a strided input would send the linear map down a slow path
+        return ((x, *args[1:]), kw) if args else (args, {**kw, "hidden_states": x})
 
     final = body.shape.n_layers - 1
     modules = [body.unembed] + ([body.part(final, "o"), body.part(final, "mlp")] if narrow else [])
@@ -172,6 +183,27 @@ def _last_only(body: Anatomy, narrow: bool) -> Iterator[None]:
     finally:
         for h in handles:
             h.remove()
+
+
+@contextmanager
+def _unread(body: Anatomy) -> Iterator[list[Tensor]]:
+    """While open, the unembedding keeps what it is given and returns a token of it, unread by anybody."""
+    head, read = body.unembed, list[Tensor]()
+    assert head is not None
+    before = head.__dict__.get("forward")
+
+    def keep(x: Tensor) -> Tensor:
+        read.append(x)
+        return x[..., :1]
+
+    head.__dict__["forward"] = keep
+    try:
+        yield read
+    finally:
+        if before is None:
+            del head.__dict__["forward"]
+        else:
+            head.__dict__["forward"] = before
 
 
 def _sees(tokens: Tokens, variants: Variants, frame: Frame) -> dict[Address, Callable[[Tensor], Tensor]]:
