@@ -14,8 +14,9 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
@@ -26,6 +27,7 @@ from cutaway.core.result import Result
 
 METHODS: dict[str, Method] = {}
 _SIMPLE = (int, float, bool, str, Path)
+_LEAST = {"samples": 1}  # no result without its control; all other whole numbers start at 0
 
 
 class Subject(Protocol):
@@ -94,6 +96,7 @@ def method(*, answers: str, paper: str, cost: str, control: str) -> Callable[[Ca
 
         @functools.wraps(function)
         def run(*args: Any, **given: Any) -> Result:
+            _check_subjects(row, [hints[s] for s in row.subjects], args)
             _check_options(row, given)
             with counting() as spent:
                 result = function(*args, **given)
@@ -141,11 +144,38 @@ def _check_options(row: Method, given: Mapping[str, Any]) -> None:
                 "it has no such option" + (f"; near: {near}" if near else ""),
                 f"its options are {', '.join(known)}",
             )
-        choices = next(o.choices for o in row.options if o.name == name)
-        if choices and value not in choices:
+        option = next(o for o in row.options if o.name == name)
+        if option.choices and value not in option.choices:
             raise Refused(
-                f"{row.name}({name}={value!r})", "that is not a choice", f"choose one of {', '.join(choices)}"
+                f"{row.name}({name}={value!r})", "that is not a choice", f"choose one of {', '.join(option.choices)}"
             )
+        if (form := _misfit(option, value)) is not None:
+            raise Refused(f"{row.name}({name}={value!r})", f"it must be {form}", f"the default is {option.default!r}")
+
+
+def _misfit(option: Option, value: Any) -> str | None:
+    """What a value ought to be, if it is not."""
+    if value is None and option.optional:
+        return None
+    kinds = {float: (int, float), Path: (str, Path)}.get(option.type, (option.type,))
+    if not isinstance(value, kinds) or (isinstance(value, bool) and option.type is not bool):
+        return {int: "a whole number", float: "a number", bool: "True or False"}.get(option.type, "a text")
+    if option.type is float and not math.isfinite(value):
+        return "a finite number"
+    least = _LEAST.get(option.name, 0)
+    if option.type is int and not least <= value < 1 << 63:
+        return f"at least {least}" if value < least else "smaller than 2**63"
+    return None
+
+
+def _check_subjects(row: Method, kinds: Sequence[Any], args: tuple[Any, ...]) -> None:
+    fits = len(args) == len(kinds) and all(
+        isinstance(a, k) for a, k in zip(args, kinds, strict=True) if isinstance(k, type)
+    )
+    if not fits:
+        given = ", ".join(type(a).__name__ for a in args)
+        names = ", ".join(getattr(k, "__name__", str(k)) for k in kinds)
+        raise Refused(f"{row.name}({given})", f"it takes {names}", f"call {row.name}({', '.join(row.subjects)}, …)")
 
 
 def _record(

@@ -25,6 +25,7 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
+from cutaway.lenses.readout import single
 from cutaway.models.model import Model
 from cutaway.models.residual import logit_shares, uncapped
 from cutaway.tasks.task import Task
@@ -87,7 +88,8 @@ def direct_attribution(
             "final norm": "scale frozen at its value in this run; centring and weight applied to every component",
             "closure": {"largest residual": float(residual.abs().max()), "mean total": float(total.mean())},
             "soft cap": "shares are of the uncapped logits" if model.body.softcap else "none",
-        },
+        }
+        | single(n),
     )
 
 

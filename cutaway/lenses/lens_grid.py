@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cutaway.core.method import method
 from cutaway.core.result import Result
-from cutaway.lenses.readout import depth_labels, divergence, rank_of, read_out, rotation, streams
+from cutaway.lenses.readout import depth_labels, divergence, rank_of, read_out, streams, turned
 from cutaway.models.model import Model
 from cutaway.tasks.task import Task
 
@@ -57,14 +57,11 @@ def lens_grid(model: Model, task: Task, /, *, samples: int = 4, seed: int = 0) -
     logits = read_out(model, x)
     p, top = logits.softmax(-1).max(-1)
     answer = bound.answers[0].expand(top.shape)
-    turned = [
-        read_out(model, x.float() @ rotation(model.shape.d_model, seed + n).to(x.device)).softmax(-1).amax(-1)
-        for n in range(samples)
-    ]
+    null = [t.softmax(-1).amax(-1) for t in turned(model, x, samples, seed)]
     words = [model.token_texts(row) for row in top]
     return LensGrid(
         probability=p.cpu(),
-        null=torch.stack(turned, dim=-1).cpu(),
+        null=torch.stack(null, dim=-1).cpu(),
         top=top.cpu(),
         answer_probability=logits.softmax(-1).gather(-1, answer.unsqueeze(-1))[..., 0].cpu(),
         answer_rank=rank_of(logits, answer).cpu(),

@@ -22,7 +22,7 @@ from torch import Tensor
 from cutaway.core.method import method
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, bootstrap_mean
-from cutaway.lenses.readout import depth_labels, divergence, rank_of, read_out, rotation, streams
+from cutaway.lenses.readout import depth_labels, divergence, rank_of, read_out, single, streams, turned
 from cutaway.models.model import Model
 from cutaway.tasks.task import Task
 
@@ -61,10 +61,7 @@ def logit_lens(model: Model, task: Task, /, *, samples: int = 8, seed: int = 0) 
     answers, foils = (ids.expand(len(x), -1) for ids in (bound.answers, bound.foils))
     p = logits.softmax(-1)
     each = p.gather(-1, answers.unsqueeze(-1))[..., 0]
-    null = []
-    for n in range(samples):
-        turned = read_out(model, x.float() @ rotation(model.shape.d_model, seed + n).to(x.device))
-        null.append(turned.softmax(-1).gather(-1, answers.unsqueeze(-1))[..., 0].mean(1))
+    null = [t.softmax(-1).gather(-1, answers.unsqueeze(-1))[..., 0].mean(1) for t in turned(model, x, samples, seed)]
     return LensCurve(
         probability=each.mean(1).cpu(),
         interval=bootstrap_mean(each.T, seed=seed),
@@ -74,5 +71,6 @@ def logit_lens(model: Model, task: Task, /, *, samples: int = 8, seed: int = 0) 
         divergence=divergence(logits[-1:], logits).mean(1).cpu(),
         labels={"layer": depth_labels(model), "bound": BOUNDS},
         units={"probability": "probability", "rank": "tokens more likely", "divergence": "nats"},
-        record={"final norm": "applied at each depth with the scale of that depth", "position": -1},
+        record={"final norm": "applied at each depth with the scale of that depth", "position": -1}
+        | single(len(bound)),
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -43,10 +45,22 @@ def read_out(model: Model, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "
     return body.softcap * torch.tanh(logits / body.softcap) if body.softcap else logits
 
 
-def rotation(width: int, seed: int) -> Float[Tensor, "d_model d_model"]:
-    """A random rotation (Haar): the control basis in which the unembedding should find nothing."""
-    q, r = torch.linalg.qr(torch.randn(width, width, generator=generator(seed)))
+def turned(model: Model, x: Float[Tensor, "*rest d_model"], samples: int, seed: int) -> Iterator[Tensor]:
+    """What is read out of `x` in randomly rotated bases: the control, in which the unembedding should find nothing."""
+    g = generator(seed)
+    for _ in range(samples):
+        yield read_out(model, x.float() @ _rotation(model.shape.d_model, g).to(x.device))
+
+
+def _rotation(width: int, g: torch.Generator) -> Float[Tensor, "d_model d_model"]:
+    """A random rotation (Haar)."""
+    q, r = torch.linalg.qr(torch.randn(width, width, generator=g))
     return q * r.diagonal().sign()
+
+
+def single(prompts: int) -> dict[str, str]:
+    """What a record says of the interval that one prompt cannot have."""
+    return {} if prompts > 1 else {"no_interval": "one prompt"}
 
 
 def rank_of(logits: Float[Tensor, "*rest token"], ids: Int[Tensor, "*rest"]) -> Int[Tensor, "*rest"]:

@@ -96,8 +96,8 @@ def activation(
     """
     row = site_row(site)
     by_head = row.head_axis is not None
-    if not by_head and row.axes != _STREAM:
-        why = f"its axes are {row.axes}"
+    if row.scope != "layer" or (not by_head and row.axes != _STREAM):
+        why = f"its axes are {row.axes}" if row.scope == "layer" else "it has no layers"
         raise Refused(f"patching site {site!r}", why, "use a stream site such as resid_pre, or a head site such as z")
     x = exchange(model, task, site, direction)
     places = _heads(model, x.own, site) if by_head else _cells(x.target, x.own, site)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -56,6 +57,8 @@ def exchange(model: Model, task: Task, site: str, direction: Direction) -> Excha
     bound = task.bind(model)
     clean, corrupt = (bound.metric(model.run_last(t)).float() for t in (bound.clean, bound.corrupt))
     gap = float((clean - corrupt).mean())
+    if not math.isfinite(gap):
+        raise Refused(f"patching on task {task.name!r}", f"the metric is {gap}", "use a wider dtype or other prompts")
     if abs(gap) < 1e-6:
         why = "the corruption does not change the metric, so there is nothing to bring back"
         raise Refused(f"patching on task {task.name!r}", why, "use prompts whose answers differ")

@@ -61,7 +61,7 @@ def group(
         Refused: no such head, or a set so large that no random set of its size is left.
     """
     chosen = model.places([f"z.{h.strip()}" for h in heads.split(",") if h.strip()])
-    if not chosen or any(a.unit is None for a in chosen):
+    if not chosen or any(a.unit is None or a.position is not None for a in chosen):
         raise Refused(
             f"heads {heads!r}", "a set is written as layer.head, separated by commas", "write for example 3.1,5.2"
         )
