@@ -103,6 +103,7 @@ def _uninstall() -> None:
                 del registry[key]
 
 
+@cache
 def _dispatcher(name: str, original: Callable[..., Any] | None) -> Callable[..., Any]:
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kw: Any

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -95,13 +96,13 @@ class Collector:
 
     def see(self, place: Address) -> Callable[[Tensor], Tensor]:
         """The function that stores one place's tensor."""
-        overwritten = self.body.family.adds_in_place and place.site in ("mlp_out", "attn_out")
+        return partial(self._store, place)
 
-        def store(x: Tensor) -> Tensor:
-            self.found[place] = x
-            return x.clone() if overwritten else x  # the model then adds to the copy
-
-        return store
+    def _store(self, place: Address, x: Tensor) -> Tensor:
+        self.found[place] = x
+        if place.site in ("mlp_out", "attn_out") and self.body.family.adds_in_place:
+            return x.clone()  # the model then adds to the copy
+        return x
 
     def activations(self, tokens: Tokens) -> Activations:
         """Everything asked for, as a mapping."""
@@ -117,10 +118,16 @@ class Collector:
 
 def derivation(body: Anatomy, a: Address) -> tuple[Address, Callable[[Tensor], Tensor]] | None:
     """For a site that another determines: that other place, and the function of it."""
+    if a.site == "head_out" or a.site.endswith(".scale"):
+        return body.remember(("derivation", a), lambda: _derivation(body, a))
+    return None
+
+
+def _derivation(body: Anatomy, a: Address) -> tuple[Address, Callable[[Tensor], Tensor]] | None:
     if a.site == "head_out" and a.layer is not None:
         o = body.part(a.layer, "o")
         return (Address("z", a.layer), lambda z: per_head(o, z)) if o is not None else None
-    if not a.site.endswith(".scale") or body.family.post_norm:
+    if body.family.post_norm:
         return None
     name = a.site.split(".")[0]
     module = body.top("final") if a.layer is None else body.part(a.layer, name)

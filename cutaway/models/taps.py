@@ -34,6 +34,10 @@ class Fired:
         self.silent = set(wanted)
         self.forwards = 0
 
+    def ran(self, *_: Any) -> None:
+        """The hook of the whole model: one forward has run to its end."""
+        self.forwards += 1
+
     def check(self) -> None:
         """Refuse if a forward ran and a tap was silent."""
         if self.forwards and self.silent:
@@ -142,15 +146,12 @@ def attached(body: Anatomy, sees: Mapping[Address, See], gradient: bool = False)
         else:
             hooked.setdefault((p.module, _hooked(p.side)), []).append(tap)
 
-    def ran(*_: Any) -> None:
-        fired.forwards += 1
-
     with ExitStack() as stack:
         for module, taps_there in watched.items():
             stack.enter_context(attention.watching(module, frozenset(taps_there), _watcher(taps_there)))
         stack.callback(_close, hooked)
         _open(hooked)
-        stack.callback(body.hf.register_forward_hook(ran).remove)
+        stack.callback(body.hf.register_forward_hook(fired.ran).remove)
         yield fired
         fired.check()
 

@@ -78,14 +78,16 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def build(name: str, seed: int = 0, dtype: torch.dtype = torch.float32, spread: float = 3.0) -> Any:
+def build(
+    name: str, seed: int = 0, dtype: torch.dtype = torch.float32, spread: float = 3.0, attention: str | None = None
+) -> Any:
     """A tiny model with weights large enough that attention is not uniform, and perturbed norms and biases."""
     kind, arguments = CONFIGS[name]
     config = getattr(tf, kind)(**arguments)
     auto = tf.AutoModelForMaskedLM if name == "bert" else tf.AutoModelForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        hf = auto.from_config(config)
+        hf = auto.from_config(config, **({"attn_implementation": attention} if attention else {}))
         with torch.no_grad():
             for parameter_name, p in hf.named_parameters():
                 if p.ndim == 1:
