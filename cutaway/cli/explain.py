@@ -69,10 +69,14 @@ def data(e: Explanation, command: str, html: Path | None) -> dict[str, Any]:
         "model": e.model, "prompt": e.prompt, "answer": e.answer, "foil": e.foil, "corrupt": e.corrupt,
         "corruption": e.corruption, "siblings": e.siblings, "summary": e.summary,
         "claims": [vars(c) for c in e.claims], "verdicts": [vars(v) for v in e.verdicts],
-        "results": {n: as_data(r) for n, r in e.results.items()}, "own": {n: as_data(r) for n, r in e.own.items()},
+        "results": _all_data(e.results), "own": _all_data(e.own),
         "cost": {"forwards": e.spent.forwards, "seconds": round(e.spent.seconds, 3)},
         "command": command, "html": None if html is None else str(html),
     }  # fmt: skip
+
+
+def _all_data(results: Any) -> dict[str, Any]:
+    return {name: as_data(result) for name, result in results.items()}
 
 
 def show(console: Console, e: Explanation, command: str, html: Path | None) -> None:

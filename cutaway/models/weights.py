@@ -248,7 +248,7 @@ def matrix(module: nn.Module) -> Float[Tensor, "inputs outputs"]:
     Raises:
         Refused: quantised storage.
     """
-    w = module.weight
+    w: Any = module.weight
     if not w.is_floating_point():
         raise Refused(f"weight of {type(module).__name__}", f"it is stored as {w.dtype}", "load the model unquantised")
     return w if hasattr(module, "nf") else w.T
@@ -256,12 +256,9 @@ def matrix(module: nn.Module) -> Float[Tensor, "inputs outputs"]:
 
 def bias(module: nn.Module) -> Float[Tensor, "outputs"]:
     """A linear module's bias, zeros where it has none."""
-    b = getattr(module, "bias", None)
-    return (
-        b
-        if b is not None
-        else torch.zeros(matrix(module).shape[1], dtype=module.weight.dtype, device=module.weight.device)
-    )
+    b: Tensor | None = getattr(module, "bias", None)
+    w = matrix(module)
+    return b if b is not None else torch.zeros(w.shape[1], dtype=w.dtype, device=w.device)
 
 
 def _child(block: nn.Module, path: str) -> bool:

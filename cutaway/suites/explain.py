@@ -3,14 +3,15 @@
 One sentence is made a task (a counterfactual of equal length is proposed, siblings of the same form give intervals),
 and five methods are asked: what it predicts, where along depth the answer appears, which components write it, which
 positions and heads carry it, and whether those heads carry it together. `Claim`s are then read off the numbers: each
-names its control, and none is made that its interval or control does not support.
+names its control, and none is made that its interval or control does not support, or where the counterfactual changes
+the odds by less than a factor of e (as in a model that nobody trained).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Required, TypedDict, cast
 
 import torch
 from jaxtyping import Float
@@ -18,13 +19,20 @@ from torch import Tensor
 
 from cutaway import lenses, patching, tasks
 from cutaway.core.record import Cost, counting
+from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
+from cutaway.lenses.direct_attribution import DirectAttribution
+from cutaway.lenses.lens_grid import LensGrid
+from cutaway.lenses.logit_lens import LensCurve
 from cutaway.models.model import Model
+from cutaway.patching.activation import HeadEffects, PositionEffects
+from cutaway.patching.group import GroupEffect
 from cutaway.tasks.task import Task
 
 Effort = Literal["quick", "normal", "thorough"]
 #: effort → siblings of the sentence, random samples of a null
 EFFORTS: dict[str, tuple[int, int]] = {"quick": (4, 2), "normal": (8, 3), "thorough": (32, 10)}
+_MATERIAL = 1.0  # logits between clean and corrupt below which there is too little to explain
 _LARGE = 20_000_000  # parameters beyond which the default effort is quick
 
 
@@ -34,6 +42,29 @@ class Predictions(Result, kind="predictions"):
 
     probability: Float[Tensor, "token"]
     after_corrupt: Float[Tensor, "token"]
+
+
+class Results(TypedDict, total=False):
+    """What each method found over the sentence and its siblings; `together` only if heads stood out."""
+
+    predictions: Required[Predictions]
+    depth: Required[LensCurve]
+    grid: Required[LensGrid]
+    writers: Required[DirectAttribution]
+    neurons: Required[DirectAttribution]
+    resid_pre: Required[PositionEffects]
+    attn_out: Required[PositionEffects]
+    mlp_out: Required[PositionEffects]
+    heads: Required[HeadEffects]
+    heads_noise: Required[HeadEffects]
+    together: GroupEffect
+
+
+class Own(TypedDict):
+    """The same on the sentence alone, where that is worth a look."""
+
+    writers: DirectAttribution
+    resid_pre: PositionEffects
 
 
 @dataclass(frozen=True)
@@ -66,8 +97,8 @@ class Explanation:
     corrupt: str
     corruption: str
     siblings: int
-    results: dict[str, Result]
-    own: dict[str, Result]
+    results: Results
+    own: Own
     claims: tuple[Claim, ...]
     verdicts: tuple[Verdict, ...]
     spent: Cost = field(default_factory=Cost)
@@ -106,6 +137,8 @@ def explain(
     Raises:
         Refused: no counterfactual of equal length, an answer of several tokens, an unreadable model.
     """
+    if not 0 <= seed < 1 << 63:
+        raise Refused(f"seed {seed}", "it is outside 0 to 2**63 − 1", "use a small whole number")
     large = sum(p.numel() for p in model.hf.parameters()) > _LARGE
     siblings, samples = EFFORTS[effort or ("quick" if large else "normal")]
     with counting() as spent:
@@ -114,7 +147,7 @@ def explain(
         many = tasks.with_siblings(model, one, siblings, seed)
         results, own = _measure(model, one, many, samples, seed, step)
     pair = one.pairs[0]
-    claims = tuple(_claims(model, one, results))
+    claims = tuple(_claims(one, results))
     return Explanation(
         model.name, pair.clean, pair.answer.strip(), pair.foil.strip(), pair.corrupt, one.corruption, len(many) - 1,
         results, own, claims, tuple(_verdicts(one, results)), spent,
@@ -123,7 +156,7 @@ def explain(
 
 def _measure(
     model: Model, one: Task, many: Task, samples: int, seed: int, step: Callable[[str], None]
-) -> tuple[dict[str, Result], dict[str, Result]]:
+) -> tuple[Results, Own]:
     found: dict[str, Result] = {"predictions": _predictions(model, one)}
     own: dict[str, Result] = {}
     step("reading the residual stream at every depth")
@@ -145,22 +178,24 @@ def _measure(
         step("exchanging the found heads together")
         named = ",".join(f"{r['layer']}.{r['head']}" for r in heads)
         found["together"] = patching.group(model, many, heads=named, samples=5 * samples, seed=seed)
-    return found, own
+    return cast(Results, found), cast(Own, own)
 
 
 def _predictions(model: Model, one: Task, n: int = 8) -> Predictions:
     bound = one.bind(model)
     clean, corrupt = (model.run_last(t)[0].float().softmax(-1) for t in (bound.clean, bound.corrupt))
     ids = clean.topk(min(n, len(clean))).indices
-    extra = torch.stack([bound.answers[0], bound.foils[0]])
-    ids = torch.cat([ids, extra[~torch.isin(extra, ids)]])
+    asked = torch.stack([bound.answers[0], bound.foils[0]])
+    ids = torch.cat([ids, asked[~torch.isin(asked, ids)]])
+    answer, foil = ((ids == i).nonzero().item() for i in asked)
     return Predictions(
         probability=clean[ids].cpu(),
         after_corrupt=corrupt[ids].cpu(),
         labels={"token": _distinct(model.token_texts(ids))},
         units={"probability": "probability", "after_corrupt": "probability"},
         record={"no_interval": "the model's own probabilities of one sentence", "control": "the corrupt sentence",
-                "corrupt": bound.corrupt.texts[0]},
+                "corrupt": bound.corrupt.texts[0], "answer": answer, "foil": foil,
+                "rank of the answer": int((clean > clean[asked[0]]).sum())},
     )  # fmt: skip
 
 
@@ -186,23 +221,33 @@ def standing_out(result: Result, most: int = 3, positive: bool = True) -> list[d
 # --- claims
 
 
-def _claims(model: Model, one: Task, found: dict[str, Result]) -> list[Claim]:
+def _claims(one: Task, found: Results) -> list[Claim]:
     pair = one.pairs[0]
     answer, foil = pair.answer.strip(), pair.foil.strip()
     claims = [_predicted(found["predictions"], answer), _depth(found["depth"], answer)]
     claims += [_written(found["writers"], answer, foil), _placed(found["resid_pre"]), _carried(found["heads"])]
-    return claims + ([_together(found["together"])] if "together" in found else [])
+    claims += [_together(found["together"])] if "together" in found else []
+    gap = float(found["resid_pre"].record["clean − corrupt"])
+    if gap >= _MATERIAL:
+        return claims
+    text = f"The counterfactual takes “{answer}” back against “{foil}” by {gap:.2f} logits on average"
+    small = Claim("the difference itself", text, f"a factor of e in the odds: {_MATERIAL:.0f} logit", False)
+    return [small, *(replace(c, supported=False) for c in claims)]
 
 
-def _predicted(p: Result, answer: str) -> Claim:
-    row = next(r for r in p.top(10**6, by="probability") if str(r["token"]).split("·")[0] == answer)
-    text = f"The model says “{answer}” next with probability {_share(row['probability'])}"
-    control = f"after the counterfactual: {_share(row['after_corrupt'])}"
-    return Claim("the prediction", text, control, row["probability"] > row["after_corrupt"])
+def _predicted(p: Predictions, answer: str) -> Claim:
+    i = p.record["answer"]
+    now, after = float(p.probability[i]), float(p.after_corrupt[i])
+    if p.record["rank of the answer"] == 0:
+        text = f"The model says “{answer}” next with probability {_share(now)}"
+    else:
+        first = f"“{p.labels['token'][0]}” ({_share(float(p.probability[0]))})"
+        text = f"The model gives “{answer}” probability {_share(now)}; its first choice is {first}"
+    return Claim("the prediction", text, f"after the counterfactual: {_share(after)}", now > after)
 
 
-def _depth(d: Result, answer: str) -> Claim:
-    rank, p, bounds = (getattr(d, n) for n in ("rank", "probability", "interval"))
+def _depth(d: LensCurve, answer: str) -> Claim:
+    rank, p, bounds = d.rank, d.probability, d.interval
     null = float(d.null.max())
     lasting = [i for i in range(len(rank)) if bool((rank[i:] == 0).all())]
     if not lasting:
@@ -214,7 +259,7 @@ def _depth(d: Result, answer: str) -> Claim:
     return Claim("the depth", text, f"rotated bases: at most {_share(null)}", float(p[i]) > null)
 
 
-def _written(w: Result, answer: str, foil: str) -> Claim:
+def _written(w: DirectAttribution, answer: str, foil: str) -> Claim:
     rows = standing_out(w)
     if not rows:
         return Claim("the writers", "No component stands out", "random token pairs", False)
@@ -222,10 +267,12 @@ def _written(w: Result, answer: str, foil: str) -> Claim:
     total = float(w.total.mean())
     null = max(max(map(abs, r["null"])) for r in rows)
     text = f"“{answer}” over “{foil}” ({total:+.1f} logits in all) is written mostly by {parts}"
+    if total <= 0:
+        text = f"“{answer}” is behind “{foil}” by {-total:.1f} logits; most for it is written by {parts}"
     return Claim("the writers", text, f"toward random token pairs: at most {null:.1f}", True)
 
 
-def _placed(e: Result) -> Claim:
+def _placed(e: PositionEffects) -> Claim:
     recovered, labels = e.recovered, e.labels
     rows = [r for r in standing_out(e, most=10**6) if r["recovered"] > 0.1]
     early = [r for r in rows if r["layer"] == labels["layer"][0]]
@@ -242,7 +289,7 @@ def _placed(e: Result) -> Claim:
     return Claim("the positions", text + moved, f"random steps of equal length: at most {_share(null)}", True)
 
 
-def _carried(h: Result) -> Claim:
+def _carried(h: HeadEffects) -> Claim:
     rows = standing_out(h)
     if not rows:
         return Claim("the heads", "No head stands out", "random steps of equal length", False)
@@ -252,7 +299,7 @@ def _carried(h: Result) -> Claim:
     return Claim("the heads", text, f"random steps of equal length: at most {_share(null)}", True)
 
 
-def _together(g: Result) -> Claim:
+def _together(g: GroupEffect) -> Claim:
     recovered, gap = float(g.recovered), float(g.record["clean − corrupt"])
     null = g.null / gap
     heads = ", ".join(str(c).removeprefix("z.") for c in g.labels["component"])
@@ -262,7 +309,7 @@ def _together(g: Result) -> Claim:
     return Claim("the heads together", text, control, recovered < low)
 
 
-def _verdicts(one: Task, found: dict[str, Result]) -> list[Verdict]:
+def _verdicts(one: Task, found: Results) -> list[Verdict]:
     """What the known truth says about the answer and about the positions that must matter."""
     truth, pair = one.truth, one.pairs[0]
     if truth is None:
@@ -283,7 +330,7 @@ def _verdicts(one: Task, found: dict[str, Result]) -> list[Verdict]:
     return [*verdicts, Verdict(text, right, detail)]
 
 
-def _is_changed(e: Result, position: int) -> bool:
+def _is_changed(e: PositionEffects, position: int) -> bool:
     return position in e.record["changed positions"]
 
 
