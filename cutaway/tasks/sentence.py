@@ -108,9 +108,9 @@ def _top(model: Model, sentence: str, logits: Float[Tensor, "token"], excluded: 
     for (i, form), row in zip(forms, found, strict=True):
         if row == [i]:
             return form, i
-    raise Refused(
-        f"the model's prediction after {sentence!r}", "its strongest tokens are no text by themselves", "name a target"
-    )
+    instead = "take the space off its end" if sentence[-1:].isspace() else "name a target"
+    why = "its strongest tokens are no text by themselves"
+    raise Refused(f"the model's prediction after {sentence!r}", why, instead)
 
 
 def _choose(

@@ -33,9 +33,9 @@ def with_siblings(model: Model, task: Task, n: int = 16, seed: int = 0) -> Task:
     """The first pair of a task, and up to `n` − 1 pairs of the same form.
 
     The words told apart by the corruption, and all others of their kind in the sentence, are renamed consistently. If
-    answer and foil are among them they are renamed too; otherwise they become what the model itself says next, and a
-    sibling whose two prompts do not differ in that is left out. A sentence whose exchanged words are of no known kind
-    has no siblings.
+    answer and foil are among them they are renamed too; otherwise they become what the model itself says next, if the
+    pair's are that too, and a sibling whose two prompts do not differ in that is left out. A sentence whose exchanged
+    words are of no known kind, or whose answer is not what the model says, has no siblings.
     """
     pair = task.pairs[0]
     family = _family(model, pair)
@@ -78,12 +78,21 @@ def _drafts(model: Model, pair: Pair, family: frozenset[str], most: int, rng: ra
 
 
 def _answered(model: Model, pair: Pair, drafts: list[_Draft]) -> list[Pair]:
-    """Drafts with both answers known and of one token each, as pairs."""
-    logits = model.run_last([t for d in drafts for t in (d.clean, d.corrupt)])
-    said = model.token_texts(logits.argmax(-1))
+    """Drafts with both answers known and of one token each, as pairs.
+
+    What the model says of a sibling answers the same question only if the pair's own answer is what the model says of
+    it; otherwise there is no sibling. A foil that is not what it says of the corrupt prompt is kept as it is.
+    """
+    prompts = [pair.clean, pair.corrupt, *(t for d in drafts for t in (d.clean, d.corrupt))]
+    tops = model.run_last(prompts).argmax(-1)
+    said = [f" {t.strip()}" for t in model.token_texts(tops)[2:]]
+    own = next_tokens(model, [pair.clean] * 2, [pair.follows(pair.answer), pair.follows(pair.foil)])
+    usual, flips = ([int(top)] == ids for top, ids in zip(tops[:2], own, strict=True))
     out = []
     for d, says, instead in zip(drafts, said[::2], said[1::2], strict=True):
-        answer, foil = d.answer or f" {says.strip()}", d.foil or f" {instead.strip()}"
+        if d.answer is None and not usual:
+            continue
+        answer, foil = d.answer or says, d.foil or (instead if flips else pair.foil)
         ids = next_tokens(model, [d.clean, d.clean], [answer, foil])
         if ids[0] != ids[1] and all(i is not None and len(i) == 1 for i in ids) and answer.strip() != foil.strip():
             out.append(Pair(d.clean, d.corrupt, answer, foil, _subject(pair, d), pair.group, joined=True))
