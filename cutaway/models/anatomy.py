@@ -101,15 +101,17 @@ class Anatomy:
                 if children.get(name) is not child:
                     break
             else:
-                return kept[0]
+                return _noted(kept)
         steps: list[Step] = []
         token = _STEPS.set(steps)
         try:
             value = make()
         finally:
             _STEPS.reset(token)
-        self._kept[key] = value, steps
-        return value
+        if len(self._kept) >= 8192:
+            self._kept.clear()
+        kept = self._kept[key] = value, steps
+        return _noted(kept)
 
     def norm(self, module: nn.Module) -> Norm:
         """The affine form of a norm module, measured anew (its weights may have been edited)."""
@@ -147,7 +149,7 @@ class Anatomy:
         return _out_width(k) // d_head if k is not None else _first(self.config, "num_key_value_heads") or n_heads
 
 
-def _noted(found: tuple[nn.Module | None, list[Step]]) -> nn.Module | None:
+def _noted(found: tuple[T, list[Step]]) -> T:
     if (steps := _STEPS.get()) is not None:
         steps.extend(found[1])
     return found[0]

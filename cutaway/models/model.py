@@ -113,19 +113,24 @@ class Model:
         Raises:
             Refused: no such site or index, or one this model does not have.
         """
+        exact = [patterns] if isinstance(patterns, str | Address) else list(patterns)
+        found = self.body.remember(("places", *exact), lambda: self._there(exact))
+        for a in {a.site: a for a in found}.values():
+            if a.site in self.disabled:
+                raise Refused(f"site {a.site} of {self.name}", self.disabled[a.site], "see model.sites()")
+        return list(found)
+
+    def _there(self, patterns: Sequence[str | Address]) -> list[Address]:
         found = expand(patterns, self.sizes())
         absent = {a.place for a in found if port(self.body, a) is None}
         if absent:
-            exact = {str(p) for p in ([patterns] if isinstance(patterns, str | Address) else patterns)}
+            exact = {str(p) for p in patterns}
             left = [a for a in found if a.place not in absent]
             gone = [a for a in found if a.place in absent]
             if any(str(a) in exact for a in gone) or {a.site for a in gone} - {a.site for a in left}:
                 family = self.family.name
                 raise Refused(f"site {gone[0]}", f"this {family} model has no such place", "see model.sites()")
             found = left
-        for a in {a.site: a for a in found}.values():
-            if a.site in self.disabled:
-                raise Refused(f"site {a.site} of {self.name}", self.disabled[a.site], "see model.sites()")
         return found
 
     # --- tokens
@@ -148,11 +153,12 @@ class Model:
             )
         else:
             t = tokenize(self.tokenizer, prompts, side, self.shape.context)
-        rows = self.hf.get_input_embeddings().num_embeddings
+        table = self.hf.get_input_embeddings()
+        rows = table.num_embeddings
         if t.ids.numel() == 0 or int(t.ids.min()) < 0 or int(t.ids.max()) >= rows:
             raise Refused("prompt", f"it needs token ids from 0 to {rows - 1}", "give ids of this model's vocabulary")
-        if t.ids.device != self.device:
-            t = t.to(self.device)
+        if t.ids.device != table.weight.device:
+            t = t.to(table.weight.device)
         if t.ids.shape[1] > self.shape.context:
             raise Refused(
                 "prompt", f"it has {t.ids.shape[1]} tokens, the model takes {self.shape.context}", "shorten it"

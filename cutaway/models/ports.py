@@ -43,7 +43,8 @@ def _new(new: Tensor, x: Tensor, y: Any) -> Tensor:
 
 def port(body: Anatomy, address: Address) -> Port | None:
     """The port of a site at a layer, or None where this model has no such place."""
-    return body.remember(address, lambda: _port(body, address))
+    place = address.place
+    return body.remember(place, lambda: _port(body, place))
 
 
 def _port(body: Anatomy, address: Address) -> Port | None:
