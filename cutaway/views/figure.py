@@ -149,7 +149,8 @@ def _bars(p: Picture, frame: Axes) -> None:
         weak = p.stands_out(r, 0) is False
         frame.barh(r, value, height=0.52, color=_WEAK if weak else _POSITIVE if value >= 0 else _NEGATIVE)
         if p.low is not None and p.high is not None:
-            frame.hlines(r, p.low[r][0], p.high[r][0], color=_INK, linewidth=1, label=_once("interval", r) or "_nolegend_")
+            named = _once("interval", r) or "_nolegend_"
+            frame.hlines(r, p.low[r][0], p.high[r][0], color=_INK, linewidth=1, label=named)
     frame.axvline(0, color=_SOFT, linewidth=0.8)
     frame.set_yticks(range(len(p.rows)), [_plain(n) for n in p.rows])
     frame.invert_yaxis()
