@@ -61,7 +61,7 @@ def document(world: World, rng: Random, kind: str) -> str:
     return " ".join(_training_prompt(world, rng, kind) for _ in range(rng.randint(1, _JOINED.get(kind, 1))))
 
 
-def known_words(world: World, seed: int = 0, n: int = 1500) -> list[str]:
+def known_words(world: World, seed: int = 0, n: int = 300) -> list[str]:
     """The words the tokenizer knows: all that the documents use, but no person and no spelled-out string."""
     from tokenizers import Regex, pre_tokenizers
 

@@ -36,6 +36,13 @@ SERIES = {
 _AFTER = ("After {x} comes", "The {series} after {x} is", "{x} is followed by", "What comes right after {x} is")
 
 
+def _listed(row: tuple[str, ...], series: str, k: int, n: int, start: int) -> tuple[str, str]:
+    """The prompt of wording `k`, or `n` items in a row, from item `start`; and the item that follows."""
+    run = [row[(start + i) % len(row)] for i in range(n + 1)]
+    clean = _AFTER[k].format(x=run[0], series=series) if n == 1 else ", ".join(run[:n]) + ","
+    return clean, f" {run[n]}"
+
+
 def successor(world: World, rng: Random, document: bool = False) -> Prompt:
     """The next of a series (days, months, numbers in words, ordinals, letters), asked for or listed."""
     name = rng.choice(tuple(SERIES))
@@ -44,15 +51,10 @@ def successor(world: World, rng: Random, document: bool = False) -> Prompt:
     k = rng.randrange(len(_AFTER) + 2)
     n = 1 if k < len(_AFTER) else rng.randint(2, 4)
 
-    def build(start: int) -> tuple[str, str]:
-        run = [row[(start + i) % len(row)] for i in range(n + 1)]
-        clean = _AFTER[k].format(x=run[0], series=name) if n == 1 else ", ".join(run[:n]) + ","
-        return clean, f" {run[n]}"
-
     starts = range(len(row) if cyclic else len(row) - n)
     start = rng.choice(starts)
-    clean, answer = build(start)
-    corrupt, foil = build(other_than(rng, starts, start))
+    clean, answer = _listed(row, name, k, n, start)
+    corrupt, foil = _listed(row, name, k, n, other_than(rng, starts, start))
     subject = None if n > 1 else span(clean, row[start])
     return Prompt("successor", clean, answer, corrupt, foil, world.held_out("successor", clean), subject,
                   meta={"series": name})  # fmt: skip
@@ -67,20 +69,19 @@ def _operands(rng: Random, subtract: bool) -> tuple[int, int]:
 
 
 def _arithmetic(name: str, sign: str, world: World, rng: Random) -> Prompt:
-    def total(a: int, b: int) -> int:
-        return a + b if sign == "+" else a - b
-
+    unit = 1 if sign == "+" else -1
     a, b = _operands(rng, sign == "-")
+    total = a + unit * b
     for _ in range(200):
         c = rng.randrange(10, 100) if b > 9 else rng.randrange(10)
-        foil = total(a, c)
-        if c != b and 0 <= foil < 100 and len(str(foil)) == len(str(total(a, b))):
+        foil = a + unit * c
+        if c != b and 0 <= foil < 100 and len(str(foil)) == len(str(total)):
             break
     else:
         return _arithmetic(name, sign, world, rng)
     clean = f"{a} {sign} {b} ="
     return Prompt(
-        name, clean, f" {total(a, b)}", f"{a} {sign} {c} =", f" {foil}", world.held_out(name, a, b),
+        name, clean, f" {total}", f"{a} {sign} {c} =", f" {foil}", world.held_out(name, a, b),
         span(clean, str(b)), meta={"a": a, "b": b, "corrupt_b": c},
     )  # fmt: skip
 

@@ -123,6 +123,10 @@ def docstring(world: World, rng: Random, document: bool = False) -> Prompt:
     )  # fmt: skip
 
 
+def _labelled(items: list[tuple[str, int]], labels: list[str]) -> str:
+    return " ".join(f"{word}: {labels[side]};" for word, side in items[:-1]) + f" {items[-1][0]}:"
+
+
 def icl_label(world: World, rng: Random, document: bool = False) -> Prompt:
     """Two made-up labels for two classes of words; the corrupt prompt has the labels swapped."""
     classes = sorted(rng.sample(tuple(words.CLASSES), 2))
@@ -135,12 +139,9 @@ def icl_label(world: World, rng: Random, document: bool = False) -> Prompt:
     left = [list(rng.sample(words.CLASSES[c], 10)) for c in classes]
     items = [(left[s].pop(), s) for s in sides]
 
-    def show(names: list[str]) -> str:
-        return " ".join(f"{w}: {names[s]};" for w, s in items[:-1]) + f" {items[-1][0]}:"
-
     right, wrong = labels[sides[-1]], labels[1 - sides[-1]]
     return Prompt(
-        "icl_label", show(labels), f" {right}", show(labels[::-1]), f" {wrong}",
+        "icl_label", _labelled(items, labels), f" {right}", _labelled(items, labels[::-1]), f" {wrong}",
         world.held_out("icl_label", *classes, *sorted(labels)), meta={"classes": classes, "labels": labels},
     )  # fmt: skip
 
