@@ -137,7 +137,11 @@ def kinds(world: Any) -> list[frozenset[str]]:
 
 
 def known(world: Any, sentence: str, answer: str) -> Truth | None:
-    """What the world says about a sentence that names one of its people or countries; None if it names none."""
+    """What the world says about a sentence that follows one of its rules, or names its people or countries."""
+    rule = world.rule(sentence)
+    if rule is not None:
+        note = f"by the rule of its world: {rule[1]}"
+        return Truth(note, "the world's own rules", positions=("changed", "last"), answer=rule[0])
     said = {w.lower() for w in re.findall(r"\w+", sentence)}
     facts = {p.name: {**p.facts, "country": world.country(p)} for p in world.people if p.name.lower() in said}
     if not facts:

@@ -159,6 +159,12 @@ class World:
             return [(c.name, c.language) for c in self.countries]
         return list(table)
 
+    def rule(self, sentence: str) -> tuple[str, str] | None:
+        """The word that a rule of the world (not a fact) puts after a sentence, and the rule; None if none does."""
+        from cutaway.zoo.miniworld.rules import follows
+
+        return follows(sentence)
+
     # -- held-out material ------------------------------------------------------------------------------------------
 
     def held_out(self, behaviour: str, *key: object) -> bool:
