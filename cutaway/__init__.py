@@ -17,7 +17,7 @@ from cutaway.core.render import RENDERERS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cutaway import heads, lenses, models, patching, tasks, views, zoo
+    from cutaway import lenses, models, patching, tasks, views, zoo
     from cutaway.core.method import Method
     from cutaway.core.result import Result
     from cutaway.core.result import open_result as open
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-METHOD_ROOMS = ("lenses", "heads", "patching")  # every room whose modules enter rows in the method table
+METHOD_ROOMS = ("lenses", "patching")  # every room whose modules enter rows in the method table
 _ROOMS = ("models", "tasks", "zoo", "views", *METHOD_ROOMS)
 _LAZY = {
     "Model": ("cutaway.models.model", "Model"),
@@ -36,7 +36,7 @@ _LAZY = {
 }
 
 __all__ = [
-    "Model", "Refused", "Result", "heads", "lenses", "load", "methods", "models", "open", "patching", "self_check",
+    "Model", "Refused", "Result", "lenses", "load", "methods", "models", "open", "patching", "self_check",
     "tasks", "views", "zoo",
 ]  # fmt: skip
 

@@ -8,7 +8,7 @@ import cutaway as ca
 from tests.meta.tree import PACKAGE, ROOT, ROW
 
 PUBLIC = {
-    "Model", "Refused", "Result", "heads", "lenses", "load", "methods", "models", "open", "patching", "self_check",
+    "Model", "Refused", "Result", "lenses", "load", "methods", "models", "open", "patching", "self_check",
     "tasks", "views", "zoo",
 }  # fmt: skip
 HEAVY = ["pandas", "matplotlib", "datasets", "transformers", "fastapi", "scipy"]
