@@ -11,21 +11,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cutaway.core.progress import advance
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME
-from cutaway.models import taps
+from cutaway.models import shards, taps
 from cutaway.models.edits import Edit, Knockout
+from cutaway.models.ledger import Ledger, sweep_key
 from cutaway.models.model import Model
-from cutaway.models.resume import clean_run, grow, restart, unembed
+from cutaway.models.resume import Clean, clean_run, grow, restart, unembed
 from cutaway.models.tokens import Tokens
 
 Variant = Sequence[Edit]
-Metric = Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tensor, "row"]]
+Metric = Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tensor, "row *metric"]]
 _BUDGET_BYTES = 1 << 28  # of the widest activation of one batch, if no other budget is given
 PREFIX = "executor.prefix"  # the name under which the self-check can disable growing batches and key-value reuse
 # Edits here, in the last layer, need more of it than the last position.
@@ -51,52 +54,71 @@ def sweep(
     metric: Metric,
     *,
     budget: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> Float[Tensor, "variant batch"]:
+    resume: Path | None = None,
+) -> Float[Tensor, "variant batch *metric"]:
     """The metric of every prompt under every variant's edits.
 
-    `metric` gets the last logits of a batch of rows and, for each row, the index of its prompt. `budget` is the
-    largest number of rows × positions run at once. `progress` is told (variants done, variants in all).
+    `metric` gets the last logits of a batch of rows and, for each row, the index of its prompt; it returns one number
+    a row, or one row of several. `budget` is the largest number of rows × positions run at once. With `resume`, what
+    is done is kept in that file, also when interrupted, and taken from it the next time. Progress is told to whoever
+    listens (`core.progress`). In a process group the plan is shared, and every process returns everything.
 
     Raises:
-        Refused: an edit that cannot be made, or a single variant that does not fit in memory.
+        Refused: an edit that cannot be made, a variant that does not fit in memory, or another sweep's file.
     """
     if not variants:
         return torch.empty(0, len(tokens), device=model.device)
+    if resume is not None and shards.processes() > 1:
+        raise Refused(f"resume={str(resume)!r}", "several processes share this sweep", "resume with one process")
     model.places([e.where for v in variants for e in v])
     first = [_first_layer(model, v) for v in variants]
-    todo = plan(model, tokens, variants, first, budget or _budget(model, tokens))
-    pending = _Pending(model, tokens, metric, len(variants), progress)
-    with model.edited(), torch.no_grad():
-        clean = clean_run(model, tokens, sorted(set(first)), keys=any(j.start > 0 for j in todo))
-        while todo:
-            job = todo.pop(0)
-            chosen = [variants[i] for i in job.variants]
-            try:
-                if job.grows:
-                    at = [first[i] for i in job.variants]
-                    pending.streams(job, grow(model, tokens, chosen, at, job.start, clean, job.narrow))
-                else:
-                    pending.logits(job.variants, restart(model, tokens, chosen, job.low, clean))
-            except Refused as refusal:
-                if "memory" not in refusal.why or len(job.variants) == 1:
-                    raise
-                todo = [*_halved(job), *todo]
+    ledger = Ledger(len(variants), resume, sweep_key(model, tokens, variants) if resume is not None else "")
+    todo = plan(model, tokens, variants, first, budget or _budget(model, tokens), ledger.done.tolist())
+    todo = shards.mine(todo, lambda j: _cost(model, tokens, first, j))
+    pending = _Pending(model, tokens, metric, ledger)
+    try:
+        if todo:
+            with model.edited(), torch.no_grad():
+                layers = sorted({first[i] for j in todo for i in j.variants})
+                clean = clean_run(model, tokens, layers, keys=any(j.start > 0 for j in todo))
+                _work(model, tokens, variants, first, todo, clean, pending)
+    finally:
         pending.flush()
-    return pending.out
+        ledger.write()
+    return shards.gathered(ledger.values, model.device)
+
+
+def _work(
+    model: Model,
+    tokens: Tokens,
+    variants: Sequence[Variant],
+    first: Sequence[int],
+    todo: list[Job],
+    clean: Clean,
+    pending: _Pending,
+) -> None:
+    while todo:
+        job = todo.pop(0)
+        chosen = [variants[i] for i in job.variants]
+        try:
+            if job.grows:
+                at = [first[i] for i in job.variants]
+                pending.streams(job, grow(model, tokens, chosen, at, job.start, clean, job.narrow))
+            else:
+                pending.logits(job.variants, restart(model, tokens, chosen, job.low, clean))
+        except Refused as refusal:
+            if "memory" not in refusal.why or len(job.variants) == 1:
+                raise
+            todo = [*_halved(job), *todo]
 
 
 class _Pending:
     """Results on their way: final streams wait until enough of them share one reading of the unembedding."""
 
-    def __init__(
-        self, model: Model, tokens: Tokens, metric: Metric, n: int, progress: Callable[[int, int], None] | None
-    ):
-        self.model, self.n, self.metric, self.progress = model, len(tokens), metric, progress
-        self.out = torch.empty(n, len(tokens), device=model.device)
+    def __init__(self, model: Model, tokens: Tokens, metric: Metric, ledger: Ledger):
+        self.model, self.n, self.metric, self.ledger = model, len(tokens), metric, ledger
         self.room = max(1, _BUDGET_BYTES // (4 * model.shape.d_vocab))
         self.waiting: list[tuple[Job, Tensor]] = []
-        self.done = 0
 
     def streams(self, job: Job, x: Float[Tensor, "row d_model"]) -> None:
         """Final streams of a job's variants."""
@@ -118,18 +140,26 @@ class _Pending:
     def logits(self, variants: Sequence[int], logits: Float[Tensor, "row token"]) -> None:
         """Last logits of some variants."""
         prompt = torch.arange(self.n, device=logits.device).repeat(len(variants))
-        self.out[list(variants)] = self.metric(logits, prompt).reshape(len(variants), self.n).to(self.out.dtype)
-        self.done += len(variants)
-        if self.progress is not None:
-            self.progress(self.done, len(self.out))
+        values = self.metric(logits, prompt)
+        self.ledger.put(variants, values.reshape(len(variants), self.n, *values.shape[1:]))
+        advance(float(self.ledger.done.sum()), len(self.ledger.done))
 
 
-def plan(model: Model, tokens: Tokens, variants: Sequence[Variant], first: Sequence[int], budget: int) -> list[Job]:
-    """Group variants so that each group computes the least, and cut the groups to the budget."""
+def plan(
+    model: Model,
+    tokens: Tokens,
+    variants: Sequence[Variant],
+    first: Sequence[int],
+    budget: int,
+    done: Sequence[bool] = (),
+) -> list[Job]:
+    """Group the variants not done yet so that each group computes the least, and cut the groups to the budget."""
     width, n = tokens.ids.shape[1], len(tokens)
     can_grow = _can_grow(model, tokens)
     groups: dict[tuple[bool, bool, int, int], list[int]] = {}
     for i, v in enumerate(variants):
+        if done and done[i]:
+            continue
         grows = can_grow and all(_grows(model, e) for e in v)
         start = min((_start(e, width) for e in v), default=0) if grows else 0
         narrow = grows and not any(_needs_last_block(model, e) for e in v)
@@ -142,6 +172,11 @@ def plan(model: Model, tokens: Tokens, variants: Sequence[Variant], first: Seque
             part = tuple(members[at : at + size])
             jobs.append(Job(part, first[part[0]], start, grows, narrow))
     return jobs
+
+
+def _cost(model: Model, tokens: Tokens, first: Sequence[int], job: Job) -> float:
+    """What a job costs, in columns through a block."""
+    return sum(model.shape.n_layers - first[i] for i in job.variants) * (tokens.ids.shape[1] - job.start)
 
 
 def _halved(job: Job) -> Iterator[Job]:

@@ -1,0 +1,75 @@
+"""The ledger of a sweep: what is done is written down, so that an interrupted sweep goes on where it stopped.
+
+The file is tied to its sweep by a hash of model, prompts and edits; another sweep's file is refused, never mixed in.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cutaway.core.files import read_tensors, write_tensors
+from cutaway.core.record import hash_tensors, hash_text
+from cutaway.core.refuse import Refused
+from cutaway.models.edits import Edit
+from cutaway.models.model import Model
+from cutaway.models.tokens import Tokens
+
+_EVERY = 20.0  # seconds between two writes
+
+
+class Ledger:
+    """Values of the variants done so far, [variant, batch, …]; without `path` they are kept in memory only."""
+
+    def __init__(self, variants: int, path: Path | None = None, key: str = ""):
+        self.path, self.key = path, key
+        self.values: Tensor | None = None
+        self.done: Bool[Tensor, "variant"] = torch.zeros(variants, dtype=torch.bool)
+        self.written = time.monotonic()
+        if path is not None and path.exists():
+            self._read(path)
+
+    def put(self, variants: Sequence[int], values: Float[Tensor, "some batch *metric"]) -> None:
+        """Enter the values of some variants."""
+        if self.values is None:
+            self.values = values.new_zeros((len(self.done), *values.shape[1:]), dtype=torch.float32)
+        index = torch.tensor(list(variants))
+        self.values[index.to(values.device)] = values.detach().float()
+        self.done[index] = True
+        if self.path is not None and time.monotonic() - self.written > _EVERY:
+            self.write()
+
+    def write(self) -> None:
+        """Write what is done."""
+        if self.path is not None and self.values is not None:
+            tensors = {"values": self.values, "done": self.done.to(torch.uint8)}
+            write_tensors(self.path, tensors, {"kind": "sweep", "sweep": self.key})
+            self.written = time.monotonic()
+
+    def _read(self, path: Path) -> None:
+        tensors, header = read_tensors(path)
+        if header.get("sweep") != self.key:
+            why = "it belongs to another sweep: other model, prompts, edits or options"
+            raise Refused(f"resume={str(path)!r}", why, "give the file of this sweep, or a new name")
+        self.values, self.done = tensors["values"], tensors["done"].bool()
+
+
+def sweep_key(model: Model, tokens: Tokens, variants: Sequence[Sequence[Edit]]) -> str:
+    """What ties a ledger to its sweep."""
+    edits = hash_text(*("|".join(_said(e) for e in v) for v in variants))
+    return hash_text(model.fingerprint(), hash_tensors({"ids": tokens.ids, "mask": tokens.mask}), edits)
+
+
+def _said(e: Edit) -> str:
+    parts = [type(e).__name__, str(e.where)]
+    for f in fields(e):  # type: ignore[arg-type]
+        value: Any = getattr(e, f.name)
+        parts.append(hash_tensors({f.name: value}) if isinstance(value, Tensor) else str(value))
+    return ",".join(parts)

@@ -1,0 +1,50 @@
+"""One plan over several processes: each takes its share of the jobs, and all end with all results.
+
+Started by `torchrun --nproc-per-node N cutaway …`; without a process group there is one process and nothing to do.
+Every process holds the whole model and does the clean run itself; only numbers travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+def processes() -> int:
+    """How many processes share the work."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """The number of this process."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
+def mine(jobs: Sequence[T], cost: Callable[[T], float]) -> list[T]:
+    """This process's share of the jobs: the dearest first, each to whoever has least so far."""
+    n = processes()
+    load, shares = [0.0] * n, [list[T]() for _ in range(n)]
+    for job in sorted(jobs, key=cost, reverse=True):
+        least = load.index(min(load))
+        shares[least].append(job)
+        load[least] += cost(job)
+    kept = {id(j) for j in shares[rank()]}
+    return [j for j in jobs if id(j) in kept]
+
+
+def gathered(values: Tensor | None, device: torch.device) -> Tensor:
+    """The sum over processes, each of which filled its own entries and left zeros elsewhere (None: it had no share)."""
+    if processes() > 1:
+        shapes: list[tuple[int, ...] | None] = [None] * processes()
+        dist.all_gather_object(shapes, tuple(values.shape) if values is not None else None)
+        shape = next(s for s in shapes if s is not None)
+        values = values.to(device) if values is not None else torch.zeros(shape, device=device)
+        dist.all_reduce(values)
+    assert values is not None
+    return values.to(device)
