@@ -12,6 +12,7 @@ from typing import Annotated
 from cyclopts import App, Group, Parameter
 
 import cutaway
+from cutaway.cli.processes import joined
 from cutaway.cli.shell import deliver, refused
 
 MAIN, ROOMS, LOOKS = (
@@ -52,8 +53,9 @@ def build() -> App:
             bool, Parameter(negative="", group="Output", show_default=False, help="data as JSON on stdout")
         ] = False,
     ) -> None:
-        reply = app(tokens, **_OURS)
-        if reply is not None:
+        with joined() as speaks:
+            reply = app(tokens, **_OURS)
+        if reply is not None and speaks:
             deliver(reply, json)
 
     return app

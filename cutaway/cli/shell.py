@@ -66,14 +66,9 @@ def as_data(result: Result) -> dict[str, Any]:
 
 @contextmanager
 def working(text: str) -> Iterator[None]:
-    """A sign of life on stderr, where that is a terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield
-        return
-    with console.status(text):
+    """A sign of life on stderr, where that is a terminal: what is done, how far it is, and the time left."""
+    with stages() as step:
+        step(text)
         yield
 
 
@@ -86,8 +81,22 @@ def stages() -> Iterator[Callable[[str], None]]:
     if not console.is_terminal:
         yield lambda text: None
         return
-    with console.status("…") as status:
-        yield lambda text: status.update(f"{text} …")
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    from cutaway.core.progress import listening
+
+    columns = (BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), *columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=None)
+
+        def step(text: str) -> None:
+            bar.reset(task, description=text, total=None)
+
+        def listen(done: float, total: float) -> None:
+            bar.update(task, completed=done, total=total)
+
+        with listening(listen):
+            yield step
 
 
 def refused(error: BaseException, command: str, as_json: bool) -> int:
