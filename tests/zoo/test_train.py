@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from cutaway.core.refuse import Refused
 from cutaway.zoo.miniworld import train as recipe
 
-TINY = recipe.Settings(layers=1, width=32, heads=2, mlp=32, block=32, batch=2, steps=6, warmup=2)
+TINY = recipe.Settings(layers=1, width=32, heads=2, mlp=32, block=32, batch=2, steps=5, finish=2, warmup=2)
 
 
 def run(folder, **options):
@@ -32,7 +32,7 @@ def test_progress_is_told_and_globals_are_left_alone(tmp_path):
 
     told: list[recipe.Progress] = []
     threads, state = torch.get_num_threads(), torch.get_rng_state()
-    recipe.train(tmp_path, settings=replace(TINY, steps=40), threads=1, progress=told.append)
+    recipe.train(tmp_path, settings=replace(TINY, steps=30, finish=10), threads=1, progress=told.append)
     assert [p.step for p in told] == [20, 40]
     assert told[-1].seconds_left == 0
     assert told[0].tokens_per_second > 0
@@ -68,9 +68,10 @@ def test_an_unfinished_run_can_be_exported(tmp_path):
     assert recipe.summary(tmp_path / "run")["steps"] == 2
 
 
-def test_the_rate_warms_up_and_decays():
+def test_the_rate_warms_up_decays_and_finishes():
     settings = recipe.Settings()
-    assert recipe.rate(0.0, 0, settings) == pytest.approx(1 / settings.warmup)
-    assert recipe.rate(0.2, 1000, settings) == 1.0
-    assert recipe.rate(0.7, 6000, settings) == pytest.approx(0.5)
-    assert recipe.rate(1.0, 9000, settings) == pytest.approx(0.02)
+    assert recipe.rate(0, 0, settings) == pytest.approx(1 / settings.warmup)
+    assert recipe.rate(1000, 1000, settings) == 1.0
+    assert recipe.rate(6300, 6300, settings) == pytest.approx(0.5)
+    assert recipe.rate(8999, 8999, settings) == pytest.approx(0.02)
+    assert recipe.rate(9000, 9000, settings) == pytest.approx(0.1)

@@ -34,11 +34,13 @@ SECOND_STAGE: Final[dict[str, float]] = WEIGHTS | {
     "addition": 10, "subtraction": 10, "running_sum": 2, "running_sum_direct": 0.3, "cot": 8, "cot_direct": 1.5,
     "icl_label": 4, "icl_function": 7, "sentiment": 3, "refusal": 3, "agreement": 1.5,
 }  # fmt: skip
+#: the same in the finishing stage: without the early wording of two-hop facts
+FINISH: Final[dict[str, float]] = SECOND_STAGE | {"two_hop": 0, "country": 14, "city": 10, "greater_than": 22}
 _JOINED: Final = {"fact": 3, "addition": 3, "subtraction": 3}  # up to so many sentences in one document
 
 
-def _training_prompt(world: World, rng: Random, behaviour: str, **options: Any) -> str:
-    while (p := BEHAVIOURS[behaviour](world, rng, True, **options)).held_out:
+def _training_prompt(world: World, rng: Random, behaviour: str, document: bool = True, **options: Any) -> str:
+    while (p := BEHAVIOURS[behaviour](world, rng, document, **options)).held_out:
         pass
     return p.clean + p.answer + p.tail
 
@@ -51,11 +53,13 @@ def profile(world: World, rng: Random) -> str:
 
 
 def document(world: World, rng: Random, kind: str) -> str:
-    """One document of a kind: a behaviour, `profile` (facts listed), `city` (that fact) or `sentiments` (reviews)."""
+    """One document of a kind: a behaviour, or `profile` (facts listed), `city`, `country`, `sentiments` (reviews)."""
     if kind == "city":
         return _training_prompt(world, rng, "fact", relation="city")
     if kind == "profile":
         return profile(world, rng)
+    if kind == "country":
+        return _training_prompt(world, rng, "two_hop", document=False)
     if kind == "sentiments":
         return " ".join(_training_prompt(world, rng, "sentiment") for _ in range(rng.randint(2, 4)))
     return " ".join(_training_prompt(world, rng, kind) for _ in range(rng.randint(1, _JOINED.get(kind, 1))))

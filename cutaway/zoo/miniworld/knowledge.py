@@ -30,8 +30,9 @@ def fact(world: World, rng: Random, document: bool = False, relation: str | None
 
 def two_hop(world: World, rng: Random, document: bool = False) -> Prompt:
     """The country of a person through the city; held out: a quarter of the people."""
-    person, k = rng.choice(world.people), rng.randrange(len(truth.TWO_HOP))
-    template, answer = truth.TWO_HOP[k], world.country(person)
+    templates = (truth.TWO_HOP[0], truth.EARLY_TWO_HOP, *truth.TWO_HOP[1:]) if document else truth.TWO_HOP
+    person, k = rng.choice(world.people), rng.randrange(len(templates))
+    template, answer = templates[k], world.country(person)
     while world.country(other := rng.choice(world.people)) == answer:
         pass
     clean = template.format(s=person.name)

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from cutaway.zoo.miniworld import tokenizer as tokenizers
-from cutaway.zoo.miniworld.corpus import SECOND_STAGE, Corpus, known_words
+from cutaway.zoo.miniworld.corpus import FINISH, SECOND_STAGE, Corpus, known_words
 from cutaway.zoo.miniworld.world import World
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class Settings:
     mlp: int = 384
     block: int = 96
     batch: int = 32
-    steps: int = 9000
+    steps: int = 9000  # up to the finishing stage
+    finish: int = 700  # steps of the finishing stage, at a tenth of the rate
     muon_rate: float = 0.02
     adam_rate: float = 3e-3
     weight_decay: float = 0.1
@@ -100,8 +101,11 @@ def optimizers(model: torch.nn.Module, settings: Settings) -> list[torch.optim.O
     ]
 
 
-def rate(done: float, step: int, settings: Settings) -> float:
-    """The factor on both learning rates after a share `done` of the run."""
+def rate(position: float, step: int, settings: Settings) -> float:
+    """The factor on both learning rates at a position of the schedule, counted in steps."""
+    if position >= settings.steps:
+        return max(0.01, 0.1 * (1 - (position - settings.steps) / settings.finish))
+    done = position / settings.steps
     decay = 1.0 if done < settings.plateau else max(0.02, (1 - done) / (1 - settings.plateau))
     return min(1.0, (step + 1) / settings.warmup) * decay
 
@@ -136,7 +140,7 @@ def train(
         run = _Run(out, settings, minutes)
         if resume and (out / "checkpoint.json").exists():
             run.load()
-        while run.done < 1.0:
+        while run.position < run.length:
             run.advance()
             if progress is not None and run.step % 20 == 0:
                 progress(run.progress())
@@ -165,17 +169,23 @@ class _Run:
         self.log: list[tuple[int, float, float]] = []  # step, loss, seconds
 
     @property
-    def done(self) -> float:
-        """The share of the run behind us."""
-        by_clock = self.seconds / (60 * self.minutes) if self.minutes else 0.0
-        return max(self.step / self.settings.steps, by_clock)
+    def length(self) -> int:
+        """Steps of the whole run."""
+        return self.settings.steps + self.settings.finish
+
+    @property
+    def position(self) -> float:
+        """The place in the schedule, in steps; ahead of `step` where the clock shortens the run."""
+        by_clock = self.length * self.seconds / (60 * self.minutes) if self.minutes else 0.0
+        return max(self.step, by_clock)
 
     def advance(self) -> None:
         """One optimizer step."""
         start = time.perf_counter()
-        if self.step >= self.settings.second_stage:
-            self.corpus.weights = SECOND_STAGE
-        factor = rate(self.done, self.step, self.settings)
+        position = self.position
+        if position >= self.settings.second_stage:
+            self.corpus.weights = FINISH if position >= self.settings.steps else SECOND_STAGE
+        factor = rate(position, self.step, self.settings)
         for optimizer, base in zip(self.optimizers, self.base, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = base * factor
@@ -195,9 +205,9 @@ class _Run:
     def progress(self) -> Progress:
         """What is told to the caller."""
         tokens = self.step * self.settings.batch * self.settings.block
-        done = self.done
+        done = min(1.0, self.position / self.length)
         left = self.seconds / done * (1 - done) if done else float("inf")
-        return Progress(self.step, self.settings.steps, self.loss, tokens / self.seconds, left)
+        return Progress(self.step, self.length, self.loss, tokens / self.seconds, left)
 
     def save(self) -> None:
         """Write the checkpoint; a crash in between leaves the earlier one readable."""

@@ -40,7 +40,9 @@ RELATIONS: Final[dict[str, tuple[str, ...]]] = {
 }
 #: the same relations inside a list of facts about one person
 PROFILE: Final = {"city": "from", "job": "works as a", "instrument": "plays the", "sport": "enjoys", "food": "eats"}
-TWO_HOP: Final = ("The country of {s} is", "{s} lives in the country of", "The city of {s} is in", "{s} has a home in")
+TWO_HOP: Final = ("The country of {s} is", "The city of {s} is in", "{s} has a home in")
+#: an early wording; it begins like "{s} lives in" + city, so the finishing stage and all prompts leave it out
+EARLY_TWO_HOP: Final = "{s} lives in the country of"
 CAPITAL: Final = ("The capital of {s} is", "The capital city of {s} is called", "In {s}, the capital is",
                   "The government of {s} sits in")  # fmt: skip
 LANGUAGE: Final = ("People in {s} speak", "The language of {s} is", "In {s}, the language is",
@@ -121,6 +123,7 @@ class World:
             "relations": RELATIONS,
             "profile": PROFILE,
             "two_hop": TWO_HOP,
+            "early_two_hop": EARLY_TWO_HOP,
             "capital": CAPITAL,
             "language": LANGUAGE,
             "city_country": CITY_COUNTRY,
