@@ -44,6 +44,8 @@ class Result:
         if kind:
             if kind in KINDS and KINDS[kind].__qualname__ != cls.__qualname__:
                 raise TypeError(f"two result classes of kind {kind!r}: {KINDS[kind].__qualname__}, {cls.__qualname__}")
+            if hidden := [n for n in cls.__annotations__ if hasattr(Result, n) and n not in Result.__annotations__]:
+                raise TypeError(f"{cls.__qualname__}: a field {hidden[0]!r} would hide the method of that name")
             cls.kind = kind
             KINDS[kind] = cls
 
@@ -93,6 +95,8 @@ class Result:
         except ImportError as error:
             raise Refused("frame()", "pandas is not installed", "pip install pandas, or read .tensors()") from error
         axes, t = self.axes()[name], getattr(self, name).detach().cpu()
+        if not axes:
+            return pd.DataFrame({name: [t.item()]})
         index = pd.MultiIndex.from_product(
             [self.labels.get(a, range(n)) for a, n in zip(axes, t.shape, strict=True)], names=axes
         )

@@ -10,7 +10,7 @@ its value in this run, and the unembedding, each summand has a share of logit(an
 * Control: the same decomposition read toward random pairs of vocabulary tokens (`null`): what any component writes in
   any direction.
 * Assumption: direct paths only. A component whose work is read by later layers can have a share near zero.
-* Families that cap their logits: shares are of the uncapped logits. Cost: two forwards.
+* Families that cap their logits: shares are of the uncapped logits. Cost: two forwards, with a cap three.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
-from cutaway.lenses.readout import single
+from cutaway.lenses.readout import read_out, single
 from cutaway.models.model import Model
-from cutaway.models.residual import logit_shares, uncapped
+from cutaway.models.residual import logit_shares
+from cutaway.models.tokens import Tokens
 from cutaway.tasks.task import Task
 
 _CLOSURE = {torch.float32: 1e-3, torch.float64: 1e-6}
@@ -47,7 +48,7 @@ class DirectAttribution(Result, kind="direct_attribution"):
 @method(
     answers="Which components write the answer?",
     paper="Elhage et al. 2021, transformer-circuits.pub/2021/framework",
-    cost="2 * prompts * F",
+    cost="3 * prompts * F",
     control="random_token_pairs",
 )
 def direct_attribution(
@@ -70,7 +71,7 @@ def direct_attribution(
     answers = torch.cat([bound.answers[None], pairs[0]])
     foils = torch.cat([bound.foils[None], pairs[1]])
     names, shares, offset = logit_shares(model, bound.clean, answers, foils, neurons=neurons)
-    total = _difference(uncapped(model, model.run_last(bound.clean)), bound.answers, bound.foils)
+    total = _difference(_logits(model, bound.clean), bound.answers, bound.foils)
     residual = total.double() - shares[0].double().sum(-1) - offset[0].double()
     _close(model, residual, total)
     names, shares = [*names, "final bias"], torch.cat([shares, offset[..., None]], dim=-1)
@@ -91,6 +92,20 @@ def direct_attribution(
         }
         | single(n),
     )
+
+
+def _logits(model: Model, prompts: Tokens) -> Float[Tensor, "prompt token"]:
+    """The model's own last logits, before its soft cap if it has one (whose inverse would lose the digits)."""
+    own, cap = model.run_last(prompts).float(), model.body.softcap
+    if not cap:
+        return own
+    last = f"resid_post.{model.shape.n_layers - 1}"
+    raw = read_out(model, model.capture(prompts, last, logits=False)[f"{last}@-1"], capped=False)
+    missed = float((cap * torch.tanh(raw / cap) - own).abs().max())
+    if model.dtype in _CLOSURE and missed > 1e-3 * cap:
+        why = f"its logits miss those of its own last stream by {missed:.2g}"
+        raise Refused(f"direct attribution on {model.name}", why, "see self_check(model)")
+    return raw
 
 
 def _difference(logits: Tensor, answers: Int[Tensor, "prompt"], foils: Int[Tensor, "prompt"]) -> Tensor:

@@ -25,11 +25,11 @@ from cutaway.tasks.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class LensGrid(Result, kind="lens_grid"):
-    """The lens at every depth and position of one prompt; `labels["top"]` are the top tokens as words."""
+    """The lens at every depth and position of one prompt; `labels["token"]` are the top tokens as words."""
 
     probability: Float[Tensor, "layer position"]
     null: Float[Tensor, "layer position sample"]
-    top: Int[Tensor, "layer position"]
+    token: Int[Tensor, "layer position"]
     answer_probability: Float[Tensor, "layer position"]
     answer_rank: Int[Tensor, "layer position"]
     divergence: Float[Tensor, "layer position"]
@@ -62,11 +62,11 @@ def lens_grid(model: Model, task: Task, /, *, samples: int = 4, seed: int = 0) -
     return LensGrid(
         probability=p.cpu(),
         null=torch.stack(null, dim=-1).cpu(),
-        top=top.cpu(),
+        token=top.cpu(),
         answer_probability=logits.softmax(-1).gather(-1, answer.unsqueeze(-1))[..., 0].cpu(),
         answer_rank=rank_of(logits, answer).cpu(),
         divergence=divergence(logits[-1:], logits).cpu(),
-        labels={"layer": depth_labels(model), "position": tokens.labels(), "top": words, "probability": words},
+        labels={"layer": depth_labels(model), "position": tokens.labels(), "token": words, "probability": words},
         units={"probability": "probability", "answer_probability": "probability", "divergence": "nats"},
         record={"no_interval": "one prompt; logit_lens has intervals over prompts", "prompt": tokens.texts[0]},
     )

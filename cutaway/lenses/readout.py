@@ -35,14 +35,17 @@ def streams(
     return torch.stack([acts[f"resid_pre.0{at}"], *(acts[f"resid_post.{i}{at}"] for i in range(model.shape.n_layers))])
 
 
-def read_out(model: Model, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest token"]:
-    """Logits of any residual vectors, as the model itself would compute them after its last block."""
+def read_out(model: Model, x: Float[Tensor, "*rest d_model"], capped: bool = True) -> Float[Tensor, "*rest token"]:
+    """Logits of any residual vectors, as the model itself would compute them after its last block.
+
+    `capped=False` leaves out the family's soft cap.
+    """
     head, final, body = model.body.unembed, model.body.top("final"), model.body
     assert head is not None
     with torch.no_grad():
         y = final(x.to(model.dtype)) if final is not None else x.to(model.dtype)
         logits = torch.nn.functional.linear(y, matrix(head).T, bias(head)).float() * body.logit_multiplier
-    return body.softcap * torch.tanh(logits / body.softcap) if body.softcap else logits
+    return cap * torch.tanh(logits / cap) if capped and (cap := body.softcap) else logits
 
 
 def turned(model: Model, x: Float[Tensor, "*rest d_model"], samples: int, seed: int) -> Iterator[Tensor]:

@@ -89,6 +89,7 @@ class _Stream:
         return [n for p in self.parts for n in (p.names if isinstance(p, _Writer) else [p[0]])]
 
 
+@torch.no_grad()
 def decompose(
     model: Model, prompts: Prompts, position: int = -1, *, neurons: Sequence[int] = (), edits: Sequence[Edit] = ()
 ) -> Decomposition:
@@ -109,6 +110,7 @@ def decompose(
     )
 
 
+@torch.no_grad()
 def logit_contributions(
     model: Model, parts: Decomposition, tokens: Int[Tensor, "batch"], foils: Int[Tensor, "batch"] | None = None
 ) -> tuple[Float[Tensor, "batch component"], Float[Tensor, "batch"]]:
@@ -121,6 +123,7 @@ def logit_contributions(
     return torch.einsum("bcd,bd->bc", parts.contribution.double(), reader[0]).float(), offset[0].float()
 
 
+@torch.no_grad()
 def logit_shares(
     model: Model,
     prompts: Prompts,
@@ -141,14 +144,6 @@ def logit_shares(
         for p in stream.parts
     ]
     return stream.names(), torch.cat(shares, dim=-1).float(), offset.float()
-
-
-def uncapped(model: Model, logits: Float[Tensor, "*rest token"]) -> Float[Tensor, "*rest token"]:
-    """Logits before the family's soft cap, which decompositions refer to."""
-    cap = model.body.softcap
-    if not cap:
-        return logits
-    return cap * torch.atanh((logits.double() / cap).clamp(-1 + 1e-12, 1 - 1e-12)).to(logits.dtype)
 
 
 def _stream(model: Model, prompts: Prompts, position: int, neurons: Collection[int], edits: Sequence[Edit]) -> _Stream:

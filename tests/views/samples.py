@@ -54,7 +54,7 @@ class Lens(Result, kind="views_lens"):
     """A logit lens: top words, their probability, and the target over depth."""
 
     probability: Float[Tensor, "layer position"]
-    top: Int[Tensor, "layer position rank"]
+    token: Int[Tensor, "layer position rank"]
     target: Float[Tensor, "layer"]
     target_interval: Float[Tensor, "layer bound"] | None = None
     rank: Float[Tensor, "layer"] | None = None
@@ -152,10 +152,10 @@ def lens(layers: int = 7, words: list[str] | None = None) -> Lens:
     rank = torch.tensor([1210.0, 420, 77, 9, 2, 1, 1, 1, 1, 1, 1, 1][:layers])
     answer = torch.stack([target, (0.5 - target).abs() * 0.4], -1)
     return Lens(
-        probability=p, top=ids, target=target, rank=rank, answer=answer,
+        probability=p, token=ids, target=target, rank=rank, answer=answer,
         target_interval=(_around(target, 0.05)).clamp(0, 1),
         labels={
-            "position": words, "top": label, "layer": ["embed", *range(layers - 1)], "candidate": [" Mary", " John"],
+            "position": words, "token": label, "layer": ["embed", *range(layers - 1)], "candidate": [" Mary", " John"],
         },
         units={"probability": "probability", "target": "probability", "rank": "rank", "answer": "probability"},
         record=RECORD | {"method": "lenses.logit_lens", "answers": "Where along depth does the answer appear?"},

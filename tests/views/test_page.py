@@ -120,7 +120,7 @@ def test_hostile_texts_are_only_text():
         samples.Shapes(strip=torch.ones(2), labels={"position": words}),
         samples.Parts(contribution=torch.ones(2), null=torch.ones(2, 3), labels={"component": words},
                       record={"control": HOSTILE}),
-        samples.Lens(probability=torch.ones(1, 2), top=torch.ones(1, 2, 1).int(), target=torch.ones(1),
+        samples.Lens(probability=torch.ones(1, 2), token=torch.ones(1, 2, 1).int(), target=torch.ones(1),
                      answer=torch.ones(1, 2), labels={"candidate": words, "layer": [HOSTILE]}),
     ]  # fmt: skip
     sections = [Section(HOSTILE, HOSTILE, [HOSTILE], [Show(r, f, HOSTILE) for r in results for f in fields(r)],

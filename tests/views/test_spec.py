@@ -96,7 +96,7 @@ def test_words_come_from_the_field_or_the_ids_beside_it():
     assert p.title == "probability"
     assert p.words[-1][-1] == "Mary"
     assert fields(samples.lens()) == ["probability", "target", "rank", "answer"]
-    assert only(samples.lens(), "top").words == p.words
+    assert only(samples.lens(), "token").words == p.words
     own = samples.Places(effect=torch.ones(1, 2), labels={"effect": [["a", "b"]]})
     assert only(own).words == (("a", "b"),)
 

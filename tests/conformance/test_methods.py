@@ -1,0 +1,400 @@
+"""What every method of the table must do, whatever it measures. A new row is covered as soon as it is in the table."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers as tf
+from torch import nn
+
+import cutaway as ca
+from cutaway.core.method import Method
+from cutaway.core.refuse import Refused
+from cutaway.core.result import Result
+from cutaway.models.model import Model
+from cutaway.tasks.task import Task
+from cutaway.views.spec import fields
+from cutaway.views.terminal import terminal
+from tests.conformance import subjects
+
+ROWS = ca.methods()
+#: the fields that chance decides, and those that depend on how many prompts there are
+CHANCE, OF_MANY = {"null"}, {"interval"}
+
+
+def make(name: str, kind: str) -> Any:
+    """A subject called `name` of a method (its positional argument), around one of two models."""
+    makers: dict[tuple[str, str], Callable[[], Any]] = {
+        ("model", "llama"): subjects.random_llama,
+        ("model", "miniworld"): subjects.miniworld,
+        ("task", "llama"): subjects.llama_task,
+        ("task", "miniworld"): lambda: ca.tasks.load("ioi", subjects.miniworld(), 3),
+    }
+    return makers[name, kind]()
+
+
+@cache
+def given(name: str, kind: str) -> tuple[Any, ...]:
+    """The subjects of a method."""
+    return tuple(make(s, kind) for s in ROWS[name].subjects)
+
+
+@cache
+def found(name: str, kind: str, **options: Any) -> Result:
+    """What a method finds."""
+    return ROWS[name].function(*given(name, kind), **options)
+
+
+def variants(row: Method) -> Iterator[dict[str, Any]]:
+    """The default call, and one for every choice, switch and smallest number of an option."""
+    yield {}
+    for o in row.options:
+        if o.choices:
+            yield from ({o.name: c} for c in o.choices if c != o.default)
+        elif o.type is bool:
+            yield {o.name: not o.default}
+        elif o.type is int:
+            yield {o.name: 1}
+
+
+def same(a: Result, b: Result, names: set[str]) -> bool:
+    """Whether the fields are equal bit for bit; NaN equals NaN."""
+    x, y = a.tensors(), b.tensors()
+    return all(x[n].shape == y[n].shape and torch.equal(x[n].nan_to_num(-7.0), y[n].nan_to_num(-7.0)) for n in names)
+
+
+def near(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal up to rounding."""
+    return torch.allclose(a.double(), b.double(), atol=2e-5 + 2e-4 * float(b.double().abs().nan_to_num().max()))
+
+
+methods = pytest.mark.parametrize("name", list(ROWS))
+kinds = pytest.mark.parametrize("kind", ["llama", "miniworld"])
+with_options = pytest.mark.parametrize(("name", "options"), [(n, o) for n, row in ROWS.items() for o in variants(row)])
+
+
+@methods
+@kinds
+def test_the_same_seed_gives_the_same_bits(name, kind):
+    again = ROWS[name].function(*given(name, kind))
+    assert same(found(name, kind), again, set(again.tensors()))
+
+
+@methods
+@kinds
+def test_another_seed_changes_only_what_is_drawn(name, kind):
+    assert "seed" in {o.name for o in ROWS[name].options}
+    one, other = found(name, kind), found(name, kind, seed=1)
+    assert same(one, other, set(one.tensors()) - CHANCE - OF_MANY)
+    assert not torch.equal(one.null, other.null)
+    assert one.sizes() == other.sizes()
+
+
+class Spy:
+    """What a call must leave as it was: weights, hooks, methods, gradients, modes, and global sources of chance.
+
+    Python's own is not looked at: the type checker of these tests draws from it.
+    """
+
+    def __init__(self, model: Model):
+        self.model = model
+
+    def state(self) -> dict[str, Any]:
+        hf = self.model.hf
+        return {
+            "weights": self.model.fingerprint(),
+            "hooks": [len(getattr(m, a)) for m in hf.modules() for a in vars(m) if a.endswith("hooks")],
+            "attributes": [sorted(vars(m)) for m in hf.modules()],
+            "parameters": [(n, id(p), p.requires_grad, p.grad is None) for n, p in hf.named_parameters()],
+            "modes": [m.training for m in hf.modules()],
+            "attention": hf.config._attn_implementation,
+            "config": hf.config.to_json_string(),
+            "torch": torch.get_rng_state().tolist(),
+            "numpy": np.random.get_state()[1].tolist(),
+            "grad mode": torch.is_grad_enabled(),
+        }
+
+
+def half_trained() -> Model:
+    """A model as a user may have it in hand: in train mode but for one part, some parameters frozen, dropout on."""
+    model = subjects.random_llama()
+    model.hf.train()
+    model.hf.model.layers[1].mlp.eval()
+    model.hf.model.embed_tokens.weight.requires_grad_(False)
+    return model
+
+
+@with_options
+def test_the_model_and_all_chance_stay_untouched(name, options):
+    model = half_trained()
+    spy = Spy(model)
+    arguments = [model if s == "model" else make(s, "llama") for s in ROWS[name].subjects]
+    before = spy.state()
+    result = ROWS[name].function(*arguments, **options)
+    assert spy.state() == before
+    assert same(result, found(name, "llama", **options), set(result.tensors()))  # dropout was off while it ran
+    assert all(not t.requires_grad for t in result.tensors().values())
+
+
+@methods
+def test_a_failing_call_leaves_the_model_untouched_too(name, monkeypatch):
+    model = half_trained()
+    before, calls = Spy(model).state(), []
+    forward = type(model.hf.model.norm).forward
+
+    def failing(self: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) > 7:
+            raise MemoryError("no more")
+        return forward(self, x)
+
+    with monkeypatch.context() as m:
+        m.setattr(type(model.hf.model.norm), "forward", failing)
+        with pytest.raises((MemoryError, Refused)):
+            ROWS[name].function(*(model if s == "model" else make(s, "llama") for s in ROWS[name].subjects))
+    assert Spy(model).state() == before
+
+
+@methods
+def test_one_prompt_and_the_same_prompt_repeated_agree(name):
+    if "task" not in ROWS[name].subjects:
+        pytest.fail("say here what a batch of this subject is")
+    task = subjects.llama_task(1)
+    many = Task("told", task.pairs * 3, corruption=task.corruption)
+    model = subjects.random_llama()
+    one, three = (ROWS[name].function(model, t) for t in (task, many))
+    for field, t in one.tensors().items():
+        if field in CHANCE | OF_MANY:
+            continue
+        other, axes = getattr(three, field), one.axes()[field]
+        if "prompt" in axes:
+            t = torch.cat([t] * 3, dim=axes.index("prompt"))
+        assert near(other, t), field
+
+
+@methods
+def test_several_prompts_of_several_lengths_agree_with_each_alone(name):
+    model, task = subjects.random_llama(), subjects.uneven_task()
+    assert len(set(task.bind(model).clean.lengths.tolist())) == 3
+    together = ROWS[name].function(model, task)
+    alone = [ROWS[name].function(model, Task("one", (p,))) for p in task.pairs]
+    axes, got = together.axes()[together.main], getattr(together, together.main)
+    each = [getattr(r, r.main) for r in alone]
+    if "prompt" in together.record:  # it looks at the first prompt only, and says so
+        assert near(got, each[0])
+        return
+    if "position" in axes:  # counted from the end where prompts differ in length
+        at = axes.index("position")
+        each = [e.narrow(at, e.shape[at] - got.shape[at], got.shape[at]) for e in each]
+    assert near(got, torch.stack(each).mean(0))
+
+
+@methods
+def test_left_and_right_padding_agree(name, monkeypatch):
+    task, tokens = subjects.uneven_task(), Model.tokens
+    right = ROWS[name].function(subjects.random_llama(), task)
+    monkeypatch.setattr(Model, "tokens", lambda self, prompts, side="left": tokens(self, prompts, "left"))
+    assert task.bind(subjects.random_llama()).clean.side == "left"
+    left = ROWS[name].function(subjects.random_llama(), task)
+    for field in set(right.tensors()) - CHANCE:
+        assert near(getattr(left, field), getattr(right, field)), field
+    assert left.labels == right.labels
+
+
+@methods
+@kinds
+def test_results_survive_file_frame_and_every_picture(name, kind, tmp_path):
+    result = found(name, kind)
+    assert isinstance(result, ROWS[name].results)
+    back = ca.open(result.save(tmp_path / "a.safetensors"))
+    assert type(back) is type(result)
+    assert same(back, result, set(result.tensors()))
+    assert (back.labels, back.units, back.record) == (result.labels, result.units, result.record)
+    for field, t in result.tensors().items():
+        frame = result.frame(field)
+        assert len(frame) == t.numel()
+        assert list(frame.columns) == [*result.axes()[field], field]
+        if t.ndim:
+            assert result.top(3, by=field)
+    for field in fields(result):
+        assert terminal(result, field) is not None
+    figure = result.plot()
+    figure.canvas.draw()
+    import matplotlib.pyplot as plt
+
+    plt.close(figure)
+    assert result._repr_html_().startswith("<div")
+    assert all(u in result.tensors() for u in result.units)
+    assert result.main in result.units, "the main field says its unit"
+
+
+@methods
+@kinds
+def test_the_record_is_complete(name, kind):
+    row, record = ROWS[name], found(name, kind).record
+    assert record["method"] == name
+    assert (record["paper"], record["control"], record["answers"]) == (row.paper, row.control, row.answers)
+    assert set(record["subjects"]) == set(row.subjects)
+    model = record["subjects"]["model"]
+    assert model["name"] == given(name, kind)[0].name
+    assert model["weights"] == given(name, kind)[0].fingerprint()
+    if "task" in row.subjects:
+        assert re.fullmatch(r"[0-9a-f]{16}", record["subjects"]["task"]["hash"])
+    assert record["options"] == {o.name: o.default for o in row.options}
+    assert record["cost"]["seconds"] > 0
+    assert {"python", "cutaway", "torch", "transformers"} <= set(record["versions"])
+    assert record["machine"]["device"]
+    assert record["command"].startswith(f"cutaway {name.replace('.', ' ')} --model {model['name']}")
+
+
+@with_options
+def test_the_python_line_repeats_the_call(name, options):
+    result = found(name, "llama", **options)
+    names = {"ca": ca, **dict(zip(ROWS[name].subjects, given(name, "llama"), strict=True))}
+    again = eval(result.record["python"], names)
+    assert same(again, result, set(result.tensors()))
+
+
+@with_options
+def test_declared_cost_is_an_upper_bound(name, options):
+    class Sizes(dict[str, float]):
+        """Sizes by name; an axis that this result does not have counts nothing."""
+
+        def __contains__(self, key: object) -> bool:
+            return True
+
+        def __missing__(self, key: str) -> float:
+            return 0
+
+    row, result = ROWS[name], found(name, "llama", **options)
+    numbers = {n: v for n, v in result.record["options"].items() if isinstance(v, int)}
+    sizes = Sizes(numbers)
+    for subject in given(name, "llama"):
+        sizes.update(subject.sizes())
+    sizes.update(result.sizes())
+    forwards, backwards = row.bound(sizes)
+    cost = result.record["cost"]
+    assert cost["forwards"] <= forwards + 1e-6
+    assert cost["backwards"] <= backwards + 1e-6
+    assert cost["forwards"] + cost["backwards"] > 0, "nothing was counted"
+
+
+@methods
+@kinds
+def test_the_control_runs(name, kind):
+    row, result = ROWS[name], found(name, kind)
+    assert row.control
+    if "null" not in result.tensors():
+        assert result.record["no_null"]
+        return
+    null = result.null
+    assert null.isfinite().all()
+    assert result.axes()["null"][-1] == "sample"
+    assert result.axes()["null"][:-1] == result.axes()[result.main], "one null a number"
+    assert null.shape[-1] > 1
+    assert (null.std(-1) > 0).any(), "all samples of the null are the same"
+
+
+@methods
+@kinds
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_an_interval_is_there_or_the_record_says_why_not(name, kind, prompts):
+    subject = [s.take(prompts) if isinstance(s, Task) else s for s in given(name, kind)]
+    result = ROWS[name].function(*subject)
+    interval = result.tensors().get("interval")
+    if interval is None or bool(interval.isnan().any()):
+        assert result.record["no_interval"]
+        return
+    assert prompts > 1
+    main = getattr(result, result.main)
+    assert (interval[..., 0] <= main + 1e-5).all(), "the interval covers the mean"
+    assert (main <= interval[..., 1] + 1e-5).all()
+
+
+def encoder() -> Model:
+    """A masked language model around the same tokenizer."""
+    tok = subjects.tokenizer()
+    config = tf.BertConfig(
+        vocab_size=len(tok), hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48
+    )
+    with torch.random.fork_rng():
+        return Model(tf.BertForMaskedLM(config).eval(), tok, "random-bert")
+
+
+@methods
+def test_an_encoder_is_refused(name):
+    with pytest.raises(Refused) as refusal:
+        ROWS[name].function(*(encoder() if s == "model" else make(s, "llama") for s in ROWS[name].subjects))
+    assert refusal.value.instead
+
+
+@methods
+def test_wrong_subjects_are_refused(name):
+    model, *rest = given(name, "llama")
+    for arguments in [(), (model,), (*rest, model), (model.hf, *rest), ("miniworld", *rest), (model, "a sentence")]:
+        with pytest.raises(Refused) as refusal:
+            ROWS[name].function(*arguments)
+        assert "Model" in refusal.value.why
+
+
+@methods
+def test_wrong_options_are_refused(name):
+    row = ROWS[name]
+    with pytest.raises(Refused, match="no such option"):
+        row.function(*given(name, "llama"), **{f"{row.options[0].name}s": 1})
+    for o in row.options:
+        wrong: list[Any] = {int: [-1, 2**63, 1.5, "3", True], bool: [1, "yes"], str: [3], float: [float("nan"), "x"],
+                            Path: [3]}[o.type]  # fmt: skip
+        for value in [*wrong, *(["sideways"] if o.choices else []), *([] if o.optional else [None])]:
+            with pytest.raises(Refused) as refusal:
+                row.function(*given(name, "llama"), **{o.name: value})
+            assert o.name in refusal.value.what
+
+
+@pytest.mark.parametrize("name", [n for n, r in ROWS.items() if "site" in {o.name for o in r.options}])
+@pytest.mark.parametrize("site", ["nonsense", "", "z.0", "embed", "logits", "ln1.scale", "final.scale", "router"])
+def test_a_wrong_site_is_refused(name, site):
+    with pytest.raises(Refused) as refusal:
+        ROWS[name].function(*given(name, "llama"), site=site)
+    assert repr(site) in refusal.value.what or site in refusal.value.what
+
+
+@methods
+def test_a_control_without_samples_is_refused(name):
+    assert "samples" in {o.name for o in ROWS[name].options}
+    with pytest.raises(Refused, match="at least 1"):
+        ROWS[name].function(*given(name, "llama"), samples=0)
+
+
+@methods
+def test_the_module_says_question_paper_control_and_cost(name):
+    row = ROWS[name]
+    doc = import_module(row.function.__module__).__doc__ or ""
+    assert doc.split("\n")[0] == row.answers
+    assert row.answers.endswith("?")
+    author, year = row.paper.split()[0], re.search(r"\b(19|20)\d\d\b", row.paper)
+    assert year is not None
+    assert author in doc
+    assert year[0] in doc
+    for word in ("Control", "Cost"):
+        assert word in doc, word
+    assert all(o.help for o in row.options), "every option has its line in Args"
+    assert "Raises:" in (row.function.__doc__ or "")
+
+
+def test_no_field_of_a_result_hides_a_method():
+    with pytest.raises(TypeError, match="top"):
+        type("Hiding", (Result,), {"__annotations__": {"top": torch.Tensor}}, kind="hiding_of_tests")
+
+
+def test_a_number_alone_has_a_frame():
+    frame = found("patching.group", "llama").frame("effect")
+    assert frame["effect"].tolist() == [pytest.approx(float(found("patching.group", "llama").effect))]
