@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 #: what is asked of the bundled world when nothing is asked
 TELLING = "When Mary and John went to the store, John gave a drink to"
+TELLING_CORRUPT = "When Mary and John went to the store, Mary gave a drink to"
 
 
 def explain(
@@ -54,6 +55,7 @@ def explain(
         step("loading the model")
         m = load_model(model, model_dtype, model_device)
         asked = TELLING if prompt is None else prompt
+        corrupt = TELLING_CORRUPT if prompt is None and corrupt is None else corrupt
         found = suite.explain(m, asked, target=target, foil=foil, corrupt=corrupt, effort=effort, seed=seed, step=step)
         given = {"target": target, "foil": foil, "corrupt": corrupt, "effort": effort}
         command = _command(asked, model, {**given, "seed": seed or None})

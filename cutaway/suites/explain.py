@@ -9,6 +9,7 @@ the odds by less than a factor of e (as in a model that nobody trained).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Required, TypedDict, cast
@@ -27,6 +28,7 @@ from cutaway.lenses.logit_lens import LensCurve
 from cutaway.models.model import Model
 from cutaway.patching.activation import HeadEffects, PositionEffects
 from cutaway.patching.group import GroupEffect
+from cutaway.tasks.pair import Pair
 from cutaway.tasks.task import Task
 
 Effort = Literal["quick", "normal", "thorough"]
@@ -149,7 +151,7 @@ def explain(
     pair = one.pairs[0]
     claims = tuple(_claims(one, results))
     return Explanation(
-        model.name, pair.clean, pair.answer.strip(), pair.foil.strip(), pair.corrupt, one.corruption, len(many) - 1,
+        model.name, pair.clean, *_words(pair), pair.corrupt, one.corruption, len(many) - 1,
         results, own, claims, tuple(_verdicts(one, results)), spent,
     )  # fmt: skip
 
@@ -222,8 +224,7 @@ def standing_out(result: Result, most: int = 3, positive: bool = True) -> list[d
 
 
 def _claims(one: Task, found: Results) -> list[Claim]:
-    pair = one.pairs[0]
-    answer, foil = pair.answer.strip(), pair.foil.strip()
+    answer, foil = _words(one.pairs[0])
     claims = [_predicted(found["predictions"], answer), _depth(found["depth"], answer)]
     claims += [_written(found["writers"], answer, foil), _placed(found["resid_pre"]), _carried(found["heads"])]
     claims += [_together(found["together"])] if "together" in found else []
@@ -325,9 +326,17 @@ def _verdicts(one: Task, found: Results) -> list[Verdict]:
     early = {positions.index(r["position"]) for r in rows if r["layer"] == layers[0]}
     late = {positions.index(r["position"]) for r in rows if r["layer"] == layers[-1]}
     right = bool(early) and early <= set(subject) and late >= {len(positions) - 1}
-    detail = f"only “{pair.subject}” tells the two sentences apart, and the answer is read at the last token"
+    changed = " and ".join(f"“{old}” → “{new}”" for old, new in dict.fromkeys(pair.changes()))
+    detail = f"only {changed} tells the two sentences apart, and the answer is read at the last token"
     text = "positions agree with the known truth" if right else "positions do not agree with the known truth"
     return [*verdicts, Verdict(text, right, detail)]
+
+
+def _words(pair: Pair) -> tuple[str, str]:
+    """Answer and foil, in the case in which the sentences write them."""
+    written = {w.lower(): w for w in re.findall(r"\w+", f"{pair.corrupt} {pair.clean}")}
+    answer, foil = (w.strip() for w in (pair.answer, pair.foil))
+    return written.get(answer.lower(), answer), written.get(foil.lower(), foil)
 
 
 def _is_changed(e: PositionEffects, position: int) -> bool:
