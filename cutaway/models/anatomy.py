@@ -9,6 +9,7 @@ from collections.abc import Callable, Hashable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from torch import nn
@@ -18,6 +19,7 @@ from cutaway.models.families import Family, Step, need, trace
 from cutaway.models.norms import Norm, measure
 
 T = TypeVar("T")
+_TRAINING = itemgetter("training")
 _STEPS: ContextVar[list[Step] | None] = ContextVar("cutaway_steps", default=None)  # what `remember` must watch
 
 
@@ -41,6 +43,7 @@ class Anatomy:
 
     def __init__(self, hf: Any, family: Family):
         self.hf, self.family = hf, family
+        self._watched: tuple[list[tuple[dict[str, Any], dict[str, Any]]], list[dict[str, Any]]] | None = None
         self._kept: dict[Hashable, tuple[Any, list[Step]]] = {}
         self.root = need(hf, family.root, "the model's root")
         self.blocks = list(need(self.root, family.layers, "the block list"))  # type: ignore[call-overload]
@@ -84,6 +87,17 @@ class Anatomy:
     def unembed(self) -> nn.Module | None:
         """The module that turns the final residual stream into logits."""
         return self.hf.get_output_embeddings() if hasattr(self.hf, "get_output_embeddings") else None
+
+    def in_training(self) -> list[nn.Module]:
+        """The modules in training mode, whatever the root's mode is."""
+        if self._watched is None or any(now != then for now, then in self._watched[0]):
+            modules = list(self.hf.modules())
+            children = [(m._modules, dict(m._modules)) for m in modules if m._modules]
+            self._watched = children, [m.__dict__ for m in modules]
+        # Asked before every forward: reading all flags must cost next to nothing.
+        if not any(map(_TRAINING, self._watched[1])):
+            return []
+        return [m for m in self.hf.modules() if m.training]
 
     def part(self, layer: int, name: str) -> nn.Module | None:
         """A module of a block by the family row's field name (`o`, `ln1`, `down` …), or None."""

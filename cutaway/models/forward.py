@@ -52,13 +52,9 @@ def alone(hf: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(hf: nn.Module) -> Iterator[None]:
+def evaluating(body: Anatomy) -> Iterator[None]:
     """Dropout off, whatever mode the user's model is in; the mode of every module is restored."""
-    modes: list[nn.Module] = []
-    level = [hf]
-    while level:  # hf.modules() would take as long as a tiny layer
-        modes += [m for m in level if m.training]
-        level = [child for m in level for child in m._modules.values() if child is not None]
+    modes = body.in_training()
     for m in modes:
         m.training = False
     try:

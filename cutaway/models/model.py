@@ -11,10 +11,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.address import Address, expand
-from cutaway.core.record import count, hash_tensors, hash_text
+from cutaway.core.record import hash_tensors, hash_text
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
-from cutaway.models import forward, taps
+from cutaway.models import backward, forward, taps
 from cutaway.models.anatomy import Anatomy, Shape
 from cutaway.models.capture import Activations, Collector
 from cutaway.models.edits import Edit, as_edits
@@ -153,9 +153,10 @@ class Model:
             )
         else:
             t = tokenize(self.tokenizer, prompts, side, self.shape.context)
-        table = self.hf.get_input_embeddings()
+        table = self.body.top("embed") or self.hf.get_input_embeddings()
+        least, most = t.extremes
         rows = table.num_embeddings
-        if t.ids.numel() == 0 or int(t.ids.min()) < 0 or int(t.ids.max()) >= rows:
+        if least < 0 or most >= rows:
             raise Refused("prompt", f"it needs token ids from 0 to {rows - 1}", "give ids of this model's vocabulary")
         if t.ids.device != table.weight.device:
             t = t.to(table.weight.device)
@@ -247,22 +248,10 @@ class Model:
         Raises:
             Refused: the metric does not depend on an asked site, or not on the logits at all.
         """
-        t, collector = self.tokens(prompts), Collector(self.body, self.places(sites), live=True)
-        with self.edited(*as_edits(edits)), torch.enable_grad(), forward.rooted(self.body):
-            with taps.attached(self.body, {p: collector.see(p) for p in collector.places}, gradient=True):
-                values = metric(self.last_logits(t))
-            if values.shape != (len(t),) or not values.requires_grad:
-                form = f"it gave {tuple(values.shape)}" + ("" if values.requires_grad else " without a gradient")
-                raise Refused("metric", form, f"return one number a prompt ([{len(t)}]) computed from the logits")
-            wanted = [collector.found[a] for a in collector.asked]
-            found = torch.autograd.grad(values.sum(), wanted, allow_unused=True)
-        count(backwards=len(t))
-        for a, g in zip(collector.asked, found, strict=True):
-            if g is None:
-                raise Refused(f"gradient at {a}", "the metric does not depend on it", "choose an earlier site")
-        given = {a: x.detach() for a, x in zip(collector.asked, wanted, strict=True)}
-        slopes = {a: g for a, g in zip(collector.asked, found, strict=True) if g is not None}
-        return values.detach(), Activations(slopes, t), Activations(given, t)
+        t, asked = self.tokens(prompts), self.places(sites)
+        with self.edited(*as_edits(edits)):
+            values, slopes, given = backward.gradients(self.body, t, asked, metric)
+        return values, slopes[0], given
 
     def generate(
         self, prompts: Prompts, tokens: int = 20, edits: Edit | Sequence[Edit] = (), **options: Any
@@ -290,8 +279,12 @@ class Model:
             self.places([e.where])
             sees.setdefault(e.where.place, []).append(e)
         chains = {p: _chain(es) for p, es in sees.items()}
-        with forward.alone(self.hf), forward.evaluating(self.hf), taps.attached(self.body, chains):
-            yield self
+        with forward.alone(self.hf), forward.evaluating(self.body):
+            if not chains:
+                yield self
+                return
+            with taps.attached(self.body, chains):
+                yield self
 
     @property
     def weights(self) -> Weights:

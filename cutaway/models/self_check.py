@@ -120,7 +120,9 @@ def _has_effect(site: str) -> Callable[[Trial], float | None]:
         if not t.has(site) or not BY_NAME[site].writable:
             return None
         place = next(a for a in t.model.places(site) if site == "logits" or str(a) in t.acts)
-        return 0.0 if t.gap(t.run(Scale(place, 0.5)), t.logits) > 1e-7 else 1.0
+        shape = (t.logits if site == "logits" else t.acts[str(place)]).shape[1:]
+        change = torch.randn(shape, generator=generator(2)).abs()
+        return 0.0 if t.gap(t.run(Add(place, change)), t.logits) > 1e-6 else 1.0
 
     return error
 
@@ -252,7 +254,7 @@ def _prefix(t: Trial) -> float | None:
 
 def _read_only(t: Trial) -> float | None:
     """Bare transformers, nothing attached, against a run that reads every site that keeps the model's own kernel."""
-    with torch.no_grad(), evaluating(t.model.hf):
+    with torch.no_grad(), evaluating(t.model.body):
         out = t.model.hf(t.tokens.ids)
     bare = out.logits if getattr(out, "logits", None) is not None else out[0]
     return t.gap(t.logits, bare)
@@ -276,7 +278,7 @@ CHECKS: tuple[Check, ...] = (
     Check("variants over a prefix ≡ whole forwards", (executor.PREFIX,), _prefix),
     *(Check(f"{s.name} has the shape of its axes", (s.name,), _has_shape(s.name)) for s in SITES),
     *(Check(f"{s.name} written with its own value changes nothing", (s.name,), _own_value(s.name)) for s in SITES),
-    *(Check(f"{s.name} halved changes the output", (s.name,), _has_effect(s.name)) for s in SITES),
+    *(Check(f"{s.name} moved changes the output", (s.name,), _has_effect(s.name)) for s in SITES),
 )
 
 

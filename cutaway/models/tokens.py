@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -38,7 +39,12 @@ class Tokens:
         """Number of real tokens of each prompt."""
         return self.mask.sum(-1)
 
-    @property
+    @cached_property
+    def extremes(self) -> tuple[int, int]:
+        """The smallest and the largest id; (−1, −1) of no tokens at all."""
+        return (int(self.ids.min()), int(self.ids.max())) if self.ids.numel() else (-1, -1)
+
+    @cached_property
     def padded(self) -> bool:
         """Whether any prompt is shorter than the batch."""
         return not bool(self.mask.all())
