@@ -19,3 +19,9 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("house", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("house")
+
+from inspect import unwrap
+
+from cutaway.core.address import Address
+
+Address.__hash__ = unwrap(Address.__hash__)  # called a million times, and has nothing to check

@@ -200,6 +200,7 @@ class _InlineTap(TorchFunctionMode):
         )
 
     def _fused(self, func: Any, args: Any, kwargs: Any) -> Any:
+        self.stage = 3  # products further on in the module, of an edit at its output say, are no attention
         q, k, v = (_seen(self.module, s, x) for s, x in zip("qkv", args[:3], strict=True))
         if not _wants(self.module, "scores", "pattern"):
             return func(q, k, v, *args[3:], **kwargs)

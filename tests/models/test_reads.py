@@ -9,7 +9,7 @@ from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
 from cutaway.models.ports import port
 from cutaway.models.tokens import batch
-from tests.models.common import ALL, CAUSAL, FORMED, IDS, LONG, PADDED, SHORT, bare, gap, model, sites
+from tests.models.common import ALL, CAUSAL, FORMED, IDS, KINDS, LONG, PADDED, SHORT, bare, gap, model, sites
 
 HALF = {torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
@@ -135,8 +135,7 @@ def test_router_logits_are_the_gates_map_of_what_the_mlp_reads(name):
         assert gap(acts[f"router.{i}"], acts[f"mlp_in.{i}"] @ m.body.part(i, "router").weight.T) < 1e-5
 
 
-@pytest.mark.parametrize("dtype", list(HALF), ids=str)
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize(("name", "dtype"), [*((n, torch.bfloat16) for n in ALL), *((n, torch.float16) for n in KINDS)])
 def test_half_precision(name, dtype):
     m = model(name, dtype)
     assert torch.equal(m.run(IDS), bare(m.hf))

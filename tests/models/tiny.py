@@ -89,7 +89,7 @@ def build(
         torch.manual_seed(seed)
         hf = auto.from_config(config, **({"attn_implementation": attention} if attention else {}))
         with torch.no_grad():
-            for parameter_name, p in hf.named_parameters():
+            for p in hf.parameters():
                 if p.ndim == 1:
                     p.add_(0.2 * torch.randn_like(p))
                 else:
