@@ -37,6 +37,7 @@ from cutaway.models.executor import sweep
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.patching.exchange import Direction, exchange, measured
+from cutaway.patching.places import position_names, positions
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
 
@@ -45,7 +46,11 @@ _STREAM = "batch position d_model"
 
 @dataclass(frozen=True, kw_only=True)
 class PositionEffects(Result, kind="position_effects"):
-    """Effect of patching one stream site at one layer and position."""
+    """Effect of patching one stream site at one layer and position.
+
+    Where `effect` is an estimate, `exact` holds the audited places (NaN elsewhere), and `agreement` says how well the
+    estimate agrees with them.
+    """
 
     effect: Float[Tensor, "layer position"]
     interval: Float[Tensor, "layer position bound"]
@@ -53,11 +58,18 @@ class PositionEffects(Result, kind="position_effects"):
     recovered: Float[Tensor, "layer position"]
     clean: Float[Tensor, "prompt"]
     corrupt: Float[Tensor, "prompt"]
+    exact: Float[Tensor, "layer position"] | None = None
+    agreement: Float[Tensor, "statistic"] | None = None
+    agreement_interval: Float[Tensor, "statistic bound"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadEffects(Result, kind="head_effects"):
-    """Effect of patching one head site at one layer and head, at all positions at once."""
+    """Effect of patching one head site at one layer and head, at all positions at once.
+
+    Where `effect` is an estimate, `exact` holds the audited places (NaN elsewhere), and `agreement` says how well the
+    estimate agrees with them.
+    """
 
     effect: Float[Tensor, "layer head"]
     interval: Float[Tensor, "layer head bound"]
@@ -65,6 +77,9 @@ class HeadEffects(Result, kind="head_effects"):
     recovered: Float[Tensor, "layer head"]
     clean: Float[Tensor, "prompt"]
     corrupt: Float[Tensor, "prompt"]
+    exact: Float[Tensor, "layer head"] | None = None
+    agreement: Float[Tensor, "statistic"] | None = None
+    agreement_interval: Float[Tensor, "statistic bound"] | None = None
 
 
 @method(
@@ -106,7 +121,7 @@ def activation(
     layers, second = x.own.layers(site), len(places) // len(x.own.layers(site))
     each = effects[: len(real)].reshape(len(layers), second, -1)
     mean, unit = each.mean(-1), x.bound.unit
-    names = _head_names(model, x.own, site) if by_head else _position_names(x.bound.clean)
+    names = _head_names(model, x.own, site) if by_head else position_names(x.bound.clean)
     return (HeadEffects if by_head else PositionEffects)(
         effect=mean,
         interval=bootstrap_mean(each.movedim(-1, 0), seed=seed),
@@ -121,29 +136,14 @@ def activation(
 
 
 def _cells(tokens: Tokens, acts: Activations, site: str) -> list[Address]:
-    return [Address(site, i, None, p) for i in acts.layers(site) for p in _positions(tokens)]
-
-
-def _positions(tokens: Tokens) -> list[int]:
-    """From the front if all prompts are equally long, else from the end, as far as the shortest goes."""
-    shortest = int(tokens.lengths.min())
-    return list(range(shortest)) if not tokens.padded else list(range(-shortest, 0))
-
-
-def _position_names(tokens: Tokens) -> list[str]:
-    """The token at each position; `*` marks positions where the prompts differ, and padding leaves the bare place."""
-    positions, first = _positions(tokens), tokens.labels(0)
-    varied = [len({row[p].strip() for row in tokens.pieces}) > 1 for p in positions]
-    if tokens.padded:
-        return [str(p) if v else f"{tokens.pieces[0][p].strip()}@{p}" for p, v in zip(positions, varied, strict=True)]
-    return [f"{name}*" if v else name for name, v in zip(first, varied, strict=True)]
+    return [Address(site, i, None, p) for i in acts.layers(site) for p in positions(tokens)]
 
 
 def _changed(bound: Bound) -> list[int]:
     """Indices into the position axis where any corrupt prompt has another token."""
     rows = range(len(bound))
     pairs = [(bound.clean.row(i).ids[0], bound.corrupt.row(i).ids[0]) for i in rows]
-    return [n for n, p in enumerate(_positions(bound.clean)) if any(bool(a[p] != b[p]) for a, b in pairs)]
+    return [n for n, p in enumerate(positions(bound.clean)) if any(bool(a[p] != b[p]) for a, b in pairs)]
 
 
 def _heads(model: Model, acts: Activations, site: str) -> list[Address]:

@@ -1,0 +1,220 @@
+"""What does the model lose without one component?
+
+Ablation: one head, layer site, position or neuron at a time is replaced by a value that carries less, and the task is
+measured again (zero and mean: Olsson et al. 2022; resample: Chan et al. 2022; optimal: Li & Janson 2024,
+arXiv:2409.09951).
+
+* `effect` = metric(ablated) − metric(clean), mean over prompts, in the metric's unit: negative where the component
+  helps. A head site (`z`, `q`, `v` …) gives [layer, head], a neuron site (`mlp_post` …) [layer, neuron], a stream site
+  (`mlp_out`, `attn_out`, `resid_pre` …) [layer]; with `each_position` heads and streams get a position axis too.
+* `how`: `corrupt` takes the value in the prompt's corrupt partner, `resample` that in another prompt, `zero` zeros,
+  `mean` the mean over all tokens, `position_mean` the mean at each position (prompts of one length), and `optimal` the
+  constant that costs the model's predictions least (KL), fitted on one half of the prompts; the effect, and all
+  other fields, are then measured on the other half.
+* `interval`: bootstrap over prompts. Control (`null`): a step as long as the removal's, in a random direction.
+* Known failures: zeros lie outside what later layers have seen, and removing a mean removes what every prompt shares;
+  the size, and for small effects the sign, depend on `how`. Other components may stand in (see self_repair).
+* Equivalences (tests): `corrupt` equals noise patching; any removal of `resid_post` at the last layer and position
+  leaves the logits of the value that stands in; the optimal constant loses no more than the mean it started from.
+* Cost: 1 + samples forwards a place, from its layer on; `optimal` adds `steps` forwards and backwards on half of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.core.address import Address, unit_axis
+from cutaway.core.method import method
+from cutaway.core.refuse import Refused
+from cutaway.core.result import Result
+from cutaway.core.sites import site as site_row
+from cutaway.core.stats import BOUNDS, bootstrap_mean
+from cutaway.models.capture import Activations
+from cutaway.models.executor import sweep
+from cutaway.models.model import Model
+from cutaway.models.tokens import Tokens
+from cutaway.patching.baseline import Removal, removal
+from cutaway.patching.exchange import measured
+from cutaway.patching.optimal import optimal_constants
+from cutaway.patching.places import position_names, positions
+from cutaway.tasks.task import Task
+
+How = Literal["corrupt", "zero", "mean", "position_mean", "resample", "optimal"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadAblation(Result, kind="head_ablation"):
+    """Effect of removing one head, at all positions at once."""
+
+    effect: Float[Tensor, "layer head"]
+    interval: Float[Tensor, "layer head bound"]
+    null: Float[Tensor, "layer head sample"]
+    clean: Float[Tensor, "prompt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadPositionAblation(Result, kind="head_position_ablation"):
+    """Effect of removing one head at one position."""
+
+    effect: Float[Tensor, "layer head position"]
+    interval: Float[Tensor, "layer head position bound"]
+    null: Float[Tensor, "layer head position sample"]
+    clean: Float[Tensor, "prompt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronAblation(Result, kind="neuron_ablation"):
+    """Effect of removing one neuron, at all positions at once."""
+
+    effect: Float[Tensor, "layer neuron"]
+    interval: Float[Tensor, "layer neuron bound"]
+    null: Float[Tensor, "layer neuron sample"]
+    clean: Float[Tensor, "prompt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerAblation(Result, kind="layer_ablation"):
+    """Effect of removing one layer's stream site, at all positions at once."""
+
+    effect: Float[Tensor, "layer"]
+    interval: Float[Tensor, "layer bound"]
+    null: Float[Tensor, "layer sample"]
+    clean: Float[Tensor, "prompt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PositionAblation(Result, kind="position_ablation"):
+    """Effect of removing one layer's stream site at one position."""
+
+    effect: Float[Tensor, "layer position"]
+    interval: Float[Tensor, "layer position bound"]
+    null: Float[Tensor, "layer position sample"]
+    clean: Float[Tensor, "prompt"]
+
+
+@method(
+    answers="What does the model lose without one component?",
+    paper="Li & Janson 2024, arXiv:2409.09951; Chan et al. 2022",
+    cost="prompts * (5 + (1 + samples) * layers * max(1, head, neuron, position)) * F"
+    " + prompts * (3 + steps * layers * max(1, head)) * (F + B)",
+    control="random_direction",
+)
+def ablate(
+    model: Model,
+    task: Task,
+    /,
+    *,
+    site: str = "z",
+    how: How = "corrupt",
+    each_position: bool = False,
+    layers: str = "",
+    steps: int = 40,
+    samples: int = 4,
+    seed: int = 0,
+) -> HeadAblation | HeadPositionAblation | NeuronAblation | LayerAblation | PositionAblation:
+    """Remove one component at a time.
+
+    Args:
+        site: a head site (z, q, v …), a neuron site (mlp_post …) or a stream site (mlp_out, resid_pre …).
+        how: what stands in for the removed value.
+        each_position: remove heads and streams at one position at a time instead of at all positions at once.
+        layers: only these, as numbers separated by commas; all if empty.
+        steps: of the fit of optimal constants.
+        samples: how many random steps of equal length make the null of each place.
+        seed: of the random steps and of the bootstrap.
+
+    Raises:
+        Refused: a site that has no positions, or a baseline that these prompts or this site do not allow.
+    """
+    kind, chosen = _kind(site, each_position), _layers(model, site, layers)
+    if how == "optimal":
+        r, places, notes = _optimal(model, task, site, kind, chosen, steps)
+    else:
+        bound = task.bind(model)
+        places, notes = _places(model, site, kind, chosen, bound.clean), {}
+        r = removal(model, bound, places, how)
+    edits = [r.edit(a) for a in places]
+    edits += [r.random(a, seed * samples * len(places) + i) for i, a in enumerate(places * samples)]
+    values = (sweep(model, r.bound.clean, [[e] for e in edits], measured(r.bound)) - r.clean).float().cpu()
+    names = {"position": position_names(r.bound.clean)} if "position" in kind.axes()["effect"] else {}
+    each = values[: len(places)].movedim(1, 0).reshape(len(r.bound), *_form(places))
+    null = values[len(places) :].mean(-1).reshape(samples, *each.shape[1:]).movedim(0, -1)
+    unit = r.bound.unit
+    return kind(
+        effect=each.mean(0),
+        interval=bootstrap_mean(each, seed=seed),
+        null=null,
+        clean=r.clean.cpu(),
+        labels={"layer": chosen, "bound": BOUNDS, **names},
+        units={"effect": unit, "interval": unit, "null": unit, "clean": unit},
+        record=r.notes() | notes,
+    )
+
+
+def _kind(site: str, by_position: bool) -> Any:
+    row = site_row(site)
+    if row.scope != "layer" or not row.writable or not row.axes.startswith("batch position ") or site == "router":
+        why = "it is no activation of one layer with positions that can be written"
+        raise Refused(f"ablation of site {site!r}", why, "use z, mlp_post, or a stream site such as mlp_out")
+    unit = unit_axis(row)
+    if unit is None:
+        return PositionAblation if by_position else LayerAblation
+    if unit != "neuron":
+        return HeadPositionAblation if by_position else HeadAblation
+    if by_position:
+        why = "a neuron is removed at all positions at once"
+        raise Refused(f"ablation of site {site!r} by position", why, "leave each_position=False, or use mlp_out")
+    return NeuronAblation
+
+
+def _layers(model: Model, site: str, text: str) -> list[int]:
+    there = [a.layer for a in model.places(site) if a.layer is not None]
+    words = [w.strip() for w in text.split(",") if w.strip()]
+    wanted = [int(w) for w in words if w.isdecimal()]
+    if len(wanted) != len(words) or not set(wanted) <= set(there):
+        have = f"{site} is in layers {there[0]} to {there[-1]}"
+        raise Refused(f"layers {text!r}", have, "write for example 0,3,5")
+    return sorted(set(wanted)) or there
+
+
+def _places(model: Model, site: str, kind: type[Result], layers: list[int], tokens: Tokens) -> list[Address]:
+    """One address a number of the result, in the order of its axes."""
+    axes, unit = kind.axes()["effect"], unit_axis(site_row(site))
+    units = range(model.sizes()[unit]) if unit is not None else [None]
+    at = positions(tokens) if "position" in axes else [None]
+    return [Address(site, i, u, p) for i in layers for u in units for p in at]
+
+
+def _form(places: list[Address]) -> list[int]:
+    """The shape in which the places lie."""
+    parts = [{a.layer for a in places}, {a.unit for a in places}, {a.position for a in places}]
+    return [len(p) for p in parts if p != {None}]
+
+
+def _optimal(
+    model: Model, task: Task, site: str, kind: Any, layers: list[int], steps: int
+) -> tuple[Removal, list[Address], dict[str, Any]]:
+    """Constants fitted on one half of the prompts, as what stands in for the activations of the other half."""
+    if kind not in (HeadAblation, LayerAblation):
+        why = "a constant is fitted for a head or a whole layer"
+        raise Refused(f"optimal ablation of site {site!r} here", why, "use a head site, or each_position=False")
+    if steps < 1:
+        raise Refused("optimal ablation with steps=0", "nothing would be fitted", "use how='mean', or more steps")
+    fitted, held = (part.bind(model) for part in task.split(0.5, seed=0))
+    places = _places(model, site, kind, layers, held.clean)
+    constants, curve = optimal_constants(model, fitted.clean, places, steps)
+    r = removal(model, held, places, "mean")
+    stand = {a.place: r.own[str(a.place)].clone() for a in places}
+    for a, c in constants.items():
+        part = stand[a.place]
+        (part if a.unit is None else part[:, :, a.unit]).copy_(c)
+    notes = {
+        "stands in": "a constant fitted to keep the predictions of other prompts (KL at the last position)",
+        "split": f"fitted on {len(fitted)} prompts, measured on {len(held)} others (task.split(0.5, seed=0))",
+        "loss of the mean and after the fit, in nats": [float(curve[:, 0].mean()), float(curve[:, -1].mean())],
+    }
+    return replace(r, stand=Activations(stand, held.clean)), places, notes

@@ -1,0 +1,46 @@
+"""Places that a method visits one by one: positions that all prompts share, and components named in a text."""
+
+from __future__ import annotations
+
+from cutaway.core.address import Address
+from cutaway.core.refuse import Refused
+from cutaway.models.model import Model
+from cutaway.models.tokens import Tokens
+
+_FORM = "components are written as layer.head or mlp_out.layer, separated by commas"
+
+
+def positions(tokens: Tokens) -> list[int]:
+    """From the front if all prompts are equally long, else from the end, as far as the shortest goes."""
+    shortest = int(tokens.lengths.min())
+    return list(range(shortest)) if not tokens.padded else list(range(-shortest, 0))
+
+
+def position_names(tokens: Tokens) -> list[str]:
+    """The token at each position; `*` marks positions where the prompts differ, and padding leaves the bare place."""
+    places, first = positions(tokens), tokens.labels(0)
+    varied = [len({row[p].strip() for row in tokens.pieces}) > 1 for p in places]
+    if tokens.padded:
+        return [str(p) if v else f"{tokens.pieces[0][p].strip()}@{p}" for p, v in zip(places, varied, strict=True)]
+    return [f"{name}*" if v else name for name, v in zip(first, varied, strict=True)]
+
+
+def all_components(model: Model, mlps: bool = True) -> list[Address]:
+    """Every head, and with `mlps` every MLP, in order of depth."""
+    heads = [Address("z", i, h) for i in range(model.shape.n_layers) for h in range(model.shape.n_heads)]
+    return sorted([*heads, *(model.places("mlp_out") if mlps else [])], key=lambda a: (a.layer, a.site != "z", a.unit))
+
+
+def components(model: Model, text: str, least: int = 1) -> list[Address]:
+    """The heads and MLPs named in `text`: `3.1,5.2,mlp_out.4`.
+
+    Raises:
+        Refused: another form, no such component, one named twice, or fewer than `least`.
+    """
+    names = [n.strip() for n in text.split(",") if n.strip()]
+    found = model.places([f"z.{n}" if n[:1].isdigit() else n for n in names])
+    whole = all(a.position is None and (a.site, a.unit is None) in (("z", False), ("mlp_out", True)) for a in found)
+    if not whole or len(found) != len(names) or len(found) < least:
+        least_of = f", at least {least} of them, each once" if least > 1 else ", each once"
+        raise Refused(f"components {text!r}", _FORM + least_of, "write for example 3.1,5.2")
+    return found
