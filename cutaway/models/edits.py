@@ -208,7 +208,7 @@ class Freeze(Edit):
 
     def apply(self, x: Tensor) -> Tensor:
         frame = FRAME.get()
-        if frame is not None and frame.offset and self.where.site not in _WITH_CACHE:
+        if frame is not None and frame.generating and self.where.site not in _WITH_CACHE:
             return x  # the prompt is in the key-value cache already
         held = self._held(x, frame)
         index = [i for i in (self._index(x, p) for p in self.places()) if i is not None]
@@ -237,7 +237,7 @@ class Freeze(Edit):
                 moved = value.new_zeros(len(value), n, *value.shape[2:])
                 moved[here.mask.to(x.device)] = value[there.mask.to(x.device)]
                 value = moved
-        past = frame.hidden(x.shape[1]) if frame is not None and self.where.site in _WITH_CACHE else 0
+        past = 0 if frame is None else frame.hidden(x.shape[1]) if self.where.site in _WITH_CACHE else frame.offset
         part = new[:, : max(n - past, 0)] if has_position else new[:, :, :n, :n]  # what is generated goes free
         value = self._expanded(value[:, past:] if past else value, part)
         if here.padded and has_position:

@@ -31,6 +31,7 @@ Variant = Sequence[Edit]
 Metric = Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tensor, "row *metric"]]
 _BUDGET_BYTES = 1 << 28  # of the widest activation of one batch, if no other budget is given
 PREFIX = "executor.prefix"  # the name under which the self-check can disable growing batches and key-value reuse
+_ENTERING = ("embed", "pos_embed", "resid_pre")  # edits here are in the stream that enters their layer
 # Edits here, in the last layer, need more of it than the last position.
 _INSIDE_LAST = {"z", "head_out", "attn_out", "resid_mid", "mlp_in", "mlp_pre", "mlp_gate", "mlp_post", "mlp_out"}
 _AFTER_LAST = {"resid_post", "ln2.scale", "final.scale"}
@@ -53,11 +54,14 @@ def sweep(
     variants: Sequence[Variant],
     metric: Metric,
     *,
+    base: Variant = (),
     budget: int | None = None,
     resume: Path | None = None,
 ) -> Float[Tensor, "variant batch *metric"]:
     """The metric of every prompt under every variant's edits.
 
+    `base` holds edits made in every variant, before its own: their run takes the place of the clean one, so that what
+    a variant does not change in it is not computed again either.
     `metric` gets the last logits of a batch of rows and, for each row, the index of its prompt; it returns one number
     a row, or one row of several. `budget` is the largest number of rows × positions run at once. With `resume`, what
     is done is kept in that file, also when interrupted, and taken from it the next time. Progress is told to whoever
@@ -71,16 +75,19 @@ def sweep(
     if resume is not None and shards.processes() > 1:
         raise Refused(f"resume={str(resume)!r}", "several processes share this sweep", "resume with one process")
     model.places([e.where for v in variants for e in v])
+    ledger = Ledger(len(variants), resume, sweep_key(model, tokens, [base, *variants]) if resume is not None else "")
     first = [_first_layer(model, v) for v in variants]
-    ledger = Ledger(len(variants), resume, sweep_key(model, tokens, variants) if resume is not None else "")
+    able = _can_grow(model, tokens)
+    variants = [_running(model, base, v, f, able) for v, f in zip(variants, first, strict=True)]
     todo = plan(model, tokens, variants, first, budget or _budget(model, tokens), ledger.done.tolist())
     todo = shards.mine(todo, lambda j: _cost(model, tokens, first, j))
     pending = _Pending(model, tokens, metric, ledger)
     try:
         if todo:
-            with model.edited(), torch.no_grad():
-                layers = sorted({first[i] for j in todo for i in j.variants})
+            layers = sorted({first[i] for j in todo for i in j.variants})
+            with model.edited(*base), torch.no_grad():
                 clean = clean_run(model, tokens, layers, keys=any(j.start > 0 for j in todo))
+            with model.edited(), torch.no_grad():
                 _work(model, tokens, variants, first, todo, clean, pending)
     finally:
         pending.flush()
@@ -202,6 +209,13 @@ def _entry(model: Model, e: Edit) -> int:
     return 0 if a.site in ("embed", "pos_embed") else model.shape.n_layers - 1
 
 
+def _running(model: Model, base: Variant, variant: Variant, first: int, able: bool) -> Variant:
+    """A variant's edits after those of the base that the injected stream does not hold already."""
+    edits = [*(b for b in base if (_entry(model, b), b.where.site not in _ENTERING) > (first, False)), *variant]
+    injected = first > 0 or (able and all(_grows(model, e) for e in edits))
+    return edits if injected else [*base, *variant]
+
+
 def _can_grow(model: Model, tokens: Tokens) -> bool:
     """Growing batches need prompts of one length, causal attention, and no other edits around."""
     family = model.family
@@ -217,9 +231,10 @@ def _grows(model: Model, e: Edit) -> bool:
 
 def _start(e: Edit, width: int) -> int:
     """The first column an edit touches."""
-    if isinstance(e, Knockout) or not BY_NAME[e.where.site].has_position:
+    if not isinstance(e, Knockout) and not BY_NAME[e.where.site].has_position:
         return 0
-    places = [0 if p is None else p if p >= 0 else width + p for p in e.places()]
+    touched = e.queries if isinstance(e, Knockout) else e.places()  # cut edges change what their queries read
+    places = [0 if p is None else p if p >= 0 else width + p for p in touched]
     return max(0, min(places, default=0))
 
 

@@ -28,6 +28,11 @@ class Frame:
         """The same forward with the columns of the cache in front: the frame of the keys."""
         return Frame(self.tokens, self.batch, self.offset + self.width)
 
+    @property
+    def generating(self) -> bool:
+        """Whether the whole prompt lies in the cache."""
+        return self.offset >= (self.tokens.ids.shape[1] if self.tokens is not None else 1)
+
     def hidden(self, keys: int) -> int:
         """How many of the oldest columns a sliding window has dropped, where `keys` are left."""
         return self.offset + self.width - keys
