@@ -157,14 +157,16 @@ def _misfit(option: Option, value: Any) -> str | None:
     """What a value ought to be, if it is not."""
     if value is None and option.optional:
         return None
-    kinds = {float: (int, float), Path: (str, Path)}.get(option.type, (option.type,))
-    if not isinstance(value, kinds) or (isinstance(value, bool) and option.type is not bool):
+    kinds: tuple[type, ...] = {float: (int, float), Path: (str, Path)}.get(option.type, (option.type,))
+    given: Any = value
+    if not isinstance(given, kinds) or (isinstance(given, bool) and option.type is not bool):
         return {int: "a whole number", float: "a number", bool: "True or False"}.get(option.type, "a text")
-    if option.type is float and not math.isfinite(value):
+    number: Any = value
+    if option.type is float and not math.isfinite(number):
         return "a finite number"
     least = _LEAST.get(option.name, 0)
-    if option.type is int and not least <= value < 1 << 63:
-        return f"at least {least}" if value < least else "smaller than 2**63"
+    if option.type is int and not least <= number < 1 << 63:
+        return f"at least {least}" if number < least else "smaller than 2**63"
     return None
 
 

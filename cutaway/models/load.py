@@ -69,6 +69,7 @@ def _from_source(
     dtype = dtype or (torch.float32 if device == "cpu" else "auto")
     if folder.exists() and device == "cpu":
         _check_memory(folder, dtype)
+    auto: Any
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
     if attention is not None:
         options["attn_implementation"] = attention

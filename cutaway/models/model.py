@@ -153,7 +153,7 @@ class Model:
             )
         else:
             t = tokenize(self.tokenizer, prompts, side, self.shape.context)
-        table = self.body.top("embed") or self.hf.get_input_embeddings()
+        table: Any = self.body.top("embed") or self.hf.get_input_embeddings()
         least, most = t.extremes
         rows = table.num_embeddings
         if least < 0 or most >= rows:

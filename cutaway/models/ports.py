@@ -179,7 +179,7 @@ def output_rows(module: nn.Module, heads: int) -> Tensor:
     Raises:
         Refused: the weight is quantised.
     """
-    weight = module.weight
+    weight: Any = module.weight
     if not weight.is_floating_point():
         raise Refused("head_out", f"W_O is stored as {weight.dtype}", "load the model unquantised")
     w = weight if hasattr(module, "nf") else weight.T

@@ -37,7 +37,7 @@ def probe(hf: Any) -> Family:
     o = _linear(getattr(block, attn), _OUT)
     if o is None or mlp is None:
         raise _refused(hf, "no output projection was found in its attention, or no MLP beside it")
-    inside = {n: _path(attn, _linear(getattr(block, attn), words)) for n, words in _PROJECTIONS.items()}
+    inside: dict[str, Any] = {n: _path(attn, _linear(getattr(block, attn), words)) for n, words in _PROJECTIONS.items()}
     fused = next((c for c in _linears(getattr(block, attn)) if any(w in c.lower() for w in _FUSED)), None)
     norms = [c for c, m in block.named_children() if c not in (attn, mlp) and _is_norm(m)]
     return Family(
@@ -96,10 +96,11 @@ def _mlp_parts(block: nn.Module, name: str) -> dict[str, Any]:
     return {"up": f"{name}.{up}", "gate": _path(name, gate) or None, "down": f"{name}.{down}"}
 
 
-def _norm_parts(norms: list[str]) -> dict[str, str | None]:
+def _norm_parts(norms: list[str]) -> dict[str, Any]:
     """Norms by position: two before their readers, two after their writers, four around both, or one for both."""
     after = [c for c in norms if "post" in c.lower()]
     before = [c for c in norms if c not in after]
+    pairs: dict[str, str | None]
     if len(norms) == 4 and len(after) == 2:
         pairs = {"ln1": before[0], "ln1_post": after[0], "ln2": before[1], "ln2_post": after[1]}
     elif len(norms) == 2 and len(after) == 2:

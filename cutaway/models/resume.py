@@ -57,7 +57,7 @@ def clean_run(model: Model, tokens: Tokens, layers: Sequence[int], keys: bool) -
         from transformers import DynamicCache
 
         # Without the configuration a cache keeps every key, also those that a sliding window would drop.
-        cache_ = DynamicCache()
+        cache_: Any = DynamicCache()
         _call(
             model, tokens.ids, Frame(tokens, len(tokens), tokens.ids.shape[1]), past_key_values=cache_, use_cache=True
         )

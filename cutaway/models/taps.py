@@ -66,7 +66,7 @@ class _Point:
     def __init__(self, module: nn.Module, side: Side):
         self.taps: list[_Tap] = []
         self.chains: list[list[_Tap]] = []
-        register = module.register_forward_hook if side == "out" else module.register_forward_pre_hook
+        register: Any = module.register_forward_hook if side == "out" else module.register_forward_pre_hook
         self.handle = register(self.after if side == "out" else self.before, with_kwargs=True)
 
     def arrange(self) -> None:
@@ -190,12 +190,16 @@ def _hooked(side: Side) -> Side:
 def _pass(chain: Sequence[_Tap], x: Tensor, y: Any) -> tuple[Tensor, Any]:
     """Show one canonical tensor to its chain; returns the module's input and output tensors to go on with."""
     p = chain[0].port
-    value = new = p.read(x, y)
+    gradient = any(t.gradient for t in chain)
+    value = p.read(x, y)
+    if gradient and p.side == "in" and value is x:
+        value = x.view_as(x)  # other modules may read the same tensor; the gradient here is this reader's alone
+    new = value
     for tap in chain:
         tap.fired.silent.discard(tap.place)
         new = tap.see(new)
     raw = y if p.side == "out" else x
-    if new is value and (value is raw or not any(t.gradient for t in chain)):
+    if new is value and (value is raw or not gradient):
         return x, y
     written = p.write(new, x, y)
     return (x, written) if p.side == "out" else (written, y)

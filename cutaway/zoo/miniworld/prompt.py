@@ -28,11 +28,13 @@ class Prompt:
 
 
 def span(text: str, part: str) -> tuple[int, int]:
+    """Where the last mention of `part` lies in `text`."""
     start = text.rindex(part)
     return start, start + len(part)
 
 
 def other_than(rng: Random, items: Any, *avoid: Any) -> Any:
+    """One of the items that is none of those to avoid."""
     while True:
         item = rng.choice(items)
         if item not in avoid:

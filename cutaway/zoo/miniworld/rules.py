@@ -40,7 +40,9 @@ def _sum(text: str) -> tuple[str, str] | None:
 
 def _successor(text: str) -> tuple[str, str] | None:
     found = _AFTER.search(text)
-    for series in _SERIES if found is not None else ():
+    if found is None:
+        return None
+    for series in _SERIES:
         if found[1] in series[:-1] or (found[1] in series and series in (words.DAYS, words.MONTHS)):
             following = series[(series.index(found[1]) + 1) % len(series)]
             return following, f"{following.capitalize()} follows {found[1].capitalize()}"
