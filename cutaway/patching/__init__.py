@@ -9,7 +9,10 @@ from cutaway.patching.ablate import (
     ablate,
 )
 from cutaway.patching.activation import HeadEffects, PositionEffects, activation
+from cutaway.patching.attribution import attribution
 from cutaway.patching.group import GroupEffect, group
+from cutaway.patching.linear import NodeEffects
+from cutaway.patching.relevance import relevance
 
 __all__ = [
     "GroupEffect",
@@ -18,9 +21,12 @@ __all__ = [
     "HeadPositionAblation",
     "LayerAblation",
     "NeuronAblation",
+    "NodeEffects",
     "PositionAblation",
     "PositionEffects",
     "ablate",
     "activation",
+    "attribution",
     "group",
+    "relevance",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,8 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
-from cutaway.models.capture import Activations
+from cutaway.models import taps
+from cutaway.models.capture import Activations, Collector
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.tasks.bound import Bound
@@ -55,17 +57,37 @@ def exchange(model: Model, task: Task, site: str, direction: Direction) -> Excha
         Refused: the corruption does not change the metric, so that nothing can be brought back.
     """
     bound = task.bind(model)
-    clean, corrupt = (bound.metric(model.run_last(t)).float() for t in (bound.clean, bound.corrupt))
+    (clean, first), (corrupt, second) = (run(model, t, site, bound) for t in (bound.clean, bound.corrupt))
+    gap = difference(task, clean, corrupt)
+    denoise = direction == "denoise"
+    target, own, donor = (bound.corrupt, second, first) if denoise else (bound.clean, first, second)
+    return Exchange(bound, target, own, donor, clean, corrupt, corrupt if denoise else clean, gap, task.corruption)
+
+
+def run(
+    model: Model, tokens: Tokens, sites: str | Sequence[str | Address], bound: Bound
+) -> tuple[Float[Tensor, "prompt"], Activations]:
+    """One forward: the metric of every prompt and the activations at some sites."""
+    collector = Collector(model.body, model.places(sites), live=False)
+    sees = {p: collector.see(p) for p in collector.places}
+    with model.edited(), torch.no_grad(), taps.attached(model.body, sees):
+        logits = model.last_logits(tokens)
+    return bound.metric(logits).float(), collector.activations(tokens)
+
+
+def difference(task: Task, clean: Float[Tensor, "prompt"], corrupt: Float[Tensor, "prompt"]) -> float:
+    """The mean of clean − corrupt.
+
+    Raises:
+        Refused: there is none, or it is not a number.
+    """
     gap = float((clean - corrupt).mean())
     if not math.isfinite(gap):
         raise Refused(f"patching on task {task.name!r}", f"the metric is {gap}", "use a wider dtype or other prompts")
     if abs(gap) < 1e-6:
         why = "the corruption does not change the metric, so there is nothing to bring back"
         raise Refused(f"patching on task {task.name!r}", why, "use prompts whose answers differ")
-    denoise = direction == "denoise"
-    target, giver = (bound.corrupt, bound.clean) if denoise else (bound.clean, bound.corrupt)
-    own, donor = (model.capture(t, site, logits=False) for t in (target, giver))
-    return Exchange(bound, target, own, donor, clean, corrupt, corrupt if denoise else clean, gap, task.corruption)
+    return gap
 
 
 def measured(bound: Bound) -> Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tensor, "row"]]:

@@ -1,0 +1,89 @@
+"""How far an estimate can be trusted: exact effects at a sample of places, and how well the estimate agrees there.
+
+The sample is spread evenly over the ranks of |estimate|, the largest and the smallest included, so that places an
+estimate calls unimportant are looked at as often as others. Every estimate of this room is audited by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.core.stats import generator
+from cutaway.models.executor import Variant, sweep
+from cutaway.models.model import Model
+from cutaway.patching.exchange import Exchange, measured
+
+STATISTICS = ["pearson", "spearman", "sign errors"]
+_DRAWS = 1000
+_ROUNDING = 1e-5  # of the largest effect: below it neither ranks nor signs mean anything
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Exact mean effects where they were measured (NaN elsewhere), and the agreement of the estimate with them."""
+
+    exact: Float[Tensor, "node"]
+    agreement: Float[Tensor, "statistic"]
+    interval: Float[Tensor, "statistic bound"]
+    chosen: tuple[int, ...]
+
+
+def audit(model: Model, x: Exchange, variants: Sequence[Variant], estimate: Float[Tensor, "node"], n: int) -> Audit:
+    """Measure the effect of `n` of the variants exactly and hold the estimate against it."""
+    chosen = stratified(estimate.abs(), n)
+    effects = (sweep(model, x.target, [variants[i] for i in chosen], measured(x.bound)) - x.baseline).float().cpu()
+    exact = torch.full_like(estimate, torch.nan)
+    exact[chosen] = effects.mean(-1)
+    return Audit(exact, *agreement(estimate[chosen], exact[chosen]), tuple(chosen))
+
+
+def stratified(size: Float[Tensor, "node"], n: int) -> list[int]:
+    """`n` indices at evenly spaced ranks of `size`, both ends included, in ascending order of index.
+
+    Sizes that differ by rounding only count as equal, and equal ones keep their order.
+    """
+    grain = float(size.max()) * _ROUNDING
+    order = (size / grain).round().argsort(stable=True) if grain else torch.arange(len(size))
+    ranks = torch.linspace(0, len(size) - 1, min(n, len(size)) if n != 1 else 1).round().long()
+    return sorted(order[len(size) - 1 - ranks].tolist())  # a sample of one is the largest
+
+
+def agreement(
+    estimate: Float[Tensor, "node"], exact: Float[Tensor, "node"]
+) -> tuple[Float[Tensor, "statistic"], Float[Tensor, "statistic bound"]]:
+    """Pearson and Spearman correlation and the share of sign errors, each with a 95 % bootstrap interval over places.
+
+    A place counts as a sign error if its exact effect is beyond rounding and the estimate has another sign, or none.
+    The resamples are the same in every audit (their source of chance is the audit's own).
+    """
+    a, b = estimate.double(), exact.double()
+    draws = torch.randint(len(a), (_DRAWS, len(a)), generator=generator(0))
+    least = b.abs().max() * _ROUNDING
+    values, spread = _statistics(a[None], b[None], least)[0], _statistics(a[draws], b[draws], least)
+    tails = torch.tensor([0.025, 0.975], dtype=torch.double)
+    return values.float(), spread.nanquantile(tails, dim=0).T.float()
+
+
+def _statistics(a: Tensor, b: Tensor, least: Tensor) -> Float[Tensor, "draw statistic"]:
+    real = b.abs() > least
+    wrong = ((a.sign() != b.sign()) & real).sum(-1) / real.sum(-1)
+    return torch.stack([_pearson(a, b), _pearson(_ranks(a), _ranks(b)), wrong], dim=-1)
+
+
+def _pearson(a: Tensor, b: Tensor) -> Float[Tensor, "draw"]:
+    """Row by row; NaN where a row does not vary, or has fewer than three places."""
+    a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+    spread = a.norm(dim=-1) * b.norm(dim=-1)
+    return torch.where((spread > 0) & (a.shape[-1] > 2), (a * b).sum(-1) / spread, torch.nan)
+
+
+def _ranks(a: Float[Tensor, "draw node"]) -> Float[Tensor, "draw node"]:
+    """Average ranks, row by row."""
+    order = a.sort(-1).values
+    below, upto = (torch.searchsorted(order, a.contiguous(), right=right) for right in (False, True))
+    return (below + upto).double() / 2

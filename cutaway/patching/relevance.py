@@ -1,0 +1,76 @@
+"""What would patching every place change, estimated with relevance coefficients in place of gradients?
+
+Relevance patching (RelP: Jafari et al. 2025, arXiv:2508.21258). Attribution patching whose backward pass hands back the
+coefficients of layer-wise relevance propagation, which follow the function over the whole step from zero instead of
+its tangent: gradients of norms and activation functions are steep where their effect is small, and flat where it is
+large.
+
+* `effect` = Σ coefficient · (donor − own), in the axes of `patching.attribution`. The coefficients: norms with their
+  divisor held constant (LN-rule), f(x) / x for activation functions (identity rule), half for each factor of a gate's
+  product (half rule). Weights and the metric keep their gradients. No activation changes by a bit.
+* `attention`: `gradient` differentiates through patterns (the authors' setting for GPT-2), `constant` holds them fixed
+  (AH-rule), `half` halves both of attention's products (Achtibat et al. 2024, arXiv:2402.05602).
+* `interval`: bootstrap over prompts. Control (`null`): the same coefficients along a random step of the donor's length.
+* Audit: `exact` is the measured effect at `audit` places, evenly over the ranks of |estimate| (NaN elsewhere);
+  `agreement` is Pearson and Spearman correlation and the share of sign errors there, with bootstrap intervals.
+* Known failures: the rules are heuristics, best for residual streams and MLP outputs; coefficients are those of the
+  patched run alone. Mixtures of experts and models whose stream itself is normed are refused.
+* Equivalences (tests): without norms and with linear activation functions it equals attribution patching; without
+  biases Σ coefficient · activation over the stream is the metric itself, at every layer, under `constant`.
+* Cost: 2 forwards and 1 backward, and one forward an audited place.
+"""
+
+from __future__ import annotations
+
+from cutaway.core.method import method
+from cutaway.core.refuse import Refused
+from cutaway.models.backward import Attention
+from cutaway.models.model import Model
+from cutaway.patching.activation import HeadEffects, PositionEffects
+from cutaway.patching.exchange import Direction
+from cutaway.patching.linear import NodeEffects, effects, several, slopes
+from cutaway.tasks.task import Task
+
+_BEHIND = {"q", "k", "scores", "pattern"}  # sites that act through the pattern only
+
+
+@method(
+    answers="What would patching every place change, estimated with relevance coefficients in place of gradients?",
+    paper="Jafari et al. 2025, arXiv:2508.21258",
+    cost="prompts * ((4 + audit) * F + B)",
+    control="random_direction",
+)
+def relevance(
+    model: Model,
+    task: Task,
+    /,
+    *,
+    site: str = "z",
+    direction: Direction = "denoise",
+    attention: Attention = "gradient",
+    audit: int = 24,
+    samples: int = 4,
+    seed: int = 0,
+) -> HeadEffects | PositionEffects | NodeEffects:
+    """Estimate the effect of exchanging each activation, by relevance instead of gradients.
+
+    Args:
+        site: a head site (by layer and head), a stream site (by layer and position), or several, with commas.
+        direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
+        attention: the rule for attention: gradient (none), constant patterns, or half for each factor of its products.
+        audit: at how many places the exact effect is measured beside the estimate.
+        samples: how many random steps of equal length make the null of each place.
+        seed: of the random steps and of the bootstrap.
+
+    Raises:
+        Refused: a site that is neither, one that a constant pattern cuts off, a corruption that does not change the
+            metric, or a model without a rule for one of its parts.
+    """
+    sites = several(site)
+    if attention == "constant" and (behind := [s for s in sites if s in _BEHIND]):
+        raise Refused(
+            f"relevance of site {behind[0]!r}", "it acts through the pattern, which attention='constant' holds fixed",
+            "use attention='gradient' or 'half'",
+        )  # fmt: skip
+    x, parts, found = slopes(model, task, sites, direction, relevance=attention)
+    return effects(model, x, parts, found[0], audits=audit, samples=samples, seed=seed)
