@@ -275,7 +275,7 @@ def _written(w: DirectAttribution, answer: str, foil: str) -> Claim:
 
 def _placed(e: PositionEffects) -> Claim:
     recovered, labels = e.recovered, e.labels
-    rows = [r for r in standing_out(e, most=10**6) if r["recovered"] > 0.1]
+    rows = _carrying(e)
     early = [r for r in rows if r["layer"] == labels["layer"][0]]
     if not early:
         return Claim("the positions", "No position stands out", "random steps of equal length", False)
@@ -320,7 +320,7 @@ def _verdicts(one: Task, found: Results) -> list[Verdict]:
         return [Verdict("no known truth for this answer", None, truth.note)]
     said = truth.answer.lower() == answer.lower()
     verdicts = [Verdict("agrees with the known truth" if said else "contradicts the known truth", said, truth.note)]
-    rows = standing_out(found["resid_pre"], most=10**6)
+    rows = _carrying(found["resid_pre"])
     layers, positions = found["resid_pre"].labels["layer"], found["resid_pre"].labels["position"]
     subject = [i for i, p in enumerate(positions) if _is_changed(found["resid_pre"], i)]
     early = {positions.index(r["position"]) for r in rows if r["layer"] == layers[0]}

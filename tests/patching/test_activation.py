@@ -1,0 +1,302 @@
+"""Activation patching, cell by cell against plain torch hooks and an attention function written out here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import cutaway as ca
+from cutaway.core.refuse import Refused
+from cutaway.models.edits import Replace
+from cutaway.patching import activation
+from cutaway.tasks.task import Task
+from tests.conformance import subjects
+from tests.lenses.plain import WIRING
+from tests.models.tiny import CONFIGS
+
+CAUSAL = [n for n in CONFIGS if n != "bert"]
+BOTH = ("denoise", "noise")
+
+
+def ids_of(text: str) -> Tensor:
+    return torch.tensor([[int(word[1:]) for word in text.split()]])
+
+
+class Site:
+    """One site by hand: where it is written down in a run, and where a value is put into another run."""
+
+    def __init__(self, name: str, hf: Any, heads: int):
+        self.name, self.w, self.hf, self.heads = name, WIRING[hf.config.model_type_of_test], hf, heads
+
+    def module(self, layer: int) -> tuple[nn.Module, bool]:
+        """The module, and whether its input (not its output) is meant."""
+        block = self.hf.get_submodule(self.w.blocks)[layer]
+        path, inside = {
+            "resid_pre": ("", True), "resid_post": ("", False), "z": (self.w.o, True),
+            "attn_out": (self.w.after_attn or self.w.o, False), "mlp_out": (self.w.after_mlp or self.w.down, False),
+        }[self.name]  # fmt: skip
+        return (block.get_submodule(path) if path else block), inside
+
+    def change(self, x: Tensor, value: Tensor, place: tuple[int, int | slice]) -> Tensor:
+        """`x` [1, position, width] with the value at a position, or at one head of all positions."""
+        new = x.clone()
+        if self.name == "z":
+            parts = new.view(*x.shape[:2], self.heads, -1)
+            parts[:, :, place[1]] = value.view(*x.shape[:2], self.heads, -1)[:, :, place[1]]
+        else:
+            new[:, place[1]] = value[:, place[1]]
+        return new
+
+    def read(self, ids: Tensor, layer: int) -> Tensor:
+        kept: list[Tensor] = []
+        with self._hook(layer, lambda x: kept.append(x.clone())), torch.no_grad():
+            self.hf(ids)
+        return kept[0]
+
+    def run(self, ids: Tensor, layer: int, value: Tensor, second: int) -> Tensor:
+        """Last logits with a value put in."""
+        with self._hook(layer, lambda x: self.change(x, value, (layer, second))), torch.no_grad():
+            return self.hf(ids).logits[0, -1]
+
+    @contextmanager
+    def _hook(self, layer: int, act: Any) -> Iterator[None]:
+        module, inside = self.module(layer)
+
+        def before(m: nn.Module, args: Any, kw: Any) -> Any:
+            x = args[0] if args else kw["hidden_states"]
+            new = act(x)
+            if new is None:
+                return None
+            return ((new, *args[1:]), kw) if args else (args, {**kw, "hidden_states": new})
+
+        def after(m: nn.Module, args: Any, out: Any) -> Any:
+            new = act(out[0] if isinstance(out, tuple) else out)
+            return None if new is None else (new, *out[1:]) if isinstance(out, tuple) else new
+
+        handle = (
+            module.register_forward_pre_hook(before, with_kwargs=True)
+            if inside
+            else module.register_forward_hook(after)
+        )
+        try:
+            yield
+        finally:
+            handle.remove()
+
+
+def by_hand(name: str, site: str, direction: str, pair: Any, cells: list[tuple[int, int]]) -> list[float]:
+    """Effects of single patches on one pair, by plain hooks."""
+    model = subjects.family(name)
+    model.hf.config.model_type_of_test = name
+    s = Site(site, model.hf, model.shape.n_heads)
+    clean, corrupt = ids_of(pair.clean), ids_of(pair.corrupt)
+    target, donor = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
+    answer, foil = int(pair.answer[1:]), int(pair.foil[1:])
+    with torch.no_grad():
+        base = model.hf(target).logits[0, -1]
+    out = []
+    for layer, second in cells:
+        logits = s.run(target, layer, s.read(donor, layer), second)
+        out.append(float((logits[answer] - logits[foil]) - (base[answer] - base[foil])))
+    del model.hf.config.model_type_of_test
+    return out
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama_gqa", "gemma2", "gpt_neox_parallel", "olmo2"])
+@pytest.mark.parametrize("site", ["resid_pre", "attn_out", "mlp_out", "z", "resid_post"])
+@pytest.mark.parametrize("direction", BOTH)
+def test_cells_by_hand(name, site, direction):
+    task = subjects.numbered_task()
+    got = activation(subjects.family(name), task, site=site, direction=direction, samples=1)
+    layers, second = got.effect.shape
+    g = torch.Generator().manual_seed(len(name) + len(site))
+    cells = [
+        (int(torch.randint(layers, (), generator=g)), int(torch.randint(second, (), generator=g))) for _ in range(4)
+    ]
+    cells += [(0, 2 if second > 4 else 0), (layers - 1, second - 1)]
+    each = torch.tensor([by_hand(name, site, direction, p, cells) for p in task.pairs])
+    for (layer, where), want in zip(cells, each.mean(0).tolist(), strict=True):
+        assert float(got.effect[layer, where]) == pytest.approx(want, abs=2e-5)
+
+
+def attention(replaced: dict[str, Tensor], kept: dict[str, Tensor], layer: int, head: int) -> Any:
+    """Grouped-query attention as Llama writes it, with one head's q, k, v or probabilities of one layer exchanged."""
+
+    def forward(
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, scaling: float, **_: Any
+    ) -> Any:
+        parts = {"q": query, "k": key, "v": value}
+        if module.layer_idx == layer:
+            kept.update({n: x.clone() for n, x in parts.items()})
+            for n in parts:
+                if n in replaced:
+                    parts[n] = parts[n].clone()
+                    parts[n][:, head] = replaced[n][:, head]
+        groups = query.shape[1] // key.shape[1]
+        k, v = (parts[n].repeat_interleave(groups, dim=1) for n in ("k", "v"))
+        scores = parts["q"] @ k.transpose(2, 3) * scaling
+        n = scores.shape[-1]
+        scores = scores.masked_fill(torch.ones(n, n, dtype=torch.bool).triu(1), float("-inf"))
+        pattern = scores.softmax(-1)
+        if module.layer_idx == layer:
+            kept["pattern"] = pattern.clone()
+            if "pattern" in replaced:
+                pattern = pattern.clone()
+                pattern[:, head] = replaced["pattern"][:, head]
+        return (pattern @ v).transpose(1, 2).contiguous(), pattern
+
+    return forward
+
+
+@pytest.mark.parametrize("site", ["q", "k", "v", "pattern"])
+@pytest.mark.parametrize("direction", BOTH)
+def test_attention_sites_by_hand(site, direction, monkeypatch):
+    from transformers.models.llama import modeling_llama
+
+    from cutaway.models.model import Model
+    from tests.models.tiny import V, build
+
+    hf = build("llama_gqa")
+    task = subjects.numbered_task()
+    got = activation(Model(hf, subjects.word_tokenizer(V), "x"), task, site=site, direction=direction, samples=1)
+    assert got.effect.shape == (3, 2 if site in ("k", "v") else 4)
+    hf.set_attn_implementation("eager")
+
+    def logits(ids: Tensor, *arguments: Any) -> Tensor:
+        with monkeypatch.context() as m, torch.no_grad():
+            m.setattr(modeling_llama, "eager_attention_forward", attention(*arguments))
+            return hf(ids).logits[0, -1]
+
+    for layer, head in [(0, 0), (1, got.effect.shape[1] - 1), (2, 1)]:
+        each = []
+        for pair in task.pairs:
+            clean, corrupt = ids_of(pair.clean), ids_of(pair.corrupt)
+            target, donor = (corrupt, clean) if direction == "denoise" else (clean, corrupt)
+            kept: dict[str, Tensor] = {}
+            logits(donor, {}, kept, layer, head)
+            base, patched = logits(target, {}, {}, layer, head), logits(target, {site: kept[site]}, {}, layer, head)
+            answer, foil = int(pair.answer[1:]), int(pair.foil[1:])
+            each.append(float((patched - base)[answer] - (patched - base)[foil]))
+        assert float(got.effect[layer, head]) == pytest.approx(sum(each) / len(each), abs=2e-5)
+
+
+def away(x: Tensor) -> list[int]:
+    """Where a row is not zero up to rounding."""
+    return [int(i) for i in (x.abs() > 1e-4).nonzero()]
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("direction", BOTH)
+def test_the_whole_difference_enters_at_the_changed_position_and_leaves_at_the_last(name, direction):
+    model, task = subjects.family(name), subjects.numbered_task()
+    whole = 1.0 if direction == "denoise" else -1.0
+    first = activation(model, task, site="resid_pre", direction=direction, samples=1)
+    assert first.record["changed positions"] == [2]
+    assert float(first.recovered[0, 2]) == pytest.approx(whole, abs=1e-3)
+    assert away(first.recovered[0]) == [2], "what is equal in both runs changes nothing"
+    last = activation(model, task, site="resid_post", direction=direction, samples=1)
+    assert float(last.recovered[-1, -1]) == pytest.approx(whole, abs=1e-3)
+    assert away(last.recovered[-1]) == [last.effect.shape[1] - 1]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gemma2", "falcon_alibi", "mixtral"])
+def test_every_changed_position_at_once_gives_the_other_run(name):
+    model = subjects.family(name)
+    pair = subjects.Pair("w5 w6 w7 w8 w9 w10", "w5 w16 w7 w18 w9 w10", "w61", "w71")
+    bound = Task("two", (pair,)).bind(model)
+    clean, corrupt = (model.capture(t, "resid_pre.0") for t in (bound.clean, bound.corrupt))
+    changed = [int(p) for p in bound.changed[0].nonzero()]
+    assert changed == [1, 3]
+    edits = [Replace(f"resid_pre.0@{p}", clean[f"resid_pre.0@{p}"]) for p in changed]
+    torch.testing.assert_close(model.run_last(bound.corrupt, edits), model.run_last(bound.clean), atol=1e-5, rtol=1e-4)
+    assert not corrupt["resid_pre.0"].equal(clean["resid_pre.0"])
+
+
+def test_positions_and_heads_of_prompts_of_several_lengths_count_from_the_end():
+    task = subjects.numbered_task(uneven=True)
+    got = activation(subjects.family("llama_gqa"), task, site="resid_pre", samples=1)
+    assert got.effect.shape == (3, 4)
+    assert got.labels["position"] == ["-4", "-3", "-2", "-1"]
+    for p in (-4, -1):
+        each = [by_hand("llama_gqa", "resid_pre", "denoise", x, [(1, p)])[0] for x in task.pairs]
+        assert float(got.effect[1, p]) == pytest.approx(sum(each) / 3, abs=2e-5)
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "attn_out", "z", "k", "pattern"])
+@pytest.mark.parametrize("direction", BOTH)
+def test_null_steps_are_as_long_as_the_real_ones(site, direction, monkeypatch):
+    """Looked at where they are made: what the sweep is given."""
+    import importlib
+
+    module, seen = importlib.import_module("cutaway.patching.activation"), []
+    sweep = module.sweep
+
+    def watched(model: Any, tokens: Any, variants: Any, *rest: Any, **more: Any) -> Any:
+        seen.append((tokens, variants))
+        return sweep(model, tokens, variants, *rest, **more)
+
+    monkeypatch.setattr(module, "sweep", watched)
+    model = subjects.family("llama_gqa")
+    got = activation(model, subjects.numbered_task(), site=site, direction=direction, samples=3)
+    tokens, variants = seen[0]
+    assert len(variants) == 4 * got.effect.numel()
+    real, null = variants[: got.effect.numel()], variants[got.effect.numel() :]
+    for i, (edit,) in enumerate(null):
+        (twin,) = real[i % len(real)]
+        assert edit.where == twin.where
+        own = model.capture(tokens, str(edit.where.place))[str(edit.where)]
+        steps = [(e.value - own).norm(dim=-1) for e in (edit, twin)]
+        torch.testing.assert_close(*steps, atol=1e-4, rtol=1e-3)
+        if float(steps[1].min()) > 1e-3:
+            assert not torch.allclose(edit.value, twin.value, atol=1e-3)
+
+
+def test_the_numbers_belong_together():
+    got = activation(subjects.family("gpt2"), subjects.numbered_task(), site="z", direction="noise", samples=2)
+    gap = float((got.clean - got.corrupt).mean())
+    assert got.record["clean − corrupt"] == pytest.approx(gap, rel=1e-5)
+    torch.testing.assert_close(got.recovered, got.effect / gap)
+    assert got.units["effect"] == "logits"
+    assert got.record["corruption"] == "the third word becomes another"
+
+
+@pytest.mark.parametrize(
+    "site", ["scores", "ln1.scale", "mlp_post", "mlp_pre", "router", "pos_embed", "embed", "logits"]
+)
+def test_sites_that_are_no_places_of_the_stream_or_of_heads(site):
+    model, task = subjects.family("gpt2"), subjects.numbered_task()
+    if site == "scores":  # minus infinity above the diagonal in both runs: no difference there, and no NaN
+        got = activation(model, task, site=site, samples=1)
+        assert got.effect.isfinite().all()
+        assert got.null.isfinite().all()
+        return
+    with pytest.raises(Refused, match="use a stream site"):
+        activation(model, task, site=site)
+
+
+def test_a_corruption_without_effect_is_refused():
+    pair = subjects.Pair("w5 w6 w7", "w5 w6 w7", "w61", "w71")
+    with pytest.raises(Refused, match="does not change the metric"):
+        activation(subjects.family("gpt2"), Task("same", (pair,)))
+
+
+def test_numbers_that_are_none_are_refused():
+    from cutaway.models.model import Model
+    from tests.models.tiny import V, build
+
+    hf = build("gpt2")
+    with torch.no_grad():
+        hf.transformer.ln_f.weight.fill_(float("nan"))
+    with pytest.raises(Refused, match="the metric is nan"):
+        activation(Model(hf, subjects.word_tokenizer(V), "broken"), subjects.numbered_task())
+
+
+def test_a_parallel_block_has_no_middle():
+    with pytest.raises(Refused):
+        activation(subjects.family("gptj"), subjects.numbered_task(), site="resid_mid")
+    assert ca.patching.activation(subjects.family("gpt2"), subjects.numbered_task(), site="resid_mid", samples=1)
