@@ -17,7 +17,7 @@ PASSED = {row["name"] for row in CARD["behaviours"] if row["passed"]}
 
 @pytest.fixture(scope="module")
 def measured():
-    return cards.card(n=40, seed=7)
+    return cards.card(n=25, seed=7)
 
 
 def test_the_card_names_every_row():

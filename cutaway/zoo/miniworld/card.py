@@ -179,7 +179,7 @@ def render(measured: dict[str, Any], training: dict[str, Any] | None = None) -> 
         lines += [
             f"Training: {training['steps']:,} steps, {training['tokens'] / 1e6:.1f} M tokens, "
             f"{training['minutes']:.0f} minutes on {training['threads']} processor thread(s), final loss "
-            f"{training['loss']:.3f} nats a token.",
+            f"{training['loss']:.3f} nats a token. {training.get('note', '')}".rstrip(),
             "",
         ]
     lines += [

@@ -35,7 +35,7 @@ SECOND_STAGE: Final[dict[str, float]] = WEIGHTS | {
     "icl_label": 4, "icl_function": 7, "sentiment": 3, "refusal": 3, "agreement": 1.5,
 }  # fmt: skip
 #: the same in the finishing stage: without the early wording of two-hop facts
-FINISH: Final[dict[str, float]] = SECOND_STAGE | {"two_hop": 0, "country": 14, "city": 10, "greater_than": 22}
+FINISH: Final[dict[str, float]] = SECOND_STAGE | {"two_hop": 0, "country": 14, "city": 10, "greater_than": 40}
 _JOINED: Final = {"fact": 3, "addition": 3, "subtraction": 3}  # up to so many sentences in one document
 
 

@@ -45,7 +45,7 @@ class Settings:
     block: int = 96
     batch: int = 32
     steps: int = 9000  # up to the finishing stage
-    finish: int = 700  # steps of the finishing stage, at a tenth of the rate
+    finish: int = 1200  # steps of the finishing stage, at a tenth of the rate
     muon_rate: float = 0.02
     adam_rate: float = 3e-3
     weight_decay: float = 0.1
