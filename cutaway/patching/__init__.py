@@ -10,23 +10,39 @@ from cutaway.patching.ablate import (
 )
 from cutaway.patching.activation import HeadEffects, PositionEffects, activation
 from cutaway.patching.attribution import attribution
+from cutaway.patching.attribution_star import HeadScores, PositionScores, attribution_star
+from cutaway.patching.causal_trace import Trace, causal_trace
 from cutaway.patching.group import GroupEffect, group
+from cutaway.patching.interactions import Interactions, interactions
+from cutaway.patching.knockout_curve import KnockoutCurve, knockout_curve
 from cutaway.patching.linear import NodeEffects
 from cutaway.patching.relevance import relevance
+from cutaway.patching.self_repair import SelfRepair, self_repair
 
 __all__ = [
     "GroupEffect",
     "HeadAblation",
     "HeadEffects",
     "HeadPositionAblation",
+    "HeadScores",
+    "Interactions",
+    "KnockoutCurve",
     "LayerAblation",
     "NeuronAblation",
     "NodeEffects",
     "PositionAblation",
     "PositionEffects",
+    "PositionScores",
+    "SelfRepair",
+    "Trace",
     "ablate",
     "activation",
     "attribution",
+    "attribution_star",
+    "causal_trace",
     "group",
+    "interactions",
+    "knockout_curve",
     "relevance",
+    "self_repair",
 ]

@@ -33,9 +33,18 @@ class Audit:
     chosen: tuple[int, ...]
 
 
-def audit(model: Model, x: Exchange, variants: Sequence[Variant], estimate: Float[Tensor, "node"], n: int) -> Audit:
-    """Measure the effect of `n` of the variants exactly and hold the estimate against it."""
-    chosen = stratified(estimate.abs(), n)
+def audit(
+    model: Model,
+    x: Exchange,
+    variants: Sequence[Variant],
+    estimate: Float[Tensor, "node"],
+    n: int,
+    size: Float[Tensor, "node"] | None = None,
+) -> Audit:
+    """Measure the effect of `n` of the variants exactly, spread over the ranks of `size` (by default |estimate|), and
+    hold the estimate against it.
+    """
+    chosen = stratified(estimate.abs() if size is None else size, n)
     effects = (sweep(model, x.target, [variants[i] for i in chosen], measured(x.bound)) - x.baseline).float().cpu()
     exact = torch.full_like(estimate, torch.nan)
     exact[chosen] = effects.mean(-1)

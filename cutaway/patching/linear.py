@@ -158,9 +158,16 @@ def random_estimate(
     return torch.stack(out, dim=-1)
 
 
-def audited(model: Model, x: Exchange, places: Sequence[Address], mean: Float[Tensor, "node"], n: int) -> Audit | None:
+def audited(
+    model: Model,
+    x: Exchange,
+    places: Sequence[Address],
+    mean: Float[Tensor, "node"],
+    n: int,
+    size: Float[Tensor, "node"] | None = None,
+) -> Audit | None:
     """The exact effects of patching `n` of the places, beside their estimates; None if none is asked for."""
-    return audit(model, x, [[Replace(a, x.donor[str(a)])] for a in places], mean, n) if n else None
+    return audit(model, x, [[Replace(a, x.donor[str(a)])] for a in places], mean, n, size) if n else None
 
 
 def notes(x: Exchange, done: Audit | None, places: int) -> dict[str, Any]:
