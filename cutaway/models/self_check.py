@@ -103,7 +103,8 @@ class Trial:
 
     def gap(self, a: Tensor, b: Tensor) -> float:
         """Largest difference, relative to the spread of the second."""
-        return float((a.float() - b.float()).abs().max() / b.float().abs().max().clamp_min(1e-9))
+        a, b = a.detach().float(), b.detach().float()
+        return float((a - b).abs().max() / b.abs().max().clamp_min(1e-9))
 
 
 def _own_value(site: str) -> Callable[[Trial], float | None]:
