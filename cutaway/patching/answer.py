@@ -1,0 +1,37 @@
+"""The answer's probability beside a task's own metric: two numbers a row, in one reading of the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cutaway.tasks.bound import Bound
+from cutaway.tasks.metrics import metric
+
+Measure = Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tensor, "row 2"]]
+
+
+def with_probability(bound: Bound) -> Measure:
+    """The task's metric and the probability of the answer, on batches that hold whole runs of all prompts."""
+    said, likely = bound.metric, replace(bound, row=metric("prob")).metric
+
+    def measure(logits: Tensor, prompt: Tensor) -> Tensor:
+        parts = logits.split(len(bound))
+        return torch.cat([torch.stack([said(part), likely(part)], dim=-1) for part in parts]).float()
+
+    return measure
+
+
+def subject_or_changed(bound: Bound) -> tuple[Tensor, str]:
+    """Columns of each prompt's subject [batch position], or where a pair names none, of the tokens its corruption
+    changes; and which of the two it is, in words."""
+    subject = bound.span("subject")
+    named = subject.any(1)
+    says = "the subject" if bool(named.all()) else "the tokens that the corruption changes"
+    if bool(named.any()) and not bool(named.all()):
+        says = "the subject; where a pair names none, " + says
+    return torch.where(named[:, None], subject, bound.changed), says

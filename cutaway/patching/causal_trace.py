@@ -1,0 +1,280 @@
+"""Which states bring the answer back after the subject is made unrecognisable?
+
+Causal tracing (Meng et al. 2022, arXiv:2202.05262), with the corruption that Zhang & Nanda 2024 (arXiv:2309.16042)
+recommend as the default. The prompt runs corrupted, one state takes its clean value again, and the metric is read.
+
+* `corruption="symmetric"`: the task's corrupt prompt, whose tokens are as usual as the clean one's. `"noise"`: the
+  clean prompt with normal noise of 3σ added to the subject's embeddings, σ their standard deviation over the task's
+  subjects; `draws` seeded noises, of which the mean counts. Where a pair names no subject, the tokens that its
+  corruption changes get the noise.
+* `effect` [layer position] = metric(restored) − metric(corrupted), mean over noises and prompts; positive means more
+  answer. `recovered` is its share of clean − corrupted, `probability` the same for the answer's probability.
+* `site="resid_post"`: the state after a block. `mlp_out` and `attn_out`: what one sublayer writes, also in a `window`
+  of layers, [l − w // 2, l − w // 2 + w), always beside the result of layer l alone (`single`).
+* `interval`: bootstrap over prompts. Control (`null`): the same places take, instead of the clean value, a step of the
+  same length from the corrupted value in a random direction; sample i stands on noise i.
+* `both`: `other` [layer position] is what the other corruption recovers, and the record says how far the two agree.
+* Positions are counted from the end where prompts differ in length, so that a subject may be spread over several;
+  prompts of one length keep it in place.
+* Known failures: noise takes the model off its data, so that it can disagree with symmetric corruption in size and
+  place; windows restore more than single layers add up to; denoising overstates what everything passes through; and
+  where an effect sits does not say where an edit works (Hase et al. 2023, arXiv:2301.04213).
+* Equivalences (tests): symmetric `resid_post` equals `patching.activation(direction="denoise")`; restoring the last
+  layer and position recovers 1; a window of 1 is the single layer.
+* Cost: one forward a cell, window and noise, from the restored layer and position on, and one a cell and sample.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.core.address import Address
+from cutaway.core.method import method
+from cutaway.core.refuse import Refused
+from cutaway.core.result import Result
+from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
+from cutaway.models.capture import Activations
+from cutaway.models.edits import Add, Edit, Replace
+from cutaway.models.executor import sweep
+from cutaway.models.model import Model
+from cutaway.models.tokens import Tokens
+from cutaway.patching.answer import subject_or_changed, with_probability
+from cutaway.patching.baseline import RandomStep
+from cutaway.patching.places import position_names, positions
+from cutaway.tasks.bound import Bound
+from cutaway.tasks.task import Task
+
+Corruption = Literal["symmetric", "noise"]
+State = Literal["resid_post", "mlp_out", "attn_out"]
+SIGMAS = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trace(Result, kind="trace"):
+    """Effect of restoring one state, or a window of layers around it, in corrupted prompts."""
+
+    effect: Float[Tensor, "layer position"]
+    interval: Float[Tensor, "layer position bound"]
+    null: Float[Tensor, "layer position sample"]
+    single: Float[Tensor, "layer position"]
+    single_interval: Float[Tensor, "layer position bound"]
+    probability: Float[Tensor, "layer position"]
+    probability_interval: Float[Tensor, "layer position bound"]
+    recovered: Float[Tensor, "layer position"]
+    clean: Float[Tensor, "prompt"]
+    corrupt: Float[Tensor, "prompt"]
+    clean_probability: Float[Tensor, "prompt"]
+    corrupt_probability: Float[Tensor, "prompt"]
+    other: Float[Tensor, "layer position"] | None = None
+
+
+@dataclass(frozen=True)
+class Corrupted:
+    """The corrupted run: which prompts, and one list of base edits for every noise (one empty list without noise)."""
+
+    tokens: Tokens
+    bases: list[list[Edit]]
+    says: str
+
+
+@dataclass(frozen=True)
+class Traced:
+    """Values of prompts [… prompt 2], the last axis holding the metric and the answer's probability.
+
+    `restored` and `single` are effects [cell prompt 2], `null` is [sample cell prompt 2].
+    """
+
+    clean: Tensor
+    corrupt: Tensor
+    restored: Tensor
+    single: Tensor
+    null: Tensor
+    gap: float
+
+
+@method(
+    answers="Which states bring the answer back after the subject is made unrecognisable?",
+    paper="Meng et al. 2022, arXiv:2202.05262; Zhang & Nanda 2024, arXiv:2309.16042",
+    cost="prompts * (1 + both) * (6 + draws * (3 + 2 * layer * position) + samples * (3 + layer * position)) * F",
+    control="random_direction",
+)
+def causal_trace(
+    model: Model,
+    task: Task,
+    /,
+    *,
+    site: State = "resid_post",
+    corruption: Corruption = "symmetric",
+    window: int = 1,
+    draws: int = 10,
+    both: bool = False,
+    samples: int = 4,
+    seed: int = 0,
+) -> Trace:
+    """Restore one clean state at a time in corrupted prompts.
+
+    Args:
+        site: the state after a block, or what its MLP or attention writes.
+        corruption: symmetric runs the task's corrupt prompt, noise adds 3σ of noise to the subject's embeddings.
+        window: how many layers are restored together, centred on each (mlp_out and attn_out only).
+        draws: how many noises each prompt gets.
+        both: trace with the other corruption too, and compare.
+        samples: how many random steps of equal length make the null of each cell.
+        seed: of the noise, the random steps and the bootstrap.
+
+    Raises:
+        Refused: a window around a stream state, no subject to corrupt, or a corruption that does not change the metric.
+    """
+    if window < 1 or (window > 1 and site == "resid_post"):
+        why = "nothing would be restored" if window < 1 else "a later state overwrites an earlier one at its position"
+        raise Refused(f"causal_trace(window={window})", why, "use window=1, or site='mlp_out' or 'attn_out'")
+    if draws < 1:
+        raise Refused(f"causal_trace(draws={draws})", "there would be no noise", "ask for at least one")
+    bound = task.bind(model)
+    runs = [corruption, *(["noise" if corruption == "symmetric" else "symmetric"] if both else [])]
+    made = [corrupted(model, bound, c, draws, seed) for c in runs]
+    traced = [_trace(model, bound, m, site, window, samples if i == 0 else 0, seed) for i, m in enumerate(made)]
+    return _result(model, task, bound, site, made, traced, seed)
+
+
+def corrupted(model: Model, bound: Bound, corruption: str, draws: int, seed: int) -> Corrupted:
+    """The corrupted run of a task.
+
+    Raises:
+        Refused: noise for a pair without a subject whose corruption changes nothing.
+    """
+    if corruption == "symmetric":
+        return Corrupted(bound.corrupt, [[]], "symmetric: the task's corrupt prompt")
+    where, says = subject_or_changed(bound)
+    if not bool(where.any(1).all()):
+        raise Refused("noise on the subject", "a pair names none and changes nothing", "give pairs with subject=")
+    x, g = model.capture(bound.clean, "embed", logits=False)["embed"], generator(seed)
+    sigma = float(x[where.to(x.device)].float().std())
+    noises = []
+    for _ in range(draws):
+        noise = torch.zeros(x.shape)
+        noise[where.cpu()] = SIGMAS * sigma * torch.randn(int(where.sum()), x.shape[-1], generator=g)
+        noises.append(noise.to(x.device))
+    said = f"noise of {SIGMAS:g} × σ = {SIGMAS * sigma:.3g} on the embeddings of {says}; {draws} draws"
+    return Corrupted(bound.clean, [[Add("embed", noise)] for noise in noises], said)
+
+
+def window_of(layer: int, window: int, layers: Iterable[int]) -> list[int]:
+    """The layers restored together around one: [l − w // 2, l − w // 2 + w), as far as there are any."""
+    low = layer - window // 2
+    return [i for i in layers if low <= i < low + window]
+
+
+def _trace(model: Model, bound: Bound, run: Corrupted, site: str, window: int, samples: int, seed: int) -> Traced:
+    measure = with_probability(bound)
+    rows = torch.arange(len(bound))
+    clean = model.capture(bound.clean, site, logits=False)
+    right = measure(model.run_last(bound.clean), rows)
+    cells = [(i, p) for i in clean.layers(site) for p in positions(bound.clean)]
+    wide = [[Address(site, j, None, p) for j in window_of(i, window, clean.layers(site))] for i, p in cells]
+    alone = [[Address(site, i, None, p)] for i, p in cells] if window > 1 else []
+    real: list[list[Edit]] = [[Replace(a, clean[str(a)]) for a in places] for places in [*wide, *alone]]
+    wrong, effects, nulls = torch.zeros_like(right), torch.zeros(len(real), *right.shape, device=right.device), []
+    seeds = torch.randint(1 << 62, (samples, len(cells), window), generator=generator(seed)).tolist()
+    for d, base in enumerate(run.bases):
+        mine = range(d, samples, len(run.bases))
+        own = model.capture(run.tokens, site, base, logits=False) if mine else clean
+        random = [_steps(wide[c], own, clean, seeds[s][c]) for s in mine for c in range(len(cells))]
+        worse = measure(model.run_last(run.tokens, base), rows)
+        got = sweep(model, run.tokens, [*real, *random], measure, base=base).to(right.device) - worse
+        wrong += worse / len(run.bases)
+        effects += got[: len(real)] / len(run.bases)
+        nulls += [(s, part) for s, part in zip(mine, got[len(real) :].split(len(cells)), strict=False)]
+    gap = float((right - wrong)[:, 0].mean())
+    if not math.isfinite(gap) or abs(gap) < 1e-6:
+        why = f"the corruption ({run.says}) leaves clean − corrupted at {gap:.2g}, so there is nothing to bring back"
+        raise Refused("causal tracing", why, "use prompts whose answers differ")
+    null = torch.stack([part for _, part in sorted(nulls, key=lambda n: n[0])]) if nulls else effects[:0]
+    single = effects[len(cells) :] if window > 1 else effects
+    right, wrong, restored, single, null = (
+        t.float().cpu() for t in (right, wrong, effects[: len(cells)], single, null)
+    )
+    return Traced(right, wrong, restored, single, null, gap)
+
+
+def _steps(places: Sequence[Address], own: Activations, clean: Activations, seeds: Sequence[int]) -> list[Edit]:
+    return [RandomStep(a, own[str(a)], clean[str(a)], s) for a, s in zip(places, seeds, strict=False)]
+
+
+def _result(
+    model: Model, task: Task, bound: Bound, site: str, made: list[Corrupted], traced: list[Traced], seed: int
+) -> Trace:
+    t, layers = traced[0], [a.layer for a in model.places(site)]
+    shape = (len(layers), -1)
+
+    def grid(x: Tensor) -> Tensor:
+        return x.reshape(*shape, *x.shape[1:])
+
+    effect, single, probability = (grid(x) for x in (t.restored[..., 0], t.single[..., 0], t.restored[..., 1]))
+    recovered = [grid(x.restored[..., 0]).mean(-1) / x.gap for x in traced]
+    intervals = [bootstrap_mean(x.movedim(-1, 0), seed=seed) for x in (effect, single, probability)]
+    named = ("effect", "interval", "null", "single", "single_interval", "clean", "corrupt")
+    units = dict.fromkeys(named, bound.unit)
+    share = "share of clean − corrupted"
+    return Trace(
+        effect=effect.mean(-1),
+        interval=intervals[0],
+        null=t.null[..., 0].mean(-1).T.reshape(*shape, t.null.shape[0]).clone(),
+        single=single.mean(-1),
+        single_interval=intervals[1],
+        probability=probability.mean(-1),
+        probability_interval=intervals[2],
+        recovered=recovered[0],
+        clean=t.clean[:, 0].clone(),
+        corrupt=t.corrupt[:, 0].clone(),
+        clean_probability=t.clean[:, 1].clone(),
+        corrupt_probability=t.corrupt[:, 1].clone(),
+        other=recovered[1] if len(traced) > 1 else None,
+        labels={"layer": layers, "position": position_names(bound.clean), "bound": BOUNDS},
+        units=units | {"probability": "probability", "recovered": share} | ({"other": share} if traced[1:] else {}),
+        record=_notes(task, bound, made, traced, recovered),
+    )
+
+
+def _notes(
+    task: Task, bound: Bound, made: list[Corrupted], traced: list[Traced], recovered: list[Tensor]
+) -> dict[str, Any]:
+    notes: dict[str, Any] = {
+        "corruption": made[0].says + (f" ({task.corruption})" if task.corruption else ""),
+        "clean − corrupted": traced[0].gap,
+        "clean − corrupted, probability": float((traced[0].clean - traced[0].corrupt)[:, 1].mean()),
+        "sign": "positive is more answer",
+    }
+    if len(traced) > 1:
+        notes["other corruption"] = made[1].says
+        notes["clean − corrupted of the other"] = traced[1].gap
+        notes["agreement"] = agreement(*recovered)
+    return notes | ({} if len(bound) > 1 else {"no_interval": "one prompt"})
+
+
+def agreement(a: Float[Tensor, "*cell"], b: Float[Tensor, "*cell"]) -> dict[str, Any]:
+    """How far two maps agree: Pearson and Spearman correlation, and the share of common cells in the largest tenth."""
+    from scipy.stats import rankdata
+
+    x, y = (t.double().reshape(-1) for t in (a, b))
+    k = max(1, len(x) // 10)
+    tops = [set(v.abs().argsort(descending=True, stable=True)[:k].tolist()) for v in (x, y)]
+    ranks = [torch.from_numpy(rankdata(v.numpy())) for v in (x, y)]
+    return {
+        "pearson": _correlation(x, y),
+        "spearman": _correlation(*ranks),
+        "common of the largest tenth": len(tops[0] & tops[1]) / k,
+    }
+
+
+def _correlation(x: Float[Tensor, "cell"], y: Float[Tensor, "cell"]) -> float | None:
+    if len(x) < 2 or float(x.std()) == 0 or float(y.std()) == 0:
+        return None
+    return float(torch.corrcoef(torch.stack([x, y]))[0, 1])
