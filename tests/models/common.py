@@ -57,3 +57,9 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
 def metric(logits: torch.Tensor) -> torch.Tensor:
     """A smooth number a prompt, of several logits."""
     return logits[:, 3] - 0.5 * logits[:, 7] + 0.1 * logits[:, 11]
+
+
+def uncapped(m: Model, logits: torch.Tensor) -> torch.Tensor:
+    """Logits before the family's soft cap."""
+    cap = m.body.softcap
+    return cap * torch.atanh(logits.double() / cap) if cap else logits

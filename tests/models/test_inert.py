@@ -41,6 +41,9 @@ class Fails(Edit):
         raise self.error
 
 
+STOP = KeyboardInterrupt()
+
+
 def broken_metric(logits):
     raise ZeroDivisionError
 
@@ -59,14 +62,14 @@ CAUSAL_CALLS = {"generate": lambda m: m.generate(IDS, 3, Scale("k.1", 2.0)), "de
 FAULTS = {
     "edit raises": (lambda m: m.run(IDS, Fails("z.1", ValueError("own"))), ValueError),
     "attention edit raises": (lambda m: m.run(IDS, Fails("pattern.1", ValueError("own"))), ValueError),
-    "interrupted": (lambda m: m.run(IDS, Fails("v.1", KeyboardInterrupt())), KeyboardInterrupt),
-    "interrupted capture": (lambda m: m.capture(IDS, sites(m), Fails("mlp_in.1", KeyboardInterrupt())), KeyboardInterrupt),
+    "interrupted": (lambda m: m.run(IDS, Fails("v.1", STOP)), KeyboardInterrupt),
+    "interrupted capture": (lambda m: m.capture(IDS, sites(m), Fails("mlp_in.1", STOP)), KeyboardInterrupt),
     "wrong shape": (lambda m: m.run(IDS, Add("z.1", noise(31))), Refused),
     "wrong shape in scores": (lambda m: m.run(IDS, Add("scores.1", noise(5, 5))), Refused),
     "no such site": (lambda m: m.run(IDS, [Scale("z.1", 1.0), Scale("z.9", 1.0)]), Refused),
     "no key left": (lambda m: m.run(IDS, Knockout("pattern.1", (1,), tuple(range(7)))), Refused),
     "metric raises": (lambda m: m.gradients(IDS, "q.1", broken_metric), ZeroDivisionError),
-    "gradient interrupted": (lambda m: m.gradients(IDS, "q.1", metric, Fails("z.2", KeyboardInterrupt())), KeyboardInterrupt),
+    "gradient interrupted": (lambda m: m.gradients(IDS, "q.1", metric, Fails("z.2", STOP)), KeyboardInterrupt),
     "context raises": (lambda m: nested(m, error=ValueError("inside")), ValueError),
 }  # fmt: skip
 
