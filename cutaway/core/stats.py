@@ -37,15 +37,42 @@ def bootstrap_mean(
     flat = values.reshape(n, -1).double().cpu()
     if n < 2:
         return torch.full((*values.shape[1:], 2), math.nan, dtype=torch.float32)
-    draws = torch.randint(n, (samples, n), generator=generator(seed))
-    weights = (
-        torch.zeros(samples, n, dtype=torch.double).scatter_add_(1, draws, torch.ones(samples, n, dtype=torch.double))
-        / n
-    )
-    tail = (1 - level) / 2
-    levels = torch.tensor([tail, 1 - tail], dtype=torch.double)
-    bounds = torch.cat([(weights @ part).quantile(levels, dim=0) for part in flat.split(4096, dim=1)], dim=1)
+    weights = _resamples(n, samples, seed)
+    bounds = torch.cat([(weights @ part).quantile(_tails(level), dim=0) for part in flat.split(4096, dim=1)], dim=1)
     return bounds.T.reshape(*values.shape[1:], 2).float()
+
+
+def bootstrap_ratio(
+    above: Float[Tensor, "prompt *cell"],
+    below: Float[Tensor, "prompt *cell"],
+    *,
+    seed: int = 0,
+    level: float = 0.95,
+    samples: int = 2000,
+) -> Float[Tensor, "*cell bound"]:
+    """Percentile bootstrap interval of mean(above) / mean(below), resampling pairs of values.
+
+    One prompt gives NaN, as does a cell that is 0 throughout.
+    """
+    n = len(above)
+    if n < 2:
+        return torch.full((*above.shape[1:], 2), math.nan, dtype=torch.float32)
+    weights = _resamples(n, samples, seed)
+    x, y = (t.reshape(n, -1).double().cpu() for t in (above, below))
+    bounds = ((weights @ x) / (weights @ y)).quantile(_tails(level), dim=0)
+    return bounds.T.reshape(*above.shape[1:], 2).float()
+
+
+def _resamples(n: int, samples: int, seed: int) -> Float[Tensor, "sample prompt"]:
+    """Weights of the prompts in each resample."""
+    draws = torch.randint(n, (samples, n), generator=generator(seed))
+    ones = torch.ones(samples, n, dtype=torch.double)
+    return torch.zeros_like(ones).scatter_add_(1, draws, ones) / n
+
+
+def _tails(level: float) -> Float[Tensor, "bound"]:
+    tail = (1 - level) / 2
+    return torch.tensor([tail, 1 - tail], dtype=torch.double)
 
 
 def bootstrap(

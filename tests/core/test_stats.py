@@ -11,6 +11,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.stats import (
     bootstrap,
     bootstrap_mean,
+    bootstrap_ratio,
     exceeds_null,
     false_discovery,
     generator,
@@ -46,6 +47,17 @@ def test_many_cells_get_what_each_would_get_alone():
     values = torch.randn(9, 5000, generator=generator(0))
     whole = bootstrap_mean(values, samples=200)
     assert torch.allclose(whole[4321], bootstrap_mean(values[:, 4321], samples=200))
+
+
+def test_the_interval_of_a_ratio_is_that_of_scipy_and_covers_the_truth():
+    above, below = torch.randn(40, 300, generator=generator(2)) + 3, torch.randn(40, 300, generator=generator(3)) + 6
+    bounds = bootstrap_ratio(above, below, samples=1000)
+    assert bounds.shape == (300, 2)
+    assert 0.9 < ((bounds[:, 0] <= 0.5) & (bounds[:, 1] >= 0.5)).float().mean() < 0.99
+    low, high = bootstrap([above[:, 0], below[:, 0]], lambda x, y: x.mean() / y.mean())
+    assert bounds[0].tolist() == pytest.approx([low, high], abs=0.02)
+    assert bootstrap_ratio(above[:1], below[:1]).isnan().all()
+    assert torch.allclose(bootstrap_ratio(above, torch.ones_like(above)), bootstrap_mean(above, samples=2000))
 
 
 def test_one_prompt_gives_no_interval():

@@ -1,0 +1,111 @@
+"""Do two components do the same work, or does one need the other?
+
+Ablation of pairs (Wang et al. 2023, arXiv:2211.00593, on backup heads; the interaction term of a two-factor design):
+all pairs of a named set are removed together, and the joint effect is compared with the sum of the single ones.
+
+* `effect[component, partner]` = joint − (single + single), mean over prompts, in the metric's unit. With single effects
+  below zero: below zero means that the two stand in for each other (together they cost more than the sum); above zero
+  means that one works through the other, or both feed one step. 0 is additive. The diagonal is 0.
+* `joint[component, partner]` and `single[component]`: the effects themselves (the diagonal of `joint` is `single`).
+* `interval`: bootstrap over prompts. Control (`null`): the interaction of random pairs of heads outside the set, the
+  same draws beside every pair.
+* Known failures: a saturating metric (probability, accuracy) makes interactions of its own; use logit_diff. Pairs see
+  no redundancy of three (see knockout_curve, group).
+* Equivalences (tests): symmetric; a pair of heads has the joint effect and the interaction that `group` gives it.
+* Cost: one forward a component, a pair, and three a random pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.core.address import Address
+from cutaway.core.method import method
+from cutaway.core.result import Result
+from cutaway.core.stats import BOUNDS, bootstrap_mean, matched_random
+from cutaway.models.executor import sweep
+from cutaway.models.model import Model
+from cutaway.patching.baseline import Baseline, removal
+from cutaway.patching.exchange import measured
+from cutaway.patching.places import all_components, components
+from cutaway.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interactions(Result, kind="interactions"):
+    """How much removing two components together differs from the sum of removing each."""
+
+    effect: Float[Tensor, "component partner"]
+    interval: Float[Tensor, "component partner bound"]
+    null: Float[Tensor, "component partner sample"]
+    joint: Float[Tensor, "component partner"]
+    single: Float[Tensor, "component"]
+
+
+@method(
+    answers="Do two components do the same work, or does one need the other?",
+    paper="Wang et al. 2023, arXiv:2211.00593",
+    cost="prompts * (3 + component * (component + 1) / 2 + 3 * samples) * F",
+    control="random_pairs",
+)
+def interactions(
+    model: Model,
+    task: Task,
+    /,
+    *,
+    heads: str = "0.0,0.1",
+    how: Baseline = "corrupt",
+    samples: int = 20,
+    seed: int = 0,
+) -> Interactions:
+    """Remove all pairs of a set of components.
+
+    Args:
+        heads: the set, as `layer.head` or `mlp_out.layer` separated by commas: `9.6,9.9,mlp_out.0`.
+        how: what stands in for the removed values.
+        samples: how many random pairs of other heads make the null.
+        seed: of the random pairs and of the bootstrap.
+
+    Raises:
+        Refused: fewer than two components, no such one, or a set that leaves no two heads for the null.
+    """
+    chosen = components(model, heads, least=2)
+    bound, pool = task.bind(model), all_components(model, mlps=False)
+    inside = [pool.index(a) for a in chosen if a in pool]
+    rest = [a for i, a in enumerate(pool) if i not in set(inside)]
+    drawn = [[rest[i] for i in pair] for pair in _pairs(len(rest), samples, seed)]
+    r = removal(model, bound, [*chosen, *pool], how)
+    pairs = list(combinations(range(len(chosen)), 2))
+    sets: list[list[Address]] = [[a] for a in chosen] + [[chosen[i], chosen[j]] for i, j in pairs]
+    sets += [s for a, b in drawn for s in ([a], [b], [a, b])]
+    variants = [[r.edit(a) for a in places] for places in sets]
+    effects = (sweep(model, bound.clean, variants, measured(bound)) - r.clean).float().cpu()
+    single, both = effects[: len(chosen)], effects[len(chosen) : len(chosen) + len(pairs)]
+    random = effects[len(chosen) + len(pairs) :].reshape(samples, 3, -1).mean(-1)
+    joint = torch.diag_embed(single.T)  # prompt component partner
+    term = torch.zeros_like(joint)
+    for (i, j), x in zip(pairs, both, strict=True):
+        joint[:, i, j] = joint[:, j, i] = x
+        term[:, i, j] = term[:, j, i] = x - single[i] - single[j]
+    null = (random[:, 2] - random[:, 0] - random[:, 1]).expand(len(chosen), len(chosen), -1)
+    names, unit = [str(a) for a in chosen], bound.unit
+    return Interactions(
+        effect=term.mean(0),
+        interval=bootstrap_mean(term, seed=seed),
+        null=null.clone(),
+        joint=joint.mean(0),
+        single=single.mean(1),
+        labels={"component": names, "partner": names, "bound": BOUNDS},
+        units={"effect": unit, "interval": unit, "null": unit, "joint": unit, "single": unit},
+        record=r.notes() | {"random pairs": [f"{a} {b}" for a, b in drawn]},
+    )
+
+
+def _pairs(rest: int, samples: int, seed: int) -> list[list[int]]:
+    """Random pairs out of what is left; refused if there is no pair."""
+    return matched_random([rest, rest + 1], rest, seed=seed, samples=samples)

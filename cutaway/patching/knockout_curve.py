@@ -1,0 +1,160 @@
+"""How does the answer fade as more and more components are removed?
+
+Knockout curve (Wang et al. 2023, arXiv:2211.00593, greedy sets; deletion curves: Samek et al. 2017): components are
+ranked by how much their removal alone costs, and the top k are removed together, k = 0 … K.
+
+* `metric[step]`: the task's metric after removing the first k components, mean over prompts; `accuracy[step]`: the
+  share of prompts whose top prediction is still the answer. The labels of `step` name what is removed at each step.
+* `order`: `single` ranks by the effect of removing each alone; `greedy` takes at each step the component whose removal,
+  on top of those already gone, costs most, so that backups are found where they wake up.
+* Ranking and curve use different prompts: the ranking one half (task.split(0.5, seed=0)), the curve and its intervals
+  the other half. Prompts too few to split serve for both, and the record says so.
+* `interval`, `accuracy_interval`: bootstrap over prompts. Control (`null`, `accuracy_null`): random sets of k
+  components, drawn from those outside the top k as far as these reach.
+* Known failures: order matters where components stand in for each other; a curve that falls no faster than the random
+  sets says that the ranking found nothing, and one that falls says nothing about what the components do.
+* Equivalences (tests): step 0 is the clean run; step 1 is the strongest single removal; with every component the
+  random sets are the same set.
+* Cost: one forward a component for the ranking (greedy: K times that), then 1 + samples a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.core.address import Address
+from cutaway.core.method import method
+from cutaway.core.refuse import Refused
+from cutaway.core.result import Result
+from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
+from cutaway.models.executor import Metric, sweep
+from cutaway.models.model import Model
+from cutaway.patching.baseline import Baseline, Removal, removal
+from cutaway.patching.exchange import measured
+from cutaway.patching.places import all_components
+from cutaway.tasks.bound import Bound
+from cutaway.tasks.metrics import metric
+from cutaway.tasks.task import Task
+
+_SHARES = ("accuracy", "accuracy_interval", "accuracy_null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnockoutCurve(Result, kind="knockout_curve"):
+    """The metric and the accuracy after removing the first k components of a ranking, beside random sets."""
+
+    metric: Float[Tensor, "step"]
+    interval: Float[Tensor, "step bound"]
+    null: Float[Tensor, "step sample"]
+    accuracy: Float[Tensor, "step"]
+    accuracy_interval: Float[Tensor, "step bound"]
+    accuracy_null: Float[Tensor, "step sample"]
+
+
+@method(
+    answers="How does the answer fade as more and more components are removed?",
+    paper="Wang et al. 2023, arXiv:2211.00593; Samek et al. 2017",
+    cost="prompts * (6 + layers * (heads + 1) * max(1, step) + step * (1 + samples)) * F",
+    control="random_sets",
+)
+def knockout_curve(
+    model: Model,
+    task: Task,
+    /,
+    *,
+    top: int = 10,
+    order: Literal["single", "greedy"] = "single",
+    mlps: bool = False,
+    how: Baseline = "corrupt",
+    samples: int = 20,
+    seed: int = 0,
+) -> KnockoutCurve:
+    """Remove the top k heads, for growing k.
+
+    Args:
+        top: how many components to remove at most.
+        order: rank by single effects, or greedily on top of what is already removed.
+        mlps: rank MLPs among the heads.
+        how: what stands in for the removed values.
+        samples: how many random sets make the null of each step.
+        seed: of the random sets and of the bootstrap.
+
+    Raises:
+        Refused: a baseline that these prompts do not allow.
+    """
+    pool = all_components(model, mlps)
+    first, second, split = _halves(task)
+    ranking, held = first.bind(model), second.bind(model)
+    chooser = removal(model, ranking, pool, how)
+    ranked = _greedy(model, chooser, pool, min(top, len(pool))) if order == "greedy" else _ranked(model, chooser, pool)
+    ranked = ranked[: min(top, len(pool))]
+    r, steps = removal(model, held, pool, how), len(ranked) + 1
+    sets = [ranked[:k] for k in range(steps)]
+    sets += [_random(pool, ranked[:k], seed * samples + s) for k in range(steps) for s in range(samples)]
+    variants = [[r.edit(a) for a in places] for places in sets]
+    values = sweep(model, held.clean, variants, _both(held)).float().cpu()  # variant prompt (metric, accuracy)
+    curve, random = values[:steps], values[steps:].mean(1).reshape(steps, samples, 2)
+    bounds = bootstrap_mean(curve.transpose(0, 1), seed=seed)  # step (metric, accuracy) bound
+    unit = held.unit
+    return KnockoutCurve(
+        metric=curve[..., 0].mean(1),
+        interval=bounds[:, 0],
+        null=random[..., 0],
+        accuracy=curve[..., 1].mean(1),
+        accuracy_interval=bounds[:, 1],
+        accuracy_null=random[..., 1],
+        labels={"step": ["nothing", *map(str, ranked)], "bound": BOUNDS},
+        units={"metric": unit, "interval": unit, "null": unit} | dict.fromkeys(_SHARES, "share of prompts"),
+        record=r.notes() | {"split": split, "pool": len(pool)},
+    )
+
+
+def _halves(task: Task) -> tuple[Task, Task, str]:
+    """Prompts to rank on, prompts to measure on, and a sentence about them."""
+    try:
+        first, second = task.split(0.5, seed=0)
+    except Refused:
+        first = second = task.take(1)
+    if min(len(first), len(second)) < 2:
+        return task, task, "ranked and measured on the same prompts: they are too few to split"
+    return first, second, f"ranked on {len(first)} prompts, measured on {len(second)} others (task.split(0.5, seed=0))"
+
+
+def _ranked(model: Model, r: Removal, pool: list[Address]) -> list[Address]:
+    """The components, most costly removal first."""
+    values = sweep(model, r.bound.clean, [[r.edit(a)] for a in pool], measured(r.bound)).mean(1)
+    return [pool[i] for i in values.argsort(stable=True).tolist()]
+
+
+def _greedy(model: Model, r: Removal, pool: list[Address], top: int) -> list[Address]:
+    gone: list[Address] = []
+    for _ in range(top):
+        left = [a for a in pool if a not in gone]
+        variants = [[r.edit(b) for b in [*gone, a]] for a in left]
+        gone.append(left[int(sweep(model, r.bound.clean, variants, measured(r.bound)).mean(1).argmin())])
+    return gone
+
+
+def _random(pool: list[Address], removed: Sequence[Address], seed: int) -> list[Address]:
+    """As many components as were removed: others first, and removed ones only if the others are too few."""
+    mixed = [pool[i] for i in torch.randperm(len(pool), generator=generator(seed)).tolist()]
+    return sorted(mixed, key=lambda a: a in removed)[: len(removed)]
+
+
+def _both(bound: Bound) -> Metric:
+    """The task's metric and the accuracy, side by side."""
+    accuracy = metric("accuracy")
+    answers = bound.answers if bound.answer_sets is None else bound.answer_sets
+
+    def measure(logits: Tensor, prompt: Tensor) -> Tensor:
+        parts = logits.split(len(bound))
+        right = torch.cat([accuracy(part, answers, bound.foils) for part in parts])
+        return torch.stack([torch.cat([bound.metric(part) for part in parts]), right], dim=-1)
+
+    return measure
