@@ -121,11 +121,11 @@ def _propagating(body: Anatomy) -> Iterator[None]:
 
 
 def _norms(body: Anatomy) -> list[nn.Module]:
-    """Every norm of the blocks (those of queries and keys included), and the final one."""
+    """Every norm of the blocks (those of queries and keys included), and the final one; none where it was taken out."""
     found = [body.part(i, n) for i in range(len(body.blocks)) for n in ("ln1", "ln2", "ln1_post", "ln2_post")]
     leaves = [m for b in body.blocks for m in b.modules() if not any(True for _ in m.children())]
     found += [m for m in leaves if (p := list(m.parameters())) and all(t.ndim == 1 for t in p)]
-    return [m for m in dict.fromkeys([*found, body.top("final")]) if m is not None]
+    return [m for m in dict.fromkeys([*found, body.top("final")]) if m is not None and type(m) is not nn.Identity]
 
 
 def _constant_scale(module: nn.Module, args: Any, kw: Any, out: Tensor) -> Tensor | None:

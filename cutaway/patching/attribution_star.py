@@ -38,7 +38,7 @@ from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
 from cutaway.models.capture import Activations
 from cutaway.models.edits import Replace
 from cutaway.models.model import Model
-from cutaway.patching.audit import STATISTICS, Audit, agreement
+from cutaway.patching.audit import STATISTICS, Audit, agreement, rounding
 from cutaway.patching.exchange import Direction, Exchange
 from cutaway.patching.linear import Nodes, audited, estimate, notes, random_donor, random_estimate, slopes
 from cutaway.tasks.task import Task
@@ -136,7 +136,7 @@ def attribution_star(
         units=dict.fromkeys(["effect", "score", "interval", "null", *(["exact"] if done else [])], x.bound.unit)
         | {"recovered": "share of clean − corrupt"},
         record=notes(x, done, mean.numel()) | {"QK-fix": fixed},
-        **_checked(n, done, score.flatten()),
+        **_checked(n, done, score.flatten(), rounding(model, x)),
     )
 
 
@@ -177,11 +177,11 @@ def _score(
     return torch.where(counts.any(0)[:, None, None], total, each.abs()).mean(-1)
 
 
-def _checked(n: Nodes, done: Audit | None, score: Float[Tensor, "node"]) -> dict[str, Any]:
+def _checked(n: Nodes, done: Audit | None, score: Float[Tensor, "node"], least: float) -> dict[str, Any]:
     if done is None:
         return {}
     chosen = list(done.chosen)
-    ranked = [t[1:2] for t in agreement(score[chosen], done.exact[chosen].abs())]
+    ranked = [t[1:2] for t in agreement(score[chosen], done.exact[chosen].abs(), least)]
     return {
         "exact": done.exact.reshape(n.shape),
         "agreement": torch.cat([done.agreement, ranked[0]]),

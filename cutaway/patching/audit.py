@@ -21,6 +21,7 @@ from cutaway.patching.exchange import Exchange, measured
 STATISTICS = ["pearson", "spearman", "sign errors"]
 _DRAWS = 1000
 _ROUNDING = 1e-5  # of the largest effect: below it neither ranks nor signs mean anything
+_STEPS = 100  # as many rounding steps of the metric in the model's dtype
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,12 @@ def audit(
     effects = (sweep(model, x.target, [variants[i] for i in chosen], measured(x.bound)) - x.baseline).float().cpu()
     exact = torch.full_like(estimate, torch.nan)
     exact[chosen] = effects.mean(-1)
-    return Audit(exact, *agreement(estimate[chosen], exact[chosen]), tuple(chosen))
+    return Audit(exact, *agreement(estimate[chosen], exact[chosen], rounding(model, x)), tuple(chosen))
+
+
+def rounding(model: Model, x: Exchange) -> float:
+    """How large an effect can be by rounding alone."""
+    return _STEPS * torch.finfo(model.dtype).eps * float(torch.stack([x.clean, x.corrupt]).abs().max())
 
 
 def stratified(size: Float[Tensor, "node"], n: int) -> list[int]:
@@ -63,25 +69,26 @@ def stratified(size: Float[Tensor, "node"], n: int) -> list[int]:
 
 
 def agreement(
-    estimate: Float[Tensor, "node"], exact: Float[Tensor, "node"]
+    estimate: Float[Tensor, "node"], exact: Float[Tensor, "node"], least: float = 0.0
 ) -> tuple[Float[Tensor, "statistic"], Float[Tensor, "statistic bound"]]:
     """Pearson and Spearman correlation and the share of sign errors, each with a 95 % bootstrap interval over places.
 
-    A place counts as a sign error if its exact effect is beyond rounding and the estimate has another sign, or none.
+    Numbers up to `least` count as zero in ranks and signs. A place is a sign error if its exact effect is not zero and
+    the estimate has another sign, or none.
     The resamples are the same in every audit (their source of chance is the audit's own).
     """
     a, b = estimate.double(), exact.double()
     draws = torch.randint(len(a), (_DRAWS, len(a)), generator=generator(0))
-    least = b.abs().max() * _ROUNDING
+    least = max(least, float(b.abs().max()) * _ROUNDING)
     values, spread = _statistics(a[None], b[None], least)[0], _statistics(a[draws], b[draws], least)
     tails = torch.tensor([0.025, 0.975], dtype=torch.double)
     return values.float(), spread.nanquantile(tails, dim=0).T.float()
 
 
-def _statistics(a: Tensor, b: Tensor, least: Tensor) -> Float[Tensor, "draw statistic"]:
-    real = b.abs() > least
-    wrong = ((a.sign() != b.sign()) & real).sum(-1) / real.sum(-1)
-    return torch.stack([_pearson(a, b), _pearson(_ranks(a), _ranks(b)), wrong], dim=-1)
+def _statistics(a: Tensor, b: Tensor, least: float) -> Float[Tensor, "draw statistic"]:
+    u, v = (torch.where(t.abs() > least, t, 0.0) for t in (a, b))
+    wrong = ((u.sign() != v.sign()) & (v != 0)).sum(-1) / (v != 0).sum(-1)
+    return torch.stack([_pearson(a, b), _pearson(_ranks(u), _ranks(v)), wrong], dim=-1)
 
 
 def _pearson(a: Tensor, b: Tensor) -> Float[Tensor, "draw"]:

@@ -1,0 +1,161 @@
+"""Attribution patching against central differences, exact patching, and models where it has no error."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+
+import cutaway as ca
+from cutaway.core.refuse import Refused
+from cutaway.patching import HeadEffects, NodeEffects, PositionEffects, activation, attribution
+from cutaway.patching.audit import agreement, stratified
+from tests.conformance import subjects
+from tests.patching.made import straight
+
+
+def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 1e-4) -> bool:
+    return float((a - b).abs().max()) <= tolerance * float(b.abs().max())
+
+
+def runs(model: Any, task: Any) -> tuple[Any, Any, Any]:
+    """The bare model in double precision, and both prompts of the first pair as ids."""
+    bound = task.bind(model)
+    return model.hf.double(), bound, (bound.corrupt.ids[:1], bound.clean.ids[:1])
+
+
+@contextmanager
+def hooked(module: Any, change: Any, inside: bool) -> Any:
+    """A plain torch hook on a module's input or output."""
+    handle = (
+        module.register_forward_pre_hook(lambda m, a: (change(a[0]), *a[1:]))
+        if inside
+        else module.register_forward_hook(lambda m, a, y: change(y))
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize(("site", "inside"), [("z", True), ("mlp_out", False)])
+def test_definition_by_central_differences(site, inside):
+    model, task = subjects.random_llama(), subjects.llama_task(1)
+    got = attribution(model, task, site=site, audit=0).effect
+    hf, bound, (own_ids, donor_ids) = runs(subjects.random_llama(), task)
+    answer, foil = int(bound.answers[0]), int(bound.foils[0])
+    for layer, block in enumerate(hf.model.layers):
+        module, kept = (block.self_attn.o_proj if inside else block.mlp), []
+
+        def note(x: torch.Tensor, kept: list[torch.Tensor] = kept) -> torch.Tensor:
+            kept.append(x.detach())
+            return x
+
+        with torch.no_grad(), hooked(module, note, inside):
+            for ids in (own_ids, donor_ids):
+                hf(ids)
+        step = kept[1] - kept[0]
+        for second in range(got.shape[1]):
+            part = torch.zeros_like(step)
+            where = (..., slice(second * 8, second * 8 + 8)) if inside else (slice(None), second)
+            part[where] = step[where]
+            values = []
+            for e in (5e-3, -5e-3):  # norms round to single precision
+                with torch.no_grad(), hooked(module, lambda x, e=e, part=part: x + e * part, inside):
+                    logits = hf(own_ids).logits[0, -1]
+                values.append(float(logits[answer] - logits[foil]))
+            slope = (values[0] - values[1]) / 1e-2
+            assert float(got[layer, second]) == pytest.approx(slope, rel=2e-3, abs=1e-3 * float(got.abs().max()))
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+@pytest.mark.parametrize("site", ["z", "v", "attn_out", "mlp_out", "resid_pre", "resid_post"])
+def test_in_a_linear_model_it_is_activation_patching(site, direction):
+    model, task = straight(), subjects.llama_task(3)
+    estimated = attribution(model, task, site=site, direction=direction)
+    exact = activation(model, task, site=site, direction=direction)
+    assert close(estimated.effect, exact.effect)
+    assert close(estimated.interval, exact.interval)
+    assert exact.compare(estimated)["effect"]["pearson"] == pytest.approx(1.0)
+    assert estimated.agreement.tolist() == pytest.approx([1.0, 1.0, 0.0], abs=0.02)
+
+
+def test_for_small_steps_it_is_activation_patching():
+    """The corrupt prompts' names are made almost those of the clean ones."""
+    model, task = subjects.random_llama(), subjects.llama_task(3)
+    table = model.hf.get_input_embeddings().weight
+    bound = task.bind(model)
+    there = bound.changed
+    with torch.no_grad():
+        mean = table[bound.clean.ids[there]].mean(0)
+        for name in {*bound.clean.ids[there].tolist(), *bound.corrupt.ids[there].tolist()}:
+            table[name] = mean + 2e-3 * (table[name] - mean)
+    for site in ("z", "resid_pre", "q"):
+        small = attribution(model, task, site=site, audit=1000)
+        assert close(small.effect, small.exact, 0.02), site
+
+
+def test_sites_together_are_sites_apart_from_one_backward():
+    model, task = subjects.random_llama(), subjects.llama_task(3)
+    both = attribution(model, task, site="z, mlp_out", audit=0)
+    apart = [attribution(model, task, site=s, audit=0) for s in ("z", "mlp_out")]
+    assert [type(r) for r in (both, *apart)] == [NodeEffects, HeadEffects, PositionEffects]
+    torch.testing.assert_close(both.effect, torch.cat([r.effect.flatten() for r in apart]))
+    assert both.labels["node"][:2] == ["z.0.0", "z.0.1"]
+    cost = both.record["cost"]
+    assert (cost["forwards"], cost["backwards"]) == (6, 3)  # of three prompts: donor and target, one backward
+    assert both.exact is None
+
+
+def test_the_audit_measures_what_a_full_sweep_measures():
+    model, task = subjects.random_llama(), subjects.llama_task(3)
+    exact = activation(model, task, site="resid_pre").effect
+    full, part = (attribution(model, task, site="resid_pre", audit=n) for n in (1000, 9))
+    torch.testing.assert_close(full.exact, exact)
+    x, y = full.effect.flatten().double(), exact.flatten().double()
+    assert float(full.agreement[0]) == pytest.approx(stats.pearsonr(x, y)[0], abs=1e-5)
+    least = 100 * 1.2e-7 * float(torch.stack([full.clean, full.corrupt]).abs().max())
+    u, v = (torch.where(t.abs() > least, t, 0.0) for t in (x, y))
+    assert (v == 0).any(), "before the change nothing has an effect"
+    assert float(full.agreement[1]) == pytest.approx(stats.spearmanr(u, v)[0], abs=1e-5)
+    assert float(full.agreement[2]) == pytest.approx(float((u.sign() != v.sign())[v != 0].float().mean()))
+    assert (full.agreement_interval[:, 0] <= full.agreement + 1e-6).all()
+    assert (full.agreement <= full.agreement_interval[:, 1] + 1e-6).all()
+    seen = ~part.exact.isnan()
+    assert int(seen.sum()) == 9
+    torch.testing.assert_close(part.exact[seen], exact[seen])
+    assert seen.flatten()[part.effect.abs().argmax()]
+    assert "9 of" in part.record["audited"]
+
+
+def test_the_sample_is_spread_over_the_ranks():
+    size = torch.tensor([0.0, 5.0, 1.0, 3.0, 2.0, 4.0, 0.0, 1e-9])
+    assert stratified(size, 8) == list(range(8))
+    assert stratified(size, 1) == [1]
+    assert {1, 0} <= set(stratified(size, 4))  # the largest, and the first of those that only rounding tells apart
+    assert stratified(size + 1e-9 * torch.rand(8), 4) == stratified(size, 4)
+
+
+def test_agreement_with_ties_is_scipys():
+    a, b = torch.tensor([1.0, 1, 2, 3, 3, 5]), torch.tensor([0.0, 1, 1, -2, 4, 4])
+    got, interval = agreement(a, b)
+    assert float(got[1]) == pytest.approx(stats.spearmanr(a, b)[0], abs=1e-6)
+    assert float(got[2]) == pytest.approx(1 / 5)
+    assert interval.shape == (3, 2)
+    assert agreement(a[:2], b[:2])[0][:2].isnan().all()
+
+
+def test_miniworld_heads_stand_out_from_random_steps():
+    model = subjects.miniworld()
+    result = attribution(model, ca.tasks.load("induction", model, 8))
+    assert float(result.agreement[0]) > 0.8
+    assert (result.effect.abs() > result.null.abs().amax(-1)).any()
+
+
+@pytest.mark.parametrize("site", ["z,nonsense", "z,,q", "mlp_post", "z,embed"])
+def test_a_wrong_site_among_several_is_refused(site):
+    with pytest.raises(Refused):
+        attribution(subjects.random_llama(), subjects.llama_task(1), site=site)

@@ -1,0 +1,95 @@
+"""AtP*: exact attention for queries and keys, and scores that survive cancellation, against plain torch."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import pytest
+import torch
+
+import cutaway as ca
+from cutaway.models.edits import Replace
+from cutaway.patching import HeadScores, PositionScores, activation, attribution, attribution_star
+from tests.conformance import subjects
+from tests.patching.made import straight
+
+
+@pytest.mark.parametrize("site", ["q", "k"])
+def test_the_fix_finds_what_saturated_attention_hides(site):
+    """Sharp attention, and nothing nonlinear after the last layer's pattern."""
+    model, task = straight(attention=40.0), subjects.llama_task(3)
+    exact = activation(model, task, site=site).effect[-1]
+    fixed = attribution_star(model, task, site=site)
+    plain = attribution(model, task, site=site).effect[-1]
+    torch.testing.assert_close(fixed.effect[-1], exact, rtol=1e-3, atol=1e-3 * float(exact.abs().max()))
+    top = int(exact.abs().argmax())
+    assert float((plain[top] - exact[top]).abs()) > 0.9 * float(exact[top].abs()), "a gradient misses it"
+
+
+def test_the_fix_counts_a_key_for_every_head_that_shares_it():
+    model, task = subjects.random_llama(), subjects.llama_task(2)
+    got = attribution_star(model, task, site="k")
+    assert got.effect.shape == (2, 2)
+    bound = task.bind(model)
+    places = ["pattern.0", "resid_pre.0"]
+    metric = bound.metric
+    _, slopes, own = model.gradients(bound.corrupt, places, metric)
+    donor = model.capture(bound.clean, "k.0")
+    new = model.capture(bound.corrupt, "pattern.0", edits=[Replace("k.0.1", donor["k.0.1"])])
+    by_hand = (slopes["pattern.0"] * (new["pattern.0"] - own["pattern.0"]))[:, 2:].sum((1, 2, 3)).mean()
+    assert float(got.effect[0, 1]) == pytest.approx(float(by_hand), rel=1e-4)
+
+
+@pytest.mark.parametrize("site", ["z", "mlp_out", "resid_pre"])
+def test_elsewhere_the_effect_is_that_of_attribution(site):
+    model, task = subjects.random_llama(), subjects.llama_task(3)
+    star, plain = (f(model, task, site=site, audit=0) for f in (attribution_star, attribution))
+    assert isinstance(star, HeadScores if site == "z" else PositionScores)
+    for field in ("effect", "interval", "null"):
+        torch.testing.assert_close(getattr(star, field), getattr(plain, field), rtol=1e-4, atol=1e-5)
+
+
+def test_scores_by_plain_hooks():
+    """One autograd run a dropped layer, its attention and MLP outputs detached."""
+    model, task = subjects.random_llama(), subjects.llama_task(2)
+    got = attribution_star(model, task, site="z", audit=0).score
+    bound = task.bind(model)
+    step = (model.capture(bound.clean, "z").stack("z") - model.capture(bound.corrupt, "z").stack("z")).detach()
+    total = torch.zeros(2, 4)
+    for drop in range(2):
+        kept: list[torch.Tensor] = []
+        layers = model.hf.model.layers
+        with ExitStack() as stack:
+            for block in layers:
+                hook = block.self_attn.o_proj.register_forward_pre_hook(lambda m, a, kept=kept: kept.append(a[0]))
+                stack.callback(hook.remove)
+            for module in (layers[drop].self_attn.o_proj, layers[drop].mlp):
+                stack.callback(module.register_forward_hook(lambda m, a, y: y.detach()).remove)
+            bound.metric(model.hf(bound.corrupt.ids).logits[:, -1]).sum().backward(inputs=kept[1 - drop])
+        grad = kept[1 - drop].grad
+        assert grad is not None
+        product = grad.view(step[0].shape) * step[1 - drop]
+        total[1 - drop] += product.sum((1, 3)).abs().mean(0)
+    torch.testing.assert_close(got, total, rtol=1e-4, atol=1e-5)
+
+
+def test_a_place_whose_effects_cancel_keeps_its_score():
+    """The second MLP takes back nearly all that the stream holds, so a gradient sees next to nothing."""
+    model, task = straight(), subjects.llama_task(3)
+    block = model.hf.transformer.h[1]
+    with torch.no_grad():
+        block.attn.c_proj.weight.zero_()
+        block.mlp.c_fc.weight.zero_()
+        block.mlp.c_fc.weight[:, :32] = torch.eye(32)
+        block.mlp.c_proj.weight.zero_()
+        block.mlp.c_proj.weight[:32] = -0.999 * torch.eye(32)
+    result = attribution_star(model, task, site="z")
+    assert float(result.effect[0].abs().max()) < 2e-3 * float(result.score[0].max())
+    assert result.labels["statistic"][-1] == "spearman of score"
+
+
+def test_on_miniworlds_ioi_queries_the_fix_is_closer_to_exact_effects():
+    model = subjects.miniworld()
+    task = ca.tasks.load("ioi", model, 6)
+    plain, fixed = (f(model, task, site="q", audit=24).agreement for f in (attribution, attribution_star))
+    assert float(fixed[0]) > float(plain[0]) + 0.2
