@@ -14,6 +14,7 @@ from cutaway.patching.attribution_star import HeadScores, PositionScores, attrib
 from cutaway.patching.causal_trace import Trace, causal_trace
 from cutaway.patching.group import GroupEffect, group
 from cutaway.patching.interactions import Interactions, interactions
+from cutaway.patching.knockout import Knockouts, knockout
 from cutaway.patching.knockout_curve import KnockoutCurve, knockout_curve
 from cutaway.patching.linear import NodeEffects
 from cutaway.patching.relevance import relevance
@@ -27,6 +28,7 @@ __all__ = [
     "HeadScores",
     "Interactions",
     "KnockoutCurve",
+    "Knockouts",
     "LayerAblation",
     "NeuronAblation",
     "NodeEffects",
@@ -42,6 +44,7 @@ __all__ = [
     "causal_trace",
     "group",
     "interactions",
+    "knockout",
     "knockout_curve",
     "relevance",
     "self_repair",

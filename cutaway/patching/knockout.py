@@ -1,0 +1,189 @@
+"""Which words does the last position read on the way to the answer, and at which depth?
+
+Attention knockout (Geva et al. 2023, arXiv:2304.14767): in a window of layers, the last position may not attend to a
+group of source positions (their scores become −∞, the others share the attention), and the answer's probability is
+read.
+
+* Sources: `subject` (where a pair names none, the tokens that its corruption changes), `last` (the last position
+  itself), `other` (all the rest), and `first` (the first token alone, which is in one of the others too, because much
+  attention rests there without meaning).
+* `effect` [source layer] = (p_blocked − p_clean) / p_clean of the answer, mean over prompts: −1 is all of it.
+  `difference` is the change of the task's metric.
+* `window` layers around each are blocked, [l − w // 2, l − w // 2 + w), always beside layer l alone (`single`). The
+  paper's window is about a fifth of the depth.
+* `extraction` [layer]: the share of prompts in which what attention writes at the last position, read by the final
+  norm's linear part and the unembedding, says the answer before every other token (§6 of the paper); `extraction_foil`
+  is the same for the foil, as its control.
+* `interval`: bootstrap over prompts. Control (`null`): as many random source positions other than the last are blocked.
+* Known failures: the share of attention that was blocked goes to the other sources, which changes them too; a blocked
+  source may still arrive through positions in between; relative change favours prompts with an improbable answer; and
+  attention that writes the answer only in several layers together is no extraction.
+* Equivalences (tests): a window of all layers is one cut in every layer; blocking equals renormalised attention.
+* Cost: one position of one forward a cell, window and sample, from the first blocked layer on; without reuse of keys
+  and values (padding, other families) one forward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.core.address import Address
+from cutaway.core.method import method
+from cutaway.core.refuse import Refused
+from cutaway.core.result import Result
+from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
+from cutaway.models.edits import Edit, Knockout
+from cutaway.models.executor import sweep
+from cutaway.models.model import Model
+from cutaway.models.weights import matrix
+from cutaway.patching.answer import subject_or_changed, with_probability
+from cutaway.patching.causal_trace import window_of
+from cutaway.tasks.bound import Bound
+from cutaway.tasks.metrics import metric
+from cutaway.tasks.task import Task
+
+SOURCES = ("subject", "other", "last", "first")
+Sources = tuple[tuple[int, ...], ...]  # positions of each group, in the order of SOURCES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Knockouts(Result, kind="knockouts"):
+    """What the last position loses when it may not attend to a group of positions in a window of layers."""
+
+    effect: Float[Tensor, "source layer"]
+    interval: Float[Tensor, "source layer bound"]
+    null: Float[Tensor, "source layer sample"]
+    single: Float[Tensor, "source layer"]
+    single_interval: Float[Tensor, "source layer bound"]
+    difference: Float[Tensor, "source layer"]
+    difference_interval: Float[Tensor, "source layer bound"]
+    extraction: Float[Tensor, "layer"]
+    extraction_foil: Float[Tensor, "layer"]
+    clean: Float[Tensor, "prompt"]
+    clean_probability: Float[Tensor, "prompt"]
+
+
+@method(
+    answers="Which words does the last position read on the way to the answer, and at which depth?",
+    paper="Geva et al. 2023, arXiv:2304.14767",
+    cost="prompts * (5 + (2 + samples) * source * layer) * F",
+    control="random_edges",
+)
+def knockout(model: Model, task: Task, /, *, window: int = 0, samples: int = 4, seed: int = 0) -> Knockouts:
+    """Block attention from groups of positions to the last one, layer window by layer window.
+
+    Args:
+        window: how many layers are blocked together, centred on each; 0 is a fifth of the depth.
+        samples: how many random groups of the same size make the null of each cell.
+        seed: of the random groups and of the bootstrap.
+
+    Raises:
+        Refused: a prompt without a subject or without any other token, or an answer that has no probability.
+    """
+    bound = task.bind(model)
+    groups, says = source_groups(bound)
+    layers = [a.layer for a in model.places("scores") if a.layer is not None]
+    width = window or max(1, round(len(layers) / 5))
+    clean = with_probability(bound)(model.run_last(bound.clean), torch.arange(len(bound))).cpu()
+    if not bool((clean[:, 1] > 0).all()):
+        raise Refused("knockout", "an answer has no probability to lose", "use a wider dtype or other prompts")
+    got = _blocked(model, bound, groups, layers, width, samples, seed)  # [kind source layer prompt 2]
+    change = got - clean
+    relative, difference = change[..., 1] / clean[:, 1], change[0, ..., 0]
+    said = extraction(model, bound)
+    intervals = [bootstrap_mean(x.movedim(-1, 0), seed=seed) for x in (relative[0], relative[1], difference)]
+    share = "share of the answer's probability"
+    return Knockouts(
+        effect=relative[0].mean(-1),
+        interval=intervals[0],
+        null=relative[2:].mean(-1).movedim(0, -1).clone(),
+        single=relative[1].mean(-1),
+        single_interval=intervals[1],
+        difference=difference.mean(-1),
+        difference_interval=intervals[2],
+        extraction=said[0],
+        extraction_foil=said[1],
+        clean=clean[:, 0].clone(),
+        clean_probability=clean[:, 1].clone(),
+        labels={"source": list(SOURCES), "layer": layers, "bound": BOUNDS},
+        units={**dict.fromkeys(("effect", "interval", "null", "single", "single_interval"), share),
+               **dict.fromkeys(("difference", "difference_interval", "clean"), bound.unit),
+               "extraction": "share of prompts", "extraction_foil": "share of prompts"},
+        record={"window": width, "subject": says, "blocked": "edges to the last position",
+                "sign": "negative is less answer", "least probability": float(clean[:, 1].min())}
+        | ({} if len(bound) > 1 else {"no_interval": "one prompt"}),
+    )  # fmt: skip
+
+
+def source_groups(bound: Bound) -> tuple[list[Sources], str]:
+    """The positions of each group in each prompt, and what `subject` means here.
+
+    Raises:
+        Refused: a prompt in which a group would be empty.
+    """
+    subject, says = subject_or_changed(bound)
+    starts, found = bound.clean.column(0).tolist(), list[Sources]()
+    for i, length in enumerate(bound.clean.lengths.tolist()):
+        last = length - 1
+        named = tuple(c - starts[i] for c in subject[i].nonzero()[:, 0].tolist() if c - starts[i] != last)
+        other = tuple(p for p in range(last) if p not in named)
+        if not named or not other:
+            missing = "no subject before its last token" if not named else "only its subject before the last token"
+            raise Refused(f"knockout on {bound.pairs[i].clean!r}", f"the prompt has {missing}", "use longer prompts")
+        found.append((named, other, (last,), (0,)))
+    return found, says
+
+
+def _blocked(
+    model: Model, bound: Bound, groups: list[Sources], layers: list[int], window: int, samples: int, seed: int
+) -> Float[Tensor, "kind source layer prompt 2"]:
+    """Metric and probability under every cut: windows, single layers, then the random samples."""
+    g, kinds = generator(seed), 2 + samples
+    out = torch.empty(kinds, len(SOURCES), len(layers), len(bound), 2)
+    alike: dict[tuple[int, Sources], list[int]] = {}
+    for i, sources in enumerate(groups):
+        alike.setdefault((int(bound.clean.lengths[i]), sources), []).append(i)
+    for (length, sources), chosen in alike.items():
+        part = bound.rows(chosen).buckets()[0]  # one length: without padding, keys and values can be reused
+        variants: list[list[Edit]] = []
+        for kind in range(kinds):
+            for keys in sources:
+                for i in layers:
+                    cut = keys if kind < 2 else _random(len(keys), length, g)
+                    over = [i] if kind == 1 else window_of(i, window, layers)
+                    variants.append([Knockout(Address("pattern", j), (-1,), cut) for j in over])
+        got = sweep(model, part.clean, variants, with_probability(part)).cpu()
+        out[:, :, :, chosen] = got.reshape(kinds, len(SOURCES), len(layers), len(chosen), 2)
+    return out
+
+
+def _random(n: int, length: int, g: torch.Generator) -> tuple[int, ...]:
+    return tuple(sorted(torch.randperm(length - 1, generator=g)[:n].tolist()))
+
+
+def extraction(model: Model, bound: Bound) -> tuple[Float[Tensor, "layer"], Float[Tensor, "layer"]]:
+    """In which share of prompts the attention of each layer writes the answer, and the foil, more than any other token.
+
+    Read at the last position through the final norm's linear part (its scale does not change an order) and the
+    unembedding.
+    """
+    right = replace(bound, row=metric("accuracy"))
+    wrong = replace(right, answers=right.foils, foils=right.answers,
+                    answer_sets=right.foil_sets, foil_sets=right.answer_sets)  # fmt: skip
+    body, rates = model.body, list[list[float]]()
+    acts = model.capture(bound.clean, "attn_out", logits=False)
+    final, head = body.top("final"), body.unembed
+    assert head is not None  # binding a task refuses models without one
+    w = matrix(head).detach().float()
+    for i in acts.layers("attn_out"):
+        x = acts[f"attn_out.{i}@-1"].float().to(w.device)
+        if final is not None:
+            x = body.norm(final).linear(x, torch.ones(len(x), device=x.device))
+        logits = x @ w
+        rates.append([float(part.metric(logits).mean()) for part in (right, wrong)])
+    answer, foil = torch.tensor(rates).T
+    return answer.clone(), foil.clone()

@@ -1,0 +1,129 @@
+"""Attention knockout against masks put in by hand, and what must hold of its groups, windows and readings."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+
+import cutaway as ca
+from cutaway.core.refuse import Refused
+from cutaway.patching import knockout
+from cutaway.patching.causal_trace import window_of
+from cutaway.patching.knockout import SOURCES, extraction, source_groups
+from cutaway.tasks.task import Task
+from tests.conformance.subjects import llama_task, miniworld, random_llama, told, uneven_task
+
+
+@cache
+def llama():
+    return random_llama()
+
+
+def by_hand(model, ids, layers, keys):
+    """Last logits where these layers' attention gets a mask without the edges from `keys` to the last position."""
+    n, least = ids.shape[1], torch.finfo(torch.float32).min
+    mask = torch.full((n, n), least).triu(1)
+    mask[-1, list(keys)] = least
+
+    def masked(module, args, kw):
+        return args, {**kw, "attention_mask": mask[None, None]}
+
+    with ExitStack() as stack, torch.no_grad():
+        for i in layers:
+            handle = model.hf.model.layers[i].self_attn.register_forward_pre_hook(masked, with_kwargs=True)
+            stack.callback(handle.remove)
+        return model.hf(ids).logits[:, -1]
+
+
+def probability(logits, bound):
+    return logits.softmax(-1).gather(1, bound.answers[:, None])[:, 0]
+
+
+@pytest.mark.parametrize("task", [llama_task(), uneven_task()], ids=["even", "uneven"])
+@pytest.mark.parametrize("window", [1, 2])
+def test_every_cell_equals_the_definition(task, window):
+    model, bound = llama(), task.bind(llama())
+    groups, _ = source_groups(bound)
+    want, change = torch.zeros(2, len(SOURCES), 2, len(bound)), torch.zeros(len(SOURCES), 2, len(bound))
+    for n in range(len(bound)):
+        part, ids = bound.rows([n]), bound.clean.row(n).ids
+        clean = by_hand(model, ids, [], [])
+        for s, keys in enumerate(groups[n]):
+            for i in range(2):
+                for kind, width in enumerate((window, 1)):
+                    got = by_hand(model, ids, window_of(i, width, range(2)), keys)
+                    want[kind, s, i, n] = probability(got, part)[0] / probability(clean, part)[0] - 1
+                    change[s, i, n] = change[s, i, n] if kind else (part.metric(got) - part.metric(clean))[0]
+    result = knockout(model, task, window=window, samples=1)
+    assert torch.allclose(result.effect, want[0].mean(-1), atol=1e-4)
+    assert torch.allclose(result.single, want[1].mean(-1), atol=1e-4)
+    assert torch.allclose(result.difference, change.mean(-1), atol=1e-4)
+    assert result.effect.abs().min() > 1e-4  # every cut does something
+
+
+def test_groups_part_the_prompt():
+    bound = uneven_task().bind(llama())
+    groups, says = source_groups(bound)
+    assert says == "the tokens that the corruption changes"
+    for i, (subject, other, last, first) in enumerate(groups):
+        n = int(bound.clean.lengths[i])
+        assert sorted(subject + other + last) == list(range(n))
+        assert (last, first) == ((n - 1,), (0,))
+        assert "Anna Peter Mary John Tom".find(bound.clean.pieces[i][subject[0]].strip()) >= 0
+
+
+def test_single_layers_stand_beside_windows_and_a_fifth_of_the_depth_is_the_default():
+    task = llama_task()
+    one, two = knockout(llama(), task, window=1, samples=1), knockout(llama(), task, window=2, samples=1)
+    assert torch.equal(one.effect, one.single)
+    assert torch.allclose(two.single, one.effect, atol=1e-5)
+    assert torch.allclose(two.effect[:, 0], one.effect[:, 0], atol=1e-5)  # [-1, 1) holds layer 0 alone
+    assert knockout(llama(), task, samples=1).record["window"] == 1
+    assert knockout(miniworld(), ca.tasks.load("ioi", miniworld(), 2), samples=1).record["window"] == 1
+
+
+def test_only_the_last_position_runs_again():
+    """Two kinds and one sample of four sources in two layers: a column each, beside three plain forwards."""
+    task = llama_task()
+    result = knockout(llama(), task, samples=1)
+    n, width = len(task), task.bind(llama()).clean.ids.shape[1]
+    plain = n * (1 + 1 + 1)  # its own metric, the reading of attention, one clean run of the sweeps
+    assert result.record["cost"]["forwards"] == pytest.approx(plain + n * 3 * 4 * (2 + 1) / 2 / width)
+
+
+def test_facts_are_read_from_the_subject_in_the_middle_of_the_small_world():
+    model = miniworld()
+    task = ca.tasks.load("facts", model, 12)
+    result = knockout(model, task, window=3, samples=4)
+    subject, other = result.effect[SOURCES.index("subject")], result.effect[SOURCES.index("other")]
+    assert subject.min() < -0.5
+    assert subject.min() < result.null[0].min()  # random positions carry less
+    assert float(result.extraction.min()) >= 0
+    assert result.extraction.max() > result.extraction_foil.max()
+    assert other.isfinite().all()
+
+
+def test_extraction_reads_the_attention_that_writes_the_answer():
+    model, task = llama(), llama_task()
+    bound, norm = task.bind(model), model.hf.model.norm
+    seen = []
+    handle = model.hf.model.layers[1].self_attn.o_proj.register_forward_hook(lambda m, a, out: seen.append(out))
+    with torch.no_grad():
+        model.hf(bound.clean.ids)
+        best = model.hf.lm_head(norm(seen[0][:, -1])).argmax(-1)
+    handle.remove()
+    always = replace(bound, answers=best, foils=bound.answers)
+    assert extraction(model, always)[0][1] == 1
+    assert extraction(model, replace(bound, answers=bound.answers, foils=best))[1][1] == 1
+    assert extraction(model, bound)[0][1] == (best == bound.answers).float().mean()
+
+
+def test_prompts_without_what_is_to_be_cut_are_refused():
+    pair = told("Mary", "John", "Anna")
+    same = replace(pair, corrupt=pair.clean)
+    with pytest.raises(Refused, match="no subject before"):
+        knockout(llama(), Task("same", (same,)))
