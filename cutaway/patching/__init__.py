@@ -12,6 +12,7 @@ from cutaway.patching.activation import HeadEffects, PositionEffects, activation
 from cutaway.patching.attribution import attribution
 from cutaway.patching.attribution_star import HeadScores, PositionScores, attribution_star
 from cutaway.patching.causal_trace import Trace, causal_trace
+from cutaway.patching.cross_model import CrossHeads, CrossPositions, cross_model
 from cutaway.patching.group import GroupEffect, group
 from cutaway.patching.interactions import Interactions, interactions
 from cutaway.patching.knockout import Knockouts, knockout
@@ -21,6 +22,8 @@ from cutaway.patching.relevance import relevance
 from cutaway.patching.self_repair import SelfRepair, self_repair
 
 __all__ = [
+    "CrossHeads",
+    "CrossPositions",
     "GroupEffect",
     "HeadAblation",
     "HeadEffects",
@@ -42,6 +45,7 @@ __all__ = [
     "attribution",
     "attribution_star",
     "causal_trace",
+    "cross_model",
     "group",
     "interactions",
     "knockout",
