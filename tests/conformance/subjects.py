@@ -26,6 +26,7 @@ def corpus() -> list[str]:
         a, b, c = (NAMES[(i + k) % len(NAMES)] for k in (0, 3, 5))
         place, thing = PLACES[i % len(PLACES)], THINGS[i % len(THINGS)]
         lines.append(f"When {a} and {b} went to the {place}, {b} gave a {thing} to {a}.")
+        lines.append(f"{a} and {b} went to the {place}, {b} gave the {thing} to {a}.")
         lines.append(f"Then {c} and {a} said that the {thing} of {c} is in the {place} near the {thing}.")
     return lines
 
@@ -73,13 +74,13 @@ def miniworld() -> Model:
     return ca.load("miniworld")
 
 
-def told(a: str, b: str, new: str, place: str = "store", thing: str = "drink", tail: str = "") -> Pair:
+def told(a: str, b: str, new: str, place: str = "store", tail: str = "") -> Pair:
     """A sentence about two people, and the same with the second mention of one exchanged."""
-    clean, corrupt = (f"When {a} and {b} went to the {place}, {x} gave a {thing}{tail} to" for x in (b, new))
+    clean, corrupt = (f"{a} and {b} went to the {place}, {x} gave{tail} to" for x in (b, new))
     return Pair(clean, corrupt, f" {a}", f" {b}")
 
 
-def llama_task(n: int = 3) -> Task:
+def llama_task(n: int = 2) -> Task:
     """Prompts of one length."""
     names = [NAMES[i:] + NAMES[:i] for i in range(n)]
     return Task("told", tuple(told(a, b, c) for a, b, c, *_ in names), corruption="the giver becomes another")
@@ -87,7 +88,7 @@ def llama_task(n: int = 3) -> Task:
 
 def uneven_task() -> Task:
     """Prompts of three lengths."""
-    tails = ("", " and a book", " and the letter of Emma")
+    tails = ("", " a book", " the letter of Emma")
     pairs = tuple(told(NAMES[i], NAMES[i + 1], NAMES[i + 2], tail=tail) for i, tail in enumerate(tails))
     return Task("uneven", pairs, corruption="the giver becomes another")
 

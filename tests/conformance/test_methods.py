@@ -48,10 +48,20 @@ def given(name: str, kind: str) -> tuple[Any, ...]:
     return tuple(make(s, kind) for s in ROWS[name].subjects)
 
 
+#: numbers of repetitions that make a call quick, for methods that have the option
+QUICK = {"samples": 2, "steps": 4}
+
+
+def call(name: str, arguments: Any, **options: Any) -> Result:
+    """One quick call of a method."""
+    quick = {o.name: QUICK[o.name] for o in ROWS[name].options if o.name in QUICK}
+    return ROWS[name].function(*arguments, **{**quick, **options})
+
+
 @cache
 def found(name: str, kind: str, **options: Any) -> Result:
     """What a method finds."""
-    return ROWS[name].function(*given(name, kind), **options)
+    return call(name, given(name, kind), **options)
 
 
 #: calls in which an option can be used that no call with it alone can
@@ -61,13 +71,13 @@ TOGETHER: dict[str, list[dict[str, Any]]] = {
 
 
 def variants(row: Method) -> Iterator[dict[str, Any]]:
-    """The default call, and one for every choice, switch and smallest number of an option."""
+    """The default call, and one for every choice, switch and number of an option."""
     yield {}
     together = TOGETHER.get(row.name, [])
     yield from together
     for o in row.options:
         values = [c for c in o.choices if c != o.default]
-        values += [not o.default] if o.type is bool else [1] if o.type is int else []
+        values += [not o.default] if o.type is bool else [1] if o.type is int and o.name not in QUICK else []
         yield from ({o.name: v} for v in values if not any((o.name, v) in t.items() for t in together))
 
 
@@ -96,7 +106,7 @@ with_options = pytest.mark.parametrize(("name", "options"), [(n, o) for n, row i
 @methods
 @kinds
 def test_the_same_seed_gives_the_same_bits(name, kind):
-    again = ROWS[name].function(*given(name, kind))
+    again = call(name, given(name, kind))
     assert same(found(name, kind), again, set(again.tensors()))
 
 
@@ -150,7 +160,7 @@ def test_the_model_and_all_chance_stay_untouched(name, options):
     spy = Spy(model)
     arguments = [model if s == "model" else make(s, "llama") for s in ROWS[name].subjects]
     before = spy.state()
-    result = ROWS[name].function(*arguments, **options)
+    result = call(name, arguments, **options)
     assert spy.state() == before
     assert same(result, found(name, "llama", **options), set(result.tensors()))  # dropout was off while it ran
     assert all(not t.requires_grad for t in result.tensors().values())
@@ -171,7 +181,7 @@ def test_a_failing_call_leaves_the_model_untouched_too(name, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(type(model.hf.model.norm), "forward", failing)
         with pytest.raises((MemoryError, Refused)):
-            ROWS[name].function(*(model if s == "model" else make(s, "llama") for s in ROWS[name].subjects))
+            call(name, [model if s == "model" else make(s, "llama") for s in ROWS[name].subjects])
     assert Spy(model).state() == before
 
 
@@ -182,7 +192,7 @@ def test_one_prompt_and_the_same_prompt_repeated_agree(name):
     task = subjects.llama_task(1)
     many = Task("told", task.pairs * 3, corruption=task.corruption)
     model = subjects.random_llama()
-    one, three = (ROWS[name].function(model, t) for t in (task, many))
+    one, three = (call(name, (model, t)) for t in (task, many))
     for field in settled(one, CHANCE, OF_MANY):
         t, other, axes = getattr(one, field), getattr(three, field), one.axes()[field]
         if "prompt" in axes:
@@ -194,8 +204,8 @@ def test_one_prompt_and_the_same_prompt_repeated_agree(name):
 def test_several_prompts_of_several_lengths_agree_with_each_alone(name):
     model, task = subjects.random_llama(), subjects.uneven_task()
     assert len(set(task.bind(model).clean.lengths.tolist())) == 3
-    together = ROWS[name].function(model, task)
-    alone = [ROWS[name].function(model, Task("one", (p,))) for p in task.pairs]
+    together = call(name, (model, task))
+    alone = [call(name, (model, Task("one", (p,)))) for p in task.pairs]
     axes, got = together.axes()[together.main], getattr(together, together.main)
     each = [getattr(r, r.main) for r in alone]
     if "split" in together.record:  # what it measures on some prompts it chose on others, and it says so
@@ -213,10 +223,10 @@ def test_several_prompts_of_several_lengths_agree_with_each_alone(name):
 @methods
 def test_left_and_right_padding_agree(name, monkeypatch):
     task, tokens = subjects.uneven_task(), Model.tokens
-    right = ROWS[name].function(subjects.random_llama(), task)
+    right = call(name, (subjects.random_llama(), task))
     monkeypatch.setattr(Model, "tokens", lambda self, prompts, side="left": tokens(self, prompts, "left"))
     assert task.bind(subjects.random_llama()).clean.side == "left"
-    left = ROWS[name].function(subjects.random_llama(), task)
+    left = call(name, (subjects.random_llama(), task))
     for field in settled(right, CHANCE):
         assert near(getattr(left, field), getattr(right, field)), field
     assert left.labels == right.labels
@@ -261,15 +271,17 @@ def test_the_record_is_complete(name, kind):
     assert model["weights"] == given(name, kind)[0].fingerprint()
     if "task" in row.subjects:
         assert re.fullmatch(r"[0-9a-f]{16}", record["subjects"]["task"]["hash"])
-    assert record["options"] == {o.name: o.default for o in row.options}
+    assert record["options"] == {o.name: QUICK.get(o.name, o.default) for o in row.options}
     assert record["cost"]["seconds"] > 0
     assert {"python", "cutaway", "torch", "transformers"} <= set(record["versions"])
     assert record["machine"]["device"]
     assert record["command"].startswith(f"cutaway {name.replace('.', ' ')} --model {model['name']}")
 
 
-@with_options
-def test_the_python_line_repeats_the_call(name, options):
+@methods
+@pytest.mark.parametrize("which", [0, 1])
+def test_the_python_line_repeats_the_call(name, which):
+    options = list(variants(ROWS[name]))[which]
     result = found(name, "llama", **options)
     names = {"ca": ca, **dict(zip(ROWS[name].subjects, given(name, "llama"), strict=True))}
     again = eval(result.record["python"], names)
@@ -312,7 +324,7 @@ def test_the_control_runs(name, kind):
 @pytest.mark.parametrize("prompts", [1, 3])
 def test_an_interval_is_there_or_the_record_says_why_not(name, prompts):
     subject = [s.take(prompts) if isinstance(s, Task) else s for s in given(name, "llama")]
-    result = ROWS[name].function(*subject)
+    result = call(name, subject)
     interval = result.tensors().get("interval")
     if interval is None or bool(interval.isnan().any()):
         assert result.record["no_interval"]
