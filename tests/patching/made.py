@@ -9,6 +9,7 @@ import transformers as tf
 from torch import nn
 
 from cutaway.models.model import Model
+from cutaway.tasks.task import Task
 from tests.conformance import subjects
 
 
@@ -30,3 +31,13 @@ def straight(layers: int = 2, attention: float = 0.0) -> Model:
         block.attn.c_attn.weight.data[:, :32] *= attention
         block.attn.c_attn.bias.data[:32] *= attention
     return Model(hf, tok, "straight")
+
+
+def alike(model: Model, task: Task, step: float = 2e-3) -> Model:
+    """The model with almost the same embedding for all words in which clean and corrupt prompts differ."""
+    bound, table = task.bind(model), model.hf.get_input_embeddings().weight
+    words = torch.cat([t.ids[bound.changed] for t in (bound.clean, bound.corrupt)]).unique()
+    with torch.no_grad():
+        mean = table[words].mean(0)
+        table[words] = mean + step * (table[words] - mean)
+    return model

@@ -11,18 +11,19 @@ import cutaway as ca
 from cutaway.models.edits import Replace
 from cutaway.patching import HeadScores, PositionScores, activation, attribution, attribution_star
 from tests.conformance import subjects
-from tests.patching.made import straight
+from tests.patching.made import alike, straight
 
 
-@pytest.mark.parametrize("site", ["q", "k"])
-def test_the_fix_finds_what_saturated_attention_hides(site):
+@pytest.mark.parametrize(("site", "direction"), [("q", "denoise"), ("q", "noise"), ("k", "noise")])
+def test_the_fix_finds_what_saturated_attention_hides(site, direction):
     """Sharp attention, and nothing nonlinear after the last layer's pattern."""
     model, task = straight(attention=40.0), subjects.llama_task(3)
-    exact = activation(model, task, site=site).effect[-1]
-    fixed = attribution_star(model, task, site=site)
-    plain = attribution(model, task, site=site).effect[-1]
+    options = {"site": site, "direction": direction}
+    exact = activation(model, task, **options).effect[-1]
+    fixed, plain = attribution_star(model, task, **options), attribution(model, task, **options).effect[-1]
     torch.testing.assert_close(fixed.effect[-1], exact, rtol=1e-3, atol=1e-3 * float(exact.abs().max()))
     top = int(exact.abs().argmax())
+    assert float(exact[top].abs()) > 1, "there is something to find"
     assert float((plain[top] - exact[top]).abs()) > 0.9 * float(exact[top].abs()), "a gradient misses it"
 
 
@@ -47,6 +48,14 @@ def test_elsewhere_the_effect_is_that_of_attribution(site):
     assert isinstance(star, HeadScores if site == "z" else PositionScores)
     for field in ("effect", "interval", "null"):
         torch.testing.assert_close(getattr(star, field), getattr(plain, field), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("site", ["q", "k"])
+def test_for_small_steps_the_fix_changes_nothing(site):
+    task = subjects.llama_task(3)
+    model = alike(subjects.random_llama(), task)
+    fixed, plain = (f(model, task, site=site, audit=0).effect for f in (attribution_star, attribution))
+    torch.testing.assert_close(fixed, plain, rtol=0.02, atol=0.01 * float(plain.abs().max()))
 
 
 def test_scores_by_plain_hooks():
