@@ -18,6 +18,7 @@ from cutaway.patching.interactions import Interactions, interactions
 from cutaway.patching.knockout import Knockouts, knockout
 from cutaway.patching.knockout_curve import KnockoutCurve, knockout_curve
 from cutaway.patching.linear import NodeEffects
+from cutaway.patching.path import PathEffects, path
 from cutaway.patching.relevance import relevance
 from cutaway.patching.self_repair import SelfRepair, self_repair
 
@@ -35,6 +36,7 @@ __all__ = [
     "LayerAblation",
     "NeuronAblation",
     "NodeEffects",
+    "PathEffects",
     "PositionAblation",
     "PositionEffects",
     "PositionScores",
@@ -50,6 +52,7 @@ __all__ = [
     "interactions",
     "knockout",
     "knockout_curve",
+    "path",
     "relevance",
     "self_repair",
 ]

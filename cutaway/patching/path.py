@@ -1,0 +1,223 @@
+"""Which heads reach the answer, or another head, along a path that passes no other head?
+
+Path patching (Wang et al. 2022, arXiv:2211.00593). One head (the sender) takes its value from the other prompt, all
+other heads are frozen at the target's own values, and only the receiver hears of it.
+
+* `receiver="logits"`: the metric is read in that run. Heads and MLPs (`q.9.6`, `k.9.6`, `v.9.6`, `mlp_in.5`, also at a
+  position as `q.9.6@-1`, several by commas): their inputs in that run are put into the unfrozen target, all at once,
+  and the metric is read there.
+* MLPs and norms between sender and receiver are recomputed, as in the paper, unless `freeze_mlps` or `freeze_norms`
+  hold them at the target's values (norms: their divisors). Arithmetic (Zhang et al. 2024, arXiv:2409.01659) is
+  measured with the defaults and a corrupt prompt that asks for no sum; its number is `relative`, the change of the
+  answer's logit as a share of that logit. The two definitions rank heads differently: a map must say which it is.
+* `effect` [layer head] = metric(patched) − metric(target), mean over prompts; `recovered` its share of clean − corrupt.
+  Heads from which no such path leads have the effect 0.
+* `interval`: bootstrap over prompts. Control (`null`): the sender takes a step of equal length in a random direction.
+* Known failures: freezing other heads hides what they would repair; effects of MLPs on the path are counted to the
+  sender; norms behind attention (Gemma 2) have no divisor to freeze and are always recomputed.
+* Equivalences (tests): with MLPs and norms frozen, sender → logits is the direct logit attribution of the difference;
+  with neither frozen, heads of the last layer → logits are activation patching.
+* Cost: one forward a sender and sample, from the sender's layer on; with a receiver inside, one more from its layer on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.core.address import Address
+from cutaway.core.method import method
+from cutaway.core.refuse import Refused
+from cutaway.core.result import Result
+from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
+from cutaway.models import taps
+from cutaway.models.capture import Activations
+from cutaway.models.edits import Edit, Freeze, Replace
+from cutaway.models.executor import Metric, sweep
+from cutaway.models.model import Model
+from cutaway.models.resume import Clean, clean_run, restart
+from cutaway.patching.baseline import RandomStep
+from cutaway.patching.exchange import Direction, Exchange, exchange
+from cutaway.tasks.bound import Bound
+from cutaway.tasks.task import Task
+
+_FORM = "write logits, or for example q.3.1 or q.3.1@-1,mlp_in.4"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathEffects(Result, kind="path_effects"):
+    """Effect of each head along its direct path to the receiver."""
+
+    effect: Float[Tensor, "layer head"]
+    interval: Float[Tensor, "layer head bound"]
+    null: Float[Tensor, "layer head sample"]
+    recovered: Float[Tensor, "layer head"]
+    relative: Float[Tensor, "layer head"]
+    clean: Float[Tensor, "prompt"]
+    corrupt: Float[Tensor, "prompt"]
+
+
+@dataclass(frozen=True)
+class Paths:
+    """What a path runs in: the two runs, what is frozen in the target, and who receives (nobody: the logits)."""
+
+    model: Model
+    exchange: Exchange
+    frozen: tuple[Edit, ...]
+    receivers: tuple[Address, ...]
+
+    def reached(self, layer: int) -> list[Address]:
+        """The receivers that read what a head of this layer writes; the others keep the target's own values."""
+        beside = not self.model.body.parallel
+        return [
+            a
+            for a in self.receivers
+            if a.layer is not None and (layer < a.layer or (beside and a.site == "mlp_in" and layer == a.layer))
+        ]
+
+
+@method(
+    answers="Which heads reach the answer, or another head, along a path that passes no other head?",
+    paper="Wang et al. 2022, arXiv:2211.00593; Zhang et al. 2024, arXiv:2409.01659",
+    cost="prompts * (7 + (1 + samples) * (1 + 2 * layer * head)) * F",
+    control="random_direction",
+)
+def path(
+    model: Model,
+    task: Task,
+    /,
+    *,
+    receiver: str = "logits",
+    direction: Direction = "noise",
+    freeze_mlps: bool = False,
+    freeze_norms: bool = False,
+    samples: int = 4,
+    seed: int = 0,
+) -> PathEffects:
+    """Exchange one head at a time between the clean and the corrupt run, for one receiver only.
+
+    Args:
+        receiver: logits, or inputs of heads and MLPs (q.9.6, k.9.6, v.9.6@-1, mlp_in.5) separated by commas.
+        direction: noise sends corrupt values in the clean run, denoise clean values in the corrupt run.
+        freeze_mlps: hold every MLP's output at its value in the target run.
+        freeze_norms: hold every norm's divisor at its value in the target run.
+        samples: how many random steps of equal length make the null of each head.
+        seed: of the random steps and of the bootstrap.
+
+    Raises:
+        Refused: no such receiver, none that a head reaches, or a corruption that does not change the metric.
+    """
+    ends = receivers(model, receiver)
+    x = exchange(model, task, "z", direction)
+    paths = Paths(model, x, _frozen(model, x, freeze_mlps, freeze_norms), ends)
+    heads = [a for a in model.places("z.*.*") if a.layer is not None and (not ends or paths.reached(a.layer))]
+    if not heads:
+        raise Refused(f"receiver {receiver!r}", "no head comes before it", "choose one in a later layer")
+    measure = _measured(x.bound)
+    before = measure(model.run_last(x.target), torch.arange(len(x.bound)))
+    layers, size = x.own.layers("z"), model.shape.n_heads
+    each = torch.zeros(1 + samples, len(layers), size, len(x.bound), 2)
+    where = torch.tensor([[layers.index(a.layer or 0), a.unit or 0] for a in heads])
+    seeds = torch.randint(1 << 62, (samples, len(heads)), generator=generator(seed)).tolist()
+    for s in range(1 + samples):
+        sent = [_sent(x, a, seeds[s - 1][i] if s else None) for i, a in enumerate(heads)]
+        each[s, where[:, 0], where[:, 1]] = (_arrived(paths, sent, measure) - before).float().cpu()
+    effect, unit = each[0, ..., 0], x.bound.unit
+    return PathEffects(
+        effect=effect.mean(-1),
+        interval=bootstrap_mean(effect.movedim(-1, 0), seed=seed),
+        null=each[1:, ..., 0].mean(-1).movedim(0, -1).clone(),
+        recovered=effect.mean(-1) / x.gap,
+        relative=each[0, ..., 1].mean(-1) / before[:, 1].mean().abs().cpu(),
+        clean=x.clean.cpu(),
+        corrupt=x.corrupt.cpu(),
+        labels={"layer": layers, "head": [str(h) for h in range(size)], "bound": BOUNDS},
+        units={"effect": unit, "interval": unit, "null": unit, "recovered": "share of clean − corrupt",
+               "relative": "share of the answer's logit"},
+        record=x.notes() | {"receiver": [str(a) for a in ends] or "logits", "frozen": ["other heads",
+               *(["MLPs"] if freeze_mlps else []), *(["divisors of norms"] if freeze_norms else [])]},
+    )  # fmt: skip
+
+
+def receivers(model: Model, text: str) -> tuple[Address, ...]:
+    """The places named as receivers; none for the logits.
+
+    Raises:
+        Refused: another form, or no such place.
+    """
+    names = [n.strip() for n in text.split(",") if n.strip()]
+    if names == ["logits"]:
+        return ()
+    found = model.places(names)
+    fits = all(a.site in ("q", "k", "v", "mlp_in") and (a.unit is None) == (a.site == "mlp_in") for a in found)
+    if not found or not fits:
+        raise Refused(f"receiver {text!r}", "a path ends at q, k or v of a head, at an MLP, or at the logits", _FORM)
+    return tuple(found)
+
+
+def _frozen(model: Model, x: Exchange, mlps: bool, norms: bool) -> tuple[Edit, ...]:
+    there = model.sites()
+    scales = [s for s in ("ln1.scale", "ln2.scale", "final.scale") if norms and there[s].startswith("read")]
+    more = model.places([*(["mlp_out"] if mlps else []), *scales]) if mlps or scales else []
+    values = model.capture(x.target, more, logits=False) if more else {}
+    return (*(Freeze(a, x.own) for a in model.places("z")), *(Freeze(a, values) for a in more))
+
+
+def _sent(x: Exchange, a: Address, seed: int | None) -> Edit:
+    own, other = x.own[str(a)], x.donor[str(a)]
+    return Replace(a, other) if seed is None else RandomStep(a, own, other, seed)
+
+
+def _arrived(paths: Paths, sent: Sequence[Edit], measure: Metric) -> Float[Tensor, "sender prompt 2"]:
+    """What is measured when each sender is heard by the receivers only."""
+    target = paths.exchange.target
+    if not paths.receivers:
+        return sweep(paths.model, target, [[e] for e in sent], measure, base=paths.frozen)
+    layers = sorted({e.where.layer or 0 for e in sent})
+    heard: list[list[Edit]] = []
+    with paths.model.edited(), torch.no_grad():
+        clean = clean_run(paths.model, target, layers, keys=False)
+        for i in layers:
+            heard += _heard(paths, [e for e in sent if e.where.layer == i], i, clean)
+    return sweep(paths.model, target, heard, measure)
+
+
+def _heard(paths: Paths, sent: Sequence[Edit], layer: int, clean: Clean) -> list[list[Edit]]:
+    """For each sender of one layer, the receivers' inputs in its frozen run, as edits."""
+    model, target = paths.model, paths.exchange.target
+    later = [e for e in paths.frozen if e.where.layer is None or e.where.layer >= layer]
+    ends, seen = paths.reached(layer), dict[Address, Tensor]()
+
+    def keep(place: Address) -> taps.See:
+        def see(x: Tensor) -> Tensor:
+            seen[place] = x.clone()
+            return x
+
+        return see
+
+    try:
+        with taps.attached(model.body, {a.place: keep(a.place) for a in ends}):
+            restart(model, target, [[*later, e] for e in sent], layer, clean)
+    except Refused as refusal:
+        if "memory" not in refusal.why or len(sent) == 1:
+            raise
+        half = len(sent) // 2
+        return [edit for part in (sent[:half], sent[half:]) for edit in _heard(paths, part, layer, clean)]
+    parts = [Activations({p: x[i * len(target) : (i + 1) * len(target)] for p, x in seen.items()}, target)
+             for i in range(len(sent))]  # fmt: skip
+    return [[Replace(a, part[str(a)]) for a in ends] for part in parts]
+
+
+def _measured(bound: Bound) -> Metric:
+    """The task's metric and the logit of the answer."""
+
+    def measure(logits: Tensor, prompt: Tensor) -> Tensor:
+        answers = bound.answers.to(logits.device)[:, None]
+        return torch.cat([torch.stack([bound.metric(part), part.float().gather(1, answers)[:, 0]], dim=-1)
+                          for part in logits.split(len(bound))])  # fmt: skip
+
+    return measure

@@ -1,0 +1,209 @@
+"""Path patching against two or three plain runs with hooks, and against what it must equal."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+from cutaway.core.refuse import Refused
+from cutaway.models.model import Model
+from cutaway.patching import activation, path
+from cutaway.patching.path import receivers
+from cutaway.tasks.task import Task
+from tests.conformance.subjects import llama_task, random_llama, tokenizer, told, uneven_task
+from tests.models.tiny import CONFIGS
+
+
+@cache
+def llama():
+    return random_llama()
+
+
+class Hand:
+    """The random Llama by plain hooks: what passes its maps, and runs in which some of it is put in by hand."""
+
+    def __init__(self, model):
+        self.hf, self.layers, self.d = model.hf, model.hf.model.layers, model.shape.d_head
+
+    def modules(self):
+        """Name → (module, whether its input is meant)."""
+        named = {"final": (self.hf.model.norm, True)}
+        for i, block in enumerate(self.layers):
+            named |= {("z", i): (block.self_attn.o_proj, True), ("q", i): (block.self_attn.q_proj, False),
+                      ("v", i): (block.self_attn.v_proj, False), ("mlp_out", i): (block.mlp, False),
+                      ("mlp_in", i): (block.mlp, True), ("ln1", i): (block.input_layernorm, True),
+                      ("ln2", i): (block.post_attention_layernorm, True)}  # fmt: skip
+        return named
+
+    def run(self, ids, put=()):
+        """Last logits, and everything that passed; `put` maps a name to what is made of its tensor."""
+        seen, put = {}, dict(put)
+
+        def before(name):
+            def hook(module, args):
+                x = put[name](args[0].clone()) if name in put else args[0]
+                seen[name] = x.clone()
+                return (x,)
+
+            return hook
+
+        def after(name):
+            def hook(module, args, out):
+                y = put[name](out.clone()) if name in put else out
+                seen[name] = y.clone()
+                return y
+
+            return hook
+
+        def scaled(name):
+            """A norm with the divisor of another vector."""
+
+            def hook(module, args, out):
+                x, other = args[0].pow(2).mean(-1, keepdim=True), put["scale", name]
+                eps = module.variance_epsilon
+                return out * ((x + eps) / (other.pow(2).mean(-1, keepdim=True) + eps)).sqrt()
+
+            return hook
+
+        with ExitStack() as stack, torch.no_grad():
+            for name, (module, inside) in self.modules().items():
+                if ("scale", name) in put:
+                    stack.callback(module.register_forward_hook(scaled(name)).remove)
+                hook = module.register_forward_pre_hook(before(name)) if inside else None
+                stack.callback((hook or module.register_forward_hook(after(name))).remove)
+            return self.hf(ids).logits[:, -1], seen
+
+    def head(self, h, value):
+        """Put in one head's part."""
+
+        def change(x):
+            x[..., h * self.d : (h + 1) * self.d] = value[..., h * self.d : (h + 1) * self.d]
+            return x
+
+        return change
+
+    def frozen(self, own, sender, value, mlps, norms):
+        """The first run: the sender changed, all other heads (and what else is named) held."""
+        layer, h = sender
+        put: dict[Any, Any] = {("z", j): (lambda x, j=j: own["z", j]) for j in range(2) if j != layer}
+        put["z", layer] = lambda x: self.head(h, value)(own["z", layer].clone())
+        if mlps:
+            put |= {("mlp_out", j): (lambda x, j=j: own["mlp_out", j]) for j in range(2)}
+        if norms:
+            put |= {("scale", n): own[n] for n in [("ln1", 0), ("ln1", 1), ("ln2", 0), ("ln2", 1), "final"]}
+        return put
+
+
+FREEZE = [(False, False), (True, False), (False, True), (True, True)]
+
+
+@pytest.mark.parametrize(("mlps", "norms"), FREEZE)
+@pytest.mark.parametrize("direction", ["noise", "denoise"])
+def test_paths_to_the_logits_equal_the_definition(mlps, norms, direction):
+    model, task = llama(), llama_task()
+    bound, hand = task.bind(model), Hand(model)
+    target, giver = (bound.clean, bound.corrupt) if direction == "noise" else (bound.corrupt, bound.clean)
+    (base, own), (_, other) = (hand.run(t.ids) for t in (target, giver))
+    want, answer = torch.zeros(2, 4, len(bound)), torch.zeros(2, 4, len(bound))
+    for sender in [(i, h) for i in range(2) for h in range(4)]:
+        got, _ = hand.run(target.ids, hand.frozen(own, sender, other["z", sender[0]], mlps, norms))
+        want[sender] = bound.metric(got) - bound.metric(base)
+        answer[sender] = (got - base).gather(1, bound.answers[:, None])[:, 0]
+    result = path(model, task, direction=direction, freeze_mlps=mlps, freeze_norms=norms, samples=1)
+    assert torch.allclose(result.effect, want.mean(-1), atol=1e-4)
+    share = answer.mean(-1) / base.gather(1, bound.answers[:, None]).mean().abs()
+    assert torch.allclose(result.relative, share, atol=1e-4)
+    assert result.effect.abs().min() > 1e-4
+
+
+@pytest.mark.parametrize(("mlps", "norms"), FREEZE)
+@pytest.mark.parametrize(("receiver", "place"), [("q.1.2", ("q", 1)), ("v.1.1", ("v", 1)), ("mlp_in.1", ("mlp_in", 1))])
+def test_paths_to_a_receiver_equal_the_definition(mlps, norms, receiver, place):
+    """Queries are put in before their rotation here and after it there, which is the same."""
+    model, task = llama(), llama_task()
+    bound, hand = task.bind(model), Hand(model)
+    (base, own), (_, other) = (hand.run(t.ids) for t in (bound.clean, bound.corrupt))
+    want = torch.zeros(2, 4, len(bound))
+    for sender in [(i, h) for i in range(2) for h in range(4)]:
+        _, heard = hand.run(bound.clean.ids, hand.frozen(own, sender, other["z", sender[0]], mlps, norms))
+        unit = receiver.split(".")[2:]
+        whole = hand.head(int(unit[0]), heard[place]) if unit else lambda x, heard=heard: heard[place]
+        got, _ = hand.run(bound.clean.ids, {place: whole})
+        want[sender] = bound.metric(got) - bound.metric(base)
+    result = path(model, task, receiver=receiver, freeze_mlps=mlps, freeze_norms=norms, samples=1)
+    assert torch.allclose(result.effect, want.mean(-1), atol=1e-4)
+    assert result.effect[0].abs().min() > 1e-5
+    silent = result.effect[1].abs().max()
+    assert silent > 1e-5 if place[0] == "mlp_in" else silent == 0  # a head of layer 1 comes too late for q and v there
+    assert result.record["receiver"] == [receiver]
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama_gqa", "gpt_neox_parallel", "cohere"])
+def test_with_all_frozen_paths_to_the_logits_are_direct_attributions(family):
+    import transformers as tf
+
+    kind, sizes = CONFIGS[family]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hf = tf.AutoModelForCausalLM.from_config(getattr(tf, kind)(**{**sizes, "vocab_size": len(tokenizer())})).eval()
+    model, task = Model(hf, tokenizer(), family), llama_task()
+    bound = task.bind(model)
+    end, final = f"resid_post.{model.shape.n_layers - 1}", model.body.top("final")
+    assert final is not None
+    own, other = (model.capture(t, ["z", end]) for t in (bound.clean, bound.corrupt))
+    norm = model.body.norm(final)
+    scale, rows = norm.scale(own[f"{end}@-1"]), torch.arange(len(bound))
+    want = torch.zeros(model.shape.n_layers, model.shape.n_heads)
+    for i in range(model.shape.n_layers):
+        step = other[f"z.{i}@-1"] - own[f"z.{i}@-1"]
+        written = torch.einsum("bhe,hed->bhd", step, model.weights.o(i).detach())
+        logits = norm.linear(written, scale[:, None].expand(written.shape[:2])) @ model.weights.unembed.detach()
+        want[i] = (logits[rows, :, bound.answers] - logits[rows, :, bound.foils]).mean(0)
+    result = path(model, task, freeze_mlps=True, freeze_norms=True, samples=1)
+    assert torch.allclose(result.effect, want, atol=1e-4 * float(want.abs().max()) + 1e-6)
+
+
+@pytest.mark.parametrize("task", [llama_task(), uneven_task()], ids=["even", "uneven"])
+def test_from_the_last_layer_nothing_but_the_direct_path_is_left(task):
+    paths, whole = path(llama(), task, samples=1), activation(llama(), task, site="z", direction="noise", samples=1)
+    assert torch.allclose(paths.effect[-1], whole.effect[-1], atol=1e-4)
+    assert torch.allclose(paths.interval[-1], whole.interval[-1], atol=1e-4)
+    assert not torch.allclose(paths.effect[0], whole.effect[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("task", [llama_task(), uneven_task()], ids=["even", "uneven"])
+def test_receivers_at_a_position_and_several_at_once(task):
+    every = path(llama(), task, receiver="q.1.2", samples=1)
+    last = path(llama(), task, receiver="q.1.2@-1", samples=1)
+    assert last.effect[0].abs().max() > 1e-5
+    assert torch.allclose(last.effect, every.effect, atol=1e-4)  # in the last layer only the last query is heard
+    both = path(llama(), task, receiver="v.1.0,v.1.1,q.1.0,q.1.1,q.1.2,q.1.3,k.1.0,k.1.1,mlp_in.0", samples=1)
+    assert both.effect[0].abs().min() > 1e-5
+    assert not torch.allclose(both.effect, every.effect, atol=1e-3)
+
+
+def test_an_earlier_receiver_keeps_its_own_value_for_a_later_sender():
+    """Heads of layer 0 come too late for a query there, and change nothing by it."""
+    with_, without = (path(llama(), llama_task(), receiver=r, samples=1) for r in ("q.0.1,mlp_in.1", "mlp_in.1"))
+    assert torch.allclose(with_.effect, without.effect, atol=1e-5)
+    with pytest.raises(Refused, match="no head comes before it"):
+        path(llama(), llama_task(), receiver="q.0.1")
+
+
+@pytest.mark.parametrize("text", ["", "q.1", "z.1.2", "mlp_out.1", "resid_pre.1", "logits,q.1.2", "q.7.0", "head 9"])
+def test_other_receivers_are_refused(text):
+    with pytest.raises(Refused):
+        receivers(llama(), text)
+    with pytest.raises(Refused):
+        path(llama(), llama_task(), receiver=text)
+
+
+def test_a_corruption_without_effect_is_refused():
+    pair = told("Mary", "John", "Anna")
+    same = Task("same", (type(pair)(pair.clean, pair.clean, pair.answer, pair.foil),))
+    with pytest.raises(Refused, match="nothing to bring back"):
+        path(llama(), same)
