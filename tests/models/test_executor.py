@@ -1,0 +1,159 @@
+"""The executor against one plain run a variant: every family, both paddings, every way in which work is saved."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from cutaway.core.record import counting
+from cutaway.core.refuse import Refused
+from cutaway.models.edits import Ablate, Add, Edit, Knockout, Replace, Scale
+from cutaway.models.executor import sweep
+from cutaway.models.model import Model
+from cutaway.models.tokens import Tokens, batch
+from tests.models.common import CAUSAL, PADDED, gap, model, noise
+
+KINDS = ["gpt2", "bloom", "gemma2", "mixtral", "mistral_window"]
+
+
+def metric(logits: Tensor, prompt: Tensor) -> Tensor:
+    """A number that tells prompts apart."""
+    rows = torch.arange(len(logits))
+    return logits[rows, prompt + 3] - logits[:, 9] + 0.25 * logits[:, 17]
+
+
+def one_by_one(m: Model, t: Tokens, variants: list[list[Edit]], measure: Any = metric) -> Tensor:
+    return torch.stack([measure(m.run_last(t, v), torch.arange(len(t))) for v in variants])
+
+
+def everywhere(m: Model) -> list[list[Edit]]:
+    """Edits at first and last layers and positions, at streams, heads, attention and neurons, alone and together."""
+    d, last = noise(m.shape.d_model), m.shape.n_layers - 1
+    out: list[list[Edit]] = [[], [Add("embed", d)]]
+    out += [[Add(f"resid_pre.{i}@{p}", d)] for i, p in ((0, 1), (1, 0), (1, -1), (last, -2))]
+    out += [[Add(f"resid_post.{last}@-1", d)], [Add(f"resid_post.{last}@0", d)], [Add(f"resid_post.{last}", d)]]
+    out += [[Ablate("z.0.3")], [Ablate(f"z.{last}.0")], [Ablate("z.1.2@-1")], [Ablate("z.1.2@1")]]
+    out += [[Scale("mlp_out.1", 0.0)], [Scale(f"attn_out.{last}@-1", -1.0)], [Scale(f"mlp_out.{last}", 0.5)]]
+    out += [[Ablate("z.0.1"), Add("attn_out.2@1", d)], [Add("resid_pre.2@2", d), Add("resid_pre.1@-1", d)]]
+    out += [[Scale("v.1.0@0", 0.0)], [Scale("k.1.0@1", 2.0)], [Scale("q.2.1@-1", -1.0)], [Scale("logits", 2.0)]]
+    allowed = {s for s, can in m.sites().items() if can.startswith("read and write")}
+    return [v for v in out if all(e.where.site in allowed for e in v)]
+
+
+@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_sweep_is_one_run_a_variant(name, side):
+    m = model(name)
+    variants = everywhere(m)
+    assert len(variants) >= 16
+    assert gap(sweep(m, PADDED[side], variants, metric), one_by_one(m, PADDED[side], variants)) < 2e-5
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_patterns_and_knockouts(name, side):
+    m, t = model(name), PADDED[side]
+    variants: list[list[Edit]] = [[Ablate("pattern.1.2")], [Scale("pattern.2.0", 0.5), Scale("mlp_out.2@-1", 0.0)]]
+    variants += [[Knockout("pattern.1", queries=(-1,), keys=(0,))], [Scale("scores.0.1", 0.5)], []]
+    assert gap(sweep(m, t, variants, metric), one_by_one(m, t, variants)) < 2e-5
+
+
+@pytest.mark.parametrize("name", ["llama_gqa", "gemma2"])
+@pytest.mark.parametrize("budget", [1, 40])
+def test_any_budget_gives_the_same_numbers(name, budget):
+    m, variants = model(name), everywhere(model(name))
+    got = sweep(m, PADDED["right"], variants, metric, budget=budget)
+    assert gap(got, one_by_one(m, PADDED["right"], variants)) < 2e-5
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_edits_made_in_every_variant(name):
+    m, t = model(name), PADDED["left"]
+    base = [Scale("mlp_out.0", 0.5), Add("resid_pre.1@-2", noise(m.shape.d_model, seed=3))]
+    variants = everywhere(m)
+    want = one_by_one(m, t, [[*base, *v] for v in variants])
+    assert gap(sweep(m, t, variants, metric, base=base), want) < 2e-5
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_values_of_each_prompt_go_to_their_prompt(name):
+    m, t = model(name), batch([[5, 6, 7, 8], [15, 16, 17, 18], [25, 26, 27, 28]])
+    donor = m.capture(batch([[5, 9, 7, 8], [15, 19, 17, 18], [25, 29, 27, 28]]), ["resid_pre", "z"])
+    variants: list[list[Edit]] = [[Replace(a, donor[a])] for a in ("resid_pre.1@1", "z.2.0", "resid_pre.2@-1", "z.1.1")]
+    assert gap(sweep(m, t, variants, metric), one_by_one(m, t, variants)) < 2e-5
+
+
+def test_several_numbers_a_row():
+    m = model("llama_gqa")
+
+    def several(logits: Tensor, prompt: Tensor) -> Tensor:
+        return torch.stack([metric(logits, prompt), logits[:, 0]], dim=1)
+
+    variants = everywhere(m)
+    got = sweep(m, PADDED["right"], variants, several)
+    assert got.shape == (len(variants), 2, 2)
+    assert gap(got, one_by_one(m, PADDED["right"], variants, several)) < 2e-5
+
+
+def test_nothing_to_run_is_nothing():
+    assert sweep(model("gpt2"), PADDED["right"], [], metric).shape == (0, 2)
+
+
+def test_late_variants_cost_less_than_a_forward_each():
+    m, t = model("llama_gqa"), PADDED["right"]
+    variants = [[Scale(f"z.2.{h}", 0.0)] for h in range(4)] * 8
+    with counting() as spent:
+        sweep(m, t, variants, metric)
+    assert 0 < spent.forwards < 0.6 * len(variants) * len(t)
+
+
+def test_the_same_sweep_gives_the_same_bits_and_leaves_the_model_alone():
+    m, t = model("gemma2"), PADDED["left"]
+    before, hooks = m.fingerprint(), sum(len(x._forward_hooks) + len(x._forward_pre_hooks) for x in m.hf.modules())
+    a, b = (sweep(m, t, everywhere(m), metric) for _ in range(2))
+    assert torch.equal(a, b)
+    assert m.fingerprint() == before
+    assert hooks == sum(len(x._forward_hooks) + len(x._forward_pre_hooks) for x in m.hf.modules())
+    assert not any("forward" in vars(x) for x in m.hf.modules())
+
+
+def test_memory_that_runs_out_halves_the_batch(monkeypatch):
+    m, t, variants = model("llama_gqa"), PADDED["right"], everywhere(model("llama_gqa"))
+    want, sizes = one_by_one(m, t, variants), []
+    layer = type(m.hf.model.layers[0])
+    forward = layer.forward
+
+    def small(self: Any, hidden_states: Tensor, *rest: Any, **more: Any) -> Any:
+        sizes.append(len(hidden_states))
+        if len(hidden_states) > 8:
+            raise torch.OutOfMemoryError("no more")
+        return forward(self, hidden_states, *rest, **more)
+
+    monkeypatch.setattr(layer, "forward", small)
+    assert gap(sweep(m, t, variants, metric), want) < 2e-5
+    assert max(sizes) > 8
+
+
+def test_a_single_variant_that_does_not_fit_is_refused(monkeypatch):
+    m = model("llama_gqa")
+
+    def never(*rest: Any, **more: Any) -> Any:
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(type(m.hf.model.layers[0]), "forward", never)
+    with pytest.raises(Refused, match="memory"):
+        sweep(m, PADDED["right"], [[Scale("z.1.0", 0.0)]], metric)
+    assert not any(x._forward_hooks or x._forward_pre_hooks for x in m.hf.modules())
+
+
+@pytest.mark.parametrize(
+    "edit", [Scale("z.9.0", 0.0), Scale("resid_pre.0@7", 0.0), Scale("z.0.9", 0.0), Add("z.0.0", noise(5))]
+)
+def test_impossible_edits_are_refused(edit):
+    m = model("llama_gqa")
+    with pytest.raises(Refused):
+        sweep(m, PADDED["right"], [[Scale("z.1.0", 0.0)], [edit]], metric)
+    assert not any(x._forward_hooks or x._forward_pre_hooks for x in m.hf.modules())
