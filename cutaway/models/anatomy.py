@@ -43,7 +43,7 @@ class Anatomy:
 
     def __init__(self, hf: Any, family: Family):
         self.hf, self.family = hf, family
-        self._watched: tuple[list[tuple[dict[str, Any], dict[str, Any]]], list[dict[str, Any]]] | None = None
+        self._watched: tuple[list[Any], list[Any], list[dict[str, Any]]] | None = None  # children, their copies, flags
         self._kept: dict[Hashable, tuple[Any, list[Step]]] = {}
         self.root = need(hf, family.root, "the model's root")
         self.blocks = list(need(self.root, family.layers, "the block list"))  # type: ignore[call-overload]
@@ -90,12 +90,12 @@ class Anatomy:
 
     def in_training(self) -> list[nn.Module]:
         """The modules in training mode, whatever the root's mode is."""
-        if self._watched is None or any(now != then for now, then in self._watched[0]):
-            modules = list(self.hf.modules())
-            children = [(m._modules, dict(m._modules)) for m in modules if m._modules]
-            self._watched = children, [m.__dict__ for m in modules]
         # Asked before every forward: reading all flags must cost next to nothing.
-        if not any(map(_TRAINING, self._watched[1])):
+        if self._watched is None or self._watched[0] != self._watched[1]:
+            modules = list(self.hf.modules())
+            children = [m._modules for m in modules if m._modules]
+            self._watched = children, [dict(c) for c in children], [m.__dict__ for m in modules]
+        if not any(map(_TRAINING, self._watched[2])):
             return []
         return [m for m in self.hf.modules() if m.training]
 

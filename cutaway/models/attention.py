@@ -15,7 +15,7 @@ import inspect
 import math
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cutaway.core.refuse import Refused
+from cutaway.models.frame import FRAME
 
 # Watched module -> functions that see (site, raw tensor) and return it or its replacement, outermost first.
 Watcher = Callable[[str, Tensor], Tensor]
@@ -37,20 +38,27 @@ SITES = frozenset({"q", "k", "v", "scores", "pattern"})
 
 
 @contextmanager
-def watching(module: nn.Module, sites: frozenset[str], see: Watcher) -> Iterator[None]:
-    """While open, `see` gets q, k, v, scores or pattern of this attention module (raw: [batch, head, position, …])."""
-    with _LOCK:
-        if module not in _WATCHED:
-            _install() if uses_interface(module) else _wrap(module)
-        _WATCHED.setdefault(module, []).append((sites, see))
+def watching(watchers: Mapping[nn.Module, tuple[frozenset[str], Watcher]]) -> Iterator[None]:
+    """While open, each attention module's watcher gets its q, k, v, scores or pattern, of those sites only.
+
+    The tensors are raw: [batch, head, position, …].
+    """
+    opened: list[nn.Module] = []
     try:
+        with _LOCK:
+            for module, watcher in watchers.items():
+                if module not in _WATCHED:
+                    _install() if uses_interface(module) else _wrap(module)
+                _WATCHED.setdefault(module, []).append(watcher)
+                opened.append(module)
         yield
     finally:
         with _LOCK:
-            _WATCHED[module].remove((sites, see))
-            if not _WATCHED[module]:
-                del _WATCHED[module]
-                _uninstall() if uses_interface(module) else _unwrap(module)
+            for module in opened:
+                _WATCHED[module].remove(watchers[module])
+                if not _WATCHED[module]:
+                    del _WATCHED[module]
+                    _uninstall() if uses_interface(module) else _unwrap(module)
 
 
 def is_watched(module: nn.Module) -> bool:
@@ -118,7 +126,7 @@ def _dispatcher(name: str, original: Callable[..., Any] | None) -> Callable[...,
             )
         if module not in _WATCHED:
             return own(module, query, key, value, attention_mask, **kw)
-        q, k, v = (_seen(module, s, x) for s, x in (("q", query), ("k", key), ("v", value)))
+        q, k, v = _seen(module, "q", query), _seen(module, "k", key), _seen(module, "v", value)
         if not _wants(module, "scores", "pattern"):
             return own(module, q, k, v, attention_mask, **kw)
         if name not in ("eager", "sdpa") or eager is None:
@@ -139,8 +147,13 @@ def _additive(module: nn.Module, q: Tensor, k: Tensor, mask: Tensor | None, caus
     """The additive mask that the eager form needs, from what the fused kernel was given (None or boolean)."""
     causal = getattr(module, "is_causal", True) if causal is None else causal
     if mask is None and causal and q.shape[2] > 1:
-        hidden = torch.full((1, 1, q.shape[2], k.shape[2]), torch.finfo(q.dtype).min, dtype=q.dtype, device=q.device)
-        return hidden.triu_(k.shape[2] - q.shape[2] + 1)
+        key = (q.shape[2], k.shape[2], q.dtype, q.device)
+        frame = FRAME.get()
+        made = frame.masks if frame is not None else {}  # the layers of one forward share theirs
+        if key not in made:
+            hidden = torch.full((1, 1, *key[:2]), torch.finfo(q.dtype).min, dtype=q.dtype, device=q.device)
+            made[key] = hidden.triu_(k.shape[2] - q.shape[2] + 1)
+        return made[key]
     if mask is not None and mask.dtype == torch.bool:
         zero = torch.zeros(mask.shape, dtype=q.dtype, device=q.device)
         mask = zero.masked_fill(~mask, torch.finfo(q.dtype).min)

@@ -87,12 +87,13 @@ class Collector:
         self.found: dict[Address, Tensor] = {}
         # Derived sites follow from a view site, unless gradients must reach them or an edit has its say there.
         self.later: dict[Address, tuple[Address, Callable[[Tensor], Tensor]]] = {}
+        self.places: dict[Address, None] = {}
         for a in self.asked:
             if not live and (d := derivation(body, a)) is not None and not taps.tapped(body, a):
                 self.later[a] = d
-        self.places = dict.fromkeys(
-            [a for a in self.asked if a not in self.later] + [d[0] for d in self.later.values()]
-        )
+                self.places[d[0]] = None
+            else:
+                self.places[a] = None
 
     def see(self, place: Address) -> Callable[[Tensor], Tensor]:
         """The function that stores one place's tensor."""

@@ -315,6 +315,8 @@ def as_edits(edits: Edit | Sequence[Edit]) -> tuple[Edit, ...]:
     Raises:
         Refused: something that is not an edit, or an edit of a site that cannot be written.
     """
+    if edits == ():
+        return ()
     items = (edits,) if isinstance(edits, Edit) else tuple(edits)
     for e in items:
         if not isinstance(e, Edit):

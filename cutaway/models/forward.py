@@ -47,7 +47,7 @@ def last_logits(body: Anatomy, t: Tokens, share: float = 1.0) -> Float[Tensor, "
 @contextmanager
 def alone(hf: nn.Module) -> Iterator[None]:
     """One thread at a time: hooks belong to the module, so a second thread would run under this one's edits."""
-    with _LOCKS.setdefault(hf, threading.RLock()):
+    with _LOCKS.get(hf) or _LOCKS.setdefault(hf, threading.RLock()):
         yield
 
 

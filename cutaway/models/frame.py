@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,13 +16,15 @@ from cutaway.models.tokens import Tokens
 class Frame:
     """Set by the model around each forward; read by edits and taps.
 
-    `offset` counts the columns already in the key-value cache, `width` those of the present forward.
+    `offset` counts the columns already in the key-value cache, `width` those of the present forward. `masks` are the
+    additive attention masks made in it.
     """
 
     tokens: Tokens | None
     batch: int
     width: int
     offset: int = 0
+    masks: dict[Any, Tensor] = field(default_factory=dict)
 
     @property
     def whole(self) -> Frame:

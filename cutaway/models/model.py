@@ -274,17 +274,17 @@ class Model:
         Raises:
             Refused: an edit that cannot be made, or one that was never reached by a forward.
         """
+        if not edits:
+            with forward.alone(self.hf), forward.evaluating(self.body):
+                yield self
+            return
         sees: dict[Address, list[Edit]] = {}
         for e in as_edits(edits):
             self.places([e.where])
             sees.setdefault(e.where.place, []).append(e)
         chains = {p: _chain(es) for p, es in sees.items()}
-        with forward.alone(self.hf), forward.evaluating(self.body):
-            if not chains:
-                yield self
-                return
-            with taps.attached(self.body, chains):
-                yield self
+        with forward.alone(self.hf), forward.evaluating(self.body), taps.attached(self.body, chains):
+            yield self
 
     @property
     def weights(self) -> Weights:

@@ -43,8 +43,7 @@ def _new(new: Tensor, x: Tensor, y: Any) -> Tensor:
 
 def port(body: Anatomy, address: Address) -> Port | None:
     """The port of a site at a layer, or None where this model has no such place."""
-    place = address.place
-    return body.remember(place, lambda: _port(body, place))
+    return body.remember((address.site, address.layer), lambda: _port(body, address))
 
 
 def _port(body: Anatomy, address: Address) -> Port | None:

@@ -30,8 +30,8 @@ _ORDER = {row.name: n for n, row in enumerate(SITES)}
 class Fired:
     """Which taps of one context have fired, and how many forwards have run to their end."""
 
-    def __init__(self, wanted: Mapping[Address, Any]):
-        self.silent = set(wanted)
+    def __init__(self) -> None:
+        self.taps: list[_Tap] = []
         self.forwards = 0
 
     def ran(self, *_: Any) -> None:
@@ -40,8 +40,9 @@ class Fired:
 
     def check(self) -> None:
         """Refuse if a forward ran and a tap was silent."""
-        if self.forwards and self.silent:
-            names = ", ".join(sorted(map(str, self.silent)))
+        silent = [str(t.place) for t in self.taps if not t.heard]
+        if self.forwards and silent:
+            names = ", ".join(sorted(silent))
             raise Refused(
                 f"tap at {names}", "the forward ran and never passed there", "see model.sites() for what this model has"
             )
@@ -52,8 +53,8 @@ class _Tap:
     place: Address
     port: Port
     see: See
-    fired: Fired
     gradient: bool
+    heard: bool = False
 
 
 class _Point:
@@ -72,6 +73,9 @@ class _Point:
     def arrange(self) -> None:
         """Group the open taps by place."""
         chains: dict[Address, list[_Tap]] = {}
+        if len(self.taps) == 1:
+            self.chains = [list(self.taps)]
+            return
         for t in self.taps:
             chains.setdefault(t.place, []).append(t)
         self.chains = [chains[place] for place in sorted(chains, key=lambda place: _ORDER[place.site])]
@@ -130,7 +134,7 @@ def attached(body: Anatomy, sees: Mapping[Address, See], gradient: bool = False)
     Raises:
         Refused: a place this model does not have, or a tap that did not fire in a forward.
     """
-    fired = Fired(sees)
+    fired = Fired()
     if not sees:
         yield fired
         return
@@ -140,15 +144,16 @@ def attached(body: Anatomy, sees: Mapping[Address, See], gradient: bool = False)
         p = port(body, place)
         if p is None:
             raise Refused(f"site {place}", f"a {body.family.name} model has no such place", "see model.sites()")
-        tap = _Tap(place, p, see, fired, gradient)
+        tap = _Tap(place, p, see, gradient)
+        fired.taps.append(tap)
         if p.side == "dispatch":
             watched.setdefault(p.module, {})[place.site] = tap
         else:
             hooked.setdefault((p.module, _hooked(p.side)), []).append(tap)
 
     with ExitStack() as stack:
-        for module, taps_there in watched.items():
-            stack.enter_context(attention.watching(module, frozenset(taps_there), _watcher(taps_there)))
+        watchers = {module: (frozenset(there), _watcher(there)) for module, there in watched.items()}
+        stack.enter_context(attention.watching(watchers))
         stack.callback(_close, hooked)
         _open(hooked)
         stack.callback(body.hf.register_forward_hook(fired.ran).remove)
@@ -157,7 +162,8 @@ def attached(body: Anatomy, sees: Mapping[Address, See], gradient: bool = False)
 
 
 def _watcher(taps_there: Mapping[str, _Tap]) -> attention.Watcher:
-    return lambda site, raw: _pass([taps_there[site]], raw, None)[0]
+    chains = {site: [tap] for site, tap in taps_there.items()}
+    return lambda site, raw: _pass(chains[site], raw, None)[0]
 
 
 def _open(hooked: Mapping[tuple[nn.Module, Side], list[_Tap]]) -> None:
@@ -190,13 +196,13 @@ def _hooked(side: Side) -> Side:
 def _pass(chain: Sequence[_Tap], x: Tensor, y: Any) -> tuple[Tensor, Any]:
     """Show one canonical tensor to its chain; returns the module's input and output tensors to go on with."""
     p = chain[0].port
-    gradient = any(t.gradient for t in chain)
+    gradient = chain[0].gradient if len(chain) == 1 else any(t.gradient for t in chain)
     value = p.read(x, y)
     if gradient and p.side == "in" and value is x:
         value = x.view_as(x)  # other modules may read the same tensor; the gradient here is this reader's alone
     new = value
     for tap in chain:
-        tap.fired.silent.discard(tap.place)
+        tap.heard = True
         new = tap.see(new)
     raw = y if p.side == "out" else x
     if new is value and (value is raw or not gradient):
