@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -49,8 +50,8 @@ def explain(
     if prompt is None and model != DEFAULT_MODEL:
         why = "without a prompt, a sentence of the bundled world is asked, which only the bundled model knows"
         raise Refused(f"explain --model {model}", why, 'give a sentence: cutaway explain "…" --model ' + model)
-    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
-        raise Refused(f"--html {html}", "no file can be written there", "name a file in a folder that exists")
+    if html is not None and (html.is_dir() or not os.access(html.absolute().parent / ".", os.W_OK)):
+        raise Refused(f"--html {html}", "no file can be written there", "name a file in a folder of yours that exists")
     with stages() as step:
         step("loading the model")
         m = load_model(model, model_dtype, model_device)

@@ -281,7 +281,7 @@ def _placed(e: PositionEffects) -> Claim:
         return Claim("the positions", "No position stands out", "random steps of equal length", False)
     first = max(early, key=lambda r: r["recovered"])
     last = labels["position"][-1]
-    late = [i for i in range(len(recovered)) if float(recovered[i, -1]) > 0.5]
+    late = [i for i in range(len(recovered)) if bool((recovered[i:, -1] > 0.5).all())]
     moved = f", and from layer {labels['layer'][late[0]]} on it sits at the last token “{_bare(last)}”" if late else ""
     gap = float(e.record["clean − corrupt"])
     null = max(abs(x) for r in early for x in r["null"]) / abs(gap)
