@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused
 from cutaway.models.families import Family, Step, need, trace
 from cutaway.models.norms import Norm, measure
@@ -53,6 +54,10 @@ class Anatomy:
     def config(self) -> Any:
         """transformers' own configuration."""
         return self.hf.config
+
+    def configuration(self) -> str:
+        """Hash of the architecture's configuration."""
+        return hash_text(str(sorted(self.config.to_dict().items(), key=str)))
 
     @cached_property
     def parallel(self) -> bool:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.address import Address, expand
-from cutaway.core.record import hash_tensors, hash_text
+from cutaway.core.record import hash_tensors
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
 from cutaway.models import backward, forward, taps
@@ -77,12 +77,8 @@ class Model:
 
     def identity(self) -> dict[str, Any]:
         """Name, family and hashes, for records."""
-        return {"name": self.name, "family": self.family.name, "config": self.configuration(),
+        return {"name": self.name, "family": self.family.name, "config": self.body.configuration(),
                 "weights": self.fingerprint(), "dtype": str(self.dtype).removeprefix("torch.")}  # fmt: skip
-
-    def configuration(self) -> str:
-        """Hash of the architecture's configuration."""
-        return hash_text(str(sorted(self.hf.config.to_dict().items(), key=str)))
 
     def fingerprint(self) -> str:
         """Hash of every parameter and buffer."""
@@ -210,14 +206,7 @@ class Model:
         """Logits after the last real token of each prompt; only those are unembedded."""
         t = self.tokens(prompts)
         with self.edited(*as_edits(edits)), torch.no_grad():
-            return self.last_logits(t)
-
-    def last_logits(self, t: Tokens, share: float = 1.0) -> Float[Tensor, "batch token"]:
-        """One bare forward, in whatever gradient mode and taps are active, unembedded at each last token only.
-
-        `share` is the part of the model that really runs, for the count of forwards.
-        """
-        return forward.last_logits(self.body, t, share)
+            return forward.last_logits(self.body, t)
 
     def capture(
         self,
@@ -231,7 +220,8 @@ class Model:
         with self.edited(*as_edits(edits)), torch.no_grad():
             collector = Collector(self.body, asked, live=False)
             with taps.attached(self.body, {p: collector.see(p) for p in collector.places}):
-                forward.all_logits(self.body, t) if logits or self.body.unembed is None else self.last_logits(t)
+                run = forward.all_logits if logits or self.body.unembed is None else forward.last_logits
+                run(self.body, t)
         return collector.activations(t)
 
     def gradients(

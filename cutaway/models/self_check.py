@@ -316,7 +316,9 @@ def disabled_sites(outcomes: list[Outcome]) -> dict[str, str]:
 
 def checked(model: Model, cache: Path | None) -> dict[str, str]:
     """The sites to disable on this architecture; the outcome is kept in `cache` by configuration and version."""
-    key = hash_text(model.configuration(), str(model.dtype), versions()["transformers"], versions()["torch"], _source())
+    key = hash_text(
+        model.body.configuration(), str(model.dtype), versions()["transformers"], versions()["torch"], _source()
+    )
     kept = cache / f"{key}.json" if cache is not None else None
     if kept is not None and kept.exists():
         with suppress(Refused):  # a file that cannot be read is written anew

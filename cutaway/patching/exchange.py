@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
-from cutaway.models import taps
+from cutaway.models import forward, taps
 from cutaway.models.capture import Activations, Collector
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
@@ -71,7 +71,7 @@ def run(
     collector = Collector(model.body, model.places(sites), live=False)
     sees = {p: collector.see(p) for p in collector.places}
     with model.edited(), torch.no_grad(), taps.attached(model.body, sees):
-        logits = model.last_logits(tokens)
+        logits = forward.last_logits(model.body, tokens)
     return bound.metric(logits).float(), collector.activations(tokens)
 
 
