@@ -7,11 +7,9 @@ os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
-from jaxtyping import install_import_hook
+from tests.typecheck import install
 
-import tests.typecheck  # noqa: F401  (the hook looks it up by name)
-
-install_import_hook("cutaway", "tests.typecheck.checked")
+install("cutaway")
 
 import torch
 from hypothesis import settings
@@ -19,9 +17,3 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("house", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("house")
-
-from inspect import unwrap
-
-from cutaway.core.address import Address
-
-Address.__hash__ = unwrap(Address.__hash__)  # called a million times, and has nothing to check

@@ -1,11 +1,20 @@
-"""The checker that the import hook of `conftest` puts on every function of the package: beartype."""
+"""The checker that the import hook of `conftest` puts on every function of the package: jaxtyping and beartype.
 
+Shapes are followed where a signature names them; other functions get beartype alone, and inner functions without
+shapes nothing, because following costs more than most of them do.
+"""
+
+import inspect
 from collections.abc import Callable
 from typing import Any, Self
 
+import jaxtyping
 from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
 
 _CONF = BeartypeConf(is_pep484_tower=True)  # an int is a fine float
+_SHAPES = ("Float[", "Int[", "Bool[", "Shaped[", "Num[", "Integer[", "UInt[")
+_followed = jaxtyping.jaxtyped
 
 
 def checked(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -14,3 +23,22 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     if any(hint in (Self, "Self") for hint in hints.values()):
         function.__annotations__ = {name: hint for name, hint in hints.items() if hint not in (Self, "Self")}
     return beartype(function, conf=_CONF)
+
+
+def install(package: str) -> None:
+    """Check every function of a package that is imported from now on."""
+    jaxtyping.jaxtyped = _jaxtyped
+    install_import_hook(package, "tests.typecheck.checked")
+
+
+def _jaxtyped(*, typechecker: Any) -> Callable[[Any], Any]:
+    def decorate(what: Any) -> Any:
+        if not inspect.isfunction(what) or _names_shapes(what) or "TYPE_CHECKING" in what.__globals__:
+            return _followed(what, typechecker=typechecker)  # it also knows names that are never imported
+        return what if "<locals>" in what.__qualname__ or not what.__annotations__ else typechecker(what)
+
+    return decorate
+
+
+def _names_shapes(function: Callable[..., Any]) -> bool:
+    return any(word in str(hint) for hint in function.__annotations__.values() for word in _SHAPES)

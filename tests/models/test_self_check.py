@@ -1,0 +1,157 @@
+"""The self-check: it passes on every family, sees planted faults, and disables what fails with its reason."""
+
+import json
+import sys
+from functools import cache
+
+import pytest
+import torch
+
+from cutaway.core.refuse import Refused
+from cutaway.models import attention, ports
+from cutaway.models.model import Model
+from cutaway.models.self_check import checked, disabled_sites, self_check
+from tests.meta.tree import ROOT
+from tests.models.common import ALL, IDS, bare, gap, model, sites
+from tests.models.tiny import build
+from tools import families as table
+from tools.docs import GENERATED
+
+checks = sys.modules[self_check.__module__]  # the package's own attribute of that name is the function
+
+
+@cache
+def row(name):
+    return table.row(name, model(name))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_identity_holds_and_the_model_stays(name):
+    before = model(name).fingerprint()
+    assert row(name).passed == row(name).tried > 40
+    assert model(name).fingerprint() == before
+    assert not [s for s, can in row(name).sites.items() if can.startswith("disabled")]
+
+
+def test_the_committed_page_is_what_the_check_finds():
+    page = table.page([row(name) for name in ALL], GENERATED)
+    assert (ROOT / "docs" / "families.md").read_text("utf-8") == page, "run `make docs`"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+@pytest.mark.parametrize("name", ["gpt2", "llama_gqa", "falcon_40b"])
+def test_it_holds_in_other_precisions(name, dtype):
+    assert disabled_sites(self_check(model(name, dtype))) == {}
+
+
+def one_branch(p):
+    """The classic fault: the edited middle stream reaches the MLP and not the residual."""
+    return ports.Port(p.module, "in", p.read, p.write)
+
+
+def swapped(body, address):
+    other = {"mlp_pre": "mlp_gate", "mlp_gate": "mlp_pre"}[address.site]
+    return ports._port(body, type(address)(other, address.layer))
+
+
+def shifted(p):
+    return ports.Port(p.module, p.side, lambda x, y: p.read(x, y).roll(1, 1), p.write, p.derived)
+
+
+def deaf(p):
+    return ports.Port(p.module, p.side, p.read, lambda new, x, y: y if p.side == "out" else x, p.derived)
+
+
+def of_heads(p):
+    return ports.Port(p.module, p.side, lambda x, y: p.read(x, y).flip(2), p.write, p.derived)
+
+
+PLANTED = [
+    ("resid_mid", lambda body, a, p: one_branch(p)),
+    ("mlp_pre", lambda body, a, p: swapped(body, a)),
+    ("attn_out", lambda body, a, p: shifted(p)),
+    ("mlp_out", lambda body, a, p: deaf(p)),
+    ("resid_post", lambda body, a, p: shifted(p)),
+    ("resid_pre", lambda body, a, p: shifted(p)),
+    ("z", lambda body, a, p: of_heads(p)),
+    ("v", lambda body, a, p: shifted(p)),
+    ("k", lambda body, a, p: deaf(p)),
+    ("q", lambda body, a, p: shifted(p)),
+    ("head_out", lambda body, a, p: of_heads(p)),
+    ("mlp_post", lambda body, a, p: deaf(p)),
+    ("ln1.scale", lambda body, a, p: ports.Port(p.module, p.side, p.read, lambda new, x, y: y * new[..., None])),
+    ("final.scale", lambda body, a, p: deaf(p)),
+    ("embed", lambda body, a, p: deaf(p)),
+]
+
+
+@pytest.mark.parametrize(("site", "fault"), PLANTED, ids=[s for s, _ in PLANTED])
+def test_a_planted_fault_disables_its_site(site, fault, monkeypatch):
+    plain = ports._port
+    wrong = lambda body, a: fault(body, a, plain(body, a)) if a.site == site and plain(body, a) else plain(body, a)  # noqa: E731
+    monkeypatch.setattr(ports, "_port", wrong)
+    m = Model(build("llama_gqa"))
+    disabled = disabled_sites(self_check(m))
+    assert site in disabled
+    assert "self-check failed" in disabled[site]
+    m.disabled.update(disabled)
+    assert m.sites()[site].startswith("disabled: ")
+    with pytest.raises(Refused, match="self-check failed"):
+        m.capture(IDS, site)
+    assert torch.equal(m.run(IDS), bare(m.hf))
+
+
+def test_a_wrong_pattern_is_seen(monkeypatch):
+    plain = attention._seen
+    monkeypatch.setattr(
+        attention, "_seen", lambda module, site, x: plain(module, site, x.flip(1) if site == "pattern" else x)
+    )
+    disabled = disabled_sites(self_check(Model(build("llama"))))
+    assert {"pattern", "scores"} & set(disabled)
+
+
+def test_a_model_that_runs_otherwise_when_tapped_is_seen(monkeypatch):
+    """Logits under reading must be the bare model's; here the one forward is given something else."""
+    from cutaway.models import forward
+
+    plain = forward.all_logits
+    monkeypatch.setattr(forward, "all_logits", lambda body, t: plain(body, t) * 1.5)
+    assert "logits" in disabled_sites(self_check(Model(build("gpt2"))))
+
+
+def test_the_outcome_is_kept_by_configuration_and_version(tmp_path, monkeypatch):
+    ran = []
+    monkeypatch.setattr(checks, "self_check", lambda m: ran.append(m.name) or [])
+    one, same, other = (
+        Model(build("gpt2"), name="a"),
+        Model(build("gpt2", seed=9), name="b"),
+        Model(build("llama"), name="c"),
+    )
+    for m in (one, same, other, one):
+        assert checked(m, tmp_path) == {}
+    assert ran == ["a", "c"]
+    for file in tmp_path.glob("*.json"):
+        assert json.loads(file.read_text()) == {}
+        file.write_text("{")  # a broken file is written anew
+    checked(one, tmp_path)
+    monkeypatch.setattr(checks, "versions", lambda: {"transformers": "other", "torch": "other"})
+    checked(one, tmp_path)
+    checked(one, None)
+    assert ran == ["a", "c", "a", "a", "a"]
+
+
+def test_a_kept_failure_disables_again(tmp_path):
+    m = Model(build("gpt2"))
+    checked(m, tmp_path)
+    next(tmp_path.glob("*.json")).write_text('{"z": "self-check failed: planted"}')
+    assert checked(m, tmp_path) == {"z": "self-check failed: planted"}
+
+
+def test_a_model_that_does_not_run_is_refused(monkeypatch):
+    m = Model(build("gpt2"))
+    m.hf.transformer.h[0].forward = lambda *args, **kw: 1 / 0
+    m.hf.transformer.forward = lambda *args, **kw: (_ for _ in ()).throw(ValueError("no"))
+    with pytest.raises(Refused, match="does not run"):
+        self_check(m)
+    assert gap(bare(model("gpt2").hf), bare(build("gpt2"))) == 0.0
+    assert sites(model("gpt2"))

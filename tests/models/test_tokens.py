@@ -1,0 +1,147 @@
+"""Tokens: padding, positions, offsets into the user's text, and words as single tokens."""
+
+import pytest
+import torch
+
+from cutaway.core.refuse import Refused
+from cutaway.models.model import Model
+from cutaway.models.tokens import batch, tokenize
+from tests.models.common import gap, model
+from tests.models.tiny import build
+from tests.models.words import SHAPES, byte_level, metaspace, word_level
+
+TEXTS = ["Mary gave the mat to", "the cat"]
+
+
+def with_words(tokenizer):
+    """A tiny model around a tokenizer; its vocabulary is large enough."""
+    hf = build("gpt2")
+    hf.resize_token_embeddings(512, mean_resizing=False)
+    return Model(hf, tokenizer, "worded")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_batch_holds_each_prompt_whole(shape, side):
+    t = tokenize(SHAPES[shape](), TEXTS, side)
+    assert t.side == side
+    assert t.padded
+    for i, text in enumerate(TEXTS):
+        own = SHAPES[shape]()(text)["input_ids"]
+        assert t.ids[i][t.mask[i]].tolist() == own
+        assert t.row(i).ids.tolist() == [own]
+        assert t.position_ids[i][t.mask[i]].tolist() == list(range(len(own)))
+        assert t.ids[i, t.last[i]] == own[-1]
+        assert t.ids[i, t.column(0)[i]] == own[0]
+        assert t.ids[i, t.column(-2)[i]] == own[-2]
+    assert t.lengths.tolist() == [int(m.sum()) for m in t.mask]
+    assert t.mask[1].tolist() == sorted(t.mask[1].tolist(), reverse=side == "right")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_offsets_and_pieces_are_the_users_text(shape):
+    t = tokenize(SHAPES[shape](), TEXTS)
+    for i, text in enumerate(TEXTS):
+        found = [(o, p) for o, p in zip(t.offsets[i], t.pieces[i], strict=True) if o is not None]
+        assert all(text[o[0] : o[1]] == p for o, p in found if o[1] > o[0])
+        assert len(t.pieces[i]) == int(t.lengths[i])
+        assert "".join(p for _, p in found).replace(" ", "") == text.replace(" ", "")
+    assert (t.offsets[0][0] is None) == (shape == "metaspace")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("text", "word"), [("Mary", "Mary"), ("gave the", "gave"), ("mat", "mat"), ("CAT", "cat")])
+def test_find_gives_the_positions_of_a_phrase(shape, text, word):
+    t = tokenize(SHAPES[shape](), TEXTS)
+    row = 1 if text == "CAT" else 0
+    pieces = [t.pieces[row][n] for n in t.find(row, text)]
+    assert word in "".join(pieces)
+    assert len("".join(pieces).strip()) <= len(text) + 1
+
+
+def test_what_is_not_in_the_prompt_is_refused():
+    t = tokenize(byte_level(), TEXTS)
+    for wrong in ("dog", ""):
+        with pytest.raises(Refused, match="not in the prompt"):
+            t.find(0, wrong)
+
+
+def test_labels_tell_repeated_pieces_apart():
+    assert tokenize(byte_level(), "the cat the").labels() == ["t·0", "he·1", "cat", "the"] or tokenize(
+        byte_level(), " the cat the"
+    ).labels() == ["the·0", "cat", "the·2"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("word", ["Mary", "cat", "Paris"])
+def test_one_token_words_are_the_token_they_become_in_a_text(shape, word):
+    m = with_words(SHAPES[shape]())
+    one = m.token_id(word)
+    assert one == m.token_id(" " + word)
+    assert tokenize(SHAPES[shape](), f"the {word}").ids[0, -1] == one
+    assert m.token_texts([one])[0].strip() == word
+    assert m.word_ids(word) == [one]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_words_of_several_tokens_are_refused_with_their_parts(shape):
+    m = with_words(SHAPES[shape]())
+    with pytest.raises(Refused, match=r"tokens here: .*\+"):
+        m.token_id("zebrafish")
+    assert len(m.word_ids("zebrafish")) > 1
+    with pytest.raises(Refused, match="without a tokenizer"):
+        model("llama").token_id("Mary")
+    assert model("llama").token_texts(torch.tensor([4, 5])) == ["4", "5"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_text_runs_the_same_alone_and_padded(shape):
+    m = with_words(SHAPES[shape]())
+    alone = torch.cat([m.run_last(text) for text in TEXTS])
+    for side in ("left", "right"):
+        assert gap(m.run_last(m.tokens(TEXTS, side)), alone) < 1e-5
+    assert torch.equal(m.run(TEXTS[0]), m.run(m.tokens(TEXTS[0]).ids))
+    assert len(m.generate(TEXTS, 3)) == 2
+
+
+@pytest.mark.parametrize(
+    ("prompts", "word"),
+    [
+        ([], "nothing to run"),
+        ("", "empty"),
+        (["the cat", "  \n"], "empty"),
+        ("the cat " * 40, "takes 64"),
+        (torch.tensor([[5, 600]]), "from 0 to 511"),
+        (torch.tensor([[-1, 5]]), "from 0 to 511"),
+        (torch.ones(1, 65, dtype=torch.long), "takes 64"),
+    ],
+)
+def test_prompts_that_cannot_run_are_refused(prompts, word):
+    with pytest.raises(Refused, match=word):
+        with_words(metaspace()).run(prompts)
+
+
+def test_unknown_words_are_refused_not_dropped():
+    assert tokenize(word_level(), "the cat").ids.shape == (1, 2)
+    with pytest.raises(Refused, match="no token for part"):
+        tokenize(word_level(), "the zebra")
+
+
+def test_text_without_a_tokenizer_is_refused():
+    with pytest.raises(Refused, match="without a tokenizer"):
+        model("llama").run("the cat")
+
+
+def test_positions_outside_a_prompt_are_refused():
+    t = batch([[1, 2, 3], [4]])
+    assert t.column(-1).tolist() == [2, 0]
+    for position in (1, -2):
+        with pytest.raises(Refused, match="shortest prompt has 1 token"):
+            t.column(position)
+
+
+def test_rows_keep_the_padding():
+    t = batch([[1, 2, 3], [4], [5, 6]], side="left")
+    assert t.rows([1, 2, 1]).ids.tolist() == [[0, 0, 4], [0, 5, 6], [0, 0, 4]]
+    assert t.rows(slice(0, 2)).mask.tolist() == [[True] * 3, [False, False, True]]
+    assert t.to("cpu").ids is t.ids

@@ -1,0 +1,73 @@
+"""The generated page docs/families.md: what the self-check finds on a tiny model of every family."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cutaway.core.sites import SITES
+from cutaway.models.model import Model
+from cutaway.models.self_check import disabled_sites, self_check
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tiny model: its configuration, what it offers, and how many identities held on it."""
+
+    name: str
+    kind: str
+    sites: dict[str, str]
+    passed: int
+    tried: int
+
+
+def row(name: str, model: Model) -> Row:
+    """Run the self-check on one model."""
+    outcomes = self_check(model)
+    offered = {**model.sites(), **{s: f"disabled: {why}" for s, why in disabled_sites(outcomes).items()}}
+    return Row(name, type(model.hf.config).__name__, offered, sum(o.passed for o in outcomes), len(outcomes))
+
+
+def page(rows: Iterable[Row], generated: str) -> str:
+    """The page as Markdown."""
+    rows = list(rows)
+    always = [s.name for s in SITES if all(_offered(r.sites[s.name]) for r in rows)]
+    lines = ["| " + " | ".join(_cells(r, always)) + " |" for r in rows]
+    return f"""{generated}# Families
+
+Every architecture below has a row of data in `cutaway/models/families.py`; its tiny random model, in the variants that
+matter (attention with all, some or one key-value head, parallel blocks, tied embeddings …), passes every identity of
+the self-check that applies to it. Sites that every family has: {_and(always)}.
+
+An architecture without a row is probed: the self-check then says which sites were found, and disables the others with
+their reasons, or the model is refused. `cutaway sites --model M` shows the outcome for one model.
+
+| model | configuration | sites | besides | not there | identities held |
+|---|---|---|---|---|---|
+{chr(10).join(lines)}
+"""
+
+
+def tiny() -> list[Row]:
+    """One row for each tiny model of the tests."""
+    from tests.models.tiny import CONFIGS, build
+
+    return [row(name, Model(build(name))) for name in CONFIGS]
+
+
+def _cells(r: Row, always: list[str]) -> list[str]:
+    others = _and(s for s in _names(r) if s not in always)
+    missing = _and(s for s, can in r.sites.items() if not _offered(can))
+    return [f"`{r.name}`", r.kind, str(len(_names(r))), others, missing, f"{r.passed} of {r.tried}"]
+
+
+def _offered(can: str) -> bool:
+    return can.startswith("read")
+
+
+def _names(r: Row) -> list[str]:
+    return [s for s, can in r.sites.items() if _offered(can)]
+
+
+def _and(names: Iterable[str]) -> str:
+    return " ".join(f"`{n}`" for n in names) or "none"
