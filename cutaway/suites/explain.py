@@ -290,6 +290,11 @@ def _placed(e: PositionEffects) -> Claim:
     return Claim("the positions", text + moved, f"random steps of equal length: at most {_share(null)}", True)
 
 
+def _carrying(e: PositionEffects) -> list[dict[str, Any]]:
+    """The places that stand out and carry more than a tenth of the difference: what is less may be rounding."""
+    return [r for r in standing_out(e, most=10**6) if r["recovered"] > 0.1]
+
+
 def _carried(h: HeadEffects) -> Claim:
     rows = standing_out(h)
     if not rows:
