@@ -1,0 +1,79 @@
+"""Patching against what is known of the bundled model's world; true of any well-trained set of its weights."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+
+import cutaway as ca
+from cutaway.patching import HeadEffects, activation, group
+from cutaway.tasks.task import Task
+from tests.conformance import subjects
+
+
+@cache
+def task(name: str, n: int) -> Task:
+    """Prompts of the bundled world that the model was trained on."""
+    return ca.tasks.load(name, subjects.miniworld(), n, seed=1, split="train")
+
+
+@pytest.mark.parametrize("i", range(3))
+def test_a_fact_enters_at_its_subject_and_leaves_at_the_last_token(i):
+    model, one = subjects.miniworld(), Task("fact", task("facts", 3).pairs[i : i + 1])
+    bound = one.bind(model)
+    subject = [int(p) for p in bound.span("subject")[0].nonzero()]
+    changed = [int(p) for p in bound.changed[0].nonzero()]
+    assert set(changed) <= set(subject)
+    first = activation(model, one, site="resid_pre", samples=1)
+    assert [int(p) for p in (first.recovered[0].abs() > 1e-3).nonzero()] == changed
+    last = activation(model, one, site="resid_post", samples=1).recovered[-1]
+    assert [int(p) for p in (last.abs() > 1e-3).nonzero()] == [len(last) - 1]
+    assert float(last[-1]) == pytest.approx(1, abs=1e-3)
+
+
+def test_facts_have_moved_to_the_last_token_before_the_last_block():
+    model, at = subjects.miniworld(), []
+    for pair in task("facts", 6).pairs:
+        e = activation(model, Task("fact", (pair,)), site="resid_pre", samples=1)
+        at.append(float(e.recovered[-1, -1]))
+    assert sorted(at)[len(at) // 2] > 0.3, at
+
+
+@cache
+def heads(name: str) -> tuple[HeadEffects, str]:
+    """Effects of single heads, and the three that take most away."""
+    found = activation(subjects.miniworld(), task(name, 6), site="z", direction="noise", samples=1)
+    assert isinstance(found, HeadEffects)
+    best = found.effect.reshape(-1).topk(3, largest=False).indices.tolist()
+    return found, ",".join(f"{i // found.effect.shape[1]}.{i % found.effect.shape[1]}" for i in best)
+
+
+@pytest.mark.parametrize("name", ["ioi", "facts"])
+def test_heads_found_one_by_one_carry_more_together_than_random_sets(name):
+    _, chosen = heads(name)
+    got = group(subjects.miniworld(), task(name, 6), heads=chosen, direction="noise", samples=19)
+    assert float(got.effect) < float(got.null.min()), "beyond all 19 random sets: p ≤ 0.05"
+    assert float(got.recovered) < -0.25
+    assert float(got.interval[1]) < 0
+
+
+def test_all_heads_but_a_few_are_quiet():
+    effects = heads("ioi")[0].effect.abs().reshape(-1)
+    assert float(effects.median()) < 0.2 * float(effects.max())
+
+
+def test_the_answer_of_a_fact_is_written_late_and_by_more_than_its_word():
+    model = subjects.miniworld()
+    parts = ca.lenses.direct_attribution(model, task("facts", 6))
+    share = dict(zip(parts.labels["component"], parts.effect.tolist(), strict=True))
+    deep = sum(
+        v for c, v in share.items() if c.split(".")[-1].isdigit() and int(c.split(".")[1]) >= model.shape.n_layers // 2
+    )
+    assert deep > 0.5 * float(parts.total.mean())
+    assert float(parts.total.min()) > 0
+    curve = ca.lenses.logit_lens(model, task("facts", 6))
+    assert curve.rank[-1] == 0
+    assert curve.rank[0] > 0
+    assert bool(torch.all(curve.null < 0.3))

@@ -1,0 +1,242 @@
+"""Explain: its words come from its numbers, its claims from their controls, and an untrained model gets none."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+
+import cutaway as ca
+from cutaway import tasks
+from cutaway.core.refuse import Refused
+from cutaway.core.result import Result
+from cutaway.suites import explain as suite
+from cutaway.suites.explain import EFFORTS, Explanation, explain
+from tests.conformance import subjects
+
+CAPITAL = "The capital of Norway is"
+
+
+@cache
+def told(prompt: str = CAPITAL, **options: Any) -> Explanation:
+    return explain(subjects.miniworld(), prompt, effort="quick", **options)
+
+
+def results(e: Explanation) -> list[Result]:
+    return [*e.results.values(), *e.own.values()]
+
+
+def numbers(text: str, names: Iterable[str]) -> list[str]:
+    """The numbers in a sentence that are not parts of a quoted word or of a component's name."""
+    text = re.sub(r"“[^”]*”", " ", text)
+    for name in sorted(names, key=len, reverse=True):
+        text = re.sub(rf"(?<![\w.]){re.escape(name)}(?![\w.])", " ", text)
+    return re.findall(r"[-−+]?\d+(?:\.\d+)?(?: %)?", text)
+
+
+#: claim → the result it is read off, and the fields that it may quote
+SOURCES = {
+    "the prediction": ("predictions", ("probability", "after_corrupt")),
+    "the depth": ("depth", ("probability", "interval", "null")),
+    "the writers": ("writers", ("effect", "interval", "null")),
+    "the positions": ("resid_pre", ("recovered", "null")),
+    "the heads": ("heads", ("recovered", "null")),
+    "the heads together": ("together", ("recovered", "null")),
+}
+
+
+def spoken(e: Explanation, about: str) -> set[str]:
+    """Every number that a claim may quote, in every form in which prose writes numbers."""
+    name, fields = SOURCES[about]
+    result = e.results[name]
+    values = {x for f in fields for x in getattr(result, f).reshape(-1).double().tolist() if x == x}
+    if "clean − corrupt" in result.record:
+        values |= {float(x) / result.record["clean − corrupt"] for x in result.null.reshape(-1)}
+    values |= {float(result.total.mean())} if name == "writers" else set()
+    forms = {suite._share, "{:+.1f}".format, "{:.1f}".format} if name == "writers" else {suite._share}
+    counts = {str(len(result.null))} if name == "together" else set()
+    return {f(sign * v) for v in values for sign in (1, -1) for f in forms} | counts | {"0.1 %"}
+
+
+@pytest.mark.parametrize("prompt", [CAPITAL, "When Mary and John went to the store, John gave a drink to", "7 + 5 ="])
+def test_prose_holds_only_numbers_that_are_in_the_results(prompt):
+    e = told(prompt)
+    assert len(e.summary) >= 4
+    names = [str(n) for r in results(e) for a in ("component", "layer") for n in r.labels.get(a, ())]
+    names += [f"{i}.{h}" for i in range(12) for h in range(8)]
+    for claim in e.claims:
+        for number in numbers(f"{claim.text} ({claim.control})", names):
+            assert number in spoken(e, claim.about), (number, claim.text, claim.control)
+
+
+def test_every_claim_names_its_control_and_stands_beside_it():
+    e = told()
+    assert {c.about for c in e.claims} >= {"the prediction", "the depth", "the writers", "the positions", "the heads"}
+    for c in e.claims:
+        assert c.control
+        assert not c.supported or any(ch.isdigit() for ch in c.control), c
+        assert not c.supported or f"{c.text} ({c.control})." in e.summary
+    for r in results(e):
+        assert "null" in r.tensors() or r.record["control"]
+        assert "interval" in r.tensors() or r.record["no_interval"]
+
+
+def test_the_claims_follow_from_the_numbers():
+    e = told()
+    p, depth, positions = (e.results[n] for n in ("predictions", "depth", "resid_pre"))
+    assert p.labels["token"][p.record["answer"]].strip() == e.answer
+    with torch.no_grad():
+        ids = torch.tensor([subjects.miniworld().tokenizer(CAPITAL)["input_ids"]])
+        own = subjects.miniworld().hf(ids).logits[0, -1].softmax(-1)
+    assert float(p.probability[p.record["answer"]]) == pytest.approx(float(own.max()), rel=1e-4)
+    led = next(i for i in range(len(depth.rank)) if bool((depth.rank[i:] == 0).all()))
+    text = next(c.text for c in e.claims if c.about == "the depth")
+    assert f"from block {depth.labels['layer'][led]} on" in text
+    place = next(c.text for c in e.claims if c.about == "the positions")
+    at = int(positions.recovered[0].argmax())
+    assert f"enters at “{positions.labels['position'][at].rstrip('*')}”" in place
+    late = int(re.search(r"from layer (\d+) on", place)[1])
+    assert bool((positions.recovered[late:, -1] > 0.5).all())
+    assert not bool(positions.recovered[late - 1, -1] > 0.5)
+
+
+def test_what_stands_out_beats_its_own_control_and_its_interval():
+    for name in ("resid_pre", "heads", "writers"):
+        result = told().results[name]
+        for row in suite.standing_out(result, most=10**6):
+            assert row["effect"] > max(map(abs, row["null"]))
+            assert row["interval"][0] > 0
+        bare = [r for r in result.top(10**6, by="effect", largest=True) if r["effect"] > 0]
+        assert len(suite.standing_out(result, most=10**6)) <= len(bare)
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("spread", [1.0, 3.0])
+def test_nothing_is_claimed_of_a_model_that_nobody_trained(seed, spread):
+    model = subjects.random_llama(seed, spread)
+    e = explain(model, "Mary and John went to the store, John gave to", effort="quick", seed=seed)
+    said = [c for c in e.claims if c.supported]
+    gap = float(e.results["resid_pre"].record["clean − corrupt"])
+    assert gap >= 1 or not said, said
+    assert spread > 1 or not said
+    if not said:
+        assert e.summary == [f"Not told apart from their controls: {', '.join(c.about for c in e.claims)}."]
+
+
+def test_a_target_that_the_model_does_not_say_is_not_called_what_it_says():
+    e = told(target="paris")
+    assert (e.answer, e.siblings) == ("paris", 0)
+    text = e.claims[0].text
+    assert text.startswith("The model gives “paris” probability")
+    assert "first choice is “oslo”" in text
+    assert "leads in the lens" not in " ".join(e.summary), "siblings whose answer is right say nothing of a wrong one"
+    assert float(e.results["writers"].total[0]) == pytest.approx(float(e.own["writers"].total[0]))
+
+
+@pytest.mark.parametrize("target", ["Oslo", "oslo", " oslo"])
+def test_a_target_may_be_written_as_people_write(target):
+    e = told(target=target)
+    assert e.answer.lower() == "oslo"
+    assert e.claims[0].text.startswith("The model says")
+    assert e.siblings > 0
+
+
+def test_siblings_ask_the_same_question():
+    model = subjects.miniworld()
+    one = tasks.from_sentence(model, CAPITAL)
+    many = tasks.with_siblings(model, one, 8)
+    assert many.pairs[0] == one.pairs[0]
+    for pair in many.pairs[1:]:
+        assert re.fullmatch(r"The capital of \w+ is", pair.clean)
+        assert pair.clean != CAPITAL
+        assert model.run_last(pair.clean).argmax() == model.token_id(pair.answer.strip())
+
+
+@pytest.mark.parametrize("effort", list(EFFORTS))
+def test_effort_decides_siblings_and_samples(effort):
+    e = explain(subjects.random_llama(), "Mary and John went to the store, John gave to", effort=effort)
+    siblings, samples = EFFORTS[effort]
+    assert e.siblings <= siblings - 1
+    assert e.results["resid_pre"].null.shape[-1] == samples
+    assert e.results["depth"].null.shape[-1] == 2 * samples
+    assert e.results["resid_pre"].record["options"]["samples"] == samples
+
+
+def test_the_same_seed_tells_the_same_story():
+    again = explain(subjects.miniworld(), CAPITAL, effort="quick")
+    assert again.summary == told().summary
+    for a, b in zip(results(again), results(told()), strict=True):
+        for name, t in a.tensors().items():
+            assert torch.equal(t.nan_to_num(-7.0), b.tensors()[name].nan_to_num(-7.0))
+    assert explain(subjects.miniworld(), CAPITAL, effort="quick", seed=5).answer == told().answer
+
+
+def test_steps_are_told():
+    steps: list[str] = []
+    explain(subjects.random_llama(), "Mary and John went to the store, John gave to", effort="quick", step=steps.append)
+    assert len(steps) >= 4
+    assert all(steps)
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [({"seed": -1}, "outside"), ({"seed": 2**70}, "outside"), ({"corrupt": CAPITAL}, "does not change"),
+     ({"corrupt": "The capital is"}, "tokens"), ({"target": "oslo", "foil": "Oslo"}, "same token"),
+     ({"target": "oslo paris"}, "2 tokens"), ({"target": ""}, "no token"), ({"foil": "oslo"}, "less likely")],
+)  # fmt: skip
+def test_wrong_options_are_refused(options, why):
+    with pytest.raises(Refused) as refusal:
+        explain(subjects.miniworld(), CAPITAL, effort="quick", **options)
+    assert why in refusal.value.why
+    assert refusal.value.instead
+
+
+def test_an_encoder_is_refused():
+    with pytest.raises(Refused):
+        explain(subjects.family("bert"), "w5 w6 w7", effort="quick")
+
+
+# --- against the truth of the bundled world
+
+
+@cache
+def people() -> list[Any]:
+    """Questions about people whose facts the model was trained on."""
+    return list(ca.tasks.load("facts", subjects.miniworld(), 10, seed=3, split="train").pairs)
+
+
+def test_verdicts_agree_with_known_facts():
+    model, right = subjects.miniworld(), []
+    for pair in people():
+        one = tasks.from_sentence(model, pair.clean)
+        many = tasks.with_siblings(model, one, 4)
+        found: Any = {"resid_pre": ca.patching.activation(model, many, samples=2)}
+        verdicts = suite._verdicts(one, found)
+        assert one.truth is not None
+        right.append(len(verdicts) == 2 and all(v.agrees for v in verdicts))
+        person = model.world.person[one_name(pair.clean)]
+        known = one.pairs[0].answer.strip().lower() in {*person.facts.values(), model.world.country(person).lower()}
+        assert (len(verdicts) > 0 and verdicts[0].agrees is True) == known
+    assert sum(right) >= 8, right
+
+
+def one_name(sentence: str) -> str:
+    """The person that a sentence is about."""
+    known = {p.name.lower(): p.name for p in subjects.miniworld().world.people}
+    return next(known[w.lower()] for w in re.findall(r"\w+", sentence) if w.lower() in known)
+
+
+def test_a_false_answer_contradicts_the_truth():
+    e = told(target="paris")
+    assert [v.agrees for v in e.verdicts][:1] in ([False], [None])
+    assert told().verdicts[0].agrees is True
+    assert "oslo" in told().verdicts[0].detail.lower()
+
+
+def test_no_truth_is_claimed_of_what_the_world_does_not_know():
+    e = told("and of the")
+    assert e.verdicts == ()
