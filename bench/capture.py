@@ -30,26 +30,26 @@ WORDS = {
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's sizes, the prompt's length, calls in one measurement, and the bars."""
+    """A model's sizes, the prompt's length, pairs of calls in one round, and the bars."""
 
     sizes: dict[str, int]
     positions: int
-    inner: int
+    pairs: int
     bars: dict[str, float]
 
 
 SHAPES = {
     "tiny": Shape(
-        {"n_layer": 12, "n_embd": 64, "n_head": 4, "vocab_size": 512, "n_positions": 64}, 16, 20,
+        {"n_layer": 12, "n_embd": 64, "n_head": 4, "vocab_size": 512, "n_positions": 64}, 16, 40,
         {"none": 1.02, "one": 1.1, "every": 2.3},
     ),
-    "small": Shape({}, 64, 1, {"none": 1.01, "one": 1.03, "every": 1.2}),
+    "small": Shape({}, 64, 5, {"none": 1.01, "one": 1.03, "every": 1.2}),
 }  # fmt: skip
 
 
 def main() -> int:
     """Measure every subject in rounds that take turns, and write the rows."""
-    parser = options(__doc__, rounds=6, pairs=5)
+    parser = options(__doc__, rounds=8)
     parser.add_argument("--shape", choices=[*SHAPES], action="append", help="only this shape (nothing is written)")
     chosen = parser.parse_args()
     pythons = {"cutaway": sys.executable} | (dict.fromkeys(PEERS, chosen.python_a) if chosen.python_a else {})
@@ -57,7 +57,7 @@ def main() -> int:
     for shape in chosen.shape or SHAPES:
         with tempfile.TemporaryDirectory() as folder:
             save(shape, folder)
-            rows += compare(shape, folder, pythons, chosen.rounds, chosen.pairs)
+            rows += compare(shape, folder, pythons, chosen.rounds)
     return finish("capture", rows, write=not (chosen.no_write or chosen.shape))
 
 
@@ -77,7 +77,7 @@ def save(shape: str, folder: str) -> None:
     save_file({"ids": ids}, Path(folder, "ids.safetensors"))
 
 
-def compare(shape: str, folder: str, pythons: dict[str, str], rounds: int, pairs: int) -> list[Row]:
+def compare(shape: str, folder: str, pythons: dict[str, str], rounds: int) -> list[Row]:
     """The rows of one shape."""
     with contextlib.ExitStack() as stack:
         running = {}
@@ -87,7 +87,7 @@ def compare(shape: str, folder: str, pythons: dict[str, str], rounds: int, pairs
         found: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in running}
         for _ in range(rounds):
             for name, subject in running.items():
-                for work, ratios in subject.ask(pairs=pairs, inner=SHAPES[shape].inner).items():
+                for work, ratios in subject.ask(pairs=SHAPES[shape].pairs).items():
                     found[name].setdefault(work, []).extend(ratios)
     rows = []
     for work, pairs_ in found["cutaway"].items():
@@ -101,7 +101,8 @@ def compare(shape: str, folder: str, pythons: dict[str, str], rounds: int, pairs
 def subject(name: str, folder: str) -> None:
     """Serve one subject's measurements."""
     version, plain, jobs = subjects.prepare(name, folder)
-    serve({"version": version}, lambda pairs, inner: measure(plain, jobs, pairs, inner))
+    measure(plain, jobs, pairs=3)  # warm-up
+    serve({"version": version}, lambda pairs: measure(plain, jobs, pairs))
 
 
 if __name__ == "__main__":

@@ -61,33 +61,27 @@ class Row:
 
 
 def ratios(
-    plain: Callable[[], Any], jobs: Mapping[str, Callable[[], Any]], pairs: int, inner: int
+    plain: Callable[[], Any], jobs: Mapping[str, Callable[[], Any]], pairs: int
 ) -> dict[str, list[tuple[float, float]]]:
-    """For each job, `pairs` ratios (process CPU time, wall time) of it to the plain work beside it.
+    """For each job, `pairs` ratios (process CPU time, wall time) of one call to one of the plain work beside it.
 
-    Each pair is measured back to back, in alternating order; `inner` calls make one measurement.
+    The two calls of a pair follow each other, in alternating order, so what else the machine does falls on both.
     """
-    for job in (plain, *jobs.values()):
-        for _ in range(2):
-            job()
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
     for n in range(pairs):
         for name, job in jobs.items():
             if n % 2:
-                b = spent(job, inner)
-                a = spent(plain, inner)
+                b, a = spent(job), spent(plain)
             else:
-                a = spent(plain, inner)
-                b = spent(job, inner)
+                a, b = spent(plain), spent(job)
             found[name].append((b[0] / a[0], b[1] / a[1]))
     return found
 
 
-def spent(job: Callable[[], Any], inner: int) -> tuple[float, float]:
-    """CPU seconds of this process and wall seconds that `inner` calls took."""
+def spent(job: Callable[[], Any]) -> tuple[float, float]:
+    """CPU seconds of this process and wall seconds that a call took."""
     cpu, wall = time.process_time(), time.perf_counter()
-    for _ in range(inner):
-        job()
+    job()
     return time.process_time() - cpu, time.perf_counter() - wall
 
 
@@ -107,7 +101,7 @@ class Subject:
     """A process that prepares some jobs once and measures them when asked, so that rounds can be interleaved."""
 
     def __init__(self, python: str, module: str, *arguments: str):
-        self.errors = tempfile.TemporaryFile(mode="w+")
+        self.errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115  (closed by `close`)
         self.process = subprocess.Popen(
             [python, "-m", module, *arguments], cwd=ROOT, env=quiet(), text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
@@ -123,9 +117,7 @@ class Subject:
 
     def close(self) -> None:
         """End the process."""
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait()
+        self.process.communicate()
         self.errors.close()
 
     def _answer(self) -> Any:
@@ -134,7 +126,9 @@ class Subject:
             if line.startswith("{"):
                 return json.loads(line)
         self.errors.seek(0)
-        raise SystemExit(f"{self.process.args} ended:\n{self.errors.read()[-2000:]}")
+        told = self.errors.read()[-2000:]
+        self.close()
+        raise SystemExit(f"{self.process.args} ended:\n{told}")
 
 
 def serve(about: Mapping[str, Any], answer: Callable[..., Mapping[str, Any]]) -> None:
@@ -146,9 +140,10 @@ def serve(about: Mapping[str, Any], answer: Callable[..., Mapping[str, Any]]) ->
 
 def quiet() -> dict[str, str]:
     """This process's environment, offline, on one thread, without warnings."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled",
-            "TRANSFORMERS_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore",
-            "TOKENIZERS_PARALLELISM": "false", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # fmt: skip
+    one_thread = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "WANDB_MODE": "disabled"}
+    silent = {"TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return {**os.environ, **one_thread, **offline, **silent}
 
 
 # --- rows and files

@@ -19,7 +19,6 @@ def prepare(name: str, folder: str) -> tuple[str, Job, dict[str, Job]]:
     from transformers import GPT2LMHeadModel
 
     torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
     ids = load_file(Path(folder, "ids.safetensors"))["ids"]
 
     def fresh() -> Any:
@@ -27,6 +26,7 @@ def prepare(name: str, folder: str) -> tuple[str, Job, dict[str, Job]]:
 
     bare = fresh()
 
+    @torch.no_grad()
     def plain() -> Any:
         return bare(ids, use_cache=False).logits
 
@@ -34,7 +34,8 @@ def prepare(name: str, folder: str) -> tuple[str, Job, dict[str, Job]]:
     release, jobs = SUBJECTS[name](bare if name == "cutaway" else fresh(), ids)
     if not torch.allclose(jobs["none"](), plain(), atol=1e-4):
         raise SystemExit(f"{name} computes other logits than the plain forward")
-    return release, plain, jobs
+    # cutaway's own calls are without gradients already.
+    return release, plain, jobs if name == "cutaway" else {work: torch.no_grad()(job) for work, job in jobs.items()}
 
 
 def cutaway(hf: Any, ids: Any) -> tuple[str, dict[str, Job]]:
