@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cutaway.core.address import Address, parse, unit_axis
 from cutaway.core.refuse import Refused, nearest
@@ -50,7 +51,7 @@ class Activations(Mapping[str, Tensor]):
         return len(self._values)
 
     def __contains__(self, key: object) -> bool:
-        return str(key) in {str(a) for a in self._values}
+        return key in self._values if isinstance(key, Address) else any(str(a) == key for a in self._values)
 
     def layers(self, site: str) -> list[int]:
         """The captured layers of a site, in order."""
@@ -86,12 +87,12 @@ class Collector:
         self.asked = list(dict.fromkeys(a.place for a in places))
         self.found: dict[Address, Tensor] = {}
         # Derived sites follow from a view site, unless gradients must reach them or an edit has its say there.
-        self.later: dict[Address, tuple[Address, Callable[[Tensor], Tensor]]] = {}
+        self.later: dict[Address, Derivation] = {}
         self.places: dict[Address, None] = {}
         for a in self.asked:
             if not live and (d := derivation(body, a)) is not None and not taps.tapped(body, a):
                 self.later[a] = d
-                self.places[d[0]] = None
+                self.places[d.base] = None
             else:
                 self.places[a] = None
 
@@ -107,27 +108,44 @@ class Collector:
 
     def activations(self, tokens: Tokens) -> Activations:
         """Everything asked for, as a mapping."""
-        values: dict[Address, Any] = {}
-        for a in self.asked:
-            if a in self.later:
-                base, derive = self.later[a]
-                values[a] = lambda base=base, derive=derive: derive(self.found[base])
-            else:
-                values[a] = self.found[a]
+        values: dict[Address, Any] = {a: self._deferred(a) if a in self.later else self.found[a] for a in self.asked}
         return Activations(values, tokens)
 
+    def _deferred(self, a: Address) -> Callable[[], Tensor]:
+        d, base = self.later[a], self.found[self.later[a].base]
+        stamp = _stamp(d.module)
 
-def derivation(body: Anatomy, a: Address) -> tuple[Address, Callable[[Tensor], Tensor]] | None:
-    """For a site that another determines: that other place, and the function of it."""
+        def compute() -> Tensor:
+            if _stamp(d.module) != stamp:
+                raise Refused(
+                    f"activation {a}", "the model's weights have changed since it was captured", "capture it again"
+                )
+            with torch.no_grad():
+                return d.function(base)
+
+        return compute
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """How a site follows from another: a function of that tensor and of a module's weights."""
+
+    base: Address
+    module: nn.Module
+    function: Callable[[Tensor], Tensor]
+
+
+def derivation(body: Anatomy, a: Address) -> Derivation | None:
+    """For a site that another determines: how it follows."""
     if a.site == "head_out" or a.site.endswith(".scale"):
         return body.remember(("derivation", a), lambda: _derivation(body, a))
     return None
 
 
-def _derivation(body: Anatomy, a: Address) -> tuple[Address, Callable[[Tensor], Tensor]] | None:
+def _derivation(body: Anatomy, a: Address) -> Derivation | None:
     if a.site == "head_out" and a.layer is not None:
         o = body.part(a.layer, "o")
-        return (Address("z", a.layer), lambda z: per_head(o, z)) if o is not None else None
+        return Derivation(Address("z", a.layer), o, lambda z: per_head(o, z)) if o is not None else None
     if body.family.post_norm:
         return None
     name = a.site.split(".")[0]
@@ -138,4 +156,9 @@ def _derivation(body: Anatomy, a: Address) -> tuple[Address, Callable[[Tensor], 
         base = Address("resid_post", body.shape.n_layers - 1)
     else:
         base = Address("resid_mid" if name == "ln2" and not body.parallel else "resid_pre", a.layer)
-    return base, lambda x: body.norm(module).scale(x)
+    return Derivation(base, module, lambda x: body.norm(module).scale(x))
+
+
+def _stamp(module: nn.Module) -> tuple[tuple[int, int], ...]:
+    """What tells whether weights were exchanged or written to."""
+    return tuple((id(p), p._version) for p in module.parameters())

@@ -325,7 +325,7 @@ def checked(model: Model, cache: Path | None) -> dict[str, str]:
             return read_json(kept)
     disabled = disabled_sites(self_check(model))
     if kept is not None:
-        with suppress(OSError):  # a read-only home only costs the next load its second of checking
+        with suppress(OSError, Refused):  # a read-only home only costs the next load its second of checking
             write_json(kept, disabled)
     return disabled
 

@@ -7,9 +7,11 @@ import torch
 
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
+from cutaway.models.model import Model
 from cutaway.models.ports import port
 from cutaway.models.tokens import batch
 from tests.models.common import ALL, CAUSAL, FORMED, IDS, KINDS, LONG, PADDED, SHORT, bare, gap, model, sites
+from tests.models.tiny import build
 
 HALF = {torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
@@ -222,3 +224,18 @@ def test_sizes_and_places_agree():
     m = model("llama_gqa")
     assert len(m.places("k.*.*")) == 3 * 2
     assert m.places(["z.1.3@-1"]) == [Address("z", 1, 3, -1)]
+
+
+def test_what_is_computed_when_looked_at_carries_no_graph_and_no_later_weights():
+    hf = build("llama")
+    m = Model(hf)
+    acts = m.capture(IDS, ["head_out.1", "head_out.2", "ln1.scale.1"])
+    assert not acts["head_out.1"].requires_grad
+    assert torch.equal(acts["head_out.1"], model("llama").capture(IDS, "head_out.1")["head_out.1"])
+    with torch.no_grad():
+        for layer in hf.model.layers:
+            layer.self_attn.o_proj.weight.mul_(2.0)
+    assert torch.equal(acts["head_out.1"], model("llama").capture(IDS, "head_out.1")["head_out.1"])
+    with pytest.raises(Refused, match="weights have changed"):
+        acts["head_out.2"]
+    assert acts["ln1.scale.1"].shape == (2, 7)
