@@ -14,7 +14,8 @@ read.
 * `extraction` [layer]: the share of prompts in which what attention writes at the last position, read by the final
   norm's linear part and the unembedding, says the answer before every other token (§6 of the paper); `extraction_foil`
   is the same for the foil, as its control.
-* `interval`: bootstrap over prompts. Control (`null`): as many random source positions other than the last are blocked.
+* `interval`: bootstrap over prompts. Control (`null`): as many random positions before the last are blocked,
+  outside of the source itself where enough are left.
 * Known failures: the share of attention that was blocked goes to the other sources, which changes them too; a blocked
   source may still arrive through positions in between; relative change favours prompts with an improbable answer; and
   attention that writes the answer only in several layers together is no extraction.
@@ -153,7 +154,7 @@ def _blocked(
         for kind in range(kinds):
             for keys in sources:
                 for i in layers:
-                    cut = keys if kind < 2 else _random(len(keys), length, g)
+                    cut = keys if kind < 2 else _random(keys, length, g)
                     over = [i] if kind == 1 else window_of(i, window, layers)
                     variants.append([Knockout(Address("pattern", j), (-1,), cut) for j in over])
         got = sweep(model, part.clean, variants, with_probability(part)).cpu()
@@ -161,8 +162,11 @@ def _blocked(
     return out
 
 
-def _random(n: int, length: int, g: torch.Generator) -> tuple[int, ...]:
-    return tuple(sorted(torch.randperm(length - 1, generator=g)[:n].tolist()))
+def _random(keys: tuple[int, ...], length: int, g: torch.Generator) -> tuple[int, ...]:
+    """As many positions before the last, outside of `keys` where enough are left there."""
+    rest = [p for p in range(length - 1) if p not in keys]
+    pool = rest if len(rest) >= len(keys) else list(range(length - 1))
+    return tuple(sorted(pool[i] for i in torch.randperm(len(pool), generator=g)[: len(keys)].tolist()))
 
 
 def extraction(model: Model, bound: Bound) -> tuple[Float[Tensor, "layer"], Float[Tensor, "layer"]]:

@@ -13,7 +13,7 @@ import cutaway as ca
 from cutaway.core.refuse import Refused
 from cutaway.patching import knockout
 from cutaway.patching.causal_trace import window_of
-from cutaway.patching.knockout import SOURCES, extraction, source_groups
+from cutaway.patching.knockout import SOURCES, _random, extraction, source_groups
 from cutaway.tasks.task import Task
 from tests.conformance.subjects import llama_task, miniworld, random_llama, told, uneven_task
 
@@ -74,6 +74,15 @@ def test_groups_part_the_prompt():
         assert sorted(subject + other + last) == list(range(n))
         assert (last, first) == ((n - 1,), (0,))
         assert "Anna Peter Mary John Tom".find(bound.clean.pieces[i][subject[0]].strip()) >= 0
+
+
+def test_random_positions_are_as_many_and_others():
+    g = torch.Generator().manual_seed(0)
+    drawn = {_random((2, 5), 9, g) for _ in range(60)}
+    assert len(drawn) == 15  # all pairs out of the other six
+    assert all(not set(d) & {2, 5, 8} for d in drawn)
+    assert all(len(_random((0, 1, 2, 3), 6, g)) == 4 for _ in range(5))
+    assert _random((4,), 5, g) in {(0,), (1,), (2,), (3,)}
 
 
 def test_single_layers_stand_beside_windows_and_a_fifth_of_the_depth_is_the_default():
