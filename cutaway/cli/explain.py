@@ -50,7 +50,8 @@ def explain(
     if prompt is None and model != DEFAULT_MODEL:
         why = "without a prompt, a sentence of the bundled world is asked, which only the bundled model knows"
         raise Refused(f"explain --model {model}", why, 'give a sentence: cutaway explain "…" --model ' + model)
-    if html is not None and (html.is_dir() or not os.access(html.absolute().parent / ".", os.W_OK)):
+    folder = html.absolute().parent if html is not None else Path()
+    if html is not None and (html.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
         raise Refused(f"--html {html}", "no file can be written there", "name a file in a folder of yours that exists")
     with stages() as step:
         step("loading the model")

@@ -72,6 +72,9 @@ def from_sentence(
         Refused: no replacement of equal token length, or none that moves the answer; an answer of several tokens.
     """
     length = len(token_rows(model, [sentence])[0])
+    if target is None and re.search(r"\S $", sentence):
+        why = "it ends in a space, and words bring their own: what follows is hardly ever text"
+        raise Refused(f"the model's prediction after {sentence!r}", why, "take the space off its end")
     asked = {r: _spelled(model, sentence, w, r) for r, w in (("target", target), ("foil", foil)) if w is not None}
     if len({i for _, i in asked.values()}) < len(asked):
         raise Refused(f"target {target!r} and foil {foil!r}", "they are the same token", "give another foil")
@@ -108,9 +111,8 @@ def _top(model: Model, sentence: str, logits: Float[Tensor, "token"], excluded: 
     for (i, form), row in zip(forms, found, strict=True):
         if row == [i]:
             return form, i
-    instead = "take the space off its end" if sentence[-1:].isspace() else "name a target"
     why = "its strongest tokens are no text by themselves"
-    raise Refused(f"the model's prediction after {sentence!r}", why, instead)
+    raise Refused(f"the model's prediction after {sentence!r}", why, "name a target")
 
 
 def _choose(
