@@ -1,5 +1,6 @@
 # make demo   the main job on the bundled model     make test   the whole suite, offline
 # make check  format, lint, types, tests            make docs   the generated pages of docs/
+# make browser  the report in a real browser (needs chromium)
 
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -11,7 +12,7 @@ WORKERS ?= 2
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 SOURCES := cutaway tests tools $(wildcard bench examples)
 
-.PHONY: demo test check format docs clean
+.PHONY: demo test check browser format docs clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -31,6 +32,9 @@ check: $(VENV)/.installed-dev
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(MAKE) --no-print-directory test
+
+browser: $(VENV)/.installed-dev
+	@$(OFFLINE) $(BIN)/python -m pytest tests/browser/look_at_report.py
 
 format: $(VENV)/.installed-dev
 	@$(BIN)/ruff format $(SOURCES)
