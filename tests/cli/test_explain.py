@@ -89,7 +89,16 @@ def test_a_report_that_cannot_be_written_is_refused_before_any_work(capsys, tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_disk_that_fills_leaves_the_old_report(capsys, tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def told():
+    """An explanation made once."""
+    from cutaway.suites.explain import explain
+
+    return explain(subjects.miniworld(), CAPITAL, effort="quick")
+
+
+def test_a_disk_that_fills_leaves_the_old_report(capsys, tmp_path, monkeypatch, told):
+    monkeypatch.setattr("cutaway.suites.explain.explain", lambda *a, **k: told)
     target = tmp_path / "r.html"
     target.write_text("old")
 
@@ -171,14 +180,8 @@ def check_page(page: str) -> None:
     assert not re.search(r"fetch\(|XMLHttpRequest|import\(|WebSocket|EventSource|sendBeacon", read.scripts[0])
 
 
-@pytest.mark.parametrize(
-    "prompt",
-    [
-        "<script>alert(1)</script> & \"John\" gave 'it' to",
-        "🙂 Die Hauptstadt von Norwegen, né Kristiania, ist",
-    ],
-)
-def test_strange_text_is_answered_and_stays_text(capsys, tmp_path, prompt):
+def test_strange_text_is_answered_and_stays_text(capsys, tmp_path):
+    prompt = "<script>alert(1)</script> & 🙂 né ist"
     target = tmp_path / "r.html"
     code, out, err = run(capsys, prompt, "--effort", "quick", "--html", str(target), "--json")
     assert code == 0, err
@@ -191,7 +194,8 @@ def test_strange_text_is_answered_and_stays_text(capsys, tmp_path, prompt):
     assert shlex.split(data["command"])[:3] == ["cutaway", "explain", prompt]
 
 
-def test_the_terminal_shows_every_claim_that_is_made_and_names_those_that_are_not(capsys):
+def test_the_terminal_shows_every_claim_that_is_made_and_names_those_that_are_not(capsys, monkeypatch, told):
+    monkeypatch.setattr("cutaway.suites.explain.explain", lambda *a, **k: told)
     found = json.loads(run(capsys, CAPITAL, "--effort", "quick", "--json")[1])
     code, out, _ = run(capsys, *shlex.split(found["command"])[2:])
     assert code == 0
@@ -205,13 +209,14 @@ def test_the_terminal_shows_every_claim_that_is_made_and_names_those_that_are_no
     assert all(v["agrees"] for v in found["verdicts"])
 
 
-def test_the_program_itself_keeps_stdout_for_json(tmp_path):
+def test_the_program_itself_keeps_stdout_for_json(tmp_path, told):
     target = tmp_path / "r.html"
     code = "import sys; from cutaway.cli import main; sys.exit(main())"
     words = ["explain", CAPITAL, "--effort", "quick", "--html", str(target), "--json"]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     data = json.loads(done.stdout)
+    assert data["summary"] == told.summary, "another process, the same numbers in the same words"
     assert done.stdout.count("\n") == 1
     assert (data["answer"], data["html"]) == ("oslo", str(target))
     page = target.read_text("utf-8")
