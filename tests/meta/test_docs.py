@@ -4,9 +4,9 @@ import json
 import re
 
 import pytest
-from tools.docs import pages
 
 from tests.meta.tree import ROOT
+from tools.docs import pages
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
