@@ -64,6 +64,8 @@ class Edit(ABC):
     def _changed(self, old: Tensor) -> Tensor:
         """What the old values become, as a tensor of its own: a model may go on to write into it."""
         new = self._fitting(self.change(old), old).to(old.dtype)
+        if self.where.site == "scores":  # a row of padding sees nothing: scaled to −∞ its softmax would be NaN
+            new = new.clamp_min(torch.finfo(old.dtype).min)
         return new if new.shape == old.shape else new.expand(old.shape).clone()
 
     def _fitting(self, value: Tensor, old: Tensor) -> Tensor:

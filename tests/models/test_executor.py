@@ -57,7 +57,7 @@ def test_a_sweep_is_one_run_a_variant(name, side):
 def test_patterns_and_knockouts(name, side):
     m, t = model(name), PADDED[side]
     variants: list[list[Edit]] = [[Ablate("pattern.1.2")], [Scale("pattern.2.0", 0.5), Scale("mlp_out.2@-1", 0.0)]]
-    variants += [[Knockout("pattern.1", queries=(-1,), keys=(0,))], [Scale("scores.0.1", 0.5)], []]
+    variants += [[Knockout("pattern.1", queries=(-1,), keys=(0,))], [Scale("scores.0.1", 2.0)], []]
     assert gap(sweep(m, t, variants, metric), one_by_one(m, t, variants)) < 2e-5
 
 
