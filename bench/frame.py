@@ -179,7 +179,7 @@ def finish(name: str, rows: Sequence[Row], write: bool = True) -> int:
         RESULTS.mkdir(exist_ok=True)
         text = json.dumps({"machine": machine(), "rows": [asdict(r) for r in rows]}, indent=1, ensure_ascii=False)
         (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    missed = [r for r in rows if r.kept is False]
+    missed = {r.work for r in rows if r.kept is False}
     print(f"{len(missed)} bars missed" if missed else "every bar kept")
     return 1 if missed else 0
 
