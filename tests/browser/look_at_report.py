@@ -154,7 +154,7 @@ def test_contents_lead_to_their_sections(browser, report):
             assert target is not None
             assert v.page.locator(target).count() == 1
         v.page.locator("nav a").last.click()
-        assert v.page.evaluate("scrollY") > 0
+        v.page.wait_for_function("scrollY > 0", timeout=10_000)  # scrolling is smooth: it takes its time
 
 
 def test_on_paper_everything_is_light_and_fits(browser, report, tmp_path):
