@@ -65,11 +65,13 @@ def ratios(
 ) -> dict[str, list[tuple[float, float]]]:
     """For each job, `pairs` ratios (process CPU time, wall time) of one call to one of the plain work beside it.
 
-    The two calls of a pair follow each other, in alternating order, so what else the machine does falls on both.
+    The two calls of a pair follow each other, in alternating order, so what else the machine does falls on both. An
+    unmeasured plain call stands before each pair: what the job before it left in caches would fall on one only.
     """
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
     for n in range(pairs):
         for name, job in jobs.items():
+            plain()
             if n % 2:
                 b, a = spent(job), spent(plain)
             else:

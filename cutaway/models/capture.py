@@ -161,4 +161,5 @@ def _derivation(body: Anatomy, a: Address) -> Derivation | None:
 
 def _stamp(module: nn.Module) -> tuple[tuple[int, int], ...]:
     """What tells whether weights were exchanged or written to."""
-    return tuple((id(p), p._version) for p in module.parameters())
+    own = module.parameters() if module._modules else module._parameters.values()  # the walk costs more than the rest
+    return tuple([(id(p), p._version) for p in own if p is not None])

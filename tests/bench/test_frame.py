@@ -12,7 +12,7 @@ from bench.frame import Row, Subject, finish, ratios, summary, table
 def test_ratios_are_of_neighbouring_calls_in_alternating_order():
     order = []
     found = ratios(lambda: order.append("plain"), {"a": lambda: order.append("a")}, pairs=4)
-    assert order == ["plain", "a", "a", "plain"] * 2
+    assert order == ["plain", "plain", "a", "plain", "a", "plain"] * 2
     assert len(found["a"]) == 4
 
 
