@@ -1,0 +1,351 @@
+"""The dictionary: latents that read some sites and write some sites.
+
+One class for all of them. A sparse autoencoder is one block that reads and writes one site; a transcoder reads one and
+writes another; a per-layer set has one block a layer; in a cross-layer transcoder block l reads layer l and writes
+layers l and up; a crosscoder is one block over many sites. With x̄ the (normalised) activations, on each token
+
+    π_b = Σ_read W_e[b, read] (x̄[read] − p[read]) + b_enc[b]        p = b_dec if `subtract_b_dec`, else 0
+    f_b = gate_b(π_b)                                                  gate_b(π_b n_b) / n_b if `norm_aware`
+    ŷ[write] = Σ_b f_b W_d[b, write] + b_dec[write] + Σ_read skip[read, write] x̄[read]
+
+and the output of a site is ŷ taken back through that site's normalisation. n_b is the norm of each latent's decoder
+rows over all the sites its block writes. Rows are latents everywhere: `encoder[b][read]` is [latent, width].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.core.record import hash_tensors
+from cutaway.core.refuse import Refused, nearest
+from cutaway.dictionaries.code import SparseCode, below, beside
+from cutaway.dictionaries.gates import AnyGate, MatchingPursuit, moved, tensors_of
+from cutaway.dictionaries.norms import Measured, Norm
+
+Acts = Tensor | Mapping[str, Tensor]
+_CHUNK = 1 << 24  # pre-activations held at once by `encode`
+
+
+@dataclass(frozen=True)
+class Block:
+    """Latents that share what they read and what they write; sites are addresses such as `resid_post.6`."""
+
+    n_latents: int
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a dictionary sees of one site: normalised values, one row a token, and what its normalisation measured."""
+
+    x: Float[Tensor, "token width"]
+    measured: Measured = ()
+    lead: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Dictionary:
+    """A sparse dictionary as data; see the module's text for the definition. It knows nothing of training."""
+
+    blocks: tuple[Block, ...]
+    encoder: tuple[dict[str, Tensor], ...]
+    decoder: tuple[dict[str, Tensor], ...]
+    b_enc: tuple[Tensor, ...]
+    b_dec: dict[str, Tensor]
+    gates: tuple[AnyGate, ...]
+    skip: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    subtract_b_dec: bool = False
+    norm_aware: bool = False
+    reading: dict[str, Norm] = field(default_factory=dict)
+    writing: dict[str, Norm] = field(default_factory=dict)
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from cutaway.dictionaries.sound import check
+
+        check(self)
+
+    # --- what there is
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Every site that is read, in order."""
+        skipped = (read for read, _ in self.skip)
+        return tuple(dict.fromkeys([*(r for b in self.blocks for r in b.reads), *skipped]))
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """Every site that is written, in order."""
+        return tuple(dict.fromkeys(w for b in self.blocks for w in b.writes))
+
+    @property
+    def n_latents(self) -> int:
+        """Latents of all blocks together."""
+        return sum(b.n_latents for b in self.blocks)
+
+    @property
+    def starts(self) -> tuple[int, ...]:
+        """The number, among all latents, of each block's first one; the last entry is `n_latents`."""
+        return tuple(accumulate((b.n_latents for b in self.blocks), initial=0))
+
+    @property
+    def gate(self) -> AnyGate:
+        """The gate of a dictionary of one block.
+
+        Raises:
+            Refused: there are several blocks.
+        """
+        if len(self.gates) != 1:
+            raise Refused("dictionary.gate", f"there are {len(self.gates)} blocks", "use dictionary.gates")
+        return self.gates[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
+        return next(iter(self.b_dec.values())).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(iter(self.b_dec.values())).device
+
+    def width(self, site: str) -> int:
+        """The width of a site that is read or written."""
+        if site in self.b_dec:
+            return len(self.b_dec[site])
+        for weights in self.encoder:
+            if site in weights:
+                return weights[site].shape[1]
+        for (read, _), matrix in self.skip.items():
+            if read == site:
+                return matrix.shape[1]
+        close = nearest(site, [*self.reads, *self.writes])
+        raise Refused(f"site {site!r}", "the dictionary does not use it" + (f"; near: {close}" if close else ""),
+                      f"it reads {', '.join(self.reads)} and writes {', '.join(self.writes)}")  # fmt: skip
+
+    def place(self, latent: int) -> tuple[int, int]:
+        """The block of a latent, and its number within that block."""
+        if not 0 <= latent < self.n_latents:
+            raise Refused(f"latent {latent}", "there is no such latent", f"use 0 to {self.n_latents - 1}")
+        b = max(i for i, start in enumerate(self.starts[:-1]) if start <= latent)
+        return b, latent - self.starts[b]
+
+    def __repr__(self) -> str:
+        kinds = ", ".join(dict.fromkeys(type(g).__name__ for g in self.gates))
+        sites = f"{_listed(self.reads)} → {_listed(self.writes)}"
+        return f"Dictionary({sites}: {self.n_latents} latents in {len(self.blocks)} block(s), {kinds})"
+
+    # --- running
+
+    def forward(self, acts: Acts) -> Any:
+        """The reconstruction, with everything in it: decoder, biases, skips and normalisations.
+
+        `acts` is the activation of the one site that is read, or a mapping from sites to activations; leading axes
+        are kept, and heads may be flattened or not. A tensor gives a tensor where one site is written, everything
+        else a mapping from the sites written.
+        """
+        reads = self.read(acts)
+        out = self.write([self._encoded(b, reads) for b in range(len(self.blocks))], reads)
+        return out[self.writes[0]] if isinstance(acts, Tensor) and len(out) == 1 else out
+
+    def encode(self, acts: Acts) -> SparseCode:
+        """The code of activations; latents of several blocks follow each other (`starts`)."""
+        reads = self.read(acts)
+        return beside([self._encoded(b, reads) for b in range(len(self.blocks))])
+
+    def encode_block(self, block: int, acts: Acts) -> SparseCode:
+        """The code of one block; only what that block reads is needed."""
+        return self._encoded(block, self.read(acts, self.blocks[block].reads))
+
+    def pre_activations(self, block: int, acts: Acts) -> Float[Tensor, "token latent"]:
+        """What the gate of one block is given: π, or π n where gating is norm-aware."""
+        if isinstance(self.gates[block], MatchingPursuit):
+            raise Refused("pre-activations", "matching pursuit has none", "use encode")
+        return self._pre(block, self.read(acts, self.blocks[block].reads))
+
+    def decode(self, code: SparseCode, acts: Acts | None = None) -> Any:
+        """What a code stands for: a tensor where one site is written, else a mapping from the sites written.
+
+        `acts` are needed where the dictionary has a skip or measures every token: without them the reconstruction
+        would be incomplete.
+
+        Raises:
+            Refused: `acts` are needed and missing, or the code has other latents.
+        """
+        if code.n_latents != self.n_latents:
+            raise Refused("code", f"it has {code.n_latents} latents", f"this dictionary has {self.n_latents}")
+        if acts is None and (self.skip or any(n.per_token for n in self.writing.values())):
+            what = "a skip" if self.skip else "a normalisation that measures every token"
+            raise Refused("decode(code)", f"the dictionary has {what}", "give decode(code, acts), or use forward(acts)")
+        out = self.write(self.split(code), None if acts is None else self.read(acts))
+        return next(iter(out.values())) if len(out) == 1 and not isinstance(acts, Mapping) else out
+
+    def split(self, code: SparseCode) -> list[SparseCode]:
+        """One code for each block."""
+        if len(self.blocks) == 1:
+            return [code]
+        device = code.index.device
+        return [
+            code.select(torch.arange(a, z, device=device)) for a, z in zip(self.starts, self.starts[1:], strict=False)
+        ]
+
+    def read(self, acts: Acts, sites: Sequence[str] | None = None) -> dict[str, Read]:
+        """What the dictionary sees of the sites it reads, one row a token.
+
+        Raises:
+            Refused: a site is missing, or an activation has another width.
+        """
+        sites = self.reads if sites is None else sites
+        if isinstance(acts, Tensor):
+            if len(sites) != 1:
+                raise Refused("acts", f"{len(sites)} sites are read", f"give a mapping with {_listed(sites)}")
+            acts = {sites[0]: acts}
+        missing = [s for s in sites if s not in acts]
+        if missing:
+            raise Refused(f"acts of {_listed(tuple(acts))}", f"{missing[0]} is missing", "capture every site it reads")
+        return {s: self._read(s, acts[s]) for s in sites}
+
+    def write(
+        self, codes: Sequence[SparseCode], reads: Mapping[str, Read] | None, sites: Sequence[str] | None = None
+    ) -> dict[str, Tensor]:
+        """The sites written (all, or `sites`), from one code a block (of the blocks that write them) and the reads."""
+        out = {}
+        for site in self.writes if sites is None else sites:
+            y = self.b_dec[site].to(self._wide)
+            for b, block in enumerate(self.blocks):
+                if site in block.writes:
+                    y = y + codes[b].times(self.decoder[b][site].to(self._wide))
+            if reads is not None:
+                for (read, write), matrix in self.skip.items():
+                    if write == site:
+                        y = y + reads[read].x @ matrix.to(self._wide).T
+            out[site] = self._back(site, y, reads)
+        return out
+
+    # --- other forms of the same dictionary
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dictionary:
+        """The same dictionary on another device or in another dtype."""
+        from cutaway.dictionaries.forms import converted
+
+        return converted(self, lambda t: t.to(device, dtype), lambda g: moved(g, device, dtype))
+
+    def fold(self) -> Dictionary:
+        """The same map with every fixed normalisation and norm-aware gating folded into the weights.
+
+        Norm-aware latents change their unit: the folded value is f · n, and their decoder rows have norm one.
+        """
+        from cutaway.dictionaries.forms import folded
+
+        return folded(self)
+
+    def block(self, b: int) -> Dictionary:
+        """The dictionary of one block; b_dec and skips of the sites it writes go along."""
+        one = self.blocks[b]
+        return replace(
+            self, blocks=(one,), encoder=(self.encoder[b],), decoder=(self.decoder[b],), b_enc=(self.b_enc[b],),
+            b_dec={w: self.b_dec[w] for w in one.writes}, gates=(self.gates[b],),
+            skip={(r, w): m for (r, w), m in self.skip.items() if w in one.writes},
+            reading={s: n for s, n in self.reading.items() if s in one.reads},
+            writing={s: n for s, n in self.writing.items() if s in one.writes},
+        )  # fmt: skip
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by name, for files and hashes."""
+        out: dict[str, Tensor] = {}
+        for b in range(len(self.blocks)):
+            out |= {f"encoder.{b}.{site}": t for site, t in self.encoder[b].items()}
+            out |= {f"decoder.{b}.{site}": t for site, t in self.decoder[b].items()}
+            out[f"b_enc.{b}"] = self.b_enc[b]
+            out |= {f"gate.{b}.{n}": t for n, t in tensors_of(self.gates[b]).items()}
+        out |= {f"b_dec.{site}": t for site, t in self.b_dec.items()}
+        return out | {f"skip.{read}>{write}": t for (read, write), t in self.skip.items()}
+
+    def fingerprint(self) -> str:
+        """Hash of every tensor."""
+        return hash_tensors(self.tensors())
+
+    # --- steps
+
+    @property
+    def _wide(self) -> torch.dtype:
+        return torch.promote_types(self.dtype, torch.float32)
+
+    def _read(self, site: str, x: Tensor) -> Read:
+        width = self.width(site)
+        lead, size = x.ndim, 1
+        while lead > 0 and size < width:
+            lead, size = lead - 1, size * x.shape[lead - 1]
+        if size != width or lead == x.ndim:
+            raise Refused(f"acts of {site}", f"their shape is {tuple(x.shape)}", f"this dictionary reads {width} wide")
+        flat, measured = x.reshape(-1, width).to(self._wide), ()
+        if site in self.reading:
+            flat, measured = self.reading[site].into(flat)
+        return Read(flat, measured, tuple(x.shape[:lead]), tuple(x.shape))
+
+    def _encoded(self, b: int, reads: Mapping[str, Read]) -> SparseCode:
+        gate, sites = self.gates[b], self.blocks[b].reads
+        n = len(reads[sites[0]].x)
+        if any(len(reads[s].x) != n for s in sites):
+            sizes = ", ".join(f"{s}: {len(reads[s].x)}" for s in sites)
+            raise Refused("acts", f"their sites have different numbers of tokens ({sizes})", "give the same tokens")
+        step = n if gate.whole_batch or n == 0 else max(1, _CHUNK // self.blocks[b].n_latents)
+        if n <= step:
+            return self._chunk(b, reads)
+        parts = range(0, n, step)
+        return below([self._chunk(b, {s: Read(reads[s].x[i : i + step]) for s in sites}) for i in parts])
+
+    def _chunk(self, b: int, reads: Mapping[str, Read]) -> SparseCode:
+        gate = self.gates[b]
+        if isinstance(gate, MatchingPursuit):
+            site = self.blocks[b].reads[0]
+            x = reads[site].x - self.b_dec[site].to(self._wide) if self.subtract_b_dec else reads[site].x
+            return gate.pursue(x, self.decoder[b][site].to(self._wide))
+        code = gate.apply(self._pre(b, reads))
+        return code if not self.norm_aware else code.scaled(self._norms(b).reciprocal().nan_to_num(posinf=0.0))
+
+    def _pre(self, b: int, reads: Mapping[str, Read]) -> Float[Tensor, "token latent"]:
+        pre = self.b_enc[b].to(self._wide)
+        for site, weights in self.encoder[b].items():
+            x = reads[site].x
+            if self.subtract_b_dec:
+                x = x - self.b_dec[site].to(self._wide)
+            pre = pre + x @ weights.to(self._wide).T
+        return pre * self._norms(b) if self.norm_aware else pre
+
+    def _norms(self, b: int) -> Float[Tensor, "latent"]:
+        return decoder_norms(self.decoder[b]).to(self._wide)
+
+    def _back(self, site: str, y: Tensor, reads: Mapping[str, Read] | None) -> Tensor:
+        source = self.source(site) if reads is not None else None
+        if site in self.writing:
+            y = self.writing[site].back(y, reads[source].measured if reads is not None and source in reads else ())
+        if reads is None:
+            return y
+        if site in reads:
+            return y.reshape(reads[site].shape)
+        return y.reshape(*next(iter(reads.values())).lead, y.shape[-1])
+
+    def source(self, site: str) -> str | None:
+        """The read whose measured numbers take a written site back: itself, or the one its blocks read."""
+        reads = tuple(dict.fromkeys(r for b in self.blocks if site in b.writes for r in b.reads))
+        return site if site in reads else reads[0] if len(reads) == 1 else None
+
+
+def decoder_norms(decoder: Mapping[str, Tensor]) -> Float[Tensor, "latent"]:
+    """The norm of each latent's decoder rows, over all the sites written."""
+    squares = [t.to(torch.promote_types(t.dtype, torch.float32)).pow(2).sum(1) for t in decoder.values()]
+    return torch.stack(squares).sum(0).sqrt()
+
+
+def _listed(sites: Sequence[str]) -> str:
+    return ", ".join(sites) if len(sites) <= 3 else f"{sites[0]}, … {sites[-1]} ({len(sites)} sites)"

@@ -1,0 +1,91 @@
+"""Dictionaries on disk in the house's own format: one safetensors file, its header JSON."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.core.files import read_tensors, write_tensors
+from cutaway.core.refuse import Refused
+from cutaway.dictionaries.dictionary import Block, Dictionary
+from cutaway.dictionaries.gates import gate_of, numbers_of
+from cutaway.dictionaries.norms import NORMS, Norm
+
+KIND, VERSION = "dictionary", 1
+
+
+def save(dictionary: Dictionary, path: str | Path, dtype: torch.dtype | None = None) -> Path:
+    """Write a dictionary as one file, in another dtype if asked.
+
+    Raises:
+        Refused: the file cannot be written.
+    """
+    d = dictionary if dtype is None else dictionary.to(dtype=dtype)
+    header: dict[str, Any] = {
+        "kind": KIND, "version": VERSION,
+        "blocks": [{"n_latents": b.n_latents, "reads": b.reads, "writes": b.writes} for b in d.blocks],
+        "gates": [numbers_of(g) for g in d.gates],
+        "skip": [list(edge) for edge in d.skip],
+        "subtract_b_dec": d.subtract_b_dec, "norm_aware": d.norm_aware, "about": d.about,
+    }  # fmt: skip
+    tensors = d.tensors()
+    for name, norms in (("reading", d.reading), ("writing", d.writing)):
+        header[name] = {site: _numbers(n) for site, n in norms.items()}
+        for site, n in norms.items():
+            tensors |= {f"{name}.{site}.{k}": t for k, t in _parts(n).items() if isinstance(t, Tensor)}
+    return write_tensors(path, tensors, header)
+
+
+def open_dictionary(path: str | Path, dtype: torch.dtype | None = None) -> Dictionary:
+    """Read a dictionary that `save` wrote; weights in half precision become float32 unless `dtype` says otherwise.
+
+    Raises:
+        Refused: the file is missing, or holds something else.
+    """
+    tensors, header = read_tensors(path)
+    if header.get("kind") != KIND or header.get("version") != VERSION:
+        what = f"{header.get('kind')!r}, version {header.get('version')!r}"
+        raise Refused(f"file {str(path)!r}", f"it holds {what}", "dictionaries.load reads the other formats")
+    blocks = tuple(Block(b["n_latents"], tuple(b["reads"]), tuple(b["writes"])) for b in header["blocks"])
+    try:
+        d = Dictionary(
+            blocks,
+            tuple(_under(tensors, f"encoder.{b}.") for b in range(len(blocks))),
+            tuple(_under(tensors, f"decoder.{b}.") for b in range(len(blocks))),
+            tuple(tensors[f"b_enc.{b}"] for b in range(len(blocks))),
+            _under(tensors, "b_dec."),
+            tuple(gate_of(g, _under(tensors, f"gate.{b}.")) for b, g in enumerate(header["gates"])),
+            {(r, w): tensors[f"skip.{r}>{w}"] for r, w in header["skip"]},
+            header["subtract_b_dec"], header["norm_aware"],
+            _norms(tensors, header, "reading"), _norms(tensors, header, "writing"), header["about"],
+        )  # fmt: skip
+    except KeyError as missing:
+        raise Refused(f"file {str(path)!r}", f"{missing} is missing in it", "write it again") from missing
+    wanted = dtype or torch.promote_types(d.dtype, torch.float32)
+    return d if d.dtype == wanted else d.to(dtype=wanted)
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _parts(norm: Norm) -> dict[str, Any]:
+    return {f.name: getattr(norm, f.name) for f in fields(norm)}  # type: ignore[arg-type]
+
+
+def _numbers(norm: Norm) -> dict[str, Any]:
+    return {"kind": type(norm).__name__} | {k: v for k, v in _parts(norm).items() if not isinstance(v, Tensor)}
+
+
+def _norms(tensors: dict[str, Tensor], header: dict[str, Any], name: str) -> dict[str, Norm]:
+    out = {}
+    for site, numbers in header[name].items():
+        if numbers["kind"] not in NORMS:
+            raise Refused(f"normalisation {numbers['kind']!r}", "none has that name", f"use one of {', '.join(NORMS)}")
+        numbers_only = {k: v for k, v in numbers.items() if k != "kind"}
+        out[site] = NORMS[numbers["kind"]](**numbers_only, **_under(tensors, f"{name}.{site}."))
+    return out
