@@ -8,16 +8,23 @@ from cutaway.patching.ablate import (
     PositionAblation,
     ablate,
 )
-from cutaway.patching.activation import HeadEffects, PositionEffects, activation
+from cutaway.patching.activation import activation
 from cutaway.patching.attribution import attribution
-from cutaway.patching.attribution_star import HeadScores, PositionScores, attribution_star
+from cutaway.patching.attribution_star import HeadScores, NeuronScores, PositionScores, attribution_star
 from cutaway.patching.causal_trace import Trace, causal_trace
 from cutaway.patching.cross_model import CrossHeads, CrossPositions, cross_model
+from cutaway.patching.effects import (
+    HeadEffects,
+    HeadPositionEffects,
+    NeuronEffects,
+    NeuronPositionEffects,
+    NodeEffects,
+    PositionEffects,
+)
 from cutaway.patching.group import GroupEffect, group
 from cutaway.patching.interactions import Interactions, interactions
 from cutaway.patching.knockout import Knockouts, knockout
 from cutaway.patching.knockout_curve import KnockoutCurve, knockout_curve
-from cutaway.patching.linear import NodeEffects
 from cutaway.patching.path import PathEffects, path
 from cutaway.patching.relevance import relevance
 from cutaway.patching.self_repair import SelfRepair, self_repair
@@ -29,12 +36,16 @@ __all__ = [
     "HeadAblation",
     "HeadEffects",
     "HeadPositionAblation",
+    "HeadPositionEffects",
     "HeadScores",
     "Interactions",
     "KnockoutCurve",
     "Knockouts",
     "LayerAblation",
     "NeuronAblation",
+    "NeuronEffects",
+    "NeuronPositionEffects",
+    "NeuronScores",
     "NodeEffects",
     "PathEffects",
     "PositionAblation",

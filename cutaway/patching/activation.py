@@ -6,86 +6,73 @@ bring the answer back. In `noise`, the clean prompt runs with one activation fro
 
 * `effect` = metric(patched) − metric(unpatched), mean over prompts, in the metric's unit; positive means more answer.
   `recovered` = mean effect / mean(clean − corrupt): 1 is all of the difference, and `noise` makes it negative.
-* A stream site (`resid_pre`, `attn_out`, `mlp_out` …) is patched at one layer and position: [layer, position]. A head
-  site (`z`, `q`, `pattern` …) at one layer and head, at all positions at once: [layer, head].
+* `site` is a pattern. A stream site (`resid_pre`, `attn_out`, `mlp_out` …) is patched at one layer and position:
+  [layer, position]. A site with heads or neurons (`z`, `q`, `pattern`, `mlp_post` …) at one layer and unit, at all
+  positions at once: [layer, head], [layer, neuron]. `by` cuts such a site by position or by both: [layer, head,
+  position]. `z.5` is one layer; a pattern that names units or positions itself (`z.*.3`, `mlp_post.2.17@-1`), or
+  several patterns with commas, give a list: [node].
+* `window`: attn_out and mlp_out in the layers [l − w // 2, l − w // 2 + w) together, beside layer l alone (`single`).
+* `metrics`: further metrics of the same runs [metric, …], each in its own unit, with interval and null.
 * `interval`: bootstrap over prompts. Control (`null`): the same place receives, instead of the other run's value, a
-  step of the same length in a random direction.
-* Known failures: single patches miss redundant components, and denoising overstates a place that everything passes.
+  step of the same length in a random direction (of a neuron: of random sign).
+* Known failures: single patches miss redundant components; denoising overstates a place that everything passes;
+  windows restore more than single layers add up to.
 * Equivalences (tests): patching `resid_pre` of layer 0 at every changed position at once gives the other run; with
-  `resid_post` at the last layer and position the recovery is 1.
-* Cost: one forward a cell and sample, from the patched layer on.
+  `resid_post` at the last layer and position the recovery is 1; a window of 1 is the single layer.
+* Cost: one forward a cell and sample, from the patched layer on. Prompts go in parts of a bounded size, so that memory
+  does not grow with their number.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
-from cutaway.core.result import Result
-from cutaway.core.sites import site as site_row
 from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
-from cutaway.models.capture import Activations
 from cutaway.models.edits import Edit, Replace
 from cutaway.models.executor import sweep
 from cutaway.models.model import Model
-from cutaway.models.tokens import Tokens
-from cutaway.patching.exchange import Direction, exchange, measured
-from cutaway.patching.places import position_names, positions
+from cutaway.patching.baseline import RandomStep
+from cutaway.patching.cells import By, Cells, cells, named, several, window_of
+from cutaway.patching.effects import (
+    BY_AXES,
+    HeadEffects,
+    HeadPositionEffects,
+    NeuronEffects,
+    NeuronPositionEffects,
+    NodeEffects,
+    PositionEffects,
+)
+from cutaway.patching.exchange import Direction, Exchange, between, difference, measured, notes
+from cutaway.patching.places import positions
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
 
-_STREAM = "batch position d_model"
+_WINDOWED = ("attn_out", "mlp_out")
+_PART_BYTES = 1 << 28  # of both runs' activations at the exchanged sites
 
 
-@dataclass(frozen=True, kw_only=True)
-class PositionEffects(Result, kind="position_effects"):
-    """Effect of patching one stream site at one layer and position.
+@dataclass(frozen=True)
+class Run:
+    """One part of the prompts: effects of the cells, of the cells alone [cell prompt metric], and of chance."""
 
-    Where `effect` is an estimate, `exact` holds the audited places (NaN elsewhere), and `agreement` says how well the
-    estimate agrees with them.
-    """
-
-    effect: Float[Tensor, "layer position"]
-    interval: Float[Tensor, "layer position bound"]
-    null: Float[Tensor, "layer position sample"]
-    recovered: Float[Tensor, "layer position"]
-    clean: Float[Tensor, "prompt"]
-    corrupt: Float[Tensor, "prompt"]
-    exact: Float[Tensor, "layer position"] | None = None
-    agreement: Float[Tensor, "statistic"] | None = None
-    agreement_interval: Float[Tensor, "statistic bound"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadEffects(Result, kind="head_effects"):
-    """Effect of patching one head site at one layer and head, at all positions at once.
-
-    Where `effect` is an estimate, `exact` holds the audited places (NaN elsewhere), and `agreement` says how well the
-    estimate agrees with them.
-    """
-
-    effect: Float[Tensor, "layer head"]
-    interval: Float[Tensor, "layer head bound"]
-    null: Float[Tensor, "layer head sample"]
-    recovered: Float[Tensor, "layer head"]
-    clean: Float[Tensor, "prompt"]
-    corrupt: Float[Tensor, "prompt"]
-    exact: Float[Tensor, "layer head"] | None = None
-    agreement: Float[Tensor, "statistic"] | None = None
-    agreement_interval: Float[Tensor, "statistic bound"] | None = None
+    x: Exchange
+    real: Tensor
+    alone: Tensor
+    null: Tensor  # [sample cell prompt metric]
 
 
 @method(
     answers="Which places carry the difference between the clean and the corrupt prompt?",
     paper="Zhang & Nanda 2024, arXiv:2309.16042; Meng et al. 2022, arXiv:2202.05262",
-    cost="prompts * (5 + (1 + samples) * layer * (position + head)) * F",
+    cost="prompts * (9 + (2 + samples) * max(node, layer * max(position, 1) * max(head, neuron, 1))) * F",
     control="random_direction",
 )
 def activation(
@@ -94,49 +81,132 @@ def activation(
     /,
     *,
     site: str = "resid_pre",
+    by: By = "auto",
     direction: Direction = "denoise",
+    window: int = 1,
+    metrics: str = "",
     samples: int = 4,
     seed: int = 0,
-) -> PositionEffects | HeadEffects:
+) -> PositionEffects | HeadEffects | NeuronEffects | HeadPositionEffects | NeuronPositionEffects | NodeEffects:
     """Exchange one activation at a time between the clean and the corrupt run.
 
     Args:
-        site: a stream site (patched by layer and position) or a head site (by layer and head).
+        site: a pattern such as resid_pre, z, z.5 or mlp_post.2.17@-1, or several with commas.
+        by: cut a site by position, by unit (head or neuron), or by both; auto takes units where there are any.
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
+        window: how many layers are patched together, centred on each (attn_out and mlp_out only).
+        metrics: further metrics to read in the same runs, with commas (logit_diff, log_prob, prob, kl, rank …).
         samples: how many random steps of equal length make the null of each place.
         seed: of the random steps and of the bootstrap.
 
     Raises:
-        Refused: a site that is neither, or a corruption that does not change the metric.
+        Refused: a place that cannot be exchanged, or a corruption that does not change the metric.
     """
-    row = site_row(site)
-    by_head = row.head_axis is not None
-    if row.scope != "layer" or (not by_head and row.axes != _STREAM):
-        why = f"its axes are {row.axes}" if row.scope == "layer" else "it has no layers"
-        raise Refused(f"patching site {site!r}", why, "use a stream site such as resid_pre, or a head site such as z")
-    x = exchange(model, task, site, direction)
-    places = _heads(model, x.own, site) if by_head else _cells(x.target, x.own, site)
-    real, null = _variants(x.own, x.donor, places, samples, seed)
-    effects = (sweep(model, x.target, [*real, *null], measured(x.bound)) - x.baseline).float().cpu()
-    layers, second = x.own.layers(site), len(places) // len(x.own.layers(site))
-    each = effects[: len(real)].reshape(len(layers), second, -1)
-    mean, unit = each.mean(-1), x.bound.unit
-    names = _head_names(model, x.own, site) if by_head else position_names(x.bound.clean)
-    return (HeadEffects if by_head else PositionEffects)(
-        effect=mean,
-        interval=bootstrap_mean(each.movedim(-1, 0), seed=seed),
-        null=effects[len(real) :].mean(-1).reshape(samples, len(layers), second).movedim(0, -1),
-        recovered=mean / x.gap,
-        clean=x.clean.cpu(),
-        corrupt=x.corrupt.cpu(),
-        labels={"layer": layers, "head" if by_head else "position": names, "bound": BOUNDS},
-        units={"effect": unit, "interval": unit, "null": unit, "recovered": "share of clean − corrupt"},
-        record=x.notes() | ({} if by_head else {"changed positions": _changed(x.bound)}),
+    if window < 1 or (window > 1 and site.split(".")[0] not in _WINDOWED):
+        why = "nothing would be patched" if window < 1 else "a window is for what the sublayers write"
+        raise Refused(f"activation(window={window}) of {site!r}", why, "use window=1, or site='attn_out' or 'mlp_out'")
+    bound = task.bind(model)
+    grid = cells(model, bound.clean, site, by) if "," not in site else None
+    if grid is None and (by != "auto" or window > 1):
+        why = "the pattern names its places itself"
+        raise Refused(f"activation(site={site!r}, by={by!r}, window={window})", why, "leave out by= and window=")
+    places = grid.addresses() if grid is not None else _named_places(model, bound, site)
+    wide = [[a] for a in places] if grid is None or window == 1 else _windows(grid, window)
+    alone = [[a] for a in places] if window > 1 else []
+    read = [bound, *(bound.measured_by(name, model) for name in several(metrics) if name)]
+    parts = [[b.rows(rows) for b in read] for rows in _parts(model, bound, places)]
+    both = [[b.metric(model.run_last(t)).float() for t in (b.clean, b.corrupt)] for b, *_ in parts]
+    difference(task, *(torch.cat(values) for values in zip(*both, strict=True)))
+    chance = generator(seed)
+    runs = [_run(model, part, task.corruption, wide, alone, direction, samples, chance) for part in parts]
+    return _result(task, read, runs, grid, places, seed)
+
+
+def _named_places(model: Model, bound: Bound, site: str) -> list[Address]:
+    """The cells of several patterns, or of one that names its units or positions."""
+    found: list[Address] = []
+    for pattern in several(site):
+        grid = cells(model, bound.clean, pattern)
+        found += model.places(pattern) if grid is None else grid.addresses()
+    return list(dict.fromkeys(found))
+
+
+def _windows(grid: Cells, window: int) -> list[list[Address]]:
+    """For every cell, its place in the layers around it."""
+    return [[replace(a, layer=i) for i in window_of(a.layer or 0, window, grid.layers)] for a in grid.addresses()]
+
+
+def _parts(model: Model, bound: Bound, places: Sequence[Address]) -> list[list[int]]:
+    """The prompts in parts whose activations fit the bound on memory."""
+    s, sites, length = model.shape, {a.place for a in places}, bound.clean.ids.shape[1]
+    widths = {"neuron": s.d_mlp, "head": s.n_heads * s.d_head, "k_pos": s.n_heads * length}
+    one = sum(max([s.d_model, *(w for n, w in widths.items() if n in a.row.axes.split())]) for a in sites)
+    size = max(1, _PART_BYTES // (8 * length * one))
+    return [list(range(at, min(at + size, len(bound)))) for at in range(0, len(bound), size)]
+
+
+def _run(
+    model: Model,
+    read: Sequence[Bound],
+    corruption: str,
+    wide: Sequence[Sequence[Address]],
+    alone: Sequence[Sequence[Address]],
+    direction: Direction,
+    samples: int,
+    chance: torch.Generator,
+) -> Run:
+    """Exchange every cell in one part of the prompts."""
+    sites = list(dict.fromkeys(a.place for places in wide for a in places))
+    x = between(model, read[0], sites, direction, corruption)
+    real: list[list[Edit]] = [[Replace(a, x.donor[str(a)]) for a in places] for places in [*wide, *alone]]
+    seeds = torch.randint(1 << 62, (samples, len(wide), max(map(len, wide))), generator=chance).tolist()
+    null = [
+        [RandomStep(a, x.own[str(a)], x.donor[str(a)], n) for a, n in zip(places, drawn, strict=False)]
+        for each in seeds
+        for places, drawn in zip(wide, each, strict=True)
+    ]
+    measures = [measured(b) for b in read]
+    rows = torch.arange(len(read[0]))
+
+    def measure(logits: Tensor, prompt: Tensor) -> Tensor:
+        return torch.stack([m(logits, prompt) for m in measures], dim=-1).float()
+
+    base = x.baseline[:, None] if len(read) == 1 else measure(model.run_last(x.target), rows)
+    effects = (sweep(model, x.target, [*real, *null], measure) - base).float().cpu()
+    return Run(x, effects[: len(wide)], effects[len(wide) : len(real)],
+               effects[len(real) :].unflatten(0, (samples, len(wide))))  # fmt: skip
+
+
+def _result(
+    task: Task, read: Sequence[Bound], runs: Sequence[Run], grid: Cells | None, places: Sequence[Address], seed: int
+) -> Any:
+    bound = read[0]
+    clean, corrupt = (torch.cat([getattr(r.x, n) for r in runs]).cpu() for n in ("clean", "corrupt"))
+    each, alone = (torch.cat([getattr(r, n) for r in runs], dim=1).movedim(-1, 0) for n in ("real", "alone"))
+    null = torch.cat([r.null for r in runs], dim=2).mean(2).movedim(0, -1).movedim(1, 0)  # [metric cell sample]
+    shape = grid.shape if grid is not None else (len(places),)
+    spread = [bootstrap_mean(e.T, seed=seed).unflatten(0, shape) for e in each]
+    mean, null = each.mean(-1).unflatten(1, shape), null.unflatten(1, shape)
+    found = {"effect": mean[0], "interval": spread[0], "null": null[0]}
+    if len(alone[0]):
+        found["single"] = alone[0].mean(-1).unflatten(0, shape)
+        found["single_interval"] = bootstrap_mean(alone[0].T, seed=seed).unflatten(0, shape)
+    units = dict.fromkeys(found, bound.unit) | {"recovered": "share of clean − corrupt"}
+    gap = float((clean - corrupt).mean())
+    labels: dict[str, list[Any]] = grid.labels() if grid is not None else {"node": named(places, bound.clean)}
+    if len(read) > 1:
+        found |= {"metrics": mean[1:], "metrics_interval": torch.stack(spread[1:]), "metrics_null": null[1:]}
+        labels["metric"] = [f"{b.row.name} ({b.unit})" for b in read[1:]]
+    changed = {"changed positions": _changed(bound)} if grid is None or grid.place else {}
+    return BY_AXES[grid.axes if grid is not None else ("node",)](
+        **{n: t.clone() for n, t in found.items()},
+        recovered=mean[0] / gap,
+        clean=clean,
+        corrupt=corrupt,
+        labels=labels | {"bound": BOUNDS},
+        units=units,
+        record=notes(bound, task.corruption, gap) | changed,
     )
-
-
-def _cells(tokens: Tokens, acts: Activations, site: str) -> list[Address]:
-    return [Address(site, i, None, p) for i in acts.layers(site) for p in positions(tokens)]
 
 
 def _changed(bound: Bound) -> list[int]:
@@ -144,32 +214,3 @@ def _changed(bound: Bound) -> list[int]:
     rows = range(len(bound))
     pairs = [(bound.clean.row(i).ids[0], bound.corrupt.row(i).ids[0]) for i in rows]
     return [n for n, p in enumerate(positions(bound.clean)) if any(bool(a[p] != b[p]) for a, b in pairs)]
-
-
-def _heads(model: Model, acts: Activations, site: str) -> list[Address]:
-    return [Address(site, i, h) for i in acts.layers(site) for h in range(_count(model, site))]
-
-
-def _head_names(model: Model, acts: Activations, site: str) -> list[str]:
-    prefix = "kv " if site_row(site).head_axis == "kv_head" else ""
-    return [f"{prefix}{h}" for h in range(_count(model, site))]
-
-
-def _count(model: Model, site: str) -> int:
-    return model.sizes()[str(site_row(site).head_axis)]
-
-
-def _variants(
-    own: Activations, other: Activations, places: Sequence[Address], samples: int, seed: int
-) -> tuple[list[list[Edit]], list[list[Edit]]]:
-    """One edit a place with the other run's value, and `samples` times one with a random step of equal length."""
-    g = generator(seed)
-    real: list[list[Edit]] = [[Replace(a, other[str(a)])] for a in places]
-    null: list[list[Edit]] = []
-    for _ in range(samples):
-        for a in places:
-            old, step = own[str(a)], other[str(a)].float() - own[str(a)].float()
-            noise = torch.randn(step.shape, generator=g).to(step.device)
-            noise *= step.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)
-            null.append([Replace(a, old + noise.to(old.dtype))])
-    return real, null

@@ -21,9 +21,10 @@ from __future__ import annotations
 
 from cutaway.core.method import method
 from cutaway.models.model import Model
-from cutaway.patching.activation import HeadEffects, PositionEffects
+from cutaway.patching.cells import several
+from cutaway.patching.effects import HeadEffects, NeuronEffects, NodeEffects, PositionEffects
 from cutaway.patching.exchange import Direction
-from cutaway.patching.linear import NodeEffects, effects, several, slopes
+from cutaway.patching.linear import effects, slopes
 from cutaway.tasks.task import Task
 
 
@@ -43,11 +44,11 @@ def attribution(
     audit: int = 24,
     samples: int = 4,
     seed: int = 0,
-) -> HeadEffects | PositionEffects | NodeEffects:
+) -> HeadEffects | PositionEffects | NeuronEffects | NodeEffects:
     """Estimate the effect of exchanging each activation between the clean and the corrupt run.
 
     Args:
-        site: a head site (by layer and head), a stream site (by layer and position), or several, with commas.
+        site: a head or neuron site (by layer and unit), a stream site (by layer and position), or several, with commas.
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         audit: at how many places the exact effect is measured beside the estimate.
         samples: how many random steps of equal length make the null of each place.

@@ -39,8 +39,9 @@ from cutaway.models.capture import Activations
 from cutaway.models.edits import Replace
 from cutaway.models.model import Model
 from cutaway.patching.audit import STATISTICS, Audit, agreement, rounding
+from cutaway.patching.cells import Cells
 from cutaway.patching.exchange import Direction, Exchange
-from cutaway.patching.linear import Nodes, audited, estimate, notes, random_donor, random_estimate, slopes
+from cutaway.patching.linear import audited, estimate, notes, random_donor, random_estimate, slopes, sums
 from cutaway.tasks.task import Task
 
 _FIXED = ("q", "k")
@@ -80,6 +81,27 @@ class PositionScores(Result, kind="position_scores"):
     agreement_interval: Float[Tensor, "statistic bound"] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class NeuronScores(Result, kind="neuron_scores"):
+    """Estimated effect and ranking score of every neuron; `exact` is NaN where nothing was audited."""
+
+    effect: Float[Tensor, "layer neuron"]
+    score: Float[Tensor, "layer neuron"]
+    interval: Float[Tensor, "layer neuron bound"]
+    null: Float[Tensor, "layer neuron sample"]
+    recovered: Float[Tensor, "layer neuron"]
+    clean: Float[Tensor, "prompt"]
+    corrupt: Float[Tensor, "prompt"]
+    exact: Float[Tensor, "layer neuron"] | None = None
+    agreement: Float[Tensor, "statistic"] | None = None
+    agreement_interval: Float[Tensor, "statistic bound"] | None = None
+
+
+_BY_AXES: dict[tuple[str, ...], type[HeadScores | PositionScores | NeuronScores]] = {
+    c.axes()["effect"]: c for c in (HeadScores, PositionScores, NeuronScores)
+}
+
+
 @method(
     answers="Which places does attribution patching miss, because attention is saturated or effects cancel?",
     paper="Kramár et al. 2024, arXiv:2403.00745",
@@ -96,7 +118,7 @@ def attribution_star(
     audit: int = 24,
     samples: int = 4,
     seed: int = 0,
-) -> HeadScores | PositionScores:
+) -> HeadScores | PositionScores | NeuronScores:
     """Estimate effects with exact attention and without cancellation between layers.
 
     Args:
@@ -122,8 +144,7 @@ def attribution_star(
         null = random_estimate(n, x.own, x.donor, found[0], samples, seed)
     mean, score = each.mean(-1), _score(n, each, torch.stack(dropped))
     done = audited(model, x, n.addresses(), mean.flatten(), audit, score.flatten())
-    kind = PositionScores if n.head_axis is None else HeadScores
-    return kind(
+    return _BY_AXES[n.axes](
         effect=mean,
         score=score,
         interval=bootstrap_mean(each.movedim(-1, 0), seed=seed),
@@ -131,8 +152,7 @@ def attribution_star(
         recovered=mean / x.gap,
         clean=x.clean.cpu(),
         corrupt=x.corrupt.cpu(),
-        labels={"layer": list(n.layers), n.second: list(n.names), "bound": BOUNDS}
-        | ({"statistic": _STATISTICS} if done else {}),
+        labels=n.labels() | {"bound": BOUNDS} | ({"statistic": _STATISTICS} if done else {}),
         units=dict.fromkeys(["effect", "score", "interval", "null", *(["exact"] if done else [])], x.bound.unit)
         | {"recovered": "share of clean − corrupt"},
         record=notes(x, done, mean.numel()) | {"QK-fix": fixed},
@@ -140,7 +160,7 @@ def attribution_star(
     )
 
 
-def _moved(model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor]) -> list[Tensor]:
+def _moved(model: Model, x: Exchange, n: Cells, donor: Mapping[str, Tensor]) -> list[Tensor]:
     """By how much every layer's pattern changes with the donor's queries or keys, and nothing else changed."""
     layers = [str(Address("resid_pre", i)) for i in n.layers]
     places = [str(Address(n.site, i)) for i in n.layers]
@@ -150,15 +170,15 @@ def _moved(model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor]) -> 
     return [new[a].float() - x.own[a].float() for a in map(str, there)]
 
 
-def _behind(n: Nodes, moved: list[Tensor], slope: Activations) -> Float[Tensor, "layer head prompt"]:
+def _behind(n: Cells, moved: list[Tensor], slope: Activations) -> Float[Tensor, "layer head prompt"]:
     """Effects of changed patterns, linear from the pattern on; a key's counts for all heads that share it."""
     products = [slope[str(Address("pattern", i))].float() * step for i, step in zip(n.layers, moved, strict=True)]
-    each = replace(n, site="pattern", head_axis=1).sums(products).cpu()
-    return each.unflatten(1, (len(n.names), -1)).sum(2)
+    each = sums(replace(n, site="pattern"), products).cpu()
+    return each.unflatten(1, (n.shape[1], -1)).sum(2)
 
 
 def _null(
-    model: Model, x: Exchange, n: Nodes, slope: Activations, samples: int, seed: int
+    model: Model, x: Exchange, n: Cells, slope: Activations, samples: int, seed: int
 ) -> Float[Tensor, "layer head sample"]:
     chance, out, places = generator(seed), [], [str(Address(n.site, i)) for i in n.layers]
     for _ in range(samples):
@@ -168,7 +188,7 @@ def _null(
 
 
 def _score(
-    n: Nodes, each: Float[Tensor, "layer second prompt"], dropped: Float[Tensor, "drop layer second prompt"]
+    n: Cells, each: Float[Tensor, "layer second prompt"], dropped: Float[Tensor, "drop layer second prompt"]
 ) -> Float[Tensor, "layer second"]:
     """Mean |effect| over the dropped layers; a place inside a layer's attention or MLP has none if that is dropped."""
     drops, layers = torch.arange(len(dropped)), torch.tensor(n.layers)
@@ -177,7 +197,7 @@ def _score(
     return torch.where(counts.any(0)[:, None, None], total, each.abs()).mean(-1)
 
 
-def _checked(n: Nodes, done: Audit | None, score: Float[Tensor, "node"], least: float) -> dict[str, Any]:
+def _checked(n: Cells, done: Audit | None, score: Float[Tensor, "node"], least: float) -> dict[str, Any]:
     if done is None:
         return {}
     chosen = list(done.chosen)

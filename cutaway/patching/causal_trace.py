@@ -27,7 +27,7 @@ recommend as the default. The prompt runs corrupted, one state takes its clean v
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,6 +47,7 @@ from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.patching.answer import subject_or_changed, with_probability
 from cutaway.patching.baseline import RandomStep
+from cutaway.patching.cells import window_of
 from cutaway.patching.places import position_names, positions
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
@@ -164,12 +165,6 @@ def corrupted(model: Model, bound: Bound, corruption: str, draws: int, seed: int
         noises.append(noise.to(x.device))
     said = f"noise of {SIGMAS:g} × σ = {SIGMAS * sigma:.3g} on the embeddings of {says}; {draws} draws"
     return Corrupted(bound.clean, [[Add("embed", noise)] for noise in noises], said)
-
-
-def window_of(layer: int, window: int, layers: Iterable[int]) -> list[int]:
-    """The layers restored together around one: [l − w // 2, l − w // 2 + w), as far as there are any."""
-    low = layer - window // 2
-    return [i for i in layers if low <= i < low + window]
 
 
 def _trace(model: Model, bound: Bound, run: Corrupted, site: str, window: int, samples: int, seed: int) -> Traced:

@@ -42,12 +42,13 @@ class Exchange:
 
     def notes(self) -> dict[str, Any]:
         """What the record of a patching result says beyond its options."""
-        notes: dict[str, Any] = {
-            "corruption": self.corruption,
-            "clean − corrupt": self.gap,
-            "sign": "positive is more answer",
-        }
-        return notes | ({} if len(self.bound) > 1 else {"no_interval": "one pair of prompts"})
+        return notes(self.bound, self.corruption, self.gap)
+
+
+def notes(bound: Bound, corruption: str, gap: float) -> dict[str, Any]:
+    """What the record of a patching result says beyond its options."""
+    said: dict[str, Any] = {"corruption": corruption, "clean − corrupt": gap, "sign": "positive is more answer"}
+    return said | ({} if len(bound) > 1 else {"no_interval": "one pair of prompts"})
 
 
 def exchange(model: Model, task: Task, site: str, direction: Direction) -> Exchange:
@@ -56,12 +57,19 @@ def exchange(model: Model, task: Task, site: str, direction: Direction) -> Excha
     Raises:
         Refused: the corruption does not change the metric, so that nothing can be brought back.
     """
-    bound = task.bind(model)
-    (clean, first), (corrupt, second) = (run(model, t, site, bound) for t in (bound.clean, bound.corrupt))
-    gap = difference(task, clean, corrupt)
-    denoise = direction == "denoise"
+    x = between(model, task.bind(model), site, direction, task.corruption)
+    difference(task, x.clean, x.corrupt)
+    return x
+
+
+def between(
+    model: Model, bound: Bound, sites: str | Sequence[str | Address], direction: Direction, corruption: str
+) -> Exchange:
+    """Run clean and corrupt prompts and capture some sites of both, whatever their difference is."""
+    (clean, first), (corrupt, second) = (run(model, t, sites, bound) for t in (bound.clean, bound.corrupt))
+    gap, denoise = float((clean - corrupt).mean()), direction == "denoise"
     target, own, donor = (bound.corrupt, second, first) if denoise else (bound.clean, first, second)
-    return Exchange(bound, target, own, donor, clean, corrupt, corrupt if denoise else clean, gap, task.corruption)
+    return Exchange(bound, target, own, donor, clean, corrupt, corrupt if denoise else clean, gap, corruption)
 
 
 def run(

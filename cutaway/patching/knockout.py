@@ -42,7 +42,7 @@ from cutaway.models.executor import sweep
 from cutaway.models.model import Model
 from cutaway.models.weights import matrix
 from cutaway.patching.answer import subject_or_changed, with_probability
-from cutaway.patching.causal_trace import window_of
+from cutaway.patching.cells import window_of
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.metrics import metric
 from cutaway.tasks.task import Task

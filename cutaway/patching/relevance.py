@@ -26,9 +26,10 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.models.backward import Attention
 from cutaway.models.model import Model
-from cutaway.patching.activation import HeadEffects, PositionEffects
+from cutaway.patching.cells import several
+from cutaway.patching.effects import HeadEffects, NeuronEffects, NodeEffects, PositionEffects
 from cutaway.patching.exchange import Direction
-from cutaway.patching.linear import NodeEffects, effects, several, slopes
+from cutaway.patching.linear import effects, slopes
 from cutaway.tasks.task import Task
 
 _BEHIND = {"q", "k", "scores", "pattern"}  # sites that act through the pattern only
@@ -51,11 +52,11 @@ def relevance(
     audit: int = 24,
     samples: int = 4,
     seed: int = 0,
-) -> HeadEffects | PositionEffects | NodeEffects:
+) -> HeadEffects | PositionEffects | NeuronEffects | NodeEffects:
     """Estimate the effect of exchanging each activation, by relevance instead of gradients.
 
     Args:
-        site: a head site (by layer and head), a stream site (by layer and position), or several, with commas.
+        site: a head or neuron site (by layer and unit), a stream site (by layer and position), or several, with commas.
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         attention: the rule for attention: gradient (none), constant patterns, or half for each factor of its products.
         audit: at how many places the exact effect is measured beside the estimate.

@@ -16,7 +16,7 @@ from cutaway.core.refuse import Refused
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.tasks.answers import check_predicts, next_tokens, single_tokens, token_rows
-from cutaway.tasks.metrics import Metric
+from cutaway.tasks.metrics import Metric, metric
 from cutaway.tasks.pair import Pair
 
 SPANS = ("changed", "subject", "last")
@@ -52,6 +52,16 @@ class Bound:
     def metric(self) -> Callable[[Tensor], Tensor]:
         """The metric of these prompts: logits [batch token] at the last real token → values [batch]."""
         return partial(self.row, answers=self._ids("answer"), foils=self._ids("foil"), reference=self.reference)
+
+    def measured_by(self, name: str, model: Model) -> Bound:
+        """The same prompts under another metric.
+
+        Raises:
+            Refused: no metric has that name.
+        """
+        row = metric(name)
+        needed = row.needs_reference and self.reference is None
+        return replace(self, row=row, reference=model.run_last(self.clean) if needed else self.reference)
 
     @property
     def changed(self) -> Bool[Tensor, "batch position"]:

@@ -69,7 +69,11 @@ def found(name: str, kind: str, **options: Any) -> Result:
 #: calls in which an option can be used that no call with it alone can
 TOGETHER: dict[str, list[dict[str, Any]]] = {
     "patching.ablate": [{"site": "mlp_out", "each_position": True}],
-}
+    "patching.activation": [
+        {"site": "z", "by": "unit"}, {"site": "z", "by": "both", "metrics": "prob"}, {"site": "mlp_out", "window": 1},
+        {"site": "mlp_post", "by": "auto"}, {"site": "z.1.2, resid_pre.1@-1"},
+    ],
+}  # fmt: skip
 
 
 def variants(row: Method) -> Iterator[dict[str, Any]]:
@@ -378,7 +382,7 @@ def test_wrong_options_are_refused(name):
 
 
 @pytest.mark.parametrize("name", [n for n, r in ROWS.items() if "site" in {o.name for o in r.options}])
-@pytest.mark.parametrize("site", ["nonsense", "", "z.0", "embed", "logits", "ln1.scale", "final.scale", "router"])
+@pytest.mark.parametrize("site", ["nonsense", "", "z.99", "embed", "logits", "ln1.scale", "final.scale", "router"])
 def test_a_wrong_site_is_refused(name, site):
     with pytest.raises(Refused) as refusal:
         ROWS[name].function(*given(name, "llama"), site=site)

@@ -147,7 +147,24 @@ def test_miniworld_heads_stand_out_from_random_steps():
     assert (result.effect.abs() > result.null.abs().amax(-1)).any()
 
 
-@pytest.mark.parametrize("site", ["z,nonsense", "z,,q", "mlp_post", "z,embed"])
+@pytest.mark.parametrize("site", ["z,nonsense", "z,,q", "mlp_post.1.3", "z,embed"])
 def test_a_wrong_site_among_several_is_refused(site):
     with pytest.raises(Refused):
         attribution(subjects.random_llama(), subjects.llama_task(1), site=site)
+
+
+def test_neurons_by_hand():
+    """Slope times difference, summed over positions, neuron by neuron; the control has the difference's size."""
+    model, task = subjects.family("llama_gqa"), subjects.numbered_task()
+    got = attribution(model, task, site="mlp_post", audit=6, samples=2)
+    bound = task.bind(model)
+    _, slope, own = model.gradients(bound.corrupt, "mlp_post.1", bound.metric)
+    step = model.capture(bound.clean, "mlp_post.1")["mlp_post.1"] - own["mlp_post.1"]
+    products = slope["mlp_post.1"] * step
+    torch.testing.assert_close(got.effect[1], products.sum(1).mean(0), atol=1e-6, rtol=1e-4)
+    at = int(products.abs().sum((0, 1)).argmax())
+    assert float(got.null[1, at].abs().max()) <= float(products[:, :, at].abs().sum(1).mean()) * (1 + 1e-5)
+    exact = activation(model, task, site="mlp_post", samples=1).effect
+    there = got.exact.isfinite()
+    assert int(there.sum()) == 6
+    torch.testing.assert_close(got.exact[there], exact[there], atol=1e-5, rtol=1e-4)

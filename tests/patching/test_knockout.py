@@ -12,7 +12,7 @@ import torch
 import cutaway as ca
 from cutaway.core.refuse import Refused
 from cutaway.patching import knockout
-from cutaway.patching.causal_trace import window_of
+from cutaway.patching.cells import window_of
 from cutaway.patching.knockout import SOURCES, _random, extraction, source_groups
 from cutaway.tasks.task import Task
 from tests.conformance.subjects import llama_task, miniworld, random_llama, told, uneven_task
