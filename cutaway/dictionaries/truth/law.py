@@ -30,9 +30,9 @@ REACH = 2.2  # standard deviations of own noise beyond which a rare feature is a
 class Law:
     """How features fire together, as data.
 
-    `probability` is that of firing before the forest has its say. `parent` is −1 at the top. `factor` gives the Gaussian
-    correlation of features i ≠ j as factor_i · factor_j; without it they are independent. `uniform` magnitudes lie
-    between 0 and 2·mean instead.
+    `probability` is that of firing before the forest has its say. `parent` is −1 at the top. `factor` gives the
+    Gaussian correlation of features i ≠ j as factor_i · factor_j; without it they are independent. `uniform` magnitudes
+    lie between 0 and 2·mean instead.
     """
 
     probability: Float[Tensor, "feature"]

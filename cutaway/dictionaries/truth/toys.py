@@ -26,8 +26,8 @@ from cutaway.dictionaries.truth.truth import Truth
 def absorption(*, d: int = 50, parent: float = 0.25, child: float = 0.2, others: int = 2, seed: int = 0) -> Truth:
     """A parent (feature 0), its child (feature 1, firing on `child` of all tokens), and unrelated others, orthogonal.
 
-    All magnitudes are 1. The true features are as sparse as they can be told apart, yet a dictionary with the directions
-    (parent + child, parent) has a smaller L0 than the truth: that is why absorption happens.
+    All magnitudes are 1. A dictionary with the directions (parent + child, parent) reconstructs as well as the truth
+    with a smaller L0: that is why absorption happens.
 
     Raises:
         Refused: the child fires more often than the parent.

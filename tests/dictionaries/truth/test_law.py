@@ -112,7 +112,9 @@ def test_certain_and_impossible_features():
 def test_refusals():
     three = torch.ones(3)
     for p, parent, factor in [
-        (three * 2, [-1, -1, -1], None), (three * 0.1, [1, -1, -1], None), (three * 0.1, [-1, -1, -1], torch.ones(3, 1)),
-    ]:  # fmt: skip
+        (three * 2, [-1, -1, -1], None),
+        (three * 0.1, [1, -1, -1], None),
+        (three * 0.1, [-1, -1, -1], torch.ones(3, 1)),
+    ]:
         with pytest.raises(Refused):
             Law(p, torch.tensor(parent), three, three, factor)
