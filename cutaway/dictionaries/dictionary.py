@@ -326,9 +326,9 @@ class Dictionary:
         return decoder_norms(self.decoder[b]).to(self._wide)
 
     def _back(self, site: str, y: Tensor, reads: Mapping[str, Read] | None) -> Tensor:
-        source = self.source(site) if reads is not None else None
         if site in self.writing:
-            y = self.writing[site].back(y, reads[source].measured if reads is not None and source in reads else ())
+            source = self.source(site)
+            y = self.writing[site].back(y, reads[source].measured if reads and source is not None else ())
         if reads is None:
             return y
         if site in reads:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
@@ -91,7 +90,8 @@ def folded(d: Dictionary) -> Dictionary:
     outs = {s: n for s, n in d.writing.items() if isinstance(n, FixedNorm)}
     if not ins and not outs:
         return d
-    if d.subtract_b_dec and any(not same(d.reading.get(s), d.writing.get(s)) for s in d.reads):
+    apart = any(not same(d.reading.get(s), d.writing.get(s)) for s in d.reads)
+    if d.subtract_b_dec and (apart or d.skip):  # else what is subtracted and what is added stay one vector
         d = _absorbed(d)
     encoder, b_enc = [], []
     for weights, bias in zip(d.encoder, d.b_enc, strict=True):

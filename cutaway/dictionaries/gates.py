@@ -18,6 +18,7 @@ from cutaway.core.refuse import Refused
 from cutaway.dictionaries.code import SparseCode
 
 
+@dataclass(frozen=True, eq=False)
 class Gate(ABC):
     """How pre-activations become a code."""
 

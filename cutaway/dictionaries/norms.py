@@ -89,7 +89,7 @@ class Scale(FixedNorm):
 
 @dataclass(frozen=True, eq=False)
 class Whitening(FixedNorm):
-    """(x − mean) · matrix; `inverse` is the matrix's inverse. Centring, per-dimension scales and covariance whitening."""
+    """(x − mean) · matrix; `inverse` undoes the matrix. Centring, scales of dimensions, covariance whitening."""
 
     mean: Float[Tensor, "width"]
     matrix: Float[Tensor, "width width"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,8 @@ def open_dictionary(path: str | Path, dtype: torch.dtype | None = None) -> Dicti
     try:
         d = Dictionary(
             blocks,
-            tuple(_under(tensors, f"encoder.{b}.") for b in range(len(blocks))),
-            tuple(_under(tensors, f"decoder.{b}.") for b in range(len(blocks))),
+            tuple(_under(tensors, f"encoder.{b}.", block.reads) for b, block in enumerate(blocks)),
+            tuple(_under(tensors, f"decoder.{b}.", block.writes) for b, block in enumerate(blocks)),
             tuple(tensors[f"b_enc.{b}"] for b in range(len(blocks))),
             _under(tensors, "b_dec."),
             tuple(gate_of(g, _under(tensors, f"gate.{b}.")) for b, g in enumerate(header["gates"])),
@@ -69,8 +70,10 @@ def open_dictionary(path: str | Path, dtype: torch.dtype | None = None) -> Dicti
     return d if d.dtype == wanted else d.to(dtype=wanted)
 
 
-def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+def _under(tensors: dict[str, Tensor], prefix: str, order: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Tensors whose names begin so, by the rest of the name; sums over sites are taken in the order they had."""
+    found = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+    return {n: found[n] for n in (*(o for o in order if o in found), *(n for n in found if n not in order))}
 
 
 def _parts(norm: Norm) -> dict[str, Any]:
