@@ -19,8 +19,8 @@ from cutaway.core.sites import BY_NAME, Site, site
 class Address:
     """One place in a forward pass.
 
-    `unit` selects along the site's head axis, or its neuron or expert axis. `position` may be negative: −1 is the
-    last real token of each prompt, on either padding side.
+    `unit` selects along the site's head, neuron, expert or channel axis. `position` may be negative: −1 is the last
+    real token of each prompt, on either padding side.
     """
 
     site: str
@@ -57,7 +57,7 @@ class Address:
         return replace(self, position=position)
 
 
-UNIT_AXES = ("head", "kv_head", "neuron", "expert")
+UNIT_AXES = ("head", "kv_head", "neuron", "expert", "channel", "ssm_head")
 
 
 def parse(text: str | Address) -> Address:
@@ -91,8 +91,8 @@ def parse(text: str | Address) -> Address:
 def expand(patterns: str | Address | Iterable[str | Address], sizes: Mapping[str, int]) -> list[Address]:
     """All addresses meant by one or several patterns, in the order given, without repetition.
 
-    A site without a layer means every layer; `*` means every layer or unit. `sizes` gives `layer` and, for units,
-    `head`, `kv_head`, `neuron`, `expert`.
+    A site without a layer means every layer; `*` means every layer or unit. `sizes` gives `layer` and the number of
+    units on each of `UNIT_AXES`.
 
     Raises:
         Refused: unknown site, or an index outside the model.
@@ -133,6 +133,8 @@ def _expand_one(item: str | Address, known: tuple[tuple[str, int], ...]) -> tupl
 
 def _numbers(axis: str, index: str, sizes: Mapping[str, int], item: str | Address) -> list[int | None]:
     size = sizes.get(axis, 0)
+    if not size:
+        raise Refused(f"address {str(item)!r}", f"this model has no {axis}", "see model.sites()")
     if index == "*":
         return list(range(size))
     n = _integer(index, str(item))

@@ -38,6 +38,8 @@ class Site:
 _RESID = "batch position d_model"
 _ATTN = "batch head q_pos k_pos"
 _NEURON = "batch position neuron"
+_CHANNEL = "batch position channel"
+_GROUP = "batch position group state"
 
 SITES: tuple[Site, ...] = (
     Site("embed", "model", _RESID, True, "token embedding, after the family's own scaling"),
@@ -59,8 +61,19 @@ SITES: tuple[Site, ...] = (
     Site("mlp_post", "layer", _NEURON, True, "neuron activations: what W_out reads"),
     Site("router", "layer", "batch position expert", False, "router logits of a mixture of experts"),
     Site("mlp_out", "layer", _RESID, True, "what the MLP adds to the residual stream"),
+    Site("ssm.in", "layer", _RESID, True, "what a state-space layer reads: output of its norm"),
+    Site("ssm.x", "layer", _CHANNEL, True, "its input projection's x: what the convolution reads"),
+    Site("ssm.gate", "layer", _CHANNEL, True, "its input projection's z: the gate's argument"),
+    Site("ssm.conv", "layer", _CHANNEL, True, "x after convolution and activation: what the states take in"),
+    Site("ssm.dt", "layer", "batch position ssm_head", True, "step size Δ of the recurrence, after softplus"),
+    Site("ssm.B", "layer", _GROUP, True, "what each position writes into the states with"),
+    Site("ssm.C", "layer", _GROUP, True, "what each position reads the states with"),
+    Site("ssm.state", "layer", "batch position channel state", True, "recurrent state after each position"),
+    Site("ssm.y", "layer", _CHANNEL, True, "output of the recurrence, D-skip included, before the gate"),
+    Site("ssm.post", "layer", _CHANNEL, True, "y through the gate (and its norm): what the output projection reads"),
+    Site("ssm.out", "layer", _RESID, True, "what a state-space layer adds to the residual stream"),
     Site("resid_post", "layer", _RESID, True, "residual stream leaving the block"),
-    Site("ln1.scale", "layer", "batch position", True, "divisor of the norm before attention"),
+    Site("ln1.scale", "layer", "batch position", True, "divisor of the norm before attention or state-space layer"),
     Site("ln2.scale", "layer", "batch position", True, "divisor of the norm before the MLP"),
     Site("final.scale", "model", "batch position", True, "divisor of the final norm"),
     Site("logits", "model", "batch position token", True, "unembedded output, after any softcap"),

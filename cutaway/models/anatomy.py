@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import textwrap
 from collections.abc import Callable, Hashable
 from contextvars import ContextVar
@@ -26,7 +27,11 @@ _STEPS: ContextVar[list[Step] | None] = ContextVar("cutaway_steps", default=None
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a model. `d_mlp` is the width of `mlp_post` (0 where experts hide it)."""
+    """Sizes of a model. `d_mlp` is the width of `mlp_post` (0 where experts hide it).
+
+    Of state-space layers: `d_inner` channels with `d_state` states each, `n_ssm_heads` step sizes (one per channel in
+    the first generation), and `n_groups` that share B and C.
+    """
 
     n_layers: int
     n_heads: int
@@ -37,6 +42,10 @@ class Shape:
     d_vocab: int
     context: int
     n_experts: int = 0
+    d_inner: int = 0
+    d_state: int = 0
+    n_ssm_heads: int = 0
+    n_groups: int = 0
 
 
 class Anatomy:
@@ -144,8 +153,10 @@ class Anatomy:
 
     def _shape(self) -> Shape:
         c = self.config
-        n_heads = _first(c, "num_attention_heads", "n_head", "num_heads")
         d_model = _first(c, "hidden_size", "n_embd")
+        if self.family.ssm:
+            return self._state_space_shape(d_model)
+        n_heads = _first(c, "num_attention_heads", "n_head", "num_heads")
         o = next((m for i in range(len(self.blocks)) if (m := self.part(i, "o")) is not None), None)
         if o is None or not n_heads:
             raise Refused(
@@ -160,6 +171,22 @@ class Anatomy:
             _first(c, "max_position_embeddings", "n_positions", "seq_length", "n_ctx") or 1 << 30,
             (_first(c, "num_local_experts", "num_experts") or 0) if self.family.router else 0,
         )  # fmt: skip
+
+    def _state_space_shape(self, d_model: int) -> Shape:
+        mixer: Any = need(self.blocks[0], self.family.ssm, "the state-space layer")
+        return Shape(
+            len(self.blocks), 0, 0, d_model, 0, 0, self.config.vocab_size, 1 << 30,
+            d_inner=_in_width(need(self.blocks[0], self.family.ssm_out, "its output projection")) or 0,
+            d_state=int(mixer.ssm_state_size), n_ssm_heads=len(mixer.A_log),
+            n_groups=int(getattr(mixer, "n_groups", 1)),
+        )  # fmt: skip
+
+    def widest(self, positions: int) -> int:
+        """The numbers that the widest activation of a block holds for each position of a prompt of that length."""
+        s, chunk = self.shape, int(getattr(self.config, "chunk_size", 0) or 0)
+        # A scan in chunks forms a square of each, however short the prompt.
+        squares = s.n_ssm_heads * chunk * chunk * math.ceil(positions / chunk) // positions if chunk else 0
+        return max(s.d_mlp, 4 * s.d_model, s.n_heads * positions, 2 * s.d_inner * s.d_state, squares)
 
     def _kv_heads(self, n_heads: int, d_head: int) -> int:
         fused, k = self.part(0, "fused"), self.part(0, "k")

@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -37,18 +37,26 @@ _PRODUCTS = frozenset({"matmul", "__matmul__", "bmm", "baddbmm"})
 SITES = frozenset({"q", "k", "v", "scores", "pattern"})
 
 
+Switch = Callable[[nn.Module], None]
+
+
 @contextmanager
-def watching(watchers: Mapping[nn.Module, tuple[frozenset[str], Watcher]]) -> Iterator[None]:
+def watching(
+    watchers: Mapping[nn.Module, tuple[frozenset[str], Watcher]],
+    opens: Switch | None = None,
+    closes: Switch | None = None,
+) -> Iterator[None]:
     """While open, each attention module's watcher gets its q, k, v, scores or pattern, of those sites only.
 
-    The tensors are raw: [batch, head, position, …].
+    The tensors are raw: [batch, head, position, …]. `opens` and `closes` prepare a module of another kind.
     """
     opened: list[nn.Module] = []
+    opens, closes = opens or _open, closes or _close
     try:
         with _LOCK:
             for module, watcher in watchers.items():
                 if module not in _WATCHED:
-                    _install() if uses_interface(module) else _wrap(module)
+                    opens(module)
                 _WATCHED.setdefault(module, []).append(watcher)
                 opened.append(module)
         yield
@@ -58,12 +66,17 @@ def watching(watchers: Mapping[nn.Module, tuple[frozenset[str], Watcher]]) -> It
                 _WATCHED[module].remove(watchers[module])
                 if not _WATCHED[module]:
                     del _WATCHED[module]
-                    _uninstall() if uses_interface(module) else _unwrap(module)
+                    closes(module)
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether anything sees this attention module at present."""
+    """Whether anything sees this module at present."""
     return module in _WATCHED
+
+
+def watchers(module: nn.Module, site: str) -> list[Callable[[Tensor], Tensor]]:
+    """The functions that see one site of a module, outermost first."""
+    return [partial(see, site) for sites, see in _WATCHED.get(module, ()) if site in sites]
 
 
 def uses_interface(module: nn.Module) -> bool:
@@ -76,15 +89,25 @@ def _calls_interface(kind: type) -> bool:
     return "get_interface(" in inspect.getsource(kind.forward)  # type: ignore[attr-defined]
 
 
-def _seen(module: nn.Module, site: str, x: Tensor) -> Tensor:
+def seen(module: nn.Module, site: str, x: Tensor) -> Tensor:
+    """What the watchers of a site make of its tensor."""
     for sites, see in _WATCHED[module]:
         if site in sites:
             x = see(site, x)
     return x
 
 
-def _wants(module: nn.Module, *sites: str) -> bool:
+def wants(module: nn.Module, *sites: str) -> bool:
+    """Whether anything sees one of these sites of a module."""
     return any(s in wanted for wanted, _ in _WATCHED.get(module, ()) for s in sites)
+
+
+def _open(module: nn.Module) -> None:
+    _install() if uses_interface(module) else wrap(module, _inline_forward(module, module.forward))
+
+
+def _close(module: nn.Module) -> None:
+    _uninstall() if uses_interface(module) else unwrap(module)
 
 
 def _install() -> None:
@@ -126,8 +149,8 @@ def _dispatcher(name: str, original: Callable[..., Any] | None) -> Callable[...,
             )
         if module not in _WATCHED:
             return own(module, query, key, value, attention_mask, **kw)
-        q, k, v = _seen(module, "q", query), _seen(module, "k", key), _seen(module, "v", value)
-        if not _wants(module, "scores", "pattern"):
+        q, k, v = seen(module, "q", query), seen(module, "k", key), seen(module, "v", value)
+        if not wants(module, "scores", "pattern"):
             return own(module, q, k, v, attention_mask, **kw)
         if name not in ("eager", "sdpa") or eager is None:
             raise Refused(
@@ -170,8 +193,8 @@ class _SoftmaxTap(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.done and getattr(func, "__name__", "") == "softmax":
             self.done = True
-            scores = _seen(self.module, "scores", args[0])
-            return _seen(self.module, "pattern", func(scores, *args[1:], **(kwargs or {})))
+            scores = seen(self.module, "scores", args[0])
+            return seen(self.module, "pattern", func(scores, *args[1:], **(kwargs or {})))
         return func(*args, **(kwargs or {}))
 
 
@@ -191,21 +214,21 @@ class _InlineTap(TorchFunctionMode):
             return self._product(func, name, args, kwargs)
         if name == "softmax" and self.stage == 1:
             self.stage = 2
-            scores = self._flat(_seen(self.module, "scores", self._headed(args[0])), args[0])
+            scores = self._flat(seen(self.module, "scores", self._headed(args[0])), args[0])
             pattern = func(scores, *args[1:], **kwargs)
-            return self._flat(_seen(self.module, "pattern", self._headed(pattern)), pattern)
+            return self._flat(seen(self.module, "pattern", self._headed(pattern)), pattern)
         return func(*args, **kwargs)
 
     def _product(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
         named, at = "batch1" in kwargs, 1 if name == "baddbmm" else 0
         a, b = (kwargs["batch1"], kwargs["batch2"]) if named else args[at : at + 2]
         if self.stage == 1:
-            a = self._flat(_seen(self.module, "q", self._headed(a)), a)
-            b = self._flat(_seen(self.module, "k", self._headed(b.transpose(-1, -2))), b.transpose(-1, -2)).transpose(
+            a = self._flat(seen(self.module, "q", self._headed(a)), a)
+            b = self._flat(seen(self.module, "k", self._headed(b.transpose(-1, -2))), b.transpose(-1, -2)).transpose(
                 -1, -2
             )
         else:
-            b = self._flat(_seen(self.module, "v", self._headed(b)), b)
+            b = self._flat(seen(self.module, "v", self._headed(b)), b)
         return (
             func(*args, **{**kwargs, "batch1": a, "batch2": b})
             if named
@@ -214,13 +237,13 @@ class _InlineTap(TorchFunctionMode):
 
     def _fused(self, func: Any, args: Any, kwargs: Any) -> Any:
         self.stage = 3  # products further on in the module, of an edit at its output say, are no attention
-        q, k, v = (_seen(self.module, s, x) for s, x in zip("qkv", args[:3], strict=True))
-        if not _wants(self.module, "scores", "pattern"):
+        q, k, v = (seen(self.module, s, x) for s, x in zip("qkv", args[:3], strict=True))
+        if not wants(self.module, "scores", "pattern"):
             return func(q, k, v, *args[3:], **kwargs)
         scores = q @ k.transpose(-1, -2) * (kwargs.get("scale") or 1 / math.sqrt(q.shape[-1]))
         mask = _additive(self.module, q, k, kwargs.get("attn_mask"), bool(kwargs.get("is_causal")))
-        scores = _seen(self.module, "scores", scores if mask is None else scores + mask)
-        return _seen(self.module, "pattern", scores.softmax(-1)).to(v.dtype) @ v
+        scores = seen(self.module, "scores", scores if mask is None else scores + mask)
+        return seen(self.module, "pattern", scores.softmax(-1)).to(v.dtype) @ v
 
     def _headed(self, x: Tensor) -> Tensor:
         return x if x.ndim == 4 else x.view(-1, self.heads, *x.shape[1:])
@@ -235,12 +258,14 @@ def _is_batched(args: Any, kwargs: Any) -> bool:
     return isinstance(other, Tensor) and other.ndim >= 3
 
 
-def _wrap(module: nn.Module) -> None:
+def wrap(module: nn.Module, forward: Callable[..., Any]) -> None:
+    """Run `forward` instead of a module's own, until `unwrap`."""
     _FORWARDS[module] = module.__dict__.get("forward")
-    module.__dict__["forward"] = _inline_forward(module, module.forward)
+    module.__dict__["forward"] = forward
 
 
-def _unwrap(module: nn.Module) -> None:
+def unwrap(module: nn.Module) -> None:
+    """Give a module its own forward back."""
     before = _FORWARDS.pop(module)
     if before is None:
         del module.__dict__["forward"]

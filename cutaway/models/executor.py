@@ -33,7 +33,8 @@ _BUDGET_BYTES = 1 << 28  # of the widest activation of one batch, if no other bu
 PREFIX = "executor.prefix"  # the name under which the self-check can disable growing batches and key-value reuse
 _ENTERING = ("embed", "pos_embed", "resid_pre")  # edits here are in the stream that enters their layer
 # Edits here, in the last layer, need more of it than the last position.
-_INSIDE_LAST = {"z", "head_out", "attn_out", "resid_mid", "mlp_in", "mlp_pre", "mlp_gate", "mlp_post", "mlp_out"}
+_INSIDE_LAST = {"z", "head_out", "attn_out", "resid_mid", "mlp_in", "mlp_pre", "mlp_gate", "mlp_post", "mlp_out",
+                "ssm.post", "ssm.out"}  # fmt: skip
 _AFTER_LAST = {"resid_post", "ln2.scale", "final.scale"}
 
 
@@ -168,7 +169,7 @@ def plan(
         if done and done[i]:
             continue
         grows = can_grow and all(_grows(model, e) for e in v)
-        start = min((_start(e, width) for e in v), default=0) if grows else 0
+        start = min((_start(e, width) for e in v), default=0) if grows and not model.family.ssm else 0
         narrow = grows and not any(_needs_last_block(model, e) for e in v)
         groups.setdefault((grows, narrow, start, -1 if grows else first[i]), []).append(i)
     jobs = []
@@ -192,9 +193,7 @@ def _halved(job: Job) -> Iterator[Job]:
 
 
 def _budget(model: Model, tokens: Tokens) -> int:
-    s = model.shape
-    widest = max(s.d_mlp, 4 * s.d_model, s.n_heads * tokens.ids.shape[1])
-    return max(tokens.ids.numel(), _BUDGET_BYTES // (4 * widest))
+    return max(tokens.ids.numel(), _BUDGET_BYTES // (4 * model.body.widest(tokens.ids.shape[1])))
 
 
 def _first_layer(model: Model, variant: Variant) -> int:

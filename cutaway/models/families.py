@@ -25,7 +25,8 @@ class Family:
     attention and MLP read the same residual stream ("always" for families that always do). Without `ln1` attention and
     MLP read the raw stream and their outputs are normed (OLMo-2). `post_norm`: the residual stream itself is normed
     after each addition (BERT; OPT-350m, which `pre_norm` tells by a config key). `fixed_batch`: its attention is made
-    for the number of rows it was called with, so that none can join later.
+    for the number of rows it was called with, so that none can join later. `ssm`: a state-space layer, with its input
+    projection (`gate_first`: the gate's half stands before x) and its output projection; it keeps no keys and values.
     """
 
     name: str
@@ -51,6 +52,10 @@ class Family:
     down: str = "mlp.down_proj"
     fused_gate: bool = False
     router: str | None = None
+    ssm: str | None = None
+    ssm_in: str | None = None
+    ssm_out: str | None = None
+    gate_first: bool = False
     parallel: tuple[str, ...] = ()
     post_norm: bool = False
     qk_norm: tuple[str, ...] = ()
@@ -122,6 +127,10 @@ _BERT = Family(
     q="attention.self.query", k="attention.self.key", v="attention.self.value", ln1=None, ln2=None,
     mlp="intermediate", up="intermediate.dense", gate=None, down="output.dense", post_norm=True, causal=False,
 )  # fmt: skip
+_MAMBA = Family(
+    "mamba", root="backbone", embed="embeddings", final="norm_f", attn="", o="", q="", k="", v="", ln1="norm", ln2=None,
+    mlp="", up="", gate=None, down="", ssm="mixer", ssm_in="mixer.in_proj", ssm_out="mixer.out_proj",
+)  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
     "gpt2": _GPT2,
@@ -158,6 +167,9 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": replace(_LLAMA, name="starcoder2", up="mlp.c_fc", gate=None, down="mlp.c_proj"),
     "smollm3": replace(_LLAMA, name="smollm3"),
     "bert": _BERT,
+    "mamba": _MAMBA,
+    "mamba2": replace(_MAMBA, name="mamba2", gate_first=True),
+    "falcon_mamba": replace(_MAMBA, name="falcon_mamba"),
 }  # fmt: skip
 
 

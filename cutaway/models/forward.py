@@ -99,6 +99,7 @@ def _call(body: Anatomy, t: Tokens, cost: float) -> Tensor:
     count(forwards=cost)
     return out.logits if getattr(out, "logits", None) is not None else out[0]
 
+    check_padding(body, t)
 
 @contextmanager
 def _unembedding_last(head: nn.Module, t: Tokens) -> Iterator[None]:
@@ -118,4 +119,18 @@ def _unembedding_last(head: nn.Module, t: Tokens) -> Iterator[None]:
 
 @cache
 def _parameters(kind: type) -> frozenset[str]:
+def check_padding(body: Anatomy, t: Tokens) -> None:
+    """Refuse padding that would run into the prompts.
+
+    State-space layers zero what padding holds, but the bias of an input projection comes after that: their convolution
+    would read it at the first tokens of a prompt padded on the left.
+    """
+    ins = body.part(0, "ssm_in")
+    if getattr(ins, "bias", None) is not None and not bool(t.mask[:, 0].all()):
+        why = "its layers' input projections have a bias, which their convolutions would read from the padding"
+        raise Refused(
+            f"padding on the left in {body.family.name}", why, "pad on the right, or run one prompt at a time"
+        )
+
+
     return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]

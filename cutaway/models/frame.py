@@ -56,6 +56,15 @@ class Frame:
 FRAME: ContextVar[Frame | None] = ContextVar("cutaway_frame", default=None)
 
 
+def real(x: Tensor) -> Tensor | None:
+    """Where a tensor [batch, position, …] of the running forward holds tokens, or None if it holds no padding."""
+    frame = FRAME.get()
+    if frame is None or frame.tokens is None or not frame.tokens.padded:
+        return None
+    mask = frame.tokens.mask[:, frame.offset : frame.offset + frame.width]
+    return mask.to(x.device) if mask.shape == x.shape[:2] else None
+
+
 def rows(n: int, device: torch.device) -> Tensor:
     """0 … n − 1 on a device."""
     return torch.arange(n, device=device)

@@ -10,6 +10,7 @@ from torch import nn
 
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
+from cutaway.models import forward
 from cutaway.models.edits import Edit
 from cutaway.models.frame import FRAME, Frame
 from cutaway.models.tokens import Tokens
@@ -41,11 +42,12 @@ def continuations(model: Model, t: Tokens, new: int, edits: Sequence[Edit], opti
 
 def generated_ids(model: Model, t: Tokens, new: int, edits: Sequence[Edit], options: dict[str, Any]) -> torch.Tensor:
     """The new token ids, [batch, step]."""
+    forward.check_padding(model.body, t)
+    ran: dict[int, int] = {}
 
     def enter(module: nn.Module, args: Any, kw: Any) -> None:
         ids = kw.get("input_ids") if kw.get("input_ids") is not None else args[0]
-        cache = kw.get("past_key_values")
-        offset = int(cache.get_seq_length()) if cache is not None else 0
+        offset = _past(kw, ids.shape[1], ran)
         beams = len(ids) // len(t)
         rows = t if beams == 1 else t.rows([i for i in range(len(t)) for _ in range(beams)])
         FRAME.set(Frame(rows, len(ids), ids.shape[1], offset))
@@ -64,3 +66,14 @@ def generated_ids(model: Model, t: Tokens, new: int, edits: Sequence[Edit], opti
         FRAME.reset(token)
         handle.remove()
     return out[:, t.ids.shape[1] :]
+
+
+def _past(kw: dict[str, Any], width: int, ran: dict[int, int]) -> int:
+    """How many columns the cache of a call holds; recurrent states do not say, so theirs are counted in `ran`."""
+    if kw.get("past_key_values") is not None:
+        return int(kw["past_key_values"].get_seq_length())
+    if kw.get("cache_params") is None:
+        return 0
+    key = id(kw["cache_params"])
+    ran[key] = ran.get(key, 0) + width
+    return ran[key] - width

@@ -63,7 +63,8 @@ class Model:
 
     def __repr__(self) -> str:
         s = self.shape
-        return f"Model({self.name}: {self.family.name}, {s.n_layers} layers × {s.n_heads} heads, d_model {s.d_model})"
+        heads = f" × {s.n_heads} heads" if s.n_heads else ""
+        return f"Model({self.name}: {self.family.name}, {s.n_layers} layers{heads}, d_model {s.d_model})"
 
     # --- what there is
 
@@ -72,6 +73,7 @@ class Model:
         s = self.shape
         return {
             "layer": s.n_layers, "head": s.n_heads, "kv_head": s.n_kv_heads, "neuron": s.d_mlp, "expert": s.n_experts,
+            "channel": s.d_inner, "ssm_head": s.n_ssm_heads,
             "layers": s.n_layers, "heads": s.n_heads, "neurons": s.d_mlp, "vocabulary": s.d_vocab,
         }  # fmt: skip
 

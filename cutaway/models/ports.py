@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
 from cutaway.models.anatomy import Anatomy
-from cutaway.models.frame import FRAME
+from cutaway.models.frame import FRAME, real
 
-Side = Literal["in", "in_place", "out", "dispatch"]
+Side = Literal["in", "in_place", "out", "dispatch", "scan"]
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,25 @@ def _port(body: Anatomy, address: Address) -> Port | None:
         case "ln1.scale" | "ln2.scale":
             module = body.part(i, name.split(".")[0])
             return _scale(body, module) if module is not None else None
+    return _state_space_port(body, name, i)
+
+
+def _state_space_port(body: Anatomy, name: str, i: int) -> Port | None:
+    layer, ins, outs = (body.part(i, n) for n in ("ssm", "ssm_in", "ssm_out"))
+    if layer is None or ins is None or outs is None:
+        return None
+    match name:
+        case "ssm.in":
+            return Port(layer, "in", _same, _new)
+        case "ssm.x" | "ssm.gate":
+            second = (name == "ssm.gate") != body.family.gate_first
+            return _channels(ins, body.shape.d_inner, second, keeps_padding=name == "ssm.x")
+        case "ssm.conv" | "ssm.dt" | "ssm.B" | "ssm.C" | "ssm.state" | "ssm.y":
+            return Port(layer, "scan", _same, _new)
+        case "ssm.post":
+            return Port(outs, "in", _same, _new)
+        case "ssm.out":
+            return _contribution(body, outs)
     return None
 
 
@@ -194,6 +213,19 @@ def _half(module: nn.Module, which: int) -> Port:
         return torch.cat([other, new] if which else [new, other], dim=-1)
 
     return Port(module, "out", read, write)
+
+
+def _channels(module: nn.Module, width: int, second: bool, keeps_padding: bool) -> Port:
+    """The first or second `width` numbers of a module's output."""
+    where = slice(width, 2 * width) if second else slice(0, width)
+
+    def write(new: Tensor, x: Tensor, y: Any) -> Tensor:
+        mask = real(y) if keeps_padding else None  # a convolution would read padding into the prompt
+        whole = y.clone()
+        whole[..., where] = new if mask is None else torch.where(mask[..., None], new, y[..., where])
+        return whole
+
+    return Port(module, "out", lambda x, y: y[..., where], write)
 
 
 def _router(module: nn.Module) -> Port:

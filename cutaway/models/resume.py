@@ -176,7 +176,7 @@ def _last_only(body: Anatomy, narrow: bool) -> Iterator[None]:
         return ((x, *args[1:]), kw) if args else (args, {**kw, "hidden_states": x})
 
     final = body.shape.n_layers - 1
-    modules = [body.unembed] + ([body.part(final, "o"), body.part(final, "mlp")] if narrow else [])
+    modules = [body.unembed, *(body.part(final, n) for n in ("o", "mlp", "ssm_out") if narrow)]
     handles = [m.register_forward_pre_hook(last, with_kwargs=True) for m in modules if m is not None]
     try:
         yield

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from cutaway.core.stats import generator
 from cutaway.models import executor
 from cutaway.models.capture import Activations
 from cutaway.models.edits import Ablate, Add, Edit, Freeze, Scale
+from cutaway.models.families import need
 from cutaway.models.forward import evaluating
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens, batch
@@ -135,7 +137,8 @@ def _has_shape(site: str) -> Callable[[Trial], float | None]:
         shape, (batch_, position) = t.model.shape, t.tokens.ids.shape
         sizes = {"batch": batch_, **dict.fromkeys(("position", "q_pos", "k_pos"), position), "d_model": shape.d_model,
                  "head": shape.n_heads, "kv_head": shape.n_kv_heads, "d_head": shape.d_head, "neuron": shape.d_mlp,
-                 "expert": shape.n_experts}  # fmt: skip
+                 "expert": shape.n_experts, "channel": shape.d_inner, "state": shape.d_state,
+                 "ssm_head": shape.n_ssm_heads, "group": shape.n_groups}  # fmt: skip
         expected = tuple(sizes[axis] for axis in BY_NAME[site].axes.split())
         return 0.0 if all(tuple(t.acts[str(a)].shape) == expected for a in t.places(site)) else 1.0
 
@@ -148,6 +151,55 @@ def _block_sum(t: Trial) -> float | None:
     a = t.acts
     total = a.stack("resid_pre").float() + a.stack("attn_out").float() + a.stack("mlp_out").float()
     return t.gap(total, a.stack("resid_post"))
+
+
+def _layer_sum(t: Trial) -> float | None:
+    if not t.has("ssm.out"):
+        return None
+    return t.gap(t.acts.stack("resid_pre").float() + t.acts.stack("ssm.out").float(), t.acts.stack("resid_post"))
+
+
+def _layer_ends(t: Trial) -> float | None:
+    """The output projection makes ssm.out of ssm.post, which is zero without the recurrence's output or the gate's."""
+    if not t.has("ssm.y", "ssm.gate", "ssm.post", "ssm.out"):
+        return None
+    i = t.model.shape.n_layers // 2
+    gone = [
+        t.model.capture(t.tokens, f"ssm.post.{i}", edits=[Ablate(f"{s}.{i}")])[f"ssm.post.{i}"]
+        for s in ("ssm.y", "ssm.gate")
+    ]
+    with torch.no_grad():
+        written = need(t.model.body.blocks[i], t.model.family.ssm_out, "projection")(t.acts[f"ssm.post.{i}"])
+    return max(*(float(x.abs().max()) for x in gone), t.gap(written, t.acts[f"ssm.out.{i}"]))
+
+
+def _states_read(t: Trial) -> float | None:
+    """The states, which are computed here, against what the model's own scan makes of the same prompt."""
+    if not t.has("ssm.state", "ssm.C", "ssm.conv", "ssm.y"):
+        return None
+    i = t.model.shape.n_layers // 2
+    layer: Any = need(t.model.body.blocks[i], t.model.family.ssm, "state-space layer")
+    state, read, taken = (t.acts[f"ssm.{n}.{i}"].float() for n in ("state", "C", "conv"))
+    read = read.repeat_interleave(state.shape[2] // read.shape[2], dim=2)
+    skip = taken * layer.D.detach().float().repeat_interleave(taken.shape[2] // len(layer.D))
+    return t.gap((state * read).sum(-1) + skip, t.acts[f"ssm.y.{i}"])
+
+
+def _states_follow(t: Trial) -> float | None:
+    """A state moved at one position decays on: twice the step moves every later state twice as far."""
+    if not t.has("ssm.state"):
+        return None
+    i = t.model.shape.n_layers // 2
+    state = t.acts[f"ssm.state.{i}"].float()
+    d = torch.randn(state.shape[2:], generator=generator(3)) * state.abs().max().cpu()
+    one, two = (
+        t.model.capture(t.tokens, f"ssm.state.{i}", edits=[Add(f"ssm.state.{i}@2", d, c)])[f"ssm.state.{i}"].float()
+        - state
+        for c in (1.0, 2.0)
+    )
+    if float(one[:, :2].abs().max()) > 0 or not bool(one[:, 3].any()):
+        return 1.0
+    return t.gap(two, 2 * one)
 
 
 def _middle_sum(t: Trial) -> float | None:
@@ -264,6 +316,10 @@ def _read_only(t: Trial) -> float | None:
 CHECKS: tuple[Check, ...] = (
     Check("nothing edited ≡ bare transformers", ("logits",), _read_only),
     Check("resid_pre + attn_out + mlp_out = resid_post", ("attn_out", "mlp_out"), _block_sum),
+    Check("resid_pre + ssm.out = resid_post", ("ssm.out",), _layer_sum),
+    Check("W_out ssm.post = ssm.out, 0 if ssm.y or ssm.gate is", ("ssm.y", "ssm.gate", "ssm.post"), _layer_ends),
+    Check("ssm.state · ssm.C + D ssm.conv = ssm.y", ("ssm.state", "ssm.C"), _states_read),
+    Check("ssm.state moved decays on", ("ssm.state",), _states_follow),
     Check("resid_pre + attn_out = resid_mid", ("resid_mid",), _middle_sum),
     Check("resid_mid + d ≡ attn_out + d", ("resid_mid",), _middle_is_attention),
     Check("Σ head_out + b_O = attn_out", ("head_out",), _heads_sum),

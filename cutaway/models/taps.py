@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
-from cutaway.models import attention
+from cutaway.models import attention, scan
 from cutaway.models.anatomy import Anatomy
 from cutaway.models.ports import Port, Side, port
 
@@ -138,7 +138,7 @@ def attached(body: Anatomy, sees: Mapping[Address, See], gradient: bool = False)
     if not sees:
         yield fired
         return
-    watched: dict[nn.Module, dict[str, _Tap]] = {}
+    watched: dict[Side, dict[nn.Module, dict[str, _Tap]]] = {"dispatch": {}, "scan": {}}
     hooked: dict[tuple[nn.Module, Side], list[_Tap]] = {}
     for place, see in sees.items():
         p = port(body, place)
@@ -146,14 +146,15 @@ def attached(body: Anatomy, sees: Mapping[Address, See], gradient: bool = False)
             raise Refused(f"site {place}", f"a {body.family.name} model has no such place", "see model.sites()")
         tap = _Tap(place, p, see, gradient)
         fired.taps.append(tap)
-        if p.side == "dispatch":
-            watched.setdefault(p.module, {})[place.site] = tap
+        if p.side in watched:
+            watched[p.side].setdefault(p.module, {})[place.site] = tap
         else:
             hooked.setdefault((p.module, _hooked(p.side)), []).append(tap)
 
     with ExitStack() as stack:
-        watchers = {module: (frozenset(there), _watcher(there)) for module, there in watched.items()}
-        stack.enter_context(attention.watching(watchers))
+        for side, there in watched.items():
+            watch = scan.watching if side == "scan" else attention.watching
+            stack.enter_context(watch({m: (frozenset(t), _watcher(t)) for m, t in there.items()}))
         stack.callback(_close, hooked)
         _open(hooked)
         stack.callback(body.hf.register_forward_hook(fired.ran).remove)

@@ -102,9 +102,9 @@ def test_a_planted_fault_disables_its_site(site, fault, monkeypatch):
 
 
 def test_a_wrong_pattern_is_seen(monkeypatch):
-    plain = attention._seen
+    plain = attention.seen
     monkeypatch.setattr(
-        attention, "_seen", lambda module, site, x: plain(module, site, x.flip(1) if site == "pattern" else x)
+        attention, "seen", lambda module, site, x: plain(module, site, x.flip(1) if site == "pattern" else x)
     )
     disabled = disabled_sites(self_check(Model(build("llama"))))
     assert {"pattern", "scores"} & set(disabled)
