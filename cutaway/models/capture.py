@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from cutaway.core.address import Address, parse, unit_axis
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.sites import BY_NAME
-from cutaway.models import taps
+from cutaway.models import forward, taps
 from cutaway.models.anatomy import Anatomy
 from cutaway.models.ports import per_head
 from cutaway.models.tokens import Tokens
@@ -80,10 +80,13 @@ class Activations(Mapping[str, Tensor]):
 
 
 class Collector:
-    """Gathers tensors while a forward runs; cheap sites that others determine are computed when first looked at."""
+    """Gathers tensors while a forward runs; cheap sites that others determine are computed when first looked at.
 
-    def __init__(self, body: Anatomy, places: Sequence[Address], live: bool):
-        self.body, self.live = body, live
+    With `stops` it ends the forward as soon as it has everything and no edit waits for its turn.
+    """
+
+    def __init__(self, body: Anatomy, places: Sequence[Address], live: bool, stops: bool = False):
+        self.body, self.live, self.stops = body, live, stops
         self.asked = list(dict.fromkeys(a.place for a in places))
         self.found: dict[Address, Tensor] = {}
         # Derived sites follow from a view site, unless gradients must reach them or an edit has its say there.
@@ -102,9 +105,18 @@ class Collector:
 
     def _store(self, place: Address, x: Tensor) -> Tensor:
         self.found[place] = x
+        if self.stops and len(self.found) == len(self.places) and not taps.waiting(self.body):
+            raise forward.Enough
         if place.site in ("mlp_out", "attn_out") and self.body.family.adds_in_place:
             return x.clone()  # the model then adds to the copy
         return x
+
+    @property
+    def share(self) -> float:
+        """The part of the model's blocks that must run for these places."""
+        n = self.body.shape.n_layers
+        whole = [n if a.layer is None and a.site not in ("embed", "pos_embed") else 0 for a in self.places]
+        return max([*whole, *(a.layer + (a.site != "resid_pre") for a in self.places if a.layer is not None)]) / n
 
     def activations(self, tokens: Tokens) -> Activations:
         """Everything asked for, as a mapping."""

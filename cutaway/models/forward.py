@@ -44,6 +44,24 @@ def last_logits(body: Anatomy, t: Tokens, share: float = 1.0) -> Float[Tensor, "
     return logits[:, -1] if early else logits[torch.arange(len(t), device=logits.device), t.last.to(logits.device)]
 
 
+class Enough(Exception):
+    """Raised by a tap when nothing further of the running forward is needed; `streams` ends it there."""
+
+
+def streams(body: Anatomy, t: Tokens, share: float) -> None:
+    """A forward for its taps' sake: no position is unembedded but the last, and `Enough` ends it early.
+
+    `share` is the part of the model that runs until then, for the count of forwards.
+    """
+    try:
+        if body.unembed is None:
+            _call(body, t, len(t))
+        else:
+            last_logits(body, t)
+    except Enough:
+        count(forwards=len(t) * share)
+
+
 @contextmanager
 def alone(hf: nn.Module) -> Iterator[None]:
     """One thread at a time: hooks belong to the module, so a second thread would run under this one's edits."""
@@ -81,6 +99,7 @@ def rooted(body: Anatomy) -> Iterator[None]:
 
 
 def _call(body: Anatomy, t: Tokens, cost: float) -> Tensor:
+    check_padding(body, t)
     takes, kw = _parameters(type(body.hf)), dict[str, Any]()
     if t.padded:
         kw["attention_mask"] = t.mask.long()
@@ -99,7 +118,20 @@ def _call(body: Anatomy, t: Tokens, cost: float) -> Tensor:
     count(forwards=cost)
     return out.logits if getattr(out, "logits", None) is not None else out[0]
 
-    check_padding(body, t)
+
+def check_padding(body: Anatomy, t: Tokens) -> None:
+    """Refuse padding that would run into the prompts.
+
+    State-space layers zero what padding holds, but the bias of an input projection comes after that: their convolution
+    would read it at the first tokens of a prompt padded on the left.
+    """
+    ins = body.part(0, "ssm_in")
+    if getattr(ins, "bias", None) is not None and not bool(t.mask[:, 0].all()):
+        why = "its layers' input projections have a bias, which their convolutions would read from the padding"
+        raise Refused(
+            f"padding on the left in {body.family.name}", why, "pad on the right, or run one prompt at a time"
+        )
+
 
 @contextmanager
 def _unembedding_last(head: nn.Module, t: Tokens) -> Iterator[None]:
@@ -119,18 +151,4 @@ def _unembedding_last(head: nn.Module, t: Tokens) -> Iterator[None]:
 
 @cache
 def _parameters(kind: type) -> frozenset[str]:
-def check_padding(body: Anatomy, t: Tokens) -> None:
-    """Refuse padding that would run into the prompts.
-
-    State-space layers zero what padding holds, but the bias of an input projection comes after that: their convolution
-    would read it at the first tokens of a prompt padded on the left.
-    """
-    ins = body.part(0, "ssm_in")
-    if getattr(ins, "bias", None) is not None and not bool(t.mask[:, 0].all()):
-        why = "its layers' input projections have a bias, which their convolutions would read from the padding"
-        raise Refused(
-            f"padding on the left in {body.family.name}", why, "pad on the right, or run one prompt at a time"
-        )
-
-
     return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]

@@ -217,13 +217,18 @@ class Model:
         edits: Edit | Sequence[Edit] = (),
         logits: bool = True,
     ) -> Activations:
-        """Activations at the asked addresses (patterns allowed), under edits; `logits=False` skips the unembedding."""
+        """Activations at the asked addresses (patterns allowed), under edits.
+
+        With `logits=False` the model stops as soon as the deepest of them, and every edit, has been reached.
+        """
         t, asked = self.tokens(prompts), self.places(sites)
         with self.edited(*as_edits(edits)), torch.no_grad():
-            collector = Collector(self.body, asked, live=False)
+            collector = Collector(self.body, asked, live=False, stops=not logits)
             with taps.attached(self.body, {p: collector.see(p) for p in collector.places}):
-                run = forward.all_logits if logits or self.body.unembed is None else forward.last_logits
-                run(self.body, t)
+                if logits:
+                    forward.all_logits(self.body, t)
+                else:
+                    forward.streams(self.body, t, collector.share)
         return collector.activations(t)
 
     def gradients(

@@ -30,7 +30,8 @@ _ORDER = {row.name: n for n, row in enumerate(SITES)}
 class Fired:
     """Which taps of one context have fired, and how many forwards have run to their end."""
 
-    def __init__(self) -> None:
+    def __init__(self, body: Anatomy) -> None:
+        self.body = body
         self.taps: list[_Tap] = []
         self.forwards = 0
 
@@ -107,6 +108,7 @@ class _Point:
 
 # (module, side) -> the open point there. Points of the input side serve "in" and "in_place" ports.
 _POINTS: dict[tuple[nn.Module, Side], _Point] = {}
+_OPEN: list[Fired] = []  # every open context
 _LOCK = threading.RLock()
 
 
@@ -117,6 +119,11 @@ def tapped(body: Anatomy, place: Address) -> bool:
     p = port(body, place)
     point = _POINTS.get((p.module, _hooked(p.side))) if p is not None else None
     return point is not None and any(t.place == place for t in point.taps)
+
+
+def waiting(body: Anatomy) -> bool:
+    """Whether any open tap of this model has not fired yet."""
+    return any(not t.heard for fired in _OPEN if fired.body.hf is body.hf for t in fired.taps)
 
 
 def busy(body: Anatomy) -> bool:
@@ -134,7 +141,7 @@ def attached(body: Anatomy, sees: Mapping[Address, See], gradient: bool = False)
     Raises:
         Refused: a place this model does not have, or a tap that did not fire in a forward.
     """
-    fired = Fired()
+    fired = Fired(body)
     if not sees:
         yield fired
         return
@@ -157,6 +164,8 @@ def attached(body: Anatomy, sees: Mapping[Address, See], gradient: bool = False)
             stack.enter_context(watch({m: (frozenset(t), _watcher(t)) for m, t in there.items()}))
         stack.callback(_close, hooked)
         _open(hooked)
+        stack.callback(_OPEN.remove, fired)
+        _OPEN.append(fired)
         stack.callback(body.hf.register_forward_hook(fired.ran).remove)
         yield fired
         fired.check()
