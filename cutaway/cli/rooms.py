@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -29,26 +31,40 @@ def __getattr__(name: str) -> App:
 
 
 def command(row: Method) -> Any:
-    """A method as a command: flags for its subjects, an option for each of its options, and `--out`."""
+    """A method as a command: flags for its subjects, an option for each of its options, `--out` and `--resume`."""
     flags = [flag for subject in row.subjects for flag in FLAGS[subject]]
 
-    def run(*, out: Path | None = None, **given: Any) -> Reply:
+    def run(*, out: Path | None = None, resume: Path | None = None, **given: Any) -> Reply:
         named = {f.name: given.pop(f.name, f.default) for f in flags}
         with working(f"{row.name} …"):
             model = load_model(**{k: v for k, v in named.items() if k.startswith("model")})
             subjects: dict[str, Any] = {"model": model}
             if "task" in row.subjects:
                 subjects["task"] = load_task(model, **{k: v for k, v in named.items() if k.startswith("task")})
-            result = row.function(*(subjects[s] for s in row.subjects), **given)
+            with kept(resume):
+                result = row.function(*(subjects[s] for s in row.subjects), **given)
         return reply(result, out)
 
     parameters = [f.parameter(s) for s in row.subjects for f in FLAGS[s]]
     parameters += [_parameter(o) for o in row.options]
-    parameters.append(inspect.Parameter("out", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_OUT))
+    for name, hint in (("out", _OUT), ("resume", _RESUME)):
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__doc__ = f"{row.answers} ({row.paper})\n\n{inspect.getdoc(row.function)}\n\nCost at most {row.cost}."
     return run
+
+
+@contextmanager
+def kept(folder: Path | None) -> Iterator[None]:
+    """While open, sweeps are kept in the folder, if there is one."""
+    if folder is None:
+        yield
+        return
+    from cutaway.models.ledger import resuming
+
+    with resuming(folder):
+        yield
 
 
 def reply(result: Result, out: Path | None = None) -> Reply:
@@ -71,4 +87,7 @@ def _parameter(option: Option) -> inspect.Parameter:
     return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=hint)
 
 
+_RESUME = Annotated[
+    Path | None, Parameter(group="Output", help="folder that keeps what is done; the same command goes on from there")
+]
 _OUT = Annotated[Path | None, Parameter(group="Output", help="file to save the result in (.safetensors)")]

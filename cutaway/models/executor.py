@@ -21,8 +21,8 @@ from cutaway.core.progress import advance
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME
 from cutaway.models import shards, taps
-from cutaway.models.edits import Edit, Knockout
-from cutaway.models.ledger import Ledger, sweep_key
+from cutaway.models.edits import Edit, Knockout, laid_out
+from cutaway.models.ledger import Ledger, kept, opened, sweep_key
 from cutaway.models.model import Model
 from cutaway.models.resume import Clean, clean_run, grow, restart, unembed
 from cutaway.models.tokens import Tokens
@@ -73,10 +73,11 @@ def sweep(
     """
     if not variants:
         return torch.empty(0, len(tokens), device=model.device)
-    if resume is not None and shards.processes() > 1:
-        raise Refused(f"resume={str(resume)!r}", "several processes share this sweep", "resume with one process")
+    if (resume or kept()) and shards.processes() > 1:
+        raise Refused(f"resume={str(resume or kept())!r}", "several processes share this sweep", "resume with one")
+    base, variants = laid_out(base, variants)
     model.places([e.where for v in variants for e in v])
-    ledger = Ledger(len(variants), resume, sweep_key(model, tokens, [base, *variants]) if resume is not None else "")
+    ledger = opened(len(variants), resume, lambda: sweep_key(model, tokens, [base, *variants], metric))
     first = [_first_layer(model, v) for v in variants]
     able = _can_grow(model, tokens)
     variants = [_running(model, base, v, f, able) for v, f in zip(variants, first, strict=True)]

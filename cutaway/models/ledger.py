@@ -1,12 +1,16 @@
 """The ledger of a sweep: what is done is written down, so that an interrupted sweep goes on where it stopped.
 
-The file is tied to its sweep by a hash of model, prompts and edits; another sweep's file is refused, never mixed in.
+A file is tied to its sweep by a hash of model, prompts, edits and metric; another sweep's file is refused, never mixed
+in. `with resuming(folder): …` keeps the ledger of every sweep inside it, each in a file named by that hash, so that a
+whole analysis started again computes only what it had not done.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,11 +22,48 @@ from torch import Tensor
 from cutaway.core.files import read_tensors, write_tensors
 from cutaway.core.record import hash_tensors, hash_text
 from cutaway.core.refuse import Refused
+from cutaway.core.stats import generator
 from cutaway.models.edits import Edit
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 
 _EVERY = 20.0  # seconds between two writes
+_FOLDER: ContextVar[Path | None] = ContextVar("cutaway_resuming", default=None)
+
+
+@contextmanager
+def resuming(folder: Path | str) -> Iterator[None]:
+    """While open, what sweeps have done is kept in `folder`, also when they are interrupted, and not done again.
+
+    Raises:
+        Refused: the folder is a file, or cannot be written.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(
+            f"resume={str(folder)!r}", f"it is no folder to write in ({error.strerror})", "name another"
+        ) from error
+    token = _FOLDER.set(folder)
+    try:
+        yield
+    finally:
+        _FOLDER.reset(token)
+
+
+def kept() -> Path | None:
+    """The folder in which sweeps are kept at present."""
+    return _FOLDER.get()
+
+
+def opened(variants: int, path: Path | None, key: Callable[[], str]) -> Ledger:
+    """The ledger of a sweep: in its own file, in the folder that is open, or in memory only."""
+    folder = _FOLDER.get()
+    if path is None and folder is None:
+        return Ledger(variants)
+    made = key()
+    return Ledger(variants, path if path is not None or folder is None else folder / f"{made}.safetensors", made)
 
 
 class Ledger:
@@ -56,15 +97,18 @@ class Ledger:
     def _read(self, path: Path) -> None:
         tensors, header = read_tensors(path)
         if header.get("sweep") != self.key:
-            why = "it belongs to another sweep: other model, prompts, edits or options"
+            why = "it belongs to another sweep: other model, prompts, edits or metric"
             raise Refused(f"resume={str(path)!r}", why, "give the file of this sweep, or a new name")
         self.values, self.done = tensors["values"], tensors["done"].bool()
 
 
-def sweep_key(model: Model, tokens: Tokens, variants: Sequence[Sequence[Edit]]) -> str:
-    """What ties a ledger to its sweep."""
+def sweep_key(model: Model, tokens: Tokens, variants: Sequence[Sequence[Edit]], metric: Callable[..., Tensor]) -> str:
+    """What ties a ledger to its sweep; a metric is known by what it makes of seeded random logits."""
     edits = hash_text(*("|".join(_said(e) for e in v) for v in variants))
-    return hash_text(model.fingerprint(), hash_tensors({"ids": tokens.ids, "mask": tokens.mask}), edits)
+    logits = torch.randn(len(tokens), model.shape.d_vocab, generator=generator(0)).to(model.device)
+    values = metric(logits, torch.arange(len(tokens), device=logits.device))
+    data = hash_tensors({"ids": tokens.ids, "mask": tokens.mask, "metric": values})
+    return hash_text(model.fingerprint(), data, edits)
 
 
 def _said(e: Edit) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -157,3 +158,17 @@ def test_impossible_edits_are_refused(edit):
     with pytest.raises(Refused):
         sweep(m, PADDED["right"], [[Scale("z.1.0", 0.0)], [edit]], metric)
     assert not any(x._forward_hooks or x._forward_pre_hooks for x in m.hf.modules())
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bloom", "llama_gqa", "gemma2", "mistral_window", "gptj"])
+def test_in_bfloat16_a_sweep_is_as_exact_as_one_run_a_variant(name):
+    """Both round; neither may be further from the exact numbers than the other by more than a few roundings."""
+    exact, half, t = model(name), model(name, torch.bfloat16), PADDED["right"].rows([0])
+    same = Model(deepcopy(half.hf).float(), name=name)  # the rounded weights, computed exactly
+    variants = everywhere(exact)
+    want = one_by_one(same, t, variants)
+    swept, alone = (x.float() for x in (sweep(half, t, variants, metric), one_by_one(half, t, variants)))
+    scale = torch.finfo(torch.bfloat16).eps * float(same.run_last(t).abs().max())
+    errors = [(x - want).abs().mean() / scale for x in (swept, alone)]
+    assert float(errors[0]) <= 1.5 * float(errors[1]) + 1, "the sweep rounds more than plain runs do"
+    assert float((swept - alone).abs().max()) <= 16 * scale
