@@ -42,6 +42,15 @@ class Edit(ABC):
         """The parsed address."""
         return parse(self.address)
 
+    @property
+    def begins(self) -> Address:
+        """The earliest place that the change depends on."""
+        return self.where
+
+    def parts(self) -> tuple[Edit, ...]:
+        """The edits of single places that this one stands for."""
+        return (self,)
+
     def places(self) -> list[int | None]:
         """The positions that are edited; `[None]` means all at once."""
         if self.positions is not None and self.where.position is not None:
@@ -325,6 +334,22 @@ def as_edits(edits: Edit | Sequence[Edit]) -> tuple[Edit, ...]:
             raise Refused(
                 f"edit {e!r}", "it is not an edit", "use Replace, Add, Scale, Ablate, Project, Freeze or Knockout"
             )
+    items = tuple(part for e in items for part in e.parts())
+    for e in items:
         if not e.where.row.writable:
             raise Refused(f"edit at {e.where}", f"{e.where.site} can only be read", "edit the site it is computed from")
     return items
+
+
+def laid_out(
+    base: Sequence[Edit], variants: Sequence[Sequence[Edit]]
+) -> tuple[Sequence[Edit], Sequence[Sequence[Edit]]]:
+    """The edits of a sweep as edits of single places.
+
+    A base whose edits depend on earlier layers than their own cannot be held by an injected stream: it is made part of
+    every variant.
+    """
+    base, variants = as_edits(base), [as_edits(v) for v in variants]
+    if all(e.begins.layer == e.where.layer and (e.begins == e.where or e.begins.site != "resid_pre") for e in base):
+        return base, variants
+    return (), [(*base, *v) for v in variants]
