@@ -24,6 +24,8 @@ MAIN, ROOMS, LOOKS = (
 #: command → where it lives, its group, its line in the help
 COMMANDS: dict[str, tuple[str, Group, str]] = {
     "explain": ("cutaway.cli.explain:explain", MAIN, "Tell why a model goes on with one word and not another."),
+    "patch": ("cutaway.cli.rooms:patch", MAIN, "Exchange activations between a clean and a corrupt run."),
+    "trace": ("cutaway.cli.rooms:trace", MAIN, "Restore single states after the subject is made unrecognisable."),
     "methods": ("cutaway.cli.looks:methods", LOOKS, "List what can be asked, with paper, cost and control."),
     "tasks": ("cutaway.cli.looks:tasks", LOOKS, "List the tasks that methods can be run on."),
     "sites": ("cutaway.cli.looks:sites", LOOKS, "List the places of a forward pass, or those of one model."),

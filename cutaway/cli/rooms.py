@@ -17,7 +17,13 @@ from cutaway.core.method import Method, Option
 from cutaway.core.result import Result
 
 
-def __getattr__(name: str) -> App:
+#: methods that have a command of their own beside the one in their room
+SHORT = {"patch": "patching.activation", "trace": "patching.causal_trace"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in SHORT:
+        return command(cutaway.methods()[SHORT[name]])
     if name not in cutaway.METHOD_ROOMS:
         raise AttributeError(name)
     app = App(name=name, group_commands="Methods")
