@@ -14,6 +14,7 @@ rows over all the sites its block writes. Rows are latents everywhere: `encoder[
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
@@ -23,10 +24,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.record import hash_tensors
+from cutaway.core.record import hash_tensors, hash_text
 from cutaway.core.refuse import Refused, nearest
 from cutaway.dictionaries.code import SparseCode, below, beside
-from cutaway.dictionaries.gates import AnyGate, MatchingPursuit, moved, tensors_of
+from cutaway.dictionaries.gates import AnyGate, MatchingPursuit, moved
 from cutaway.dictionaries.norms import Measured, Norm
 
 Acts = Tensor | Mapping[str, Tensor]
@@ -154,7 +155,7 @@ class Dictionary:
         else a mapping from the sites written.
         """
         reads = self.read(acts)
-        out = self.write([self._encoded(b, reads) for b in range(len(self.blocks))], reads)
+        out = self.write({b: self._encoded(b, reads) for b in range(len(self.blocks))}, reads)
         return out[self.writes[0]] if isinstance(acts, Tensor) and len(out) == 1 else out
 
     def encode(self, acts: Acts) -> SparseCode:
@@ -186,7 +187,7 @@ class Dictionary:
         if acts is None and (self.skip or any(n.per_token for n in self.writing.values())):
             what = "a skip" if self.skip else "a normalisation that measures every token"
             raise Refused("decode(code)", f"the dictionary has {what}", "give decode(code, acts), or use forward(acts)")
-        out = self.write(self.split(code), None if acts is None else self.read(acts))
+        out = self.write(dict(enumerate(self.split(code))), None if acts is None else self.read(acts))
         return next(iter(out.values())) if len(out) == 1 and not isinstance(acts, Mapping) else out
 
     def split(self, code: SparseCode) -> list[SparseCode]:
@@ -215,9 +216,9 @@ class Dictionary:
         return {s: self._read(s, acts[s]) for s in sites}
 
     def write(
-        self, codes: Sequence[SparseCode], reads: Mapping[str, Read] | None, sites: Sequence[str] | None = None
+        self, codes: Mapping[int, SparseCode], reads: Mapping[str, Read] | None, sites: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
-        """The sites written (all, or `sites`), from one code a block (of the blocks that write them) and the reads."""
+        """The sites written (all, or `sites`), from the codes of the blocks that write them and from the reads."""
         out = {}
         for site in self.writes if sites is None else sites:
             y = self.b_dec[site].to(self._wide)
@@ -259,20 +260,12 @@ class Dictionary:
             writing={s: n for s, n in self.writing.items() if s in one.writes},
         )  # fmt: skip
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by name, for files and hashes."""
-        out: dict[str, Tensor] = {}
-        for b in range(len(self.blocks)):
-            out |= {f"encoder.{b}.{site}": t for site, t in self.encoder[b].items()}
-            out |= {f"decoder.{b}.{site}": t for site, t in self.decoder[b].items()}
-            out[f"b_enc.{b}"] = self.b_enc[b]
-            out |= {f"gate.{b}.{n}": t for n, t in tensors_of(self.gates[b]).items()}
-        out |= {f"b_dec.{site}": t for site, t in self.b_dec.items()}
-        return out | {f"skip.{read}>{write}": t for (read, write), t in self.skip.items()}
-
     def fingerprint(self) -> str:
-        """Hash of every tensor."""
-        return hash_tensors(self.tensors())
+        """Hash of everything that determines the map."""
+        from cutaway.dictionaries.store import described
+
+        tensors, header = described(self)
+        return hash_text(hash_tensors(tensors), json.dumps({k: v for k, v in header.items() if k != "about"}))
 
     # --- steps
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from cutaway.core.files import read_tensors, write_tensors
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Block, Dictionary
-from cutaway.dictionaries.gates import gate_of, numbers_of
+from cutaway.dictionaries.gates import gate_of, numbers_of, tensors_of
 from cutaway.dictionaries.norms import NORMS, Norm
 
 KIND, VERSION = "dictionary", 1
@@ -26,6 +26,11 @@ def save(dictionary: Dictionary, path: str | Path, dtype: torch.dtype | None = N
         Refused: the file cannot be written.
     """
     d = dictionary if dtype is None else dictionary.to(dtype=dtype)
+    return write_tensors(path, *described(d))
+
+
+def described(d: Dictionary) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A dictionary's tensors by name, and everything else ready for JSON."""
     header: dict[str, Any] = {
         "kind": KIND, "version": VERSION,
         "blocks": [{"n_latents": b.n_latents, "reads": b.reads, "writes": b.writes} for b in d.blocks],
@@ -33,12 +38,19 @@ def save(dictionary: Dictionary, path: str | Path, dtype: torch.dtype | None = N
         "skip": [list(edge) for edge in d.skip],
         "subtract_b_dec": d.subtract_b_dec, "norm_aware": d.norm_aware, "about": d.about,
     }  # fmt: skip
-    tensors = d.tensors()
+    tensors: dict[str, Tensor] = {}
+    for b in range(len(d.blocks)):
+        tensors |= {f"encoder.{b}.{site}": t for site, t in d.encoder[b].items()}
+        tensors |= {f"decoder.{b}.{site}": t for site, t in d.decoder[b].items()}
+        tensors[f"b_enc.{b}"] = d.b_enc[b]
+        tensors |= {f"gate.{b}.{n}": t for n, t in tensors_of(d.gates[b]).items()}
+    tensors |= {f"b_dec.{site}": t for site, t in d.b_dec.items()}
+    tensors |= {f"skip.{read}>{write}": t for (read, write), t in d.skip.items()}
     for name, norms in (("reading", d.reading), ("writing", d.writing)):
         header[name] = {site: _numbers(n) for site, n in norms.items()}
         for site, n in norms.items():
             tensors |= {f"{name}.{site}.{k}": t for k, t in _parts(n).items() if isinstance(t, Tensor)}
-    return write_tensors(path, tensors, header)
+    return tensors, header
 
 
 def open_dictionary(path: str | Path, dtype: torch.dtype | None = None) -> Dictionary:

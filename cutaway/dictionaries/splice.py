@@ -1,0 +1,283 @@
+"""Splicing a dictionary into a model: its reconstruction takes the place of what the model computed.
+
+    model.run(prompt, edits=Splice(dictionary))                     # x̂ instead of x
+    model.run(prompt, edits=Splice(dictionary, error=True, changes=(ablate_latents(17),)))
+
+A splice is one edit like any other: it works in `model.run`, `model.edited`, `model.generate` and the executor, alone
+or among others. With `error=True` the reconstruction error x − x̂ is kept, so that only what `changes` do to latents is
+seen. A transcoder reads one site and writes another; everything a block reads must come before what it writes.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.core.address import Address, parse
+from cutaway.core.record import hash_text
+from cutaway.core.refuse import Refused
+from cutaway.core.sites import SITES
+from cutaway.dictionaries.code import SparseCode
+from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.models.edits import Edit
+from cutaway.models.frame import FRAME, Frame
+
+_ORDER = {row.name: n for n, row in enumerate(SITES)}
+
+
+@dataclass(frozen=True)
+class LatentChange:
+    """f becomes factor · f + shift, on some latents (numbered over all blocks), at some positions or at all."""
+
+    latents: tuple[int, ...]
+    factor: float = 1.0
+    shift: float = 0.0
+    positions: tuple[int, ...] | None = None
+
+
+def ablate_latents(*latents: int, positions: tuple[int, ...] | None = None) -> LatentChange:
+    """Latents made inactive."""
+    return LatentChange(latents, 0.0, 0.0, positions)
+
+
+def scale_latents(*latents: int, factor: float, positions: tuple[int, ...] | None = None) -> LatentChange:
+    """Latents multiplied by a factor."""
+    return LatentChange(latents, factor, 0.0, positions)
+
+
+def set_latents(*latents: int, value: float, positions: tuple[int, ...] | None = None) -> LatentChange:
+    """Latents held at a value, whether they would be active or not."""
+    return LatentChange(latents, 0.0, value, positions)
+
+
+def add_to_latents(*latents: int, value: float, positions: tuple[int, ...] | None = None) -> LatentChange:
+    """A value added to latents, whether they would be active or not (steering)."""
+    return LatentChange(latents, 1.0, value, positions)
+
+
+@dataclass(frozen=True, eq=False)
+class Splice(Edit):
+    """A dictionary in the place of what it reconstructs.
+
+    `positions` limits where the sites are replaced; `writes` limits which of the written sites are (all of them).
+
+    Raises:
+        Refused: a code that depends on the batch, a site written before it is read, or a latent that is not there.
+    """
+
+    dictionary: Dictionary = field(repr=False)
+    error: bool = False
+    changes: tuple[LatentChange, ...] = ()
+    positions: tuple[int, ...] | None = None
+    writes: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        d = self.dictionary
+        if any(g.whole_batch for g in d.gates):
+            why = "its code of a token depends on the other tokens of the batch"
+            raise Refused(f"splice of {d!r}", why, "give its BatchTopK gate a threshold")
+        foreign = [s for s in (*d.reads, *d.writes) if ":" in s]
+        if foreign:
+            raise Refused(f"splice of {d!r}", f"{foreign[0]} is of one of two models", "encode captured activations")
+        strange = [w for w in self._written if w not in d.writes]
+        if strange:
+            raise Refused(f"splice at {strange[0]}", "the dictionary does not write it", f"use {', '.join(d.writes)}")
+        for change in self.changes:
+            for latent in change.latents:
+                d.place(latent)
+        for write in self._written:
+            late = [r for r in needed(d, write) if _time(r) > _time(write)]
+            if late:
+                why = f"{write} is written before {late[0]} can be read"
+                raise Refused(f"splice of {d!r}", why, "give writes= without it, or encode captured activations")
+
+    @property
+    def _written(self) -> tuple[str, ...]:
+        return self.dictionary.writes if self.writes is None else self.writes
+
+    @property
+    def address(self) -> str:  # type: ignore[override]
+        return self._written[0]
+
+    @cached_property
+    def _parts(self) -> tuple[Edit, ...]:
+        flow = Flow(self)
+        reads = dict.fromkeys(r for w in self._written for r in needed(self.dictionary, w))
+        positions = self.positions
+        if self.error and positions is None and all(c.positions is not None for c in self.changes):
+            positions = tuple(sorted({p for c in self.changes for p in c.positions or ()})) or None
+        if self.changes or not self.error:
+            flow.readers = {r: SpliceRead(r, flow, positions) for r in reads}
+        return (*flow.readers.values(), *(SpliceWrite(w, flow, positions) for w in self._written))
+
+    def parts(self) -> tuple[Edit, ...]:
+        return self._parts
+
+    def change(self, old: Tensor) -> Tensor:
+        return old  # its parts do the work
+
+    def identity(self) -> str:
+        """What tells this splice from any other, for the files of sweeps."""
+        return hash_text(self.dictionary.fingerprint(), repr(self))
+
+
+def needed(d: Dictionary, write: str) -> tuple[str, ...]:
+    """The sites from which a written site's reconstruction follows."""
+    blocks = [r for b in d.blocks if write in b.writes for r in b.reads]
+    return tuple(dict.fromkeys([*blocks, *(r for r, w in d.skip if w == write)]))
+
+
+@dataclass(frozen=True, eq=False)
+class SpliceRead(Edit):
+    """Hands on what it sees unchanged, and shows it to the splice."""
+
+    address: str
+    flow: Flow
+    positions: tuple[int, ...] | None = None
+
+    def apply(self, x: Tensor) -> Tensor:
+        self.flow.see(self.address, x)
+        return x
+
+    def change(self, old: Tensor) -> Tensor:
+        return old
+
+
+@dataclass(frozen=True, eq=False)
+class SpliceWrite(Edit):
+    """Puts the reconstruction of one site there."""
+
+    address: str
+    flow: Flow
+    positions: tuple[int, ...] | None = None
+
+    @property
+    def begins(self) -> Address:
+        return min((parse(r) for r in needed(self.flow.splice.dictionary, self.address)), key=_time)
+
+    def apply(self, x: Tensor) -> Tensor:
+        whole, there = x.clone(), self._index(x, None) or ()
+        whole[there] = self.flow.output(self.address, x[there]).reshape(x[there].shape).to(x.dtype)
+        index = [i for i in (self._index(x, p) for p in self.places()) if i is not None]
+        if index == [()]:
+            return whole
+        new = x.clone()
+        for i in index:
+            new[i] = whole[i]
+        return new
+
+    def change(self, old: Tensor) -> Tensor:
+        return old  # apply() knows the reads, which a reconstruction needs
+
+
+class _Pass:
+    """What one pass of one batch of rows has shown: reads by site, codes by block, before and after changes."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, Tensor] = {}
+        self.codes: dict[int, tuple[SparseCode, SparseCode]] = {}
+
+
+class _Here(threading.local):
+    """The passes of the present forward: of the k-th variant in a batch, the k-th; and whose turn each site is."""
+
+    def __init__(self) -> None:
+        self.frame: Frame | None = None
+        self.passes: list[_Pass] = []
+        self.turns: dict[tuple[str, str], int] = {}
+
+
+class Flow:
+    """What the reads of a splice tell its writes, forward by forward."""
+
+    def __init__(self, splice: Splice):
+        self.splice, self.readers, self.here = splice, dict[str, SpliceRead](), _Here()
+
+    def __str__(self) -> str:
+        return self.splice.identity()
+
+    def see(self, site: str, x: Tensor) -> None:
+        """A read has happened."""
+        now = self._turn("read", site)
+        now.seen[site] = x
+        stale = [b for b in now.codes if site in self.splice.dictionary.blocks[b].reads]
+        for b in stale:
+            del now.codes[b]
+
+    def output(self, site: str, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """What is to stand at a written site, where `old` stands."""
+        d, splice = self.splice.dictionary, self.splice
+        if not self.readers:
+            return old  # the error of an unchanged reconstruction makes it whole again
+        now = self._turn("write", site)
+        missing = [s for s in needed(d, site) if s not in now.seen]
+        if missing:
+            why = f"the model computes {site} before {missing[0]}"
+            raise Refused(f"splice of {d!r}", why, "encode captured activations")
+        reads = d.read({s: self._addressed(s, now.seen[s]) for s in needed(d, site)}, needed(d, site))
+        codes = {b: self._code(b, now) for b, block in enumerate(d.blocks) if site in block.writes}
+        new = d.write({b: c[1] for b, c in codes.items()}, reads, [site])[site]
+        if splice.error:
+            kept = d.write({b: c[0] for b, c in codes.items()}, reads, [site])[site]
+            new = old + (new - kept).reshape(old.shape).to(old.dtype)
+        if site == max(splice._written, key=_time):
+            now.seen, now.codes = {}, {}
+        return new
+
+    def _code(self, b: int, now: _Pass) -> tuple[SparseCode, SparseCode]:
+        if b not in now.codes:
+            d = self.splice.dictionary
+            acts = {s: self._addressed(s, now.seen[s]) for s in d.blocks[b].reads}
+            code = d.encode_block(b, acts)
+            changed = code
+            for change in self.splice.changes:
+                changed = self._changed(b, changed, change, now)
+            now.codes[b] = code, changed
+        return now.codes[b]
+
+    def _changed(self, b: int, code: SparseCode, change: LatentChange, now: _Pass) -> SparseCode:
+        d, start = self.splice.dictionary, self.splice.dictionary.starts[b]
+        latents = [i - start for i in change.latents if start <= i < start + code.n_latents]
+        if not latents:
+            return code
+        old = code.columns(latents)
+        new = change.factor * old + change.shift
+        if change.positions is not None:
+            read = self.readers[d.blocks[b].reads[0]]
+            x = now.seen[read.address]
+            mask = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+            for p in change.positions:
+                here = replace(read, positions=(p,))._index(x, p)
+                if here is not None:
+                    mask[here[:2]] = True
+            new = torch.where(mask.reshape(-1, 1), new, old)
+        return code.put(latents, new)
+
+    def _addressed(self, site: str, x: Tensor) -> Tensor:
+        return x[self.readers[site]._index(x, None) or ()]
+
+    def _turn(self, kind: str, site: str) -> _Pass:
+        """The pass that a site belongs to. The executor shows its variants one after another, in one order."""
+        here, frame = self.here, FRAME.get()
+        if frame is not here.frame or frame is None:
+            if frame is not None or here.frame is not None or not here.passes:
+                here.passes = []
+            here.frame, here.turns = frame, {}
+        turn = here.turns.get((kind, site), 0)
+        here.turns[kind, site] = turn + 1
+        while len(here.passes) <= turn:
+            here.passes.append(_Pass())
+        return here.passes[turn]
+
+
+def _time(site: str | Address) -> tuple[float, int]:
+    """When a site is computed, in the order of the forward."""
+    a: Any = parse(site)
+    early = -1.0 if a.site in ("embed", "pos_embed") else float("inf")
+    return (early if a.layer is None else float(a.layer), _ORDER[a.site])
