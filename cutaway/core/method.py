@@ -184,24 +184,25 @@ def _record(
     row: Method, args: tuple[Any, ...], options: dict[str, Any], spent: Any, own: dict[str, Any]
 ) -> dict[str, Any]:
     subjects = dict(zip(row.subjects, args, strict=False))
+    identities = {n: s.identity() for n, s in subjects.items()}  # once: it hashes every weight
     return {
         "method": row.name, "answers": row.answers, "paper": row.paper, "control": row.control,
-        "subjects": {n: s.identity() for n, s in subjects.items()},
+        "subjects": identities,
         "options": {n: str(v) if isinstance(v, Path) else v for n, v in options.items()},
         "cost": {"declared": row.cost, "forwards": spent.forwards, "backwards": spent.backwards,
                  "seconds": round(spent.seconds, 4)},
-        "python": row.python(subjects, options), "command": _command(row, subjects, options),
+        "python": row.python(subjects, options), "command": _command(row, identities, options),
         "versions": versions(), "machine": machine(), **own,
     }  # fmt: skip
 
 
-def _command(row: Method, subjects: Mapping[str, Any], options: Mapping[str, Any]) -> str:
+def _command(row: Method, identities: Mapping[str, Any], options: Mapping[str, Any]) -> str:
     import shlex
 
     words = ["cutaway", *row.name.split(".")]
-    for name, subject in subjects.items():
-        words += [f"--{name}", str(subject.identity().get("name", "?"))]
-        for option, v in subject.identity().get("options", {}).items():
+    for name, identity in identities.items():
+        words += [f"--{name}", str(identity.get("name", "?"))]
+        for option, v in identity.get("options", {}).items():
             words += [f"--{name}-{option.replace('_', '-')}", str(v)]
     for o in row.options:
         if (v := options[o.name]) != o.default:
