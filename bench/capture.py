@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench import subjects
-from bench.frame import Row, Subject, finish, options, serve, summary
+from bench.frame import Row, Subject, finish, options, pythons, serve, summary
 from bench.frame import ratios as measure
 
 UNIT = "× plain forward"
@@ -52,12 +52,11 @@ def main() -> int:
     parser = options(__doc__, rounds=8)
     parser.add_argument("--shape", choices=[*SHAPES], action="append", help="only this shape (nothing is written)")
     chosen = parser.parse_args()
-    pythons = {"cutaway": sys.executable} | (dict.fromkeys(PEERS, chosen.python_a) if chosen.python_a else {})
     rows: list[Row] = []
     for shape in chosen.shape or SHAPES:
         with tempfile.TemporaryDirectory() as folder:
             save(shape, folder)
-            rows += compare(shape, folder, pythons, chosen.rounds)
+            rows += compare(shape, folder, pythons(chosen, dict.fromkeys(PEERS, "a")), chosen.rounds)
     return finish("capture", rows, write=not (chosen.no_write or chosen.shape))
 
 
@@ -77,11 +76,11 @@ def save(shape: str, folder: str) -> None:
     save_file({"ids": ids}, Path(folder, "ids.safetensors"))
 
 
-def compare(shape: str, folder: str, pythons: dict[str, str], rounds: int) -> list[Row]:
+def compare(shape: str, folder: str, interpreters: dict[str, str], rounds: int) -> list[Row]:
     """The rows of one shape."""
     with contextlib.ExitStack() as stack:
         running = {}
-        for name, python in pythons.items():
+        for name, python in interpreters.items():
             running[name] = Subject(python, "bench.capture", "--subject", name, folder)
             stack.callback(running[name].close)
         found: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in running}

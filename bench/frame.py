@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
+ENVIRONMENTS = tuple(sorted(p.stem for p in (ROOT / "bench" / "envs").glob("*.txt")))
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Row:
     """One measured value. `bar` is what it must keep to (at most for `max`, at least for `min`), if anything.
 
     `peer_value` is what the peer got for the same work, `ratio` how many times better ours is (above 1: ours is).
-    `quartiles` are those of the repeats behind a median; `wall` is the same value by the wall clock.
+    `least` is a bar on that ratio. `quartiles` are those of the repeats behind a median; `wall` is the same value by the
+    wall clock.
     """
 
     work: str
@@ -43,33 +45,39 @@ class Row:
     peer_value: float | None = None
     quartiles: tuple[float, float] | None = None
     wall: float | None = None
+    least: float | None = None
 
     @property
     def kept(self) -> bool | None:
-        """Whether the bar is kept; None without a bar."""
-        if self.bar is None:
-            return None
-        return self.value <= self.bar if self.sense == "max" else self.value >= self.bar
+        """Whether every bar of the row is kept; None without one."""
+        held = []
+        if self.bar is not None:
+            held.append(self.value <= self.bar if self.sense == "max" else self.value >= self.bar)
+        if self.least is not None and self.ratio is not None:
+            held.append(self.ratio >= self.least)
+        return all(held) if held else None
 
-    def beside(self, peer: str, value: float) -> Row:
+    def beside(self, peer: str, value: float, least: float | None = None) -> Row:
         """The same row beside what a peer got."""
         better = value / self.value if self.sense == "max" else self.value / value
-        return Row(**{**asdict(self), "peer": peer, "peer_value": value, "ratio": round(better, 3)})
+        found = {"peer": peer, "peer_value": value, "ratio": round(better, 3), "least": least}
+        return Row(**{**asdict(self), **found})
 
 
 # --- timing
 
 
 def ratios(
-    plain: Callable[[], Any], jobs: Mapping[str, Callable[[], Any]], pairs: int
+    plain: Callable[[], Any], jobs: Mapping[str, Callable[[], Any]], pairs: int, first: int = 0
 ) -> dict[str, list[tuple[float, float]]]:
     """For each job, `pairs` ratios (process CPU time, wall time) of one call to one of the plain work beside it.
 
-    The two calls of a pair follow each other, in alternating order, so what else the machine does falls on both. An
-    unmeasured plain call stands before each pair: what the job before it left in caches would fall on one only.
+    The two calls of a pair follow each other, in alternating order (`first` is the number of the first pair), so what
+    else the machine does falls on both. An unmeasured plain call stands before each pair: what the job before it left
+    in caches would fall on one only.
     """
     found: dict[str, list[tuple[float, float]]] = {name: [] for name in jobs}
-    for n in range(pairs):
+    for n in range(first, first + pairs):
         for name, job in jobs.items():
             plain()
             if n % 2:
@@ -181,7 +189,7 @@ def finish(name: str, rows: Sequence[Row], write: bool = True) -> int:
         RESULTS.mkdir(exist_ok=True)
         text = json.dumps({"machine": machine(), "rows": [asdict(r) for r in rows]}, indent=1, ensure_ascii=False)
         (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    missed = {r.work for r in rows if r.kept is False}
+    missed = {(r.work, r.peer) for r in rows if r.kept is False}
     print(f"{len(missed)} bars missed" if missed else "every bar kept")
     return 1 if missed else 0
 
@@ -193,7 +201,7 @@ def table(rows: Sequence[Row]) -> str:
         bar = "" if r.bar is None else f"{'≤' if r.sense == 'max' else '≥'} {r.bar:g}"
         spread = "" if r.quartiles is None else f"{r.quartiles[0]:.3f}–{r.quartiles[1]:.3f}"
         peer = "" if r.peer is None else f"{r.peer}: {r.peer_value:.3g}"
-        ratio = "" if r.ratio is None else f"{r.ratio:.2f}"
+        ratio = "" if r.ratio is None else f"{r.ratio:.2f}" + ("" if r.least is None else f" (≥ {r.least:g})")
         state = {None: "", True: "kept", False: "MISSED"}[r.kept]
         cells.append((r.work, f"{r.value:.4g} {r.unit}", spread, bar, state, peer, ratio))
     widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
@@ -203,8 +211,16 @@ def table(rows: Sequence[Row]) -> str:
 def options(description: str | None, **numbers: int) -> argparse.ArgumentParser:
     """The command line that benchmarks share."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n\n")[0])
-    parser.add_argument("--python-a", metavar="PATH", help="python of environment A (bench/envs/a.txt), for the peers")
+    for name in ENVIRONMENTS:
+        says = f"python of environment {name.upper()} (bench/envs/{name}.txt), for its peers"
+        parser.add_argument(f"--python-{name}", metavar="PATH", help=says)
     parser.add_argument("--no-write", action="store_true", help="print only")
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     return parser
+
+
+def pythons(chosen: argparse.Namespace, environments: Mapping[str, str]) -> dict[str, str]:
+    """The python of cutaway and of every peer (name → environment) whose environment is there."""
+    given = {name: getattr(chosen, f"python_{env}") for name, env in environments.items()}
+    return {"cutaway": sys.executable} | {name: python for name, python in given.items() if python}

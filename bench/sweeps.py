@@ -1,9 +1,16 @@
-"""What a sweep costs: activation patching over every layer and position, or every head, in plain forwards.
+"""What causal sweeps cost: patching every place, attribution to every node, and tracing, in plain forwards.
 
 GPT-2 small's shape (12 layers, d 768, 50257 tokens), random weights, one clean and one corrupt prompt of 15 tokens, one
-thread. A sweep patches the residual stream at each of 12 × 15 places, or the output of each of 144 heads at all
-positions, and returns a logit difference for each; the clean run that gives the values is part of the work. Every
-ratio is to the bare transformers forward of one prompt, measured beside it in the same process.
+thread. A sweep patches the residual stream entering each layer at each position, the output of each head at all
+positions, or of each head at each position, and returns a logit difference for each; the clean run that gives the
+values is part of the work. Attribution estimates the same for every head and for every MLP at every position. The
+trace adds 3σ of noise to three subject tokens, ten times, and restores the outputs of three MLPs around each layer, at
+each position; its naive count is one whole forward a cell and noise, and the runs without restoring.
+
+Every ratio is to the bare transformers forward of one prompt, measured beside it in the same process. All subjects must
+return the same numbers. Where a peer takes minutes, it is measured on the cells named and the rest is counted alike.
+The textbook loop runs the clean, the corrupt and the patched prompt anew for every cell, and caches everything of the
+first two.
 """
 
 from __future__ import annotations
@@ -11,148 +18,182 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
-from collections.abc import Callable
-from importlib.metadata import version
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.frame import Row, Subject, finish, options, serve, summary
-from bench.frame import ratios as measure
+from bench.frame import Row, Subject, finish, options, pythons, ratios, serve, summary
 
-UNIT = "× plain forward"
-LAYERS, HEADS, POSITIONS = 12, 12, 15
+LAYERS, HEADS, POSITIONS, DRAWS, WINDOW = 12, 12, 15, 10, 3
+SUBJECT = (2, 3, 4)
 ANSWER, FOIL = 7, 9
-WORDS = {
-    "resid": f"residual sweep, {LAYERS} layers × {POSITIONS} positions",
-    "heads": f"head-output sweep, {LAYERS * HEADS} heads",
+CELLS = LAYERS * POSITIONS
+NAIVE = CELLS * DRAWS + DRAWS + 1
+SETTLE = 5
+CLOSE = 1e-3  # between the numbers of two subjects: float32 logits of about ±1
+
+
+@dataclass(frozen=True)
+class Work:
+    """A sweep: how many numbers it returns, its bar, and the least ratio to each peer.
+
+    A unit is `per` plain forwards; `calls` are timed together where one is short.
+    """
+
+    words: str
+    cells: int
+    bar: float
+    least: dict[str, float] = field(default_factory=dict)
+    unit: str = "× plain forward"
+    per: float = 1.0
+    calls: int = 1
+
+
+@dataclass(frozen=True)
+class Peer:
+    """How a peer is called, and the environment it lives in."""
+
+    says: str
+    environment: str
+
+
+WORKS = {
+    "resid": Work(
+        f"residual sweep, {LAYERS} layers × {POSITIONS} positions", CELLS, 31.0,
+        {"transformer_lens": 6.5, "hooked_transformer": 10.0, "nnsight": 3.0, "textbook": 25.0},
+    ),
+    "heads": Work(
+        f"head-output sweep, {LAYERS * HEADS} heads", LAYERS * HEADS, 30.0,
+        {"transformer_lens": 5.0, "hooked_transformer": 8.0},
+    ),
+    "by_position": Work(
+        f"head × position sweep, {LAYERS * HEADS} × {POSITIONS}", HEADS * CELLS, 330.0, {"transformer_lens": 7.0}
+    ),
+    "attribution": Work(
+        "attribution patching, all nodes", LAYERS * HEADS + CELLS, 2.8, {"transformer_lens": 1.0}, calls=5
+    ),
+    "trace": Work(
+        f"causal trace, windows of {WINDOW}, {DRAWS} noises", CELLS * DRAWS, 0.35, {"nnsight": 3.0},
+        "× naive count", NAIVE,
+    ),
+}  # fmt: skip
+PEERS = {
+    "transformer_lens": Peer("transformer-lens {}", "a"),
+    "hooked_transformer": Peer("transformer-lens {}", "b"),
+    "nnsight": Peer("nnsight {}, batched invokes", "a"),
+    "pyvene": Peer("pyvene {}", "a"),
+    "textbook": Peer("textbook loop over transformer-lens {}", "b"),
 }
-#: our own bar in plain forwards, and the least ratio to the peer's own way of doing it
-BARS = {"resid": 31.0, "heads": 30.0}
-PEERS = {"transformer_lens": "transformer-lens"}
-Job = Callable[[], Any]
 
 
 def main() -> int:
     """Measure every subject in rounds that take turns, and write the rows."""
     parser = options(__doc__, rounds=4)
+    parser.add_argument("--work", choices=[*WORKS], action="append", help="only this work (nothing is written)")
     chosen = parser.parse_args()
-    pythons = {"cutaway": sys.executable} | (dict.fromkeys(PEERS, chosen.python_a) if chosen.python_a else {})
+    interpreters = pythons(chosen, {name: peer.environment for name, peer in PEERS.items()})
     with tempfile.TemporaryDirectory() as folder:
         save(folder)
-        return finish("sweeps", compare(folder, pythons, chosen.rounds), write=not chosen.no_write)
+        rows = compare(folder, interpreters, chosen.rounds, chosen.work or [*WORKS])
+    return finish("sweeps", rows, write=not (chosen.no_write or chosen.work))
 
 
-def save(folder: str) -> None:
-    """Seeded random weights and two prompts, for every subject alike."""
+def save(folder: str, **sizes: int) -> None:
+    """Seeded random weights, a tokenizer of numbered words, two prompts and the noises, for every subject alike."""
     import torch
     from safetensors.torch import save_file
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = GPT2LMHeadModel(GPT2Config(bos_token_id=50256, eos_token_id=50256))
-        ids = torch.randint(50256, (2, POSITIONS))
+        config = GPT2Config(n_ctx=1024, **sizes)  # as the published GPT-2 names its n_positions a second time
+        config.bos_token_id = config.eos_token_id = config.vocab_size - 1
+        model = GPT2LMHeadModel(config)
+        ids = torch.randint(config.vocab_size - 1, (2, POSITIONS))
+        noise = torch.zeros(DRAWS, 1, POSITIONS, config.n_embd)
+        sigma = model.transformer.wte(ids[0, list(SUBJECT)]).std()
+        noise[:, :, list(SUBJECT)] = 3 * sigma * torch.randn(DRAWS, 1, len(SUBJECT), config.n_embd)
+    words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(config.vocab_size)}, unk_token="t0"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    last = f"t{config.vocab_size - 1}"
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token=last, eos_token=last, pad_token=last).save_pretrained(folder)
     model.save_pretrained(folder)
-    save_file({"ids": ids}, Path(folder, "ids.safetensors"))
+    save_file({"ids": ids, "noise": noise.detach()}, Path(folder, "ids.safetensors"))
 
 
-def compare(folder: str, pythons: dict[str, str], rounds: int) -> list[Row]:
-    """One row a sweep and peer."""
+def compare(folder: str, interpreters: dict[str, str], rounds: int, works: Sequence[str]) -> list[Row]:
+    """One row a work and peer."""
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {}
     with contextlib.ExitStack() as stack:
         running = {}
-        for name, python in pythons.items():
+        for name, python in interpreters.items():
             running[name] = Subject(python, "bench.sweeps", "--subject", name, folder)
             stack.callback(running[name].close)
-        found: dict[str, dict[str, list[tuple[float, float]]]] = {name: {} for name in running}
-        for _ in range(rounds):
-            for name, subject in running.items():
-                for work, ratios in subject.ask(pairs=1).items():
-                    found[name].setdefault(work, []).extend(ratios)
-    rows = []
-    for work, pairs in found["cutaway"].items():
-        row = summary(WORDS[work], pairs, UNIT, BARS[work])
-        theirs = {n: summary(work, f[work], UNIT).value for n, f in found.items() if n != "cutaway" and work in f}
-        rows += [row.beside(f"{PEERS[n]} {running[n].about['version']}", v) for n, v in theirs.items()] or [row]
-    return rows
+        for n in range(rounds):
+            for work in works:
+                values: list[float] = []
+                for name, subject in running.items():
+                    if work in subject.about["cells"]:
+                        done = subject.ask(work=work, first=n)
+                        values = values or done["values"]
+                        check(name, work, values, done["values"], subject.about["cells"][work])
+                        pairs.setdefault((work, name), []).append(tuple(done["ratio"]))
+        about = {name: subject.about for name, subject in running.items()}
+    return [row for work in works for row in rows(work, pairs, about)]
 
 
-def prepare(name: str, folder: str) -> tuple[str, Job, dict[str, Job]]:
-    """Version, plain forward and sweeps of a subject."""
-    import torch
-    from safetensors.torch import load_file
-    from transformers import GPT2LMHeadModel
-
-    torch.set_num_threads(1)
-    ids = load_file(Path(folder, "ids.safetensors"))["ids"]
-    bare = GPT2LMHeadModel.from_pretrained(folder).eval().requires_grad_(False)
-
-    @torch.no_grad()
-    def plain() -> Any:
-        return bare(ids[:1], use_cache=False).logits
-
-    release, jobs = SUBJECTS[name](bare, ids)
-    return release, plain, jobs
+def check(name: str, work: str, ours: Sequence[float], theirs: Sequence[float], cells: Sequence[int]) -> None:
+    """Stop where a subject returns other numbers for its cells."""
+    wanted = [ours[i] for i in range(*cells)]
+    far = max((abs(a - b) for a, b in zip(wanted, theirs, strict=True)), default=0.0)
+    if far > CLOSE:
+        raise SystemExit(f"{name} returns other numbers for {work}: they differ by up to {far:.2g}")
 
 
-def cutaway(hf: Any, ids: Any) -> tuple[str, dict[str, Job]]:
-    """The executor, as every patching method uses it."""
-    import cutaway as ca
-    from cutaway.core.address import Address
-    from cutaway.models.edits import Replace
-    from cutaway.models.executor import sweep
-
-    model = ca.load(hf, check=False)
-    clean, corrupt = model.tokens(ids[:1]), model.tokens(ids[1:])
-
-    def metric(logits: Any, prompt: Any) -> Any:
-        return logits[:, ANSWER] - logits[:, FOIL]
-
-    def patch(site: str, places: list[Address]) -> Any:
-        acts = model.capture(clean, site, logits=False)
-        return sweep(model, corrupt, [[Replace(a, acts[str(a)])] for a in places], metric)
-
-    cells = [Address("resid_pre", i, None, p) for i in range(LAYERS) for p in range(POSITIONS)]
-    heads = [Address("z", i, h) for i in range(LAYERS) for h in range(HEADS)]
-    return ca.__version__, {"resid": lambda: patch("resid_pre", cells), "heads": lambda: patch("z", heads)}
-
-
-def transformer_lens(hf: Any, ids: Any) -> tuple[str, dict[str, Job]]:
-    """TransformerLens's own patching helpers over its bridge."""
-    import torch
-    from transformer_lens import patching
-    from transformer_lens.model_bridge import TransformerBridge
-
-    bridge: Any = TransformerBridge.boot_transformers(hf.config.name_or_path, hf_model=hf)
-
-    def metric(logits: Any) -> Any:
-        return logits[0, -1, ANSWER] - logits[0, -1, FOIL]
-
-    @torch.no_grad()
-    def run(helper: Any) -> Any:
-        _, cache = bridge.run_with_cache(ids[:1])
-        return helper(bridge, ids[1:], cache, metric)
-
-    return version("transformer-lens"), {
-        "resid": lambda: run(patching.get_act_patch_resid_pre),
-        "heads": lambda: run(patching.get_act_patch_attn_head_out_all_pos),
-    }
-
-
-SUBJECTS = {"cutaway": cutaway, "transformer_lens": transformer_lens}
+def rows(work: str, pairs: dict[tuple[str, str], list[tuple[float, float]]], about: dict[str, Any]) -> list[Row]:
+    """The rows of one work: one a peer, or one alone."""
+    w = WORKS[work]
+    row = summary(w.words, pairs[work, "cutaway"], w.unit, w.bar)
+    found = []
+    for name in PEERS:
+        if (work, name) in pairs:
+            says = PEERS[name].says.format(about[name]["version"]) + about[name]["says"].get(work, "")
+            found.append(row.beside(says, summary(w.words, pairs[work, name], w.unit).value, w.least.get(name)))
+    return found or [row]
 
 
 def serve_subject(name: str, folder: str) -> None:
     """Serve one subject's measurements."""
-    release, plain, jobs = prepare(name, folder)
-    for _ in range(5):
-        plain()
+    from bench import sweepers
 
-    def answer(pairs: int) -> dict[str, Any]:
-        return measure(lambda: [plain() for _ in range(5)], jobs, pairs)
+    release, plain, jobs = sweepers.prepare(name, folder)
 
-    if name == "cutaway":
-        answer(1)  # warm-up
-    serve({"version": release}, lambda pairs: {w: [(5 * c, 5 * t) for c, t in r] for w, r in answer(pairs).items()})
+    def settled() -> None:
+        for _ in range(SETTLE):
+            plain()
+
+    def answer(work: str, first: int) -> dict[str, Any]:
+        w, job, values = WORKS[work], jobs[work], [0.0]
+
+        def several() -> None:
+            for _ in range(w.calls):
+                values[:] = job.run().tolist()
+
+        ((cpu, wall),) = ratios(settled, {work: several}, 1, first)[work]
+        scale = SETTLE / w.calls / w.per * w.cells / len(range(*job.cells))
+        return {"ratio": (cpu * scale, wall * scale), "values": values}
+
+    settled()
+    serve(
+        {
+            "version": release,
+            "cells": {work: job.cells for work, job in jobs.items()},
+            "says": {work: f" (from {job.says})" for work, job in jobs.items() if job.says},
+        },
+        answer,
+    )
 
 
 if __name__ == "__main__":
