@@ -1,0 +1,273 @@
+"""How each gate is trained: which pairs it uses, what their values are, and what it has learned in the end.
+
+A gating is frozen numbers. What it learns (`parameters`) and keeps (`buffers`), one number a latent or a single one, is
+held by the learner and handed in as `own`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.core.refuse import Refused
+from cutaway.dictionaries import gates, select
+from cutaway.dictionaries.kernels import Pairs
+from cutaway.dictionaries.objectives.active import Active
+from cutaway.dictionaries.select import Encoder
+
+Own = Mapping[str, Tensor]
+Chosen = tuple[Pairs, Tensor | None]
+
+
+class Gating(ABC):
+    """One gate in training."""
+
+    fixed = False  # whether it chooses a set number of latents, and so needs no dense form
+
+    def parameters(self, n: int) -> dict[str, Tensor]:
+        """What is learned by gradient, at the start."""
+        return {}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What is kept from batch to batch, at the start."""
+        return {}
+
+    @abstractmethod
+    def choose(self, x: Tensor, encoder: Encoder, own: Own) -> Chosen:
+        """The pairs that may be active or get a gradient, and their pre-activations if they are known already."""
+
+    @abstractmethod
+    def active(self, pre: Tensor, pairs: Pairs | None, tokens: int, own: Own) -> Active:
+        """Values from pre-activations, differentiable."""
+
+    @abstractmethod
+    def gate(self, own: Own) -> gates.AnyGate:
+        """The gate of the finished dictionary."""
+
+    def learned(self, active: Active, scale: Tensor | None, own: Own) -> None:  # noqa: B027 (most have nothing to do)
+        """Take notice of a batch that has been trained on; `scale` are the norms of norm-aware gating."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Kind and numbers, ready for JSON."""
+        return {"kind": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class TopK(Gating):
+    """The k largest of each token; with `wide`, that many more are decoded once again for the loss of Multi-TopK."""
+
+    k: int
+    wide: int = 0
+    fixed = True
+
+    def choose(self, x: Tensor, encoder: Encoder, own: Own) -> Chosen:
+        n = _possible(max(self.k, self.wide), encoder)
+        index, value = select.top_k(x, encoder, n)
+        return Pairs.fixed(index, len(encoder.w)), value.reshape(-1)
+
+    def active(self, pre: Tensor, pairs: Pairs | None, tokens: int, own: Own) -> Active:
+        value = pre.relu()
+        if self.wide <= self.k:
+            return Active(pre, value, pairs, tokens)
+        rows = pre.detach().view(tokens, -1)
+        inner = torch.zeros_like(rows).scatter_(1, rows.topk(self.k, sorted=False).indices, 1.0).view_as(pre)
+        return Active(pre, value * inner, pairs, tokens, {"wide": value})
+
+    def gate(self, own: Own) -> gates.AnyGate:
+        return gates.TopK(self.k, multi=self.wide > self.k)
+
+
+@dataclass(frozen=True)
+class BatchTopK(Gating):
+    """The k · tokens largest of the batch; a running mean of the smallest one becomes the threshold."""
+
+    k: int
+    keep: float = 0.999
+    fixed = True
+
+    def buffers(self) -> dict[str, Tensor]:
+        return {"floor": torch.zeros(()), "weight": torch.zeros(())}
+
+    def choose(self, x: Tensor, encoder: Encoder, own: Own) -> Chosen:
+        n = _possible(self.k, encoder) * len(x)
+        pairs, value, _ = select.batch_top_k(x, encoder, n, 0.75 * self.threshold(own))
+        return pairs, value
+
+    def learned(self, active: Active, scale: Tensor | None, own: Own) -> None:
+        value = active.value.detach() if scale is None else active.value.detach() * active.at(scale)
+        value = value[value > 0]
+        if len(value):
+            own["floor"].mul_(self.keep).add_(value.min(), alpha=1 - self.keep)
+            own["weight"].mul_(self.keep).add_(1 - self.keep)
+
+    def active(self, pre: Tensor, pairs: Pairs | None, tokens: int, own: Own) -> Active:
+        return Active(pre, pre.relu(), pairs, tokens)
+
+    def threshold(self, own: Own) -> float:
+        """The running mean, without the zero it started from."""
+        return float(own["floor"] / own["weight"]) if float(own["weight"]) else 0.0
+
+    def gate(self, own: Own) -> gates.AnyGate:
+        return gates.BatchTopK(self.k, self.threshold(own))
+
+
+@dataclass(frozen=True)
+class AbsTopK(Gating):
+    """The k largest in absolute value, signs kept."""
+
+    k: int
+    fixed = True
+
+    def choose(self, x: Tensor, encoder: Encoder, own: Own) -> Chosen:
+        index, value = select.top_k(x, encoder, _possible(self.k, encoder), signed=True)
+        return Pairs.fixed(index, len(encoder.w)), value.reshape(-1)
+
+    def active(self, pre: Tensor, pairs: Pairs | None, tokens: int, own: Own) -> Active:
+        return Active(pre, pre, pairs, tokens)
+
+    def gate(self, own: Own) -> gates.AnyGate:
+        return gates.AbsTopK(self.k)
+
+
+@dataclass(frozen=True)
+class GroupMax(Gating):
+    """The largest of each of k groups of neighbours."""
+
+    k: int
+    fixed = True
+
+    def choose(self, x: Tensor, encoder: Encoder, own: Own) -> Chosen:
+        if len(encoder.w) % self.k:
+            what = f"{len(encoder.w)} latents in {self.k} groups"
+            raise Refused(what, "the groups would not be equal", "choose a k that divides the number of latents")
+        index, value = select.group_max(x, encoder, self.k)
+        return Pairs.fixed(index, len(encoder.w)), value.reshape(-1)
+
+    def active(self, pre: Tensor, pairs: Pairs | None, tokens: int, own: Own) -> Active:
+        return Active(pre, pre.relu(), pairs, tokens)
+
+    def gate(self, own: Own) -> gates.AnyGate:
+        return gates.GroupMax(self.k)
+
+
+@dataclass(frozen=True)
+class Relu(Gating):
+    """Whatever is positive; a penalty makes it sparse."""
+
+    def choose(self, x: Tensor, encoder: Encoder, own: Own) -> Chosen:
+        return select.above(x, encoder, 0.0)
+
+    def active(self, pre: Tensor, pairs: Pairs | None, tokens: int, own: Own) -> Active:
+        return Active(pre, pre.relu(), pairs, tokens)
+
+    def gate(self, own: Own) -> gates.AnyGate:
+        return gates.Relu()
+
+
+@dataclass(frozen=True)
+class JumpRelu(Gating):
+    """What is above a learned threshold θ = exp(t), whose gradient is estimated from pairs within width / 2 of it.
+
+    With K = 1 if |π − θ| < width / 2: dθ of the value is −θ/width · K and dθ of the step −1/width · K (Rajamanoharan
+    et al. 2024, arXiv:2407.14435). With `to_input` the estimate reaches π as well, with the opposite sign (Anthropic,
+    January 2025).
+    """
+
+    start: float = 0.01
+    width: float = 0.05
+    to_input: bool = False
+
+    def parameters(self, n: int) -> dict[str, Tensor]:
+        return {"log_threshold": torch.full((n,), self.start).log()}
+
+    def choose(self, x: Tensor, encoder: Encoder, own: Own) -> Chosen:
+        return select.above(x, encoder, own["log_threshold"].detach().exp() - self.width / 2)
+
+    def active(self, pre: Tensor, pairs: Pairs | None, tokens: int, own: Own) -> Active:
+        theta = own["log_threshold"].exp()
+        here = theta if pairs is None else theta.index_select(0, pairs.index)
+        step = _Step.apply(pre, here.expand_as(pre), self.width, self.to_input)
+        value = _Jump.apply(pre, here.expand_as(pre), self.width, self.to_input)
+        return Active(pre, value, pairs, tokens, {"step": step, "threshold": theta})  # type: ignore[dict-item]
+
+    def gate(self, own: Own) -> gates.AnyGate:
+        return gates.JumpRelu(own["log_threshold"].detach().exp())
+
+
+@dataclass(frozen=True)
+class Gated(Gating):
+    """A gate and a magnitude with one direction: exp(r) π + b_mag where π + b_gate > 0.
+
+    The pairs are those of the open gate; its own loss reads ReLU(π + b_gate), which lives on the same pairs.
+    """
+
+    def parameters(self, n: int) -> dict[str, Tensor]:
+        return {name: torch.zeros(n) for name in ("r_mag", "b_gate", "b_mag")}
+
+    def choose(self, x: Tensor, encoder: Encoder, own: Own) -> Chosen:
+        return select.above(x, encoder, -own["b_gate"].detach())
+
+    def active(self, pre: Tensor, pairs: Pairs | None, tokens: int, own: Own) -> Active:
+        r, b_gate, b_mag = (
+            t if pairs is None else t.index_select(0, pairs.index) for t in (own["r_mag"], own["b_gate"], own["b_mag"])
+        )
+        opened = (pre + b_gate).relu()
+        value = (pre * r.exp() + b_mag).relu() * (opened > 0)
+        return Active(pre, value, pairs, tokens, {"opened": opened})
+
+    def gate(self, own: Own) -> gates.AnyGate:
+        return gates.Gated(*(own[n].detach().clone() for n in ("r_mag", "b_gate", "b_mag")))
+
+
+GATINGS: dict[str, type[Gating]] = {g.__name__: g for g in (TopK, BatchTopK, AbsTopK, GroupMax, Relu, JumpRelu, Gated)}
+
+
+def gating_of(numbers: Mapping[str, Any]) -> Gating:
+    """The gating that `as_dict` described.
+
+    Raises:
+        Refused: no gating of that kind.
+    """
+    if numbers.get("kind") not in GATINGS:
+        raise Refused(f"gate {numbers.get('kind')!r}", "none has that name", f"use one of: {', '.join(GATINGS)}")
+    return GATINGS[numbers["kind"]](**{n: v for n, v in numbers.items() if n != "kind"})
+
+
+class _Jump(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, theta: Tensor, width: float, to_input: bool) -> Tensor:
+        ctx.save_for_backward(pre, theta)
+        ctx.width, ctx.to_input = width, to_input
+        return pre * (pre > theta)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        pre, theta = ctx.saved_tensors
+        near = grad * ((pre - theta).abs() < ctx.width / 2) * (theta / ctx.width)
+        through = grad * (pre > theta)
+        return through + near if ctx.to_input else through, -near, None, None
+
+
+class _Step(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, theta: Tensor, width: float, to_input: bool) -> Tensor:
+        ctx.save_for_backward(pre, theta)
+        ctx.width, ctx.to_input = width, to_input
+        return (pre > theta).to(pre.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        pre, theta = ctx.saved_tensors
+        near = grad * ((pre - theta).abs() < ctx.width / 2) / ctx.width
+        return near if ctx.to_input else None, -near, None, None
+
+
+def _possible(k: int, encoder: Encoder) -> int:
+    if not 1 <= k <= len(encoder.w):
+        raise Refused(f"k = {k} of {len(encoder.w)} latents", "there are not so many, or none is asked for", "choose k")
+    return k

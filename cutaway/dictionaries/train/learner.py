@@ -1,0 +1,292 @@
+"""One dictionary in training: its weights, one step on a batch, and the dictionary it has become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.core.stats import generator
+from cutaway.dictionaries.dictionary import Block, Dictionary
+from cutaway.dictionaries.norms import Norm, Scale
+from cutaway.dictionaries.objectives import Part, Pass
+from cutaway.dictionaries.objectives.active import Active, tangential
+from cutaway.dictionaries.products import dense_read, read, write
+from cutaway.dictionaries.select import Encoder, Shadow
+from cutaway.dictionaries.train.adam import Adam
+from cutaway.dictionaries.train.recipe import Recipe
+
+SPARSE_BELOW = 0.015  # share of active latents below which products over pairs are quicker than dense ones
+DENSE_ABOVE = 0.025
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What a learner needs to know of the data before it starts, by site and in the site's own units."""
+
+    mean: Mapping[str, Tensor]
+    norm: Mapping[str, float]  # E‖x‖
+    variance: Mapping[str, float]  # E‖x − mean‖²
+
+    @staticmethod
+    def of(acts: Mapping[str, Tensor]) -> Moments:
+        """Moments of some tokens."""
+        mean = {s: x.double().mean(0) for s, x in acts.items()}
+        return Moments(
+            {s: m.float() for s, m in mean.items()},
+            {s: float(x.double().norm(dim=1).mean()) for s, x in acts.items()},
+            {s: float((x.double() - mean[s]).pow(2).sum(1).mean()) for s, x in acts.items()},
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """Numbers of one step, still tensors."""
+
+    loss: Tensor
+    error: Tensor  # Σ‖y − ŷ‖² over tokens, in the dictionary's units
+    deviation: Tensor  # Σ‖y − mean‖², the same
+    active: Tensor  # active latents, over tokens
+    terms: Mapping[str, Tensor]
+
+
+class Learner:
+    """A dictionary in training."""
+
+    def __init__(self, recipe: Recipe, moments: Moments, device: torch.device | str = "cpu"):
+        self.recipe = recipe
+        self.scale = {
+            s: len(moments.mean[s]) ** 0.5 / moments.norm[s] if recipe.scaled and moments.norm[s] > 0 else 1.0
+            for s in (*recipe.reads, *recipe.writes)
+        }
+        self.mean = {s: (moments.mean[s] * f).to(device) for s, f in self.scale.items()}
+        self.variance = sum(moments.variance[s] * self.scale[s] ** 2 for s in recipe.writes)
+        self.weights: dict[str, Tensor] = {}
+        self.buffers: dict[str, Tensor] = {}
+        self._start()
+        self.weights = {n: w.to(device).requires_grad_() for n, w in self.weights.items()}
+        self.buffers = {n: b.to(device) for n, b in self.buffers.items()}
+        self.adam = Adam({n: w.detach() for n, w in self.weights.items()}, recipe.adam)
+        self.shadows: dict[int, Shadow] = {}
+        self.dense = [not recipe.gating.fixed] * len(recipe.blocks)
+
+    # --- steps
+
+    def step(self, acts: Mapping[str, Tensor], rate: float, done: float, batch: Any = None) -> Report | None:
+        """Learn from a batch; None if the loss is not a number, and then nothing has changed."""
+        p = self.forward(acts, done, batch)
+        report, loss = self.losses(p)
+        if not bool(torch.isfinite(loss)):
+            return None
+        names = [n for n, w in self.weights.items() if w.requires_grad]
+        found = torch.autograd.grad(loss, [self.weights[n] for n in names], allow_unused=True)
+        gradients = {n: g for n, g in zip(names, found, strict=True) if g is not None}
+        if gradients:
+            self.adam.step(gradients, rate)
+        self._after(p)
+        return report
+
+    def forward(self, acts: Mapping[str, Tensor], done: float = 1.0, batch: Any = None) -> Pass:
+        """One batch through the dictionary, with gradients."""
+        own = self.recipe
+        xs = {s: acts[s] if f == 1.0 else acts[s] * f for s, f in self.scale.items()}
+        outs = {s: self.weights[f"b_dec.{s}"] for s in own.writes}
+        for b in range(len(own.blocks)):
+            for source, site in self._skips(b):
+                outs[site] = outs[site] + xs[source] @ self.weights[f"skip.{source}>{site}"].T
+        actives = [self._active(b, xs) for b in range(len(own.blocks))]
+        shares, nested = [], []
+        for b, active in enumerate(actives):
+            steps = self._decoded(b, active)
+            shares.append(steps[-1])
+            nested.append(steps)
+            for site, part in zip(own.blocks[b].writes, self._by_site(b, steps[-1]), strict=True):
+                outs[site] = outs[site] + part
+        parts = [self._part(b, xs, outs, shares[b], actives[b]) for b in range(len(own.blocks))]
+        whole = [[p.out - p.own + n for n in steps[:-1]] + [p.out] for p, steps in zip(parts, nested, strict=True)]
+        units = {s: y / self.scale[s] for s, y in outs.items()}
+        return Pass(parts, units, whole, self.variance, done, batch, {"xs": xs, "ys": outs})
+
+    def losses(self, p: Pass) -> tuple[Report, Tensor]:
+        """The loss of a pass and its parts."""
+        xs, ys = p.notes["xs"], p.notes["ys"]
+        errors = torch.stack([(xs[s] - y).pow(2).sum() for s, y in ys.items()])
+        tokens = len(next(iter(xs.values())))
+        error = errors.sum()
+        loss, terms = error / tokens, {}
+        for term in self.recipe.terms:
+            value = term.of(p)
+            terms[type(term).__name__] = value.detach()
+            loss = loss + term.now(p.done) * value
+        with torch.no_grad():
+            deviation = torch.stack([(xs[s] - self.mean[s]).pow(2).sum() for s in ys]).sum()
+            active = torch.stack([part.active.count() for part in p.parts]).sum()
+        return Report(loss.detach(), error.detach(), deviation, active, terms), loss
+
+    # --- what it has become
+
+    def dictionary(self, **about: Any) -> Dictionary:
+        """The dictionary as it stands."""
+        blocks = self.recipe.blocks
+        w = {n: t.detach().clone() for n, t in self.weights.items()}
+        reading: dict[str, Norm] = {s: Scale(self.scale[s]) for s in self.recipe.reads if self.scale[s] != 1.0}
+        writing: dict[str, Norm] = {s: Scale(self.scale[s]) for s in self.recipe.writes if self.scale[s] != 1.0}
+        return Dictionary(
+            blocks,
+            tuple(_cut(w[f"encoder.{b}"], block.reads, self._widths(block.reads)) for b, block in enumerate(blocks)),
+            tuple(_cut(w[f"decoder.{b}"], block.writes, self._widths(block.writes)) for b, block in enumerate(blocks)),
+            tuple(self._bias(b, w) for b in range(len(blocks))),
+            {s: w[f"b_dec.{s}"] for s in self.recipe.writes},
+            tuple(self.recipe.gating.gate(self._own(b)) for b in range(len(blocks))),
+            {(r, s): w[f"skip.{r}>{s}"] for b in range(len(blocks)) for r, s in self._skips(b)},
+            self.recipe.subtract,
+            self.recipe.decoder == "norm_aware",
+            reading,
+            writing,
+            {"recipe": self.recipe.as_dict(), **about},
+        )
+
+    def silent(self, after: int) -> Tensor:
+        """Which latents, of all blocks, have been silent for so many tokens."""
+        return torch.cat([self.buffers[f"silent.{b}"] >= after for b in range(len(self.recipe.blocks))])
+
+    def shadowed(self, on: bool) -> None:
+        """Choose candidates in bfloat16 from now on, or not."""
+        self.shadows = {}
+        if on and self.recipe.gating.fixed:
+            for b in range(len(self.recipe.blocks)):
+                self.shadows[b] = Shadow.of(*self._encoder(b))
+
+    # --- parts of a step
+
+    def _active(self, b: int, xs: Mapping[str, Tensor]) -> Active:
+        x, p, own = self._x(b, xs), self._p(b), self._own(b)
+        w, bias = self.weights[f"encoder.{b}"], self._bias(b, self.weights)
+        if self.dense[b]:
+            return self.recipe.gating.active(dense_read(x, w, bias, p), None, len(x), own)
+        with torch.no_grad():
+            centred = x if p is None else x - p
+            encoder = Encoder(*self._encoder(b), self.shadows.get(b))
+            pairs, value = self.recipe.gating.choose(centred, encoder, own)
+        return self.recipe.gating.active(read(x, w, bias, p, pairs, value), pairs, len(x), own)
+
+    def _decoded(self, b: int, active: Active) -> list[Tensor]:
+        """What a block writes: from each prefix of the objective, the whole last."""
+        w, unit = self.weights[f"decoder.{b}"], self.recipe.decoder == "unit"
+        widths = self.recipe.prefixes
+        if not widths:
+            return [active.decode(active.value, w, unit)]
+        edges = (*widths, len(w))
+        if active.pairs is None:
+            rows = tangential(w) if unit else w
+            starts = (0, *widths)
+            shares = [active.value[:, a:z] @ rows[a:z] for a, z in zip(starts, edges, strict=True)]
+            return list(torch.stack(shares).cumsum(0))
+        parts, order = active.pairs.split(edges)
+        shares = write(active.value[order], w, parts, unit).view(active.tokens, len(edges), -1)
+        return list(shares.cumsum(1).unbind(1))
+
+    def _part(self, b: int, xs: Mapping[str, Tensor], outs: Mapping[str, Tensor], own: Tensor, active: Active) -> Part:
+        writes = self.recipe.blocks[b].writes
+        return Part(
+            self._x(b, xs), self._p(b), _joined([xs[s] for s in writes]), _joined([outs[s] for s in writes]), own,
+            active, self.weights[f"encoder.{b}"], self._bias(b, self.weights), self.weights[f"decoder.{b}"],
+            self._widths(writes), self.buffers[f"silent.{b}"], self.recipe.decoder == "unit",
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def _after(self, p: Pass) -> None:
+        """What follows an update: norms, shadows, silent latents, thresholds, and the form of the next pass."""
+        for b, part in enumerate(p.parts):
+            decoder, active = self.weights[f"decoder.{b}"], part.active
+            assert isinstance(active, Active)
+            if self.recipe.decoder == "unit":
+                decoder.div_(decoder.norm(dim=1, keepdim=True).clamp_(min=1e-12))
+            self.recipe.gating.learned(active, self._scale(b), self._own(b))
+            silent = self.buffers[f"silent.{b}"]
+            silent.add_(active.tokens).masked_fill_(active.fired(len(silent)), 0)
+            if b in self.shadows:
+                self.shadows[b].refresh(*self._encoder(b))
+            if not self.recipe.gating.fixed:
+                density = float(active.count()) / (active.tokens * len(silent))
+                self.dense[b] = density > (SPARSE_BELOW if self.dense[b] else DENSE_ABOVE)
+
+    def _encoder(self, b: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self.weights[f"encoder.{b}"].detach(), self._bias(b, self.weights).detach(), self._scale(b)
+
+    def _scale(self, b: int) -> Tensor | None:
+        return self.weights[f"decoder.{b}"].detach().norm(dim=1) if self.recipe.decoder == "norm_aware" else None
+
+    def _bias(self, b: int, weights: Mapping[str, Tensor]) -> Tensor:
+        """b_enc; a gated block has its biases in the gate."""
+        name = f"b_enc.{b}"
+        return weights[name] if name in weights else self.buffers[name]
+
+    def _own(self, b: int) -> dict[str, Tensor]:
+        """What the gate of a block learns and keeps."""
+        prefix = f"gate.{b}."
+        held = self.weights | self.buffers
+        return {n.removeprefix(prefix): t for n, t in held.items() if n.startswith(prefix)}
+
+    def _x(self, b: int, xs: Mapping[str, Tensor]) -> Tensor:
+        return _joined([xs[s] for s in self.recipe.blocks[b].reads])
+
+    def _p(self, b: int) -> Tensor | None:
+        reads = self.recipe.blocks[b].reads
+        return _joined([self.weights[f"b_dec.{s}"] for s in reads]) if self.recipe.subtract else None
+
+    def _by_site(self, b: int, y: Tensor) -> list[Tensor]:
+        writes = self.recipe.blocks[b].writes
+        return [y] if len(writes) == 1 else list(y.split(self._widths(writes), dim=1))
+
+    def _widths(self, sites: tuple[str, ...]) -> tuple[int, ...]:
+        return tuple(len(self.mean[s]) for s in sites)
+
+    def _skips(self, b: int) -> list[tuple[str, str]]:
+        block: Block = self.recipe.blocks[b]
+        return [(r, w) for r in block.reads for w in block.writes] if self.recipe.skip else []
+
+    def _start(self) -> None:
+        """Starting weights: random directions, the encoder beside the decoder, biases so that the mean is right."""
+        g = generator(self.recipe.seed)
+        apart = set(self.recipe.reads) != set(self.recipe.writes)
+        gating, unit = self.recipe.gating, self.recipe.decoder == "unit"
+        for s in self.recipe.writes:
+            self.weights[f"b_dec.{s}"] = self.mean[s].cpu().clone()
+        for b, block in enumerate(self.recipe.blocks):
+            n, wide = block.n_latents, sum(self._widths(block.writes))
+            size = 1.0 if gating.fixed else 0.1
+            if apart:  # a map to another site starts from zero, and latents start centred
+                w = torch.nn.functional.normalize(torch.randn(n, sum(self._widths(block.reads)), generator=g))
+                decoder = torch.zeros(n, wide)
+                if unit:
+                    decoder = torch.nn.functional.normalize(torch.randn(n, wide, generator=g))
+                centre = -(w @ _joined([self.mean[s].cpu() for s in block.reads])) if not self.recipe.subtract else 0
+                bias = torch.zeros(n) + centre
+            else:
+                decoder = torch.nn.functional.normalize(torch.randn(n, wide, generator=g)) * size
+                w, bias = decoder.clone(), torch.zeros(n)
+            self.weights |= {f"encoder.{b}": w, f"decoder.{b}": decoder}
+            own = {f"gate.{b}.{name}": t for name, t in gating.parameters(n).items()}
+            self.weights |= own
+            if f"gate.{b}.b_gate" in own:
+                self.buffers[f"b_enc.{b}"] = torch.zeros(n)
+                for name in ("b_gate", "b_mag"):
+                    own[f"gate.{b}.{name}"].add_(bias)
+            else:
+                self.weights[f"b_enc.{b}"] = bias
+            self.buffers |= {f"gate.{b}.{name}": t for name, t in gating.buffers().items()}
+            self.buffers[f"silent.{b}"] = torch.zeros(n, dtype=torch.int64)
+            for source, site in self._skips(b):
+                self.weights[f"skip.{source}>{site}"] = torch.zeros(*self._widths((site, source)))
+
+
+def _joined(tensors: list[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, -1)
+
+
+def _cut(w: Tensor, sites: tuple[str, ...], widths: tuple[int, ...]) -> dict[str, Tensor]:
+    return {s: t.contiguous() for s, t in zip(sites, w.split(widths, dim=1), strict=True)}
