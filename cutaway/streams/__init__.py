@@ -1,0 +1,21 @@
+"""Tokens to activations: documents, packing, truncated forwards, live streams."""
+
+from cutaway.streams.batch import Batch, Stream
+from cutaway.streams.live import LiveStream
+from cutaway.streams.masks import Masking
+from cutaway.streams.packing import Packing
+from cutaway.streams.sources import Documents, documents, from_ids, from_json_lines, from_text_files, from_texts
+
+__all__ = [
+    "Batch",
+    "Documents",
+    "LiveStream",
+    "Masking",
+    "Packing",
+    "Stream",
+    "documents",
+    "from_ids",
+    "from_json_lines",
+    "from_text_files",
+    "from_texts",
+]

@@ -1,0 +1,67 @@
+"""What a stream yields: activations of some tokens, with the tokens; and what every stream can do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, Self, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Activations of some tokens by address; axes beyond the token (heads) are flattened.
+
+    `document` is the number of each token's document and `position` its place in its context; `mask` is False for
+    special tokens and sinks (only where the stream keeps them).
+    """
+
+    acts: dict[str, Float[Tensor, "token _"]]
+    ids: Int[Tensor, "token"]
+    document: Int[Tensor, "token"]
+    position: Int[Tensor, "token"]
+    mask: Bool[Tensor, "token"]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def rows(self, chosen: Tensor | slice) -> Batch:
+        """Some of the tokens."""
+        parts = (t[chosen] for t in (self.ids, self.document, self.position, self.mask))
+        return Batch({a: x[chosen] for a, x in self.acts.items()}, *parts)
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
+        """The same batch elsewhere, its activations in another dtype if asked for."""
+        parts = (t.to(device) for t in (self.ids, self.document, self.position, self.mask))
+        return Batch({a: x.to(device, dtype or x.dtype) for a, x in self.acts.items()}, *parts)
+
+
+@runtime_checkable
+class Stream(Protocol):
+    """Batches one after the other, with an exact cursor.
+
+    `restore(state())` on a stream made in the same way continues with the same bits.
+    """
+
+    @property
+    def widths(self) -> Mapping[str, int]:
+        """Width of the activations by address."""
+        ...
+
+    def __iter__(self) -> Iterator[Batch]: ...
+    def __next__(self) -> Batch: ...
+
+    def state(self) -> dict[str, Any]:
+        """Where the stream stands, JSON-ready: after the batches handed out so far."""
+        ...
+
+    def restore(self, state: Mapping[str, Any]) -> Self:
+        """Go to where `state` was taken."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Model, documents and options, JSON-ready, for records."""
+        ...

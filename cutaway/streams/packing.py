@@ -1,0 +1,198 @@
+"""Documents packed into contexts of one length, with cursors from which packing goes on exactly.
+
+A document becomes its ids, after a beginning-of-text token (`bos` is `document` or `both`) and before an end-of-text
+token (`eos`). Contexts are filled with documents one after the other, or, with `across=False`, hold a piece of one
+document only. With `bos` `context` or `both` every context begins with the token; where a document that has its own
+begins there too, it is there once. Nothing is left out: what does not fill a context is padded, and padding is masked.
+Attention is not cut at document boundaries; `document` and `position` say where they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from cutaway.core.record import hash_tensors
+from cutaway.core.refuse import Refused
+from cutaway.streams.sources import Document, Documents, TokenRows
+
+BOS = ("auto", "both", "context", "document", "none")
+_DOCUMENTS = 64  # tokenised in one call: tokenizers work on many at once
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How documents become contexts. `rows` contexts go through the model at once.
+
+    `bos="auto"` is `both` where the tokenizer has a beginning-of-text token; where it has none, documents end with its
+    end-of-text token instead; and ids that came as ids are taken as they are.
+    """
+
+    context: int = 128
+    bos: str = "auto"
+    eos: bool = False
+    across: bool = True
+    rows: int = 8
+
+    def resolved(self, tokenizer: Any, documents: Documents) -> Packing:
+        """The same packing with `auto` decided.
+
+        Raises:
+            Refused: sizes that are too small, or a token that the tokenizer does not have.
+        """
+        if self.context < 2 or self.rows < 1:
+            raise Refused(f"contexts of {self.context} × {self.rows}", "that is too small", "use at least 2 × 1")
+        if self.bos not in BOS:
+            raise Refused(f"bos={self.bos!r}", "it is no policy", f"use {', '.join(BOS)}")
+        has_bos, has_eos = (getattr(tokenizer, f"{n}_token_id", None) is not None for n in ("bos", "eos"))
+        new = self
+        if self.bos == "auto":
+            text = not isinstance(documents, TokenRows)
+            new = replace(self, bos="both" if text and has_bos else "none",
+                          eos=self.eos or (text and has_eos and not has_bos))  # fmt: skip
+        for wanted, has, name in ((new.bos != "none", has_bos, "bos"), (new.eos, has_eos, "eos")):
+            if wanted and not has:
+                shown = f"bos={new.bos!r}" if name == "bos" else "eos=True"
+                instead = "use bos='none'" if name == "bos" else "use eos=False"
+                raise Refused(shown, f"the tokenizer has no {name} token, or there is none", instead)
+        return new
+
+
+PACKING = Packing()
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """Where the next context begins: at token `token` of document `document`, whose hash is `digest`."""
+
+    document: int = 0
+    token: int = 0
+    context: int = 0
+    epoch: int = 0
+    digest: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The cursor as JSON-ready data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Some contexts as a padded batch, with the cursor they begin at. `document` is −1 in padding."""
+
+    ids: Int[Tensor, "row position"]
+    real: Bool[Tensor, "row position"]
+    document: Int[Tensor, "row position"]
+    cursor: Cursor
+
+
+class Packer:
+    """Contexts of documents, from any cursor on."""
+
+    def __init__(self, documents: Documents, tokenizer: Any, packing: Packing):
+        self.documents, self.tokenizer = documents, tokenizer
+        self.packing = packing.resolved(tokenizer, documents)
+        self.bos = getattr(tokenizer, "bos_token_id", None) if self.packing.bos != "none" else None
+        self.eos = getattr(tokenizer, "eos_token_id", None) if self.packing.eos else None
+        pads = (getattr(tokenizer, f"{n}_token_id", None) for n in ("pad", "eos", "bos"))
+        self.pad = next((p for p in pads if p is not None), 0)
+
+    def contexts(self, cursor: Cursor, epochs: int | None = 1) -> Iterator[Contexts]:
+        """Contexts from a cursor on, `rows` at a time (fewer at the end of an epoch); `epochs=None` never ends.
+
+        Raises:
+            Refused: the documents are not those that the cursor was made for, or there is none.
+        """
+        while epochs is None or cursor.epoch < epochs:
+            rows = self._rows(cursor)
+            contexts = cursor.context
+            while held := list(islice(rows, self.packing.rows)):
+                yield _stacked(held)
+                contexts += len(held)
+            if contexts == 0:
+                raise Refused(f"documents of {self.documents.identity()}", "there is no token in them", "give some")
+            cursor = Cursor(context=contexts, epoch=cursor.epoch + 1)
+
+    def _rows(self, cursor: Cursor) -> Iterator[Contexts]:
+        """One context after the other; a row is emitted when it is full, or must not take more."""
+        row = _Row(self, cursor)
+        for number, digest, ids in self._sequences(cursor):
+            at = cursor.token if number == cursor.document else 0
+            while at < len(ids):
+                at += row.take(number, at, ids, digest)
+                if row.full or (at == len(ids) and not self.packing.across):
+                    yield row.finished()
+                    row = _Row(self, replace(cursor, context=row.cursor.context + 1))
+        if row.filled:
+            yield row.finished()
+
+    def _sequences(self, cursor: Cursor) -> Iterator[tuple[int, str, Tensor]]:
+        """Number, hash and ids of the documents from the cursor's on."""
+        first = [self.bos] if self.packing.bos in ("document", "both") else []
+        last = [self.eos] if self.packing.eos else []
+        found, number = self.documents.read(cursor.document), cursor.document
+        while some := list(islice(found, _DOCUMENTS)):
+            for ids in self._tokenized(some):
+                digest = hash_tensors({"ids": ids})
+                if number == cursor.document and cursor.digest not in ("", digest):
+                    why = f"document {number} is not the one that it was made for"
+                    raise Refused("a cursor", why, "give the documents of then, or begin anew")
+                yield number, digest, torch.cat([ids.new_tensor(first), ids, ids.new_tensor(last)])
+                number += 1
+        if number == cursor.document and cursor.digest:
+            raise Refused("a cursor", f"there is no document {number}", "give the documents of then, or begin anew")
+
+    def _tokenized(self, some: list[Document]) -> Iterator[Tensor]:
+        texts = [d for d in some if isinstance(d, str)]
+        if texts and self.tokenizer is None:
+            raise Refused("texts", "this model was loaded without a tokenizer", "give token ids")
+        options = {"add_special_tokens": False, "verbose": False}
+        of_texts = iter(self.tokenizer(texts, **options)["input_ids"] if texts else [])
+        for d in some:
+            yield torch.as_tensor(next(of_texts) if isinstance(d, str) else d, dtype=torch.long)
+
+
+class _Row:
+    """One context being filled."""
+
+    def __init__(self, packer: Packer, cursor: Cursor):
+        self.packer, self.cursor, self.filled = packer, cursor, 0
+        width = packer.packing.context
+        self.ids = torch.full((1, width), packer.pad)
+        self.document = torch.full((1, width), -1)
+
+    @property
+    def full(self) -> bool:
+        """Whether there is no room left."""
+        return self.filled == self.ids.shape[1]
+
+    def take(self, number: int, at: int, ids: Tensor, digest: str) -> int:
+        """Fill in what there is room for of a document from token `at` on; returns how many tokens that is."""
+        policy = self.packer.packing.bos
+        if self.filled == 0:
+            self.cursor = replace(self.cursor, document=number, token=at, digest=digest)
+            if policy == "context" or (policy == "both" and at > 0):
+                self._put(number, ids.new_tensor([self.packer.bos]))
+        part = ids[at : at + self.ids.shape[1] - self.filled]
+        self._put(number, part)
+        return len(part)
+
+    def finished(self) -> Contexts:
+        """The context as it is."""
+        return Contexts(self.ids, self.document >= 0, self.document, self.cursor)
+
+    def _put(self, number: int, part: Tensor) -> None:
+        where = slice(self.filled, self.filled + len(part))
+        self.ids[0, where], self.document[0, where] = part, number
+        self.filled += len(part)
+
+
+def _stacked(rows: list[Contexts]) -> Contexts:
+    ids, real, document = (torch.cat([getattr(r, n) for r in rows]) for n in ("ids", "real", "document"))
+    return Contexts(ids, real, document, rows[0].cursor)

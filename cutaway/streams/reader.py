@@ -1,0 +1,153 @@
+"""Contexts through the model, no further than the deepest site asked for, as activations of real tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.core.address import Address
+from cutaway.core.record import hash_text
+from cutaway.core.refuse import Refused
+from cutaway.models.model import Model
+from cutaway.models.tokens import Tokens
+from cutaway.streams.batch import Batch
+from cutaway.streams.masks import CALIBRATION, Masking, Rule, norm, rule
+from cutaway.streams.packing import Contexts, Cursor, Packer, Packing
+from cutaway.streams.sources import Documents
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Group:
+    """The tokens of some contexts that went through the model at once, masked ones left out if so asked."""
+
+    batch: Batch
+    cursor: Cursor
+
+
+class Reader:
+    """Reads the activations of documents, from any cursor on, always in the same groups of contexts."""
+
+    def __init__(
+        self,
+        model: Model,
+        documents: Documents,
+        sites: str | Address | Sequence[str | Address],
+        packing: Packing,
+        masking: Masking,
+        dtype: torch.dtype | str | None,
+    ):
+        if packing.context > model.shape.context:
+            why = f"the model takes {model.shape.context} tokens"
+            raise Refused(f"contexts of {packing.context} tokens", why, "use a shorter context")
+        self.model, self.sites = model, _addresses(model, sites)
+        self.packer = Packer(documents, model.tokenizer, packing)
+        self.rule: Rule = rule(masking, model.tokenizer)
+        self.dtype = storage(dtype if dtype is not None else model.dtype)
+
+    @cached_property
+    def widths(self) -> dict[str, int]:
+        """Width of the flattened activations by address, found by a token through the model."""
+        one = torch.zeros(1, 1, dtype=torch.long)
+        return {a: x.shape[-1] for a, x in self._through(Contexts(one, one >= 0, one, Cursor())).acts.items()}
+
+    def identity(self) -> dict[str, Any]:
+        """Model, documents, packing, masking, sites and dtype."""
+        p, m = self.packer.packing, self.rule.masking
+        return {"model": self._model, "documents": self._documents, "sites": self.sites, "packing": vars(p).copy(),
+                "masking": {**vars(m), "special ids": self.rule.special.tolist()},
+                "dtype": str(self.dtype).removeprefix("torch.")}  # fmt: skip
+
+    @cached_property
+    def key(self) -> str:
+        """Hash of the identity."""
+        return hash_text(repr(sorted(self.identity().items())))
+
+    def groups(self, cursor: Cursor, epochs: int | None = 1) -> Iterator[Group]:
+        """Groups from a cursor on; from the beginning, the first ones set the masking's thresholds."""
+        contexts = self.packer.contexts(cursor, epochs)
+        first: list[tuple[Contexts, Batch]] = []
+        if self.rule.masking.sinks is not None and not self.rule.thresholds:
+            if cursor != Cursor():
+                raise Refused("a cursor", "the masking's thresholds are not known there", "restore a stream's state")
+            groups = -(-CALIBRATION // self.packer.packing.rows)
+            first = [(c, self._through(c)) for c in islice(contexts, groups)]
+            self.rule.learn((b.ids, b.acts) for _, b in first)
+        while first:
+            yield self._group(*first.pop(0))
+        for c in contexts:
+            yield self._group(c, self._through(c))
+
+    def _group(self, c: Contexts, batch: Batch) -> Group:
+        self.rule.counts["contexts"] += len(c.ids)
+        self.rule.counts["padding"] += int((~c.real).sum())
+        mask = self.rule.mask(batch.ids, batch.acts)
+        if self.rule.masking.drop:
+            kept = batch if bool(mask.all()) else batch.rows(mask)
+            mask = torch.ones(len(kept), dtype=torch.bool, device=mask.device)
+        else:
+            kept = batch
+        acts = {a: self._stored(a, x) for a, x in kept.acts.items()}
+        return Group(replace(kept, acts=acts, mask=mask), c.cursor)
+
+    def _through(self, c: Contexts) -> Batch:
+        model, n = self.model, len(c.ids)
+        tokens = model.tokens(Tokens(c.ids, c.real, ("",) * n, ((),) * n, ((),) * n))
+        found = model.capture(tokens, self.sites, logits=False)
+        whole = not tokens.padded
+        acts = {a: _flat(found[a], tokens.mask, whole) for a in self.sites}
+        at = torch.arange(c.ids.shape[1]).expand_as(c.ids)
+        ids, document, position = (t[c.real].to(tokens.ids.device) for t in (c.ids, c.document, at))
+        return Batch(acts, ids, document, position, torch.ones_like(ids, dtype=torch.bool))
+
+    def _stored(self, a: str, x: Tensor) -> Tensor:
+        y = x.to(self.dtype)
+        if y.dtype != x.dtype and y.dtype == torch.float16 and not bool(norm(y).isfinite().all()):
+            most = float(x.abs().max())
+            raise Refused(f"{a} as float16", f"its values reach {most:.3g}, float16 ends at 65504", "use bfloat16")
+        return y
+
+    @cached_property
+    def _model(self) -> dict[str, Any]:
+        return self.model.identity()
+
+    @cached_property
+    def _documents(self) -> dict[str, Any]:
+        return self.packer.documents.identity()
+
+
+def storage(dtype: torch.dtype | str) -> torch.dtype:
+    """The dtype meant, if activations can be kept in it.
+
+    Raises:
+        Refused: another dtype.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise Refused(f"dtype {name}", "activations are not kept in it", f"use {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def _addresses(model: Model, sites: str | Address | Sequence[str | Address]) -> list[str]:
+    found = model.places(sites)
+    if not found:
+        raise Refused("an empty list of sites", "there is nothing to read", "name one, such as resid_post.0")
+    for a in found:
+        if a.position is not None:
+            raise Refused(f"site {a}", "a stream reads every position", "leave out the @")
+        if a.row.axes.split()[:2] != ["batch", "position"]:
+            raise Refused(f"site {a}", f"it has no vector a token: its axes are {a.row.axes}", "see cutaway sites")
+    return [str(a) for a in dict.fromkeys(found)]
+
+
+def _flat(x: Tensor, real: Tensor, whole: bool) -> Tensor:
+    """[batch, position, …] as [token, width], real tokens only."""
+    flat = x.reshape(*x.shape[:2], -1)
+    return flat.flatten(0, 1) if whole else flat[real.to(x.device)]
