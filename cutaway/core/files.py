@@ -37,6 +37,11 @@ def write_text(path: str | Path, text: str) -> Path:
     return _replace(Path(path), text.encode())
 
 
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write bytes, atomically."""
+    return _replace(Path(path), content)
+
+
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
     """Write named tensors with a JSON-ready header as one safetensors file, atomically."""
     from safetensors.torch import save

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Block, Dictionary, decoder_norms
-from cutaway.dictionaries.gates import AnyGate
+from cutaway.dictionaries.gates import AnyGate, MatchingPursuit
 from cutaway.dictionaries.norms import FixedNorm, Norm, same
 
 
@@ -84,15 +84,19 @@ def converted(d: Dictionary, tensor: Callable[[Tensor], Tensor], gate: Callable[
 
 
 def folded(d: Dictionary) -> Dictionary:
-    """The same map with fixed normalisations and norm-aware gating moved into the weights."""
+    """The same map with fixed normalisations and norm-aware gating moved into the weights.
+
+    Matching pursuit keeps its normalisation: its steps would be others in another scale.
+    """
     d = _unit_norms(d) if d.norm_aware else d
-    ins = {s: n for s, n in d.reading.items() if isinstance(n, FixedNorm)}
-    outs = {s: n for s, n in d.writing.items() if isinstance(n, FixedNorm)}
+    greedy = {s for b, g in zip(d.blocks, d.gates, strict=True) if isinstance(g, MatchingPursuit) for s in b.reads}
+    ins = {s: n for s, n in d.reading.items() if isinstance(n, FixedNorm) and s not in greedy}
+    outs = {s: n for s, n in d.writing.items() if isinstance(n, FixedNorm) and s not in greedy}
     if not ins and not outs:
         return d
     apart = any(not same(d.reading.get(s), d.writing.get(s)) for s in d.reads)
     if d.subtract_b_dec and (apart or d.skip):  # else what is subtracted and what is added stay one vector
-        d = _absorbed(d)
+        d = subtracting(d, False)
     encoder, b_enc = [], []
     for weights, bias in zip(d.encoder, d.b_enc, strict=True):
         pulled = {s: ins[s].pull(w) if s in ins else w for s, w in weights.items()}
@@ -120,10 +124,19 @@ def _seen(rows: Tensor, origin: Tensor | float) -> Tensor:
     return rows @ origin if isinstance(origin, Tensor) else rows.sum(1) * origin
 
 
-def _absorbed(d: Dictionary) -> Dictionary:
-    """The same map with the subtracted b_dec moved into the encoders' biases."""
-    moved = [b - sum(w @ d.b_dec[s] for s, w in ws.items()) for ws, b in zip(d.encoder, d.b_enc, strict=True)]
-    return replace(d, b_enc=tuple(moved), subtract_b_dec=False)
+def subtracting(d: Dictionary, subtract: bool) -> Dictionary:
+    """The same map with b_dec subtracted from what is read, or not; the encoders' biases make up for it.
+
+    Raises:
+        Refused: it cannot be subtracted, or not be left, without changing the map.
+    """
+    if d.subtract_b_dec == subtract:
+        return d
+    if any(isinstance(g, MatchingPursuit) for g in d.gates) or not set(d.reads) <= set(d.b_dec):
+        raise Refused(f"{d!r}", "b_dec is part of how it reads, or of another site", f"subtract_b_dec={not subtract}")
+    sign = 1 if subtract else -1
+    moved = [b + sign * sum(w @ d.b_dec[s] for s, w in ws.items()) for ws, b in zip(d.encoder, d.b_enc, strict=True)]
+    return replace(d, b_enc=tuple(moved), subtract_b_dec=subtract)
 
 
 def _unit_norms(d: Dictionary) -> Dictionary:

@@ -67,3 +67,65 @@ def to_transformer_lens(address: Address, gated: bool = False) -> str:
         if address.site in pairs:
             return f"blocks.{address.layer}.{pairs[address.site]}"
     raise Refused(f"address {address}", "TransformerLens has no name for it", "use the address itself")
+
+
+# --- words in the files of other tools' dictionaries
+
+FLATTENED_HEADS = "hook_z"  # said of a dictionary that reads all heads of z side by side
+SITE_IN, SITE_OUT, SITES_IN, SITES_OUT, SITES_BOTH = (
+    "hook_point_in", "hook_point_out", "hook_points_in", "hook_points_out", "hook_points",
+)  # fmt: skip
+OLDER_KEYS = {
+    "hook_point": "hook_name",
+    "hook_point_head_index": "hook_head_index",
+    "activation_fn_str": "activation_fn",
+}
+# What a norm hands on before its weight is multiplied in; no site, but an affine function of one.
+_BEFORE_WEIGHT = {"ln1.hook_normalized": "attn_in", "ln2.hook_normalized": "mlp_in"}
+_SAME_PLACE = {
+    "hook_mlp_in": "mlp_in", "mlp.hook_in": "mlp_in", "mlp.hook_out": "mlp_out", "attn.hook_in": "attn_in",
+    "attn.hook_out": "attn_out",
+}  # fmt: skip
+_MODULE = re.compile(r"(?:.*\.)?(\d+)(?:\.(\w+))?")
+_OUTPUTS = {None: "resid_post", "mlp": "mlp_out", "attn": "attn_out", "self_attn": "attn_out", "attention": "attn_out"}
+
+
+def site_of_hook(name: str) -> tuple[Address, bool]:
+    """The site that a dictionary's file names, and whether it is meant before the norm's weight is multiplied in.
+
+    Raises:
+        Refused: a name that has no counterpart here.
+    """
+    found = _FORM.fullmatch(name)
+    if found and found[2] in _BEFORE_WEIGHT:
+        return Address(_BEFORE_WEIGHT[found[2]], int(found[1])), True
+    if found and found[2] in _SAME_PLACE:
+        return Address(_SAME_PLACE[found[2]], int(found[1])), False
+    return from_transformer_lens(name), False
+
+
+def hook_in_layer(layer: int, name: str) -> str:
+    """The full name of a hook inside a block."""
+    return f"blocks.{layer}.{name}"
+
+
+def hook_of_site(site: str | Address) -> str:
+    """The name under which a site is entered in a dictionary's file.
+
+    Raises:
+        Refused: that vocabulary has no name for it.
+    """
+    address = parse(site)
+    return to_transformer_lens(Address(address.site, address.layer))
+
+
+def site_of_module(path: str) -> Address:
+    """The site that the output of a Hugging Face module is: `layers.10` the stream after it, `layers.10.mlp` its MLP.
+
+    Raises:
+        Refused: another module.
+    """
+    found = _MODULE.fullmatch(path)
+    if found and found[2] in _OUTPUTS:
+        return Address(_OUTPUTS[found[2]], int(found[1]))
+    raise Refused(f"module {path!r}", "its output is no site known by that name", "give site=")
