@@ -73,6 +73,7 @@ def sweep(
     """
     if not variants:
         return torch.empty(0, len(tokens), device=model.device)
+    shared = shards.processes() > 1 and not shards.split(model.hf)
     if (resume or kept()) and shards.processes() > 1:
         raise Refused(f"resume={str(resume or kept())!r}", "several processes share this sweep", "resume with one")
     base, variants = laid_out(base, variants)
@@ -82,7 +83,7 @@ def sweep(
     able = _can_grow(model, tokens)
     variants = [_running(model, base, v, f, able) for v, f in zip(variants, first, strict=True)]
     todo = plan(model, tokens, variants, first, budget or _budget(model, tokens), ledger.done.tolist())
-    todo = shards.mine(todo, lambda j: _cost(model, tokens, first, j))
+    todo = shards.mine(todo, lambda j: _cost(model, tokens, first, j)) if shared else todo
     pending = _Pending(model, tokens, metric, ledger)
     try:
         if todo:
@@ -94,7 +95,7 @@ def sweep(
     finally:
         pending.flush()
         ledger.write()
-    return shards.gathered(ledger.values, model.device)
+    return shards.gathered(ledger.values, model.device, shared)
 
 
 def _work(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 
 from cutaway.core.files import read_json
 from cutaway.core.refuse import Refused
+from cutaway.models import shards
 from cutaway.models.families import reads_as_encoder
 from cutaway.models.model import Model
 from cutaway.models.self_check import checked
@@ -24,7 +26,7 @@ def load(
     tokenizer: Any = None,
     name: str = "",
     world: Any = None,
-    device: str | None = None,
+    device: str | dict[str, Any] | None = None,
     dtype: torch.dtype | str | None = None,
     attention: str | None = None,
     check: bool = True,
@@ -32,8 +34,10 @@ def load(
     """A `Model` from a Hugging Face id, a local folder, or a live `PreTrainedModel`.
 
     Loaded weights are float32 on the CPU and the checkpoint's dtype elsewhere, unless `dtype` says otherwise; a live
-    model is taken as it is. `attention` is transformers' implementation name. `check` runs the self-check once per
-    architecture and disables what fails it.
+    model is taken as it is. `device` is one device; "auto" or a map from modules to devices spreads the model over
+    several (with accelerate); "tensor_parallel" splits its weights over the processes of torchrun, where sites inside
+    attention and MLP are then refused. `attention` is transformers' implementation name. `check` runs the self-check
+    once per architecture and disables what fails it.
 
     Raises:
         Refused: unknown or broken source, remote code, pickled weights, too little memory, unknown structure.
@@ -51,12 +55,16 @@ def load(
         name = name or Path(str(x)).name
     model = Model(hf, tokenizer, name, world)
     if check and not next(hf.parameters()).is_meta:
-        model.disabled.update(checked(model, CACHE.expanduser()))
+        model.disabled.update(checked(model, None if model.disabled else CACHE.expanduser()))
     return model
 
 
 def _from_source(
-    source: str, tokenizer: Any, device: str | None, dtype: torch.dtype | str | None, attention: str | None
+    source: str,
+    tokenizer: Any,
+    device: str | dict[str, Any] | None,
+    dtype: torch.dtype | str | None,
+    attention: str | None,
 ) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -66,11 +74,12 @@ def _from_source(
         _check_folder(folder)
         source = str(folder)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.float32 if device == "cpu" else "auto")
+    spread = _spread(device)
+    dtype = dtype or (torch.float32 if device == "cpu" or not torch.cuda.is_available() else "auto")
     if folder.exists() and device == "cpu":
         _check_memory(folder, dtype)
     auto: Any
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **spread}
     if attention is not None:
         options["attn_implementation"] = attention
     try:
@@ -78,7 +87,8 @@ def _from_source(
         if hasattr(config, "text_config") and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             config = config.text_config
         auto = AutoModelForMaskedLM if reads_as_encoder(config) else AutoModelForCausalLM
-        hf = auto.from_pretrained(source, config=config, trust_remote_code=False, **options).to(device).eval()
+        hf = auto.from_pretrained(source, config=config, trust_remote_code=False, **options).eval()
+        hf = hf if spread else hf.to(device)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise Refused(
             f"model {source!r}", "the memory is not enough for its weights", "use a smaller one or dtype='bfloat16'"
@@ -93,6 +103,25 @@ def _from_source(
             # A folder without tokenizer is still a model: text prompts are then refused with this as the reason.
             tokenizer = None
     return hf, tokenizer
+
+
+def _spread(device: str | dict[str, Any]) -> dict[str, Any]:
+    """How transformers is to place the weights; nothing where one device takes all of them.
+
+    Raises:
+        Refused: a placement that needs accelerate, or several processes, without them.
+    """
+    if device == "tensor_parallel":
+        if shards.processes() == 1:
+            raise Refused("device='tensor_parallel'", "there is one process", "start with torchrun --nproc-per-node N")
+        return {"tp_plan": "auto"}
+    if device != "auto" and not isinstance(device, dict):
+        return {}
+    if find_spec("accelerate") is None:
+        raise Refused(
+            f"device={device!r}", "placing a model on several devices needs accelerate", "pip install accelerate"
+        )
+    return {"device_map": device}
 
 
 def _check_folder(folder: Path) -> None:

@@ -14,11 +14,12 @@ from cutaway.core.address import Address, expand
 from cutaway.core.record import hash_tensors
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
-from cutaway.models import backward, forward, taps
+from cutaway.models import backward, forward, shards, taps
 from cutaway.models.anatomy import Anatomy, Shape
 from cutaway.models.capture import Activations, Collector
 from cutaway.models.edits import Edit, as_edits
 from cutaway.models.families import Family, family_of
+from cutaway.models.offload import offloaded
 from cutaway.models.ports import port
 from cutaway.models.tokens import Side, Tokens, batch, tokenize
 from cutaway.models.weights import Weights
@@ -39,7 +40,7 @@ class Model:
         self.hf, self.tokenizer, self.world = hf, tokenizer, world
         self.body = Anatomy(hf, family_of(hf))
         self.name = name or getattr(hf.config, "name_or_path", "") or self.family.name
-        self.disabled = dict(disabled or {})
+        self.disabled = {**shards.split_sites(hf), **(disabled or {})}
 
     @property
     def family(self) -> Family:
@@ -83,8 +84,9 @@ class Model:
                 "weights": self.fingerprint(), "dtype": str(self.dtype).removeprefix("torch.")}  # fmt: skip
 
     def fingerprint(self) -> str:
-        """Hash of every parameter and buffer."""
-        return hash_tensors(self.hf.state_dict())
+        """Hash of every parameter and buffer; of weights that are offloaded only names and shapes, and it says so."""
+        away = any(offloaded(m) for m in self.hf.modules())
+        return ("partial-" if away else "") + hash_tensors(self.hf.state_dict())
 
     def sites(self) -> dict[str, str]:
         """Every site with "read and write", "read", or the reason why this model does not have it."""

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cutaway.core.refuse import Refused
+from cutaway.models.offload import present
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ def measure(module: nn.Module, width: int) -> Norm:
     Raises:
         Refused: the module is not a LayerNorm- or RMSNorm-like map.
     """
+    with present(module):
+        return _measured(module, width)
+
+
+def _measured(module: nn.Module, width: int) -> Norm:
     parameter = next(module.parameters(), torch.empty(0))
     if parameter.is_meta:
         return Norm(torch.ones(width), torch.zeros(width), isinstance(module, nn.LayerNorm), 1e-5)

@@ -13,6 +13,7 @@ from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
 from cutaway.models.anatomy import Anatomy
 from cutaway.models.frame import FRAME, real
+from cutaway.models.offload import present
 
 Side = Literal["in", "in_place", "out", "dispatch", "scan"]
 
@@ -188,7 +189,8 @@ def _head_out(module: nn.Module | None, heads: int) -> Port | None:
 
 def per_head(module: nn.Module, z: Tensor) -> Tensor:
     """Each head's z through its rows of W_O: [batch, position, head, d_model]."""
-    return z.transpose(1, 2).matmul(output_rows(module, z.shape[2])).transpose(1, 2)
+    with present(module):
+        return z.transpose(1, 2).matmul(output_rows(module, z.shape[2])).transpose(1, 2)
 
 
 def output_rows(module: nn.Module, heads: int) -> Tensor:

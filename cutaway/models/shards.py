@@ -1,7 +1,8 @@
 """One plan over several processes: each takes its share of the jobs, and all end with all results.
 
 Started by `torchrun --nproc-per-node N cutaway …`; without a process group there is one process and nothing to do.
-Every process holds the whole model and does the clean run itself; only numbers travel.
+Every process holds the whole model and does the clean run itself; only numbers travel. A model that is itself split
+over the processes (tensor parallelism) is run by all of them together, so its plans are not shared out.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 T = TypeVar("T")
+_SPLIT = ("q", "k", "v", "scores", "pattern", "z", "head_out", "mlp_pre", "mlp_gate", "mlp_post", "router")
 
 
 def processes() -> int:
@@ -24,6 +26,21 @@ def processes() -> int:
 def rank() -> int:
     """The number of this process."""
     return dist.get_rank() if processes() > 1 else 0
+
+
+def split(hf: nn.Module) -> bool:
+    """Whether tensor parallelism has split weights of the model over processes."""
+    if processes() == 1:
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return any(isinstance(p, DTensor) for p in hf.parameters())
+
+
+def split_sites(hf: nn.Module) -> dict[str, str]:
+    """The sites of which each process holds a part only, with the reason why they cannot be read or edited."""
+    reason = f"tensor parallelism splits its heads or neurons over {processes()} processes: load without it, or place"
+    return dict.fromkeys(_SPLIT, reason + " the model with device='auto'") if split(hf) else {}
 
 
 def mine(jobs: Sequence[T], cost: Callable[[T], float]) -> list[T]:
@@ -38,9 +55,11 @@ def mine(jobs: Sequence[T], cost: Callable[[T], float]) -> list[T]:
     return [j for j in jobs if id(j) in kept]
 
 
-def gathered(values: Tensor | None, device: torch.device) -> Tensor:
-    """The sum over processes, each of which filled its own entries and left zeros elsewhere (None: it had no share)."""
-    if processes() > 1:
+def gathered(values: Tensor | None, device: torch.device, shared: bool = True) -> Tensor:
+    """The sum over processes, each of which filled its own entries and left zeros elsewhere (None: it had no share);
+    without `shared`, what this process has.
+    """
+    if shared and processes() > 1:
         shapes: list[tuple[int, ...] | None] = [None] * processes()
         dist.all_gather_object(shapes, tuple(values.shape) if values is not None else None)
         shape = next(s for s in shapes if s is not None)
