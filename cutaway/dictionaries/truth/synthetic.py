@@ -24,7 +24,8 @@ class Recipe:
     """A synthetic benchmark as data; `make` builds it, always the same.
 
     The first features are the `roots` of trees of `depth` levels below them, each parent with `branching` exclusive
-    children; what remains is free. Frequencies fall as rank^−exponent from `most` to `least`, magnitudes from `loud` to `quiet`.
+    children; what remains is free. Frequencies fall as rank^−exponent from `most` to `least`, magnitudes from `loud` to
+    `quiet`.
     """
 
     features: int

@@ -9,6 +9,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
 from cutaway.dictionaries.truth import RECIPES, WIDTHS, Recipe, absorption, hedging, superposition, synthetic, zipf_toy
 from cutaway.dictionaries.truth.directions import pushed_apart, random_directions
+from cutaway.dictionaries.truth.stream import TruthStream
 from cutaway.dictionaries.truth.synthetic import compensated, forest, zipf
 from cutaway.dictionaries.truth.truth import Truth
 
@@ -48,6 +49,20 @@ def test_a_stream_goes_on_where_its_cursor_was_taken():
         first.restore(truth.batches(16, seed=6).state())
     with pytest.raises(Refused):
         truth.batches(0)
+
+
+def test_a_truth_is_a_stream_like_any_other():
+    truth = SMALL.make()
+    stream = TruthStream(truth, 16, seed=5, site="mlp_out.2")
+    assert stream.widths == {"mlp_out.2": 32}
+    first = [next(stream) for _ in range(3)]
+    assert torch.equal(first[1].acts["mlp_out.2"], truth.batches(16, seed=5).batch(1)[0])
+    assert first[2].document.tolist() == list(range(32, 48))
+    again = TruthStream(truth, 16, seed=5, site="mlp_out.2").restore(stream.state())
+    assert torch.equal(next(again).acts["mlp_out.2"], next(iter(stream)).acts["mlp_out.2"])
+    assert stream.identity()["truth"] == truth.about
+    with pytest.raises(Refused):
+        TruthStream(truth, 32).restore(stream.state())
 
 
 def test_a_truth_is_saved_whole(tmp_path):

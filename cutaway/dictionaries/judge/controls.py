@@ -1,0 +1,153 @@
+"""Controls: what a dictionary is compared with.
+
+* random: directions drawn anew, decoder rows as long as those of the dictionary, as many active latents
+* pca: as many principal components a token as the dictionary has latents active, those that matter most to the token
+* pca first: the same number of leading components, the same ones on every token
+* neurons: the coordinates of the site themselves, as many a token
+* linear: where the output is another site, the best affine map
+
+What is fitted (means, components, the length of random encoders, the affine map) is fitted on other tokens than those
+judged on. A dictionary of a model with random weights is a control that only the caller has; see `evaluate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cutaway.core.refuse import Refused
+from cutaway.dictionaries.dictionary import Dictionary, decoder_norms
+from cutaway.dictionaries.forms import autoencoder, one_block
+from cutaway.dictionaries.gates import AbsTopK, BatchTopK, Gate, GroupMax, TopK
+from cutaway.dictionaries.judge.evidence import Evidence, observe
+from cutaway.dictionaries.judge.scores import chance
+
+
+def random_dictionary(dictionary: Dictionary, fit: Evidence, l0: float, *, seed: int = 0) -> Dictionary:
+    """A dictionary of random directions with the decoder norms, biases and L0 of another.
+
+    Encoder rows point along the new decoder rows of what is read (or anywhere, where something else is written) and are
+    so long that the reconstruction of `fit` is as near as one factor can bring it. Top-k gates keep their k; others
+    become one threshold that gives the same L0 on `fit`.
+    """
+    g = chance(seed)
+    made = dictionary.fold()
+    encoder, decoder = [], []
+    for b, block in enumerate(made.blocks):
+        norms = decoder_norms(made.decoder[b]).cpu()
+        rows = {w: torch.randn(block.n_latents, made.width(w), generator=g) for w in block.writes}
+        length = torch.stack([r.pow(2).sum(1) for r in rows.values()]).sum(0).sqrt()
+        decoder.append({w: r / length[:, None] * norms[:, None] for w, r in rows.items()})
+        rows |= {r: torch.randn(block.n_latents, made.width(r), generator=g) for r in block.reads if r not in rows}
+        encoder.append({r: normalize(rows[r], dim=-1) for r in block.reads})
+    share = [l0 * b.n_latents / made.n_latents for b in made.blocks]
+    gates = tuple(_gate(old, k) for old, k in zip(made.gates, share, strict=True))
+    made = replace(
+        made, encoder=tuple(encoder), decoder=tuple(decoder), gates=gates, norm_aware=False,
+        b_dec={w: b.cpu() for w, b in made.b_dec.items()}, b_enc=tuple(torch.zeros(b.n_latents) for b in made.blocks),
+        about={"control": "random", "seed": seed},
+    )  # fmt: skip
+    made = _to_length(made, fit)
+    return _with_thresholds(made, fit).to(device=dictionary.device)
+
+
+def _gate(old: object, l0: float) -> Gate:
+    if isinstance(old, TopK | AbsTopK | GroupMax):
+        return old
+    return BatchTopK(max(1, round(l0)))
+
+
+def _to_length(made: Dictionary, fit: Evidence) -> Dictionary:
+    """Encoders multiplied by the factor that brings the latents' part of the output nearest to what is left for it."""
+    seen = observe(made, fit.rows(torch.arange(min(len(fit), 4096))))
+    zero = replace(made, decoder=tuple({w: torch.zeros_like(t) for w, t in d.items()} for d in made.decoder))
+    base = observe(zero, seen.evidence).output
+    near, size = 0.0, 0.0
+    for w, out in seen.output.items():
+        part, left = (out - base[w]).double(), (seen.evidence.of(w) - base[w]).double()
+        near, size = near + float((part * left).sum()), size + float((part**2).sum())
+    factor = max(near / size, 1e-6) if size > 0 else 1.0  # never 0: the latents stay active
+    return replace(made, encoder=tuple({r: t * factor for r, t in e.items()} for e in made.encoder))
+
+
+def _with_thresholds(made: Dictionary, fit: Evidence) -> Dictionary:
+    """Batch top-k gates with the smallest value they kept as their threshold, so that tokens are on their own."""
+    codes = made.split(observe(made, fit).code)
+    kept = [c.value[c.value > 0] for c in codes]
+    gates = [
+        replace(g, threshold=float(v.min()) * (1 - 1e-6))
+        if isinstance(g, BatchTopK) and g.whole_batch and len(v)
+        else g
+        for g, v in zip(made.gates, kept, strict=True)
+    ]
+    return replace(made, gates=tuple(gates))
+
+
+def principal(x: Float[Tensor, "token d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "component d"]]:
+    """The mean and the principal components of activations, largest first (float64)."""
+    wide = x.double()
+    mean = wide.mean(0)
+    return mean.float(), torch.linalg.eigh((wide - mean).T @ (wide - mean)).eigenvectors.flip(1).T.float()
+
+
+def pca_dictionary(
+    x: Float[Tensor, "token d"], k: int, *, site: str = "resid_post.0", first: bool = False
+) -> Dictionary:
+    """Principal components as a dictionary: the k that matter most on each token, or always the `first` k."""
+    mean, rows = principal(x)
+    rows = rows[:k].contiguous() if first else rows
+    return _orthonormal(site, rows, mean, k, "pca first" if first else "pca")
+
+
+def neurons(x: Float[Tensor, "token d"], k: int, *, site: str = "resid_post.0") -> Dictionary:
+    """The coordinates of a site as a dictionary: the k farthest from their mean on each token."""
+    return _orthonormal(site, torch.eye(x.shape[1]), x.double().mean(0).float(), k, "neurons")
+
+
+def _orthonormal(site: str, rows: Tensor, mean: Tensor, k: int, name: str) -> Dictionary:
+    k = min(max(1, k), len(rows))
+    zero = torch.zeros(len(rows))
+    return autoencoder(site, rows, rows, zero, mean, AbsTopK(k), subtract_b_dec=True, about={"control": name, "k": k})
+
+
+def linear_map(
+    x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"], *, reads: str, writes: str, ridge: float = 1e-4
+) -> Dictionary:
+    """The best affine map from one site to another, as the skip of a dictionary whose one latent writes nothing.
+
+    `ridge` is relative to the mean variance of a coordinate.
+    """
+    mx, my = x.double().mean(0), y.double().mean(0)
+    a, b = x.double() - mx, y.double() - my
+    gram = a.T @ a
+    gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.double)
+    matrix = torch.linalg.solve(gram, a.T @ b).T
+    zeros = {reads: torch.zeros(1, x.shape[1])}
+    return one_block(
+        zeros, {writes: torch.zeros(1, y.shape[1])}, torch.zeros(1), {writes: (my - matrix @ mx).float()}, TopK(1),
+        skip={(reads, writes): matrix.float()}, about={"control": "linear"},
+    )  # fmt: skip
+
+
+def controls(dictionary: Dictionary, fit: Evidence, l0: float) -> dict[str, Dictionary]:
+    """The controls that fit a dictionary, by name; random ones apart.
+
+    Of a dictionary of several sites there are none here: no single basis stands for them.
+    """
+    if len(dictionary.reads) != 1 or len(dictionary.writes) != 1:
+        return {}
+    read, write = dictionary.reads[0], dictionary.writes[0]
+    x, k = fit.of(read).cpu(), max(1, round(l0))
+    if read != write:
+        return {"linear": linear_map(x, fit.of(write).cpu(), reads=read, writes=write)}
+    if len(x) < 2:
+        raise Refused("controls fitted on one token", "nothing can be fitted", "give more evidence")
+    found = {
+        "pca": pca_dictionary(x, k, site=read), "pca first": pca_dictionary(x, k, site=read, first=True),
+        "neurons": neurons(x, k, site=read),
+    }  # fmt: skip
+    return {n: d.to(device=dictionary.device) for n, d in found.items()}

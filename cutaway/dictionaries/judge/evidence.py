@@ -1,0 +1,176 @@
+"""Evidence: held-out activations on which dictionaries are judged, and what a dictionary does on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cutaway.core.refuse import Refused
+from cutaway.dictionaries.code import SparseCode, below
+from cutaway.dictionaries.dictionary import Dictionary
+
+PART = 4096  # tokens encoded at a time
+GROUPS = 256  # at most so many units are resampled
+ANY = "acts"  # the name of activations that come without the name of a site
+_EACH = ("sequence", "ids", "position")  # what may be known of each token
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """Activations by site, one row a token; special tokens are not among them.
+
+    `sequence` numbers the sequence (document) of each token: tokens of one sequence are resampled together. `position`
+    is its place there, `ids` the token itself; `truth` is the true code, where it is known.
+    """
+
+    acts: dict[str, Float[Tensor, "token _"]]
+    sequence: Int[Tensor, "token"] | None = None
+    ids: Int[Tensor, "token"] | None = None
+    position: Int[Tensor, "token"] | None = None
+    truth: SparseCode | None = None
+
+    def __post_init__(self):
+        sizes = {s: len(x) for s, x in self.acts.items()}
+        sizes |= {n: len(t) for n in (*_EACH, "truth") if (t := getattr(self, n)) is not None}
+        if len(set(sizes.values())) != 1:
+            raise Refused("evidence", f"its parts have different numbers of tokens: {sizes}", "give the same tokens")
+        if not len(self):
+            raise Refused("evidence", "it has no tokens", "give at least one")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.acts.values()), ()))
+
+    @classmethod
+    def gather(cls, source: Iterable[Any], tokens: int) -> Evidence:
+        """The first `tokens` tokens of a source without its special tokens.
+
+        A source gives tensors [token, width]; mappings from sites to them; pairs of a tensor and its true code (as a
+        `Truth`); or the batches of a stream, whose mask is true where a token counts.
+
+        Raises:
+            Refused: the source ends before any token.
+        """
+        parts, held = [], 0
+        for item in source:
+            part = _part(item)
+            if part is None:
+                continue
+            parts.append(part if held + len(part) <= tokens else part.rows(torch.arange(tokens - held)))
+            held += len(parts[-1])
+            if held >= tokens:
+                break
+        if not parts:
+            raise Refused("evidence from a source", "it gave no tokens", "give a source with tokens that count")
+        return parts[0] if len(parts) == 1 else _joined(parts)
+
+    def rows(self, chosen: Int[Tensor, "chosen"]) -> Evidence:
+        """The evidence of some tokens."""
+        given = {n: t[chosen] for n in _EACH if (t := getattr(self, n)) is not None}
+        truth = None if self.truth is None else self.truth.rows(chosen)
+        return Evidence({s: x[chosen] for s, x in self.acts.items()}, truth=truth, **given)
+
+    def parted(self, share: float = 0.25) -> tuple[Evidence, Evidence]:
+        """A first part to fit controls on and the rest to judge on; no sequence is in both.
+
+        Raises:
+            Refused: there are not two sequences (or tokens) to part.
+        """
+        unit = torch.arange(len(self)) if self.sequence is None else self.sequence.unique(return_inverse=True)[1]
+        cut = max(1, round(share * (int(unit.max()) + 1)))
+        first = unit < cut
+        if bool(first.all()):
+            raise Refused("evidence of one sequence", "nothing is left to judge on", "give at least two sequences")
+        return self.rows(first.nonzero().squeeze(1)), self.rows((~first).nonzero().squeeze(1))
+
+    @cached_property
+    def groups(self) -> Int[Tensor, "token"]:
+        """The unit of resampling of each token: its sequence, or neighbours where there are more than 256 units."""
+        unit = torch.arange(len(self)) if self.sequence is None else self.sequence.unique(return_inverse=True)[1].cpu()
+        count = int(unit.max()) + 1
+        return unit if count <= GROUPS else unit * GROUPS // count
+
+    def of(self, site: str) -> Float[Tensor, "token _"]:
+        """The activations of a site; activations without a name stand for any.
+
+        Raises:
+            Refused: the site is missing.
+        """
+        if site in self.acts:
+            return self.acts[site]
+        if set(self.acts) == {ANY}:
+            return self.acts[ANY]
+        raise Refused(f"evidence at {site}", f"there are activations of {', '.join(self.acts)}", "capture that site")
+
+    def sites(self, names: Iterable[str]) -> dict[str, Float[Tensor, "token _"]]:
+        """The activations of several sites."""
+        return {s: self.of(s) for s in names}
+
+    @property
+    def how(self) -> str:
+        """What the intervals are over, in words."""
+        unit = "single tokens" if self.sequence is None else "sequences"
+        return f"95 % bootstrap over {int(self.groups.max()) + 1} groups of {unit}"
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What a dictionary does on evidence: its code, and its reconstruction of every site it writes."""
+
+    dictionary: Dictionary
+    evidence: Evidence
+    code: SparseCode
+    output: dict[str, Float[Tensor, "token _"]]
+
+    @cached_property
+    def l0(self) -> float:
+        """Active latents a token; negative ones count."""
+        return float(self.code.counts().double().mean())
+
+
+@torch.no_grad()
+def observe(dictionary: Dictionary, evidence: Evidence) -> Seen:
+    """Run a dictionary over evidence, a part of the tokens at a time.
+
+    Raises:
+        Refused: the evidence lacks a site that the dictionary reads.
+    """
+    acts, n = evidence.sites(dictionary.reads), len(evidence)
+    codes, outs = [], []
+    for first in range(0, n, PART):
+        part = {s: x[first : first + PART] for s, x in acts.items()}
+        code = dictionary.encode(part)
+        out = dictionary.decode(code, part)
+        codes.append(code)
+        outs.append(out if isinstance(out, Mapping) else {dictionary.writes[0]: out})
+    output = {s: torch.cat([o[s] for o in outs]) for s in dictionary.writes}
+    return Seen(dictionary, evidence, below(codes), output)
+
+
+def _part(item: Any) -> Evidence | None:
+    match item:
+        case Tensor():
+            return Evidence({ANY: item}) if len(item) else None
+        case Mapping():
+            return Evidence(dict(item)) if len(next(iter(item.values()), ())) else None
+        case (Tensor() as x, SparseCode() as code):
+            return Evidence({ANY: x}, truth=code)
+    acts = {ANY: item.acts} if isinstance(item.acts, Tensor) else dict(item.acts)
+    part = Evidence(acts, item.document, item.ids, item.position)
+    kept = item.mask.nonzero().squeeze(1)
+    return part.rows(kept) if len(kept) else None
+
+
+def _joined(parts: list[Evidence]) -> Evidence:
+    first = parts[0]
+    given: dict[str, Any] = {
+        n: torch.cat([getattr(p, n) for p in parts]) for n in _EACH if getattr(first, n) is not None
+    }
+    if first.truth is not None:
+        given["truth"] = below([p.truth for p in parts if p.truth is not None])
+    return replace(first, acts={s: torch.cat([p.acts[s] for p in parts]) for s in first.acts}, **given)

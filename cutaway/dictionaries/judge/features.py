@@ -1,0 +1,135 @@
+"""Which latents are worth reading, and where do they fire?
+
+For every chosen latent: how often it fires, its mean where active, and the tokens on which it is largest, each with its
+place, so that its context can be shown. Latents are ranked by how clear they are: by the share of a latent's activation
+that falls on one token id (`focus`), or by frequency or size. A `focus` of 1 says that a latent is a token detector;
+`focus_null` is that of a latent that fires as often on random tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cutaway.core.record import machine, versions
+from cutaway.core.refuse import Refused
+from cutaway.core.result import Result
+from cutaway.dictionaries.code import SparseCode
+from cutaway.dictionaries.judge.evidence import Seen
+from cutaway.dictionaries.judge.scores import chance
+
+By = Literal["focus", "frequency", "size"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features(Result, kind="dictionary_features"):
+    """Chosen latents with their largest activations.
+
+    `latent` names them; `largest` are their largest activations, on `token` (numbers of tokens in the evidence) with
+    the ids `ids`; unused places are NaN and −1.
+    """
+
+    focus: Float[Tensor, "chosen"]
+    focus_null: Float[Tensor, "chosen sample"]
+    frequency: Float[Tensor, "chosen"]
+    mean_active: Float[Tensor, "chosen"]
+    largest: Float[Tensor, "chosen rank"]
+    token: Int[Tensor, "chosen rank"]
+    ids: Int[Tensor, "chosen rank"]
+    latent: Int[Tensor, "chosen"]
+
+
+def features(
+    seen: Seen, *, n: int = 10, by: By = "focus", contexts: int = 8, least: int = 10, samples: int = 2, seed: int = 0
+) -> Features:
+    """The `n` clearest (most frequent, largest) latents and their largest activations.
+
+    Args:
+        seen: a dictionary on evidence with token ids.
+        n: how many latents.
+        by: focus, frequency, or size (mean where active).
+        contexts: how many of the largest activations of each.
+        least: latents that fire on fewer tokens than this are left out.
+        samples: draws of the null of `focus`.
+        seed: of the null.
+
+    Raises:
+        Refused: the evidence has no token ids, or no latent fires often enough.
+    """
+    ids = seen.evidence.ids
+    if ids is None:
+        raise Refused("features without tokens", "the evidence has no token ids", "gather it from a stream of a model")
+    ids, code = ids.cpu(), seen.code.to("cpu").csr()
+    fires = code.fires()
+    total = torch.zeros(code.n_latents).index_add_(0, code.index, code.value.float().abs())
+    mean = total / fires
+    often = fires >= least
+    if not bool(often.any()):
+        raise Refused(
+            f"latents that fire on {least} tokens", f"none does on {len(ids)}", "give more tokens, or least=1"
+        )
+    focus = concentration(code, ids)
+    key = {"focus": focus, "frequency": fires.float(), "size": mean}[by]
+    chosen = torch.where(often, key, -torch.inf).topk(min(n, int(often.sum()))).indices
+    g = chance(seed)
+    null = [concentration(code, ids[torch.randperm(len(ids), generator=g)])[chosen] for _ in range(samples)]
+    top, token = _largest(code, chosen, contexts)
+    return Features(
+        focus=focus[chosen], focus_null=torch.stack(null, -1), frequency=fires[chosen] / len(ids),
+        mean_active=mean[chosen], largest=top, token=token, latent=chosen,
+        ids=torch.where(token >= 0, ids[token.clamp(min=0)], -1), 
+        labels={"chosen": [f"latent {i}" for i in chosen.tolist()]},
+        units={"focus": "share of activation", "focus_null": "share of activation", "frequency": "probability",
+               "mean_active": "activation", "largest": "activation"},
+        record={"dictionary": seen.dictionary.fingerprint(), "tokens": len(ids), "by": by, "least": least,
+                "no_interval": "the null tells what a latent that knows no token would show",
+                "versions": versions(), "machine": machine()},
+    )  # fmt: skip
+
+
+def concentration(code: SparseCode, ids: Int[Tensor, "token"]) -> Float[Tensor, "latent"]:
+    """The share of each latent's |activation| on the token id that has most of it; 0 for a dead latent."""
+    code = code.csr()
+    value = code.value.float().abs()
+    cell = code.index * (int(ids.max()) + 1) + ids[code.tokens]
+    which, place = cell.unique(return_inverse=True)
+    sums = torch.zeros(len(which)).index_add_(0, place, value)
+    most = torch.zeros(code.n_latents).scatter_reduce_(0, which // (int(ids.max()) + 1), sums, "amax")
+    total = torch.zeros(code.n_latents).index_add_(0, code.index, value)
+    return torch.where(total > 0, most / total, 0)
+
+
+def context(seen: Seen, token: int, width: int = 8) -> tuple[list[int], int]:
+    """Ids of the tokens around one, from its own sequence and in their order, and where it stands among them.
+
+    Raises:
+        Refused: the evidence does not know the order of tokens.
+    """
+    e = seen.evidence
+    if e.ids is None or e.sequence is None or e.position is None:
+        raise Refused(
+            "the context of a token", "ids, sequence and position are not all known", "use an unshuffled stream"
+        )
+    same = (e.sequence == e.sequence[token]) & ((e.position - e.position[token]).abs() <= width)
+    rows = same.nonzero().squeeze(1)
+    rows = rows[e.position[rows].argsort()]
+    if len(e.position[rows].unique()) < len(rows):
+        why = "its document fills several contexts, which share positions"
+        raise Refused("the context of a token", why, "pack one document a context")
+    return e.ids[rows].tolist(), int((rows == token).nonzero())
+
+
+def _largest(code: SparseCode, chosen: Tensor, ranks: int) -> tuple[Tensor, Tensor]:
+    top = torch.full((len(chosen), ranks), torch.nan)
+    token = torch.full((len(chosen), ranks), -1)
+    picked = code.select(chosen)
+    where, latent, value = picked.tokens, picked.index, picked.value.float()
+    for row in range(len(chosen)):
+        own = (latent == row).nonzero().squeeze(1)
+        best = value[own].abs().topk(min(ranks, len(own))).indices
+        top[row, : len(best)], token[row, : len(best)] = value[own[best]], where[own[best]]
+    return top, token

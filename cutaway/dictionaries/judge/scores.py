@@ -1,0 +1,127 @@
+"""Scores: named numbers about a dictionary, each with its interval, its null and what the controls reach."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.core.record import machine, versions
+from cutaway.core.refuse import Refused, nearest
+from cutaway.core.result import Result
+from cutaway.core.stats import BOUNDS, generator
+
+NO_INTERVAL = (math.nan, math.nan)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores(Result, kind="dictionary_scores"):
+    """Scores of one dictionary. NaN in `interval` or `null` means that there is none; the record says why.
+
+    `null`: the same score of random dictionaries with the same norms (or of shuffled labels, where the record says so).
+    `control`: the score of other ways to do the same; their names are the labels of the axis.
+    """
+
+    score: Float[Tensor, "score"]
+    interval: Float[Tensor, "score bound"]
+    null: Float[Tensor, "score sample"]
+    control: Float[Tensor, "score control"]
+
+    def value(self, name: str) -> float:
+        """One score.
+
+        Raises:
+            Refused: there is none of that name.
+        """
+        return float(self.score[self.number(name)])
+
+    def number(self, name: str) -> int:
+        """Where a score stands.
+
+        Raises:
+            Refused: there is none of that name.
+        """
+        names = [str(n) for n in self.labels["score"]]
+        if name not in names:
+            near = nearest(name, names)
+            raise Refused(f"score {name!r}", "it was not measured" + (f"; near: {near}" if near else ""),
+                          f"measured: {', '.join(names)}")  # fmt: skip
+        return names.index(name)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One score on its way into `Scores`."""
+
+    name: str
+    value: float
+    interval: tuple[float, float] = NO_INTERVAL
+    unit: str = ""
+    null: Sequence[float] = ()
+    control: Mapping[str, float] = field(default_factory=dict)
+
+    def against(self, null: Sequence[Score], control: Mapping[str, Score]) -> Score:
+        """The same score with the values of random and other dictionaries beside it."""
+        return replace(self, null=[s.value for s in null], control={n: s.value for n, s in control.items()})
+
+
+def chance(seed: int) -> torch.Generator:
+    """The random source of a control: not the one that something else with this seed has drawn from."""
+    return generator((seed * 0x9E3779B1 + 0x5EED5EED) % (1 << 32))
+
+
+def collect(found: Sequence[Score], record: Mapping[str, Any]) -> Scores:
+    """Scores as one result."""
+    controls = list(dict.fromkeys(n for s in found for n in s.control))
+    width = max([len(s.null) for s in found], default=0)
+    null = [[*s.null, *[math.nan] * (width - len(s.null))] for s in found]
+    return Scores(
+        score=torch.tensor([s.value for s in found], dtype=torch.float32),
+        interval=torch.tensor([s.interval for s in found], dtype=torch.float32).reshape(-1, 2),
+        null=torch.tensor(null, dtype=torch.float32).reshape(len(found), width),
+        control=torch.tensor([[s.control.get(c, math.nan) for c in controls] for s in found], dtype=torch.float32)
+        .reshape(len(found), len(controls)),
+        labels={"score": [s.name for s in found], "control": controls, "bound": BOUNDS},
+        units=dict.fromkeys(("score", "interval", "null", "control"), "each in its own unit"),
+        record={"units": {s.name: s.unit for s in found if s.unit}, "versions": versions(), "machine": machine(),
+                **record},
+    )  # fmt: skip
+
+
+def joined(parts: Iterable[Scores]) -> Scores:
+    """Several results of one dictionary as one; the records stand side by side."""
+    rows, record = [], {}
+    for p in parts:
+        units = p.record.get("units", {})
+        for i, name in enumerate(p.labels["score"]):
+            low, high = p.interval[i].tolist()
+            control = dict(zip(p.labels["control"], p.control[i].tolist(), strict=True))
+            rows.append(Score(name, float(p.score[i]), (low, high), units.get(name, ""), p.null[i].tolist(), control))
+        record |= {k: {**record[k], **v} if isinstance(v, dict) and k in record else v for k, v in p.record.items()}
+    return collect(rows, record)
+
+
+def over_seeds(runs: Sequence[Scores], level: float = 0.95) -> Scores:
+    """Mean of every score over dictionaries that differ in their seed, with Student's interval of that mean.
+
+    Raises:
+        Refused: no runs, or runs with other scores.
+    """
+    from scipy import stats
+
+    if not runs or any(r.labels["score"] != runs[0].labels["score"] for r in runs):
+        raise Refused(f"scores of {len(runs)} runs", "they do not hold the same scores", "judge all of them alike")
+    values = torch.stack([r.score for r in runs]).double()
+    mean, n = values.mean(0), len(runs)
+    reach = values.std(0) / n**0.5 * stats.t.ppf((1 + level) / 2, n - 1) if n > 1 else torch.full_like(mean, math.nan)
+    how = f"Student's interval of the mean over {n} seeds" if n > 1 else "one seed has no interval over seeds"
+    return replace(
+        runs[0], score=mean.float(), interval=torch.stack([mean - reach, mean + reach], -1).float(),
+        null=torch.cat([r.null for r in runs], 1), control=torch.stack([r.control for r in runs]).mean(0),
+        record=runs[0].record | {"seeds": n, "interval": how},
+    )  # fmt: skip
