@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
@@ -12,11 +13,9 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from accelerate import dispatch_model
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
-from cutaway.models import load as loading
 from cutaway.models.edits import Ablate, Edit, Replace, Scale
 from cutaway.models.executor import sweep
 from cutaway.models.model import Model
@@ -85,7 +84,7 @@ def test_a_folder_is_spread_over_devices(tmp_path, monkeypatch):
     assert given == [where]
     plain = ca.load(str(tmp_path), check=False)
     torch.testing.assert_close(placed.run(IDS), plain.run(IDS))
-    monkeypatch.setattr(loading, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.import_module("cutaway.models.load"), "find_spec", lambda name: None)
     with pytest.raises(Refused, match="pip install accelerate"):
         ca.load(str(tmp_path), device="auto")
     with pytest.raises(Refused, match="there is one process"):
