@@ -8,10 +8,11 @@ from cutaway.dictionaries.train import gating as gt
 from cutaway.dictionaries.train import recipe as rc
 from cutaway.dictionaries.train.learner import Learner, Moments
 
+A, B, C, Z = "resid_post.0", "mlp_out.1", "mlp_out.2", "mlp_out.3"
 D, F, N = 12, 320, 60
 
 
-def data(seed=0, sites=("a",), n=N):
+def data(seed=0, sites=(A,), n=N):
     g = torch.Generator().manual_seed(seed)
     rows = torch.nn.functional.normalize(torch.randn(64, D, generator=g))
     out = {}
@@ -160,35 +161,35 @@ def dense_term(t, made, b, parts, target, out, done):
 
 
 RECIPES = {
-    "topk": rc.autoencoder("a", F, gt.TopK(8), ()),
-    "topk, AuxK": rc.autoencoder("a", F, gt.TopK(8), (ob.AuxK(k=20, after=10**6),)),
-    "topk, sparse AuxK": rc.autoencoder("a", F, gt.TopK(8), (ob.AuxK(k=2, after=10**6, weight=0.5),)),
-    "topk, free": rc.autoencoder("a", F, gt.TopK(8), (), decoder="free", subtract=False),
-    "topk, norm-aware": rc.autoencoder("a", F, gt.TopK(8), (), decoder="norm_aware"),
-    "topk, wide": rc.autoencoder("a", F, gt.TopK(4, wide=16), (ob.MultiTopK(),)),
-    "topk, nested": rc.autoencoder("a", F, gt.TopK(8), (ob.Matryoshka((10, 100)),)),
-    "batch": rc.autoencoder("a", F, gt.BatchTopK(8), ()),
+    "topk": rc.autoencoder(A, F, gt.TopK(8), ()),
+    "topk, AuxK": rc.autoencoder(A, F, gt.TopK(8), (ob.AuxK(k=20, after=10**6),)),
+    "topk, sparse AuxK": rc.autoencoder(A, F, gt.TopK(8), (ob.AuxK(k=2, after=10**6, weight=0.5),)),
+    "topk, free": rc.autoencoder(A, F, gt.TopK(8), (), decoder="free", subtract=False),
+    "topk, norm-aware": rc.autoencoder(A, F, gt.TopK(8), (), decoder="norm_aware"),
+    "topk, wide": rc.autoencoder(A, F, gt.TopK(4, wide=16), (ob.MultiTopK(),)),
+    "topk, nested": rc.autoencoder(A, F, gt.TopK(8), (ob.Matryoshka((10, 100)),)),
+    "batch": rc.autoencoder(A, F, gt.BatchTopK(8), ()),
     "batch, nested, norm-aware": rc.autoencoder(
-        "a", F, gt.BatchTopK(8), (ob.Matryoshka((20, 90)), ob.AuxK(k=9, after=10**6)), decoder="norm_aware"
+        A, F, gt.BatchTopK(8), (ob.Matryoshka((20, 90)), ob.AuxK(k=9, after=10**6)), decoder="norm_aware"
     ),
-    "absolute": rc.autoencoder("a", F, gt.AbsTopK(8), ()),
-    "groups": rc.autoencoder("a", F, gt.GroupMax(16), ()),
-    "relu": rc.autoencoder("a", F, gt.Relu(), (ob.L1(3.0),)),
-    "relu, unit": rc.autoencoder("a", F, gt.Relu(), (ob.L1(0.3, norms="none"),), decoder="unit", subtract=True),
-    "relu, power": rc.autoencoder("a", F, gt.Relu(), (ob.L1(0.3, power=0.5),)),
-    "relu, others": rc.autoencoder("a", F, gt.Relu(), (ob.Frequency(0.3), ob.PreActivation(0.01), ob.Tanh(0.2))),
-    "jump": rc.autoencoder("a", F, gt.JumpRelu(0.3, 0.4), (ob.L0(0.7),)),
+    "absolute": rc.autoencoder(A, F, gt.AbsTopK(8), ()),
+    "groups": rc.autoencoder(A, F, gt.GroupMax(16), ()),
+    "relu": rc.autoencoder(A, F, gt.Relu(), (ob.L1(3.0),)),
+    "relu, unit": rc.autoencoder(A, F, gt.Relu(), (ob.L1(0.3, norms="none"),), decoder="unit", subtract=True),
+    "relu, power": rc.autoencoder(A, F, gt.Relu(), (ob.L1(0.3, power=0.5),)),
+    "relu, others": rc.autoencoder(A, F, gt.Relu(), (ob.Frequency(0.3), ob.PreActivation(0.01), ob.Tanh(0.2))),
+    "jump": rc.autoencoder(A, F, gt.JumpRelu(0.3, 0.4), (ob.L0(0.7),)),
     "jump, input": rc.autoencoder(
-        "a", F, gt.JumpRelu(0.3, 0.4, True),
-        (ob.Tanh(0.7), ob.PreActivation(0.02), ob.PreActivation(0.05, silent_only=True)),
+        A, F, gt.JumpRelu(0.3, 0.4, True),
+        (ob.Tanh(0.7), ob.PreActivation(0.02), ob.PreActivation(0.05, silent_only=True, silent_after=10**6)),
     ),
-    "jump, target": rc.autoencoder("a", F, gt.JumpRelu(0.3, 0.4), (ob.L0Target(0.7, 20.0), ob.Frequency(0.1))),
-    "gated": rc.autoencoder("a", F, gt.Gated(), (ob.OpenGate(2.0),)),
-    "transcoder with skip": rc.transcoder("a", "b", F, gt.TopK(8), (ob.AuxK(k=20, after=10**6),), skip=True),
-    "crosscoder": rc.crosscoder(["a", "b"], F, gt.Relu(), (ob.L1(1.0, norms="sum"),)),
-    "weakly causal": rc.crosscoder(["a"], F, gt.BatchTopK(8), (), ["a", "b"]),
-    "across layers": rc.cross_layer(["a", "b"], ["c", "d"], F, gt.JumpRelu(0.3, 0.4), (ob.Tanh(0.7), ob.L0(0.1))),
-    "across layers, nested": rc.cross_layer(["a", "b"], ["c", "d"], F, gt.TopK(6), (ob.Matryoshka((30,)),)),
+    "jump, target": rc.autoencoder(A, F, gt.JumpRelu(0.3, 0.4), (ob.L0Target(0.7, 20.0), ob.Frequency(0.1))),
+    "gated": rc.autoencoder(A, F, gt.Gated(), (ob.OpenGate(2.0),)),
+    "transcoder with skip": rc.transcoder(A, B, F, gt.TopK(8), (ob.AuxK(k=20, after=10**6),), skip=True),
+    "crosscoder": rc.crosscoder([A, B], F, gt.Relu(), (ob.L1(1.0, norms="sum"),)),
+    "weakly causal": rc.crosscoder([A], F, gt.BatchTopK(8), (), [A, B]),
+    "across layers": rc.cross_layer([A, B], [C, Z], F, gt.JumpRelu(0.3, 0.4), (ob.Tanh(0.7), ob.L0(0.1))),
+    "across layers, nested": rc.cross_layer([A, B], [C, Z], F, gt.TopK(6), (ob.Matryoshka((30,)),)),
 }  # fmt: skip
 
 

@@ -20,20 +20,21 @@ _DENSE = 0.02  # share of the silent latents from which all of them are computed
 class AuxK(Term):
     """‖e − ê‖² / ‖e‖², in units of the targets' variance, with ê the error's reconstruction by silent latents.
 
-    The k largest pre-activations among latents that were not active for `after` tokens; e is held fixed, and b_dec has
-    no part in ê (Gao et al. 2024, arXiv:2406.04093).
+    The k largest pre-activations among latents that were not active for `after` tokens (None: ten million, or a
+    twentieth of the run if that is less); e is held fixed, and b_dec has no part in ê (Gao et al. 2024,
+    arXiv:2406.04093).
     """
 
     weight: float = 1 / 32
     rise: float = 0.0
     k: int = 256
-    after: int = 10_000_000
+    after: int | None = None
 
     def of(self, p: Pass) -> Tensor:
-        return sum((self._of(part) * p.variance for part in p.parts), torch.zeros(()))
+        return sum((self._of(part, self.after or p.silent_after) * p.variance for part in p.parts), torch.zeros(()))
 
-    def _of(self, part: Part) -> Tensor:
-        silent = (part.silent >= self.after).nonzero()[:, 0]
+    def _of(self, part: Part, after: int) -> Tensor:
+        silent = (part.silent >= after).nonzero()[:, 0]
         if len(silent) == 0:
             return torch.zeros(())
         error = (part.target - part.out).detach()

@@ -95,24 +95,24 @@ class Frequency(Term):
 class PreActivation(Term):
     """Σ ReLU(θ − π) n over the latents that are not active, which brings back those that never are.
 
-    (Anthropic, January 2025.) With `silent_only`, only latents that have been silent for `silent_after` tokens pay.
-    The sum over what is inactive is the sum over everything, which needs Σ x alone, less the sum over what is active.
+    (Anthropic, January 2025.) With `silent_only`, only latents that have been silent for `silent_after` tokens pay (None: as for `AuxK`). The
+    sum over what is inactive is the sum over everything, which needs Σ x alone, less the sum over what is active.
     """
 
     weight: float = 3e-6
     rise: float = 0.0
     silent_only: bool = False
-    silent_after: int = 1_000_000
+    silent_after: int | None = None
 
     def of(self, p: Pass) -> Tensor:
-        return sum((self._of(part) for part in p.parts), torch.zeros(()))
+        return sum((self._of(part, self.silent_after or p.silent_after) for part in p.parts), torch.zeros(()))
 
-    def _of(self, part: Part) -> Tensor:
+    def _of(self, part: Part, after: int) -> Tensor:
         active = part.active
         theta = active.more.get("threshold", torch.zeros_like(part.b_enc))
         pays = torch.ones_like(part.b_enc)
         if self.silent_only:
-            pays = (part.silent >= self.silent_after).to(pays.dtype)
+            pays = (part.silent >= after).to(pays.dtype)
         norms = part.norms()
         pays = pays if norms is None else pays * norms
         if active.pairs is None:

@@ -47,6 +47,7 @@ class Pass:
     parts: Sequence[Part]
     outs: Mapping[str, Tensor]  # reconstruction by site, in the site's own units
     nested: Sequence[Sequence[Tensor]] = ()  # for each part, its reconstruction from each prefix, the whole last
+    silent_after: int = 10_000_000  # tokens after which a latent counts as silent, where a term does not say
     variance: float = 1.0  # mean squared distance of targets from their mean, a constant of the run
     done: float = 1.0  # share of the run
     batch: Any = None  # the stream's own batch, for terms that run the model

@@ -1,1 +1,28 @@
-"""Training of dictionaries."""
+"""Training of dictionaries: recipes (what), plans (how long), and the run that follows them.
+
+from cutaway.dictionaries import train
+recipe = train.autoencoder("resid_post.3", 1024, train.TopK(16))
+trained = train.train(stream, recipe, train.Plan(tokens=2_000_000), out="runs/my_dictionary")
+"""
+
+from cutaway.dictionaries.train.adam import AdamSettings
+from cutaway.dictionaries.train.feed import Held, Source
+from cutaway.dictionaries.train.gating import AbsTopK, BatchTopK, Gated, Gating, GroupMax, JumpRelu, Relu, TopK
+from cutaway.dictionaries.train.learner import Learner, Moments
+from cutaway.dictionaries.train.loop import Progress, Trained, train
+from cutaway.dictionaries.train.plan import Plan
+from cutaway.dictionaries.train.recipe import (
+    Recipe,
+    autoencoder,
+    cross_layer,
+    crosscoder,
+    customary,
+    recipe_of,
+    transcoder,
+)
+
+__all__ = [
+    "AbsTopK", "AdamSettings", "BatchTopK", "Gated", "Gating", "GroupMax", "Held", "JumpRelu", "Learner", "Moments",
+    "Plan", "Progress", "Recipe", "Relu", "Source", "TopK", "Trained", "autoencoder", "cross_layer", "crosscoder",
+    "customary", "recipe_of", "train", "transcoder",
+]  # fmt: skip

@@ -41,11 +41,6 @@ class Adam:
         with torch.no_grad():
             update(weights, found, first, second, self.steps, rate, self.settings)
 
-    def forget(self, name: str, rows: Tensor) -> None:
-        """Set the moments of some rows of a weight to zero: what they were is gone."""
-        self.first[name][rows] = 0
-        self.second[name][rows] = 0
-
     def state(self) -> dict[str, Tensor]:
         """The moments by name, for a checkpoint."""
         return {f"{kind}/{n}": t for kind in ("first", "second") for n, t in getattr(self, kind).items()}

@@ -66,8 +66,7 @@ class TopK(Gating):
     fixed = True
 
     def choose(self, x: Tensor, encoder: Encoder, own: Own) -> Chosen:
-        n = _possible(max(self.k, self.wide), encoder)
-        index, value = select.top_k(x, encoder, n)
+        index, value = select.top_k(x, encoder, min(max(self.k, self.wide), len(encoder.w)))
         return Pairs.fixed(index, len(encoder.w)), value.reshape(-1)
 
     def active(self, pre: Tensor, pairs: Pairs | None, tokens: int, own: Own) -> Active:
@@ -94,8 +93,7 @@ class BatchTopK(Gating):
         return {"floor": torch.zeros(()), "weight": torch.zeros(())}
 
     def choose(self, x: Tensor, encoder: Encoder, own: Own) -> Chosen:
-        n = _possible(self.k, encoder) * len(x)
-        pairs, value, _ = select.batch_top_k(x, encoder, n, 0.75 * self.threshold(own))
+        pairs, value, _ = select.batch_top_k(x, encoder, self.k * len(x), 0.75 * self.threshold(own))
         return pairs, value
 
     def learned(self, active: Active, scale: Tensor | None, own: Own) -> None:
@@ -124,7 +122,7 @@ class AbsTopK(Gating):
     fixed = True
 
     def choose(self, x: Tensor, encoder: Encoder, own: Own) -> Chosen:
-        index, value = select.top_k(x, encoder, _possible(self.k, encoder), signed=True)
+        index, value = select.top_k(x, encoder, self.k, signed=True)
         return Pairs.fixed(index, len(encoder.w)), value.reshape(-1)
 
     def active(self, pre: Tensor, pairs: Pairs | None, tokens: int, own: Own) -> Active:
@@ -142,9 +140,6 @@ class GroupMax(Gating):
     fixed = True
 
     def choose(self, x: Tensor, encoder: Encoder, own: Own) -> Chosen:
-        if len(encoder.w) % self.k:
-            what = f"{len(encoder.w)} latents in {self.k} groups"
-            raise Refused(what, "the groups would not be equal", "choose a k that divides the number of latents")
         index, value = select.group_max(x, encoder, self.k)
         return Pairs.fixed(index, len(encoder.w)), value.reshape(-1)
 
@@ -265,9 +260,3 @@ class _Step(torch.autograd.Function):
         pre, theta = ctx.saved_tensors
         near = grad * ((pre - theta).abs() < ctx.width / 2) / ctx.width
         return near if ctx.to_input else None, -near, None, None
-
-
-def _possible(k: int, encoder: Encoder) -> int:
-    if not 1 <= k <= len(encoder.w):
-        raise Refused(f"k = {k} of {len(encoder.w)} latents", "there are not so many, or none is asked for", "choose k")
-    return k

@@ -56,8 +56,10 @@ class Report:
 class Learner:
     """A dictionary in training."""
 
-    def __init__(self, recipe: Recipe, moments: Moments, device: torch.device | str = "cpu"):
-        self.recipe = recipe
+    def __init__(
+        self, recipe: Recipe, moments: Moments, device: torch.device | str = "cpu", silent_after: int = 10_000_000
+    ):
+        self.recipe, self.silent_after = recipe, silent_after
         self.scale = {
             s: len(moments.mean[s]) ** 0.5 / moments.norm[s] if recipe.scaled and moments.norm[s] > 0 else 1.0
             for s in (*recipe.reads, *recipe.writes)
@@ -108,7 +110,7 @@ class Learner:
         parts = [self._part(b, xs, outs, shares[b], actives[b]) for b in range(len(own.blocks))]
         whole = [[p.out - p.own + n for n in steps[:-1]] + [p.out] for p, steps in zip(parts, nested, strict=True)]
         units = {s: y / self.scale[s] for s, y in outs.items()}
-        return Pass(parts, units, whole, self.variance, done, batch, {"xs": xs, "ys": outs})
+        return Pass(parts, units, whole, self.silent_after, self.variance, done, batch, {"xs": xs, "ys": outs})
 
     def losses(self, p: Pass) -> tuple[Report, Tensor]:
         """The loss of a pass and its parts."""
@@ -149,16 +151,49 @@ class Learner:
             {"recipe": self.recipe.as_dict(), **about},
         )
 
-    def silent(self, after: int) -> Tensor:
-        """Which latents, of all blocks, have been silent for so many tokens."""
-        return torch.cat([self.buffers[f"silent.{b}"] >= after for b in range(len(self.recipe.blocks))])
+    def silent(self) -> float:
+        """The share of latents, of all blocks, that count as silent."""
+        each = [self.buffers[f"silent.{b}"] >= self.silent_after for b in range(len(self.recipe.blocks))]
+        return float(torch.cat(each).float().mean())
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything that the next step depends on: tensors by name, and JSON-ready numbers."""
+        tensors = {f"weight/{n}": w.detach() for n, w in self.weights.items()}
+        tensors |= {f"buffer/{n}": b for n, b in self.buffers.items()}
+        tensors |= {f"mean/{s}": m for s, m in self.mean.items()} | self.adam.state()
+        numbers = {"scale": self.scale, "variance": self.variance, "steps": self.adam.steps, "dense": self.dense,
+                   "shadows": sorted(self.shadows), "silent_after": self.silent_after}  # fmt: skip
+        return tensors, numbers
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:
+        """Take up an earlier `state`."""
+        for n, w in self.weights.items():
+            w.copy_(tensors[f"weight/{n}"])
+        for n, b in self.buffers.items():
+            b.copy_(tensors[f"buffer/{n}"])
+        self.mean = {s: tensors[f"mean/{s}"].to(m.device) for s, m in self.mean.items()}
+        self.scale, self.variance = dict(numbers["scale"]), numbers["variance"]
+        self.dense, self.silent_after = list(numbers["dense"]), numbers["silent_after"]
+        self.adam.restore(tensors, numbers["steps"])
+        self.shadows = {b: Shadow.of(*self.encoder(b)) for b in numbers["shadows"]}
 
     def shadowed(self, on: bool) -> None:
         """Choose candidates in bfloat16 from now on, or not."""
         self.shadows = {}
         if on and self.recipe.gating.fixed:
             for b in range(len(self.recipe.blocks)):
-                self.shadows[b] = Shadow.of(*self._encoder(b))
+                self.shadows[b] = Shadow.of(*self.encoder(b))
+
+    def inputs(self, b: int, acts: Mapping[str, Tensor]) -> Tensor:
+        """What the encoder of a block is given for activations in the sites' own units."""
+        p = self._p(b)
+        x = self._x(b, {s: acts[s] * self.scale[s] for s in self.recipe.blocks[b].reads})
+        return x if p is None else x - p.detach()
+
+    def encoder(self, b: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Weights, bias and scale by which a block selects."""
+        return self.weights[f"encoder.{b}"].detach(), self._bias(b, self.weights).detach(), self._scale(b)
 
     # --- parts of a step
 
@@ -169,7 +204,7 @@ class Learner:
             return self.recipe.gating.active(dense_read(x, w, bias, p), None, len(x), own)
         with torch.no_grad():
             centred = x if p is None else x - p
-            encoder = Encoder(*self._encoder(b), self.shadows.get(b))
+            encoder = Encoder(*self.encoder(b), self.shadows.get(b))
             pairs, value = self.recipe.gating.choose(centred, encoder, own)
         return self.recipe.gating.active(read(x, w, bias, p, pairs, value), pairs, len(x), own)
 
@@ -209,13 +244,10 @@ class Learner:
             silent = self.buffers[f"silent.{b}"]
             silent.add_(active.tokens).masked_fill_(active.fired(len(silent)), 0)
             if b in self.shadows:
-                self.shadows[b].refresh(*self._encoder(b))
+                self.shadows[b].refresh(*self.encoder(b))
             if not self.recipe.gating.fixed:
                 density = float(active.count()) / (active.tokens * len(silent))
                 self.dense[b] = density > (SPARSE_BELOW if self.dense[b] else DENSE_ABOVE)
-
-    def _encoder(self, b: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        return self.weights[f"encoder.{b}"].detach(), self._bias(b, self.weights).detach(), self._scale(b)
 
     def _scale(self, b: int) -> Tensor | None:
         return self.weights[f"decoder.{b}"].detach().norm(dim=1) if self.recipe.decoder == "norm_aware" else None

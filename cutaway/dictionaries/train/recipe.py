@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Block
 from cutaway.dictionaries.objectives import (
@@ -20,8 +21,9 @@ from cutaway.dictionaries.objectives import (
     Term,
     term_of,
 )
+from cutaway.dictionaries.sound import address_of
 from cutaway.dictionaries.train.adam import AdamSettings
-from cutaway.dictionaries.train.gating import Gated, Gating, JumpRelu, Relu, TopK, gating_of
+from cutaway.dictionaries.train.gating import Gated, Gating, GroupMax, JumpRelu, Relu, TopK, gating_of
 
 Decoder = Literal["unit", "free", "norm_aware"]
 
@@ -56,6 +58,13 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.blocks or any(not b.reads or not b.writes for b in self.blocks):
             raise Refused("a recipe", "a block reads or writes nothing", "name the sites of every block")
+        for site in (*self.reads, *self.writes):
+            parse(address_of(site))
+        least, k = min(b.n_latents for b in self.blocks), getattr(self.gating, "k", 1)
+        if not 1 <= k <= least:
+            raise Refused(f"k = {k} of {least} latents", "there are not so many, or none is asked for", "choose k")
+        if isinstance(self.gating, GroupMax) and any(b.n_latents % k for b in self.blocks):
+            raise Refused(f"{least} latents in {k} groups", "the groups are not equal", "let k divide the latents")
         if self.subtract and any(r not in self.writes for r in self.reads):
             raise Refused("subtract=True", "b_dec exists only for sites that are written", "use subtract=False")
         if self.decoder == "norm_aware" and not self.gating.fixed:

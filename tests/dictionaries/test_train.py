@@ -1,0 +1,287 @@
+"""Training runs: what is learned, resuming with the same bits, the probe, logs, refusals."""
+
+import json
+
+import pytest
+import torch
+
+from cutaway.core.progress import listening
+from cutaway.core.refuse import Refused
+from cutaway.dictionaries import objectives as ob
+from cutaway.dictionaries import train as tr
+from cutaway.dictionaries.store import described
+from cutaway.dictionaries.train import adam as adams
+from cutaway.dictionaries.train.recipe import recipe_of
+
+A, B, C, Z = "resid_post.0", "mlp_out.1", "mlp_out.2", "mlp_out.3"
+D, F = 16, 64
+
+
+def held(batch=128, seed=0, sites=(A,), tokens=2048):
+    g = torch.Generator().manual_seed(3)
+    acts = {}
+    for s in sites:
+        rows = torch.nn.functional.normalize(torch.randn(32, D, generator=g))
+        amount = torch.rand(tokens, 32, generator=g) + 0.5
+        acts[s] = (amount * (torch.rand(tokens, 32, generator=g) < 0.06)) @ rows
+    return tr.Held(acts, batch, seed=seed)
+
+
+def topk(**more):
+    return tr.autoencoder(A, F, tr.TopK(3), **({"rate": 3e-3} | more))
+
+
+def plan(**more):
+    return tr.Plan(
+        **({"tokens": 128 * 24, "log_every": 4, "checkpoint_every": 8, "select": "float32", "products": "plain"} | more)
+    )
+
+
+def same(a, b):
+    one, other = described(a)[0], described(b)[0]
+    return all(torch.equal(t, other[n]) for n, t in one.items())
+
+
+GATES = {
+    "topk": tr.autoencoder(A, F, tr.TopK(3), rate=1e-2),
+    "batch": tr.autoencoder(A, F, tr.BatchTopK(3), decoder="norm_aware", rate=1e-2),
+    "relu": tr.autoencoder(A, F, tr.Relu(), (ob.L1(0.4),), rate=1e-2),
+    "jump": tr.autoencoder(A, F, tr.JumpRelu(0.1, 0.4), (ob.L0(0.1),), rate=1e-2),
+    "gated": tr.autoencoder(A, F, tr.Gated(), (ob.OpenGate(0.4),), rate=1e-2),
+    "transcoder": tr.transcoder(A, B, F, tr.TopK(3), skip=True, rate=1e-2),
+    "crosscoder": tr.crosscoder([A, B], F, tr.BatchTopK(4), rate=1e-2),
+    "across layers": tr.cross_layer([A, B], [C, Z], F, tr.TopK(3), rate=1e-2),
+}
+
+
+def test_every_kind_learns_and_the_dictionary_is_what_was_learned():
+    source = held(sites=(A, B, C, Z))
+    runs = tr.train(source, list(GATES.values()), plan(tokens=128 * 80))
+    acts = source.acts
+    for name, done in zip(GATES, runs, strict=True):
+        curve = next(iter(done.curves.values()))
+        assert curve[-1]["loss"] < curve[0]["loss"], name
+        d = done.dictionary
+        out = d.forward({s: acts[s] for s in d.reads})
+        # between sites that are independent here, only the mean can be learned
+        for s, y in out.items() if isinstance(out, dict) else [(d.writes[0], out)]:
+            fvu = float((acts[s] - y).pow(2).sum() / (acts[s] - acts[s].mean(0)).pow(2).sum())
+            assert fvu < (0.5 if s in d.reads else 1.05), (name, s, fvu)
+            if s in d.reads:
+                assert abs(fvu - curve[-1]["fvu"]) < 0.1, (name, fvu, curve[-1]["fvu"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "select"),
+    [
+        ("topk", "float32"),
+        ("batch", "bfloat16"),
+        ("jump", "float32"),
+        ("gated", "float32"),
+        ("across layers", "bfloat16"),
+    ],
+)
+def test_a_killed_run_goes_on_with_the_same_bits(recipe, select, tmp_path):
+    sites, recipe = (A, B, C, Z), GATES[recipe]
+    whole = tr.train(held(sites=sites), recipe, plan(select=select), out=tmp_path / "whole")[0]
+
+    class Killed(BaseException):
+        pass
+
+    def kill(p):
+        if p.tokens >= 128 * 12:
+            raise Killed
+
+    with pytest.raises(Killed):
+        tr.train(held(sites=sites), recipe, plan(select=select), out=tmp_path / "part", progress=kill)
+    again = tr.train(held(sites=sites), recipe, plan(select=select), out=tmp_path / "part")[0]
+    assert same(whole.dictionary, again.dictionary)
+    assert [c["loss"] for c in whole.curves[f"{whole.rate:.3g}"]] == [
+        c["loss"] for c in again.curves[f"{again.rate:.3g}"]
+    ]
+    logs = [[json.loads(x) for x in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("whole", "part")]
+    steps = [[(x["step"], x.get("loss")) for x in log] for log in logs]
+    assert steps[0] == steps[1]
+
+
+def test_a_finished_run_is_not_trained_further(tmp_path):
+    first = tr.train(held(), topk(), plan(tokens=128 * 20), out=tmp_path)[0]
+    again = tr.train(held(), topk(), plan(tokens=128 * 20), out=tmp_path)[0]
+    assert same(first.dictionary, again.dictionary)
+    assert again.tokens == 128 * 20
+
+
+def test_dictionaries_on_one_stream_are_those_of_single_runs():
+    recipes = [topk(seed=0), topk(seed=1), tr.autoencoder(A, F, tr.Relu(), (ob.L1(0.4),), rate=1e-3)]
+    together = tr.train(held(), recipes, plan())
+    alone = [tr.train(held(), r, plan())[0] for r in recipes]
+    assert all(same(a.dictionary, b.dictionary) for a, b in zip(together, alone, strict=True))
+    assert not same(together[0].dictionary, together[1].dictionary)
+
+
+def test_the_probe_tries_three_rates_keeps_the_best_and_reports_all(tmp_path):
+    done = tr.train(held(), topk(rate=None), plan(tokens=128 * 72), out=tmp_path)[0]
+    assert len(done.curves) == 3
+    rates = sorted(float(r) for r in done.curves)
+    assert rates[1] / rates[0] == pytest.approx(3, rel=1e-2)
+    assert rates[2] / rates[1] == pytest.approx(3, rel=1e-2)
+    lengths = {r: len(c) for r, c in done.curves.items()}
+    assert [r for r, n in lengths.items() if n == max(lengths.values())] == [f"{done.rate:.3g}"]
+    events = [
+        x for x in map(json.loads, (tmp_path / "log.jsonl").read_text().splitlines()) if x.get("event") == "probe"
+    ]
+    assert min(events[0]["losses"], key=events[0]["losses"].get) == f"{done.rate:.3g}"
+
+
+def test_the_probe_drops_a_rate_that_explodes():
+    source = held()
+    source.acts[A] = source.acts[A] * 1e3
+    done = tr.train(source, topk(rate=None, scaled=False), plan(tokens=128 * 24))[0]
+    assert torch.isfinite(done.dictionary.encoder[0][A]).all()
+
+
+def test_a_loss_that_is_no_number_changes_nothing_and_three_of_them_end_the_run():
+    source = held()
+    good = tr.train(held(), topk(), plan(tokens=128 * 10))[0]
+    learner = tr.Learner(topk(), tr.Moments.of(source.acts))
+    before = {n: w.detach().clone() for n, w in learner.weights.items()}
+    assert learner.step({A: torch.full((4, D), float("nan"))}, 1e-3, 0.0) is None
+    assert all(torch.equal(w.detach(), before[n]) for n, w in learner.weights.items())
+    source.acts[A] = source.acts[A].clone()
+    source.acts[A][::7] = float("inf")
+    with pytest.raises(Refused, match="no number"):
+        tr.train(source, topk(), plan())
+    assert good.tokens == 1280
+
+
+def test_silent_latents_are_counted_in_tokens_and_brought_back():
+    acts = held().acts[A]
+    recipe = tr.autoencoder(A, F, tr.TopK(3), (ob.AuxK(k=8, after=500),), rate=1e-2)
+    learner = tr.Learner(recipe, tr.Moments.of({A: acts}))
+    with torch.no_grad():
+        learner.weights["encoder.0"][:40] *= 1e-3  # positive on some tokens, never among the largest
+    for i in range(4):
+        learner.step({A: acts[i * 128 : (i + 1) * 128]}, 0.0, 0.0)
+    silent = learner.buffers["silent.0"]
+    assert silent[:40].tolist() == [512] * 40
+    assert bool((silent[40:] < 512).any())
+    before = learner.weights["decoder.0"].detach().clone()
+    learner.step({A: acts[:128]}, 1e-2, 0.0)
+    moved = (learner.weights["decoder.0"].detach() - before).abs().sum(1) > 1e-4
+    assert bool(moved[:40].any())
+    learner.recipe = tr.autoencoder(A, F, tr.TopK(3), ())
+    before = learner.weights["decoder.0"].detach().clone()
+    learner.adam = adams.Adam({n: w.detach() for n, w in learner.weights.items()}, learner.recipe.adam)
+    learner.step({A: acts[:128]}, 1e-2, 0.0)
+    assert not bool(((learner.weights["decoder.0"].detach() - before).abs().sum(1)[:40] > 1e-4).any())
+
+
+def test_dense_form_gives_way_to_the_sparse_one_as_codes_get_sparse():
+    acts = held().acts[A]
+    learner = tr.Learner(tr.autoencoder(A, F, tr.Relu(), (ob.L1(0.0),)), tr.Moments.of({A: acts}))
+    learner.step({A: acts[:128]}, 0.0, 0.0)
+    assert learner.dense == [True]
+    with torch.no_grad():
+        learner.weights["b_enc.0"].fill_(-50.0)
+    learner.step({A: acts[:128]}, 0.0, 0.0)
+    assert learner.dense == [False]
+    with torch.no_grad():
+        learner.weights["b_enc.0"].fill_(5.0)
+    learner.step({A: acts[:128]}, 0.0, 0.0)
+    assert learner.dense == [True]
+
+
+def test_the_log_has_a_line_a_time_and_progress_is_told(tmp_path):
+    seen, told = [], []
+    with listening(lambda done, total: told.append((done, total))):
+        tr.train(held(), topk(), plan(), out=tmp_path, progress=seen.append)
+    lines = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines[0]["event"] == "precision"
+    body = [x for x in lines if "loss" in x]
+    assert [x["step"] for x in body] == [4, 8, 12, 16, 20, 24]
+    assert {"tokens", "rate", "factor", "fvu", "l0", "silent", "terms", "tokens_per_second"} <= set(body[0])
+    assert all(x["l0"] <= 3 for x in body)
+    assert told[-1] == (128 * 24, 128 * 24)
+    assert seen[-1].seconds_left == 0
+    assert seen[0].tokens_per_second > 0
+
+
+def test_the_schedule_rises_and_falls():
+    p = tr.Plan(tokens=1000, warmup=0.1, decay=0.2)
+    factors = [p.factor(i, 100) for i in range(100)]
+    assert factors[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
+    assert set(factors[10:81]) == {1.0}
+    assert factors[99] == pytest.approx(1 / 20)
+    assert p.probing(100) == 25
+    assert p.probing(10_000) == 200
+
+
+def test_fused_adam_is_there_and_its_fallback_agrees(monkeypatch):
+    assert adams.has_fused("cpu", torch.float32)
+    one = tr.train(held(), topk(), plan(tokens=128 * 5))[0].dictionary
+
+    def missing(*_):
+        raise AttributeError("no such operation")
+
+    monkeypatch.setattr(adams, "_fused", missing)
+    adams.has_fused.cache_clear()
+    try:
+        assert not adams.has_fused("cpu", torch.float32)
+        other = tr.train(held(), topk(), plan(tokens=128 * 5))[0].dictionary
+    finally:
+        adams.has_fused.cache_clear()
+    assert all(torch.allclose(t, described(other)[0][n], atol=1e-5) for n, t in described(one)[0].items())
+
+
+@pytest.mark.parametrize("name", GATES)
+def test_recipes_are_plain_data(name):
+    recipe = GATES[name]
+    assert recipe_of(json.loads(json.dumps(recipe.as_dict()))) == recipe
+
+
+def test_a_source_that_ends_ends_the_run():
+    class Short(tr.Held):
+        def __next__(self):
+            if self.number >= 7:
+                raise StopIteration
+            return super().__next__()
+
+    done = tr.train(Short(held().acts, 128), topk(), plan(log_every=5))[0]
+    assert done.tokens == 7 * 128
+    assert done.curves[f"{done.rate:.3g}"][-1]["tokens"] == 7 * 128
+
+
+@pytest.mark.parametrize(
+    ("call", "word"),
+    [
+        (lambda: tr.train([torch.zeros(4, D)], topk(), plan()), "cursor"),
+        (lambda: tr.train(held(), [], plan()), "recipe"),
+        (lambda: tr.train(held(), tr.autoencoder(B, F, tr.TopK(3)), plan()), "mlp_out.1"),
+        (lambda: tr.autoencoder(A, F, tr.TopK(F + 1)), "k = 65"),
+        (lambda: tr.autoencoder(A, F, tr.GroupMax(7)), "groups"),
+        (lambda: tr.autoencoder("somewhere.0", F, tr.TopK(7)), "somewhere"),
+        (lambda: tr.Plan(tokens=0), "tokens=0"),
+        (lambda: tr.Plan(tokens=9, decay=1.5), "decay"),
+        (lambda: tr.autoencoder(A, F, tr.TopK(3), (ob.L0(1.0),)), "L0"),
+        (lambda: tr.autoencoder(A, F, tr.Gated(), ()), "gated"),
+        (lambda: tr.autoencoder(A, F, tr.TopK(3), (ob.Matryoshka((8, 64)),)), "Matryoshka"),
+        (lambda: tr.autoencoder(A, F, tr.Relu(), decoder="norm_aware"), "norm-aware"),
+        (lambda: tr.transcoder(A, B, F, tr.TopK(3), subtract=True), "subtract"),
+        (lambda: tr.cross_layer([A], [B, C], F, tr.TopK(3)), "cross-layer"),
+        (lambda: tr.Held({A: torch.zeros(4, 2)}, 5), "batches"),
+        (lambda: tr.recipe_of({**topk().as_dict(), "gating": {"kind": "Maybe"}}), "Maybe"),
+        (lambda: ob.term_of({"kind": "Spliced"}), "Spliced"),
+    ],
+)
+def test_refusals(call, word):
+    with pytest.raises(Refused, match=word):
+        call()
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    tr.train(held(), topk(), plan(), out=tmp_path, stop_after=5)
+    with pytest.raises(Refused, match="other recipes"):
+        tr.train(held(), topk(seed=5), plan(), out=tmp_path)
+    with pytest.raises(Refused, match="other plan"):
+        tr.train(held(), topk(), plan(tokens=128 * 61), out=tmp_path)
+    tr.train(held(), topk(seed=5), plan(), out=tmp_path, resume=False, stop_after=3)
