@@ -19,11 +19,9 @@ D, F = 16, 64
 
 def held(batch=128, seed=0, sites=(A,), tokens=2048):
     g = torch.Generator().manual_seed(3)
-    acts = {}
-    for s in sites:
-        rows = torch.nn.functional.normalize(torch.randn(32, D, generator=g))
-        amount = torch.rand(tokens, 32, generator=g) + 0.5
-        acts[s] = (amount * (torch.rand(tokens, 32, generator=g) < 0.06)) @ rows
+    amount = torch.rand(tokens, 32, generator=g) + 0.5
+    amount *= torch.rand(tokens, 32, generator=g) < 0.06
+    acts = {s: amount @ torch.nn.functional.normalize(torch.randn(32, D, generator=g)) for s in sites}
     return tr.Held(acts, batch, seed=seed)
 
 
@@ -63,12 +61,10 @@ def test_every_kind_learns_and_the_dictionary_is_what_was_learned():
         assert curve[-1]["loss"] < curve[0]["loss"], name
         d = done.dictionary
         out = d.forward({s: acts[s] for s in d.reads})
-        # between sites that are independent here, only the mean can be learned
         for s, y in out.items() if isinstance(out, dict) else [(d.writes[0], out)]:
             fvu = float((acts[s] - y).pow(2).sum() / (acts[s] - acts[s].mean(0)).pow(2).sum())
-            assert fvu < (0.5 if s in d.reads else 1.05), (name, s, fvu)
-            if s in d.reads:
-                assert abs(fvu - curve[-1]["fvu"]) < 0.1, (name, fvu, curve[-1]["fvu"])
+            assert fvu < 0.6, (name, s, fvu)
+            assert abs(fvu - curve[-1]["fvu"]) < 0.15, (name, fvu, curve[-1]["fvu"])
 
 
 @pytest.mark.parametrize(
