@@ -2,6 +2,7 @@
 
     layer head · layer position · q_pos k_pos → heat      layer · step → line       position → strip
     component · edge · any other single axis → bars       no axis → number          further leading axes → panels
+    one layer of very many neurons → bars
 
 The interval (`interval`, or `<field>_interval`: the field's axes and `bound`) and the control (`null`, or
 `<field>_null`: axes of the field and `sample`) are laid beside the values wherever the result has them.
@@ -27,6 +28,7 @@ DEPTHS = ("layer", "step")
 EXAMPLES = ("batch", "prompt", "example")
 CHOICES = ("rank", "top", "choice")
 _GRIDS = (*PLACES, "head", "kv_head", "neuron", "latent", "d_model", "d_head", "expert", "node")
+_WIDE = 64  # more cells in a single row than this are shown as bars
 _FEW = 6  # more curves than this in one frame cannot be told apart
 MOST_PANELS = 12
 
@@ -325,6 +327,8 @@ def _layout(axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[Kind, tuple[s
     if not axes:
         return "number", (), "", ""
     lead, last = axes[:-1], axes[-1]
+    if len(axes) == 2 and sizes[axes[0]] == 1 and sizes[last] > _WIDE and last not in PLACES:
+        return "bars", lead, last, ""  # one row of very many cells: the largest by name tell more than stripes
     if len(axes) == 1 or (len(axes) == 2 and axes[0] in EXAMPLES and last in PLACES):
         kind: Kind = "strip" if last in PLACES else "line" if last in DEPTHS else "bars"
         return (kind, lead, last, "") if kind == "bars" else (kind, lead, "", last)

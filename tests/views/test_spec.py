@@ -149,3 +149,18 @@ def test_every_step_is_readable_and_steps_differ(theme):
     numbers = range(-palette.STEPS, palette.STEPS + 1)
     assert min(palette.contrast(palette.colour(n, theme), palette.ink(n, theme)) for n in numbers) >= 4.5
     assert len({palette.colour(n, theme) for n in numbers}) == 2 * palette.STEPS + 1
+
+
+def test_one_layer_of_many_neurons_is_shown_as_its_largest():
+    from cutaway.patching import NeuronEffects
+
+    effect = torch.linspace(-1, 1, 200)[None]
+    result = NeuronEffects(
+        effect=effect, interval=torch.stack([effect - 0.1, effect + 0.1], -1), null=torch.zeros(1, 200, 2),
+        recovered=effect, clean=torch.ones(2), corrupt=torch.zeros(2), labels={"layer": [2]},
+    )  # fmt: skip
+    (picture,) = pictures(result)
+    assert (picture.kind, picture.panel) == ("bars", "layer 2")
+    assert set(picture.rows[:2]) == {"0", "199"}
+    assert picture.low is not None
+    assert picture.null_low is not None
