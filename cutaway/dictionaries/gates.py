@@ -59,18 +59,20 @@ class JumpRelu(Gate):
 class TopK(Gate):
     """f = max(π, 0) on the k largest π of each token (Gao et al. 2024, arXiv:2406.04093).
 
-    `multi` tells training to add the loss of the 4 k largest, weighted 1/8; the code is the same.
+    `multi` tells training to add the loss of the 4 k largest, weighted 1/8; the code is the same. With `signed`, f = π:
+    negative values pass where fewer than k are positive.
     """
 
     k: int
     multi: bool = False
+    signed: bool = False
 
     def __post_init__(self) -> None:
         _positive(self, self.k)
 
     def apply(self, pre: Float[Tensor, "token latent"]) -> SparseCode:
         value, index = pre.topk(_within(self, self.k, pre), dim=1, sorted=False)
-        return SparseCode(index, value.relu(), pre.shape[1])
+        return SparseCode(index, value if self.signed else value.relu(), pre.shape[1])
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,108 @@
+"""Dictionaries on disk in everybody's formats: told apart by content, read, and written.
+
+Each module of this package is one format with three functions: `detect(source)`, `read(source, **choices)` and
+`write(dictionary, path)`. What a format's files leave open is a choice; a choice that was not made is asked for.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from cutaway.core.refuse import Refused, nearest
+from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.source import Source
+
+FORMATS = (
+    "house", "saelens", "saelens_old", "gemma_scope", "gemma_scope_2", "openai", "sparsify", "dictionary_learning",
+    "circuit_tracer", "llama_scope", "llamascopium", "goodfire", "qwen_scope",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class L0Check:
+    """Measured and declared mean number of active latents a token; `agrees` if neither is `factor` times the other."""
+
+    measured: float
+    declared: float
+    factor: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the two are within the factor."""
+        return self.declared / self.factor <= self.measured <= self.declared * self.factor
+
+
+def load(path: str | Path, format: str | None = None, **choices: Any) -> Dictionary:
+    """The dictionary at a path (a folder or a file), in whatever format it is.
+
+    `choices` settle what the format's files leave open, such as `site="resid_post.6"`; a refusal asks for what is
+    needed. `format` names the format where the content fits several.
+
+    Raises:
+        Refused: nothing there, no known format, several that fit, or an open question.
+    """
+    source = Source(path)
+    if format is None:
+        fitting = [name for name in FORMATS if module(name).detect(source)]
+        if not fitting:
+            seen = ", ".join(source.files("*", "*/*")[:8]) or "no file"
+            raise Refused(f"path {str(path)!r}", f"no known format fits ({seen})", f"formats: {', '.join(FORMATS)}")
+        if len(fitting) > 1:
+            raise Refused(f"path {str(path)!r}", f"it may be {' or '.join(fitting)}", "say which: format=…")
+        format = fitting[0]
+    read = module(format).read
+    allowed = [n for n, p in inspect.signature(read).parameters.items() if p.kind is p.KEYWORD_ONLY]
+    strange = [n for n in choices if n not in allowed]
+    if strange:
+        way = f"it leaves open: {', '.join(allowed) or 'nothing'}"
+        raise Refused(f"choice {strange[0]!r}", f"format {format} does not leave that open", way)
+    return read(source, **choices)
+
+
+def write(dictionary: Dictionary, path: str | Path, format: str, **options: Any) -> Path:
+    """Write a dictionary in a named format; returns where.
+
+    Raises:
+        Refused: no such format, or one that cannot hold this dictionary.
+    """
+    return module(format).write(dictionary, path, **options)
+
+
+def detect(path: str | Path) -> list[str]:
+    """The formats that the content of a path fits."""
+    source = Source(path)
+    return [name for name in FORMATS if module(name).detect(source)]
+
+
+def module(name: str) -> Any:
+    """The module of one format.
+
+    Raises:
+        Refused: there is none of that name.
+    """
+    if name not in FORMATS:
+        close = nearest(name, FORMATS)
+        raise Refused(f"format {name!r}", "it is not known" + (f"; near: {close}" if close else ""),
+                      f"use one of: {', '.join(FORMATS)}")  # fmt: skip
+    return import_module(f"cutaway.dictionaries.formats.{name}")
+
+
+def l0_check(dictionary: Dictionary, acts: Any, declared: float | None = None, factor: float = 2.0) -> L0Check:
+    """Whether a dictionary's measured L0 on activations agrees with the declared one: the check of a doubtful reading.
+
+    `declared` is taken from `dictionary.about` if it is not given. They agree within a factor.
+
+    Raises:
+        Refused: no declared L0, or no tokens.
+    """
+    declared = declared if declared is not None else dictionary.about.get("declared_l0")
+    if declared is None or declared <= 0:
+        raise Refused("l0_check", "no L0 was declared in the dictionary's files", "give declared=")
+    counts = dictionary.encode(acts).counts().double()
+    if len(counts) == 0:
+        raise Refused("l0_check", "there are no tokens", "give activations")
+    return L0Check(float(counts.mean()), float(declared), factor)

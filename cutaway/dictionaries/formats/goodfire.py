@@ -1,0 +1,53 @@
+"""Plain linear pairs: Goodfire's (`encoder_linear.*`, `decoder_linear.*`) and the R1 ones (`encoder.*`, `decoder.*`).
+
+One `.pt` file: `encoder….weight` [latent, width], `encoder….bias`, `decoder….weight` [width, latent], `decoder….bias`.
+The gate is ReLU, nothing is subtracted. The site is at most in the file's name (`…-SAE-l50.pt`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.pt import write_pt
+from cutaway.dictionaries.formats.simple import Simple, simple, unheld
+from cutaway.dictionaries.formats.source import PT, Source, asked, layer_in, taken
+from cutaway.dictionaries.gates import Relu
+
+NAME = "goodfire"
+_NAMES = ("encoder_linear", "decoder_linear"), ("encoder", "decoder")
+
+
+def _keys(pair: tuple[str, str]) -> list[str]:
+    return [f"{part}.{what}" for part in pair for what in ("weight", "bias")]
+
+
+def detect(source: Source) -> bool:
+    """Whether a folder or file holds a dictionary in this format."""
+    return any(set(source.shapes(source.only(*(f"*{e}" for e in PT)))) == set(_keys(pair)) for pair in _NAMES)
+
+
+def read(source: Source, *, site: str | None = None) -> Dictionary:
+    """The dictionary; `site` is asked for where the file's name does not tell the layer of a residual stream."""
+    file = str(source.only(*(f"*{e}" for e in PT)))
+    tensors = source.tensors(file)
+    pair = next(p for p in _NAMES if set(tensors) == set(_keys(p)))
+    encoder, b_enc, decoder, b_dec = taken(source, file, _keys(pair), tensors)
+    layer = layer_in(Path(file).stem, r"(?:^|[-_])l(\d+)$", r"-l(\d+)-")
+    site = asked(site or (None if layer is None else f"resid_post.{layer}"), "site", "which site it reads is not told",
+                 source)  # fmt: skip
+    return Simple(site, site, encoder, decoder.T, b_enc, b_dec, Relu(), about={"format": NAME}).dictionary()
+
+
+def write(dictionary: Dictionary, path: str | Path, names: Literal["linear", "short"] = "linear") -> Path:
+    """Write a dictionary as one file; `names` "linear" gives `encoder_linear.…`, "short" gives `encoder.…`.
+
+    Raises:
+        Refused: the format cannot hold it.
+    """
+    s = simple(dictionary, NAME, subtract=False)
+    if not isinstance(s.gate, Relu) or s.encoder is None or s.b_enc is None or s.site != s.target:
+        raise unheld(dictionary, NAME, s.gate)
+    parts = (s.encoder, s.b_enc, s.decoder.T.contiguous(), s.b_dec)
+    return write_pt(path, dict(zip(_keys(_NAMES[names == "short"]), parts, strict=True)))
