@@ -31,33 +31,52 @@ def row(name: str, model: Model) -> Row:
 def page(rows: Iterable[Row], generated: str) -> str:
     """The page as Markdown."""
     rows = list(rows)
-    always = [s.name for s in SITES if all(_offered(r.sites[s.name]) for r in rows)]
-    lines = ["| " + " | ".join(_cells(r, always)) + " |" for r in rows]
+    states = [r for r in rows if any(s.startswith("ssm.") for s in _names(r))]
+    attention = [r for r in rows if r not in states]
     return f"""{generated}# Families
 
 Every architecture below has a row of data in `cutaway/models/families.py`; its tiny random model, in the variants that
 matter (attention with all, some or one key-value head, parallel blocks, tied embeddings …), passes every identity of
-the self-check that applies to it. Sites that every family has: {_and(always)}.
+the self-check that applies to it.
 
 An architecture without a row is probed: the self-check then says which sites were found, and disables the others with
 their reasons, or the model is refused. `cutaway sites --model M` shows the outcome for one model.
 
+## Transformers
+
+{_table(attention)}
+
+## State-space models
+
+They have no attention and no MLP: those sites are refused, and so are the methods that need them. Their own sites are
+tapped inside the functions that transformers calls for convolution and scan. `ssm.dt` is one number a channel in the
+first generation and one a head in the second. An edit of `ssm.state` at a position runs on into all later states.
+
+{_table(states)}
+"""
+
+
+def _table(rows: list[Row]) -> str:
+    here = [s.name for s in SITES if any(_offered(r.sites[s.name]) for r in rows)]
+    always = [n for n in here if all(_offered(r.sites[n]) for r in rows)]
+    lines = ["| " + " | ".join(_cells(r, here, always)) + " |" for r in rows]
+    return f"""Sites that all of them have: {_and(always)}.
+
 | model | configuration | sites | besides | not there | identities held |
 |---|---|---|---|---|---|
-{chr(10).join(lines)}
-"""
+{chr(10).join(lines)}"""
 
 
 def tiny() -> list[Row]:
     """One row for each tiny model of the tests."""
-    from tests.models.tiny import CONFIGS, build
+    from tests.models.tiny import CONFIGS, STATE_SPACE, build
 
-    return [row(name, Model(build(name))) for name in CONFIGS]
+    return [row(name, Model(build(name))) for name in CONFIGS | STATE_SPACE]
 
 
-def _cells(r: Row, always: list[str]) -> list[str]:
+def _cells(r: Row, here: list[str], always: list[str]) -> list[str]:
     others = _and(s for s in _names(r) if s not in always)
-    missing = _and(s for s, can in r.sites.items() if not _offered(can))
+    missing = _and(s for s in here if not _offered(r.sites[s]))
     return [f"`{r.name}`", r.kind, str(len(_names(r))), others, missing, f"{r.passed} of {r.tried}"]
 
 

@@ -114,6 +114,12 @@ def unit_axis(row: Site) -> str | None:
     return next((a for a in row.axes.split() if a in UNIT_AXES), None)
 
 
+def component_axis(row: Site) -> str | None:
+    """The axis whose entries are components, visited one by one: heads, neurons or experts; or None."""
+    axis = unit_axis(row)
+    return None if axis in ("channel", "ssm_head") else axis
+
+
 @lru_cache(maxsize=4096)
 def _expand_one(item: str | Address, known: tuple[tuple[str, int], ...]) -> tuple[Address, ...]:
     sizes = dict(known)

@@ -79,6 +79,7 @@ SITES: tuple[Site, ...] = (
     Site("logits", "model", "batch position token", True, "unembedded output, after any softcap"),
 )  # fmt: skip
 
+WRITERS = ("attn_out", "mlp_out", "ssm.out")  # what layers add to the residual stream
 BY_NAME: dict[str, Site] = {s.name: s for s in SITES}
 
 

@@ -1,4 +1,5 @@
-"""The residual stream as an exact sum: embedding, every head, every attention bias, every MLP (or its neurons).
+"""The residual stream as an exact sum: embedding, every head, every attention bias, every MLP (or its neurons), or
+every state-space layer.
 
 The sum equals `resid_post` of the last layer; through the final norm with its scale frozen and the unembedding it
 equals the logits. Norms after attention or MLP (Gemma 2, OLMo 2) act linearly with their scales frozen, and the
@@ -27,8 +28,8 @@ from cutaway.models.weights import bias, matrix
 class Decomposition(Result, kind="decomposition"):
     """Contributions to the residual stream at one position of each prompt, and the stream they sum to.
 
-    Components are named by address (`embed`, `head_out.9.6`, `mlp_out.3`, `mlp_post.3.17`) and `attn_bias.9`,
-    `mlp_bias.3`. `scale` is the final norm's divisor there.
+    Components are named by address (`embed`, `head_out.9.6`, `mlp_out.3`, `mlp_post.3.17`, `ssm.out.3`) and
+    `attn_bias.9`, `mlp_bias.3`. `scale` is the final norm's divisor there.
     """
 
     contribution: Float[Tensor, "batch component d_model"]
@@ -152,7 +153,8 @@ def _stream(model: Model, prompts: Prompts, position: int, neurons: Collection[i
         why = "its residual stream is normed after every addition"
         raise Refused(f"decomposition of {model.name}", why, "capture resid_post instead")
     has_pos, final = body.top("pos") is not None, body.top("final")
-    sites = ["resid_pre.0", "z", "mlp_out", f"resid_post.{n - 1}", *(f"mlp_post.{i}" for i in neurons)]
+    writers = ["ssm.out"] if body.family.ssm else ["z", "mlp_out"]
+    sites = ["resid_pre.0", *writers, f"resid_post.{n - 1}", *(f"mlp_post.{i}" for i in neurons)]
     acts = model.capture(prompts, [*sites, "pos_embed"] if has_pos else sites, edits, logits=False)
     first = acts[f"resid_pre.0@{position}"].float()
     parts: list[tuple[str, Tensor] | _Writer] = [("embed", first)]
@@ -160,6 +162,9 @@ def _stream(model: Model, prompts: Prompts, position: int, neurons: Collection[i
         pos = acts[f"pos_embed@{position}"].float()
         parts = [("embed", first - pos), ("pos_embed", pos)]
     for i in range(n):
+        if body.family.ssm:
+            parts.append((f"ssm.out.{i}", acts[f"ssm.out.{i}@{position}"].float()))
+            continue
         parts.append(_heads(model, i, acts, position))
         whole = (f"mlp_out.{i}", acts[f"mlp_out.{i}@{position}"].float())
         parts.append(_neurons(model, i, acts, position) if i in neurons else whole)

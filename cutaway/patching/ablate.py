@@ -27,7 +27,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.address import Address, unit_axis
+from cutaway.core.address import Address, component_axis
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
@@ -159,8 +159,8 @@ def _kind(site: str, by_position: bool) -> Any:
     row = site_row(site)
     if row.scope != "layer" or not row.writable or not row.axes.startswith("batch position ") or site == "router":
         why = "it is no activation of one layer with positions that can be written"
-        raise Refused(f"ablation of site {site!r}", why, "use z, mlp_post, or a stream site such as mlp_out")
-    unit = unit_axis(row)
+        raise Refused(f"ablation of site {site!r}", why, "use z, mlp_post, or a stream site such as mlp_out or ssm.out")
+    unit = component_axis(row)
     if unit is None:
         return PositionAblation if by_position else LayerAblation
     if unit != "neuron":
@@ -183,7 +183,7 @@ def _layers(model: Model, site: str, text: str) -> list[int]:
 
 def _places(model: Model, site: str, kind: type[Result], layers: list[int], tokens: Tokens) -> list[Address]:
     """One address a number of the result, in the order of its axes."""
-    axes, unit = kind.axes()["effect"], unit_axis(site_row(site))
+    axes, unit = kind.axes()["effect"], component_axis(site_row(site))
     units = range(model.sizes()[unit]) if unit is not None else [None]
     at = positions(tokens) if "position" in axes else [None]
     return [Address(site, i, u, p) for i in layers for u in units for p in at]
@@ -199,7 +199,8 @@ def _optimal(
     model: Model, task: Task, site: str, kind: Any, layers: list[int], steps: int
 ) -> tuple[Removal, list[Address], dict[str, Any]]:
     """Constants fitted on one half of the prompts, as what stands in for the activations of the other half."""
-    if kind not in (HeadAblation, LayerAblation):
+    row = site_row(site)
+    if kind not in (HeadAblation, LayerAblation) or row.axes.split()[-1] == "state":
         why = "a constant is fitted for a head or a whole layer"
         raise Refused(f"optimal ablation of site {site!r} here", why, "use a head site, or each_position=False")
     if steps < 1:

@@ -11,7 +11,8 @@ bring the answer back. In `noise`, the clean prompt runs with one activation fro
   positions at once: [layer, head], [layer, neuron]. `by` cuts such a site by position or by both: [layer, head,
   position]. `z.5` is one layer; a pattern that names units or positions itself (`z.*.3`, `mlp_post.2.17@-1`), or
   several patterns with commas, give a list: [node].
-* `window`: attn_out and mlp_out in the layers [l − w // 2, l − w // 2 + w) together, beside layer l alone (`single`).
+* `window`: attn_out, mlp_out or ssm.out in the layers [l − w // 2, l − w // 2 + w) together, beside layer l alone
+  (`single`).
 * `metrics`: further metrics of the same runs [metric, …], each in its own unit, with interval and null.
 * `interval`: bootstrap over prompts. Control (`null`): the same place receives, instead of the other run's value, a
   step of the same length in a random direction (of a neuron: of random sign).
@@ -35,6 +36,7 @@ from torch import Tensor
 from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
+from cutaway.core.sites import WRITERS
 from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
 from cutaway.models.edits import Edit, Replace
 from cutaway.models.executor import sweep
@@ -55,7 +57,6 @@ from cutaway.patching.places import positions
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
 
-_WINDOWED = ("attn_out", "mlp_out")
 _PART_BYTES = 1 << 28  # of both runs' activations at the exchanged sites
 
 
@@ -94,7 +95,7 @@ def activation(
         site: a pattern such as resid_pre, z, z.5 or mlp_post.2.17@-1, or several with commas.
         by: cut a site by position, by unit (head or neuron), or by both; auto takes units where there are any.
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
-        window: how many layers are patched together, centred on each (attn_out and mlp_out only).
+        window: how many layers are patched together, centred on each (attn_out, mlp_out and ssm.out only).
         metrics: further metrics to read in the same runs, with commas (logit_diff, log_prob, prob, kl, rank …).
         samples: how many random steps of equal length make the null of each place.
         seed: of the random steps and of the bootstrap.
@@ -102,9 +103,9 @@ def activation(
     Raises:
         Refused: a place that cannot be exchanged, or a corruption that does not change the metric.
     """
-    if window < 1 or (window > 1 and site.split(".")[0] not in _WINDOWED):
+    if window < 1 or (window > 1 and not f"{site}.".startswith(tuple(f"{w}." for w in WRITERS))):
         why = "nothing would be patched" if window < 1 else "a window is for what the sublayers write"
-        raise Refused(f"activation(window={window}) of {site!r}", why, "use window=1, or site='attn_out' or 'mlp_out'")
+        raise Refused(f"activation(window={window}) of {site!r}", why, f"use window=1, or one of {', '.join(WRITERS)}")
     bound = task.bind(model)
     grid = cells(model, bound.clean, site, by) if "," not in site else None
     if grid is None and (by != "auto" or window > 1):
@@ -139,7 +140,8 @@ def _windows(grid: Cells, window: int) -> list[list[Address]]:
 def _parts(model: Model, bound: Bound, places: Sequence[Address]) -> list[list[int]]:
     """The prompts in parts whose activations fit the bound on memory."""
     s, sites, length = model.shape, {a.place for a in places}, bound.clean.ids.shape[1]
-    widths = {"neuron": s.d_mlp, "head": s.n_heads * s.d_head, "k_pos": s.n_heads * length}
+    widths = {"neuron": s.d_mlp, "head": s.n_heads * s.d_head, "k_pos": s.n_heads * length, "channel": s.d_inner,
+              "state": s.d_inner * s.d_state}  # fmt: skip
     one = sum(max([s.d_model, *(w for n, w in widths.items() if n in a.row.axes.split())]) for a in sites)
     size = max(1, _PART_BYTES // (8 * length * one))
     return [list(range(at, min(at + size, len(bound)))) for at in range(0, len(bound), size)]

@@ -83,7 +83,7 @@ def removal(model: Model, bound: Bound, sites: Sequence[Address], how: Baseline)
 class RandomStep(Edit):
     """Add a step of the length `donor − own` in a random direction, drawn only when the edit is made.
 
-    A neuron's step has one dimension, so only its sign is random.
+    A step of one neuron or channel has one dimension, so only its sign is random. States keep each channel's length.
     """
 
     address: Address | str
@@ -95,7 +95,7 @@ class RandomStep(Edit):
     def change(self, old: Tensor) -> Tensor:
         a, step = parse(self.address), self.donor.float() - self.own.float()
         noise = torch.randn(step.shape, generator=generator(self.seed)).to(step.device)
-        if a.unit is not None and unit_axis(a.row) == "neuron":
+        if a.unit is not None and a.row.axes.split()[-1] == unit_axis(a.row):
             noise = noise.sign() * step.abs()
         else:
             noise *= step.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)

@@ -9,8 +9,10 @@ recommend as the default. The prompt runs corrupted, one state takes its clean v
   corruption changes get the noise.
 * `effect` [layer position] = metric(restored) − metric(corrupted), mean over noises and prompts; positive means more
   answer. `recovered` is its share of clean − corrupted, `probability` the same for the answer's probability.
-* `site="resid_post"`: the state after a block. `mlp_out` and `attn_out`: what one sublayer writes, also in a `window`
-  of layers, [l − w // 2, l − w // 2 + w), always beside the result of layer l alone (`single`).
+* `site="resid_post"`: the state after a block, or any other place with layers and positions (`mlp_in`, `z`, and in
+  state-space models `ssm.state`, `ssm.y` …; Sharma et al. 2024, arXiv:2404.03646). `mlp_out`, `attn_out`, `ssm.out`:
+  what one sublayer writes, also in a `window` of layers, [l − w // 2, l − w // 2 + w), always beside the result of
+  layer l alone (`single`).
 * `interval`: bootstrap over prompts. Control (`null`): the same places take, instead of the clean value, a step of the
   same length from the corrupted value in a random direction; sample i stands on noise i.
 * `both`: `other` [layer position] is what the other corruption recovers, and the record says how far the two agree.
@@ -39,6 +41,8 @@ from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
+from cutaway.core.sites import WRITERS
+from cutaway.core.sites import site as site_row
 from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
 from cutaway.models.capture import Activations
 from cutaway.models.edits import Add, Edit, Replace
@@ -53,7 +57,6 @@ from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
 
 Corruption = Literal["symmetric", "noise"]
-State = Literal["resid_post", "mlp_out", "attn_out"]
 SIGMAS = 3.0
 
 
@@ -111,7 +114,7 @@ def causal_trace(
     task: Task,
     /,
     *,
-    site: State = "resid_post",
+    site: str = "resid_post",
     corruption: Corruption = "symmetric",
     window: int = 1,
     draws: int = 10,
@@ -122,20 +125,25 @@ def causal_trace(
     """Restore one clean state at a time in corrupted prompts.
 
     Args:
-        site: the state after a block, or what its MLP or attention writes.
+        site: resid_post, a sublayer's output such as mlp_out, or another place with layers and positions.
         corruption: symmetric runs the task's corrupt prompt, noise adds 3σ of noise to the subject's embeddings.
-        window: how many layers are restored together, centred on each (mlp_out and attn_out only).
+        window: how many layers are restored together, centred on each (mlp_out, attn_out and ssm.out only).
         draws: how many noises each prompt gets.
         both: trace with the other corruption too, and compare.
         samples: how many random steps of equal length make the null of each cell.
         seed: of the noise, the random steps and the bootstrap.
 
     Raises:
-        Refused: a window around a stream state, no subject to corrupt, or a corruption that does not change the metric.
+        Refused: a place without layers or positions, a window around anything but a sublayer's output, no subject to
+            corrupt, or a corruption that does not change the metric.
     """
-    if window < 1 or (window > 1 and site == "resid_post"):
+    row = site_row(site)
+    if row.scope != "layer" or not row.has_position or not row.writable or row.axes == "batch position":
+        why = f"its axes are {row.axes}" if row.scope == "layer" else "it has no layers"
+        raise Refused(f"tracing site {site!r}", why, "use resid_post, mlp_out or attn_out, or ssm.state, ssm.out …")
+    if window < 1 or (window > 1 and site not in WRITERS):
         why = "nothing would be restored" if window < 1 else "a later state overwrites an earlier one at its position"
-        raise Refused(f"causal_trace(window={window})", why, "use window=1, or site='mlp_out' or 'attn_out'")
+        raise Refused(f"causal_trace(window={window})", why, f"use window=1, or site= one of {', '.join(WRITERS)}")
     if draws < 1:
         raise Refused(f"causal_trace(draws={draws})", "there would be no noise", "ask for at least one")
     bound = task.bind(model)

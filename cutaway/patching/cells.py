@@ -1,7 +1,7 @@
 """Cells: the places of one site that are exchanged one by one, as a grid whose axes name it.
 
-A stream site is cut by position [layer, position], a site with heads, neurons or experts by unit, all positions at
-once [layer, unit], or by both [layer, unit, position]; `by` chooses where there is a choice.
+A stream site is cut by position [layer, position], and so are channels and states; a site with heads or neurons by
+unit, all positions at once [layer, unit], or by both [layer, unit, position]; `by` chooses where there is a choice.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cutaway.core.address import Address, unit_axis
+from cutaway.core.address import Address, component_axis, unit_axis
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME
 from cutaway.core.sites import site as site_row
@@ -76,10 +76,12 @@ def cells(model: Model, tokens: Tokens, pattern: str, by: By = "auto") -> Cells 
         raise Refused(f"exchanging site {site!r}", why, "use a stream site as resid_pre, or one with heads as z")
     if any(a.unit is not None or a.position is not None for a in places):
         return None
-    axis = unit_axis(row)
+    axis = component_axis(row)
     by = ("unit" if axis else "position") if by == "auto" else by
     if by in ("unit", "both") and not axis:
-        raise Refused(f"cells of {site!r} by {by}", f"its axes are {row.axes}, so it has no units", "use by='position'")
+        raise Refused(
+            f"cells of {site!r} by {by}", f"its axes are {row.axes}, so it has no units to cut", "use by='position'"
+        )
     if by in ("position", "both") and not row.has_position:
         raise Refused(f"cells of {site!r} by {by}", f"its axes are {row.axes}", "use by='unit'")
     layers = tuple(a.layer for a in places if a.layer is not None)

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.address import Address, unit_axis
+from cutaway.core.address import Address, component_axis, unit_axis
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
@@ -45,7 +45,6 @@ from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
 from cutaway.zoo import find
 
-_STREAM = "batch position d_model"
 SHUFFLED = "shuffled"
 
 
@@ -136,7 +135,8 @@ def cross_model(
 
 def _by_head(site: str) -> bool:
     row = site_row(site)
-    if row.scope != "layer" or not row.writable or (row.head_axis is None and row.axes != _STREAM):
+    stream = row.axes.startswith("batch position ") and component_axis(row) is None
+    if row.scope != "layer" or not row.writable or not (stream or row.head_axis is not None):
         why = f"its axes are {row.axes}" if row.scope == "layer" else "it has no layers"
         raise Refused(f"patching site {site!r}", why, "use a stream site such as resid_pre, or a head site such as z")
     return row.head_axis is not None

@@ -26,8 +26,12 @@ def position_names(tokens: Tokens) -> list[str]:
 
 
 def all_components(model: Model, mlps: bool = True) -> list[Address]:
-    """Every head, and with `mlps` every MLP, in order of depth."""
-    heads = [Address("z", i, h) for i in range(model.shape.n_layers) for h in range(model.shape.n_heads)]
+    """Every head, and with `mlps` every MLP, in order of depth.
+
+    Raises:
+        Refused: the model has none.
+    """
+    heads = model.places("z.*.*")
     return sorted([*heads, *(model.places("mlp_out") if mlps else [])], key=lambda a: (a.layer, a.site != "z", a.unit))
 
 

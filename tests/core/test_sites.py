@@ -5,7 +5,8 @@ import pytest
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES, site
 
-AXES = {"batch", "position", "q_pos", "k_pos", "head", "kv_head", "d_model", "d_head", "neuron", "expert", "token"}
+AXES = {"batch", "position", "q_pos", "k_pos", "head", "kv_head", "d_model", "d_head", "neuron", "expert", "token",
+        "channel", "state", "ssm_head", "group"}  # fmt: skip
 
 
 def test_rows_are_unique_and_in_house_axes():

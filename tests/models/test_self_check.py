@@ -13,7 +13,7 @@ from cutaway.models.model import Model
 from cutaway.models.self_check import checked, disabled_sites, self_check
 from tests.meta.tree import ROOT
 from tests.models.common import ALL, IDS, bare, gap, model, sites
-from tests.models.tiny import build
+from tests.models.tiny import STATE_SPACE, build
 from tools import families as table
 from tools.docs import GENERATED
 
@@ -25,7 +25,7 @@ def row(name):
     return table.row(name, model(name))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", [*ALL, *STATE_SPACE])
 def test_every_identity_holds_and_the_model_stays(name):
     before = model(name).fingerprint()
     assert row(name).passed == row(name).tried > 40
@@ -34,7 +34,7 @@ def test_every_identity_holds_and_the_model_stays(name):
 
 
 def test_the_committed_page_is_what_the_check_finds():
-    page = table.page([row(name) for name in ALL], GENERATED)
+    page = table.page([row(name) for name in [*ALL, *STATE_SPACE]], GENERATED)
     assert (ROOT / "docs" / "families.md").read_text("utf-8") == page, "run `make docs`"
 
 

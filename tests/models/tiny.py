@@ -84,12 +84,21 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("BertConfig", {**_COMMON}),
 }  # fmt: skip
 
+_SSM: dict[str, Any] = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": LAYERS, "state_size": 6,
+                        "pad_token_id": 0}  # fmt: skip
+# models without attention, with tests of their own
+STATE_SPACE: dict[str, tuple[str, dict[str, Any]]] = {
+    "mamba": ("MambaConfig", _SSM),
+    "mamba2": ("Mamba2Config", {**_SSM, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 4}),
+    "falcon_mamba": ("FalconMambaConfig", _SSM),
+}
+
 
 def build(
     name: str, seed: int = 0, dtype: torch.dtype = torch.float32, spread: float = 3.0, attention: str | None = None
 ) -> Any:
     """A tiny model with weights large enough that attention is not uniform, and perturbed norms and biases."""
-    kind, arguments = CONFIGS[name]
+    kind, arguments = (CONFIGS | STATE_SPACE)[name]
     config = getattr(tf, kind)(**arguments)
     auto = tf.AutoModelForMaskedLM if name == "bert" else tf.AutoModelForCausalLM
     with torch.random.fork_rng():
