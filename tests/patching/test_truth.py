@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import cutaway as ca
-from cutaway.patching import HeadEffects, activation, group
+from cutaway.patching import HeadEffects, HeadPositionEffects, activation, group, knockout_curve
 from cutaway.tasks.task import Task
 from tests.conformance import subjects
 
@@ -77,3 +77,29 @@ def test_the_answer_of_a_fact_is_written_late_and_by_more_than_its_word():
     assert curve.rank[-1] == 0
     assert curve.rank[0] > 0
     assert bool(torch.all(curve.null < 0.3))
+
+
+@pytest.mark.parametrize("name", ["facts", "ioi", "arithmetic", "induction"])
+def test_the_found_heads_are_needed_and_random_ones_are_not(name):
+    """Ranked on one half of the prompts, removed in the other: the answer goes, and with random sets it stays."""
+    curve = knockout_curve(subjects.miniworld(), task(name, 12), top=3, samples=9)
+    assert float(curve.accuracy[0]) == 1
+    assert float(curve.accuracy[3]) < 0.25
+    assert float(curve.accuracy_interval[3, 1]) <= 0.5
+    assert float(curve.metric[3]) < float(curve.null[3].min()), "beyond all random sets"
+    assert float(curve.interval[3, 1]) < float(curve.interval[0, 0])
+    assert float(curve.accuracy_null[3].median()) >= 0.6
+
+
+@pytest.mark.parametrize("name", ["arithmetic", "induction", "ioi"])
+def test_the_mechanism_has_places(name):
+    """Head × position: few cells carry much, the last token among them, and their intervals exclude zero."""
+    found = activation(subjects.miniworld(), task(name, 6), site="z", by="both", samples=1)
+    assert isinstance(found, HeadPositionEffects)
+    size = found.effect.abs().reshape(-1)
+    assert float(size.median()) < 0.02 * float(size.max())
+    layer, head, place = (int(i) for i in torch.unravel_index(found.effect.argmax(), found.effect.shape))
+    assert float(found.recovered[layer, head, place]) > 0.25
+    assert float(found.interval[layer, head, place, 0]) > 0
+    assert float(found.effect[layer, head, place]) > float(found.null[layer, head, place].max())
+    assert float(found.recovered[:, :, -1].max()) > 0.1, "the answer is said at the last token"
