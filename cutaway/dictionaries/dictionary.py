@@ -133,13 +133,6 @@ class Dictionary:
         raise Refused(f"site {site!r}", "the dictionary does not use it" + (f"; near: {close}" if close else ""),
                       f"it reads {', '.join(self.reads)} and writes {', '.join(self.writes)}")  # fmt: skip
 
-    def place(self, latent: int) -> tuple[int, int]:
-        """The block of a latent, and its number within that block."""
-        if not 0 <= latent < self.n_latents:
-            raise Refused(f"latent {latent}", "there is no such latent", f"use 0 to {self.n_latents - 1}")
-        b = max(i for i, start in enumerate(self.starts[:-1]) if start <= latent)
-        return b, latent - self.starts[b]
-
     def __repr__(self) -> str:
         kinds = ", ".join(dict.fromkeys(type(g).__name__ for g in self.gates))
         sites = f"{_listed(self.reads)} → {_listed(self.writes)}"
@@ -320,7 +313,7 @@ class Dictionary:
 
     def _back(self, site: str, y: Tensor, reads: Mapping[str, Read] | None) -> Tensor:
         if site in self.writing:
-            source = self.source(site)
+            source = measured_at(self.blocks, site)
             y = self.writing[site].back(y, reads[source].measured if reads and source is not None else ())
         if reads is None:
             return y
@@ -328,10 +321,23 @@ class Dictionary:
             return y.reshape(reads[site].shape)
         return y.reshape(*next(iter(reads.values())).lead, y.shape[-1])
 
-    def source(self, site: str) -> str | None:
-        """The read whose measured numbers take a written site back: itself, or the one its blocks read."""
-        reads = tuple(dict.fromkeys(r for b in self.blocks if site in b.writes for r in b.reads))
-        return site if site in reads else reads[0] if len(reads) == 1 else None
+
+def place_of(d: Dictionary, latent: int) -> tuple[int, int]:
+    """The block of a latent (numbered over all blocks), and its number within that block.
+
+    Raises:
+        Refused: there is no such latent.
+    """
+    if not 0 <= latent < d.n_latents:
+        raise Refused(f"latent {latent}", "there is no such latent", f"use 0 to {d.n_latents - 1}")
+    b = max(i for i, start in enumerate(d.starts[:-1]) if start <= latent)
+    return b, latent - d.starts[b]
+
+
+def measured_at(blocks: Sequence[Block], write: str) -> str | None:
+    """The read whose measured numbers take a written site back: itself, or the one site that its blocks read."""
+    reads = tuple(dict.fromkeys(r for b in blocks if write in b.writes for r in b.reads))
+    return write if write in reads else reads[0] if len(reads) == 1 else None
 
 
 def decoder_norms(decoder: Mapping[str, Tensor]) -> Float[Tensor, "latent"]:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from torch import Tensor
 
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
+from cutaway.dictionaries.dictionary import Dictionary, measured_at
 from cutaway.dictionaries.gates import Gated, MatchingPursuit, tensors_of
-
-if TYPE_CHECKING:
-    from cutaway.dictionaries.dictionary import Dictionary
 
 
 def check(d: Dictionary) -> None:
@@ -38,7 +34,7 @@ def check(d: Dictionary) -> None:
     if unread:
         raise Refused(f"normalisation of {unread[0]}", "the dictionary does not use that site", "leave it out")
     for site, norm in d.writing.items():
-        if norm.per_token and (d.source(site) is None or not same_kind(d, site)):
+        if norm.per_token and (measured_at(d.blocks, site) is None or not same_kind(d, site)):
             why = "its output cannot be taken back: the site it reads is not measured, or several are"
             raise Refused(f"{type(norm).__name__} of {site}", why, "measure the one site that its blocks read")
 
@@ -50,7 +46,7 @@ def address_of(site: str) -> str:
 
 def same_kind(d: Dictionary, site: str) -> bool:
     """Whether what a written site's normalisation needs is measured where its blocks read."""
-    source = d.source(site)
+    source = measured_at(d.blocks, site)
     return source is not None and type(d.reading.get(source)) is type(d.writing[site])
 
 

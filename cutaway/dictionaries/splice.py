@@ -24,7 +24,7 @@ from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
 from cutaway.dictionaries.code import SparseCode
-from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.dictionary import Dictionary, place_of
 from cutaway.models.edits import Edit
 from cutaway.models.frame import FRAME, Frame
 
@@ -90,7 +90,7 @@ class Splice(Edit):
             raise Refused(f"splice at {strange[0]}", "the dictionary does not write it", f"use {', '.join(d.writes)}")
         for change in self.changes:
             for latent in change.latents:
-                d.place(latent)
+                place_of(d, latent)
         for write in self._written:
             late = [r for r in needed(d, write) if _time(r) > _time(write)]
             if late:

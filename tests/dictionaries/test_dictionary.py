@@ -6,6 +6,7 @@ import torch
 from cutaway import dictionaries
 from cutaway.core.files import write_tensors
 from cutaway.core.refuse import Refused
+from cutaway.dictionaries.dictionary import place_of
 from cutaway.dictionaries.gates import TopK
 from cutaway.dictionaries.norms import Scale, TokenLayerNorm, TokenNorm, Whitening
 from tests.dictionaries.common import TOPOLOGIES, WIDTHS, A, B, C, Draw, dictionary
@@ -164,7 +165,7 @@ def test_blocks_places_and_parts():
     blocks, skip = TOPOLOGIES["cross-layer transcoder"]
     d = dictionary(blocks, WIDTHS, "relu", skip)
     assert d.starts == (0, 8, 15, 21)
-    assert [d.place(i) for i in (0, 7, 8, 20)] == [(0, 0), (0, 7), (1, 0), (2, 5)]
+    assert [place_of(d, i) for i in (0, 7, 8, 20)] == [(0, 0), (0, 7), (1, 0), (2, 5)]
     code = d.encode(ACTS)
     assert torch.equal(d.encode_block(1, ACTS).dense(), code.dense()[:, 8:15])
     assert torch.equal(d.block(1).encode(ACTS).dense(), code.dense()[:, 8:15])
