@@ -84,12 +84,13 @@ class Cursor:
 
 @dataclass(frozen=True)
 class Contexts:
-    """Some contexts as a padded batch, with the cursor they begin at. `document` is −1 in padding."""
+    """Some contexts as a padded batch, with their cursor and that of the next; `document` is −1 in padding."""
 
     ids: Int[Tensor, "row position"]
     real: Bool[Tensor, "row position"]
     document: Int[Tensor, "row position"]
     cursor: Cursor
+    after: Cursor
 
 
 class Packer:
@@ -110,16 +111,20 @@ class Packer:
             Refused: the documents are not those that the cursor was made for, or there is none.
         """
         while epochs is None or cursor.epoch < epochs:
-            rows = self._rows(cursor)
-            contexts = cursor.context
-            while held := list(islice(rows, self.packing.rows)):
-                yield _stacked(held)
-                contexts += len(held)
-            if contexts == 0:
+            rows, epoch = self._rows(cursor), cursor.epoch
+            held = list(islice(rows, self.packing.rows))
+            if not held and cursor.context == 0:
                 raise Refused(f"documents of {self.documents.identity()}", "there is no token in them", "give some")
-            cursor = Cursor(context=contexts, epoch=cursor.epoch + 1)
+            cursor = replace(Cursor(), epoch=epoch + 1, context=cursor.context)
+            while held:
+                following = list(islice(rows, self.packing.rows))
+                cursor = (
+                    following[0].cursor if following else Cursor(context=held[-1].cursor.context + 1, epoch=epoch + 1)
+                )
+                yield _stacked(held, cursor)
+                held = following
 
-    def _rows(self, cursor: Cursor) -> Iterator[Contexts]:
+    def _rows(self, cursor: Cursor) -> Iterator[_Row]:
         """One context after the other; a row is emitted when it is full, or must not take more."""
         row = _Row(self, cursor)
         for number, digest, ids in self._sequences(cursor):
@@ -127,10 +132,10 @@ class Packer:
             while at < len(ids):
                 at += row.take(number, at, ids, digest)
                 if row.full or (at == len(ids) and not self.packing.across):
-                    yield row.finished()
+                    yield row
                     row = _Row(self, replace(cursor, context=row.cursor.context + 1))
         if row.filled:
-            yield row.finished()
+            yield row
 
     def _sequences(self, cursor: Cursor) -> Iterator[tuple[int, str, Tensor]]:
         """Number, hash and ids of the documents from the cursor's on."""
@@ -183,16 +188,12 @@ class _Row:
         self._put(number, part)
         return len(part)
 
-    def finished(self) -> Contexts:
-        """The context as it is."""
-        return Contexts(self.ids, self.document >= 0, self.document, self.cursor)
-
     def _put(self, number: int, part: Tensor) -> None:
         where = slice(self.filled, self.filled + len(part))
         self.ids[0, where], self.document[0, where] = part, number
         self.filled += len(part)
 
 
-def _stacked(rows: list[Contexts]) -> Contexts:
-    ids, real, document = (torch.cat([getattr(r, n) for r in rows]) for n in ("ids", "real", "document"))
-    return Contexts(ids, real, document, rows[0].cursor)
+def _stacked(rows: list[_Row], after: Cursor) -> Contexts:
+    ids, document = (torch.cat([getattr(r, n) for r in rows]) for n in ("ids", "document"))
+    return Contexts(ids, document >= 0, document, rows[0].cursor, after)

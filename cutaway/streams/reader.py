@@ -30,6 +30,7 @@ class Group:
 
     batch: Batch
     cursor: Cursor
+    after: Cursor
 
 
 class Reader:
@@ -56,7 +57,7 @@ class Reader:
     def widths(self) -> dict[str, int]:
         """Width of the flattened activations by address, found by a token through the model."""
         one = torch.zeros(1, 1, dtype=torch.long)
-        return {a: x.shape[-1] for a, x in self._through(Contexts(one, one >= 0, one, Cursor())).acts.items()}
+        return {a: x.shape[-1] for a, x in self._through(Contexts(one, one >= 0, one, Cursor(), Cursor())).acts.items()}
 
     def identity(self) -> dict[str, Any]:
         """Model, documents, packing, masking, sites and dtype."""
@@ -95,7 +96,7 @@ class Reader:
         else:
             kept = batch
         acts = {a: self._stored(a, x) for a, x in kept.acts.items()}
-        return Group(replace(kept, acts=acts, mask=mask), c.cursor)
+        return Group(replace(kept, acts=acts, mask=mask), c.cursor, c.after)
 
     def _through(self, c: Contexts) -> Batch:
         model, n = self.model, len(c.ids)

@@ -93,10 +93,10 @@ def test_the_model_stops_after_the_deepest_site_and_no_context_runs_twice():
     assert spent.forwards == pytest.approx(40 / 3)
 
 
-@pytest.mark.parametrize("after", [0, 1, 6, 7, 8, 13, 26, 30])
+@pytest.mark.parametrize("after", [0, 1, 6, 7, 15])
 def test_a_restored_stream_goes_on_with_the_same_bits(after):
     def fresh(seed=5):
-        return LiveStream(lettered(), from_texts(texts(50)), SITES, packing=Packing(12, rows=3), batch=20, window=130,
+        return LiveStream(lettered(), from_texts(texts(24)), SITES, packing=Packing(12, rows=3), batch=20, window=130,
                           seed=seed, epochs=2)  # fmt: skip
 
     whole, stream = list(fresh()), fresh()
