@@ -11,7 +11,7 @@ FOREIGN = re.compile(
     r"hook_(resid|embed|attn|mlp|q\b|k\b|v\b|z\b|pattern|result|scale)|\bblocks\.(\d|\{|\*)|\bhook_point"
 )
 FAMILY = re.compile(
-    r"\b(gpt|llama|gemma|qwen|mistral|mixtral|bloom|falcon|pythia|neox|phi\d|olmo|opt\b|bert)", re.IGNORECASE
+    r"\b(gpt|llama|gemma|qwen|mistral|mixtral|bloom|falcon|pythia|neox|phi\d|olmo|opt\b|bert|mamba)", re.IGNORECASE
 )
 GLOBAL_RANDOM = {"torch.manual_seed", "torch.seed", "torch.random.manual_seed", "torch.cuda.manual_seed", "random.seed",
                  "np.random.seed", "numpy.random.seed"}  # fmt: skip
