@@ -32,8 +32,8 @@ from cutaway.streams.sources import Documents
 
 NOTES, PARTS = "harvest.part.safetensors", "parts"
 SHARD = 1 << 27  # bytes of a shard
-_FLUSH = 1 << 26  # bytes that wait for a flush
-_EVERY = 30.0  # seconds between two flushes at most
+_FLUSH = 1 << 26  # bytes that wait to be written
+_EVERY = 30.0  # seconds between two notes
 
 
 def harvest(
@@ -130,12 +130,16 @@ class _Harvest:
                     advance(self.kept, self.tokens)
                 if self.finished:
                     break
-                if self.buckets.pending > _FLUSH or time.monotonic() - noted > _EVERY:
+                if time.monotonic() - noted > _EVERY:
                     self._note()
                     noted = time.monotonic()
+                elif self.buckets.pending > _FLUSH:
+                    self.buckets.flush()
         if not self.kept:
             raise Refused("harvest", "every token is masked", "mask less")
         self.finished = True
+        tensors = {n: t for a, m in self.moments.items() for n, t in m.tensors(f"{a}/").items()}
+        write_tensors(self.out / MOMENTS, tensors, {"kind": "moments"})
         self._note()
 
     def _write_shards(self) -> None:
@@ -148,15 +152,12 @@ class _Harvest:
             self._note()
 
     def _write_manifest(self) -> None:
-        path = self.out / MOMENTS
-        tensors = {n: t for a, m in self.moments.items() for n, t in m.tensors(f"{a}/").items()}
-        write_tensors(path, tensors, {"kind": "moments", "harvest": self.key})
         own = self.reader.identity()
         manifest = {
             "kind": KIND, "version": VERSION, "harvest": self.key, "tokens": self.kept, "asked": self.tokens,
             "sites": self.reader.widths, "dtype": own["dtype"], "seed": self.seed, "model": own["model"],
             "documents": own["documents"], "packing": own["packing"], "masking": self.reader.rule.as_dict(),
-            "mean_norm": {a: m.mean_norm for a, m in self.moments.items()}, "moments": file_hash(path),
+            "mean_norm": {a: m.mean_norm for a, m in self.moments.items()}, "moments": file_hash(self.out / MOMENTS),
             "shards": self.rows, "cost": self.cost, "versions": versions(), "machine": machine(),
         }  # fmt: skip
         write_json(self.out / MANIFEST, {**manifest, "key": manifest_key(manifest)})
@@ -167,9 +168,10 @@ class _Harvest:
         shutil.rmtree(self.out / PARTS, ignore_errors=True)
 
     def _note(self) -> None:
-        """Flush, and note down what is done."""
+        """Flush, and note down what is done; moments have a file of their own once they are finished."""
         self.buckets.flush()
-        tensors = {n: t for a, m in self.moments.items() for n, t in m.tensors(f"{a}/").items()}
+        moments = {} if self.finished else self.moments
+        tensors = {n: t for a, m in moments.items() for n, t in m.tensors(f"{a}/").items()}
         rule = self.reader.rule
         header = {"kind": "harvest", "harvest": self.key, "cursor": self.cursor.as_dict(), "kept": self.kept,
                   "finished": self.finished, "lengths": self.buckets.lengths, "rows": self.rows, "cost": self.cost,
@@ -183,6 +185,7 @@ class _Harvest:
         self.cursor, self.kept, self.finished = Cursor(**h["cursor"]), h["kept"], h["finished"]
         self.buckets.lengths, self.rows, self.cost = h["lengths"], h["rows"], h["cost"]
         self.reader.rule.thresholds, self.reader.rule.counts = h["thresholds"], h["counts"]
+        tensors = read_tensors(self.out / MOMENTS)[0] if self.finished else tensors
         self.moments = {a: Moments.from_tensors(tensors, f"{a}/") for a in self.moments}
 
     def _check_room(self) -> None:
