@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
@@ -180,10 +180,10 @@ class Dictionary:
         if acts is None and (self.skip or any(n.per_token for n in self.writing.values())):
             what = "a skip" if self.skip else "a normalisation that measures every token"
             raise Refused("decode(code)", f"the dictionary has {what}", "give decode(code, acts), or use forward(acts)")
-        out = self.write(dict(enumerate(self.split(code))), None if acts is None else self.read(acts))
+        out = self.write(dict(enumerate(self._split(code))), None if acts is None else self.read(acts))
         return next(iter(out.values())) if len(out) == 1 and not isinstance(acts, Mapping) else out
 
-    def split(self, code: SparseCode) -> list[SparseCode]:
+    def _split(self, code: SparseCode) -> list[SparseCode]:
         """One code for each block."""
         if len(self.blocks) == 1:
             return [code]
@@ -242,16 +242,14 @@ class Dictionary:
 
         return folded(self)
 
-    def block(self, b: int) -> Dictionary:
-        """The dictionary of one block; b_dec and skips of the sites it writes go along."""
-        one = self.blocks[b]
-        return replace(
-            self, blocks=(one,), encoder=(self.encoder[b],), decoder=(self.decoder[b],), b_enc=(self.b_enc[b],),
-            b_dec={w: self.b_dec[w] for w in one.writes}, gates=(self.gates[b],),
-            skip={(r, w): m for (r, w), m in self.skip.items() if w in one.writes},
-            reading={s: n for s, n in self.reading.items() if s in one.reads},
-            writing={s: n for s, n in self.writing.items() if s in one.writes},
-        )  # fmt: skip
+    def sizes(self) -> dict[str, int]:
+        """Sizes that declared costs are expressions of."""
+        return {"latents": self.n_latents}
+
+    def identity(self) -> dict[str, Any]:
+        """What the record of a result says about the dictionary."""
+        return {"name": str(self.about.get("path") or self), "hash": self.fingerprint(), "reads": list(self.reads),
+                "writes": list(self.writes), "latents": self.n_latents}  # fmt: skip
 
     def fingerprint(self) -> str:
         """Hash of everything that determines the map."""

@@ -159,3 +159,15 @@ def _merged(parts: Sequence[Mapping[Any, Any]]) -> dict[Any, Any]:
                 raise Refused("together", f"two of them say different things of {key}", "fold() them first")
             out[key] = value
     return out
+
+
+def alone(d: Dictionary, b: int) -> Dictionary:
+    """The dictionary of one block; b_dec and skips of the sites it writes go along."""
+    one = d.blocks[b]
+    return replace(
+        d, blocks=(one,), encoder=(d.encoder[b],), decoder=(d.decoder[b],), b_enc=(d.b_enc[b],),
+        b_dec={w: d.b_dec[w] for w in one.writes}, gates=(d.gates[b],),
+        skip={(r, w): m for (r, w), m in d.skip.items() if w in one.writes},
+        reading={s: n for s, n in d.reading.items() if s in one.reads},
+        writing={s: n for s, n in d.writing.items() if s in one.writes},
+    )  # fmt: skip

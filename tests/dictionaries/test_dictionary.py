@@ -168,7 +168,7 @@ def test_blocks_places_and_parts():
     assert [place_of(d, i) for i in (0, 7, 8, 20)] == [(0, 0), (0, 7), (1, 0), (2, 5)]
     code = d.encode(ACTS)
     assert torch.equal(d.encode_block(1, ACTS).dense(), code.dense()[:, 8:15])
-    assert torch.equal(d.block(1).encode(ACTS).dense(), code.dense()[:, 8:15])
+    assert torch.equal(alone(d, 1).encode(ACTS).dense(), code.dense()[:, 8:15])
     assert torch.equal(torch.relu(d.pre_activations(1, ACTS)), code.dense()[:, 8:15])
     sites = {A: (A, C), B: (B, B)}
     sets = dictionaries.together(
