@@ -31,6 +31,7 @@ COMMANDS: dict[str, tuple[str, Group, str]] = {
     "sites": ("cutaway.cli.looks:sites", LOOKS, "List the places of a forward pass, or those of one model."),
     "check": ("cutaway.cli.looks:check", LOOKS, "Check that reads and edits of a model keep their identities."),
     "open": ("cutaway.cli.looks:open_file", LOOKS, "Show a saved result."),
+    "dict": ("cutaway.cli.dictionaries:app", LOOKS, "Train sparse dictionaries."),
     "zoo": ("cutaway.cli.zoo:app", LOOKS, "List and train the models that ship here."),
 }
 

@@ -6,6 +6,7 @@ trained = train.train(stream, recipe, train.Plan(tokens=2_000_000), out="runs/my
 """
 
 from cutaway.dictionaries.train.adam import AdamSettings
+from cutaway.dictionaries.train.cards import card
 from cutaway.dictionaries.train.feed import Held, Source
 from cutaway.dictionaries.train.gating import AbsTopK, BatchTopK, Gated, Gating, GroupMax, JumpRelu, Relu, TopK
 from cutaway.dictionaries.train.learner import Learner, Moments
@@ -23,6 +24,6 @@ from cutaway.dictionaries.train.recipe import (
 
 __all__ = [
     "AbsTopK", "AdamSettings", "BatchTopK", "Gated", "Gating", "GroupMax", "Held", "JumpRelu", "Learner", "Moments",
-    "Plan", "Progress", "Recipe", "Relu", "Source", "TopK", "Trained", "autoencoder", "cross_layer", "crosscoder",
-    "customary", "recipe_of", "train", "transcoder",
+    "Plan", "Progress", "Recipe", "Relu", "Source", "TopK", "Trained", "autoencoder", "card", "cross_layer",
+    "crosscoder", "customary", "recipe_of", "train", "transcoder",
 ]  # fmt: skip

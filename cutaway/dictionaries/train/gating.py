@@ -83,35 +83,35 @@ class TopK(Gating):
 
 @dataclass(frozen=True)
 class BatchTopK(Gating):
-    """The k · tokens largest of the batch; a running mean of the smallest one becomes the threshold."""
+    """The k · tokens largest of the batch; a running mean of the smallest one becomes the threshold.
+
+    The mean is over about the last tenth of the run so far, and never over much more than 1 / (1 − keep) batches.
+    """
 
     k: int
     keep: float = 0.999
     fixed = True
 
     def buffers(self) -> dict[str, Tensor]:
-        return {"floor": torch.zeros(()), "weight": torch.zeros(())}
+        return {"floor": torch.zeros(()), "batches": torch.zeros((), dtype=torch.int64)}
 
     def choose(self, x: Tensor, encoder: Encoder, own: Own) -> Chosen:
-        pairs, value, _ = select.batch_top_k(x, encoder, self.k * len(x), 0.75 * self.threshold(own))
+        pairs, value, _ = select.batch_top_k(x, encoder, self.k * len(x), 0.75 * float(own["floor"]))
         return pairs, value
 
     def learned(self, active: Active, scale: Tensor | None, own: Own) -> None:
         value = active.value.detach() if scale is None else active.value.detach() * active.at(scale)
         value = value[value > 0]
         if len(value):
-            own["floor"].mul_(self.keep).add_(value.min(), alpha=1 - self.keep)
-            own["weight"].mul_(self.keep).add_(1 - self.keep)
+            share = max(1 - self.keep, 10 / (10 + int(own["batches"])))
+            own["floor"].lerp_(value.min(), share)
+            own["batches"].add_(1)
 
     def active(self, pre: Tensor, pairs: Pairs | None, tokens: int, own: Own) -> Active:
         return Active(pre, pre.relu(), pairs, tokens)
 
-    def threshold(self, own: Own) -> float:
-        """The running mean, without the zero it started from."""
-        return float(own["floor"] / own["weight"]) if float(own["weight"]) else 0.0
-
     def gate(self, own: Own) -> gates.AnyGate:
-        return gates.BatchTopK(self.k, self.threshold(own))
+        return gates.BatchTopK(self.k, float(own["floor"]))
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,8 @@ class Run:
         self.entries: list[Entry] = []
         self.ended: dict[int, dict[str, list[dict[str, Any]]]] = {}
         self.choice = Choice()
+        self.waiting: list[tuple[Any, dict[str, Any]]] = []  # batches read ahead, each with the cursor behind it
+        self.cursor: dict[str, Any] | None = None  # of the last batch, if others wait
         self.events: list[dict[str, Any]] = []
         self._began = time.perf_counter()
         self._lines = 0
@@ -116,7 +118,7 @@ class Run:
     # --- beginning
 
     def begin(self) -> None:
-        """Measure the first tokens and start every dictionary; the stream is left where it was."""
+        """Measure the first batches, which wait to be trained on, and start every dictionary."""
         first, size = self._first()
         moments = Moments.of(first)
         self.steps, self.probing = self.plan.steps(size), self.plan.probing(self.plan.steps(size))
@@ -129,14 +131,14 @@ class Run:
         self._choose(first)
 
     def _first(self) -> tuple[dict[str, Tensor], int]:
-        before, parts, held, size = self.source.state(), [], 0, 0
+        parts, held, size = [], 0, 0
         for batch in self.source:
+            self.waiting.append((batch, self.source.state()))
             parts.append(acts_of(batch, self.sites, self.device))
             size = size or len(next(iter(parts[0].values())))
             held += len(next(iter(parts[-1].values())))
-            if held >= MOMENT_TOKENS:
+            if held >= min(MOMENT_TOKENS, self.plan.tokens):
                 break
-        self.source.restore(before)
         if not held:
             raise Refused("training", "the source gave no tokens", "give a source with tokens")
         return {s: torch.cat([p[s] for p in parts]) for s in self.sites}, size
@@ -158,6 +160,14 @@ class Run:
         self.note("precision", **self.choice.as_dict())
 
     # --- going on
+
+    def next(self, stream: Iterator[Any]) -> Any:
+        """The next batch, None at the end."""
+        if self.waiting:
+            batch, self.cursor = self.waiting.pop(0)
+            return batch
+        self.cursor = None
+        return next(stream, None)
 
     def advance(self, batch: Any) -> None:
         """One step of every dictionary on a batch."""
@@ -267,11 +277,12 @@ class Run:
             entries.append({"recipe": e.recipe, "rate": e.rate, "lost": e.lost, "curve": e.curve, "steps": e.steps,
                             "learner": numbers})  # fmt: skip
         seconds = self.seconds + time.perf_counter() - self._began
+        cursor = self.source.state() if self.cursor is None else self.cursor
         record = {
             "step": self.step, "tokens": self.tokens, "logged_tokens": self.logged_tokens, "steps": self.steps,
             "probing": self.probing, "seconds": seconds, "lines": self._lines, "entries": entries,
             "ended": {str(i): curves for i, curves in self.ended.items()}, "events": self.events,
-            "source": self.source.state(), "choice": self.choice.as_dict(), "plan": self.plan.as_dict(),
+            "source": cursor, "choice": self.choice.as_dict(), "plan": self.plan.as_dict(),
             "recipes": [r.as_dict() for r in self.recipes], "threads": torch.get_num_threads(),
         }  # fmt: skip
         write_tensors(self.out / "checkpoint.safetensors", tensors, {"kind": "dictionary training", "run": record})
@@ -377,7 +388,7 @@ def train(
     with precision.products(run.choice):
         for _ in _batches(run, stop_after):
             advance(run.tokens, plan.tokens)
-            if progress is not None and run.step % plan.log_every == 0:
+            if progress is not None and (run.step % plan.log_every == 0 or run.tokens >= plan.tokens):
                 progress(run.progress())
             if run.step % plan.checkpoint_every == 0:
                 run.save()
@@ -389,7 +400,7 @@ def _batches(run: Run, stop_after: int | None) -> Iterator[None]:
     """Advance the run batch by batch until its budget is used."""
     stream = iter(run.source)
     while run.tokens < run.plan.tokens and run.step != stop_after:
-        batch = next(stream, None)
+        batch = run.next(stream)
         if batch is None:
             run.note("the source ended", tokens=run.tokens)
             if run.step % run.plan.log_every:
