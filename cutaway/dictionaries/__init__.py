@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cutaway.dictionaries.code import SparseCode
     from cutaway.dictionaries.dictionary import Block, Dictionary
+    from cutaway.dictionaries.formats import l0_check, load
     from cutaway.dictionaries.forms import autoencoder, one_block, together
+    from cutaway.dictionaries.splice import Splice, ablate_latents, add_to_latents, scale_latents, set_latents
     from cutaway.dictionaries.store import open_dictionary as open
     from cutaway.dictionaries.store import save
 
@@ -16,14 +18,24 @@ _LAZY = {
     "Block": ("dictionary", "Block"),
     "Dictionary": ("dictionary", "Dictionary"),
     "SparseCode": ("code", "SparseCode"),
+    "Splice": ("splice", "Splice"),
+    "ablate_latents": ("splice", "ablate_latents"),
+    "add_to_latents": ("splice", "add_to_latents"),
     "autoencoder": ("forms", "autoencoder"),
+    "l0_check": ("formats", "l0_check"),
+    "load": ("formats", "load"),
     "one_block": ("forms", "one_block"),
     "open": ("store", "open_dictionary"),
     "save": ("store", "save"),
+    "scale_latents": ("splice", "scale_latents"),
+    "set_latents": ("splice", "set_latents"),
     "together": ("forms", "together"),
 }
 
-__all__ = ["Block", "Dictionary", "SparseCode", "autoencoder", "one_block", "open", "save", "together"]
+__all__ = [
+    "Block", "Dictionary", "SparseCode", "Splice", "ablate_latents", "add_to_latents", "autoencoder", "l0_check",
+    "load", "one_block", "open", "save", "scale_latents", "set_latents", "together",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -22,7 +22,8 @@ def put(path, config, tensors, scaler=None, **metadata):
     """A folder as SAELens writes it."""
     path.mkdir(exist_ok=True, parents=True)
     cfg = {"d_in": D, "d_sae": F, "dtype": "float32", "device": "cpu", "apply_b_dec_to_input": True,
-           "normalize_activations": "none", "reshape_activations": "none", "metadata": {**HOOK, **metadata}, **config}  # fmt: skip
+           "normalize_activations": "none", "reshape_activations": "none", "metadata": {**HOOK, **metadata},
+           **config}  # fmt: skip
     (path / "cfg.json").write_text(json.dumps(cfg))
     save_file({n: t.contiguous() for n, t in tensors.items()}, path / "sae_weights.safetensors")
     if scaler is not None:

@@ -1,0 +1,106 @@
+"""Detection by content, ambiguity, and files that would run code."""
+
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from cutaway import dictionaries
+from cutaway.core.refuse import Refused
+from cutaway.dictionaries import formats
+from tests.dictionaries.common import dictionary
+from tests.dictionaries.formats.common import D, F, acts, draw
+
+SITE = "resid_post.1"
+
+
+class Hostile:
+    """What a pickle may do when it is read."""
+
+    def __reduce__(self):
+        return (open, ("stolen", "w"))
+
+
+def made(kind="jump", **settings):
+    return dictionary([(F, [SITE], [SITE])], {SITE: D}, kind, dtype=torch.float32, **settings)
+
+
+def test_what_is_written_is_found_again_whatever_the_folder_is_called(tmp_path):
+    written = {
+        "house": "d.safetensors", "saelens": "a", "saelens_old": "b", "gemma_scope": "c", "gemma_scope_2": "e",
+        "dictionary_learning": "f", "llamascopium": "g",
+    }  # fmt: skip
+    x = acts()
+    for name, place in written.items():
+        d = made()
+        formats.write(d, tmp_path / place, name)
+        assert formats.detect(tmp_path / place) == [name]
+        again = dictionaries.load(tmp_path / place, **({"site": SITE} if name == "gemma_scope" else {}))
+        assert torch.allclose(again.forward(x), d.forward(x), atol=1e-4)
+    assert set(written) < set(formats.FORMATS)
+
+
+def test_nothing_known_and_nothing_there_are_refused(tmp_path):
+    with pytest.raises(Refused, match="there is nothing"):
+        dictionaries.load(tmp_path / "absent")
+    save_file({"a": torch.ones(2)}, tmp_path / "x.safetensors")
+    with pytest.raises(Refused, match=r"no known format fits \(x.safetensors\)"):
+        dictionaries.load(tmp_path)
+    with pytest.raises(Refused, match="near: saelens"):
+        dictionaries.load(tmp_path, format="saelense")
+    with pytest.raises(Refused, match="it is not known"):
+        formats.write(made(), tmp_path / "y", "pickle")
+
+
+def test_what_fits_two_formats_is_asked_for(tmp_path):
+    formats.write(made(), tmp_path, "saelens")
+    formats.write(made(), tmp_path, "gemma_scope")
+    with pytest.raises(Refused, match="saelens or gemma_scope"):
+        dictionaries.load(tmp_path)
+    assert dictionaries.load(tmp_path, format="saelens").reads == (SITE,)
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+def test_a_file_that_would_run_code_is_refused_and_runs_none(legacy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = {"encoder.weight": torch.ones(2, 2), "x": Hostile()}
+    if legacy:
+        (tmp_path / "ae.pt").write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, tmp_path / "ae.pt")
+    with pytest.raises(Refused, match="never run"):
+        dictionaries.load(tmp_path / "ae.pt")
+    assert not (tmp_path / "stolen").exists()
+
+
+def test_broken_files_are_refused(tmp_path):
+    for name in ("a.safetensors", "params.npz", "x.pt"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_bytes(b"not at all")
+        with pytest.raises(Refused):
+            dictionaries.load(folder)
+    (tmp_path / "y").mkdir()
+    torch.save([torch.ones(2)], tmp_path / "y" / "ae.pt")
+    with pytest.raises(Refused, match="holds a list"):
+        dictionaries.load(tmp_path / "y")
+    formats.write(made(), tmp_path / "z", "saelens")
+    (tmp_path / "z" / "cfg.json").write_text("{")
+    with pytest.raises(Refused, match="JSON"):
+        dictionaries.load(tmp_path / "z")
+    (tmp_path / "t").mkdir()
+    save_file(
+        {n: draw(2, 2, seed=0) for n in ("W_enc", "W_dec", "b_enc", "b_dec")}, tmp_path / "t" / "layer_0.safetensors"
+    )
+    (tmp_path / "t" / "config.yaml").write_text("a: [")
+    with pytest.raises(Refused, match="YAML"):
+        dictionaries.load(tmp_path / "t")
+
+
+def test_npz_files_with_objects_in_them_are_refused(tmp_path):
+    import numpy as np
+
+    np.savez(tmp_path / "params.npz", W_enc=np.array([Hostile()], dtype=object))
+    with pytest.raises(Refused, match="plain npz"):
+        dictionaries.load(tmp_path)
