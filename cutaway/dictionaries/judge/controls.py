@@ -13,6 +13,7 @@ judged on. A dictionary of a model with random weights is a control that only th
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
@@ -76,7 +77,8 @@ def _to_length(made: Dictionary, fit: Evidence) -> Dictionary:
 
 def _with_thresholds(made: Dictionary, fit: Evidence) -> Dictionary:
     """Batch top-k gates with the smallest value they kept as their threshold, so that tokens are on their own."""
-    codes = made.split(observe(made, fit).code)
+    code = observe(made, fit).code
+    codes = [code.select(torch.arange(a, z)) for a, z in pairwise(made.starts)]
     kept = [c.value[c.value > 0] for c in codes]
     gates = [
         replace(g, threshold=float(v.min()) * (1 - 1e-6))

@@ -94,15 +94,20 @@ def collect(found: Sequence[Score], record: Mapping[str, Any]) -> Scores:
 
 
 def joined(parts: Iterable[Scores]) -> Scores:
-    """Several results of one dictionary as one; the records stand side by side."""
-    rows, record = [], {}
+    """Several results of one dictionary as one. Where their records differ, each is kept beside its scores' names."""
+    rows: list[Score] = []
+    record: dict[str, Any] = {}
+    parts = list(parts)
+    differ = {k for p in parts for k in p.record if any(o.record.get(k, p.record[k]) != p.record[k] for o in parts)}
     for p in parts:
         units = p.record.get("units", {})
         for i, name in enumerate(p.labels["score"]):
             low, high = p.interval[i].tolist()
             control = dict(zip(p.labels["control"], p.control[i].tolist(), strict=True))
             rows.append(Score(name, float(p.score[i]), (low, high), units.get(name, ""), p.null[i].tolist(), control))
-        record |= {k: {**record[k], **v} if isinstance(v, dict) and k in record else v for k, v in p.record.items()}
+        for k, v in p.record.items():
+            named = v if isinstance(v, dict) else {", ".join(str(n) for n in p.labels["score"]): v}
+            record[k] = {**record.get(k, {}), **named} if k in differ else v
     return collect(rows, record)
 
 
