@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Integer
 from torch import Tensor
 
 from cutaway.core.files import tensor_bytes
@@ -117,7 +117,7 @@ class Buckets:
                 yield rows[some]
             first = 0
 
-    def _columns(self, rows: UInt8[Tensor, "row byte"]) -> dict[str, Tensor]:
+    def _columns(self, rows: Integer[Tensor, "row byte"]) -> dict[str, Tensor]:
         parts = rows.split([c.bytes for c in self.columns], 1)
         # A copy even where the part is contiguous already: its bytes may lie where no number of the dtype can begin.
         found = {c.name: torch.empty(p.shape, dtype=p.dtype).copy_(p).view(c.dtype)
@@ -128,6 +128,6 @@ class Buckets:
         return self.folder / f"bucket-{b:03d}"
 
 
-def _bytes(t: Tensor, column: Column) -> UInt8[Tensor, "row byte"]:
+def _bytes(t: Tensor, column: Column) -> Integer[Tensor, "row byte"]:
     t = t.detach().to("cpu", column.dtype).contiguous()
     return (t if column.width else t.unsqueeze(1)).view(torch.uint8)
