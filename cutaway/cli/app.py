@@ -32,6 +32,7 @@ COMMANDS: dict[str, tuple[str, Group, str]] = {
     "check": ("cutaway.cli.looks:check", LOOKS, "Check that reads and edits of a model keep their identities."),
     "open": ("cutaway.cli.looks:open_file", LOOKS, "Show a saved result."),
     "dict": ("cutaway.cli.dictionaries:app", LOOKS, "Train sparse dictionaries."),
+    "harvest": ("cutaway.cli.harvest:harvest", LOOKS, "Write a model's activations on many tokens to disk."),
     "zoo": ("cutaway.cli.zoo:app", LOOKS, "List and train the models that ship here."),
 }
 
