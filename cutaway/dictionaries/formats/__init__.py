@@ -47,7 +47,9 @@ def load(path: str | Path, format: str | None = None, **choices: Any) -> Diction
     """
     source = Source(path)
     if format is None:
-        fitting = [name for name in FORMATS if module(name).detect(source)]
+        fitting, trouble = _fitting(source)
+        if trouble is not None and not fitting:
+            raise trouble
         if not fitting:
             seen = ", ".join(source.files("*", "*/*")[:8]) or "no file"
             raise Refused(f"path {str(path)!r}", f"no known format fits ({seen})", f"formats: {', '.join(FORMATS)}")
@@ -74,8 +76,19 @@ def write(dictionary: Dictionary, path: str | Path, format: str, **options: Any)
 
 def detect(path: str | Path) -> list[str]:
     """The formats that the content of a path fits."""
-    source = Source(path)
-    return [name for name in FORMATS if module(name).detect(source)]
+    return _fitting(Source(path))[0]
+
+
+def _fitting(source: Source) -> tuple[list[str], Refused | None]:
+    """The formats that fit, and the first thing that could not be looked into: it may be another tool's own."""
+    found, trouble = [], None
+    for name in FORMATS:
+        try:
+            if module(name).detect(source):
+                found.append(name)
+        except Refused as refusal:
+            trouble = trouble or refusal
+    return found, trouble
 
 
 def module(name: str) -> Any:

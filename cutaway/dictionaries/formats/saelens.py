@@ -76,6 +76,9 @@ def assembled(
     subtract = bool(config.get("apply_b_dec_to_input", True)) and not coder
     decoder, b_dec = taken(source, WEIGHTS, ["W_dec", "b_dec"], tensors)
     reading = _norm(source, config)
+    if reading is not None and "W_skip" in tensors:
+        why = "what it reads is normalised, and its skip adds what is not"
+        raise Refused(f"dictionary at {str(source.path)!r}", why, "only skips without normalisation are known here")
     made = Simple(
         reads, writes, None if greedy else taken(source, WEIGHTS, ["W_enc"], tensors)[0].T, decoder,
         tensors.get("b_enc"), torch.zeros_like(b_dec) if greedy and not subtract else b_dec, gate,
@@ -205,7 +208,7 @@ def _kind(d: Dictionary, s: Simple, coder: bool) -> str:
 def _how(d: Dictionary, s: Simple, coder: bool) -> str:
     if s.reading is None and s.writing is None:
         return "none"
-    paired = s.writing is None if coder else type(s.writing) is type(s.reading)
+    paired = s.writing is None and s.skip is None if coder else type(s.writing) is type(s.reading)
     if paired and isinstance(s.reading, TokenNorm):
         return "constant_norm_rescale"
     if paired and isinstance(s.reading, TokenLayerNorm) and s.reading.eps == 1e-5:

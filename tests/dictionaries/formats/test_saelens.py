@@ -232,6 +232,9 @@ def test_the_older_scaling_factor_counts_when_it_is_said_to(tmp_path):
 def test_what_is_missing_or_unknown_is_refused(tmp_path):
     with pytest.raises(Refused, match="'temporal' is not known"):
         formats.load(put(tmp_path / "a", {"architecture": "temporal"}, T))
+    skip = {"architecture": "skip_transcoder", "normalize_activations": "layer_norm"}
+    with pytest.raises(Refused, match="its skip adds what is not"):
+        formats.load(put(tmp_path / "s", skip, {**T, "W_skip": draw(D, D, seed=20)}), target="mlp_out.3")
     with pytest.raises(Refused, match="has no threshold"):
         formats.load(put(tmp_path / "b", {"architecture": "jumprelu"}, T))
     with pytest.raises(Refused, match="no counterpart"):
