@@ -17,7 +17,7 @@ from cutaway.core.render import RENDERERS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cutaway import lenses, models, patching, tasks, views, zoo
+    from cutaway import dictionaries, features, lenses, models, patching, streams, tasks, views, zoo
     from cutaway.core.method import Method
     from cutaway.core.result import Result
     from cutaway.core.result import open_result as open
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-METHOD_ROOMS = ("lenses", "patching")  # every room whose modules enter rows in the method table
-_ROOMS = ("models", "tasks", "zoo", "views", *METHOD_ROOMS)
+METHOD_ROOMS = ("lenses", "patching", "features")  # every room whose modules enter rows in the method table
+_ROOMS = ("models", "tasks", "streams", "zoo", "views", "dictionaries", *METHOD_ROOMS)
 _LAZY = {
     "Model": ("cutaway.models.model", "Model"),
     "Result": ("cutaway.core.result", "Result"),
@@ -36,8 +36,8 @@ _LAZY = {
 }
 
 __all__ = [
-    "Model", "Refused", "Result", "lenses", "load", "methods", "models", "open", "patching", "self_check",
-    "tasks", "views", "zoo",
+    "Model", "Refused", "Result", "dictionaries", "features", "lenses", "load", "methods", "models", "open",
+    "patching", "self_check", "streams", "tasks", "views", "zoo",
 ]  # fmt: skip
 
 

@@ -12,10 +12,9 @@ from cyclopts import App, Parameter
 
 import cutaway
 from cutaway.cli.shell import Reply, as_data, working
-from cutaway.cli.subjects import FLAGS, load_model, load_task
+from cutaway.cli.subjects import FLAGS, load_subjects
 from cutaway.core.method import Method, Option
 from cutaway.core.result import Result
-
 
 #: methods that have a command of their own beside the one in their room
 SHORT = {"patch": "patching.activation", "trace": "patching.causal_trace"}
@@ -38,17 +37,12 @@ def __getattr__(name: str) -> Any:
 
 def command(row: Method) -> Any:
     """A method as a command: flags for its subjects, an option for each of its options, `--out` and `--resume`."""
-    flags = [flag for subject in row.subjects for flag in FLAGS[subject]]
 
     def run(*, out: Path | None = None, resume: Path | None = None, **given: Any) -> Reply:
-        named = {f.name: given.pop(f.name, f.default) for f in flags}
         with working(f"{row.name} …"):
-            model = load_model(**{k: v for k, v in named.items() if k.startswith("model")})
-            subjects: dict[str, Any] = {"model": model}
-            if "task" in row.subjects:
-                subjects["task"] = load_task(model, **{k: v for k, v in named.items() if k.startswith("task")})
+            subjects = load_subjects(row.subjects, given)
             with kept(resume):
-                result = row.function(*(subjects[s] for s in row.subjects), **given)
+                result = row.function(*subjects, **given)
         return reply(result, out)
 
     parameters = [f.parameter(s) for s in row.subjects for f in FLAGS[s]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -51,6 +52,11 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("task_sentence", str | None, None, "the sentence, with --task sentence"),
         Flag("task_path", Path | None, None, "the file, where --task gives a name of your own"),
     ),
+    "dictionary": (
+        Flag(
+            "dictionary", Path, inspect.Parameter.empty, "a sparse dictionary: a file or folder in any known format"
+        ),
+    ),
 }
 
 
@@ -75,3 +81,23 @@ def load_task(model: Model, task: str, **flags: Any) -> Task:
     if f["sentence"] is not None or " " in task.strip():
         return tasks.from_sentence(model, f["sentence"] or task, f["target"], f["foil"], corrupt=f["corrupt"])
     return tasks.load(task, model, f["n"], f["seed"], corruption=f["corruption"], split=f["split"])
+
+
+def load_subjects(names: Sequence[str], given: dict[str, Any]) -> list[Any]:
+    """The subjects of a method from all flags together; what they leave over is options."""
+    found: list[Any] = []
+    model = None
+    for name in names:
+        flags = {f.name: given.pop(f.name, f.default) for f in FLAGS[name]}
+        if name == "model":
+            model = load_model(**flags)
+            found.append(model)
+        elif name == "task":
+            assert model is not None
+            found.append(load_task(model, **flags))
+        else:
+            from cutaway.dictionaries.formats import load
+
+            dictionary = load(flags["dictionary"])
+            found.append(dictionary if model is None else dictionary.to(model.device))
+    return found

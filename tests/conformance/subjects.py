@@ -10,6 +10,9 @@ import transformers as tf
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 import cutaway as ca
+from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.forms import autoencoder
+from cutaway.dictionaries.gates import Relu
 from cutaway.models.model import Model
 from cutaway.tasks.pair import Pair
 from cutaway.tasks.task import Task
@@ -127,3 +130,10 @@ def family(name: str, dtype: torch.dtype = torch.float32) -> Model:
     hf = build(name, dtype=dtype)
     hf.requires_grad_(False)
     return Model(hf, word_tokenizer(V), f"tiny-{name}")
+
+
+def dictionary(width: int, site: str = "resid_post.1", n: int = 24) -> Dictionary:
+    """Latents that nobody trained, about half of them active on a token."""
+    g = torch.Generator().manual_seed(n)
+    rows = torch.nn.functional.normalize(torch.randn(n, width, generator=g), dim=1)
+    return autoencoder(site, rows, 0.5 * rows, torch.zeros(n), torch.zeros(width), Relu())

@@ -38,6 +38,8 @@ def make(name: str, kind: str) -> Any:
     makers: dict[tuple[str, str], Callable[[], Any]] = {
         ("model", "llama"): subjects.random_llama,
         ("model", "miniworld"): subjects.miniworld,
+        ("dictionary", "llama"): lambda: subjects.dictionary(32),
+        ("dictionary", "miniworld"): lambda: subjects.dictionary(subjects.miniworld().shape.d_model),
         ("task", "llama"): subjects.llama_task,
         ("task", "miniworld"): lambda: ca.tasks.load("facts", subjects.miniworld(), 2),
     }
@@ -50,8 +52,13 @@ def given(name: str, kind: str) -> tuple[Any, ...]:
     return tuple(make(s, kind) for s in ROWS[name].subjects)
 
 
+def rest(name: str) -> tuple[Any, ...]:
+    """What a method takes beside a model and a task, for the random Llama."""
+    return tuple(make(s, "llama") for s in ROWS[name].subjects if s not in ("model", "task"))
+
+
 #: numbers of repetitions that make a call quick, for methods that have the option
-QUICK = {"samples": 2, "steps": 4, "draws": 2}
+QUICK = {"samples": 2, "steps": 4, "draws": 2, "top": 3}
 
 
 def call(name: str, arguments: Any, **options: Any) -> Result:
@@ -74,6 +81,10 @@ TOGETHER: dict[str, list[dict[str, Any]]] = {
         {"site": "mlp_post", "by": "auto"}, {"site": "z.1.2, resid_pre.1@-1"},
     ],
 }  # fmt: skip
+
+
+#: what must be named for prompts to be asked the same thing apart and together
+FIXED: dict[str, dict[str, Any]] = {"features.latents": {"latents": "3,7,11"}}
 
 
 def variants(row: Method) -> Iterator[dict[str, Any]]:
@@ -198,7 +209,7 @@ def test_one_prompt_and_the_same_prompt_repeated_agree(name):
     task = subjects.llama_task(1)
     many = Task("told", task.pairs * 3, corruption=task.corruption)
     model = subjects.random_llama()
-    one, three = (call(name, (model, t)) for t in (task, many))
+    one, three = (call(name, (model, t, *rest(name))) for t in (task, many))
     for field in settled(one, CHANCE, OF_MANY):
         t, other, axes = getattr(one, field), getattr(three, field), one.axes()[field]
         if "prompt" in axes:
@@ -210,8 +221,9 @@ def test_one_prompt_and_the_same_prompt_repeated_agree(name):
 def test_several_prompts_of_several_lengths_agree_with_each_alone(name):
     model, task = subjects.random_llama(), subjects.uneven_task()
     assert len(set(task.bind(model).clean.lengths.tolist())) == 3
-    together = call(name, (model, task))
-    alone = [call(name, (model, Task("one", (p,)))) for p in task.pairs]
+    fixed = FIXED.get(name, {})
+    together = call(name, (model, task, *rest(name)), **fixed)
+    alone = [call(name, (model, Task("one", (p,)), *rest(name)), **fixed) for p in task.pairs]
     axes, got = together.axes()[together.main], getattr(together, together.main)
     each = [getattr(r, r.main) for r in alone]
     if "split" in together.record:  # what it measures on some prompts it chose on others, and it says so
@@ -229,10 +241,10 @@ def test_several_prompts_of_several_lengths_agree_with_each_alone(name):
 @methods
 def test_left_and_right_padding_agree(name, monkeypatch):
     task, tokens = subjects.uneven_task(), Model.tokens
-    right = call(name, (subjects.random_llama(), task))
+    right = call(name, (subjects.random_llama(), task, *rest(name)))
     monkeypatch.setattr(Model, "tokens", lambda self, prompts, side="left": tokens(self, prompts, "left"))
     assert task.bind(subjects.random_llama()).clean.side == "left"
-    left = call(name, (subjects.random_llama(), task))
+    left = call(name, (subjects.random_llama(), task, *rest(name)))
     for field in settled(right, CHANCE):
         assert near(getattr(left, field), getattr(right, field)), field
     assert left.labels == right.labels
