@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cutaway.dictionaries.across import ALONE, Across
 from cutaway.dictionaries.kernels import Pairs, dots
 
 CHUNK = 256  # tokens: 256 × 16384 float32 pre-activations are 16 MiB
@@ -80,27 +81,28 @@ def top_k(
 
 
 def batch_top_k(
-    x: Float[Tensor, "token d"], encoder: Encoder, n: int, hint: float = 0.0
+    x: Float[Tensor, "token d"], encoder: Encoder, n: int, hint: float = 0.0, across: Across = ALONE
 ) -> tuple[Pairs, Float[Tensor, "entry"], float]:
     """The n largest positive pre-activations of the whole batch, their values, and the smallest one chosen.
 
     Entries above a floor are collected and the n-th largest among them decides, which is exact if there are n. The
     floor comes from a few tokens, or is the `hint` (three quarters of an earlier answer is a good one); it is lowered
-    until enough is found.
+    until enough is found. With `across`, the batch and the latents are those of all processes, n is this one's share
+    of the number, and only the pairs of its own tokens and latents are answered.
     """
     wanted = n if encoder.shadow is None else n + SPARE * len(x)
-    floor = hint if hint > 0 else _sampled_floor(x, encoder, wanted)
+    floor = hint if hint > 0 else across.highest(_sampled_floor(x, encoder, wanted))
     while True:
         found, score = _above(x, encoder, floor)
-        if len(score) >= wanted or floor <= 0:
+        if across.enough(len(score), wanted) or floor <= 0:
             break
         floor = floor / 2 if floor > 1e-6 else 0.0
-    keep = _largest_n(score, wanted)
+    keep = across.largest_of_all(score, wanted)
     pairs, value = kept(found, keep), score[keep]
     if encoder.shadow is not None:
         value = dots(x, encoder.w, pairs) + encoder.b[pairs.index]
         score = value if encoder.scale is None else value * encoder.scale[pairs.index]
-        keep = _largest_n(score, n)
+        keep = across.largest_of_all(score, n)
         keep = keep[score[keep] > 0]
         pairs, value = kept(pairs, keep), value[keep]
     else:
@@ -226,13 +228,6 @@ def _sampled_floor(x: Tensor, encoder: Encoder, n: int, tokens: int = 64) -> flo
     scores = torch.cat([c.float().reshape(-1).clone() for c in _chunks(sample, encoder)])
     rank = min(len(scores), max(1, round(n / len(x) * len(sample))))
     return max(0.0, 0.75 * float(scores.topk(rank).values[-1]))
-
-
-def _largest_n(score: Tensor, n: int) -> Tensor:
-    """Ascending positions of the n largest of all scores."""
-    if len(score) <= n:
-        return torch.arange(len(score), device=score.device)
-    return score.topk(n, sorted=False).indices.sort().values
 
 
 def _unscaled(value: Tensor, index: Tensor, encoder: Encoder) -> Tensor:

@@ -35,24 +35,28 @@ class AuxK(Term):
 
     def _of(self, part: Part, after: int) -> Tensor:
         silent = (part.silent >= after).nonzero()[:, 0]
-        if len(silent) == 0:
+        n = part.across.number(len(silent))
+        if n == 0:
             return torch.zeros(())
         error = (part.target - part.out).detach()
         w_enc, b_enc, w_dec = (t.index_select(0, silent) for t in (part.w_enc, part.b_enc, part.w_dec))
-        k = min(self.k, len(silent))
-        if k > _DENSE * len(silent):
+        k, own = min(self.k, n), min(self.k, len(silent))
+        if k > _DENSE * n:
             pre = dense_read(part.x, w_enc, b_enc, part.p).relu()
-            if k < len(silent):
-                pre = pre * torch.zeros_like(pre).scatter_(1, pre.detach().topk(k, sorted=False).indices, 1.0)
+            if k < n:
+                value, index = pre.detach().topk(own, sorted=False)
+                pre = pre * torch.zeros_like(pre).scatter_(1, index, part.across.largest(value, k))
             guess = pre @ (tangential(w_dec) if part.unit else w_dec)
         else:
             with torch.no_grad():
                 x = part.x if part.p is None else part.x - part.p
-                index, value = top_k(x, Encoder(w_enc.detach(), b_enc.detach()), k)
+                index, value = top_k(x, Encoder(w_enc.detach(), b_enc.detach()), own)
+                value = value * part.across.largest(value, k)
             pairs = Pairs.fixed(index, len(silent))
             pre = read(part.x, w_enc, b_enc, part.p, pairs, value.reshape(-1))
             guess = write(pre.relu(), w_dec, pairs, part.unit)
-        return (error - guess).pow(2).sum() / error.pow(2).sum().clamp(min=1e-12)
+        missed, all_of_it = (e.pow(2).sum() / len(e) for e in (error - part.across.latents(guess), error))
+        return missed / part.across.tokens(all_of_it).clamp(min=1e-12)
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class MultiTopK(Term):
     def of(self, p: Pass) -> Tensor:
         losses = []
         for part in p.parts:
-            wide = part.active.decode(part.active.more["wide"], part.w_dec, part.unit)
+            wide = part.across.latents(part.active.decode(part.active.more["wide"], part.w_dec, part.unit))
             losses.append((part.target - (part.out - part.own) - wide).pow(2).sum() / len(wide))
         return sum(losses, torch.zeros(()))
 
@@ -108,6 +112,7 @@ class OpenGate(Term):
             opened, norms = part.active.more["opened"], part.norms()
             sized = opened if norms is None else opened * part.active.at(norms)
             rest = (part.out - part.own).detach()
-            error = part.target - rest - part.active.decode(opened, part.w_dec.detach())
-            losses.append(super().now(p.done) * sized.sum() / part.active.tokens + error.pow(2).sum() / len(error))
+            error = part.target - rest - part.across.latents(part.active.decode(opened, part.w_dec.detach()))
+            opening = part.across.latents(sized.sum()) / part.active.tokens
+            losses.append(super().now(p.done) * opening + error.pow(2).sum() / len(error))
         return sum(losses, torch.zeros(()))

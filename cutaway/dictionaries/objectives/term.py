@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
+from cutaway.dictionaries.across import ALONE, Across
 from cutaway.dictionaries.objectives.active import Active
 
 
@@ -29,6 +30,7 @@ class Part:
     widths: tuple[int, ...]  # of the sites written
     silent: Tensor  # [latent], tokens since it was active
     unit: bool  # decoder rows are kept at norm one
+    across: Across = ALONE  # the latents are a shard of all, the tokens a part, where several processes train
 
     def norms(self, kind: Literal["together", "sum", "none"] = "together") -> Tensor | None:
         """Norms of the decoder rows: over all sites together, or added over the sites; None where they are one."""
