@@ -9,7 +9,7 @@ norms and head stay transformers' own. Rows are batched to a memory budget, halv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from cutaway.models import shards, taps
 from cutaway.models.edits import Edit, Knockout, laid_out
 from cutaway.models.ledger import Ledger, kept, opened, sweep_key
 from cutaway.models.model import Model
+from cutaway.models.moments import Moments
 from cutaway.models.resume import Clean, clean_run, grow, restart, unembed
 from cutaway.models.tokens import Tokens
 
@@ -96,6 +97,35 @@ def sweep(
         pending.flush()
         ledger.write()
     return shards.gathered(ledger.values, model.device, shared)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the prompts of a long sweep: the same variants in the same order, with these prompts' own values."""
+
+    tokens: Tokens
+    variants: Sequence[Variant]
+    metric: Metric
+    base: Variant = ()
+
+
+def streamed(model: Model, parts: Iterable[Part], *, budget: int | None = None) -> Moments:
+    """Running moments over all prompts of every variant's metric, a part at a time.
+
+    A part is swept, taken into the moments and forgotten before the next is asked for, so that memory depends on
+    neither the number of prompts nor their activations. One dimension a variant (and metric, which varies fastest).
+
+    Raises:
+        Refused: no parts, parts of different plans, or what `sweep` refuses.
+    """
+    total: Moments | None = None
+    for part in parts:
+        values = sweep(model, part.tokens, part.variants, part.metric, base=part.base, budget=budget)
+        rows = values.movedim(1, 0).flatten(1)
+        total = (total or Moments(rows.shape[1])).update(rows)
+    if total is None:
+        raise Refused("a sweep over no parts", "there are no prompts", "give at least one part")
+    return total
 
 
 def _work(

@@ -24,7 +24,7 @@ from cutaway.core.refuse import Refused
 from cutaway.models.model import Model
 from cutaway.streams.buckets import MOST, Buckets, Column
 from cutaway.streams.masks import MASKING, Masking
-from cutaway.streams.moments import Moments
+from cutaway.models.moments import Moments
 from cutaway.streams.packing import PACKING, Cursor, Packing
 from cutaway.streams.reader import Reader
 from cutaway.streams.shards import KIND, MANIFEST, MOMENTS, VERSION, WORDS, Shards, file_hash, manifest_key

@@ -24,7 +24,7 @@ from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused, nearest
 from cutaway.models.model import Model
 from cutaway.streams.batch import Batch
-from cutaway.streams.moments import Moments
+from cutaway.models.moments import Moments
 from cutaway.streams.order import permutation
 from cutaway.streams.reader import storage
 

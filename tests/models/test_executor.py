@@ -12,7 +12,7 @@ from torch import Tensor
 from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
 from cutaway.models.edits import Ablate, Add, Edit, Knockout, Replace, Scale
-from cutaway.models.executor import sweep
+from cutaway.models.executor import Part, streamed, sweep
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens, batch
 from tests.models.common import CAUSAL, PADDED, gap, model, noise
@@ -172,3 +172,20 @@ def test_in_bfloat16_a_sweep_is_as_exact_as_one_run_a_variant(name):
     errors = [(x - want).abs().mean() / scale for x in (swept, alone)]
     assert float(errors[0]) <= 1.5 * float(errors[1]) + 1, "the sweep rounds more than plain runs do"
     assert float((swept - alone).abs().max()) <= 16 * scale
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bloom"])
+def test_moments_of_prompts_seen_in_parts_are_those_of_all(name):
+    m = model(name)
+    prompts = [[5 + i, 6, 7 + i, 8, 9] for i in range(7)]
+    variants = everywhere(m)[:9]
+    whole = torch.cat([sweep(m, batch([p]), variants, lambda x, i: metric(x, i)) for p in prompts], dim=1)
+    seen = (Part(batch(prompts[a:b]), variants, lambda x, i: metric(x, 0 * i)) for a, b in ((0, 3), (3, 4), (4, 7)))
+    got = streamed(m, seen)
+    assert got.count == 7
+    torch.testing.assert_close(got.mean, whole.double().mean(1), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(got.variance, whole.double().var(1, correction=0), atol=1e-6, rtol=1e-4)
+    with pytest.raises(Refused, match="no prompts"):
+        streamed(m, [])
+    with pytest.raises(Refused, match="width"):
+        streamed(m, [Part(batch(prompts[:2]), variants[:n], metric) for n in (2, 3)])

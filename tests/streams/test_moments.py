@@ -80,7 +80,7 @@ def test_other_widths_and_what_was_not_counted_are_refused():
 
 OTHER = """
 import sys, torch, torch.distributed as dist
-from cutaway.streams.moments import Moments
+from cutaway.models.moments import Moments
 dist.init_process_group("gloo", init_method=sys.argv[1], rank=1, world_size=2)
 x = torch.randn(50, 6, generator=torch.Generator().manual_seed(7))
 found = Moments(6, covariance=True).update(x).gathered()
