@@ -1,10 +1,10 @@
 """Tokens to activations: documents, packing, truncated forwards, live streams, activations on disk, running moments."""
 
+from cutaway.models.moments import Moments
 from cutaway.streams.batch import Batch, Stream
 from cutaway.streams.harvest import harvest
 from cutaway.streams.live import LiveStream
 from cutaway.streams.masks import Masking
-from cutaway.models.moments import Moments
 from cutaway.streams.packing import Packing
 from cutaway.streams.shards import Shards
 from cutaway.streams.sources import Documents, documents, from_ids, from_json_lines, from_text_files, from_texts

@@ -22,9 +22,9 @@ from cutaway.core.progress import advance
 from cutaway.core.record import counting, hash_text, machine, versions
 from cutaway.core.refuse import Refused
 from cutaway.models.model import Model
+from cutaway.models.moments import Moments
 from cutaway.streams.buckets import MOST, Buckets, Column
 from cutaway.streams.masks import MASKING, Masking
-from cutaway.models.moments import Moments
 from cutaway.streams.packing import PACKING, Cursor, Packing
 from cutaway.streams.reader import Reader
 from cutaway.streams.shards import KIND, MANIFEST, MOMENTS, VERSION, WORDS, Shards, file_hash, manifest_key

@@ -23,8 +23,8 @@ from cutaway.core.files import read_json, read_tensors
 from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused, nearest
 from cutaway.models.model import Model
-from cutaway.streams.batch import Batch
 from cutaway.models.moments import Moments
+from cutaway.streams.batch import Batch
 from cutaway.streams.order import permutation
 from cutaway.streams.reader import storage
 
