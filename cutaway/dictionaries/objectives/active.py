@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from cutaway.dictionaries.kernels import Pairs
 from cutaway.dictionaries.products import write
+
+_ROWS = 64  # tokens of which all latents are looked at together, so that they stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,16 +44,17 @@ class Active:
             return write(numbers, w, self.pairs, tangent)
         return numbers @ (w if not tangent else tangential(w))
 
+    @cached_property
+    def fires(self) -> Tensor:
+        """On how many tokens each latent is active."""
+        value = self.value.detach()
+        if self.pairs is None:
+            return torch.stack([torch.count_nonzero(part, 0) for part in value.split(_ROWS)]).sum(0)
+        return torch.bincount(self.pairs.index[value != 0], minlength=self.pairs.n_latents)
+
     def count(self) -> Tensor:
         """How many latents are active, over all tokens."""
-        return (self.value != 0).sum()
-
-    def fired(self, n_latents: int) -> Tensor:
-        """Whether each latent is active on any token."""
-        on = self.value != 0
-        if self.pairs is None:
-            return on.any(0)
-        return torch.zeros(n_latents, dtype=torch.bool, device=on.device).index_fill_(0, self.pairs.index[on], True)
+        return self.fires.sum()
 
 
 class _Tangential(torch.autograd.Function):

@@ -27,11 +27,17 @@ class L1(Term):
     power: float = 1.0
 
     def of(self, p: Pass) -> Tensor:
-        return _each(p, lambda part: self._powered(_sized(part, self.norms)))
+        if self.power != 1:
+            return _each(p, lambda part: self._powered(_sized(part, self.norms)))
+        return sum((self._plain(part) for part in p.parts), torch.zeros(()))
+
+    def _plain(self, part: Part) -> Tensor:
+        """Σ f n by way of Σ f of each latent: one pass over the values."""
+        norms = part.norms(self.norms)
+        sums = part.active.by_latent(part.active.value, len(part.b_enc))
+        return part.across.latents((sums if norms is None else sums * norms).sum()) / part.active.tokens
 
     def _powered(self, size: Tensor) -> Tensor:
-        if self.power == 1:
-            return size
         on = size > 0  # the slope of a power below 1 is infinite at 0
         return torch.where(on, torch.where(on, size, 1.0).pow(self.power), 0.0)
 
@@ -69,7 +75,7 @@ class L0Target(Term):
     rise: float = 0.1
 
     def of(self, p: Pass) -> Tensor:
-        return sum(((_steps(part) / self.target - 1) ** 2 for part in p.parts), torch.zeros(()))
+        return sum(((part.across.tokens(_steps(part)) / self.target - 1) ** 2 for part in p.parts), torch.zeros(()))
 
 
 @dataclass(frozen=True)
@@ -85,8 +91,8 @@ class Frequency(Term):
     def of(self, p: Pass) -> Tensor:
         def one(part: Part) -> Tensor:
             soft = torch.tanh(self.c * _sized(part, self.norms))
-            phi = part.active.by_latent(soft, len(part.b_enc)) / part.active.tokens
-            return (phi * (1 + phi / self.scale)).sum()
+            phi = part.across.tokens(part.active.by_latent(soft, len(part.b_enc)) / part.active.tokens)
+            return part.across.latents((phi * (1 + phi / self.scale)).sum())
 
         return sum((one(part) for part in p.parts), torch.zeros(()))
 
@@ -95,8 +101,8 @@ class Frequency(Term):
 class PreActivation(Term):
     """Σ ReLU(θ − π) n over the latents that are not active, which brings back those that never are.
 
-    (Anthropic, January 2025.) With `silent_only`, only latents that have been silent for `silent_after` tokens pay (None: as for `AuxK`). The
-    sum over what is inactive is the sum over everything, which needs Σ x alone, less the sum over what is active.
+    (Anthropic, January 2025.) With `silent_only`, only latents silent for `silent_after` tokens pay (None: as for
+    `AuxK`). The sum over what is inactive is the sum over everything, which needs Σ x alone, less that over the active.
     """
 
     weight: float = 3e-6
@@ -105,7 +111,8 @@ class PreActivation(Term):
     silent_after: int | None = None
 
     def of(self, p: Pass) -> Tensor:
-        return sum((self._of(part, self.silent_after or p.silent_after) for part in p.parts), torch.zeros(()))
+        after = self.silent_after or p.silent_after
+        return sum((part.across.latents(self._of(part, after)) for part in p.parts), torch.zeros(()))
 
     def _of(self, part: Part, after: int) -> Tensor:
         active = part.active
@@ -131,11 +138,11 @@ def _sized(part: Part, kind: Norms) -> Tensor:
 
 
 def _each(p: Pass, formula) -> Tensor:  # type: ignore[no-untyped-def]
-    return sum((formula(part).sum() / part.active.tokens for part in p.parts), torch.zeros(()))
+    return sum((part.across.latents(formula(part).sum()) / part.active.tokens for part in p.parts), torch.zeros(()))
 
 
 def _steps(part: Part) -> Tensor:
     if "step" not in part.active.more:
         why = "it counts through the estimated gradient of a threshold, and this gate has none"
         raise Refused("an L0 objective", why, "use the gate JumpRelu, or the penalty L1 or Tanh")
-    return part.active.more["step"].sum() / part.active.tokens
+    return part.across.latents(part.active.more["step"].sum()) / part.active.tokens

@@ -7,7 +7,7 @@ held by the learner and handed in as `own`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from cutaway.dictionaries.select import Encoder
 
 Own = Mapping[str, Tensor]
 Chosen = tuple[Pairs, Tensor | None]
+_ROWS = 64
 
 
 class Gating(ABC):
@@ -186,9 +187,8 @@ class JumpRelu(Gating):
     def active(self, pre: Tensor, pairs: Pairs | None, tokens: int, own: Own) -> Active:
         theta = own["log_threshold"].exp()
         here = theta if pairs is None else theta.index_select(0, pairs.index)
-        step = _Step.apply(pre, here.expand_as(pre), self.width, self.to_input)
-        value = _Jump.apply(pre, here.expand_as(pre), self.width, self.to_input)
-        return Active(pre, value, pairs, tokens, {"step": step, "threshold": theta})  # type: ignore[dict-item]
+        value, step = _Jump.apply(pre, here, self.width, self.to_input)  # type: ignore[misc]
+        return Active(pre, value, pairs, tokens, {"step": step, "threshold": theta})
 
     def gate(self, own: Own) -> gates.AnyGate:
         return gates.JumpRelu(own["log_threshold"].detach().exp())
@@ -234,29 +234,42 @@ def gating_of(numbers: Mapping[str, Any]) -> Gating:
 
 
 class _Jump(torch.autograd.Function):
+    """Value and step of a jump; where all latents are there, a few rows at a time, so that they stay in the cache."""
+
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, theta: Tensor, width: float, to_input: bool) -> Tensor:
+    def forward(ctx: Any, pre: Tensor, theta: Tensor, width: float, to_input: bool) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(pre, theta)
         ctx.width, ctx.to_input = width, to_input
-        return pre * (pre > theta)
+        ctx.set_materialize_grads(False)
+        value, step = torch.empty_like(pre), torch.empty_like(pre)
+        for x, v, s, t in _parts(theta, pre, value, step):
+            torch.gt(x, t, out=s)
+            torch.mul(x, s, out=v)
+        return value, step
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, of_value: Tensor | None, of_step: Tensor | None) -> tuple[Any, ...]:  # type: ignore[override]
         pre, theta = ctx.saved_tensors
-        near = grad * ((pre - theta).abs() < ctx.width / 2) * (theta / ctx.width)
-        through = grad * (pre > theta)
-        return through + near if ctx.to_input else through, -near, None, None
+        out, to_theta = torch.zeros_like(pre), torch.zeros_like(theta)
+        none = pre.new_zeros(()).expand_as(pre)
+        to_value, to_step = (none if g is None else g for g in (of_value, of_step))
+        for x, g, h, o, t in _parts(theta, pre, to_value, to_step, out):
+            near = (x - t).abs_().lt(ctx.width / 2).to(x.dtype)
+            near.mul_(torch.addcmul(h, g, t)).div_(ctx.width)  # the value's estimate stands at θ
+            torch.mul(g, x > t, out=o)
+            if ctx.to_input:
+                o.add_(near)
+            if x.ndim == 2:
+                to_theta.sub_(near.sum(0))
+            else:
+                to_theta.sub_(near)
+        return out, to_theta, None, None
 
 
-class _Step(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, pre: Tensor, theta: Tensor, width: float, to_input: bool) -> Tensor:
-        ctx.save_for_backward(pre, theta)
-        ctx.width, ctx.to_input = width, to_input
-        return (pre > theta).to(pre.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        pre, theta = ctx.saved_tensors
-        near = grad * ((pre - theta).abs() < ctx.width / 2) / ctx.width
-        return near if ctx.to_input else None, -near, None, None
+def _parts(theta: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """A few rows of each tensor at a time, with the thresholds; all at once where there is one number a pair."""
+    if tensors[0].ndim == 1:
+        yield (*tensors, theta)
+        return
+    for rows in zip(*(t.split(_ROWS) for t in tensors), strict=True):
+        yield (*rows, theta)

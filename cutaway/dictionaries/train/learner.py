@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cutaway.core.stats import generator
+from cutaway.dictionaries.across import ALONE, Across
 from cutaway.dictionaries.dictionary import Block, Dictionary
 from cutaway.dictionaries.norms import Norm, Scale
 from cutaway.dictionaries.objectives import Part, Pass
@@ -17,6 +18,7 @@ from cutaway.dictionaries.objectives.active import Active, tangential
 from cutaway.dictionaries.products import dense_read, read, write
 from cutaway.dictionaries.select import Encoder, Shadow
 from cutaway.dictionaries.train.adam import Adam
+from cutaway.dictionaries.train.gating import Chosen
 from cutaway.dictionaries.train.recipe import Recipe
 
 SPARSE_BELOW = 0.015  # share of active latents below which products over pairs are quicker than dense ones
@@ -54,7 +56,9 @@ class Report:
 
 
 class Learner:
-    """A dictionary in training."""
+    """A dictionary in training; `train/sharded.py` has one whose latents and tokens are spread over processes."""
+
+    across: Across = ALONE
 
     def __init__(
         self, recipe: Recipe, moments: Moments, device: torch.device | str = "cpu", silent_after: int = 10_000_000
@@ -81,11 +85,9 @@ class Learner:
         """Learn from a batch; None if the loss is not a number, and then nothing has changed."""
         p = self.forward(acts, done, batch)
         report, loss = self.losses(p)
-        if not bool(torch.isfinite(loss)):
+        if not bool(torch.isfinite(report.loss)):
             return None
-        names = [n for n, w in self.weights.items() if w.requires_grad]
-        found = torch.autograd.grad(loss, [self.weights[n] for n in names], allow_unused=True)
-        gradients = {n: g for n, g in zip(names, found, strict=True) if g is not None}
+        gradients = self._gradients(loss)
         if gradients:
             self.adam.step(gradients, rate)
         self._after(p)
@@ -197,6 +199,10 @@ class Learner:
 
     # --- parts of a step
 
+    def _gradients(self, loss: Tensor) -> dict[str, Tensor]:
+        found = torch.autograd.grad(loss, list(self.weights.values()), allow_unused=True)
+        return {n: g for n, g in zip(self.weights, found, strict=True) if g is not None}
+
     def _active(self, b: int, xs: Mapping[str, Tensor]) -> Active:
         x, p, own = self._x(b, xs), self._p(b), self._own(b)
         w, bias = self.weights[f"encoder.{b}"], self._bias(b, self.weights)
@@ -204,14 +210,20 @@ class Learner:
             return self.recipe.gating.active(dense_read(x, w, bias, p), None, len(x), own)
         with torch.no_grad():
             centred = x if p is None else x - p
-            encoder = Encoder(*self.encoder(b), self.shadows.get(b))
-            pairs, value = self.recipe.gating.choose(centred, encoder, own)
+            pairs, value = self._chosen(b, centred, Encoder(*self.encoder(b), self.shadows.get(b)))
         return self.recipe.gating.active(read(x, w, bias, p, pairs, value), pairs, len(x), own)
+
+    def _chosen(self, b: int, centred: Tensor, encoder: Encoder) -> Chosen:
+        return self.recipe.gating.choose(centred, encoder, self._own(b))
+
+    def _prefixes(self, b: int) -> tuple[int, ...]:
+        """How many of the latents held here are in each prefix of the objective."""
+        return self.recipe.prefixes
 
     def _decoded(self, b: int, active: Active) -> list[Tensor]:
         """What a block writes: from each prefix of the objective, the whole last."""
         w, unit = self.weights[f"decoder.{b}"], self.recipe.decoder == "unit"
-        widths = self.recipe.prefixes
+        widths = self._prefixes(b)
         if not widths:
             return [active.decode(active.value, w, unit)]
         edges = (*widths, len(w))
@@ -229,7 +241,7 @@ class Learner:
         return Part(
             self._x(b, xs), self._p(b), _joined([xs[s] for s in writes]), _joined([outs[s] for s in writes]), own,
             active, self.weights[f"encoder.{b}"], self._bias(b, self.weights), self.weights[f"decoder.{b}"],
-            self._widths(writes), self.buffers[f"silent.{b}"], self.recipe.decoder == "unit",
+            self._widths(writes), self.buffers[f"silent.{b}"], self.recipe.decoder == "unit", self.across,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -240,14 +252,20 @@ class Learner:
             assert isinstance(active, Active)
             if self.recipe.decoder == "unit":
                 decoder.div_(decoder.norm(dim=1, keepdim=True).clamp_(min=1e-12))
-            self.recipe.gating.learned(active, self._scale(b), self._own(b))
-            silent = self.buffers[f"silent.{b}"]
-            silent.add_(active.tokens).masked_fill_(active.fired(len(silent)), 0)
+            self._notice(b, active)
             if b in self.shadows:
                 self.shadows[b].refresh(*self.encoder(b))
-            if not self.recipe.gating.fixed:
-                density = float(active.count()) / (active.tokens * len(silent))
-                self.dense[b] = density > (SPARSE_BELOW if self.dense[b] else DENSE_ABOVE)
+
+    def _notice(self, b: int, active: Active) -> None:
+        """What a batch says of thresholds, of silent latents, and of the form of the next pass."""
+        self.recipe.gating.learned(active, self._scale(b), self._own(b))
+        silent = self.buffers[f"silent.{b}"]
+        silent.add_(active.tokens).masked_fill_(active.fires > 0, 0)
+        if not self.recipe.gating.fixed:
+            self._reform(b, float(active.count()) / (active.tokens * len(silent)))
+
+    def _reform(self, b: int, density: float) -> None:
+        self.dense[b] = density > (SPARSE_BELOW if self.dense[b] else DENSE_ABOVE)
 
     def _scale(self, b: int) -> Tensor | None:
         return self.weights[f"decoder.{b}"].detach().norm(dim=1) if self.recipe.decoder == "norm_aware" else None
