@@ -7,6 +7,7 @@ trained = train.train(stream, recipe, train.Plan(tokens=2_000_000), out="runs/my
 
 from cutaway.dictionaries.train.adam import AdamSettings
 from cutaway.dictionaries.train.cards import card
+from cutaway.dictionaries.train.endtoend import Divergence, Whole
 from cutaway.dictionaries.train.feed import Held, Source
 from cutaway.dictionaries.train.gating import AbsTopK, BatchTopK, Gated, Gating, GroupMax, JumpRelu, Relu, TopK
 from cutaway.dictionaries.train.learner import Learner, Moments
@@ -23,7 +24,7 @@ from cutaway.dictionaries.train.recipe import (
 )
 
 __all__ = [
-    "AbsTopK", "AdamSettings", "BatchTopK", "Gated", "Gating", "GroupMax", "Held", "JumpRelu", "Learner", "Moments",
-    "Plan", "Progress", "Recipe", "Relu", "Source", "TopK", "Trained", "autoencoder", "card", "cross_layer",
-    "crosscoder", "customary", "recipe_of", "train", "transcoder",
+    "AbsTopK", "AdamSettings", "BatchTopK", "Divergence", "Gated", "Gating", "GroupMax", "Held", "JumpRelu", "Learner",
+    "Moments", "Plan", "Progress", "Recipe", "Relu", "Source", "TopK", "Trained", "Whole", "autoencoder", "card",
+    "cross_layer", "crosscoder", "customary", "recipe_of", "train", "transcoder",
 ]  # fmt: skip

@@ -120,7 +120,7 @@ class Learner:
         errors = torch.stack([(xs[s] - y).pow(2).sum() for s, y in ys.items()])
         tokens = len(next(iter(xs.values())))
         error = errors.sum()
-        loss, terms = error / tokens, {}
+        loss, terms = self.recipe.squared * error / tokens, {}
         for term in self.recipe.terms:
             value = term.of(p)
             terms[type(term).__name__] = value.detach()

@@ -42,6 +42,7 @@ class Recipe:
         scaled: activations are brought to the mean norm √width, site by site.
         rate: learning rate; None lets the probe choose around the customary one.
         seed: of the starting directions.
+        squared: weight of the squared error; 0 leaves the terms alone (end-to-end).
     """
 
     blocks: tuple[Block, ...]
@@ -53,6 +54,7 @@ class Recipe:
     scaled: bool = True
     rate: float | None = None
     seed: int = 0
+    squared: float = 1.0
     adam: AdamSettings = field(default_factory=AdamSettings)
 
     def __post_init__(self) -> None:
@@ -112,7 +114,7 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """The recipe ready for JSON."""
-        plain = {n: getattr(self, n) for n in ("decoder", "subtract", "skip", "scaled", "rate", "seed")}
+        plain = {n: getattr(self, n) for n in ("decoder", "subtract", "skip", "scaled", "rate", "seed", "squared")}
         return plain | {
             "blocks": [{"n_latents": b.n_latents, "reads": [*b.reads], "writes": [*b.writes]} for b in self.blocks],
             "gating": self.gating.as_dict(),
@@ -124,7 +126,7 @@ class Recipe:
 def recipe_of(data: Mapping[str, Any]) -> Recipe:
     """The recipe that `as_dict` described."""
     blocks = tuple(Block(b["n_latents"], tuple(b["reads"]), tuple(b["writes"])) for b in data["blocks"])
-    own = {n: data[n] for n in ("decoder", "subtract", "skip", "scaled", "rate", "seed")}
+    own = {n: data[n] for n in ("decoder", "subtract", "skip", "scaled", "rate", "seed", "squared")}
     terms = tuple(term_of(t) for t in data["terms"])
     return Recipe(blocks, gating_of(data["gating"]), terms, adam=AdamSettings(**data["adam"]), **own)
 
