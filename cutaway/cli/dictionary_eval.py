@@ -209,14 +209,16 @@ def _show(console: Console, scores: Scores, beside: dict[str, Any], saved: Path 
     controls = [str(n) for n in scores.labels["control"]]
     units = scores.record.get("units", {})
     shown = Table("score", "value", "95 % interval", "random", *controls, title=f"{scores.record['file']}")
+    shown.columns[0].no_wrap = shown.columns[2].no_wrap = True
     for i, name in enumerate(scores.labels["score"]):
         low, high = scores.interval[i].tolist()
         random = ", ".join(number(v) for v in scores.null[i].tolist() if v == v)
-        unit = f" [{units[name]}]" if name in units else ""
         inside = span(low, high) if low == low else "–"
         values = [number(v) for v in scores.control[i].tolist()]
-        shown.add_row(f"{name}{unit}".replace("[", r"\["), number(float(scores.score[i])), inside, random, *values)
+        shown.add_row(name, number(float(scores.score[i])), inside, random, *values)
     console.print(shown)
+    by_unit = {u: ", ".join(n for n in units if units[n] == u) for u in dict.fromkeys(units.values())}
+    console.print("; ".join(f"{names}: {unit}" for unit, names in by_unit.items()), style="dim")
     if scores.record.get("trained on them"):
         console.print("[yellow]the dictionary was trained on these documents: give others with --text[/]")
     for row in beside.get("features", []):

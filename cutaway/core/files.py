@@ -46,7 +46,12 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappi
     """Write named tensors with a JSON-ready header as one safetensors file, atomically."""
     from safetensors.torch import save
 
-    ready = {n: t.detach().cpu().contiguous() for n, t in tensors.items()}
+    ready: dict[str, Tensor] = {}
+    held: set[int] = set()  # safetensors refuses tensors that share memory
+    for n, t in tensors.items():
+        t = t.detach().cpu().contiguous()
+        ready[n] = t.clone() if t.untyped_storage().data_ptr() in held else t
+        held.add(t.untyped_storage().data_ptr())
     return _replace(Path(path), save(ready, {n: json.dumps(v) for n, v in header.items()}))
 
 

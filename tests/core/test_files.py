@@ -19,6 +19,13 @@ def test_json_and_tensors_round_trip(tmp_path):
     assert header == {"n": [1, "two"]}
 
 
+def test_tensors_that_share_memory_are_written_each(tmp_path):
+    whole = torch.arange(6.0)
+    tensors = {"a": whole, "b": whole, "part": whole[2:4]}
+    got, _ = files.read_tensors(files.write_tensors(tmp_path / "a.safetensors", tensors, {}))
+    assert all(torch.equal(got[n], t) for n, t in tensors.items())
+
+
 def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
     target = files.write_text(tmp_path / "a.txt", "old")
 

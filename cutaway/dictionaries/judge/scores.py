@@ -105,7 +105,7 @@ def joined(parts: Iterable[Scores]) -> Scores:
             low, high = p.interval[i].tolist()
             control = dict(zip(p.labels["control"], p.control[i].tolist(), strict=True))
             rows.append(Score(name, float(p.score[i]), (low, high), units.get(name, ""), p.null[i].tolist(), control))
-        for k, v in p.record.items():
+        for k, v in ((k, v) for k, v in p.record.items() if k != "units"):
             named = v if isinstance(v, dict) else {", ".join(str(n) for n in p.labels["score"]): v}
             record[k] = {**record.get(k, {}), **named} if k in differ else v
     return collect(rows, record)

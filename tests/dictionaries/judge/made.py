@@ -15,8 +15,8 @@ SITE = "resid_post.1"
 
 
 def truth() -> Truth:
-    """A small truth with a forest, nearly without superposition."""
-    return Recipe(40, 32, roots=4, branching=2, depth=2, most=0.3, least=0.02, rank=3).make()
+    """A small truth with a forest and without superposition."""
+    return Recipe(30, 32, roots=4, branching=2, depth=2, most=0.3, least=0.02, rank=3).make()
 
 
 def evidence(of: Truth, tokens: int = 3000, seed: int = 1) -> Evidence:
@@ -25,8 +25,8 @@ def evidence(of: Truth, tokens: int = 3000, seed: int = 1) -> Evidence:
 
 
 def oracle(of: Truth, threshold: float = 2.0) -> Dictionary:
-    """True directions read by least squares: with few features it finds what fires."""
-    read = torch.linalg.pinv(of.directions.double()).T.float() if len(of.directions) <= of.d else of.directions
+    """True directions read by least squares: it finds what fires."""
+    read = torch.linalg.pinv(of.directions.double()).T.float()
     gate = JumpRelu(torch.full((len(read),), threshold))
     zero = torch.zeros(len(read))
     return autoencoder(SITE, read, of.directions, zero, of.bias, gate, subtract_b_dec=True)

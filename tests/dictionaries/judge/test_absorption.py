@@ -138,9 +138,9 @@ def test_letters_that_are_absorbed_are_found():
     assert 0 < told["z"]["full"] < 0.15
     assert got.value("full absorption") == pytest.approx(told["z"]["full"] / 4)
     assert got.null.shape == (3, 1)
+    noise = seen_code(plain(rows), torch.randn(x.shape, generator=generator(0)), f)
     with pytest.raises(Refused, match="F1"):
-        noise = torch.randn(x.shape, generator=generator(0))
-        letter_absorption(seen_code(plain(rows), noise, f), words)
+        letter_absorption(noise, words)
     with pytest.raises(Refused):
         letter_absorption(s, words[:5])
 
@@ -161,7 +161,7 @@ def test_words_are_read_at_their_last_token():
     for wrong in (["ab"] * 30, ["a b"] * 30):
         with pytest.raises(Refused):
             letter_evidence(model, "embed", wrong)
-    with pytest.raises(Refused, match="no {word}"):
+    with pytest.raises(Refused, match="the template"):
         letter_evidence(model, "embed", words, template="what")
 
 
