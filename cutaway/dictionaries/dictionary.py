@@ -271,6 +271,8 @@ class Dictionary:
             lead, size = lead - 1, size * x.shape[lead - 1]
         if size != width or lead == x.ndim:
             raise Refused(f"acts of {site}", f"their shape is {tuple(x.shape)}", f"this dictionary reads {width} wide")
+        if x.device != self.device:
+            raise Refused(f"acts of {site}", f"they are on {x.device}", f"the dictionary is on {self.device}: move one")
         flat, measured = x.reshape(-1, width).to(self._wide), ()
         if site in self.reading:
             flat, measured = self.reading[site].into(flat)

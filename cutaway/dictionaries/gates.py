@@ -227,7 +227,8 @@ def gate_of(numbers: dict[str, Any], tensors: dict[str, Tensor]) -> AnyGate:
 
 
 def moved(gate: AnyGate, device: torch.device | str | None, dtype: torch.dtype | None) -> AnyGate:
-    """The gate with its tensors elsewhere, or in another dtype."""
+    """The gate with its tensors elsewhere, or in another dtype; thresholds are never coarser than float32."""
+    dtype = None if dtype is None else torch.promote_types(dtype, torch.float32)
     return replace(gate, **{n: t.to(device, dtype) for n, t in tensors_of(gate).items()})
 
 

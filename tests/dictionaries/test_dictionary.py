@@ -206,12 +206,16 @@ def test_half_precision_on_disk_computes_in_single(tmp_path):
     assert half.forward(x).dtype == torch.float32
     assert torch.equal(half.forward(x), dictionaries.open(path).forward(x))
     assert torch.allclose(half.forward(x), d.forward(x), atol=0.02)
+    jump = dictionary([(10, [A], [A])], WIDTHS, "jump", dtype=torch.float32).to(dtype=torch.float16)
+    assert jump.gate.threshold.dtype == torch.float32
 
 
 def test_what_does_not_fit_is_refused(tmp_path):
     d = dictionary([(10, [A], [A])], WIDTHS)
     with pytest.raises(Refused, match="5 wide"):
         d.forward(DRAW(2, 4))
+    with pytest.raises(Refused, match="move one"):
+        d.forward(torch.empty(2, 5, device="meta"))
     with pytest.raises(Refused, match="missing"):
         d.forward({B: DRAW(2, 4)})
     with pytest.raises(Refused, match="latents"):

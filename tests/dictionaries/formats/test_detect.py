@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from cutaway import dictionaries
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries import formats
+from cutaway.models import names
 from tests.dictionaries.common import dictionary
 from tests.dictionaries.formats.common import D, F, acts, draw
 
@@ -59,6 +60,22 @@ def test_what_fits_two_formats_is_asked_for(tmp_path):
     with pytest.raises(Refused, match="saelens or gemma_scope"):
         dictionaries.load(tmp_path)
     assert dictionaries.load(tmp_path, format="saelens").reads == (SITE,)
+
+
+def test_sites_in_other_tools_words():
+    hooks = {
+        "blocks.3.hook_resid_post": ("resid_post.3", False), "blocks.3.ln2.hook_normalized": ("mlp_in.3", True),
+        "blocks.3.ln1.hook_normalized": ("attn_in.3", True), "blocks.0.mlp.hook_in": ("mlp_in.0", False),
+        "blocks.0.hook_mlp_in": ("mlp_in.0", False), "blocks.1.mlp.hook_out": ("mlp_out.1", False),
+        "hook_embed": ("embed", False), "blocks.7.attn.hook_z": ("z.7", False),
+    }  # fmt: skip
+    assert {h: (str(a), b) for h in hooks for a, b in [names.site_of_hook(h)]} == hooks
+    assert names.hook_of_site("z.3.5") == names.hook_in_layer(3, "attn.hook_z")
+    modules = {"layers.4": "resid_post.4", "model.layers.4.mlp": "mlp_out.4", "h.0.attn": "attn_out.0"}
+    assert {m: str(names.site_of_module(m)) for m in modules} == modules
+    for name in ("layers.4.norm", "embed", "blocks.x"):
+        with pytest.raises(Refused, match="give site="):
+            names.site_of_module(name)
 
 
 @pytest.mark.parametrize("legacy", [True, False])
