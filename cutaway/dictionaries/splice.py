@@ -13,7 +13,7 @@ from __future__ import annotations
 import threading
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -137,6 +137,7 @@ def needed(d: Dictionary, write: str) -> tuple[str, ...]:
 class SpliceRead(Edit):
     """Hands on what it sees unchanged, and shows it to the splice."""
 
+    local: ClassVar[bool] = False
     address: str
     flow: Flow
     positions: tuple[int, ...] | None = None
@@ -153,6 +154,7 @@ class SpliceRead(Edit):
 class SpliceWrite(Edit):
     """Puts the reconstruction of one site there."""
 
+    local: ClassVar[bool] = False
     address: str
     flow: Flow
     positions: tuple[int, ...] | None = None

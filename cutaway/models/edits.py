@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -32,6 +32,7 @@ class Edit(ABC):
 
     address: Address | str
     positions: tuple[int, ...] | None
+    local: ClassVar[bool] = True  # whether the change depends on nothing but the value at its own place
 
     @abstractmethod
     def change(self, old: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from cutaway.core.progress import advance
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME
 from cutaway.models import shards, taps
+from cutaway.models.carry import Added, carry, layers_added
 from cutaway.models.edits import Edit, Knockout, laid_out
 from cutaway.models.ledger import Ledger, kept, opened, sweep_key
 from cutaway.models.model import Model
@@ -81,7 +82,10 @@ def sweep(
     model.places([e.where for v in variants for e in v])
     ledger = opened(len(variants), resume, lambda: sweep_key(model, tokens, [base, *variants], metric))
     first = [_first_layer(model, v) for v in variants]
-    able = _can_grow(model, tokens)
+    able, added = _can_grow(model, tokens), Added()
+    if not taps.busy(model.body):
+        both = [carry(model, base, v, f, added) for v, f in zip(variants, first, strict=True)]
+        variants, first = [v for v, _ in both], [f for _, f in both]
     variants = [_running(model, base, v, f, able) for v, f in zip(variants, first, strict=True)]
     todo = plan(model, tokens, variants, first, budget or _budget(model, tokens), ledger.done.tolist())
     todo = shards.mine(todo, lambda j: _cost(model, tokens, first, j)) if shared else todo
@@ -90,7 +94,9 @@ def sweep(
         if todo:
             layers = sorted({first[i] for j in todo for i in j.variants})
             with model.edited(*base), torch.no_grad():
-                clean = clean_run(model, tokens, layers, keys=any(j.start > 0 for j in todo))
+                needed = [variants[i] for j in todo for i in j.variants]
+                clean = clean_run(model, tokens, layers, any(j.start > 0 for j in todo), layers_added(needed))
+                added.values = clean.added
             with model.edited(), torch.no_grad():
                 _work(model, tokens, variants, first, todo, clean, pending)
     finally:

@@ -33,24 +33,29 @@ Variants = Sequence[Sequence[Edit]]
 
 @dataclass
 class Clean:
-    """What one unedited run left behind: the stream entering blocks, and the keys and values of every layer."""
+    """What one unedited run left behind: streams entering blocks, what MLPs added, keys and values of every layer."""
 
     streams: dict[int, Float[Tensor, "batch position d_model"]] = field(default_factory=dict)
+    added: dict[int, Float[Tensor, "batch position d_model"]] = field(default_factory=dict)
     keys: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
 
-def clean_run(model: Model, tokens: Tokens, layers: Sequence[int], keys: bool) -> Clean:
-    """Run the prompts once and keep the streams entering `layers`, and the keys and values if asked."""
+def clean_run(model: Model, tokens: Tokens, layers: Sequence[int], keys: bool, added: Sequence[int] = ()) -> Clean:
+    """Run the prompts once and keep the streams entering `layers`, what the MLPs of some layers `added`, and the keys
+    and values if asked.
+    """
     clean = Clean()
 
-    def keep(layer: int) -> Callable[[Tensor], Tensor]:
+    def keep(kept: dict[int, Tensor], layer: int) -> Callable[[Tensor], Tensor]:
         def see(x: Tensor) -> Tensor:
-            clean.streams[layer] = x
+            kept[layer] = x.clone() if kept is clean.added and model.family.adds_in_place else x
             return x
 
         return see
 
-    with taps.attached(model.body, {Address("resid_pre", i): keep(i) for i in layers}):
+    sees = {Address("resid_pre", i): keep(clean.streams, i) for i in layers}
+    sees |= {Address("mlp_out", i): keep(clean.added, i) for i in added}
+    with taps.attached(model.body, sees):
         if not keys:
             forward.last_logits(model.body, tokens)
             return clean

@@ -39,6 +39,9 @@ def everywhere(m: Model) -> list[list[Edit]]:
     out += [[Ablate("z.0.3")], [Ablate(f"z.{last}.0")], [Ablate("z.1.2@-1")], [Ablate("z.1.2@1")]]
     out += [[Scale("mlp_out.1", 0.0)], [Scale(f"attn_out.{last}@-1", -1.0)], [Scale(f"mlp_out.{last}", 0.5)]]
     out += [[Ablate("z.0.1"), Add("attn_out.2@1", d)], [Add("resid_pre.2@2", d), Add("resid_pre.1@-1", d)]]
+    out += [[Scale("mlp_out.0@1", 0.0)], [Add("resid_post.0@2", d)], [Scale("mlp_out.1", 0.5), Ablate("z.2.1")]]
+    out += [[Scale("mlp_out.0", 0.5), Add("resid_post.0@-1", d), Scale("mlp_out.1@-1", 0.0)]]
+    out += [[Add("resid_post.1", d), Scale("resid_pre.2@1", 0.5)], [Scale("resid_post.0@-1", 0.5)]]
     out += [[Scale("v.1.0@0", 0.0)], [Scale("k.1.0@1", 2.0)], [Scale("q.2.1@-1", -1.0)], [Scale("logits", 2.0)]]
     allowed = {s for s, can in m.sites().items() if can.startswith("read and write")}
     return [v for v in out if all(e.where.site in allowed for e in v)]
@@ -77,6 +80,26 @@ def test_edits_made_in_every_variant(name):
     variants = everywhere(m)
     want = one_by_one(m, t, [[*base, *v] for v in variants])
     assert gap(sweep(m, t, variants, metric, base=base), want) < 2e-5
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_edits_made_in_every_variant_at_the_borders_of_blocks(name):
+    """There the variants' own edits at the end of a block cannot be made at the next one."""
+    m, t = model(name), PADDED["right"]
+    base = [Add("resid_post.0@1", noise(m.shape.d_model, seed=3)), Scale("resid_pre.2@0", 0.5), Scale("mlp_out.1", 0.5)]
+    variants = everywhere(m)
+    want = one_by_one(m, t, [[*base, *v] for v in variants])
+    assert gap(sweep(m, t, variants, metric, base=base), want) < 2e-5
+
+
+def test_a_block_whose_end_is_edited_does_not_run_again():
+    m, t = model("gpt2"), PADDED["right"].rows([0])
+    spent = []
+    for site in ("mlp_out.0@1", "resid_post.0@1", "resid_pre.1@1", "resid_mid.0@1"):
+        with counting() as used:
+            sweep(m, t, [[Scale(site, 0.5)]], metric)
+        spent.append(used.forwards)
+    assert spent[0] == spent[1] == spent[2] < spent[3]
 
 
 @pytest.mark.parametrize("name", KINDS)
