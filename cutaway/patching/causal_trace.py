@@ -37,7 +37,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.address import Address
+from cutaway.core.address import Address, parse
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
@@ -49,7 +49,7 @@ from cutaway.models.edits import Add, Edit, Replace
 from cutaway.models.executor import sweep
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
-from cutaway.patching.answer import subject_or_changed, with_probability
+from cutaway.patching.answer import Measure, subject_or_changed, with_probability
 from cutaway.patching.baseline import RandomStep
 from cutaway.patching.cells import window_of
 from cutaway.patching.places import position_names, positions
@@ -58,6 +58,7 @@ from cutaway.tasks.task import Task
 
 Corruption = Literal["symmetric", "noise"]
 SIGMAS = 3.0
+_TOGETHER = 1 << 11  # tokens of prompts under different noises that one sweep runs side by side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,11 +82,21 @@ class Trace(Result, kind="trace"):
 
 @dataclass(frozen=True)
 class Corrupted:
-    """The corrupted run: which prompts, and one list of base edits for every noise (one empty list without noise)."""
+    """The corrupted run: which prompts, and the noises on their embeddings (one None without noise)."""
 
     tokens: Tokens
-    bases: list[list[Edit]]
+    noises: Sequence[Tensor | None]
     says: str
+
+    def base(self, draws: Sequence[int]) -> list[Edit]:
+        """The noises of some draws as one edit of as many copies of the prompts."""
+        chosen = [x for d in draws if (x := self.noises[d]) is not None]
+        return [Add("embed", torch.cat(chosen))] if chosen else []
+
+    def together(self) -> list[range]:
+        """The draws in groups that one sweep runs side by side."""
+        size = max(1, _TOGETHER // self.tokens.ids.numel())
+        return [range(i, min(i + size, len(self.noises))) for i in range(0, len(self.noises), size)]
 
 
 @dataclass(frozen=True)
@@ -160,7 +171,7 @@ def corrupted(model: Model, bound: Bound, corruption: str, draws: int, seed: int
         Refused: noise for a pair without a subject whose corruption changes nothing.
     """
     if corruption == "symmetric":
-        return Corrupted(bound.corrupt, [[]], "symmetric: the task's corrupt prompt")
+        return Corrupted(bound.corrupt, [None], "symmetric: the task's corrupt prompt")
     where, says = subject_or_changed(bound)
     if not bool(where.any(1).all()):
         raise Refused("noise on the subject", "a pair names none and changes nothing", "give pairs with subject=")
@@ -172,39 +183,52 @@ def corrupted(model: Model, bound: Bound, corruption: str, draws: int, seed: int
         noise[where.cpu()] = SIGMAS * sigma * torch.randn(int(where.sum()), x.shape[-1], generator=g)
         noises.append(noise.to(x.device))
     said = f"noise of {SIGMAS:g} × σ = {SIGMAS * sigma:.3g} on the embeddings of {says}; {draws} draws"
-    return Corrupted(bound.clean, [[Add("embed", noise)] for noise in noises], said)
+    return Corrupted(bound.clean, noises, said)
 
 
 def _trace(model: Model, bound: Bound, run: Corrupted, site: str, window: int, samples: int, seed: int) -> Traced:
     measure = with_probability(bound)
-    rows = torch.arange(len(bound))
     clean = model.capture(bound.clean, site, logits=False)
-    right = measure(model.run_last(bound.clean), rows)
+    right = measure(model.run_last(bound.clean), torch.arange(len(bound)))
     cells = [(i, p) for i in clean.layers(site) for p in positions(bound.clean)]
     wide = [[Address(site, j, None, p) for j in window_of(i, window, clean.layers(site))] for i, p in cells]
     alone = [[Address(site, i, None, p)] for i, p in cells] if window > 1 else []
-    real: list[list[Edit]] = [[Replace(a, clean[str(a)]) for a in places] for places in [*wide, *alone]]
-    wrong, effects, nulls = torch.zeros_like(right), torch.zeros(len(real), *right.shape, device=right.device), []
-    seeds = torch.randint(1 << 62, (samples, len(cells), window), generator=generator(seed)).tolist()
-    for d, base in enumerate(run.bases):
-        mine = range(d, samples, len(run.bases))
-        own = model.capture(run.tokens, site, base, logits=False) if mine else clean
-        random = [_steps(wide[c], own, clean, seeds[s][c]) for s in mine for c in range(len(cells))]
-        worse = measure(model.run_last(run.tokens, base), rows)
-        got = sweep(model, run.tokens, [*real, *random], measure, base=base).to(right.device) - worse
-        wrong += worse / len(run.bases)
-        effects += got[: len(real)] / len(run.bases)
-        nulls += [(s, part) for s, part in zip(mine, got[len(real) :].split(len(cells)), strict=False)]
-    gap = float((right - wrong)[:, 0].mean())
+    worse, effects = _restored(model, run, [*wide, *alone], clean, measure)
+    gap = float((right - worse.mean(0))[:, 0].mean())
     if not math.isfinite(gap) or abs(gap) < 1e-6:
         why = f"the corruption ({run.says}) leaves clean − corrupted at {gap:.2g}, so there is nothing to bring back"
         raise Refused("causal tracing", why, "use prompts whose answers differ")
-    null = torch.stack([part for _, part in sorted(nulls, key=lambda n: n[0])]) if nulls else effects[:0]
+    seeds = torch.randint(1 << 62, (samples, len(cells), window), generator=generator(seed)).tolist()
+    nulls = []
+    for s, own_seeds in enumerate(seeds):
+        draw = s % len(run.noises)
+        base = run.base([draw])
+        own = model.capture(run.tokens, site, base, logits=False)
+        random = [_steps(places, own, clean, chosen) for places, chosen in zip(wide, own_seeds, strict=True)]
+        nulls.append(sweep(model, run.tokens, random, measure, base=base).to(worse.device) - worse[draw])
+    null = torch.stack(nulls) if nulls else effects[:0]
     single = effects[len(cells) :] if window > 1 else effects
     right, wrong, restored, single, null = (
-        t.float().cpu() for t in (right, wrong, effects[: len(cells)], single, null)
+        t.float().cpu() for t in (right, worse.mean(0), effects[: len(cells)], single, null)
     )
     return Traced(right, wrong, restored, single, null, gap)
+
+
+def _restored(
+    model: Model, run: Corrupted, places: Sequence[Sequence[Address]], clean: Activations, measure: Measure
+) -> tuple[Float[Tensor, "draw prompt 2"], Float[Tensor, "variant prompt 2"]]:
+    """The values of every corrupted run, and the mean effect of restoring clean values; draws run side by side."""
+    n, worse, effects = len(run.tokens), [], []
+    for draws in run.together():
+        many, base = run.tokens.rows(list(range(n)) * len(draws)), run.base(draws)
+        copies = {parse(a): clean[a].repeat(len(draws), *[1] * (clean[a].ndim - 1)) for a in clean}
+        values = Activations(copies, many)
+        variants: list[list[Edit]] = [[Replace(a, values[str(a)]) for a in restored] for restored in places]
+        before = measure(model.run_last(many, base), torch.arange(len(many)) % n)
+        got = sweep(model, many, variants, measure, base=base).to(before.device) - before
+        worse.append(before.reshape(len(draws), n, -1))
+        effects.append(got.reshape(len(places), len(draws), n, -1).sum(1))
+    return torch.cat(worse), torch.stack(effects).sum(0) / len(run.noises)
 
 
 def _steps(places: Sequence[Address], own: Activations, clean: Activations, seeds: Sequence[int]) -> list[Edit]:

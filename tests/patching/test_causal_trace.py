@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -120,6 +121,16 @@ def test_the_last_state_brings_all_of_it_back(corruption):
     assert torch.allclose(result.probability[-1, -1], (result.clean_probability - result.corrupt_probability).mean())
     subject = int(subject_task().bind(llama()).span("subject")[0].nonzero()[0])
     assert result.effect[:, :subject].abs().max() < 1e-5  # nothing has changed before the subject
+
+
+@pytest.mark.parametrize("task", [subject_task(), uneven_task()], ids=["even", "uneven"])
+def test_draws_side_by_side_equal_draws_one_after_the_other(task, monkeypatch):
+    options = {"site": "mlp_out", "corruption": "noise", "window": 2, "draws": 2, "samples": 3}
+    together = causal_trace(llama(), task, **options)
+    monkeypatch.setattr(sys.modules[agreement.__module__], "_TOGETHER", 1)
+    apart = causal_trace(llama(), task, **options)
+    for field in ("effect", "single", "null", "corrupt", "probability"):
+        assert torch.allclose(getattr(together, field), getattr(apart, field), atol=1e-5), field
 
 
 def test_windows_stand_beside_their_single_layers():
