@@ -31,8 +31,8 @@ class Row:
     """One measured value. `bar` is what it must keep to (at most for `max`, at least for `min`), if anything.
 
     `peer_value` is what the peer got for the same work, `ratio` how many times better ours is (above 1: ours is).
-    `least` is a bar on that ratio. `quartiles` are those of the repeats behind a median; `wall` is the same value by the
-    wall clock.
+    `least` is a bar on that ratio. `quartiles` are those of the repeats behind a median; `wall` is the same value by
+    the wall clock.
     """
 
     work: str

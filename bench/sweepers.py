@@ -59,7 +59,7 @@ def window(layer: int) -> range:
 
 
 def cutaway(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
-    """The executor as the patching methods call it, and `patching.attribution` itself."""
+    """The executor and the slopes as the patching methods call them."""
     import torch
     import transformers
 
@@ -67,10 +67,13 @@ def cutaway(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
     from cutaway.core.address import Address
     from cutaway.models.edits import Add, Replace
     from cutaway.models.executor import sweep
+    from cutaway.patching.linear import estimate, slopes
     from cutaway.tasks.pair import Pair
     from cutaway.tasks.task import Task
 
-    model = ca.load(hf, tokenizer=transformers.AutoTokenizer.from_pretrained(hf.config.name_or_path), check=False)
+    model = ca.load(
+        hf, tokenizer=transformers.PreTrainedTokenizerFast.from_pretrained(hf.config.name_or_path), check=False
+    )
     clean, corrupt = model.tokens(ids[:1]), model.tokens(ids[1:])
     texts = [" ".join(f"t{i}" for i in row) for row in ids.tolist()]
     task = Task("two prompts", (Pair(texts[0], texts[1], f"t{ANSWER}", f"t{FOIL}"),))
@@ -83,13 +86,18 @@ def cutaway(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
         return sweep(model, corrupt, [[Replace(a, acts[str(a)])] for a in places], metric)[:, 0]
 
     def attribution() -> Any:
-        return ca.patching.attribution(model, task, site="z,mlp_out", audit=0, samples=1).effect
+        x, parts, found = slopes(model, task, ["z", "mlp_out"], "denoise")
+        return torch.cat([estimate(n, x.own, x.donor, found[0]).flatten() for n in parts])
+
+    def called() -> Any:
+        return ca.patching.attribution(model, task, site="z,mlp_out", audit=0).effect
 
     def trace() -> Any:
-        acts = model.capture(clean, "mlp_out", logits=False)
+        many = clean.rows([0] * DRAWS)
+        acts = model.capture(many, "mlp_out", logits=False)
         cells = [[Address("mlp_out", j, None, p) for j in window(i)] for i, p in resid]
         restored = [[Replace(a, acts[str(a)]) for a in places] for places in cells]
-        return torch.cat([sweep(model, clean, restored, metric, base=[Add("embed", n)])[:, 0] for n in noise])
+        return sweep(model, many, restored, metric, base=[Add("embed", noise[:, 0])]).T.flatten()
 
     resid = [(i, p) for i in range(LAYERS) for p in range(POSITIONS)]
     heads = [(i, h) for i in range(LAYERS) for h in range(HEADS)]
@@ -98,6 +106,7 @@ def cutaway(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
         heads=lambda: patch("z", [Address("z", i, h) for i, h in heads]),
         by_position=lambda: patch("z", [Address("z", i, h, p) for i, h in heads for p in range(POSITIONS)]),
         attribution=attribution,
+        attribution_called=called,
         trace=trace,
     )
 
@@ -120,13 +129,13 @@ def transformer_lens(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]
                 mlp[node.layer, node.position] += score
         return torch.cat([z.flatten(), mlp.flatten()])
 
-    return version("transformer-lens"), _helpers(bridge, ids) | whole(attribution=attribution)
+    jobs = _helpers(bridge, ids, resid=1, heads=1, by_position=16)
+    return version("transformer-lens"), jobs | whole(attribution=attribution)
 
 
 def hooked_transformer(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
     """TransformerLens 3's own helpers over its HookedTransformer, weights as they are."""
-    jobs = _helpers(_hooked(hf), ids)
-    return version("transformer-lens"), {work: jobs[work] for work in ("resid", "heads")}
+    return version("transformer-lens"), _helpers(_hooked(hf), ids, resid=4, heads=5)
 
 
 def _hooked(hf: Any) -> Any:
@@ -143,30 +152,37 @@ def _hooked(hf: Any) -> Any:
     return model.eval()
 
 
-def _helpers(model: Any, ids: Any) -> dict[str, Job]:
-    """What both versions' `patching` offers: one forward a cell."""
+def _helpers(model: Any, ids: Any, **each: int) -> dict[str, Job]:
+    """What both versions' `patching` offers: one forward a cell, of which every so-manieth is done.
+
+    The clean run is left out where only some cells are done: it would be counted as often as the rest.
+    """
     import torch
     from transformer_lens import patching
 
+    axes = {"resid": ["layer", "pos"], "heads": ["layer", "head"], "by_position": ["layer", "head", "pos"]}
+    sizes = {"layer": LAYERS, "head": HEADS, "pos": POSITIONS}
     with torch.no_grad():
-        clean = model.run_with_cache(ids[:1])[1]
-    every = patching.make_df_from_ranges([LAYERS, HEADS, POSITIONS], ["layer", "head", "pos"])
-    some = every[["layer", "pos", "head"]].iloc[::8]
+        before = model.run_with_cache(ids[:1])[1]
 
-    @torch.no_grad()
-    def run(helper: Any) -> Any:
-        cache = model.run_with_cache(ids[:1])[1]
-        return quietly(helper, model, ids[1:], cache, difference).flatten()
+    def job(work: str, n: int) -> Job:
+        helper, wanted = {
+            "resid": (patching.get_act_patch_resid_pre, ["layer", "pos"]),
+            "heads": (patching.get_act_patch_attn_head_out_all_pos, ["layer", "head"]),
+            "by_position": (patching.get_act_patch_attn_head_out_by_pos, ["layer", "pos", "head"]),
+        }[work]
+        every = patching.make_df_from_ranges([sizes[axis] for axis in axes[work]], axes[work])[wanted]
+        cells = every.iloc[::n].reset_index(drop=True)
 
-    @torch.no_grad()
-    def by_position() -> Any:
-        setter = patching.layer_pos_head_vector_patch_setter
-        return quietly(patching.generic_activation_patch, model, ids[1:], clean, difference, setter, "z", index_df=some)
+        @torch.no_grad()
+        def run() -> Any:
+            clean = model.run_with_cache(ids[:1])[1] if n == 1 else before
+            chosen = {"index_axis_names": None, "index_df": cells}
+            return quietly(helper, model, ids[1:], clean, difference, **chosen)
 
-    return whole(
-        resid=lambda: run(patching.get_act_patch_resid_pre),
-        heads=lambda: run(patching.get_act_patch_attn_head_out_all_pos),
-    ) | {"by_position": Job(by_position, (0, HEADS * CELLS, 8), "every 8th cell")}
+        return Job(run, (0, WORKS[work].cells, n), "" if n == 1 else f"one cell in {n}")
+
+    return {work: job(work, n) for work, n in each.items()}
 
 
 def quietly(function: Callable[..., Any], *args: Any, **kw: Any) -> Any:
@@ -180,7 +196,7 @@ def textbook(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
     import torch
 
     model = _hooked(hf)
-    cells = (0, CELLS, 7)
+    cells = (0, CELLS, 11)
 
     def put(x: Any, hook: Any, value: Any, position: int) -> Any:
         x[:, position] = value[:, position]
@@ -197,21 +213,21 @@ def textbook(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
             found.append(difference(model.run_with_hooks(ids[1:], fwd_hooks=[(name, hook)])))
         return torch.stack(found)
 
-    return version("transformer-lens"), {"resid": Job(resid, cells, "every 7th cell")}
+    return version("transformer-lens"), {"resid": Job(resid, cells, "one cell in 11")}
 
 
 def nnsight(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
     """nnsight's traces, with one invoke a position and one trace a layer."""
     import torch
-    from nnsight import TransformersModel
-    from transformers import AutoTokenizer
+    from nnsight import TransformersModel, save
+    from transformers import PreTrainedTokenizerFast
 
-    tokenizer = AutoTokenizer.from_pretrained(hf.config.name_or_path)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(hf.config.name_or_path)
     model: Any = TransformersModel(hf, task="text-generation", tokenizer=tokenizer)
 
     def values(site: str) -> Any:
         with model.trace(ids[:1], use_cache=False):
-            found = list().save()
+            found = save([])
             for block in model.transformer.h:
                 found.append(block.input if site == "resid_pre" else block.mlp.output)
         return found
@@ -221,7 +237,7 @@ def nnsight(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
         clean, found = values("resid_pre"), []
         for i in range(LAYERS):
             with model.trace(use_cache=False) as tracer:
-                some = list().save()
+                some = save([])
                 for p in range(POSITIONS):
                     with tracer.invoke(ids[1:]):
                         model.transformer.h[i].input[:, p] = clean[i][:, p]
@@ -234,7 +250,7 @@ def nnsight(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
         clean, found = values("mlp_out"), []
         for i in range(LAYERS):
             with model.trace(use_cache=False) as tracer:
-                some = list().save()
+                some = save([])
                 for p in range(POSITIONS):
                     with tracer.invoke(ids[:1]):
                         model.transformer.wte.output[:] += noise[0]
@@ -244,7 +260,7 @@ def nnsight(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
             found += some
         return torch.stack(found)
 
-    first = Job(trace, (0, CELLS, 1), f"one of {DRAWS} noises")
+    first = Job(trace, (0, CELLS, 1), f"one noise in {DRAWS}")
     return version("nnsight"), whole(resid=resid) | {"trace": first}
 
 
@@ -253,18 +269,22 @@ def pyvene(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
     import pyvene as pv
     import torch
 
+    cells = (0, CELLS, 4)
+
     @torch.no_grad()
     def resid() -> Any:
         found = []
-        for i in range(LAYERS):
-            kind = {"layer": i, "component": "block_input", "intervention_type": pv.VanillaIntervention}
-            model: Any = pv.IntervenableModel(kind, model=hf)
-            for p in range(POSITIONS):
-                out = model({"input_ids": ids[1:]}, [{"input_ids": ids[:1]}], {"sources->base": p})[1]
-                found.append(difference(out.logits))
+        for cell in range(*cells):
+            layer, position = divmod(cell, POSITIONS)
+            if layer not in models:
+                kind = {"layer": layer, "component": "block_input", "intervention_type": pv.VanillaIntervention}
+                models[layer] = pv.IntervenableModel(kind, model=hf)
+            pair = {"input_ids": ids[1:]}, [{"input_ids": ids[:1]}]
+            found.append(difference(models[layer](*pair, {"sources->base": position})[1].logits))
         return torch.stack(found)
 
-    return version("pyvene"), whole(resid=resid)
+    models: dict[int, Any] = {}
+    return version("pyvene"), {"resid": Job(resid, cells, "one cell in 4")}
 
 
 SUBJECTS = {

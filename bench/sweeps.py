@@ -25,6 +25,7 @@ from typing import Any
 
 from bench.frame import Row, Subject, finish, options, pythons, ratios, serve, summary
 
+UNIT = "× plain forward"
 LAYERS, HEADS, POSITIONS, DRAWS, WINDOW = 12, 12, 15, 10, 3
 SUBJECT = (2, 3, 4)
 ANSWER, FOIL = 7, 9
@@ -43,9 +44,9 @@ class Work:
 
     words: str
     cells: int
-    bar: float
+    bar: float | None = None
     least: dict[str, float] = field(default_factory=dict)
-    unit: str = "× plain forward"
+    unit: str = UNIT
     per: float = 1.0
     calls: int = 1
 
@@ -73,6 +74,9 @@ WORKS = {
     "attribution": Work(
         "attribution patching, all nodes", LAYERS * HEADS + CELLS, 2.8, {"transformer_lens": 1.0}, calls=5
     ),
+    "attribution_called": Work(
+        "the same as `patching.attribution(audit=0)`, with null, intervals and record", LAYERS * HEADS + CELLS, calls=5
+    ),
     "trace": Work(
         f"causal trace, windows of {WINDOW}, {DRAWS} noises", CELLS * DRAWS, 0.35, {"nnsight": 3.0},
         "× naive count", NAIVE,
@@ -89,7 +93,7 @@ PEERS = {
 
 def main() -> int:
     """Measure every subject in rounds that take turns, and write the rows."""
-    parser = options(__doc__, rounds=4)
+    parser = options(__doc__, rounds=3)
     parser.add_argument("--work", choices=[*WORKS], action="append", help="only this work (nothing is written)")
     chosen = parser.parse_args()
     interpreters = pythons(chosen, {name: peer.environment for name, peer in PEERS.items()})
@@ -99,7 +103,7 @@ def main() -> int:
     return finish("sweeps", rows, write=not (chosen.no_write or chosen.work))
 
 
-def save(folder: str, **sizes: int) -> None:
+def save(folder: str, **sizes: Any) -> None:
     """Seeded random weights, a tokenizer of numbered words, two prompts and the noises, for every subject alike."""
     import torch
     from safetensors.torch import save_file
@@ -108,7 +112,8 @@ def save(folder: str, **sizes: int) -> None:
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        config = GPT2Config(n_ctx=1024, **sizes)  # as the published GPT-2 names its n_positions a second time
+        config: Any = GPT2Config(**sizes)
+        config.n_ctx = config.n_positions  # as in the published GPT-2; an older peer asks for it
         config.bos_token_id = config.eos_token_id = config.vocab_size - 1
         model = GPT2LMHeadModel(config)
         ids = torch.randint(config.vocab_size - 1, (2, POSITIONS))
@@ -118,7 +123,9 @@ def save(folder: str, **sizes: int) -> None:
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(config.vocab_size)}, unk_token="t0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     last = f"t{config.vocab_size - 1}"
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token=last, eos_token=last, pad_token=last).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token=last, eos_token=last, pad_token=last).save_pretrained(
+        folder
+    )
     model.save_pretrained(folder)
     save_file({"ids": ids, "noise": noise.detach()}, Path(folder, "ids.safetensors"))
 
@@ -139,6 +146,7 @@ def compare(folder: str, interpreters: dict[str, str], rounds: int, works: Seque
                         done = subject.ask(work=work, first=n)
                         values = values or done["values"]
                         check(name, work, values, done["values"], subject.about["cells"][work])
+                        print(f"round {n + 1}: {work} by {name}: {done['ratio'][0]:.4g}", file=sys.stderr, flush=True)
                         pairs.setdefault((work, name), []).append(tuple(done["ratio"]))
         about = {name: subject.about for name, subject in running.items()}
     return [row for work in works for row in rows(work, pairs, about)]

@@ -1,4 +1,4 @@
-"""The generated pages of docs/: one card a method, their index, and the table of sites.
+"""The generated pages of docs/: one card a method, their index, the table of sites; and the README's table.
 
 `make docs` writes them; a test compares what is committed with what this prints.
 """
@@ -22,7 +22,8 @@ def pages() -> dict[str, str]:
     """Every generated page by its path below the root."""
     rows = ca.methods()
     cards = {f"docs/methods/{name}.md": card(row) for name, row in rows.items()}
-    return {"docs/sites.md": sites(), "docs/methods.md": index(rows), "docs/benchmarks.md": benchmarks.page(), **cards}
+    made = {"docs/sites.md": sites(), "docs/methods.md": index(rows), "docs/benchmarks.md": benchmarks.page()}
+    return made | cards | {"README.md": benchmarks.readme()}
 
 
 def sites() -> str:
