@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -89,6 +90,8 @@ def row_dots(
     """The dot product x[rows[e]] · w[others[e]] for every e, without gathering rows where PyTorch has the kernel."""
     if len(rows) == 0:
         return x.new_zeros(0)
+    if has_twins(x.device.type, x.dtype):
+        return _twins().row_dots(x, w, rows, others)
     if has_row_dots(x.device.type, x.dtype):
         return _row_dots_kernel(x.contiguous(), w.contiguous(), rows, others)
     return _row_dots_gathered(x, w, rows, others)
@@ -104,6 +107,34 @@ def has_row_dots(device: str, dtype: torch.dtype) -> bool:
     except (AttributeError, RuntimeError, TypeError):
         return False
     return bool(torch.equal(got, _row_dots_gathered(x, w, rows, others)))
+
+
+@cache
+def has_twins(device: str, dtype: torch.dtype) -> bool:
+    """Whether the Triton twins can serve here: on a GPU, where Triton is there and they agree with PyTorch."""
+    if device != "cuda" or dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return False
+    twins = _twins()
+    try:
+        return twins.triton is not None and agree(twins, device, dtype)
+    except RuntimeError:
+        return False
+
+
+def agree(twins: Any, device: str, dtype: torch.dtype) -> bool:
+    """Whether twins of the kernels compute what PyTorch does, on a small example with an empty bag."""
+    x, w = (torch.arange(n, device=device).remainder(7).to(dtype).reshape(-1, 150) for n in (450, 750))
+    rows, others = (torch.tensor(i, device=device) for i in ([0, 0, 1, 2, 2], [4, 0, 3, 1, 4]))
+    starts, value = torch.tensor([0, 2, 2, 5], device=device), torch.tensor([1, 2, 0, 3, 1], device=device).to(dtype)
+    dots_agree = torch.allclose(twins.row_dots(x, w, rows, others), _row_dots_gathered(x, w, rows, others), rtol=1e-2)
+    sums = embedding_bag(others, w, starts, mode="sum", per_sample_weights=value, include_last_offset=True)
+    return bool(dots_agree and torch.allclose(twins.bags(others, value, w, starts), sums, rtol=1e-2))
+
+
+def _twins() -> Any:
+    from cutaway.dictionaries import twins
+
+    return twins
 
 
 def _row_dots_kernel(x: Tensor, w: Tensor, rows: Tensor, others: Tensor) -> Tensor:
@@ -137,4 +168,6 @@ def total(pairs: Pairs, value: Float[Tensor, "entry"]) -> Float[Tensor, "latent"
 def _bags(index: Tensor, value: Tensor, w: Tensor, starts: Tensor) -> Tensor:
     if len(index) == 0:
         return w.new_zeros(len(starts) - 1, w.shape[1])
+    if has_twins(w.device.type, w.dtype):
+        return _twins().bags(index, value, w, starts)
     return embedding_bag(index, w, starts, mode="sum", per_sample_weights=value, include_last_offset=True)

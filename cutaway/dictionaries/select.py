@@ -22,7 +22,7 @@ from torch import Tensor
 from cutaway.dictionaries.across import ALONE, Across
 from cutaway.dictionaries.kernels import Pairs, dots
 
-CHUNK = 256  # tokens: 256 × 16384 float32 pre-activations are 16 MiB
+CHUNK = 256  # tokens, on a processor: 256 × 16384 float32 pre-activations are 16 MiB
 SPARE = 8  # candidates a token beyond k, for the rounding of bfloat16
 _CROWDED = 8  # times as many entries above the floor as wanted: ties, better left to torch.topk
 
@@ -190,8 +190,9 @@ def _chunks(x: Tensor, encoder: Encoder) -> Iterator[Tensor]:
         x = torch.cat([x.to(rows.dtype), x.new_ones(len(x), 2).to(rows.dtype)], 1)
     else:
         rows = encoder.w
-    buffer = torch.empty(min(CHUNK, len(x)), len(rows), dtype=rows.dtype, device=x.device)
-    for part in x.split(CHUNK):
+    chunk = CHUNK if x.device.type == "cpu" else 16 * CHUNK
+    buffer = torch.empty(min(chunk, len(x)), len(rows), dtype=rows.dtype, device=x.device)
+    for part in x.split(chunk):
         out = torch.mm(part, rows.T, out=buffer[: len(part)])
         if encoder.shadow is None:
             out.add_(encoder.b)
