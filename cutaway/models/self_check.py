@@ -7,8 +7,8 @@ configuration and library version.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from cutaway.models import executor
 from cutaway.models.capture import Activations
 from cutaway.models.edits import Ablate, Add, Edit, Freeze, Scale
 from cutaway.models.families import need
-from cutaway.models.forward import evaluating
+from cutaway.models.forward import alone, evaluating
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens, batch
 
@@ -346,6 +346,11 @@ def self_check(model: Model) -> list[Outcome]:
     Raises:
         Refused: the model does not even run.
     """
+    with alone(model.hf), _short_chunks(model):
+        return _outcomes(model)
+
+
+def _outcomes(model: Model) -> list[Outcome]:
     trial = Trial(model)
     tolerance = _TOLERANCE.get(model.dtype, 1e-4)
     outcomes = [Outcome(f"{s} can be captured", (s,), None, False, why) for s, why in trial.broken.items()]
@@ -360,6 +365,24 @@ def self_check(model: Model) -> list[Outcome]:
             why = "" if passed else f"relative error {error:.2g} exceeds {tolerance:.0e}"
             outcomes.append(Outcome(check.name, check.sites, error, passed, why))
     return outcomes
+
+
+@contextmanager
+def _short_chunks(model: Model) -> Iterator[None]:
+    """While open, a scan in chunks takes short ones.
+
+    It costs the square of a chunk however short the prompt, minutes where everything else takes seconds; no identity
+    depends on the length, and with four positions there are several.
+    """
+    layers = [model.body.part(i, "ssm") for i in range(model.shape.n_layers)]
+    kept = [(m, m.__dict__["chunk_size"]) for m in layers if m is not None and "chunk_size" in m.__dict__]
+    try:
+        for m, _ in kept:
+            m.__dict__["chunk_size"] = 4
+        yield
+    finally:
+        for m, size in kept:
+            m.__dict__["chunk_size"] = size
 
 
 def _said(fault: Exception) -> str:

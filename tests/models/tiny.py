@@ -89,7 +89,7 @@ _SSM: dict[str, Any] = {"vocab_size": V, "hidden_size": D, "num_hidden_layers": 
 # models without attention, with tests of their own
 STATE_SPACE: dict[str, tuple[str, dict[str, Any]]] = {
     "mamba": ("MambaConfig", _SSM),
-    "mamba2": ("Mamba2Config", {**_SSM, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 4}),
+    "mamba2": ("Mamba2Config", {**_SSM, "num_heads": 8, "head_dim": 8, "n_groups": 2, "chunk_size": 5}),
     "falcon_mamba": ("FalconMambaConfig", _SSM),
 }
 
