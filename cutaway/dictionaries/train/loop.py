@@ -21,17 +21,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.core.files import read_tensors, write_tensors
 from cutaway.core.progress import advance
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries import precision
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.precision import Choice
 from cutaway.dictionaries.select import Encoder, top_k
+from cutaway.dictionaries.train import checkpoints
 from cutaway.dictionaries.train.feed import Source, acts_of
 from cutaway.dictionaries.train.learner import Learner, Moments, Report
 from cutaway.dictionaries.train.plan import TRIED, Plan
 from cutaway.dictionaries.train.recipe import Recipe
+from cutaway.dictionaries.train.shards import Shards
+from cutaway.models.shards import processes
 
 MOMENT_TOKENS = 8192
 PATIENCE = 3  # batches in a row whose loss is not a number
@@ -95,7 +97,10 @@ class Trained:
 
 
 class Run:
-    """The state of a training run."""
+    """The state of a training run; `train/sharded.py` has that of several processes."""
+
+    shards: Shards | None = None
+    speaks = True  # whether this process writes log and record
 
     def __init__(
         self, source: Source, recipes: Sequence[Recipe], plan: Plan, out: Path | None, device: torch.device | str
@@ -126,9 +131,12 @@ class Run:
             base = recipe.rate if recipe.rate is not None else recipe.customary_rate(self.steps)
             tried = (1.0,) if recipe.rate is not None or not self.probing else TRIED
             for factor in tried:
-                learner = Learner(recipe, moments, self.device, self.plan.silent_after())
+                learner = self._learner(recipe, moments, self.plan.silent_after())
                 self.entries.append(Entry(i, base * factor, learner))
         self._choose(first)
+
+    def _learner(self, recipe: Recipe, moments: Moments, silent_after: int) -> Learner:
+        return Learner(recipe, moments, self.device, silent_after)
 
     def _first(self) -> tuple[dict[str, Tensor], int]:
         parts, held, size = [], 0, 0
@@ -150,7 +158,7 @@ class Run:
         if "auto" in (plan.select, plan.products):
             weights, bias, _ = learner.encoder(0)
             asked = k if plan.select == "auto" and k else None
-            self.choice = precision.measure(learner.inputs(0, first), weights, bias, asked)
+            self.choice = self._measured(learner.inputs(0, first), weights, bias, asked)
         if plan.select != "auto":
             self.choice = replace(self.choice, select=plan.select)
         if plan.products != "auto":
@@ -158,6 +166,9 @@ class Run:
         for e in self.entries:
             e.learner.shadowed(self.choice.select == "bfloat16")
         self.note("precision", **self.choice.as_dict())
+
+    def _measured(self, x: Tensor, weights: Tensor, bias: Tensor, k: int | None) -> Choice:
+        return precision.measure(x, weights, bias, k)
 
     # --- going on
 
@@ -223,10 +234,13 @@ class Run:
                 w, bias, scale = e.learner.encoder(b)
                 k = int(getattr(e.learner.recipe.gating, "k", 1))
                 exact, quick = Encoder(w, bias, scale), Encoder(w, bias, scale, shadow)
-                same = precision.agreement(top_k(x, exact, k), top_k(x, quick, k))
+                same = self._agreed(precision.agreement(top_k(x, exact, k), top_k(x, quick, k)))
                 if same < precision.SAME:
                     self.note("bfloat16 selection is given up", same=same, block=b)
                     del e.learner.shadows[b]
+
+    def _agreed(self, same: float) -> float:
+        return same
 
     # --- log
 
@@ -247,7 +261,7 @@ class Run:
 
     def _write(self, line: dict[str, Any]) -> None:
         self._lines += 1
-        if self.out is not None:
+        if self.out is not None and self.speaks:
             with (self.out / "log.jsonl").open("a", encoding="utf-8") as f:
                 f.write(json.dumps(_finite(line), ensure_ascii=False) + "\n")
 
@@ -285,7 +299,7 @@ class Run:
             "source": cursor, "choice": self.choice.as_dict(), "plan": self.plan.as_dict(),
             "recipes": [r.as_dict() for r in self.recipes], "threads": torch.get_num_threads(),
         }  # fmt: skip
-        write_tensors(self.out / "checkpoint.safetensors", tensors, {"kind": "dictionary training", "run": record})
+        checkpoints.write(self.out, tensors, record, self.shards)
 
     def load(self) -> None:
         """Take up the checkpoint of the folder.
@@ -294,11 +308,7 @@ class Run:
             Refused: it is of other recipes or another plan.
         """
         assert self.out is not None
-        path = self.out / "checkpoint.safetensors"
-        tensors, header = read_tensors(path)
-        record = header.get("run")
-        if record is None:
-            raise Refused(f"file {path}", "it is no checkpoint of a training run", "use another folder")
+        tensors, record = checkpoints.read(self.out, self.shards)
         same = {"recipes": [r.as_dict() for r in self.recipes], "plan": self.plan.as_dict()}
         for n, value in same.items():
             if json.dumps(record[n], sort_keys=True) != json.dumps(value, sort_keys=True):
@@ -318,7 +328,7 @@ class Run:
     def _entry(self, saved: dict[str, Any], own: dict[str, Tensor]) -> Entry:
         means = {n.removeprefix("mean/"): t for n, t in own.items() if n.startswith("mean/")}
         moments = Moments(means, dict.fromkeys(means, 1.0), dict.fromkeys(means, 1.0))  # `restore` brings the true ones
-        learner = Learner(self.recipes[saved["recipe"]], moments, self.device)
+        learner = self._learner(self.recipes[saved["recipe"]], moments, self.plan.silent_after())
         learner.restore(own, saved["learner"])
         sums = {n.removeprefix("sum/"): t.to(self.device) for n, t in own.items() if n.startswith("sum/")}
         return Entry(saved["recipe"], saved["rate"], learner, saved["lost"], saved["curve"], sums, saved["steps"])
@@ -327,7 +337,7 @@ class Run:
         """Forget what was logged after the checkpoint."""
         assert self.out is not None
         path = self.out / "log.jsonl"
-        if path.is_file():
+        if path.is_file() and self.speaks:
             kept = path.read_text("utf-8").splitlines(keepends=True)[:lines]
             path.write_text("".join(kept), encoding="utf-8")
         self._lines = lines
@@ -353,7 +363,7 @@ def train(
     *,
     out: str | Path | None = None,
     resume: bool = True,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | Any = "cpu",
     progress: Callable[[Progress], None] | None = None,
     stop_after: int | None = None,
 ) -> list[Trained]:
@@ -365,8 +375,9 @@ def train(
         plan: how long and how exactly.
         out: folder of the run, for checkpoints and the log; None keeps nothing.
         resume: go on from the checkpoint in `out`, if there is one.
-        device: where the weights are.
-        progress: called with every line of the log.
+        device: where the weights are; in a process group, as torchrun starts it, `train.mesh(replicas)` (or all
+            latents are sharded, on the devices of the group).
+        progress: called with every line of the log, in the first process.
         stop_after: end at this step with a checkpoint, as an interruption would.
 
     Raises:
@@ -378,22 +389,31 @@ def train(
     folder = None if out is None else Path(out)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    run = Run(source, [recipes] if isinstance(recipes, Recipe) else recipes, plan, folder, device)
-    if resume and folder is not None and (folder / "checkpoint.safetensors").is_file():
+    run = _kind()(source, [recipes] if isinstance(recipes, Recipe) else recipes, plan, folder, device)
+    if resume and folder is not None and checkpoints.exists(folder, run.shards):
         run.load()
     else:
-        if folder is not None:
+        if folder is not None and run.speaks:
             (folder / "log.jsonl").write_text("", encoding="utf-8")
         run.begin()
     with precision.products(run.choice):
         for _ in _batches(run, stop_after):
             advance(run.tokens, plan.tokens)
-            if progress is not None and (run.step % plan.log_every == 0 or run.tokens >= plan.tokens):
+            told = run.step % plan.log_every == 0 or run.tokens >= plan.tokens
+            if told and progress is not None and run.speaks:
                 progress(run.progress())
             if run.step % plan.checkpoint_every == 0:
                 run.save()
     run.save()
     return run.results()
+
+
+def _kind() -> type[Run]:
+    if processes() == 1:
+        return Run
+    from cutaway.dictionaries.train.sharded import ShardedRun
+
+    return ShardedRun
 
 
 def _batches(run: Run, stop_after: int | None) -> Iterator[None]:

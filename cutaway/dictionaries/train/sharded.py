@@ -181,19 +181,19 @@ class ShardedRun(Run):
     def __init__(
         self, source: Source, recipes: Sequence[Recipe], plan: Plan, out: Path | None, device: Any = "cpu"
     ):  # fmt: skip
-        self.shards = Shards(device if isinstance(device, DeviceMesh) else mesh())
-        super().__init__(source, recipes, plan, out, self.shards.device)
-        self.speaks = self.shards.rank == 0
+        self.shards = self._over = Shards(device if isinstance(device, DeviceMesh) else mesh())
+        super().__init__(source, recipes, plan, out, self._over.device)
+        self.speaks = self._over.rank == 0
 
     def _learner(self, recipe: Recipe, moments: Moments, silent_after: int) -> Learner:
-        return ShardedLearner(recipe, moments, self.shards, silent_after)
+        return ShardedLearner(recipe, moments, self._over, silent_after)
 
     def _measured(self, *asked: Any) -> Choice:
         """What the first process measured: all must do the same."""
-        return Choice(**self.shards.told(super()._measured(*asked).as_dict()))
+        return Choice(**self._over.told(super()._measured(*asked).as_dict()))
 
     def _agreed(self, same: float) -> float:
-        return float(self.shards.least(torch.tensor(same, dtype=torch.float64, device=self.device)))
+        return float(self._over.least(torch.tensor(same, dtype=torch.float64, device=self.device)))
 
 
 def _check(recipe: Recipe, shards: Shards) -> None:

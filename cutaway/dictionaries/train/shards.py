@@ -177,9 +177,10 @@ class Shards(Across):
         group, n = self._groups[over]
         if n == 1:
             return t[None]
-        out = t.new_empty(n, *t.shape)
-        dist.all_gather_into_tensor(out, t.contiguous(), group=group)
-        return out
+        out = t.new_empty(n * len(t), *t.shape[1:])
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before PyTorch 2.13
+        gather(out, t.contiguous(), group=group)
+        return out.unflatten(0, (n, len(t)))
 
 
 def per_latent(name: str, t: Tensor) -> bool:
