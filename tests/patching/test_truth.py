@@ -85,7 +85,7 @@ def test_the_found_heads_are_needed_and_random_ones_are_not(name):
     curve = knockout_curve(subjects.miniworld(), task(name, 12), top=3, samples=9)
     assert float(curve.accuracy[0]) == 1
     assert float(curve.accuracy[3]) < 0.25
-    assert float(curve.accuracy_interval[3, 1]) <= 0.5
+    assert float(curve.accuracy_interval[3, 1]) < 0.7
     assert float(curve.metric[3]) < float(curve.null[3].min()), "beyond all random sets"
     assert float(curve.interval[3, 1]) < float(curve.interval[0, 0])
     assert float(curve.accuracy_null[3].median()) >= 0.6
