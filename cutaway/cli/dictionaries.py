@@ -44,6 +44,7 @@ def train(
     resume: Annotated[bool, Parameter(help="go on from the checkpoint in the folder, if there is one")] = True,
     threads: Annotated[int, Parameter(help="processor threads")] = 2,
     device: Annotated[str, Parameter(help="where the dictionary is trained, such as cuda:0")] = "cpu",
+    replicas: Annotated[int, Parameter(help="under torchrun: parts of the tokens; in each, latents are sharded")] = 1,
 ) -> Reply:
     """Train a sparse dictionary on a model's activations, with live progress; an interrupted run can be resumed."""
     import torch
@@ -52,6 +53,7 @@ def train(
     from cutaway.dictionaries import train as tr
     from cutaway.dictionaries.store import save
     from cutaway.dictionaries.train.cards import card
+    from cutaway.models.shards import processes, rank
 
     source_model = load_model(model)
     gating = _gating(gate, k)
@@ -63,7 +65,10 @@ def train(
     try:
         with _Bar("training") as bar:
             plan = tr.Plan(tokens=tokens, card_tokens=min(16384, max(1024, tokens // 4)))
-            done = tr.train(stream, recipes, plan, out=out, resume=resume, device=device, progress=bar.update)
+            where = tr.mesh(replicas) if replicas > 1 or processes() > 1 else device
+            done = tr.train(stream, recipes, plan, out=out, resume=resume, device=where, progress=bar.update)
+        if rank() > 0:  # the first process judges and writes
+            return Reply({}, lambda console: None)
         cards = card([_here(t) for t in done], stream, tokens=plan.card_tokens)
     finally:
         torch.set_num_threads(before)
@@ -72,7 +77,45 @@ def train(
         save(_here(t).dictionary, out / f"{name}.safetensors")
     write_json(out / "card.json", cards)
     files = [str(out / f"{name}.safetensors") for name in names]
-    return Reply({"dictionaries": files, "cards": cards}, lambda console: _show(console, files, cards))
+    return Reply({"dictionaries": files, "cards": cards}, lambda console: show_cards(console, files, cards))
+
+
+def train_together(
+    model: Model, recipe: Any, out: Path, tokens: int, threads: int, resume: bool
+) -> tuple[list[Path], list[dict[str, Any]]]:
+    """Train every row of a zoo recipe on one stream of its world; one file a name, in half precision."""
+    import torch
+
+    from cutaway.core.files import write_json
+    from cutaway.dictionaries import train as tr
+    from cutaway.dictionaries.forms import together
+    from cutaway.dictionaries.store import save
+    from cutaway.streams import LiveStream, Packing
+    from cutaway.zoo.miniworld.documents import WorldDocuments
+
+    recipes = [
+        _recipe(r.reads, None if r.reads == r.writes else r.writes, r.latents, tr.BatchTopK(r.k),
+                (None, None, recipe.RATE, False, recipe.SEED))
+        for r in recipe.RECIPE
+    ]  # fmt: skip
+    sites = tuple(dict.fromkeys(s for r in recipe.RECIPE for s in (r.reads, r.writes)))
+    stream = LiveStream(model, WorldDocuments(model.world, recipe.SEED), sites, packing=Packing(context=recipe.CONTEXT),
+                        batch=recipe.BATCH, window=recipe.WINDOW)  # fmt: skip
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with _Bar("training") as bar:
+            plan = tr.Plan(tokens=tokens, card_tokens=16384)
+            done = tr.train(stream, recipes, plan, out=out, resume=resume, progress=bar.update)
+        cards = tr.card(done, stream, tokens=plan.card_tokens)
+    finally:
+        torch.set_num_threads(before)
+    files = []
+    for name, file in recipe.shipped().items():
+        parts = [t.dictionary for t, r in zip(done, recipe.RECIPE, strict=True) if r.file == name]
+        files.append(save(parts[0] if len(parts) == 1 else together(parts), out / file.name, torch.float16))
+    write_json(out / "dictionaries.json", {"cards": cards, "tokens": tokens})
+    return files, cards
 
 
 def _gating(gate: Gate, k: int) -> Gating:
@@ -142,12 +185,14 @@ def _here(t: Trained) -> Trained:
     return replace(t, dictionary=t.dictionary.to("cpu"))
 
 
-def _show(console: Any, files: list[str], cards: list[dict[str, Any]]) -> None:
+def show_cards(console: Any, files: list[str], cards: list[dict[str, Any]]) -> None:
+    """Every card as a table; a file may hold several dictionaries."""
     from rich.table import Table
 
     from cutaway.dictionaries.train.cards import summary
 
-    for file, made in zip(files, cards, strict=True):
+    for n, made in enumerate(cards):
+        file = files[min(n, len(files) - 1)]
         others = list(next(iter(made["scores"].values()))["controls"])
         shown = Table("score", "value", "95 % interval", "random", *others, title=made["dictionary"])
         for row in summary(made):

@@ -22,9 +22,10 @@ from cutaway.dictionaries.train.recipe import (
     recipe_of,
     transcoder,
 )
+from cutaway.dictionaries.train.shards import mesh
 
 __all__ = [
     "AbsTopK", "AdamSettings", "BatchTopK", "Divergence", "Gated", "Gating", "GroupMax", "Held", "JumpRelu", "Learner",
     "Moments", "Plan", "Progress", "Recipe", "Relu", "Source", "TopK", "Trained", "Whole", "autoencoder", "card",
-    "cross_layer", "crosscoder", "customary", "recipe_of", "train", "transcoder",
+    "cross_layer", "crosscoder", "customary", "mesh", "recipe_of", "train", "transcoder",
 ]  # fmt: skip
