@@ -5,12 +5,16 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from cutaway.cli import main
 from cutaway.core.files import read_tensors, write_tensors
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries import objectives as ob
@@ -39,6 +43,8 @@ RECIPES = {
     "across layers": tr.cross_layer([A, B], [C, Z], F, tr.TopK(3), skip=True, rate=1e-2),
 }
 OVER_TOKENS = ("topk", "batchtopk", "relu", "jump")
+#: imported once for all processes
+WARM = ("torch.distributed.checkpoint", "torch.distributed.tensor", "transformers.modeling_utils", "scipy.stats")
 KILLED = RECIPES["topk"], RECIPES["batchtopk"]
 
 
@@ -49,7 +55,7 @@ def source():
     return tr.Held(acts, TOKENS)
 
 
-def plan(steps=5, select="float32"):
+def plan(steps=5, select: Any = "float32"):
     return tr.Plan(
         tokens=TOKENS * steps, log_every=2, checkpoint_every=4, select=select, products="plain", decay=0, warmup=0
     )
@@ -80,11 +86,16 @@ def process(rank, store, job, *args):
 
 
 def launched(folder, job, *args):
-    """Exit codes of two processes that did a job."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torch.distributed.checkpoint", "torch.distributed.tensor"])
+    """Exit codes of two processes of a group that did a job."""
     store = folder / f"store {job.__name__} {args[-1:]}".replace("/", "")
-    pair = [context.Process(target=process, args=(r, store, job, *args)) for r in (0, 1)]
+    return ended(process, store, job, *args)
+
+
+def ended(target, *args):
+    """Exit codes of two processes."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, *WARM])
+    pair = [context.Process(target=target, args=(r, *args)) for r in (0, 1)]
     for p in pair:
         p.start()
     for p in pair:
@@ -103,22 +114,27 @@ def several(rank, folder):
         "bfloat16": ([RECIPES["topk"], RECIPES["batchtopk"]], latents, plan(select="bfloat16")),
     }
     for name, (recipes, over, how) in jobs.items():
-        made = results(tr.train(source(), recipes, how, device=over))
+        made = results(tr.train(source(), recipes, how, device=over, out=folder / "run" if over is tokens else None))
         if rank == 0:
             write_tensors(folder / f"{name}.safetensors", made, {})
     for name in ("topk", "batchtopk"):
         made = skewed(sharded.ShardedLearner(RECIPES[name], moments(), Shards(latents), 150))
         if rank == 0:
             write_tensors(folder / f"skewed {name}.safetensors", made, {})
+    learner = sharded.ShardedLearner(RECIPES["topk"], moments(), Shards(latents), 150)
+    learner.compact = False
+    made = skewed(learner)
+    if rank == 0:
+        write_tensors(folder / "skewed padded.safetensors", made, {})
     equals(Shards(latents))
     refusals(Shards(tokens), Shards(latents))
-    tr.train(source(), KILLED, plan(14), out=folder / "whole", device=latents)
-    tr.train(source(), KILLED, plan(14), out=folder / "two", device=latents, stop_after=6)
+    tr.train(source(), KILLED, plan(10), out=folder / "whole", device=latents)
+    tr.train(source(), KILLED, plan(10), out=folder / "two", device=latents, stop_after=6)
     tensors, record = checkpoints.read(folder / "one", Shards(latents))
     checkpoints.write(folder / "moved", tensors, record, Shards(latents))
-    tr.train(source(), KILLED, plan(14), out=folder / "one", device=latents)
+    tr.train(source(), KILLED, plan(10), out=folder / "one", device=latents)
     try:
-        tr.train(source(), [RECIPES["topk"]], plan(14), out=folder / "one", device=latents)
+        tr.train(source(), [RECIPES["topk"]], plan(10), out=folder / "one", device=latents)
     except Refused:
         return
     raise AssertionError("a checkpoint of other recipes was taken")
@@ -186,7 +202,7 @@ def killed(rank, folder, when):
 
         def dies(self, t, over="all", count=[0]):  # noqa: B006
             count[0] += 1
-            if count[0] == 200:
+            if count[0] == 130:
                 os.kill(os.getpid(), signal.SIGKILL)
             return sums(self, t, over)
 
@@ -200,11 +216,26 @@ def killed(rank, folder, when):
             saves(state, to)
 
         checkpoints._save = torn
-    tr.train(source(), KILLED, plan(14), out=folder / when, device=mesh())
+    tr.train(source(), KILLED, plan(10), out=folder / when, device=mesh())
 
 
 def resumed(rank, folder, when):
-    tr.train(source(), KILLED, plan(14), out=folder / when, device=mesh())
+    tr.train(source(), KILLED, plan(10), out=folder / when, device=mesh())
+
+
+COMMAND = (
+    "dict train --site resid_post.2 --tokens 1000 --batch 128 --context 32 --threads 1 --latents 40 --k 4 --rate 0.01"
+)
+
+
+def commanded(rank, folder, port):
+    """What torchrun does around `python -m cutaway …`."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    sys.stdout = (folder / f"said {rank}").open("w")
+    code = main([*COMMAND.split(), "--out", str(folder / "shell"), "--json"])
+    sys.stdout.close()
+    sys.exit(code)
 
 
 # --- the tests
@@ -214,7 +245,7 @@ def resumed(rank, folder, when):
 def folder(tmp_path_factory) -> Path:
     """What two processes left."""
     here = tmp_path_factory.mktemp("sharded")
-    tr.train(source(), KILLED, plan(14), out=here / "one", stop_after=6)
+    tr.train(source(), KILLED, plan(10), out=here / "one", stop_after=6)
     assert launched(here, several, here) == [0, 0]
     return here
 
@@ -234,9 +265,16 @@ def test_two_processes_train_what_one_trains(folder, over):
     agree(made, alone, **NEAR)
 
 
-@pytest.mark.parametrize("name", ["topk", "batchtopk"])
+def test_replicas_write_every_row_once(folder):
+    made, _ = read_tensors(folder / "tokens.safetensors")
+    found, record = checkpoints.read(folder / "run")
+    assert record["step"] == 5
+    assert torch.equal(found["0/weight/encoder.0"], made[f"0/encoder.0.{A}"])
+
+
+@pytest.mark.parametrize("name", ["topk", "padded", "batchtopk"])
 def test_all_active_latents_may_be_in_one_shard(folder, name):
-    alone = skewed(Learner(RECIPES[name], moments(), silent_after=150))
+    alone = skewed(Learner(RECIPES[name.replace("padded", "topk")], moments(), silent_after=150))
     made, _ = read_tensors(folder / f"skewed {name}.safetensors")
     assert bool((alone["counters"][:32] >= 150).all())
     assert float(alone["aux"][-1]) > 0
@@ -251,7 +289,7 @@ def test_a_killed_process_leaves_a_run_that_goes_on_with_the_same_bits(folder):
         codes = launched(folder, killed, folder, when)
         assert codes[1] == -signal.SIGKILL
         assert codes[0] not in (0, -signal.SIGKILL), "the other process ends with an error"
-        assert checkpoints.read(folder / when)[1]["step"] < 14
+        assert checkpoints.read(folder / when)[1]["step"] < 10
         assert launched(folder, resumed, folder, when) == [0, 0]
         again, same = checkpoints.read(folder / when)
         agree(again, whole, rtol=0, atol=0)
@@ -265,20 +303,20 @@ def test_a_killed_process_leaves_a_run_that_goes_on_with_the_same_bits(folder):
 
 def test_checkpoints_move_between_numbers_of_processes(folder, tmp_path):
     """From two to one and from one to two: every bit of the state, and a run that goes on."""
-    alone = tr.train(source(), KILLED, plan(14), out=tmp_path / "alone")
+    alone = tr.train(source(), KILLED, plan(10), out=tmp_path / "alone")
     true, _ = checkpoints.read(tmp_path / "alone")
     shutil.copytree(folder / "two", tmp_path / "two")
     before, record = checkpoints.read(tmp_path / "two")
     assert record["step"] == 6
-    done = tr.train(source(), KILLED, plan(14), out=tmp_path / "two")
+    done = tr.train(source(), KILLED, plan(10), out=tmp_path / "two")
     agree(results(done), results(alone), **NEAR)
     assert {p.name for p in (tmp_path / "two").iterdir()} == {"checkpoint.safetensors", "log.jsonl"}
     other, record = checkpoints.read(folder / "one")
-    assert record["step"] == 14
+    assert record["step"] == 10
     assert not (folder / "one" / "checkpoint.safetensors").exists()
     agree(other, true, **NEAR)
     moved, _ = checkpoints.read(folder / "moved")
-    tr.train(source(), KILLED, plan(14), out=tmp_path / "part", stop_after=6)
+    tr.train(source(), KILLED, plan(10), out=tmp_path / "part", stop_after=6)
     agree(moved, checkpoints.read(tmp_path / "part")[0], rtol=0, atol=0)
     agree(before, moved, **NEAR)
 
@@ -286,6 +324,22 @@ def test_checkpoints_move_between_numbers_of_processes(folder, tmp_path):
 def test_nothing_on_disk_is_a_pickle(folder):
     files = [p for p in (folder / "whole").rglob("*") if p.is_file()]
     assert {p.suffix for p in files} == {".safetensors", ".json", ".jsonl"}
+
+
+def test_the_command_is_one_for_any_number_of_processes(tmp_path, capsys):
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    assert ended(commanded, tmp_path, port) == [0, 0]
+    assert main([*COMMAND.split(), "--out", str(tmp_path / "alone"), "--json"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert (tmp_path / "said 1").read_text() == ""
+    both = json.loads((tmp_path / "said 0").read_text())
+    names = [torch.tensor(next(iter(x["cards"][0]["curves"].values()))[-1]["loss"]) for x in (both, alone)]
+    near = {"rtol": 1e-5, "atol": 1e-5}  # each run measures how it computes products
+    torch.testing.assert_close(*names, **near)
+    weights = [read_tensors(tmp_path / n / "dictionary.safetensors")[0] for n in ("shell", "alone")]
+    agree(*weights, **near)
 
 
 def test_a_mesh_needs_processes():

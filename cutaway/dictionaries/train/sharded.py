@@ -44,6 +44,7 @@ class ShardedLearner(Learner):
     def __init__(self, recipe: Recipe, moments: Moments, shards: Shards, silent_after: int = 10_000_000):
         _check(recipe, shards)
         self.across = self.shards = shards
+        self.compact = shards.device.type == "cpu"  # elsewhere, counting what is kept would wait for the device
         self._inner: dict[str, Tensor] = {}  # b_dec as encoders subtract it: its gradient there is a shard's own
         self._narrow: dict[int, Tensor] = {}  # of Multi-TopK: which of the wide choice are in the code
         super().__init__(recipe, moments, shards.device, silent_after)
@@ -131,6 +132,8 @@ class ShardedLearner(Learner):
         index, value = index.gather(1, order), value.gather(1, order)
         won = self.shards.largest(_ranked(index, value, encoder).abs(), k) * (value != 0)
         found = Pairs.fixed(index, n)
+        if not self.compact and not signed:  # what did not win stays as 0, which gets no gradient
+            return found, (value * won).reshape(-1)
         entries = won.reshape(-1).nonzero()[:, 0]
         return select.kept(found, entries), value.reshape(-1)[entries]
 
@@ -198,7 +201,7 @@ class ShardedRun(Run):
 
 def _check(recipe: Recipe, shards: Shards) -> None:
     """Refuse what cannot be spread so."""
-    k = recipe.gating.k if isinstance(recipe.gating, TopK | AbsTopK) else 1
+    k = int(getattr(recipe.gating, "k", 1))
     for block in recipe.blocks:
         size = -(-block.n_latents // shards.count)
         least = block.n_latents - size * (shards.count - 1)
