@@ -8,8 +8,8 @@ import cutaway as ca
 from tests.meta.tree import PACKAGE, ROOT, ROW
 
 PUBLIC = {
-    "Model", "Refused", "Result", "lenses", "load", "methods", "models", "open", "patching", "self_check",
-    "tasks", "views", "zoo",
+    "Model", "Refused", "Result", "dictionaries", "features", "lenses", "load", "methods", "models", "open",
+    "patching", "self_check", "streams", "tasks", "views", "zoo",
 }  # fmt: skip
 HEAVY = ["pandas", "matplotlib", "datasets", "transformers", "fastapi", "scipy"]
 

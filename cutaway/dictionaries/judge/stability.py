@@ -162,13 +162,13 @@ def splitting(
     near, g = cosines(small, large), chance(seed)
     a, b = narrow.code.to("cpu").csr(), wide.code.to("cpu").csr()
     part, covered = _parts(a, b, near, within, alike)
-    null, random = [], []
+    null, strangers = [], []
     for _ in range(samples):
         null.append(_parts(a, b.rows(torch.randperm(len(b), generator=g)), near, within, alike)[1])
-        random.append(cosines(small, torch.randn(large.shape, generator=g)).max(1).values)
+        strangers.append(cosines(small, torch.randn(large.shape, generator=g)).max(1).values)
     return Splitting(
         parts=part, covered=covered, covered_null=torch.stack(null, -1), nearest=near.max(1).values,
-        nearest_null=torch.stack(random, -1),
+        nearest_null=torch.stack(strangers, -1),
         units={"parts": "latents", "covered": "share of tokens", "covered_null": "share of tokens",
                "nearest": "cosine", "nearest_null": "cosine"},
         record=_record([narrow.dictionary.fingerprint(), wide.dictionary.fingerprint()], None)
