@@ -53,9 +53,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("task_path", Path | None, None, "the file, where --task gives a name of your own"),
     ),
     "dictionary": (
-        Flag(
-            "dictionary", Path, inspect.Parameter.empty, "a sparse dictionary: a file or folder in any known format"
-        ),
+        Flag("dictionary", str, inspect.Parameter.empty, "a sparse dictionary: a file or folder, or miniworld/NAME"),
     ),
 }
 

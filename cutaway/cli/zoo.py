@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
 from cutaway.cli.looks import table
 from cutaway.cli.shell import Reply
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = App(name="zoo")
 
@@ -41,6 +44,30 @@ def train(
         entry.train(folder, minutes=minutes, threads=threads, resume=resume, progress=bar.update)
     data = {"model": entry.name, "folder": str(folder)}
     return Reply(data, lambda console: console.print(f"trained: [bold]cutaway explain --model {folder}[/]"))
+
+
+@app.command
+def dictionaries(
+    *,
+    out: Annotated[Path, Parameter(help="folder of the run")] = Path("runs/dictionaries"),
+    tokens: Annotated[int | None, Parameter(help="budget [default: the recipe's]")] = None,
+    threads: Annotated[int, Parameter(help="processor threads")] = 2,
+    resume: Annotated[bool, Parameter(help="go on from the checkpoint in the folder, if there is one")] = True,
+) -> Reply:
+    """Train the dictionaries of the miniworld again from their recipe, all on one stream; resumable."""
+    from cutaway.cli.dictionaries import train_together
+    from cutaway.cli.subjects import load_model
+    from cutaway.zoo.miniworld import dictionaries as recipe
+
+    files, cards = train_together(load_model("miniworld"), recipe, out, tokens or recipe.TOKENS, threads, resume)
+    data = {"dictionaries": [str(f) for f in files], "cards": cards}
+
+    def show(console: Console) -> None:
+        from cutaway.cli.dictionaries import show_cards
+
+        show_cards(console, [str(f) for f in files], cards)
+
+    return Reply(data, show)
 
 
 class _Bar:

@@ -60,3 +60,18 @@ def entry(name: str) -> Entry:
     close = nearest(name, ENTRIES)
     why = "the zoo has no model of that name" + (f"; did you mean {close}?" if close else "")
     raise Refused(f"zoo model {name!r}", why, f"use one of: {', '.join(ENTRIES)}")
+
+
+def dictionary(name: str) -> Path | None:
+    """The file of a dictionary that ships here, by `model/name`; None if no model of that name is here.
+
+    Raises:
+        Refused: the model has no such dictionary.
+    """
+    model, _, which = name.partition("/")
+    if model not in ENTRIES or not which:
+        return None
+    shipped = import_module(f"cutaway.zoo.{model}.dictionaries").shipped()
+    if which not in shipped:
+        raise Refused(f"dictionary {name!r}", "the zoo has none of that name", f"use {model}/ and {', '.join(shipped)}")
+    return shipped[which]

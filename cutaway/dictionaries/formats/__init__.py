@@ -7,11 +7,12 @@ Each module of this package is one format with three functions: `detect(source)`
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from cutaway import zoo
 from cutaway.core.refuse import Refused, nearest
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.source import Source
@@ -37,7 +38,7 @@ class L0Check:
 
 
 def load(path: str | Path, format: str | None = None, **choices: Any) -> Dictionary:
-    """The dictionary at a path (a folder or a file), in whatever format it is.
+    """The dictionary at a path (a folder or a file) in whatever format it is, or of the zoo (`miniworld/transcoders`).
 
     `choices` settle what the format's files leave open, such as `site="resid_post.6"`; a refusal asks for what is
     needed. `format` names the format where the content fits several.
@@ -45,7 +46,8 @@ def load(path: str | Path, format: str | None = None, **choices: Any) -> Diction
     Raises:
         Refused: nothing there, no known format, several that fit, or an open question.
     """
-    source = Source(path)
+    shipped = zoo.dictionary(path) if isinstance(path, str) and not Path(path).exists() else None
+    source = Source(shipped or path)
     if format is None:
         fitting, trouble = _fitting(source)
         if trouble is not None and not fitting:
@@ -62,7 +64,8 @@ def load(path: str | Path, format: str | None = None, **choices: Any) -> Diction
     if strange:
         way = f"it leaves open: {', '.join(allowed) or 'nothing'}"
         raise Refused(f"choice {strange[0]!r}", f"format {format} does not leave that open", way)
-    return read(source, **choices)
+    found = read(source, **choices)
+    return replace(found, about=found.about | {"path": str(path)})
 
 
 def write(dictionary: Dictionary, path: str | Path, format: str, **options: Any) -> Path:
