@@ -49,19 +49,21 @@ def harvest(
     seed: int = 0,
     covariance: bool = False,
     shard: int = SHARD,
+    quick: bool = True,
 ) -> Shards:
     """Write the activations at some sites of up to `tokens` tokens to the folder `out`, in a random order.
 
     `tokens` counts those that are kept; without it all documents are read. `dtype` is that of the files (the model's
-    own if None), `covariance` adds the matrices to the moments, `shard` is the size of a file in bytes. The same call
-    on the same folder goes on where it was interrupted, and gives back what is there if it had finished.
+    own if None), `covariance` adds the matrices to the moments, `shard` is the size of a file in bytes, `quick` as for
+    `LiveStream`. The same call on the same folder goes on where it was interrupted, and gives back what is there if it
+    had finished.
 
     Raises:
         Refused: a folder with something else, too little room on the disk, or what `LiveStream` refuses.
     """
     if (tokens is not None and tokens < 1) or shard < 1:
         raise Refused(f"tokens={tokens}, shard={shard}", "both are at least 1", "leave them out")
-    reader = Reader(model, documents, sites, packing, masking, dtype)
+    reader = Reader(model, documents, sites, packing, masking, dtype, quick)
     return _Harvest(reader, Path(out), tokens, seed, covariance, shard).run()
 
 
@@ -157,6 +159,7 @@ class _Harvest:
             "kind": KIND, "version": VERSION, "harvest": self.key, "tokens": self.kept, "asked": self.tokens,
             "sites": self.reader.widths, "dtype": own["dtype"], "seed": self.seed, "model": own["model"],
             "documents": own["documents"], "packing": own["packing"], "masking": self.reader.rule.as_dict(),
+            "computed": self.reader.noted_way(),
             "mean_norm": {a: m.mean_norm for a, m in self.moments.items()}, "moments": file_hash(self.out / MOMENTS),
             "shards": self.rows, "cost": self.cost, "versions": versions(), "machine": machine(),
         }  # fmt: skip
@@ -175,7 +178,7 @@ class _Harvest:
         rule = self.reader.rule
         header = {"kind": "harvest", "harvest": self.key, "cursor": self.cursor.as_dict(), "kept": self.kept,
                   "finished": self.finished, "lengths": self.buckets.lengths, "rows": self.rows, "cost": self.cost,
-                  "thresholds": rule.thresholds, "counts": rule.counts}  # fmt: skip
+                  "thresholds": rule.thresholds, "way": self.reader.noted_way(), "counts": rule.counts}  # fmt: skip
         write_tensors(self.out / NOTES, tensors, header)
 
     def _recall(self) -> None:
@@ -184,6 +187,7 @@ class _Harvest:
             raise _foreign(self.out)
         self.cursor, self.kept, self.finished = Cursor(**h["cursor"]), h["kept"], h["finished"]
         self.buckets.lengths, self.rows, self.cost = h["lengths"], h["rows"], h["cost"]
+        self.reader.recall_way(h["way"])
         self.reader.rule.thresholds, self.reader.rule.counts = h["thresholds"], h["counts"]
         tensors = read_tensors(self.out / MOMENTS)[0] if self.finished else tensors
         self.moments = {a: Moments.from_tensors(tensors, f"{a}/") for a in self.moments}

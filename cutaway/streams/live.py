@@ -41,7 +41,8 @@ class LiveStream:
     """Batches of activations from documents through a model, shuffled in windows; see the module for the order.
 
     Batches have `batch` tokens, but the last. `epochs=None` reads the documents again and again, each time in another
-    order. `dtype` is that of the activations handed out; they are computed in the model's own.
+    order. `dtype` is that of the activations handed out; they are computed in the model's own. With `quick` they
+    are computed in a quicker way that was seen to agree with the model's own within rounding (`models.quick`).
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class LiveStream:
         dtype: torch.dtype | str | None = None,
         seed: int = 0,
         epochs: int | None = 1,
+        quick: bool = True,
     ):
         if batch < 1 or window < 1:
             raise Refused(f"batch={batch}, window={window}", "both are at least 1", "use for example 4096 and 65536")
-        self.reader = Reader(model, documents, sites, packing, masking, dtype)
+        self.reader = Reader(model, documents, sites, packing, masking, dtype, quick)
         self.size, self.seed, self.epochs = batch, seed, epochs
         self.window = -(-window // batch) * batch  # whole batches
         self._begin(_Start(0, Cursor(), 0, dict(self.reader.rule.counts)), 0)
@@ -98,7 +100,7 @@ class LiveStream:
         """Where the stream stands, JSON-ready."""
         s = self._start
         return {"kind": "live stream", "key": self._key(), "served": self._served, "window": s.number, "skip": s.skip,
-                "cursor": s.cursor.as_dict(), "counts": dict(s.counts),
+                "cursor": s.cursor.as_dict(), "counts": dict(s.counts), "way": self.reader.noted_way(),
                 "thresholds": dict(self.reader.rule.thresholds)}  # fmt: skip
 
     def restore(self, state: Mapping[str, Any]) -> Self:
@@ -111,6 +113,7 @@ class LiveStream:
             why = "it is of another stream: other model, documents or options"
             raise Refused("a stream's state", why, "make the stream as it was made then")
         self.reader.rule.thresholds = dict(state["thresholds"])
+        self.reader.recall_way(state["way"])
         start = _Start(state["window"], Cursor(**state["cursor"]), state["skip"], dict(state["counts"]))
         self._begin(start, state["served"])
         return self

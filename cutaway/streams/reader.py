@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
@@ -15,6 +16,7 @@ from cutaway.core.address import Address
 from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused
 from cutaway.models.model import Model
+from cutaway.models.quick import OWN, Way, running, way
 from cutaway.models.tokens import Tokens
 from cutaway.streams.batch import Batch
 from cutaway.streams.masks import CALIBRATION, Masking, Rule, norm, rule
@@ -44,6 +46,7 @@ class Reader:
         packing: Packing,
         masking: Masking,
         dtype: torch.dtype | str | None,
+        quick: bool = True,
     ):
         if packing.context > model.shape.context:
             why = f"the model takes {model.shape.context} tokens"
@@ -52,6 +55,8 @@ class Reader:
         self.packer = Packer(documents, model.tokenizer, packing)
         self.rule: Rule = rule(masking, model.tokenizer)
         self.dtype = storage(dtype if dtype is not None else model.dtype)
+        self.quick = quick
+        self.way: Way | None = None if quick else OWN  # how forwards are computed; None until the first context
 
     @cached_property
     def widths(self) -> dict[str, int]:
@@ -64,16 +69,24 @@ class Reader:
         p, m = self.packer.packing, self.rule.masking
         return {"model": self._model, "documents": self._documents, "sites": self.sites, "packing": vars(p).copy(),
                 "masking": {**vars(m), "special ids": self.rule.special.tolist()},
-                "dtype": str(self.dtype).removeprefix("torch.")}  # fmt: skip
+                "dtype": str(self.dtype).removeprefix("torch."), "quick": self.quick}  # fmt: skip
 
     @cached_property
     def key(self) -> str:
         """Hash of the identity."""
         return hash_text(repr(sorted(self.identity().items())))
 
+    def noted_way(self) -> dict[str, Any] | None:
+        """How forwards are computed, JSON-ready (None: not decided yet)."""
+        return None if self.way is None else vars(self.way).copy()
+
+    def recall_way(self, noted: Mapping[str, Any] | None) -> None:
+        """Compute forwards as noted."""
+        self.way = Way(**noted) if noted is not None else None if self.quick else OWN
+
     def groups(self, cursor: Cursor, epochs: int | None = 1) -> Iterator[Group]:
         """Groups from a cursor on; from the beginning, the first ones set the masking's thresholds."""
-        contexts = self.packer.contexts(cursor, epochs)
+        contexts = self._decided(self.packer.contexts(cursor, epochs))
         first: list[tuple[Contexts, Batch]] = []
         if self.rule.masking.sinks is not None and not self.rule.thresholds:
             if cursor != Cursor():
@@ -85,6 +98,14 @@ class Reader:
             yield self._group(*first.pop(0))
         for c in contexts:
             yield self._group(c, self._through(c))
+
+    def _decided(self, contexts: Iterator[Contexts]) -> Iterator[Contexts]:
+        """The same contexts; before the first of a fresh stream, the way of computing is chosen on its first row."""
+        for c in contexts:
+            if self.way is None:
+                one = Contexts(c.ids[:1], c.real[:1], c.document[:1], c.cursor, c.after)
+                self.way = way(self.model.body, lambda one=one: [*self._through(one).acts.values()])
+            yield c
 
     def _group(self, c: Contexts, batch: Batch) -> Group:
         self.rule.counts["contexts"] += len(c.ids)
@@ -101,7 +122,8 @@ class Reader:
     def _through(self, c: Contexts) -> Batch:
         model, n = self.model, len(c.ids)
         tokens = model.tokens(Tokens(c.ids, c.real, ("",) * n, ((),) * n, ((),) * n))
-        found = model.capture(tokens, self.sites, logits=False)
+        with nullcontext() if self.way is None else running(model.body, self.way):
+            found = model.capture(tokens, self.sites, logits=False)
         whole = not tokens.padded
         acts = {a: _flat(found[a], tokens.mask, whole) for a in self.sites}
         at = torch.arange(c.ids.shape[1]).expand_as(c.ids)

@@ -86,8 +86,8 @@ def test_the_model_stops_after_the_deepest_site_and_no_context_runs_twice():
     m, begun = lettered(), []
     hook = m.body.blocks[2].register_forward_pre_hook(lambda *_: begun.append(1))
     with counting() as spent:
-        stream = LiveStream(m, from_ids(ids(40, 8)), "resid_post.0", packing=Packing(8, rows=4), batch=16, window=64)
-        list(stream)
+        options = {"packing": Packing(8, rows=4), "batch": 16, "window": 64, "quick": False}
+        list(LiveStream(m, from_ids(ids(40, 8)), "resid_post.0", **options))
     hook.remove()
     assert not begun
     assert spent.forwards == pytest.approx(40 / 3)
@@ -130,9 +130,8 @@ def test_orders_differ_between_windows_epochs_and_seeds_and_hold_the_same_tokens
 def test_dtypes_of_computing_and_keeping(dtype):
     m, rows = tiny("gpt2", dtype), from_ids(ids(3, 8))
     for kept in (None, "float32", torch.bfloat16):
-        stream = LiveStream(
-            m, rows, "mlp_post.1", packing=Packing(8, rows=3), masking=NONE, batch=24, window=24, dtype=kept
-        )
+        options = {"packing": Packing(8, rows=3), "masking": NONE, "batch": 24, "window": 24, "quick": False}
+        stream = LiveStream(m, rows, "mlp_post.1", dtype=kept, **options)
         batch = next(stream)
         want = dtype if kept is None else {"float32": torch.float32}.get(kept, kept)
         assert batch.acts["mlp_post.1"].dtype == want

@@ -60,6 +60,7 @@ def test_the_shards_hold_what_the_live_stream_gives(tmp_path, dtype, drop):
     assert torch.equal(m, n)
     assert all(x.dtype == shards.dtype == b[s].dtype and torch.equal(x, b[s]) for s, x in a.items())
     assert shards.manifest["masking"] == live.masked
+    assert shards.manifest["computed"] == live.state()["way"]
     assert bool(torch.cat([b.mask for b in batches]).all()) == drop
     assert isinstance(shards.stream(), Stream)
     assert not [p for p in shards.folder.iterdir() if p.suffix not in (".json", ".safetensors") or "part" in p.name]
