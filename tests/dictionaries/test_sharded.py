@@ -91,11 +91,11 @@ def launched(folder, job, *args):
     return ended(process, store, job, *args)
 
 
-def ended(target, *args):
-    """Exit codes of two processes."""
+def ended(target, *args, n=2):
+    """Exit codes of n processes."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, *WARM])
-    pair = [context.Process(target=target, args=(r, *args)) for r in (0, 1)]
+    pair = [context.Process(target=target, args=(r, *args)) for r in range(n)]
     for p in pair:
         p.start()
     for p in pair:
@@ -198,15 +198,14 @@ def refusals(tokens, latents):
 def killed(rank, folder, when):
     """Like `whole`, but the second process is killed: while a step is exchanged, or while a checkpoint is written."""
     if rank == 1 and when == "step":
-        sums = Shards.summed
+        gradients, calls = sharded.ShardedLearner._gradients, iter(range(100))
 
-        def dies(self, t, over="all", count=[0]):  # noqa: B006
-            count[0] += 1
-            if count[0] == 130:
+        def dies(self, loss):
+            if next(calls) == 2 * 6 + 1:  # the second dictionary of the run, in its seventh step
                 os.kill(os.getpid(), signal.SIGKILL)
-            return sums(self, t, over)
+            return gradients(self, loss)
 
-        Shards.summed = dies
+        sharded.ShardedLearner._gradients = dies
     if rank == 1 and when == "write":
         saves = checkpoints._save
 
@@ -229,11 +228,12 @@ COMMAND = (
 
 
 def commanded(rank, folder, port):
-    """What torchrun does around `python -m cutaway …`."""
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    """What torchrun does around `python -m cutaway …` in two processes; the third works alone."""
+    if rank < 2:
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     sys.stdout = (folder / f"said {rank}").open("w")
-    code = main([*COMMAND.split(), "--out", str(folder / "shell"), "--json"])
+    code = main([*COMMAND.split(), "--out", str(folder / ("shared" if rank < 2 else "alone")), "--json"])
     sys.stdout.close()
     sys.exit(code)
 
@@ -289,7 +289,7 @@ def test_a_killed_process_leaves_a_run_that_goes_on_with_the_same_bits(folder):
         codes = launched(folder, killed, folder, when)
         assert codes[1] == -signal.SIGKILL
         assert codes[0] not in (0, -signal.SIGKILL), "the other process ends with an error"
-        assert checkpoints.read(folder / when)[1]["step"] < 10
+        assert checkpoints.read(folder / when)[1]["step"] == 4
         assert launched(folder, resumed, folder, when) == [0, 0]
         again, same = checkpoints.read(folder / when)
         agree(again, whole, rtol=0, atol=0)
@@ -326,22 +326,25 @@ def test_nothing_on_disk_is_a_pickle(folder):
     assert {p.suffix for p in files} == {".safetensors", ".json", ".jsonl"}
 
 
-def test_the_command_is_one_for_any_number_of_processes(tmp_path, capsys):
+def test_the_command_is_one_for_any_number_of_processes(tmp_path):
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
-    assert ended(commanded, tmp_path, port) == [0, 0]
-    assert main([*COMMAND.split(), "--out", str(tmp_path / "alone"), "--json"]) == 0
-    alone = json.loads(capsys.readouterr().out)
+    assert ended(commanded, tmp_path, port, n=3) == [0, 0, 0]
     assert (tmp_path / "said 1").read_text() == ""
-    both = json.loads((tmp_path / "said 0").read_text())
-    names = [torch.tensor(next(iter(x["cards"][0]["curves"].values()))[-1]["loss"]) for x in (both, alone)]
+    said = [json.loads((tmp_path / f"said {r}").read_text()) for r in (0, 2)]
+    names = [torch.tensor(next(iter(x["cards"][0]["curves"].values()))[-1]["loss"]) for x in said]
     near = {"rtol": 1e-5, "atol": 1e-5}  # each run measures how it computes products
     torch.testing.assert_close(*names, **near)
-    weights = [read_tensors(tmp_path / n / "dictionary.safetensors")[0] for n in ("shell", "alone")]
+    weights = [read_tensors(tmp_path / n / "dictionary.safetensors")[0] for n in ("shared", "alone")]
     agree(*weights, **near)
 
 
-def test_a_mesh_needs_processes():
-    with pytest.raises(Refused):
+def test_what_is_missing_is_said(monkeypatch):
+    with pytest.raises(Refused, match="torchrun"):
         mesh()
+    import torch.distributed.checkpoint as storage
+
+    monkeypatch.delattr(storage, "HuggingFaceStorageWriter")
+    with pytest.raises(Refused, match="update PyTorch"):
+        checkpoints.shared_storage()

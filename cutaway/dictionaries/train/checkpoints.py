@@ -116,12 +116,12 @@ def _placed(t: Tensor, n: int, shards: Shards) -> Any:
 
 
 def _save(state: dict[str, Any], folder: Path) -> None:
-    storage = _storage()
+    storage = shared_storage()
     storage.save(state, storage_writer=storage.HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 def _load(folder: Path, shards: Shards | None) -> dict[str, Tensor]:
-    storage = _storage()
+    storage = shared_storage()
     reader = storage.HuggingFaceStorageReader(str(folder))
     state: dict[str, Any] = {}
     for name, meta in reader.read_metadata().state_dict_metadata.items():
@@ -137,7 +137,12 @@ def _load(folder: Path, shards: Shards | None) -> dict[str, Tensor]:
     return {n: t.to_local() if hasattr(t, "to_local") else t for n, t in state.items()}
 
 
-def _storage() -> Any:
+def shared_storage() -> Any:
+    """PyTorch's distributed checkpoints, imported where several processes write or their checkpoint is read.
+
+    Raises:
+        Refused: this PyTorch knows no safetensors form of them.
+    """
     import torch.distributed.checkpoint as storage
 
     if not hasattr(storage, "HuggingFaceStorageWriter"):

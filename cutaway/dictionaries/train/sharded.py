@@ -26,6 +26,7 @@ from cutaway.dictionaries.objectives import Pass, Spliced
 from cutaway.dictionaries.objectives.active import Active
 from cutaway.dictionaries.precision import Choice
 from cutaway.dictionaries.select import Encoder
+from cutaway.dictionaries.train import checkpoints
 from cutaway.dictionaries.train.feed import Source
 from cutaway.dictionaries.train.gating import AbsTopK, BatchTopK, Chosen, GroupMax, TopK
 from cutaway.dictionaries.train.learner import Learner, Moments, Report
@@ -187,6 +188,8 @@ class ShardedRun(Run):
         self.shards = self._over = Shards(device if isinstance(device, DeviceMesh) else mesh())
         super().__init__(source, recipes, plan, out, self._over.device)
         self.speaks = self._over.rank == 0
+        if out is not None:
+            checkpoints.shared_storage()  # refused now rather than at the first checkpoint
 
     def _learner(self, recipe: Recipe, moments: Moments, silent_after: int) -> Learner:
         return ShardedLearner(recipe, moments, self._over, silent_after)
