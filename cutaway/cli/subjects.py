@@ -94,8 +94,11 @@ def load_subjects(names: Sequence[str], given: dict[str, Any]) -> list[Any]:
             assert model is not None
             found.append(load_task(model, **flags))
         else:
+            import torch
+
             from cutaway.dictionaries.formats import load
 
             dictionary = load(flags["dictionary"])
-            found.append(dictionary if model is None else dictionary.to(model.device))
+            wide = torch.promote_types(dictionary.dtype, torch.float32)  # stored in half, computed in single precision
+            found.append(dictionary.to(model.device if model is not None else "cpu", wide))
     return found
