@@ -31,6 +31,7 @@ _LAZY = {
     "set_latents": ("splice", "set_latents"),
     "together": ("forms", "together"),
 }
+_PACKAGES = ("formats", "judge", "train", "truth")
 
 __all__ = [
     "Block", "Dictionary", "SparseCode", "Splice", "ablate_latents", "add_to_latents", "autoencoder", "l0_check",
@@ -39,9 +40,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        from importlib import import_module
+    from importlib import import_module
 
+    if name in _PACKAGES:
+        return import_module(f"cutaway.dictionaries.{name}")
+    if name in _LAZY:
         module, attribute = _LAZY[name]
         return getattr(import_module(f"cutaway.dictionaries.{module}"), attribute)
     raise AttributeError(f"module 'cutaway.dictionaries' has no attribute {name!r}")

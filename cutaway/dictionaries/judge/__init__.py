@@ -1,1 +1,30 @@
-"""How good is a dictionary? Measures on held-out activations, each beside its interval, its null and its controls."""
+"""How good is a dictionary? Measures on held-out activations, each beside its interval, its null and its controls.
+
+evidence = judge.Evidence.gather(stream, 50_000)
+scores = judge.evaluate(dictionary, evidence)               # all that needs activations only
+loss = judge.loss_recovered(model, dictionary, prompts)     # and what the model can still do with it
+"""
+
+# The functions are imported here, so that they and not their modules are what `judge.NAME` means.
+from cutaway.dictionaries.judge.absorption import planted_absorption
+from cutaway.dictionaries.judge.controls import controls, linear_map, neurons, pca_dictionary, random_dictionary
+from cutaway.dictionaries.judge.evaluate import evaluate, shuffled_model
+from cutaway.dictionaries.judge.evidence import Evidence, Seen, observe
+from cutaway.dictionaries.judge.features import Features, context, features
+from cutaway.dictionaries.judge.firing import Firing, firing, firing_scores
+from cutaway.dictionaries.judge.geometry import Geometry, decoder_rows, geometry, geometry_scores
+from cutaway.dictionaries.judge.letters import letter_absorption, letter_evidence
+from cutaway.dictionaries.judge.loss import loss_recovered
+from cutaway.dictionaries.judge.matching import mcc, mmcs, recovery, uniqueness
+from cutaway.dictionaries.judge.probing import Probing, probing
+from cutaway.dictionaries.judge.reconstruction import fvu, reconstruction
+from cutaway.dictionaries.judge.scores import Scores, joined, over_seeds
+from cutaway.dictionaries.judge.stability import Comparison, Splitting, Stability, compare, splitting, stability
+
+__all__ = [
+    "Comparison", "Evidence", "Features", "Firing", "Geometry", "Probing", "Scores", "Seen", "Splitting", "Stability",
+    "compare", "context", "controls", "decoder_rows", "evaluate", "features", "firing", "firing_scores", "fvu",
+    "geometry", "geometry_scores", "joined", "letter_absorption", "letter_evidence", "linear_map", "loss_recovered",
+    "mcc", "mmcs", "neurons", "observe", "over_seeds", "pca_dictionary", "planted_absorption", "probing",
+    "random_dictionary", "reconstruction", "recovery", "shuffled_model", "splitting", "stability", "uniqueness",
+]  # fmt: skip

@@ -25,6 +25,17 @@ def test_everything_is_judged_on_a_truth_on_tokens_that_nothing_was_fitted_on():
     assert "F1" not in plain.labels["score"]
 
 
+def test_saved_scores_are_opened_by_the_package_alone(tmp_path):
+    import subprocess
+    import sys
+
+    path = evaluate(made.random_autoencoder(), Evidence({made.SITE: made.activations()}), nulls=1).save(
+        tmp_path / "s.safetensors"
+    )
+    code = f"import cutaway as ca; print(ca.open({str(path)!r}).value('L0'))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "3.0\n"
+
+
 def test_records_that_differ_stand_beside_their_scores():
     truth = made.truth()
     e = made.evidence(truth, 400)
