@@ -1,7 +1,7 @@
 """What is learned in the same time: error on a truth toy, each tool at the learning rate that suits it best.
 
-The Zipf toy of `cutaway.dictionaries.truth` (1024 features in 256 dimensions), 2048 latents, TopK with k 16, 400 steps
-of 1024 new tokens. All see the same tokens, and train at three learning rates; the best counts. Warm-up is one per
+The Zipf toy of `cutaway.dictionaries.truth` (1024 features in 256 dimensions), 2048 latents, TopK with k 16, 600 steps
+of 1024 new tokens. All see the same tokens, and train at five learning rates; the best counts. Warm-up is one per
 cent; cutaway and SAELens let the rate fall over the last fifth, sparsify (with Adam) over the whole run, as its trainer
 does. The fraction of variance unexplained is of 8192 tokens that nobody was trained on. Steps are those of
 `bench.training`.
@@ -19,8 +19,8 @@ from bench.frame import Row, Subject, finish, options, pythons, serve
 from bench.trainers import Job
 from bench.training import PEERS
 
-JOB = Job("topk", 256, 2048, 16, 1024, steps=400, adam=True)
-RATES = (4e-3, 8e-3, 2e-3)
+JOB = Job("topk", 256, 2048, 16, 1024, steps=600, adam=True)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
 LEAST = 0.99  # of a peer's error over ours: within one per cent, or better
 HELD_OUT = 8192
 
