@@ -146,7 +146,7 @@ def _planted(seen: Seen, directions: Tensor, concepts: Sequence[int], seed: int)
     assert truth is not None
     rows, x = decoder_rows(seen.dictionary).cpu(), seen.evidence.of(site).cpu()
     origin = x.double().mean(0) - truth.times(directions).double().mean(0)
-    code, found = seen.code.to("cpu").csr(), []
+    code, found = seen.code.csr(), []
     for feature in concepts:
         shows = truth.columns([feature])[:, 0] > 0
         chosen = shows.nonzero().squeeze(1)

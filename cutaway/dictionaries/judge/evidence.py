@@ -135,7 +135,8 @@ class Seen:
 
 @torch.no_grad()
 def observe(dictionary: Dictionary, evidence: Evidence) -> Seen:
-    """Run a dictionary over evidence, a part of the tokens at a time.
+    """Run a dictionary over evidence, a part of the tokens at a time, where its weights are; what comes out is held
+    in main memory.
 
     Raises:
         Refused: the evidence lacks a site that the dictionary reads.
@@ -143,11 +144,12 @@ def observe(dictionary: Dictionary, evidence: Evidence) -> Seen:
     acts, n = evidence.sites(dictionary.reads), len(evidence)
     codes, outs = [], []
     for first in range(0, n, PART):
-        part = {s: x[first : first + PART] for s, x in acts.items()}
+        part = {s: x[first : first + PART].to(dictionary.device) for s, x in acts.items()}
         code = dictionary.encode(part)
         out = dictionary.decode(code, part)
-        codes.append(code)
-        outs.append(out if isinstance(out, Mapping) else {dictionary.writes[0]: out})
+        codes.append(code.to("cpu"))
+        named = out if isinstance(out, Mapping) else {dictionary.writes[0]: out}
+        outs.append({s: y.cpu() for s, y in named.items()})
     output = {s: torch.cat([o[s] for o in outs]) for s in dictionary.writes}
     return Seen(dictionary, evidence, below(codes), output)
 

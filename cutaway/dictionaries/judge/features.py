@@ -63,7 +63,7 @@ def features(
     ids = seen.evidence.ids
     if ids is None:
         raise Refused("features without tokens", "the evidence has no token ids", "gather it from a stream of a model")
-    ids, code = ids.cpu(), seen.code.to("cpu").csr()
+    ids, code = ids.cpu(), seen.code.csr()
     fires = code.fires()
     total = torch.zeros(code.n_latents).index_add_(0, code.index, code.value.float().abs())
     mean = total / fires

@@ -42,7 +42,7 @@ class Firing(Result, kind="dictionary_firing"):
 
 def firing(seen: Seen, *, null: Sequence[Seen] = ()) -> Firing:
     """Frequency, strength and density of every latent, beside the density of random dictionaries."""
-    tokens, fires = len(seen.evidence), seen.code.fires().cpu()
+    tokens, fires = len(seen.evidence), seen.code.fires()
     code = seen.code
     index, value = code.index.reshape(-1).cpu(), code.value.reshape(-1).double().cpu()
     total = torch.zeros(code.n_latents, dtype=torch.double).index_add_(0, index, value)
@@ -54,7 +54,7 @@ def firing(seen: Seen, *, null: Sequence[Seen] = ()) -> Firing:
         mean_active=(total / fires).float(),
         largest=largest,
         density=_density(fires, tokens, edges),
-        density_null=torch.stack([_density(n.code.fires().cpu(), len(n.evidence), edges) for n in null], -1)
+        density_null=torch.stack([_density(n.code.fires(), len(n.evidence), edges) for n in null], -1)
         if null else torch.full((len(edges) + 1, 0), math.nan),
         labels={"decade": ["dead", *(f"10^{e:g}" for e in edges)], "bound": BOUNDS},
         units={"frequency": "probability", "frequency_interval": "probability", "mean_active": "activation",

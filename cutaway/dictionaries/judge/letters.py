@@ -104,7 +104,7 @@ def letter_absorption(
 
 def _judged(seen: Seen, words: Sequence[str], probes: dict[str, Any], fit: Tensor, seed: int) -> dict[str, Absorbed]:
     x, rows = seen.evidence.of(seen.dictionary.writes[0]).cpu(), decoder_rows(seen.dictionary).cpu()
-    code, out = seen.code.to("cpu"), {}
+    code, out = seen.code, {}
     for letter, (direction, right, _) in probes.items():
         own = own_latents(code.rows(fit), _starts(words, letter)[fit], seed=seed)
         out[letter] = absorbed(code.rows(right), rows, x[right], direction, own)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from cutaway.core.record import machine, versions
 from cutaway.core.refuse import Refused
@@ -28,6 +29,8 @@ from cutaway.dictionaries.judge.evidence import Seen
 from cutaway.dictionaries.judge.geometry import cosines, decoder_rows
 from cutaway.dictionaries.judge.matching import matched, mcc
 from cutaway.dictionaries.judge.scores import chance
+
+_PAIRS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,9 +108,9 @@ def compare(a: Seen, b: Seen, *, samples: int = 2, seed: int = 0) -> Comparison:
         x, _, other = matched(one, torch.randn(two.shape, generator=g))
         null[x, s] = other
         order = torch.randperm(len(a.evidence), generator=g)
-        shuffled[:, s] = overlap(a.code.to("cpu"), b.code.to("cpu").rows(order), partner)
+        shuffled[:, s] = overlap(a.code, b.code.rows(order), partner)
     return Comparison(
-        cosine=cosine, cosine_null=null, overlap=overlap(a.code.to("cpu"), b.code.to("cpu"), partner),
+        cosine=cosine, cosine_null=null, overlap=overlap(a.code, b.code, partner),
         overlap_null=shuffled, partner=partner,
         units={"cosine": "cosine", "cosine_null": "cosine", "overlap": "share of tokens", "partner": "latent",
                "overlap_null": "share of tokens"},
@@ -159,15 +162,15 @@ def splitting(
         raise Refused("two dictionaries on other tokens", "firing cannot be compared", "observe both on one evidence")
     small, large = decoder_rows(narrow.dictionary).cpu(), decoder_rows(wide.dictionary).cpu()
     _same_width([small, large])
-    near, g = cosines(small, large), chance(seed)
-    a, b = narrow.code.to("cpu").csr(), wide.code.to("cpu").csr()
-    part, covered = _parts(a, b, near, within, alike)
+    g = chance(seed)
+    a, b = narrow.code.csr(), wide.code.csr()
+    part, covered = _parts(a, b, small, large, within, alike)
     null, strangers = [], []
     for _ in range(samples):
-        null.append(_parts(a, b.rows(torch.randperm(len(b), generator=g)), near, within, alike)[1])
-        strangers.append(cosines(small, torch.randn(large.shape, generator=g)).max(1).values)
+        null.append(_parts(a, b.rows(torch.randperm(len(b), generator=g)), small, large, within, alike)[1])
+        strangers.append(_nearest(small, torch.randn(large.shape, generator=g)))
     return Splitting(
-        parts=part, covered=covered, covered_null=torch.stack(null, -1), nearest=near.max(1).values,
+        parts=part, covered=covered, covered_null=torch.stack(null, -1), nearest=_nearest(small, large),
         nearest_null=torch.stack(strangers, -1),
         units={"parts": "latents", "covered": "share of tokens", "covered_null": "share of tokens",
                "nearest": "cosine", "nearest_null": "cosine"},
@@ -176,18 +179,29 @@ def splitting(
     )  # fmt: skip
 
 
-def _parts(a: SparseCode, b: SparseCode, near: Tensor, within: float, alike: float) -> tuple[Tensor, Tensor]:
+def _parts(
+    a: SparseCode, b: SparseCode, small: Tensor, large: Tensor, within: float, alike: float
+) -> tuple[Float[Tensor, "latent"], Float[Tensor, "latent"]]:
     """How many parts each latent of `a` has in `b`, and on what share of its tokens one of them fires."""
-    one = _matrix(a)
-    two = _matrix(b)
-    both = (one.T @ two).toarray()
-    fires = torch.as_tensor(two.sum(0)).double().reshape(-1)
-    share = torch.from_numpy(both).double() / fires.clamp(min=1)
-    part = (share >= within) & (near >= alike) & (fires > 0)
-    of = torch.zeros(a.n_latents, dtype=torch.double)
-    reached = two @ part.double().numpy().T > 0  # [token, latent of a]: some part of it fires
-    of += torch.as_tensor(one.multiply(reached).sum(0)).double().reshape(-1)
-    return part.sum(1).float(), (of / torch.as_tensor(one.sum(0)).double().reshape(-1)).float()
+    from scipy.sparse import csr_matrix
+
+    one, two = _matrix(a), _matrix(b)
+    both = (one.T @ two).tocoo()  # only pairs that fire together somewhere can be a latent and its part
+    i, j, n = (torch.from_numpy(t.copy()).long() for t in (both.row, both.col, both.data))
+    kept = n >= within * b.fires()[j]
+    i, j = i[kept], j[kept]
+    cosine = torch.cat([(normalize(small[x], dim=-1) * normalize(large[y], dim=-1)).sum(1)
+                        for x, y in zip(i.split(_PAIRS), j.split(_PAIRS), strict=True)])  # fmt: skip
+    i, j = i[cosine >= alike], j[cosine >= alike]
+    of = csr_matrix(([1.0] * len(i), (j.numpy(), i.numpy())), shape=(b.n_latents, a.n_latents))
+    reached = one.multiply((two @ of) > 0)  # where a latent of `a` fires together with one of its parts
+    covered = torch.as_tensor(reached.sum(0)).double().reshape(-1) / a.fires()
+    return torch.bincount(i, minlength=a.n_latents).float(), covered.float()
+
+
+def _nearest(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n"]:
+    """The largest cosine of each row of `a` with a row of `b`, a few rows at a time."""
+    return torch.cat([cosines(rows, b).max(1).values for rows in a.split(1024)])
 
 
 def _matrix(code: SparseCode) -> Any:

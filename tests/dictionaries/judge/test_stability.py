@@ -10,7 +10,7 @@ from cutaway.core.stats import generator
 from cutaway.dictionaries import SparseCode
 from cutaway.dictionaries.judge.evidence import Evidence, Seen, observe
 from cutaway.dictionaries.judge.features import concentration, context, features
-from cutaway.dictionaries.judge.geometry import decoder_rows
+from cutaway.dictionaries.judge.geometry import cosines, decoder_rows
 from cutaway.dictionaries.judge.matching import mcc
 from cutaway.dictionaries.judge.stability import compare, overlap, splitting, stability
 from tests.dictionaries.judge import made
@@ -92,6 +92,23 @@ def test_splitting_finds_the_parts_and_what_they_cover():
     assert got.covered.tolist() == pytest.approx([want, 1, 0])
     assert got.covered_null.max() < 0.5
     assert got.nearest[:2].tolist() == pytest.approx([1 / 1.25**0.5, 1], abs=1e-5)
+
+
+def test_splitting_by_brute_force():
+    g = generator(8)
+    f = (torch.rand(150, 6, generator=g) < 0.3).float()
+    wide = f[:, torch.randint(0, 6, (15,), generator=g)] * (torch.rand(150, 15, generator=g) < 0.6)
+    small, large = torch.randn(6, 3, generator=g), torch.randn(15, 3, generator=g)
+    got = splitting(with_code(f, small), with_code(wide, large), within=0.7, alike=0.2)
+    near = cosines(small, large)
+    for i in range(6):
+        parts = [j for j in range(15) if wide[:, j].any() and near[i, j] >= 0.2
+                 and (wide[:, j] * f[:, i]).sum() >= 0.7 * wide[:, j].sum()]  # fmt: skip
+        reached = (wide[:, parts].sum(1) > 0) & (f[:, i] > 0)
+        assert int(got.parts[i]) == len(parts)
+        assert float(got.covered[i]) == pytest.approx(float(reached.sum() / f[:, i].sum()), abs=1e-6)
+        assert float(got.nearest[i]) == pytest.approx(float(near[i].max()), abs=1e-6)
+    assert got.parts.sum() > 3
 
 
 def test_features_are_ranked_by_how_clear_they_are():
