@@ -40,9 +40,23 @@ def section(name: str, data: dict[str, Any]) -> str:
 | work | cutaway | bar | peers |
 |---|---|---|---|
 {chr(10).join(lines)}
-
+{_features(data.get("features", []))}
 {machine}
 """
+
+
+def _features(found: list[dict[str, Any]]) -> str:
+    """Latents with the contexts in which they are largest."""
+    lines = []
+    for f in found:
+        c = f["contexts"][0]
+        words = (" ".join(str(c[k]).replace("|", "/").replace("`", "'").split()) for k in ("before", "token", "after"))
+        before, token, after = words
+        lines.append(
+            f"| {f['latent']} | {f['focus']:.2f} | {f['frequency']:.2%} | …{before[-50:]} **{token}** {after[:40]}… |"
+        )
+    head = "\n| latent | focus | fires on | where it is largest |\n|---|---|---|---|\n"
+    return head + "\n".join(lines) + "\n" if lines else ""
 
 
 def readme() -> str:
