@@ -16,7 +16,7 @@ from cutaway.core.address import Address
 from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused
 from cutaway.models.model import Model
-from cutaway.models.quick import OWN, Way, running, way
+from cutaway.models.quick import OWN, Way, Ways
 from cutaway.models.tokens import Tokens
 from cutaway.streams.batch import Batch
 from cutaway.streams.masks import CALIBRATION, Masking, Rule, norm, rule
@@ -55,7 +55,7 @@ class Reader:
         self.packer = Packer(documents, model.tokenizer, packing)
         self.rule: Rule = rule(masking, model.tokenizer)
         self.dtype = storage(dtype if dtype is not None else model.dtype)
-        self.quick = quick
+        self.quick, self.ways = quick, Ways(model.body)
         self.way: Way | None = None if quick else OWN  # how forwards are computed; None until the first context
 
     @cached_property
@@ -104,7 +104,7 @@ class Reader:
         for c in contexts:
             if self.way is None:
                 one = Contexts(c.ids[:1], c.real[:1], c.document[:1], c.cursor, c.after)
-                self.way = way(self.model.body, lambda one=one: [*self._through(one).acts.values()])
+                self.way = self.ways.choose(lambda one=one: [*self._through(one).acts.values()])
             yield c
 
     def _group(self, c: Contexts, batch: Batch) -> Group:
@@ -122,7 +122,7 @@ class Reader:
     def _through(self, c: Contexts) -> Batch:
         model, n = self.model, len(c.ids)
         tokens = model.tokens(Tokens(c.ids, c.real, ("",) * n, ((),) * n, ((),) * n))
-        with nullcontext() if self.way is None else running(model.body, self.way):
+        with nullcontext() if self.way is None else self.ways.running(self.way):
             found = model.capture(tokens, self.sites, logits=False)
         whole = not tokens.padded
         acts = {a: _flat(found[a], tokens.mask, whole) for a in self.sites}

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cutaway.models import quick
-from cutaway.models.quick import OWN, TOLERANCE, Way, running, way
+from cutaway.models.quick import OWN, TOLERANCE, Way, Ways
 from tests.models.common import IDS, bare, gap, model
 
 SWITCH = torch.backends.mkldnn.matmul
@@ -19,32 +19,51 @@ def read(m, site="mlp_post.1"):
 def test_the_chosen_way_reads_what_the_model_reads_and_leaves_it_as_it_was(name, dtype):
     m = model(name, dtype)
     plain, before = bare(m.hf), (SWITCH.fp32_precision, [dict(x.__dict__) for x in m.hf.modules()])
-    chosen = way(m.body, read(m))
+    ways = Ways(m.body)
+    chosen = ways.choose(read(m))
     assert dtype == torch.float32 or not chosen.onednn  # some processors round in it, and are found out
     assert chosen.fused == (name != "llama")
-    with running(m.body, chosen):
+    with ways.running(chosen):
         error = gap(read(m)()[0].float(), m.capture(IDS, "mlp_post.1")["mlp_post.1"].float())
     assert error <= TOLERANCE[dtype]
     assert chosen.error <= TOLERANCE[dtype]
     assert (SWITCH.fp32_precision, [dict(x.__dict__) for x in m.hf.modules()]) == before
     assert torch.equal(bare(m.hf), plain)
-    with running(m.body, OWN):
+    with Ways(m.body).running(OWN):
         assert torch.equal(bare(m.hf), plain)
 
 
 def test_what_is_not_within_rounding_is_not_taken(monkeypatch):
     m = model("gpt2")
     monkeypatch.setitem(quick._FUSED, "NewGELUActivation", torch.relu)
-    assert not way(m.body, read(m)).fused
+    assert not Ways(m.body).choose(read(m)).fused
     monkeypatch.setitem(quick.TOLERANCE, torch.float32, 0.0)
     monkeypatch.setattr(quick, "_apart", lambda x, y: 1e-3)
-    assert way(m.body, read(m)) == OWN
+    assert Ways(m.body).choose(read(m)) == OWN
 
 
 def test_a_failing_run_leaves_nothing_behind():
     m = model("gpt2")
     before = SWITCH.fp32_precision
-    with pytest.raises(MemoryError), running(m.body, Way(True, True)):
+    with pytest.raises(MemoryError), Ways(m.body).running(Way(True, True)):
         raise MemoryError
     assert SWITCH.fp32_precision == before
     assert not any("forward" in x.__dict__ for x in m.hf.modules())
+
+
+def test_layouts_follow_weights_that_change():
+    m = model("gpt2")
+    ways, laid_out = Ways(m.body), Way(onednn=True, laid_out=True)
+    with ways.running(laid_out):
+        first = read(m)()[0]
+    weight = m.body.blocks[0].mlp.c_fc.weight
+    with torch.no_grad():
+        weight.mul_(1.5)
+    try:
+        with ways.running(laid_out):
+            second = read(m)()[0]
+        assert gap(second, m.capture(IDS, "mlp_post.1")["mlp_post.1"]) < 1e-4
+        assert gap(first, second) > 1e-2
+    finally:
+        with torch.no_grad():
+            weight.div_(1.5)
