@@ -7,7 +7,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
 from cutaway.dictionaries.truth.law import Law
 
-N = 60_000
+N = 30_000
 
 
 def law(**changes) -> Law:

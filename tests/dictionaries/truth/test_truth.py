@@ -120,9 +120,9 @@ def test_probabilities_are_compensated_for_the_forest():
     got = compensated(base, torch.tensor([-1, 0, 0, -1]))
     assert got.tolist() == pytest.approx([0.4, 0.25 * (1 + 0.5), 0.5 * (1 + 0.25), 0.3])
     alone = Recipe(2000, 2, roots=1, branching=2, depth=1, apart=(0, 0.0), correlation=0.0).make()
-    _, code = alone.draw(60_000, 1)
+    _, code = alone.draw(30_000, 1)
     base = zipf(2000, 0.5, 0.4, 5e-4)
-    got = code.fires() / 60_000
+    got = code.fires() / 30_000
     assert float(got[0]) == pytest.approx(float(base[0]), abs=0.01)
     assert float(got[100:].mean()) == pytest.approx(float(base[100:].mean()), rel=0.03)
 
