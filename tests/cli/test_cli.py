@@ -137,7 +137,12 @@ def test_the_real_program_has_exit_codes():
 def test_a_method_runs_saves_and_repeats_itself(capsys, tmp_path, name):
     target = tmp_path / "a.safetensors"
     flags = " ".join(
-        {"model": "--model miniworld", "task": "--task ioi --task-n 4"}[s] for s in ca.methods()[name].subjects
+        {
+            "model": "--model miniworld",
+            "task": "--task ioi --task-n 4",
+            "dictionary": "--dictionary miniworld/resid_post.3",
+        }[s]
+        for s in ca.methods()[name].subjects
     )
     code, out, err = run(capsys, f"{name.replace('.', ' ')} {flags} --out {target} --json")
     assert code == 0, err

@@ -58,7 +58,7 @@ def rest(name: str) -> tuple[Any, ...]:
 
 
 #: numbers of repetitions that make a call quick, for methods that have the option
-QUICK = {"samples": 2, "steps": 4, "draws": 2, "top": 3}
+QUICK = {"samples": 2, "steps": 4, "draws": 2}
 
 
 def call(name: str, arguments: Any, **options: Any) -> Result:
