@@ -84,7 +84,8 @@ def test_a_dictionary_of_shuffled_weights_is_a_control(capsys, tmp_path, width):
 
     recipe = tr.autoencoder("resid_post.1", 24, tr.TopK(3), rate=1e-3).as_dict()
     d = saved(tmp_path / "d.safetensors", width, recipe=recipe, rate=1e-3)
-    code, out, _ = run(capsys, f"dict eval {d} --tokens 600 --sequences 0 --nulls 1 --random-weights 2000 --context 32 --json")
+    more = "--nulls 1 --random-weights 2000 --context 32"
+    code, out, _ = run(capsys, f"dict eval {d} --tokens 600 --sequences 0 {more} --json")
     assert code == 0
     scores = json.loads(out)["scores"]
     assert scores["labels"]["control"][-1] == "random weights"
