@@ -1,12 +1,12 @@
 """Which kind of dictionary finds the true features? The truth `1k`, six architectures at one L0, three seeds each.
 
 1024 features in 128 dimensions (a smaller SynthSAEBench: Chanin & Garriga-Alonso 2026, arXiv:2602.14687), 7.25 of
-them active on a token; dictionaries of 256 latents at L0 near 5, trained on 1.5 million tokens with one learning rate.
-Values are means over seeds on 16384 held-out tokens, in brackets the 95 % interval of that mean (Student). F1, MCC,
-uniqueness and explained variance (EV) are what the published table of the 16k benchmark has, at L0 = 25 of 34: its
-order of architectures is compared with ours, over pairs that differ by more than 0.02 there. `random` is the F1 of dictionaries
-with the same norms and L0; `full absorption` the share of tokens of features with children whose latent is silent while
-another carries their direction. The generator's speed is that of the 16k benchmark.
+them active on a token; dictionaries of 256 latents at L0 near 5, trained on 1.5 million tokens with one learning
+rate. Values are means over seeds on 16384 held-out tokens, in brackets the 95 % interval of that mean (Student). F1,
+MCC, uniqueness and explained variance (EV) are what the published table of the 16k benchmark has, at L0 = 25 of 34:
+its order of architectures is compared with ours, over pairs that differ by more than 0.02 there. `random` is the F1
+of dictionaries with the same norms and L0; `full absorption` the share of tokens of features with children whose
+latent is silent while another carries their direction. The generator's speed is that of the 16k benchmark.
 """
 
 from __future__ import annotations
