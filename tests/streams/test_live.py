@@ -23,7 +23,7 @@ def everything(stream):
     return acts, words, [len(b) for b in batches]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "llama", "gemma2", "opt"])
+@pytest.mark.parametrize("name", ["gpt2", "llama", "opt"])
 def test_activations_are_those_of_each_context_alone(name):
     m, rows = tiny(name), ids(9, 12)
     stream = LiveStream(
@@ -93,7 +93,7 @@ def test_the_model_stops_after_the_deepest_site_and_no_context_runs_twice():
     assert spent.forwards == pytest.approx(40 / 3)
 
 
-@pytest.mark.parametrize("after", [0, 1, 6, 7, 15])
+@pytest.mark.parametrize("after", [0, 6, 7, 15])
 def test_a_restored_stream_goes_on_with_the_same_bits(after):
     def fresh(seed=5):
         return LiveStream(lettered(), from_texts(texts(24)), SITES, packing=Packing(12, rows=3), batch=20, window=130,

@@ -48,8 +48,7 @@ def ordered(acts, words):
     return {a: x[order] for a, x in acts.items()}, words[order]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("drop", [True, False])
+@pytest.mark.parametrize(("dtype", "drop"), [("float32", True), ("bfloat16", False), ("float16", True)])
 def test_the_shards_hold_what_the_live_stream_gives(tmp_path, dtype, drop):
     masking = Masking(drop=drop)
     shards = made(tmp_path / "out", dtype=dtype, masking=masking)
@@ -126,7 +125,7 @@ def test_buckets_give_the_same_from_any_row_on(tmp_path):
         assert torch.equal(torch.cat([t["n"] for t in b.shuffled(first, 7)]).long(), order[first:])
 
 
-@pytest.mark.parametrize("after", [0, 3, 9, 16])
+@pytest.mark.parametrize("after", [0, 9, 16])
 @pytest.mark.parametrize("part", [(0, 1), (1, 2)])
 def test_a_restored_stream_goes_on_with_the_same_bits(folder, after, part):
     shards = Shards(folder)
@@ -172,8 +171,8 @@ class Stop(Exception):
 
 @pytest.mark.parametrize(
     ("where", "name", "calls"),
-    [(Buckets, "put", 1), (Buckets, "put", 5), (_Harvest, "_note", 1), (_Harvest, "_note", 3), (MODULE, "file_hash", 1),
-     (MODULE, "file_hash", 3), (_Harvest, "_write_manifest", 1)],
+    [(Buckets, "put", 1), (Buckets, "put", 5), (_Harvest, "_note", 3), (MODULE, "file_hash", 2),
+     (_Harvest, "_write_manifest", 1)],
 )  # fmt: skip
 def test_an_interrupted_harvest_goes_on_and_ends_with_the_same_bits(folder, tmp_path, monkeypatch, where, name, calls):
     run, made_calls = getattr(where, name), []
