@@ -153,5 +153,5 @@ def test_a_model_that_does_not_run_is_refused(monkeypatch):
     m.hf.transformer.forward = lambda *args, **kw: (_ for _ in ()).throw(ValueError("no"))
     with pytest.raises(Refused, match="does not run"):
         self_check(m)
-    assert gap(bare(model("gpt2").hf), bare(build("gpt2"))) == 0.0
+    assert gap(bare(model("gpt2").hf), bare(build("gpt2"))) < 1e-6  # of the same weights elsewhere in memory
     assert sites(model("gpt2"))
