@@ -116,11 +116,16 @@ def activation(
     alone = [[a] for a in places] if window > 1 else []
     read = [bound, *(bound.measured_by(name, model) for name in several(metrics) if name)]
     parts = [[b.rows(rows) for b in read] for rows in _parts(model, bound, places)]
-    both = [[b.metric(model.run_last(t)).float() for t in (b.clean, b.corrupt)] for b, *_ in parts]
+    both = [_values(model, b) for b, *_ in parts]
     difference(task, *(torch.cat(values) for values in zip(*both, strict=True)))
     chance = generator(seed)
     runs = [_run(model, part, task.corruption, wide, alone, direction, samples, chance) for part in parts]
     return _result(task, read, runs, grid, places, seed)
+
+
+def _values(model: Model, bound: Bound) -> list[Tensor]:
+    """The metric of every clean and every corrupt prompt."""
+    return [bound.metric(model.run_last(t)).float() for t in (bound.clean, bound.corrupt)]
 
 
 def _named_places(model: Model, bound: Bound, site: str) -> list[Address]:
