@@ -57,7 +57,7 @@ from cutaway.patching.places import positions
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
 
-_PART_BYTES = 1 << 28  # of both runs' activations at the exchanged sites
+_PART_BYTES = 1 << 32  # of both runs' activations at the exchanged sites
 
 
 @dataclass(frozen=True)
