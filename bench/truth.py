@@ -60,6 +60,7 @@ def recipes(seed: int) -> dict[str, Any]:
         "JumpReLU": tr.autoencoder(SITE, LATENTS, tr.JumpRelu(0.1, 2.0, True), jump, **given),
         "ReLU L1": tr.autoencoder(SITE, LATENTS, tr.Relu(), (ob.L1(L1),), **given),
         "TopK": tr.autoencoder(SITE, LATENTS, tr.TopK(K), **given),
+        "matching pursuit": tr.autoencoder(SITE, LATENTS, tr.MatchingPursuit(K), **given),
     }
 
 
@@ -81,7 +82,6 @@ def table(chosen: argparse.Namespace) -> dict[str, Any]:
         plan = tr.Plan(tokens=chosen.tokens, select="float32", products="plain")
         done = tr.train(TruthStream(truth, BATCH, seed=seed + 1), list(made.values()), plan)
         dictionaries = dict(zip(made, (t.dictionary for t in done), strict=True))
-        dictionaries["matching pursuit"] = pursuit(TruthStream(truth, BATCH, seed=seed + 1), chosen.tokens, seed)
         for name, d in dictionaries.items():
             runs.setdefault(name, []).append(judged(d, evidence, truth, seed))
             print(name, seed, {n: round(runs[name][-1].value(n), 4) for n in ("L0", "F1", "MCC", "FVU")}, flush=True)
@@ -104,40 +104,6 @@ def judged(d: Any, evidence: Any, truth: Any, seed: int) -> Any:
         recovery(seen, truth.directions, null=null, seed=seed),
         planted_absorption(seen, truth.directions, truth.law, null=null, most=32, seed=seed),
     ])  # fmt: skip
-
-
-def pursuit(stream: Any, tokens: int, seed: int) -> Any:
-    """A matching-pursuit dictionary: K greedy steps, the decoder trained through what they take (no gate to train)."""
-    import torch
-    from torch.nn.functional import normalize
-
-    from cutaway.dictionaries import one_block
-    from cutaway.dictionaries.gates import MatchingPursuit
-
-    first = next(stream).acts[SITE]
-    scale = first.shape[1] ** 0.5 / float(first.norm(dim=1).mean())
-    g = torch.Generator().manual_seed(seed)
-    rows = normalize(torch.randn(LATENTS, first.shape[1], generator=g), dim=1).requires_grad_()
-    bias = (first.mean(0) * scale).requires_grad_()
-    adam = torch.optim.Adam([rows, bias], lr=RATE)
-    steps = tokens // BATCH
-    for step in range(steps):
-        adam.param_groups[0]["lr"] = RATE * min(1.0, (step + 1) / 20, (steps - step) / (0.2 * steps))
-        rest = next(stream).acts[SITE] * scale - bias
-        for _ in range(K):
-            with torch.no_grad():
-                best = (rest @ rows.T).argmax(1)
-            row = rows[best]
-            rest = rest - (rest * row).sum(1, keepdim=True).relu() * row
-        loss = rest.pow(2).sum(1).mean()
-        adam.zero_grad()
-        loss.backward()
-        adam.step()
-        with torch.no_grad():
-            rows.copy_(normalize(rows, dim=1))
-    gate = MatchingPursuit(residual=0.0, steps=K, stop_on_repeat=False)
-    made = rows.detach(), bias.detach() / scale
-    return one_block({}, {SITE: made[0]}, torch.zeros(LATENTS), {SITE: made[1]}, gate, subtract_b_dec=True)
 
 
 def generator_speed() -> Row:

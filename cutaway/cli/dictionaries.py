@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 app = App(name="dict")
 app.command("cutaway.cli.dictionary_eval:evaluate", name="eval")
 
-Gate = Literal["topk", "batchtopk", "abstopk", "groupmax", "relu", "jumprelu", "gated"]
+Gate = Literal["topk", "batchtopk", "abstopk", "groupmax", "matchingpursuit", "relu", "jumprelu", "gated"]
 
 
 @app.command
@@ -45,6 +46,7 @@ def train(
     threads: Annotated[int, Parameter(help="processor threads")] = 2,
     device: Annotated[str, Parameter(help="where the dictionary is trained, such as cuda:0")] = "cpu",
     replicas: Annotated[int, Parameter(help="under torchrun: parts of the tokens; in each, latents are sharded")] = 1,
+    wandb: Annotated[str | None, Parameter(help="project at Weights & Biases that gets the log as well")] = None,
 ) -> Reply:
     """Train a sparse dictionary on a model's activations, with live progress; an interrupted run can be resumed."""
     import torch
@@ -63,10 +65,12 @@ def train(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        with _Bar("training") as bar:
+        with _Bar("training") as bar, ExitStack() as stack:
             plan = tr.Plan(tokens=tokens, card_tokens=min(16384, max(1024, tokens // 4)))
             where = tr.mesh(replicas) if replicas > 1 or processes() > 1 else device
-            done = tr.train(stream, recipes, plan, out=out, resume=resume, device=where, progress=bar.update)
+            about = {"model": model, "recipes": [r.as_dict() for r in recipes], "plan": plan.as_dict()}
+            told = stack.enter_context(tr.wandb_log(wandb, about)) if wandb and rank() == 0 else None
+            done = tr.train(stream, recipes, plan, out=out, resume=resume, device=where, progress=bar.update, told=told)
         if rank() > 0:  # the first process judges and writes
             return Reply({}, lambda console: None)
         cards = card([_here(t) for t in done], stream, tokens=plan.card_tokens)
@@ -130,6 +134,8 @@ def _gating(gate: Gate, k: int) -> Gating:
             return tr.AbsTopK(k)
         case "groupmax":
             return tr.GroupMax(k)
+        case "matchingpursuit":
+            return tr.MatchingPursuit(k)
         case "relu":
             return tr.Relu()
         case "jumprelu":

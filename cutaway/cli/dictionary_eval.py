@@ -170,7 +170,7 @@ class _Job:
                     ids, at = context(seen, token)
                 except Refused:
                     ids, at = [int(seen.evidence.ids[token])], 0  # type: ignore[index]
-                words = self.model.token_texts(ids)
+                words = self.model.token_texts(ids, running=True)
                 shown.append({"value": value, "before": "".join(words[:at]), "token": words[at],
                               "after": "".join(words[at + 1 :])})  # fmt: skip
             rows.append({"latent": latent, "focus": float(found.focus[i]), "frequency": float(found.frequency[i]),

@@ -1,9 +1,10 @@
 """The two products of a dictionary as differentiable functions, with gradients written by hand.
 
-`read` gives pre-activations at chosen pairs, `write` decodes values. Their gradients touch the same pairs only, so a
-training step costs one dense product (the selection) however many latents there are; everything between the two (gates,
-penalties) is arithmetic on one number a pair, left to autograd. The bias that is subtracted from the input gets its
-gradient through the sum of the latents' gradients, without the gradient of the input.
+`read` gives pre-activations at chosen pairs (`follow` those of a greedy search), `write` decodes values. Their
+gradients touch the same pairs only, so a training step costs one dense product (the selection) however many latents
+there are; everything between the two (gates, penalties) is arithmetic on one number a pair, left to autograd. The bias
+that is subtracted from the input gets its gradient through the sum of the latents' gradients, without the gradient of
+the input.
 """
 
 from __future__ import annotations
@@ -29,6 +30,21 @@ def read(
 ) -> Float[Tensor, "entry"]:
     """Pre-activations w (x − p) + b at pairs; `value`, if selection knows them already, is taken as they are."""
     return _Read.apply(x, w, b, p, pairs, value)  # type: ignore[return-value]
+
+
+def follow(
+    x: Float[Tensor, "token d"],
+    w: Float[Tensor, "latent d"],
+    p: Float[Tensor, "d"] | None,
+    pairs: Pairs,
+    value: Float[Tensor, "entry"],
+    tangent: bool = False,
+) -> Float[Tensor, "entry"]:
+    """The values that matching pursuit found at pairs, as many a token, in the order of its steps.
+
+    Step s gives max(r_s · w, 0) and leaves r_{s+1} = r_s − value · w, from r_0 = x − p on; the choices are held fixed.
+    """
+    return _Follow.apply(x, w, p, pairs, value, tangent)  # type: ignore[return-value]
 
 
 def write(
@@ -70,6 +86,32 @@ class _Read(Function):
             None,
             None,
         )
+
+
+class _Follow(Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, p: Tensor | None, pairs: Pairs, value: Tensor, tangent: bool) -> Tensor:
+        ctx.save_for_backward(x if p is None else x - p, w, value)
+        ctx.pairs, ctx.tangent = pairs, tangent
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        centred, w, value = ctx.saved_tensors
+        steps = [t.reshape(len(centred), -1).T for t in (ctx.pairs.index, value, grad)]
+        rest = centred - mix(ctx.pairs, value, w)
+        d_rest, d_w = torch.zeros_like(rest), torch.zeros_like(w)
+        for index, v, g in zip(*(t.flip(0) for t in steps), strict=True):
+            rows = w[index]
+            rest = torch.addcmul(rest, v[:, None], rows)  # as it was before this step
+            d_v = ((g - (d_rest * rows).sum(1)) * (v > 0))[:, None]
+            d_w.index_add_(0, index, torch.addcmul(d_v * rest, v[:, None], d_rest, value=-1))
+            d_rest = torch.addcmul(d_rest, d_v, rows)
+        if ctx.tangent:
+            d_w.addcmul_(w, (d_w * w).sum(1, keepdim=True), value=-1)
+        to_x, _, to_p = ctx.needs_input_grad[:3]
+        return d_rest if to_x else None, d_w, -d_rest.sum(0) if to_p else None, None, None, None
 
 
 class _Write(Function):

@@ -21,7 +21,7 @@ from cutaway.models.edits import Edit, as_edits
 from cutaway.models.families import Family, family_of
 from cutaway.models.offload import offloaded
 from cutaway.models.ports import port
-from cutaway.models.tokens import Side, Tokens, batch, tokenize
+from cutaway.models.tokens import Side, Tokens, batch, running_texts, tokenize
 from cutaway.models.weights import Weights
 
 Prompts = str | Sequence[str] | Tokens | Tensor
@@ -191,12 +191,12 @@ class Model:
             return list(joined[len(stem) :])
         return list(self.tokenizer(word, add_special_tokens=False)["input_ids"])
 
-    def token_texts(self, ids: Sequence[int] | Tensor) -> list[str]:
-        """Display strings of token ids."""
+    def token_texts(self, ids: Sequence[int] | Tensor, running: bool = False) -> list[str]:
+        """Display strings of token ids; `running`: as they follow each other in a text, spaces included."""
         items = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         if self.tokenizer is None:
             return [str(i) for i in items]
-        return [self.tokenizer.decode([i]) for i in items]
+        return running_texts(self.tokenizer, items) if running else [self.tokenizer.decode([i]) for i in items]
 
     # --- running
 

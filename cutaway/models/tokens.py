@@ -173,6 +173,20 @@ def batch(
     )
 
 
+def running_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """What each token adds to the text before it, so that the parts joined are the text; one that completes a
+    character adds all of it. A tokenizer that rewrites what stands before gives its tokens' own texts."""
+    texts, so_far = [], ""
+    for n in range(1, len(ids) + 1):
+        longer = tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False)
+        added = longer.rstrip("\ufffd") if n < len(ids) else longer
+        if not added.startswith(so_far):
+            return [tokenizer.decode([i]) for i in ids]
+        texts.append(added[len(so_far) :])
+        so_far = added
+    return texts
+
+
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int] | None]]:
     fast = bool(getattr(tokenizer, "is_fast", False))
     out = tokenizer(text, return_offsets_mapping=True) if fast else tokenizer(text)

@@ -15,28 +15,33 @@ from torch import Tensor
 class Batch:
     """Activations of some tokens by address; axes beyond the token (heads) are flattened.
 
-    `document` is the number of each token's document and `position` its place in its context; `mask` is False for
-    special tokens and sinks (only where the stream keeps them).
+    `document` is the number of each token's document, `context` that of its context and `position` its place there;
+    `mask` is False for special tokens and sinks (only where the stream keeps them).
     """
 
     acts: dict[str, Float[Tensor, "token _"]]
     ids: Int[Tensor, "token"]
     document: Int[Tensor, "token"]
+    context: Int[Tensor, "token"]
     position: Int[Tensor, "token"]
     mask: Bool[Tensor, "token"]
 
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def words(self) -> tuple[Tensor, ...]:
+        """What is known of each token beside its activations."""
+        return self.ids, self.document, self.context, self.position, self.mask
+
     def rows(self, chosen: Tensor | slice) -> Batch:
         """Some of the tokens."""
-        parts = (t[chosen] for t in (self.ids, self.document, self.position, self.mask))
-        return Batch({a: x[chosen] for a, x in self.acts.items()}, *parts)
+        return Batch({a: x[chosen] for a, x in self.acts.items()}, *(t[chosen] for t in self.words))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
         """The same batch elsewhere, its activations in another dtype if asked for."""
-        parts = (t.to(device) for t in (self.ids, self.document, self.position, self.mask))
-        return Batch({a: x.to(device, dtype or x.dtype) for a, x in self.acts.items()}, *parts)
+        acts = {a: x.to(device, dtype or x.dtype) for a, x in self.acts.items()}
+        return Batch(acts, *(t.to(device) for t in self.words))
 
 
 @runtime_checkable

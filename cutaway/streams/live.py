@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
-from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.record import hash_text
@@ -158,11 +157,10 @@ class _Filling:
         part = batch.rows(slice(at, at + self.size - self.filled))
         if self.held is None:
             self.held = Batch({a: x.new_empty(self.size, x.shape[1]) for a, x in part.acts.items()},
-                              *(t.new_empty(self.size) for t in _words(part)))  # fmt: skip
+                              *(t.new_empty(self.size) for t in part.words))  # fmt: skip
         where = slice(self.filled, self.filled + len(part))
-        for into, x in zip(
-            (*self.held.acts.values(), *_words(self.held)), (*part.acts.values(), *_words(part)), strict=True
-        ):
+        pairs = zip((*self.held.acts.values(), *self.held.words), (*part.acts.values(), *part.words), strict=True)
+        for into, x in pairs:
             into[where] = x
         self.filled += len(part)
         return len(part)
@@ -171,7 +169,3 @@ class _Filling:
         """What it holds."""
         assert self.held is not None
         return self.held.rows(slice(self.filled))
-
-
-def _words(b: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return b.ids, b.document, b.position, b.mask

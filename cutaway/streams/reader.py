@@ -127,8 +127,9 @@ class Reader:
         whole = not tokens.padded
         acts = {a: _flat(found[a], tokens.mask, whole) for a in self.sites}
         at = torch.arange(c.ids.shape[1]).expand_as(c.ids)
-        ids, document, position = (t[c.real].to(tokens.ids.device) for t in (c.ids, c.document, at))
-        return Batch(acts, ids, document, position, torch.ones_like(ids, dtype=torch.bool))
+        number = torch.arange(c.cursor.context, c.cursor.context + n)[:, None].expand_as(c.ids)
+        words = [t[c.real].to(tokens.ids.device) for t in (c.ids, c.document, number, at, torch.ones_like(c.real))]
+        return Batch(acts, *words)
 
     def _stored(self, a: str, x: Tensor) -> Tensor:
         y = x.to(self.dtype)

@@ -2,8 +2,8 @@
 
 A folder holds `manifest.json` (model, documents, packing, masking, sites, dtype, tokens, the SHA-256 of every file),
 `moments.safetensors`, and shards `shard-00000.safetensors` …, each with one tensor a site [token, width] and the words
-of the tokens (`ids`, `document`, `position`, and `mask` where masked tokens were kept). Shards are mapped into memory,
-and each is checked against its sum before its first use.
+of the tokens (`ids`, `document`, `context`, `position`, and `mask` where masked tokens were kept). Shards are mapped
+into memory, and each is checked against its sum before its first use.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ from cutaway.streams.batch import Batch
 from cutaway.streams.order import permutation
 from cutaway.streams.reader import storage
 
-MANIFEST, MOMENTS, KIND, VERSION = "manifest.json", "moments.safetensors", "activations", 1
-WORDS = {"ids": torch.int32, "document": torch.int64, "position": torch.int32, "mask": torch.uint8}
+MANIFEST, MOMENTS, KIND, VERSION = "manifest.json", "moments.safetensors", "activations", 2
+WORDS = {"ids": torch.int32, "document": torch.int64, "context": torch.int64, "position": torch.int32,
+         "mask": torch.uint8}  # fmt: skip
 _OPEN = 4  # shards mapped at once
 
 
@@ -220,9 +221,9 @@ class ShardStream:
         pieces = list(self._pieces(*mine))
         self._token = high
         acts = {a: _joined([p[a].to(self.dtype) for p in pieces]) for a in self.sites}
-        ids, document, position = (_joined([p[w].long() for p in pieces]) for w in ("ids", "document", "position"))
         masks = [p["mask"].bool() if "mask" in p else torch.ones(len(p["ids"]), dtype=torch.bool) for p in pieces]
-        return Batch(acts, ids, document, position, _joined(masks))
+        words = {w: _joined([p[w].long() for p in pieces]) for w in WORDS if w != "mask"}
+        return Batch(acts, mask=_joined(masks), **words)
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands, JSON-ready."""

@@ -46,11 +46,15 @@ def oracle(made, acts, done):
     for b, block in enumerate(r.blocks):
         x = torch.cat([xs[s] for s in block.reads], 1)
         p = torch.cat([w[f"b_dec.{s}"] for s in block.reads]) if r.subtract else 0
-        we, wd = w[f"encoder.{b}"], w[f"decoder.{b}"]
+        wd = w[f"decoder.{b}"]
+        we = w.get(f"encoder.{b}", wd)
         be = w.get(f"b_enc.{b}", torch.zeros(len(we), dtype=torch.double))
         pi = (x - p) @ we.T + be
         norm = wd.norm(dim=1)
-        f, extra = dense_gate(r, w, b, pi, norm.detach() if r.decoder == "norm_aware" else 1.0)
+        if isinstance(r.gating, gt.MatchingPursuit):
+            f, extra = greedy(x - p, wd, r.gating.k), {}
+        else:
+            f, extra = dense_gate(r, w, b, pi, norm.detach() if r.decoder == "norm_aware" else 1.0)
         blocks.append((wd, pi, norm, f, extra))
         sizes = [len(made.mean[s]) for s in block.writes]
         for s, part in zip(block.writes, (f @ wd).split(sizes, 1), strict=True):
@@ -85,6 +89,15 @@ class Rectangle(torch.autograd.Function):
         width, to_input = ctx.more
         k = ((pi - theta).abs() < width / 2).double() / width * grad
         return k if to_input else None, -k.sum(0), None, None
+
+
+def greedy(rest, rows, k):
+    f = torch.zeros(len(rest), len(rows), dtype=rest.dtype)
+    for _ in range(k):
+        value, index = (rest @ rows.T).relu().max(1)
+        step = torch.zeros_like(f).scatter(1, index[:, None], value[:, None])
+        f, rest = f + step, rest - step @ rows
+    return f
 
 
 def dense_gate(r, w, b, pi, scale):
@@ -127,7 +140,8 @@ def dense_term(t, made, b, parts, target, out, done):
     now = t.weight * min(1.0, done / t.rise) if t.rise else t.weight
     match t:
         case ob.L1():
-            return now * size[size > 0].pow(t.power).sum() / N
+            power = 1 + (t.power - 1) * (done - t.rise) / t.anneal if t.anneal else t.power  # `done` is in between
+            return now * size[size > 0].pow(power).sum() / N
         case ob.Tanh():
             return now * torch.tanh(t.c * size).sum() / N
         case ob.L0():
@@ -174,9 +188,12 @@ RECIPES = {
     ),
     "absolute": rc.autoencoder(A, F, gt.AbsTopK(8), ()),
     "groups": rc.autoencoder(A, F, gt.GroupMax(16), ()),
+    "pursuit": rc.autoencoder(A, F, gt.MatchingPursuit(5)),
+    "pursuit, others": rc.autoencoder(A, F, gt.MatchingPursuit(4), (ob.L1(0.3), ob.Matryoshka((60,)))),
     "relu": rc.autoencoder(A, F, gt.Relu(), (ob.L1(3.0),)),
     "relu, unit": rc.autoencoder(A, F, gt.Relu(), (ob.L1(0.3, norms="none"),), decoder="unit", subtract=True),
     "relu, power": rc.autoencoder(A, F, gt.Relu(), (ob.L1(0.3, power=0.5),)),
+    "relu, annealed": rc.autoencoder(A, F, gt.Relu(), (ob.L1(0.3, power=0.2, anneal=0.9),)),
     "relu, others": rc.autoencoder(A, F, gt.Relu(), (ob.Frequency(0.3), ob.PreActivation(0.01), ob.Tanh(0.2))),
     "jump": rc.autoencoder(A, F, gt.JumpRelu(0.3, 0.4), (ob.L0(0.7),)),
     "jump, input": rc.autoencoder(
@@ -197,8 +214,11 @@ def along_rows(grad, w):
     return grad - w * (grad * w).sum(1, keepdim=True)
 
 
-#: gates of a fixed width have no dense form, the others no candidates to choose in bfloat16
-CASES = [(n, form) for n, r in RECIPES.items() for form in ("sparse", "bfloat16" if r.gating.fixed else "dense")]
+#: gates of a fixed width have no dense form, the others no candidates to choose in bfloat16; pursuit has neither
+CASES = [
+    (n, form) for n, r in RECIPES.items() for form in ("sparse", "bfloat16" if r.gating.fixed else "dense")
+    if form == "sparse" or r.gating.encodes
+]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "form"), CASES)

@@ -1,6 +1,8 @@
 """Training runs: what is learned, resuming with the same bits, the probe, logs, refusals."""
 
 import json
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -43,6 +45,7 @@ def same(a, b):
 GATES = {
     "topk": tr.autoencoder(A, F, tr.TopK(3), rate=1e-2),
     "batch": tr.autoencoder(A, F, tr.BatchTopK(3), decoder="norm_aware", rate=1e-2),
+    "pursuit": tr.autoencoder(A, F, tr.MatchingPursuit(3), rate=1e-2),
     "relu": tr.autoencoder(A, F, tr.Relu(), (ob.L1(0.4),), rate=1e-2),
     "jump": tr.autoencoder(A, F, tr.JumpRelu(0.1, 0.4), (ob.L0(0.1),), rate=1e-2),
     "gated": tr.autoencoder(A, F, tr.Gated(), (ob.OpenGate(0.4),), rate=1e-2),
@@ -72,6 +75,7 @@ def test_every_kind_learns_and_the_dictionary_is_what_was_learned():
     [
         ("topk", "float32"),
         ("batch", "bfloat16"),
+        ("pursuit", "float32"),
         ("jump", "float32"),
         ("gated", "float32"),
         ("across layers", "bfloat16"),
@@ -263,6 +267,8 @@ def test_a_source_that_ends_ends_the_run():
         (lambda: tr.autoencoder(A, F, tr.TopK(3), (ob.Matryoshka((8, 64)),)), "Matryoshka"),
         (lambda: tr.autoencoder(A, F, tr.Relu(), decoder="norm_aware"), "norm-aware"),
         (lambda: tr.transcoder(A, B, F, tr.TopK(3), subtract=True), "subtract"),
+        (lambda: tr.transcoder(A, B, F, tr.MatchingPursuit(3)), "unit rows"),
+        (lambda: tr.autoencoder(A, F, tr.MatchingPursuit(3), (ob.AuxK(),)), "AuxK"),
         (lambda: tr.cross_layer([A], [B, C], F, tr.TopK(3)), "cross-layer"),
         (lambda: tr.Held({A: torch.zeros(4, 2)}, 5), "batches"),
         (lambda: tr.recipe_of({**topk().as_dict(), "gating": {"kind": "Maybe"}}), "Maybe"),
@@ -281,3 +287,45 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     with pytest.raises(Refused, match="other plan"):
         tr.train(held(), topk(), plan(tokens=128 * 61), out=tmp_path)
     tr.train(held(), topk(seed=5), plan(), out=tmp_path, resume=False, stop_after=3)
+
+
+def test_lines_of_the_log_are_told_and_go_to_wandb(monkeypatch, tmp_path):
+    class Run:
+        lines, closed = [], False
+
+        def log(self, data, step):
+            self.lines.append((step, data))
+
+        def finish(self):
+            Run.closed = True
+
+    asked = {}
+    fake = SimpleNamespace(init=lambda **given: asked.update(given) or Run())
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    with tr.wandb_log("project", {"k": 3}) as told:
+        tr.train(held(), topk(), plan(), out=tmp_path, told=told)
+        assert not Run.closed
+    assert Run.closed
+    assert asked == {"project": "project", "config": {"k": 3}}
+    kept = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [step for step, _ in Run.lines] == [line["step"] for line in kept]
+    for (_, sent), line in zip(Run.lines, kept, strict=True):
+        if "event" in line:
+            assert sent == {f"event/{line['event']}": 1.0}
+        else:
+            assert sent["0@0.003/fvu"] == line["fvu"]
+            assert sent["0@0.003/terms/AuxK"] == line["terms"]["AuxK"]
+            assert sent["tokens"] == line["tokens"]
+            assert all(isinstance(v, int | float) for v in sent.values())
+
+
+def test_without_wandb_its_log_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(Refused, match="not installed"), tr.wandb_log("project", {}):
+        pass
+
+
+def test_annealing_goes_from_the_norm_to_the_power():
+    term = ob.L1(1.0, rise=0.1, power=0.2, anneal=0.5)
+    assert [round(term.power_at(done), 6) for done in (0, 0.1, 0.35, 0.6, 1)] == [1, 1, 0.6, 0.2, 0.2]
+    assert ob.L1(1.0, power=0.5).power_at(0) == 0.5

@@ -5,7 +5,7 @@ import torch
 
 from cutaway.core.refuse import Refused
 from cutaway.models.model import Model
-from cutaway.models.tokens import batch, tokenize
+from cutaway.models.tokens import batch, running_texts, tokenize
 from tests.models.common import gap, model
 from tests.models.tiny import build
 from tests.models.words import SHAPES, byte_level, metaspace, word_level
@@ -145,3 +145,25 @@ def test_rows_keep_the_padding():
     assert t.rows([1, 2, 1]).ids.tolist() == [[0, 0, 4], [0, 5, 6], [0, 0, 4]]
     assert t.rows(slice(0, 2)).mask.tolist() == [[True] * 3, [False, False, True]]
     assert t.to("cpu").ids is t.ids
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_running_texts_are_the_text(shape):
+    tokenizer = SHAPES[shape]()
+    ids = tokenizer(TEXTS[0], add_special_tokens=False)["input_ids"]
+    texts = running_texts(tokenizer, ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts).strip() == TEXTS[0]
+    assert all(t.startswith(" ") for t in texts[1:] if t.strip() in ("gave", "the", "mat", "to"))
+
+
+def test_running_texts_of_characters_in_pieces_and_of_rewritten_text():
+    tokenizer = byte_level()
+    ids = tokenizer("a é", add_special_tokens=False)["input_ids"]
+    assert "".join(running_texts(tokenizer, ids)) == "a é"
+
+    class Rewriting:
+        def decode(self, ids, **_):
+            return "?" * len(ids) if len(ids) < 2 else "x" * len(ids)
+
+    assert running_texts(Rewriting(), [1, 2, 3]) == ["?", "?", "?"]

@@ -232,7 +232,7 @@ def test_damaged_and_foreign_files_are_refused(folder, tmp_path):
         write_json(out / "manifest.json", {**m, "tokens": m["tokens"] - 1})
 
     def newer(out):
-        m = {**json.loads((out / "manifest.json").read_text()), "version": 2}
+        m = {**json.loads((out / "manifest.json").read_text()), "version": 3}
         write_json(out / "manifest.json", {**m, "key": manifest_key(m)})
 
     def exchange(out):
@@ -249,7 +249,7 @@ def test_damaged_and_foreign_files_are_refused(folder, tmp_path):
         ("gone", lambda o: (o / "shard-00002.safetensors").unlink(), "is missing"),
         ("cut", lambda o: (o / "shard-00002.safetensors").write_bytes(b"x"), "bytes instead"),
         ("edit", edit, "was changed"),
-        ("newer", newer, "version 2"),
+        ("newer", newer, "version 3"),
         ("none", lambda o: (o / "manifest.json").unlink(), "no manifest"),
         ("other", lambda o: write_json(o / "manifest.json", {"kind": "x"}), "not of activations"),
     ]:

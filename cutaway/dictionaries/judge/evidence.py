@@ -18,7 +18,7 @@ from cutaway.dictionaries.dictionary import Dictionary
 PART = 4096  # tokens encoded at a time
 GROUPS = 256  # at most so many units are resampled
 ANY = "acts"  # the name of activations that come without the name of a site
-_EACH = ("sequence", "ids", "position")  # what may be known of each token
+_EACH = ("sequence", "ids", "position", "context")  # what may be known of each token
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +26,8 @@ class Evidence:
     """Activations by site, one row a token; special tokens are not among them.
 
     `sequence` numbers the sequence (document) of each token: tokens of one sequence are resampled together. `position`
-    is its place there, `ids` the token itself; `truth` is the true code, where it is known.
+    is its place there, or in one of the `context`s that a sequence may fill; `ids` is the token itself, and `truth` the
+    true code, where it is known.
     """
 
     acts: dict[str, Float[Tensor, "token _"]]
@@ -34,6 +35,7 @@ class Evidence:
     ids: Int[Tensor, "token"] | None = None
     position: Int[Tensor, "token"] | None = None
     truth: SparseCode | None = None
+    context: Int[Tensor, "token"] | None = None
 
     def __post_init__(self):
         sizes = {s: len(x) for s, x in self.acts.items()}
@@ -163,7 +165,7 @@ def _part(item: Any) -> Evidence | None:
         case (Tensor() as x, SparseCode() as code):
             return Evidence({ANY: x}, truth=code)
     acts = {ANY: item.acts} if isinstance(item.acts, Tensor) else dict(item.acts)
-    part = Evidence(acts, item.document, item.ids, item.position)
+    part = Evidence(acts, item.document, item.ids, item.position, context=item.context)
     kept = item.mask.nonzero().squeeze(1)
     return part.rows(kept) if len(kept) else None
 

@@ -104,7 +104,7 @@ def concentration(code: SparseCode, ids: Int[Tensor, "token"]) -> Float[Tensor, 
 
 
 def context(seen: Seen, token: int, width: int = 8) -> tuple[list[int], int]:
-    """Ids of the tokens around one, from its own sequence and in their order, and where it stands among them.
+    """Ids of the tokens around one, of its own sequence (and context) in their order, and where it stands among them.
 
     Raises:
         Refused: the evidence does not know the order of tokens.
@@ -115,11 +115,12 @@ def context(seen: Seen, token: int, width: int = 8) -> tuple[list[int], int]:
             "the context of a token", "ids, sequence and position are not all known", "use an unshuffled stream"
         )
     same = (e.sequence == e.sequence[token]) & ((e.position - e.position[token]).abs() <= width)
+    same &= same if e.context is None else e.context == e.context[token]
     rows = same.nonzero().squeeze(1)
     rows = rows[e.position[rows].argsort()]
     if len(e.position[rows].unique()) < len(rows):
-        why = "its document fills several contexts, which share positions"
-        raise Refused("the context of a token", why, "pack one document a context")
+        why = "its sequence has several tokens at one position"
+        raise Refused("the context of a token", why, "give the evidence the number of each token's context")
     return e.ids[rows].tolist(), int((rows == token).nonzero())
 
 

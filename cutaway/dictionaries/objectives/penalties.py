@@ -18,28 +18,33 @@ Norms = Literal["together", "sum", "none"]
 class L1(Term):
     """Σ f n (Anthropic, April 2024), or Σ f with norms "none" (Bricken et al. 2023); "sum" adds norms over sites.
 
-    With `power` below 1, Σ f^power.
+    With `power` below 1, Σ f^power; with `anneal`, the power goes from 1 to `power` over that share of the run, from
+    the end of the weight's rise on (p-annealing: Karvonen et al. 2024, arXiv:2408.00113).
     """
 
     weight: float
     rise: float = 0.05
     norms: Norms = "together"
     power: float = 1.0
+    anneal: float = 0.0
 
     def of(self, p: Pass) -> Tensor:
-        if self.power != 1:
-            return _each(p, lambda part: self._powered(_sized(part, self.norms)))
+        power = self.power_at(p.done)
+        if power != 1:
+            return _each(p, lambda part: _powered(_sized(part, self.norms), power))
         return sum((self._plain(part) for part in p.parts), torch.zeros(()))
+
+    def power_at(self, done: float) -> float:
+        """The power at a share of the run."""
+        if self.anneal <= 0:
+            return self.power
+        return 1 + (self.power - 1) * min(1.0, max(0.0, (done - self.rise) / self.anneal))
 
     def _plain(self, part: Part) -> Tensor:
         """Σ f n by way of Σ f of each latent: one pass over the values."""
         norms = part.norms(self.norms)
         sums = part.active.by_latent(part.active.value, len(part.b_enc))
         return part.across.latents((sums if norms is None else sums * norms).sum()) / part.active.tokens
-
-    def _powered(self, size: Tensor) -> Tensor:
-        on = size > 0  # the slope of a power below 1 is infinite at 0
-        return torch.where(on, torch.where(on, size, 1.0).pow(self.power), 0.0)
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,11 @@ def _sized(part: Part, kind: Norms) -> Tensor:
     norms = part.norms(kind)
     f = part.active.value.abs()
     return f if norms is None else f * part.active.at(norms)
+
+
+def _powered(size: Tensor, power: float) -> Tensor:
+    on = size > 0  # the slope of a power below 1 is infinite at 0
+    return torch.where(on, torch.where(on, size, 1.0).pow(power), 0.0)
 
 
 def _each(p: Pass, formula) -> Tensor:  # type: ignore[no-untyped-def]

@@ -9,7 +9,17 @@ from cutaway.dictionaries.train.adam import AdamSettings
 from cutaway.dictionaries.train.cards import card
 from cutaway.dictionaries.train.endtoend import Divergence, Whole
 from cutaway.dictionaries.train.feed import Held, Source
-from cutaway.dictionaries.train.gating import AbsTopK, BatchTopK, Gated, Gating, GroupMax, JumpRelu, Relu, TopK
+from cutaway.dictionaries.train.gating import (
+    AbsTopK,
+    BatchTopK,
+    Gated,
+    Gating,
+    GroupMax,
+    JumpRelu,
+    MatchingPursuit,
+    Relu,
+    TopK,
+)
 from cutaway.dictionaries.train.learner import Learner, Moments
 from cutaway.dictionaries.train.loop import Progress, Trained, train
 from cutaway.dictionaries.train.plan import Plan
@@ -23,9 +33,11 @@ from cutaway.dictionaries.train.recipe import (
     transcoder,
 )
 from cutaway.dictionaries.train.shards import mesh
+from cutaway.dictionaries.train.wandb_log import wandb_log
 
 __all__ = [
     "AbsTopK", "AdamSettings", "BatchTopK", "Divergence", "Gated", "Gating", "GroupMax", "Held", "JumpRelu", "Learner",
-    "Moments", "Plan", "Progress", "Recipe", "Relu", "Source", "TopK", "Trained", "Whole", "autoencoder", "card",
-    "cross_layer", "crosscoder", "customary", "mesh", "recipe_of", "train", "transcoder",
+    "MatchingPursuit", "Moments", "Plan", "Progress", "Recipe", "Relu", "Source", "TopK", "Trained", "Whole",
+    "autoencoder", "card", "cross_layer", "crosscoder", "customary", "mesh", "recipe_of", "train", "transcoder",
+    "wandb_log",
 ]  # fmt: skip

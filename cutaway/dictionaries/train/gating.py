@@ -29,6 +29,7 @@ class Gating(ABC):
     """One gate in training."""
 
     fixed = False  # whether it chooses a set number of latents, and so needs no dense form
+    encodes = True  # whether it has an encoder; matching pursuit reads with the decoder's rows
 
     def parameters(self, n: int) -> dict[str, Tensor]:
         """What is learned by gradient, at the start."""
@@ -219,7 +220,33 @@ class Gated(Gating):
         return gates.Gated(*(own[n].detach().clone() for n in ("r_mag", "b_gate", "b_mag")))
 
 
-GATINGS: dict[str, type[Gating]] = {g.__name__: g for g in (TopK, BatchTopK, AbsTopK, GroupMax, Relu, JumpRelu, Gated)}
+@dataclass(frozen=True)
+class MatchingPursuit(Gating):
+    """Greedy: k times the decoder row that explains most of what is left (Costa et al. 2025, arXiv:2506.03093)."""
+
+    k: int
+    fixed = True
+    encodes = False
+
+    def choose(self, x: Tensor, encoder: Encoder, own: Own) -> Chosen:
+        rest, index, value = x, [], []
+        for _ in range(self.k):
+            best, most = select.group_max(rest, encoder, 1)
+            rest = torch.addcmul(rest, most, encoder.w[best[:, 0]], value=-1)
+            index.append(best)
+            value.append(most)
+        return Pairs.fixed(torch.cat(index, 1), len(encoder.w)), torch.cat(value, 1).reshape(-1)
+
+    def active(self, pre: Tensor, pairs: Pairs | None, tokens: int, own: Own) -> Active:
+        return Active(pre, pre, pairs, tokens)
+
+    def gate(self, own: Own) -> gates.AnyGate:
+        return gates.MatchingPursuit(residual=0.0, steps=self.k, stop_on_repeat=False)
+
+
+GATINGS: dict[str, type[Gating]] = {
+    g.__name__: g for g in (TopK, BatchTopK, AbsTopK, GroupMax, Relu, JumpRelu, Gated, MatchingPursuit)
+}
 
 
 def gating_of(numbers: Mapping[str, Any]) -> Gating:

@@ -15,7 +15,7 @@ from cutaway.dictionaries.dictionary import Block, Dictionary
 from cutaway.dictionaries.norms import Norm, Scale
 from cutaway.dictionaries.objectives import Part, Pass
 from cutaway.dictionaries.objectives.active import Active, tangential
-from cutaway.dictionaries.products import dense_read, read, write
+from cutaway.dictionaries.products import dense_read, follow, read, write
 from cutaway.dictionaries.select import Encoder, Shadow
 from cutaway.dictionaries.train.adam import Adam
 from cutaway.dictionaries.train.gating import Chosen
@@ -140,7 +140,7 @@ class Learner:
         writing: dict[str, Norm] = {s: Scale(self.scale[s]) for s in self.recipe.writes if self.scale[s] != 1.0}
         return Dictionary(
             blocks,
-            tuple(_cut(w[f"encoder.{b}"], block.reads, self._widths(block.reads)) for b, block in enumerate(blocks)),
+            tuple(self._encoder_of(b, w) for b in range(len(blocks))),
             tuple(_cut(w[f"decoder.{b}"], block.writes, self._widths(block.writes)) for b, block in enumerate(blocks)),
             tuple(self._bias(b, w) for b in range(len(blocks))),
             {s: w[f"b_dec.{s}"] for s in self.recipe.writes},
@@ -183,7 +183,7 @@ class Learner:
     def shadowed(self, on: bool) -> None:
         """Choose candidates in bfloat16 from now on, or not."""
         self.shadows = {}
-        if on and self.recipe.gating.fixed:
+        if on and self.recipe.gating.fixed and self.recipe.gating.encodes:
             for b in range(len(self.recipe.blocks)):
                 self.shadows[b] = Shadow.of(*self.encoder(b))
 
@@ -195,7 +195,7 @@ class Learner:
 
     def encoder(self, b: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Weights, bias and scale by which a block selects."""
-        return self.weights[f"encoder.{b}"].detach(), self._bias(b, self.weights).detach(), self._scale(b)
+        return self._rows(b).detach(), self._bias(b, self.weights).detach(), self._scale(b)
 
     # --- parts of a step
 
@@ -205,13 +205,18 @@ class Learner:
 
     def _active(self, b: int, xs: Mapping[str, Tensor]) -> Active:
         x, p, own = self._x(b, xs), self._p(b), self._own(b)
-        w, bias = self.weights[f"encoder.{b}"], self._bias(b, self.weights)
+        w, bias = self._rows(b), self._bias(b, self.weights)
         if self.dense[b]:
             return self.recipe.gating.active(dense_read(x, w, bias, p), None, len(x), own)
         with torch.no_grad():
             centred = x if p is None else x - p
             pairs, value = self._chosen(b, centred, Encoder(*self.encoder(b), self.shadows.get(b)))
-        return self.recipe.gating.active(read(x, w, bias, p, pairs, value), pairs, len(x), own)
+        if self.recipe.gating.encodes:
+            pre = read(x, w, bias, p, pairs, value)
+        else:
+            assert value is not None
+            pre = follow(x, w, p, pairs, value, self.recipe.decoder == "unit")
+        return self.recipe.gating.active(pre, pairs, len(x), own)
 
     def _chosen(self, b: int, centred: Tensor, encoder: Encoder) -> Chosen:
         return self.recipe.gating.choose(centred, encoder, self._own(b))
@@ -240,7 +245,7 @@ class Learner:
         writes = self.recipe.blocks[b].writes
         return Part(
             self._x(b, xs), self._p(b), _joined([xs[s] for s in writes]), _joined([outs[s] for s in writes]), own,
-            active, self.weights[f"encoder.{b}"], self._bias(b, self.weights), self.weights[f"decoder.{b}"],
+            active, self._rows(b), self._bias(b, self.weights), self.weights[f"decoder.{b}"],
             self._widths(writes), self.buffers[f"silent.{b}"], self.recipe.decoder == "unit", self.across,
         )  # fmt: skip
 
@@ -270,8 +275,17 @@ class Learner:
     def _scale(self, b: int) -> Tensor | None:
         return self.weights[f"decoder.{b}"].detach().norm(dim=1) if self.recipe.decoder == "norm_aware" else None
 
+    def _rows(self, b: int) -> Tensor:
+        """What a block reads with: its encoder, or its decoder if the gate has no encoder."""
+        return self.weights[f"{'encoder' if self.recipe.gating.encodes else 'decoder'}.{b}"]
+
+    def _encoder_of(self, b: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The finished encoder of a block, by site."""
+        reads = self.recipe.blocks[b].reads
+        return _cut(weights[f"encoder.{b}"], reads, self._widths(reads)) if self.recipe.gating.encodes else {}
+
     def _bias(self, b: int, weights: Mapping[str, Tensor]) -> Tensor:
-        """b_enc; a gated block has its biases in the gate."""
+        """b_enc; a gated block has its biases in the gate, and one without encoder has none."""
         name = f"b_enc.{b}"
         return weights[name] if name in weights else self.buffers[name]
 
@@ -319,13 +333,14 @@ class Learner:
             else:
                 decoder = torch.nn.functional.normalize(torch.randn(n, wide, generator=g)) * size
                 w, bias = decoder.clone(), torch.zeros(n)
-            self.weights |= {f"encoder.{b}": w, f"decoder.{b}": decoder}
+            self.weights |= ({f"encoder.{b}": w} if gating.encodes else {}) | {f"decoder.{b}": decoder}
             own = {f"gate.{b}.{name}": t for name, t in gating.parameters(n).items()}
             self.weights |= own
-            if f"gate.{b}.b_gate" in own:
+            biased = f"gate.{b}.b_gate" in own
+            for name in ("b_gate", "b_mag") if biased else ():
+                own[f"gate.{b}.{name}"].add_(bias)
+            if biased or not gating.encodes:
                 self.buffers[f"b_enc.{b}"] = torch.zeros(n)
-                for name in ("b_gate", "b_mag"):
-                    own[f"gate.{b}.{name}"].add_(bias)
             else:
                 self.weights[f"b_enc.{b}"] = bias
             self.buffers |= {f"gate.{b}.{name}": t for name, t in gating.buffers().items()}

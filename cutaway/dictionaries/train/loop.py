@@ -117,6 +117,7 @@ class Run:
         self.waiting: list[tuple[Any, dict[str, Any]]] = []  # batches read ahead, each with the cursor behind it
         self.cursor: dict[str, Any] | None = None  # of the last batch, if others wait
         self.events: list[dict[str, Any]] = []
+        self.told: Callable[[dict[str, Any]], None] | None = None  # of every line of the log
         self._began = time.perf_counter()
         self._lines = 0
 
@@ -157,7 +158,7 @@ class Run:
         k = int(getattr(learner.recipe.gating, "k", 0))
         if "auto" in (plan.select, plan.products):
             weights, bias, _ = learner.encoder(0)
-            asked = k if plan.select == "auto" and k else None
+            asked = k if plan.select == "auto" and k and learner.recipe.gating.encodes else None
             self.choice = self._measured(learner.inputs(0, first), weights, bias, asked)
         if plan.select != "auto":
             self.choice = replace(self.choice, select=plan.select)
@@ -264,6 +265,8 @@ class Run:
         if self.out is not None and self.speaks:
             with (self.out / "log.jsonl").open("a", encoding="utf-8") as f:
                 f.write(json.dumps(_finite(line), ensure_ascii=False) + "\n")
+        if self.told is not None and self.speaks:
+            self.told(line)
 
     def speed(self) -> tuple[float, float]:
         """Tokens a second so far, and the seconds that are left at that speed."""
@@ -365,6 +368,7 @@ def train(
     resume: bool = True,
     device: torch.device | str | Any = "cpu",
     progress: Callable[[Progress], None] | None = None,
+    told: Callable[[dict[str, Any]], None] | None = None,
     stop_after: int | None = None,
 ) -> list[Trained]:
     """Train one or several dictionaries on one stream of activations.
@@ -377,7 +381,8 @@ def train(
         resume: go on from the checkpoint in `out`, if there is one.
         device: where the weights are; in a process group, as torchrun starts it, `train.mesh(replicas)` (or all
             latents are sharded, on the devices of the group).
-        progress: called with every line of the log, in the first process.
+        progress: called whenever the log gets lines, in the first process.
+        told: given every line of the log, in the first process; `wandb_log` has one.
         stop_after: end at this step with a checkpoint, as an interruption would.
 
     Raises:
@@ -390,6 +395,7 @@ def train(
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
     run = _kind()(source, [recipes] if isinstance(recipes, Recipe) else recipes, plan, folder, device)
+    run.told = told
     if resume and folder is not None and checkpoints.exists(folder, run.shards):
         run.load()
     else:

@@ -72,6 +72,13 @@ class Recipe:
         if self.decoder == "norm_aware" and not self.gating.fixed:
             what = f"norm-aware gating of {type(self.gating).__name__}"
             raise Refused(what, "its threshold already learns the unit", 'use decoder="free"')
+        if not self.gating.encodes and (
+            self.decoder != "unit"
+            or not self.subtract
+            or any(b.reads != b.writes or len(b.reads) > 1 for b in self.blocks)
+        ):
+            why = "it reads one site with the unit rows that write it"
+            raise Refused(type(self.gating).__name__, why, "use it in an autoencoder, as it comes")
         for term in self.terms:
             self._check(term)
         if isinstance(self.gating, Gated) and not any(isinstance(t, OpenGate) for t in self.terms):
@@ -83,6 +90,7 @@ class Recipe:
             L0: isinstance(self.gating, JumpRelu), L0Target: isinstance(self.gating, JumpRelu),
             PreActivation: isinstance(self.gating, Relu | JumpRelu), OpenGate: isinstance(self.gating, Gated),
             MultiTopK: isinstance(self.gating, TopK) and self.gating.wide > self.gating.k,
+            AuxK: self.gating.encodes,
         }  # fmt: skip
         if not needs.get(type(term), True):
             raise Refused(f"{kind} with the gate {gate}", "the term reads what that gate does not have", "drop one")
@@ -182,7 +190,7 @@ def customary(gating: Gating) -> tuple[Term, ...]:
             return (OpenGate(5.0),)
         case TopK() if gating.wide > gating.k:
             return (AuxK(), MultiTopK())
-    return (AuxK(),)
+    return (AuxK(),) if gating.encodes else ()
 
 
 _APART: dict[str, Any] = {"decoder": "free", "subtract": False}

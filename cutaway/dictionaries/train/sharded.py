@@ -204,6 +204,9 @@ class ShardedRun(Run):
 
 def _check(recipe: Recipe, shards: Shards) -> None:
     """Refuse what cannot be spread so."""
+    if not recipe.gating.encodes:
+        why = "each of its steps needs the best latent of all processes"
+        raise Refused(f"{type(recipe.gating).__name__} over {shards.count} processes", why, "train it in one")
     k = int(getattr(recipe.gating, "k", 1))
     for block in recipe.blocks:
         size = -(-block.n_latents // shards.count)

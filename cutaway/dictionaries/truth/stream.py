@@ -35,7 +35,8 @@ class TruthStream:
         self.batches.number += 1
         x, _ = self.batches.batch(number)
         zeros = torch.zeros(n, dtype=torch.long)
-        return Batch({self.site: x}, zeros, torch.arange(n) + number * n, zeros, torch.ones(n, dtype=torch.bool))
+        own = torch.arange(n) + number * n
+        return Batch({self.site: x}, zeros, own, own, zeros, torch.ones(n, dtype=torch.bool))
 
     def state(self) -> dict[str, Any]:
         """Where the stream stands."""

@@ -84,7 +84,7 @@ def test_special_tokens_are_no_evidence():
     order = torch.arange(4)[:, None].expand(4, 10)
     flat = {made.SITE: x.flatten(0, 1)}
     place = torch.arange(10).expand(4, 10).flatten()
-    batch = Batch(flat, torch.zeros(40).long(), order.flatten(), place, mask.flatten())
+    batch = Batch(flat, torch.zeros(40).long(), order.flatten(), order.flatten(), place, mask.flatten())
     e = Evidence.gather([batch], 1000)
     assert len(e) == 36
     assert e.acts[made.SITE].max() < 100

@@ -159,8 +159,12 @@ def test_contexts_are_found_in_shuffled_evidence():
     edge = int((order == 10).nonzero())
     assert context(s, edge, 2) == ([110, 111, 112], 0)
     doubled = with_code(torch.ones(30, 1), torch.eye(1), ids=ids, sequence=sequence * 0, position=position)
-    with pytest.raises(Refused, match="several contexts"):
+    with pytest.raises(Refused, match="several tokens at one position"):
         context(doubled, 14)
+    known = with_code(
+        torch.ones(30, 1), torch.eye(1), ids=ids, sequence=sequence * 0, position=position, context=sequence
+    )
+    assert context(known, 14, 2) == ([112, 113, 114, 115, 116], 2)
     with pytest.raises(Refused, match="not all known"):
         context(with_code(torch.ones(3, 1), torch.eye(1)), 0)
 
