@@ -1,10 +1,11 @@
 """The checker that the import hook of `conftest` puts on every function of the package: jaxtyping and beartype.
 
-Shapes are followed where a signature names them; other functions get beartype alone, and inner functions without
-shapes nothing, because following costs more than most of them do.
+Shapes are followed where a signature names them, or an alias of one; other functions get beartype alone, and inner
+functions without shapes nothing, because following costs more than most of them do.
 """
 
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -41,4 +42,6 @@ def _jaxtyped(*, typechecker: Any) -> Callable[[Any], Any]:
 
 
 def _names_shapes(function: Callable[..., Any]) -> bool:
-    return any(word in str(hint) for hint in function.__annotations__.values() for word in _SHAPES)
+    hints = [str(hint) for hint in function.__annotations__.values()]
+    aliases = (function.__globals__.get(name) for hint in hints for name in re.findall(r"[A-Za-z_]\w*", hint))
+    return any(word in hint for hint in hints for word in _SHAPES) or any("jaxtyping" in repr(a) for a in aliases)

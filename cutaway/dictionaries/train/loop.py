@@ -405,8 +405,8 @@ def train(
     with precision.products(run.choice):
         for _ in _batches(run, stop_after):
             advance(run.tokens, plan.tokens)
-            told = run.step % plan.log_every == 0 or run.tokens >= plan.tokens
-            if told and progress is not None and run.speaks:
+            logged = run.step % plan.log_every == 0 or run.tokens >= plan.tokens
+            if logged and progress is not None and run.speaks:
                 progress(run.progress())
             if run.step % plan.checkpoint_every == 0:
                 run.save()
