@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -72,6 +74,7 @@ def test_few_latents_carry_a_fact():
     assert float(got.effect[0]) > float(got.null.abs().median())
 
 
-def test_a_name_that_is_none_is_refused():
+def test_a_name_may_be_a_path_and_one_that_is_none_is_refused():
+    assert load(Path("miniworld/resid_post.3")).fingerprint() == load("miniworld/resid_post.3").fingerprint()
     with pytest.raises(Refused, match=r"resid_post\.3"):
         load("miniworld/resid_post.4")

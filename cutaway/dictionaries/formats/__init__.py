@@ -38,7 +38,9 @@ class L0Check:
 
 
 def load(path: str | Path, format: str | None = None, **choices: Any) -> Dictionary:
-    """The dictionary at a path (a folder or a file) in whatever format it is, or of the zoo (`miniworld/transcoders`).
+    """The dictionary at a path (a folder or a file) in whatever format it is.
+
+    Where nothing lies at the path, it may name one of the zoo (`miniworld/transcoders`).
 
     `choices` settle what the format's files leave open, such as `site="resid_post.6"`; a refusal asks for what is
     needed. `format` names the format where the content fits several.
@@ -46,7 +48,7 @@ def load(path: str | Path, format: str | None = None, **choices: Any) -> Diction
     Raises:
         Refused: nothing there, no known format, several that fit, or an open question.
     """
-    shipped = zoo.dictionary(path) if isinstance(path, str) and not Path(path).exists() else None
+    shipped = None if Path(path).exists() else zoo.dictionary(Path(path).as_posix())
     source = Source(shipped or path)
     if format is None:
         fitting, trouble = _fitting(source)
