@@ -17,6 +17,7 @@ from cutaway.dictionaries.dictionary import Dictionary
 
 PART = 4096  # tokens encoded at a time
 GROUPS = 256  # at most so many units are resampled
+FEW = 20  # with fewer sequences than this their contexts are the units
 ANY = "acts"  # the name of activations that come without the name of a site
 _EACH = ("sequence", "ids", "position", "context")  # what may be known of each token
 
@@ -25,9 +26,10 @@ _EACH = ("sequence", "ids", "position", "context")  # what may be known of each 
 class Evidence:
     """Activations by site, one row a token; special tokens are not among them.
 
-    `sequence` numbers the sequence (document) of each token: tokens of one sequence are resampled together. `position`
-    is its place there, or in one of the `context`s that a sequence may fill; `ids` is the token itself, and `truth` the
-    true code, where it is known.
+    `sequence` numbers the sequence (document) of each token: tokens of one sequence are resampled together, or those of
+    one `context` where fewer than 20 sequences fill more contexts than that. `position` is a token's place in its
+    context (in its sequence, where contexts are not known); `ids` is the token itself, and `truth` the true code, where
+    it is known.
     """
 
     acts: dict[str, Float[Tensor, "token _"]]
@@ -77,23 +79,34 @@ class Evidence:
         truth = None if self.truth is None else self.truth.rows(chosen)
         return Evidence({s: x[chosen] for s, x in self.acts.items()}, truth=truth, **given)
 
+    @cached_property
+    def units(self) -> tuple[str, Int[Tensor, "token"]]:
+        """What is independent of what: the name of the unit, and the number of each token's unit (from 0)."""
+        if self.sequence is None:
+            return "single tokens", torch.arange(len(self))
+        one, two = (t if t is None else t.unique(return_inverse=True)[1].cpu() for t in (self.sequence, self.context))
+        fewer = two is not None and int(one.max()) < min(int(two.max()), FEW - 1)
+        return ("contexts", two) if two is not None and fewer else ("sequences", one)
+
     def parted(self, share: float = 0.25) -> tuple[Evidence, Evidence]:
-        """A first part to fit controls on and the rest to judge on; no sequence is in both.
+        """A first part to fit controls on and the rest to judge on; no unit (sequence, context) is in both.
 
         Raises:
-            Refused: there are not two sequences (or tokens) to part.
+            Refused: there is one unit only.
         """
-        unit = torch.arange(len(self)) if self.sequence is None else self.sequence.unique(return_inverse=True)[1]
+        unit = self.units[1]
         cut = max(1, round(share * (int(unit.max()) + 1)))
         first = unit < cut
         if bool(first.all()):
-            raise Refused("evidence of one sequence", "nothing is left to judge on", "give at least two sequences")
+            what = "evidence of one sequence" if self.context is None else "text that fills one context"
+            why = "controls are fitted on its first part, and nothing is left to judge on"
+            raise Refused(what, why, "give more text, or shorter contexts")
         return self.rows(first.nonzero().squeeze(1)), self.rows((~first).nonzero().squeeze(1))
 
     @cached_property
     def groups(self) -> Int[Tensor, "token"]:
-        """The unit of resampling of each token: its sequence, or neighbours where there are more than 256 units."""
-        unit = torch.arange(len(self)) if self.sequence is None else self.sequence.unique(return_inverse=True)[1].cpu()
+        """The unit of resampling of each token (from 0), or neighbours where there are more than 256 units."""
+        unit = self.units[1]
         count = int(unit.max()) + 1
         return unit if count <= GROUPS else unit * GROUPS // count
 
@@ -116,8 +129,10 @@ class Evidence:
     @property
     def how(self) -> str:
         """What the intervals are over, in words."""
-        unit = "single tokens" if self.sequence is None else "sequences"
-        return f"95 % bootstrap over {int(self.groups.max()) + 1} groups of {unit}"
+        count, shown = int(self.units[1].max()) + 1, int(self.groups.max()) + 1
+        if count == shown:
+            return f"95 % bootstrap over {count} {self.units[0]}"
+        return f"95 % bootstrap over {shown} groups of {self.units[0]}"
 
 
 @dataclass(frozen=True, eq=False)

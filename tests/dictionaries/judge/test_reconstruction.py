@@ -131,6 +131,23 @@ def test_sequences_are_parted_and_resampled_whole():
         Evidence({made.SITE: x}, sequence=order * 0).parted()
 
 
+def test_contexts_are_the_units_where_sequences_are_few():
+    x, order = made.activations(), torch.arange(300) // 10
+    long = Evidence({made.SITE: x}, sequence=order * 0, context=order)
+    first, rest = long.parted()
+    assert first.context is not None
+    assert rest.context is not None
+    assert set(first.context.tolist()) == set(range(8))
+    assert not set(first.context.tolist()) & set(rest.context.tolist())
+    assert long.how == "95 % bootstrap over 30 contexts"
+    many = Evidence({made.SITE: x}, sequence=torch.arange(300) // 15, context=order)
+    assert many.how == "95 % bootstrap over 20 sequences"  # enough of them
+    packed = Evidence({made.SITE: x}, sequence=order // 10, context=order // 20)
+    assert packed.how == "95 % bootstrap over 3 sequences"  # contexts are fewer still
+    with pytest.raises(Refused, match="fills one context"):
+        Evidence({made.SITE: x}, sequence=order * 0, context=order * 0).parted()
+
+
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     d = made.random_autoencoder()
     whole = made.activations(40_000, seed=0)
