@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Block, Dictionary, decoder_norms
-from cutaway.dictionaries.gates import AnyGate, MatchingPursuit
+from cutaway.dictionaries.gates import AnyGate, BatchTopK, JumpRelu, MatchingPursuit
 from cutaway.dictionaries.norms import FixedNorm, Norm, same
 
 
@@ -137,6 +138,18 @@ def subtracting(d: Dictionary, subtract: bool) -> Dictionary:
     sign = 1 if subtract else -1
     moved = [b + sign * sum(w @ d.b_dec[s] for s, w in ws.items()) for ws, b in zip(d.encoder, d.b_enc, strict=True)]
     return replace(d, b_enc=tuple(moved), subtract_b_dec=subtract)
+
+
+def jumping(d: Dictionary) -> Dictionary:
+    """The same map with the threshold of each BatchTopK that has one written for every latent: as a JumpRelu."""
+
+    def gate(g: AnyGate, n: int) -> AnyGate:
+        if not isinstance(g, BatchTopK) or g.threshold is None:
+            return g
+        wide = torch.promote_types(d.dtype, torch.float32)
+        return JumpRelu(torch.full((n,), g.threshold, dtype=wide, device=d.device))
+
+    return replace(d, gates=tuple(gate(g, b.n_latents) for g, b in zip(d.gates, d.blocks, strict=True)))
 
 
 def _unit_norms(d: Dictionary) -> Dictionary:

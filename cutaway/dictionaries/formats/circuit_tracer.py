@@ -21,7 +21,7 @@ from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Block, Dictionary
 from cutaway.dictionaries.formats.simple import Simple, before_weight, unheld
 from cutaway.dictionaries.formats.source import Source, asked, taken, write_config, write_plain
-from cutaway.dictionaries.forms import subtracting, together
+from cutaway.dictionaries.forms import jumping, subtracting, together
 from cutaway.dictionaries.gates import AnyGate, JumpRelu, Relu, TopK
 from cutaway.models.names import hook_in_layer, hook_of_site, site_of_hook
 
@@ -153,7 +153,7 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
     Raises:
         Refused: the format cannot hold it.
     """
-    d = subtracting(dictionary.fold(), False)
+    d = jumping(subtracting(dictionary.fold(), False))
     n, root = len(d.blocks), Path(path)
     reads, writes = parse(d.blocks[0].reads[0]).site, parse(d.blocks[0].writes[0]).site
     ins, outs = [f"{reads}.{i}" for i in range(n)], [f"{writes}.{i}" for i in range(n)]

@@ -27,6 +27,7 @@ from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.pt import write_pt
 from cutaway.dictionaries.formats.simple import Simple, simple, unheld
 from cutaway.dictionaries.formats.source import PT, Source, asked, write_config
+from cutaway.dictionaries.forms import jumping
 from cutaway.dictionaries.gates import BatchTopK, Gated, JumpRelu, Relu, TopK
 
 NAME = "dictionary_learning"
@@ -130,7 +131,8 @@ def write(dictionary: Dictionary, path: str | Path, kind: str | None = None) -> 
     kinds = {Relu: "AutoEncoder", Gated: "GatedAutoEncoder", TopK: "AutoEncoderTopK", BatchTopK: "BatchTopKSAE",
              JumpRelu: "JumpReluAutoEncoder"}  # fmt: skip
     name = kind or kinds.get(type(gate), "")
-    s = simple(dictionary, NAME, subtract=name not in ("AutoEncoderNew", "JumpReluAutoEncoder"))
+    d = jumping(dictionary) if name == "JumpReluAutoEncoder" else dictionary
+    s = simple(d, NAME, subtract=name not in ("AutoEncoderNew", "JumpReluAutoEncoder"))
     gate = s.gate
     if s.encoder is None or s.b_enc is None or name not in _MADE or s.site != s.target:
         raise unheld(dictionary, NAME, gate)

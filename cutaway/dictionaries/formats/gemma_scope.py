@@ -18,6 +18,7 @@ from torch import Tensor
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.simple import Simple, before_weight, simple, unheld
 from cutaway.dictionaries.formats.source import Source, asked, layer_in, taken, write_npz
+from cutaway.dictionaries.forms import jumping
 from cutaway.dictionaries.gates import JumpRelu
 
 NAME = "gemma_scope"
@@ -88,7 +89,7 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
     Raises:
         Refused: the format cannot hold it.
     """
-    s = simple(dictionary, NAME, subtract=False)
+    s = simple(jumping(dictionary), NAME, subtract=False)
     if not isinstance(s.gate, JumpRelu) or s.encoder is None:
         raise unheld(dictionary, NAME, s.gate)
     tensors = {"W_enc": s.encoder.T, "W_dec": s.decoder, "b_enc": s.b_enc, "b_dec": s.b_dec,

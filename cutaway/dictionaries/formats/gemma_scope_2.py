@@ -19,6 +19,7 @@ from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Block, Dictionary
 from cutaway.dictionaries.formats.simple import Simple, simple, unheld
 from cutaway.dictionaries.formats.source import Source, asked, layer_in, taken, write_config, write_plain
+from cutaway.dictionaries.forms import jumping
 from cutaway.dictionaries.gates import JumpRelu
 
 NAME = "gemma_scope_2"
@@ -119,6 +120,7 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
     Raises:
         Refused: the format cannot hold it.
     """
+    dictionary = jumping(dictionary)
     if len(dictionary.blocks) > 1:
         return _write_layers(dictionary.fold(), Path(path))
     s = simple(dictionary, NAME, subtract=False, skip=True)

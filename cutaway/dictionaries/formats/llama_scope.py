@@ -18,6 +18,7 @@ from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.simple import Simple, simple, unheld
 from cutaway.dictionaries.formats.source import Source, asked, taken, write_config, write_plain
+from cutaway.dictionaries.forms import jumping
 from cutaway.dictionaries.gates import JumpRelu, Relu, TopK
 from cutaway.dictionaries.norms import Scale
 from cutaway.models.names import SITE_IN, SITE_OUT, hook_of_site, site_of_hook
@@ -78,7 +79,7 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
     Raises:
         Refused: the format cannot hold it.
     """
-    s = simple(dictionary, NAME)
+    s = simple(jumping(dictionary), NAME)
     if s.encoder is None or s.b_enc is None or not isinstance(s.gate, JumpRelu | Relu | TopK):
         raise unheld(dictionary, NAME, s.gate)
     config = {"d_model": s.encoder.shape[1], "d_sae": len(s.decoder), "norm_activation": "inference",

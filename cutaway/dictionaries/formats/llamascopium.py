@@ -23,7 +23,7 @@ from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Block, Dictionary
 from cutaway.dictionaries.formats.simple import Simple, simple, unheld
 from cutaway.dictionaries.formats.source import Source, asked, taken, write_config, write_plain
-from cutaway.dictionaries.forms import subtracting
+from cutaway.dictionaries.forms import jumping, subtracting
 from cutaway.dictionaries.gates import AnyGate, BatchTopK, JumpRelu, Relu, TopK, tensors_of
 from cutaway.dictionaries.norms import Norm, Scale, TokenNorm
 from cutaway.models.names import SITE_IN, SITE_OUT, SITES_BOTH, SITES_IN, SITES_OUT, hook_of_site, site_of_hook
@@ -169,7 +169,7 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
     Raises:
         Refused: the format cannot hold it.
     """
-    d = dictionary
+    d = jumping(dictionary)
     config: dict[str, Any] = {"norm_activation": "inference", "sparsity_include_decoder_norm": False}
     if len(d.blocks) == 1:
         s = simple(d, NAME, subtract=False)

@@ -18,6 +18,7 @@ from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.simple import Simple, before_weight, simple, unheld
 from cutaway.dictionaries.formats.source import Source, asked, taken, write_config, write_plain
+from cutaway.dictionaries.forms import jumping
 from cutaway.dictionaries.gates import (
     AbsTopK,
     AnyGate,
@@ -34,7 +35,7 @@ from cutaway.models.names import FLATTENED_HEADS, hook_of_site, site_of_hook
 NAME = "saelens"
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 WHITENING = "activation_whitening.safetensors"
-_SIMPLE = {Relu: "standard", JumpRelu: "jumprelu", BatchTopK: "jumprelu", TopK: "topk", AbsTopK: "abstopk",
+_SIMPLE = {Relu: "standard", JumpRelu: "jumprelu", TopK: "topk", AbsTopK: "abstopk",
            Gated: "gated", MatchingPursuit: "matching_pursuit"}  # fmt: skip
 
 
@@ -156,7 +157,7 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
 
 def described(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and tensors of a dictionary."""
-    s = simple(dictionary, NAME, skip=True, norms=True)
+    s = simple(jumping(dictionary), NAME, skip=True, norms=True)
     coder, gate, address = s.site != s.target, s.gate, parse(s.site)
     kind = _kind(dictionary, s, coder)
     tensors = {"W_dec": s.decoder, "b_dec": s.b_dec} | {} if s.encoder is None else {
@@ -177,8 +178,6 @@ def described(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]
         tensors["b_enc"] = s.b_enc if s.b_enc is not None else torch.zeros(len(s.decoder))
     if isinstance(gate, JumpRelu):
         tensors["threshold"] = gate.threshold
-    elif isinstance(gate, BatchTopK):
-        tensors["threshold"] = torch.full((len(s.decoder),), float(gate.threshold or 0.0), dtype=s.decoder.dtype)
     elif isinstance(gate, TopK | AbsTopK):
         config |= {"k": gate.k, "rescale_acts_by_decoder_norm": False}
     metadata: dict[str, Any] = {"model_name": s.about.get("model"), "hook_name": hook_of_site(s.site),
@@ -193,7 +192,7 @@ def described(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]
 
 def _kind(d: Dictionary, s: Simple, coder: bool) -> str:
     gate = s.gate
-    if type(gate) not in _SIMPLE or (isinstance(gate, BatchTopK) and gate.threshold is None):
+    if type(gate) not in _SIMPLE:
         raise unheld(d, NAME, gate)
     kind = _SIMPLE[type(gate)]
     if not coder:

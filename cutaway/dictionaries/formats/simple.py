@@ -11,7 +11,7 @@ from torch import Tensor
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.forms import one_block, subtracting
-from cutaway.dictionaries.gates import AnyGate, Gated, JumpRelu, TopK
+from cutaway.dictionaries.gates import AnyGate, BatchTopK, Gated, JumpRelu, TopK
 from cutaway.dictionaries.norms import Norm
 
 
@@ -81,7 +81,10 @@ def simple(d: Dictionary, what: str, subtract: bool | None = None, skip: bool = 
 
 def unheld(d: Dictionary, what: str, gate: AnyGate) -> Refused:
     """The refusal of a gate that a format does not know."""
-    return Refused(f"{d!r} as {what}", f"the format has no gate {type(gate).__name__}", "choose another format")
+    name = type(gate).__name__
+    if isinstance(gate, BatchTopK) and gate.threshold is None:
+        name += " without a threshold, which compares the tokens of a batch"
+    return Refused(f"{d!r} as {what}", f"the format has no gate {name}", "choose another format")
 
 
 def before_weight(d: Dictionary, site: str, weight: Tensor, bias: Tensor | None = None) -> Dictionary:

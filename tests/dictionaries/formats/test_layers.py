@@ -1,13 +1,17 @@
 """circuit-tracer and llamascopium: sets, cross-layer transcoders, crosscoders; formulas written out."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from cutaway import dictionaries
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries import formats
+from cutaway.dictionaries.gates import BatchTopK, JumpRelu
+from cutaway.dictionaries.norms import Scale
 from tests.dictionaries.common import dictionary
 from tests.dictionaries.formats.common import D, F, acts, draw, kept, near, there_and_back
 
@@ -246,6 +250,44 @@ def test_crosscoders_of_llamascopium_gate_each_site_for_itself(act, tmp_path):
     counts = [int(d.encode_block(i, x).counts().sum()) for i in range(L)]
     assert (len(set(counts)) > 1) == (act == "jumprelu")
     there_and_back(d, tmp_path / "b", "llamascopium", x)
+
+
+# --- a threshold found by BatchTopK, where formats know JumpReLUs
+
+
+def test_the_transcoders_that_ship_go_to_circuit_tracer_and_back(tmp_path):
+    d = dictionaries.load("miniworld/transcoders")
+    assert all(isinstance(g, BatchTopK) for g in d.gates)
+    x = {s: acts(d.width(s), seed=i) * 4 for i, s in enumerate(d.reads)}
+    there_and_back(d, tmp_path / "a", "circuit_tracer", x)
+
+
+JUMPING = [
+    "gemma_scope",
+    "gemma_scope_2",
+    "llama_scope",
+    "llamascopium",
+    "saelens",
+    "saelens_old",
+    "dictionary_learning",
+]
+
+
+@pytest.mark.parametrize("name", JUMPING)
+def test_a_threshold_of_a_batch_is_written_for_every_latent(name, tmp_path):
+    d = dictionary([(F, ["resid_post.1"], ["resid_post.1"])], {"resid_post.1": D}, dtype=torch.float32)
+    d = replace(d, gates=(BatchTopK(3, 0.7),), reading={"resid_post.1": Scale(1.5)}, norm_aware=True)
+    pi = d.pre_activations(0, X[0])
+    f = pi * (pi > 0.7)
+    assert 0 < int((f != 0).sum()) < int((pi > 0).sum())
+    assert near(d.fold().encode(X[0]).dense(), f)
+    formats.write(d, tmp_path / "a", name, **({"kind": "JumpReluAutoEncoder"} if name.endswith("learning") else {}))
+    again = formats.load(tmp_path / "a", **({"site": "resid_post.1"} if name == "gemma_scope" else {}))
+    assert isinstance(again.gate, JumpRelu)
+    assert near(again.forward(X[0]), d.forward(X[0]))
+    assert near(again.encode(X[0]).dense(), f)
+    with pytest.raises(Refused, match="BatchTopK without a threshold"):
+        formats.write(replace(d, gates=(BatchTopK(3),)), tmp_path / "b", "gemma_scope")
 
 
 def test_what_these_formats_cannot_hold_is_refused(tmp_path):
