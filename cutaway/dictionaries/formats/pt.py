@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,13 +20,20 @@ def read_pt(path: str | Path) -> dict[str, Any]:
     Raises:
         Refused: the file is missing or broken, or would run code.
     """
+    if not Path(path).is_file():
+        raise Refused(f"file {str(path)!r}", "there is none", "check the path")
     try:
-        found = torch.load(str(path), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # torch warns of what is refused here anyhow
+            warnings.simplefilter("ignore")
+            found = torch.load(str(path), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken or hostile file makes of the unpickler
-        why = f"it cannot be read as plain tensors: {str(error).splitlines()[0][:200]}"
+        # torch's own words advise to run the file's code; only the name of what it would have run is taken from them
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"{named[1]}, which is code" if named else "something else, or is broken"
         raise Refused(
-            f"file {str(path)!r}", why, "ask its author for safetensors; code in files is never run"
-        ) from error
+            f"file {str(path)!r}", f"it should hold tensors, numbers and text, and holds {what}",
+            "ask its author for safetensors; code in files is never run",
+        ) from None  # fmt: skip
     if not isinstance(found, dict):
         raise Refused(f"file {str(path)!r}", f"it holds a {type(found).__name__}", "give a file of named tensors")
     return found

@@ -79,15 +79,18 @@ def test_sites_in_other_tools_words():
 
 
 @pytest.mark.parametrize("legacy", [True, False])
-def test_a_file_that_would_run_code_is_refused_and_runs_none(legacy, tmp_path, monkeypatch):
+def test_a_file_that_would_run_code_is_refused_and_runs_none(legacy, tmp_path, monkeypatch, recwarn):
     monkeypatch.chdir(tmp_path)
     content = {"encoder.weight": torch.ones(2, 2), "x": Hostile()}
     if legacy:
         (tmp_path / "ae.pt").write_bytes(pickle.dumps(content))
     else:
         torch.save(content, tmp_path / "ae.pt")
-    with pytest.raises(Refused, match="never run"):
+    with pytest.raises(Refused, match="never run") as refused:
         dictionaries.load(tmp_path / "ae.pt")
+    assert "weights_only" not in str(refused.value), "torch's advice to run it after all"
+    assert legacy or "io.open" in str(refused.value)
+    assert not recwarn.list
     assert not (tmp_path / "stolen").exists()
 
 
