@@ -55,13 +55,13 @@ def gradients(
       to its two products.
 
     Raises:
-        Refused: the metric does not depend on an asked place, or not on the logits at all; with `relevance`, an MLP
-            whose activation function cannot be seen, or a norm of another form.
+        Refused: the metric does not depend on an asked place, or not on the logits at all; too little memory; with
+            `relevance`, an MLP whose activation function cannot be seen, or a norm of another form.
     """
     closed: set[Address] = set()
     weights = _attention_rules(body, relevance) | {a.place: 1.0 for cut in cuts for a in cut}
     collector = Collector(body, places, live=True)
-    with torch.enable_grad(), forward.rooted(body), ExitStack() as stack:
+    with fitting(tokens), torch.enable_grad(), forward.rooted(body), ExitStack() as stack:
         if relevance is not None:
             stack.enter_context(_propagating(body))
         # Weights come after the collector, so that what is collected counts what its reader's rule takes away.
@@ -80,6 +80,16 @@ def gradients(
             slopes.append(Activations(dict(zip(collector.asked, _all(collector.asked, found), strict=True)), tokens))
     given = {a: x.detach() for a, x in zip(collector.asked, wanted, strict=True)}
     return values.detach(), slopes, Activations(given, tokens)
+
+
+@contextmanager
+def fitting(tokens: Tokens) -> Iterator[None]:
+    """While open, memory that runs out is a refusal that names the batch, as it is in a forward."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        size = f"a batch of {len(tokens)} × {tokens.ids.shape[1]} tokens, with its gradients"
+        raise Refused(size, "the memory is not enough", "use fewer prompts at once") from error
 
 
 def _all(asked: Sequence[Address], found: Sequence[Tensor | None]) -> list[Tensor]:

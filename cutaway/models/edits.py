@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cutaway.core.address import Address, parse, unit_axis
 from cutaway.core.refuse import Refused
+from cutaway.models.cut import Cut
 from cutaway.models.frame import FRAME, Frame, rows
 from cutaway.models.norms import wide
 from cutaway.models.tokens import Tokens
@@ -33,6 +34,7 @@ class Edit(ABC):
     address: Address | str
     positions: tuple[int, ...] | None
     local: ClassVar[bool] = True  # whether the change depends on nothing but the value at its own place
+    own_values: ClassVar[bool] = False  # whether it may hold values of single prompts, which `sliced` takes some of
 
     @abstractmethod
     def change(self, old: Tensor) -> Tensor:
@@ -51,6 +53,20 @@ class Edit(ABC):
     def parts(self) -> tuple[Edit, ...]:
         """The edits of single places that this one stands for."""
         return (self,)
+
+    def of(self, cut: Cut) -> Edit:
+        """The same edit of some prompts of the batch that it was made for."""
+        return Sliced(self, cut) if self.own_values and not cut.everything else self
+
+    def sliced(self, cut: Cut) -> Edit:
+        """The edit with those prompts' values only; whoever has `own_values` makes it."""
+        return self
+
+    def axes(self) -> list[str]:
+        """The axes of the values that are changed at once."""
+        where, axes = self.where, self.where.row.axes.split()
+        gone = [str(unit_axis(where.row))] if where.unit is not None else []
+        return [a for a in axes if a not in gone and not (a == "position" and self.places() != [None])]
 
     def places(self) -> list[int | None]:
         """The positions that are edited; `[None]` means all at once."""
@@ -127,13 +143,46 @@ class Edit(ABC):
         return column - past if column is not None and column >= past else None
 
 
+@dataclass(frozen=True, eq=False)
+class Sliced(Edit):
+    """Another edit, of some prompts of its batch; their values are taken out only when it is made."""
+
+    edit: Edit
+    cut: Cut
+
+    def __post_init__(self):
+        object.__setattr__(self, "positions", self.edit.positions)
+
+    @property
+    def address(self) -> Address | str:  # type: ignore[override]
+        return self.edit.address
+
+    @property
+    def where(self) -> Address:
+        return self.edit.where
+
+    @property
+    def begins(self) -> Address:
+        return self.edit.begins
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self.edit.sliced(self.cut).apply(x)
+
+    def change(self, old: Tensor) -> Tensor:
+        return self.edit.sliced(self.cut).change(old)
+
+
 @dataclass(frozen=True)
 class Replace(Edit):
     """Put `value` there: broadcast over the batch, or one per prompt."""
 
+    own_values: ClassVar[bool] = True
     address: Address | str
     value: Float[Tensor, "..."]
     positions: tuple[int, ...] | None = None
+
+    def sliced(self, cut: Cut) -> Edit:
+        return replace(self, value=cut.tensor(self.value, self.axes()))
 
     def change(self, old: Tensor) -> Tensor:
         return self._fitting(self.value, old).clone()
@@ -143,10 +192,14 @@ class Replace(Edit):
 class Add(Edit):
     """Add `coefficient · vector` (steering)."""
 
+    own_values: ClassVar[bool] = True
     address: Address | str
     vector: Float[Tensor, "..."]
     coefficient: float = 1.0
     positions: tuple[int, ...] | None = None
+
+    def sliced(self, cut: Cut) -> Edit:
+        return replace(self, vector=cut.tensor(self.vector, self.axes()))
 
     def change(self, old: Tensor) -> Tensor:
         return old + self.coefficient * self._fitting(self.vector, old).to(old.dtype)
@@ -168,6 +221,7 @@ class Scale(Edit):
 class Ablate(Edit):
     """Replace by a baseline: zero, or the given mean, resampled or optimal value (`value`)."""
 
+    own_values: ClassVar[bool] = True
     address: Address | str
     how: Baseline = "zero"
     value: Float[Tensor, "..."] | None = None
@@ -180,6 +234,9 @@ class Ablate(Edit):
                 "the baseline's value is missing" if self.value is None else "zero ablation takes no value",
                 "give value= for mean, resample and optimal; none for zero",
             )
+
+    def sliced(self, cut: Cut) -> Edit:
+        return self if self.value is None else replace(self, value=cut.tensor(self.value, self.axes()))
 
     def change(self, old: Tensor) -> Tensor:
         return torch.zeros_like(old) if self.value is None else self._fitting(self.value, old).clone()
@@ -210,6 +267,7 @@ class Freeze(Edit):
     Prompts are aligned token by token, whatever the padding of the two runs. Tokens generated after the prompt go free.
     """
 
+    own_values: ClassVar[bool] = True
     address: Address | str
     source: Mapping[str, Tensor] = field(repr=False)
     positions: tuple[int, ...] | None = None
@@ -217,6 +275,24 @@ class Freeze(Edit):
     def __post_init__(self):
         if str(self.where.place) not in self.source:
             raise Refused(f"freeze {self.address}", f"the source has no {self.where.place}", "capture that site first")
+
+    def sliced(self, cut: Cut) -> Edit:
+        key = id(self.source), str(self.where.place)
+        if key not in cut.held:
+            cut.held[key] = self._source_of(cut)
+        return replace(self, source=cut.held[key])
+
+    def _source_of(self, cut: Cut) -> Mapping[str, Tensor]:
+        """The source of some prompts, cut by its own padding, which need not be that of the run."""
+        place, there = self.where.place, getattr(self.source, "tokens", None)
+        if isinstance(there, Tokens):
+            if len(there) != cut.shape[0]:
+                return self.source
+            cut = Cut.of(there, cut.rows, cut.width < cut.shape[1])
+        value = cut.tensor(self.source[str(place)], place.row.axes.split())
+        if not isinstance(there, Tokens):
+            return {str(place): value}
+        return type(self.source)({place: value}, cut.tokens(there))  # type: ignore[call-arg]
 
     def apply(self, x: Tensor) -> Tensor:
         frame = FRAME.get()

@@ -57,33 +57,34 @@ def kept() -> Path | None:
     return _FOLDER.get()
 
 
-def opened(variants: int, path: Path | None, key: Callable[[], str]) -> Ledger:
+def opened(variants: int, prompts: int, path: Path | None, key: Callable[[], str]) -> Ledger:
     """The ledger of a sweep: in its own file, in the folder that is open, or in memory only."""
     folder = _FOLDER.get()
     if path is None and folder is None:
-        return Ledger(variants)
+        return Ledger(variants, prompts)
     made = key()
-    return Ledger(variants, path if path is not None or folder is None else folder / f"{made}.safetensors", made)
+    file = path if path is not None or folder is None else folder / f"{made}.safetensors"
+    return Ledger(variants, prompts, file, made)
 
 
 class Ledger:
-    """Values of the variants done so far, [variant, batch, …]; without `path` they are kept in memory only."""
+    """Values of the variants and prompts done so far, [variant, batch, …]; without `path` in memory only."""
 
-    def __init__(self, variants: int, path: Path | None = None, key: str = ""):
+    def __init__(self, variants: int, prompts: int, path: Path | None = None, key: str = ""):
         self.path, self.key = path, key
         self.values: Tensor | None = None
-        self.done: Bool[Tensor, "variant"] = torch.zeros(variants, dtype=torch.bool)
+        self.done: Bool[Tensor, "variant batch"] = torch.zeros(variants, prompts, dtype=torch.bool)
         self.written = time.monotonic()
         if path is not None and path.exists():
             self._read(path)
 
-    def put(self, variants: Sequence[int], values: Float[Tensor, "some batch *metric"]) -> None:
-        """Enter the values of some variants."""
+    def put(self, variants: Sequence[int], rows: Sequence[int], values: Float[Tensor, "some row *metric"]) -> None:
+        """Enter the values of some variants on some prompts."""
         if self.values is None:
-            self.values = values.new_zeros((len(self.done), *values.shape[1:]), dtype=torch.float32)
-        index = torch.tensor(list(variants))
-        self.values[index.to(values.device)] = values.detach().float()
-        self.done[index] = True
+            self.values = values.new_zeros((*self.done.shape, *values.shape[2:]), dtype=torch.float32)
+        place = torch.tensor(list(variants))[:, None], torch.tensor(list(rows))[None]
+        self.values[tuple(i.to(values.device) for i in place)] = values.detach().float()
+        self.done[place] = True
         if self.path is not None and time.monotonic() - self.written > _EVERY:
             self.write()
 
@@ -108,7 +109,7 @@ def sweep_key(model: Model, tokens: Tokens, variants: Sequence[Sequence[Edit]], 
     logits = torch.randn(len(tokens), model.shape.d_vocab, generator=generator(0)).to(model.device)
     values = metric(logits, torch.arange(len(tokens), device=logits.device))
     data = hash_tensors({"ids": tokens.ids, "mask": tokens.mask, "metric": values})
-    return hash_text(model.fingerprint(), data, edits)
+    return hash_text("variants × prompts", model.fingerprint(), data, edits)
 
 
 def _said(e: Edit) -> str:

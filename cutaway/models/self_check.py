@@ -22,7 +22,7 @@ from cutaway.core.record import hash_text, versions
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME, SITES
 from cutaway.core.stats import generator
-from cutaway.models import executor
+from cutaway.models import executor, plan
 from cutaway.models.capture import Activations
 from cutaway.models.edits import Ablate, Add, Edit, Freeze, Scale
 from cutaway.models.families import need
@@ -333,7 +333,7 @@ CHECKS: tuple[Check, ...] = (
     Check("embed + pos_embed = resid_pre.0", ("embed", "pos_embed"), _embedding_sum),
     Check("resid_post.i = resid_pre.i+1", ("resid_post", "resid_pre"), _neighbours),
     Check("mlp_pre doubled doubles mlp_post", ("mlp_pre", "mlp_gate"), _linear_branch),
-    Check("variants over a prefix ≡ whole forwards", (executor.PREFIX,), _prefix),
+    Check("variants over a prefix ≡ whole forwards", (plan.PREFIX,), _prefix),
     *(Check(f"{s.name} has the shape of its axes", (s.name,), _has_shape(s.name)) for s in SITES),
     *(Check(f"{s.name} written with its own value changes nothing", (s.name,), _own_value(s.name)) for s in SITES),
     *(Check(f"{s.name} moved changes the output", (s.name,), _has_effect(s.name)) for s in SITES),

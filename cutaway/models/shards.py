@@ -55,6 +55,13 @@ def mine(jobs: Sequence[T], cost: Callable[[T], float]) -> list[T]:
     return [j for j in jobs if id(j) in kept]
 
 
+def others(spent: float, device: torch.device) -> float:
+    """What all other processes spent, where each says its own."""
+    total = torch.tensor(spent, dtype=torch.float64).to(device if device.type != "mps" else "cpu")
+    dist.all_reduce(total)
+    return float(total) - spent
+
+
 def gathered(values: Tensor | None, device: torch.device, shared: bool = True) -> Tensor:
     """The sum over processes, each of which filled its own entries and left zeros elsewhere (None: it had no share);
     without `shared`, what this process has.

@@ -16,12 +16,11 @@ Measure = Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tenso
 
 
 def with_probability(bound: Bound) -> Measure:
-    """The task's metric and the probability of the answer, on batches that hold whole runs of all prompts."""
-    said, likely = bound.metric, replace(bound, row=metric("prob")).metric
+    """The task's metric and the probability of the answer."""
+    likely = replace(bound, row=metric("prob"))
 
     def measure(logits: Tensor, prompt: Tensor) -> Tensor:
-        parts = logits.split(len(bound))
-        return torch.cat([torch.stack([said(part), likely(part)], dim=-1) for part in parts]).float()
+        return torch.stack([b.metric_at(logits, prompt) for b in (bound, likely)], dim=-1).float()
 
     return measure
 

@@ -225,7 +225,8 @@ def _restored(
         values = Activations(copies, many)
         variants: list[list[Edit]] = [[Replace(a, values[str(a)]) for a in restored] for restored in places]
         before = measure(model.run_last(many, base), torch.arange(len(many)) % n)
-        got = sweep(model, many, variants, measure, base=base).to(before.device) - before
+        swept = sweep(model, many, variants, lambda logits, prompt: measure(logits, prompt % n), base=base)
+        got = swept.to(before.device) - before
         worse.append(before.reshape(len(draws), n, -1))
         effects.append(got.reshape(len(places), len(draws), n, -1).sum(1))
     return torch.cat(worse), torch.stack(effects).sum(0) / len(run.noises)

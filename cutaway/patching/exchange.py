@@ -99,9 +99,5 @@ def difference(task: Task, clean: Float[Tensor, "prompt"], corrupt: Float[Tensor
 
 
 def measured(bound: Bound) -> Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tensor, "row"]]:
-    """The task's metric on batches that hold whole runs of all its prompts."""
-
-    def measure(logits: Tensor, prompt: Tensor) -> Tensor:
-        return torch.cat([bound.metric(part) for part in logits.split(len(bound))])
-
-    return measure
+    """The task's metric as the executor asks for it."""
+    return bound.metric_at

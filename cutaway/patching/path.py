@@ -216,8 +216,7 @@ def _measured(bound: Bound) -> Metric:
     """The task's metric and the logit of the answer."""
 
     def measure(logits: Tensor, prompt: Tensor) -> Tensor:
-        answers = bound.answers.to(logits.device)[:, None]
-        return torch.cat([torch.stack([bound.metric(part), part.float().gather(1, answers)[:, 0]], dim=-1)
-                          for part in logits.split(len(bound))])  # fmt: skip
+        answers = bound.answers.to(logits.device)[prompt][:, None]
+        return torch.stack([bound.metric_at(logits, prompt), logits.float().gather(1, answers)[:, 0]], dim=-1)
 
     return measure

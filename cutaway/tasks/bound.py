@@ -53,6 +53,12 @@ class Bound:
         """The metric of these prompts: logits [batch token] at the last real token → values [batch]."""
         return partial(self.row, answers=self._ids("answer"), foils=self._ids("foil"), reference=self.reference)
 
+    def metric_at(self, logits: Float[Tensor, "row token"], prompt: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+        """The metric of rows that are runs of the prompts with these numbers, in any order."""
+        given = {"answers": self._ids("answer"), "foils": self._ids("foil"), "reference": self.reference}
+        picked = {n: None if t is None else t.to(logits.device)[prompt.to(logits.device)] for n, t in given.items()}
+        return self.row(logits, **picked)  # type: ignore[arg-type]
+
     def measured_by(self, name: str, model: Model) -> Bound:
         """The same prompts under another metric.
 

@@ -1,0 +1,65 @@
+"""Some prompts of a batch, without the columns that only longer ones need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cutaway.models.tokens import Tokens
+
+_COLUMNS = ("position", "q_pos", "k_pos")
+
+
+@dataclass(frozen=True, eq=False)
+class Cut:
+    """Rows of a batch of `shape` and a range of its columns that holds all their tokens."""
+
+    rows: tuple[int, ...]
+    columns: slice
+    shape: tuple[int, int]
+    held: dict[Any, Any] = field(default_factory=dict, repr=False)  # what edits share and would cut again and again
+
+    @staticmethod
+    def of(tokens: Tokens, rows: Sequence[int], trim: bool) -> Cut:
+        """Some prompts, with `trim` no wider than the longest of them."""
+        width = tokens.ids.shape[1]
+        long = int(tokens.lengths[list(rows)].max()) if trim else width
+        low = width - long if tokens.side == "left" else 0
+        return Cut(tuple(rows), slice(low, low + long), (len(tokens), width))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def everything(self) -> bool:
+        """Whether it is the whole batch."""
+        return len(self.rows) == self.shape[0] and self.width == self.shape[1]
+
+    @property
+    def width(self) -> int:
+        """Columns that are left."""
+        return self.columns.stop - self.columns.start
+
+    def some(self, rows: Sequence[int]) -> Cut:
+        """Some of its rows, by their numbers in the whole batch."""
+        return replace(self, rows=tuple(rows), held={})
+
+    def tokens(self, whole: Tokens) -> Tokens:
+        """The prompts as a batch of their own."""
+        some = whole.rows(self.rows)
+        return replace(some, ids=some.ids[:, self.columns], mask=some.mask[:, self.columns])
+
+    def tensor(self, x: Tensor, axes: Sequence[str]) -> Tensor:
+        """What is left of a tensor that broadcasts to `axes` of the whole batch."""
+        first = len(axes) - x.ndim
+        for dim, axis in enumerate(axes[max(first, 0) :], max(-first, 0)):
+            if axis == "batch" and x.shape[dim] == self.shape[0]:
+                whole = len(self.rows) == self.shape[0]
+                x = x if whole else x.index_select(dim, torch.tensor(self.rows, device=x.device))
+            elif axis in _COLUMNS and x.shape[dim] == self.shape[1]:
+                x = x.narrow(dim, self.columns.start, self.width)
+        return x
