@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 app = App(name="dict")
 app.command("cutaway.cli.dictionary_eval:evaluate", name="eval")
+app.command("cutaway.cli.dictionary_files:convert", name="convert")
 
 Gate = Literal["topk", "batchtopk", "abstopk", "groupmax", "matchingpursuit", "relu", "jumprelu", "gated"]
 

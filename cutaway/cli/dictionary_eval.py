@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from cutaway.cli.dictionary_files import CHOICE, FILE, FORMAT, opened
 from cutaway.cli.shell import Reply, as_data, stages
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
 
@@ -27,9 +28,11 @@ HELD_OUT = 1_000_003  # seed of a world's documents that no training run uses
 
 
 def evaluate(
-    file: Annotated[Path, Parameter(help="the dictionary: a file or folder in any known format")],
+    file: Annotated[str, Parameter(help=f"the dictionary: {FILE}")],
     /,
     *,
+    choice: Annotated[list[str] | None, Parameter(help=CHOICE)] = None,
+    format: Annotated[str | None, Parameter(help=FORMAT)] = None,
     model: Annotated[str, Parameter(help="zoo name, folder, or Hugging Face id")] = DEFAULT_MODEL,
     text: Annotated[
         str | None, Parameter(help="held-out text: a file, a folder of them, or .jsonl; a zoo world has its own")
@@ -39,7 +42,7 @@ def evaluate(
     sequences: Annotated[int, Parameter(help="sequences on which the loss is recovered; 0 leaves that out")] = 32,
     context: Annotated[int, Parameter(help="tokens a context")] = 96,
     features: Annotated[int, Parameter(help="show so many of the clearest latents in context")] = 0,
-    other: Annotated[Path | None, Parameter(help="another dictionary of the same site to compare with")] = None,
+    other: Annotated[str | None, Parameter(help="another dictionary of the same site to compare with")] = None,
     random_weights: Annotated[
         int, Parameter(help="train the same recipe for so many tokens on the model with shuffled weights, as a control")
     ] = 0,
@@ -48,16 +51,14 @@ def evaluate(
     out: Annotated[Path | None, Parameter(group="Output", help="file to save the scores in (.safetensors)")] = None,
 ) -> Reply:
     """Judge a dictionary on held-out activations: every score with its interval, its null and its controls."""
-    from cutaway.dictionaries import formats
-
-    dictionary = formats.load(file)
+    dictionary = opened(file, choice or (), format, options=True)
     with stages() as step:
         if truth is not None:
             scores, beside = _on_truth(dictionary, truth, tokens, nulls, seed, step), {}
         else:
             job = _Job(dictionary, load_model(model), text, tokens, sequences, context, nulls, seed, step)
             scores, beside = job.judge(features, other, random_weights)
-    scores = replace(scores, record=scores.record | {"file": str(file)})
+    scores = replace(scores, record=scores.record | {"file": file})
     saved = None if out is None else scores.save(out)
     data = {"scores": as_data(scores), **{n: b if isinstance(b, list) else as_data(b) for n, b in beside.items()}}
     return Reply(data, lambda console: _show(console, scores, beside, saved))
@@ -85,7 +86,7 @@ class _Job:
         self.context, self.nulls, self.seed, self.step = context, nulls, seed, step
         self.documents = _documents(model, text)
 
-    def judge(self, features: int, other: Path | None, random_weights: int) -> tuple[Scores, dict[str, Any]]:
+    def judge(self, features: int, other: str | None, random_weights: int) -> tuple[Scores, dict[str, Any]]:
         """The scores, and what else was asked for."""
         from cutaway.dictionaries.judge.evaluate import evaluate as judge
         from cutaway.dictionaries.judge.evidence import observe
@@ -177,13 +178,12 @@ class _Job:
                          "mean active": float(found.mean_active[i]), "contexts": shown})  # fmt: skip
         return rows
 
-    def compared(self, other: Path, evidence: Evidence) -> dict[str, Any]:
+    def compared(self, other: str, evidence: Evidence) -> dict[str, Any]:
         """The dictionary beside another one: partners, and what the narrower one's latents split into."""
-        from cutaway.dictionaries import formats
         from cutaway.dictionaries.judge.evidence import observe
         from cutaway.dictionaries.judge.stability import compare, splitting
 
-        here, there = observe(self.dictionary, evidence), observe(formats.load(other), evidence)
+        here, there = observe(self.dictionary, evidence), observe(opened(other), evidence)
         narrow, wide = sorted((here, there), key=lambda s: s.dictionary.n_latents)
         return {"comparison": compare(here, there), "splitting": splitting(narrow, wide)}
 

@@ -53,7 +53,12 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
         Flag("task_path", Path | None, None, "the file, where --task gives a name of your own"),
     ),
     "dictionary": (
-        Flag("dictionary", str, inspect.Parameter.empty, "a sparse dictionary: a file or folder, or miniworld/NAME"),
+        Flag(
+            "dictionary",
+            str,
+            inspect.Parameter.empty,
+            "a sparse dictionary: a file or folder, or miniworld/NAME; with choices: FILE?site=resid_post.6",
+        ),
     ),
 }
 
@@ -96,9 +101,9 @@ def load_subjects(names: Sequence[str], given: dict[str, Any]) -> list[Any]:
         else:
             import torch
 
-            from cutaway.dictionaries.formats import load
+            from cutaway.cli.dictionary_files import opened
 
-            dictionary = load(flags["dictionary"])
+            dictionary = opened(flags["dictionary"])
             wide = torch.promote_types(dictionary.dtype, torch.float32)  # stored in half, computed in single precision
             found.append(dictionary.to(model.device if model is not None else "cpu", wide))
     return found

@@ -18,11 +18,16 @@ app = App(name="zoo")
 
 @app.command(name="list")
 def list_models() -> Reply:
-    """List the models that ship with the toolkit, with what is known about them."""
+    """List the models that ship with the toolkit, with what is known about them, and their dictionaries."""
     from cutaway import zoo
 
-    rows = [{"model": e.name, "about": e.says, "ready": e.ready, "folder": str(e.folder)} for e in zoo.ENTRIES.values()]
-    return table("Zoo", rows, ["model", "about", "ready"], "load one: cutaway explain --model NAME, or ca.load(NAME)")
+    rows = [
+        {"model": e.name, "about": e.says, "ready": e.ready, "dictionaries": zoo.dictionaries(e.name),
+         "folder": str(e.folder)}
+        for e in zoo.ENTRIES.values()
+    ]  # fmt: skip
+    last = "load one: cutaway explain --model NAME, cutaway dict eval NAME/DICTIONARY, or ca.load(NAME)"
+    return table("Zoo", rows, ["model", "about", "ready", "dictionaries"], last)
 
 
 @app.command

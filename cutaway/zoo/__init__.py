@@ -62,6 +62,12 @@ def entry(name: str) -> Entry:
     raise Refused(f"zoo model {name!r}", why, f"use one of: {', '.join(ENTRIES)}")
 
 
+def dictionaries(model: str) -> list[str]:
+    """Names of the dictionaries of a model that ship here, as `dictionary` takes them."""
+    files = import_module(f"cutaway.zoo.{entry(model).name}.dictionaries").shipped()
+    return [f"{model}/{name}" for name, file in files.items() if file.is_file()]
+
+
 def dictionary(name: str) -> Path | None:
     """The file of a dictionary that ships here, by `model/name`; None if no model of that name is here.
 

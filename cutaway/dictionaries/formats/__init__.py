@@ -19,7 +19,7 @@ from cutaway.dictionaries.formats.source import Source
 
 FORMATS = (
     "house", "saelens", "saelens_old", "gemma_scope", "gemma_scope_2", "openai", "sparsify", "dictionary_learning",
-    "circuit_tracer", "llama_scope", "llamascopium", "goodfire", "qwen_scope",
+    "dictionary_learning_crosscoder",    "circuit_tracer", "llama_scope", "llamascopium", "goodfire", "qwen_scope",
 )  # fmt: skip
 
 
@@ -29,7 +29,7 @@ class L0Check:
 
     measured: float
     declared: float
-    factor: float
+    factor: float = 2.0
 
     @property
     def agrees(self) -> bool:
