@@ -57,7 +57,10 @@ def _file(source: Source) -> str | None:
 
 
 def _class(source: Source) -> str | None:
-    keys = set(source.shapes(_file(source)))
+    shapes = source.shapes(_file(source))
+    keys = set(shapes)
+    if any(len(s) > 2 for s in shapes.values()):
+        return None  # a crosscoder of its fork
     return next((n for n, wanted in _CLASSES.items() if keys == wanted), None)
 
 

@@ -27,7 +27,8 @@ def detect(source: Source) -> bool:
     """Whether a folder or file holds a dictionary in this format."""
     if "trainer" in source.json("config.json"):
         return False  # the same tensors, of a tool that writes down what they are
-    return any(set(source.shapes(source.only(*(f"*{e}" for e in PT)))) == set(_keys(pair)) for pair in _NAMES)
+    shapes = source.shapes(source.only(*(f"*{e}" for e in PT)))
+    return all(len(s) < 3 for s in shapes.values()) and any(set(shapes) == set(_keys(pair)) for pair in _NAMES)
 
 
 def read(source: Source, *, site: str | None = None) -> Dictionary:

@@ -6,13 +6,15 @@
 
 `activation_function.log_jumprelu_threshold` holds log θ, `dataset_average_activation_norm.SITE` the mean norms by which
 activations are scaled to √width. With `sparsity_include_decoder_norm` (the default) gating is norm-aware; in a
-crosscoder each site gates for itself, by the norm of its own decoder, so it becomes one block a site. Older files (the
-R1 dictionaries) have `encoder.weight` [latent, width], `decoder.weight` [width, latent] and `log_jumprelu_threshold`.
+crosscoder each site gates for itself, by the norm of its own decoder, so it becomes one block a site, unless the gate
+is a ReLU, for which norms do not matter. Older files (the R1 dictionaries) have `encoder.weight` [latent, width],
+`decoder.weight` [width, latent] and `log_jumprelu_threshold`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +26,7 @@ from cutaway.dictionaries.dictionary import Block, Dictionary
 from cutaway.dictionaries.formats.simple import Simple, simple, unheld
 from cutaway.dictionaries.formats.source import Source, asked, taken, write_config, write_plain
 from cutaway.dictionaries.forms import jumping, subtracting
-from cutaway.dictionaries.gates import AnyGate, BatchTopK, JumpRelu, Relu, TopK, tensors_of
+from cutaway.dictionaries.gates import AnyGate, BatchTopK, JumpRelu, Relu, TopK, numbers_of, tensors_of
 from cutaway.dictionaries.norms import Norm, Scale, TokenNorm
 from cutaway.models.names import SITE_IN, SITE_OUT, SITES_BOTH, SITES_IN, SITES_OUT, hook_of_site, site_of_hook
 
@@ -141,10 +143,17 @@ def _crosscoder(source: Source, config: dict[str, Any], tensors: dict[str, Tenso
     encoder, b_enc, decoder, b_dec = taken(source, WEIGHTS, ["W_E", "b_E", "W_D", "b_D"], tensors)
     shared, bias, n = {s: e.T.contiguous() for s, e in zip(sites, encoder, strict=True)}, b_enc.sum(0), b_enc.shape[1]
     scales = {s: _norm(source, config, tensors, h, given) for s, h in zip(sites, hooks, strict=True)}
+    gate = _gate(config, tensors, n)
+    if isinstance(gate, Relu):
+        d = _made(
+            (Block(n, tuple(sites), tuple(sites)),), [shared], [dict(zip(sites, decoder, strict=True))], [bias],
+            dict(zip(sites, b_dec, strict=True)), [gate], scales, config,
+        )  # fmt: skip
+        return replace(d, norm_aware=False)
     return _made(
         tuple(Block(n, tuple(sites), (s,)) for s in sites), [shared for _ in sites],
         [{s: d} for s, d in zip(sites, decoder, strict=True)], [bias for _ in sites],
-        dict(zip(sites, b_dec, strict=True)), [_gate(config, tensors, n) for _ in sites], scales, config,
+        dict(zip(sites, b_dec, strict=True)), [gate for _ in sites], scales, config,
     )  # fmt: skip
 
 
@@ -171,15 +180,15 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
     """
     d = jumping(dictionary)
     config: dict[str, Any] = {"norm_activation": "inference", "sparsity_include_decoder_norm": False}
-    if len(d.blocks) == 1:
+    if len(d.blocks) == 1 and len(d.reads) == len(d.writes) == 1:
         s = simple(d, NAME, subtract=False)
         if s.encoder is None or s.b_enc is None:
             raise unheld(d, NAME, s.gate)
         tensors = {"W_E": s.encoder.T, "b_E": s.b_enc, "W_D": s.decoder, "b_D": s.b_dec}
         config |= {"sae_type": "sae", SITE_IN: hook_of_site(s.site), SITE_OUT: hook_of_site(s.target)}
         gates: list[AnyGate] = [s.gate]
-    elif all(set(b.reads) == set(d.writes) and b.writes == (w,) for b, w in zip(d.blocks, d.writes, strict=False)):
-        tensors, gates = _heads(d), [d.gates[0]]
+    elif all(set(b.reads) == set(d.writes) for b in d.blocks) and (len(d.blocks) == 1 or _each_writes_one(d)):
+        tensors, gates = _together(d) if len(d.blocks) == 1 else (_heads(d), [d.gates[0]])
         config |= {"sae_type": "crosscoder", SITES_BOTH: [hook_of_site(s) for s in d.writes],
                    "sparsity_include_decoder_norm": True}  # fmt: skip
     else:
@@ -211,12 +220,40 @@ def _gated(d: Dictionary, gates: list[AnyGate]) -> tuple[dict[str, Tensor], dict
     raise unheld(d, NAME, first)
 
 
+def _each_writes_one(d: Dictionary) -> bool:
+    return all(b.writes == (w,) for b, w in zip(d.blocks, d.writes, strict=False))
+
+
+def _together(d: Dictionary) -> tuple[dict[str, Tensor], list[AnyGate]]:
+    """A crosscoder whose sites share one gate: each of the format's compares π with θ / n of its own decoder."""
+    d = subtracting(d.fold(), False)
+    if d.reading or d.writing or d.skip or len({d.width(s) for s in d.writes}) > 1:
+        why = "its crosscoders have sites of one width, no skip, and scale all tokens alike"
+        raise Refused(f"{d!r} as {NAME}", why, "choose another format")
+    gate, decoder = d.gate, torch.stack([d.decoder[0][s] for s in d.writes])
+    if isinstance(gate, JumpRelu):
+        theta = gate.threshold * decoder.norm(dim=2)
+        gate = replace(gate, threshold=theta[0])
+        if not torch.allclose(theta, theta[:1].expand_as(theta), rtol=1e-6):
+            why = "its crosscoders gate each site by its own decoder's norm, and here all sites share one threshold"
+            raise Refused(f"{d!r} as {NAME}", why, "write it as dictionary_learning_crosscoder")
+    elif not isinstance(gate, Relu):
+        raise unheld(d, f"{NAME} crosscoder", gate)
+    bias = torch.zeros(len(d.writes), len(d.b_enc[0]), dtype=d.dtype)
+    bias[0] = d.b_enc[0]
+    tensors = {"W_E": torch.stack([d.encoder[0][s].T for s in d.writes]), "b_E": bias, "W_D": decoder,
+               "b_D": torch.stack([d.b_dec[s] for s in d.writes])}  # fmt: skip
+    return tensors, [gate]
+
+
 def _heads(d: Dictionary) -> dict[str, Tensor]:
     sites, first = d.writes, d.encoder[0]
     shared = all(torch.equal(e[s], first[s]) for e in d.encoder for s in sites)
     same = all(torch.equal(b, d.b_enc[0]) for b in d.b_enc)
     learned = [tensors_of(g) for g in d.gates]
-    gates_same = all(torch.equal(g[n], t) for g in learned for n, t in learned[0].items())
+    gates_same = all(numbers_of(g) == numbers_of(d.gates[0]) for g in d.gates) and all(
+        torch.equal(g[n], t) for g in learned for n, t in learned[0].items()
+    )
     if not (shared and same and gates_same and d.norm_aware) or d.reading or d.writing or d.subtract_b_dec or d.skip:
         raise Refused(f"{d!r} as {NAME}", "its crosscoders share one encoder and gate each site by its decoder's norm",
                       "choose another format")  # fmt: skip
