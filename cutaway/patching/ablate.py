@@ -7,16 +7,21 @@ arXiv:2409.09951).
 * `effect` = metric(ablated) − metric(clean), mean over prompts, in the metric's unit: negative where the component
   helps. A head site (`z`, `q`, `v` …) gives [layer, head], a neuron site (`mlp_post` …) [layer, neuron], a stream site
   (`mlp_out`, `attn_out`, `resid_pre` …) [layer]; with `each_position` heads and streams get a position axis too.
-* `how`: `corrupt` takes the value in the prompt's corrupt partner, `resample` that in another prompt, `zero` zeros,
-  `mean` the mean over all tokens, `position_mean` the mean at each position (prompts of one length), and `optimal` the
-  constant that costs the model's predictions least (KL), fitted on one half of the prompts; the effect, and all
-  other fields, are then measured on the other half.
+* `how`: `corrupt` takes the value in the prompt's corrupt partner, `resample` that in other prompts of the same length
+  (mean effect over up to 4 of them), `zero` zeros, `mean` the mean over tokens, `position_mean` the mean at each
+  position over prompts of the same length, and `optimal` the constant that costs the model's predictions least (KL),
+  fitted on one half of the prompts; the effect, and all other fields, are then measured on the other half.
+* `mean` and `optimal` leave out and in place each prompt's first token and special tokens, unless `sinks`.
+  `resample` and `position_mean` leave out prompts whose length no other has; the record says how many.
 * `interval`: bootstrap over prompts. Control (`null`): a step as long as the removal's, in a random direction.
 * Known failures: zeros lie outside what later layers have seen, and removing a mean removes what every prompt shares;
-  the size, and for small effects the sign, depend on `how`. Other components may stand in (see self_repair).
+  the size, and for small effects the sign, depend on `how`. Attention rests on first tokens, whose activations can be
+  ten times as long as others: zeros there, or with `sinks` a mean, cost what has little to do with the task. Positions
+  of prompts of the same length need not mean the same. Other components may stand in (see self_repair).
 * Equivalences (tests): `corrupt` equals noise patching; any removal of `resid_post` at the last layer and position
   leaves the logits of the value that stands in; the optimal constant loses no more than the mean it started from.
-* Cost: 1 + samples forwards a place, from its layer on; `optimal` adds `steps` forwards and backwards on half of them.
+* Cost: 1 + samples forwards a place, from its layer on (up to 4 + samples with `resample`); `optimal` adds `steps`
+  forwards and backwards on half of the prompts.
 """
 
 from __future__ import annotations
@@ -34,11 +39,9 @@ from cutaway.core.result import Result
 from cutaway.core.sites import site as site_row
 from cutaway.core.stats import BOUNDS, bootstrap_mean
 from cutaway.models.capture import Activations
-from cutaway.models.executor import sweep
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
-from cutaway.patching.baseline import Removal, removal
-from cutaway.patching.exchange import measured
+from cutaway.patching.baseline import Removal, ordinary, removal
 from cutaway.patching.optimal import optimal_constants
 from cutaway.patching.places import position_names, positions
 from cutaway.tasks.task import Task
@@ -99,7 +102,7 @@ class PositionAblation(Result, kind="position_ablation"):
 @method(
     answers="What does the model lose without one component?",
     paper="Li & Janson 2024, arXiv:2409.09951; Chan et al. 2022",
-    cost="prompts * (5 + (1 + samples) * layers * max(1, head, neuron, position)) * F"
+    cost="prompts * (5 + (4 + samples) * layers * max(1, head, neuron, position)) * F"
     " + prompts * (3 + steps * layers * max(1, head)) * (F + B)",
     control="random_direction",
 )
@@ -112,6 +115,7 @@ def ablate(
     how: How = "corrupt",
     each_position: bool = False,
     layers: str = "",
+    sinks: bool = False,
     steps: int = 40,
     samples: int = 4,
     seed: int = 0,
@@ -123,26 +127,25 @@ def ablate(
         how: what stands in for the removed value.
         each_position: remove heads and streams at one position at a time instead of at all positions at once.
         layers: only these, as numbers separated by commas; all if empty.
+        sinks: with mean and optimal, average in and replace first and special tokens too, as the others always do.
         steps: of the fit of optimal constants.
         samples: how many random steps of equal length make the null of each place.
-        seed: of the random steps and of the bootstrap.
+        seed: of the donors, the random steps and the bootstrap.
 
     Raises:
         Refused: a site that has no positions, or a baseline that these prompts or this site do not allow.
     """
     kind, chosen = _kind(site, each_position), _layers(model, site, layers)
     if how == "optimal":
-        r, places, notes = _optimal(model, task, site, kind, chosen, steps)
+        r, notes = _optimal(model, task, site, kind, chosen, steps, sinks)
     else:
-        bound = task.bind(model)
-        places, notes = _places(model, site, kind, chosen, bound.clean), {}
-        r = removal(model, bound, places, how)
-    edits = [r.edit(a) for a in places]
-    edits += [r.random(a, seed * samples * len(places) + i) for i, a in enumerate(places * samples)]
-    values = (sweep(model, r.bound.clean, [[e] for e in edits], measured(r.bound)) - r.clean).float().cpu()
+        r, notes = removal(model, task.bind(model), [Address(site, i) for i in chosen], how, seed, sinks), {}
+    places = _places(model, site, kind, chosen, r.bound.clean)
+    chance = [[r.random(a, seed * samples * len(places) + i, i // len(places))] for i, a in enumerate(places * samples)]
+    values, random = r.swept(model, lambda donor: [[r.edit(a, donor)] for a in places], chance)
     names = {"position": position_names(r.bound.clean)} if "position" in kind.axes()["effect"] else {}
-    each = values[: len(places)].movedim(1, 0).reshape(len(r.bound), *_form(places))
-    null = values[len(places) :].mean(-1).reshape(samples, *each.shape[1:]).movedim(0, -1)
+    each = (values - r.clean.cpu()).movedim(1, 0).reshape(len(r.bound), *_form(places))
+    null = (random - r.clean.cpu()).mean(-1).reshape(samples, *each.shape[1:]).movedim(0, -1)
     unit = r.bound.unit
     return kind(
         effect=each.mean(0),
@@ -196,8 +199,8 @@ def _form(places: list[Address]) -> list[int]:
 
 
 def _optimal(
-    model: Model, task: Task, site: str, kind: Any, layers: list[int], steps: int
-) -> tuple[Removal, list[Address], dict[str, Any]]:
+    model: Model, task: Task, site: str, kind: Any, layers: list[int], steps: int, sinks: bool
+) -> tuple[Removal, dict[str, Any]]:
     """Constants fitted on one half of the prompts, as what stands in for the activations of the other half."""
     row = site_row(site)
     if kind not in (HeadAblation, LayerAblation) or row.axes.split()[-1] == "state":
@@ -207,15 +210,15 @@ def _optimal(
         raise Refused("optimal ablation with steps=0", "nothing would be fitted", "use how='mean', or more steps")
     fitted, held = (part.bind(model) for part in task.split(0.5, seed=0))
     places = _places(model, site, kind, layers, held.clean)
-    constants, curve = optimal_constants(model, fitted.clean, places, steps)
-    r = removal(model, held, places, "mean")
-    stand = {a.place: r.own[str(a.place)].clone() for a in places}
+    constants, curve = optimal_constants(model, fitted.clean, ordinary(model, fitted.clean, sinks), places, steps)
+    r = removal(model, held, places, "mean", sinks=sinks)
+    where, stand = ordinary(model, held.clean, sinks), {a.place: r.own[str(a.place)].clone() for a in places}
     for a, c in constants.items():
         part = stand[a.place]
-        (part if a.unit is None else part[:, :, a.unit]).copy_(c)
+        (part if a.unit is None else part[:, :, a.unit])[where] = c.to(part.dtype)
     notes = {
         "stands in": "a constant fitted to keep the predictions of other prompts (KL at the last position)",
         "split": f"fitted on {len(fitted)} prompts, measured on {len(held)} others (task.split(0.5, seed=0))",
         "loss of the mean and after the fit, in nats": [float(curve[:, 0].mean()), float(curve[:, -1].mean())],
     }
-    return replace(r, stand=Activations(stand, held.clean)), places, notes
+    return replace(r, stands=(Activations(stand, held.clean),)), notes

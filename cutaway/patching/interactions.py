@@ -12,7 +12,7 @@ all pairs of a named set are removed together, and the joint effect is compared 
 * Known failures: a saturating metric (probability, accuracy) makes interactions of its own; use logit_diff. Pairs see
   no redundancy of three (see knockout_curve, group).
 * Equivalences (tests): symmetric; a pair of heads has the joint effect and the interaction that `group` gives it.
-* Cost: one forward a component, a pair, and three a random pair.
+* Cost: one forward a component and a pair (four with `resample`), and three a random pair.
 """
 
 from __future__ import annotations
@@ -28,10 +28,8 @@ from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, bootstrap_mean, matched_random
-from cutaway.models.executor import sweep
 from cutaway.models.model import Model
 from cutaway.patching.baseline import Baseline, removal
-from cutaway.patching.exchange import measured
 from cutaway.patching.places import all_components, components
 from cutaway.tasks.task import Task
 
@@ -50,7 +48,7 @@ class Interactions(Result, kind="interactions"):
 @method(
     answers="Do two components do the same work, or does one need the other?",
     paper="Wang et al. 2023, arXiv:2211.00593",
-    cost="prompts * (3 + component * (component + 1) / 2 + 3 * samples) * F",
+    cost="prompts * (3 + 2 * component * (component + 1) + 3 * samples) * F",
     control="random_pairs",
 )
 def interactions(
@@ -69,7 +67,7 @@ def interactions(
         heads: the set, as `layer.head` or `mlp_out.layer` separated by commas: `9.6,9.9,mlp_out.0`.
         how: what stands in for the removed values.
         samples: how many random pairs of other heads make the null.
-        seed: of the random pairs and of the bootstrap.
+        seed: of the donors, the random pairs and the bootstrap.
 
     Raises:
         Refused: fewer than two components, no such one, or a set that leaves no two heads for the null.
@@ -79,14 +77,13 @@ def interactions(
     inside = [pool.index(a) for a in chosen if a in pool]
     rest = [a for i, a in enumerate(pool) if i not in set(inside)]
     drawn = [[rest[i] for i in pair] for pair in _pairs(len(rest), samples, seed)]
-    r = removal(model, bound, [*chosen, *pool], how)
+    r = removal(model, bound, [*chosen, *pool], how, seed)
     pairs = list(combinations(range(len(chosen)), 2))
     sets: list[list[Address]] = [[a] for a in chosen] + [[chosen[i], chosen[j]] for i, j in pairs]
-    sets += [s for a, b in drawn for s in ([a], [b], [a, b])]
-    variants = [[r.edit(a) for a in places] for places in sets]
-    effects = (sweep(model, bound.clean, variants, measured(bound)) - r.clean).float().cpu()
-    single, both = effects[: len(chosen)], effects[len(chosen) : len(chosen) + len(pairs)]
-    random = effects[len(chosen) + len(pairs) :].reshape(samples, 3, -1).mean(-1)
+    chance = [[r.edit(a, n) for a in places] for n, (a, b) in enumerate(drawn) for places in ([a], [b], [a, b])]
+    values, others = r.swept(model, lambda donor: [[r.edit(a, donor) for a in places] for places in sets], chance)
+    effects, random = values - r.clean.cpu(), (others - r.clean.cpu()).mean(-1).reshape(samples, 3)
+    single, both = effects[: len(chosen)], effects[len(chosen) :]
     joint = torch.diag_embed(single.T)  # prompt component partner
     term = torch.zeros_like(joint)
     for (i, j), x in zip(pairs, both, strict=True):

@@ -15,13 +15,14 @@ ranked by how much their removal alone costs, and the top k are removed together
   sets says that the ranking found nothing, and one that falls says nothing about what the components do.
 * Equivalences (tests): step 0 is the clean run; step 1 is the strongest single removal; with every component the
   random sets are the same set.
-* Cost: one forward a component for the ranking (greedy: K times that), then 1 + samples a step.
+* Cost: one forward a component for the ranking (greedy: K times that), then 1 + samples a step; four times
+  the forwards, but those of the random sets, with `resample`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -33,10 +34,9 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
-from cutaway.models.executor import Metric, sweep
+from cutaway.models.executor import Metric
 from cutaway.models.model import Model
 from cutaway.patching.baseline import Baseline, Removal, removal
-from cutaway.patching.exchange import measured
 from cutaway.patching.places import all_components
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.metrics import metric
@@ -60,7 +60,7 @@ class KnockoutCurve(Result, kind="knockout_curve"):
 @method(
     answers="How does the answer fade as more and more components are removed?",
     paper="Wang et al. 2023, arXiv:2211.00593; Samek et al. 2017",
-    cost="prompts * (6 + layers * (heads + 1) * max(1, step) + step * (1 + samples)) * F",
+    cost="prompts * (6 + 4 * layers * (heads + 1) * max(1, step) + step * (4 + samples)) * F",
     control="random_sets",
 )
 def knockout_curve(
@@ -83,7 +83,7 @@ def knockout_curve(
         mlps: rank MLPs among the heads.
         how: what stands in for the removed values.
         samples: how many random sets make the null of each step.
-        seed: of the random sets and of the bootstrap.
+        seed: of the donors, the random sets and the bootstrap.
 
     Raises:
         Refused: a baseline that these prompts do not allow.
@@ -91,15 +91,16 @@ def knockout_curve(
     pool = all_components(model, mlps)
     first, second, split = _halves(task)
     ranking, held = first.bind(model), second.bind(model)
-    chooser = removal(model, ranking, pool, how)
+    chooser = removal(model, ranking, pool, how, seed)
     ranked = _greedy(model, chooser, pool, min(top, len(pool))) if order == "greedy" else _ranked(model, chooser, pool)
     ranked = ranked[: min(top, len(pool))]
-    r, steps = removal(model, held, pool, how), len(ranked) + 1
-    sets = [ranked[:k] for k in range(steps)]
-    sets += [_random(pool, ranked[:k], seed * samples + s) for k in range(steps) for s in range(samples)]
-    variants = [[r.edit(a) for a in places] for places in sets]
-    values = sweep(model, held.clean, variants, _both(held)).float().cpu()  # variant prompt (metric, accuracy)
-    curve, random = values[:steps], values[steps:].mean(1).reshape(steps, samples, 2)
+    r, steps = removal(model, held, pool, how, seed), len(ranked) + 1
+    drawn = [(_random(pool, ranked[:k], seed * samples + s), s) for k in range(steps) for s in range(samples)]
+    chance = [[r.edit(a, donor) for a in places] for places, donor in drawn]
+    curve, others = r.swept(
+        model, lambda donor: [[r.edit(a, donor) for a in ranked[:k]] for k in range(steps)], chance, _both(r.bound)
+    )  # variant prompt (metric, accuracy)
+    random = others.mean(1).reshape(steps, samples, 2)
     bounds = bootstrap_mean(curve.transpose(0, 1), seed=seed)  # step (metric, accuracy) bound
     unit = held.unit
     return KnockoutCurve(
@@ -128,16 +129,17 @@ def _halves(task: Task) -> tuple[Task, Task, str]:
 
 def _ranked(model: Model, r: Removal, pool: list[Address]) -> list[Address]:
     """The components, most costly removal first."""
-    values = sweep(model, r.bound.clean, [[r.edit(a)] for a in pool], measured(r.bound)).mean(1)
-    return [pool[i] for i in values.argsort(stable=True).tolist()]
+    values, _ = r.swept(model, lambda donor: [[r.edit(a, donor)] for a in pool])
+    return [pool[i] for i in values.mean(1).argsort(stable=True).tolist()]
 
 
 def _greedy(model: Model, r: Removal, pool: list[Address], top: int) -> list[Address]:
     gone: list[Address] = []
     for _ in range(top):
         left = [a for a in pool if a not in gone]
-        variants = [[r.edit(b) for b in [*gone, a]] for a in left]
-        gone.append(left[int(sweep(model, r.bound.clean, variants, measured(r.bound)).mean(1).argmin())])
+        sets = [[*gone, a] for a in left]
+        values, _ = r.swept(model, lambda donor, sets=sets: [[r.edit(a, donor) for a in s] for s in sets])
+        gone.append(left[int(values.mean(1).argmin())])
     return gone
 
 
@@ -149,12 +151,9 @@ def _random(pool: list[Address], removed: Sequence[Address], seed: int) -> list[
 
 def _both(bound: Bound) -> Metric:
     """The task's metric and the accuracy, side by side."""
-    accuracy = metric("accuracy")
-    answers = bound.answers if bound.answer_sets is None else bound.answer_sets
+    accuracy = replace(bound, row=metric("accuracy"))
 
     def measure(logits: Tensor, prompt: Tensor) -> Tensor:
-        parts = logits.split(len(bound))
-        right = torch.cat([accuracy(part, answers, bound.foils) for part in parts])
-        return torch.stack([torch.cat([bound.metric(part) for part in parts]), right], dim=-1)
+        return torch.stack([b.metric_at(logits, prompt) for b in (bound, accuracy)], dim=-1)
 
     return measure

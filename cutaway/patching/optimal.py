@@ -1,4 +1,4 @@
-"""Optimal constants: the value that, standing in for a component at every position, costs the model least.
+"""Optimal constants: the value that, standing in for a component, costs the model least.
 
 Li & Janson 2024 (arXiv:2409.09951): a* = argmin_a E KL(model ‖ model with the component held at a), here over the
 next-token distributions at the last position. Fitted by Adam from the component's mean, a layer's components in one
@@ -8,7 +8,7 @@ batch, each by gradients of its own rows.
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway.core.address import Address
@@ -22,9 +22,9 @@ _RATE = 0.1  # of Adam, in standard deviations of the activation
 
 
 def optimal_constants(
-    model: Model, tokens: Tokens, places: list[Address], steps: int
+    model: Model, tokens: Tokens, where: Bool[Tensor, "batch position"], places: list[Address], steps: int
 ) -> tuple[dict[Address, Float[Tensor, "width"]], Float[Tensor, "place step"]]:
-    """The constant of each head or layer site, and the loss [place, step] on the way there."""
+    """The constant of each head or layer site, put in at `where`, and the loss [place, step] on the way there."""
     own = model.capture(tokens, list(dict.fromkeys(a.place for a in places)), logits=False)
     target = model.run_last(tokens).float().log_softmax(-1)
     found: dict[Address, Tensor] = {}
@@ -33,7 +33,7 @@ def optimal_constants(
     for place in dict.fromkeys(a.place for a in places):
         units = [a for a in places if a.place == place]
         for at in range(0, len(units), size):
-            constants, curve = _fit(model, tokens, units[at : at + size], own, target, steps)
+            constants, curve = _fit(model, tokens, where, units[at : at + size], own, target, steps)
             found |= dict(zip(units[at : at + size], constants, strict=True))
             curves.append(curve)
     return found, torch.cat(curves)
@@ -42,6 +42,7 @@ def optimal_constants(
 def _fit(
     model: Model,
     tokens: Tokens,
+    where: Bool[Tensor, "batch position"],
     units: list[Address],
     own: Activations,
     target: Float[Tensor, "batch token"],
@@ -49,8 +50,8 @@ def _fit(
 ) -> tuple[Float[Tensor, "place width"], Float[Tensor, "place step"]]:
     """Constants of some units of one place; each has a copy of the prompts as its rows."""
     n, place = len(tokens), units[0].place
-    real = tokens.mask.to(own[str(place)].device)
-    seen = torch.stack([own[str(a)][real].float() for a in units])  # unit token width
+    where = where.to(own[str(place)].device)
+    seen = torch.stack([own[str(a)][where].float() for a in units])  # unit token width
     constants, spread = seen.mean(1), seen.std(1, correction=0).mean(-1).clamp_min(1e-6)
     optimiser = torch.optim.Adam([constants], lr=_RATE)
     copies, wanted, curve = tokens.rows(list(range(n)) * len(units)), target.repeat(len(units), 1), []
@@ -61,13 +62,13 @@ def _fit(
     for step in range(steps):
         value = own[str(place)].repeat(len(units), *[1] * (own[str(place)].ndim - 1))
         for block, (a, c) in enumerate(zip(units, constants, strict=True)):
-            _unit(value[block * n : (block + 1) * n], a).copy_(c)
+            _unit(value[block * n : (block + 1) * n], a)[where] = c
         losses, slopes, _ = model.gradients(copies, place, loss, Replace(place, value.requires_grad_(True)))
         curve.append(losses.reshape(len(units), n).mean(1))
         each = slopes[str(place)].float()
         blocks = [_unit(each[block * n : (block + 1) * n], a) for block, a in enumerate(units)]
         # In units of the spread, so that one rate fits every layer; Adam's step has the size of its rate.
-        constants.grad = torch.stack([b[real].sum(0) / n for b in blocks])
+        constants.grad = torch.stack([b[where].sum(0) / n for b in blocks])
         optimiser.param_groups[0]["lr"] = _RATE * (1 - step / steps)
         before = constants.clone()
         optimiser.step()

@@ -17,7 +17,7 @@ later reacts). What lies between is repair.
   so a head that both writes the answer and feeds later heads mixes the two.
 * Equivalences (tests): the direct effect of a zeroed head is minus its share in `direct_attribution`; a head of the
   last layer has no attention part; the parts sum to the effect.
-* Cost: five forwards a head, and two a sample.
+* Cost: five forwards a head (twenty with `resample`), and two a sample.
 """
 
 from __future__ import annotations
@@ -33,11 +33,9 @@ from cutaway.core.method import method
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, bootstrap_mean, bootstrap_ratio
 from cutaway.models.edits import Edit, Freeze
-from cutaway.models.executor import sweep
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.patching.baseline import Baseline, removal
-from cutaway.patching.exchange import measured
 from cutaway.patching.places import all_components
 from cutaway.tasks.task import Task
 
@@ -64,7 +62,7 @@ class SelfRepair(Result, kind="self_repair"):
 @method(
     answers="How much of a head's loss do later components make up for?",
     paper="McGrath et al. 2023, arXiv:2307.15771; Rushing & Nanda 2024, arXiv:2402.15390",
-    cost="prompts * (4 + layers * heads * (5 + 2 * samples)) * F",
+    cost="prompts * (4 + layers * heads * (20 + 2 * samples)) * F",
     control="random_direction",
 )
 def self_repair(
@@ -75,22 +73,23 @@ def self_repair(
     Args:
         how: what stands in for the removed head's output.
         samples: how many random steps of equal length make the null of each head.
-        seed: of the random steps and of the bootstrap.
+        seed: of the donors, the random steps and the bootstrap.
 
     Raises:
         Refused: a baseline that these prompts do not allow, or a model without the sites that must be frozen.
     """
     bound, heads = task.bind(model), all_components(model, mlps=False)
-    r = removal(model, bound, heads, how)
-    freezing = _Freezing(model, bound.clean)
-    variants = [v for a in heads for v in freezing.variants(r.edit(a), a)]
-    count = len(heads)
-    steps = [r.random(a, seed * samples * count + i) for i, a in enumerate(heads * samples)]
-    variants += [v for e in steps for v in freezing.ends(e, e.where)]
-    values = (sweep(model, bound.clean, variants, measured(bound)) - r.clean).float().cpu()
-    each = values[: 5 * count].reshape(model.shape.n_layers, model.shape.n_heads, 5, -1).movedim(-1, 0)
+    r = removal(model, bound, heads, how, seed)
+    freezing, count = _Freezing(model, r.bound.clean), len(heads)
+    steps = [r.random(a, seed * samples * count + i, i // count) for i, a in enumerate(heads * samples)]
+    values, others = r.swept(
+        model,
+        lambda donor: [v for a in heads for v in freezing.variants(r.edit(a, donor), a)],
+        [v for e in steps for v in freezing.ends(e, e.where)],
+    )
+    each = (values - r.clean.cpu()).reshape(model.shape.n_layers, model.shape.n_heads, 5, -1).movedim(-1, 0)
     direct, norm, attention, mlp, total = each.unbind(-1)  # prompt layer head; each with these let go
-    random = values[5 * count :].mean(-1).reshape(samples, *direct.shape[1:], 2)
+    random = others.mean(-1).reshape(samples, *direct.shape[1:], 2)
     repair, unit = total - direct, bound.unit
     share = repair.mean(0) / -direct.mean(0)
     unclear = direct.mean(0).abs() < _LEAST * direct.mean(0).abs().max()
