@@ -21,6 +21,21 @@ def listening(listener: Listener) -> Iterator[None]:
         _LISTENERS.reset(token)
 
 
+@contextmanager
+def part(number: int, of: int) -> Iterator[None]:
+    """While open, work is told as part `number` (from 0) of `of` equal parts, so that a bar runs once over all."""
+    before = _LISTENERS.get()
+
+    def told(listener: Listener) -> Listener:
+        return lambda done, total: listener(number + done / max(total, 1e-12), of)
+
+    token = _LISTENERS.set(tuple(map(told, before)))
+    try:
+        yield
+    finally:
+        _LISTENERS.reset(token)
+
+
 def advance(done: float, total: float) -> None:
     """Say how far the work is."""
     for listener in _LISTENERS.get():

@@ -17,8 +17,10 @@ from cutaway.core.sites import SITES
 from cutaway.models import backward, forward, shards, taps
 from cutaway.models.anatomy import Anatomy, Shape
 from cutaway.models.capture import Activations, Collector
+from cutaway.models.cut import Cut
 from cutaway.models.edits import Edit, as_edits
 from cutaway.models.families import Family, family_of
+from cutaway.models.memory import in_halves
 from cutaway.models.offload import offloaded
 from cutaway.models.ports import port
 from cutaway.models.tokens import Side, Tokens, batch, running_texts, tokenize
@@ -207,10 +209,22 @@ class Model:
             return forward.all_logits(self.body, t)
 
     def run_last(self, prompts: Prompts, edits: Edit | Sequence[Edit] = ()) -> Float[Tensor, "batch token"]:
-        """Logits after the last real token of each prompt; only those are unembedded."""
-        t = self.tokens(prompts)
-        with self.edited(*as_edits(edits)), torch.no_grad():
-            return forward.last_logits(self.body, t)
+        """Logits after the last real token of each prompt; only those are unembedded.
+
+        Where memory runs out, the prompts are run in halves (but not inside `edited`, whose values are of them all).
+        """
+        t, made, out = self.tokens(prompts), as_edits(edits), list[Tensor]()
+
+        def work(rows: Sequence[int]) -> None:
+            cut = Cut.of(t, rows, False)
+            with self.edited(*(e.of(cut) for e in made)), torch.no_grad():
+                out.append(forward.last_logits(self.body, t if cut.everything else cut.tokens(t)))
+
+        if taps.busy(self.body):
+            work(range(len(t)))
+        else:
+            in_halves(range(len(t)), len(t), work)
+        return out[0] if len(out) == 1 else torch.cat(out)
 
     def capture(
         self,

@@ -20,8 +20,9 @@ bring the answer back. In `noise`, the clean prompt runs with one activation fro
   windows restore more than single layers add up to.
 * Equivalences (tests): patching `resid_pre` of layer 0 at every changed position at once gives the other run; with
   `resid_post` at the last layer and position the recovery is 1; a window of 1 is the single layer.
-* Cost: one forward a cell and sample, from the patched layer on. Prompts go in parts of a bounded size, so that memory
-  does not grow with their number.
+* Cost: one forward a cell and sample, from the patched layer on; none for a cell whose value is the same in both runs
+  of every prompt, whose effect is 0. Prompts go in parts of a bounded size, so that memory does not grow with their
+  number.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cutaway.core import progress
 from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
@@ -119,7 +121,10 @@ def activation(
     both = [_values(model, b) for b, *_ in parts]
     difference(task, *(torch.cat(values) for values in zip(*both, strict=True)))
     chance = generator(seed)
-    runs = [_run(model, part, task.corruption, wide, alone, direction, samples, chance) for part in parts]
+    runs = []
+    for n, part in enumerate(parts):
+        with progress.part(n, len(parts)):
+            runs.append(_run(model, part, task.corruption, wide, alone, direction, samples, chance))
     return _result(task, read, runs, grid, places, seed)
 
 
@@ -179,7 +184,12 @@ def _run(
         return torch.stack([m(logits, prompt) for m in measures], dim=-1).float()
 
     base = x.baseline[:, None] if len(read) == 1 else measure(model.run_last(x.target), rows)
-    effects = (sweep(model, x.target, [*real, *null], measure) - base).float().cpu()
+    made = [*real, *null]
+    moves = {a: not torch.equal(x.own[a], x.donor[a]) for a in {str(a) for places in wide for a in places}}
+    some = [n for n, v in enumerate(made) if any(moves[str(e.address)] for e in v)]  # no step has no effect
+    effects = torch.zeros(len(made), len(base), len(read))
+    if some:
+        effects[some] = (sweep(model, x.target, [made[n] for n in some], measure) - base).float().cpu()
     return Run(x, effects[: len(wide)], effects[len(wide) : len(real)],
                effects[len(real) :].unflatten(0, (samples, len(wide))))  # fmt: skip
 

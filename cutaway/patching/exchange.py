@@ -15,7 +15,9 @@ from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
 from cutaway.models import forward, taps
 from cutaway.models.capture import Activations, Collector
+from cutaway.models.memory import in_halves
 from cutaway.models.model import Model
+from cutaway.models.plan import room
 from cutaway.models.tokens import Tokens
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
@@ -75,12 +77,23 @@ def between(
 def run(
     model: Model, tokens: Tokens, sites: str | Sequence[str | Address], bound: Bound
 ) -> tuple[Float[Tensor, "prompt"], Activations]:
-    """One forward: the metric of every prompt and the activations at some sites."""
-    collector = Collector(model.body, model.places(sites), live=False)
-    sees = {p: collector.see(p) for p in collector.places}
-    with model.edited(), torch.no_grad(), taps.attached(model.body, sees):
-        logits = forward.last_logits(model.body, tokens)
-    return bound.metric(logits).float(), collector.activations(tokens)
+    """One forward: the metric of every prompt and the activations at some sites; in parts where memory runs out."""
+    places, parts = model.places(sites), list[tuple[Tensor, Activations]]()
+
+    def work(rows: Sequence[int]) -> None:
+        some = tokens if len(rows) == len(tokens) else tokens.rows(rows)
+        collector = Collector(model.body, places, live=False)
+        with model.edited(), torch.no_grad():
+            with taps.attached(model.body, {p: collector.see(p) for p in collector.places}):
+                logits = forward.last_logits(model.body, some)
+            prompt = torch.tensor(rows, device=logits.device)
+            parts.append((bound.metric_at(logits, prompt).float(), collector.activations(some)))
+
+    in_halves(range(len(tokens)), room(model, tokens.ids.shape[1]) // tokens.ids.shape[1], work)
+    if len(parts) == 1:
+        return parts[0]
+    acts = {a: torch.cat([found[str(a)] for _, found in parts]) for a in dict.fromkeys(p.place for p in places)}
+    return torch.cat([values for values, _ in parts]), Activations(acts, tokens)
 
 
 def difference(task: Task, clean: Float[Tensor, "prompt"], corrupt: Float[Tensor, "prompt"]) -> float:

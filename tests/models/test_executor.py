@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
-from cutaway.models.edits import Ablate, Add, Edit, Knockout, Replace, Scale
+from cutaway.models import plan as plans
+from cutaway.models.edits import Ablate, Add, Edit, Freeze, Knockout, Project, Replace, Scale
 from cutaway.models.executor import Part, streamed, sweep
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens, batch
@@ -212,3 +214,84 @@ def test_moments_of_prompts_seen_in_parts_are_those_of_all(name):
         streamed(m, [])
     with pytest.raises(Refused, match="width"):
         streamed(m, [Part(batch(prompts[:2]), variants[:n], metric) for n in (2, 3)])
+
+
+def mixed(side: Any) -> Tokens:
+    """Prompts of three lengths."""
+    return batch(
+        [[5, 6, 7, 8, 9, 11], [15, 16, 17], [25, 26, 27, 28, 29, 31], [35, 36, 37, 38], [45, 46, 47]], side=side
+    )
+
+
+def of_each_prompt(m: Model, t: Tokens) -> list[list[Edit]]:
+    """Edits with values of their own for every prompt, at one place and at many, and runs that are held."""
+    g = torch.Generator().manual_seed(4)
+    other = batch([torch.randint(3, 60, (int(n),), generator=g).tolist() for n in t.lengths], side="left")
+    donor, here = m.capture(other, ["resid_pre", "z", "pattern"]), m.capture(t, ["resid_pre", "z", "pattern"])
+    shifted = m.capture(replace(t, ids=(t.ids * 2) % 60), ["resid_pre", "z"])
+    out: list[list[Edit]] = [[Replace(a, donor[a])] for a in ("resid_pre.1@1", "z.2.0@-1", "resid_pre.2@-2")]
+    out += [[Replace(a, shifted[a])] for a in ("z.1.1", "resid_pre.1", "z.2")]
+    out += [[Add("z.1.2@0", here["z.1.2@-1"], 0.5)], [Ablate("resid_pre.2@1", "resample", donor["resid_pre.2@1"])]]
+    out += [[Freeze("z.1", donor)], [Freeze("resid_pre.2@-1", shifted), Scale("z.0.0", 0.0)], [Freeze("z.2", here)]]
+    out += [[Ablate("z.0.1", "mean", here["z.0.1@0"].mean(0))], [Project("resid_pre.1", noise(m.shape.d_model)[None])]]
+    return [*out, [Freeze("pattern.2", here), Scale("mlp_out.0", 0.5)]]
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bloom", "llama_gqa", "gemma2", "mistral_window"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_prompts_of_many_lengths_run_apart_with_their_own_values(name, side, monkeypatch):
+    m, t = model(name), mixed(side)
+    variants, want = of_each_prompt(m, t), one_by_one(m, t, of_each_prompt(m, t))
+    assert gap(sweep(m, t, variants, metric), want) < 2e-5
+    monkeypatch.setitem(plans._CALL, "cpu", 0.0)  # batches cost nothing of their own: lengths run apart
+    assert len({c.width for c in plans.groups(m, t, variants, None)}) == 3
+    for budget in (None, 7, 1):
+        assert gap(sweep(m, t, variants, metric, budget=budget), want) < 2e-5
+
+
+def test_lengths_run_apart_only_where_that_is_cheaper(monkeypatch):
+    m, t = model("llama_gqa"), mixed("right")
+    late: list[list[Edit]] = [[Scale("z.2.0@-1", 0.5)]] * 40
+    monkeypatch.setitem(plans._CALL, "cpu", 1e12)
+    assert [len(c) for c in plans.groups(m, t, late, None)] == [5]
+    monkeypatch.setitem(plans._CALL, "cpu", 1.0)
+    assert [(len(c), c.width) for c in plans.groups(m, t, late, None)] == [(2, 3), (1, 4), (2, 6)]
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_memory_that_runs_out_halves_the_prompts(side, monkeypatch):
+    m, t = model("llama_gqa"), mixed(side)
+    variants = of_each_prompt(m, t)
+    want, layer = one_by_one(m, t, variants), type(m.hf.model.layers[0])
+    forward = layer.forward
+
+    def small(self: Any, hidden_states: Tensor, *rest: Any, **more: Any) -> Any:
+        if len(hidden_states) > 2:
+            raise torch.OutOfMemoryError("no more")
+        return forward(self, hidden_states, *rest, **more)
+
+    monkeypatch.setattr(layer, "forward", small)
+    assert gap(sweep(m, t, variants, metric), want) < 2e-5
+
+
+def test_a_budget_bounds_the_prompts_of_a_batch(monkeypatch):
+    m, t, sizes = model("gpt2"), batch([[5 + i, 6, 7, 8] for i in range(12)]), []
+    block = type(m.hf.transformer.h[0])
+    forward = block.forward
+
+    def seen(self: Any, hidden_states: Tensor, *rest: Any, **more: Any) -> Any:
+        sizes.append(hidden_states.shape[0] * hidden_states.shape[1])
+        return forward(self, hidden_states, *rest, **more)
+
+    variants = everywhere(m)
+    want = one_by_one(m, t, variants)
+    monkeypatch.setattr(block, "forward", seen)
+    assert gap(sweep(m, t, variants, metric, budget=8), want) < 2e-5
+    assert max(sizes) <= 8
+
+
+def test_a_position_that_some_prompt_lacks_is_refused_before_anything_runs():
+    m, t = model("gpt2"), mixed("left")
+    with counting() as spent, pytest.raises(Refused, match="shortest prompt has 3"):
+        sweep(m, t, [[Scale("z.0.0", 0.5)], [Scale("resid_pre.1@4", 0.5)]], metric)
+    assert spent.forwards == 0
