@@ -18,6 +18,7 @@ from torch import Tensor
 from cutaway.core.refuse import Refused
 
 BOUNDS = ["low", "high"]
+LEAST_NULL = 19  # samples: the range of fewer is left by chance too often to mean anything
 
 
 def generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
@@ -148,6 +149,34 @@ def exceeds_null(
     """Monte-Carlo p-value of each effect against its null samples, (1 + #as extreme) / (1 + #samples)."""
     x, n = (effect.abs(), null.abs()) if two_sided else (effect, null)
     return (1 + (n >= x.unsqueeze(-1)).sum(-1)).float() / (1 + null.shape[-1])
+
+
+def null_band(
+    null: Float[Tensor, "cell sample"], cells: int | None = None
+) -> tuple[Float[Tensor, "cell bound"], float, bool]:
+    """A band around each cell's null samples, the share of cells that chance alone puts outside, and if it is pooled.
+
+    With at least 19 samples it is the cell's own range, which a value drawn like them leaves with probability
+    2 / (samples + 1), as long as that is at most one of the `cells` (those marked together, by default these).
+    Otherwise it is pooled: the cell's mean ± the deviation (of a sample from the mean of its cell's other samples, in
+    size) that only one value in `cells`, and at most one in 20, exceeds among those of all cells. Both hold whatever
+    the distribution, also if it differs from cell to cell. NaN samples do not count; a single one deviates from 0.
+    """
+    cells = cells or len(null)
+    count = null.isfinite().sum(-1)
+    if null.shape[-1] >= LEAST_NULL and 2 * cells <= null.shape[-1] + 1:
+        missing = null.isnan()
+        bounds = [null.masked_fill(missing, math.inf).amin(-1), null.masked_fill(missing, -math.inf).amax(-1)]
+        own = torch.stack(bounds, -1).masked_fill((count == 0)[:, None], math.nan)
+        return own, 2 / (null.shape[-1] + 1), False
+    centre = null.nanmean(-1) if null.shape[-1] > 1 else torch.zeros(len(null))
+    away = (null - centre[:, None]).abs() * (count / (count - 1))[:, None] if null.shape[-1] > 1 else null.abs()
+    found = away[away.isfinite()].sort(descending=True).values
+    if not len(found):
+        return torch.full((len(null), 2), math.nan), 1.0, True
+    beyond = max(1, int((len(found) + 1) / max(cells, 20)))
+    reach = found[beyond - 1]
+    return torch.stack([centre - reach, centre + reach], -1), beyond / (len(found) + 1), True
 
 
 def false_discovery(p: Float[Tensor, "*cell"]) -> Float[Tensor, "*cell"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ else:  # run-time type checks must not load matplotlib
     Axes = Figure = Any
 
 _CURVES = ("#2868ad", "#b85c0c", "#3d7d5a", "#7f4f9e", "#6b6f76", "#a83a5b")
+_HATCHES = ("////", "\\\\\\\\", "||||", "----", "xxxx", "....")
 _STYLES = ("-", "--", ":", "-.", "-", "--")
 _POSITIVE, _NEGATIVE, _WEAK, _NULL, _INK, _SOFT = "#2868ad", "#b85c0c", "#a7a59d", "#dedcd5", "#1c1e22", "#5c6169"
 
@@ -94,12 +96,18 @@ def _heat(p: Picture, frame: Axes) -> None:
         _write_words(p, frame)
     elif p.mark and (marked := _marked(p)):
         frame.scatter([c for _, c in marked], [r for r, _ in marked], s=5, c=[_ink(p, r, c) for r, c in marked])
-        frame.annotate(f"• {_plain(p.mark)}", (1, 1), xycoords="axes fraction", xytext=(0, 4), ha="right",
-                       textcoords="offset points", fontsize=7, color=_SOFT)  # fmt: skip
+        _explain(p, frame, "•", spoken(p.column_axis))
     bar = frame.figure.colorbar(image, ax=frame, fraction=0.04, pad=0.02)
     bar.set_label(_plain(p.unit or spoken(p.title)), fontsize=8)
     bar.ax.tick_params(labelsize=7)
     bar.outline.set_visible(False)  # type: ignore[operator]
+
+
+def _explain(p: Picture, frame: Axes, sign: str, label: str) -> None:
+    """Below the axis and its label, what a mark says and how often chance alone makes it."""
+    width = int(13 * frame.figure.bbox.width / frame.figure.dpi / (1 + (len(frame.figure.axes) > 2)))
+    said = [line for x in (f"{sign} {p.mark}", p.chance) for line in textwrap.wrap(x, max(width, 30))]
+    frame.set_xlabel(_plain("\n".join([label, *said])), fontsize=8)
 
 
 def _image(p: Picture, frame: Axes) -> Any:
@@ -155,6 +163,8 @@ def _bars(p: Picture, frame: Axes) -> None:
     frame.set_yticks(range(len(p.rows)), [_plain(n) for n in p.rows])
     frame.invert_yaxis()
     frame.set_xlabel(_plain(p.unit), fontsize=9)
+    if p.mark and any(p.stands_out(r, 0) is False for r in range(len(p.rows))):
+        _explain(p, frame, "grey unless", p.unit)
     _legend(frame)
 
 
@@ -162,7 +172,7 @@ def _line(p: Picture, frame: Axes) -> None:
     x = list(range(len(p.columns)))
     for r, name in enumerate(p.rows):
         if p.null_low is not None and p.null_high is not None:
-            frame.fill_between(x, p.null_low[r], p.null_high[r], color=_NULL, linewidth=0, label=_once(p.control, r))
+            _null_band(p, frame, r, x)
         if p.low is not None and p.high is not None:
             frame.fill_between(
                 x, p.low[r], p.high[r], color=_CURVES[r % 6], alpha=0.2, linewidth=0, label=_once("interval", r)
@@ -180,6 +190,22 @@ def _line(p: Picture, frame: Axes) -> None:
     frame.set_ylabel(_plain(p.unit), fontsize=9)
     frame.grid(axis="y", color=_NULL, linewidth=0.6)
     _legend(frame)
+
+
+def _null_band(p: Picture, frame: Axes, r: int, x: list[int]) -> None:
+    """One curve's control: grey if it is alone, else hatched in the curve's colour, each with its own slant."""
+    assert p.null_low is not None
+    assert p.null_high is not None
+    look: dict[str, Any] = {"facecolor": _NULL, "linewidth": 0}
+    if len(p.rows) > 1:
+        look = {
+            "facecolor": "none",
+            "edgecolor": _CURVES[r % 6],
+            "alpha": 0.45,
+            "linewidth": 0,
+            "hatch": _HATCHES[r % 6],
+        }
+    frame.fill_between(x, p.null_low[r], p.null_high[r], label=_once(p.control, r), **look)
 
 
 def _strip(p: Picture, frame: Axes) -> None:

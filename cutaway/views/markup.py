@@ -75,14 +75,14 @@ def legend(p: Picture) -> str:
             f"<span class=cw-scale>{escape(low)} <span>{scale}</span> {escape(amount(p.limit, p.unit))}</span>"
         )
     if p.kind == "heat" and p.mark:
-        parts.append(f"<span><i class=cw-dot></i>{escape(p.mark)}</span>")
+        parts.append(f"<span><i class=cw-dot></i>{escape(_meaning(p))}</span>")
     if p.kind in ("bars", "line") and p.low is not None:
         shape = "<i class=cw-whisker></i>" if p.kind == "bars" else "<i class=cw-bandkey></i>"
         parts.append(f"<span>{shape}interval</span>")
     if p.kind in ("bars", "line") and p.null_low is not None:
         parts.append(f"<span><i class=cw-nullkey></i>{escape(p.control)}</span>")
-    if p.kind == "bars" and p.null_low is not None and _any_inside(p):
-        parts.append("<span><i class=cw-weakkey></i>not told apart from its control</span>")
+    if p.kind == "bars" and p.mark and _any_inside(p):
+        parts.append(f"<span><i class=cw-weakkey></i>unless {escape(_meaning(p))}</span>")
     return f"<p class=cw-key>{''.join(parts)}</p>" if parts else ""
 
 
@@ -272,6 +272,10 @@ def _finite(v: float) -> float:
 
 def _any_inside(p: Picture) -> bool:
     return any(p.stands_out(r, 0) is False for r in range(len(p.rows)))
+
+
+def _meaning(p: Picture) -> str:
+    return "; ".join(x for x in (p.mark, p.chance) if x)
 
 
 def _unit(title: str, unit: str) -> str:

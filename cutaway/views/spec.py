@@ -6,6 +6,7 @@
 
 The interval (`interval`, or `<field>_interval`: the field's axes and `bound`) and the control (`null`, or
 `<field>_null`: axes of the field and `sample`) are laid beside the values wherever the result has them.
+A cell is marked only if its interval excludes 0 and it lies outside its control's band (`band.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
+from cutaway.views.band import Band, band
 
 Kind = Literal["number", "bars", "line", "strip", "heat"]
 Grid = tuple[tuple[float, ...], ...]
@@ -37,7 +39,8 @@ MOST_PANELS = 12
 class Picture:
     """One drawing: numbers on named rows and columns, with interval and control where the result has them.
 
-    `limit` ends the colour scale (shared by all panels of a field). `control` says in words what the null band is.
+    `limit` ends the colour scale (shared by all panels of a field). `control` says in words what the null band is,
+    `chance` how many cells leave it by chance alone (empty where they are too few to tell, or on a curve).
     Bars have one column and their rows sorted by size; a line has one row a curve; a strip has one row.
     """
 
@@ -58,25 +61,31 @@ class Picture:
     limit: float
     signed: bool
     control: str
+    chance: str
     note: str
 
     def stands_out(self, r: int, c: int) -> bool | None:
-        """Whether a value lies outside its control's band, or else has an interval without 0; None if unknown."""
-        value = self.values[r][c]
-        if self.null_low is not None and self.null_high is not None:
+        """Whether a value has an interval without 0 and lies outside its control's band, as far as there are such.
+
+        None where neither can be told.
+        """
+        value, verdicts = self.values[r][c], list[bool]()
+        if self.low is not None and self.high is not None and not math.isnan(self.low[r][c] + self.high[r][c]):
+            verdicts.append(self.low[r][c] > 0 or self.high[r][c] < 0)
+        if self.chance and self.null_low is not None and self.null_high is not None:
             low, high = self.null_low[r][c], self.null_high[r][c]
-            return None if math.isnan(value + low + high) else not low <= value <= high
-        if self.low is not None and self.high is not None:
-            low, high = self.low[r][c], self.high[r][c]
-            return None if math.isnan(low + high) else low > 0 or high < 0
-        return None
+            if math.isnan(low + high):
+                return None
+            verdicts.append(not low <= value <= high)
+        return all(verdicts) if verdicts and not math.isnan(value) else None
 
     @property
     def mark(self) -> str:
-        """What `stands_out` means here, in words; empty if it means nothing."""
-        if self.null_low is not None:
-            return f"outside the {self.control}"
-        return "interval without 0" if self.low is not None else ""
+        """What `stands_out` means here, in words; empty if it means nothing. `chance` says how often chance does it."""
+        known = self.low is not None and any(not math.isnan(v) for row in self.low for v in row)
+        if not self.chance:
+            return "interval without 0" if known else ""
+        return f"{'interval without 0 and ' if known else ''}outside the {self.control}"
 
     def place(self, r: int, c: int) -> str:
         """Row and column of one cell in words."""
@@ -131,9 +140,12 @@ def pictures(
     field = _checked(result, field or fields(result)[0])
     axes = result.axes()[field]
     ground = _ground(result, field)
-    layers = {"values": ground, **_beside(result, field, axes)}
-    names = {a: _names(result, a, n) for a, n in zip(axes, ground.shape, strict=True)}
-    note = ""
+    shape = dict(zip(axes, ground.shape, strict=True))
+    names = {a: _names(result, a, n) for a, n in shape.items()}
+    layers, note = {"values": ground, **_interval(result, field)}, ""
+    beside = _band(result, field, shape, curves=_layout(axes, shape)[0] == "line")
+    if beside is not None:
+        layers |= {"null_low": beside.low, "null_high": beside.high}
     if len(axes) > 1 and axes[-1] in CHOICES and (axes[:-1] == ("position",) or len(axes) > 2):
         note = f"first of {ground.shape[-1]} by {axes[-1]}"
         axes, layers = axes[:-1], {n: t[..., 0] for n, t in layers.items()}
@@ -141,7 +153,8 @@ def pictures(
     finite = ground[torch.isfinite(ground)]
     limit = float(finite.abs().max()) if finite.numel() else 0.0
     common = {"title": field, "unit": result.units.get(field, ""), "limit": limit,
-              "signed": bool((finite < 0).any()), "control": _control(result, field), "note": note}  # fmt: skip
+              "signed": bool((finite < 0).any()), "note": note,
+              "control": beside.says if beside else "", "chance": beside.chance if beside else ""}  # fmt: skip
     kind, lead, row_axis, column_axis = _layout(axes, {a: len(n) for a, n in names.items()})
     out = []
     for index, panel in _panels(lead, names):
@@ -279,28 +292,21 @@ def _partner(result: Result, field: str, kind: str, axis: str) -> str | None:
     return next((n for n in named if n != kind or _owner(result, n) == field), None)
 
 
-def _beside(result: Result, field: str, axes: tuple[str, ...]) -> dict[str, Tensor]:
-    out = {}
-    if (name := _partner(result, field, "interval", "bound")) and result.axes()[name][:-1] == axes:
-        bounds = result.tensors()[name].detach().float().cpu()
-        out |= {"low": bounds[..., 0], "high": bounds[..., -1]}
-    if (name := _partner(result, field, "null", "sample")) and _within(result.axes()[name][:-1], axes):
-        samples = result.tensors()[name].detach().float().cpu()
-        shape = [n if a in result.axes()[name] else 1 for a, n in zip(axes, _ground(result, field).shape, strict=True)]
-        few = samples.shape[-1] < 20
-        levels = torch.tensor([0.0, 1.0] if few else [0.025, 0.975])
-        band = samples.nanquantile(levels, dim=-1)
-        full = _ground(result, field).shape
-        out |= {"null_low": band[0].reshape(shape).expand(full), "null_high": band[1].reshape(shape).expand(full)}
-    return out
+def _interval(result: Result, field: str) -> dict[str, Tensor]:
+    name = _partner(result, field, "interval", "bound")
+    if name is None or result.axes()[name][:-1] != result.axes()[field]:
+        return {}
+    bounds = result.tensors()[name].detach().float().cpu()
+    return {"low": bounds[..., 0], "high": bounds[..., -1]}
 
 
-def _control(result: Result, field: str) -> str:
-    if not (name := _partner(result, field, "null", "sample")):
-        return ""
-    n = result.tensors()[name].shape[-1]
-    what = spoken(str(result.record.get("control") or "random controls"))
-    return f"range of {n} {what}" if n < 20 else f"95 % band of {n} {what}"
+def _band(result: Result, field: str, shape: dict[str, int], curves: bool) -> Band | None:
+    name = _partner(result, field, "null", "sample")
+    if name is None or not _within(result.axes()[name][:-1], result.axes()[field]):
+        return None
+    null = result.tensors()[name].detach().float().cpu()
+    control = str(result.record.get("control") or "random control")
+    return band(null, result.axes()[name], shape, control, curves)
 
 
 def _words(result: Result, field: str, axes: tuple[str, ...]) -> list[Any] | None:

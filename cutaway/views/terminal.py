@@ -93,14 +93,22 @@ def _key(p: Picture, pen: Pen) -> list[Text]:
         for n in range(-10 if p.signed else 2, 11, 4 if p.signed else 2):
             text.append("  " if pen.colour else _minus(n).strip() + _block(n, pen), style=_ground(n))
         text.append(f" {amount(p.limit, p.unit)}")
-        text.append(f"   * {p.mark}" if p.mark and not p.words and p.kind == "heat" else "")
-        return [text]
+        return [text, *_meaning("*", p)] if not p.words and p.kind == "heat" else [text]
     if p.kind == "bars" and (p.low is not None or p.null_low is not None):
         text = Text("  ", style="dim")
         text.append(f"{_glyphs(pen)['whisker']} interval   " if p.low is not None else "")
-        text.append(f"{_glyphs(pen)['null']} {p.control}; grey: inside it" if p.null_low is not None else "")
-        return [text]
+        text.append(f"{_glyphs(pen)['null']} {p.control}" if p.null_low is not None else "")
+        return (
+            [text, *_meaning("grey unless", p)]
+            if any(p.stands_out(r, 0) is False for r in range(len(p.rows)))
+            else [text]
+        )
     return []
+
+
+def _meaning(sign: str, p: Picture) -> list[Text]:
+    """What a mark says, and how often chance alone makes it."""
+    return [Text(f"  {x}", "dim") for x in ([f"{sign} {p.mark}", p.chance] if p.mark else []) if x]
 
 
 def _numbers(p: Picture, r: int, c: int) -> list[str]:

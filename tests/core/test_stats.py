@@ -16,6 +16,7 @@ from cutaway.core.stats import (
     false_discovery,
     generator,
     matched_random,
+    null_band,
     paired,
     permutation,
     wilson,
@@ -140,3 +141,20 @@ def test_matched_random_sets_are_disjoint_from_the_choice_and_of_its_size(chosen
 def test_matched_random_refuses_an_impossible_control():
     with pytest.raises(Refused, match="only 4 are left"):
         matched_random(range(6), 10)
+
+
+def test_null_band_is_the_own_range_or_pooled():
+    null = torch.randn(5, 40, generator=generator(0))
+    band, share, pooled = null_band(null)
+    assert torch.equal(band, torch.stack([null.amin(-1), null.amax(-1)], -1))
+    assert (share, pooled) == (pytest.approx(2 / 41), False)
+    few = null[:, :4]
+    band, share, pooled = null_band(few)
+    rest = torch.stack([few[:, [j for j in range(4) if j != i]].mean(-1) for i in range(4)], -1)
+    reach = (few - rest).abs().max()
+    torch.testing.assert_close(band, torch.stack([few.mean(-1) - reach, few.mean(-1) + reach], -1))
+    assert (share, pooled) == (pytest.approx(1 / 21), True)
+    assert null_band(null, cells=100)[1:] == (pytest.approx(2 / 201), True)
+    holes = null_band(torch.cat([few, torch.full((1, 4), torch.nan)]))[0]
+    assert holes[-1].isnan().all()
+    torch.testing.assert_close(holes[:-1], band)

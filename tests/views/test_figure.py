@@ -36,7 +36,7 @@ def test_heat_map_is_centred_on_zero_with_its_unit():
     assert image.norm.vmin == -image.norm.vmax == pytest.approx(-1.9)
     assert drawing.axes[1].get_ylabel() == "logits"
     torch.testing.assert_close(torch.tensor(image.get_array()).float(), samples.heads().effect)
-    assert "outside the 95 % band of 60 random heads" in texts(drawing)
+    assert "outside the pooled band of 60 random heads a cell" in " ".join(texts(drawing).split())
 
 
 def test_words_are_written_into_the_cells():
@@ -48,7 +48,8 @@ def test_bars_have_whiskers_and_a_null_band():
     frame = drawing.axes[0]
     assert len(frame.patches) == 2 * 24
     assert len(frame.collections) == 24
-    assert {t.get_text() for t in frame.get_legend().get_texts()} == {"interval", "95 % band of 100 random heads"}
+    assert {t.get_text() for t in frame.get_legend().get_texts()} == {"interval", "range of 100 random heads"}
+    assert "grey unless interval without 0 and outside the range" in " ".join(frame.get_xlabel().split())
 
 
 def test_line_has_its_band_and_rank_one_is_on_top():

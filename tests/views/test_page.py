@@ -139,11 +139,11 @@ def test_interval_and_control_are_one_hover_away():
     assert len(tips) == 48
     assert all("interval [" in t and "control [" in t for t in tips)
     assert tips[4 * 8 + 1].startswith("layer 4 · head 1\neffect 1.9 logits")
-    assert "outside the 95 % band of 60 random heads" in p
+    assert "interval without 0 and outside the pooled band of 60 random heads a cell; chance alone marks at most" in p
     bars = drawn(samples.parts())
     assert bars.count("class=cw-null ") == 24
     assert bars.count("class=cw-err ") == 3 * 24
-    assert "not told apart from its control" in bars
+    assert "unless interval without 0 and outside the range of 100 random heads; chance alone" in bars
     assert "cw-band" in drawn(samples.lens(), "target")
 
 

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from cutaway.core.refuse import Refused
+from cutaway.core.stats import null_band
 from cutaway.views import palette
+from cutaway.views.band import plural
 from cutaway.views.spec import aligned, amount, fields, number, pictures, span, ticks, visible
 from tests.views import samples
 
@@ -46,23 +48,91 @@ def test_values_interval_and_null_stay_together():
     p = only(result)
     low, high = torch.tensor(p.low), torch.tensor(p.high)
     torch.testing.assert_close(torch.stack([low, high], -1), result.interval)
-    expected = result.null.quantile(torch.tensor([0.025, 0.975]), dim=-1)
-    torch.testing.assert_close(torch.tensor(p.null_low), expected[0])
-    torch.testing.assert_close(torch.tensor(p.null_high), expected[1])
-    assert "95 % band of 60 random heads" in p.mark
+    expected, share, _ = null_band(result.null.flatten(0, 1))
+    torch.testing.assert_close(torch.tensor([p.null_low, p.null_high]).movedim(0, -1).flatten(0, 1), expected)
+    assert p.mark == "interval without 0 and outside the pooled band of 60 random heads a cell"
+    assert p.chance == "chance alone marks at most about 1 of 48 cells"
+    assert share <= 1 / 48
     outside = {(r, c) for r in range(6) for c in range(8) if p.stands_out(r, c)}
     assert {(4, 1), (4, 5), (3, 2), (5, 6), (2, 7)} <= outside
     assert len(outside) < 15
 
 
-def test_few_controls_are_a_range_and_one_null_serves_every_cell():
-    p = only(samples.places())
-    torch.testing.assert_close(torch.tensor(p.null_high), samples.places().null.amax(-1))
-    assert "range of 12" in p.mark
-    result = samples.sites()
-    whole = pictures(result)
+@pytest.mark.parametrize("samples_", [1, 2, 4, 20])
+@pytest.mark.parametrize("uneven", [False, True])
+def test_chance_marks_no_more_cells_than_the_legend_says(samples_, uneven):
+    """An exchangeable null: the effect is drawn like its own control, in every cell from another distribution."""
+    marked, pictured, cells = 0, 60, 48
+    for seed in range(pictured):
+        g = torch.Generator().manual_seed(seed)
+        drawn = torch.randn(6, 8, samples_ + 1, generator=g)
+        if uneven:
+            drawn *= torch.rand(6, 8, 1, generator=g) ** 2
+            drawn += 3 * torch.randn(6, 8, 1, generator=g) * (samples_ > 1)
+        p = only(samples.Heads(effect=drawn[..., 0].clone(), null=drawn[..., 1:].clone()))
+        marked += sum(bool(p.stands_out(r, c)) for r in range(6) for c in range(8))
+    assert p.chance == f"chance alone marks at most about 1 of {cells} cells"
+    assert 0 < marked <= 1.5 * pictured
+
+
+def test_a_mark_needs_the_interval_and_the_band():
+    x = torch.tensor([[1.0, 1.0, 0.05, 0.05]])
+    null = torch.linspace(-0.1, 0.1, 9).expand(1, 4, 9).clone()
+    bounds = torch.tensor([[[0.5, 1.5], [-0.5, 2.5], [0.01, 0.09], [math.nan, math.nan]]])
+    p = only(samples.Heads(effect=x, interval=bounds, null=null))
+    assert [p.stands_out(0, c) for c in range(4)] == [True, False, False, False]
+    once = only(samples.Heads(effect=x, interval=torch.full((1, 4, 2), math.nan), null=null))
+    assert [once.stands_out(0, c) for c in range(4)] == [True, True, False, False]
+    assert once.mark == "outside the pooled band of 9 random controls a cell"
+
+
+def test_too_few_controls_mark_nothing():
+    p = only(samples.Heads(effect=torch.ones(1, 2), null=torch.zeros(1, 2, 4)))
+    assert (p.stands_out(0, 0), p.mark, p.chance) == (None, "", "")
+    assert p.control == "range of 4 random controls, too few to mark cells"
+
+
+def test_enough_controls_are_their_own_range_and_one_null_serves_every_cell():
+    null = torch.randn(1, 4, 20, generator=torch.Generator().manual_seed(0))
+    p = only(samples.Heads(effect=torch.ones(1, 4), null=null))
+    torch.testing.assert_close(torch.tensor([p.null_low, p.null_high]), torch.stack([null.amin(-1), null.amax(-1)]))
+    assert (p.control, p.chance) == ("range of 20 random controls", "chance alone marks at most one of 4 cells")
+    whole = pictures(samples.sites())
     assert [p.panel for p in whole] == ["site resid_pre", "site attn_out", "site mlp_out"]
-    assert {v for p in whole for row in p.null_low for v in row} == {float(result.null.quantile(0.025))}
+    assert len({v for p in whole for row in p.null_low for v in row}) == 1
+    assert whole[0].control == "band of 40 random heads"
+
+
+def test_metrics_of_different_units_have_bands_of_their_own():
+    from cutaway.patching import HeadEffects
+
+    g, n = torch.Generator().manual_seed(0), torch.zeros(2)
+    null = torch.randn(2, 3, 4, 4, generator=g) * torch.tensor([1.0, 1000.0])[:, None, None, None]
+    bare = {"effect": torch.zeros(3, 4), "recovered": torch.zeros(3, 4), "interval": torch.zeros(3, 4, 2)}
+    result = HeadEffects(**bare, null=null[0], clean=n, corrupt=n, metrics=torch.zeros(2, 3, 4), metrics_null=null)
+    small, large = pictures(result, "metrics")
+    assert 0 < small.null_high[0][0] - small.null_low[0][0] < 10 < large.null_high[0][0] - large.null_low[0][0]
+
+
+def test_a_curve_keeps_the_range_of_every_point():
+    from cutaway.patching.knockout_curve import KnockoutCurve
+
+    null = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    none = torch.full((3, 2), math.nan)
+    result = KnockoutCurve(metric=torch.zeros(3), interval=none, null=null, accuracy=torch.zeros(3),
+                           accuracy_interval=none, accuracy_null=null, record={"control": "random_set"})  # fmt: skip
+    p = only(result)
+    assert p.null_high == (tuple(null.amax(-1).tolist()),)
+    assert p.control == "range of 4 random sets at each point, left by chance at 40 %"
+
+
+@pytest.mark.parametrize(
+    ("control", "n", "words"),
+    [("random_direction", 4, "random directions"), ("random_direction", 1, "random direction"),
+     ("random_heads", 20, "random heads"), ("rotated_basis", 2, "rotated bases"), ("random_edges", 1, "random edge")],
+)  # fmt: skip
+def test_controls_are_counted_in_words(control, n, words):
+    assert plural(control, n) == words
 
 
 def test_without_a_null_the_interval_decides():

@@ -55,7 +55,9 @@ def test_bars_show_side_interval_and_control():
     assert "−0.91 [−1.02, −0.804]" in row
     assert "━" in row
     assert "░" in row
-    assert "95 % band of 100 random heads" in lines[-1]
+    assert "range of 100 random heads" in lines[-3]
+    assert lines[-2].startswith("  grey unless interval without 0 and outside the range")
+    assert lines[-1] == "  chance alone marks at most about 1 of 32 cells"
     assert lines[1].startswith("head 4.1")
 
 
@@ -63,7 +65,7 @@ def test_heat_without_colour_keeps_sign_size_and_mark():
     text = shown(terminal(samples.heads()))
     assert "█*" in text
     assert "−▅*" in text
-    assert "* outside the 95 % band of 60 random heads" in text
+    assert "* interval without 0 and outside the pooled band of 60 random heads a cell" in text.replace("\n", "")
 
 
 def test_heat_in_colour_writes_numbers():
