@@ -5,13 +5,17 @@
 * pca first: the same number of leading components, the same ones on every token
 * neurons: the coordinates of the site themselves, as many a token
 * linear: where the output is another site, the best affine map
+* mlp neurons: of a dictionary that writes `mlp_out`, the model's own neurons, as many a token (`mlp_neurons`)
 
-What is fitted (means, components, the length of random encoders, the affine map) is fitted on other tokens than those
-judged on. A dictionary of a model with random weights is a control that only the caller has; see `evaluate`.
+Of a dictionary of several sites every site has its own, with as many a token as latents that write it are active: the
+L0 of such a control counts all sites. What is fitted (means, components, the length of random encoders, the affine map)
+is fitted on other tokens than those judged on. A dictionary of a model with random weights, and the model's own
+neurons, are controls that only the caller has; see `evaluate`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
@@ -20,12 +24,17 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary, decoder_norms
-from cutaway.dictionaries.forms import autoencoder, one_block
+from cutaway.dictionaries.forms import autoencoder, one_block, subtracting, together
 from cutaway.dictionaries.gates import AbsTopK, BatchTopK, Gate, GroupMax, TopK
 from cutaway.dictionaries.judge.evidence import Evidence, observe
 from cutaway.dictionaries.judge.scores import chance
+from cutaway.dictionaries.splice import needed
+from cutaway.models.model import Model
+
+WIDEST = 8192  # coordinates that an affine map is fitted from
 
 
 def random_dictionary(dictionary: Dictionary, fit: Evidence, l0: float, *, seed: int = 0) -> Dictionary:
@@ -123,33 +132,107 @@ def linear_map(
 
     `ridge` is relative to the mean variance of a coordinate.
     """
-    mx, my = x.double().mean(0), y.double().mean(0)
-    a, b = x.double() - mx, y.double() - my
+    return _affine({reads: x}, y, writes, ridge)
+
+
+def _affine(reads: Mapping[str, Tensor], y: Tensor, write: str, ridge: float = 1e-4) -> Dictionary:
+    """The best affine map from some sites together to another."""
+    x = torch.cat([t.double() for t in reads.values()], 1)
+    mx, my = x.mean(0), y.double().mean(0)
+    a, b = x - mx, y.double() - my
     gram = a.T @ a
     gram += ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.double)
     matrix = torch.linalg.solve(gram, a.T @ b).T
-    zeros = {reads: torch.zeros(1, x.shape[1])}
+    parts = matrix.float().split([t.shape[1] for t in reads.values()], 1)
+    zeros = {s: torch.zeros(1, t.shape[1]) for s, t in reads.items()}
     return one_block(
-        zeros, {writes: torch.zeros(1, y.shape[1])}, torch.zeros(1), {writes: (my - matrix @ mx).float()}, TopK(1),
-        skip={(reads, writes): matrix.float()}, about={"control": "linear"},
+        zeros, {write: torch.zeros(1, y.shape[1])}, torch.zeros(1), {write: (my - matrix @ mx).float()}, TopK(1),
+        skip={(s, write): m.contiguous() for s, m in zip(reads, parts, strict=True)}, about={"control": "linear"},
     )  # fmt: skip
+
+
+def mlp_neurons(model: Model, dictionary: Dictionary, fit: Evidence, l0: float) -> Dictionary | None:
+    """The neurons behind each `mlp_out` that a dictionary writes: as many a token as it has latents active there.
+
+    Those whose values are farthest from their mean, counted in the length of what they write; the others stay at their
+    mean on `fit`, which has to hold the sites of `neuron_sites`. None where it has none of them.
+    """
+    sites = neuron_sites(model, dictionary)
+    if not sites or set(dictionary.writes) != set(sites):
+        return None
+    made = []
+    for (write, read), k in zip(sites.items(), _active(dictionary, tuple(sites), l0), strict=True):
+        layer, values = parse(write).layer, fit.of(read).double().cpu()
+        assert layer is not None
+        rows, bias = (
+            t.detach().double().cpu() for t in (model.weights.mlp_out(layer), model.weights.mlp_out_bias(layer))
+        )
+        y = fit.of(write).double().cpu()
+        if float((values @ rows + bias - y).norm()) > 0.05 * float((y - y.mean(0)).norm()):
+            return None  # a norm or a scale follows the neurons
+        mean = values.mean(0)
+        gate, settings = AbsTopK(min(k, len(rows))), {"norm_aware": True, "about": {"control": "mlp neurons"}}
+        made.append(one_block({read: torch.eye(len(rows))}, {write: rows.float()}, -mean.float(),
+                              {write: (bias + mean @ rows).float()}, gate, **settings))  # fmt: skip
+    return _together(made).to(device=dictionary.device)
+
+
+def neuron_sites(model: Model, dictionary: Dictionary) -> dict[str, str]:
+    """The `mlp_post` site behind each `mlp_out` that a dictionary writes, where the model's neurons can be read."""
+    found = {}
+    for write in dictionary.writes:
+        a = parse(write) if ":" not in write else None
+        if a is None or a.site != "mlp_out" or a.layer is None or not model.sites()["mlp_post"].startswith("read"):
+            continue
+        try:
+            model.weights.mlp_out(a.layer)
+        except Refused:  # experts, or another shape of the way out: no neurons that stand for the layer
+            continue
+        found[write] = f"mlp_post.{a.layer}"
+    return found
 
 
 def controls(dictionary: Dictionary, fit: Evidence, l0: float) -> dict[str, Dictionary]:
     """The controls that fit a dictionary, by name; random ones apart.
 
-    Of a dictionary of several sites there are none here: no single basis stands for them.
+    Sites that are read and written are compared with their components and coordinates, others that are written with
+    affine maps from all that they follow from; of a dictionary with both kinds, components and maps make one control.
+
+    Raises:
+        Refused: one token, on which nothing can be fitted.
     """
-    if len(dictionary.reads) != 1 or len(dictionary.writes) != 1:
-        return {}
-    read, write = dictionary.reads[0], dictionary.writes[0]
-    x, k = fit.of(read).cpu(), max(1, round(l0))
-    if read != write:
-        return {"linear": linear_map(x, fit.of(write).cpu(), reads=read, writes=write)}
-    if len(x) < 2:
+    if len(fit) < 2:
         raise Refused("controls fitted on one token", "nothing can be fitted", "give more evidence")
-    found = {
-        "pca": pca_dictionary(x, k, site=read), "pca first": pca_dictionary(x, k, site=read, first=True),
-        "neurons": neurons(x, k, site=read),
-    }  # fmt: skip
+    found: dict[str, Dictionary] = {}
+    own = [w for w in dictionary.writes if w in dictionary.reads]
+    parts = [_at(s, fit.of(s).cpu(), k) for s, k in zip(own, _active(dictionary, own, l0), strict=True)]
+    maps = [_affine(_near(dictionary, fit, w), fit.of(w).cpu(), w) for w in dictionary.writes if w not in own]
+    if not maps:
+        found = {n: _together([p[n] for p in parts]) for n in parts[0]}
+    elif not parts:
+        found = {"linear": _together(maps)}
+    else:
+        found = {"pca, linear": _together([*(subtracting(p["pca"], False) for p in parts), *maps])}
     return {n: d.to(device=dictionary.device) for n, d in found.items()}
+
+
+def _together(parts: Sequence[Dictionary]) -> Dictionary:
+    return parts[0] if len(parts) == 1 else together(parts)
+
+
+def _at(site: str, x: Tensor, k: int) -> dict[str, Dictionary]:
+    return {"pca": pca_dictionary(x, k, site=site), "pca first": pca_dictionary(x, k, site=site, first=True),
+            "neurons": neurons(x, k, site=site)}  # fmt: skip
+
+
+def _active(d: Dictionary, sites: Sequence[str], l0: float) -> list[int]:
+    """How many active latents write each site, all blocks being as active."""
+    writing = [sum(b.n_latents for b in d.blocks if s in b.writes) for s in sites]
+    return [max(1, round(l0 * n / d.n_latents)) for n in writing]
+
+
+def _near(d: Dictionary, fit: Evidence, write: str) -> dict[str, Tensor]:
+    """What a written site follows from; of too many coordinates only those of the site that was read last."""
+    reads = needed(d, write)
+    kept = reads if sum(d.width(r) for r in reads) <= WIDEST else reads[-1:]
+    return {r: fit.of(r).cpu() for r in kept}

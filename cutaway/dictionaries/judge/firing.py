@@ -20,7 +20,7 @@ from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, wilson
 from cutaway.dictionaries.judge.evidence import Seen
 from cutaway.dictionaries.judge.reconstruction import over_units
-from cutaway.dictionaries.judge.scores import NO_INTERVAL, Score, Scores, collect
+from cutaway.dictionaries.judge.scores import Score, Scores, collect
 
 DENSE = 0.1
 
@@ -72,18 +72,18 @@ def firing_scores(
     random = [_scores(s, dense) for s in null]
     others = {n: _scores(s, dense) for n, s in (control or {}).items()}
     rows = [s.against([r[i] for r in random], {n: o[i] for n, o in others.items()}) for i, s in enumerate(rows)]
-    why = "a share counted on these tokens; with more tokens fewer latents are dead"
-    record = {"dead after tokens": len(seen.evidence), "dense above": dense, "no_interval": {"dead": why}}
+    how = "Wilson over latents, on these tokens; with more tokens fewer latents are dead"
+    record = {"dead after tokens": len(seen.evidence), "dense above": dense, "interval of shares": how}
     return collect(rows, {"dictionary": seen.dictionary.fingerprint(), **record})
 
 
 def _scores(seen: Seen, dense: float) -> list[Score]:
     frequency = seen.code.fires().double().cpu() / len(seen.evidence)
     living = frequency > 0
-    n, many = len(frequency), int((frequency > dense).sum())
+    n, silent, many = len(frequency), int((~living).sum()), int((frequency > dense).sum())
     name = "log₁₀ frequency"
     return [
-        Score("dead", float((~living).double().mean()), NO_INTERVAL, "share of latents"),
+        Score("dead", silent / n, wilson(silent, n), "share of latents"),
         Score("dense", many / n, wilson(many, n), "share of latents"),
         over_units(name, frequency[living].log10()) if bool(living.any()) else Score(name, math.nan),
     ]

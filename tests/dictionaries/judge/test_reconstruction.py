@@ -8,9 +8,17 @@ import torch
 from cutaway.core.refuse import Refused
 from cutaway.core.result import open_result
 from cutaway.core.stats import generator
-from cutaway.dictionaries import SparseCode, one_block
+from cutaway.dictionaries import SparseCode, autoencoder, one_block, together
 from cutaway.dictionaries.gates import BatchTopK, JumpRelu, MatchingPursuit, TopK
-from cutaway.dictionaries.judge.controls import controls, neurons, pca_dictionary, principal, random_dictionary
+from cutaway.dictionaries.judge.controls import (
+    controls,
+    mlp_neurons,
+    neuron_sites,
+    neurons,
+    pca_dictionary,
+    principal,
+    random_dictionary,
+)
 from cutaway.dictionaries.judge.evidence import ANY, Evidence, observe
 from cutaway.dictionaries.judge.firing import firing, firing_scores
 from cutaway.dictionaries.judge.geometry import cosines, decoder_rows, geometry, geometry_scores, nearest
@@ -215,9 +223,65 @@ def test_a_transcoder_is_compared_with_a_linear_map():
     writes = ("mlp_out.0", "mlp_out.1")
     rows, bias = {w: torch.zeros(3, 4) for w in writes}, {w: torch.zeros(4) for w in writes}
     two = one_block({"mlp_in.0": torch.zeros(3, 6)}, rows, torch.zeros(3), bias, BatchTopK(1))
-    assert controls(two, e, 1.0) == {}
-    names = reconstruction(observe(two, Evidence({**e.acts, "mlp_out.1": y}))).labels["score"]
+    both = Evidence({**e.acts, "mlp_out.1": 2 * y})
+    got = observe(controls(two, both, 1.0)["linear"], both).output
+    assert max(fvu(both.of(w), got[w]) for w in writes) < 1e-4
+    names = reconstruction(observe(two, both)).labels["score"]
     assert [n for n in names if n.startswith("FVU")] == ["FVU of mlp_out.0", "FVU of mlp_out.1"]
+
+
+def test_every_site_of_a_crosscoder_has_its_own_controls():
+    g = generator(0)
+    x = {f"resid_post.{i}": torch.randn(600, 6, generator=g) * torch.linspace(0.5, 2, 6) + i for i in range(3)}
+    e = Evidence(x)
+    rows = {s: torch.randn(8, 6, generator=g) for s in x}
+    cross = one_block(rows, rows, torch.zeros(8), {s: torch.zeros(6) for s in x}, TopK(2))
+    got = {n: observe(c, e) for n, c in controls(cross, e, 2.0).items()}
+    assert set(got) == {"pca", "pca first", "neurons"}
+    for s, values in x.items():
+        assert torch.equal(got["pca"].output[s], pca_dictionary(values, 2, site=s).forward(values))
+    assert got["neurons"].l0 == 6  # two at each of three sites
+    layers = together([made.random_autoencoder(24), replace_site(made.random_autoencoder(8))])
+    apart = Evidence({made.SITE: made.activations(), "resid_post.2": made.activations(seed=6)})
+    on = {n: observe(c, apart).code.counts() for n, c in controls(layers, apart, 8.0).items()}
+    assert set(on["pca"].tolist()) == {6 + 2}  # 8 latents over blocks of 24 and 8
+    causal = one_block({s: rows[s] for s in [*x][:2]}, {s: rows[s] for s in [*x][1:]}, torch.zeros(8),
+                       {s: torch.zeros(6) for s in [*x][1:]}, TopK(2))  # fmt: skip
+    assert set(controls(causal, e, 2.0)) == {"pca, linear"}
+    assert observe(controls(causal, e, 2.0)["pca, linear"], e).output.keys() == {"resid_post.1", "resid_post.2"}
+
+
+def replace_site(d):
+    """The same autoencoder of another site."""
+    return autoencoder("resid_post.2", d.encoder[0][made.SITE], d.decoder[0][made.SITE], d.b_enc[0],
+                       d.b_dec[made.SITE], d.gates[0], subtract_b_dec=True)  # fmt: skip
+
+
+def test_a_transcoder_is_compared_with_the_neurons_that_it_stands_for():
+    from tests.conformance.subjects import miniworld
+
+    model, g = miniworld(), generator(0)
+    ids = torch.randint(5, 300, (6, 20), generator=g)
+    sites = ["mlp_in.2", "mlp_post.2", "mlp_out.2"]
+    acts = model.capture(ids, sites)
+    e = Evidence({s: acts[s].flatten(0, 1) for s in sites})
+    d = one_block({"mlp_in.2": torch.zeros(10, 128)}, {"mlp_out.2": torch.randn(10, 128, generator=g)},
+                  torch.zeros(10), {"mlp_out.2": torch.zeros(128)}, TopK(2))  # fmt: skip
+    assert neuron_sites(model, d) == {"mlp_out.2": "mlp_post.2"}
+    width = e.of("mlp_post.2").shape[1]
+    whole = mlp_neurons(model, d, e, width)
+    assert whole is not None
+    assert torch.allclose(observe(whole, e).output["mlp_out.2"], e.of("mlp_out.2"), atol=1e-3)
+    few = mlp_neurons(model, d, e, 3.0)
+    assert few is not None
+    x, rows = e.of("mlp_post.2"), model.weights.mlp_out(2)
+    size = ((x - x.mean(0)) * rows.norm(dim=1)).abs()
+    kept = torch.zeros_like(x).scatter(1, size.topk(3).indices, 1.0)
+    want = torch.where(kept > 0, x, x.mean(0)) @ rows + model.weights.mlp_out_bias(2)
+    assert torch.allclose(observe(few, e).output["mlp_out.2"], want, atol=1e-3)
+    scaled = Evidence(e.acts | {"mlp_out.2": 2 * e.of("mlp_out.2")})  # as if a norm followed
+    assert mlp_neurons(model, d, scaled, 3.0) is None
+    assert mlp_neurons(model, made.random_autoencoder(), e, 3.0) is None
 
 
 def test_scores_stand_beside_null_and_controls_and_are_saved(tmp_path):
