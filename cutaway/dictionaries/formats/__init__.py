@@ -12,9 +12,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cutaway import zoo
 from cutaway.core.refuse import Refused, nearest
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.located import located
 from cutaway.dictionaries.formats.source import Source
 
 FORMATS = (
@@ -40,7 +40,8 @@ class L0Check:
 def load(path: str | Path, format: str | None = None, **choices: Any) -> Dictionary:
     """The dictionary at a path (a folder or a file) in whatever format it is.
 
-    Where nothing lies at the path, it may name one of the zoo (`miniworld/transcoders`).
+    Where nothing lies at the path, it may name one of the zoo (`miniworld/transcoders`), or a repository of the Hugging
+    Face hub and a folder in it (`org/repo`, `org/repo/layer_20/width_16k`), from which only what is needed is fetched.
 
     `choices` settle what the format's files leave open, such as `site="resid_post.6"`; a refusal asks for what is
     needed. `format` names the format where the content fits several.
@@ -48,8 +49,7 @@ def load(path: str | Path, format: str | None = None, **choices: Any) -> Diction
     Raises:
         Refused: nothing there, no known format, several that fit, or an open question.
     """
-    shipped = None if Path(path).exists() else zoo.dictionary(Path(path).as_posix())
-    source = Source(shipped or path)
+    source = Source(located(path))
     if format is None:
         fitting, trouble = _fitting(source)
         if trouble is not None and not fitting:
@@ -80,8 +80,8 @@ def write(dictionary: Dictionary, path: str | Path, format: str, **options: Any)
 
 
 def detect(path: str | Path) -> list[str]:
-    """The formats that the content of a path fits."""
-    return _fitting(Source(path))[0]
+    """The formats that the content of a path fits, or of what a name as for `load` leads to."""
+    return _fitting(Source(located(path)))[0]
 
 
 def _fitting(source: Source) -> tuple[list[str], Refused | None]:

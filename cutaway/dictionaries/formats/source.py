@@ -42,8 +42,11 @@ class Source:
 
     @cached_property
     def words(self) -> str:
-        """The whole path as text: some formats write layer, width and sparsity there only."""
-        return self.path.resolve().as_posix()
+        """The whole path as text: some formats write layer, width and sparsity there only.
+
+        A file keeps the name it has here: the hub's cache links it to one that says nothing.
+        """
+        return (self.root.resolve() / self.path.name if self.path.is_file() else self.path.resolve()).as_posix()
 
     def has(self, name: str) -> bool:
         """Whether a file lies in the folder."""
