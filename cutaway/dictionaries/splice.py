@@ -92,7 +92,7 @@ class Splice(Edit):
             for latent in change.latents:
                 place_of(d, latent)
         for write in self._written:
-            late = [r for r in needed(d, write) if _time(r) > _time(write)]
+            late = late_reads(d, write)
             if late:
                 why = f"{write} is written before {late[0]} can be read"
                 raise Refused(f"splice of {d!r}", why, "give writes= without it, or encode captured activations")
@@ -131,6 +131,11 @@ def needed(d: Dictionary, write: str) -> tuple[str, ...]:
     """The sites from which a written site's reconstruction follows."""
     blocks = [r for b in d.blocks if write in b.writes for r in b.reads]
     return tuple(dict.fromkeys([*blocks, *(r for r, w in d.skip if w == write)]))
+
+
+def late_reads(d: Dictionary, write: str) -> list[str]:
+    """The sites from which a written site's reconstruction follows, but which a model computes after it."""
+    return [r for r in needed(d, write) if _time(r) > _time(write)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,15 @@ loss = judge.loss_recovered(model, dictionary, prompts)     # and what the model
 
 # The functions are imported here, so that they and not their modules are what `judge.NAME` means.
 from cutaway.dictionaries.judge.absorption import planted_absorption
-from cutaway.dictionaries.judge.controls import controls, linear_map, neurons, pca_dictionary, random_dictionary
+from cutaway.dictionaries.judge.controls import (
+    controls,
+    linear_map,
+    mlp_neurons,
+    neuron_sites,
+    neurons,
+    pca_dictionary,
+    random_dictionary,
+)
 from cutaway.dictionaries.judge.evaluate import evaluate, shuffled_model
 from cutaway.dictionaries.judge.evidence import Evidence, Seen, observe
 from cutaway.dictionaries.judge.features import Features, context, features
@@ -25,6 +33,7 @@ __all__ = [
     "Comparison", "Evidence", "Features", "Firing", "Geometry", "Probing", "Scores", "Seen", "Splitting", "Stability",
     "compare", "context", "controls", "decoder_rows", "evaluate", "features", "firing", "firing_scores", "fvu",
     "geometry", "geometry_scores", "joined", "letter_absorption", "letter_evidence", "linear_map", "loss_recovered",
-    "mcc", "mmcs", "neurons", "observe", "over_seeds", "pca_dictionary", "planted_absorption", "probing",
-    "random_dictionary", "reconstruction", "recovery", "shuffled_model", "splitting", "stability", "uniqueness",
+    "mcc", "mlp_neurons", "mmcs", "neuron_sites", "neurons", "observe", "over_seeds", "pca_dictionary",
+    "planted_absorption", "probing", "random_dictionary", "reconstruction", "recovery", "shuffled_model", "splitting",
+    "stability", "uniqueness",
 ]  # fmt: skip

@@ -7,8 +7,10 @@ the same tokens. With CE the next-token cross-entropy and KL the divergence from
 
 for each ablation a. Recovery against zero ablation flatters (zero is far from anything the model knows), so both stand
 side by side, with ΔCE = CE_spliced − CE_clean. Special tokens are neither spliced nor ablated, and what is predicted at
-them does not count. Intervals: bootstrap over sequences. Null: random dictionaries. Cost: 4 forwards and one more for
-each dictionary in `null` and `control`.
+them does not count. A dictionary that reads a site after one that it writes (a crosscoder of several layers) cannot be
+spliced into one forward: it and what it is compared with stand in as reconstructions of the clean run, every site
+replaced in a second one. Intervals: bootstrap over sequences. Null: random dictionaries. Cost: 4 forwards and one more
+for each dictionary in `null` and `control`.
 """
 
 from __future__ import annotations
@@ -27,8 +29,8 @@ from cutaway.core.refuse import Refused
 from cutaway.core.stats import bootstrap_ratio
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.judge.scores import Score, Scores, collect
-from cutaway.dictionaries.splice import Splice, SpliceWrite
-from cutaway.models.edits import Ablate, Edit, as_edits
+from cutaway.dictionaries.splice import Splice, SpliceWrite, late_reads
+from cutaway.models.edits import Ablate, Edit, Replace, as_edits
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 
@@ -77,8 +79,13 @@ def loss_recovered(
         seed: of the bootstrap.
 
     Raises:
-        Refused: no prediction counts, or the dictionary cannot be spliced.
+        Refused: no prediction counts, or the dictionary cannot be spliced: it is of several models, or its code of a
+            token depends on other tokens.
     """
+    foreign = [s for s in (*dictionary.reads, *dictionary.writes) if ":" in s]
+    if foreign:
+        why = f"{foreign[0]} is of one of several models, and a splice is into one"
+        raise Refused(f"the loss with {dictionary!r}", why, "judge it by its activations alone")
     tokens = model.tokens(prompts)
     left = _special(model, tokens) if special is None else special.to(tokens.ids.device)
     keep = tokens.mask & ~left
@@ -100,6 +107,8 @@ def loss_recovered(
         "special tokens left alone": int((tokens.mask & left).sum()),
         "interval": "95 % bootstrap over sequences", "dictionary": dictionary.fingerprint(), "model": model.identity(),
     }  # fmt: skip
+    if run.twice:
+        record["splice"] = "every site replaced by its reconstruction of the clean run: it reads after it writes"
     if len(tokens) < 2:
         record["no_interval"] = "one sequence"
     return collect(found, record)
@@ -111,6 +120,7 @@ class _Run:
     def __init__(self, model: Model, tokens: Tokens, keep: Tensor, batch: int, dictionaries: Sequence[Dictionary]):
         self.model, self.tokens, self.keep = model, tokens, keep
         sites = list(dict.fromkeys(w for d in dictionaries for w in d.writes))
+        self.twice = any(late_reads(dictionaries[0], w) for w in dictionaries[0].writes)
         parts = [list(range(i, min(i + batch, len(tokens)))) for i in range(0, len(tokens), batch)]
         means = self._means(sites, parts)
         n, variants = len(tokens), 2 + len(dictionaries)
@@ -123,7 +133,9 @@ class _Run:
             some, kept = tokens.rows(part), keep[part]
             edits = [[Only(Ablate(s), kept) for s in dictionaries[0].writes]]
             edits.append([Only(Ablate(s, "mean", means[s]), kept) for s in dictionaries[0].writes])
-            edits += [_spliced(d, kept) for d in dictionaries]
+            edits += (
+                self._replaced(dictionaries, some, kept) if self.twice else [_spliced(d, kept) for d in dictionaries]
+            )
             counted = kept[:, :-1] & some.mask[:, 1:]
             clean = self._logs(some, ())
             self.count[part] = counted.sum(1).double().cpu()
@@ -145,6 +157,16 @@ class _Run:
                 total[s] = total.get(s, torch.tensor(0.0)) + acts[s][self.keep[part]].double().sum(0).cpu()
             advance(done + 1, 2 * len(parts))
         return {s: (t / max(int(self.keep.sum()), 1)).float() for s, t in total.items()}
+
+    def _replaced(self, dictionaries: Sequence[Dictionary], some: Tokens, keep: Tensor) -> list[list[Edit]]:
+        """For each dictionary, every site that it writes as it reconstructs the clean run."""
+        if any(g.whole_batch for d in dictionaries for g in d.gates):
+            why = "its code of a token depends on the other tokens of the batch"
+            raise Refused(f"reconstructions of {dictionaries[0]!r}", why, "give its BatchTopK gate a threshold")
+        reads = list(dict.fromkeys(r for d in dictionaries for r in d.reads))
+        acts = self.model.capture(some, reads, logits=False)
+        outs = [d.forward({r: acts[r].to(d.device) for r in d.reads}) for d in dictionaries]
+        return [[Only(Replace(s, y), keep) for s, y in out.items()] for out in outs]
 
     def _logs(self, some: Tokens, edits: Sequence[Edit]) -> Float[Tensor, "batch position token"]:
         return self.model.run(some, edits)[:, :-1].float().log_softmax(-1)

@@ -1,13 +1,16 @@
 """Loss recovered by splicing, against a slow reference in plain torch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
-from cutaway.dictionaries import autoencoder
+from cutaway.dictionaries import autoencoder, one_block
 from cutaway.dictionaries.gates import AbsTopK, BatchTopK, Relu
 from cutaway.dictionaries.judge.loss import loss_recovered
+from cutaway.models.edits import Replace
 from tests.conformance.subjects import family
 
 SITE = "resid_post.1"
@@ -84,6 +87,29 @@ def test_a_perfect_dictionary_recovers_everything_and_a_zero_one_nothing(model):
     assert float(got.null[i, 0]) == pytest.approx(0, abs=1e-4)
     assert 0 < float(got.control[got.number("KL spliced"), 0]) < float(got.null[got.number("KL spliced"), 0])
     assert got.labels["control"] == ["half"]
+
+
+def test_a_crosscoder_of_two_layers_is_replaced_in_a_second_pass(model):
+    ids, sites = prompts(), ("resid_post.0", SITE)
+    eye, zero = torch.eye(32), torch.zeros(32)
+    half = dict.fromkeys(sites, eye / 2)  # reads the mean of both, writes it to both
+    d = one_block(half, dict.fromkeys(sites, eye), zero, dict.fromkeys(sites, zero), AbsTopK(32))
+    got = loss_recovered(model, d, ids, batch=2, control={"half": replace(d, decoder=(half,))})
+    acts = model.capture(ids, list(sites))
+    mean = (acts[sites[0]] + acts[sites[1]]) / 2
+    logs = model.run(ids, [Replace(s, mean) for s in sites])[:, :-1].log_softmax(-1)
+    want = -logs.gather(-1, ids[:, 1:, None]).mean()
+    assert got.value("CE spliced") == pytest.approx(float(want), rel=1e-4)
+    assert "clean run" in got.record["splice"]
+    assert got.control.shape[1] == 1
+    whole = replace(d, gates=(BatchTopK(3),))
+    with pytest.raises(Refused, match="threshold"):
+        loss_recovered(model, whole, ids)
+    names = {s: f"a:{s}" for s in sites}
+    two = one_block({names[s]: t for s, t in half.items()}, dict.fromkeys(names.values(), eye), zero,
+                    dict.fromkeys(names.values(), zero), AbsTopK(32))  # fmt: skip
+    with pytest.raises(Refused, match="one of several models"):
+        loss_recovered(model, two, ids)
 
 
 def test_padding_and_special_tokens_do_not_count(model):
