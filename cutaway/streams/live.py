@@ -76,6 +76,11 @@ class LiveStream:
         """The rule of the masking in words, with thresholds and counts so far."""
         return self.reader.rule.as_dict()
 
+    @property
+    def epoch(self) -> int:
+        """How often the documents had been read through before the last token of the window that is handed out."""
+        return self._epoch
+
     def identity(self) -> dict[str, Any]:
         """Model, documents and options."""
         own = {"batch": self.size, "window": self.window, "seed": self.seed}
@@ -118,7 +123,7 @@ class LiveStream:
         return self
 
     def _begin(self, start: _Start, served: int) -> None:
-        self._start, self._served = start, served
+        self._start, self._served, self._epoch = start, served, start.cursor.epoch
         self._held: Batch | None = None
         self._order = torch.empty(0, dtype=torch.long)
         self._windows = self._from(start)
@@ -134,6 +139,7 @@ class LiveStream:
                 if filling.filled == 0:
                     here = replace(here, cursor=group.cursor, skip=at, counts=before)
                 at += filling.put(group.batch, at)
+                self._epoch = group.cursor.epoch
                 if filling.filled == self.window:
                     yield here, filling.batch()
                     filling, here = _Filling(self.window), replace(here, number=here.number + 1)

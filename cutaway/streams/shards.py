@@ -193,6 +193,22 @@ class ShardStream:
         """Width of the activations by address."""
         return {a: self.shards.widths[a] for a in self.sites}
 
+    @property
+    def epoch(self) -> int:
+        """How often all had been handed out before the last token."""
+        return max(0, self._token - 1) // self.shards.tokens
+
+    def moments(self) -> dict[str, Moments]:
+        """Moments of each site over all tokens of the shards; none where masked tokens were kept and counted with them.
+
+        Raises:
+            Refused: the file was changed.
+        """
+        if not self.shards.manifest["masking"]["dropped"]:
+            return {}
+        found = self.shards.moments()
+        return {a: found[a] for a in self.sites}
+
     def identity(self) -> dict[str, Any]:
         """What the manifest says of model and documents, and how it is read."""
         m = self.shards.manifest

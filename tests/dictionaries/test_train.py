@@ -1,6 +1,8 @@
 """Training runs: what is learned, resuming with the same bits, the probe, logs, refusals."""
 
 import json
+import os
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -13,6 +15,7 @@ from cutaway.dictionaries import objectives as ob
 from cutaway.dictionaries import train as tr
 from cutaway.dictionaries.store import described
 from cutaway.dictionaries.train import adam as adams
+from cutaway.dictionaries.train import checkpoints
 from cutaway.dictionaries.train.recipe import recipe_of
 
 A, B, C, Z = "resid_post.0", "mlp_out.1", "mlp_out.2", "mlp_out.3"
@@ -102,6 +105,69 @@ def test_a_killed_run_goes_on_with_the_same_bits(recipe, select, tmp_path):
     logs = [[json.loads(x) for x in (tmp_path / n / "log.jsonl").read_text().splitlines()] for n in ("whole", "part")]
     steps = [[(x["step"], x.get("loss")) for x in log] for log in logs]
     assert steps[0] == steps[1]
+
+
+def _during_a_step(monkeypatch):
+    """Ctrl-C between the two dictionaries of the twelfth step."""
+    step, calls = tr.Learner.step, iter(range(1000))
+
+    def interrupted(self, *given):
+        if next(calls) == 2 * 11 + 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, *given)
+
+    monkeypatch.setattr(tr.Learner, "step", interrupted)
+
+
+def _in_the_source(monkeypatch):
+    """Ctrl-C while a batch is made, after the source has counted it."""
+    give, calls = tr.Held.__next__, iter(range(1000))
+
+    def interrupted(self):
+        batch = give(self)
+        if next(calls) == 68:
+            os.kill(os.getpid(), signal.SIGINT)
+        return batch
+
+    monkeypatch.setattr(tr.Held, "__next__", interrupted)
+
+
+@pytest.mark.parametrize(("when", "steps"), [(_during_a_step, 12), (_in_the_source, 68)])
+def test_an_interrupted_run_is_saved_as_of_its_last_whole_step(when, steps, monkeypatch, tmp_path):
+    recipes, how = [topk(seed=0), topk(seed=1)], plan(tokens=128 * 72, checkpoint_every=1000)
+    whole = tr.train(held(), recipes, how, out=tmp_path / "whole")
+    when(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        tr.train(held(), recipes, how, out=tmp_path / "part")
+    monkeypatch.undo()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert checkpoints.read(tmp_path / "part")[1]["step"] == steps
+    again = tr.train(held(), recipes, how, out=tmp_path / "part")
+    assert all(same(a.dictionary, b.dictionary) for a, b in zip(whole, again, strict=True))
+
+
+def test_a_step_that_is_half_done_is_not_saved(monkeypatch, tmp_path):
+    step, calls = tr.Learner.step, iter(range(1000))
+
+    def torn(self, *given):
+        if next(calls) == 2 * 11 + 1:
+            raise KeyboardInterrupt  # as a second Ctrl-C would
+        return step(self, *given)
+
+    monkeypatch.setattr(tr.Learner, "step", torn)
+    with pytest.raises(KeyboardInterrupt):
+        tr.train(held(), [topk(seed=0), topk(seed=1)], plan(), out=tmp_path)
+    assert checkpoints.read(tmp_path)[1]["step"] == 8
+
+
+def test_checkpoints_come_by_time_as_well(tmp_path):
+    kept = []
+
+    def look(p):
+        kept.append(checkpoints.exists(tmp_path) and checkpoints.read(tmp_path)[1]["step"])
+
+    tr.train(held(), topk(), plan(checkpoint_every=1000, checkpoint_seconds=1e-9), out=tmp_path, progress=look)
+    assert kept == [3, 7, 11, 15, 19, 23]  # each step; the report comes before its own checkpoint
 
 
 def test_a_finished_run_is_not_trained_further(tmp_path):
@@ -258,6 +324,13 @@ def test_a_source_that_ends_ends_the_run():
         (lambda: tr.train(held(), [], plan()), "recipe"),
         (lambda: tr.train(held(), tr.autoencoder(B, F, tr.TopK(3)), plan()), "mlp_out.1"),
         (lambda: tr.autoencoder(A, F, tr.TopK(F + 1)), "k = 65"),
+        (lambda: tr.autoencoder(A, F, tr.TopK(0)), "larger k"),
+        (lambda: tr.autoencoder(A, 0, tr.TopK(1)), "more latents"),
+        (lambda: topk(rate=-1.0), "learning rate -1.0"),
+        (lambda: tr.autoencoder(A, F, tr.Relu(), (ob.L1(-1.0),)), "weight -1.0"),
+        (lambda: tr.train(held(), topk(), plan(), out="/proc/xx"), "cannot be made"),
+        (lambda: tr.train(held(), topk(), plan(), device="nowhere"), "device 'nowhere'"),
+        (lambda: tr.Plan(tokens=9, checkpoint_seconds=0.0), "checkpoint_seconds"),
         (lambda: tr.autoencoder(A, F, tr.GroupMax(7)), "groups"),
         (lambda: tr.autoencoder("somewhere.0", F, tr.TopK(7)), "somewhere"),
         (lambda: tr.Plan(tokens=0), "tokens=0"),

@@ -26,11 +26,13 @@ from cutaway.dictionaries.train.plan import Plan
 from cutaway.dictionaries.train.recipe import (
     Recipe,
     autoencoder,
+    autoencoders,
     cross_layer,
     crosscoder,
     customary,
     recipe_of,
     transcoder,
+    transcoders,
 )
 from cutaway.dictionaries.train.shards import mesh
 from cutaway.dictionaries.train.wandb_log import wandb_log
@@ -38,6 +40,6 @@ from cutaway.dictionaries.train.wandb_log import wandb_log
 __all__ = [
     "AbsTopK", "AdamSettings", "BatchTopK", "Divergence", "Gated", "Gating", "GroupMax", "Held", "JumpRelu", "Learner",
     "MatchingPursuit", "Moments", "Plan", "Progress", "Recipe", "Relu", "Source", "TopK", "Trained", "Whole",
-    "autoencoder", "card", "cross_layer", "crosscoder", "customary", "mesh", "recipe_of", "train", "transcoder",
-    "wandb_log",
+    "autoencoder", "autoencoders", "card", "cross_layer", "crosscoder", "customary", "mesh", "recipe_of", "train",
+    "transcoder", "transcoders", "wandb_log",
 ]  # fmt: skip

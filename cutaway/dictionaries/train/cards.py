@@ -17,6 +17,7 @@ from cutaway.dictionaries.judge.firing import firing_scores
 from cutaway.dictionaries.judge.reconstruction import reconstruction
 from cutaway.dictionaries.judge.scores import Scores, joined
 from cutaway.dictionaries.judge.stability import stability
+from cutaway.dictionaries.train.endtoend import WholeBatch
 from cutaway.dictionaries.train.loop import Trained
 
 MATCHED = 4096  # latents up to which seeds are matched one to one
@@ -25,20 +26,27 @@ MATCHED = 4096  # latents up to which seeds are matched one to one
 def card(trained: Sequence[Trained], source: Any, *, tokens: int = 16384, seed: int = 0, nulls: int = 2) -> list[dict]:
     """Scores with intervals, nulls and controls of every dictionary of a run, and how alike their seeds are.
 
-    The tokens are those that the source gives next: after a run, the ones behind those trained on (a source that
-    repeats itself repeats them). Nothing of the run changes; the source is left where it was.
+    The tokens are those that the source gives next: after a run, the ones behind those trained on. Whether they were
+    trained on all the same, because the source had to begin anew, is in `held_out` (None: the source does not say), and
+    what a reader must know in `warnings`. Nothing of the run changes; the source is left where it was.
 
     Raises:
-        Refused: the source has no further tokens.
+        Refused: the source has no further tokens, or too few documents.
     """
     before = source.state()
     try:
-        evidence = Evidence.gather(islice(iter(source), tokens), tokens)
+        batches = (b.tokens() if isinstance(b, WholeBatch) else b for b in source)
+        evidence = Evidence.gather(islice(batches, tokens), tokens)
+        rounds = getattr(source, "epoch", None)
     finally:
         source.restore(before)
+    held_out = None if rounds is None else rounds == 0
     dictionaries = [t.dictionary for t in trained]
-    alike = seeds(dictionaries)
-    return [_card(t, judged(t.dictionary, evidence, seed, nulls), alike) for t in trained]
+    made = []
+    for t in trained:
+        alike = seeds([d for d in dictionaries if _but_seed(d) == _but_seed(t.dictionary)])
+        made.append(_card(t, judged(t.dictionary, evidence, seed, nulls), alike, held_out))
+    return made
 
 
 @torch.no_grad()
@@ -56,7 +64,7 @@ def judged(dictionary: Dictionary, evidence: Evidence, seed: int = 0, nulls: int
 
 def seeds(dictionaries: Sequence[Dictionary]) -> dict[str, Any]:
     """How alike dictionaries of one recipe and several seeds are, or why that is not said."""
-    plain = [{**d.about["recipe"], "seed": None, "rate": None} for d in dictionaries]
+    plain = [_but_seed(d) for d in dictionaries]
     if len(dictionaries) < 2 or any(p != plain[0] for p in plain):
         return {"none": "one seed a recipe; train the same recipe with several seeds in one run"}
     if dictionaries[0].n_latents > MATCHED:
@@ -72,7 +80,11 @@ def seeds(dictionaries: Sequence[Dictionary]) -> dict[str, Any]:
     }
 
 
-def _card(t: Trained, scores: Scores, alike: dict[str, Any]) -> dict[str, Any]:
+def _but_seed(d: Dictionary) -> dict[str, Any]:
+    return {**d.about["recipe"], "seed": None, "rate": None}
+
+
+def _card(t: Trained, scores: Scores, alike: dict[str, Any], held_out: bool | None) -> dict[str, Any]:
     names = [str(n) for n in scores.labels["score"]]
     controls_ = [str(n) for n in scores.labels["control"]]
     rows = {
@@ -90,7 +102,20 @@ def _card(t: Trained, scores: Scores, alike: dict[str, Any]) -> dict[str, Any]:
         "tokens": t.tokens, "seconds": t.seconds, "tokens_per_second": t.tokens / max(t.seconds, 1e-9),
         "scores": rows, "judged": {k: v for k, v in scores.record.items() if k not in ("versions", "machine")},
         "seeds": alike, "curves": t.curves, "precision": t.choice.as_dict(),
+        "held_out": held_out, "warnings": _warnings(rows, held_out),
     }  # fmt: skip
+
+
+def _warnings(rows: dict[str, Any], held_out: bool | None) -> list[str]:
+    """What a reader of the scores must know, in sentences."""
+    said = []
+    for name, row in rows.items():
+        if name.split(" of ")[0] == "FVU" and not row["value"] <= 1:
+            said.append(f"{name} is {row['value']:.3g}: worse than the mean activation (1); try a lower rate")
+    if held_out is False:
+        why = "the source began anew, so these tokens were trained on"
+        said.append(f"{why}: judge on other text with `cutaway dict eval`, or give more text")
+    return said
 
 
 def summary(made: dict[str, Any], names: Sequence[str] = ("FVU", "L0", "dead")) -> list[dict[str, Any]]:

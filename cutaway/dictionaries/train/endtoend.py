@@ -25,6 +25,7 @@ from cutaway.models.capture import Collector
 from cutaway.models.edits import Replace
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
+from cutaway.streams.batch import Batch
 
 Answer = Literal["kl", "ce"]
 
@@ -38,6 +39,14 @@ class WholeBatch:
     logits: Float[Tensor, "row position vocabulary"]
     later: dict[str, Float[Tensor, "row position _"]]
     shapes: dict[str, tuple[int, ...]]  # of the activations of one token, which may have heads
+    context: Int[Tensor, "row"]  # the number of each
+
+    def tokens(self) -> Batch:
+        """The same as a batch of tokens; a context is a document of its own."""
+        number = self.context[:, None].expand_as(self.ids).flatten()
+        position = torch.arange(self.ids.shape[1]).expand_as(self.ids).flatten()
+        mask = torch.ones_like(number, dtype=torch.bool)
+        return Batch(self.acts, self.ids.flatten(), number, number, position, mask)
 
 
 class Whole:
@@ -60,11 +69,17 @@ class Whole:
         turn, at = divmod(self.number, rounds)
         order = torch.randperm(len(self.ids), generator=generator(self.seed * 1_000_003 + turn))
         self.number += 1
-        t = whole(self.ids[order[at * self.rows : (at + 1) * self.rows]], self.model)
+        chosen = order[at * self.rows : (at + 1) * self.rows]
+        t = whole(self.ids[chosen], self.model)
         found = self.model.capture(t, [*self.sites, *self.later, "logits"])
         acts = {s: found[s].flatten(2).flatten(0, 1) for s in self.sites}
         shapes = {s: tuple(found[s].shape[2:]) for s in self.sites}
-        return WholeBatch(acts, t.ids, found["logits"], {s: found[s].flatten(2) for s in self.later}, shapes)
+        return WholeBatch(acts, t.ids, found["logits"], {s: found[s].flatten(2) for s in self.later}, shapes, chosen)
+
+    @property
+    def epoch(self) -> int:
+        """How often all had been handed out before the last batch."""
+        return max(0, self.number - 1) // (len(self.ids) // self.rows)
 
     def state(self) -> dict[str, Any]:
         """Where the source stands."""

@@ -16,7 +16,10 @@ from cutaway.core.stats import generator
 
 @runtime_checkable
 class Source(Protocol):
-    """Batches, each a tensor [token, width], a mapping from sites to such, or with these as `acts`; and a cursor."""
+    """Batches, each a tensor [token, width], a mapping from sites to such, or with these as `acts`; and a cursor.
+
+    A source may also say `epoch`, how often it had been handed out before the last batch, and `moments()` of its sites.
+    """
 
     def __iter__(self) -> Iterator[Any]: ...
 
@@ -50,6 +53,11 @@ class Held:
         self.number += 1
         chosen = order[at * self.batch : (at + 1) * self.batch]
         return {s: x[chosen] for s, x in self.acts.items()}
+
+    @property
+    def epoch(self) -> int:
+        """How often all had been handed out before the last batch."""
+        return max(0, self.number - 1) // (self.tokens // self.batch)
 
     def state(self) -> dict[str, Any]:
         """Where the source stands."""

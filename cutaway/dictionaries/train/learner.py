@@ -20,6 +20,7 @@ from cutaway.dictionaries.select import Encoder, Shadow
 from cutaway.dictionaries.train.adam import Adam
 from cutaway.dictionaries.train.gating import Chosen
 from cutaway.dictionaries.train.recipe import Recipe
+from cutaway.models.moments import Moments as Running
 
 SPARSE_BELOW = 0.015  # share of active latents below which products over pairs are quicker than dense ones
 DENSE_ABOVE = 0.025
@@ -32,6 +33,15 @@ class Moments:
     mean: Mapping[str, Tensor]
     norm: Mapping[str, float]  # E‖x‖
     variance: Mapping[str, float]  # E‖x − mean‖²
+
+    @staticmethod
+    def known(found: Mapping[str, Running]) -> Moments:
+        """Moments that were counted elsewhere, over more tokens."""
+        return Moments(
+            {s: m.mean.float() for s, m in found.items()},
+            {s: m.mean_norm for s, m in found.items()},
+            {s: m.total_variance for s, m in found.items()},
+        )
 
     @staticmethod
     def of(acts: Mapping[str, Tensor]) -> Moments:

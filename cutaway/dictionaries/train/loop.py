@@ -11,10 +11,9 @@ come from the recipe's seed and the order of tokens from the stream; the steps t
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +27,16 @@ from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.precision import Choice
 from cutaway.dictionaries.select import Encoder, top_k
 from cutaway.dictionaries.train import checkpoints
+from cutaway.dictionaries.train.entries import Entry, finite, late
 from cutaway.dictionaries.train.feed import Source, acts_of
-from cutaway.dictionaries.train.learner import Learner, Moments, Report
+from cutaway.dictionaries.train.interrupts import Interrupts, put_off
+from cutaway.dictionaries.train.learner import Learner, Moments
 from cutaway.dictionaries.train.plan import TRIED, Plan
 from cutaway.dictionaries.train.recipe import Recipe
 from cutaway.dictionaries.train.shards import Shards
 from cutaway.models.shards import processes
 
-MOMENT_TOKENS = 8192
+MOMENT_TOKENS = 8192  # of which means and norms are taken, where the source does not have them
 PATIENCE = 3  # batches in a row whose loss is not a number
 RECHECK = 1000  # steps between comparisons of bfloat16 selection with float32
 
@@ -50,38 +51,6 @@ class Progress:
     fvu: float
     tokens_per_second: float
     seconds_left: float
-
-
-@dataclass
-class Entry:
-    """One dictionary of a run."""
-
-    recipe: int  # its number
-    rate: float
-    learner: Learner
-    lost: int = 0  # batches in a row without an update
-    curve: list[dict[str, Any]] = field(default_factory=list)
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0  # in `sums`
-
-    def add(self, report: Report) -> None:
-        """Add a step to the sums of the next line."""
-        new = {"loss": report.loss, "error": report.error, "deviation": report.deviation, "active": report.active}
-        new |= {f"term {n}": t for n, t in report.terms.items()}
-        self.sums = {n: self.sums[n] + t.double() if n in self.sums else t.double() for n, t in new.items()}
-        self.steps += 1
-
-    def line(self, tokens: int) -> dict[str, Any]:
-        """The sums as one line, and begin anew; `tokens` are those summed over."""
-        s = {n: float(t) for n, t in self.sums.items()}
-        self.sums, steps, self.steps = {}, self.steps, 0
-        if not steps:
-            return {"loss": float("nan"), "fvu": float("nan"), "l0": float("nan"), "silent": self.learner.silent()}
-        terms = {n.removeprefix("term "): v / steps for n, v in s.items() if n.startswith("term ")}
-        return {
-            "loss": s["loss"] / steps, "fvu": s["error"] / max(s["deviation"], 1e-300), "l0": s["active"] / tokens,
-            "silent": self.learner.silent(), "terms": terms,
-        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,15 +87,21 @@ class Run:
         self.cursor: dict[str, Any] | None = None  # of the last batch, if others wait
         self.events: list[dict[str, Any]] = []
         self.told: Callable[[dict[str, Any]], None] | None = None  # of every line of the log
-        self._began = time.perf_counter()
+        self.interrupts = Interrupts()
+        self.whole = True  # whether no step is half done
+        self._began = self._saved = time.perf_counter()
         self._lines = 0
 
     # --- beginning
 
     def begin(self) -> None:
-        """Measure the first batches, which wait to be trained on, and start every dictionary."""
-        first, size = self._first()
-        moments = Moments.of(first)
+        """Measure the first batches, which wait to be trained on, and start every dictionary.
+
+        Means and norms are those of the source, if it has counted them over more tokens.
+        """
+        counted = self._counted()
+        first, size = self._first(1 if counted else MOMENT_TOKENS)
+        moments = Moments.known(counted) if counted else Moments.of(first)
         self.steps, self.probing = self.plan.steps(size), self.plan.probing(self.plan.steps(size))
         for i, recipe in enumerate(self.recipes):
             base = recipe.rate if recipe.rate is not None else recipe.customary_rate(self.steps)
@@ -139,14 +114,20 @@ class Run:
     def _learner(self, recipe: Recipe, moments: Moments, silent_after: int) -> Learner:
         return Learner(recipe, moments, self.device, silent_after)
 
-    def _first(self) -> tuple[dict[str, Tensor], int]:
+    def _counted(self) -> dict[str, Any]:
+        """The moments of all sites, if the source has them."""
+        given = getattr(self.source, "moments", None)
+        found = given() if callable(given) else {}
+        return {s: found[s] for s in self.sites} if all(s in found for s in self.sites) else {}
+
+    def _first(self, tokens: int) -> tuple[dict[str, Tensor], int]:
         parts, held, size = [], 0, 0
         for batch in self.source:
             self.waiting.append((batch, self.source.state()))
             parts.append(acts_of(batch, self.sites, self.device))
             size = size or len(next(iter(parts[0].values())))
             held += len(next(iter(parts[-1].values())))
-            if held >= min(MOMENT_TOKENS, self.plan.tokens):
+            if held >= min(tokens, self.plan.tokens):
                 break
         if not held:
             raise Refused("training", "the source gave no tokens", "give a source with tokens")
@@ -178,11 +159,15 @@ class Run:
         if self.waiting:
             batch, self.cursor = self.waiting.pop(0)
             return batch
+        self.cursor = self.source.state()  # where the last step ended, should the source be interrupted
+        with self.interrupts.open():
+            batch = next(stream, None)
         self.cursor = None
-        return next(stream, None)
+        return batch
 
     def advance(self, batch: Any) -> None:
         """One step of every dictionary on a batch."""
+        self.whole = False
         acts = acts_of(batch, self.sites, self.device)
         done, factor = min(1.0, self.tokens / self.plan.tokens), self.plan.factor(self.step, self.steps)
         for e in self.entries:
@@ -202,6 +187,7 @@ class Run:
             self.log()
         if self.step == self.probing:
             self._prune()
+        self.whole = True
 
     def _give_up(self) -> None:
         """Drop dictionaries that are lost; if a recipe has no other, refuse."""
@@ -217,12 +203,12 @@ class Run:
             self.log()
         for i in range(len(self.recipes)):
             tried = [e for e in self.entries if e.recipe == i]
-            best = min(tried, key=lambda e: _late(e.curve))
+            best = min(tried, key=lambda e: late(e.curve))
             for e in tried:
                 if e is not best:
                     self._end(e)
             if len(tried) > 1:
-                self.note("probe", recipe=i, rate=best.rate, losses={f"{e.rate:.3g}": _late(e.curve) for e in tried})
+                self.note("probe", recipe=i, rate=best.rate, losses={f"{e.rate:.3g}": late(e.curve) for e in tried})
 
     def _end(self, e: Entry) -> None:
         self.ended.setdefault(e.recipe, {})[f"{e.rate:.3g}"] = e.curve
@@ -264,7 +250,7 @@ class Run:
         self._lines += 1
         if self.out is not None and self.speaks:
             with (self.out / "log.jsonl").open("a", encoding="utf-8") as f:
-                f.write(json.dumps(_finite(line), ensure_ascii=False) + "\n")
+                f.write(json.dumps(finite(line), ensure_ascii=False) + "\n")
         if self.told is not None and self.speaks:
             self.told(line)
 
@@ -282,6 +268,11 @@ class Run:
         return Progress(self.tokens, self.plan.tokens, loss, fvu, speed, max(0.0, left))
 
     # --- checkpoints
+
+    def due(self) -> bool:
+        """Whether it is time for a checkpoint."""
+        late = time.perf_counter() - self._saved >= self.plan.checkpoint_seconds
+        return late or self.step % self.plan.checkpoint_every == 0
 
     def save(self) -> None:
         """Write the checkpoint; a crash in between leaves the earlier one."""
@@ -303,6 +294,7 @@ class Run:
             "recipes": [r.as_dict() for r in self.recipes], "threads": torch.get_num_threads(),
         }  # fmt: skip
         checkpoints.write(self.out, tensors, record, self.shards)
+        self._saved = time.perf_counter()
 
     def load(self) -> None:
         """Take up the checkpoint of the folder.
@@ -321,7 +313,7 @@ class Run:
             setattr(self, n, record[n])
         self.choice = Choice(**record["choice"])
         self.ended = {int(i): curves for i, curves in record["ended"].items()}
-        self._began = time.perf_counter()
+        self._began = self._saved = time.perf_counter()
         for i, saved in enumerate(record["entries"]):
             own = {n.removeprefix(f"{i}/"): t for n, t in tensors.items() if n.startswith(f"{i}/")}
             self.entries.append(self._entry(saved, own))
@@ -350,7 +342,7 @@ class Run:
         seconds = self.seconds + time.perf_counter() - self._began
         found = []
         for i in range(len(self.recipes)):
-            e = min((e for e in self.entries if e.recipe == i), key=lambda e: _late(e.curve))
+            e = min((e for e in self.entries if e.recipe == i), key=lambda e: late(e.curve))
             curves = self.ended.get(i, {}) | {f"{e.rate:.3g}": e.curve}
             about = {"rate": e.rate, "tokens": self.tokens, "plan": self.plan.as_dict()}
             identity = getattr(self.source, "identity", None)
@@ -386,14 +378,16 @@ def train(
         stop_after: end at this step with a checkpoint, as an interruption would.
 
     Raises:
-        Refused: a source without a cursor or tokens, a checkpoint of another run, or a loss that is no number.
+        Refused: a source without a cursor or tokens, a checkpoint of another run, a folder or device that cannot be
+            used, or a loss that is no number.
+        KeyboardInterrupt: as it came; with `out`, the last whole step is in the checkpoint, and the same call goes on.
     """
     if not isinstance(source, Source):
         why = "training needs batches and an exact cursor (state and restore)"
         raise Refused(f"a source of type {type(source).__name__}", why, "use a stream, or train.Held for tensors")
-    folder = None if out is None else Path(out)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(device, torch.device | str):
+        _check_device(device)
+    folder = _folder(out)
     run = _kind()(source, [recipes] if isinstance(recipes, Recipe) else recipes, plan, folder, device)
     run.told = told
     if resume and folder is not None and checkpoints.exists(folder, run.shards):
@@ -402,16 +396,46 @@ def train(
         if folder is not None and run.speaks:
             (folder / "log.jsonl").write_text("", encoding="utf-8")
         run.begin()
-    with precision.products(run.choice):
-        for _ in _batches(run, stop_after):
-            advance(run.tokens, plan.tokens)
-            logged = run.step % plan.log_every == 0 or run.tokens >= plan.tokens
-            if logged and progress is not None and run.speaks:
-                progress(run.progress())
-            if run.step % plan.checkpoint_every == 0:
+    with precision.products(run.choice), put_off(run.shards is None) as run.interrupts:
+        try:
+            _go_on(run, stop_after, progress)
+        except KeyboardInterrupt:
+            if run.whole and run.shards is None:  # several processes would each stop at another step
                 run.save()
-    run.save()
+            raise
     return run.results()
+
+
+def _go_on(run: Run, stop_after: int | None, progress: Callable[[Progress], None] | None) -> None:
+    """Train to the end, with reports and checkpoints."""
+    for _ in _batches(run, stop_after):
+        advance(run.tokens, run.plan.tokens)
+        logged = run.step % run.plan.log_every == 0 or run.tokens >= run.plan.tokens
+        if logged and progress is not None and run.speaks:
+            progress(run.progress())
+        if run.due():
+            run.save()
+        run.interrupts.check()
+    run.save()
+
+
+def _folder(out: str | Path | None) -> Path | None:
+    if out is None:
+        return None
+    try:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Refused(f"folder {str(out)!r}", f"it cannot be made: {error.strerror}", "choose another place") from error
+    return Path(out)
+
+
+def _check_device(device: torch.device | str) -> None:
+    """Refuse a device that this machine does not have."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = f"it cannot be used: {str(error).splitlines()[0]}"
+        raise Refused(f"device {str(device)!r}", why, "use cpu, or another device") from error
 
 
 def _kind() -> type[Run]:
@@ -434,20 +458,3 @@ def _batches(run: Run, stop_after: int | None) -> Iterator[None]:
             return
         run.advance(batch)
         yield
-
-
-def _late(curve: Sequence[dict[str, Any]]) -> float:
-    """The mean loss of the last third of a curve; one that is not a number is the worst."""
-    part = [c["loss"] for c in curve[-max(1, len(curve) // 3) :]]
-    mean = sum(part) / len(part) if part else float("inf")
-    return mean if mean == mean else float("inf")
-
-
-def _finite(data: Any) -> Any:
-    """JSON has no numbers that are not finite: they become null."""
-    match data:
-        case float() if not math.isfinite(data):
-            return None
-        case dict():
-            return {n: _finite(v) for n, v in data.items()}
-    return data

@@ -28,6 +28,7 @@ class Plan:
             either way on a busy machine, so two runs have the same bits for certain only if both are named.
         log_every: steps between lines of the log.
         checkpoint_every: steps between checkpoints.
+        checkpoint_seconds: time after which there is one in any case.
         card_tokens: tokens of the stream, after those trained on, on which the card is made.
     """
 
@@ -39,6 +40,7 @@ class Plan:
     products: Products = "auto"
     log_every: int = 20
     checkpoint_every: int = 500
+    checkpoint_seconds: float = 60.0
     card_tokens: int = 16384
 
     def __post_init__(self) -> None:
@@ -46,8 +48,12 @@ class Plan:
         wrong = [f"{n}={v}" for n, v in shares.items() if not 0 <= v < 1]
         if self.tokens < 1 or self.log_every < 1 or self.checkpoint_every < 1:
             wrong.append(f"tokens={self.tokens}, every={self.log_every}, {self.checkpoint_every}")
+        if not self.checkpoint_seconds > 0:
+            wrong.append(f"checkpoint_seconds={self.checkpoint_seconds}")
         if wrong:
-            raise Refused(f"a plan with {', '.join(wrong)}", "numbers count from 1, shares are below 1", "change them")
+            raise Refused(
+                f"a plan with {', '.join(wrong)}", "numbers count from 1, shares from 0 to below 1", "change them"
+            )
 
     def steps(self, batch: int) -> int:
         """Steps of the whole run, with batches of so many tokens."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from cutaway.core.address import parse
@@ -63,8 +64,15 @@ class Recipe:
         for site in (*self.reads, *self.writes):
             parse(address_of(site))
         least, k = min(b.n_latents for b in self.blocks), getattr(self.gating, "k", 1)
-        if not 1 <= k <= least:
-            raise Refused(f"k = {k} of {least} latents", "there are not so many, or none is asked for", "choose k")
+        if least < 1:
+            raise Refused(f"a dictionary with {least} latents", "it needs at least one", "give more latents")
+        if k < 1:
+            raise Refused(f"k = {k}", "a token needs at least one active latent", "give a larger k")
+        if k > least:
+            raise Refused(f"k = {k} of {least} latents", "there are not so many", "give a smaller k, or more latents")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            why = "a learning rate is a positive number"
+            raise Refused(f"learning rate {self.rate}", why, "give one such as 0.001, or none: three are tried")
         if isinstance(self.gating, GroupMax) and any(b.n_latents % k for b in self.blocks):
             raise Refused(f"{least} latents in {k} groups", "the groups are not equal", "let k divide the latents")
         if self.subtract and any(r not in self.writes for r in self.reads):
@@ -86,6 +94,8 @@ class Recipe:
 
     def _check(self, term: Term) -> None:
         kind, gate = type(term).__name__, type(self.gating).__name__
+        if not 0 <= term.weight < math.inf:
+            raise Refused(f"{kind} of weight {term.weight}", "it would reward what it is to punish", "give 0 or more")
         needs: dict[type[Term], bool] = {
             L0: isinstance(self.gating, JumpRelu), L0Target: isinstance(self.gating, JumpRelu),
             PreActivation: isinstance(self.gating, Relu | JumpRelu), OpenGate: isinstance(self.gating, Gated),
@@ -132,18 +142,40 @@ class Recipe:
 
 
 def recipe_of(data: Mapping[str, Any]) -> Recipe:
-    """The recipe that `as_dict` described."""
-    blocks = tuple(Block(b["n_latents"], tuple(b["reads"]), tuple(b["writes"])) for b in data["blocks"])
-    own = {n: data[n] for n in ("decoder", "subtract", "skip", "scaled", "rate", "seed", "squared")}
-    terms = tuple(term_of(t) for t in data["terms"])
-    return Recipe(blocks, gating_of(data["gating"]), terms, adam=AdamSettings(**data["adam"]), **own)
+    """The recipe that `as_dict` described; what it leaves out is as in `Recipe`.
+
+    Raises:
+        Refused: parts that are missing or that no recipe has.
+    """
+    missing = [n for n in ("blocks", "gating") if n not in data]
+    known = [f.name for f in fields(Recipe)]
+    wrong = [n for n in data if n not in known]
+    if missing or wrong:
+        why = f"{missing[0]!r} is missing" if missing else f"it has no part {wrong[0]!r}"
+        raise Refused("a recipe", why, f"its parts are {', '.join(known)}")
+    try:
+        given = dict(data) | {
+            "blocks": tuple(Block(b["n_latents"], tuple(b["reads"]), tuple(b["writes"])) for b in data["blocks"]),
+            "gating": gating_of(data["gating"]), "terms": tuple(term_of(t) for t in data.get("terms", ())),
+            "adam": AdamSettings(**data.get("adam", {})),
+        }  # fmt: skip
+        return Recipe(**given)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise Refused("a recipe", f"a part of it cannot be read: {error}", "write it as a card.json has it") from error
 
 
 def autoencoder(site: str, n_latents: int, gating: Gating, terms: Sequence[Term] | None = None, **more: Any) -> Recipe:
     """A sparse autoencoder of one site, with the customary objective of its gate unless `terms` are given."""
+    return autoencoders([site], n_latents, gating, terms, **more)
+
+
+def autoencoders(
+    sites: Sequence[str], n_latents: int, gating: Gating, terms: Sequence[Term] | None = None, **more: Any
+) -> Recipe:
+    """A set of sparse autoencoders, a block for each site."""
     free = not gating.fixed
     chosen = customary(gating) if terms is None else tuple(terms)
-    blocks = (Block(n_latents, (site,), (site,)),)
+    blocks = tuple(Block(n_latents, (site,), (site,)) for site in sites)
     return Recipe(blocks, gating, chosen, **({"decoder": "free" if free else "unit", "subtract": not free} | more))
 
 
@@ -151,8 +183,19 @@ def transcoder(
     read: str, write: str, n_latents: int, gating: Gating, terms: Sequence[Term] | None = None, **more: Any
 ) -> Recipe:
     """A transcoder from one site to another; `skip=True` adds a linear map beside it."""
+    return transcoders([read], [write], n_latents, gating, terms, **more)
+
+
+def transcoders(
+    reads: Sequence[str], writes: Sequence[str], n_latents: int, gating: Gating, terms: Sequence[Term] | None = None,
+    **more: Any,
+) -> Recipe:  # fmt: skip
+    """A set of transcoders: block l reads reads[l] and writes writes[l]."""
+    if len(reads) != len(writes):
+        raise Refused("a set of transcoders", f"{len(reads)} reads and {len(writes)} writes", "give as many of each")
     chosen = customary(gating) if terms is None else tuple(terms)
-    return Recipe((Block(n_latents, (read,), (write,)),), gating, chosen, **(_APART | more))
+    blocks = tuple(Block(n_latents, (read,), (write,)) for read, write in zip(reads, writes, strict=True))
+    return Recipe(blocks, gating, chosen, **(_APART | more))
 
 
 def crosscoder(

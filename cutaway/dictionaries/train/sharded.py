@@ -198,6 +198,12 @@ class ShardedRun(Run):
         """What the first process measured: all must do the same."""
         return Choice(**self._over.told(super()._measured(*asked).as_dict()))
 
+    def due(self) -> bool:
+        """The first process decides by its clock, where the log is written anyway."""
+        if self.step % self.plan.log_every == 0 or self.tokens >= self.plan.tokens:
+            return self._over.told(super().due())
+        return self.step % self.plan.checkpoint_every == 0
+
     def _agreed(self, same: float) -> float:
         return float(self._over.least(torch.tensor(same, dtype=torch.float64, device=self.device)))
 
