@@ -13,7 +13,7 @@ from cyclopts import App, Group, Parameter
 
 import cutaway
 from cutaway.cli.processes import joined
-from cutaway.cli.shell import deliver, refused
+from cutaway.cli.shell import command_line, deliver, refused
 
 MAIN, ROOMS, LOOKS = (
     Group("The main job", sort_key=0),
@@ -68,6 +68,7 @@ def build() -> App:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    command_line.set(tuple(words))
     try:
         build().meta(words, **_OURS)
     except BaseException as error:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from cutaway.core.result import Result
 
 INTERRUPTED, REFUSED = 130, 2
+#: the words of the command that runs, so that a reply can repeat them
+command_line: ContextVar[tuple[str, ...]] = ContextVar("command_line", default=())
 
 
 @dataclass(frozen=True)
