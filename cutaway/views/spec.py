@@ -121,6 +121,14 @@ def fields(result: Result) -> list[str]:
     return drawn or [n for n in result.tensors() if n not in beside]
 
 
+def interval_of(result: Result, field: str) -> Tensor | None:
+    """The interval of a field, its bounds on the last axis, if the result has one."""
+    name = _partner(result, field, "interval", "bound")
+    if name is None or result.axes()[name][:-1] != result.axes()[field]:
+        return None
+    return result.tensors()[name].detach().float().cpu()
+
+
 def pictures(
     result: Result, field: str | None = None, *, text: str = "", bars: int = 24, rows: int = 64, columns: int = 64
 ) -> list[Picture]:
@@ -142,7 +150,9 @@ def pictures(
     ground = _ground(result, field)
     shape = dict(zip(axes, ground.shape, strict=True))
     names = {a: _names(result, a, n) for a, n in shape.items()}
-    layers, note = {"values": ground, **_interval(result, field)}, ""
+    layers, note = {"values": ground}, ""
+    if (bounds := interval_of(result, field)) is not None:
+        layers |= {"low": bounds[..., 0], "high": bounds[..., -1]}
     beside = _band(result, field, shape, curves=_layout(axes, shape)[0] == "line")
     if beside is not None:
         layers |= {"null_low": beside.low, "null_high": beside.high}
@@ -290,14 +300,6 @@ def _within(few: tuple[str, ...], many: tuple[str, ...]) -> bool:
 def _partner(result: Result, field: str, kind: str, axis: str) -> str | None:
     named = [n for n in (f"{field}_{kind}", kind) if n in result.tensors() and result.axes()[n][-1:] == (axis,)]
     return next((n for n in named if n != kind or _owner(result, n) == field), None)
-
-
-def _interval(result: Result, field: str) -> dict[str, Tensor]:
-    name = _partner(result, field, "interval", "bound")
-    if name is None or result.axes()[name][:-1] != result.axes()[field]:
-        return {}
-    bounds = result.tensors()[name].detach().float().cpu()
-    return {"low": bounds[..., 0], "high": bounds[..., -1]}
 
 
 def _band(result: Result, field: str, shape: dict[str, int], curves: bool) -> Band | None:
