@@ -1,4 +1,4 @@
-"""The answer's probability beside a task's own metric: two numbers a row, in one reading of the logits."""
+"""A second metric beside a task's own, such as the answer's probability: two numbers a row, in one reading."""
 
 from __future__ import annotations
 
@@ -17,10 +17,15 @@ Measure = Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tenso
 
 def with_probability(bound: Bound) -> Measure:
     """The task's metric and the probability of the answer."""
-    likely = replace(bound, row=metric("prob"))
+    return beside(bound, "prob")
+
+
+def beside(bound: Bound, name: str) -> Measure:
+    """The task's metric and the one called `name`, as the executor asks for them."""
+    other = replace(bound, row=metric(name))
 
     def measure(logits: Tensor, prompt: Tensor) -> Tensor:
-        return torch.stack([b.metric_at(logits, prompt) for b in (bound, likely)], dim=-1).float()
+        return torch.stack([b.metric_at(logits, prompt) for b in (bound, other)], dim=-1).float()
 
     return measure
 

@@ -22,7 +22,7 @@ ranked by how much their removal alone costs, and the top k are removed together
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -34,12 +34,10 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
-from cutaway.models.executor import Metric
 from cutaway.models.model import Model
+from cutaway.patching.answer import beside
 from cutaway.patching.baseline import Baseline, Removal, removal
 from cutaway.patching.places import all_components
-from cutaway.tasks.bound import Bound
-from cutaway.tasks.metrics import metric
 from cutaway.tasks.task import Task
 
 _SHARES = ("accuracy", "accuracy_interval", "accuracy_null")
@@ -98,7 +96,10 @@ def knockout_curve(
     drawn = [(_random(pool, ranked[:k], seed * samples + s), s) for k in range(steps) for s in range(samples)]
     chance = [[r.edit(a, donor) for a in places] for places, donor in drawn]
     curve, others = r.swept(
-        model, lambda donor: [[r.edit(a, donor) for a in ranked[:k]] for k in range(steps)], chance, _both(r.bound)
+        model,
+        lambda donor: [[r.edit(a, donor) for a in ranked[:k]] for k in range(steps)],
+        chance,
+        beside(r.bound, "accuracy"),
     )  # variant prompt (metric, accuracy)
     random = others.mean(1).reshape(steps, samples, 2)
     bounds = bootstrap_mean(curve.transpose(0, 1), seed=seed)  # step (metric, accuracy) bound
@@ -147,13 +148,3 @@ def _random(pool: list[Address], removed: Sequence[Address], seed: int) -> list[
     """As many components as were removed: others first, and removed ones only if the others are too few."""
     mixed = [pool[i] for i in torch.randperm(len(pool), generator=generator(seed)).tolist()]
     return sorted(mixed, key=lambda a: a in removed)[: len(removed)]
-
-
-def _both(bound: Bound) -> Metric:
-    """The task's metric and the accuracy, side by side."""
-    accuracy = replace(bound, row=metric("accuracy"))
-
-    def measure(logits: Tensor, prompt: Tensor) -> Tensor:
-        return torch.stack([b.metric_at(logits, prompt) for b in (bound, accuracy)], dim=-1)
-
-    return measure

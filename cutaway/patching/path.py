@@ -1,4 +1,4 @@
-"""Which heads reach the answer, or another head, along a path that passes no other head?
+"""Which heads or MLPs reach the answer, or another head, along a path that passes no other head?
 
 Path patching (Wang et al. 2022, arXiv:2211.00593). One head (the sender) takes its value from the other prompt, all
 other heads are frozen at the target's own values, and only the receiver hears of it.
@@ -6,15 +6,20 @@ other heads are frozen at the target's own values, and only the receiver hears o
 * `receiver="logits"`: the metric is read in that run. Heads and MLPs (`q.9.6`, `k.9.6`, `v.9.6`, `mlp_in.5`, also at a
   position as `q.9.6@-1`, several by commas): their inputs in that run are put into the unfrozen target, all at once,
   and the metric is read there.
+* `senders="mlps"`: one MLP sends instead of a head; all heads are frozen, and of the other MLPs what is frozen above.
 * MLPs and norms between sender and receiver are recomputed, as in the paper, unless `freeze_mlps` or `freeze_norms`
   hold them at the target's values (norms: their divisors). Arithmetic (Zhang et al. 2024, arXiv:2409.01659) is
-  measured with the defaults and a corrupt prompt that asks for no sum; its number is `relative`, the change of the
-  answer's logit as a share of that logit. The two definitions rank heads differently: a map must say which it is.
-* `effect` [layer head] = metric(patched) − metric(target), mean over prompts; `recovered` its share of clean − corrupt.
-  Heads from which no such path leads have the effect 0.
-* `interval`: bootstrap over prompts. Control (`null`): the sender takes a step of equal length in a random direction.
+  measured with the defaults and a corrupt prompt that asks for no sum (task arithmetic, corruption no_operator); its
+  number is `relative`. The two definitions rank heads differently: a map must say which it is.
+* `effect` [layer head] = metric(patched) − metric(target), mean over prompts; `recovered` its share of clean − corrupt;
+  `relative` = (logit patched − logit) / |logit| of the answer, mean over prompts (the paper divides by the logit, which
+  is the same where that is above zero; a set of answers counts by the logsumexp of its logits). Senders from which no
+  such path leads have the effect 0.
+* `interval`, `relative_interval`: bootstrap over prompts. Control (`null`): the sender takes a step of equal length in
+  a random direction.
 * Known failures: freezing other heads hides what they would repair; effects of MLPs on the path are counted to the
-  sender; norms behind attention (Gemma 2) have no divisor to freeze and are always recomputed.
+  sender; norms behind attention (Gemma 2) have no divisor to freeze and are always recomputed; a logit has no zero of
+  its own, so `relative` compares senders, not models, and a prompt whose logit is near 0 outweighs all others.
 * Equivalences (tests): with MLPs and norms frozen, sender → logits is the direct logit attribution of the difference;
   with neither frozen, heads of the last layer → logits are activation patching.
 * Cost: one forward a sender and sample, from the sender's layer on; with a receiver inside, one more from its layer on.
@@ -24,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -40,9 +46,9 @@ from cutaway.models.edits import Edit, Freeze, Replace
 from cutaway.models.executor import Metric, sweep
 from cutaway.models.model import Model
 from cutaway.models.resume import Clean, clean_run, restart
+from cutaway.patching.answer import beside
 from cutaway.patching.baseline import RandomStep
-from cutaway.patching.exchange import Direction, Exchange, exchange
-from cutaway.tasks.bound import Bound
+from cutaway.patching.exchange import Direction, Exchange, between, difference
 from cutaway.tasks.task import Task
 
 _FORM = "write logits, or for example q.3.1 or q.3.1@-1,mlp_in.4"
@@ -57,6 +63,21 @@ class PathEffects(Result, kind="path_effects"):
     null: Float[Tensor, "layer head sample"]
     recovered: Float[Tensor, "layer head"]
     relative: Float[Tensor, "layer head"]
+    relative_interval: Float[Tensor, "layer head bound"]
+    clean: Float[Tensor, "prompt"]
+    corrupt: Float[Tensor, "prompt"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MlpPathEffects(Result, kind="mlp_path_effects"):
+    """Effect of each MLP along its path to the receiver that passes no head."""
+
+    effect: Float[Tensor, "layer"]
+    interval: Float[Tensor, "layer bound"]
+    null: Float[Tensor, "layer sample"]
+    recovered: Float[Tensor, "layer"]
+    relative: Float[Tensor, "layer"]
+    relative_interval: Float[Tensor, "layer bound"]
     clean: Float[Tensor, "prompt"]
     corrupt: Float[Tensor, "prompt"]
 
@@ -70,9 +91,9 @@ class Paths:
     frozen: tuple[Edit, ...]
     receivers: tuple[Address, ...]
 
-    def reached(self, layer: int) -> list[Address]:
-        """The receivers that read what a head of this layer writes; the others keep the target's own values."""
-        beside = not self.model.body.parallel
+    def reached(self, sender: Address) -> list[Address]:
+        """The receivers that read what the sender writes; the others keep the target's own values."""
+        layer, beside = sender.layer or 0, sender.site == "z" and not self.model.body.parallel
         return [
             a
             for a in self.receivers
@@ -81,9 +102,9 @@ class Paths:
 
 
 @method(
-    answers="Which heads reach the answer, or another head, along a path that passes no other head?",
+    answers="Which heads or MLPs reach the answer, or another head, along a path that passes no other head?",
     paper="Wang et al. 2022, arXiv:2211.00593; Zhang et al. 2024, arXiv:2409.01659",
-    cost="prompts * (7 + (1 + samples) * (1 + 2 * layer * head)) * F",
+    cost="prompts * (7 + (1 + samples) * (1 + 2 * layer * max(1, head))) * F",
     control="random_direction",
 )
 def path(
@@ -92,54 +113,82 @@ def path(
     /,
     *,
     receiver: str = "logits",
+    senders: Literal["heads", "mlps"] = "heads",
     direction: Direction = "noise",
     freeze_mlps: bool = False,
     freeze_norms: bool = False,
     samples: int = 4,
     seed: int = 0,
-) -> PathEffects:
-    """Exchange one head at a time between the clean and the corrupt run, for one receiver only.
+) -> PathEffects | MlpPathEffects:
+    """Exchange one head or MLP at a time between the clean and the corrupt run, for one receiver only.
 
     Args:
         receiver: logits, or inputs of heads and MLPs (q.9.6, k.9.6, v.9.6@-1, mlp_in.5) separated by commas.
+        senders: whether heads or MLPs send, one at a time.
         direction: noise sends corrupt values in the clean run, denoise clean values in the corrupt run.
         freeze_mlps: hold every MLP's output at its value in the target run.
         freeze_norms: hold every norm's divisor at its value in the target run.
-        samples: how many random steps of equal length make the null of each head.
+        samples: how many random steps of equal length make the null of each sender.
         seed: of the random steps and of the bootstrap.
 
     Raises:
-        Refused: no such receiver, none that a head reaches, or a corruption that does not change the metric.
+        Refused: no such receiver, none that a sender reaches, a corruption that does not change the metric, or an
+            answer whose logit is 0.
     """
-    ends = receivers(model, receiver)
-    x = exchange(model, task, "z", direction)
+    ends, site = receivers(model, receiver), "z" if senders == "heads" else "mlp_out"
+    x = between(model, task.bind(model), list(dict.fromkeys(["z", site])), direction, task.corruption)
+    difference(task, x.clean, x.corrupt)
     paths = Paths(model, x, _frozen(model, x, freeze_mlps, freeze_norms), ends)
-    heads = [a for a in model.places("z.*.*") if a.layer is not None and (not ends or paths.reached(a.layer))]
-    if not heads:
-        raise Refused(f"receiver {receiver!r}", "no head comes before it", "choose one in a later layer")
-    measure = _measured(x.bound)
+    sending = [a for a in model.places("z.*.*" if site == "z" else site) if not ends or paths.reached(a)]
+    if not sending:
+        why = f"no {'head' if site == 'z' else 'MLP'} comes before it"
+        raise Refused(f"receiver {receiver!r}", why, "choose one in a later layer")
+    measure = beside(x.bound, "logit")
     before = measure(model.run_last(x.target), torch.arange(len(x.bound)))
-    layers, size = x.own.layers("z"), model.shape.n_heads
-    each = torch.zeros(1 + samples, len(layers), size, len(x.bound), 2)
-    where = torch.tensor([[layers.index(a.layer or 0), a.unit or 0] for a in heads])
-    seeds = torch.randint(1 << 62, (samples, len(heads)), generator=generator(seed)).tolist()
+    if not bool(before[:, 1].abs().gt(0).all()):
+        raise Refused(
+            "path patching", "the logit of an answer is 0, so no change is a share of it", "use other prompts"
+        )
+    layers, heads = x.own.layers(site), model.shape.n_heads if site == "z" else 1
+    each = torch.zeros(1 + samples, len(layers), heads, len(x.bound), 2)
+    where = torch.tensor([[layers.index(a.layer or 0), a.unit or 0] for a in sending])
+    seeds = torch.randint(1 << 62, (samples, len(sending)), generator=generator(seed)).tolist()
     for s in range(1 + samples):
-        sent = [_sent(x, a, seeds[s - 1][i] if s else None) for i, a in enumerate(heads)]
+        sent = [_sent(x, a, seeds[s - 1][i] if s else None) for i, a in enumerate(sending)]
         each[s, where[:, 0], where[:, 1]] = (_arrived(paths, sent, measure) - before).float().cpu()
-    effect, unit = each[0, ..., 0], x.bound.unit
-    return PathEffects(
+    return _result(each if site == "z" else each[:, :, 0], x, before[:, 1].abs().cpu(), layers, seed, {
+        "receiver": [str(a) for a in ends] or "logits",
+        "frozen": ["other heads" if site == "z" else "heads", *(["MLPs"] if freeze_mlps else []),
+                   *(["divisors of norms"] if freeze_norms else [])],
+    })  # fmt: skip
+
+
+def _result(
+    each: Float[Tensor, "*run prompt 2"],
+    x: Exchange,
+    logit: Float[Tensor, "prompt"],
+    layers: list[int],
+    seed: int,
+    said: dict[str, Any],
+) -> PathEffects | MlpPathEffects:
+    """The result from changes of the metric and of the answer's logit: the senders' own, then those of the control."""
+    effect, relative, unit = each[0, ..., 0], each[0, ..., 1] / logit, x.bound.unit
+    share = "share of the answer's |logit|"
+    kind, axes = (PathEffects, {"head": [str(h) for h in range(effect.shape[1])]}) if effect.ndim == 3 else (
+        MlpPathEffects, {})  # fmt: skip
+    return kind(
         effect=effect.mean(-1),
         interval=bootstrap_mean(effect.movedim(-1, 0), seed=seed),
         null=each[1:, ..., 0].mean(-1).movedim(0, -1).clone(),
         recovered=effect.mean(-1) / x.gap,
-        relative=each[0, ..., 1].mean(-1) / before[:, 1].mean().abs().cpu(),
+        relative=relative.mean(-1),
+        relative_interval=bootstrap_mean(relative.movedim(-1, 0), seed=seed),
         clean=x.clean.cpu(),
         corrupt=x.corrupt.cpu(),
-        labels={"layer": layers, "head": [str(h) for h in range(size)], "bound": BOUNDS},
+        labels={"layer": layers, "bound": BOUNDS, **axes},
         units={"effect": unit, "interval": unit, "null": unit, "recovered": "share of clean − corrupt",
-               "relative": "share of the answer's logit"},
-        record=x.notes() | {"receiver": [str(a) for a in ends] or "logits", "frozen": ["other heads",
-               *(["MLPs"] if freeze_mlps else []), *(["divisors of norms"] if freeze_norms else [])]},
+               "relative": share, "relative_interval": share},
+        record=x.notes() | said | {"least |logit|": float(logit.min())},
     )  # fmt: skip
 
 
@@ -190,7 +239,7 @@ def _heard(paths: Paths, sent: Sequence[Edit], layer: int, clean: Clean) -> list
     """For each sender of one layer, the receivers' inputs in its frozen run, as edits."""
     model, target = paths.model, paths.exchange.target
     later = [e for e in paths.frozen if e.where.layer is None or e.where.layer >= layer]
-    ends, seen = paths.reached(layer), dict[Address, Tensor]()
+    ends, seen = paths.reached(sent[0].where), dict[Address, Tensor]()
 
     def keep(place: Address) -> taps.See:
         def see(x: Tensor) -> Tensor:
@@ -210,13 +259,3 @@ def _heard(paths: Paths, sent: Sequence[Edit], layer: int, clean: Clean) -> list
     parts = [Activations({p: x[i * len(target) : (i + 1) * len(target)] for p, x in seen.items()}, target)
              for i in range(len(sent))]  # fmt: skip
     return [[Replace(a, part[str(a)]) for a in ends] for part in parts]
-
-
-def _measured(bound: Bound) -> Metric:
-    """The task's metric and the logit of the answer."""
-
-    def measure(logits: Tensor, prompt: Tensor) -> Tensor:
-        answers = bound.answers.to(logits.device)[prompt][:, None]
-        return torch.stack([bound.metric_at(logits, prompt), logits.float().gather(1, answers)[:, 0]], dim=-1)
-
-    return measure

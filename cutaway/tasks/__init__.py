@@ -29,7 +29,7 @@ def names(model: Model | None = None) -> list[str]:
     if getattr(model, "world", None) is None:
         return [*TASKS]
     covered = {b for n in TASKS for b in behaviours(n)}
-    return [*TASKS, *(b for b in SAYS if b not in covered and b != "abc")]
+    return [*TASKS, *(b for b in SAYS if b not in covered)]
 
 
 def load(
@@ -42,7 +42,8 @@ def load(
         model: a loaded model; its tokenizer decides which words can be used, its world (if any) gives the prompts.
         n: how many pairs.
         seed: of the sampler.
-        corruption: which corruption, where a task has several (`ioi`: s2_io_flip, abc); the first if not given.
+        corruption: which corruption, where a task has several (`ioi`: s2_io_flip, abc; `arithmetic`: no_operator); the
+            first if not given.
         split: of a world: `test` (withheld from training; the default), `train` or `any`.
 
     Raises:

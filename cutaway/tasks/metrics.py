@@ -48,6 +48,11 @@ def logit_diff(logits: Logits, answers: Answers, foils: Foils, reference: Logits
     return _pooled(logits, answers) - _pooled(logits, foils)
 
 
+def logit(logits: Logits, answers: Answers, foils: Foils, reference: Logits | None = None) -> Values:
+    """Logit of the answer; of a set, the log of the sum of its exponentials."""
+    return _pooled(logits, answers)
+
+
 def log_prob(logits: Logits, answers: Answers, foils: Foils, reference: Logits | None = None) -> Values:
     """Log-probability of the answer."""
     return _pooled(logits.log_softmax(-1), answers)
@@ -86,6 +91,7 @@ METRICS: dict[str, Metric] = {
     row.name: row
     for row in (
         Metric("logit_diff", logit_diff, "logits", True, "logit of the answer minus logit of the foil"),
+        Metric("logit", logit, "logits", True, "logit of the answer, which has no zero that means anything"),
         Metric("log_prob", log_prob, "nats", True, "log-probability of the answer"),
         Metric("prob", prob, "probability", True, "probability of the answer"),
         Metric("prob_diff", prob_diff, "probability", True, "probability of the answer minus that of the foil"),

@@ -154,7 +154,7 @@ def _facts() -> Row:
 def _arithmetic() -> Row:
     sizes = {"two_digits": "sums", "one_digit": "small_sums"}
     # The second spelling serves tokenizers that write a space before a digit as a token of its own.
-    texts = ("We know that {p.a} + {p.b} =", "We know that {p.a} + {p.b} = ")
+    texts = ("We know that {p.a} {p.plus} {p.b} =", "We know that {p.a} {p.plus} {p.b} = ")
     return Row(
         "arithmetic",
         "What is the sum of two numbers?",
@@ -164,7 +164,12 @@ def _arithmetic() -> Row:
             for group, table in sizes.items()
             for text in texts
         ),
-        {"other_operands": Corruption({"p": "q"}, "both operands become those of another sum")},
+        {
+            "other_operands": Corruption({"p": "q"}, "both operands become those of another sum"),
+            "no_operator": Corruption(  # Zhang et al. 2024, arXiv:2409.01659
+                {"p.plus": "p.less"}, "the operator becomes <, so that no sum is asked for"
+            ),
+        },
     )
 
 

@@ -54,8 +54,10 @@ def _years(given: int) -> Table:
 
 
 def _sums(top: int) -> Table:
-    rows = [(str(a), str(b), str(a + b)) for a in range(1, top) for b in range(1, top) if a + b < max(top, 10)]
-    return Table(("a", "b", "sum"), tuple(rows))
+    """Sums below `top`, with their operator and a sign that stands where it stands and asks for no sum."""
+    pairs = [(a, b) for a in range(1, top) for b in range(1, top) if a + b < max(top, 10)]
+    rows = tuple((str(a), str(b), str(a + b), "+", "<") for a, b in pairs)
+    return Table(("a", "b", "sum", "plus", "less"), rows)
 
 
 _DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday"

@@ -27,7 +27,6 @@ SAYS = {
     "language": "the country becomes another country",
     "city_country": "the city becomes a city of another country",
     "ioi": "the second mention of the subject becomes the indirect object",
-    "abc": "the three mentions become three other names, so nobody is repeated",
     "induction": "the word that followed becomes another, which is then the answer",
     "random_induction": "the item that followed becomes another, which is then the answer",
     "copy": "the given items come in another order",
@@ -49,6 +48,18 @@ SAYS = {
     "icl_label": "the two labels change places",
     "icl_function": "the examples show another function of the same inputs",
 }
+_OPERATOR = re.compile(r" [+-] ")
+_NO_OPERATOR = {
+    "no_operator": (
+        lambda r: _OPERATOR.sub(" < ", r.clean, 1),
+        "the operator becomes <, so that no number is asked for",
+    )
+}
+#: task → its further corruptions beside the world's own: the corrupt prompt of a record, and what was done in words
+MORE: dict[str, dict[str, tuple[Callable[[Any], str], str]]] = {
+    "ioi": {"abc": (lambda r: r.meta["abc"], "the three mentions become three other names, so nobody is repeated")},
+    **dict.fromkeys(("arithmetic", *BEHAVIOURS["arithmetic"]), _NO_OPERATOR),
+}
 _ANY = "the prompt becomes its counterfactual in the world, which has another answer"
 
 
@@ -66,7 +77,8 @@ def from_world(model: Model, name: str, n: int, seed: int, corruption: str | Non
     Raises:
         Refused: the world has no such behaviour, no prompts of that split, or the corruption is not one of the task's.
     """
-    known = ("s2_io_flip", "abc") if name == "ioi" else ("counterfactual",)
+    more = MORE.get(name, {})
+    known = ("s2_io_flip" if name == "ioi" else "counterfactual", *more)
     chosen = corruption or known[0]
     if chosen not in known:
         raise Refused(
@@ -75,10 +87,10 @@ def from_world(model: Model, name: str, n: int, seed: int, corruption: str | Non
     if split not in SPLITS:
         raise Refused(f"split {split!r} of task {name!r}", "the world has no such split", f"use {', '.join(SPLITS)}")
     parts, found = behaviours(name), {}
-    for more in (1, 4):  # most tasks keep all; some behaviours have prompts without an answer of one token
-        records = [model.world.prompts(b, more * -(-n // len(parts)), seed, split) for b in parts]
+    for times in (1, 4):  # most tasks keep all; some behaviours have prompts without an answer of one token
+        records = [model.world.prompts(b, times * -(-n // len(parts)), seed, split) for b in parts]
         mixed = [r for turn in zip_turns(records) for r in turn]
-        pairs = narrowed([_pair(r, chosen) for r in mixed], model, strict=False)
+        pairs = narrowed([_pair(r, more[chosen][0] if chosen in more else None) for r in mixed], model, strict=False)
         good = askable(model, pairs)
         found = {p: r for p, r in zip(pairs, mixed, strict=True) if p in good}
         if len(found) >= n:
@@ -86,7 +98,7 @@ def from_world(model: Model, name: str, n: int, seed: int, corruption: str | Non
     if not found:
         raise Refused(f"task {name!r} with split={split!r}", "the world has no such prompts", "use another split")
     kept = dict(list(found.items())[:n])
-    says = "; ".join(dict.fromkeys(SAYS.get(b, _ANY) for b in (("abc",) if chosen == "abc" else parts)))
+    says = more[chosen][1] if chosen in more else "; ".join(dict.fromkeys(SAYS.get(b, _ANY) for b in parts))
     options = {"n": n, "seed": seed, "split": split} | ({"corruption": chosen} if corruption else {})
     return Task(name, tuple(kept), METRIC.get(name, "logit_diff"), says, _truth(list(kept.values())), options)
 
@@ -96,8 +108,8 @@ def zip_turns(parts: list[list[Any]]) -> list[list[Any]]:
     return [[p[i] for p in parts if i < len(p)] for i in range(max(map(len, parts), default=0))]
 
 
-def _pair(record: Any, corruption: str) -> Pair:
-    corrupt = record.meta["abc"] if corruption == "abc" else record.corrupt
+def _pair(record: Any, corrupted: Callable[[Any], str] | None) -> Pair:
+    corrupt = corrupted(record) if corrupted else record.corrupt
     subject = record.clean[slice(*record.subject)] if record.subject else None
     right, wrong = _SETS[record.behaviour](record.meta) if record.behaviour in _SETS else ((), ())
     return Pair(record.clean, corrupt, record.answer, record.foil, subject, _group(record), right, wrong)

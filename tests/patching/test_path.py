@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 
+import cutaway as ca
 from cutaway.core.refuse import Refused
+from cutaway.core.stats import bootstrap_mean
 from cutaway.models.model import Model
 from cutaway.patching import activation, path
 from cutaway.patching.path import receivers
 from cutaway.tasks.task import Task
-from tests.conformance.subjects import llama_task, random_llama, tokenizer, told, uneven_task
+from tests.conformance.subjects import llama_task, miniworld, random_llama, tokenizer, told, uneven_task
 from tests.models.tiny import CONFIGS
 
 
@@ -87,12 +90,15 @@ class Hand:
         return change
 
     def frozen(self, own, sender, value, mlps, norms):
-        """The first run: the sender changed, all other heads (and what else is named) held."""
+        """The first run: the sender (an MLP if it names no head) changed, all other heads (and what is named) held."""
         layer, h = sender
-        put: dict[Any, Any] = {("z", j): (lambda x, j=j: own["z", j]) for j in range(2) if j != layer}
-        put["z", layer] = lambda x: self.head(h, value)(own["z", layer].clone())
+        put: dict[Any, Any] = {("z", j): (lambda x, j=j: own["z", j]) for j in range(2)}
         if mlps:
             put |= {("mlp_out", j): (lambda x, j=j: own["mlp_out", j]) for j in range(2)}
+        if h is None:
+            put["mlp_out", layer] = lambda x: value
+        else:
+            put["z", layer] = lambda x: self.head(h, value)(own["z", layer].clone())
         if norms:
             put |= {("scale", n): own[n] for n in [("ln1", 0), ("ln1", 1), ("ln2", 0), ("ln2", 1), "final"]}
         return put
@@ -115,9 +121,60 @@ def test_paths_to_the_logits_equal_the_definition(mlps, norms, direction):
         answer[sender] = (got - base).gather(1, bound.answers[:, None])[:, 0]
     result = path(model, task, direction=direction, freeze_mlps=mlps, freeze_norms=norms, samples=1)
     assert torch.allclose(result.effect, want.mean(-1), atol=1e-4)
-    share = answer.mean(-1) / base.gather(1, bound.answers[:, None]).mean().abs()
-    assert torch.allclose(result.relative, share, atol=1e-4)
+    share = answer / base.gather(1, bound.answers[:, None])[:, 0].abs()
+    assert torch.allclose(result.relative, share.mean(-1), atol=1e-4)
+    assert torch.allclose(result.relative_interval, bootstrap_mean(share.movedim(-1, 0)), atol=1e-3)
     assert result.effect.abs().min() > 1e-4
+
+
+@pytest.mark.parametrize(("mlps", "norms"), FREEZE)
+@pytest.mark.parametrize("receiver", ["logits", "q.1.2", "mlp_in.1"])
+def test_mlps_send_by_the_same_definition(mlps, norms, receiver):
+    model, task = llama(), llama_task()
+    bound, hand = task.bind(model), Hand(model)
+    (base, own), (_, other) = (hand.run(t.ids) for t in (bound.clean, bound.corrupt))
+    want, layers = torch.zeros(2, len(bound)), range(2 if receiver == "logits" else 1)
+    for i in layers:
+        put = hand.frozen(own, (i, None), other["mlp_out", i], mlps, norms)
+        got, heard = hand.run(bound.clean.ids, put)
+        if receiver == "q.1.2":
+            got, _ = hand.run(bound.clean.ids, {("q", 1): hand.head(2, heard["q", 1])})
+        elif receiver == "mlp_in.1":
+            got, _ = hand.run(bound.clean.ids, {("mlp_in", 1): lambda x, heard=heard: heard["mlp_in", 1]})
+        want[i] = bound.metric(got) - bound.metric(base)
+    result = path(model, task, receiver=receiver, senders="mlps", freeze_mlps=mlps, freeze_norms=norms, samples=1)
+    assert result.axes()["effect"] == ("layer",)
+    assert torch.allclose(result.effect, want.mean(-1), atol=1e-4)
+    assert result.effect[0].abs() > 1e-5
+    assert result.record["frozen"][0] == "heads"
+    with pytest.raises(Refused, match="no MLP comes before it"):
+        path(model, task, receiver="q.0.1,mlp_in.0", senders="mlps")
+
+
+def test_a_set_of_answers_counts_by_all_its_logits():
+    plain = llama_task()
+    pairs = tuple(replace(p, answers=(p.answer, "book", "letter"), foils=(p.foil,)) for p in plain)
+    model, task = llama(), Task("sets", pairs)
+    bound, hand = task.bind(model), Hand(model)
+    (base, own), (_, other) = (hand.run(t.ids) for t in (bound.clean, bound.corrupt))
+    got, _ = hand.run(bound.clean.ids, hand.frozen(own, (0, 1), other["z", 0], False, False))
+    assert bound.answer_sets is not None
+    before, after = (x.gather(1, bound.answer_sets).exp().sum(1).log() for x in (base, got))
+    result = path(model, task, samples=1)
+    assert torch.allclose(result.relative[0, 1], ((after - before) / before.abs()).mean(), atol=1e-4)
+    assert result.record["least |logit|"] == pytest.approx(float(before.abs().min()), abs=1e-4)
+
+
+def test_truth_on_miniworld_arithmetic_heads_hear_the_operator():
+    """Without an operator few heads change the sum's logit, and the one that most do is found in all prompts."""
+    model = miniworld()
+    task = ca.tasks.load("arithmetic", model, 12, corruption="no_operator")
+    result = path(model, task, samples=2)
+    low = result.relative.flatten().argmin()
+    assert result.relative.flatten()[low] < -0.05  # the paper's threshold of a key head
+    assert result.relative_interval.flatten(0, 1)[low, 1] < 0
+    assert (result.relative < -0.05).sum() <= 6
+    assert path(model, task, senders="mlps", samples=1).relative.shape == (6,)
 
 
 @pytest.mark.parametrize(("mlps", "norms"), FREEZE)

@@ -16,8 +16,8 @@ from cutaway.tasks.words import kinds, table
 FRAMES = (
     "Then, X and X went to the X. When After While They met at the gave a handed decided to give the to. "
     "The X lasted from the year 17 to the year 1742. def self param : load (self, X, X, X): "
-    "We know that the near by He said is are. The capital of X is in, the city called language Most people speak. "
-    "We list them in order: X, X, X, We saw the X. Review: was and the end Sentiment: positive negative verdict "
+    "We know that the near by He said is are 1 < 2. The capital of X is in, the city called language Most people "
+    "speak. We list them in order: X, X, X, We saw the X. Review: was and the end Sentiment: positive negative verdict "
     "I think this music. User: How do I my? Assistant: Sorry Sure Tell me how a. The secret word repeat after me"
 )
 

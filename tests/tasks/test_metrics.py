@@ -32,6 +32,7 @@ def brute(name, x, answers, foils, reference):
     best = max(x[i] for i in answers)
     return {
         "logit_diff": math.log(right) - math.log(wrong),
+        "logit": math.log(sum(exp[i] for i in answers)),
         "log_prob": math.log(right),
         "prob": right,
         "prob_diff": right - wrong,

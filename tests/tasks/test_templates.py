@@ -112,6 +112,13 @@ def test_induction_docstring_and_copy_answers_are_in_the_clean_prompt_only(model
         assert f":param {names[1]}:" not in pair.corrupt
 
 
+def test_arithmetic_loses_its_operands_or_its_operator(model):
+    for pair in tasks.load("arithmetic", model, n=8, corruption="no_operator"):
+        assert pair.corrupt == pair.clean.replace("+", "<") != pair.clean
+    for pair in tasks.load("arithmetic", model, n=8):
+        assert "+" in pair.corrupt
+
+
 def test_a_seed_gives_the_same_task_and_another_seed_another(model):
     first, again, other = (tasks.load("ioi", model, n=12, seed=s) for s in (0, 0, 1))
     assert first == again

@@ -69,6 +69,18 @@ def test_ioi_has_both_orders_and_both_corruptions(worldly):
         assert len(b.changes()) == 3
 
 
+@pytest.mark.parametrize("name", ["arithmetic", "subtraction"])
+def test_without_an_operator_nothing_else_of_the_prompt_changes(worldly, name):
+    plain, without = (tasks.load(name, worldly, n=12, corruption=c) for c in (None, "no_operator"))
+    bound = without.bind(worldly)
+    assert (bound.changed.sum(1) == 1).all()
+    for a, b in zip(plain, without, strict=True):
+        assert (a.clean, a.answer) == (b.clean, b.answer)
+        assert b.changes() in ([("+", "<")], [("-", "<")])
+    assert without.corruption == "the operator becomes <, so that no number is asked for"
+    assert tasks.load(name, worldly, **without.identity()["options"]) == without
+
+
 def test_splits_and_seeds(worldly):
     test, train = (tasks.load("induction", worldly, n=10, split=s) for s in ("test", "train"))
     assert {p.clean for p in test}.isdisjoint(p.clean for p in train)
@@ -81,6 +93,8 @@ def test_splits_and_seeds(worldly):
 def test_what_the_world_does_not_have_is_refused(worldly):
     with pytest.raises(Refused, match="two_hop"):
         tasks.load("two_hops", worldly)
+    with pytest.raises(Refused, match="counterfactual, no_operator"):
+        tasks.load("arithmetic", worldly, corruption="other_operands")
     with pytest.raises(Refused, match="counterfactual"):
         tasks.load("facts", worldly, corruption="noise")
     with pytest.raises(Refused, match="train, any"):
