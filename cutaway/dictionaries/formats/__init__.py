@@ -20,6 +20,7 @@ from cutaway.dictionaries.formats.source import Source
 FORMATS = (
     "house", "saelens", "saelens_old", "gemma_scope", "gemma_scope_2", "openai", "sparsify", "dictionary_learning",
     "dictionary_learning_crosscoder",    "circuit_tracer", "llama_scope", "llamascopium", "goodfire", "qwen_scope",
+    "connor_rob", "crosslayer_coding",
 )  # fmt: skip
 
 

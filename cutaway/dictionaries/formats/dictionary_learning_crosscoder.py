@@ -67,7 +67,7 @@ def read(
         raise Refused(f"dictionary at {str(source.path)!r}", why, "only those that write what they read are known here")
     trainer = config.get("trainer", config)
     names = _sites(source, sites if sites is not None else trainer.get("sites"), len(encoder))
-    kind = code_normalization or _named(held)
+    kind: CodeNorm | None = code_normalization or _named(held)
     # of each block: the unit of its latents, its gate, what it writes
     parts: list[tuple[Tensor, AnyGate, tuple[str, ...]]] = [(torch.ones_like(b_enc), Relu(), names)]
     if "k" in held:
@@ -106,17 +106,15 @@ def _named(held: dict[str, Tensor]) -> CodeNorm | None:
     return get_args(CodeNorm)[number - 1] if 1 <= number <= len(get_args(CodeNorm)) else None
 
 
-def _unit(
-    source: Source, kind: CodeNorm, norms: Tensor, trainer: dict[str, Any], mix: Sequence[float] | None
-) -> Tensor:
+def _unit(source: Source, kind: str, norms: Tensor, trainer: dict[str, Any], mix: Sequence[float] | None) -> Tensor:
     """n of each latent, from the norms [layer, latent] of its decoder rows."""
     if kind == "none":
         return torch.ones_like(norms[0])
     summed, joint = norms.sum(0), norms.square().sum(0).sqrt()
     if kind != "mixed":
         return summed if kind == "crosscoder" else joint
-    told = [trainer.get(f"code_normalization_alpha_{n}") for n in ("sae", "cc")]
-    weights = mix if mix is not None else None if None in told else told
+    told = [trainer[n] for n in ("code_normalization_alpha_sae", "code_normalization_alpha_cc") if n in trainer]
+    weights = mix if mix is not None else told or None
     weights = asked(weights, "mix", "the weights of its mixed norms are not in a configuration", source)
     if len(weights) != 2:
         raise Refused(f"mix={weights}", "there are two weights", "give that of the joint norm and that of the sum")

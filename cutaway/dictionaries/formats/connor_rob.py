@@ -1,0 +1,64 @@
+"""Connor Kissane's and Rob Krzyzanowski's attention dictionaries: `NAME.pt` with `NAME_cfg.json` beside it.
+
+`W_enc` [width, latent], `W_dec` [latent, width], `b_enc`, `b_dec`, which is subtracted; the gate is ReLU. `act_name` in
+the configuration says what is read: z of all heads side by side, or a stream.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.pt import write_pt
+from cutaway.dictionaries.formats.simple import Simple, simple, unheld
+from cutaway.dictionaries.formats.source import PT, Source, taken, write_config
+from cutaway.dictionaries.gates import Relu
+from cutaway.models.names import hook_of_site, site_of_hook
+
+NAME = "connor_rob"
+_KEYS = ["W_enc", "W_dec", "b_enc", "b_dec"]
+
+
+def detect(source: Source) -> bool:
+    """Whether a file, or the only one in a folder, holds a dictionary in this format."""
+    file = _file(source)
+    shapes = source.shapes(file)
+    return "act_name" in _config(source, file) and set(shapes) == set(_KEYS) and shapes["W_enc"][1:] == shapes["b_enc"]
+
+
+def _file(source: Source) -> str | None:
+    return source.only(*(f"*{end}" for end in PT))
+
+
+def _config(source: Source, file: str | None) -> dict[str, Any]:
+    return {} if file is None else source.json(f"{Path(file).stem}_cfg.json")
+
+
+def read(source: Source, *, site: str | None = None) -> Dictionary:
+    """The dictionary; `site` stands in for what the configuration says it reads."""
+    file = str(_file(source))
+    config = _config(source, file)
+    encoder, decoder, b_enc, b_dec = taken(source, file, _KEYS, source.tensors(file))
+    site = site or str(site_of_hook(str(config["act_name"]))[0])
+    return Simple(
+        site, site, encoder.T, decoder, b_enc, b_dec, Relu(), subtract=True,
+        about={"format": NAME, "model": config.get("model_name"), "config": config},
+    ).dictionary()  # fmt: skip
+
+
+def write(dictionary: Dictionary, path: str | Path) -> Path:
+    """Write a dictionary as a folder with `sae.pt` and `sae_cfg.json`, folded.
+
+    Raises:
+        Refused: the format cannot hold it.
+    """
+    s = simple(dictionary, NAME, subtract=True)
+    if not isinstance(s.gate, Relu) or s.encoder is None or s.b_enc is None or s.site != s.target:
+        raise unheld(dictionary, NAME, s.gate)
+    parts = (s.encoder.T.contiguous(), s.decoder, s.b_enc, s.b_dec)
+    write_pt(Path(path) / "sae.pt", dict(zip(_KEYS, parts, strict=True)))
+    config = {"act_name": hook_of_site(s.site), "act_size": s.decoder.shape[1], "dict_size": len(s.decoder),
+              "model_name": s.about.get("model")}  # fmt: skip
+    write_config(Path(path) / "sae_cfg.json", config)
+    return Path(path)
