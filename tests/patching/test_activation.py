@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import cutaway as ca
+from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
 from cutaway.models.edits import Replace
 from cutaway.patching import (
@@ -252,8 +253,12 @@ def test_null_steps_are_as_long_as_the_real_ones(site, direction, monkeypatch):
     model = subjects.family("llama_gqa")
     got = activation(model, subjects.numbered_task(), site=site, direction=direction, samples=3)
     tokens, variants = seen[0]
-    assert len(variants) == 4 * got.effect.numel()
-    real, null = variants[: got.effect.numel()], variants[got.effect.numel() :]
+    cells, rest = divmod(len(variants), 4)
+    assert rest == 0
+    still = got.effect.numel() - cells  # the value is the same in both runs: neither is run, and both have no effect
+    assert int((got.effect == 0).sum()) >= still
+    assert int((got.null == 0).all(-1).sum()) >= still
+    real, null = variants[:cells], variants[cells:]
     for i, (edit,) in enumerate(null):
         (twin,) = real[i % len(real)]
         assert edit.where == twin.where
@@ -408,3 +413,14 @@ def test_prompts_in_parts_give_the_same_effects(uneven, monkeypatch):
 def test_what_cannot_be_cut_is_refused(options, why):
     with pytest.raises(Refused, match=why):
         activation(subjects.family("gpt2"), subjects.numbered_task(), **options)
+
+
+def test_a_cell_that_is_the_same_in_both_runs_costs_nothing():
+    model, task = subjects.family("llama_gqa"), subjects.numbered_task()
+    with counting() as all_places:
+        whole = activation(model, task, site="resid_pre", samples=1)
+    with counting() as one:
+        alone = activation(model, task, site="resid_pre.0@0,resid_pre.0@2", samples=1)
+    assert float(whole.effect[0, 0]) == float(alone.effect[0]) == 0
+    assert float(whole.effect[0, 2]) == pytest.approx(float(alone.effect[1]), rel=1e-4)
+    assert one.forwards < all_places.forwards
