@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cutaway.core.method import Method
     from cutaway.core.result import Result
     from cutaway.core.result import open_result as open
+    from cutaway.models.ledger import resuming
     from cutaway.models.model import Model
     from cutaway.models.self_check import self_check
 
@@ -32,12 +33,13 @@ _LAZY = {
     "Model": ("cutaway.models.model", "Model"),
     "Result": ("cutaway.core.result", "Result"),
     "open": ("cutaway.core.result", "open_result"),
+    "resuming": ("cutaway.models.ledger", "resuming"),
     "self_check": ("cutaway.models.self_check", "self_check"),
 }
 
 __all__ = [
     "Model", "Refused", "Result", "dictionaries", "features", "lenses", "load", "methods", "models", "open",
-    "patching", "self_check", "streams", "tasks", "views", "zoo",
+    "patching", "resuming", "self_check", "streams", "tasks", "views", "zoo",
 ]  # fmt: skip
 
 

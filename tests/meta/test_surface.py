@@ -9,7 +9,7 @@ from tests.meta.tree import PACKAGE, ROOT, ROW
 
 PUBLIC = {
     "Model", "Refused", "Result", "dictionaries", "features", "lenses", "load", "methods", "models", "open",
-    "patching", "self_check", "streams", "tasks", "views", "zoo",
+    "patching", "resuming", "self_check", "streams", "tasks", "views", "zoo",
 }  # fmt: skip
 HEAVY = ["pandas", "matplotlib", "datasets", "transformers", "fastapi", "scipy"]
 
