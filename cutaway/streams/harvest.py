@@ -21,12 +21,11 @@ from cutaway.core.files import read_tensors, write_json, write_tensors
 from cutaway.core.progress import advance
 from cutaway.core.record import counting, hash_text, machine, versions
 from cutaway.core.refuse import Refused
-from cutaway.models.model import Model
 from cutaway.models.moments import Moments
 from cutaway.streams.buckets import MOST, Buckets, Column
 from cutaway.streams.masks import MASKING, Masking
 from cutaway.streams.packing import PACKING, Cursor, Packing
-from cutaway.streams.reader import Reader
+from cutaway.streams.reader import Models, Reader
 from cutaway.streams.shards import KIND, MANIFEST, MOMENTS, VERSION, WORDS, Shards, file_hash, manifest_key
 from cutaway.streams.sources import Documents
 
@@ -37,7 +36,7 @@ _EVERY = 30.0  # seconds between two notes
 
 
 def harvest(
-    model: Model,
+    model: Models,
     documents: Documents,
     sites: str | Address | Sequence[str | Address],
     out: str | Path,

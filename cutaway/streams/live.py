@@ -17,12 +17,11 @@ import torch
 from cutaway.core.address import Address
 from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused
-from cutaway.models.model import Model
 from cutaway.streams.batch import Batch
 from cutaway.streams.masks import MASKING, Masking
 from cutaway.streams.order import permutation
 from cutaway.streams.packing import PACKING, Cursor, Packing
-from cutaway.streams.reader import Reader
+from cutaway.streams.reader import Models, Reader
 from cutaway.streams.sources import Documents
 
 
@@ -42,11 +41,14 @@ class LiveStream:
     Batches have `batch` tokens, but the last. `epochs=None` reads the documents again and again, each time in another
     order. `dtype` is that of the activations handed out; they are computed in the model's own. With `quick` they
     are computed in a quicker way that was seen to agree with the model's own within rounding (`models.quick`).
+
+    Several models, `{"base": …, "tuned": …}`, read the same contexts: batches have activations under `NAME:ADDRESS`,
+    and a token that is masked in one is masked in all. Their tokenizers must agree.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: Models,
         documents: Documents,
         sites: str | Address | Sequence[str | Address],
         *,

@@ -9,7 +9,7 @@ Attention is not cut at document boundaries; `document` and `position` say where
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -94,10 +94,12 @@ class Contexts:
 
 
 class Packer:
-    """Contexts of documents, from any cursor on."""
+    """Contexts of documents, from any cursor on; `others` are tokenizers that must give the same ids."""
 
-    def __init__(self, documents: Documents, tokenizer: Any, packing: Packing):
-        self.documents, self.tokenizer = documents, tokenizer
+    def __init__(self, documents: Documents, tokenizer: Any, packing: Packing, others: Sequence[Any] = ()):
+        self.documents, self.tokenizer, self.others = documents, tokenizer, others
+        if any(_special(o) != _special(tokenizer) for o in others):
+            raise _apart("their tokenizers have other special tokens")
         self.packing = packing.resolved(tokenizer, documents)
         self.bos = getattr(tokenizer, "bos_token_id", None) if self.packing.bos != "none" else None
         self.eos = getattr(tokenizer, "eos_token_id", None) if self.packing.eos else None
@@ -158,7 +160,10 @@ class Packer:
         if texts and self.tokenizer is None:
             raise Refused("texts", "this model was loaded without a tokenizer", "give token ids")
         options = {"add_special_tokens": False, "verbose": False}
-        of_texts = iter(self.tokenizer(texts, **options)["input_ids"] if texts else [])
+        found = self.tokenizer(texts, **options)["input_ids"] if texts else []
+        if any(texts and other(texts, **options)["input_ids"] != found for other in self.others):
+            raise _apart("their tokenizers make other ids of the same text")
+        of_texts = iter(found)
         for d in some:
             yield torch.as_tensor(next(of_texts) if isinstance(d, str) else d, dtype=torch.long)
 
@@ -192,6 +197,16 @@ class _Row:
         where = slice(self.filled, self.filled + len(part))
         self.ids[0, where], self.document[0, where] = part, number
         self.filled += len(part)
+
+
+def _special(tokenizer: Any) -> tuple[Any, ...]:
+    """Whether there is a tokenizer, and its special tokens."""
+    ids = sorted(set(getattr(tokenizer, "all_special_ids", None) or ()))
+    return tokenizer is None, ids, *(getattr(tokenizer, f"{n}_token_id", None) for n in ("bos", "eos"))
+
+
+def _apart(why: str) -> Refused:
+    return Refused("several models on the same text", why, "use models with one tokenizer, or give token ids")
 
 
 def _stacked(rows: list[_Row], after: Cursor) -> Contexts:

@@ -1,4 +1,8 @@
-"""Contexts through the model, no further than the deepest site asked for, as activations of real tokens."""
+"""Contexts through the model, no further than the deepest site asked for, as activations of real tokens.
+
+Of several models, each under a name, all read the same contexts; a site is then `NAME:ADDRESS`, and an address without
+a name means that of every model.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +27,7 @@ from cutaway.streams.masks import CALIBRATION, Masking, Rule, norm, rule
 from cutaway.streams.packing import Contexts, Cursor, Packer, Packing
 from cutaway.streams.sources import Documents
 
+Models = Model | Mapping[str, Model]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -40,7 +45,7 @@ class Reader:
 
     def __init__(
         self,
-        model: Model,
+        model: Models,
         documents: Documents,
         sites: str | Address | Sequence[str | Address],
         packing: Packing,
@@ -48,15 +53,24 @@ class Reader:
         dtype: torch.dtype | str | None,
         quick: bool = True,
     ):
-        if packing.context > model.shape.context:
-            why = f"the model takes {model.shape.context} tokens"
-            raise Refused(f"contexts of {packing.context} tokens", why, "use a shorter context")
-        self.model, self.sites = model, _addresses(model, sites)
-        self.packer = Packer(documents, model.tokenizer, packing)
-        self.rule: Rule = rule(masking, model.tokenizer)
-        self.dtype = storage(dtype if dtype is not None else model.dtype)
-        self.quick, self.ways = quick, Ways(model.body)
-        self.way: Way | None = None if quick else OWN  # how forwards are computed; None until the first context
+        self.models = named(model)
+        for m in self.models.values():
+            if packing.context > m.shape.context:
+                why = f"the model takes {m.shape.context} tokens"
+                raise Refused(f"contexts of {packing.context} tokens", why, "use a shorter context")
+        self._sites = _addresses(self.models, sites)
+        self.sites = [_full(n, a) for n, addresses in self._sites.items() for a in addresses]
+        first, *others = self.models.values()
+        self.packer = Packer(documents, first.tokenizer, packing, [m.tokenizer for m in others])
+        self.rule: Rule = rule(masking, first.tokenizer)
+        self.dtype = storage(dtype if dtype is not None else first.dtype)
+        self.quick, self.ways = quick, {n: Ways(m.body) for n, m in self.models.items()}
+        self.way: dict[str, Way] | None = None if quick else self._own()  # None until the first context
+
+    @property
+    def model(self) -> Model | None:
+        """The model, if there is one alone."""
+        return self.models.get("")
 
     @cached_property
     def widths(self) -> dict[str, int]:
@@ -78,11 +92,21 @@ class Reader:
 
     def noted_way(self) -> dict[str, Any] | None:
         """How forwards are computed, JSON-ready (None: not decided yet)."""
-        return None if self.way is None else vars(self.way).copy()
+        if self.way is None:
+            return None
+        noted = {n: vars(w).copy() for n, w in self.way.items()}
+        return noted[""] if self.model is not None else noted
 
     def recall_way(self, noted: Mapping[str, Any] | None) -> None:
         """Compute forwards as noted."""
-        self.way = Way(**noted) if noted is not None else None if self.quick else OWN
+        if noted is None:
+            self.way = None if self.quick else self._own()
+        else:
+            each = {"": noted} if self.model is not None else noted
+            self.way = {n: Way(**w) for n, w in each.items()}
+
+    def _own(self) -> dict[str, Way]:
+        return dict.fromkeys(self.models, OWN)
 
     def groups(self, cursor: Cursor, epochs: int | None = 1) -> Iterator[Group]:
         """Groups from a cursor on; from the beginning, the first ones set the masking's thresholds."""
@@ -104,7 +128,8 @@ class Reader:
         for c in contexts:
             if self.way is None:
                 one = Contexts(c.ids[:1], c.real[:1], c.document[:1], c.cursor, c.after)
-                self.way = self.ways.choose(lambda one=one: [*self._through(one).acts.values()])
+                ways = self.ways.items()
+                self.way = {n: w.choose(lambda one=one, n=n: [*self._acts(n, one).values()]) for n, w in ways}
             yield c
 
     def _group(self, c: Contexts, batch: Batch) -> Group:
@@ -120,16 +145,22 @@ class Reader:
         return Group(replace(kept, acts=acts, mask=mask), c.cursor, c.after)
 
     def _through(self, c: Contexts) -> Batch:
-        model, n = self.model, len(c.ids)
-        tokens = model.tokens(Tokens(c.ids, c.real, ("",) * n, ((),) * n, ((),) * n))
-        with nullcontext() if self.way is None else self.ways.running(self.way):
-            found = model.capture(tokens, self.sites, logits=False)
-        whole = not tokens.padded
-        acts = {a: _flat(found[a], tokens.mask, whole) for a in self.sites}
+        n, acts = len(c.ids), dict[str, Tensor]()
+        for name in self.models:
+            with nullcontext() if self.way is None else self.ways[name].running(self.way[name]):
+                acts |= self._acts(name, c)
+        device = next(iter(acts.values())).device
         at = torch.arange(c.ids.shape[1]).expand_as(c.ids)
         number = torch.arange(c.cursor.context, c.cursor.context + n)[:, None].expand_as(c.ids)
-        words = [t[c.real].to(tokens.ids.device) for t in (c.ids, c.document, number, at, torch.ones_like(c.real))]
-        return Batch(acts, *words)
+        words = [t[c.real].to(device) for t in (c.ids, c.document, number, at, torch.ones_like(c.real))]
+        return Batch({a: x.to(device) for a, x in acts.items()}, *words)
+
+    def _acts(self, name: str, c: Contexts) -> dict[str, Tensor]:
+        """What one model makes of contexts, at its sites."""
+        model, sites, n = self.models[name], self._sites[name], len(c.ids)
+        tokens = model.tokens(Tokens(c.ids, c.real, ("",) * n, ((),) * n, ((),) * n))
+        found = model.capture(tokens, sites, logits=False)
+        return {_full(name, a): _flat(found[a], tokens.mask, not tokens.padded) for a in sites}
 
     def _stored(self, a: str, x: Tensor) -> Tensor:
         y = x.to(self.dtype)
@@ -140,7 +171,11 @@ class Reader:
 
     @cached_property
     def _model(self) -> dict[str, Any]:
-        return self.model.identity()
+        if self.model is not None:
+            return self.model.identity()
+        each = {n: m.identity() for n, m in self.models.items()}
+        return {"name": ", ".join(f"{n}={m.name}" for n, m in self.models.items()), "models": each,
+                "dtype": next(iter(each.values()))["dtype"]}  # fmt: skip
 
     @cached_property
     def _documents(self) -> dict[str, Any]:
@@ -159,7 +194,41 @@ def storage(dtype: torch.dtype | str) -> torch.dtype:
     return DTYPES[name]
 
 
-def _addresses(model: Model, sites: str | Address | Sequence[str | Address]) -> list[str]:
+def named(model: Models) -> dict[str, Model]:
+    """Models by name; one alone has the empty name.
+
+    Raises:
+        Refused: no model, or a name that could not stand before an address.
+    """
+    if not isinstance(model, Mapping):
+        return {"": model}
+    wrong = [n for n in model if not n or any(c in n for c in ":*/ ")]
+    if wrong or not model:
+        what = f"a model named {wrong[0]!r}" if wrong else "no model"
+        raise Refused(what, "names stand before addresses, as base:resid_post.3", "use words such as base and tuned")
+    return dict(model)
+
+
+def _full(name: str, address: str) -> str:
+    return f"{name}:{address}" if name else address
+
+
+def _addresses(
+    models: Mapping[str, Model], sites: str | Address | Sequence[str | Address]
+) -> dict[str, list[str]]:  # fmt: skip
+    """The addresses to read in each model; one that reads nothing is refused."""
+    asked: dict[str, list[str | Address]] = {n: [] for n in models}
+    for site in [sites] if isinstance(sites, str | Address) else sites:
+        name, colon, rest = site.rpartition(":") if isinstance(site, str) else ("", "", site)
+        if colon and name not in models:
+            there = f"there are {', '.join(models)}" if "" not in models else "give one model a name, or leave it out"
+            raise Refused(f"site {site}", f"no model is named {name}", there)
+        for n in [name] if colon else models:
+            asked[n].append(rest)
+    return {n: _of_one(m, asked[n]) for n, m in models.items()}
+
+
+def _of_one(model: Model, sites: Sequence[str | Address]) -> list[str]:
     found = model.places(sites)
     if not found:
         raise Refused("an empty list of sites", "there is nothing to read", "name one, such as resid_post.0")

@@ -155,7 +155,7 @@ class Shards:
     def _check_model(self, model: Model) -> None:
         theirs, own = self.manifest["model"], model.identity()
         for what in ("config", "weights"):
-            if theirs[what] != own[what]:
+            if theirs.get(what) != own[what]:
                 why = f"they are of {theirs['name']} ({theirs['dtype']}) with other {what} than {own['name']}"
                 raise Refused(f"activations in {str(self.folder)!r}", why, "harvest from this model")
 

@@ -1,5 +1,7 @@
 """Live streams: the model's own activations, each token once, windows shuffled by the seed, exact continuation."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -111,6 +113,69 @@ def test_a_restored_stream_goes_on_with_the_same_bits(after):
         assert torch.equal(a.ids, b.ids)
     with pytest.raises(Refused, match="another stream"):
         fresh(seed=6).restore(state)
+
+
+def pair(tokenizer=None, weight=0.3):
+    """A tiny model and a copy of it whose weights were changed a little."""
+    one = lettered()
+    hf = deepcopy(one.hf)
+    with torch.no_grad():
+        for p in hf.parameters():
+            p.add_(p * weight)
+    return {"base": one, "tuned": Model(hf, tokenizer or Letters(), "changed")}
+
+
+def test_several_models_read_the_same_contexts():
+    both, docs = pair(), from_texts(texts(20))
+    options = {"packing": Packing(12, rows=3), "masking": NONE, "batch": 20, "window": 60, "epochs": 2}
+
+    def fresh(model=both, sites=("z.1", "tuned:mlp_post.0")):
+        return LiveStream(model, docs, list(sites), **options)
+
+    stream, batches = fresh(), []
+    assert list(stream.widths) == ["base:z.1", "tuned:z.1", "tuned:mlp_post.0"]
+    alone = {n: fresh(m, ("z.1", "mlp_post.0")) for n, m in both.items()}
+    for batch in stream:
+        batches.append(batch)
+        for name, own in alone.items():
+            other = next(own)
+            assert torch.equal(batch.ids, other.ids)
+            assert gap(batch.acts[f"{name}:z.1"], other.acts["z.1"]) < 1e-5
+        assert gap(batch.acts["tuned:mlp_post.0"], other.acts["mlp_post.0"]) < 1e-5
+    half, rest = fresh(), len(batches) // 2
+    for _ in range(rest):
+        next(half)
+    for again, batch in zip(fresh().restore(half.state()), batches[rest:], strict=True):
+        assert all(torch.equal(x, batch.acts[a]) for a, x in again.acts.items())
+
+
+def test_a_sink_of_one_model_is_masked_in_all():
+    both, rows = pair(), ids(40, 8)
+    rows[:, 3] = 50
+    with torch.no_grad():
+        both["tuned"].hf.get_input_embeddings().weight[50] *= 1000
+    stream = LiveStream(both, from_ids(rows), "resid_pre.0", packing=Packing(8), batch=64, window=64)
+    _, (found, *_), lengths = everything(stream)
+    assert not (found == 50).any()
+    assert sum(lengths) == int((rows != 50).sum())
+
+
+def test_models_that_do_not_fit_together_are_refused():
+    class Shifted(Letters):
+        def __call__(self, texts, **options):
+            return {"input_ids": [[i + 1 for i in row] for row in super().__call__(texts, **options)["input_ids"]]}
+
+    docs = from_texts(texts(3))
+    for models, sites, words in [
+        (pair(Shifted()), "z.1", "other ids"),
+        (pair(Letters(eos=False)), "z.1", "other special tokens"),
+        (pair(), "third:z.1", "no model is named third"),
+        (pair(), "tuned:z.1", "nothing to read"),
+        ({"a:b": lettered()}, "z.1", "named 'a:b'"),
+        (lettered(), "base:z.1", "no model is named base"),
+    ]:
+        with pytest.raises(Refused, match=words):
+            next(LiveStream(models, docs, sites, packing=Packing(8)))
 
 
 def test_orders_differ_between_windows_epochs_and_seeds_and_hold_the_same_tokens():
