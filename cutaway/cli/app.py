@@ -12,7 +12,7 @@ from typing import Annotated
 from cyclopts import App, Group, Parameter
 
 import cutaway
-from cutaway.cli.processes import joined
+from cutaway.cli.processes import joined, speaks
 from cutaway.cli.shell import command_line, deliver, refused
 
 MAIN, ROOMS, LOOKS = (
@@ -57,9 +57,9 @@ def build() -> App:
             bool, Parameter(negative="", group="Output", show_default=False, help="data as JSON on stdout")
         ] = False,
     ) -> None:
-        with joined() as speaks:
+        with joined():
             reply = app(tokens, **_OURS)
-        if reply is not None and speaks:
+        if reply is not None and speaks():
             deliver(reply, json)
 
     return app

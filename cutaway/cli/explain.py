@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from cutaway.cli.processes import speaks
 from cutaway.cli.shell import Reply, as_data, stages
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
 
@@ -61,7 +62,7 @@ def explain(
         found = suite.explain(m, asked, target=target, foil=foil, corrupt=corrupt, effort=effort, seed=seed, step=step)
         given = {"target": target, "foil": foil, "corrupt": corrupt, "effort": effort}
         command = _command(asked, model, {**given, "seed": seed or None})
-        if html is not None:
+        if html is not None and speaks():
             step("writing the report")
             write(found, html, command)
     return Reply(data(found, command, html), lambda console: show(console, found, command, html))

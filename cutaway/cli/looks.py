@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 import cutaway
+from cutaway.cli.saving import OUT_HELP, check_out, opened
 from cutaway.cli.shell import Reply, working
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
 
@@ -80,11 +81,18 @@ def check(*, model: str = DEFAULT_MODEL) -> Reply:
     return table(f"Self-check of {model}", rows, ["name", "passed", "error", *(["why"] if failed else [])], last)
 
 
-def open_file(file: Annotated[Path, Parameter(help="a saved .safetensors result")], /) -> Reply:
+def open_file(
+    file: Annotated[Path, Parameter(help="a saved .safetensors result")],
+    /,
+    *,
+    field: Annotated[str | None, Parameter(help="which field to show; the first if left out")] = None,
+    out: Annotated[Path | None, Parameter(help=OUT_HELP)] = None,
+) -> Reply:
     """Show a saved result."""
     from cutaway.cli.rooms import reply
 
-    return reply(cutaway.open(file))
+    check_out(out)
+    return reply(opened(file), out, field)
 
 
 def table(title: str, rows: list[dict[str, Any]], columns: list[str], last: str = "") -> Reply:

@@ -7,11 +7,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
+def speaks() -> bool:
+    """Whether this process prints and saves: the only one, or the first of those that torchrun started."""
+    return not _several() or os.environ["RANK"] == "0"
+
+
+def _several() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+
+
 @contextmanager
-def joined() -> Iterator[bool]:
-    """Join the process group that torchrun describes, if any; yields whether this process speaks for all."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ:
-        yield True
+def joined() -> Iterator[None]:
+    """Join the process group that torchrun describes, if any."""
+    if not _several():
+        yield
         return
     import torch
     import torch.distributed as dist
@@ -20,6 +29,6 @@ def joined() -> Iterator[bool]:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     try:
-        yield dist.get_rank() == 0
+        yield
     finally:
         dist.destroy_process_group()

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 import cutaway
+from cutaway.cli.saving import OUT_HELP, RESULT, check_out, save
 from cutaway.cli.shell import Reply, as_data, working
 from cutaway.cli.subjects import FLAGS, load_subjects
 from cutaway.core.method import Method, Option
@@ -39,6 +40,7 @@ def command(row: Method) -> Any:
     """A method as a command: flags for its subjects, an option for each of its options, `--out` and `--resume`."""
 
     def run(*, out: Path | None = None, resume: Path | None = None, **given: Any) -> Reply:
+        check_out(out)  # before the work, not after
         with working(f"{row.name} …"):
             subjects = load_subjects(row.subjects, given)
             with kept(resume):
@@ -67,18 +69,20 @@ def kept(folder: Path | None) -> Iterator[None]:
         yield
 
 
-def reply(result: Result, out: Path | None = None) -> Reply:
-    """A result as the answer of a command, saved if asked for."""
-    saved = None if out is None else result.save(out)
+def reply(result: Result, out: Path | None = None, field: str | None = None) -> Reply:
+    """A result, or one field of it, as the answer of a command, saved if asked for."""
+    if out is not None:
+        save(result, out, field)
 
     def show(console: Any) -> None:
         from cutaway.cli.picture import draw
 
-        draw(console, result)
-        if saved is not None:
-            console.print(f"saved to {saved}; show it again with [bold]cutaway open {saved}[/]")
+        draw(console, result, field)
+        if out is not None:
+            again = f"; show it again with [bold]cutaway open {out}[/]" if out.suffix == RESULT else ""
+            console.print(f"saved to {out}{again}", soft_wrap=True)
 
-    return Reply(as_data(result), show)
+    return Reply(as_data(result, field), show)
 
 
 def _parameter(option: Option) -> inspect.Parameter:
@@ -90,4 +94,4 @@ def _parameter(option: Option) -> inspect.Parameter:
 _RESUME = Annotated[
     Path | None, Parameter(group="Output", help="folder that keeps what is done; the same command goes on from there")
 ]
-_OUT = Annotated[Path | None, Parameter(group="Output", help="file to save the result in (.safetensors)")]
+_OUT = Annotated[Path | None, Parameter(group="Output", help=OUT_HELP)]

@@ -12,6 +12,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cutaway.cli.processes import speaks
 from cutaway.core.refuse import Refused, nearest
 
 if TYPE_CHECKING:
@@ -55,9 +56,12 @@ def plain(data: Any) -> Any:
     return data
 
 
-def as_data(result: Result) -> dict[str, Any]:
-    """A result as JSON-ready data."""
-    fields = {n: {"axes": list(result.axes()[n]), "values": t.tolist()} for n, t in result.tensors().items()}
+def as_data(result: Result, field: str | None = None) -> dict[str, Any]:
+    """A result as JSON-ready data: all of its fields, or one with its interval and control."""
+    from cutaway.views.spec import checked, with_beside
+
+    kept = result.tensors() if field is None else with_beside(result, checked(result, field))
+    fields = {n: {"axes": list(result.axes()[n]), "values": result.tensors()[n].tolist()} for n in kept}
     return {
         "kind": result.kind,
         "fields": fields,
@@ -81,7 +85,7 @@ def stages() -> Iterator[Callable[[str], None]]:
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not console.is_terminal or not speaks():
         yield lambda text: None
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -103,7 +107,10 @@ def stages() -> Iterator[Callable[[str], None]]:
 
 
 def refused(error: BaseException, command: str, as_json: bool) -> int:
-    """Say on stderr why a command was not done, and return its exit code; unknown errors are raised again."""
+    """Say on stderr why a command was not done, and return its exit code; unknown errors are raised again.
+
+    Of several processes the first one says it, and all return the code.
+    """
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0
     if isinstance(error, KeyboardInterrupt):
@@ -115,6 +122,8 @@ def refused(error: BaseException, command: str, as_json: bool) -> int:
     refusal = as_refusal(error, command)
     if refusal is None:
         raise error
+    if not speaks() and not _memory(error):  # the same is refused everywhere; memory may be short in one process
+        return REFUSED
     if as_json:
         sys.stderr.write(jsonlib.dumps({"refused": refusal.as_dict()}, ensure_ascii=False) + "\n")
     else:
@@ -133,10 +142,14 @@ def as_refusal(error: BaseException, command: str) -> Refused | None:
     if isinstance(error, CycloptsError):
         chain = " ".join(["cutaway", *(error.command_chain or ())])
         return Refused(command.strip(), " ".join(str(error).split()), f"see {chain} --help")
-    memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    if memory or "can't allocate memory" in str(error):
+    if _memory(error):
         return Refused(command, "the memory is not enough", "use a shorter prompt, fewer pairs or a smaller model")
     return None
+
+
+def _memory(error: BaseException) -> bool:
+    short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return short or "can't allocate memory" in str(error)
 
 
 def _unknown_command(word: str, known: list[str], command: str) -> Refused:

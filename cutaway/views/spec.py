@@ -121,6 +121,30 @@ def fields(result: Result) -> list[str]:
     return drawn or [n for n in result.tensors() if n not in beside]
 
 
+def checked(result: Result, field: str | None) -> str:
+    """The name of a field that can be drawn: the first one if None.
+
+    Raises:
+        Refused: no such field, or one without numbers.
+    """
+    field = field or fields(result)[0]
+    if field not in result.tensors():
+        raise Refused(
+            f"a picture of {field!r}",
+            f"{result.kind or type(result).__name__} has no such field",
+            f"use one of {', '.join(fields(result))}",
+        )
+    if result.tensors()[field].is_complex():
+        raise Refused(f"a picture of {field!r}", "its values are complex", "draw its magnitude")
+    return field
+
+
+def with_beside(result: Result, field: str) -> list[str]:
+    """A field with its interval and its null, as far as the result has them."""
+    beside = (_partner(result, field, "interval", "bound"), _partner(result, field, "null", "sample"))
+    return [field, *(n for n in beside if n is not None)]
+
+
 def interval_of(result: Result, field: str) -> Tensor | None:
     """The interval of a field, its bounds on the last axis, if the result has one."""
     name = _partner(result, field, "interval", "bound")
@@ -145,7 +169,7 @@ def pictures(
     Raises:
         Refused: no such field, or one without numbers.
     """
-    field = _checked(result, field or fields(result)[0])
+    field = checked(result, field)
     axes = result.axes()[field]
     ground = _ground(result, field)
     shape = dict(zip(axes, ground.shape, strict=True))
@@ -253,18 +277,6 @@ def ticks(low: float, high: float, most: int = 5) -> list[float]:
     power = 10 ** math.floor(math.log10(raw))
     gap = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
     return [round(i * gap, 12) for i in range(math.ceil(low / gap - 1e-9), math.floor(high / gap + 1e-9) + 1)]
-
-
-def _checked(result: Result, field: str) -> str:
-    if field not in result.tensors():
-        raise Refused(
-            f"a picture of {field!r}",
-            f"{result.kind or type(result).__name__} has no such field",
-            f"use one of {', '.join(fields(result))}",
-        )
-    if result.tensors()[field].is_complex():
-        raise Refused(f"a picture of {field!r}", "its values are complex", "draw its magnitude")
-    return field
 
 
 def _is_ids(result: Result, field: str) -> bool:

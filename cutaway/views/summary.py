@@ -114,7 +114,8 @@ def _value(result: Result, name: str, at: tuple[int, ...]) -> str:
     text, bounds = amount(float(result.tensors()[name][at]), unit), interval_of(result, name)
     if bounds is None or bool(bounds[at].isnan().any()):
         return text
-    return f"{text} {span(*bounds[at].tolist(), unit)}"
+    low, high = bounds[at].tolist()
+    return f"{text} {span(low, high, unit)}"
 
 
 def _place(result: Result, axes: tuple[str, ...], at: tuple[int, ...]) -> str:

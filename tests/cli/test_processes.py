@@ -40,9 +40,10 @@ def whole() -> Any:
     return answered(started(ALONE))
 
 
-def test_two_processes_give_the_numbers_of_one(whole):
-    both = answered(started(SHARED))
+def test_two_processes_give_the_numbers_of_one_and_save_them_once(whole, tmp_path):
+    both = answered(started(SHARED, "--out", str(tmp_path / "a.safetensors")))
     assert both["fields"] == whole["fields"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
 def test_an_interrupted_command_goes_on(whole, tmp_path):

@@ -1,0 +1,83 @@
+"""Results to files and back: the suffix of `--out` says whether numbers, a figure or a page is written."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import cutaway
+from cutaway.cli.processes import speaks
+from cutaway.core.refuse import Refused
+
+if TYPE_CHECKING:
+    from cutaway.core.result import Result
+
+RESULT = ".safetensors"
+WRITES = {RESULT: "the result", ".png": "a figure", ".svg": "a figure", ".html": "a page"}
+OUT_HELP = "file to save in: the result (.safetensors), a figure (.png, .svg) or a page (.html)"
+
+
+def check_out(out: Path | None) -> None:
+    """Refuse a file that `save` could not write, before anything is computed.
+
+    Raises:
+        Refused: another suffix.
+    """
+    if out is not None and out.suffix.lower() not in WRITES:
+        why = f"its suffix {out.suffix!r} says nothing of what to write" if out.suffix else "it has no suffix"
+        raise Refused(f"--out {out}", why, f"use one of {', '.join(f'{s} ({w})' for s, w in WRITES.items())}")
+
+
+def save(result: Result, out: Path, field: str | None = None) -> None:
+    """Write a result as its suffix says; of several processes, the first one does. `field` chooses what is drawn.
+
+    Raises:
+        Refused: another suffix, no such field, or a file that cannot be written.
+    """
+    check_out(out)
+    if not speaks():
+        return
+    suffix = out.suffix.lower()
+    if suffix == RESULT:
+        result.save(out)
+    elif suffix == ".html":
+        from cutaway.views.page import Section, Show, report
+        from cutaway.views.spec import checked, fields
+
+        names = fields(result) if field is None else [checked(result, field)]
+        title = str(result.record.get("method", result.kind))
+        shows = [Show(result, name) for name in names]
+        report(title, [Section("Result", str(result.record.get("answers", "")), shows=shows)], out)
+    else:
+        from cutaway.core.files import write_bytes
+        from cutaway.views.spec import checked
+
+        content = io.BytesIO()
+        stamp = {"Date": None} if suffix == ".svg" else None  # the same result gives the same file
+        result.plot(checked(result, field)).savefig(content, format=suffix[1:], dpi=160, metadata=stamp)
+        write_bytes(out, content.getvalue())
+
+
+def opened(file: Path) -> Result:
+    """The result saved in a file.
+
+    Raises:
+        Refused: no result; a sparse dictionary is told what else can be done with it.
+    """
+    try:
+        return cutaway.open(file)
+    except Refused as refusal:
+        if not _is_dictionary(file):
+            raise
+        why = "it holds a sparse dictionary, which is no result"
+        raise Refused(f"file {str(file)!r}", why, f"judge it with: cutaway dict eval {file}") from refusal
+
+
+def _is_dictionary(file: Path) -> bool:
+    from cutaway.dictionaries.formats import detect
+
+    try:
+        return file.exists() and bool(detect(file))
+    except Refused:
+        return False
