@@ -67,7 +67,7 @@ def cutaway(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
     from cutaway.core.address import Address
     from cutaway.models.edits import Add, Replace
     from cutaway.models.executor import sweep
-    from cutaway.patching.linear import estimate, slopes
+    from cutaway.patching.linear import cellwise, nodes, slopes, tangent
     from cutaway.tasks.pair import Pair
     from cutaway.tasks.task import Task
 
@@ -86,8 +86,11 @@ def cutaway(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
         return sweep(model, corrupt, [[Replace(a, acts[str(a)])] for a in places], metric)[:, 0]
 
     def attribution() -> Any:
-        x, parts, found = slopes(model, task, ["z", "mlp_out"], "denoise")
-        return torch.cat([estimate(n, x.own, x.donor, found[0]).flatten() for n in parts])
+        bound = task.bind(model)
+        asked = nodes(model, bound, "z,mlp_out")
+        x, found = slopes(model, bound, ["z", "mlp_out"], "denoise")
+        steps = [tangent(model, x, n, x.donor)(found[0]) for n in asked]
+        return torch.cat([cellwise(n, s, x.target).flatten() for n, s in zip(asked, steps, strict=True)])
 
     def called() -> Any:
         return ca.patching.attribution(model, task, site="z,mlp_out", audit=0).effect

@@ -10,7 +10,15 @@ from cutaway.patching.ablate import (
 )
 from cutaway.patching.activation import activation
 from cutaway.patching.attribution import attribution
-from cutaway.patching.attribution_star import HeadScores, NeuronScores, PositionScores, attribution_star
+from cutaway.patching.attribution_star import (
+    HeadPositionScores,
+    HeadScores,
+    NeuronPositionScores,
+    NeuronScores,
+    NodeScores,
+    PositionScores,
+    attribution_star,
+)
 from cutaway.patching.causal_trace import Trace, causal_trace
 from cutaway.patching.cross_model import CrossHeads, CrossPositions, cross_model
 from cutaway.patching.effects import (
@@ -37,6 +45,7 @@ __all__ = [
     "HeadEffects",
     "HeadPositionAblation",
     "HeadPositionEffects",
+    "HeadPositionScores",
     "HeadScores",
     "Interactions",
     "KnockoutCurve",
@@ -45,8 +54,10 @@ __all__ = [
     "NeuronAblation",
     "NeuronEffects",
     "NeuronPositionEffects",
+    "NeuronPositionScores",
     "NeuronScores",
     "NodeEffects",
+    "NodeScores",
     "PathEffects",
     "PositionAblation",
     "PositionEffects",

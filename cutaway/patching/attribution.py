@@ -5,26 +5,36 @@ backward for all places of all sites asked for, where activation patching needs 
 
 * `effect` = Σ ∂metric/∂activation · (donor − own), the gradient taken in the run that is patched: the first-order term
   of what `patching.activation` measures, with its sign, unit and axes. A stream site gives [layer, position], a head
-  site [layer, head] (all positions at once), several sites a list of [node].
+  site [layer, head] (all positions at once); `by` cuts it by position or by both [layer, head, position]. Patterns
+  that name units or positions themselves, and several patterns, give a list of [node].
 * `interval`: bootstrap over prompts. Control (`null`): the same slope along a random step of the donor's length.
-* Audit: `exact` is the measured effect at `audit` places, evenly over the ranks of |estimate| (NaN elsewhere);
-  `agreement` is Pearson and Spearman correlation and the share of sign errors there, with bootstrap intervals.
+* Audit: `exact` is the measured effect at `audit` places, one of each stratum of the ranks of |estimate| (NaN
+  elsewhere), with its interval over prompts; `agreement` is Pearson and Spearman correlation and the share of sign
+  errors there, with bootstrap intervals over the places.
 * Known failures: saturated attention hides queries and keys (`patching.attribution_star` repairs it); effects that
   cancel to first order; large steps, above all whole residual streams, through norms and activation functions
   (`patching.relevance`). A gradient is no intervention: read the audit before the numbers.
 * Equivalences (tests): in a model that is linear from the place on, it equals `patching.activation`; for small steps
   it does everywhere. `patching.activation(…).compare(patching.attribution(…))` holds the two against each other.
-* Cost: 2 forwards and 1 backward, and one forward an audited place.
+* Cost: 2 forwards and 1 backward, and one forward an audited place. Prompts go in parts of a bounded size, halved
+  where memory runs out; no number depends on the parts.
 """
 
 from __future__ import annotations
 
 from cutaway.core.method import method
 from cutaway.models.model import Model
-from cutaway.patching.cells import several
-from cutaway.patching.effects import HeadEffects, NeuronEffects, NodeEffects, PositionEffects
+from cutaway.patching.cells import By
+from cutaway.patching.effects import (
+    HeadEffects,
+    HeadPositionEffects,
+    NeuronEffects,
+    NeuronPositionEffects,
+    NodeEffects,
+    PositionEffects,
+)
 from cutaway.patching.exchange import Direction
-from cutaway.patching.linear import effects, slopes
+from cutaway.patching.linear import Rule, effects, estimates
 from cutaway.tasks.task import Task
 
 
@@ -40,22 +50,24 @@ def attribution(
     /,
     *,
     site: str = "z",
+    by: By = "auto",
     direction: Direction = "denoise",
     audit: int = 24,
     samples: int = 4,
     seed: int = 0,
-) -> HeadEffects | PositionEffects | NeuronEffects | NodeEffects:
+) -> HeadEffects | PositionEffects | NeuronEffects | HeadPositionEffects | NeuronPositionEffects | NodeEffects:
     """Estimate the effect of exchanging each activation between the clean and the corrupt run.
 
     Args:
-        site: a head or neuron site (by layer and unit), a stream site (by layer and position), or several, with commas.
+        site: a pattern such as z, resid_pre, z.5 or mlp_post.2.17@-1, or several with commas.
+        by: cut a site by position, by unit (head or neuron), or by both; auto takes units where there are any.
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         audit: at how many places the exact effect is measured beside the estimate.
         samples: how many random steps of equal length make the null of each place.
         seed: of the random steps and of the bootstrap.
 
     Raises:
-        Refused: a site that is neither, or a corruption that does not change the metric.
+        Refused: a place that cannot be exchanged, or a corruption that does not change the metric.
     """
-    x, parts, found = slopes(model, task, several(site), direction)
-    return effects(model, x, parts, found[0], audits=audit, samples=samples, seed=seed)
+    found = estimates(model, task, site, by, direction, lambda _: Rule(), samples, seed)
+    return effects(model, found, audits=audit, seed=seed)

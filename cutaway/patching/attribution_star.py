@@ -6,26 +6,29 @@ AtP* (Kramár et al. 2024, arXiv:2403.00745): two repairs of attribution patchin
   every layer reading its own unpatched stream), and only what follows is linear: `effect` = Σ ∂metric/∂pattern ·
   (pattern with the donor's queries or keys − pattern). A saturated softmax has no slope, but it moves. At other sites
   `effect` is that of `patching.attribution`.
+* `by` cuts sites as there: the paper's nodes are a head's query, key or value at one position (`by="both"`). A query
+  moves only its own row of the pattern. A key moves every row that reads it; what the softmax makes of one changed
+  score follows in closed form, so all positions still cost one forward. All of a head's keys changed at once (the
+  default) are recomputed together, which is not the sum over positions.
 * GradDrop: one backward a layer in which nothing flows back through that layer's attention and MLP. `score` = mean over
   these layers and the prompts of |effect|, leaving out the layer whose outputs the place itself feeds: a place whose
   direct and indirect effect cancel keeps its score. `score` is for ranking, `effect` has sign and unit.
-* `interval`: bootstrap over prompts, of `effect`. Control (`null`): the same estimate for a donor in a random direction
-  at the donor's distance, the pattern recomputed for it too.
-* Audit: `exact` is the measured effect at `audit` places, evenly over the ranks of `score` (NaN elsewhere);
-  `agreement` has Pearson and Spearman correlation and the share of sign errors of `effect`, and the Spearman
-  correlation of `score` with |exact|, with bootstrap intervals.
+* `interval`, `score_interval`: bootstrap over prompts. Control (`null`, `score_null`): the same estimates for a donor
+  in a random direction at the donor's distance, the pattern recomputed for it too.
+* Audit: `exact` is the measured effect at `audit` places, one of each stratum of the ranks of `score` (NaN elsewhere),
+  with its interval over prompts; `agreement` has Pearson and Spearman correlation and the share of sign errors of
+  `effect`, and the Spearman correlation of `score` with |exact|, with bootstrap intervals over the places.
 * Known failures: what is nonlinear after the pattern stays linear here. Sizes of `score` are no effects.
 * Equivalences (tests): at z, `effect` is that of `patching.attribution`; at q and k for small steps too; in a last
-  layer with nothing nonlinear after it the QK-fix is exact.
+  layer with nothing nonlinear after it the QK-fix is exact, at each position too.
 * Cost: as attribution patching, with one backward a layer more, and for q and k one forward for the fix and one for
-  every sample of the null.
+  every sample of the null, pattern by pattern. Prompts go in parts of a bounded size, halved where memory runs out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -34,19 +37,21 @@ from torch import Tensor
 from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
+from cutaway.core.stats import bootstrap_mean
+from cutaway.models.backward import Cut
 from cutaway.models.capture import Activations
 from cutaway.models.edits import Replace
 from cutaway.models.model import Model
 from cutaway.patching.audit import STATISTICS, Audit, agreement, rounding
-from cutaway.patching.cells import Cells
+from cutaway.patching.cells import By
 from cutaway.patching.exchange import Direction, Exchange
-from cutaway.patching.linear import audited, estimate, notes, random_donor, random_estimate, slopes, sums
+from cutaway.patching.linear import Nodes, Rule, Step, audited, estimates, fields, said, tangent, units
 from cutaway.tasks.task import Task
 
 _FIXED = ("q", "k")
 _OUTPUTS = ("attn_out", "mlp_out")
 _STATISTICS = [*STATISTICS, "spearman of score"]
+_SURE = 80.0  # in logs: beyond it a softmax gives all or nothing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +62,13 @@ class HeadScores(Result, kind="head_scores"):
     score: Float[Tensor, "layer head"]
     interval: Float[Tensor, "layer head bound"]
     null: Float[Tensor, "layer head sample"]
+    score_interval: Float[Tensor, "layer head bound"]
+    score_null: Float[Tensor, "layer head sample"]
     recovered: Float[Tensor, "layer head"]
     clean: Float[Tensor, "prompt"]
     corrupt: Float[Tensor, "prompt"]
     exact: Float[Tensor, "layer head"] | None = None
+    exact_interval: Float[Tensor, "layer head bound"] | None = None
     agreement: Float[Tensor, "statistic"] | None = None
     agreement_interval: Float[Tensor, "statistic bound"] | None = None
 
@@ -73,10 +81,13 @@ class PositionScores(Result, kind="position_scores"):
     score: Float[Tensor, "layer position"]
     interval: Float[Tensor, "layer position bound"]
     null: Float[Tensor, "layer position sample"]
+    score_interval: Float[Tensor, "layer position bound"]
+    score_null: Float[Tensor, "layer position sample"]
     recovered: Float[Tensor, "layer position"]
     clean: Float[Tensor, "prompt"]
     corrupt: Float[Tensor, "prompt"]
     exact: Float[Tensor, "layer position"] | None = None
+    exact_interval: Float[Tensor, "layer position bound"] | None = None
     agreement: Float[Tensor, "statistic"] | None = None
     agreement_interval: Float[Tensor, "statistic bound"] | None = None
 
@@ -89,23 +100,85 @@ class NeuronScores(Result, kind="neuron_scores"):
     score: Float[Tensor, "layer neuron"]
     interval: Float[Tensor, "layer neuron bound"]
     null: Float[Tensor, "layer neuron sample"]
+    score_interval: Float[Tensor, "layer neuron bound"]
+    score_null: Float[Tensor, "layer neuron sample"]
     recovered: Float[Tensor, "layer neuron"]
     clean: Float[Tensor, "prompt"]
     corrupt: Float[Tensor, "prompt"]
     exact: Float[Tensor, "layer neuron"] | None = None
+    exact_interval: Float[Tensor, "layer neuron bound"] | None = None
     agreement: Float[Tensor, "statistic"] | None = None
     agreement_interval: Float[Tensor, "statistic bound"] | None = None
 
 
-_BY_AXES: dict[tuple[str, ...], type[HeadScores | PositionScores | NeuronScores]] = {
-    c.axes()["effect"]: c for c in (HeadScores, PositionScores, NeuronScores)
+@dataclass(frozen=True, kw_only=True)
+class HeadPositionScores(Result, kind="head_position_scores"):
+    """Estimated effect and ranking score of each head and position; `exact` is NaN where nothing was audited."""
+
+    effect: Float[Tensor, "layer head position"]
+    score: Float[Tensor, "layer head position"]
+    interval: Float[Tensor, "layer head position bound"]
+    null: Float[Tensor, "layer head position sample"]
+    score_interval: Float[Tensor, "layer head position bound"]
+    score_null: Float[Tensor, "layer head position sample"]
+    recovered: Float[Tensor, "layer head position"]
+    clean: Float[Tensor, "prompt"]
+    corrupt: Float[Tensor, "prompt"]
+    exact: Float[Tensor, "layer head position"] | None = None
+    exact_interval: Float[Tensor, "layer head position bound"] | None = None
+    agreement: Float[Tensor, "statistic"] | None = None
+    agreement_interval: Float[Tensor, "statistic bound"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuronPositionScores(Result, kind="neuron_position_scores"):
+    """Estimated effect and ranking score of each neuron and position; `exact` is NaN where nothing was audited."""
+
+    effect: Float[Tensor, "layer neuron position"]
+    score: Float[Tensor, "layer neuron position"]
+    interval: Float[Tensor, "layer neuron position bound"]
+    null: Float[Tensor, "layer neuron position sample"]
+    score_interval: Float[Tensor, "layer neuron position bound"]
+    score_null: Float[Tensor, "layer neuron position sample"]
+    recovered: Float[Tensor, "layer neuron position"]
+    clean: Float[Tensor, "prompt"]
+    corrupt: Float[Tensor, "prompt"]
+    exact: Float[Tensor, "layer neuron position"] | None = None
+    exact_interval: Float[Tensor, "layer neuron position bound"] | None = None
+    agreement: Float[Tensor, "statistic"] | None = None
+    agreement_interval: Float[Tensor, "statistic bound"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeScores(Result, kind="node_scores"):
+    """Estimated effect and ranking score of places of several sites; `exact` is NaN where nothing was audited."""
+
+    effect: Float[Tensor, "node"]
+    score: Float[Tensor, "node"]
+    interval: Float[Tensor, "node bound"]
+    null: Float[Tensor, "node sample"]
+    score_interval: Float[Tensor, "node bound"]
+    score_null: Float[Tensor, "node sample"]
+    recovered: Float[Tensor, "node"]
+    clean: Float[Tensor, "prompt"]
+    corrupt: Float[Tensor, "prompt"]
+    exact: Float[Tensor, "node"] | None = None
+    exact_interval: Float[Tensor, "node bound"] | None = None
+    agreement: Float[Tensor, "statistic"] | None = None
+    agreement_interval: Float[Tensor, "statistic bound"] | None = None
+
+
+Scores = HeadScores | PositionScores | NeuronScores | HeadPositionScores | NeuronPositionScores | NodeScores
+_BY_AXES: dict[tuple[str, ...], type[Scores]] = {
+    c.axes()["effect"]: c
+    for c in (HeadScores, PositionScores, NeuronScores, HeadPositionScores, NeuronPositionScores, NodeScores)
 }
 
 
 @method(
     answers="Which places does attribution patching miss, because attention is saturated or effects cancel?",
     paper="Kramár et al. 2024, arXiv:2403.00745",
-    cost="prompts * ((5 + audit + samples) * F + (1 + layers) * B)",
+    cost="prompts * ((4 + audit + (1 + samples) * max(node, 1)) * F + (1 + layers) * B)",
     control="random_direction",
 )
 def attribution_star(
@@ -114,96 +187,166 @@ def attribution_star(
     /,
     *,
     site: str = "q",
+    by: By = "auto",
     direction: Direction = "denoise",
     audit: int = 24,
     samples: int = 4,
     seed: int = 0,
-) -> HeadScores | PositionScores | NeuronScores:
+) -> HeadScores | PositionScores | NeuronScores | HeadPositionScores | NeuronPositionScores | NodeScores:
     """Estimate effects with exact attention and without cancellation between layers.
 
     Args:
-        site: a head site (by layer and head) or a stream site (by layer and position); q and k get the QK-fix.
+        site: a pattern such as q, resid_pre, k.5 or z.2.1@-1, or several with commas; q and k get the QK-fix.
+        by: cut a site by position, by unit (head or neuron), or by both; auto takes units where there are any.
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         audit: at how many places the exact effect is measured beside the estimate.
         samples: how many random donors at the donor's distance make the null of each place.
         seed: of the random donors and of the bootstrap.
 
     Raises:
-        Refused: a site that is neither, or a corruption that does not change the metric.
+        Refused: a place that cannot be exchanged, or a corruption that does not change the metric.
     """
-    fixed = site in _FIXED
-    cuts = [[a for a in model.places(_OUTPUTS) if a.layer == i] for i in range(model.shape.n_layers)]
-    beside = ("pattern", "resid_pre") if fixed else ()
-    x, (n,), found = slopes(model, task, [site], direction, beside=beside, cuts=[(), *cuts])
-    if fixed:
-        moved = _moved(model, x, n, x.donor)
-        each, *dropped = (_behind(n, moved, slope) for slope in found)
-        null = _null(model, x, n, found[0], samples, seed)
-    else:
-        each, *dropped = (estimate(n, x.own, x.donor, slope) for slope in found)
-        null = random_estimate(n, x.own, x.donor, found[0], samples, seed)
-    mean, score = each.mean(-1), _score(n, each, torch.stack(dropped))
-    done = audited(model, x, n.addresses(), mean.flatten(), audit, score.flatten())
-    return _BY_AXES[n.axes](
-        effect=mean,
-        score=score,
-        interval=bootstrap_mean(each.movedim(-1, 0), seed=seed),
-        null=null,
-        recovered=mean / x.gap,
-        clean=x.clean.cpu(),
-        corrupt=x.corrupt.cpu(),
-        labels=n.labels() | {"bound": BOUNDS} | ({"statistic": _STATISTICS} if done else {}),
-        units=dict.fromkeys(["effect", "score", "interval", "null", *(["exact"] if done else [])], x.bound.unit)
-        | {"recovered": "share of clean − corrupt"},
-        record=notes(x, done, mean.numel()) | {"QK-fix": fixed},
-        **_checked(n, done, score.flatten(), rounding(model, x)),
-    )
+    layers = range(model.shape.n_layers)
+    cuts: list[Cut] = [(), *([a for a in model.places(_OUTPUTS) if a.layer == i] for i in layers)]
+
+    def rule(nodes: list[Nodes]) -> Rule:
+        fixed = [n for n in nodes if n.site in _FIXED]
+        one_key = any(n.site == "k" and n.placed for n in fixed)
+        beside = [*(["pattern", "resid_pre"] if fixed else []), *(["scores"] if one_key else [])]
+        return Rule(_taken, _effect_and_score, beside, cuts)
+
+    found = estimates(model, task, site, by, direction, rule, samples, seed)
+    effect, score = found.values.mean(-1)
+    done = audited(model, found, effect, audit, score)
+    out = fields(found, done, seed)
+    out |= {
+        "score": score.reshape(found.shape),
+        "score_interval": bootstrap_mean(found.values[1].T, seed=seed).reshape(*found.shape, 2),
+        "score_null": found.null[1].reshape(*found.shape, -1),
+    }
+    out |= _checked(done, score, rounding(model, torch.stack([found.clean, found.corrupt])))
+    record = said(found, done, "score") | {"QK-fix": any(n.site in _FIXED for n in found.nodes)}
+    labels = found.labels(_STATISTICS if done else ())
+    return _BY_AXES[found.axes](**out, labels=labels, units=units(found, out), record=record)
 
 
-def _moved(model: Model, x: Exchange, n: Cells, donor: Mapping[str, Tensor]) -> list[Tensor]:
-    """By how much every layer's pattern changes with the donor's queries or keys, and nothing else changed."""
-    layers = [str(Address("resid_pre", i)) for i in n.layers]
-    places = [str(Address(n.site, i)) for i in n.layers]
-    edits = [*(Replace(a, x.own[a]) for a in layers), *(Replace(a, donor[a]) for a in places)]
-    there = [Address("pattern", i) for i in n.layers]
+def _taken(model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor]) -> Step:
+    """Products for one donor: behind the pattern for queries and keys, elsewhere at the places themselves."""
+    if n.site not in _FIXED:
+        return tangent(model, x, n, donor)
+    behind = _one_key if n.site == "k" and n.placed else _together
+    return behind(model, x, n, donor)
+
+
+def _together(model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor]) -> Step:
+    """With the donor's queries, every position by itself; or with all of the donor's keys at once."""
+    moved = {a: new.float() - x.own[str(there)].float() for a, there, new in _new(model, x, n, donor, "pattern")}
+
+    def step(slope: Activations) -> Mapping[Address, Tensor]:
+        each = {a: slope[str(Address("pattern", a.layer))].float() * m for a, m in moved.items()}
+        if n.site == "q":
+            return {a: _as_site(e.sum(-1)) for a, e in each.items()}
+        return {a: _as_site(_shared(x, a, e.sum((-1, -2)))[..., None]) for a, e in each.items()}
+
+    return step
+
+
+def _one_key(model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor]) -> Step:
+    """With the donor's key of one position at a time.
+
+    Where key j's score rises by Δ, its probability p rises to p e^Δ / D and all others fall to 1 / D of theirs, with
+    D = 1 − p + p e^Δ: an effect of (p e^Δ − p) / D · (slope_j − Σ slope · pattern) in every row.
+    """
+    moved: dict[Address, _Moved] = {}
+    for a, there, new in _new(model, x, n, donor, "scores"):
+        scores = x.own[str(there)].double()
+        moved[a] = _Moved.of(scores, new.double(), x.own[str(Address("pattern", a.layer))])
+
+    def step(slope: Activations) -> Mapping[Address, Tensor]:
+        each = {a: m.effect(slope[str(Address("pattern", a.layer))].double()) for a, m in moved.items()}
+        return {a: _as_site(_shared(x, a, e.sum(-2).float())) for a, e in each.items()}
+
+    return step
+
+
+@dataclass(frozen=True)
+class _Moved:
+    """Patterns [batch head q_pos k_pos] in double precision, and what each key alone would do to its row.
+
+    What is almost 1 is held by what is left to 1: the largest of each row apart from the `others`, with the share of a
+    `sink` that is no key.
+    """
+
+    pattern: Tensor
+    others: Tensor
+    top: Tensor
+    sink: Tensor
+    share: Tensor
+
+    @staticmethod
+    def of(scores: Tensor, new: Tensor, seen: Tensor) -> _Moved:
+        """From the softmax's argument before and after, and the pattern as the model has it."""
+        sink = 1 - seen.double().sum(-1, keepdim=True)
+        sink = torch.where(sink > scores.shape[-1] * torch.finfo(seen.dtype).eps, sink, 0.0)
+        pattern = scores.softmax(-1) * (1 - sink)
+        top = pattern.argmax(-1, keepdim=True)
+        others = pattern.scatter(-1, top, 0.0)
+        left = (1 - pattern).scatter(-1, top, others.sum(-1, keepdim=True) + sink)
+        grown = (pattern.log() + (new - scores)).nan_to_num(-torch.inf).clamp_max(_SURE).exp()
+        share = (grown - pattern) / (left + grown).clamp_min(torch.finfo(torch.double).tiny)
+        return _Moved(pattern, others, top, sink, share)
+
+    def effect(self, slope: Tensor) -> Tensor:
+        """Σ slope · (pattern with this key changed − pattern), query by query and key by key."""
+        best = slope.gather(-1, self.top)
+        away = ((best - slope) * self.others).sum(-1, keepdim=True) + best * self.sink
+        gap = (slope - (slope * self.pattern).sum(-1, keepdim=True)).scatter(-1, self.top, away)
+        return self.share * gap
+
+
+def _new(
+    model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor], site: str
+) -> list[tuple[Address, Address, Tensor]]:
+    """Every layer's scores or pattern with the donor's queries or keys, and nothing else changed."""
+    streams = [str(Address("resid_pre", a.layer)) for a in n.whole]
+    edits = [*(Replace(s, x.own[s]) for s in streams), *(Replace(a, donor[str(a)]) for a in n.whole)]
+    there = [Address(site, a.layer) for a in n.whole]
     new = model.capture(x.target, there, edits=edits, logits=False)
-    return [new[a].float() - x.own[a].float() for a in map(str, there)]
+    return [(a, t, new[str(t)]) for a, t in zip(n.whole, there, strict=True)]
 
 
-def _behind(n: Cells, moved: list[Tensor], slope: Activations) -> Float[Tensor, "layer head prompt"]:
-    """Effects of changed patterns, linear from the pattern on; a key's counts for all heads that share it."""
-    products = [slope[str(Address("pattern", i))].float() * step for i, step in zip(n.layers, moved, strict=True)]
-    each = sums(replace(n, site="pattern"), products).cpu()
-    return each.unflatten(1, (n.shape[1], -1)).sum(2)
+def _shared(x: Exchange, a: Address, each: Float[Tensor, "prompt head *rest"]) -> Float[Tensor, "prompt kv_head *rest"]:
+    """A key's effects counted for all heads that share it."""
+    return each.unflatten(1, (x.own[str(a)].shape[2], -1)).sum(2)
 
 
-def _null(
-    model: Model, x: Exchange, n: Cells, slope: Activations, samples: int, seed: int
-) -> Float[Tensor, "layer head sample"]:
-    chance, out, places = generator(seed), [], [str(Address(n.site, i)) for i in n.layers]
-    for _ in range(samples):
-        drawn = {p: random_donor(x.own, x.donor, p, chance) for p in places}
-        out.append(_behind(n, _moved(model, x, n, drawn), slope).mean(-1))
-    return torch.stack(out, dim=-1)
+def _as_site(each: Float[Tensor, "prompt head place"]) -> Float[Tensor, "prompt place head 1"]:
+    """In the axes of queries and keys."""
+    return each.movedim(1, 2)[..., None]
 
 
-def _score(
-    n: Cells, each: Float[Tensor, "layer second prompt"], dropped: Float[Tensor, "drop layer second prompt"]
-) -> Float[Tensor, "layer second"]:
-    """Mean |effect| over the dropped layers; a place inside a layer's attention or MLP has none if that is dropped."""
-    drops, layers = torch.arange(len(dropped)), torch.tensor(n.layers)
-    counts = (drops[:, None] != layers) | torch.tensor(n.site.startswith("resid"))
-    total = (dropped.abs() * counts[..., None, None]).sum(0) / counts.sum(0)[:, None, None].clamp_min(1)
-    return torch.where(counts.any(0)[:, None, None], total, each.abs()).mean(-1)
+def _effect_and_score(n: Nodes, each: Iterable[Float[Tensor, "cell prompt"]]) -> Float[Tensor, "quantity cell prompt"]:
+    """The effect, and mean |effect| over the dropped layers; a place inside a layer's attention or MLP has none if that
+    is dropped.
+    """
+    found = iter(each)
+    effect = next(found)
+    layers, outside = torch.tensor([a.layer for a in n.places]), n.site.startswith("resid")
+    total, counts = torch.zeros_like(effect), torch.zeros(len(layers))
+    for drop, left in enumerate(found):
+        counted = (layers != drop).float() if not outside else torch.ones(len(layers))
+        total, counts = total + left.abs() * counted.to(left.device)[:, None], counts + counted
+    times = counts.to(effect.device)[:, None]
+    return torch.stack([effect, torch.where(times > 0, total / times.clamp_min(1), effect.abs())])
 
 
-def _checked(n: Cells, done: Audit | None, score: Float[Tensor, "node"], least: float) -> dict[str, Any]:
+def _checked(done: Audit | None, score: Float[Tensor, "cell"], least: float) -> dict[str, Tensor]:
+    """The audit's statistics with that of the score."""
     if done is None:
         return {}
     chosen = list(done.chosen)
     ranked = [t[1:2] for t in agreement(score[chosen], done.exact[chosen].abs(), least)]
     return {
-        "exact": done.exact.reshape(n.shape),
         "agreement": torch.cat([done.agreement, ranked[0]]),
         "agreement_interval": torch.cat([done.interval, ranked[1]]),
     }

@@ -1,22 +1,21 @@
 """How far an estimate can be trusted: exact effects at a sample of places, and how well the estimate agrees there.
 
-The sample is spread evenly over the ranks of |estimate|, the largest and the smallest included, so that places an
-estimate calls unimportant are looked at as often as others. Every estimate of this room is audited by it.
+The sample is stratified: one place of each of as many strata as it has places, which lie evenly over the ranks of
+|estimate|, the largest and the smallest included, so that places an estimate calls unimportant are looked at as often
+as others. Every estimate of this room is audited by it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.stats import generator
-from cutaway.models.executor import Variant, sweep
+from cutaway.core.stats import bootstrap_mean, generator
 from cutaway.models.model import Model
-from cutaway.patching.exchange import Exchange, measured
 
 STATISTICS = ["pearson", "spearman", "sign errors"]
 _DRAWS = 1000
@@ -26,35 +25,44 @@ _STEPS = 100  # as many rounding steps of the metric in the model's dtype
 
 @dataclass(frozen=True)
 class Audit:
-    """Exact mean effects where they were measured (NaN elsewhere), and the agreement of the estimate with them."""
+    """Exact mean effects where they were measured (NaN elsewhere), and the agreement of the estimate with them.
+
+    `effects` are those of the chosen places, prompt by prompt.
+    """
 
     exact: Float[Tensor, "node"]
     agreement: Float[Tensor, "statistic"]
     interval: Float[Tensor, "statistic bound"]
     chosen: tuple[int, ...]
+    effects: Float[Tensor, "chosen prompt"]
+
+    def exact_interval(self, places: int, seed: int) -> Float[Tensor, "node bound"]:
+        """The bootstrap interval over prompts of each exact effect, NaN where none was measured."""
+        out = torch.full((places, 2), torch.nan)
+        out[list(self.chosen)] = bootstrap_mean(self.effects.T, seed=seed)
+        return out
 
 
 def audit(
-    model: Model,
-    x: Exchange,
-    variants: Sequence[Variant],
+    measure: Callable[[list[int]], Float[Tensor, "chosen prompt"]],
     estimate: Float[Tensor, "node"],
     n: int,
+    least: float,
     size: Float[Tensor, "node"] | None = None,
 ) -> Audit:
-    """Measure the effect of `n` of the variants exactly, spread over the ranks of `size` (by default |estimate|), and
-    hold the estimate against it.
+    """Measure the effect of `n` places exactly, spread over the ranks of `size` (by default |estimate|), and hold the
+    estimate against it. `least` is what an effect can be by rounding alone.
     """
     chosen = stratified(estimate.abs() if size is None else size, n)
-    effects = (sweep(model, x.target, [variants[i] for i in chosen], measured(x.bound)) - x.baseline).float().cpu()
+    found = measure(chosen)
     exact = torch.full_like(estimate, torch.nan)
-    exact[chosen] = effects.mean(-1)
-    return Audit(exact, *agreement(estimate[chosen], exact[chosen], rounding(model, x)), tuple(chosen))
+    exact[chosen] = found.mean(-1)
+    return Audit(exact, *agreement(estimate[chosen], exact[chosen], least), tuple(chosen), found)
 
 
-def rounding(model: Model, x: Exchange) -> float:
-    """How large an effect can be by rounding alone."""
-    return _STEPS * torch.finfo(model.dtype).eps * float(torch.stack([x.clean, x.corrupt]).abs().max())
+def rounding(model: Model, values: Float[Tensor, "run prompt"]) -> float:
+    """How large an effect can be by rounding alone, beside such values of the metric."""
+    return _STEPS * torch.finfo(model.dtype).eps * float(values.abs().max())
 
 
 def stratified(size: Float[Tensor, "node"], n: int) -> list[int]:
@@ -73,8 +81,8 @@ def agreement(
 ) -> tuple[Float[Tensor, "statistic"], Float[Tensor, "statistic bound"]]:
     """Pearson and Spearman correlation and the share of sign errors, each with a 95 % bootstrap interval over places.
 
-    Numbers up to `least` count as zero in ranks and signs. A place is a sign error if its exact effect is not zero and
-    the estimate has another sign, or none.
+    Numbers up to `least` count as zero in ranks and signs, and places that vary by no more have no correlation (NaN).
+    A place is a sign error if its exact effect is not zero and the estimate has another sign, or none.
     The resamples are the same in every audit (their source of chance is the audit's own).
     """
     a, b = estimate.double(), exact.double()
@@ -88,14 +96,14 @@ def agreement(
 def _statistics(a: Tensor, b: Tensor, least: float) -> Float[Tensor, "draw statistic"]:
     u, v = (torch.where(t.abs() > least, t, 0.0) for t in (a, b))
     wrong = ((u.sign() != v.sign()) & (v != 0)).sum(-1) / (v != 0).sum(-1)
-    return torch.stack([_pearson(a, b), _pearson(_ranks(u), _ranks(v)), wrong], dim=-1)
+    return torch.stack([_pearson(a, b, least), _pearson(_ranks(u), _ranks(v)), wrong], dim=-1)
 
 
-def _pearson(a: Tensor, b: Tensor) -> Float[Tensor, "draw"]:
-    """Row by row; NaN where a row does not vary, or has fewer than three places."""
+def _pearson(a: Tensor, b: Tensor, least: float = 0.0) -> Float[Tensor, "draw"]:
+    """Row by row; NaN where a row does not vary by more than `least`, or has fewer than three places."""
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
-    spread = a.norm(dim=-1) * b.norm(dim=-1)
-    return torch.where((spread > 0) & (a.shape[-1] > 2), (a * b).sum(-1) / spread, torch.nan)
+    far = (a.norm(dim=-1) > least) & (b.norm(dim=-1) > least) & (a.shape[-1] > 2)
+    return torch.where(far, (a * b).sum(-1) / (a.norm(dim=-1) * b.norm(dim=-1)), torch.nan)
 
 
 def _ranks(a: Float[Tensor, "draw node"]) -> Float[Tensor, "draw node"]:

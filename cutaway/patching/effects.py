@@ -32,6 +32,7 @@ class PositionEffects(Result, kind="position_effects"):
     metrics_interval: Float[Tensor, "metric layer position bound"] | None = None
     metrics_null: Float[Tensor, "metric layer position sample"] | None = None
     exact: Float[Tensor, "layer position"] | None = None
+    exact_interval: Float[Tensor, "layer position bound"] | None = None
     agreement: Float[Tensor, "statistic"] | None = None
     agreement_interval: Float[Tensor, "statistic bound"] | None = None
 
@@ -50,6 +51,7 @@ class HeadEffects(Result, kind="head_effects"):
     metrics_interval: Float[Tensor, "metric layer head bound"] | None = None
     metrics_null: Float[Tensor, "metric layer head sample"] | None = None
     exact: Float[Tensor, "layer head"] | None = None
+    exact_interval: Float[Tensor, "layer head bound"] | None = None
     agreement: Float[Tensor, "statistic"] | None = None
     agreement_interval: Float[Tensor, "statistic bound"] | None = None
 
@@ -68,6 +70,7 @@ class NeuronEffects(Result, kind="neuron_effects"):
     metrics_interval: Float[Tensor, "metric layer neuron bound"] | None = None
     metrics_null: Float[Tensor, "metric layer neuron sample"] | None = None
     exact: Float[Tensor, "layer neuron"] | None = None
+    exact_interval: Float[Tensor, "layer neuron bound"] | None = None
     agreement: Float[Tensor, "statistic"] | None = None
     agreement_interval: Float[Tensor, "statistic bound"] | None = None
 
@@ -86,6 +89,7 @@ class HeadPositionEffects(Result, kind="head_position_effects"):
     metrics_interval: Float[Tensor, "metric layer head position bound"] | None = None
     metrics_null: Float[Tensor, "metric layer head position sample"] | None = None
     exact: Float[Tensor, "layer head position"] | None = None
+    exact_interval: Float[Tensor, "layer head position bound"] | None = None
     agreement: Float[Tensor, "statistic"] | None = None
     agreement_interval: Float[Tensor, "statistic bound"] | None = None
 
@@ -104,6 +108,7 @@ class NeuronPositionEffects(Result, kind="neuron_position_effects"):
     metrics_interval: Float[Tensor, "metric layer neuron position bound"] | None = None
     metrics_null: Float[Tensor, "metric layer neuron position sample"] | None = None
     exact: Float[Tensor, "layer neuron position"] | None = None
+    exact_interval: Float[Tensor, "layer neuron position bound"] | None = None
     agreement: Float[Tensor, "statistic"] | None = None
     agreement_interval: Float[Tensor, "statistic bound"] | None = None
 
@@ -122,6 +127,7 @@ class NodeEffects(Result, kind="node_effects"):
     metrics_interval: Float[Tensor, "metric node bound"] | None = None
     metrics_null: Float[Tensor, "metric node sample"] | None = None
     exact: Float[Tensor, "node"] | None = None
+    exact_interval: Float[Tensor, "node bound"] | None = None
     agreement: Float[Tensor, "statistic"] | None = None
     agreement_interval: Float[Tensor, "statistic bound"] | None = None
 

@@ -5,19 +5,21 @@ coefficients of layer-wise relevance propagation, which follow the function over
 its tangent: gradients of norms and activation functions are steep where their effect is small, and flat where it is
 large.
 
-* `effect` = Σ coefficient · (donor − own), in the axes of `patching.attribution`. The coefficients: norms with their
-  divisor held constant (LN-rule), f(x) / x for activation functions (identity rule), half for each factor of a gate's
-  product (half rule). Weights and the metric keep their gradients. No activation changes by a bit.
+* `effect` = Σ coefficient · (donor − own), in the axes of `patching.attribution`, `by` included. The coefficients:
+  norms with their divisor held constant (LN-rule), f(x) / x for activation functions (identity rule), half for each
+  factor of a gate's product (half rule). Weights and the metric keep their gradients. No activation changes by a bit.
 * `attention`: `gradient` differentiates through patterns (the authors' setting for GPT-2), `constant` holds them fixed
   (AH-rule), `half` halves both of attention's products (Achtibat et al. 2024, arXiv:2402.05602).
 * `interval`: bootstrap over prompts. Control (`null`): the same coefficients along a random step of the donor's length.
-* Audit: `exact` is the measured effect at `audit` places, evenly over the ranks of |estimate| (NaN elsewhere);
-  `agreement` is Pearson and Spearman correlation and the share of sign errors there, with bootstrap intervals.
+* Audit: `exact` is the measured effect at `audit` places, one of each stratum of the ranks of |estimate| (NaN
+  elsewhere), with its interval over prompts; `agreement` is Pearson and Spearman correlation and the share of sign
+  errors there, with bootstrap intervals over the places.
 * Known failures: the rules are heuristics, best for residual streams and MLP outputs; coefficients are those of the
   patched run alone. Mixtures of experts and models whose stream itself is normed are refused.
 * Equivalences (tests): without norms and with linear activation functions it equals attribution patching; without
   biases Σ coefficient · activation over the stream is the metric itself, at every layer, under `constant`.
-* Cost: 2 forwards and 1 backward, and one forward an audited place.
+* Cost: 2 forwards and 1 backward, and one forward an audited place. Prompts go in parts of a bounded size, halved
+  where memory runs out; no number depends on the parts.
 """
 
 from __future__ import annotations
@@ -26,10 +28,17 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.models.backward import Attention
 from cutaway.models.model import Model
-from cutaway.patching.cells import several
-from cutaway.patching.effects import HeadEffects, NeuronEffects, NodeEffects, PositionEffects
+from cutaway.patching.cells import By
+from cutaway.patching.effects import (
+    HeadEffects,
+    HeadPositionEffects,
+    NeuronEffects,
+    NeuronPositionEffects,
+    NodeEffects,
+    PositionEffects,
+)
 from cutaway.patching.exchange import Direction
-from cutaway.patching.linear import effects, slopes
+from cutaway.patching.linear import Nodes, Rule, effects, estimates
 from cutaway.tasks.task import Task
 
 _BEHIND = {"q", "k", "scores", "pattern"}  # sites that act through the pattern only
@@ -47,16 +56,18 @@ def relevance(
     /,
     *,
     site: str = "z",
+    by: By = "auto",
     direction: Direction = "denoise",
     attention: Attention = "gradient",
     audit: int = 24,
     samples: int = 4,
     seed: int = 0,
-) -> HeadEffects | PositionEffects | NeuronEffects | NodeEffects:
+) -> HeadEffects | PositionEffects | NeuronEffects | HeadPositionEffects | NeuronPositionEffects | NodeEffects:
     """Estimate the effect of exchanging each activation, by relevance instead of gradients.
 
     Args:
-        site: a head or neuron site (by layer and unit), a stream site (by layer and position), or several, with commas.
+        site: a pattern such as z, resid_pre, z.5 or mlp_post.2.17@-1, or several with commas.
+        by: cut a site by position, by unit (head or neuron), or by both; auto takes units where there are any.
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         attention: the rule for attention: gradient (none), constant patterns, or half for each factor of its products.
         audit: at how many places the exact effect is measured beside the estimate.
@@ -64,14 +75,18 @@ def relevance(
         seed: of the random steps and of the bootstrap.
 
     Raises:
-        Refused: a site that is neither, one that a constant pattern cuts off, a corruption that does not change the
-            metric, or a model without a rule for one of its parts.
+        Refused: a place that cannot be exchanged, one that a constant pattern cuts off, a corruption that does not
+            change the metric, or a model without a rule for one of its parts.
     """
-    sites = several(site)
-    if attention == "constant" and (behind := [s for s in sites if s in _BEHIND]):
-        raise Refused(
-            f"relevance of site {behind[0]!r}", "it acts through the pattern, which attention='constant' holds fixed",
-            "use attention='gradient' or 'half'",
-        )  # fmt: skip
-    x, parts, found = slopes(model, task, sites, direction, relevance=attention)
-    return effects(model, x, parts, found[0], audits=audit, samples=samples, seed=seed)
+
+    def rule(nodes: list[Nodes]) -> Rule:
+        if attention == "constant" and (behind := [n.site for n in nodes if n.site in _BEHIND]):
+            raise Refused(
+                f"relevance of site {behind[0]!r}",
+                "it acts through the pattern, which attention='constant' holds fixed",
+                "use attention='gradient' or 'half'",
+            )
+        return Rule(relevance=attention)
+
+    found = estimates(model, task, site, by, direction, rule, samples, seed)
+    return effects(model, found, audits=audit, seed=seed)

@@ -119,3 +119,20 @@ def test_what_has_no_rule_is_refused():
             [Address("z", 2)],
             lambda logits: 0.0 * logits[:, 0].detach() + logits.new_ones(2).requires_grad_(),
         )
+
+
+def test_memory_that_runs_out_in_a_backward_pass_is_a_refusal_of_the_batch():
+    class Never(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: Any, g: torch.Tensor) -> torch.Tensor:
+            raise torch.OutOfMemoryError("no more")
+
+    m = common.model("gpt2")
+    with pytest.raises(Refused, match="memory") as refusal, m.edited():
+        gradients(m.body, common.IDS, m.places("z"), lambda logits: Never.apply(common.metric(logits)))
+    assert "fewer prompts" in refusal.value.instead
+    assert not any(x._forward_hooks or x._forward_pre_hooks for x in m.hf.modules())

@@ -11,7 +11,17 @@ from scipy import stats
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
-from cutaway.patching import HeadEffects, NodeEffects, PositionEffects, activation, attribution
+from cutaway.patching import (
+    HeadEffects,
+    HeadPositionEffects,
+    NodeEffects,
+    PositionEffects,
+    activation,
+    attribution,
+    attribution_star,
+    linear,
+    relevance,
+)
 from cutaway.patching.audit import agreement, stratified
 from tests.conformance import subjects
 from tests.patching.made import alike, straight
@@ -147,7 +157,7 @@ def test_miniworld_heads_stand_out_from_random_steps():
     assert (result.effect.abs() > result.null.abs().amax(-1)).any()
 
 
-@pytest.mark.parametrize("site", ["z,nonsense", "z,,q", "mlp_post.1.3", "z,embed"])
+@pytest.mark.parametrize("site", ["z,nonsense", "z,,q", "mlp_post.1.999", "z,embed"])
 def test_a_wrong_site_among_several_is_refused(site):
     with pytest.raises(Refused):
         attribution(subjects.random_llama(), subjects.llama_task(1), site=site)
@@ -168,3 +178,104 @@ def test_neurons_by_hand():
     there = got.exact.isfinite()
     assert int(there.sum()) == 6
     torch.testing.assert_close(got.exact[there], exact[there], atol=1e-5, rtol=1e-4)
+
+
+EVEN, UNEVEN = subjects.llama_task(3), subjects.uneven_task()
+CASES = [
+    (attribution, EVEN, {"by": "both"}),
+    (relevance, UNEVEN, {"site": "mlp_post", "by": "position"}),
+    (attribution_star, UNEVEN, {"by": "both"}),
+    (attribution_star, EVEN, {"site": "k,resid_pre", "by": "position"}),
+]
+
+
+@pytest.mark.parametrize(("estimate", "task", "options"), CASES)
+def test_prompts_in_parts_give_the_numbers_of_all_at_once(estimate, task, options, monkeypatch):
+    """Effects, intervals, nulls and the audit; parts cost no forward more but those of the audit's donors."""
+    options = {**options, "audit": 6, "samples": 2}
+    once = estimate(subjects.random_llama(), task, **options)
+    monkeypatch.setattr(linear, "_PART_BYTES", 1)
+    sizes, whole = [], linear.slopes
+    monkeypatch.setattr(
+        linear, "slopes", lambda m, part, *a, **k: (sizes.append(len(part)), whole(m, part, *a, **k))[1]
+    )
+    apart = estimate(subjects.random_llama(), task, **options)
+    assert sizes == [1, 1, 1]
+    size = float(once.effect.abs().max())
+    for name, t in once.tensors().items():
+        torch.testing.assert_close(getattr(apart, name), t, rtol=1e-5, atol=1e-6 * max(size, 1), equal_nan=True)
+    assert apart.record["audited"] == once.record["audited"]
+    for name in ("forwards", "backwards"):
+        assert 0 <= apart.record["cost"][name] - once.record["cost"][name] <= 3 + 1e-6
+
+
+@pytest.mark.parametrize(("estimate", "site"), [(attribution, "z"), (attribution_star, "k")])
+def test_memory_that_runs_out_halves_a_part(estimate, site, monkeypatch):
+    """A forward takes two prompts at most."""
+    task = subjects.llama_task(7)
+    options = {"site": site, "audit": 4, "samples": 1}
+    want = estimate(subjects.random_llama(), task, **options)
+    model = subjects.random_llama()
+    layer = type(model.hf.model.layers[0])
+    forward, refused = layer.forward, []
+
+    def small(self: Any, hidden_states: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        if len(hidden_states) > 2:
+            refused.append(len(hidden_states))
+            raise torch.OutOfMemoryError("no more")
+        return forward(self, hidden_states, *rest, **more)
+
+    monkeypatch.setattr(layer, "forward", small)
+    got = estimate(model, task, **options)
+    assert refused[:2] == [7, 3], "the first part was halved and halved again"
+    torch.testing.assert_close(got.effect, want.effect, rtol=1e-5, atol=1e-6 * float(want.effect.abs().max()))
+    torch.testing.assert_close(got.exact, want.exact, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+    def never(*rest: Any, **more: Any) -> Any:
+        raise torch.OutOfMemoryError("no more")
+
+    monkeypatch.setattr(layer, "forward", never)
+    with pytest.raises(Refused, match="memory"):
+        estimate(model, task, **options)
+
+
+@pytest.mark.parametrize(("site", "by"), [("z", "both"), ("v", "position"), ("mlp_post", "position")])
+@pytest.mark.parametrize("task", [EVEN, UNEVEN], ids=["even", "uneven"])
+def test_cut_otherwise_it_is_still_activation_patching_in_a_linear_model(site, by, task):
+    model = straight()
+    estimated, exact = (f(model, task, site=site, by=by, samples=1) for f in (attribution, activation))
+    assert type(estimated) is type(exact)
+    assert close(estimated.effect, exact.effect)
+    assert {k: v for k, v in estimated.labels.items() if k != "statistic"} == exact.labels
+    assert estimated.agreement.tolist() == pytest.approx([1.0, 1.0, 0.0], abs=0.02)
+    assert f"24 of {estimated.effect.numel()} cells: 24 strata" in estimated.record["audited"]
+
+
+def test_cells_by_head_and_position_add_up_and_are_audited_by_themselves():
+    model, task = subjects.random_llama(), subjects.llama_task(3)
+    both = attribution(model, task, by="both", audit=7)
+    assert isinstance(both, HeadPositionEffects)
+    assert both.exact is not None
+    assert both.exact_interval is not None
+    torch.testing.assert_close(both.effect.sum(-1), attribution(model, task, audit=0).effect)
+    seen = both.exact.isfinite()
+    assert int(seen.sum()) == 7
+    exact = activation(model, task, site="z", by="both", samples=1)
+    torch.testing.assert_close(both.exact[seen], exact.effect[seen], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both.exact_interval[seen], exact.interval[seen], rtol=1e-3, atol=1e-4)
+
+
+def test_patterns_that_name_their_places_are_entries_of_whole_sites():
+    model, task = subjects.random_llama(), subjects.uneven_task()
+    got = attribution(model, task, site="z.1.2@-1, mlp_post.*.3, resid_pre.1@-2, z.1.2@-1, k.1", audit=3)
+    assert got.labels["node"][:4] == ["z.1.2 to@-1", "mlp_post.0.3", "mlp_post.1.3", got.labels["node"][3]]
+    z, neurons, stream, keys = (
+        attribution(model, task, site=s, by=b, audit=0).effect
+        for s, b in (("z", "both"), ("mlp_post", "unit"), ("resid_pre", "auto"), ("k.1", "auto"))
+    )
+    want = torch.stack([z[1, 2, -1], neurons[0, 3], neurons[1, 3], stream[1, -2], *keys[0]])
+    torch.testing.assert_close(got.effect, want)
+    with pytest.raises(Refused, match="names its places itself"):
+        attribution(model, task, site="z, z.1.2@-1", by="both")
+    with pytest.raises(Refused, match="no units"):
+        attribution(model, task, site="resid_pre", by="unit")

@@ -9,7 +9,16 @@ import torch
 
 import cutaway as ca
 from cutaway.models.edits import Replace
-from cutaway.patching import HeadScores, PositionScores, activation, attribution, attribution_star
+from cutaway.patching import (
+    HeadPositionScores,
+    HeadScores,
+    NodeScores,
+    PositionScores,
+    activation,
+    attribution,
+    attribution_star,
+)
+from cutaway.patching.attribution_star import _Moved
 from tests.conformance import subjects
 from tests.patching.made import alike, straight
 
@@ -102,3 +111,69 @@ def test_on_miniworlds_ioi_queries_the_fix_is_closer_to_exact_effects():
     task = ca.tasks.load("ioi", model, 6)
     plain, fixed = (f(model, task, site="q", audit=24).agreement for f in (attribution, attribution_star))
     assert float(fixed[0]) > float(plain[0]) + 0.2
+
+
+@pytest.mark.parametrize(("site", "direction"), [("q", "denoise"), ("k", "noise")])
+def test_at_one_position_the_fix_is_exact_in_a_last_layer(site, direction):
+    """The nodes of the paper: sharp attention, one head and one position at a time."""
+    model, task = straight(attention=40.0), subjects.llama_task(3)
+    options = {"site": site, "by": "both", "direction": direction, "samples": 1}
+    exact = activation(model, task, **options).effect[-1]
+    fixed = attribution_star(model, task, **options)
+    assert isinstance(fixed, HeadPositionScores)
+    torch.testing.assert_close(fixed.effect[-1], exact, rtol=1e-3, atol=1e-3 * float(exact.abs().max()))
+    assert float(exact.abs().max()) > 1, "there is something to find"
+    assert fixed.labels["statistic"][-1] == "spearman of score"
+    assert "24 strata, evenly over the ranks of score" in fixed.record["audited"]
+
+
+@pytest.mark.parametrize("task", [subjects.llama_task(2), subjects.uneven_task()], ids=["even", "uneven"])
+def test_one_key_by_a_run_of_its_own(task):
+    """Every key of every position exchanged alone, the pattern read, and its change times its slope."""
+    model = subjects.random_llama()
+    got = attribution_star(model, task, site="k", by="both", audit=0, samples=1)
+    bound = task.bind(model)
+    _, slopes, own = model.gradients(bound.corrupt, ["pattern", "resid_pre"], bound.metric)
+    donor = model.capture(bound.clean, "k")
+    streams = [Replace(f"resid_pre.{i}", own[f"resid_pre.{i}"]) for i in range(2)]
+    columns = got.effect.shape[-1]
+    for layer in range(2):
+        for p in range(-columns, 0):
+            edit = Replace(f"k.{layer}.1@{p}", donor[f"k.{layer}.1@{p}"])
+            new = model.capture(bound.corrupt, f"pattern.{layer}", edits=[*streams, edit])[f"pattern.{layer}"]
+            effect = (slopes[f"pattern.{layer}"] * (new - own[f"pattern.{layer}"])).sum((1, 2, 3)).mean()
+            assert float(got.effect[layer, 1, p]) == pytest.approx(float(effect), rel=1e-3, abs=1e-4)
+
+
+def test_one_score_moved_alone_in_closed_form():
+    """Saturated rows, masked keys, and a sink that is no key, against softmaxes done one by one."""
+    g = torch.Generator().manual_seed(0)
+    scores, slope = (torch.randn(1, 2, 5, 5, generator=g, dtype=torch.double) for _ in range(2))
+    scores[:, :, 2] *= 60  # far beyond what single precision holds beside 1
+    new = scores + 30 * torch.randn(scores.shape, generator=g, dtype=torch.double)
+    for x in (scores, new):
+        x[..., 4] = torch.finfo(torch.float).min
+    for sink in (None, 0.5):
+
+        def pattern(s: torch.Tensor, sink: float | None = sink) -> torch.Tensor:
+            whole = s if sink is None else torch.cat([s, torch.full_like(s[..., :1], sink)], -1)
+            return whole.softmax(-1)[..., : s.shape[-1]]
+
+        got = _Moved.of(scores, new, pattern(scores)).effect(slope)
+        for j in range(5):
+            moved = scores.clone()
+            moved[..., j] = new[..., j]
+            want = (slope * (pattern(moved) - pattern(scores))).sum(-1)
+            torch.testing.assert_close(got[..., j], want, rtol=1e-8, atol=1e-8)
+
+
+def test_several_sites_are_sites_apart():
+    model, task = subjects.random_llama(), subjects.llama_task(3)
+    both = attribution_star(model, task, site="z,q", by="both", audit=5, samples=2)
+    apart = [attribution_star(model, task, site=s, by="both", audit=0, samples=2) for s in ("z", "q")]
+    assert isinstance(both, NodeScores)
+    for name in ("effect", "score", "interval", "score_interval"):
+        torch.testing.assert_close(getattr(both, name), torch.cat([getattr(r, name).flatten(0, 2) for r in apart]))
+    assert both.labels["node"][0] == "z.0.0 <s>"
+    assert (both.score_interval[:, 0] <= both.score + 1e-6).all()
+    assert both.score_null.shape == (both.score.numel(), 2)

@@ -14,10 +14,12 @@ from tests.conformance import subjects
 from tests.patching.made import straight
 
 
-@pytest.mark.parametrize("site", ["z", "mlp_out", "resid_pre", "z,resid_mid"])
-def test_without_norms_and_activation_functions_it_is_attribution(site):
+@pytest.mark.parametrize(
+    ("site", "by"), [("z", "both"), ("mlp_out", "auto"), ("resid_pre", "auto"), ("z,resid_mid", "position")]
+)
+def test_without_norms_and_activation_functions_it_is_attribution(site, by):
     model, task = straight(attention=1.0), subjects.llama_task(3)
-    options = {"site": site, "audit": 0}
+    options = {"site": site, "by": by, "audit": 0}
     gradient, rules = attribution(model, task, **options), relevance(model, task, **options)
     torch.testing.assert_close(rules.effect, gradient.effect, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(rules.null, gradient.null, rtol=1e-4, atol=1e-5)
@@ -40,6 +42,15 @@ def test_definition_at_the_last_mlp():
     assert not got.effect[-1, :-1].any(), "no other position reaches the answer from there"
 
 
+def test_by_neuron_and_position_it_adds_up_and_is_audited():
+    model, task = subjects.random_llama(), subjects.llama_task(2)
+    got = relevance(model, task, site="mlp_post", by="both", audit=5)
+    torch.testing.assert_close(got.effect.sum(-1), relevance(model, task, site="mlp_post", audit=0).effect)
+    assert int(got.exact.isfinite().sum()) == 5
+    assert f"5 of {got.effect.numel()} cells: 5 strata" in got.record["audited"]
+    assert got.agreement_interval.shape == (3, 2)
+
+
 def test_the_rules_for_attention_differ_only_where_attention_lies_ahead():
     model, task = subjects.random_llama(), subjects.llama_task(2)
     rules = ("gradient", "constant", "half")
@@ -59,7 +70,7 @@ def test_on_miniworlds_facts_it_is_closer_to_exact_effects_than_gradients():
 
 def test_what_the_rules_do_not_cover_is_refused():
     model, task = subjects.random_llama(), subjects.llama_task(1)
-    for site in ("q", "z,pattern"):
+    for site in ("q", "z,pattern", "k.1.0@-1"):
         with pytest.raises(Refused, match="holds fixed"):
             relevance(model, task, site=site, attention="constant")
     with torch.random.fork_rng():
