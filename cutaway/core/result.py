@@ -153,25 +153,36 @@ class Result:
         moved |= {n: t.to(device) for n, t in self.tensors().items() if not t.is_floating_point()}
         return replace(self, **moved)
 
-    def compare(self, other: Result) -> dict[str, dict[str, float]]:
-        """Per shared field: largest and mean absolute difference, and the Pearson correlation."""
+    def compare(self, other: Result) -> dict[str, dict[str, Any]]:
+        """Per shared field of equal shape: largest and mean absolute difference, and the Pearson correlation.
+
+        Values that one side does not have (NaN) do not count. Intervals and nulls are not compared; they, fields of
+        other shape and fields of one side only stand under "left out", each with the reason.
+
+        Raises:
+            Refused: a result of another kind, or one whose main field has another shape.
+        """
         if type(self) is not type(other):
             raise Refused(
                 f"compare with {type(other).__name__}",
                 f"this is {type(self).__name__}",
                 "compare two results of one kind",
             )
-        out = {}
-        for name, a in self.tensors().items():
-            b = other.tensors().get(name)
-            if b is None or a.shape != b.shape:
-                shapes = f"shapes {tuple(a.shape)} and {None if b is None else tuple(b.shape)}"
-                raise Refused(f"compare field {name!r}", shapes, "select the same axes")
-            x, y = a.double().cpu().reshape(-1), b.double().cpu().reshape(-1)
-            gap = (x - y).abs()
-            pearson = float(torch.corrcoef(torch.stack([x, y]))[0, 1]) if len(x) > 1 else float("nan")
-            out[name] = {"largest": float(gap.max()), "mean": float(gap.mean()), "pearson": pearson}
-        return out
+        out: dict[str, dict[str, Any]] = {}
+        mine, theirs, left_out = self.tensors(), other.tensors(), dict[str, Any]()
+        for name in (*mine, *(n for n in theirs if n not in mine)):
+            a, b = mine.get(name), theirs.get(name)
+            if a is None or b is None:
+                left_out[name] = f"only the {'first' if b is None else 'second'} has it"
+            elif self.axes()[name][-1:] in (("bound",), ("sample",)):
+                left_out[name] = "an interval or a null"
+            elif a.shape != b.shape:
+                left_out[name] = f"shapes {tuple(a.shape)} and {tuple(b.shape)}"
+            else:
+                out[name] = _gap(a, b)
+        if self.main not in out:
+            raise Refused(f"compare field {self.main!r}", left_out[self.main], "select the same axes")
+        return out | ({"left out": left_out} if left_out else {})
 
     def save(self, path: str | Path) -> Path:
         """Write the result as safetensors with a JSON header; `cutaway.open` reads it back."""
@@ -235,6 +246,17 @@ def open_result(path: str | Path) -> Result:
         )
     absent = {n: None for n in cls.axes() if n not in tensors}
     return cls(**tensors, **absent, **meta)
+
+
+def _gap(a: Tensor, b: Tensor) -> dict[str, float]:
+    x, y = (t.double().cpu().reshape(-1) for t in (a, b))
+    both = ~(x.isnan() | y.isnan())
+    x, y = x[both], y[both]
+    if not len(x):
+        return dict.fromkeys(("largest", "mean", "pearson"), float("nan"))
+    gap = (x - y).abs()
+    pearson = float(torch.corrcoef(torch.stack([x, y]))[0, 1]) if len(x) > 1 else float("nan")
+    return {"largest": float(gap.max()), "mean": float(gap.mean()), "pearson": pearson}
 
 
 def _axes_of(hint: Any) -> tuple[str, ...] | None:

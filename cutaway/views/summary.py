@@ -84,13 +84,14 @@ def _deep(result: Result, drawn: str) -> Iterator[str]:
     axes, said = result.axes()[drawn], []
     for name, t in _others(result, drawn):
         here = result.axes()[name]
-        if here not in [(d,) for d in DEPTHS] or not len(t) or not bool(t.isfinite().all()):
+        deep = here[-1:] in [(d,) for d in DEPTHS] and len(here) < 3 and t.numel() and bool(t.isfinite().all())
+        if not deep or (here == axes and len(here) == 2):  # the latter is said where the drawn one is largest
             continue
         if here == axes:
             said.append(f"{spoken(name)} {amount(float(t[0]))} → {_value(result, name, (len(t) - 1,))}")
         else:
-            i = int(t.abs().argmax())
-            said.append(f"largest {spoken(name)} {_value(result, name, (i,))} ({_place(result, here, (i,))})")
+            at = _largest(t)
+            said.append(f"largest {spoken(name)} {_value(result, name, at)} ({_place(result, here, at)})")
     if said:
         yield ", ".join(said)
 

@@ -146,8 +146,33 @@ def test_compare_measures_each_field():
     assert gaps["token"]["largest"] == 0
     with pytest.raises(Refused):
         probe().compare(Other(effect=torch.zeros(2, 3)))
-    with pytest.raises(Refused):
-        probe().compare(probe(interval=None, labels={}))
+    assert gaps["left out"] == {"interval": "an interval or a null"}
+    few = probe(effect=torch.zeros(2, 2), interval=None, labels={})
+    with pytest.raises(Refused, match=r"shapes \(2, 3\) and \(2, 2\)"):
+        probe().compare(few)
+
+
+def test_compare_leaves_out_what_is_not_shared_and_says_so():
+    holes = probe(effect=probe().effect.index_fill(1, torch.tensor([0]), torch.nan), interval=None, labels={})
+    gaps = probe().compare(holes)
+    assert gaps["effect"] == {"largest": 0.0, "mean": 0.0, "pearson": pytest.approx(1.0)}
+    assert gaps["left out"] == {"interval": "only the first has it"}
+    assert holes.compare(probe())["left out"] == {"interval": "only the second has it"}
+    assert "left out" not in holes.compare(holes)
+
+
+def test_an_estimate_with_its_audit_is_compared_with_the_exact_effects():
+    from cutaway.patching import HeadEffects
+
+    x, n = torch.arange(4.0).reshape(2, 2), torch.zeros(3)
+    exact = HeadEffects(effect=x, interval=torch.zeros(2, 2, 2), null=torch.zeros(2, 2, 4), recovered=x, clean=n,
+                        corrupt=n)  # fmt: skip
+    estimate = HeadEffects(effect=x + 1, interval=torch.zeros(2, 2, 2), null=torch.zeros(2, 2, 1), recovered=x,
+                           clean=n[:2], corrupt=n[:2], exact=x)  # fmt: skip
+    gaps = estimate.compare(exact)
+    assert (gaps["effect"]["mean"], gaps["recovered"]["largest"]) == (1.0, 0.0)
+    assert set(gaps["left out"]) == {"interval", "null", "exact", "clean", "corrupt"}
+    assert gaps["left out"]["clean"] == "shapes (2,) and (3,)"
 
 
 def test_to_moves_floats_and_keeps_integers():
