@@ -11,21 +11,23 @@ read.
   `difference` is the change of the task's metric.
 * `window` layers around each are blocked, [l − w // 2, l − w // 2 + w), always beside layer l alone (`single`). The
   paper's window is about a fifth of the depth.
-* `extraction` [layer]: the share of prompts in which what attention writes at the last position, read by the final
-  norm's linear part and the unembedding, says the answer before every other token (§6 of the paper); `extraction_foil`
-  is the same for the foil, as its control.
-* `interval`: bootstrap over prompts. Control (`null`): as many random positions before the last are blocked,
-  outside of the source itself where enough are left.
+* `extraction` [update layer]: the share of prompts in which what attention (or the MLP) writes at the last position,
+  read by the final norm's linear part and the unembedding, says the answer before every other token (§6 of the paper);
+  `extraction_foil` is the same for the foil, as its control; the record gives the share with any such layer.
+* `extraction_blocked` [source layer]: the same of attention while that layer alone may not read the source.
+* `interval` and `…_interval`: bootstrap over prompts. Control (`null`): as many random positions before the last are
+  blocked, outside of the source itself where enough are left.
 * Known failures: the share of attention that was blocked goes to the other sources, which changes them too; a blocked
   source may still arrive through positions in between; relative change favours prompts with an improbable answer; and
   attention that writes the answer only in several layers together is no extraction.
 * Equivalences (tests): a window of all layers is one cut in every layer; blocking equals renormalised attention.
 * Cost: one position of one forward a cell, window and sample, from the first blocked layer on; without reuse of keys
-  and values (padding, other families) one forward.
+  and values (padding, other families) one forward. Extraction: one forward a cell, up to its layer.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -48,6 +50,7 @@ from cutaway.tasks.metrics import metric
 from cutaway.tasks.task import Task
 
 SOURCES = ("subject", "other", "last", "first")
+UPDATES = ("attention", "mlp")
 Sources = tuple[tuple[int, ...], ...]  # positions of each group, in the order of SOURCES
 
 
@@ -62,8 +65,12 @@ class Knockouts(Result, kind="knockouts"):
     single_interval: Float[Tensor, "source layer bound"]
     difference: Float[Tensor, "source layer"]
     difference_interval: Float[Tensor, "source layer bound"]
-    extraction: Float[Tensor, "layer"]
-    extraction_foil: Float[Tensor, "layer"]
+    extraction: Float[Tensor, "update layer"]
+    extraction_interval: Float[Tensor, "update layer bound"]
+    extraction_foil: Float[Tensor, "update layer"]
+    extraction_foil_interval: Float[Tensor, "update layer bound"]
+    extraction_blocked: Float[Tensor, "source layer"]
+    extraction_blocked_interval: Float[Tensor, "source layer bound"]
     clean: Float[Tensor, "prompt"]
     clean_probability: Float[Tensor, "prompt"]
 
@@ -71,7 +78,7 @@ class Knockouts(Result, kind="knockouts"):
 @method(
     answers="Which words does the last position read on the way to the answer, and at which depth?",
     paper="Geva et al. 2023, arXiv:2304.14767",
-    cost="prompts * (5 + (2 + samples) * source * layer) * F",
+    cost="prompts * (5 + (3 + samples) * source * layer) * F",
     control="random_edges",
 )
 def knockout(model: Model, task: Task, /, *, window: int = 0, samples: int = 4, seed: int = 0) -> Knockouts:
@@ -95,7 +102,9 @@ def knockout(model: Model, task: Task, /, *, window: int = 0, samples: int = 4, 
     got = _blocked(model, bound, groups, layers, width, samples, seed)  # [kind source layer prompt 2]
     change = got - clean
     relative, difference = change[..., 1] / clean[:, 1], change[0, ..., 0]
-    said = extraction(model, bound)
+    said, silent = extraction(model, bound, layers), _unread(model, bound, groups, layers)
+    ever = dict(zip(UPDATES, said[0].nan_to_num().amax(1).mean(-1).tolist(), strict=True))
+    rates = {"extraction": said[0], "extraction_foil": said[1], "extraction_blocked": silent}
     intervals = [bootstrap_mean(x.movedim(-1, 0), seed=seed) for x in (relative[0], relative[1], difference)]
     share = "share of the answer's probability"
     return Knockouts(
@@ -106,16 +115,17 @@ def knockout(model: Model, task: Task, /, *, window: int = 0, samples: int = 4, 
         single_interval=intervals[1],
         difference=difference.mean(-1),
         difference_interval=intervals[2],
-        extraction=said[0],
-        extraction_foil=said[1],
+        **{name: x.mean(-1) for name, x in rates.items()},
+        **{f"{name}_interval": bootstrap_mean(x.movedim(-1, 0), seed=seed) for name, x in rates.items()},
         clean=clean[:, 0].clone(),
         clean_probability=clean[:, 1].clone(),
-        labels={"source": list(SOURCES), "layer": layers, "bound": BOUNDS},
+        labels={"source": list(SOURCES), "update": list(UPDATES), "layer": layers, "bound": BOUNDS},
         units={**dict.fromkeys(("effect", "interval", "null", "single", "single_interval"), share),
                **dict.fromkeys(("difference", "difference_interval", "clean"), bound.unit),
-               "extraction": "share of prompts", "extraction_foil": "share of prompts"},
+               **{name + end: "share of prompts" for name in rates for end in ("", "_interval")}},
         record={"window": width, "subject": says, "blocked": "edges to the last position",
-                "sign": "negative is less answer", "least probability": float(clean[:, 1].min())}
+                "sign": "negative is less answer", "least probability": float(clean[:, 1].min()),
+                "extraction in any layer": ever}
         | ({} if len(bound) > 1 else {"no_interval": "one prompt"}),
     )  # fmt: skip
 
@@ -145,12 +155,8 @@ def _blocked(
     """Metric and probability under every cut: windows, single layers, then the random samples."""
     g, kinds = generator(seed), 2 + samples
     out = torch.empty(kinds, len(SOURCES), len(layers), len(bound), 2)
-    alike: dict[tuple[int, Sources], list[int]] = {}
-    for i, sources in enumerate(groups):
-        alike.setdefault((int(bound.clean.lengths[i]), sources), []).append(i)
-    for (length, sources), chosen in alike.items():
-        part = bound.rows(chosen).buckets()[0]  # one length: without padding, keys and values can be reused
-        variants: list[list[Edit]] = []
+    for part, chosen, sources in _alike(bound, groups):
+        variants, length = list[list[Edit]](), part.clean.ids.shape[1]
         for kind in range(kinds):
             for keys in sources:
                 for i in layers:
@@ -162,6 +168,15 @@ def _blocked(
     return out
 
 
+def _alike(bound: Bound, groups: list[Sources]) -> Iterator[tuple[Bound, list[int], Sources]]:
+    """The prompts whose groups lie at the same positions, without padding, so that keys and values can be reused."""
+    alike: dict[tuple[int, Sources], list[int]] = {}
+    for i, sources in enumerate(groups):
+        alike.setdefault((int(bound.clean.lengths[i]), sources), []).append(i)
+    for (_, sources), chosen in alike.items():
+        yield bound.rows(chosen).buckets()[0], chosen, sources
+
+
 def _random(keys: tuple[int, ...], length: int, g: torch.Generator) -> tuple[int, ...]:
     """As many positions before the last, outside of `keys` where enough are left there."""
     rest = [p for p in range(length - 1) if p not in keys]
@@ -169,25 +184,45 @@ def _random(keys: tuple[int, ...], length: int, g: torch.Generator) -> tuple[int
     return tuple(sorted(pool[i] for i in torch.randperm(len(pool), generator=g)[: len(keys)].tolist()))
 
 
-def extraction(model: Model, bound: Bound) -> tuple[Float[Tensor, "layer"], Float[Tensor, "layer"]]:
-    """In which share of prompts the attention of each layer writes the answer, and the foil, more than any other token.
+def extraction(model: Model, bound: Bound, layers: list[int]) -> Float[Tensor, "role update layer prompt"]:
+    """Where the attention, and the MLP, of each layer writes the answer (then the foil) more than any other token.
 
-    Read at the last position through the final norm's linear part (its scale does not change an order) and the
-    unembedding.
+    NaN where a layer has no MLP.
     """
+    there = model.places(["attn_out", *(["mlp_out"] if model.sites()["mlp_out"].startswith("read") else [])])
+    acts = model.capture(bound.clean, there, logits=False)
+    out = torch.full((2, len(UPDATES), len(layers), len(bound)), torch.nan)
+    for u, site in enumerate(("attn_out", "mlp_out")):
+        for n, i in enumerate(layers):
+            if Address(site, i) in there:
+                out[:, u, n] = _said(model, bound, acts[f"{site}.{i}@-1"])
+    return out
+
+
+def _unread(
+    model: Model, bound: Bound, groups: list[Sources], layers: list[int]
+) -> Float[Tensor, "source layer prompt"]:
+    """Where each layer's attention writes the answer although this layer may not read a source."""
+    out = torch.empty(len(SOURCES), len(layers), len(bound))
+    for part, chosen, sources in _alike(bound, groups):
+        for s, keys in enumerate(sources):
+            for n, i in enumerate(layers):
+                cut = Knockout(Address("pattern", i), (-1,), keys)
+                acts = model.capture(part.clean, f"attn_out.{i}", cut, logits=False)
+                out[s, n, chosen] = _said(model, part, acts[f"attn_out.{i}@-1"])[0]
+    return out
+
+
+def _said(model: Model, bound: Bound, x: Float[Tensor, "prompt d_model"]) -> Float[Tensor, "role prompt"]:
+    """Whether an update says the answer, and the foil, before every other token, read through the final norm's linear
+    part (its scale does not change an order) and the unembedding."""
     right = replace(bound, row=metric("accuracy"))
     wrong = replace(right, answers=right.foils, foils=right.answers,
                     answer_sets=right.foil_sets, foil_sets=right.answer_sets)  # fmt: skip
-    body, rates = model.body, list[list[float]]()
-    acts = model.capture(bound.clean, "attn_out", logits=False)
-    final, head = body.top("final"), body.unembed
+    final, head = model.body.top("final"), model.body.unembed
     assert head is not None  # binding a task refuses models without one
     w = matrix(head).detach().float()
-    for i in acts.layers("attn_out"):
-        x = acts[f"attn_out.{i}@-1"].float().to(w.device)
-        if final is not None:
-            x = body.norm(final).linear(x, torch.ones(len(x), device=x.device))
-        logits = x @ w
-        rates.append([float(part.metric(logits).mean()) for part in (right, wrong)])
-    answer, foil = torch.tensor(rates).T
-    return answer.clone(), foil.clone()
+    x = x.float().to(w.device)
+    if final is not None:
+        x = model.body.norm(final).linear(x, torch.ones(len(x), device=x.device))
+    return torch.stack([part.metric(x @ w) for part in (right, wrong)]).cpu()

@@ -11,8 +11,8 @@ later reacts). What lies between is repair.
   largest one; elsewhere NaN, because the head works through others and has nothing to repair.
 * The split `norm` + `attention` + `mlp` = `effect`: first the final norm's scale is let go, then attention and MLPs; of
   these two each counts as the mean of its part when let go first and when let go last.
-* `interval` (of `effect`) and `share_interval`: bootstrap over prompts. Control (`null`): total − direct of a step as
-  long as the removal's in a random direction.
+* `interval` (of `effect`) and `…_interval` (of each other field): bootstrap over prompts. Control (`null`): total −
+  direct of a step as long as the removal's in a random direction.
 * Known failures: noisy from prompt to prompt; total − direct is also what the head does by way of others (composition),
   so a head that both writes the answer and feeds later heads mixes the two.
 * Equivalences (tests): the direct effect of a zeroed head is minus its share in `direct_attribution`; a head of the
@@ -53,10 +53,15 @@ class SelfRepair(Result, kind="self_repair"):
     share: Float[Tensor, "layer head"]
     share_interval: Float[Tensor, "layer head bound"]
     direct: Float[Tensor, "layer head"]
+    direct_interval: Float[Tensor, "layer head bound"]
     total: Float[Tensor, "layer head"]
+    total_interval: Float[Tensor, "layer head bound"]
     norm: Float[Tensor, "layer head"]
+    norm_interval: Float[Tensor, "layer head bound"]
     attention: Float[Tensor, "layer head"]
+    attention_interval: Float[Tensor, "layer head bound"]
     mlp: Float[Tensor, "layer head"]
+    mlp_interval: Float[Tensor, "layer head bound"]
 
 
 @method(
@@ -91,6 +96,10 @@ def self_repair(
     direct, norm, attention, mlp, total = each.unbind(-1)  # prompt layer head; each with these let go
     random = others.mean(-1).reshape(samples, *direct.shape[1:], 2)
     repair, unit = total - direct, bound.unit
+    parts = {
+        "direct": direct, "total": total, "norm": norm - direct,
+        "attention": (attention - norm + total - mlp) / 2, "mlp": (mlp - norm + total - attention) / 2,
+    }  # fmt: skip
     share = repair.mean(0) / -direct.mean(0)
     unclear = direct.mean(0).abs() < _LEAST * direct.mean(0).abs().max()
     bounds = bootstrap_ratio(repair, -direct, seed=seed)
@@ -100,11 +109,8 @@ def self_repair(
         null=(random[..., 1] - random[..., 0]).movedim(0, -1),
         share=share.masked_fill(unclear, torch.nan),
         share_interval=bounds.masked_fill(unclear[..., None], torch.nan),
-        direct=direct.mean(0),
-        total=total.mean(0),
-        norm=(norm - direct).mean(0),
-        attention=(attention - norm + total - mlp).mean(0) / 2,
-        mlp=(mlp - norm + total - attention).mean(0) / 2,
+        **{name: x.mean(0) for name, x in parts.items()},
+        **{f"{name}_interval": bootstrap_mean(x, seed=seed) for name, x in parts.items()},
         labels={"bound": BOUNDS},
         units={n: _SHARE if n.startswith("share") else unit for n in SelfRepair.axes()},
         record=r.notes() | {"shares": f"of heads with at least {_LEAST:.0%} of the largest direct effect"},

@@ -10,10 +10,11 @@ import pytest
 import torch
 
 import cutaway as ca
+from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
 from cutaway.patching import knockout
 from cutaway.patching.cells import window_of
-from cutaway.patching.knockout import SOURCES, _random, extraction, source_groups
+from cutaway.patching.knockout import SOURCES, _random, _unread, extraction, source_groups
 from cutaway.tasks.task import Task
 from tests.conformance.subjects import llama_task, miniworld, random_llama, told, uneven_task
 
@@ -100,8 +101,12 @@ def test_only_the_last_position_runs_again():
     task = llama_task()
     result = knockout(llama(), task, samples=1)
     n, width = len(task), task.bind(llama()).clean.ids.shape[1]
-    plain = n * (1 + 1 + 1)  # its own metric, the reading of attention, one clean run of the sweeps
-    assert result.record["cost"]["forwards"] == pytest.approx(plain + n * 3 * 4 * (2 + 1) / 2 / width)
+    plain = n * (1 + 1 + 1)  # its own metric, the reading of updates, one clean run of the sweeps
+    with counting() as spent:  # four sources in two layers, each up to its own attention
+        for i in (0, 1):
+            llama().capture(task.bind(llama()).clean, f"attn_out.{i}", logits=False)
+    read = 4 * spent.forwards
+    assert result.record["cost"]["forwards"] == pytest.approx(plain + read + n * 3 * 4 * (2 + 1) / 2 / width)
 
 
 def test_facts_are_read_from_the_subject_in_the_middle_of_the_small_world():
@@ -112,8 +117,18 @@ def test_facts_are_read_from_the_subject_in_the_middle_of_the_small_world():
     assert subject.min() < -0.5
     assert subject.min() < result.null[0].min()  # random positions carry less
     assert float(result.extraction.min()) >= 0
-    assert result.extraction.max() > result.extraction_foil.max()
+    assert result.extraction[0].max() > result.extraction_foil[0].max()
     assert other.isfinite().all()
+
+
+def test_capitals_are_extracted_by_attention_from_the_subject():
+    result = knockout(miniworld(), ca.tasks.load("capital", miniworld(), 12), samples=1)
+    best = int(result.extraction[0].argmax())
+    assert result.extraction_interval[0, best, 0] > result.extraction_foil_interval[0, best, 1]
+    blocked = dict(zip(SOURCES, result.extraction_blocked_interval[:, best], strict=True))
+    assert blocked["subject"][1] < result.extraction_interval[0, best, 0]
+    assert blocked["last"][0] > blocked["subject"][1]  # its own position gives nothing
+    assert result.record["extraction in any layer"]["attention"] >= result.extraction[0].max()
 
 
 def test_extraction_reads_the_attention_that_writes_the_answer():
@@ -126,9 +141,30 @@ def test_extraction_reads_the_attention_that_writes_the_answer():
         best = model.hf.lm_head(norm(seen[0][:, -1])).argmax(-1)
     handle.remove()
     always = replace(bound, answers=best, foils=bound.answers)
-    assert extraction(model, always)[0][1] == 1
-    assert extraction(model, replace(bound, answers=bound.answers, foils=best))[1][1] == 1
-    assert extraction(model, bound)[0][1] == (best == bound.answers).float().mean()
+    assert extraction(model, always, [0, 1])[0, 0, 1].mean() == 1
+    assert extraction(model, replace(bound, answers=bound.answers, foils=best), [0, 1])[1, 0, 1].mean() == 1
+    assert torch.equal(extraction(model, bound, [0, 1])[0, 0, 1], (best == bound.answers).float())
+
+
+def test_extraction_by_the_mlp_and_without_a_source_equal_the_definition():
+    model, task = llama(), uneven_task()
+    bound, groups = task.bind(model), source_groups(task.bind(model))[0]
+    norm, head, layer = model.hf.model.norm, model.hf.lm_head, model.hf.model.layers[1]
+    for i in range(len(bound)):
+        part, ids, seen = bound.rows([i]), bound.clean.row(i).ids, {}
+        hooks = [m.register_forward_hook(lambda _, a, out, n=n, seen=seen: seen.update({n: out}))
+                 for n, m in (("mlp", layer.mlp), ("attention", layer.self_attn.o_proj))]  # fmt: skip
+        by_hand(model, ids, [], [])
+        said = head(norm(seen["mlp"][:, -1])).argmax(-1)
+        got = extraction(model, replace(part, answers=said, foils=said + 1), [0, 1])
+        assert got[0, 1, 1] == 1
+        for s, keys in enumerate(groups[i]):
+            by_hand(model, ids, [1], keys)
+            said = head(norm(seen["attention"][:, -1])).argmax(-1)
+            got = _unread(model, replace(part, answers=said, foils=said + 1), [groups[i]], [0, 1])
+            assert got[s, 1] == 1
+        for hook in hooks:
+            hook.remove()
 
 
 def test_prompts_without_what_is_to_be_cut_are_refused():

@@ -69,6 +69,20 @@ def test_shares_are_given_where_there_is_something_to_repair():
     assert (low <= high).all()
 
 
+def test_every_part_has_an_interval_that_the_last_head_shows():
+    """At the last layer's heads attention has no part, and every mean lies within its bounds."""
+    result = zeroed()
+    for name in ("direct", "total", "norm", "attention", "mlp"):
+        mean, bounds = getattr(result, name), getattr(result, f"{name}_interval")
+        assert (bounds[..., 0] <= mean + 1e-5).all()
+        assert (mean <= bounds[..., 1] + 1e-5).all()
+    assert result.attention_interval[1].abs().max() < 2e-5
+    assert (result.direct_interval[..., 1] > result.direct_interval[..., 0]).all()
+    assert torch.allclose(
+        result.total_interval, ablate(llama(), llama_task(), how="zero", samples=1).interval, atol=1e-4
+    )
+
+
 def planted(strength: float) -> Model:
     """The last layer's MLP writes against whatever its input writes, so that it undoes part of every loss."""
     hf = random_llama().hf
