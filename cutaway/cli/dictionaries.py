@@ -84,8 +84,9 @@ def _finished(done: list[Trained], called: list[str], stream: Any, plan: Plan, o
     try:
         cards = card(done, stream, tokens=plan.card_tokens)
     except Refused as error:
-        data = {"dictionaries": files, "cards": [], "not judged": error.as_dict()}
-        return Reply(data, lambda console: _show_unjudged(console, files, error))
+        why = error
+        data = {"dictionaries": files, "cards": [], "not judged": why.as_dict()}
+        return Reply(data, lambda console: _show_unjudged(console, files, why))
     write_json(out / "card.json", cards)
     return Reply({"dictionaries": files, "cards": cards}, lambda console: show_cards(console, files, cards))
 

@@ -92,14 +92,14 @@ class Origin:
 
         if self.shards is not None or self.named:
             raise Refused("--end-to-end", "the model itself must run, and be one", "give --model alone")
-        context = self.flags.context
-        wanted, rows, held = -(-tokens // context), [], 0
+        context, size = self.flags.context, max(1, batch // self.flags.context)
+        wanted, rows, held = -(-tokens // context) + 2 * size, [], 0  # the last batches go over the tokens
         for c in Packer(self.documents, self.model.tokenizer, self.packing).contexts(Cursor()):
             rows.append(c.ids[c.real.all(1)])
             held += len(rows[-1])
             if held >= wanted:
                 break
-        return Whole(self.model, torch.cat(rows)[:wanted], tuple(sites), rows=max(1, batch // context))
+        return Whole(self.model, torch.cat(rows)[:wanted], tuple(sites), rows=size)
 
     @property
     def named(self) -> bool:

@@ -117,7 +117,7 @@ class Run:
     def _counted(self) -> dict[str, Any]:
         """The moments of all sites, if the source has them."""
         given = getattr(self.source, "moments", None)
-        found = given() if callable(given) else {}
+        found: Any = given() if callable(given) else {}
         return {s: found[s] for s in self.sites} if all(s in found for s in self.sites) else {}
 
     def _first(self, tokens: int) -> tuple[dict[str, Tensor], int]:
