@@ -13,6 +13,7 @@ SAYS = {
     "2_read_and_edit": "without head 4.0",
     "3_any_model": "identities that fail: none",
     "4_patch_and_save": "the same after saving: True",
+    "5_sparse_dictionaries": "random latents, lowered as much",
 }
 
 
