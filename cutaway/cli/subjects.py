@@ -36,7 +36,12 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
     "model": (
         Flag("model", str, DEFAULT_MODEL, "zoo name, folder, or Hugging Face id"),
         Flag("model_dtype", str | None, None, "dtype of the weights, such as bfloat16"),
-        Flag("model_device", str | None, None, "device, such as cuda:0"),
+        Flag(
+            "model_device",
+            str | None,
+            None,
+            "device, such as cuda:0; auto spreads over all, tensor_parallel over torchrun's",
+        ),
     ),
     "task": (
         Flag(

@@ -90,6 +90,10 @@ def site(name: str) -> Site:
         Refused: no site has that name.
     """
     if name not in BY_NAME:
+        bare = next((n for n in sorted(BY_NAME, key=len, reverse=True) if name.startswith((f"{n}.", f"{n}@"))), None)
+        if bare is not None:
+            why = "a site's bare name is needed here; layers, units and positions are all taken"
+            raise Refused(f"site {name!r}", why, f"use {bare}")
         close = nearest(name, BY_NAME)
         raise Refused(
             f"site {name!r}",

@@ -108,6 +108,14 @@ def several(text: str) -> list[str]:
 
 
 def window_of(layer: int, window: int, layers: Sequence[int]) -> list[int]:
-    """The layers exchanged together around one: [l − w // 2, l − w // 2 + w), as far as there are any."""
+    """The layers exchanged together around one: [l − w // 2, l − w // 2 + w), as far as there are any.
+
+    Raises:
+        Refused: a window without layers, or wider than the one that reaches all layers from each of them.
+    """
+    widest = 2 * (layers[-1] - layers[0]) + 1
+    if not 1 <= window <= widest:
+        why = "it holds no layer" if window < 1 else f"{widest} reach all {len(layers)} layers from each of them"
+        raise Refused(f"a window of {window} layers", why, f"use 1 to {widest}")
     low = layer - window // 2
     return [i for i in layers if low <= i < low + window]

@@ -148,7 +148,8 @@ def _giver(model: Model, other: str) -> Model:
         return _shuffled(model)
     entry = find(other)
     source = str(entry.folder) if entry is not None else other
-    return load(source, device=str(model.device), dtype=model.dtype, check=False)  # `model` vouches for the family
+    # `model` vouches for the family; the name is the caller's word, not that of a folder
+    return load(source, name=other, device=str(model.device), dtype=model.dtype, check=False)
 
 
 def _same_kind(model: Model, giver: Model, bound: Bound) -> None:

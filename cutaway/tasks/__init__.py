@@ -51,12 +51,14 @@ def load(
     """
     if n < 1:
         raise Refused(f"task {name!r} with n={n}", "there would be no prompts", "ask for at least one")
+    known = names(model)
+    parts = {b for task in known for b in behaviours(task)} if getattr(model, "world", None) is not None else set()
+    if name not in known and name not in parts:
+        close = nearest(name, known)
+        why = "no task has that name" + (f"; did you mean {close}?" if close else "")
+        raise Refused(f"task {name!r}", why, f"use one of: {', '.join(known)}, or from_jsonl(path)")
     if getattr(model, "world", None) is not None:
         return from_world(model, name, n, seed, corruption, split or "test")
-    if name not in TASKS:
-        close = nearest(name, TASKS)
-        why = "no task has that name" + (f"; did you mean {close}?" if close else "")
-        raise Refused(f"task {name!r}", why, f"use one of: {', '.join(TASKS)}, or from_jsonl(path)")
     return _from_templates(name, model, n, seed, corruption, split)
 
 

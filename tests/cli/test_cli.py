@@ -91,6 +91,12 @@ def test_tables_as_text_and_as_json(capsys):
         ("open missing.safetensors", ["missing.safetensors"]),
         ("open weights.pt", ["pickle"]),
         ("zoo train --minutes soon", ["soon"]),
+        ("patching knockout_curve --task ioi --task-n 4 --top 0", ["top=0"]),
+        ("patching knockout --task ioi --task-n 4 --window 300", ["300 layers", "all 6 layers"]),
+        ("patching causal_trace --task ioi --task-n 4 --site mlp_out --window 300", ["300 layers"]),
+        ("patching cross_model --task ioi --task-n 4 --site z.3", ["'z.3'", "bare name", "use z"]),
+        ("patching cross_model --task ioi --task-n 4 --other miniworld", ["patching miniworld from miniworld"]),
+        ("trace --task nothere", ["task 'nothere'", "two_hop"]),
     ],
 )
 def test_wrong_input_is_refused_in_three_lines(capsys, line, words):
