@@ -1,6 +1,8 @@
 """Detection by content, ambiguity, and files that would run code."""
 
 import pickle
+import re
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from cutaway.dictionaries import formats
 from cutaway.models import names
 from tests.dictionaries.common import dictionary
 from tests.dictionaries.formats.common import D, F, acts, draw
+from tests.meta.tree import ROOT
 
 SITE = "resid_post.1"
 
@@ -40,6 +43,12 @@ def test_what_is_written_is_found_again_whatever_the_folder_is_called(tmp_path):
         again = dictionaries.load(tmp_path / place, **({"site": SITE} if name == "gemma_scope" else {}))
         assert torch.allclose(again.forward(x), d.forward(x), atol=1e-4)
     assert set(written) < set(formats.FORMATS)
+
+
+def test_the_page_names_every_format_and_what_it_may_ask_for():
+    rows = re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", (ROOT / "docs/dictionaries.md").read_text("utf-8"), re.MULTILINE)
+    told = {name: re.findall(r"`(\w+)`", asks) for name, asks in rows}
+    assert told == {name: list(get_type_hints(formats.module(name).read))[1:-1] for name in formats.FORMATS}
 
 
 def test_nothing_known_and_nothing_there_are_refused(tmp_path):
