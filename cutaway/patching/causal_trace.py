@@ -14,27 +14,32 @@ recommend as the default. The prompt runs corrupted, one state takes its clean v
   what one sublayer writes, also in a `window` of layers, [l − w // 2, l − w // 2 + w), always beside the result of
   layer l alone (`single`).
 * `interval`: bootstrap over prompts. Control (`null`): the same places take, instead of the clean value, a step of the
-  same length from the corrupted value in a random direction; sample i stands on noise i.
-* `both`: `other` [layer position] is what the other corruption recovers, and the record says how far the two agree.
-* Positions are counted from the end where prompts differ in length, so that a subject may be spread over several;
-  prompts of one length keep it in place.
+  same length from the corrupted value in a random direction; sample i stands on noise i. `single` and `probability`
+  have their own; shares (`recovered`, `other`) have those of effects, over clean − corrupted.
+* `both`: `other` [layer position] is what the other corruption recovers, with interval and null, and the record says
+  how far the two agree.
+* `by="role"`: the mean over the tokens of each role (`roles.py`: the subject's first, middle and last, the next token,
+  further ones, the prompt's last), prompt by prompt, then over the prompts that have it. `auto` takes roles where
+  prompts have other lengths or their subjects other positions, so that a position would mix subjects with other words.
+  `by="position"` counts positions from the end where prompts differ in length.
 * Known failures: noise takes the model off its data, so that it can disagree with symmetric corruption in size and
   place; windows restore more than single layers add up to; denoising overstates what everything passes through; and
   where an effect sits does not say where an edit works (Hase et al. 2023, arXiv:2301.04213).
 * Equivalences (tests): symmetric `resid_post` equals `patching.activation(direction="denoise")`; restoring the last
-  layer and position recovers 1; a window of 1 is the single layer.
-* Cost: one forward a cell, window and noise, from the restored layer and position on, and one a cell and sample.
+  layer and position recovers 1; a window of 1 is the single layer; by role, every token is traced in its own prompt.
+* Cost: one forward a cell, window and noise, from the restored layer and position on, and one a cell, window and
+  sample. By role, prompts of one length are traced together, and every token of theirs is a cell.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.core.address import Address, parse
@@ -53,31 +58,41 @@ from cutaway.patching.answer import Measure, subject_or_changed, with_probabilit
 from cutaway.patching.baseline import RandomStep
 from cutaway.patching.cells import window_of
 from cutaway.patching.places import position_names, positions
+from cutaway.patching.roles import Roles, differ, roles
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
 
 Corruption = Literal["symmetric", "noise"]
+Along = Literal["auto", "position", "role"]
 SIGMAS = 3.0
 _TOGETHER = 1 << 11  # tokens of prompts under different noises that one sweep runs side by side
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trace(Result, kind="trace"):
-    """Effect of restoring one state, or a window of layers around it, in corrupted prompts."""
+    """Effect of restoring one state, or a window of layers around it, in corrupted prompts.
+
+    By role, the axis `position` has an entry for each role, and `roles` says which one each token has (−1: none).
+    """
 
     effect: Float[Tensor, "layer position"]
     interval: Float[Tensor, "layer position bound"]
     null: Float[Tensor, "layer position sample"]
     single: Float[Tensor, "layer position"]
     single_interval: Float[Tensor, "layer position bound"]
+    single_null: Float[Tensor, "layer position sample"]
     probability: Float[Tensor, "layer position"]
     probability_interval: Float[Tensor, "layer position bound"]
+    probability_null: Float[Tensor, "layer position sample"]
     recovered: Float[Tensor, "layer position"]
     clean: Float[Tensor, "prompt"]
     corrupt: Float[Tensor, "prompt"]
     clean_probability: Float[Tensor, "prompt"]
     corrupt_probability: Float[Tensor, "prompt"]
     other: Float[Tensor, "layer position"] | None = None
+    other_interval: Float[Tensor, "layer position bound"] | None = None
+    other_null: Float[Tensor, "layer position sample"] | None = None
+    roles: Int[Tensor, "prompt token"] | None = None
 
 
 @dataclass(frozen=True)
@@ -93,6 +108,12 @@ class Corrupted:
         chosen = [x for d in draws if (x := self.noises[d]) is not None]
         return [Add("embed", torch.cat(chosen))] if chosen else []
 
+    def of(self, rows: Sequence[int], tokens: Tokens) -> Corrupted:
+        """The same run of some prompts, which `tokens` are, without the padding that only others need."""
+        keep, index = self.tokens.mask[list(rows)].any(0), list(rows)
+        noises = [None if x is None else x[index][:, keep.to(x.device)] for x in self.noises]
+        return replace(self, tokens=tokens, noises=noises)
+
     def together(self) -> list[range]:
         """The draws in groups that one sweep runs side by side."""
         size = max(1, _TOGETHER // self.tokens.ids.numel())
@@ -103,7 +124,8 @@ class Corrupted:
 class Traced:
     """Values of prompts [… prompt 2], the last axis holding the metric and the answer's probability.
 
-    `restored` and `single` are effects [cell prompt 2], `null` is [sample cell prompt 2].
+    `restored` and `single` are effects [layer place prompt 2], `null` and `single_null` are [sample layer place
+    prompt 2]; NaN where a prompt has no such place.
     """
 
     clean: Tensor
@@ -111,13 +133,24 @@ class Traced:
     restored: Tensor
     single: Tensor
     null: Tensor
-    gap: float
+    single_null: Tensor
+
+    @property
+    def gap(self) -> float:
+        """Mean of clean − corrupted."""
+        return float((self.clean - self.corrupt)[:, 0].mean())
+
+    @property
+    def gaps(self) -> Float[Tensor, "layer place"]:
+        """Mean of clean − corrupted over the prompts that have each place."""
+        each = (self.clean - self.corrupt)[:, 0]
+        return torch.where(self.restored[..., 0].isnan(), torch.nan, each).nanmean(-1)
 
 
 @method(
     answers="Which states bring the answer back after the subject is made unrecognisable?",
     paper="Meng et al. 2022, arXiv:2202.05262; Zhang & Nanda 2024, arXiv:2309.16042",
-    cost="prompts * (1 + both) * (6 + draws * (3 + 2 * layer * position) + samples * (3 + layer * position)) * F",
+    cost="prompts * (1 + both) * (6 + (draws + samples) * (3 + 2 * layer * max(position, token))) * F",
     control="random_direction",
 )
 def causal_trace(
@@ -127,6 +160,7 @@ def causal_trace(
     *,
     site: str = "resid_post",
     corruption: Corruption = "symmetric",
+    by: Along = "auto",
     window: int = 1,
     draws: int = 10,
     both: bool = False,
@@ -138,6 +172,8 @@ def causal_trace(
     Args:
         site: resid_post, a sublayer's output such as mlp_out, or another place with layers and positions.
         corruption: symmetric runs the task's corrupt prompt, noise adds 3σ of noise to the subject's embeddings.
+        by: average over prompts position by position, or by what each token is to the subject; auto chooses roles where
+            prompts have other lengths or subjects at other positions.
         window: how many layers are restored together, centred on each (mlp_out, attn_out and ssm.out only).
         draws: how many noises each prompt gets.
         both: trace with the other corruption too, and compare.
@@ -160,8 +196,9 @@ def causal_trace(
     bound = task.bind(model)
     runs = [corruption, *(["noise" if corruption == "symmetric" else "symmetric"] if both else [])]
     made = [corrupted(model, bound, c, draws, seed) for c in runs]
-    traced = [_trace(model, bound, m, site, window, samples if i == 0 else 0, seed) for i, m in enumerate(made)]
-    return _result(model, task, bound, site, made, traced, seed)
+    named = roles(bound) if by == "role" or (by == "auto" and differ(bound)) else None
+    traced = [_traced(model, bound, m, named, site, window, samples, seed) for m in made]
+    return _result(model, task, bound, site, made, traced, named, seed)
 
 
 def corrupted(model: Model, bound: Bound, corruption: str, draws: int, seed: int) -> Corrupted:
@@ -186,32 +223,60 @@ def corrupted(model: Model, bound: Bound, corruption: str, draws: int, seed: int
     return Corrupted(bound.clean, noises, said)
 
 
+def _traced(
+    model: Model, bound: Bound, run: Corrupted, named: Roles | None, site: str, window: int, samples: int, seed: int
+) -> Traced:
+    """All prompts at once by position; by role, those of one length together and every token by itself.
+
+    Raises:
+        Refused: a corruption that does not change the metric.
+    """
+    lengths = bound.clean.lengths.tolist()
+    rows = [[i for i, n in enumerate(lengths) if n == m] for m in sorted(set(lengths))]
+    if named is None:
+        done = _trace(model, bound, run, site, window, samples, seed)
+    else:
+        parts = []
+        for chosen, part in zip(rows, bound.buckets(), strict=True):
+            own = run.of(chosen, part.clean if run.tokens is bound.clean else part.corrupt)
+            parts.append(_by_role(_trace(model, part, own, site, window, samples, seed), named, chosen))
+        order = torch.tensor([i for chosen in rows for i in chosen]).argsort()
+        names = ("clean", "corrupt", "restored", "single", "null", "single_null")
+        done = Traced(*(torch.cat([getattr(p, n) for p in parts], dim=-2)[..., order, :] for n in names))
+    if not math.isfinite(done.gap) or abs(done.gap) < 1e-6:
+        why = f"the corruption ({run.says}) leaves clean − corrupted at {done.gap:.2g}: there is nothing to bring back"
+        raise Refused("causal tracing", why, "use prompts whose answers differ")
+    return done
+
+
+def _by_role(t: Traced, named: Roles, rows: list[int]) -> Traced:
+    def mean(x: Tensor) -> Tensor:
+        return named.averaged(x.movedim(-1, 0), rows).movedim(0, -1)
+
+    return replace(t, **{n: mean(getattr(t, n)) for n in ("restored", "single", "null", "single_null")})
+
+
 def _trace(model: Model, bound: Bound, run: Corrupted, site: str, window: int, samples: int, seed: int) -> Traced:
     measure = with_probability(bound)
     clean = model.capture(bound.clean, site, logits=False)
     right = measure(model.run_last(bound.clean), torch.arange(len(bound)))
-    cells = [(i, p) for i in clean.layers(site) for p in positions(bound.clean)]
-    wide = [[Address(site, j, None, p) for j in window_of(i, window, clean.layers(site))] for i, p in cells]
-    alone = [[Address(site, i, None, p)] for i, p in cells] if window > 1 else []
-    worse, effects = _restored(model, run, [*wide, *alone], clean, measure)
-    gap = float((right - worse.mean(0))[:, 0].mean())
-    if not math.isfinite(gap) or abs(gap) < 1e-6:
-        why = f"the corruption ({run.says}) leaves clean − corrupted at {gap:.2g}, so there is nothing to bring back"
-        raise Refused("causal tracing", why, "use prompts whose answers differ")
-    seeds = torch.randint(1 << 62, (samples, len(cells), window), generator=generator(seed)).tolist()
+    layers, places = clean.layers(site), positions(bound.clean)
+    cells = [(i, p) for i in layers for p in places]
+    wide = [[Address(site, j, None, p) for j in window_of(i, window, layers)] for i, p in cells]
+    asked = wide + ([[Address(site, i, None, p)] for i, p in cells] if window > 1 else [])
+    worse, effects = _restored(model, run, asked, clean, measure)
+    seeds = torch.randint(1 << 62, (samples, len(asked), window), generator=generator(seed)).tolist()
     nulls = []
     for s, own_seeds in enumerate(seeds):
         draw = s % len(run.noises)
         base = run.base([draw])
         own = model.capture(run.tokens, site, base, logits=False)
-        random = [_steps(places, own, clean, chosen) for places, chosen in zip(wide, own_seeds, strict=True)]
+        random = [_steps(a, own, clean, chosen) for a, chosen in zip(asked, own_seeds, strict=True)]
         nulls.append(sweep(model, run.tokens, random, measure, base=base).to(worse.device) - worse[draw])
-    null = torch.stack(nulls) if nulls else effects[:0]
-    single = effects[len(cells) :] if window > 1 else effects
-    right, wrong, restored, single, null = (
-        t.float().cpu() for t in (right, worse.mean(0), effects[: len(cells)], single, null)
-    )
-    return Traced(right, wrong, restored, single, null, gap)
+    n = len(cells)
+    found = (effects[:n], effects[-n:], torch.stack(nulls)[:, :n], torch.stack(nulls)[:, -n:])
+    grids = (x.float().cpu().unflatten(-3, (len(layers), len(places))) for x in found)
+    return Traced(right.float().cpu(), worse.mean(0).float().cpu(), *grids)
 
 
 def _restored(
@@ -237,42 +302,61 @@ def _steps(places: Sequence[Address], own: Activations, clean: Activations, seed
 
 
 def _result(
-    model: Model, task: Task, bound: Bound, site: str, made: list[Corrupted], traced: list[Traced], seed: int
-) -> Trace:
-    t, layers = traced[0], [a.layer for a in model.places(site)]
-    shape = (len(layers), -1)
+    model: Model, task: Task, bound: Bound, site: str, made: list[Corrupted], traced: list[Traced],
+    named: Roles | None, seed: int,
+) -> Trace:  # fmt: skip
+    t, share = traced[0], "share of clean − corrupted"
+    found: dict[str, Tensor] = {}
+    for name, values, null in (
+        ("", t.restored[..., 0], t.null[..., 0]),
+        ("single", t.single[..., 0], t.single_null[..., 0]),
+        ("probability", t.restored[..., 1], t.null[..., 1]),
+    ):
+        found[name or "effect"] = values.nanmean(-1)
+        found[f"{name}_interval".lstrip("_")] = _interval(values, seed)
+        found[f"{name}_null".lstrip("_")] = null.nanmean(-1).movedim(0, -1)
+    units = dict.fromkeys([*found, "clean", "corrupt"], bound.unit)
+    units |= {n: "probability" for n in found if n.startswith("probability")} | {"recovered": share}
+    found["recovered"] = found["effect"] / t.gaps
+    if traced[1:]:
+        o = traced[1]
+        gaps = o.gaps[..., None]
+        found["other"] = o.restored[..., 0].nanmean(-1) / o.gaps
+        found["other_interval"] = (_interval(o.restored[..., 0], seed) / gaps).sort(-1).values
+        found["other_null"] = o.null[..., 0].nanmean(-1).movedim(0, -1) / gaps
+        units |= dict.fromkeys(("other", "other_interval", "other_null"), share)
+    for name, values in (("clean", t.clean), ("corrupt", t.corrupt)):
+        found |= {name: values[:, 0], f"{name}_probability": values[:, 1]}
+    labels: dict[str, list[Any]] = {"layer": [a.layer for a in model.places(site)], "bound": BOUNDS}
+    labels["position"] = list(named.names) if named is not None else position_names(bound.clean)
+    kept = {n: x.clone() for n, x in found.items()}
+    index = named.index if named is not None else None
+    record = _notes(task, bound, made, traced, found) | _axis(bound, named)
+    return Trace(**kept, roles=index, labels=labels, units=units, record=record)
 
-    def grid(x: Tensor) -> Tensor:
-        return x.reshape(*shape, *x.shape[1:])
 
-    effect, single, probability = (grid(x) for x in (t.restored[..., 0], t.single[..., 0], t.restored[..., 1]))
-    recovered = [grid(x.restored[..., 0]).mean(-1) / x.gap for x in traced]
-    intervals = [bootstrap_mean(x.movedim(-1, 0), seed=seed) for x in (effect, single, probability)]
-    named = ("effect", "interval", "null", "single", "single_interval", "clean", "corrupt")
-    units = dict.fromkeys(named, bound.unit)
-    share = "share of clean − corrupted"
-    return Trace(
-        effect=effect.mean(-1),
-        interval=intervals[0],
-        null=t.null[..., 0].mean(-1).T.reshape(*shape, t.null.shape[0]).clone(),
-        single=single.mean(-1),
-        single_interval=intervals[1],
-        probability=probability.mean(-1),
-        probability_interval=intervals[2],
-        recovered=recovered[0],
-        clean=t.clean[:, 0].clone(),
-        corrupt=t.corrupt[:, 0].clone(),
-        clean_probability=t.clean[:, 1].clone(),
-        corrupt_probability=t.corrupt[:, 1].clone(),
-        other=recovered[1] if len(traced) > 1 else None,
-        labels={"layer": layers, "position": position_names(bound.clean), "bound": BOUNDS},
-        units=units | {"probability": "probability", "recovered": share} | ({"other": share} if traced[1:] else {}),
-        record=_notes(task, bound, made, traced, recovered),
-    )
+def _interval(values: Float[Tensor, "layer place prompt"], seed: int) -> Float[Tensor, "layer place bound"]:
+    """Bootstrap over the prompts that have each place."""
+    each = [v[:, ~v.isnan().any(0)] for v in values.unbind(1)]
+    if all(v.shape == each[0].shape for v in each):
+        return bootstrap_mean(torch.stack(each, 1).movedim(-1, 0), seed=seed)
+    return torch.stack([bootstrap_mean(v.T, seed=seed) for v in each], dim=1)
+
+
+def _axis(bound: Bound, named: Roles | None) -> dict[str, Any]:
+    """What the record says about the axis of positions."""
+    alone = {} if len(bound) > 1 else {"no_interval": "one prompt"}
+    if named is None:
+        return {"by": "position"} | alone
+    counts = dict(zip(named.names, named.has.sum(1).tolist(), strict=True))
+    few = [name for name, n in counts.items() if n == 1]
+    _, of = subject_or_changed(bound)
+    said: dict[str, Any] = {"by": "role", "roles of": of, "prompts with the role": counts}
+    return said | ({"no_interval": f"one prompt has the role {', '.join(few)}"} if few else {}) | alone
 
 
 def _notes(
-    task: Task, bound: Bound, made: list[Corrupted], traced: list[Traced], recovered: list[Tensor]
+    task: Task, bound: Bound, made: list[Corrupted], traced: list[Traced], found: dict[str, Tensor]
 ) -> dict[str, Any]:
     notes: dict[str, Any] = {
         "corruption": made[0].says + (f" ({task.corruption})" if task.corruption else ""),
@@ -283,8 +367,8 @@ def _notes(
     if len(traced) > 1:
         notes["other corruption"] = made[1].says
         notes["clean − corrupted of the other"] = traced[1].gap
-        notes["agreement"] = agreement(*recovered)
-    return notes | ({} if len(bound) > 1 else {"no_interval": "one prompt"})
+        notes["agreement"] = agreement(found["recovered"], found["other"])
+    return notes | {"without interval or null": {"recovered": "those of effect, divided by clean − corrupted"}}
 
 
 def agreement(a: Float[Tensor, "*cell"], b: Float[Tensor, "*cell"]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
+from cutaway.models.model import Model
 from cutaway.patching import activation, causal_trace
 from cutaway.patching.causal_trace import SIGMAS, agreement
 from cutaway.patching.cells import window_of
@@ -107,7 +108,7 @@ def test_noise_equals_the_definition(site, window):
 @pytest.mark.parametrize("task", [llama_task(), uneven_task()], ids=["even", "uneven"])
 @pytest.mark.parametrize("site", ["resid_post", "mlp_out", "attn_out"])
 def test_symmetric_equals_activation_patching(task, site):
-    trace = causal_trace(llama(), task, site=site, samples=1)
+    trace = causal_trace(llama(), task, site=site, by="position", samples=1)
     other = activation(llama(), task, site=site, samples=1)
     for field in ("effect", "interval", "recovered", "clean", "corrupt"):
         assert torch.allclose(getattr(trace, field), getattr(other, field), atol=1e-4), field
@@ -125,7 +126,7 @@ def test_the_last_state_brings_all_of_it_back(corruption):
 
 @pytest.mark.parametrize("task", [subject_task(), uneven_task()], ids=["even", "uneven"])
 def test_draws_side_by_side_equal_draws_one_after_the_other(task, monkeypatch):
-    options = {"site": "mlp_out", "corruption": "noise", "window": 2, "draws": 2, "samples": 3}
+    options = {"site": "mlp_out", "corruption": "noise", "by": "position", "window": 2, "draws": 2, "samples": 3}
     together = causal_trace(llama(), task, **options)
     monkeypatch.setattr(sys.modules[agreement.__module__], "_TOGETHER", 1)
     apart = causal_trace(llama(), task, **options)
@@ -138,6 +139,8 @@ def test_windows_stand_beside_their_single_layers():
     one = causal_trace(llama(), task, site="mlp_out", samples=1)
     wide = causal_trace(llama(), task, site="mlp_out", window=3, samples=1)
     assert torch.equal(one.effect, one.single)
+    assert torch.equal(one.null, one.single_null)
+    assert not torch.allclose(wide.null, wide.single_null, atol=1e-3)
     assert torch.allclose(wide.single, one.effect, atol=1e-5)
     assert torch.allclose(wide.single_interval, one.interval, atol=1e-5)
     assert torch.allclose(wide.effect[0], wide.effect[1], atol=1e-5)  # both windows are all of the two layers
@@ -151,6 +154,11 @@ def test_both_corruptions_are_compared():
     result = causal_trace(llama(), task, both=True, draws=2, samples=1)
     noisy = causal_trace(llama(), task, corruption="noise", draws=2, samples=1)
     assert torch.allclose(result.other, noisy.recovered, atol=1e-5)
+    gap = noisy.record["clean − corrupted"]
+    assert torch.allclose(
+        result.other_interval, noisy.interval / gap if gap > 0 else noisy.interval.flip(-1) / gap, atol=1e-4
+    )
+    assert torch.allclose(result.other_null, noisy.null / gap, atol=1e-4)
     assert result.record["agreement"] == agreement(result.recovered, result.other)
     assert agreement(noisy.effect, noisy.effect)["spearman"] == pytest.approx(1)
     assert agreement(noisy.effect, -noisy.effect)["pearson"] == pytest.approx(-1)
@@ -184,6 +192,91 @@ def test_windows_and_draws_that_make_no_sense_are_refused():
         with pytest.raises(Refused) as refusal:
             causal_trace(llama(), llama_task(), **options)
         assert next(iter(options)) in refusal.value.what
+
+
+def roles_task():
+    """Three lengths; subjects of three tokens, of one, and of three right before the last token."""
+    pairs = uneven_task().pairs
+    subjects = ("Mary and John", "Anna", "letter of Emma")
+    return Task("roles", tuple(replace(p, subject=s) for p, s in zip(pairs, subjects, strict=True)))
+
+
+#: what each token of these prompts is, written by hand
+BY_HAND = [
+    ["before", "first", "middle", "last", "next", *["further"] * 6, "end"],
+    ["before"] * 9 + ["last", "next", "further", "further", "end"],
+    ["before"] * 12 + ["first", "middle", "last", "end"],
+]
+NAMED = {
+    "before": "before", "first": "first subject token", "middle": "middle subject tokens", "last": "last subject token",
+    "next": "next token", "further": "further tokens", "end": "last token",
+}  # fmt: skip
+
+
+def averaged(rows):
+    """Prompt by prompt the mean over each role's tokens, then the mean over the prompts that have any."""
+    out = []
+    for role in NAMED:
+        own = [
+            [r[:, i] for i, name in enumerate(names) if name == role] for r, names in zip(rows, BY_HAND, strict=True)
+        ]
+        out.append(torch.stack([torch.stack(o).mean(0) for o in own if o]).mean(0))
+    return torch.stack(out, 1)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_roles_are_means_over_each_prompts_own_tokens(side, monkeypatch):
+    model, task, tokens = llama(), roles_task(), Model.tokens
+    monkeypatch.setattr(Model, "tokens", lambda self, prompts, pad=side: tokens(self, prompts, pad))
+    result = causal_trace(model, task, samples=2)
+    alone = [causal_trace(model, Task("one", (p,)), by="position", samples=1) for p in task.pairs]
+    assert [len(r.labels["position"]) for r in alone] == list(map(len, BY_HAND))
+    assert result.labels["position"] == list(NAMED.values())
+    assert torch.allclose(result.effect, averaged([r.effect for r in alone]), atol=1e-4)
+    assert torch.allclose(result.probability, averaged([r.probability for r in alone]), atol=1e-5)
+    for i, names in enumerate(BY_HAND):
+        assert [result.labels["position"][r] for r in result.roles[i] if r >= 0] == [NAMED[n] for n in names]
+    assert result.record["prompts with the role"]["middle subject tokens"] == 2
+    gap = torch.stack([r.clean - r.corrupt for r in alone])[[0, 2]].mean()
+    assert torch.allclose(result.recovered[:, 1], result.effect[:, 1] / gap, atol=1e-4)
+    assert result.interval.isfinite().all()
+    assert result.select(position="last subject token").effect.shape == (2, 1)
+    assert torch.allclose(causal_trace(model, task, by="role", samples=2).null, result.null)
+
+
+def test_roles_under_noise_equal_the_definition():
+    model, task = llama(), roles_task()
+    bound = task.bind(model)
+    (noise,) = noises(model, bound, 1, 3)
+    rows = []
+    for i, n in enumerate(bound.clean.lengths.tolist()):
+        one, ids = bound.rows([i]), bound.clean.ids[i : i + 1, :n]
+        _, clean = by_hand(model, ids, keep=[("resid_post", j, 0) for j in range(2)])
+        worse, _ = by_hand(model, ids, noise[i : i + 1, :n])
+        rows.append(torch.zeros(2, n))
+        for layer in range(2):
+            for p in range(n):
+                place = {("resid_post", layer, p): clean["resid_post", layer][:, p]}
+                got, _ = by_hand(model, ids, noise[i : i + 1, :n], place)
+                rows[-1][layer, p] = float(one.metric(got) - one.metric(worse))
+    result = causal_trace(model, task, corruption="noise", draws=1, samples=1, seed=3)
+    assert torch.allclose(result.effect, averaged(rows), atol=2e-4)
+
+
+def test_roles_are_taken_where_positions_would_mix_subjects_with_other_words():
+    same = causal_trace(llama(), subject_task(), samples=1)
+    assert (same.record["by"], same.roles) == ("position", None)
+    pairs = subject_task().pairs
+    moved = Task("moved", (pairs[0], replace(pairs[1], subject=pairs[1].clean.split(" ")[0])))
+    assert causal_trace(llama(), moved, samples=1).record["by"] == "role"
+    unnamed = causal_trace(llama(), uneven_task(), samples=1)
+    assert unnamed.labels["position"] == ["before", "last changed token", "next token", "further tokens", "last token"]
+    assert "the tokens that the corruption changes" in unnamed.record["roles of"]
+    none = Task("none", tuple(replace(p, corrupt=p.clean) for p in pairs[:1]) + pairs[1:])
+    none = Task("none", tuple(replace(p, subject=None) for p in none.pairs))
+    assert causal_trace(llama(), none, samples=1).record["by"] == "position"
+    with pytest.raises(Refused, match="names no subject"):
+        causal_trace(llama(), none, by="role", samples=1)
 
 
 def test_a_corruption_without_effect_is_refused():
