@@ -84,7 +84,10 @@ TOGETHER: dict[str, list[dict[str, Any]]] = {
 
 
 #: what must be named for prompts to be asked the same thing apart and together
-FIXED: dict[str, dict[str, Any]] = {"features.latents": {"latents": "3,7,11"}}
+FIXED: dict[str, dict[str, Any]] = {
+    "features.latents": {"latents": "3,7,11"},
+    "patching.causal_trace": {"by": "position"},
+}
 
 
 def variants(row: Method) -> Iterator[dict[str, Any]]:
