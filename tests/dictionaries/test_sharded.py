@@ -77,18 +77,18 @@ def results(trained):
 # --- the processes
 
 
-def process(rank, store, job, *args):
-    """One of two processes; a job that fails makes it end with an error."""
+def process(rank, store, n, job, *args):
+    """One of n processes; a job that fails makes it end with an error."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=n)
     job(rank, *args)
     dist.destroy_process_group()
 
 
-def launched(folder, job, *args):
-    """Exit codes of two processes of a group that did a job."""
+def launched(folder, job, *args, n=2):
+    """Exit codes of n processes of a group that did a job."""
     store = folder / f"store {job.__name__} {args[-1:]}".replace("/", "")
-    return ended(process, store, job, *args)
+    return ended(process, store, n, job, *args, n=n)
 
 
 def ended(target, *args, n=2):
@@ -222,6 +222,13 @@ def resumed(rank, folder, when):
     tr.train(source(), KILLED, plan(10), out=folder / when, device=mesh())
 
 
+def square(rank, folder):
+    """Two replicas of two shards."""
+    made = results(tr.train(source(), [RECIPES[n] for n in OVER_TOKENS], plan(), device=mesh(2), out=folder / "square"))
+    if rank == 0:
+        write_tensors(folder / "square.safetensors", made, {})
+
+
 COMMAND = (
     "dict train --site resid_post.2 --tokens 1000 --batch 128 --context 32 --threads 1 --latents 40 --k 4 --rate 0.01"
 )
@@ -263,6 +270,16 @@ def test_two_processes_train_what_one_trains(folder, over):
     alone = results(tr.train(source(), [RECIPES[n] for n in names], how))
     made, _ = read_tensors(folder / f"{over}.safetensors")
     agree(made, alone, **NEAR)
+
+
+def test_two_replicas_of_two_shards_train_what_one_process_trains(tmp_path):
+    assert launched(tmp_path, square, tmp_path, n=4) == [0] * 4
+    alone = results(tr.train(source(), [RECIPES[n] for n in OVER_TOKENS], plan()))
+    made, _ = read_tensors(tmp_path / "square.safetensors")
+    agree(made, alone, **NEAR)
+    tensors, record = checkpoints.read(tmp_path / "square")
+    assert record["step"] == 5
+    assert torch.equal(tensors["0/weight/encoder.0"], made[f"0/encoder.0.{A}"])
 
 
 def test_replicas_write_every_row_once(folder):

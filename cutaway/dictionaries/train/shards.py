@@ -29,6 +29,9 @@ PER_LATENT = ("encoder", "decoder", "b_enc", "silent", "gate")
 def mesh(replicas: int = 1) -> DeviceMesh:
     """The processes of this run as replicas (parts of the tokens) × shards of latents.
 
+    Every process reads the whole stream and takes its part of each batch: replicas share the training, not the model's
+    forwards. Where those cost most, harvest once and train on the shards.
+
     Raises:
         Refused: no process group, or not so many processes.
     """
