@@ -39,7 +39,8 @@ def width():
 def test_a_dictionary_is_judged_on_its_model(capsys, tmp_path, width):
     one, two = saved(tmp_path / "one.safetensors", width), saved(tmp_path / "two.safetensors", width, 60, 1)
     line = f"dict eval {one} --tokens 900 --sequences 3 --context 40 --nulls 1"
-    code, out, err = run(capsys, f"{line} --features 2 --other {two} --out {tmp_path / 'scores.safetensors'} --json")
+    more = f"--features 2 --by frequency --seeds {two} {two} --declared-l0 5"
+    code, out, err = run(capsys, f"{line} {more} --other {two} --out {tmp_path / 'scores.safetensors'} --json")
     assert code == 0, err
     data = json.loads(out)
     names = data["scores"]["labels"]["score"]
@@ -48,6 +49,11 @@ def test_a_dictionary_is_judged_on_its_model(capsys, tmp_path, width):
     assert data["scores"]["labels"]["control"] == ["pca", "pca first", "neurons"]
     assert len(data["features"]) == 2
     assert data["features"][0]["contexts"][0]["token"]
+    assert data["features"][0]["frequency"] >= data["features"][1]["frequency"]
+    assert sum(data["density"]["latents"]) == 40
+    assert data["seeds"]["fields"]["alike"]["values"][1][2] > 0.999
+    assert data["scores"]["record"]["declared L0"] == {"declared": 5.0, "measured": 5.0, "agrees": True}
+    assert " sequences" in str(data["scores"]["record"]["interval"])
     assert data["comparison"]["kind"] == "dictionary_comparison"
     assert len(data["splitting"]["fields"]["parts"]["values"]) == 40
     assert data["scores"]["record"]["trained on them"] is False
@@ -72,7 +78,10 @@ def test_refusals_of_judging(capsys, tmp_path, width):
     for line, why in [
         (f"dict eval {tmp_path / 'none.safetensors'}", "nothing"),
         (f"dict eval {d} --truth 7k", "1k, 4k, 16k"),
-        (f"dict eval {d} --tokens 500 --random-weights 1000 --sequences 0", "how it was trained"),
+        ("dict eval miniworld/resid_post.3 --truth 1k", "trained on a model's activations"),
+        (f"dict eval {d} --other miniworld/resid_post.3", "the dictionary judged of resid_post.1"),
+        (f"dict eval {d} --words world --tokens 900 --sequences 0 --nulls 1", "can spell"),
+        (f"dict eval {d} --labels {d} --tokens 900 --sequences 0", "cannot be read"),
     ]:
         code, _, err = run(capsys, line)
         assert code == 2
@@ -83,10 +92,39 @@ def test_a_dictionary_of_shuffled_weights_is_a_control(capsys, tmp_path, width):
     from cutaway.dictionaries import train as tr
 
     recipe = tr.autoencoder("resid_post.1", 24, tr.TopK(3), rate=1e-3).as_dict()
-    d = saved(tmp_path / "d.safetensors", width, recipe=recipe, rate=1e-3)
-    more = "--nulls 1 --random-weights 2000 --context 32"
-    code, out, _ = run(capsys, f"dict eval {d} --tokens 600 --sequences 0 {more} --json")
-    assert code == 0
-    scores = json.loads(out)["scores"]
-    assert scores["labels"]["control"][-1] == "random weights"
-    assert scores["fields"]["control"]["values"][0][-1] <= 3
+    told = saved(tmp_path / "told.safetensors", width, recipe=recipe, rate=1e-3)
+    untold = saved(tmp_path / "untold.safetensors", width)
+    for d, k, said in [(told, 3, "the same recipe"), (untold, 5, "no recipe in the file")]:
+        more = "--nulls 1 --random-weights 2000 --context 32"
+        code, out, err = run(capsys, f"dict eval {d} --tokens 600 --sequences 0 {more} --json")
+        assert code == 0, err
+        scores = json.loads(out)["scores"]
+        assert scores["labels"]["control"][-1] == "random weights"
+        assert scores["fields"]["control"]["values"][0][-1] <= k
+        assert said in scores["record"]["random weights"]
+        assert "behind those judged on" in scores["record"]["random weights"]
+
+
+def test_what_is_judged_on_is_not_trained_on_and_a_short_text_is_refused(capsys, tmp_path, width):
+    text = tmp_path / "t.txt"
+    text.write_text("gatoko lives in phuket and plays the flute . " * 40)
+    d = saved(tmp_path / "d.safetensors", width)
+    line = f"dict eval {d} --text {text} --context 16 --sequences 2 --nulls 1"
+    code, out, err = run(capsys, f"{line} --tokens 300 --json")
+    assert code == 0, err
+    assert " contexts" in str(json.loads(out)["scores"]["record"]["interval"])
+    code, _, err = run(capsys, f"{line} --random-weights 1000")
+    assert code == 2
+    assert "nothing is left to train on" in err
+
+
+def test_concepts_are_probed_on_labelled_texts(capsys, tmp_path, width):
+    d, file = saved(tmp_path / "d.safetensors", width), tmp_path / "l.jsonl"
+    rows = [{"text": f"{n} lives in {c}", "label": c} for n in ("gatoko", "jarisa", "lomi", "newa") for c in
+            ("phuket", "busan") for _ in range(8)]  # fmt: skip
+    file.write_text("\n".join(map(json.dumps, rows)))
+    code, out, err = run(capsys, f"dict eval {d} --tokens 600 --sequences 0 --nulls 1 --labels {file} --json")
+    assert code == 0, err
+    found = json.loads(out)["probing"]
+    assert len(found["labels"]["concept"]) == 1
+    assert found["fields"]["accuracy"]["values"][found["labels"]["method"].index("linear probe")][0] == 1.0
