@@ -1,18 +1,20 @@
 # make demo   the main job on the bundled model     make test   the whole suite, offline
 # make check  format, lint, types, tests            make docs   the generated pages of docs/
 # make browser  the report in a real browser (needs chromium)
+# make twins  the GPU kernels in Triton's interpreter (installs Triton beside the packages: 700 MB)
 
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+TRITON := $(shell sed -n 's/^triton==/triton==/p' constraints.txt)
 # The CPU build of PyTorch is ten times smaller; it is used where no NVIDIA driver answers and its index can be reached.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 WORKERS ?= 2
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 SOURCES := cutaway tests tools $(wildcard bench examples)
 
-.PHONY: demo test check browser format docs clean
+.PHONY: demo test check browser twins format docs clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -35,6 +37,9 @@ check: $(VENV)/.installed-dev
 
 browser: $(VENV)/.installed-dev
 	@$(OFFLINE) $(BIN)/python -m pytest tests/browser/look_at_report.py
+
+twins: $(VENV)/.installed-dev $(VENV)/.triton
+	@PYTHONPATH=$(VENV)/triton TRITON_INTERPRET=1 $(OFFLINE) $(BIN)/python -m tests.triton.check_twins
 
 format: $(VENV)/.installed-dev
 	@$(BIN)/ruff format $(SOURCES)
@@ -63,4 +68,10 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "· installing the development tools"
 	@$(PIP) -e ".[dev]"
+	@touch $@
+
+# In a folder of its own, so that PyTorch and everything else go on without it; GPU builds of PyTorch bring it themselves.
+$(VENV)/.triton: $(VENV)/.installed
+	@$(BIN)/python -c "import triton" 2>/dev/null || { echo "· installing $(TRITON)"; \
+		$(PIP) --no-deps --target $(VENV)/triton "$(TRITON)"; }
 	@touch $@

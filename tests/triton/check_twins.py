@@ -1,7 +1,7 @@
-"""Triton twins against PyTorch, in Triton's interpreter on a processor: python -m tests.triton.check_twins
+"""Triton twins against PyTorch, in Triton's interpreter on a processor: make twins
 
-Not collected by pytest, because Triton is no dependency: install it (`pip install triton`) and run this. With a GPU,
-and TRITON_INTERPRET=0, the compiled kernels are compared instead.
+Not collected by pytest, because Triton is no dependency. With a GPU, and TRITON_INTERPRET=0, the compiled kernels are
+compared instead: python -m tests.triton.check_twins
 """
 
 import os
