@@ -29,6 +29,7 @@ from cutaway.models.edits import Replace
 from cutaway.models.executor import sweep
 from cutaway.models.memory import in_halves
 from cutaway.models.model import Model
+from cutaway.models.shards import processes
 from cutaway.models.tokens import Tokens
 from cutaway.patching.audit import STATISTICS, Audit, audit, rounding
 from cutaway.patching.cells import By, Cells, cells, named, several
@@ -287,12 +288,24 @@ def estimates(
         kept = x if len(rows) == n else None
         done.append(_Part(rows, kept, x.clean.cpu(), x.corrupt.cpu(), torch.cat(values, 1), torch.cat(null, 1)))
 
-    in_halves(range(n), _size(model, bound, wanted, how), work)
+    _in_parts(range(n), _size(model, bound, wanted, how), work)
     clean, corrupt = (torch.cat([getattr(p, name) for p in done]) for name in ("clean", "corrupt"))
     gap = difference(task, clean, corrupt)
     values, null = torch.cat([p.values for p in done], dim=-1), torch.stack([p.null for p in done]).sum(0) / n
     parts = [p.rows for p in done]
     return Estimates(bound, wanted, direction, task.corruption, clean, corrupt, gap, values, null, parts, done[0].runs)
+
+
+def _in_parts(rows: Sequence[int], size: int, work: Callable[[Sequence[int]], None]) -> None:
+    """Some prompts at a time, and half as many where memory runs out.
+
+    Processes that share a plan must cut it alike, so none of them halves on its own.
+    """
+    if processes() == 1:
+        in_halves(rows, size, work)
+        return
+    for at in range(0, len(rows), size):
+        work(rows[at : at + size])
 
 
 def _size(model: Model, bound: Bound, wanted: Sequence[Nodes], how: Rule) -> int:
@@ -331,7 +344,7 @@ def _exact(model: Model, e: Estimates, places: Sequence[Address]) -> Float[Tenso
         found.append(sweep(model, target, [[Replace(a, donor[str(a)])] for a in places], measured(part)).float().cpu())
 
     for rows in e.parts:
-        in_halves(rows, len(rows), work)
+        _in_parts(rows, len(rows), work)
     return torch.cat(found, dim=1) - (e.corrupt if e.direction == "denoise" else e.clean)
 
 

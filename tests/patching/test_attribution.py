@@ -230,6 +230,10 @@ def test_memory_that_runs_out_halves_a_part(estimate, site, monkeypatch):
     assert refused[:2] == [7, 3], "the first part was halved and halved again"
     torch.testing.assert_close(got.effect, want.effect, rtol=1e-5, atol=1e-6 * float(want.effect.abs().max()))
     torch.testing.assert_close(got.exact, want.exact, rtol=1e-4, atol=1e-5, equal_nan=True)
+    with monkeypatch.context() as several:
+        several.setattr(linear, "processes", lambda: 2)  # one that halved alone would wait for the others for ever
+        with pytest.raises(Refused, match="memory"):
+            estimate(model, task, **options)
 
     def never(*rest: Any, **more: Any) -> Any:
         raise torch.OutOfMemoryError("no more")
