@@ -193,18 +193,19 @@ def _penalised(
     def own(usual: float) -> float:
         return usual if weight is None else weight
 
+    wide = tr.JumpRelu(start=0.1, width=2.0, to_input=True)
     match gating, kind:
         case tr.Gated(), _:
             return gating, (ob.OpenGate(own(5.0)),)
         case tr.Relu(), "step":
             return gating, (ob.L1(own(5.0)),)
         case tr.Relu(), _:
-            return gating, (ob.Tanh(own(10.0)),)
+            return gating, (ob.Tanh(own(5.0)),)
         case _, "tanh":  # Anthropic, January 2025
-            return tr.JumpRelu(start=0.1, width=2.0, to_input=True), (ob.Tanh(own(10.0)), ob.PreActivation())
-        case _, "quadratic":
+            return wide, (ob.Tanh(own(5.0)), ob.PreActivation())
+        case _, "quadratic":  # thresholds alone are too slow to reach a target: the estimate moves encoders as well
             assert l0 is not None
-            return gating, (ob.L0Target(own(10.0), l0),)
+            return wide, (ob.L0Target(own(30.0), l0),)
     return gating, (ob.L0(own(0.5)),)
 
 

@@ -154,7 +154,7 @@ def one(**flags):
 def test_flags_are_recipes():
     a, b, c, z = "mlp_in.0", "mlp_in.1", "mlp_out.0", "mlp_out.1"
     site, two = "resid_post.1", {"site": [a, b], "write": [c, z]}
-    batch = tr.BatchTopK(16)
+    batch, wide = tr.BatchTopK(16), tr.JumpRelu(0.1, 2.0, to_input=True)
     for flags, recipe in [
         ({}, tr.autoencoder(site, 1024, batch)),
         ({"gate": "topk", "wide": 64, "k": [8]}, tr.autoencoder(site, 1024, tr.TopK(8, 64))),
@@ -163,10 +163,10 @@ def test_flags_are_recipes():
         ({"gate": "relu", "penalty": 3.0}, tr.autoencoder(site, 1024, tr.Relu(), (ob.L1(3.0),))),
         ({"gate": "gated", "penalty": 3.0}, tr.autoencoder(site, 1024, tr.Gated(), (ob.OpenGate(3.0),))),
         ({"gate": "jumprelu"}, tr.autoencoder(site, 1024, tr.JumpRelu())),
-        ({"gate": "jumprelu", "l0": 9.0}, tr.autoencoder(site, 1024, tr.JumpRelu(), (ob.L0Target(10.0, 9.0),))),
+        ({"gate": "jumprelu", "l0": 9.0}, tr.autoencoder(site, 1024, wide, (ob.L0Target(30.0, 9.0),))),
         (
             {"gate": "jumprelu", "penalty_kind": "tanh"},
-            tr.autoencoder(site, 1024, tr.JumpRelu(0.1, 2.0, True), (ob.Tanh(10.0), ob.PreActivation())),
+            tr.autoencoder(site, 1024, wide, (ob.Tanh(5.0), ob.PreActivation())),
         ),
         ({"site": [a, b]}, tr.autoencoders([a, b], 1024, batch)),
         ({"site": [a, b], "kind": "crosscoder"}, tr.crosscoder([a, b], 1024, batch)),

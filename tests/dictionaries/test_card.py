@@ -96,3 +96,22 @@ def test_the_threshold_of_a_batch_gate_gives_the_sparsity_trained_for():
     assert not math.isnan(gate.threshold)
     l0 = observe(done.dictionary, Evidence(next(iter(source)))).l0
     assert l0 == pytest.approx(3, abs=0.4)
+
+
+def test_a_card_warns_of_what_was_trained_on_and_of_what_is_worse_than_the_mean():
+    acts = torch.cat([next(Fresh())[A] for _ in range(2)])
+    source = tr.Held({A: acts}, 256)
+    plan = tr.Plan(tokens=256 * 4, select="float32", products="plain")
+    done = tr.train(source, tr.autoencoder(A, 24, tr.TopK(3), rate=1e3), plan)
+    (made,) = tr.card(done, source, tokens=600)
+    assert made["held_out"] is False
+    assert [w.split(":")[0].split(" is")[0] for w in made["warnings"]] == [
+        "FVU",
+        "the source began anew, so these tokens were trained on",
+    ]
+    (fresh,) = tr.card(done, Fresh(), tokens=600)
+    assert fresh["held_out"] is None
+    source = tr.Held({A: torch.cat([acts] * 4)}, 256)
+    (unseen,) = tr.card(tr.train(source, tr.autoencoder(A, 24, tr.TopK(3), rate=1e-3), plan), source, tokens=256)
+    assert unseen["held_out"] is True
+    assert not unseen["warnings"]

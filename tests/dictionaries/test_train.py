@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from cutaway import streams
 from cutaway.core.progress import listening
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries import objectives as ob
 from cutaway.dictionaries import train as tr
 from cutaway.dictionaries.store import described
 from cutaway.dictionaries.train import adam as adams
-from cutaway.dictionaries.train import checkpoints
+from cutaway.dictionaries.train import checkpoints, loop
 from cutaway.dictionaries.train.recipe import recipe_of
 
 A, B, C, Z = "resid_post.0", "mlp_out.1", "mlp_out.2", "mlp_out.3"
@@ -168,6 +169,23 @@ def test_checkpoints_come_by_time_as_well(tmp_path):
 
     tr.train(held(), topk(), plan(checkpoint_every=1000, checkpoint_seconds=1e-9), out=tmp_path, progress=look)
     assert kept == [3, 7, 11, 15, 19, 23]  # each step; the report comes before its own checkpoint
+
+
+def test_moments_that_a_source_has_are_taken_and_no_batch_is_read_for_them():
+    class Counted(tr.Held):
+        def moments(self):
+            return {s: streams.Moments(D).update(x) for s, x in self.acts.items()}
+
+    given = Counted(held().acts, 128)
+    seen = []
+    tr.train(given, topk(), plan(tokens=128 * 8), progress=lambda p: seen.append((p.tokens, given.number)))
+    assert seen[0] == (128 * 4, 4)
+    run = loop.Run(Counted(held().acts, 128), [topk()], plan(), None, "cpu")
+    run.begin()
+    learner, x = run.entries[0].learner, given.acts[A].double()
+    assert torch.allclose(learner.mean[A], (x.mean(0) * learner.scale[A]).float(), atol=1e-5)
+    assert learner.scale[A] == pytest.approx(D**0.5 / float(x.norm(dim=1).mean()))
+    assert learner.variance == pytest.approx(float(x.var(0, correction=0).sum()) * learner.scale[A] ** 2)
 
 
 def test_a_finished_run_is_not_trained_further(tmp_path):
@@ -345,6 +363,10 @@ def test_a_source_that_ends_ends_the_run():
         (lambda: tr.cross_layer([A], [B, C], F, tr.TopK(3)), "cross-layer"),
         (lambda: tr.Held({A: torch.zeros(4, 2)}, 5), "batches"),
         (lambda: tr.recipe_of({**topk().as_dict(), "gating": {"kind": "Maybe"}}), "Maybe"),
+        (lambda: tr.recipe_of({"gating": {"kind": "TopK", "k": 1}}), "'blocks' is missing"),
+        (lambda: tr.recipe_of({**topk().as_dict(), "colour": 1}), "'colour'"),
+        (lambda: tr.recipe_of({**topk().as_dict(), "adam": {"beta": 1}}), "cannot be read"),
+        (lambda: tr.transcoders([A], [B, C], F, tr.TopK(3)), "as many"),
         (lambda: ob.term_of({"kind": "Spliced"}), "Spliced"),
     ],
 )
