@@ -10,6 +10,8 @@ from cutaway.views.spec import fields, pictures
 from cutaway.views.summary import summary
 from cutaway.views.terminal import table, terminal
 
+_PANELS = 2  # more than so many heat maps push everything else out of sight
+
 
 def draw(console: Console, result: Result, field: str | None = None, entries: int = 8) -> None:
     """Draw a field of a result (the first if None), rank its entries, say what else it found and how to repeat it."""
@@ -17,8 +19,12 @@ def draw(console: Console, result: Result, field: str | None = None, entries: in
     console.print(
         Text(str(record.get("method", result.kind)), "bold").append(f"  {record.get('answers', '')}", "not bold")
     )
-    console.print(terminal(result, shown))
-    if pictures(result, shown)[0].kind not in ("bars", "number"):  # bars are a ranking already
+    found = pictures(result, shown)
+    many = len(found) > _PANELS and len({p.unit for p in found}) == 1
+    console.print(terminal(result, shown, **({"panels": 1} if many else {})))
+    if many:
+        console.print(Text("the panel of the largest value; all of them: --out FILE.html or FILE.png", "dim"))
+    if found[0].kind not in ("bars", "number"):  # bars are a ranking already
         console.print(table(result, shown, n=entries))
     for line in summary(result, shown):
         console.print(Text(line))

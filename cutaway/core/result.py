@@ -245,7 +245,11 @@ def open_result(path: str | Path) -> Result:
             "use the version that wrote it",
         )
     absent = {n: None for n in cls.axes() if n not in tensors}
-    return cls(**tensors, **absent, **meta)
+    try:
+        return cls(**tensors, **absent, **meta)
+    except ValueError as error:
+        why = f"its fields do not have the shapes of {kind}: {error}"
+        raise Refused(f"file {str(path)!r}", why, "use the version that wrote it") from error
 
 
 def _gap(a: Tensor, b: Tensor) -> dict[str, float]:

@@ -11,7 +11,9 @@ A cell is marked only if its interval excludes 0 and it lies outside its control
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -154,9 +156,16 @@ def interval_of(result: Result, field: str) -> Tensor | None:
 
 
 def pictures(
-    result: Result, field: str | None = None, *, text: str = "", bars: int = 24, rows: int = 64, columns: int = 64
+    result: Result,
+    field: str | None = None,
+    *,
+    text: str = "",
+    bars: int = 24,
+    rows: int = 64,
+    columns: int = 64,
+    panels: int = MOST_PANELS,
 ) -> list[Picture]:
-    """The pictures of one field, one a panel.
+    """The pictures of one field, one a panel; entries with units of their own have a panel a unit.
 
     Args:
         result: what to draw.
@@ -165,11 +174,15 @@ def pictures(
         bars: most bars shown, largest first.
         rows: most rows of a heat map; more are pooled by largest magnitude.
         columns: most columns of a heat map or points of a strip.
+        panels: most panels; of more, those with the largest values.
 
     Raises:
         Refused: no such field, or one without numbers.
     """
     field = checked(result, field)
+    if len(parts := _by_unit(result, field)) > 1:
+        options: dict[str, Any] = {"text": text, "bars": bars, "rows": rows, "columns": columns, "panels": panels}
+        return [p for _, part in parts for p in pictures(part, field, **options)]
     axes = result.axes()[field]
     ground = _ground(result, field)
     shape = dict(zip(axes, ground.shape, strict=True))
@@ -191,7 +204,7 @@ def pictures(
               "control": beside.says if beside else "", "chance": beside.chance if beside else ""}  # fmt: skip
     kind, lead, row_axis, column_axis = _layout(axes, {a: len(n) for a, n in names.items()})
     out = []
-    for index, panel in _panels(lead, names):
+    for index, panel in _panels(lead, names, ground, panels):
         part = {n: _matrix(t, axes, lead, index, row_axis, column_axis) for n, t in layers.items()}
         shown = _cell_words(words, axes, lead, index, row_axis, column_axis) if words else None
         picture = Picture(
@@ -319,6 +332,8 @@ def _band(result: Result, field: str, shape: dict[str, int], curves: bool) -> Ba
     if name is None or not _within(result.axes()[name][:-1], result.axes()[field]):
         return None
     null = result.tensors()[name].detach().float().cpu()
+    if not null.numel():
+        return None
     control = str(result.record.get("control") or "random control")
     return band(null, result.axes()[name], shape, control, curves)
 
@@ -360,15 +375,28 @@ def _layout(axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[Kind, tuple[s
     return "heat", lead, first, last
 
 
-def _panels(lead: tuple[str, ...], names: dict[str, tuple[str, ...]]) -> list[tuple[tuple[int, ...], str]]:
-    found: list[tuple[tuple[int, ...], str]] = [((), "")]
-    for axis in lead:
-        found = [
-            ((*at, i), _join(words, f"{spoken(axis)} {label}"))
-            for at, words in found
-            for i, label in enumerate(names[axis][:MOST_PANELS])
-        ][:MOST_PANELS]
-    return found
+def _panels(
+    lead: tuple[str, ...], names: dict[str, tuple[str, ...]], ground: Tensor, most: int
+) -> list[tuple[tuple[int, ...], str]]:
+    """Indices and words of the panels, in their order; of too many, those with the largest values."""
+    found = list(itertools.product(*(range(len(names[a])) for a in lead)))
+    if len(found) > most:
+        size = ground.abs().nan_to_num(-1.0, posinf=math.inf).flatten(len(lead)).amax(-1).flatten()
+        found = [found[i] for i in sorted(size.argsort(descending=True, stable=True)[:most].tolist())]
+    return [(at, _join(*(f"{spoken(a)} {names[a][i]}" for a, i in zip(lead, at, strict=True)))) for at in found]
+
+
+def _by_unit(result: Result, field: str) -> list[tuple[str, Result]]:
+    """A result in parts whose entries share a unit, where the record gives each entry of the field its own."""
+    axes, units = result.axes()[field], result.record.get("units")
+    labels = result.labels.get(axes[0], []) if axes else []
+    if not isinstance(units, Mapping) or not any(x in units for x in labels):
+        return []
+    groups: dict[str, list[Any]] = {}
+    for label in labels:
+        groups.setdefault(str(units.get(label, "")), []).append(label)
+    return [(unit, replace(result.select(**{axes[0]: found}), units=result.units | {field: unit}))
+            for unit, found in groups.items()]  # fmt: skip
 
 
 def _matrix(

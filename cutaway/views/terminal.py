@@ -21,6 +21,7 @@ from cutaway.views import palette
 from cutaway.views.spec import Picture, aligned, amount, number, pictures, span, spoken
 
 _POSITIVE, _NEGATIVE, _WEAK = "#5b9bd8", "#dd8a3a", "grey58"
+_UNIT = 12  # a unit of so many columns fits into the head of a table
 _CELL = 8  # a word in a heat map gets at most so many columns
 
 
@@ -46,9 +47,9 @@ def table(result: Result, field: str | None = None, *, n: int = 10) -> Renderabl
         cells = [(r, c) for r in range(len(p.rows)) for c in range(len(p.columns))]
         for r, c in cells:
             rows.append([p.place(r, c), *_numbers(p, r, c), str(_size(p.values[r][c]))])
-        heads = [spoken(p.title) + (f" ({p.unit})" if p.unit else "")]
+        heads = [spoken(p.title) + (f" ({p.unit})" if 0 < len(p.unit) <= _UNIT else "")]  # else the title says it
         heads += ["interval"] * (p.low is not None) + ["control"] * (p.null_low is not None)
-    drawn.add_column("where")
+    drawn.add_column("where", no_wrap=True)
     for head in heads:
         drawn.add_column(head, justify="right")
     for row in sorted(rows, key=lambda row: -float(row[-1]))[:n]:
@@ -243,22 +244,37 @@ def _line(p: Picture, width: int, pen: Pen) -> list[Text]:
     low, high = p.extent()
     step = 2 if 2 * len(p.columns) + 46 <= width else 1
     names = max((cell_len(n) for n in p.rows), default=0)
-    lines = []
+    lines: list[Text] = []
     for r, name in enumerate(p.rows):
         line = Text(f"  {_cut(name, names)} " if names else "  ")
         for value in p.values[r]:
             height = _height(value, low, high, p.unit)
             line.append(("?" if height is None else _block(height, pen)) * step, style=_POSITIVE)
-        line.append(f"  {amount(p.values[r][0], p.unit)} → {amount(p.values[r][-1], p.unit)}")
-        for bounds, style in (((p.low, p.high), "dim"), ((p.null_low, p.null_high), "dim italic")):
-            if bounds[0] and bounds[1]:
-                word = "control " if "italic" in style else ""
-                line.append(f" {word}{span(bounds[0][r][-1], bounds[1][r][-1], p.unit)}", style=style)
+        for part in _ends(p, r):  # what does not fit goes to a line of its own
+            if line.cell_len + 1 + part.cell_len > width:
+                lines.append(line)
+                line = Text(" " * (names + 3 if names else 2))
+            line.append(" ").append_text(part)
         lines.append(line)
     first, last = p.columns[0], p.columns[-1]
     gap = max(1, step * len(p.columns) - cell_len(first) - cell_len(last))
     foot = f"  {' ' * (names + 1 if names else 0)}{first}{' ' * gap}{last}  {spoken(p.column_axis)}"
     return [*lines, Text(foot, style="dim")]
+
+
+def _ends(p: Picture, r: int) -> Iterator[Text]:
+    """First and last value of a curve, and the last one's interval and control; the unit stands in the title."""
+    percent = p.unit == "probability"
+
+    def said(value: float) -> str:
+        return amount(value, p.unit) if percent else aligned(value, p)
+
+    yield Text(f" {said(p.values[r][0])} → {said(p.values[r][-1])}")
+    for low, high, word in ((p.low, p.high, ""), (p.null_low, p.null_high, "control ")):
+        if low is not None and high is not None:
+            a, b = low[r][-1], high[r][-1]
+            bounds = span(a, b, p.unit) if percent or math.isnan(a + b) else f"[{said(a)}, {said(b)}]"
+            yield Text(f"{word}{bounds}", style="dim italic" if word else "dim")
 
 
 def _thinned(p: Picture, most: int) -> Picture:

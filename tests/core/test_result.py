@@ -119,6 +119,12 @@ def test_select_refuses_what_is_not_there(at):
         probe().select(**at)
 
 
+def test_a_file_of_other_shapes_is_refused(tmp_path):
+    path = write_tensors(tmp_path / "a.safetensors", {"effect": torch.zeros(3)}, {"kind": "other_of_tests"})
+    with pytest.raises(Refused, match="shapes of other_of_tests"):
+        open_result(path)
+
+
 def test_top_ranks_by_size_and_carries_companions():
     rows = probe().top(2)
     assert [(r["layer"], r["head"], r["effect"]) for r in rows] == [(0, "a", -3.0), (0, "b", -2.0)]

@@ -126,6 +126,25 @@ def test_a_curve_keeps_the_range_of_every_point():
     assert p.control == "range of 4 random sets at each point, left by chance at 40 %"
 
 
+def test_of_too_many_panels_those_with_the_largest_values_are_shown():
+    x = torch.zeros(20, 2, 2, 5)
+    x[17, 1, 0, 2], x[3, 0, 1, 1] = -9.0, 5.0
+    (one,) = pictures(samples.Shapes(deep=x), "deep", panels=1)
+    assert (one.panel, one.note) == ("batch 17; layer 1", "39 more panels")
+    assert [p.panel for p in pictures(samples.Shapes(deep=x), "deep", panels=2)] == ["batch 3; layer 0", one.panel]
+
+
+def test_entries_with_units_of_their_own_have_a_panel_a_unit():
+    from cutaway.dictionaries.judge.scores import Score, collect
+
+    result = collect([Score("l0", 20.0, unit="latents"), Score("loss", 0.1, unit="nats"), Score("dead", 0.5)], {})
+    found = pictures(result)
+    assert [(p.kind, p.rows, p.unit, p.limit) for p in found] == [
+        ("bars", ("l0",), "latents", 20.0), ("bars", ("loss",), "nats", pytest.approx(0.1)),
+        ("bars", ("dead",), "", 0.5),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("control", "n", "words"),
     [("random_direction", 4, "random directions"), ("random_direction", 1, "random direction"),

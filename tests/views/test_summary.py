@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from cutaway.patching import HeadEffects, KnockoutCurve, SelfRepair, Trace
+from cutaway.core.result import Result
+from cutaway.patching import HeadEffects, KnockoutCurve
 from cutaway.views.summary import summary
 from tests.views import samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shares(Result, kind="summary_shares"):
+    """An effect, and a share that not every head has."""
+
+    effect: Float[Tensor, "layer head"]
+    share: Float[Tensor, "layer head"]
+    share_interval: Float[Tensor, "layer head bound"]
 
 
 def heads(**more) -> HeadEffects:
@@ -45,14 +58,10 @@ def test_further_metrics_stand_beside_the_largest_effect():
 
 
 def test_a_comparison_in_the_record_is_said_and_the_run_is_not():
-    x, p = torch.ones(2, 2), torch.ones(1)
-    fields = dict.fromkeys(("effect", "single", "probability", "recovered", "other"), x)
-    result = Trace(
-        **fields, **dict.fromkeys(("interval", "single_interval", "probability_interval"), torch.ones(2, 2, 2)),
-        null=torch.ones(2, 2, 1), **dict.fromkeys(("clean", "corrupt", "clean_probability", "corrupt_probability"), p),
-        record={"agreement": {"pearson": 0.5, "spearman": None}, "cost": {"seconds": 1.0}, "options": {"seed": 0}},
-    )  # fmt: skip
-    assert summary(result, "effect")[0] == "agreement: pearson 0.5"
+    x = torch.ones(1, 2)
+    record = {"agreement": {"pearson": 0.5, "spearman": None}, "cost": {"seconds": 1.0}, "options": {"seed": 0}}
+    result = Shares(effect=x, share=x, share_interval=torch.ones(1, 2, 2), record=record)
+    assert summary(result, "effect") == ["agreement: pearson 0.5"]
 
 
 def test_curves_over_depth_show_both_ends_beside_a_curve():
@@ -68,13 +77,9 @@ def test_curves_over_depth_show_both_ends_beside_a_curve():
 
 
 def test_a_share_without_value_at_the_largest_effect_is_said_at_its_own_place():
-    x = torch.tensor([[3.0, 1.0]])
     share, bounds = torch.tensor([[math.nan, 0.5]]), torch.zeros(1, 2, 2)
-    result = SelfRepair(
-        effect=x, interval=bounds, null=torch.zeros(1, 2, 1), share=share, share_interval=bounds,
-        **dict.fromkeys(("direct", "total", "norm", "attention", "mlp"), x + 1),
-    )  # fmt: skip
-    assert summary(result, "effect")[1] == "largest share 0.5 [0, 0] (layer 0 · head 1)"
+    result = Shares(effect=torch.tensor([[3.0, 1.0]]), share=share, share_interval=bounds)
+    assert summary(result, "effect") == ["largest share 0.5 [0, 0] (layer 0 · head 1)"]
 
 
 def test_nothing_else_is_nothing_said():
