@@ -84,9 +84,11 @@ class Evidence:
         """What is independent of what: the name of the unit, and the number of each token's unit (from 0)."""
         if self.sequence is None:
             return "single tokens", torch.arange(len(self))
-        one, two = (t if t is None else t.unique(return_inverse=True)[1].cpu() for t in (self.sequence, self.context))
-        fewer = two is not None and int(one.max()) < min(int(two.max()), FEW - 1)
-        return ("contexts", two) if two is not None and fewer else ("sequences", one)
+        one = self.sequence.unique(return_inverse=True)[1].cpu()
+        if self.context is None or int(one.max()) + 1 >= FEW:
+            return "sequences", one
+        two = self.context.unique(return_inverse=True)[1].cpu()
+        return ("contexts", two) if int(two.max()) > int(one.max()) else ("sequences", one)
 
     def parted(self, share: float = 0.25) -> tuple[Evidence, Evidence]:
         """A first part to fit controls on and the rest to judge on; no unit (sequence, context) is in both.
