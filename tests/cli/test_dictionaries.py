@@ -18,9 +18,10 @@ FLAGS = [*SIZE, "--latents", "96", "--k", "4", "--rate", "0.01"]
 SHORT = ["--tokens", "600", *SIZE]
 
 
-def run(capsys, *words):
+def run(capsys, *words) -> tuple[int, str, str]:
     code = main(["dict", "train", *map(str, words)])
-    return code, *capsys.readouterr()
+    out, err = capsys.readouterr()
+    return code, out, err
 
 
 def trained(capsys, out, *words):
