@@ -85,6 +85,6 @@ class Bar:
         speed, fvu = f"{p.tokens_per_second:,.0f} tokens/s", number(p.fvu)
         self.live.update(self.task, completed=p.tokens, total=p.of, fvu=fvu, speed=speed, visible=True)
         if not self.console.is_terminal:
-            share, left = p.tokens / p.of, p.seconds_left / 60
+            share, left = min(p.tokens / p.of, 1.0), p.seconds_left / 60  # the last batch may go over
             line = f"{p.tokens:,}/{p.of:,} tokens ({share:.0%}) · FVU {fvu} · {speed} · {left:.1f} min left"
             self.console.print(line, soft_wrap=True)
