@@ -7,7 +7,7 @@ everything else is scipy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -187,16 +187,27 @@ def false_discovery(p: Float[Tensor, "*cell"]) -> Float[Tensor, "*cell"]:
     return torch.from_numpy(stats.false_discovery_control(flat)).float().reshape(p.shape)
 
 
-def matched_random(chosen: Sequence[int], pool: int, *, seed: int = 0, samples: int = 20) -> list[list[int]]:
+def matched_random(
+    chosen: Sequence[int], pool: int, *, groups: Sequence[Hashable] | None = None, seed: int = 0, samples: int = 20
+) -> list[list[int]]:
     """`samples` random sets of the same size as `chosen`, drawn from `range(pool)` without the chosen ones.
 
+    With `groups`, one a member of the pool, as many of each group as `chosen` has.
+
     Raises:
-        Refused: the rest of the pool is smaller than the set.
+        Refused: the rest of the pool, or of a group, is smaller than the set's part in it.
     """
-    rest = torch.tensor([i for i in range(pool) if i not in set(chosen)])
-    if len(rest) < len(chosen):
-        raise Refused(
-            f"a random control of {len(chosen)} out of {pool}", f"only {len(rest)} are left", "choose a smaller set"
-        )
-    g = generator(seed)
-    return [rest[torch.randperm(len(rest), generator=g)[: len(chosen)]].tolist() for _ in range(samples)]
+    of, g = groups if groups is not None else [0] * pool, generator(seed)
+    parts = list[tuple[Tensor, int]]()
+    for group in dict.fromkeys(of):
+        mine = [i for i in range(pool) if of[i] == group]
+        rest, wanted = [i for i in mine if i not in set(chosen)], len(set(mine) & set(chosen))
+        if len(rest) < wanted:
+            where = "" if groups is None else f" in {group}"
+            what, left = f"a random control of {wanted} out of {len(mine)}{where}", f"only {len(rest)} are left"
+            raise Refused(what, left, "choose a smaller set")
+        parts.append((torch.tensor(rest), wanted))
+    return [
+        [i for rest, n in parts for i in rest[torch.randperm(len(rest), generator=g)[:n]].tolist()]
+        for _ in range(samples)
+    ]

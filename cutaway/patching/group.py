@@ -1,17 +1,26 @@
-"""Does a set of heads carry the difference together, more than random sets of the same size?
+"""Does a set of components carry the difference together, more than random sets of the same size?
 
-The named heads are exchanged at once, at all positions, between the clean and the corrupt run (Wang et al. 2023,
-arXiv:2211.00593, §4). Single patches miss redundant heads; the joint effect does not.
+The named heads and MLPs are exchanged or removed at once, at all positions (Wang et al. 2023, arXiv:2211.00593, §4).
+Single removals miss redundant components; the joint effect does not.
 
-* `effect` = metric(patched) − metric(unpatched), mean over prompts; `recovered` is its share of clean − corrupt.
-* `interval`: bootstrap over prompts. Control (`null`): sets of as many heads drawn from the others.
-* `interaction` = joint effect − sum of the single effects: negative where heads stand in for each other.
-* Cost: one forward a random set, and one a head.
+* `effect` = metric(with the set replaced) − metric(without), mean over prompts; `recovered` is its share of
+  clean − corrupt. `single[component]` is the effect of replacing each alone.
+* `direction="noise"`: in the clean run, `how` says what stands in: corrupt values by default, or those of `ablate`.
+  `"denoise"` puts clean values into the corrupt run.
+* `interaction` = joint effect − sum of the single effects. With single effects below zero: below zero where components
+  stand in for each other, above zero where one works through another.
+* `interval` and `…_interval`: bootstrap over prompts. Control (`null`): sets drawn from the others, as many heads of
+  each layer and as many MLPs where enough are left, else as many of any layer; the record says which.
+* The set must be named, unless published work knows it (`task.truth.components`).
+* Known failures: a set found on these prompts looks better here than on others; in a layer most of whose heads are in
+  the set, few random sets are left, and they repeat.
+* Equivalences (tests): a set of one is activation patching, or `ablate`; all heads of a layer are its z.
+* Cost: one forward a random set, and one (four with `resample`) for the set and each of its components.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -20,66 +29,99 @@ from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, bootstrap_mean, matched_random
-from cutaway.models.edits import Replace
-from cutaway.models.executor import sweep
+from cutaway.core.stats import BOUNDS, bootstrap_mean
 from cutaway.models.model import Model
-from cutaway.patching.exchange import Direction, exchange, measured
+from cutaway.patching.baseline import Baseline, removal
+from cutaway.patching.exchange import Direction, difference, notes
+from cutaway.patching.places import all_components, components, random_sets
 from cutaway.tasks.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupEffect(Result, kind="group_effect"):
-    """Joint effect of exchanging a set of heads, beside that of random sets of the same size."""
+    """Joint effect of exchanging or removing a set of components, beside that of random sets of the same size."""
 
     effect: Float[Tensor, ""]
     interval: Float[Tensor, "bound"]
     null: Float[Tensor, "sample"]
     recovered: Float[Tensor, ""]
     interaction: Float[Tensor, ""]
+    interaction_interval: Float[Tensor, "bound"]
     single: Float[Tensor, "component"]
+    single_interval: Float[Tensor, "component bound"]
 
 
 @method(
-    answers="Does a set of heads carry the difference together, more than random sets of the same size?",
+    answers="Does a set of components carry the difference together, more than random sets of the same size?",
     paper="Wang et al. 2023, arXiv:2211.00593",
-    cost="prompts * (5 + 1 + sample + component) * F",
-    control="random_heads",
+    cost="prompts * (5 + sample + 4 * (1 + component)) * F",
+    control="random_sets",
 )
 def group(
-    model: Model, task: Task, /, *, heads: str = "0.0", direction: Direction = "noise", samples: int = 20, seed: int = 0
+    model: Model,
+    task: Task,
+    /,
+    *,
+    heads: str = "",
+    how: Baseline = "corrupt",
+    direction: Direction = "noise",
+    samples: int = 20,
+    seed: int = 0,
 ) -> GroupEffect:
-    """Exchange several heads at once between the clean and the corrupt run.
+    """Exchange or remove several components at once.
 
     Args:
-        heads: the set, as `layer.head` separated by commas: `9.6,9.9,10.0`.
-        direction: noise patches corrupt values into the clean run, denoise clean values into the corrupt run.
+        heads: the set, as `layer.head` or `mlp_out.layer` separated by commas: `9.6,9.9,mlp_out.0`; if empty, those
+            that published work found for this task in this model.
+        how: what stands in for the values of the clean run.
+        direction: noise replaces values of the clean run, denoise puts clean values into the corrupt run.
         samples: how many random sets of the same size make the null.
-        seed: of the random sets and of the bootstrap.
+        seed: of the donors, the random sets and the bootstrap.
 
     Raises:
-        Refused: no such head, or a set so large that no random set of its size is left.
+        Refused: no set is named or known, no such component, a set so large that no random set of its size is left, a
+            baseline that these prompts or this direction do not allow, or a corruption that does not change the metric.
     """
-    chosen = model.places([f"z.{h.strip()}" for h in heads.split(",") if h.strip()])
-    if not chosen or any(a.unit is None or a.position is not None for a in chosen):
-        raise Refused(
-            f"heads {heads!r}", "a set is written as layer.head, separated by commas", "write for example 3.1,5.2"
-        )
-    x = exchange(model, task, "z", direction)
-    pool = [Address("z", i, h) for i in range(model.shape.n_layers) for h in range(model.shape.n_heads)]
-    random = matched_random([pool.index(a) for a in chosen], len(pool), seed=seed, samples=samples)
-    sets = [chosen, *([pool[i] for i in drawn] for drawn in random), *([a] for a in chosen)]
-    variants = [[Replace(a, x.donor[str(a)]) for a in places] for places in sets]
-    effects = (sweep(model, x.target, variants, measured(x.bound)) - x.baseline).float().cpu()
-    joint, single = effects[0].mean(), effects[1 + samples :].mean(1)
-    return GroupEffect(
-        effect=joint,
-        interval=bootstrap_mean(effects[0], seed=seed),
-        null=effects[1 : 1 + samples].mean(1),
-        recovered=joint / x.gap,
-        interaction=joint - single.sum(),
-        single=single,
-        labels={"component": [str(a) for a in chosen], "bound": BOUNDS},
-        units={"effect": x.bound.unit, "null": x.bound.unit, "single": x.bound.unit, "interaction": x.bound.unit},
-        record=x.notes(),
+    chosen, known = _chosen(model, task, heads)
+    pool = all_components(model, mlps=any(a.unit is None for a in chosen))
+    random, matched = random_sets(pool, chosen, samples, seed)
+    bound, denoise = task.bind(model), direction == "denoise"
+    if denoise and how != "corrupt":
+        why = "denoise removes nothing: it puts clean values into the corrupt run"
+        raise Refused(f"group with how={how!r} and direction='denoise'", why, "leave one of the two out")
+    turned = replace(bound, clean=bound.corrupt, corrupt=bound.clean) if denoise else bound
+    r = removal(model, turned, [*chosen, *pool], how, seed)
+    before, other = r.clean.cpu(), r.bound.metric(model.run_last(r.bound.corrupt)).float().cpu()
+    gap = difference(task, *((other, before) if denoise else (before, other)))
+    values, drawn = r.swept(
+        model,
+        lambda donor: [[r.edit(a, donor) for a in places] for places in (chosen, *([a] for a in chosen))],
+        [[r.edit(a, donor) for a in places] for donor, places in enumerate(random)],
     )
+    joint, single = values[0] - before, (values[1:] - before).T  # prompt; prompt component
+    term, unit = joint - single.sum(1), r.bound.unit
+    said = {} if denoise else r.notes()
+    return GroupEffect(
+        effect=joint.mean(),
+        interval=bootstrap_mean(joint, seed=seed),
+        null=(drawn - before).mean(1),
+        recovered=joint.mean() / gap,
+        interaction=term.mean(),
+        interaction_interval=bootstrap_mean(term, seed=seed),
+        single=single.mean(0),
+        single_interval=bootstrap_mean(single, seed=seed),
+        labels={"component": [str(a) for a in chosen], "bound": BOUNDS},
+        units={"recovered": "share of clean − corrupt"}
+        | {n: unit for n in GroupEffect.axes() if n != "recovered"},
+        record=said | notes(r.bound, task.corruption, gap) | {"random sets": matched} | known,
+    )  # fmt: skip
+
+
+def _chosen(model: Model, task: Task, text: str) -> tuple[list[Address], dict[str, str]]:
+    """The components named, else those known; and for the record where they are known from."""
+    if text.strip():
+        return components(model, text), {}
+    if task.truth is None or not task.truth.components:
+        why = f"no circuit is known for task {task.name!r} in {model.name!r}"
+        raise Refused("a group without a set", why, "name one, for example heads='3.1,mlp_out.4' (see patching.ablate)")
+    return components(model, ",".join(task.truth.components)), {"set": f"known from {task.truth.source}"}

@@ -26,8 +26,9 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.method import method
+from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, bootstrap_mean, matched_random
+from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
 from cutaway.models.model import Model
 from cutaway.patching.baseline import Baseline, removal
 from cutaway.patching.places import all_components, components
@@ -76,7 +77,7 @@ def interactions(
     bound, pool = task.bind(model), all_components(model, mlps=False)
     inside = [pool.index(a) for a in chosen if a in pool]
     rest = [a for i, a in enumerate(pool) if i not in set(inside)]
-    drawn = [[rest[i] for i in pair] for pair in _pairs(len(rest), samples, seed)]
+    drawn = _pairs(rest, samples, seed)
     r = removal(model, bound, [*chosen, *pool], how, seed)
     pairs = list(combinations(range(len(chosen)), 2))
     sets: list[list[Address]] = [[a] for a in chosen] + [[chosen[i], chosen[j]] for i, j in pairs]
@@ -99,10 +100,18 @@ def interactions(
         single=single.mean(1),
         labels={"component": names, "partner": names, "bound": BOUNDS},
         units={"effect": unit, "interval": unit, "null": unit, "joint": unit, "single": unit},
-        record=r.notes() | {"random pairs": [f"{a} {b}" for a, b in drawn]},
+        record=r.notes()
+        | {
+            "random pairs": [f"{a} {b}" for a, b in drawn],
+            "random pairs are": "of any layers, the same beside all pairs",
+        },
     )
 
 
-def _pairs(rest: int, samples: int, seed: int) -> list[list[int]]:
+def _pairs(rest: list[Address], samples: int, seed: int) -> list[list[Address]]:
     """Random pairs out of what is left; refused if there is no pair."""
-    return matched_random([rest, rest + 1], rest, seed=seed, samples=samples)
+    if len(rest) < 2:
+        why = f"only {len(rest)} of the heads are left for the control"
+        raise Refused("interactions of so many heads", why, "choose a smaller set")
+    g = generator(seed)
+    return [[rest[i] for i in torch.randperm(len(rest), generator=g)[:2].tolist()] for _ in range(samples)]

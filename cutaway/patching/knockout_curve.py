@@ -10,7 +10,8 @@ ranked by how much their removal alone costs, and the top k are removed together
 * Ranking and curve use different prompts: the ranking one half (task.split(0.5, seed=0)), the curve and its intervals
   the other half. Prompts too few to split serve for both, and the record says so.
 * `interval`, `accuracy_interval`: bootstrap over prompts. Control (`null`, `accuracy_null`): random sets of k
-  components, drawn from those outside the top k as far as these reach.
+  components outside the top k, as many heads of each layer as far as these reach, else as many of any layer, else with
+  some of the top k; the record says which at which steps.
 * Known failures: order matters where components stand in for each other; a curve that falls no faster than the random
   sets says that the ranking found nothing, and one that falls says nothing about what the components do.
 * Equivalences (tests): step 0 is the clean run; step 1 is the strongest single removal; with every component the
@@ -37,7 +38,7 @@ from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
 from cutaway.models.model import Model
 from cutaway.patching.answer import beside
 from cutaway.patching.baseline import Baseline, Removal, removal
-from cutaway.patching.places import all_components
+from cutaway.patching.places import all_components, random_sets
 from cutaway.tasks.task import Task
 
 _SHARES = ("accuracy", "accuracy_interval", "accuracy_null")
@@ -95,8 +96,8 @@ def knockout_curve(
     ranked = _greedy(model, chooser, pool, min(top, len(pool))) if order == "greedy" else _ranked(model, chooser, pool)
     ranked = ranked[: min(top, len(pool))]
     r, steps = removal(model, held, pool, how, seed), len(ranked) + 1
-    drawn = [(_random(pool, ranked[:k], seed * samples + s), s) for k in range(steps) for s in range(samples)]
-    chance = [[r.edit(a, donor) for a in places] for places, donor in drawn]
+    drawn, matched = _random(pool, ranked, samples, seed)
+    chance = [[r.edit(a, donor) for a in places] for step in drawn for donor, places in enumerate(step)]
     curve, others = r.swept(
         model,
         lambda donor: [[r.edit(a, donor) for a in ranked[:k]] for k in range(steps)],
@@ -115,7 +116,7 @@ def knockout_curve(
         accuracy_null=random[..., 1],
         labels={"step": ["nothing", *map(str, ranked)], "bound": BOUNDS},
         units={"metric": unit, "interval": unit, "null": unit} | dict.fromkeys(_SHARES, "share of prompts"),
-        record=r.notes() | {"split": split, "pool": len(pool)},
+        record=r.notes() | {"split": split, "pool": len(pool), "random sets": matched},
     )
 
 
@@ -146,7 +147,25 @@ def _greedy(model: Model, r: Removal, pool: list[Address], top: int) -> list[Add
     return gone
 
 
-def _random(pool: list[Address], removed: Sequence[Address], seed: int) -> list[Address]:
-    """As many components as were removed: others first, and removed ones only if the others are too few."""
+def _random(
+    pool: list[Address], ranked: list[Address], samples: int, seed: int
+) -> tuple[list[list[list[Address]]], dict[str, str]]:
+    """Random sets for every step, and how they are matched at which steps."""
+    sets, says = list[list[list[Address]]](), list[str]()
+    for k in range(len(ranked) + 1):
+        if 2 * k <= len(pool):
+            drawn, how = random_sets(pool, ranked[:k], samples, seed + k)
+        else:
+            drawn = [_mixed(pool, ranked[:k], seed * samples + s) for s in range(samples)]
+            how = "as many, with removed ones where the others are too few"
+        sets.append(drawn)
+        says.append(how)
+    return sets, {
+        f"{says.index(h)} to {len(says) - 1 - says[::-1].index(h)}": h for h in dict.fromkeys(says)
+    }  # fmt: skip
+
+
+def _mixed(pool: list[Address], removed: Sequence[Address], seed: int) -> list[Address]:
+    """As many components as were removed: all others, and some of the removed."""
     mixed = [pool[i] for i in torch.randperm(len(pool), generator=generator(seed)).tolist()]
     return sorted(mixed, key=lambda a: a in removed)[: len(removed)]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
+from cutaway.core.stats import matched_random
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 
+LAYERS = "as many heads of each layer, as many MLPs"
 _FORM = "components are written as layer.head or mlp_out.layer, separated by commas"
 
 
@@ -36,15 +40,43 @@ def all_components(model: Model, mlps: bool = True) -> list[Address]:
 
 
 def components(model: Model, text: str, least: int = 1) -> list[Address]:
-    """The heads and MLPs named in `text`: `3.1,5.2,mlp_out.4`.
+    """The heads and MLPs named in `text`, each once: `3.1,5.2,mlp_out.4`, or all heads of a layer as `3.*`.
 
     Raises:
-        Refused: another form, no such component, one named twice, or fewer than `least`.
+        Refused: another form, no such component, or fewer than `least`.
     """
     names = [n.strip() for n in text.split(",") if n.strip()]
     found = model.places([f"z.{n}" if n[:1].isdigit() else n for n in names])
     whole = all(a.position is None and (a.site, a.unit is None) in (("z", False), ("mlp_out", True)) for a in found)
-    if not whole or len(found) != len(names) or len(found) < least:
-        least_of = f", at least {least} of them, each once" if least > 1 else ", each once"
+    if not whole or len(found) < least:
+        least_of = f", at least {least} of them" if least > 1 else ""
         raise Refused(f"components {text!r}", _FORM + least_of, "write for example 3.1,5.2")
     return found
+
+
+def random_sets(
+    pool: Sequence[Address], chosen: Sequence[Address], samples: int, seed: int
+) -> tuple[list[list[Address]], str]:
+    """Random sets of others as large as `chosen`, and how they are matched to it.
+
+    As many heads of each layer and as many MLPs, where enough others are left; else as many heads and MLPs of any
+    layer; else as many of either.
+
+    Raises:
+        Refused: fewer are left than were chosen.
+    """
+    index = {a: i for i, a in enumerate(pool)}
+    ways: list[tuple[str, list[Hashable]]] = [
+        (LAYERS, [(a.site, a.layer if a.unit is not None else "any layer") for a in pool]),
+        ("as many heads and MLPs, of any layer", [a.site for a in pool]),
+        ("as many components, of any kind and layer", [0] * len(pool)),
+    ]
+    says, groups = next((way for way in ways if _enough(way[1], [index[a] for a in chosen])), ways[-1])
+    drawn = matched_random([index[a] for a in chosen], len(pool), groups=groups, seed=seed, samples=samples)
+    return [[pool[i] for i in d] for d in drawn], says
+
+
+def _enough(groups: Sequence[Hashable], chosen: Sequence[int]) -> bool:
+    """Whether every group has as many others as chosen ones."""
+    wanted = [groups[i] for i in chosen]
+    return all(2 * wanted.count(g) <= groups.count(g) for g in set(wanted))

@@ -138,6 +138,20 @@ def test_matched_random_sets_are_disjoint_from_the_choice_and_of_its_size(chosen
     assert sets == matched_random(sorted(chosen), 20, seed=seed, samples=4)
 
 
+@given(st.sets(st.integers(0, 19), min_size=1, max_size=9), st.integers(0, 5))
+def test_sets_matched_by_group_have_as_many_of_each(chosen, seed):
+    groups = [i % 3 for i in range(20)]
+    many = {g: sum(groups[i] == g for i in chosen) for g in range(3)}
+    if any(2 * n > groups.count(g) for g, n in many.items()):
+        with pytest.raises(Refused, match="are left"):
+            matched_random(sorted(chosen), 20, groups=groups, seed=seed, samples=4)
+        return
+    for drawn in matched_random(sorted(chosen), 20, groups=groups, seed=seed, samples=4):
+        assert len(set(drawn)) == len(drawn) == len(chosen)
+        assert not set(drawn) & chosen
+        assert {g: sum(groups[i] == g for i in drawn) for g in range(3)} == many
+
+
 def test_matched_random_refuses_an_impossible_control():
     with pytest.raises(Refused, match="only 4 are left"):
         matched_random(range(6), 10)

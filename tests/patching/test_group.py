@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 import cutaway as ca
+from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
 from cutaway.models.edits import Replace
-from cutaway.patching import activation, group
+from cutaway.patching import ablate, activation, group, interactions
+from cutaway.patching.places import LAYERS, all_components, random_sets
+from cutaway.tasks.pair import Truth
 from tests.conformance import subjects
 from tests.patching.test_activation import BOTH, Site, ids_of
 
@@ -64,7 +69,7 @@ def test_joint_effect_and_interaction_by_hand(direction):
 def test_random_sets_are_other_heads_and_as_many(monkeypatch):
     import importlib
 
-    module, seen = importlib.import_module("cutaway.patching.group"), []
+    module, seen = importlib.import_module("cutaway.patching.baseline"), []
     sweep = module.sweep
 
     def watched(model, tokens, variants, *rest, **more):
@@ -73,7 +78,9 @@ def test_random_sets_are_other_heads_and_as_many(monkeypatch):
 
     monkeypatch.setattr(module, "sweep", watched)
     got = group(subjects.family("gpt2"), subjects.numbered_task(), heads="0.0,1.2", samples=6)
-    chosen, drawn = {str(e.where) for e in seen[0]}, [{str(e.where) for e in v} for v in seen[1:7]]
+    chosen, drawn = {str(e.where) for e in seen[0]}, [{str(e.where) for e in v} for v in seen[3:]]
+    assert got.record["random sets"] == LAYERS
+    assert all({"0", "1"} == {n.split(".")[1] for n in d} for d in drawn)
     assert chosen == {"z.0.0", "z.1.2"}
     assert all(len(d) == 2 and not d & chosen for d in drawn)
     assert len({frozenset(d) for d in drawn}) > 1
@@ -91,12 +98,58 @@ def test_all_heads_of_two_layers_exchange_what_attention_adds():
     assert float(got.effect) == pytest.approx(float(want), abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "heads", ["", ",", "0", "0.9", "9.0", "a.b", "0.1@2", "0.1.2", "-1.0", "0.-1", "0.1;0.2", "*.*"]
-)
+@pytest.mark.parametrize("heads", [",", "0", "0.9", "9.0", "a.b", "0.1@2", "0.1.2", "-1.0", "0.-1", "0.1;0.2", "*.*"])
 def test_what_is_no_set_of_heads_is_refused(heads):
     with pytest.raises(Refused):
         group(subjects.family("gpt2"), subjects.numbered_task(), heads=heads)
+
+
+@pytest.mark.parametrize("how", ["zero", "mean", "resample"])
+def test_a_group_of_heads_and_mlps_is_removed_by_any_baseline(how):
+    model, task = subjects.random_llama(), subjects.llama_task()
+    got = group(model, task, heads="0.1,1.2,mlp_out.0", how=how, samples=2)
+    assert got.labels["component"] == ["z.0.1", "z.1.2", "mlp_out.0"]
+    assert got.record["random sets"] == LAYERS
+    heads, mlps = (ablate(model, task, site=s, how=how, samples=1) for s in ("z", "mlp_out"))
+    for i, (result, at) in enumerate(((heads, (0, 1)), (heads, (1, 2)), (mlps, (0,)))):
+        torch.testing.assert_close(got.single[i], result.effect[at], atol=2e-5, rtol=0)
+        torch.testing.assert_close(got.single_interval[i], result.interval[at], atol=2e-5, rtol=0)
+    pair, two = (f(model, task, heads="0.1,mlp_out.0", how=how) for f in (interactions, group))
+    torch.testing.assert_close(two.effect, pair.joint[0, 1], atol=2e-5, rtol=0)
+    torch.testing.assert_close(two.interaction, pair.effect[0, 1], atol=5e-5, rtol=0)
+    torch.testing.assert_close(two.interaction_interval, pair.interval[0, 1], atol=5e-5, rtol=0)
+
+
+def test_the_set_is_named_or_known():
+    model, task = subjects.family("gpt2"), subjects.numbered_task()
+    with pytest.raises(Refused, match="no circuit is known"):
+        group(model, task)
+    with pytest.raises(Refused, match="denoise removes nothing"):
+        group(model, task, heads="0.1", how="mean", direction="denoise")
+    known = dataclasses.replace(task, truth=Truth("made", "nobody", ("z.1.1", "mlp_out.0")))
+    got = group(model, known, samples=2)
+    assert got.labels["component"] == ["z.1.1", "mlp_out.0"]
+    assert got.record["set"] == "known from nobody"
+
+
+def test_random_sets_are_matched_as_closely_as_can_be():
+    pool = all_components(subjects.family("gpt2"), mlps=True)
+    heads = len([a for a in pool if a.unit is not None and a.layer == 0])
+    layers = len(pool) // (heads + 1)
+    assert heads >= 4
+    assert layers >= 2
+    for names, how in (([(0, 0), (0, 1), (1, 0)], LAYERS), ([(0, h) for h in range(heads - 1)], "of any layer")):
+        chosen = [Address("z", i, h) for i, h in names] + [Address("mlp_out", 1)]
+        sets, says = random_sets(pool, chosen, 5, seed=1)
+        assert how in says
+        for drawn in sets:
+            assert not set(drawn) & set(chosen)
+            assert sum(a.unit is None for a in drawn) == 1
+            assert len(set(drawn)) == len(chosen)
+            if how == LAYERS:
+                assert sorted(a.layer or 0 for a in drawn if a.unit is not None) == [0, 0, 1]
+    with pytest.raises(Refused, match="are left"):
+        random_sets(pool, pool[: len(pool) // 2 + 1], 2, seed=0)
 
 
 def test_a_head_named_twice_counts_once():
