@@ -1,10 +1,10 @@
 """What is learned in the same time: error on a truth toy, each tool at the learning rate that suits it best.
 
 The Zipf toy of `cutaway.dictionaries.truth` (1024 features in 256 dimensions), 2048 latents, TopK with k 16, 600 steps
-of 1024 new tokens. All see the same tokens, and train at five learning rates; the best counts. Warm-up is one per
-cent; cutaway and SAELens let the rate fall over the last fifth, sparsify (with Adam) over the whole run, as its trainer
-does. The fraction of variance unexplained is of 8192 tokens that nobody was trained on. Steps are those of
-`bench.training`.
+of 1024 new tokens. All see the same tokens, and train at four learning rates, then at further ones, each a factor of two
+away, until the best of each tool has a worse one on both sides; the best counts. Warm-up is one per cent; cutaway and
+SAELens let the rate fall over the last fifth, sparsify (with Adam) over the whole run, as its trainer does. The fraction
+of variance unexplained is of 8192 tokens that nobody was trained on. Steps are those of `bench.training`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from bench.trainers import Job
 from bench.training import PEERS
 
 JOB = Job("topk", 256, 2048, 16, 1024, steps=600, adam=True)
-RATES = (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2)
+RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+FURTHER = 4  # rates tried beyond them
 LEAST = 0.99  # of a peer's error over ours: within one per cent, or better
 HELD_OUT = 8192
 
@@ -37,11 +38,24 @@ def main() -> int:
             running[name] = Subject(python, "bench.tuned", "--subject", name)
             stack.callback(running[name].close)
             versions[name] = running[name].about["version"]
-        for rate in RATES:
-            for name, subject in running.items():
-                errors.setdefault(name, {})[rate] = subject.ask(rate=rate)["fvu"]
-                print(name, rate, errors[name][rate], file=sys.stderr, flush=True)
+        for name, subject in running.items():
+            found = errors.setdefault(name, {})
+            for _ in range(len(RATES) + FURTHER):
+                rate = following(found)
+                if rate is None:
+                    break
+                found[rate] = subject.ask(rate=rate)["fvu"]
+                print(name, rate, found[rate], file=sys.stderr, flush=True)
     return finish("tuned", rows(errors, versions), write=not chosen.no_write)
+
+
+def following(found: dict[float, float]) -> float | None:
+    """The rate to try next: one of the first, or one beyond the best where that is at the end; None if it is inside."""
+    for rate in RATES:
+        if rate not in found:
+            return rate
+    at, tried = best(found)[0], sorted(found)
+    return at / 2 if at == tried[0] else at * 2 if at == tried[-1] else None
 
 
 def rows(errors: dict[str, dict[float, float]], versions: dict[str, str]) -> list[Row]:
