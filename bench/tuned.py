@@ -1,10 +1,10 @@
 """What is learned in the same time: error on a truth toy, each tool at the learning rate that suits it best.
 
 The Zipf toy of `cutaway.dictionaries.truth` (1024 features in 256 dimensions), 2048 latents, TopK with k 16, 600 steps
-of 1024 new tokens. All see the same tokens, and train at four learning rates, then at further ones, each a factor of two
-away, until the best of each tool has a worse one on both sides; the best counts. Warm-up is one per cent; cutaway and
-SAELens let the rate fall over the last fifth, sparsify (with Adam) over the whole run, as its trainer does. The fraction
-of variance unexplained is of 8192 tokens that nobody was trained on. Steps are those of `bench.training`.
+of 1024 new tokens. All see the same tokens, and train at four learning rates, then at further ones, each a factor of
+two away, until the best of each tool has a worse one on both sides; the best counts. Warm-up is one per cent; cutaway
+and SAELens let the rate fall over the last fifth, sparsify (with Adam) over the whole run, as its trainer does. The
+fraction of variance unexplained is of 8192 tokens that nobody was trained on. Steps are those of `bench.training`.
 """
 
 from __future__ import annotations
