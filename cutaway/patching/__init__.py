@@ -33,7 +33,7 @@ from cutaway.patching.group import GroupEffect, group
 from cutaway.patching.interactions import Interactions, interactions
 from cutaway.patching.knockout import Knockouts, knockout
 from cutaway.patching.knockout_curve import KnockoutCurve, knockout_curve
-from cutaway.patching.path import PathEffects, path
+from cutaway.patching.path import MlpPathEffects, PathEffects, path
 from cutaway.patching.relevance import relevance
 from cutaway.patching.self_repair import SelfRepair, self_repair
 
@@ -51,6 +51,7 @@ __all__ = [
     "KnockoutCurve",
     "Knockouts",
     "LayerAblation",
+    "MlpPathEffects",
     "NeuronAblation",
     "NeuronEffects",
     "NeuronPositionEffects",
