@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
 import torch
 
 import cutaway as ca
+from cutaway.models.edits import Replace
 from cutaway.patching import HeadEffects, HeadPositionEffects, activation, group, knockout_curve
+from cutaway.tasks.metrics import METRICS
 from cutaway.tasks.task import Task
 from tests.conformance import subjects
 
@@ -90,6 +93,23 @@ def test_the_found_heads_are_needed_and_random_ones_are_not(name):
     assert float(curve.interval[3, 1]) < float(curve.interval[0, 0])
     if name != "facts":  # there any three heads of the same early layers, which join a name's pieces, cost the answer
         assert float(curve.accuracy_null[3].median()) >= 0.6
+
+
+def test_a_fact_survives_without_heads_of_anywhere():
+    """Beside the three found ones: sets of three others, of whatever layers, by hand."""
+    model, facts = subjects.miniworld(), task("facts", 12)
+    found = set(knockout_curve(model, facts, top=3, samples=1).labels["step"][1:])
+    bound = facts.bind(model)
+    donor = model.capture(bound.corrupt, "z")
+    others = [a for a in map(str, model.places("z.*.*")) if a not in found]
+    accuracy = replace(bound, row=METRICS["accuracy"])
+    kept = []
+    for n in range(9):
+        order = torch.randperm(len(others), generator=torch.Generator().manual_seed(n))[:3].tolist()
+        logits = model.run_last(bound.clean, [Replace(others[i], donor[others[i]]) for i in order])
+        kept.append(float(accuracy.metric(logits).mean()))
+    assert len(others) == 21
+    assert sorted(kept)[4] >= 0.6, kept
 
 
 @pytest.mark.parametrize("name", ["arithmetic", "induction", "ioi"])
