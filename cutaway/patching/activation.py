@@ -34,9 +34,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.core import progress
 from cutaway.core.address import Address
 from cutaway.core.method import method
+from cutaway.core.progress import part
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import WRITERS
 from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
@@ -122,9 +122,9 @@ def activation(
     difference(task, *(torch.cat(values) for values in zip(*both, strict=True)))
     chance = generator(seed)
     runs = []
-    for n, part in enumerate(parts):
-        with progress.part(n, len(parts)):
-            runs.append(_run(model, part, task.corruption, wide, alone, direction, samples, chance))
+    for n, own in enumerate(parts):
+        with part(n, len(parts)):
+            runs.append(_run(model, own, task.corruption, wide, alone, direction, samples, chance))
     return _result(task, read, runs, grid, places, seed)
 
 

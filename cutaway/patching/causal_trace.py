@@ -44,6 +44,7 @@ from torch import Tensor
 
 from cutaway.core.address import Address, parse
 from cutaway.core.method import method
+from cutaway.core.progress import part
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.sites import WRITERS
@@ -237,9 +238,10 @@ def _traced(
         done = _trace(model, bound, run, site, window, samples, seed)
     else:
         parts = []
-        for chosen, part in zip(rows, bound.buckets(), strict=True):
-            own = run.of(chosen, part.clean if run.tokens is bound.clean else part.corrupt)
-            parts.append(_by_role(_trace(model, part, own, site, window, samples, seed), named, chosen))
+        for i, (chosen, alike) in enumerate(zip(rows, bound.buckets(), strict=True)):
+            own = run.of(chosen, alike.clean if run.tokens is bound.clean else alike.corrupt)
+            with part(i, len(rows)):
+                parts.append(_by_role(_trace(model, alike, own, site, window, samples, seed), named, chosen))
         order = torch.tensor([i for chosen in rows for i in chosen]).argsort()
         names = ("clean", "corrupt", "restored", "single", "null", "single_null")
         done = Traced(*(torch.cat([getattr(p, n) for p in parts], dim=-2)[..., order, :] for n in names))
@@ -264,7 +266,8 @@ def _trace(model: Model, bound: Bound, run: Corrupted, site: str, window: int, s
     cells = [(i, p) for i in layers for p in places]
     wide = [[Address(site, j, None, p) for j in window_of(i, window, layers)] for i, p in cells]
     asked = wide + ([[Address(site, i, None, p)] for i, p in cells] if window > 1 else [])
-    worse, effects = _restored(model, run, asked, clean, measure)
+    groups = run.together()
+    worse, effects = _restored(model, run, asked, clean, measure, len(groups) + samples)
     seeds = torch.randint(1 << 62, (samples, len(asked), window), generator=generator(seed)).tolist()
     nulls = []
     for s, own_seeds in enumerate(seeds):
@@ -272,7 +275,8 @@ def _trace(model: Model, bound: Bound, run: Corrupted, site: str, window: int, s
         base = run.base([draw])
         own = model.capture(run.tokens, site, base, logits=False)
         random = [_steps(a, own, clean, chosen) for a, chosen in zip(asked, own_seeds, strict=True)]
-        nulls.append(sweep(model, run.tokens, random, measure, base=base).to(worse.device) - worse[draw])
+        with part(len(groups) + s, len(groups) + samples):
+            nulls.append(sweep(model, run.tokens, random, measure, base=base).to(worse.device) - worse[draw])
     n = len(cells)
     found = (effects[:n], effects[-n:], torch.stack(nulls)[:, :n], torch.stack(nulls)[:, -n:])
     grids = (x.float().cpu().unflatten(-3, (len(layers), len(places))) for x in found)
@@ -280,17 +284,19 @@ def _trace(model: Model, bound: Bound, run: Corrupted, site: str, window: int, s
 
 
 def _restored(
-    model: Model, run: Corrupted, places: Sequence[Sequence[Address]], clean: Activations, measure: Measure
+    model: Model, run: Corrupted, places: Sequence[Sequence[Address]], clean: Activations, measure: Measure, of: int
 ) -> tuple[Float[Tensor, "draw prompt 2"], Float[Tensor, "variant prompt 2"]]:
-    """The values of every corrupted run, and the mean effect of restoring clean values; draws run side by side."""
+    """The values of every corrupted run, and the mean effect of restoring clean values; draws run side by side, as the
+    first of `of` parts of the work."""
     n, worse, effects = len(run.tokens), [], []
-    for draws in run.together():
+    for i, draws in enumerate(run.together()):
         many, base = run.tokens.rows(list(range(n)) * len(draws)), run.base(draws)
         copies = {parse(a): clean[a].repeat(len(draws), *[1] * (clean[a].ndim - 1)) for a in clean}
         values = Activations(copies, many)
         variants: list[list[Edit]] = [[Replace(a, values[str(a)]) for a in restored] for restored in places]
         before = measure(model.run_last(many, base), torch.arange(len(many)) % n)
-        swept = sweep(model, many, variants, lambda logits, prompt: measure(logits, prompt % n), base=base)
+        with part(i, of):
+            swept = sweep(model, many, variants, lambda logits, prompt: measure(logits, prompt % n), base=base)
         got = swept.to(before.device) - before
         worse.append(before.reshape(len(draws), n, -1))
         effects.append(got.reshape(len(places), len(draws), n, -1).sum(1))

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.method import method
+from cutaway.core.progress import part
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
@@ -139,10 +140,11 @@ def _ranked(model: Model, r: Removal, pool: list[Address]) -> list[Address]:
 
 def _greedy(model: Model, r: Removal, pool: list[Address], top: int) -> list[Address]:
     gone: list[Address] = []
-    for _ in range(top):
+    for step in range(top):
         left = [a for a in pool if a not in gone]
         sets = [[*gone, a] for a in left]
-        values, _ = r.swept(model, lambda donor, sets=sets: [[r.edit(a, donor) for a in s] for s in sets])
+        with part(step, top):
+            values, _ = r.swept(model, lambda donor, sets=sets: [[r.edit(a, donor) for a in s] for s in sets])
         gone.append(left[int(values.mean(1).argmin())])
     return gone
 
