@@ -55,7 +55,7 @@ def attribution(
     audit: int = 24,
     samples: int = 4,
     seed: int = 0,
-) -> HeadEffects | PositionEffects | NeuronEffects | HeadPositionEffects | NeuronPositionEffects | NodeEffects:
+) -> PositionEffects | HeadEffects | NeuronEffects | HeadPositionEffects | NeuronPositionEffects | NodeEffects:
     """Estimate the effect of exchanging each activation between the clean and the corrupt run.
 
     Args:

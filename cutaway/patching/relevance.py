@@ -62,7 +62,7 @@ def relevance(
     audit: int = 24,
     samples: int = 4,
     seed: int = 0,
-) -> HeadEffects | PositionEffects | NeuronEffects | HeadPositionEffects | NeuronPositionEffects | NodeEffects:
+) -> PositionEffects | HeadEffects | NeuronEffects | HeadPositionEffects | NeuronPositionEffects | NodeEffects:
     """Estimate the effect of exchanging each activation, by relevance instead of gradients.
 
     Args:

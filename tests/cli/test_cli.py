@@ -150,6 +150,7 @@ def test_a_method_runs_saves_and_repeats_itself(capsys, tmp_path, name):
         }[s]
         for s in ca.methods()[name].subjects
     )
+    flags += " --heads 4.0,5.0" if name == "patching.group" else ""  # no circuit of this task is known
     code, out, err = run(capsys, f"{name.replace('.', ' ')} {flags} --out {target} --json")
     assert code == 0, err
     data = json.loads(out)

@@ -130,7 +130,7 @@ def test_states_equal_a_recurrence_written_out(monkeypatch):
 @pytest.mark.parametrize("site", ["resid_post", "ssm.state", "ssm.dt"])
 def test_symmetric_tracing_equals_activation_patching(name, site):
     task = numbered_task(uneven=site == "ssm.state")
-    trace, other = (f(model(name), task, site=site, samples=1) for f in (causal_trace, activation))
+    trace, other = (f(model(name), task, site=site, by="position", samples=1) for f in (causal_trace, activation))
     for field in ("effect", "interval", "recovered"):
         assert torch.allclose(getattr(trace, field), getattr(other, field), atol=1e-5), field
     assert trace.labels["position"] == other.labels["position"]
