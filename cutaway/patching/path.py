@@ -44,7 +44,9 @@ from cutaway.models import taps
 from cutaway.models.capture import Activations
 from cutaway.models.edits import Edit, Freeze, Replace
 from cutaway.models.executor import Metric, sweep
+from cutaway.models.memory import in_halves
 from cutaway.models.model import Model
+from cutaway.models.plan import room
 from cutaway.models.resume import Clean, clean_run, restart
 from cutaway.patching.answer import beside
 from cutaway.patching.baseline import RandomStep
@@ -231,7 +233,9 @@ def _arrived(paths: Paths, sent: Sequence[Edit], measure: Metric) -> Float[Tenso
     with paths.model.edited(), torch.no_grad():
         clean = clean_run(paths.model, target, layers, keys=False)
         for i in layers:
-            heard += _heard(paths, [e for e in sent if e.where.layer == i], i, clean)
+            own = [e for e in sent if e.where.layer == i]
+            size = room(paths.model, target.ids.shape[1]) // target.ids.numel()
+            in_halves(own, size, lambda some, i=i: heard.extend(_heard(paths, some, i, clean)))
     return sweep(paths.model, target, heard, measure)
 
 
@@ -248,14 +252,8 @@ def _heard(paths: Paths, sent: Sequence[Edit], layer: int, clean: Clean) -> list
 
         return see
 
-    try:
-        with taps.attached(model.body, {a.place: keep(a.place) for a in ends}):
-            restart(model, target, [[*later, e] for e in sent], layer, clean)
-    except Refused as refusal:
-        if "memory" not in refusal.why or len(sent) == 1:
-            raise
-        half = len(sent) // 2
-        return [edit for part in (sent[:half], sent[half:]) for edit in _heard(paths, part, layer, clean)]
+    with taps.attached(model.body, {a.place: keep(a.place) for a in ends}):
+        restart(model, target, [[*later, e] for e in sent], layer, clean)
     parts = [Activations({p: x[i * len(target) : (i + 1) * len(target)] for p, x in seen.items()}, target)
              for i in range(len(sent))]  # fmt: skip
     return [[Replace(a, part[str(a)]) for a in ends] for part in parts]
