@@ -88,7 +88,10 @@ class Result:
         return next(iter(self.tensors()))
 
     def frame(self, name: str | None = None) -> Any:
-        """One field as a long pandas DataFrame, a column per axis (pandas is an optional dependency)."""
+        """One field as a long pandas DataFrame, a column per axis (pandas is an optional dependency).
+
+        The field's column has its name, or `value` where an axis has that name.
+        """
         name = self._field(name)
         try:
             import pandas as pd
@@ -101,12 +104,13 @@ class Result:
             [self.labels.get(a, range(n)) for a, n in zip(axes, t.shape, strict=True)], names=axes
         )
         values = (t.float() if t.is_floating_point() else t).reshape(-1).numpy()
-        return pd.Series(values, index=index, name=name).reset_index()
+        return pd.Series(values, index=index, name="value" if name in axes else name).reset_index()
 
     def top(self, n: int = 10, by: str | None = None, largest: bool | None = None) -> list[dict[str, Any]]:
         """The `n` entries of largest |value| (or largest, or smallest value), each with its labels.
 
-        Every other field that has the same leading axes contributes its values for that entry.
+        Every other field that has the same leading axes contributes its values for that entry, by its name, or as
+        `value` where an axis has that name.
         """
         by = self._field(by)
         axes, t = self.axes()[by], getattr(self, by).detach().float().cpu()
@@ -118,7 +122,7 @@ class Result:
             row: dict[str, Any] = {a: self.labels[a][i] if a in self.labels else i for a, i in where.items()}
             for other, u in self.tensors().items():
                 if self.axes()[other][: len(axes)] == axes:
-                    row[other] = u[tuple(where.values())].detach().cpu().tolist()
+                    row["value" if other in axes else other] = u[tuple(where.values())].detach().cpu().tolist()
             rows.append(row)
         return rows
 

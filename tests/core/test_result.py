@@ -197,3 +197,16 @@ def test_drawing_goes_through_the_renderers(monkeypatch):
 
 def test_every_field_beyond_the_tensors_is_data():
     assert {f.name for f in fields(Result)} == {"labels", "units", "record"}
+
+
+def test_a_field_named_like_its_axis_keeps_both_columns():
+    @dataclass(frozen=True, kw_only=True)
+    class Named(Result, kind="named_of_tests"):
+        score: Float[Tensor, "score"]
+
+    found = Named(score=torch.tensor([0.5, -2.0]), labels={"score": ["FVU", "L0"]})
+    try:
+        assert found.frame().to_dict("list") == {"score": ["FVU", "L0"], "value": [0.5, -2.0]}
+        assert found.top(1) == [{"score": "L0", "value": -2.0}]
+    finally:
+        KINDS.pop("named_of_tests")
