@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -49,10 +50,15 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappi
     ready: dict[str, Tensor] = {}
     held: set[int] = set()  # safetensors refuses tensors that share memory
     for n, t in tensors.items():
-        t = t.detach().cpu().contiguous()
+        t = _plain(t)
         ready[n] = t.clone() if t.untyped_storage().data_ptr() in held else t
         held.add(t.untyped_storage().data_ptr())
-    return _replace(Path(path), save(ready, {n: json.dumps(v) for n, v in header.items()}))
+    try:
+        content = save(ready, {n: json.dumps(v) for n, v in header.items()})
+    except KeyError as error:  # how safetensors says that it has no name for a dtype
+        why = f"safetensors files do not hold {error.args[0]}"
+        raise Refused(f"file {str(path)!r}", why, "convert the tensor to another dtype") from error
+    return _replace(Path(path), content)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -78,8 +84,22 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def tensor_bytes(t: Tensor) -> memoryview:
-    """The raw bytes of a tensor on the CPU, for hashing."""
-    return t.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    """The raw bytes of a tensor's values in their order, whatever its strides, for hashing."""
+    t = t.dequantize() if t.is_quantized else t  # else values of another scale would have the same bytes
+    return _plain(t).reshape(-1).view(torch.uint8).numpy().data
+
+
+def _plain(t: Tensor) -> Tensor:
+    """The values on the CPU, one behind the other as the shape says, and none of them a conjugate or negative view.
+
+    A tensor of one element is `contiguous` with any strides, which neither a view as bytes nor a file can have.
+    """
+    if t.is_meta:
+        raise Refused("the values of a tensor", "it is on the meta device and has none", "load the weights first")
+    t = t.detach().to_dense() if t.layout is not torch.strided else t.detach()
+    t = t.cpu().resolve_conj().resolve_neg().contiguous()
+    wanted = [math.prod(t.shape[d + 1 :]) for d in range(t.ndim)]
+    return t if not t.numel() or list(t.stride()) == wanted else t.clone(memory_format=torch.contiguous_format)
 
 
 def _replace(path: Path, content: bytes) -> Path:

@@ -69,5 +69,38 @@ def test_missing_and_broken_json_are_refused(tmp_path):
             files.read_json(path)
 
 
-def test_tensor_bytes_are_the_values(tmp_path):
+_ROW = torch.arange(12.0)
+_ODD = {
+    "one element with any strides": _ROW.as_strided((1, 1, 1), (7, 3, 5), 2),
+    "one row of a column": _ROW.view(4, 3)[2:3, ::3],
+    "transposed": _ROW.view(4, 3).T,
+    "no axes": torch.tensor(3.0),
+    "empty": torch.empty(0, 5)[:, ::5],
+    "expanded": _ROW[:2, None].expand(2, 3),
+    "conjugate view": torch.view_as_complex(_ROW.view(6, 2)).conj(),
+    "one negative": torch.view_as_complex(_ROW.view(6, 2)).conj().imag[2:3],
+    "bool": torch.tensor([[True, False]])[:, ::2],
+    "bf16": _ROW.bfloat16()[::3],
+    "fp8": _ROW.to(torch.float8_e4m3fn)[::3],
+}
+
+
+@pytest.mark.parametrize("name", _ODD)
+def test_bytes_and_files_hold_the_values_whatever_the_strides(name, tmp_path):
+    t = _ODD[name]
+    plain = torch.empty(t.shape, dtype=t.dtype).copy_(t)
+    assert bytes(files.tensor_bytes(t)) == bytes(plain.reshape(-1).view(torch.uint8).tolist())
+    got = files.read_tensors(files.write_tensors(tmp_path / "a.safetensors", {"t": t, "again": t}, {}))[0]
+    assert got["t"].dtype == t.dtype
+    assert got["again"].shape == t.shape
+    assert bytes(files.tensor_bytes(got["t"])) == bytes(files.tensor_bytes(t))
+
+
+def test_what_has_no_bytes_or_no_name_in_a_file_is_refused(tmp_path):
     assert bytes(files.tensor_bytes(torch.tensor([1, 2], dtype=torch.int16).view(1, 2))) == b"\x01\x00\x02\x00"
+    half = torch.zeros(3, dtype=torch.uint8).view(torch.uint4)  # a dtype of less than a byte
+    assert bytes(files.tensor_bytes(half)) == b"\0\0\0"
+    with pytest.raises(Refused, match=r"do not hold torch\.uint4"):
+        files.write_tensors(tmp_path / "a.safetensors", {"t": half}, {})
+    with pytest.raises(Refused, match="meta device"):
+        files.tensor_bytes(torch.empty(2, device="meta"))
