@@ -206,7 +206,8 @@ class Flow:
     def __init__(self, splice: Splice):
         self.splice, self.readers, self.here = splice, dict[str, SpliceRead](), _Here()
 
-    def __str__(self) -> str:
+    def identity(self) -> str:
+        """What tells this flow from any other: its splice."""
         return self.splice.identity()
 
     def see(self, site: str, x: Tensor) -> None:

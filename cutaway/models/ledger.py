@@ -11,18 +11,18 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from cutaway.core.content import content
 from cutaway.core.files import read_tensors, write_tensors
-from cutaway.core.record import hash_tensors, hash_text
+from cutaway.core.record import versions
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
+from cutaway.models import taps
 from cutaway.models.edits import Edit
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
@@ -104,17 +104,14 @@ class Ledger:
 
 
 def sweep_key(model: Model, tokens: Tokens, variants: Sequence[Sequence[Edit]], metric: Callable[..., Tensor]) -> str:
-    """What ties a ledger to its sweep; a metric is known by what it makes of seeded random logits."""
-    edits = hash_text(*("|".join(_said(e) for e in v) for v in variants))
+    """What ties a ledger to its sweep: the versions, the model, the edits around it, prompts, edits and metric, whole.
+
+    A metric is known by what it is, and by what it makes of seeded random logits.
+
+    Raises:
+        Refused: an edit or a metric that holds something whose value cannot be read.
+    """
     logits = torch.randn(len(tokens), model.shape.d_vocab, generator=generator(0)).to(model.device)
     values = metric(logits, torch.arange(len(tokens), device=logits.device))
-    data = hash_tensors({"ids": tokens.ids, "mask": tokens.mask, "metric": values})
-    return hash_text("variants × prompts", model.fingerprint(), data, edits)
-
-
-def _said(e: Edit) -> str:
-    parts = [type(e).__name__, str(e.where)]
-    for f in fields(e):  # type: ignore[arg-type]
-        value: Any = getattr(e, f.name)
-        parts.append(hash_tensors({f.name: value}) if isinstance(value, Tensor) else str(value))
-    return ",".join(parts)
+    who = {name: said for name, said in model.identity().items() if name != "name"}
+    return content((versions(), who, taps.around(model.body), tokens.ids, tokens.mask, variants, metric, values))

@@ -112,6 +112,11 @@ _OPEN: list[Fired] = []  # every open context
 _LOCK = threading.RLock()
 
 
+def around(body: Anatomy) -> list[tuple[str, See]]:
+    """What is attached to this model at present: each place with its function, in the order they were attached."""
+    return [(str(t.place), t.see) for fired in _OPEN if fired.body is body for t in fired.taps]
+
+
 def tapped(body: Anatomy, place: Address) -> bool:
     """Whether anything is attached to a place at present."""
     if not _POINTS:
