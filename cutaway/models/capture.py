@@ -10,35 +10,38 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cutaway.core.address import Address, parse, unit_axis
+from cutaway.core.address import Address, unit_axis
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.sites import BY_NAME
 from cutaway.models import forward, taps
 from cutaway.models.anatomy import Anatomy
+from cutaway.models.names import parsed
 from cutaway.models.ports import per_head
 from cutaway.models.tokens import Tokens
+
+
+class NotCaptured(Refused, KeyError):
+    """The refusal of an activation that is not among those captured: a `KeyError` too, as mappings have it."""
+
+    __str__ = Refused.__str__
 
 
 class Activations(Mapping[str, Tensor]):
     """What one forward showed at the asked places.
 
     `acts["resid_post.3"]` is [batch, position, d_model]; `acts["z.3.1"]` one head; `acts["z.3.1@-1"]` at the last real
-    token; `acts["resid_post"]` all captured layers stacked in front.
+    token; `acts["resid_post"]` all captured layers stacked in front. Iteration gives the places, without heads and
+    positions; `in` and `get` know whatever the brackets know. Two are equal only if they are the same object.
     """
 
     def __init__(self, values: Mapping[Address, Tensor | Callable[[], Tensor]], tokens: Tokens):
         self._values = dict(values)
         self.tokens = tokens
 
-    def __getitem__(self, key: str | Address) -> Tensor:
+    def __getitem__(self, key: object) -> Tensor:
         if isinstance(key, str) and key in BY_NAME and BY_NAME[key].scope == "layer":
             return self.stack(key)
-        address = parse(key)
-        if address.place not in self._values:
-            close = nearest(str(address.place), list(self))
-            raise Refused(
-                f"activation {key!s}", "it was not captured" + (f"; near: {close}" if close else ""), "capture it"
-            )
+        address = self._found(key)
         value = self._values[address.place]
         if not isinstance(value, Tensor):
             value = self._values[address.place] = value()
@@ -51,7 +54,32 @@ class Activations(Mapping[str, Tensor]):
         return len(self._values)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._values if isinstance(key, Address) else any(str(a) == key for a in self._values)
+        if isinstance(key, str) and key in BY_NAME and BY_NAME[key].scope == "layer":
+            return bool(self.layers(key))
+        try:
+            address = self._found(key)
+            return address.unit is None or 0 <= address.unit < self[address.place].shape[_axis(address)]
+        except NotCaptured:
+            return False
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def _found(self, key: object) -> Address:
+        """The address of a key whose place was captured and whose position every prompt has."""
+        if not isinstance(key, str | Address):
+            raise NotCaptured(f"activation {key!r}", f"a {type(key).__name__} names no place", "write resid_post.3")
+        try:
+            address = parsed(key)
+            if address.place in self._values and address.position is not None:
+                self.tokens.column(address.position)
+        except Refused as refusal:
+            raise NotCaptured(refusal.what, refusal.why, refusal.instead) from None
+        if address.place not in self._values:
+            close = nearest(str(address.place), list(self))
+            why = "it was not captured" + (f"; near: {close}" if close else "")
+            raise NotCaptured(f"activation {key!s}", why, "capture it")
+        return address
 
     def layers(self, site: str) -> list[int]:
         """The captured layers of a site, in order."""
@@ -61,7 +89,7 @@ class Activations(Mapping[str, Tensor]):
         """All captured layers of a site as one tensor, `layer` in front."""
         layers = self.layers(site)
         if not layers:
-            raise Refused(f"activation {site!r}", "no layer of it was captured", "capture it")
+            raise NotCaptured(f"activation {site!r}", "no layer of it was captured", "capture it")
         return torch.stack([self[str(Address(site, i))] for i in layers])
 
     def to(self, device: torch.device | str) -> Activations:
@@ -75,8 +103,16 @@ class Activations(Mapping[str, Tensor]):
             value = value[rows, self.tokens.column(address.position).to(value.device)]
             axes.remove("position")
         if address.unit is not None:
-            value = value.select(axes.index(str(unit_axis(address.row))), address.unit)
+            axis = axes.index(str(unit_axis(address.row)))
+            if not 0 <= address.unit < value.shape[axis]:
+                why = f"{axes[axis]} goes from 0 to {value.shape[axis] - 1} here"
+                raise NotCaptured(f"activation {address}", why, "choose one of them")
+            value = value.select(axis, address.unit)
         return value
+
+
+def _axis(address: Address) -> int:
+    return address.row.axes.split().index(str(unit_axis(address.row)))
 
 
 class Collector:

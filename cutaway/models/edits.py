@@ -16,10 +16,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.address import Address, parse, unit_axis
+from cutaway.core.address import Address, unit_axis
 from cutaway.core.refuse import Refused
 from cutaway.models.cut import Cut
 from cutaway.models.frame import FRAME, Frame, rows
+from cutaway.models.names import parsed
 from cutaway.models.norms import wide
 from cutaway.models.tokens import Tokens
 
@@ -43,7 +44,7 @@ class Edit(ABC):
     @property
     def where(self) -> Address:
         """The parsed address."""
-        return parse(self.address)
+        return parsed(self.address)
 
     @property
     def begins(self) -> Address:
@@ -359,10 +360,10 @@ class Knockout(Edit):
 
     @property
     def where(self) -> Address:
-        return replace(parse(self.address), site="scores")
+        return replace(parsed(self.address), site="scores")
 
     def __post_init__(self):
-        if parse(self.address).site not in ("pattern", "scores"):
+        if parsed(self.address).site not in ("pattern", "scores"):
             raise Refused(
                 f"knockout at {self.address}", "only attention edges can be cut", "write pattern.LAYER[.HEAD]"
             )

@@ -14,6 +14,7 @@ from cutaway.core.address import Address, expand
 from cutaway.core.record import hash_tensors
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
+from cutaway.core.text import check_encodable
 from cutaway.models import backward, forward, shards, taps
 from cutaway.models.anatomy import Anatomy, Shape
 from cutaway.models.capture import Activations, Collector
@@ -21,6 +22,7 @@ from cutaway.models.cut import Cut
 from cutaway.models.edits import Edit, as_edits
 from cutaway.models.families import Family, family_of
 from cutaway.models.memory import in_halves
+from cutaway.models.names import foreign
 from cutaway.models.offload import offloaded
 from cutaway.models.ports import port
 from cutaway.models.tokens import Side, Tokens, batch, running_texts, tokenize
@@ -123,7 +125,7 @@ class Model:
         return list(found)
 
     def _there(self, patterns: Sequence[str | Address]) -> list[Address]:
-        found = expand(patterns, self.sizes())
+        found = list(dict.fromkeys(a for p in patterns for a in self._meant(p)))
         absent = {a.place for a in found if port(self.body, a) is None}
         if absent:
             exact = {str(p) for p in patterns}
@@ -134,6 +136,12 @@ class Model:
                 raise Refused(f"site {gone[0]}", f"this {family} model has no such place", "see model.sites()")
             found = left
         return found
+
+    def _meant(self, pattern: str | Address) -> list[Address]:
+        try:
+            return expand([pattern], self.sizes())
+        except Refused as refusal:
+            raise foreign(refusal, pattern, self.body.part(0, "gate") is not None) from None
 
     # --- tokens
 
@@ -181,9 +189,17 @@ class Model:
         return ids[0]
 
     def word_ids(self, word: str) -> list[int]:
-        """The tokens that `word` becomes after other words; a leading space is added where the tokenizer wants one."""
+        """The tokens that `word` becomes after other words; a leading space is added where the tokenizer wants one.
+
+        Raises:
+            Refused: it is empty or no text, or the model has no tokenizer.
+        """
+        if not isinstance(word, str) or not word.strip():
+            why = "there is nothing in it" if isinstance(word, str) else f"it is {type(word).__name__}, not text"
+            raise Refused(f"word {word!r}", why, "give a word")
         if self.tokenizer is None:
             raise Refused(f"word {word!r}", "this model was loaded without a tokenizer", "give token ids")
+        check_encodable(word, f"word {word!r}")
         # Words after a stem: what the tokenizer makes of "a word" minus what it makes of "a".
         stem = self.tokenizer("a", add_special_tokens=False)["input_ids"]
         joined = self.tokenizer("a" + (word if word[:1].isspace() else " " + word), add_special_tokens=False)[

@@ -31,6 +31,7 @@ _BLOCK = {
 }
 _WHOLE = {"hook_embed": "embed", "hook_pos_embed": "pos_embed", "ln_final.hook_scale": "final.scale"}
 _FORM = re.compile(r"blocks\.(\d+)\.(.+)")
+_ANY_FORM = re.compile(r"(?:blocks\.(\d+|\*)\.)?(.*)", re.DOTALL)
 # In gated MLPs TransformerLens calls the activation's argument "pre" and the linear branch "pre_linear".
 _MLP = {"mlp.hook_pre": ("mlp_pre", "mlp_gate"), "mlp.hook_pre_linear": (None, "mlp_pre")}
 
@@ -50,6 +51,38 @@ def from_transformer_lens(name: str, gated: bool = False) -> Address:
         if site is not None:
             return Address(site, layer)
     raise Refused(f"hook name {name!r}", "it has no counterpart among the sites", "see docs/sites.md")
+
+
+def meant(name: str, gated: bool = False) -> str:
+    """The address that a TransformerLens name stands for; empty if it is none.
+
+    `blocks.3.hook_resid_post@-1` is `resid_post.3@-1`; a name without its block, `hook_z`, is the site alone.
+    """
+    body, at, position = name.partition("@")
+    layer, rest = _ANY_FORM.fullmatch(body).groups()  # type: ignore[union-attr]
+    bare = {k.rpartition(".")[2]: v for k, v in _BLOCK.items() if k not in ("ln1.hook_scale", "ln2.hook_scale")}
+    site = _WHOLE.get(body) or (_MLP[rest][gated] if rest in _MLP else _BLOCK.get(rest) or bare.get(rest)) or ""
+    return site and f"{site}{f'.{layer}' if layer else ''}{at}{position}"
+
+
+def parsed(text: str | Address, gated: bool = False) -> Address:
+    """The address written as `text`; a name that another tool gives to a site is refused with the site meant.
+
+    Raises:
+        Refused: unknown site, a missing or surplus index, or an asterisk.
+    """
+    try:
+        return parse(text)
+    except Refused as refusal:
+        raise foreign(refusal, text, gated) from None
+
+
+def foreign(refusal: Refused, text: object, gated: bool = False) -> Refused:
+    """A refusal of an address, in better words where `text` is the name that another tool gives to a site."""
+    site = meant(text, gated) if isinstance(text, str) else ""
+    if not site:
+        return refusal
+    return Refused(f"site {text!r}", f"TransformerLens calls it so; here it is {site}", f"write {site}")
 
 
 def to_transformer_lens(address: Address, gated: bool = False) -> str:

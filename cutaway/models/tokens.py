@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
+from cutaway.core.text import check_encodable, occurrences
 
 Side = Literal["left", "right"]
 
@@ -95,17 +97,30 @@ class Tokens:
         return replace(self, ids=self.ids[pick], mask=self.mask[pick], **parts)
 
     def find(self, i: int, text: str) -> list[int]:
-        """Positions in prompt `i` of the tokens that overlap the first occurrence of `text`.
+        """Positions in prompt `i` of the tokens that overlap `text`: its first occurrence, in whatever case.
+
+        An occurrence as a whole word goes before one inside a word, and equal case before another.
 
         Raises:
             Refused: the prompt does not contain it.
         """
-        start = self.texts[i].lower().find(text.lower())
-        if start < 0 or not text:
+        return self.occurrences(i, text)[0]
+
+    def occurrences(self, i: int, text: str) -> list[list[int]]:
+        """Positions of the tokens that overlap each occurrence of `text` in prompt `i`, in the order of `find`.
+
+        Raises:
+            Refused: the prompt does not contain it, or the tokenizer does not say where its tokens stand.
+        """
+        found = occurrences(self.texts[i], text)
+        if not found:
             raise Refused(f"text {text!r}", f"it is not in the prompt {self.texts[i]!r}", "quote a part of the prompt")
-        end = start + len(text)
+        if all(o is None for o in self.offsets[i]):
+            why = f"this tokenizer does not say where its tokens stand in the prompt {self.texts[i]!r}"
+            raise Refused(f"text {text!r}", why, "use a fast tokenizer, or give positions")
         return [
-            n for n, o in enumerate(self.offsets[i]) if o is not None and o[0] < end and o[1] > start and o[1] > o[0]
+            [n for n, o in enumerate(self.offsets[i]) if o is not None and o[0] < o[1] and o[0] < end and o[1] > start]
+            for start, end in found
         ]
 
     def labels(self, i: int = 0) -> list[str]:
@@ -130,8 +145,11 @@ def tokenize(tokenizer: Any, prompts: str | Sequence[str], side: Side = "right",
     if not texts:
         raise Refused("an empty list of prompts", "there is nothing to run", "give at least one prompt")
     for text in texts:
+        if not isinstance(text, str):
+            raise Refused(f"prompt {text!r}", f"it is {type(text).__name__}, not text", "give texts, or token ids")
         if not text.strip():
             raise Refused(f"prompt {text!r}", "it is empty", "write a sentence whose next word you want explained")
+        check_encodable(text, f"prompt {_short(text)!r}")
     encoded = [_encode(tokenizer, t) for t in texts]
     for text, (ids, _) in zip(texts, encoded, strict=True):
         if limit is not None and len(ids) > limit:
@@ -188,15 +206,26 @@ def running_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
 
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int] | None]]:
-    fast = bool(getattr(tokenizer, "is_fast", False))
-    out = tokenizer(text, return_offsets_mapping=True) if fast else tokenizer(text)
-    ids = list(out["input_ids"])
-    special = set(getattr(tokenizer, "all_special_ids", ()))
-    offsets = list(out["offset_mapping"]) if fast else [None] * len(ids)
-    offsets = [
-        None if o is None or (i in special and o[0] == o[1]) else tuple(o) for i, o in zip(ids, offsets, strict=True)
+    if not getattr(tokenizer, "is_fast", False):
+        ids = list(tokenizer(text)["input_ids"])
+        return ids, _told_offsets(tokenizer, ids, text)
+    out = tokenizer(text, return_offsets_mapping=True)
+    ids, special = list(out["input_ids"]), set(getattr(tokenizer, "all_special_ids", ()))
+    return ids, [
+        None if i in special and o[0] == o[1] else tuple(o) for i, o in zip(ids, out["offset_mapping"], strict=True)
     ]
-    return ids, offsets
+
+
+def _told_offsets(tokenizer: Any, ids: list[int], text: str) -> list[tuple[int, int] | None]:
+    """Where tokens stand that are told only by what they decode to; unknown unless that is the text itself."""
+    special = set(getattr(tokenizer, "all_special_ids", ()))
+    own = [i for i in ids if i not in special]
+    parts = running_texts(tokenizer, own)
+    if "".join(parts) != text:
+        return [None] * len(ids)
+    ends = list(accumulate(map(len, parts)))
+    told = iter([(end - len(part), end) for end, part in zip(ends, parts, strict=True)])
+    return [None if i in special else next(told) for i in ids]
 
 
 def _pieces(tokenizer: Any, ids: list[int], offsets: Sequence[tuple[int, int] | None], text: str) -> list[str]:

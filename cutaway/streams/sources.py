@@ -7,7 +7,6 @@ activations can name the data that they came from, and yields the same documents
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cutaway.core.files import read_tensors
+from cutaway.core.json_lines import numbered, parsed
 from cutaway.core.record import hash_tensors, hash_text
 from cutaway.core.refuse import Refused, nearest
 
@@ -90,14 +90,15 @@ class JsonLines:
         """Documents from number `first` on; earlier lines are not parsed."""
         left = first
         for path in self.paths:
-            with _opened(path) as lines:
-                for number, line in enumerate(lines, 1):
-                    if not line.strip():
-                        continue
+            try:
+                for number, line in numbered(path):
                     if left:
                         left -= 1
-                        continue
-                    yield self._document(path, number, line)
+                    else:
+                        yield self._document(path, number, line)
+            except (OSError, UnicodeDecodeError) as error:
+                why = f"it cannot be read as UTF-8: {error}"
+                raise Refused(f"tokens from {str(path)!r}", why, "check it, or convert it to UTF-8") from error
 
     def identity(self) -> dict[str, Any]:
         """Names and hashes of the files, and the field."""
@@ -105,10 +106,7 @@ class JsonLines:
 
     def _document(self, path: Path, number: int, line: str) -> Document:
         where = f"line {number} of {str(path)!r}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise Refused(where, f"it is not JSON: {error}", "give one JSON object a line") from error
+        row = parsed(line, where, "give one JSON object a line")
         if not isinstance(row, dict) or self.field not in row:
             has = f"it has {', '.join(map(repr, row))}" if isinstance(row, dict) else "it is no object"
             raise Refused(where, f"it has no field {self.field!r}: {has}", "name the field with the text")

@@ -113,21 +113,9 @@ class Bound:
 
     def _subject_columns(self, i: int, subject: str) -> list[int]:
         """Columns of the subject: of its occurrence that the corruption changed, if it changed one, else the first."""
-        text, columns = self.clean.texts[i].lower(), []
-        shift = int(self.clean.column(0)[i])
-        start = text.find(subject.lower())
-        if start < 0:
-            self.clean.find(i, subject)  # raises with the right words
-        while start >= 0:
-            end = start + len(subject)
-            columns.append(
-                [
-                    n + shift
-                    for n, o in enumerate(self.clean.offsets[i])
-                    if o is not None and o[0] < end and o[1] > start and text[o[0] : o[1]].strip()
-                ]
-            )
-            start = text.find(subject.lower(), start + 1)
+        shift, pieces = int(self.clean.column(0)[i]), self.clean.pieces[i]
+        places = self.clean.occurrences(i, subject)
+        columns = [[n + shift for n in place if pieces[n].strip()] for place in places]
         touched = [c for c in columns if bool(self.changed[i, c].any())]
         return (touched or columns)[0]
 

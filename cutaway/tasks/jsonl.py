@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cutaway.core.json_lines import numbered, parsed
 from cutaway.core.refuse import Refused, nearest
 from cutaway.tasks.pair import Pair
 from cutaway.tasks.task import Task
@@ -30,21 +30,18 @@ def from_jsonl(path: str | Path, *, metric: str = "logit_diff", corruption: str 
     Raises:
         Refused: the file cannot be read, or a line (named by its number) is broken.
     """
+    file = f"file {str(path)!r}"
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, ValueError) as error:
-        raise Refused(f"file {str(path)!r}", f"it cannot be read as text: {error}", "give a .jsonl file") from error
-    pairs = tuple(_pair(line, f"line {i} of {str(path)!r}") for i, line in enumerate(lines, 1) if line.strip())
+        pairs = tuple(_pair(line, f"line {i} of {str(path)!r}") for i, line in numbered(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise Refused(file, f"it cannot be read as text: {error}", "give a .jsonl file in UTF-8") from error
     if not pairs:
-        raise Refused(f"file {str(path)!r}", "it has no lines", f"write one pair a line: {_EXAMPLE}")
+        raise Refused(file, "it has no lines", f"write one pair a line: {_EXAMPLE}")
     return Task(name or Path(path).stem, pairs, metric, corruption, options={"path": str(path)})
 
 
 def _pair(line: str, where: str) -> Pair:
-    try:
-        data = json.loads(line)
-    except ValueError as error:
-        raise Refused(where, f"it is not JSON: {error}", f"write one pair a line: {_EXAMPLE}") from error
+    data = parsed(line, where, f"write one pair a line: {_EXAMPLE}")
     if not isinstance(data, dict):
         raise Refused(where, f"it is a {type(data).__name__}, not an object", f"write one pair a line: {_EXAMPLE}")
     if missing := [k for k in _NEEDED if k not in data]:

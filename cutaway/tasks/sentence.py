@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
+from cutaway.core.text import occurrences
 from cutaway.models.model import Model
 from cutaway.tasks import words, world
 from cutaway.tasks.answers import continuation, next_tokens, single_tokens, token_rows
@@ -174,12 +175,17 @@ def _content(sentence: str, subject: str | None) -> list[re.Match[str]]:
     """The words that may be replaced: those of the subject, or all content words, or all words."""
     found = list(_WORD.finditer(sentence))
     if subject is not None:
-        start = sentence.lower().find(subject.lower())
-        if start < 0 or not subject.strip():
+        places = occurrences(sentence, subject) if subject.strip() else []
+        if not places:
             raise Refused(f"subject {subject!r}", f"it is not in the sentence {sentence!r}", "quote a part of it")
-        asked = {m[0].lower() for m in _WORD.finditer(subject)}
-        return [m for m in found if m[0].lower() in asked]
+        whole = [p for p in places if not _inside(found, p)]
+        return [m for m in found if any(m.start() < end and m.end() > start for start, end in whole or places)]
     return [m for m in found if m[0].lower() not in _FUNCTION_WORDS.split()] or found
+
+
+def _inside(words_of: list[re.Match[str]], place: tuple[int, int]) -> bool:
+    """Whether a place begins or ends within a word."""
+    return any(m.start() < at < m.end() for m in words_of for at in place)
 
 
 def _of_word(

@@ -5,7 +5,9 @@ import pytest
 from cutaway.core.address import Address, parse
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
+from cutaway.models.edits import Scale
 from cutaway.models.names import from_transformer_lens, to_transformer_lens
+from tests.models.common import IDS, model
 
 NAMES = {
     "hook_embed": "embed",
@@ -61,3 +63,23 @@ def test_rotated_queries_and_plain_ones_are_one_site():
 def test_other_names_are_refused(wrong):
     with pytest.raises(Refused, match="no counterpart"):
         from_transformer_lens(wrong)
+
+
+def test_the_name_of_another_tool_is_answered_with_the_site_meant():
+    m, gated = model("gpt2"), model("llama")
+    for name, site in (
+        ("blocks.1.attn.hook_z", "z.1"),
+        ("blocks.*.hook_resid_post@-1", r"resid_post.\*@-1"),
+        ("hook_resid_post", "resid_post"),
+        ("hook_z", "z"),
+        ("hook_embed", "embed"),
+        ("blocks.0.mlp.hook_pre", "mlp_pre.0"),
+    ):
+        with pytest.raises(Refused, match=f"TransformerLens calls it so; here it is {site}\n"):
+            m.capture(IDS, name)
+    with pytest.raises(Refused, match=r"mlp_gate\.0"):
+        gated.capture(IDS, "blocks.0.mlp.hook_pre")
+    with pytest.raises(Refused, match=r"here it is resid_pre\.0@2"):
+        m.run(IDS, Scale("blocks.0.hook_resid_pre@2", 1.0))
+    with pytest.raises(Refused, match="no site has that name"):
+        m.capture(IDS, "blocks.0.hook_nothing")

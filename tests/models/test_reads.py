@@ -239,3 +239,22 @@ def test_what_is_computed_when_looked_at_carries_no_graph_and_no_later_weights()
     with pytest.raises(Refused, match="weights have changed"):
         acts["head_out.2"]
     assert acts["ln1.scale.1"].shape == (2, 7)
+
+
+def test_activations_are_a_mapping_in_every_way_of_asking():
+    acts = model("llama").capture(IDS, ["resid_post", "z.1", "pattern.0"])
+    known = ["resid_post.1", "resid_post", "z", "z.1", "z.1.2", "z.1.2@-1", "z.1@0", "pattern.0.3"]
+    unknown = ["z.0", "v", "z.1.9", "z.1@7", "z.-1", "z.1.-1", "pattern.0@1", "hook_z", "nonsense", "z.*", 5, None]
+    for key in known:
+        assert key in acts
+        assert torch.equal(acts.get(key), acts[key])
+    for key in unknown:
+        assert key not in acts
+        assert acts.get(key, "none") == "none"
+        with pytest.raises(KeyError) as error:
+            acts[key]
+        assert isinstance(error.value, Refused)
+        assert "\n  why: " in str(error.value)
+    assert list(acts) == [*(f"resid_post.{i}" for i in range(model("llama").shape.n_layers)), "z.1", "pattern.0"]
+    assert acts != dict(acts)
+    assert {acts: 1}[acts] == 1

@@ -66,6 +66,30 @@ def test_what_is_not_in_the_prompt_is_refused():
             t.find(0, wrong)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("before", ["İİİİİİİİ", "ﬁne ẞ", "𝕀𝕤𝕥", "e\u0301e\u0301"])
+def test_a_phrase_is_found_behind_letters_of_another_length(shape, before):
+    t = tokenize(SHAPES[shape](), f"{before} gave Mary the mat")
+    assert "".join(t.pieces[0][n] for n in t.find(0, "mary")).strip() == "Mary"
+
+
+def test_a_tokenizer_that_tells_no_places_is_asked_by_its_texts():
+    class Slow:
+        is_fast, all_special_ids, unk_token_id = False, [0], None
+        words = ("<s>", "the", " cat", " sat")
+
+        def __call__(self, text, **_):
+            return {"input_ids": [0, *(self.words.index(w) for w in ("the", " cat", " sat"))]}
+
+        def decode(self, ids, **_):
+            return "".join(self.words[i] for i in ids)
+
+    assert tokenize(Slow(), "the cat sat").offsets == ((None, (0, 3), (3, 7), (7, 11)),)
+    assert tokenize(Slow(), "the cat sat").find(0, "CAT") == [2]
+    with pytest.raises(Refused, match="does not say where"):
+        tokenize(Slow(), "The cat sat").find(0, "cat")
+
+
 def test_labels_tell_repeated_pieces_apart():
     assert tokenize(byte_level(), "the cat the").labels() == ["t·0", "he·1", "cat", "the"] or tokenize(
         byte_level(), " the cat the"
@@ -89,6 +113,11 @@ def test_words_of_several_tokens_are_refused_with_their_parts(shape):
     with pytest.raises(Refused, match=r"tokens here: .*\+"):
         m.token_id("zebrafish")
     assert len(m.word_ids("zebrafish")) > 1
+    for nothing in ("", " \n"):
+        with pytest.raises(Refused, match="nothing in it"):
+            m.token_id(nothing)
+    with pytest.raises(Refused, match="half of"):
+        m.token_id("\ud83d")
     with pytest.raises(Refused, match="without a tokenizer"):
         model("llama").token_id("Mary")
     assert model("llama").token_texts(torch.tensor([4, 5])) == ["4", "5"]
@@ -110,6 +139,7 @@ def test_text_runs_the_same_alone_and_padded(shape):
         ([], "nothing to run"),
         ("", "empty"),
         (["the cat", "  \n"], "empty"),
+        (["the cat", "cut \ud83d"], "half of a character"),
         ("the cat " * 40, "takes 64"),
         (torch.tensor([[5, 600]]), "from 0 to 511"),
         (torch.tensor([[-1, 5]]), "from 0 to 511"),

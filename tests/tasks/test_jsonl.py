@@ -61,3 +61,33 @@ def test_missing_and_empty_files_are_refused(tmp_path):
     binary.write_bytes(b"\xff\xfe\x00\x81")
     with pytest.raises(Refused, match="cannot be read"):
         tasks.from_jsonl(binary)
+
+
+def test_only_a_line_feed_ends_a_line(tmp_path):
+    odd = {**GOOD, "clean": "one\u2028two\u0085three\x0cfour\x1cfive\u2029"}
+    path = tmp_path / "odd.jsonl"
+    lines = [json.dumps(odd, ensure_ascii=False), "  ", json.dumps(GOOD)]
+    path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode() + b"\r\n")
+    assert [p.clean for p in tasks.from_jsonl(path)] == [odd["clean"], GOOD["clean"]]
+
+
+def test_escaped_pairs_of_surrogates_are_characters(tmp_path):
+    line = json.dumps({**GOOD, "clean": "a \U0001d540 b \\ud83d"})
+    assert tasks.from_jsonl(written(tmp_path, line)).pairs[0].clean == "a \U0001d540 b \\ud83d"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"clean": "a", "clean": "b", "corrupt": "c", "answer": "d", "foil": "e"}', "'clean' twice"),
+        ('{"clean": "a \\ud83d b", "corrupt": "c", "answer": "d", "foil": "e"}', "holds \\ud83d, half of"),
+        ('{"clean": "a", "corrupt": "c", "answer": "d", "foil": "e", "foils": ["\\udc00"]}', "holds \\udc00, half of"),
+        ('{"clean": NaN}', "NaN is no number"),
+        ("[" * 100_000, "nested too deep"),
+    ],
+)
+def test_what_a_reader_would_lose_is_refused_by_its_number(tmp_path, line, words):
+    with pytest.raises(Refused) as error:
+        tasks.from_jsonl(written(tmp_path, GOOD, line))
+    assert "line 2" in error.value.what
+    assert words in error.value.why
