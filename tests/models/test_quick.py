@@ -62,7 +62,8 @@ def test_layouts_follow_weights_that_change():
     try:
         with ways.running(laid_out):
             second = read(m)()[0]
-        assert gap(second, m.capture(IDS, "mlp_post.1")["mlp_post.1"]) < 1e-4
+        with Ways(m.body).running(laid_out):  # a layout made now; some processors round in it, so it is compared
+            assert torch.equal(second, read(m)()[0])
         assert gap(first, second) > 1e-2
     finally:
         with torch.no_grad():
