@@ -57,7 +57,7 @@ def train(
     from cutaway.dictionaries import train as tr
     from cutaway.models.shards import processes, rank
 
-    plan = _plan(tokens, select)
+    plan = _plan(tokens, batch, select)
     origin = opened(of)
     made = recipes(what, origin.places, _spliced(what, origin))
     sites = tuple(dict.fromkeys(s for r in made for s in (*r.reads, *r.writes)))
@@ -126,11 +126,14 @@ def train_together(
     return files, cards
 
 
-def _plan(tokens: int, select: Literal["auto", "float32", "bfloat16"]) -> Plan:
+def _plan(tokens: int, batch: int, select: Literal["auto", "float32", "bfloat16"]) -> Plan:
     from cutaway.dictionaries.train import Plan
 
     if tokens < 1:
         raise Refused(f"--tokens {tokens}", "there is nothing to train on", "give for example --tokens 1000000")
+    if batch > tokens:
+        why = f"a single step would train on {batch:,}"
+        raise Refused(f"--tokens {tokens} --batch {batch}", why, f"give --batch {max(1, tokens // 8)}, or more tokens")
     return Plan(tokens=tokens, select=select, card_tokens=min(16384, max(1024, tokens // 4)))
 
 

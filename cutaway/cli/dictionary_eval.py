@@ -158,15 +158,15 @@ def _features(job: Job, n: int, by: By) -> list[dict[str, Any]]:
 
     seen, rows = observe(job.dictionary, job.evidence), []
     found = features(seen, n=n, by=by, seed=job.seed)
+    assert job.evidence.context is not None
+    texts = job.contexts({int(job.evidence.context[t]) for t in found.token.flatten().tolist() if t >= 0})
     for i, latent in enumerate(found.latent.tolist()):
         shown = []
         for value, token in zip(found.largest[i].tolist(), found.token[i].tolist(), strict=True):
             if token < 0:
                 continue
-            ids, at = context(seen, token)
-            words = job.model.token_texts(ids, running=True)
-            shown.append({"value": value, "before": "".join(words[:at]), "token": words[at],
-                          "after": "".join(words[at + 1 :])})  # fmt: skip
+            before, piece, after = context(seen, token, texts=texts).texts(job.model)
+            shown.append({"value": value, "before": before, "token": piece, "after": after})
         rows.append({"latent": latent, "focus": float(found.focus[i]), "focus null": found.focus_null[i].tolist(),
                      "frequency": float(found.frequency[i]), "mean active": float(found.mean_active[i]),
                      "contexts": shown})  # fmt: skip

@@ -20,10 +20,11 @@ from cutaway.dictionaries.judge.loss import loss_recovered
 from cutaway.dictionaries.judge.scores import Scores
 from cutaway.models.tokens import batch
 from cutaway.streams import LiveStream, Packing, documents, from_texts
-from cutaway.streams.packing import Cursor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
+
+    from torch import Tensor
 
     from cutaway.models.model import Model
     from cutaway.streams import Documents
@@ -61,10 +62,10 @@ class Job:
         d_mlp = self.model.weights.mlp_out(parse(found[0]).layer or 0).shape[0] if found else 0
         return found if len(found) * d_mlp * self.tokens <= NEURONS else ()
 
-    def stream(self, model: Model, sites: Sequence[str]) -> LiveStream:
+    def stream(self, model: Model, sites: Sequence[str], batch: int = BATCH) -> LiveStream:
         """Activations of the documents from their beginning."""
         packing = Packing(context=self.context)
-        return LiveStream(model, self.documents, sites, packing=packing, batch=BATCH, window=self.tokens)
+        return LiveStream(model, self.documents, sites, packing=packing, batch=batch, window=self.tokens)
 
     @cached_property
     def sites(self) -> tuple[str, ...]:
@@ -119,13 +120,8 @@ class Job:
         assert fit.context is not None
         assert rest.context is not None
         chosen = sorted(set(rest.context.tolist()) - set(fit.context.tolist()))[:sequences]
-        reader, rows = self._reading.reader, []
-        for contexts in reader.packer.contexts(Cursor()):
-            first = contexts.cursor.context
-            rows += [i[r].tolist() for n, (i, r) in enumerate(zip(contexts.ids, contexts.real, strict=True))
-                     if first + n in chosen]  # fmt: skip
-            if not chosen or first + len(contexts.ids) > chosen[-1]:
-                break
+        reader = self._reading.reader
+        rows = [ids.tolist() for _, ids in sorted(self.contexts(chosen).items())]
         if not rows:
             raise Refused("the loss", "no context is free of tokens that controls were fitted on", "give more text")
         tokens = batch(rows, pad=reader.packer.pad)
@@ -143,7 +139,7 @@ class Job:
         self.step("training on shuffled weights …")
         recipes, note = self._recipes()
         model = shuffled_model(self.model, self.seed)
-        stream = self.stream(model, self.sites)
+        stream = self.stream(model, self.sites, min(BATCH, tokens))
         evidence = Evidence.gather(stream, self.tokens)
         try:
             made = tr.train(stream, recipes, tr.Plan(tokens=tokens))
@@ -179,6 +175,10 @@ class Job:
         here, there = self.seen, observe(other, self.parts[1])
         narrow, wide = sorted((here, there), key=lambda s: s.dictionary.n_latents)
         return {"comparison": compare(here, there), "splitting": splitting(narrow, wide)}
+
+    def contexts(self, numbers: Collection[int]) -> dict[int, Tensor]:
+        """The ids of some contexts of the text, special tokens and sinks included."""
+        return self._reading.reader.texts(numbers)
 
     def texts(self, texts: Sequence[str]) -> Evidence:
         """The activations of texts, one sequence each."""

@@ -161,8 +161,9 @@ def _feature(console: Console, row: dict[str, Any]) -> None:
     )
     for c in row["contexts"][:4]:
         before, token, after = (c[k].replace("\n", "↵") for k in ("before", "token", "after"))
+        token = token if console.is_terminal else f"<<{token}>>"  # colours are lost in a file or a pipe
         console.print(
-            Text(f"  {c['value']:6.2f}  …{before}").append(token, "bold reverse").append(after), soft_wrap=True
+            Text(f"  {c['value']:6.2f}  {before}").append(token, "bold reverse").append(after), soft_wrap=True
         )
 
 

@@ -6,7 +6,7 @@ a name means that of every model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from cutaway.core.address import Address
@@ -104,6 +105,17 @@ class Reader:
         else:
             each = {"": noted} if self.model is not None else noted
             self.way = {n: Way(**w) for n, w in each.items()}
+
+    def texts(self, numbers: Collection[int]) -> dict[int, Int[Tensor, "position"]]:
+        """The ids of some contexts by number, masked tokens included; the documents are read, no model is run."""
+        found: dict[int, Tensor] = {}
+        for c in self.packer.contexts(Cursor()):
+            for n, (ids, real) in enumerate(zip(c.ids, c.real, strict=True), c.cursor.context):
+                if n in numbers:
+                    found[n] = ids[real]
+            if len(found) == len(numbers):
+                break
+        return found
 
     def _own(self) -> dict[str, Way]:
         return dict.fromkeys(self.models, OWN)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -22,8 +23,6 @@ from cutaway.core.record import hash_tensors, hash_text
 from cutaway.core.refuse import Refused, nearest
 
 Document = str | Sequence[int] | Tensor
-_WHOLE = 1 << 26  # files of up to 64 MiB are hashed whole, larger ones by an even sample
-_PIECE = 1 << 16
 
 
 @runtime_checkable
@@ -305,6 +304,11 @@ def _ids_file(path: Path) -> Tensor:
 
 def _checked(found: Any, where: str) -> Document:
     if isinstance(found, str):
+        try:
+            found.encode()
+        except UnicodeEncodeError as error:
+            why = f"character {error.start} is half of one (a lone surrogate, as in a text cut within an emoji)"
+            raise Refused(where, why, "mend that text, or leave it out") from error
         return found
     if isinstance(found, Tensor) and found.ndim == 1 and found.dtype in (torch.int64, torch.int32):
         return found
@@ -314,11 +318,12 @@ def _checked(found: Any, where: str) -> Document:
 
 
 def _file(path: Path) -> dict[str, Any]:
-    """Name, size and hash of a file."""
-    size, digest = path.stat().st_size, hashlib.sha256()
-    step = max(_PIECE, size // 256) if size > _WHOLE else _PIECE
+    """The name, size and hash of a file. Every byte counts; a file that did not change is hashed once a process."""
+    s = path.stat()
+    return {"name": path.name, "bytes": s.st_size, "hash": _hash(path.resolve(), s.st_size, s.st_mtime_ns, s.st_ino)}
+
+
+@lru_cache(1024)
+def _hash(path: Path, size: int, changed: int, node: int) -> str:
     with path.open("rb") as f:
-        for at in range(0, size, step):
-            f.seek(at)
-            digest.update(f.read(_PIECE))
-    return {"name": path.name, "bytes": size, "hash": digest.hexdigest()[:16]}
+        return hashlib.file_digest(f, "sha256").hexdigest()[:16]

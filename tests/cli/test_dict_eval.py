@@ -1,18 +1,23 @@
 """`cutaway dict eval`: a dictionary of any file judged on a model or on a truth, as a table and as JSON."""
 
 import json
+import re
 import shlex
+from itertools import islice
 
 import pytest
 import torch
 from torch.nn.functional import normalize
 
 from cutaway.cli import app
+from cutaway.cli.dictionary_job import HELD_OUT
 from cutaway.core.result import open_result
 from cutaway.core.stats import generator
 from cutaway.dictionaries import autoencoder, save
 from cutaway.dictionaries.gates import TopK
 from cutaway.dictionaries.truth import RECIPES, Recipe
+from cutaway.zoo.miniworld.documents import WorldDocuments
+from tests.conformance.subjects import miniworld
 
 
 def run(capsys, line: str) -> tuple[int, str, str]:
@@ -31,8 +36,6 @@ def saved(path, width: int, latents: int = 40, seed: int = 0, **about):
 
 @pytest.fixture
 def width():
-    from tests.conformance.subjects import miniworld
-
     return miniworld().shape.d_model
 
 
@@ -48,7 +51,11 @@ def test_a_dictionary_is_judged_on_its_model(capsys, tmp_path, width):
     assert data["scores"]["fields"]["score"]["values"][names.index("L0")] <= 5
     assert data["scores"]["labels"]["control"] == ["pca", "pca first", "neurons"]
     assert len(data["features"]) == 2
-    assert data["features"][0]["contexts"][0]["token"]
+    shown = [c for f in data["features"] for c in f["contexts"]]
+    documents = [d.lower() for d in islice(WorldDocuments(miniworld().world, HELD_OUT).read(0), 300)]
+    for c in shown:  # running text: nothing is missing between its ends
+        pieces = (c["before"] + c["token"] + c["after"]).strip("…").split("<bos>")
+        assert all(any(p.strip() in d for d in documents) for p in pieces)
     assert data["features"][0]["frequency"] >= data["features"][1]["frequency"]
     assert sum(data["density"]["latents"]) == 40
     assert data["seeds"]["fields"]["alike"]["values"][1][2] > 0.999
@@ -62,6 +69,7 @@ def test_a_dictionary_is_judged_on_its_model(capsys, tmp_path, width):
     assert code == 0, err
     assert "FVU" in out
     assert "latent " in out
+    assert re.search("<<.+>>", out)  # the firing token, where colours are lost
     assert "ΔCE" not in out
 
 

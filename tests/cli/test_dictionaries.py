@@ -207,6 +207,7 @@ def test_files_are_named_by_what_differs():
         (["--site", "resid_post.2", "--wide", "64"], "--gate topk"),
         (["--site", "resid_post.2", "--rate", "-1"], "positive"),
         (["--site", "resid_post.2", "--tokens", "0"], "nothing to train on"),
+        (["--site", "resid_post.2", "--tokens", "100", "--batch", "100000"], "would train on 100,000"),
         (["--site", "resid_post.2", "--seed", "3", "--seed", "3"], "twice"),
         (["--site", "resid_post.2", "--kind", "cross-layer"], "as many --write"),
         (["--site", "resid_post.2", "--device", "nowhere"], "nowhere"),

@@ -352,6 +352,7 @@ def test_a_source_that_ends_ends_the_run():
         (lambda: tr.autoencoder(A, F, tr.GroupMax(7)), "groups"),
         (lambda: tr.autoencoder("somewhere.0", F, tr.TopK(7)), "somewhere"),
         (lambda: tr.Plan(tokens=0), "tokens=0"),
+        (lambda: tr.train(held(), topk(), tr.Plan(tokens=9)), "one batch of the source has"),
         (lambda: tr.Plan(tokens=9, decay=1.5), "decay"),
         (lambda: tr.autoencoder(A, F, tr.TopK(3), (ob.L0(1.0),)), "L0"),
         (lambda: tr.autoencoder(A, F, tr.Gated(), ()), "gated"),

@@ -67,6 +67,27 @@ def test_identity_follows_the_content_of_files(folder):
     assert from_text_files(folder).identity() != before
 
 
+def test_every_byte_of_a_large_file_counts(tmp_path):
+    with (tmp_path / "large.txt").open("wb") as f:
+        f.truncate(65 << 20)
+    before = from_text_files(tmp_path / "large.txt").identity()
+    with (tmp_path / "large.txt").open("r+b") as f:
+        f.seek(70_000)
+        f.write(b"x")
+    assert from_text_files(tmp_path / "large.txt").identity() != before
+
+
+def test_half_a_character_is_refused_with_its_line(tmp_path):
+    lines = '{"text": "whole \\ud83d\\ude00"}\n{"text": "cut \\ud83d here"}\n'
+    (tmp_path / "t.jsonl").write_text(lines, encoding="utf-8")
+    found = from_json_lines(tmp_path / "t.jsonl").read(0)
+    assert next(found) == "whole \U0001f600"
+    with pytest.raises(Refused, match=r"(?s)line 2 of .* half of one"):
+        next(found)
+    with pytest.raises(Refused, match="document 1 of texts"):
+        from_texts(["a", "\ud83d"])
+
+
 def test_a_short_text_names_documents(folder, tmp_path):
     assert documents(str(folder)) == from_text_files(folder)
     (tmp_path / "d").mkdir()

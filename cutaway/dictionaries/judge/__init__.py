@@ -18,7 +18,7 @@ from cutaway.dictionaries.judge.controls import (
 )
 from cutaway.dictionaries.judge.evaluate import evaluate, shuffled_model
 from cutaway.dictionaries.judge.evidence import Evidence, Seen, observe
-from cutaway.dictionaries.judge.features import Features, context, features
+from cutaway.dictionaries.judge.features import Features, Passage, context, features
 from cutaway.dictionaries.judge.firing import Firing, firing, firing_scores
 from cutaway.dictionaries.judge.geometry import Geometry, decoder_rows, geometry, geometry_scores
 from cutaway.dictionaries.judge.letters import letter_absorption, letter_evidence
@@ -30,7 +30,8 @@ from cutaway.dictionaries.judge.scores import Scores, joined, over_seeds
 from cutaway.dictionaries.judge.stability import Comparison, Splitting, Stability, compare, splitting, stability
 
 __all__ = [
-    "Comparison", "Evidence", "Features", "Firing", "Geometry", "Probing", "Scores", "Seen", "Splitting", "Stability",
+    "Comparison", "Evidence", "Features", "Firing", "Geometry", "Passage", "Probing", "Scores", "Seen", "Splitting",
+    "Stability",
     "compare", "context", "controls", "decoder_rows", "evaluate", "features", "firing", "firing_scores", "fvu",
     "geometry", "geometry_scores", "joined", "letter_absorption", "letter_evidence", "linear_map", "loss_recovered",
     "mcc", "mlp_neurons", "mmcs", "neuron_sites", "neurons", "observe", "over_seeds", "pca_dictionary",

@@ -8,7 +8,9 @@ that falls on one token id (`focus`), or by frequency or size. A `focus` of 1 sa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -21,8 +23,10 @@ from cutaway.core.result import Result
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.judge.evidence import Seen
 from cutaway.dictionaries.judge.scores import chance
+from cutaway.models.model import Model
 
 By = Literal["focus", "frequency", "size"]
+CUT = "…"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +107,40 @@ def concentration(code: SparseCode, ids: Int[Tensor, "token"]) -> Float[Tensor, 
     return torch.where(total > 0, most / total, 0)
 
 
-def context(seen: Seen, token: int, width: int = 8) -> tuple[list[int], int]:
-    """Ids of the tokens around one, of its own sequence (and context) in their order, and where it stands among them.
+@dataclass(frozen=True)
+class Passage:
+    """The running text around one token.
+
+    `ids` are the tokens in their order, −1 where one is not known (evidence leaves special tokens and sinks out); `at`
+    is the place of the token among them; `before` and `after` are True if the text goes on there.
+    """
+
+    ids: tuple[int, ...]
+    at: int
+    before: bool
+    after: bool
+
+    def texts(self, model: Model) -> tuple[str, str, str]:
+        """What stands before the token, the token, and what stands after it; cuts and unknown tokens are "…"."""
+        parts: list[str] = []
+        for known, run in groupby(self.ids, lambda i: i >= 0):
+            ids = list(run)
+            parts += model.token_texts(ids, running=True) if known else [CUT] * len(ids)
+        before, after = "".join(parts[: self.at]), "".join(parts[self.at + 1 :])
+        return CUT * self.before + before, parts[self.at], after + CUT * self.after
+
+
+def context(
+    seen: Seen, token: int, width: int = 8, texts: Mapping[int, Int[Tensor, "position"]] | None = None
+) -> Passage:
+    """The text around one token of the evidence: up to `width` tokens on either side, of its own context.
+
+    Args:
+        seen: a dictionary on evidence with ids, sequence and position.
+        token: number of the token in the evidence.
+        width: tokens on either side.
+        texts: the ids of whole contexts by number (`Reader.texts` of the stream): tokens that the evidence leaves out
+            are then part of the text.
 
     Raises:
         Refused: the evidence does not know the order of tokens.
@@ -114,14 +150,24 @@ def context(seen: Seen, token: int, width: int = 8) -> tuple[list[int], int]:
         raise Refused(
             "the context of a token", "ids, sequence and position are not all known", "use an unshuffled stream"
         )
-    same = (e.sequence == e.sequence[token]) & ((e.position - e.position[token]).abs() <= width)
+    here = int(e.position[token])
+    first = max(0, here - width)
+    if texts is not None and e.context is not None:
+        whole = texts[int(e.context[token])]
+        some = whole[first : here + width + 1].tolist()
+        return Passage(tuple(some), here - first, first > 0, here + width + 1 < len(whole))
+    same = e.sequence == e.sequence[token]
     same &= same if e.context is None else e.context == e.context[token]
     rows = same.nonzero().squeeze(1)
-    rows = rows[e.position[rows].argsort()]
-    if len(e.position[rows].unique()) < len(rows):
+    places = e.position[rows]
+    if len(places.unique()) < len(rows):
         why = "its sequence has several tokens at one position"
         raise Refused("the context of a token", why, "give the evidence the number of each token's context")
-    return e.ids[rows].tolist(), int((rows == token).nonzero())
+    last = min(int(places.max()), here + width)
+    ids = torch.full((last - first + 1,), -1)
+    near = (places >= first) & (places <= last)
+    ids[places[near].cpu() - first] = e.ids[rows[near]].cpu().long()
+    return Passage(tuple(ids.tolist()), here - first, first > 0, bool((places > last).any()))
 
 
 def _largest(code: SparseCode, chosen: Tensor, ranks: int) -> tuple[Tensor, Tensor]:

@@ -101,6 +101,9 @@ class Run:
         """
         counted = self._counted()
         first, size = self._first(1 if counted else MOMENT_TOKENS)
+        if size > self.plan.tokens:
+            what, why = f"a plan of {self.plan.tokens:,} tokens", f"one batch of the source has {size:,}"
+            raise Refused(what, why, "plan more tokens, or make smaller batches")
         moments = Moments.known(counted) if counted else Moments.of(first)
         self.steps, self.probing = self.plan.steps(size), self.plan.probing(self.plan.steps(size))
         for i, recipe in enumerate(self.recipes):
@@ -265,7 +268,7 @@ class Run:
         speed, left = self.speed()
         best = min((e.curve[-1] for e in self.entries if e.curve), key=lambda c: c["loss"], default=None)
         loss, fvu = (best["loss"], best["fvu"]) if best else (float("nan"), float("nan"))
-        return Progress(self.tokens, self.plan.tokens, loss, fvu, speed, max(0.0, left))
+        return Progress(self.tokens, max(self.tokens, self.plan.tokens), loss, fvu, speed, max(0.0, left))
 
     # --- checkpoints
 

@@ -9,7 +9,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
 from cutaway.dictionaries import SparseCode
 from cutaway.dictionaries.judge.evidence import Evidence, Seen, observe
-from cutaway.dictionaries.judge.features import concentration, context, features
+from cutaway.dictionaries.judge.features import Passage, concentration, context, features
 from cutaway.dictionaries.judge.geometry import cosines, decoder_rows
 from cutaway.dictionaries.judge.matching import mcc
 from cutaway.dictionaries.judge.stability import compare, overlap, splitting, stability
@@ -155,16 +155,23 @@ def test_contexts_are_found_in_shuffled_evidence():
     ids, sequence, position = torch.arange(30) + 100, torch.arange(30) // 10, torch.arange(30) % 10
     s = with_code(torch.ones(30, 1), torch.eye(1), ids=ids[order], sequence=sequence[order], position=position[order])
     row = int((order == 14).nonzero())
-    assert context(s, row, 2) == ([112, 113, 114, 115, 116], 2)
+    assert context(s, row, 2) == Passage((112, 113, 114, 115, 116), 2, True, True)
     edge = int((order == 10).nonzero())
-    assert context(s, edge, 2) == ([110, 111, 112], 0)
+    assert context(s, edge, 2) == Passage((110, 111, 112), 0, False, True)
+    whole = {1: torch.arange(10) + 110}
+    gone = torch.arange(30) != 13  # a token that the evidence leaves out
+    part = with_code(torch.ones(29, 1), torch.eye(1), ids=ids[gone], sequence=sequence[gone], position=position[gone],
+                     context=sequence[gone])  # fmt: skip
+    assert context(part, 13, 2) == Passage((112, -1, 114, 115, 116), 2, True, True)
+    assert context(part, 13, 2, whole) == Passage((112, 113, 114, 115, 116), 2, True, True)
+    assert context(part, 13, 20, whole) == Passage(tuple(range(110, 120)), 4, False, False)
     doubled = with_code(torch.ones(30, 1), torch.eye(1), ids=ids, sequence=sequence * 0, position=position)
     with pytest.raises(Refused, match="several tokens at one position"):
         context(doubled, 14)
     known = with_code(
         torch.ones(30, 1), torch.eye(1), ids=ids, sequence=sequence * 0, position=position, context=sequence
     )
-    assert context(known, 14, 2) == ([112, 113, 114, 115, 116], 2)
+    assert context(known, 14, 2) == Passage((112, 113, 114, 115, 116), 2, True, True)
     with pytest.raises(Refused, match="not all known"):
         context(with_code(torch.ones(3, 1), torch.eye(1)), 0)
 
