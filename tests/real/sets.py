@@ -1,0 +1,50 @@
+"""The prompts of this room: one JSON-lines file a behaviour, as prompts, tokens and tasks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cutaway.tasks import Pair, Task
+
+FOLDER = Path(__file__).parent / "sets"
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    """The lines of one set."""
+    return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text("utf-8").splitlines()]
+
+
+def pair(row: dict[str, Any]) -> Pair:
+    """One line as a pair of prompts."""
+    return Pair(row["prompt"], row["corrupt"], row["answer"], row["foil"], subject=row.get("subject"),
+                group=row["group"], joined=row.get("joined", False))  # fmt: skip
+
+
+def spread(name: str, n: int) -> list[dict[str, Any]]:
+    """`n` lines of a set, evenly from every group in turn."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in rows(name):
+        groups.setdefault(row["group"], []).append(row)
+    turns = [g[i] for i in range(max(map(len, groups.values()))) for g in groups.values() if i < len(g)]
+    return turns[:n]
+
+
+def task(name: str, n: int) -> Task:
+    """`n` pairs of a set as a task."""
+    return Task(name, tuple(pair(row) for row in spread(name, n)))
+
+
+def ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Each text's tokens, by the tokenizer alone."""
+    return [tokenizer(text)["input_ids"] for text in texts]
+
+
+def next_id(tokenizer: Any, prompt: str, text: str) -> int:
+    """The first token by which a prompt goes on with a text, by the tokenizer alone."""
+    before = tokenizer(prompt)["input_ids"]
+    whole = tokenizer(prompt + text)["input_ids"]
+    assert whole[: len(before)] == before, (prompt, text)
+    return whole[len(before)]
