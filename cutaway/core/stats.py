@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
 
 BOUNDS = ["low", "high"]
+_FEW = 6  # prompts, of which few enough resamples differ that sorting these is quicker than picking from all
+_AT_ONCE = 512  # cells whose resamples are held at once
 LEAST_NULL = 19  # samples: the range of fewer is left by chance too often to mean anything
 
 
@@ -38,9 +40,9 @@ def bootstrap_mean(
     flat = values.reshape(n, -1).double().cpu()
     if n < 2:
         return torch.full((*values.shape[1:], 2), math.nan, dtype=torch.float32)
-    weights = _resamples(n, samples, seed)
-    bounds = torch.cat([(weights @ part).quantile(_tails(level), dim=0) for part in flat.split(4096, dim=1)], dim=1)
-    return bounds.T.reshape(*values.shape[1:], 2).float()
+    weights, times = _distinct(_resamples(n, samples, seed))
+    parts = [_quantiles(part.T @ weights.T, times, _tails(level)) for part in flat.split(_AT_ONCE, dim=1)]
+    return torch.cat(parts).reshape(*values.shape[1:], 2).float() if parts else values.new_zeros(*values.shape[1:], 2)
 
 
 def bootstrap_ratio(
@@ -58,10 +60,10 @@ def bootstrap_ratio(
     n = len(above)
     if n < 2:
         return torch.full((*above.shape[1:], 2), math.nan, dtype=torch.float32)
-    weights = _resamples(n, samples, seed)
+    weights, times = _distinct(_resamples(n, samples, seed))
     x, y = (t.reshape(n, -1).double().cpu() for t in (above, below))
-    bounds = ((weights @ x) / (weights @ y)).quantile(_tails(level), dim=0)
-    return bounds.T.reshape(*above.shape[1:], 2).float()
+    bounds = _quantiles((x.T @ weights.T) / (y.T @ weights.T), times, _tails(level))
+    return bounds.reshape(*above.shape[1:], 2).float()
 
 
 def _resamples(n: int, samples: int, seed: int) -> Float[Tensor, "sample prompt"]:
@@ -69,6 +71,33 @@ def _resamples(n: int, samples: int, seed: int) -> Float[Tensor, "sample prompt"
     draws = torch.randint(n, (samples, n), generator=generator(seed))
     ones = torch.ones(samples, n, dtype=torch.double)
     return torch.zeros_like(ones).scatter_add_(1, draws, ones) / n
+
+
+def _distinct(weights: Float[Tensor, "sample prompt"]) -> tuple[Float[Tensor, "some prompt"], Int[Tensor, "some"]]:
+    """The resamples that differ, and how often each was drawn: few prompts have few, which need computing once."""
+    if weights.shape[1] > _FEW:
+        return weights, torch.ones(len(weights), dtype=torch.long)
+    return weights.unique(dim=0, return_counts=True)
+
+
+def _quantiles(
+    values: Float[Tensor, "cell some"], times: Int[Tensor, "some"], at: Float[Tensor, "bound"]
+) -> Float[Tensor, "cell bound"]:
+    """Quantiles of each row whose values count so many times; as `torch.quantile`, and as there NaN where one is."""
+    place = at * (int(times.sum()) - 1)
+    ranks = torch.cat([place.floor(), place.ceil()]).long()
+    missing = values.isnan().any(-1, keepdim=True)
+    if len(times) < int(times.sum()):
+        values, order = values.sort(-1)
+        upto = times[order].cumsum(-1)
+        ranks = torch.searchsorted(upto, ranks.expand(len(upto), -1).contiguous(), right=True)
+        found = values.gather(1, ranks)
+    else:
+        held = values.detach().numpy()  # sorted in place, as far as the ranks need
+        held.partition(sorted(set(ranks.tolist())), axis=-1)
+        found = values[:, ranks]
+    low, high = found.chunk(2, dim=-1)
+    return torch.lerp(low, high, place - place.floor()).masked_fill(missing, math.nan)
 
 
 def _tails(level: float) -> Float[Tensor, "bound"]:

@@ -50,6 +50,26 @@ def test_many_cells_get_what_each_would_get_alone():
     assert torch.allclose(whole[4321], bootstrap_mean(values[:, 4321], samples=200))
 
 
+@pytest.mark.parametrize("prompts", [2, 4, 6, 7, 30])
+@pytest.mark.parametrize(("samples", "level"), [(2000, 0.95), (41, 0.5)])
+def test_intervals_are_the_quantiles_of_all_resamples_bit_for_bit(prompts, samples, level):
+    values, below = torch.randn(2, prompts, 700, generator=generator(3)).double().unbind(0)
+    values[:, :5], below[:, 600:] = 0.0, 0.0
+    values[0, 7], values[0, 8], values[:, 9] = math.nan, math.inf, 1.0
+    draws = torch.randint(prompts, (samples, prompts), generator=generator(5))
+    weights = torch.zeros(samples, prompts, dtype=torch.double)
+    weights = weights.scatter_add_(1, draws, torch.ones_like(weights)) / prompts
+    tails = torch.tensor([(1 - level) / 2, 1 - (1 - level) / 2], dtype=torch.double)
+    for got, all_of_them in (
+        (bootstrap_mean(values, seed=5, samples=samples, level=level), weights @ values),
+        (bootstrap_ratio(values, below, seed=5, samples=samples, level=level), (weights @ values) / (weights @ below)),
+    ):
+        expected = all_of_them.quantile(tails, dim=0).T.float()
+        assert torch.equal(got.isnan(), expected.isnan())
+        assert torch.equal(got.nan_to_num(), expected.nan_to_num())
+    assert bootstrap_mean(torch.zeros(3, 0)).shape == (0, 2)
+
+
 def test_the_interval_of_a_ratio_is_that_of_scipy_and_covers_the_truth():
     above, below = torch.randn(40, 300, generator=generator(2)) + 3, torch.randn(40, 300, generator=generator(3)) + 6
     bounds = bootstrap_ratio(above, below, samples=1000)
