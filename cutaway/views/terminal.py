@@ -40,20 +40,24 @@ def terminal(result: Result, field: str | None = None, **options: Any) -> Render
 
 
 def table(result: Result, field: str | None = None, *, n: int = 10) -> RenderableType:
-    """The `n` largest entries of a field as a table with interval and control."""
+    """The `n` largest entries of a field as a table with interval and control; of several curves some of each."""
     drawn = Table(box=None, pad_edge=False, header_style="dim")
-    rows: list[list[str]] = []
+    rows: list[tuple[float, bool, list[str]]] = []
     for p in pictures(result, field, bars=10**6):
-        cells = [(r, c) for r in range(len(p.rows)) for c in range(len(p.columns))]
-        for r, c in cells:
-            rows.append([p.place(r, c), *_numbers(p, r, c), str(_size(p.values[r][c]))])
+        apart = p.kind == "line" and len(p.rows) <= n  # the question of curves is how they differ
+        for r, line in enumerate(p.values):
+            sizes = [_size(value) for value in line]
+            for c, size in enumerate(sizes):
+                first = apart and c == sizes.index(max(sizes))
+                rows.append((size, first, [p.place(r, c), *_numbers(p, r, c)]))
         heads = [spoken(p.title) + (f" ({p.unit})" if 0 < len(p.unit) <= _UNIT else "")]  # else the title says it
         heads += ["interval"] * (p.low is not None) + ["control"] * (p.null_low is not None)
     drawn.add_column("where", no_wrap=True)
     for head in heads:
         drawn.add_column(head, justify="right")
-    for row in sorted(rows, key=lambda row: -float(row[-1]))[:n]:
-        drawn.add_row(*(Text(cell) for cell in row[:-1]))
+    chosen = sorted(rows, key=lambda row: (not row[1], -row[0]))[:n]
+    for _, _, row in sorted(chosen, key=lambda row: -row[0]):
+        drawn.add_row(*(Text(cell) for cell in row))
     return drawn
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -91,6 +92,14 @@ def test_table_is_ranked_with_interval_and_control():
     assert [line.split()[1] for line in lines[1:]] == ["4.1", "4.2", "5.2"]
     assert "interval" in lines[0]
     assert "control" in lines[0]
+
+
+def test_a_table_of_curves_has_an_entry_of_each():
+    answer = torch.tensor([[0.9, 0.8, 0.7], [0.02, -0.1, 0.01], [0.3, 0.2, 0.1]]).T
+    result = replace(samples.lens(3), answer=answer, labels={"candidate": ["loud", "quiet", "middle"]})
+    lines = shown(table(result, "answer", n=4)).splitlines()[1:]
+    assert [line.split(" ·")[0] for line in lines] == [*["candidate loud"] * 2, "candidate middle", "candidate quiet"]
+    assert len(shown(table(result, "answer", n=2)).splitlines()) == 3
 
 
 def test_missing_values_and_markup_are_plain():
