@@ -41,7 +41,8 @@ from cutaway.models.executor import sweep
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.patching.exchange import Direction, Exchange, between, difference, measured
-from cutaway.patching.places import position_names, positions
+from cutaway.patching.places import positions
+from cutaway.patching.roles import position_names
 from cutaway.tasks.task import Task
 
 Steps = dict[str, Float[Tensor, "batch position width"]]
@@ -226,7 +227,7 @@ def _result(
     each, null = values[2 : 2 + cells], values[2 + cells :].mean(-1).reshape(samples, cells).T
     shape = (len(chosen),) if by == "all" else (len(chosen), cells // len(chosen))
     labels: dict[str, list[Any]] = {"latent": list(chosen), "bound": BOUNDS}
-    labels |= {} if by == "all" else {"position": position_names(x.bound.clean)}
+    labels |= {} if by == "all" else {"position": position_names(x.bound)}
     unit, mean = x.bound.unit, each.mean(-1)
     return (LatentEffects if by == "all" else LatentPositionEffects)(
         effect=mean.reshape(shape),

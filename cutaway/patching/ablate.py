@@ -43,7 +43,8 @@ from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.patching.baseline import Removal, ordinary, removal
 from cutaway.patching.optimal import optimal_constants
-from cutaway.patching.places import position_names, positions
+from cutaway.patching.places import positions
+from cutaway.patching.roles import position_names
 from cutaway.tasks.task import Task
 
 How = Literal["corrupt", "zero", "mean", "position_mean", "resample", "optimal"]
@@ -143,7 +144,7 @@ def ablate(
     places = _places(model, site, kind, chosen, r.bound.clean)
     chance = [[r.random(a, seed * samples * len(places) + i, i // len(places))] for i, a in enumerate(places * samples)]
     values, random = r.swept(model, lambda donor: [[r.edit(a, donor)] for a in places], chance)
-    names = {"position": position_names(r.bound.clean)} if "position" in kind.axes()["effect"] else {}
+    names = {"position": position_names(r.bound)} if "position" in kind.axes()["effect"] else {}
     each = (values - r.clean.cpu()).movedim(1, 0).reshape(len(r.bound), *_form(places))
     null = (random - r.clean.cpu()).mean(-1).reshape(samples, *each.shape[1:]).movedim(0, -1)
     unit = r.bound.unit

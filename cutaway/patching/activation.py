@@ -109,7 +109,7 @@ def activation(
         why = "nothing would be patched" if window < 1 else "a window is for what the sublayers write"
         raise Refused(f"activation(window={window}) of {site!r}", why, f"use window=1, or one of {', '.join(WRITERS)}")
     bound = task.bind(model)
-    grid = cells(model, bound.clean, site, by) if "," not in site else None
+    grid = cells(model, bound, site, by) if "," not in site else None
     if grid is None and (by != "auto" or window > 1):
         why = "the pattern names its places itself"
         raise Refused(f"activation(site={site!r}, by={by!r}, window={window})", why, "leave out by= and window=")
@@ -137,7 +137,7 @@ def _named_places(model: Model, bound: Bound, site: str) -> list[Address]:
     """The cells of several patterns, or of one that names its units or positions."""
     found: list[Address] = []
     for pattern in several(site):
-        grid = cells(model, bound.clean, pattern)
+        grid = cells(model, bound, pattern)
         found += model.places(pattern) if grid is None else grid.addresses()
     return list(dict.fromkeys(found))
 
@@ -210,7 +210,7 @@ def _result(
         found["single_interval"] = bootstrap_mean(alone[0].T, seed=seed).unflatten(0, shape)
     units = dict.fromkeys(found, bound.unit) | {"recovered": "share of clean − corrupt"}
     gap = float((clean - corrupt).mean())
-    labels: dict[str, list[Any]] = grid.labels() if grid is not None else {"node": named(places, bound.clean)}
+    labels: dict[str, list[Any]] = grid.labels() if grid is not None else {"node": named(places, bound)}
     if len(read) > 1:
         found |= {"metrics": mean[1:], "metrics_interval": torch.stack(spread[1:]), "metrics_null": null[1:]}
         labels["metric"] = [f"{b.row.name} ({b.unit})" for b in read[1:]]

@@ -58,8 +58,8 @@ from cutaway.models.tokens import Tokens
 from cutaway.patching.answer import Measure, subject_or_changed, with_probability
 from cutaway.patching.baseline import RandomStep
 from cutaway.patching.cells import window_of
-from cutaway.patching.places import position_names, positions
-from cutaway.patching.roles import Roles, differ, roles
+from cutaway.patching.places import positions
+from cutaway.patching.roles import Roles, differ, position_names, roles
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
 
@@ -334,7 +334,7 @@ def _result(
     for name, values in (("clean", t.clean), ("corrupt", t.corrupt)):
         found |= {name: values[:, 0], f"{name}_probability": values[:, 1]}
     labels: dict[str, list[Any]] = {"layer": [a.layer for a in model.places(site)], "bound": BOUNDS}
-    labels["position"] = list(named.names) if named is not None else position_names(bound.clean)
+    labels["position"] = list(named.names) if named is not None else position_names(bound)
     kept = {n: x.clone() for n, x in found.items()}
     index = named.index if named is not None else None
     record = _notes(task, bound, made, traced, found) | _axis(bound, named)

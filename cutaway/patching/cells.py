@@ -16,7 +16,9 @@ from cutaway.core.sites import BY_NAME
 from cutaway.core.sites import site as site_row
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
-from cutaway.patching.places import position_names, positions
+from cutaway.patching.places import positions
+from cutaway.patching.roles import position_names
+from cutaway.tasks.bound import Bound
 
 By = Literal["auto", "position", "unit", "both"]
 
@@ -57,12 +59,8 @@ class Cells:
         places = positions(self.tokens) if self.place else [None]
         return [Address(self.site, i, u, p) for i in self.layers for u in units for p in places]
 
-    def names(self) -> list[str]:
-        """Every cell in words, in the order of the grid."""
-        return named(self.addresses(), self.tokens)
 
-
-def cells(model: Model, tokens: Tokens, pattern: str, by: By = "auto") -> Cells | None:
+def cells(model: Model, bound: Bound, pattern: str, by: By = "auto") -> Cells | None:
     """The grid that `site` or `site.layer` means; None for a pattern that names units or positions itself.
 
     Raises:
@@ -86,14 +84,14 @@ def cells(model: Model, tokens: Tokens, pattern: str, by: By = "auto") -> Cells 
         raise Refused(f"cells of {site!r} by {by}", f"its axes are {row.axes}", "use by='unit'")
     layers = tuple(a.layer for a in places if a.layer is not None)
     unit = tuple(f"{'kv ' if axis == 'kv_head' else ''}{u}" for u in range(model.sizes()[str(axis)])) if axis else None
-    place = tuple(position_names(tokens))
-    return Cells(site, layers, unit if by != "position" else None, place if by != "unit" else None, tokens)
+    place = tuple(position_names(bound)) if by != "unit" else None
+    return Cells(site, layers, unit if by != "position" else None, place, bound.clean)
 
 
-def named(addresses: Sequence[Address], tokens: Tokens) -> list[str]:
-    """Addresses in words: the site, layer and unit, and the token where there is a position."""
-    tokens_at = dict(zip(positions(tokens), position_names(tokens), strict=True))
-    if not tokens.padded:
+def named(addresses: Sequence[Address], bound: Bound) -> list[str]:
+    """Addresses in words: the site, layer and unit, and what a position is called where there is one."""
+    tokens_at = dict(zip(positions(bound.clean), position_names(bound), strict=True))
+    if not bound.clean.padded:
         tokens_at |= {p - len(tokens_at): name for p, name in tokens_at.items()}
     said = []
     for a in addresses:

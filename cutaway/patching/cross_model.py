@@ -40,7 +40,8 @@ from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.patching.baseline import RandomStep
 from cutaway.patching.exchange import measured
-from cutaway.patching.places import position_names, positions
+from cutaway.patching.places import positions
+from cutaway.patching.roles import position_names
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
 from cutaway.zoo import find
@@ -117,7 +118,7 @@ def cross_model(
     layers, unit = mine.layers(site), bound.unit
     each = values[: len(places)].T.reshape(len(bound), len(layers), -1)
     null = values[len(places) :].mean(-1).reshape(samples, *each.shape[1:])
-    names = {} if by_head else {"position": position_names(bound.clean)}
+    names = {} if by_head else {"position": position_names(bound)}
     return (CrossHeads if by_head else CrossPositions)(
         effect=each.mean(0),
         interval=bootstrap_mean(each, seed=seed),

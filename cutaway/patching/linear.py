@@ -84,7 +84,7 @@ def nodes(model: Model, bound: Bound, site: str, by: By = "auto") -> list[Nodes]
     out: list[Nodes] = []
     seen: dict[Address, None] = {}
     for pattern in several(site):
-        grid = cells(model, bound.clean, pattern, by)
+        grid = cells(model, bound, pattern, by)
         if grid is None and by != "auto":
             why = f"the pattern {pattern!r} names its places itself"
             raise Refused(f"cells of {site!r} by {by}", why, "leave out by=, or name whole sites")
@@ -256,7 +256,7 @@ class Estimates:
 
     def labels(self, statistics: Sequence[str]) -> dict[str, list[Any]]:
         """The entries of every axis of a result."""
-        own = self.grid.labels() if self.grid is not None else {"node": named(self.places, self.bound.clean)}
+        own = self.grid.labels() if self.grid is not None else {"node": named(self.places, self.bound)}
         return own | {"bound": BOUNDS} | ({"statistic": list(statistics)} if statistics else {})
 
 

@@ -20,15 +20,6 @@ def positions(tokens: Tokens) -> list[int]:
     return list(range(shortest)) if not tokens.padded else list(range(-shortest, 0))
 
 
-def position_names(tokens: Tokens) -> list[str]:
-    """The token at each position; `*` marks positions where the prompts differ, and padding leaves the bare place."""
-    places, first = positions(tokens), tokens.labels(0)
-    varied = [len({row[p].strip() for row in tokens.pieces}) > 1 for p in places]
-    if tokens.padded:
-        return [str(p) if v else f"{tokens.pieces[0][p].strip()}@{p}" for p, v in zip(places, varied, strict=True)]
-    return [f"{name}*" if v else name for name, v in zip(first, varied, strict=True)]
-
-
 def all_components(model: Model, mlps: bool = True) -> list[Address]:
     """Every head, and with `mlps` every MLP, in order of depth.
 

@@ -3,7 +3,8 @@
 As Meng et al. 2022 average: the subject's first, middle and last tokens, the token after it, further ones, and the
 prompt's last. Every token has one role: a subject of one token is its last, a subject at the end leaves the prompt no
 last token, and a last token right after the subject is no next one. Where no pair names a subject, the tokens that the
-corruption changes stand for it, with what lies between them.
+corruption changes stand for it, with what lies between them. A position over prompts of different words has the name of
+its role, for the word of one prompt would speak for all.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.patching.answer import subject_or_changed
+from cutaway.patching.places import positions
 from cutaway.tasks.bound import Bound
 
 ROLES = ("before", "first {} token", "middle {} tokens", "last {} token", "next token", "further tokens", "last token")
@@ -75,3 +77,40 @@ def roles(bound: Bound) -> Roles:
     place = torch.full((len(ROLES) + 1,), -1)
     place[found] = torch.arange(len(found))  # the entry behind the last role stands for none
     return Roles(tuple(ROLES[r].format(word) for r in found), place[index])
+
+
+def position_names(bound: Bound) -> list[str]:
+    """What each position is called: the word, where all prompts have the same one there, else its role.
+
+    Names that repeat have the position behind them, and so have all where prompts differ in length. A position with
+    different roles is called by its number alone.
+    """
+    tokens, places = bound.clean, positions(bound.clean)
+    where, _ = subject_or_changed(bound)
+    word = "subject" if any(p.subject for p in bound.pairs) else "changed"
+    spans = [
+        (row.nonzero()[:, 0] - front).tolist() for row, front in zip(where, tokens.column(0).tolist(), strict=True)
+    ]
+    each = [_called(n, span, word) for n, span in zip(tokens.lengths.tolist(), spans, strict=True)]
+    names = []
+    for p in places:
+        words = {row[p].strip() or repr(row[p])[1:-1] for row in tokens.pieces}
+        found = words if len(words) == 1 else {roles[p] for roles in each}
+        found = found - {"first"} if tokens.padded and found == {"first", "before"} else found  # counted from the end
+        names.append(found.pop() if len(found) == 1 else "")
+    if tokens.padded:
+        return [f"{name}@{p}" for name, p in zip(names, places, strict=True)]
+    return [f"@{p}" if not n else f"{n}·{p}" if names.count(n) > 1 else n for n, p in zip(names, places, strict=True)]
+
+
+def _called(length: int, span: list[int], word: str) -> list[str]:
+    """The role of every token of one prompt in a word or two."""
+    first, last = (span[0], span[-1]) if span else (length, length)
+    names = ["before" if p < first else f"middle {word}" if p < last else "further" for p in range(length)]
+    names[0] = "first"
+    if last + 1 < length:
+        names[last + 1] = "next"
+    names[-1] = "last"
+    if span:
+        names[first], names[last] = (f"first {word}", f"last {word}") if first < last else (word, word)
+    return names if span else ["" if n == "before" else n for n in names]

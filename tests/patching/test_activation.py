@@ -230,7 +230,7 @@ def test_positions_and_heads_of_prompts_of_several_lengths_count_from_the_end():
     task = subjects.numbered_task(uneven=True)
     got = activation(subjects.family("llama_gqa"), task, site="resid_pre", samples=1)
     assert got.effect.shape == (3, 4)
-    assert got.labels["position"] == ["-4", "-3", "-2", "-1"]
+    assert got.labels["position"] == ["@-4", "@-3", "@-2", "last@-1"]
     for p in (-4, -1):
         each = [by_hand("llama_gqa", "resid_pre", "denoise", x, [(1, p)])[0] for x in task.pairs]
         assert float(got.effect[1, p]) == pytest.approx(sum(each) / 3, abs=2e-5)
@@ -345,7 +345,7 @@ def test_patterns_that_name_their_places_give_a_list():
     model, task = subjects.family("gpt2"), subjects.numbered_task()
     got = activation(model, task, site="z.*.1, mlp_post.2.17@-1, resid_pre.1", samples=1)
     assert isinstance(got, NodeEffects)
-    names = ["z.0.1", "z.1.1", "z.2.1", "mlp_post.2.17 w10*", *(f"resid_pre.1 {p}" for p in ("w5*", "w6*"))]
+    names = ["z.0.1", "z.1.1", "z.2.1", "mlp_post.2.17 last", *(f"resid_pre.1 {p}" for p in ("first", "before"))]
     assert got.labels["node"][:6] == names
     whole = activation(model, task, site="z", samples=1)
     torch.testing.assert_close(got.effect[:3], whole.effect[:, 1])

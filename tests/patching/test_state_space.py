@@ -208,7 +208,7 @@ def test_estimates_agree_where_little_changes(name, site):
 def test_channels_are_named_and_not_cut():
     m, task = model("mamba2"), numbered_task()
     named = activation(m, task, site="ssm.y.1.3,ssm.dt.0.2@-1,ssm.out", samples=1)
-    assert named.labels["node"][:2] == ["ssm.y.1.3", "ssm.dt.0.2 w10*"]
+    assert named.labels["node"][:2] == ["ssm.y.1.3", "ssm.dt.0.2 last"]
     assert len(named.effect) == 2 + 3 * 6
     with pytest.raises(Refused, match="no units"):
         activation(m, task, site="ssm.y", by="unit")
