@@ -52,6 +52,7 @@ def load(x: str | Path | Any, **options: Any) -> Model:
         Refused: no such model, a broken folder, or an architecture that cannot be read.
     """
     from cutaway.models.load import load as load_model
+    from cutaway.models.made import loaded
     from cutaway.zoo import find
 
     entry = find(x) if isinstance(x, str) else None
@@ -60,7 +61,9 @@ def load(x: str | Path | Any, **options: Any) -> Model:
     if not entry.ready:
         why = f"its weights are not in {entry.folder}"
         raise Refused(f"zoo model {x!r}", why, f"train it (cutaway zoo train {x}), then load the folder of the run")
-    return load_model(entry.folder, **{"name": entry.name, "world": entry.world(), **options})
+    model = load_model(entry.folder, **{"name": entry.name, "world": entry.world(), **options})
+    model.made = loaded(model, str(x), options)
+    return model
 
 
 def methods() -> dict[str, Method]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -36,17 +37,41 @@ def opened(named: str, choices: Iterable[str] = (), format: str | None = None, o
     """
     from cutaway.dictionaries import formats
 
-    path, _, query = (named, "", "") if Path(named).exists() else named.partition("?")
+    path, query = _parted(named)
     given = _pairs([*(part for part in query.split("&") if part), *choices])
-    format = given.pop("format", format)
+    format = asked = given.pop("format", format)
     try:
         if format is None and given:
             fitting = formats.detect(_file(path))
             format = fitting[0] if len(fitting) == 1 else None
         hints = {} if format is None else get_type_hints(formats.module(format).read)
-        return formats.load(path, format, **{n: valued(n, v, hints.get(n)) for n, v in given.items()})
+        found = formats.load(path, format, **{n: valued(n, v, hints.get(n)) for n, v in given.items()})
     except Refused as refusal:
         raise _spelled(refusal, path, options) from None
+    return _again(found, path, [*(f"{n}={v}" for n, v in given.items()), *([f"format={asked}"] if asked else [])])
+
+
+def _parted(named: str) -> tuple[str, str]:
+    """The path and the choices behind its question mark; a path that exists may have question marks of its own."""
+    ends = [n for n, letter in enumerate(named) if letter == "?"]
+    path = next((named[:n] for n in (len(named), *reversed(ends)) if Path(named[:n]).exists()), None)
+    path = named.partition("?")[0] if path is None else path
+    return path, named[len(path) + 1 :]
+
+
+def _again(found: Dictionary, path: str, choices: list[str]) -> Dictionary:
+    """The dictionary with the words that open it again: they are the caller's own, whole paths for relative ones."""
+    how = found.made
+    if how is None:
+        return found
+    whole = str(how.flags[""]).partition("?")[0] if not Path(path).exists() else str(Path(path).absolute())
+    said = "&".join(_whole(c) for c in choices)
+    return replace(found, made=replace(how, flags={"": f"{whole}?{said}" if said else whole}, no_flags=""))
+
+
+def _whole(choice: str) -> str:
+    name, _, value = choice.partition("=")
+    return f"{name}={Path(value).absolute()}" if value.endswith(".safetensors") and Path(value).exists() else choice
 
 
 def convert(

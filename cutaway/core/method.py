@@ -21,17 +21,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
+from cutaway.core import again
 from cutaway.core.record import counting, machine, versions
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.result import Result
 
 METHODS: dict[str, Method] = {}
+#: what a result's own record says of options in words that hold anywhere, such as a whole path for a relative one
+PINNED = "pinned options"
 _SIMPLE = (int, float, bool, str, Path)
 _LEAST = {"samples": 1}  # no result without its control; all other whole numbers start at 0
 
 
 class Subject(Protocol):
-    """What a method's positional arguments must offer: an identity for the record and sizes for the cost."""
+    """What a method's positional arguments must offer: an identity for the record and sizes for the cost.
+
+    `made` says how it can be made again; without it the record has no command.
+    """
+
+    made: again.Made | None
 
     def identity(self) -> dict[str, Any]: ...
     def sizes(self) -> dict[str, int]: ...
@@ -77,10 +85,15 @@ class Method:
         """Declared upper bound of forwards and backwards for these sizes."""
         return evaluate(self.cost, {**sizes, "F": 1, "B": 0}), evaluate(self.cost, {**sizes, "F": 0, "B": 1})
 
-    def python(self, subjects: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-        """The call as a line of Python."""
-        first = [f"{s}" for s in subjects]
-        return f"ca.{self.name}({', '.join([*first, *(f'{k}={v!r}' for k, v in options.items())])})"
+    def repeated(self, subjects: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, str]:
+        """The call as a command for the shell and as one line of Python, or in words why there is none."""
+        how = again.together(subjects)
+        given = {n: str(v.absolute()) if isinstance(v, Path) else v for n, v in options.items()}
+        defaults = {o.name: o.default for o in self.options}
+        return {
+            "python": again.python(self.name, how, given),
+            "command": again.command(self.name, how, given, defaults),
+        }
 
 
 def method(*, answers: str, paper: str, cost: str, control: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -184,31 +197,15 @@ def _record(
     row: Method, args: tuple[Any, ...], options: dict[str, Any], spent: Any, own: dict[str, Any]
 ) -> dict[str, Any]:
     subjects = dict(zip(row.subjects, args, strict=False))
-    identities = {n: s.identity() for n, s in subjects.items()}  # once: it hashes every weight
+    repeated = row.repeated(subjects, options | own.get(PINNED, {}))
     return {
         "method": row.name, "answers": row.answers, "paper": row.paper, "control": row.control,
-        "subjects": identities,
+        "subjects": {n: s.identity() for n, s in subjects.items()},
         "options": {n: str(v) if isinstance(v, Path) else v for n, v in options.items()},
         "cost": {"declared": row.cost, "forwards": spent.forwards, "backwards": spent.backwards,
                  "seconds": round(spent.seconds, 4)},
-        "python": row.python(subjects, options), "command": _command(row, identities, options),
-        "versions": versions(), "machine": machine(), **own,
+        **repeated, "versions": versions(), "machine": machine(), **{k: v for k, v in own.items() if k != PINNED},
     }  # fmt: skip
-
-
-def _command(row: Method, identities: Mapping[str, Any], options: Mapping[str, Any]) -> str:
-    import shlex
-
-    words = ["cutaway", *row.name.split(".")]
-    for name, identity in identities.items():
-        words += [f"--{name}", str(identity.get("name", "?"))]
-        for option, v in identity.get("options", {}).items():
-            words += [f"--{name}-{option.replace('_', '-')}", str(v)]
-    for o in row.options:
-        if (v := options[o.name]) != o.default:
-            flag = o.name.replace("_", "-")
-            words += [f"--{flag}" if v else f"--no-{flag}"] if o.type is bool else [f"--{flag}", str(v)]
-    return shlex.join(words)
 
 
 def _option(p: inspect.Parameter, hint: Any, doc: Mapping[str, str]) -> Option:

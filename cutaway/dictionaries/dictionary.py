@@ -24,6 +24,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cutaway.core.again import Made
 from cutaway.core.record import hash_tensors, hash_text
 from cutaway.core.refuse import Refused, nearest
 from cutaway.dictionaries.code import SparseCode, below, beside
@@ -69,6 +70,7 @@ class Dictionary:
     reading: dict[str, Norm] = field(default_factory=dict)
     writing: dict[str, Norm] = field(default_factory=dict)
     about: dict[str, Any] = field(default_factory=dict)
+    made: Made | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         from cutaway.dictionaries.sound import check
@@ -229,9 +231,11 @@ class Dictionary:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dictionary:
         """The same dictionary on another device or in another dtype."""
+        from cutaway.dictionaries import made
         from cutaway.dictionaries.forms import converted
 
-        return converted(self, lambda t: t.to(device, dtype), lambda g: moved(g, device, dtype))
+        d = converted(self, lambda t: t.to(device, dtype), lambda g: moved(g, device, dtype))
+        return made.moved(d, self, device, dtype)
 
     def fold(self) -> Dictionary:
         """The same map with every fixed normalisation and norm-aware gating folded into the weights.

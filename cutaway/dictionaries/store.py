@@ -79,7 +79,9 @@ def open_dictionary(path: str | Path, dtype: torch.dtype | None = None) -> Dicti
     except KeyError as missing:
         raise Refused(f"file {str(path)!r}", f"{missing} is missing in it", "write it again") from missing
     wanted = dtype or torch.promote_types(d.dtype, torch.float32)
-    return d if d.dtype == wanted else d.to(dtype=wanted)
+    from cutaway.dictionaries.made import opened
+
+    return opened(d if d.dtype == wanted else d.to(dtype=wanted), path, dtype)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str, order: Sequence[str] = ()) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from cutaway.core.files import read_json
 from cutaway.core.refuse import Refused
 from cutaway.models import shards
 from cutaway.models.families import reads_as_encoder
+from cutaway.models.made import loaded, pinned
 from cutaway.models.model import Model
 from cutaway.models.self_check import checked
 
@@ -31,7 +32,7 @@ def load(
     attention: str | None = None,
     check: bool = True,
 ) -> Model:
-    """A `Model` from a Hugging Face id, a local folder, or a live `PreTrainedModel`.
+    """A `Model` from a Hugging Face id (`org/name`, `org/name@revision`), a local folder, or a live `PreTrainedModel`.
 
     Loaded weights are float32 on the CPU and the checkpoint's dtype elsewhere, unless `dtype` says otherwise; a live
     model is taken as it is. `device` is one device; "auto" or a map from modules to devices spreads the model over
@@ -42,6 +43,8 @@ def load(
     Raises:
         Refused: unknown or broken source, remote code, pickled weights, too little memory, unknown structure.
     """
+    options = {"tokenizer": tokenizer, "name": name, "world": world, "device": device, "dtype": dtype,
+               "attention": attention, "check": check}  # fmt: skip
     if isinstance(x, torch.nn.Module):
         if not hasattr(x, "config"):
             raise Refused(f"a live {type(x).__name__}", "it is not a transformers model", "give a PreTrainedModel")
@@ -52,10 +55,12 @@ def load(
             )
     else:
         hf, tokenizer = _from_source(str(x), tokenizer, device, dtype, attention)
-        name = name or Path(str(x)).name
+        name = name or Path(_revised(str(x))[0]).name
     model = Model(hf, tokenizer, name, world)
     if check and not next(hf.parameters()).is_meta:
         model.disabled.update(checked(model, None if model.disabled else CACHE.expanduser()))
+    if not isinstance(x, torch.nn.Module):
+        model.made = loaded(model, pinned(model, str(x)), options)
     return model
 
 
@@ -73,17 +78,18 @@ def _from_source(
     if folder.exists():
         _check_folder(folder)
         source = str(folder)
+    source, revision = _revised(source)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     spread = _spread(device)
     dtype = dtype or (torch.float32 if device == "cpu" or not torch.cuda.is_available() else "auto")
     if folder.exists() and device == "cpu":
         _check_memory(folder, dtype)
     auto: Any
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **spread}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **spread, **revision}
     if attention is not None:
         options["attn_implementation"] = attention
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **revision)
         if hasattr(config, "text_config") and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             config = config.text_config
         auto = AutoModelForMaskedLM if reads_as_encoder(config) else AutoModelForCausalLM
@@ -98,11 +104,19 @@ def _from_source(
     hf.requires_grad_(False)
     if tokenizer is None:
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **revision)
         except Exception:
             # A folder without tokenizer is still a model: text prompts are then refused with this as the reason.
             tokenizer = None
     return hf, tokenizer
+
+
+def _revised(source: str) -> tuple[str, dict[str, str]]:
+    """A source and its revision, where a name of the hub has one: `org/name@revision`."""
+    if Path(source).expanduser().exists() or "@" not in source:
+        return source, {}
+    name, _, revision = source.partition("@")
+    return name, {"revision": revision}
 
 
 def _spread(device: str | dict[str, Any]) -> dict[str, Any]:

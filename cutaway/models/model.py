@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.address import Address, expand
+from cutaway.core.again import Made
 from cutaway.core.record import hash_tensors
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
@@ -45,6 +46,7 @@ class Model:
         self.body = Anatomy(hf, family_of(hf))
         self.name = name or getattr(hf.config, "name_or_path", "") or self.family.name
         self.disabled = {**shards.split_sites(hf), **(disabled or {})}
+        self.made: Made | None = None  # how it was loaded; of a live model nobody here knows
 
     @property
     def family(self) -> Family:

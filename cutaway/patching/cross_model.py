@@ -28,7 +28,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.address import Address, component_axis, unit_axis
-from cutaway.core.method import method
+from cutaway.core.method import PINNED, method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.sites import site as site_row
@@ -130,7 +130,8 @@ def cross_model(
         units=dict.fromkeys(("effect", "interval", "null", "own", "other"), unit)
         | {"recovered": "share of other − own"},
         record={"other": giver.identity(), "other − own": gap, "sign": "positive is more answer"}
-        | ({} if len(bound) > 1 else {"no_interval": "one prompt"}),
+        | ({} if len(bound) > 1 else {"no_interval": "one prompt"})
+        | ({} if giver.made is None or find(other) is not None else {PINNED: {"other": giver.made.flags[""]}}),
     )
 
 

@@ -9,6 +9,9 @@ words that its tokenizer writes as single tokens.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from cutaway.core.again import Made, called
 from cutaway.core.refuse import Refused, nearest
 from cutaway.models.model import Model
 from cutaway.tasks.bound import Bound
@@ -18,10 +21,12 @@ from cutaway.tasks.pair import Pair, Truth
 from cutaway.tasks.sampler import sample
 from cutaway.tasks.sentence import from_sentence
 from cutaway.tasks.siblings import with_siblings
-from cutaway.tasks.task import Task
+from cutaway.tasks.task import Task, made
 from cutaway.tasks.templates import KNOWN
 from cutaway.tasks.templates import ROWS as TASKS
 from cutaway.tasks.world import SAYS, behaviours, from_world
+
+MOST = 100_000  # pairs of a task that are made at once
 
 
 def names(model: Model | None = None) -> list[str]:
@@ -33,7 +38,14 @@ def names(model: Model | None = None) -> list[str]:
 
 
 def load(
-    name: str, model: Model, n: int = 64, seed: int = 0, *, corruption: str | None = None, split: str | None = None
+    name: str,
+    model: Model,
+    n: int = 64,
+    seed: int = 0,
+    *,
+    corruption: str | None = None,
+    split: str | None = None,
+    metric: str | None = None,
 ) -> Task:
     """The task called `name` for one model: up to `n` pairs, the same for the same seed.
 
@@ -45,12 +57,14 @@ def load(
         corruption: which corruption, where a task has several (`ioi`: s2_io_flip, abc; `arithmetic`: no_operator); the
             first if not given.
         split: of a world: `test` (withheld from training; the default), `train` or `any`.
+        metric: name of the metric; the task's own if not given.
 
     Raises:
         Refused: unknown task, corruption or split, or a tokenizer that allows too few pairs.
     """
-    if n < 1:
-        raise Refused(f"task {name!r} with n={n}", "there would be no prompts", "ask for at least one")
+    if not 1 <= n <= MOST:
+        why = "there would be no prompts" if n < 1 else f"at most {MOST:,} are made at once"
+        raise Refused(f"task {name!r} with n={n}", why, "ask for at least one" if n < 1 else "ask for fewer")
     known = names(model)
     parts = {b for task in known for b in behaviours(task)} if getattr(model, "world", None) is not None else set()
     if name not in known and name not in parts:
@@ -58,8 +72,12 @@ def load(
         why = "no task has that name" + (f"; did you mean {close}?" if close else "")
         raise Refused(f"task {name!r}", why, f"use one of: {', '.join(known)}, or from_jsonl(path)")
     if getattr(model, "world", None) is not None:
-        return from_world(model, name, n, seed, corruption, split or "test")
-    return _from_templates(name, model, n, seed, corruption, split)
+        task = from_world(model, name, n, seed, corruption, split or "test")
+    else:
+        task = _from_templates(name, model, n, seed, corruption, split)
+    told = {"n": n, "seed": seed, "corruption": corruption, "split": split, "metric": metric}
+    how = Made(called("ca.tasks.load", repr(name), "model", **told), {"": name, **told})
+    return made(task if metric is None else replace(task, metric=metric), how, model)
 
 
 def _from_templates(name: str, model: Model, n: int, seed: int, corruption: str | None, split: str | None) -> Task:

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from cutaway.core.again import Made, called
 from cutaway.core.json_lines import numbered, parsed
 from cutaway.core.refuse import Refused, nearest
 from cutaway.tasks.pair import Pair
-from cutaway.tasks.task import Task
+from cutaway.tasks.task import Task, made
 
 _NEEDED = ("clean", "corrupt", "answer", "foil")
 _TEXTS = (*_NEEDED, "subject", "group")
@@ -21,8 +22,15 @@ _EXAMPLE = (
 )
 
 
-def from_jsonl(path: str | Path, *, metric: str = "logit_diff", corruption: str = "", name: str | None = None) -> Task:
-    """The task written in a JSON-lines file.
+def from_jsonl(
+    path: str | Path,
+    *,
+    n: int | None = None,
+    metric: str = "logit_diff",
+    corruption: str = "",
+    name: str | None = None,
+) -> Task:
+    """The task written in a JSON-lines file: all of its pairs, or the first `n`.
 
     Each line has `clean`, `corrupt`, `answer` and `foil`, and may have `subject`, `group`, `answers`, `foils` (lists)
     and `joined` (the answer goes on with the prompt's last word). Empty lines are skipped.
@@ -37,7 +45,17 @@ def from_jsonl(path: str | Path, *, metric: str = "logit_diff", corruption: str 
         raise Refused(file, f"it cannot be read as text: {error}", "give a .jsonl file in UTF-8") from error
     if not pairs:
         raise Refused(file, "it has no lines", f"write one pair a line: {_EXAMPLE}")
-    return Task(name or Path(path).stem, pairs, metric, corruption, options={"path": str(path)})
+    if n is not None and not 1 <= n <= len(pairs):
+        why = f"the file has {len(pairs)} pairs" if n > 0 else "there would be no prompts"
+        raise Refused(f"{n} pairs of {file}", why, f"ask for 1 to {len(pairs)}")
+    whole = str(Path(path).absolute())
+    told = {"n": n, "metric": metric if metric != "logit_diff" else None, "corruption": corruption or None}
+    flags = {"": whole if whole.endswith(".jsonl") and name is None else name or Path(path).stem, **told}
+    if flags[""] != whole:
+        flags["path"] = whole
+    how = Made(called("ca.tasks.from_jsonl", repr(whole), **told, name=name), flags)
+    options = {"path": str(path)} | ({} if n is None else {"n": n})
+    return made(Task(name or Path(path).stem, pairs[:n], metric, corruption, options=options), how)
 
 
 def _pair(line: str, where: str) -> Pair:

@@ -12,18 +12,20 @@ import random
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cutaway.core.again import Made, called
 from cutaway.core.refuse import Refused
 from cutaway.core.text import occurrences
 from cutaway.models.model import Model
 from cutaway.tasks import words, world
 from cutaway.tasks.answers import continuation, next_tokens, single_tokens, token_rows
 from cutaway.tasks.pair import Pair
-from cutaway.tasks.task import Task
+from cutaway.tasks.task import Task, made
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _SPACE_MARKS = "Ġ▁ "  # how byte-level and sentencepiece tokenizers write a leading space
@@ -55,6 +57,7 @@ def from_sentence(
     candidates: int = 48,
     seed: int = 0,
     metric: str = "logit_diff",
+    joined: bool = False,
 ) -> Task:
     """The task of one sentence: why does the model go on with `target` and not with `foil`?
 
@@ -68,6 +71,7 @@ def from_sentence(
         candidates: how many replacements to try, all in one batched forward.
         seed: of the choice of candidates.
         metric: name of the metric.
+        joined: True if target and foil go on with the sentence's last word, as they are written.
 
     Raises:
         Refused: no replacement of equal token length, or none that moves the answer; an answer of several tokens.
@@ -76,7 +80,9 @@ def from_sentence(
     if target is None and re.search(r"\S $", sentence):
         why = "it ends in a space, and words bring their own: what follows is hardly ever text"
         raise Refused(f"the model's prediction after {sentence!r}", why, "take the space off its end")
-    asked = {r: _spelled(model, sentence, w, r) for r, w in (("target", target), ("foil", foil)) if w is not None}
+    asked = {
+        r: _spelled(model, sentence, w, r, joined) for r, w in (("target", target), ("foil", foil)) if w is not None
+    }
     if len({i for _, i in asked.values()}) < len(asked):
         raise Refused(f"target {target!r} and foil {foil!r}", "they are the same token", "give another foil")
     if corrupt is not None:
@@ -94,12 +100,18 @@ def from_sentence(
     says = _says(pair, shift, len(tried), given=corrupt is not None)
     options = {"sentence": sentence, "target": pair.answer, "foil": pair.foil, "corrupt": best.text}
     known = world.known(model.world, sentence, answer[0]) if getattr(model, "world", None) is not None else None
-    return Task("sentence", (pair,), metric, says, known, options)
+    as_read = [continuation(sentence, w) == w for w in (pair.answer, pair.foil)]
+    told: dict[str, Any] = {"target": pair.answer, "foil": pair.foil, "subject": about, "corrupt": best.text,
+                            "metric": metric if metric != "logit_diff" else None,
+                            "joined": None if all(as_read) else True}  # fmt: skip
+    how = Made(called("ca.tasks.from_sentence", "model", repr(sentence), **told),
+               {"": "sentence", "sentence": sentence, **told})  # fmt: skip
+    return made(Task("sentence", (pair,), metric, says, known, options), how, model)
 
 
-def _spelled(model: Model, sentence: str, word: str, role: str) -> tuple[str, int]:
+def _spelled(model: Model, sentence: str, word: str, role: str, joined: bool) -> tuple[str, int]:
     """A word as it literally follows the sentence, and its one token."""
-    text = continuation(sentence, word)
+    text = continuation(sentence, word, joined)
     return text, single_tokens(model, [sentence], [text], role)[0]
 
 

@@ -10,11 +10,12 @@ import random
 import re
 from dataclasses import dataclass, replace
 
+from cutaway.core.again import Made
 from cutaway.models.model import Model
 from cutaway.tasks import words, world
 from cutaway.tasks.answers import next_tokens, token_rows
 from cutaway.tasks.pair import Pair
-from cutaway.tasks.task import Task
+from cutaway.tasks.task import Task, made
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
@@ -40,11 +41,22 @@ def with_siblings(model: Model, task: Task, n: int = 16, seed: int = 0) -> Task:
     pair = task.pairs[0]
     family = _family(model, pair)
     if family is None or n < 2:
-        return replace(task, pairs=(pair,))
+        return made(replace(task, pairs=(pair,)), _made(task, n, seed), model)
     drafts = _drafts(model, pair, family, 2 * n, random.Random(f"{seed}|{pair.clean}"))
-    made = _answered(model, pair, drafts)[: n - 1] if drafts else []
-    options = {**task.options, "siblings": len(made)}
-    return replace(task, pairs=(pair, *made), options=options)
+    others = _answered(model, pair, drafts)[: n - 1] if drafts else []
+    options = {**task.options, "siblings": len(others)}
+    return made(replace(task, pairs=(pair, *others), options=options), _made(task, n, seed), model)
+
+
+def _made(task: Task, n: int, seed: int) -> Made | None:
+    """How a task with siblings is made again; flags do so for the task of one sentence."""
+    how = task.after("")
+    if how is None:
+        return None
+    why = "" if "sentence" in how.flags else f"no flag says with_siblings of task {task.name!r}"
+    flags = {**how.flags, "siblings": n, "seed": seed or None}
+    return replace(how, python=f"ca.tasks.with_siblings(model, {how.python}, {n!r}, {seed!r})", flags=flags,
+                   no_flags=how.no_flags or why)  # fmt: skip
 
 
 def _family(model: Model, pair: Pair) -> frozenset[str] | None:

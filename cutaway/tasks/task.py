@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from cutaway.core import again
+from cutaway.core.again import Made
 from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused
 from cutaway.models.model import Model
@@ -17,7 +19,7 @@ from cutaway.tasks.pair import Pair, Truth
 
 @dataclass(frozen=True)
 class Task:
-    """Prompts, answers, metric and truth. `options` are what `tasks.load` needs to make the same task again."""
+    """Prompts, answers, metric and truth. `options` and `made` say how it was made; by hand, nobody here knows."""
 
     name: str
     pairs: tuple[Pair, ...]
@@ -25,6 +27,7 @@ class Task:
     corruption: str = ""
     truth: Truth | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    made: Made | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self):
         metric(self.metric)
@@ -72,11 +75,12 @@ class Task:
         Raises:
             Refused: one of the two is a beginning of the other, or the tokenizer gives no offsets.
         """
-        return replace(self, pairs=tuple(narrowed(self.pairs, model)))
+        done = replace(self, pairs=tuple(narrowed(self.pairs, model)))
+        return made(done, self.after(".narrow(model)", narrow=True), model)
 
     def take(self, n: int) -> Task:
         """The first `n` pairs."""
-        return replace(self, pairs=self.pairs[:n])
+        return made(replace(self, pairs=self.pairs[:n]), self.after(f".take({n})"))
 
     def split(self, share: float = 0.5, seed: int = 0) -> tuple[Task, Task]:
         """Two disjoint tasks, the first with `share` of every group: to fit on one and measure on the other.
@@ -97,4 +101,23 @@ class Task:
         if not all(parts):
             why = f"{len(self.pairs)} pairs leave one part empty"
             raise Refused(f"split of task {self.name!r} at {share}", why, "use more pairs or another share")
-        return replace(self, pairs=parts[0]), replace(self, pairs=parts[1])
+        halves = enumerate(replace(self, pairs=p) for p in parts)
+        one, other = (made(t, self.after(f".split({share!r}, {seed!r})[{i}]")) for i, t in halves)
+        return one, other
+
+    def after(self, step: str, **flags: Any) -> Made | None:
+        """How this task is made with one more step in Python, which flags say too or not at all."""
+        if again.made("task", self) is not self.made or self.made is None:
+            return None
+        return self.made.then(step, f"no flag says task{step}" if step and not flags else "", **flags)
+
+
+def made(task: Task, how: Made | None, model: Model | None = None) -> Task:
+    """The task, with how it was made (None where it was made by hand) and the model that it was made for."""
+    if how is not None and model is not None:
+        how = replace(how, needs={"model": model.made.python if model.made is not None else ""})
+    return replace(task, made=None if how is None else how.of(task, _look))
+
+
+def _look(task: Task) -> dict[str, Any]:
+    return {"pairs": task.pairs, "metric": task.metric, "truth": task.truth}

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import json
 import re
-import shlex
 from collections.abc import Callable, Iterator
 from functools import cache
 from importlib import import_module
@@ -300,17 +298,6 @@ def test_the_record_is_complete(name, kind):
     assert record["cost"]["seconds"] > 0
     assert {"python", "cutaway", "torch", "transformers"} <= set(record["versions"])
     assert record["machine"]["device"]
-    assert record["command"].startswith(f"cutaway {name.replace('.', ' ')} --model {model['name']}")
-
-
-@methods
-@pytest.mark.parametrize("which", [0, 1])
-def test_the_python_line_repeats_the_call(name, which):
-    options = list(variants(ROWS[name]))[which]
-    result = found(name, "llama", **options)
-    names = {"ca": ca, **dict(zip(ROWS[name].subjects, given(name, "llama"), strict=True))}
-    again = eval(result.record["python"], names)
-    assert same(again, result, set(result.tensors()))
 
 
 @with_options
@@ -439,27 +426,3 @@ def test_no_field_of_a_result_hides_a_method():
 def test_a_number_alone_has_a_frame():
     frame = found("patching.group", "llama").frame("effect")
     assert frame["effect"].tolist() == [pytest.approx(float(found("patching.group", "llama").effect))]
-
-
-@pytest.mark.parametrize(
-    ("name", "options"),
-    [
-        ("patching.activation", {"site": "z", "direction": "noise", "samples": 2, "seed": 3}),
-        ("lenses.direct_attribution", {"neurons": True, "top": 5, "samples": 3}),
-    ],
-)
-def test_the_command_in_the_record_repeats_the_call(capsys, name, options):
-    from cutaway.cli import app
-
-    result = found(name, "miniworld", **options)
-    assert app.main([*shlex.split(result.record["command"])[1:], "--json"]) == 0
-    again = json.loads(capsys.readouterr().out)
-    for field, t in result.tensors().items():
-        values = torch.tensor([x if x is not None else float("nan") for x in flat(again["fields"][field]["values"])])
-        assert torch.equal(values.nan_to_num(-7.0), t.reshape(-1).float().nan_to_num(-7.0)), field
-    assert again["labels"] == json.loads(json.dumps(result.labels))
-
-
-def flat(nested: Any) -> list[Any]:
-    """The numbers of nested lists, in order."""
-    return [x for part in nested for x in flat(part)] if isinstance(nested, list) else [nested]

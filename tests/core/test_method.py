@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cutaway.core.again import Made, words
 from cutaway.core.method import METHODS, Method, evaluate, method
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
@@ -26,6 +27,10 @@ class Thing:
 
     name: str
     options: dict[str, Any]
+
+    @property
+    def made(self) -> Made | None:
+        return Made(f"Thing({self.name!r})", {"": self.name, **self.options}) if self.name else None
 
     def identity(self) -> dict[str, Any]:
         return {"name": self.name, "options": self.options}
@@ -99,10 +104,29 @@ def test_the_record_is_complete(row: Method):
 
 def test_the_command_and_the_python_line_repeat_the_call(row: Method):
     record = row.function(MODEL, TASK, n_top=5, exact=True, out=Path("a b")).record
+    where = Path("a b").absolute()
     assert record["command"] == (
-        "cutaway tests sample --model tiny --task ioi --task-n 4 --task-no-abc True --n-top 5 --exact --out 'a b'"
+        f"cutaway tests sample --model tiny --task ioi --task-n 4 --task-no-abc --n-top 5 --exact --out '{where}'"
     )
-    assert record["python"].startswith("ca.tests.sample(model, task, direction='denoise', n_top=5, exact=True")
+    assert record["python"] == (
+        "import cutaway as ca; model = Thing('tiny'); task = Thing('ioi'); result = ca.tests.sample(model, task, "
+        f"direction='denoise', n_top=5, exact=True, out='{where}')"
+    )
+
+
+def test_without_a_way_to_make_the_subjects_there_is_no_command(row: Method):
+    record = row.function(Thing("", {}), TASK).record
+    assert record["command"] == "no command: the model was made by hand in Python"
+    assert record["python"].startswith("no line of Python: the model was made by hand in Python; with what you have: ")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [("a b", ["--x-y", "a b"]), ("-5 is", ["--x-y=-5 is"]), ("", ["--x-y", ""]), (-1, ["--x-y=-1"]), (None, []),
+     (True, ["--x-y"]), (False, ["--no-x-y"]), (["a", "-b"], ["--x-y", "a", "--x-y=-b"]), (0.5, ["--x-y", "0.5"])],
+)  # fmt: skip
+def test_a_value_as_words_of_a_command_line(value, said):
+    assert words("x_y", value) == said
 
 
 def test_unknown_options_and_choices_are_refused(row: Method):

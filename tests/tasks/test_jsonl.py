@@ -91,3 +91,11 @@ def test_what_a_reader_would_lose_is_refused_by_its_number(tmp_path, line, words
         tasks.from_jsonl(written(tmp_path, GOOD, line))
     assert "line 2" in error.value.what
     assert words in error.value.why
+
+
+def test_the_first_pairs_of_a_file(tmp_path):
+    path = written(tmp_path, *({**GOOD, "clean": f"{a} is"} for a in "abc"))
+    assert [p.clean for p in tasks.from_jsonl(path, n=2)] == ["a is", "b is"]
+    for n in (0, 4):
+        with pytest.raises(Refused, match="ask for 1 to 3"):
+            tasks.from_jsonl(path, n=n)

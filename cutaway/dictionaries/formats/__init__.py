@@ -14,8 +14,9 @@ from typing import Any
 
 from cutaway.core.refuse import Refused, nearest
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.formats.located import located
+from cutaway.dictionaries.formats.located import located, pinned
 from cutaway.dictionaries.formats.source import Source
+from cutaway.dictionaries.made import loaded
 
 FORMATS = (
     "house", "saelens", "saelens_old", "gemma_scope", "gemma_scope_2", "openai", "sparsify", "dictionary_learning",
@@ -50,7 +51,7 @@ def load(path: str | Path, format: str | None = None, **choices: Any) -> Diction
     Raises:
         Refused: nothing there, no known format, several that fit, or an open question.
     """
-    source = Source(located(path))
+    source, given = Source(located(path)), format
     if format is None:
         fitting, trouble = _fitting(source)
         if trouble is not None and not fitting:
@@ -68,7 +69,7 @@ def load(path: str | Path, format: str | None = None, **choices: Any) -> Diction
         way = f"it leaves open: {', '.join(allowed) or 'nothing'}"
         raise Refused(f"choice {strange[0]!r}", f"format {format} does not leave that open", way)
     found = read(source, **choices)
-    return replace(found, about=found.about | {"path": str(path)})
+    return loaded(replace(found, about=found.about | {"path": str(path)}), pinned(path, source), given, choices)
 
 
 def write(dictionary: Dictionary, path: str | Path, format: str, **options: Any) -> Path:

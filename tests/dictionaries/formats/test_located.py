@@ -30,7 +30,8 @@ def hub(tmp_path, monkeypatch):
         (there / name).write_bytes(b"")
     monkeypatch.chdir(tmp_path)
 
-    def download(repository, allow_patterns, ignore_patterns):
+    def download(repository, revision, allow_patterns, ignore_patterns):
+        assert revision in (None, "1")
         if repository != "org/repo-res":
             raise errors.LocalEntryNotFoundError("no network")
         files = [p.relative_to(there).as_posix() for p in there.rglob("*") if p.is_file()]
@@ -61,6 +62,10 @@ def test_only_what_is_needed_is_fetched_from_the_hub(name, files, hub):
     assert hub() == files
     assert d.about["path"] == f"org/repo-res/{name}".rstrip("/")
     assert formats.detect(f"org/repo-res/{name}".rstrip("/")) == [d.about["format"]]
+    pinned = f"org/repo-res@1/{name}".rstrip("/")  # a record names the commit, which does not move
+    assert d.made is not None
+    assert d.made.python == f"ca.dictionaries.load({pinned!r})"
+    assert dictionaries.load(pinned).fingerprint() == d.fingerprint()
 
 
 def test_what_the_hub_does_not_have_is_refused(hub):
