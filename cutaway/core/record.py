@@ -9,17 +9,18 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor
 
 from cutaway.core.files import tensor_bytes
 
-_HASHED_WHOLE = 1 << 26  # parameters of up to 64 Mi bytes are hashed whole, larger ones by an even sample
-_SAMPLE = 1 << 14
+_SMALL = 1 << 16  # bytes; hashing so few is no dearer than finding out whether they have changed
+_KEPT: dict[int, tuple[ref[Tensor], tuple[Any, ...], Tensor, str]] = {}  # by id: tensor, stamp, sample, its hash
 
 
 @dataclass
@@ -54,18 +55,48 @@ def count(forwards: float = 0.0, backwards: float = 0.0) -> None:
         cost.backwards += backwards
 
 
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of names, shapes, dtypes and values; tensors beyond 64 MiB enter by an even sample of their values."""
-    digest = hashlib.sha256()
+def hash_tensors(tensors: Mapping[str, Tensor], anew: bool = False) -> str:
+    """SHA-256 of names, shapes, dtypes and every byte of the values; a tensor is hashed again only if it has changed.
+
+    A change is known by the tensor's storage and version counter; and, since writing through `.data` moves neither, by
+    numbers of every row and every column. So only a write through `.data` to part of a row and part of a column can be
+    missed. `anew` misses nothing: it hashes every byte again, and is for what decides whether numbers are reused.
+    """
+    digest, made = hashlib.sha256(), dict[int, str]()
     for name in sorted(tensors):
         t = tensors[name]
         digest.update(f"{name}{tuple(t.shape)}{t.dtype}".encode())
-        if t.is_meta:
-            continue
-        if t.numel() * t.element_size() > _HASHED_WHOLE:
-            t = t.detach().reshape(-1)[:: max(1, t.numel() // _SAMPLE)]
-        digest.update(tensor_bytes(t))
+        if not t.is_meta:
+            value = made.get(id(t)) or _hash(t, anew)  # tied weights have several names
+            made[id(t)] = value
+            digest.update(value.encode())
     return digest.hexdigest()[:16]
+
+
+def _hash(t: Tensor, anew: bool) -> str:
+    if t.numel() * t.element_size() <= _SMALL or t.is_quantized or t.layout is not torch.strided:
+        return hashlib.sha256(tensor_bytes(t)).hexdigest()
+    stamp, seen, kept = (t.data_ptr(), t._version, t.shape, t.dtype, t.stride()), _sample(t), _KEPT.get(id(t))
+    if kept is not None and not anew and kept[0]() is t and kept[1] == stamp and torch.equal(kept[2], seen):
+        return kept[3]
+    value, i = hashlib.sha256(tensor_bytes(t)).hexdigest(), id(t)
+    _KEPT[i] = ref(t, lambda _: _KEPT.pop(i, None)), stamp, seen, value
+    return value
+
+
+def _sample(t: Tensor) -> Tensor:
+    """Some of a tensor's numbers, of every row and every column, as bits."""
+    flat = t.detach().resolve_conj().resolve_neg().reshape(-1)
+    picked = flat.index_select(0, _met(t.numel() // t.shape[-1], t.shape[-1], t.device)) if t.ndim > 1 else flat.clone()
+    return picked.view(torch.uint8)
+
+
+@lru_cache(64)
+def _met(rows: int, columns: int, device: torch.device) -> Tensor:
+    """Places in a matrix laid out row by row, such that every row and every column is met."""
+    i = torch.arange(max(rows, columns), device=device)
+    step = next(p for p in (7919, 7927, 7933) if columns % p)
+    return i % rows * columns + i * step % columns
 
 
 def hash_text(*texts: str) -> str:

@@ -24,6 +24,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
 from cutaway.models import taps
 from cutaway.models.edits import Edit
+from cutaway.models.identity import described
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 
@@ -114,4 +115,9 @@ def sweep_key(model: Model, tokens: Tokens, variants: Sequence[Sequence[Edit]], 
     logits = torch.randn(len(tokens), model.shape.d_vocab, generator=generator(0)).to(model.device)
     values = metric(logits, torch.arange(len(tokens), device=logits.device))
     who = {name: said for name, said in model.identity().items() if name != "name"}
+    # Numbers are reused under this key: every byte of the weights is read again, and everything attached must be read.
+    who["weights"], (_, unread) = model.fingerprint(anew=True), described(model.hf)
+    if unread:
+        what, where = "a sweep that is kept", ", ".join(unread)
+        raise Refused(what, f"nobody can tell what is attached at {where}", "sweep without resume, or take it off")
     return content((versions(), who, taps.around(model.body), tokens.ids, tokens.mask, variants, metric, values))

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from cutaway.core.address import Address, expand
 from cutaway.core.again import Made
-from cutaway.core.record import hash_tensors
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
 from cutaway.core.text import check_encodable
@@ -22,9 +21,9 @@ from cutaway.models.capture import Activations, Collector
 from cutaway.models.cut import Cut
 from cutaway.models.edits import Edit, as_edits
 from cutaway.models.families import Family, family_of
+from cutaway.models.identity import fingerprint
 from cutaway.models.memory import in_halves
 from cutaway.models.names import foreign
-from cutaway.models.offload import offloaded
 from cutaway.models.ports import port
 from cutaway.models.tokens import Side, Tokens, batch, running_texts, tokenize
 from cutaway.models.weights import Weights
@@ -89,10 +88,13 @@ class Model:
         return {"name": self.name, "family": self.family.name, "config": self.body.configuration(),
                 "weights": self.fingerprint(), "dtype": str(self.dtype).removeprefix("torch.")}  # fmt: skip
 
-    def fingerprint(self) -> str:
-        """Hash of every parameter and buffer; of weights that are offloaded only names and shapes, and it says so."""
-        away = any(offloaded(m) for m in self.hf.modules())
-        return ("partial-" if away else "") + hash_tensors(self.hf.state_dict())
+    def fingerprint(self, anew: bool = False) -> str:
+        """Hash of every module's type, settings and attachments, and of every byte of parameters and buffers.
+
+        Of weights that are offloaded only names and shapes count, and it says so. Weights are hashed again only where
+        a change is noticed, or `anew` (`core.record.hash_tensors` says what is noticed).
+        """
+        return fingerprint(self.hf, anew)
 
     def sites(self) -> dict[str, str]:
         """Every site with "read and write", "read", or the reason why this model does not have it."""

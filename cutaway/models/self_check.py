@@ -1,8 +1,7 @@
 """Self-check: the identities that reads and edits of a model must satisfy, run on the model itself.
 
 Each row of the table is one identity with the sites it vouches for. A site whose identity fails on this model is
-disabled with its reason, never left wrong. The outcome depends on the architecture only, so it is kept by
-configuration and library version.
+disabled with its reason, never left wrong. The outcome is kept by what the model is, never by its configuration alone.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from cutaway.models.capture import Activations
 from cutaway.models.edits import Ablate, Add, Edit, Freeze, Scale
 from cutaway.models.families import need
 from cutaway.models.forward import alone, evaluating
+from cutaway.models.identity import anatomy
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens, batch
 
@@ -395,19 +396,34 @@ def disabled_sites(outcomes: list[Outcome]) -> dict[str, str]:
 
 
 def checked(model: Model, cache: Path | None) -> dict[str, str]:
-    """The sites to disable on this architecture; the outcome is kept in `cache` by configuration and version."""
-    key = hash_text(
-        model.body.configuration(), str(model.dtype), versions()["transformers"], versions()["torch"], _source()
-    )
-    kept = cache / f"{key}.json" if cache is not None else None
-    if kept is not None and kept.exists():
-        with suppress(Refused):  # a file that cannot be read is written anew
-            return read_json(kept)
+    """The sites to disable on this model; the outcome is kept in `cache`, so that it is found out once.
+
+    That all is well is kept by what the model is (`identity.anatomy`) and by the versions of what ran it. A failure is
+    kept for these very weights alone. Nothing is kept of a model with something attached that cannot be read.
+    """
+    text, unread = anatomy(model.hf)
+    if cache is None or unread:
+        return disabled_sites(self_check(model))
+    sort = hash_text(text, *sorted(f"{k} {v}" for k, v in _versions(model).items()), _source())
+    own = hash_text(sort, model.fingerprint())
+    for key in (sort, own):
+        if (cache / f"{key}.json").exists():
+            with suppress(Refused):  # a file that cannot be read is written anew
+                return read_json(cache / f"{key}.json")
     disabled = disabled_sites(self_check(model))
-    if kept is not None:
-        with suppress(OSError, Refused):  # a read-only home only costs the next load its second of checking
-            write_json(kept, disabled)
+    with suppress(OSError, Refused):  # a read-only home only costs the next load its seconds of checking
+        write_json(cache / f"{own if disabled else sort}.json", disabled)
     return disabled
+
+
+def _versions(model: Model) -> dict[str, str]:
+    """Versions of the packages that the model's modules are from, and of what else ran it."""
+    known = versions()
+    out = {name: known[name] for name in ("cutaway", "torch", "transformers")}
+    for package in {type(m).__module__.partition(".")[0] for m in model.hf.modules()} - {*out}:
+        with suppress(PackageNotFoundError):
+            out[package] = version(package)
+    return out
 
 
 def _source() -> str:

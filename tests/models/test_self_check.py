@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 
+from cutaway.core.record import versions
 from cutaway.core.refuse import Refused
 from cutaway.models import attention, ports
 from cutaway.models.model import Model
@@ -119,7 +120,7 @@ def test_a_model_that_runs_otherwise_when_tapped_is_seen(monkeypatch):
     assert "logits" in disabled_sites(self_check(Model(build("gpt2"))))
 
 
-def test_the_outcome_is_kept_by_configuration_and_version(tmp_path, monkeypatch):
+def test_the_outcome_is_kept_by_what_the_model_is_and_by_versions(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(checks, "self_check", lambda m: ran.append(m.name) or [])
     one, same, other = (
@@ -127,24 +128,30 @@ def test_the_outcome_is_kept_by_configuration_and_version(tmp_path, monkeypatch)
         Model(build("gpt2", seed=9), name="b"),
         Model(build("llama"), name="c"),
     )
-    for m in (one, same, other, one):
+    hooked = Model(build("gpt2"), name="hooked")
+    hooked.hf.transformer.h[1].mlp.register_forward_hook(lambda module, args, out: out * 2)
+    for m in (one, same, other, hooked, one, hooked):
         assert checked(m, tmp_path) == {}
-    assert ran == ["a", "c"]
+    assert ran == ["a", "c", "hooked"]
     for file in tmp_path.glob("*.json"):
         assert json.loads(file.read_text()) == {}
         file.write_text("{")  # a broken file is written anew
     checked(one, tmp_path)
-    monkeypatch.setattr(checks, "versions", lambda: {"transformers": "other", "torch": "other"})
+    monkeypatch.setattr(checks, "versions", lambda: dict.fromkeys(versions(), "other"))
     checked(one, tmp_path)
     checked(one, None)
-    assert ran == ["a", "c", "a", "a", "a"]
+    assert ran == ["a", "c", "hooked", "a", "a", "a"]
 
 
-def test_a_kept_failure_disables_again(tmp_path):
-    m = Model(build("gpt2"))
-    checked(m, tmp_path)
-    next(tmp_path.glob("*.json")).write_text('{"z": "self-check failed: planted"}')
-    assert checked(m, tmp_path) == {"z": "self-check failed: planted"}
+def test_a_kept_failure_disables_these_weights_alone(tmp_path, monkeypatch):
+    failed = [checks.Outcome("planted", ("z",), None, False, "why")]
+    one, same = Model(build("gpt2")), Model(build("gpt2", seed=9))
+    with monkeypatch.context() as m:
+        m.setattr(checks, "self_check", lambda m: failed)
+        assert checked(one, tmp_path) == {"z": "self-check failed: planted (why)"}
+        m.setattr(checks, "self_check", lambda m: [])
+        assert checked(one, tmp_path) == {"z": "self-check failed: planted (why)"}
+        assert checked(same, tmp_path) == {}
 
 
 def test_a_model_that_does_not_run_is_refused(monkeypatch):
