@@ -88,7 +88,9 @@ def _finished(done: list[Trained], called: list[str], stream: Any, plan: Plan, o
         data = {"dictionaries": files, "cards": [], "not judged": why.as_dict()}
         return Reply(data, lambda console: _show_unjudged(console, files, why))
     write_json(out / "card.json", cards)
-    return Reply({"dictionaries": files, "cards": cards}, lambda console: show_cards(console, files, cards))
+    beginning = getattr(stream, "beginning", None)  # whole contexts have none of their own
+    data = {"dictionaries": files, "cards": cards, "beginning": beginning}
+    return Reply(data, lambda console: show_cards(console, files, cards, beginning))
 
 
 def train_together(

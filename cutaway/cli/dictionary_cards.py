@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 
-def show_cards(console: Any, files: list[str], cards: list[dict[str, Any]]) -> None:
-    """Every card as a table; a file may hold several dictionaries."""
+def show_cards(console: Any, files: list[str], cards: list[dict[str, Any]], beginning: str | None = None) -> None:
+    """Every card as a table, and what contexts began with; a file may hold several dictionaries."""
     for n, made in enumerate(cards):
         _show(console, files[min(n, len(files) - 1)], made)
     for line in dict.fromkeys(_alike(made) for made in cards):
         if line:
             console.print(line)
+    if beginning:
+        console.print(beginning, style="dim", markup=False, soft_wrap=True)
 
 
 def _show(console: Any, file: str, made: dict[str, Any]) -> None:

@@ -97,7 +97,8 @@ def _scores(job: Job, sequences: int, random_weights: int) -> Scores:
     from cutaway.dictionaries.judge.evaluate import evaluate as judge
     from cutaway.dictionaries.judge.scores import joined
 
-    notes: dict[str, Any] = {"documents": job.documents.identity(), "trained on them": job.trained_here()}
+    notes: dict[str, Any] = {"documents": job.documents.identity(), "trained on them": job.trained_here(),
+                             "fed": job.fed}  # fmt: skip
     others = {n: (d, job.parts[1]) for n, d in job.mlp_neurons().items()}
     if random_weights:
         made, evidence, notes["random weights"] = job.untaught(random_weights)

@@ -11,6 +11,7 @@ import torch
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries import train as tr
+from cutaway.dictionaries.about import trained_bos
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.forms import alone, together
 from cutaway.dictionaries.judge.controls import controls, mlp_neurons, neuron_sites, random_dictionary
@@ -64,8 +65,15 @@ class Job:
 
     def stream(self, model: Model, sites: Sequence[str], batch: int = BATCH) -> LiveStream:
         """Activations of the documents from their beginning."""
-        packing = Packing(context=self.context)
+        packing = Packing(self.context, self.bos)
         return LiveStream(model, self.documents, sites, packing=packing, batch=batch, window=self.tokens)
+
+    @cached_property
+    def bos(self) -> str:
+        """Where a beginning-of-text token stands: as in the training, if the dictionary's file says it."""
+        policy = trained_bos(self.dictionary.about)
+        has = getattr(self.model.tokenizer, "bos_token_id", None) is not None
+        return policy if policy is not None and (has or policy == "none") else "auto"
 
     @cached_property
     def sites(self) -> tuple[str, ...]:
@@ -175,6 +183,12 @@ class Job:
         here, there = self.seen, observe(other, self.parts[1])
         narrow, wide = sorted((here, there), key=lambda s: s.dictionary.n_latents)
         return {"comparison": compare(here, there), "splitting": splitting(narrow, wide)}
+
+    @property
+    def fed(self) -> str:
+        """What the contexts that it is judged on begin with, and whether that is known of its training."""
+        known = "as in its training" if trained_bos(self.dictionary.about) == self.bos else "its training is not known"
+        return f"{self._reading.beginning} ({known})"
 
     def contexts(self, numbers: Collection[int]) -> dict[int, Tensor]:
         """The ids of some contexts of the text, special tokens and sinks included."""

@@ -103,7 +103,7 @@ def _notes(console: Console, scores: Scores) -> None:
         d = record["declared L0"]
         said = "they agree" if d["agrees"] else "[yellow]more than a factor of 2 apart: a choice may be wrong[/]"
         console.print(f"L0 declared {number(d['declared'])}, measured {number(d['measured'])}: {said}")
-    for name in ("loss", "random weights", "trained on", "splice", "left out"):
+    for name in ("loss", "fed", "random weights", "trained on", "splice", "left out"):
         if name in record:
             console.print(Text(f"{name}: {record[name]}", "dim"))
     if record.get("trained on them"):

@@ -85,6 +85,7 @@ def _show(console: Any, shards: Shards) -> None:
         console.print(f"  {site}  width {width}, {m['dtype']}, mean norm {m['mean_norm'][site]:.4g}")
     console.print(f"masked: {counts['special']:,} special, {counts['sinks']:,} sinks of {counts['tokens']:,}; "
                   f"padding {counts['padding']:,}")  # fmt: skip
+    console.print(escape(shards.beginning), soft_wrap=True)
     if m["asked"] is not None and m["asked"] > shards.tokens:
         console.print(f"the documents ended before the {m['asked']:,} tokens asked for")
     console.print(escape(f"in Python: streams.Shards({str(shards.folder)!r}).stream(batch=4096)"), soft_wrap=True)

@@ -144,7 +144,21 @@ class TokenLayerNorm(Norm):
         return y * measured[0] + measured[1]
 
 
-NORMS: dict[str, Any] = {n.__name__: n for n in (Scale, Whitening, TokenNorm, TokenLayerNorm)}
+@dataclass(frozen=True, eq=False)
+class TokenMean(Norm):
+    """x − mean on every token, the mean over its width; the output gets the mean of its input back."""
+
+    per_token = True
+
+    def into(self, x: Float[Tensor, "token width"]) -> tuple[Float[Tensor, "token width"], Measured]:
+        mean = x.mean(1, keepdim=True)
+        return x - mean, (mean,)
+
+    def back(self, y: Float[Tensor, "token width"], measured: Measured) -> Float[Tensor, "token width"]:
+        return y + measured[0]
+
+
+NORMS: dict[str, Any] = {n.__name__: n for n in (Scale, Whitening, TokenNorm, TokenLayerNorm, TokenMean)}
 
 
 def same(a: Norm | None, b: Norm | None) -> bool:

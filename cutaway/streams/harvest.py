@@ -157,7 +157,8 @@ class _Harvest:
         manifest = {
             "kind": KIND, "version": VERSION, "harvest": self.key, "tokens": self.kept, "asked": self.tokens,
             "sites": self.reader.widths, "dtype": own["dtype"], "seed": self.seed, "model": own["model"],
-            "documents": own["documents"], "packing": own["packing"], "masking": self.reader.rule.as_dict(),
+            "documents": own["documents"], "packing": own["packing"], "beginning": self.reader.packer.beginning,
+            "masking": self.reader.rule.as_dict(),
             "computed": self.reader.noted_way(),
             "mean_norm": {a: m.mean_norm for a, m in self.moments.items()}, "moments": file_hash(self.out / MOMENTS),
             "shards": self.rows, "cost": self.cost, "versions": versions(), "machine": machine(),

@@ -74,6 +74,11 @@ class LiveStream:
         return self.reader.widths
 
     @property
+    def beginning(self) -> str:
+        """What contexts begin with, in words."""
+        return self.reader.packer.beginning
+
+    @property
     def masked(self) -> dict[str, Any]:
         """The rule of the masking in words, with thresholds and counts so far."""
         return self.reader.rule.as_dict()

@@ -106,6 +106,16 @@ class Packer:
         pads = (getattr(tokenizer, f"{n}_token_id", None) for n in ("pad", "eos", "bos"))
         self.pad = next((p for p in pads if p is not None), 0)
 
+    @property
+    def beginning(self) -> str:
+        """What contexts begin with, in words, and whether the tokenizer begins prompts in the same way."""
+        if self.bos is None:
+            return "no beginning-of-text token is put"
+        where = {"both": "contexts and documents begin", "context": "contexts begin", "document": "documents begin"}
+        own = self.tokenizer("a")["input_ids"][:1] == [self.bos]
+        said = f"{where[self.packing.bos]} with {self.tokenizer.decode([self.bos])!r}"
+        return said if own else f"{said}, which the tokenizer itself does not put before a prompt: capture(…, bos=True)"
+
     def contexts(self, cursor: Cursor, epochs: int | None = 1) -> Iterator[Contexts]:
         """Contexts from a cursor on, `rows` at a time (fewer at the end of an epoch); `epochs=None` never ends.
 

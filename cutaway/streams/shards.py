@@ -70,6 +70,11 @@ class Shards:
         return storage(self.manifest["dtype"])
 
     @property
+    def beginning(self) -> str:
+        """What contexts begin with, in words."""
+        return self.manifest.get("beginning", f"beginning-of-text token: {self.manifest['packing']['bos']}")
+
+    @property
     def content(self) -> str:
         """Hash of the activations and their order."""
         return hash_text(*(row["sha256"] for row in self.manifest["shards"]))
@@ -194,6 +199,11 @@ class ShardStream:
         return {a: self.shards.widths[a] for a in self.sites}
 
     @property
+    def beginning(self) -> str:
+        """What contexts begin with, in words."""
+        return self.shards.beginning
+
+    @property
     def epoch(self) -> int:
         """How often all had been handed out before the last token."""
         return max(0, self._token - 1) // self.shards.tokens
@@ -218,6 +228,7 @@ class ShardStream:
             "content": self.shards.content,
             "model": m["model"],
             "documents": m["documents"],
+            "packing": m["packing"],
             **own,
         }
 

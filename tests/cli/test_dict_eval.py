@@ -10,10 +10,10 @@ import torch
 from torch.nn.functional import normalize
 
 from cutaway.cli import app
-from cutaway.cli.dictionary_job import HELD_OUT
+from cutaway.cli.dictionary_job import HELD_OUT, Job
 from cutaway.core.result import open_result
 from cutaway.core.stats import generator
-from cutaway.dictionaries import autoencoder, save
+from cutaway.dictionaries import autoencoder, load, save
 from cutaway.dictionaries.gates import TopK
 from cutaway.dictionaries.truth import RECIPES, Recipe
 from cutaway.zoo.miniworld.documents import WorldDocuments
@@ -111,6 +111,17 @@ def test_a_dictionary_of_shuffled_weights_is_a_control(capsys, tmp_path, width):
         assert scores["fields"]["control"]["values"][0][-1] <= k
         assert said in scores["record"]["random weights"]
         assert "behind those judged on" in scores["record"]["random weights"]
+        assert scores["record"]["fed"] == "contexts and documents begin with '<bos>' (its training is not known)"
+
+
+@pytest.mark.parametrize(("policy", "first"), [("none", "no beginning-of-text token"), ("both", "contexts and doc")])
+def test_a_dictionary_is_fed_as_it_was_trained(policy, first, width, tmp_path):
+    d = load(saved(tmp_path / "d.safetensors", width, stream={"packing": {"bos": policy}}))
+    job = Job(d, miniworld(), None, 600, 32, 1, 0, lambda step: None)
+    assert job.fed.startswith(first)
+    assert job.fed.endswith("(as in its training)")
+    begins = job.contexts({0, 1})[1][0] == miniworld().tokenizer.bos_token_id
+    assert begins == (policy == "both")
 
 
 def test_what_is_judged_on_is_not_trained_on_and_a_short_text_is_refused(capsys, tmp_path, width):

@@ -26,7 +26,13 @@ class Letters:
         self.eos_token_id = 2 if eos else None
         self.all_special_ids = [0, *([1] if bos else []), *([2] if eos else [])]
 
-    def __call__(self, texts: list[str], **options: Any) -> dict[str, list[list[int]]]:
+    def decode(self, ids: list[int]) -> str:
+        """Letters, and special tokens as <1>."""
+        return "".join(f"<{i}>" if i < 10 else chr(97 + i - 10) for i in ids)
+
+    def __call__(self, texts: list[str] | str, **options: Any) -> dict[str, Any]:
+        if isinstance(texts, str):  # a prompt; this tokenizer puts nothing before it
+            return {"input_ids": self([texts], add_special_tokens=False, verbose=False)["input_ids"][0]}
         assert options == {"add_special_tokens": False, "verbose": False}
         return {"input_ids": [[10 + (ord(c) - 97) % 80 for c in t] for t in texts]}
 

@@ -18,9 +18,10 @@ from torch import Tensor
 
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
+from cutaway.core.sites import BY_NAME
 from cutaway.dictionaries.dictionary import Block, Dictionary
 from cutaway.dictionaries.formats.simple import Simple, before_weight, unheld
-from cutaway.dictionaries.formats.source import Source, asked, taken, write_config, write_plain
+from cutaway.dictionaries.formats.source import Source, asked, asked_all, taken, write_config, write_plain
 from cutaway.dictionaries.forms import jumping, subtracting, together
 from cutaway.dictionaries.gates import AnyGate, JumpRelu, Relu, TopK
 from cutaway.models.names import hook_in_layer, hook_of_site, site_of_hook
@@ -70,15 +71,18 @@ def read(
     config = source.yaml(CONFIG)
     reads, bare = _hook(config.get("feature_input_hook"), site)
     writes, _ = _hook(config.get("feature_output_hook"), target)
-    reads = asked(reads, "site", "which site each layer reads is not in a configuration", source)
-    writes = asked(writes, "target", "which site each layer writes is not in a configuration", source)
-    kind = activation or config.get("activation")
+    kind, size = activation or config.get("activation"), k if k is not None else config.get("k")
+    which = "which site each layer {} is not in a configuration (its name without a layer, such as {})"
+    choices: dict[str, Any] = {"site": (reads, which.format("reads", "mlp_in")),
+                               "target": (writes, which.format("writes", "mlp_out"))}  # fmt: skip
+    if kind == "topk" and not all("k" in source.shapes(f) for f in _layers(source).values()):
+        choices["k"] = size, "its gate is top-k, and no file says of how many"
+    reads, writes, *_ = asked_all(source, choices)
     about = {"format": NAME, "model": config.get("model_name"), "scan": config.get("scan")}
     crossing = _crossing(source)
     if crossing:
         made = _cross_layer(source, crossing, reads, writes, kind, about)
     else:
-        size = k if k is not None else config.get("k")
         files = _layers(source).items()
         made = together([_single(source, f, f"{reads}.{i}", f"{writes}.{i}", kind, size, about) for i, f in files])
     if not bare:
@@ -91,8 +95,14 @@ def read(
 
 
 def _hook(name: str | None, given: str | None) -> tuple[str | None, bool]:
-    if given is not None or not name:
+    if given is not None:
+        bare = str(given).partition(".")[0]
+        if bare not in BY_NAME or BY_NAME[bare].scope != "layer" or bare != given:
+            why = "every layer has it, so its name stands without a layer"
+            raise Refused(f"site {given!r}", why, f"give {bare if bare in BY_NAME else 'mlp_in or mlp_out'}")
         return given, False
+    if not name:
+        return None, False
     address, bare = site_of_hook(hook_in_layer(0, str(name)))
     return address.site, bare
 

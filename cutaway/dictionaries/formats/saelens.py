@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cutaway.core.address import Address, parse
 from cutaway.core.refuse import Refused
+from cutaway.dictionaries.about import trained_bos
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.simple import Simple, before_weight, simple, unheld
 from cutaway.dictionaries.formats.source import Source, asked, taken, write_config, write_plain
@@ -29,7 +30,7 @@ from cutaway.dictionaries.gates import (
     Relu,
     TopK,
 )
-from cutaway.dictionaries.norms import Norm, Scale, TokenLayerNorm, TokenNorm, Whitening
+from cutaway.dictionaries.norms import Norm, Scale, TokenLayerNorm, TokenMean, TokenNorm, Whitening
 from cutaway.models.names import FLATTENED_HEADS, hook_of_site, site_of_hook
 
 NAME = "saelens"
@@ -51,20 +52,24 @@ def read(
     target: str | None = None,
     norm_weight: Tensor | Literal["included"] | None = None,
     norm_bias: Tensor | None = None,
+    centered: bool | None = None,
 ) -> Dictionary:
     """The dictionary; `site` and `target` stand in for what the file says it reads and writes.
 
     Where it reads a norm's output before the norm's weight, `norm_weight` (and `norm_bias`) tells it, or "included"
-    says that the activations it is given will be those before the weight.
+    says that the activations it is given will be those before the weight. `centered` says, where the configuration
+    asks for centred writing weights, whether its model has LayerNorm and so got them: each token's mean over the width
+    is then taken away before it is encoded, and given back.
     """
     config = source.json(CONFIG)
     known = {**config, **config["metadata"]}
-    return assembled(source, known, source.tensors(WEIGHTS), NAME, site, target, norm_weight, norm_bias)
+    return assembled(source, known, source.tensors(WEIGHTS), NAME, site, target, norm_weight, norm_bias, centered)
 
 
 def assembled(
     source: Source, config: Mapping[str, Any], tensors: dict[str, Tensor], name: str, site: str | None,
     target: str | None, norm_weight: Tensor | Literal["included"] | None, norm_bias: Tensor | None,
+    centered: bool | None,
 ) -> Dictionary:  # fmt: skip
     """The dictionary of a configuration and its tensors, whatever the version."""
     kind = str(config.get("architecture", "standard"))
@@ -76,7 +81,7 @@ def assembled(
     gate, greedy = _gate(kind, config, tensors, source), kind == "matching_pursuit"
     subtract = bool(config.get("apply_b_dec_to_input", True)) and not coder
     decoder, b_dec = taken(source, WEIGHTS, ["W_dec", "b_dec"], tensors)
-    reading = _norm(source, config)
+    reading = _centred(_norm(source, config), reads, writes, config, centered, source)
     if reading is not None and "W_skip" in tensors:
         why = "what it reads is normalised, and its skip adds what is not"
         raise Refused(f"dictionary at {str(source.path)!r}", why, "only skips without normalisation are known here")
@@ -86,7 +91,8 @@ def assembled(
         tensors.get("W_skip"), subtract,
         bool(config.get("rescale_acts_by_decoder_norm", False)), reading,
         None if coder and reading is not None and reading.per_token else reading,
-        {"format": name, "model": config.get("model_name"), "architecture": kind},
+        {"format": name, "model": config.get("model_name"), "architecture": kind,
+         "prepend_bos": config.get("prepend_bos")},
     ).dictionary()  # fmt: skip
     if not bare or site is not None:
         return made
@@ -143,6 +149,34 @@ def _norm(source: Source, config: Mapping[str, Any]) -> Norm | None:
     raise Refused(f"dictionary at {str(source.path)!r}", f"normalisation {how!r} is not known", "convert it")
 
 
+_STREAM = ("embed", "pos_embed", "resid_pre", "resid_mid", "resid_post", "head_out", "attn_out", "mlp_out")
+
+
+def _centred(
+    norm: Norm | None, reads: str, writes: str, config: Mapping[str, Any], centered: bool | None, source: Source
+) -> Norm | None:
+    """The normalisation with the centring of the model that the dictionary was trained on.
+
+    Centred writing weights take the mean over the width out of all that is added to the residual stream, and leave
+    every other activation as it is. TransformerLens centres models with LayerNorm only, and which those are is not in
+    the files.
+    """
+    options = {**config, **(config.get("model_from_pretrained_kwargs") or {})}
+    stream = [s for s in dict.fromkeys((reads, writes)) if parse(s).site in _STREAM]
+    if not options.get("center_writing_weights") or not stream:
+        return norm
+    question = (
+        f"{stream[0]} was read with center_writing_weights, which takes each token's mean over the width away if the "
+        "model has LayerNorm (true), and does nothing if it has RMSNorm (false)"
+    )
+    if not asked(centered, "centered", question, source):
+        return norm
+    if reads != writes or norm is not None:
+        why = "it writes what is centred, or normalises it as well, and only autoencoders without are known here"
+        raise Refused(f"dictionary at {str(source.path)!r}", why, "say centered=False and centre what you give it")
+    return TokenMean()
+
+
 def write(dictionary: Dictionary, path: str | Path) -> Path:
     """Write a dictionary as a folder in this format, folded.
 
@@ -182,6 +216,10 @@ def described(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]
         config |= {"k": gate.k, "rescale_acts_by_decoder_norm": False}
     metadata: dict[str, Any] = {"model_name": s.about.get("model"), "hook_name": hook_of_site(s.site),
                                 "hook_head_index": address.unit, "sae_lens_version": "6.0.0"}  # fmt: skip
+    if isinstance(s.reading, TokenMean):
+        metadata["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
+    if (bos := trained_bos(s.about)) is not None:
+        metadata["prepend_bos"] = bos in ("both", "context")
     if coder:
         config["d_out"] = s.decoder.shape[1]
         metadata |= {"hook_name_out": hook_of_site(s.target), "hook_head_index_out": parse(s.target).unit}
@@ -208,6 +246,8 @@ def _how(d: Dictionary, s: Simple, coder: bool) -> str:
     if s.reading is None and s.writing is None:
         return "none"
     paired = s.writing is None and s.skip is None if coder else type(s.writing) is type(s.reading)
+    if paired and isinstance(s.reading, TokenMean) and not coder:
+        return "none"
     if paired and isinstance(s.reading, TokenNorm):
         return "constant_norm_rescale"
     if paired and isinstance(s.reading, TokenLayerNorm) and s.reading.eps == 1e-5:

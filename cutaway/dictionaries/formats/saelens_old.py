@@ -33,6 +33,7 @@ def read(
     target: str | None = None,
     norm_weight: Tensor | Literal["included"] | None = None,
     norm_bias: Tensor | None = None,
+    centered: bool | None = None,
     use_scaling_factor: bool | None = None,
 ) -> Dictionary:
     """The dictionary; choices as for later versions.
@@ -49,12 +50,12 @@ def read(
         question = "it has a scaling_factor that its configuration does not speak of; does it count?"
         if asked(used, "use_scaling_factor", question, source):
             tensors["W_dec"] = tensors["W_dec"] * factor[:, None]
-    return saelens.assembled(source, config, tensors, NAME, site, target, norm_weight, norm_bias)
+    return saelens.assembled(source, config, tensors, NAME, site, target, norm_weight, norm_bias, centered)
 
 
 def modern(config: dict[str, Any]) -> dict[str, Any]:
     """A flat configuration in later words."""
-    new = {OLDER_KEYS.get(k, k): v for k, v in config.items()}
+    new = {"prepend_bos": True, **{OLDER_KEYS.get(k, k): v for k, v in config.items()}}
     k = (new.get("activation_fn_kwargs") or {}).get("k")
     if new.get("activation_fn") == "topk" and k is not None:
         new |= {"architecture": "topk", "k": k}

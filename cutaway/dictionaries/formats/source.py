@@ -175,9 +175,20 @@ def asked(given: T | None, name: str, question: str, source: Source) -> T:
     Raises:
         Refused: it was not made; the refusal asks the question.
     """
-    if given is None:
-        raise Refused(f"dictionary at {str(source.path)!r}", question, f"say it: {name}=…")
-    return given
+    return asked_all(source, {name: (given, question)})[0]
+
+
+def asked_all(source: Source, choices: Mapping[str, tuple[T | None, str]]) -> list[T]:
+    """Choices that the files leave open, by name: what was given, and the question that it answers.
+
+    Raises:
+        Refused: some were not made; the refusal asks all their questions at once.
+    """
+    open_ = {name: question for name, (given, question) in choices.items() if given is None}
+    if open_:
+        say = " ".join(f"{name}=…" for name in open_)
+        raise Refused(f"dictionary at {str(source.path)!r}", "; ".join(open_.values()), f"say it: {say}")
+    return [given for given, _ in choices.values() if given is not None]
 
 
 def layer_in(words: str, *patterns: str) -> int | None:

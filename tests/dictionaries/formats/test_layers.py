@@ -60,6 +60,21 @@ def acting(t, x, activation):
     return kept(pi, 4) if activation == "k" else torch.relu(pi)
 
 
+def test_a_set_without_configuration_asks_for_everything_at_once(tmp_path):
+    path, _ = traced(tmp_path / "a")
+    (path / "config.yaml").unlink()
+    with pytest.raises(Refused) as refusal:
+        formats.load(path)
+    assert refusal.value.instead == "say it: site=… target=…"
+    assert "without a layer" in refusal.value.why
+    with pytest.raises(Refused) as refusal:
+        formats.load(path, activation="topk")
+    assert refusal.value.instead == "say it: site=… target=… k=…"
+    with pytest.raises(Refused, match=r"give mlp_in"):
+        formats.load(path, site="mlp_in.3", target="mlp_out")
+    assert formats.load(path, site="mlp_in", target="mlp_out").reads == tuple(f"mlp_in.{i}" for i in range(L))
+
+
 @pytest.mark.parametrize("activation", [None, "jumprelu", "k"])
 @pytest.mark.parametrize("skip", [False, True])
 def test_sets_of_circuit_tracer(activation, skip, tmp_path):

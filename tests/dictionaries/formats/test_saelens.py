@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries import formats
+from cutaway.dictionaries.about import trained_bos
 from cutaway.dictionaries.gates import BatchTopK, GroupMax, JumpRelu, MatchingPursuit
 from cutaway.dictionaries.norms import TokenLayerNorm
 from tests.dictionaries.common import dictionary
@@ -256,3 +257,32 @@ def test_what_is_missing_or_unknown_is_refused(tmp_path):
                      reading={"mlp_in.0": TokenLayerNorm(0.1)})  # fmt: skip
     with pytest.raises(Refused, match="no such normalisation"):
         formats.write(odd, tmp_path / "h", "saelens")
+
+
+def test_centred_writing_weights_are_asked_for_and_taken_out(tmp_path):
+    centred = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+    path = put(tmp_path / "a", {"architecture": "standard"}, T, **centred)
+    with pytest.raises(Refused, match="centered="):
+        formats.load(path)
+    assert near(formats.load(path, centered=False).forward(X), decoded(torch.relu(pre(X))))
+    d, mean = formats.load(path, centered=True), X.mean(1, keepdim=True)
+    assert near(d.forward(X), decoded(torch.relu(pre(X - mean))) + mean)
+    formats.write(d, tmp_path / "b", "saelens")
+    assert near(formats.load(tmp_path / "b", centered=True).forward(X), d.forward(X))
+    inside = {"hook_name": "blocks.3.mlp.hook_post"}  # neurons are the same in a centred model
+    assert near(formats.load(put(tmp_path / "c", {"architecture": "standard"}, T, **centred, **inside)).forward(X),
+                decoded(torch.relu(pre(X))))  # fmt: skip
+    out = {"hook_name_out": "blocks.3.hook_mlp_out"}
+    with pytest.raises(Refused, match="only autoencoders"):
+        formats.load(put(tmp_path / "d", {"architecture": "transcoder"}, T, **centred, **out), centered=True)
+
+
+def test_the_file_says_what_contexts_began_with(tmp_path):
+    for prepend, policy in [(True, "both"), (False, "document")]:
+        path = put(tmp_path / str(prepend), {"architecture": "standard"}, T, prepend_bos=prepend)
+        d = formats.load(path)
+        assert trained_bos(d.about) == policy
+        formats.write(d, tmp_path / "again", "saelens")
+        assert trained_bos(formats.load(tmp_path / "again").about) == policy
+    assert trained_bos({}) is None
+    assert trained_bos({"parts": [{"stream": {"packing": {"bos": "none"}}}]}) == "none"
