@@ -88,11 +88,12 @@ def test_manifest_and_stream_say_what_contexts_begin_with(tmp_path):
     said = "contexts and documents begin with '<1>', which the tokenizer itself does not put before a prompt"
     shards = harvest(lettered(), from_texts(texts(9)), "z.1", tmp_path / "a", packing=Packing(9))
     assert shards.beginning.startswith(said)
-    assert (
-        shards.stream().beginning == LiveStream(lettered(), from_texts(texts(9)), "z.1").beginning == shards.beginning
-    )
+    live = LiveStream(lettered(), from_texts(texts(9)), "z.1", packing=Packing(9))
+    assert shards.stream().beginning == live.beginning == shards.beginning
     assert shards.stream().identity()["packing"]["bos"] == "both"
-    assert harvest(lettered(), from_ids(ids(5, 9)), "z.1", tmp_path / "b").beginning.startswith("no beginning")
+    assert harvest(lettered(), from_ids(ids(5, 9)), "z.1", tmp_path / "b", packing=Packing(9)).beginning.startswith(
+        "no beginning"
+    )
 
 
 def test_a_number_of_tokens_is_kept_to(tmp_path):
