@@ -100,7 +100,7 @@ def judged(d: Any, evidence: Any, truth: Any, seed: int) -> Any:
     seen = observe(d, evidence)
     null = [observe(random_dictionary(d, evidence, seen.l0, seed=seed), evidence)]
     return joined([
-        reconstruction(seen, null=null, seed=seed),
+        reconstruction(seen, null=null),
         recovery(seen, truth.directions, null=null, seed=seed),
         planted_absorption(seen, truth.directions, truth.law, null=null, most=32, seed=seed),
     ])  # fmt: skip

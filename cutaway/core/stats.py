@@ -1,7 +1,7 @@
-"""Statistics of claims: bootstrap intervals, permutation and paired tests, nulls and their corrections.
+"""Statistics of claims: intervals, permutation and paired tests, nulls and their corrections.
 
-Means over prompts, the common case, are bootstrapped by one matrix product for any number of cells at once;
-everything else is scipy.
+Intervals of means over prompts, the common case, are in closed form for any number of cells at once, because prompts
+are few and a bootstrap of few covers too little; everything else is scipy.
 """
 
 from __future__ import annotations
@@ -12,14 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
 
 BOUNDS = ["low", "high"]
-_FEW = 6  # prompts, of which few enough resamples differ that sorting these is quicker than picking from all
-_AT_ONCE = 512  # cells whose resamples are held at once
 LEAST_NULL = 19  # samples: the range of fewer is left by chance too often to mean anything
 
 
@@ -28,81 +26,78 @@ def generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
     return torch.Generator(device=device).manual_seed(seed)
 
 
-def bootstrap_mean(
-    values: Float[Tensor, "prompt *cell"], *, seed: int = 0, level: float = 0.95, samples: int = 2000
+def mean_interval(
+    values: Float[Tensor, "prompt *cell"], *, level: float = 0.95, within: tuple[float, float] = (-math.inf, math.inf)
 ) -> Float[Tensor, "*cell bound"]:
-    """Percentile bootstrap interval of the mean over the first axis (Efron 1979), for every cell.
+    """Interval of the mean over the first axis, for every cell: Student's t, widened on the side of the longer tail.
 
-    The same resampled prompts serve every cell, so differences between cells stay paired. One prompt gives an
-    interval of zero information: both bounds are NaN.
+    Each side is the further of t and of t after Hall's (1992) cubic transformation, which takes the skewness out; both
+    quantiles are (1 + 1.4 / n²) times Student's. In simulation 95 % covers 93 to 98 % for two and more prompts whose
+    values are normal, heavy-tailed, bounded or as skewed as an exponential (tests), and 90 to 92 % of a lognormal with
+    σ = 1; resampling covers 50 % of two prompts and 80 % of four. `within` are the least and the largest value
+    possible. One prompt gives an interval of zero information: both bounds are NaN.
     """
-    n = len(values)
-    flat = values.reshape(n, -1).double().cpu()
+    n, shape = len(values), (*values.shape[1:], 2)
     if n < 2:
-        return torch.full((*values.shape[1:], 2), math.nan, dtype=torch.float32)
-    weights, times = _distinct(_resamples(n, samples, seed))
-    parts = [_quantiles(part.T @ weights.T, times, _tails(level)) for part in flat.split(_AT_ONCE, dim=1)]
-    return torch.cat(parts).reshape(*values.shape[1:], 2).float() if parts else values.new_zeros(*values.shape[1:], 2)
+        return torch.full(shape, math.nan, dtype=torch.float32)
+    flat = values.reshape(n, -1).double().cpu()
+    mean = flat.mean(0)
+    bounds = torch.stack([mean - reach for reach in _reaches(flat - mean, level)], -1)
+    return bounds.clamp(*within).reshape(shape).float()
 
 
-def bootstrap_ratio(
+def ratio_interval(
     above: Float[Tensor, "prompt *cell"],
     below: Float[Tensor, "prompt *cell"],
     *,
-    seed: int = 0,
     level: float = 0.95,
-    samples: int = 2000,
+    within: tuple[float, float] = (-math.inf, math.inf),
 ) -> Float[Tensor, "*cell bound"]:
-    """Percentile bootstrap interval of mean(above) / mean(below), resampling pairs of values.
+    """Interval of mean(above) / mean(below) over pairs of values, as `mean_interval` of the ratio's linear part.
 
     One prompt gives NaN, as does a cell that is 0 throughout.
     """
-    n = len(above)
+    n, shape = len(above), (*above.shape[1:], 2)
     if n < 2:
-        return torch.full((*above.shape[1:], 2), math.nan, dtype=torch.float32)
-    weights, times = _distinct(_resamples(n, samples, seed))
+        return torch.full(shape, math.nan, dtype=torch.float32)
     x, y = (t.reshape(n, -1).double().cpu() for t in (above, below))
-    bounds = _quantiles((x.T @ weights.T) / (y.T @ weights.T), times, _tails(level))
-    return bounds.reshape(*above.shape[1:], 2).float()
+    ratio = x.mean(0) / y.mean(0)
+    apart = (x - ratio * y) / y.mean(0)
+    bounds = torch.stack([ratio - reach for reach in _reaches(apart - apart.mean(0), level)], -1)
+    return bounds.clamp(*within).reshape(shape).float()
 
 
-def _resamples(n: int, samples: int, seed: int) -> Float[Tensor, "sample prompt"]:
-    """Weights of the prompts in each resample."""
-    draws = torch.randint(n, (samples, n), generator=generator(seed))
-    ones = torch.ones(samples, n, dtype=torch.double)
-    return torch.zeros_like(ones).scatter_add_(1, draws, ones) / n
+def _reaches(away: Float[Tensor, "prompt cell"], level: float) -> list[Float[Tensor, "cell"]]:
+    """How far the low and the high bound lie below the mean, from each prompt's distance to it."""
+    from scipy import stats
+
+    n = len(away)
+    quantile = float(stats.t.ppf((1 + level) / 2, n - 1)) * (1 + 1.4 / n**2)
+    error = away.square().mean(0).div(n - 1).sqrt()
+    skew = (away.pow(3).mean(0) / away.square().mean(0).pow(1.5)).nan_to_num(0.0)
+    k = (skew * math.sqrt(n * (n - 1)) / (n - 2) if n > 2 else torch.zeros_like(skew)) / math.sqrt(n)
+    out = []
+    for t in (quantile, -quantile):
+        root = (1 + k * (t - k / 6)).sign() * (1 + k * (t - k / 6)).abs().pow(1 / 3)
+        hall = torch.where(k.abs() < 1e-4, t, 3 / k * (root - 1))
+        out.append(error * (hall.clamp_min(t) if t > 0 else hall.clamp_max(t)))
+    return out
 
 
-def _distinct(weights: Float[Tensor, "sample prompt"]) -> tuple[Float[Tensor, "some prompt"], Int[Tensor, "some"]]:
-    """The resamples that differ, and how often each was drawn: few prompts have few, which need computing once."""
-    if weights.shape[1] > _FEW:
-        return weights, torch.ones(len(weights), dtype=torch.long)
-    return weights.unique(dim=0, return_counts=True)
+def share_interval(hits: Float[Tensor, "prompt *cell"], *, level: float = 0.95) -> Float[Tensor, "*cell bound"]:
+    """Wilson's score interval of the share of prompts with value 1, for every cell of zeros and ones.
 
+    One prompt gives NaN, as everywhere.
+    """
+    from scipy import stats
 
-def _quantiles(
-    values: Float[Tensor, "cell some"], times: Int[Tensor, "some"], at: Float[Tensor, "bound"]
-) -> Float[Tensor, "cell bound"]:
-    """Quantiles of each row whose values count so many times; as `torch.quantile`, and as there NaN where one is."""
-    place = at * (int(times.sum()) - 1)
-    ranks = torch.cat([place.floor(), place.ceil()]).long()
-    missing = values.isnan().any(-1, keepdim=True)
-    if len(times) < int(times.sum()):
-        values, order = values.sort(-1)
-        upto = times[order].cumsum(-1)
-        ranks = torch.searchsorted(upto, ranks.expand(len(upto), -1).contiguous(), right=True)
-        found = values.gather(1, ranks)
-    else:
-        held = values.detach().numpy()  # sorted in place, as far as the ranks need
-        held.partition(sorted(set(ranks.tolist())), axis=-1)
-        found = values[:, ranks]
-    low, high = found.chunk(2, dim=-1)
-    return torch.lerp(low, high, place - place.floor()).masked_fill(missing, math.nan)
-
-
-def _tails(level: float) -> Float[Tensor, "bound"]:
-    tail = (1 - level) / 2
-    return torch.tensor([tail, 1 - tail], dtype=torch.double)
+    n, shape = len(hits), (*hits.shape[1:], 2)
+    if n < 2:
+        return torch.full(shape, math.nan, dtype=torch.float32)
+    z2, p = float(stats.norm.ppf((1 + level) / 2)) ** 2, hits.double().mean(0).cpu()
+    half = (z2 * (p * (1 - p) / n + z2 / (4 * n * n))).sqrt()
+    bounds = torch.stack([p + z2 / (2 * n) - half, p + z2 / (2 * n) + half], -1) / (1 + z2 / n)
+    return bounds.clamp(0, 1).float()
 
 
 def bootstrap(

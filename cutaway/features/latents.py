@@ -11,7 +11,7 @@ latent takes its value of the other run, and the reconstruction error stays what
   from one backward pass) are measured. What is not measured is not claimed to be zero.
 * `whole`: every latent exchanged at once; `error`: the reconstruction error exchanged instead. A dictionary explains
   the difference as far as `whole` is near the effect of the whole activation and `error` is near zero.
-* `interval`: bootstrap over prompts. Control (`null`): at the same tokens a step of the same length along another,
+* `interval`: 95 %, over prompts. Control (`null`): at the same tokens a step of the same length along another,
   random latent of the dictionary.
 * Known failures: latents that stand in for each other hide each other; the choice by estimate misses saturated ones;
   a latent is no feature before its contexts have been looked at.
@@ -33,7 +33,7 @@ from torch import Tensor
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
+from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary, place_of
 from cutaway.models.edits import Add, Edit
@@ -105,7 +105,7 @@ def latents(
         by: exchange a latent at all positions at once, or at each position.
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         samples: how many random latents' steps of equal length make the null of each.
-        seed: of the random latents and of the bootstrap.
+        seed: of the random latents.
 
     Raises:
         Refused: a latent that is not there, or a corruption that does not change the metric.
@@ -127,7 +127,7 @@ def latents(
         null += [_edits(step.along(i, j), p, x.target) for i, j in zip(chosen, others, strict=True) for p in places]
     variants = [_edits(whole, None, x.target), _edits(error, None, x.target), *real, *null]
     values = (sweep(model, x.target, variants, measured(bound)) - x.baseline).float().cpu()
-    return _result(model, x, chosen, by, guess, values, samples, seed)
+    return _result(model, x, chosen, by, guess, values, samples)
 
 
 def encoded(d: Dictionary, acts: Mapping[str, Tensor]) -> SparseCode:
@@ -220,7 +220,7 @@ def _named(d: Dictionary, text: str) -> list[int]:
 
 
 def _result(
-    model: Model, x: Exchange, chosen: Sequence[int], by: str, guess: Tensor, values: Tensor, samples: int, seed: int
+    model: Model, x: Exchange, chosen: Sequence[int], by: str, guess: Tensor, values: Tensor, samples: int
 ) -> LatentEffects | LatentPositionEffects:
     whole, error = values[0].mean(), values[1].mean()
     cells = (len(values) - 2) // (1 + samples)
@@ -231,7 +231,7 @@ def _result(
     unit, mean = x.bound.unit, each.mean(-1)
     return (LatentEffects if by == "all" else LatentPositionEffects)(
         effect=mean.reshape(shape),
-        interval=bootstrap_mean(each.T, seed=seed).reshape(*shape, 2),
+        interval=mean_interval(each.T).reshape(*shape, 2),
         null=null.reshape(*shape, samples),
         recovered=(mean / x.gap).reshape(shape),
         estimate=guess.mean(0)[list(chosen)].cpu(),

@@ -4,7 +4,7 @@ Direct logit attribution (Elhage et al. 2021; nostalgebraist 2020): the residual
 exact sum of embedding, heads, attention biases and MLPs (or neurons); through the final norm with its scale frozen at
 its value in this run, and the unembedding, each summand has a share of logit(answer) − logit(foil).
 
-* `effect[component]`: mean over prompts, in logits; positive writes the answer. `interval`: bootstrap over prompts.
+* `effect[component]`: mean over prompts, in logits; positive writes the answer. `interval`: 95 %, over prompts.
 * Closure: the shares plus the final biases sum to the model's own logit difference; `residual` is what is left of each
   prompt, and a residual above 1e-3 of the total is a refusal.
 * Control: the same decomposition read toward random pairs of vocabulary tokens (`null`): what any component writes in
@@ -24,7 +24,7 @@ from torch import Tensor
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
+from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.lenses.readout import read_out, single
 from cutaway.models.model import Model
 from cutaway.models.residual import logit_shares
@@ -60,7 +60,7 @@ def direct_attribution(
         neurons: split every MLP into its neurons.
         top: keep only this many largest components, the rest as one sum (0 keeps all).
         samples: how many random token pairs make the null.
-        seed: of the random pairs and of the bootstrap.
+        seed: of the random pairs.
 
     Raises:
         Refused: no exact sum exists for this model, or the sum misses the logits.
@@ -79,7 +79,7 @@ def direct_attribution(
         names, shares = _top(names, shares, top)
     return DirectAttribution(
         effect=shares[0].mean(0).cpu(),
-        interval=bootstrap_mean(shares[0], seed=seed),
+        interval=mean_interval(shares[0]),
         null=shares[1:].mean(1).T.cpu(),
         total=total.float().cpu(),
         residual=residual.float().cpu(),

@@ -4,7 +4,7 @@ The logit lens (nostalgebraist 2020): the residual stream of the last position, 
 block, is put through the final norm and the unembedding as if the model ended there.
 
 * `probability[layer]`: mean over prompts of the answer's probability; `rank`: median rank (0 is the top);
-  `divergence`: mean KL(final ‖ lens) in nats; `interval`: bootstrap over prompts of the probability.
+  `divergence`: mean KL(final ‖ lens) in nats; `interval`: 95 %, over prompts of the probability.
 * Control: the same stream in a randomly rotated basis (`null`), where the unembedding should find nothing.
 * Assumption: early layers write in the basis the unembedding reads. Where they do not, the lens underestimates what is
   known (Belrose et al. 2023, arXiv:2303.08112); a low value early is no proof of absence.
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cutaway.core.method import method
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, bootstrap_mean
+from cutaway.core.stats import BOUNDS, mean_interval
 from cutaway.lenses.readout import depth_labels, divergence, rank_of, read_out, single, streams, turned
 from cutaway.models.model import Model
 from cutaway.tasks.task import Task
@@ -50,7 +50,7 @@ def logit_lens(model: Model, task: Task, /, *, samples: int = 8, seed: int = 0) 
 
     Args:
         samples: how many random rotations make the null.
-        seed: of the rotations and of the bootstrap.
+        seed: of the rotations.
 
     Raises:
         Refused: the model's residual stream shares no basis with an unembedding.
@@ -64,7 +64,7 @@ def logit_lens(model: Model, task: Task, /, *, samples: int = 8, seed: int = 0) 
     null = [t.softmax(-1).gather(-1, answers.unsqueeze(-1))[..., 0].mean(1) for t in turned(model, x, samples, seed)]
     return LensCurve(
         probability=each.mean(1).cpu(),
-        interval=bootstrap_mean(each.T, seed=seed),
+        interval=mean_interval(each.T, within=(0.0, 1.0)),
         null=torch.stack(null, dim=1).cpu(),
         rank=rank_of(logits, answers).float().median(1).values.cpu(),
         foil_probability=p.gather(-1, foils.unsqueeze(-1))[..., 0].mean(1).cpu(),

@@ -13,7 +13,7 @@ arXiv:2409.09951).
   fitted on one half of the prompts; the effect, and all other fields, are then measured on the other half.
 * `mean` and `optimal` leave out and in place each prompt's first token and special tokens, unless `sinks`.
   `resample` and `position_mean` leave out prompts whose length no other has; the record says how many.
-* `interval`: bootstrap over prompts. Control (`null`): a step as long as the removal's, in a random direction.
+* `interval`: 95 %, over prompts. Control (`null`): a step as long as the removal's, in a random direction.
 * Known failures: zeros lie outside what later layers have seen, and removing a mean removes what every prompt shares;
   the size, and for small effects the sign, depend on `how`. Attention rests on first tokens, whose activations can be
   ten times as long as others: zeros there, or with `sinks` a mean, cost what has little to do with the task. Positions
@@ -37,7 +37,7 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.sites import site as site_row
-from cutaway.core.stats import BOUNDS, bootstrap_mean
+from cutaway.core.stats import BOUNDS, mean_interval
 from cutaway.models.capture import Activations
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
@@ -131,7 +131,7 @@ def ablate(
         sinks: with mean and optimal, average in and replace first and special tokens too, as the others always do.
         steps: of the fit of optimal constants.
         samples: how many random steps of equal length make the null of each place.
-        seed: of the donors, the random steps and the bootstrap.
+        seed: of the donors and the random steps.
 
     Raises:
         Refused: a site that has no positions, or a baseline that these prompts or this site do not allow.
@@ -150,7 +150,7 @@ def ablate(
     unit = r.bound.unit
     return kind(
         effect=each.mean(0),
-        interval=bootstrap_mean(each, seed=seed),
+        interval=mean_interval(each),
         null=null,
         clean=r.clean.cpu(),
         labels={"layer": chosen, "bound": BOUNDS, **names},

@@ -14,7 +14,7 @@ bring the answer back. In `noise`, the clean prompt runs with one activation fro
 * `window`: attn_out, mlp_out or ssm.out in the layers [l − w // 2, l − w // 2 + w) together, beside layer l alone
   (`single`).
 * `metrics`: further metrics of the same runs [metric, …], each in its own unit, with interval and null.
-* `interval`: bootstrap over prompts. Control (`null`): the same place receives, instead of the other run's value, a
+* `interval`: 95 %, over prompts. Control (`null`): the same place receives, instead of the other run's value, a
   step of the same length in a random direction (of a neuron: of random sign).
 * Known failures: single patches miss redundant components; denoising overstates a place that everything passes;
   windows restore more than single layers add up to.
@@ -39,7 +39,7 @@ from cutaway.core.method import method
 from cutaway.core.progress import part
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import WRITERS
-from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
+from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.models.edits import Edit, Replace
 from cutaway.models.executor import sweep
 from cutaway.models.model import Model
@@ -100,7 +100,7 @@ def activation(
         window: how many layers are patched together, centred on each (attn_out, mlp_out and ssm.out only).
         metrics: further metrics to read in the same runs, with commas (logit_diff, log_prob, prob, kl, rank …).
         samples: how many random steps of equal length make the null of each place.
-        seed: of the random steps and of the bootstrap.
+        seed: of the random steps.
 
     Raises:
         Refused: a place that cannot be exchanged, or a corruption that does not change the metric.
@@ -125,7 +125,7 @@ def activation(
     for n, own in enumerate(parts):
         with part(n, len(parts)):
             runs.append(_run(model, own, task.corruption, wide, alone, direction, samples, chance))
-    return _result(task, read, runs, grid, places, seed)
+    return _result(task, read, runs, grid, places)
 
 
 def _values(model: Model, bound: Bound) -> list[Tensor]:
@@ -195,19 +195,19 @@ def _run(
 
 
 def _result(
-    task: Task, read: Sequence[Bound], runs: Sequence[Run], grid: Cells | None, places: Sequence[Address], seed: int
+    task: Task, read: Sequence[Bound], runs: Sequence[Run], grid: Cells | None, places: Sequence[Address]
 ) -> Any:
     bound = read[0]
     clean, corrupt = (torch.cat([getattr(r.x, n) for r in runs]).cpu() for n in ("clean", "corrupt"))
     each, alone = (torch.cat([getattr(r, n) for r in runs], dim=1).movedim(-1, 0) for n in ("real", "alone"))
     null = torch.cat([r.null for r in runs], dim=2).mean(2).movedim(0, -1).movedim(1, 0)  # [metric cell sample]
     shape = grid.shape if grid is not None else (len(places),)
-    spread = [bootstrap_mean(e.T, seed=seed).unflatten(0, shape) for e in each]
+    spread = [mean_interval(e.T).unflatten(0, shape) for e in each]
     mean, null = each.mean(-1).unflatten(1, shape), null.unflatten(1, shape)
     found = {"effect": mean[0], "interval": spread[0], "null": null[0]}
     if len(alone[0]):
         found["single"] = alone[0].mean(-1).unflatten(0, shape)
-        found["single_interval"] = bootstrap_mean(alone[0].T, seed=seed).unflatten(0, shape)
+        found["single_interval"] = mean_interval(alone[0].T).unflatten(0, shape)
     units = dict.fromkeys(found, bound.unit) | {"recovered": "share of clean − corrupt"}
     gap = float((clean - corrupt).mean())
     labels: dict[str, list[Any]] = grid.labels() if grid is not None else {"node": named(places, bound)}

@@ -7,7 +7,7 @@ backward for all places of all sites asked for, where activation patching needs 
   of what `patching.activation` measures, with its sign, unit and axes. A stream site gives [layer, position], a head
   site [layer, head] (all positions at once); `by` cuts it by position or by both [layer, head, position]. Patterns
   that name units or positions themselves, and several patterns, give a list of [node].
-* `interval`: bootstrap over prompts. Control (`null`): the same slope along a random step of the donor's length.
+* `interval`: 95 %, over prompts. Control (`null`): the same slope along a random step of the donor's length.
 * Audit: `exact` is the measured effect at `audit` places, one of each stratum of the ranks of |estimate| (NaN
   elsewhere), with its interval over prompts; `agreement` is Pearson and Spearman correlation and the share of sign
   errors there, with bootstrap intervals over the places.
@@ -64,10 +64,10 @@ def attribution(
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         audit: at how many places the exact effect is measured beside the estimate.
         samples: how many random steps of equal length make the null of each place.
-        seed: of the random steps and of the bootstrap.
+        seed: of the random steps.
 
     Raises:
         Refused: a place that cannot be exchanged, or a corruption that does not change the metric.
     """
     found = estimates(model, task, site, by, direction, lambda _: Rule(), samples, seed)
-    return effects(model, found, audits=audit, seed=seed)
+    return effects(model, found, audits=audit)

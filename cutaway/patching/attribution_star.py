@@ -13,7 +13,7 @@ AtP* (Kramár et al. 2024, arXiv:2403.00745): two repairs of attribution patchin
 * GradDrop: one backward a layer in which nothing flows back through that layer's attention and MLP. `score` = mean over
   these layers and the prompts of |effect|, leaving out the layer whose outputs the place itself feeds: a place whose
   direct and indirect effect cancel keeps its score. `score` is for ranking, `effect` has sign and unit.
-* `interval`, `score_interval`: bootstrap over prompts. Control (`null`, `score_null`): the same estimates for a donor
+* `interval`, `score_interval`: 95 %, over prompts. Control (`null`, `score_null`): the same estimates for a donor
   in a random direction at the donor's distance, the pattern recomputed for it too.
 * Audit: `exact` is the measured effect at `audit` places, one of each stratum of the ranks of `score` (NaN elsewhere),
   with its interval over prompts; `agreement` has Pearson and Spearman correlation and the share of sign errors of
@@ -37,7 +37,7 @@ from torch import Tensor
 from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.result import Result
-from cutaway.core.stats import bootstrap_mean
+from cutaway.core.stats import mean_interval
 from cutaway.models.backward import Cut
 from cutaway.models.capture import Activations
 from cutaway.models.edits import Replace
@@ -201,7 +201,7 @@ def attribution_star(
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         audit: at how many places the exact effect is measured beside the estimate.
         samples: how many random donors at the donor's distance make the null of each place.
-        seed: of the random donors and of the bootstrap.
+        seed: of the random donors.
 
     Raises:
         Refused: a place that cannot be exchanged, or a corruption that does not change the metric.
@@ -218,10 +218,10 @@ def attribution_star(
     found = estimates(model, task, site, by, direction, rule, samples, seed)
     effect, score = found.values.mean(-1)
     done = audited(model, found, effect, audit, score)
-    out = fields(found, done, seed)
+    out = fields(found, done)
     out |= {
         "score": score.reshape(found.shape),
-        "score_interval": bootstrap_mean(found.values[1].T, seed=seed).reshape(*found.shape, 2),
+        "score_interval": mean_interval(found.values[1].T).reshape(*found.shape, 2),
         "score_null": found.null[1].reshape(*found.shape, -1),
     }
     out |= _checked(done, score, rounding(model, torch.stack([found.clean, found.corrupt])))

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.stats import bootstrap_mean, generator
+from cutaway.core.stats import generator, mean_interval
 from cutaway.models.model import Model
 
 STATISTICS = ["pearson", "spearman", "sign errors"]
@@ -36,10 +36,10 @@ class Audit:
     chosen: tuple[int, ...]
     effects: Float[Tensor, "chosen prompt"]
 
-    def exact_interval(self, places: int, seed: int) -> Float[Tensor, "node bound"]:
-        """The bootstrap interval over prompts of each exact effect, NaN where none was measured."""
+    def exact_interval(self, places: int) -> Float[Tensor, "node bound"]:
+        """The interval over prompts of each exact effect, NaN where none was measured."""
         out = torch.full((places, 2), torch.nan)
-        out[list(self.chosen)] = bootstrap_mean(self.effects.T, seed=seed)
+        out[list(self.chosen)] = mean_interval(self.effects.T)
         return out
 
 

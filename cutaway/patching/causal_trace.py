@@ -13,7 +13,7 @@ recommend as the default. The prompt runs corrupted, one state takes its clean v
   state-space models `ssm.state`, `ssm.y` …; Sharma et al. 2024, arXiv:2404.03646). `mlp_out`, `attn_out`, `ssm.out`:
   what one sublayer writes, also in a `window` of layers, [l − w // 2, l − w // 2 + w), always beside the result of
   layer l alone (`single`).
-* `interval`: bootstrap over prompts. Control (`null`): the same places take, instead of the clean value, a step of the
+* `interval`: 95 %, over prompts. Control (`null`): the same places take, instead of the clean value, a step of the
   same length from the corrupted value in a random direction; sample i stands on noise i. `single` and `probability`
   have their own; shares (`recovered`, `other`) have those of effects, over clean − corrupted.
 * `both`: `other` [layer position] is what the other corruption recovers, with interval and null, and the record says
@@ -49,7 +49,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.sites import WRITERS
 from cutaway.core.sites import site as site_row
-from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
+from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.models.capture import Activations
 from cutaway.models.edits import Add, Edit, Replace
 from cutaway.models.executor import sweep
@@ -179,7 +179,7 @@ def causal_trace(
         draws: how many noises each prompt gets.
         both: trace with the other corruption too, and compare.
         samples: how many random steps of equal length make the null of each cell.
-        seed: of the noise, the random steps and the bootstrap.
+        seed: of the noise and the random steps.
 
     Raises:
         Refused: a place without layers or positions, a window around anything but a sublayer's output, no subject to
@@ -199,7 +199,7 @@ def causal_trace(
     made = [corrupted(model, bound, c, draws, seed) for c in runs]
     named = roles(bound) if by == "role" or (by == "auto" and differ(bound)) else None
     traced = [_traced(model, bound, m, named, site, window, samples, seed) for m in made]
-    return _result(model, task, bound, site, made, traced, named, seed)
+    return _result(model, task, bound, site, made, traced, named)
 
 
 def corrupted(model: Model, bound: Bound, corruption: str, draws: int, seed: int) -> Corrupted:
@@ -309,7 +309,7 @@ def _steps(places: Sequence[Address], own: Activations, clean: Activations, seed
 
 def _result(
     model: Model, task: Task, bound: Bound, site: str, made: list[Corrupted], traced: list[Traced],
-    named: Roles | None, seed: int,
+    named: Roles | None,
 ) -> Trace:  # fmt: skip
     t, share = traced[0], "share of clean − corrupted"
     found: dict[str, Tensor] = {}
@@ -319,7 +319,7 @@ def _result(
         ("probability", t.restored[..., 1], t.null[..., 1]),
     ):
         found[name or "effect"] = values.nanmean(-1)
-        found[f"{name}_interval".lstrip("_")] = _interval(values, seed)
+        found[f"{name}_interval".lstrip("_")] = _interval(values)
         found[f"{name}_null".lstrip("_")] = null.nanmean(-1).movedim(0, -1)
     units = dict.fromkeys([*found, "clean", "corrupt"], bound.unit)
     units |= {n: "probability" for n in found if n.startswith("probability")} | {"recovered": share}
@@ -328,7 +328,7 @@ def _result(
         o = traced[1]
         gaps = o.gaps[..., None]
         found["other"] = o.restored[..., 0].nanmean(-1) / o.gaps
-        found["other_interval"] = (_interval(o.restored[..., 0], seed) / gaps).sort(-1).values
+        found["other_interval"] = (_interval(o.restored[..., 0]) / gaps).sort(-1).values
         found["other_null"] = o.null[..., 0].nanmean(-1).movedim(0, -1) / gaps
         units |= dict.fromkeys(("other", "other_interval", "other_null"), share)
     for name, values in (("clean", t.clean), ("corrupt", t.corrupt)):
@@ -341,12 +341,12 @@ def _result(
     return Trace(**kept, roles=index, labels=labels, units=units, record=record)
 
 
-def _interval(values: Float[Tensor, "layer place prompt"], seed: int) -> Float[Tensor, "layer place bound"]:
-    """Bootstrap over the prompts that have each place."""
+def _interval(values: Float[Tensor, "layer place prompt"]) -> Float[Tensor, "layer place bound"]:
+    """Over the prompts that have each place."""
     each = [v[:, ~v.isnan().any(0)] for v in values.unbind(1)]
     if all(v.shape == each[0].shape for v in each):
-        return bootstrap_mean(torch.stack(each, 1).movedim(-1, 0), seed=seed)
-    return torch.stack([bootstrap_mean(v.T, seed=seed) for v in each], dim=1)
+        return mean_interval(torch.stack(each, 1).movedim(-1, 0))
+    return torch.stack([mean_interval(v.T) for v in each], dim=1)
 
 
 def _axis(bound: Bound, named: Roles | None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ architecture (`other`, for example the fine-tuned one).
 * `effect` = metric(patched) − metric(model), mean over prompts, in the metric's unit; `recovered` is its share of
   metric(other) − metric(model): 1 means that this place alone turns the one model's answer into the other's.
 * A stream site gives [layer, position], a head site [layer, head] at all positions at once.
-* `interval`: bootstrap over prompts. Control (`null`): a step of the same length in a random direction.
+* `interval`: 95 %, over prompts. Control (`null`): a step of the same length in a random direction.
 * `other`: a folder, a Hugging Face id or a zoo name; or `shuffled`, the model itself with the entries of every weight
   matrix in random order: what a place loses if nothing but the statistics of the weights stays.
 * Known failures: activations of two checkpoints share a basis only if one was trained from the other; after much
@@ -32,7 +32,7 @@ from cutaway.core.method import PINNED, method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.sites import site as site_row
-from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
+from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.models.edits import Edit, Replace
 from cutaway.models.executor import sweep
 from cutaway.models.load import load
@@ -95,7 +95,7 @@ def cross_model(
         other: the checkpoint that gives: a folder, a Hugging Face id, a zoo name, or `shuffled`.
         site: a head site such as z (patched by layer and head) or a stream site (by layer and position).
         samples: how many random steps of equal length make the null of each place.
-        seed: of the random steps and of the bootstrap.
+        seed: of the random steps.
 
     Raises:
         Refused: another site, or a checkpoint of other shape, other tokens, or without any difference.
@@ -121,7 +121,7 @@ def cross_model(
     names = {} if by_head else {"position": position_names(bound)}
     return (CrossHeads if by_head else CrossPositions)(
         effect=each.mean(0),
-        interval=bootstrap_mean(each, seed=seed),
+        interval=mean_interval(each),
         null=null.movedim(0, -1),
         recovered=each.mean(0) / gap,
         own=own,

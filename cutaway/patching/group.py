@@ -9,7 +9,7 @@ Single removals miss redundant components; the joint effect does not.
   `"denoise"` puts clean values into the corrupt run.
 * `interaction` = joint effect − sum of the single effects. With single effects below zero: below zero where components
   stand in for each other, above zero where one works through another.
-* `interval` and `…_interval`: bootstrap over prompts. Control (`null`): sets drawn from the others, as many heads of
+* `interval` and `…_interval`: 95 %, over prompts. Control (`null`): sets drawn from the others, as many heads of
   each layer and as many MLPs where enough are left, else as many of any layer; the record says which.
 * The set must be named, unless published work knows it (`task.truth.components`).
 * Known failures: a set found on these prompts looks better here than on others; in a layer most of whose heads are in
@@ -29,7 +29,7 @@ from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, bootstrap_mean
+from cutaway.core.stats import BOUNDS, mean_interval
 from cutaway.models.model import Model
 from cutaway.patching.baseline import Baseline, removal
 from cutaway.patching.exchange import Direction, difference, notes
@@ -76,7 +76,7 @@ def group(
         how: what stands in for the values of the clean run.
         direction: noise replaces values of the clean run, denoise puts clean values into the corrupt run.
         samples: how many random sets of the same size make the null.
-        seed: of the donors, the random sets and the bootstrap.
+        seed: of the donors and the random sets.
 
     Raises:
         Refused: no set is named or known, no such component, a set so large that no random set of its size is left, a
@@ -103,13 +103,13 @@ def group(
     said = {} if denoise else r.notes()
     return GroupEffect(
         effect=joint.mean(),
-        interval=bootstrap_mean(joint, seed=seed),
+        interval=mean_interval(joint),
         null=(drawn - before).mean(1),
         recovered=joint.mean() / gap,
         interaction=term.mean(),
-        interaction_interval=bootstrap_mean(term, seed=seed),
+        interaction_interval=mean_interval(term),
         single=single.mean(0),
-        single_interval=bootstrap_mean(single, seed=seed),
+        single_interval=mean_interval(single),
         labels={"component": [str(a) for a in chosen], "bound": BOUNDS},
         units={"recovered": "share of clean − corrupt"}
         | {n: unit for n in GroupEffect.axes() if n != "recovered"},

@@ -7,7 +7,7 @@ all pairs of a named set are removed together, and the joint effect is compared 
   below zero: below zero means that the two stand in for each other (together they cost more than the sum); above zero
   means that one works through the other, or both feed one step. 0 is additive. The diagonal is 0.
 * `joint[component, partner]` and `single[component]`: the effects themselves (the diagonal of `joint` is `single`).
-* `interval`: bootstrap over prompts. Control (`null`): the interaction of random pairs of heads outside the set, the
+* `interval`: 95 %, over prompts. Control (`null`): the interaction of random pairs of heads outside the set, the
   same draws beside every pair.
 * Known failures: a saturating metric (probability, accuracy) makes interactions of its own; use logit_diff. Pairs see
   no redundancy of three (see knockout_curve, group).
@@ -28,7 +28,7 @@ from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
+from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.models.model import Model
 from cutaway.patching.baseline import Baseline, removal
 from cutaway.patching.places import all_components, components
@@ -68,7 +68,7 @@ def interactions(
         heads: the set, as `layer.head` or `mlp_out.layer` separated by commas: `9.6,9.9,mlp_out.0`.
         how: what stands in for the removed values.
         samples: how many random pairs of other heads make the null.
-        seed: of the donors, the random pairs and the bootstrap.
+        seed: of the donors and the random pairs.
 
     Raises:
         Refused: fewer than two components, no such one, or a set that leaves no two heads for the null.
@@ -94,7 +94,7 @@ def interactions(
     names, unit = [str(a) for a in chosen], bound.unit
     return Interactions(
         effect=term.mean(0),
-        interval=bootstrap_mean(term, seed=seed),
+        interval=mean_interval(term),
         null=null.clone(),
         joint=joint.mean(0),
         single=single.mean(1),

@@ -15,7 +15,7 @@ read.
   read by the final norm's linear part and the unembedding, says the answer before every other token (§6 of the paper);
   `extraction_foil` is the same for the foil, as its control; the record gives the share with any such layer.
 * `extraction_blocked` [source layer]: the same of attention while that layer alone may not read the source.
-* `interval` and `…_interval`: bootstrap over prompts. Control (`null`): as many random positions before the last are
+* `interval` and `…_interval`: 95 %, over prompts. Control (`null`): as many random positions before the last are
   blocked, outside of the source itself where enough are left.
 * Known failures: the share of attention that was blocked goes to the other sources, which changes them too; a blocked
   source may still arrive through positions in between; relative change favours prompts with an improbable answer; and
@@ -38,7 +38,7 @@ from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
+from cutaway.core.stats import BOUNDS, generator, mean_interval, share_interval
 from cutaway.models.edits import Edit, Knockout
 from cutaway.models.executor import sweep
 from cutaway.models.model import Model
@@ -87,7 +87,7 @@ def knockout(model: Model, task: Task, /, *, window: int = 0, samples: int = 4, 
     Args:
         window: how many layers are blocked together, centred on each; 0 is a fifth of the depth.
         samples: how many random groups of the same size make the null of each cell.
-        seed: of the random groups and of the bootstrap.
+        seed: of the random groups.
 
     Raises:
         Refused: a prompt without a subject or without any other token, or an answer that has no probability.
@@ -105,7 +105,7 @@ def knockout(model: Model, task: Task, /, *, window: int = 0, samples: int = 4, 
     said, silent = extraction(model, bound, layers), _unread(model, bound, groups, layers)
     ever = dict(zip(UPDATES, said[0].nan_to_num().amax(1).mean(-1).tolist(), strict=True))
     rates = {"extraction": said[0], "extraction_foil": said[1], "extraction_blocked": silent}
-    intervals = [bootstrap_mean(x.movedim(-1, 0), seed=seed) for x in (relative[0], relative[1], difference)]
+    intervals = [mean_interval(x.movedim(-1, 0)) for x in (relative[0], relative[1], difference)]
     share = "share of the answer's probability"
     return Knockouts(
         effect=relative[0].mean(-1),
@@ -116,7 +116,7 @@ def knockout(model: Model, task: Task, /, *, window: int = 0, samples: int = 4, 
         difference=difference.mean(-1),
         difference_interval=intervals[2],
         **{name: x.mean(-1) for name, x in rates.items()},
-        **{f"{name}_interval": bootstrap_mean(x.movedim(-1, 0), seed=seed) for name, x in rates.items()},
+        **{f"{name}_interval": share_interval(x.movedim(-1, 0)) for name, x in rates.items()},
         clean=clean[:, 0].clone(),
         clean_probability=clean[:, 1].clone(),
         labels={"source": list(SOURCES), "update": list(UPDATES), "layer": layers, "bound": BOUNDS},

@@ -9,7 +9,7 @@ ranked by how much their removal alone costs, and the top k are removed together
   on top of those already gone, costs most, so that backups are found where they wake up.
 * Ranking and curve use different prompts: the ranking one half (task.split(0.5, seed=0)), the curve and its intervals
   the other half. Prompts too few to split serve for both, and the record says so.
-* `interval`, `accuracy_interval`: bootstrap over prompts. Control (`null`, `accuracy_null`): random sets of k
+* `interval`, `accuracy_interval`: 95 %, over prompts. Control (`null`, `accuracy_null`): random sets of k
   components outside the top k, as many heads of each layer as far as these reach, else as many of any layer, else with
   some of the top k; the record says which at which steps.
 * Known failures: order matters where components stand in for each other; a curve that falls no faster than the random
@@ -35,7 +35,7 @@ from cutaway.core.method import method
 from cutaway.core.progress import part
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
+from cutaway.core.stats import BOUNDS, generator, mean_interval, share_interval
 from cutaway.models.model import Model
 from cutaway.patching.answer import beside
 from cutaway.patching.baseline import Baseline, Removal, removal
@@ -83,7 +83,7 @@ def knockout_curve(
         mlps: rank MLPs among the heads.
         how: what stands in for the removed values.
         samples: how many random sets make the null of each step.
-        seed: of the donors, the random sets and the bootstrap.
+        seed: of the donors and the random sets.
 
     Raises:
         Refused: a baseline that these prompts do not allow, or nothing to remove.
@@ -106,14 +106,13 @@ def knockout_curve(
         beside(r.bound, "accuracy"),
     )  # variant prompt (metric, accuracy)
     random = others.mean(1).reshape(steps, samples, 2)
-    bounds = bootstrap_mean(curve.transpose(0, 1), seed=seed)  # step (metric, accuracy) bound
     unit = held.unit
     return KnockoutCurve(
         metric=curve[..., 0].mean(1),
-        interval=bounds[:, 0],
+        interval=mean_interval(curve[..., 0].T),
         null=random[..., 0],
         accuracy=curve[..., 1].mean(1),
-        accuracy_interval=bounds[:, 1],
+        accuracy_interval=share_interval(curve[..., 1].T),
         accuracy_null=random[..., 1],
         labels={"step": ["nothing", *map(str, ranked)], "bound": BOUNDS},
         units={"metric": unit, "interval": unit, "null": unit} | dict.fromkeys(_SHARES, "share of prompts"),

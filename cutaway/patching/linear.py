@@ -22,7 +22,7 @@ from cutaway.core.address import Address, unit_axis
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import Site
 from cutaway.core.sites import site as site_row
-from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
+from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.models.backward import Attention, Cut, fitting, gradients
 from cutaway.models.capture import Activations
 from cutaway.models.edits import Replace
@@ -360,16 +360,16 @@ def said(e: Estimates, done: Audit | None, ranked: str = "|estimate|") -> dict[s
     return notes(e.bound, e.corruption, e.gap) | about
 
 
-def fields(e: Estimates, done: Audit | None, seed: int) -> dict[str, Any]:
+def fields(e: Estimates, done: Audit | None) -> dict[str, Any]:
     """The fields that all estimates share, shaped as their axes are."""
     shape, effect = e.shape, e.values[0]
     mean = effect.mean(-1)
     tensors = {
-        "effect": mean, "interval": bootstrap_mean(effect.T, seed=seed), "null": e.null[0], "recovered": mean / e.gap,
+        "effect": mean, "interval": mean_interval(effect.T), "null": e.null[0], "recovered": mean / e.gap,
     }  # fmt: skip
     whole: dict[str, Tensor] = {}
     if done is not None:
-        tensors |= {"exact": done.exact, "exact_interval": done.exact_interval(len(mean), seed)}
+        tensors |= {"exact": done.exact, "exact_interval": done.exact_interval(len(mean))}
         whole = {"agreement": done.agreement, "agreement_interval": done.interval}
     return {name: t.reshape(*shape, *t.shape[1:]).clone() for name, t in tensors.items()} | whole | {
         "clean": e.clean, "corrupt": e.corrupt,
@@ -382,9 +382,9 @@ def units(e: Estimates, names: Iterable[str]) -> dict[str, str]:
     return dict.fromkeys([n for n in names if n not in plain], e.bound.unit) | {"recovered": "share of clean − corrupt"}
 
 
-def effects(model: Model, e: Estimates, *, audits: int, seed: int) -> Any:
+def effects(model: Model, e: Estimates, *, audits: int) -> Any:
     """The estimates of all places as a result, audited."""
     done = audited(model, e, e.values[0].mean(-1), audits)
-    found = fields(e, done, seed)
+    found = fields(e, done)
     labels = e.labels(STATISTICS if done else ())
     return BY_AXES[e.axes](**found, labels=labels, units=units(e, found), record=said(e, done))

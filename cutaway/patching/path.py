@@ -15,7 +15,7 @@ other heads are frozen at the target's own values, and only the receiver hears o
   `relative` = (logit patched − logit) / |logit| of the answer, mean over prompts (the paper divides by the logit, which
   is the same where that is above zero; a set of answers counts by the logsumexp of its logits). Senders from which no
   such path leads have the effect 0.
-* `interval`, `relative_interval`: bootstrap over prompts. Control (`null`): the sender takes a step of equal length in
+* `interval`, `relative_interval`: 95 %, over prompts. Control (`null`): the sender takes a step of equal length in
   a random direction.
 * Known failures: freezing other heads hides what they would repair; effects of MLPs on the path are counted to the
   sender; norms behind attention (Gemma 2) have no divisor to freeze and are always recomputed; a logit has no zero of
@@ -39,7 +39,7 @@ from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, bootstrap_mean, generator
+from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.models import taps
 from cutaway.models.capture import Activations
 from cutaway.models.edits import Edit, Freeze, Replace
@@ -131,7 +131,7 @@ def path(
         freeze_mlps: hold every MLP's output at its value in the target run.
         freeze_norms: hold every norm's divisor at its value in the target run.
         samples: how many random steps of equal length make the null of each sender.
-        seed: of the random steps and of the bootstrap.
+        seed: of the random steps.
 
     Raises:
         Refused: no such receiver, none that a sender reaches, a corruption that does not change the metric, or an
@@ -158,7 +158,7 @@ def path(
     for s in range(1 + samples):
         sent = [_sent(x, a, seeds[s - 1][i] if s else None) for i, a in enumerate(sending)]
         each[s, where[:, 0], where[:, 1]] = (_arrived(paths, sent, measure) - before).float().cpu()
-    return _result(each if site == "z" else each[:, :, 0], x, before[:, 1].abs().cpu(), layers, seed, {
+    return _result(each if site == "z" else each[:, :, 0], x, before[:, 1].abs().cpu(), layers, {
         "receiver": [str(a) for a in ends] or "logits",
         "frozen": ["other heads" if site == "z" else "heads", *(["MLPs"] if freeze_mlps else []),
                    *(["divisors of norms"] if freeze_norms else [])],
@@ -170,7 +170,6 @@ def _result(
     x: Exchange,
     logit: Float[Tensor, "prompt"],
     layers: list[int],
-    seed: int,
     said: dict[str, Any],
 ) -> PathEffects | MlpPathEffects:
     """The result from changes of the metric and of the answer's logit: the senders' own, then those of the control."""
@@ -180,11 +179,11 @@ def _result(
         MlpPathEffects, {})  # fmt: skip
     return kind(
         effect=effect.mean(-1),
-        interval=bootstrap_mean(effect.movedim(-1, 0), seed=seed),
+        interval=mean_interval(effect.movedim(-1, 0)),
         null=each[1:, ..., 0].mean(-1).movedim(0, -1).clone(),
         recovered=effect.mean(-1) / x.gap,
         relative=relative.mean(-1),
-        relative_interval=bootstrap_mean(relative.movedim(-1, 0), seed=seed),
+        relative_interval=mean_interval(relative.movedim(-1, 0)),
         clean=x.clean.cpu(),
         corrupt=x.corrupt.cpu(),
         labels={"layer": layers, "bound": BOUNDS, **axes},

@@ -11,7 +11,7 @@ later reacts). What lies between is repair.
   largest one; elsewhere NaN, because the head works through others and has nothing to repair.
 * The split `norm` + `attention` + `mlp` = `effect`: first the final norm's scale is let go, then attention and MLPs; of
   these two each counts as the mean of its part when let go first and when let go last.
-* `interval` (of `effect`) and `…_interval` (of each other field): bootstrap over prompts. Control (`null`): total −
+* `interval` (of `effect`) and `…_interval` (of each other field): 95 %, over prompts. Control (`null`): total −
   direct of a step as long as the removal's in a random direction.
 * Known failures: noisy from prompt to prompt; total − direct is also what the head does by way of others (composition),
   so a head that both writes the answer and feeds later heads mixes the two.
@@ -31,7 +31,7 @@ from torch import Tensor
 from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, bootstrap_mean, bootstrap_ratio
+from cutaway.core.stats import BOUNDS, mean_interval, ratio_interval
 from cutaway.models.edits import Edit, Freeze
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
@@ -78,7 +78,7 @@ def self_repair(
     Args:
         how: what stands in for the removed head's output.
         samples: how many random steps of equal length make the null of each head.
-        seed: of the donors, the random steps and the bootstrap.
+        seed: of the donors and the random steps.
 
     Raises:
         Refused: a baseline that these prompts do not allow, or a model without the sites that must be frozen.
@@ -102,15 +102,15 @@ def self_repair(
     }  # fmt: skip
     share = repair.mean(0) / -direct.mean(0)
     unclear = direct.mean(0).abs() < _LEAST * direct.mean(0).abs().max()
-    bounds = bootstrap_ratio(repair, -direct, seed=seed)
+    bounds = ratio_interval(repair, -direct)
     return SelfRepair(
         effect=repair.mean(0),
-        interval=bootstrap_mean(repair, seed=seed),
+        interval=mean_interval(repair),
         null=(random[..., 1] - random[..., 0]).movedim(0, -1),
         share=share.masked_fill(unclear, torch.nan),
         share_interval=bounds.masked_fill(unclear[..., None], torch.nan),
         **{name: x.mean(0) for name, x in parts.items()},
-        **{f"{name}_interval": bootstrap_mean(x, seed=seed) for name, x in parts.items()},
+        **{f"{name}_interval": mean_interval(x) for name, x in parts.items()},
         labels={"bound": BOUNDS},
         units={n: _SHARE if n.startswith("share") else unit for n in SelfRepair.axes()},
         record=r.notes() | {"shares": f"of heads with at least {_LEAST:.0%} of the largest direct effect"},

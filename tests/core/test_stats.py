@@ -10,88 +10,100 @@ from hypothesis import strategies as st
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import (
     bootstrap,
-    bootstrap_mean,
-    bootstrap_ratio,
     exceeds_null,
     false_discovery,
     generator,
     matched_random,
+    mean_interval,
     null_band,
     paired,
     permutation,
+    ratio_interval,
+    share_interval,
     wilson,
 )
 
+#: values of prompts with a known mean: [prompt experiment] from uniform and normal numbers of that shape
+KINDS = {
+    "normal": (lambda u, z: z, 0.0),
+    "bounded": (lambda u, z: u, 0.5),
+    "heavy tails": (lambda u, z: z / (-u.log()).sqrt(), 0.0),  # Student's t with 2 degrees of freedom
+    "skewed": (lambda u, z: (z / 2).exp(), math.exp(1 / 8)),
+    "near its upper bound": (lambda u, z: u ** (1 / 6), 6 / 7),
+    "exponential": (lambda u, z: -u.log(), 1.0),
+}
 
-def test_bootstrap_interval_covers_the_truth_about_as_often_as_it_says():
-    values = torch.randn(60, 800, generator=generator(0))  # 800 experiments of 60 prompts, true mean 0
-    bounds = bootstrap_mean(values, seed=1, samples=1000)
-    covered = ((bounds[:, 0] <= 0) & (bounds[:, 1] >= 0)).float().mean().item()
-    assert 0.92 < covered < 0.97
-    narrow = bootstrap_mean(values, seed=1, samples=1000, level=0.5)
-    assert 0.44 < ((narrow[:, 0] <= 0) & (narrow[:, 1] >= 0)).float().mean().item() < 0.56
+
+def covered(bounds, truth):
+    return ((bounds[..., 0] <= truth) & (bounds[..., 1] >= truth)).float().mean().item()
 
 
-def test_bootstrap_is_seeded_shaped_and_leaves_the_global_source_alone():
+@pytest.mark.parametrize("n", [2, 3, 4, 5, 6, 8, 12, 16, 60])
+def test_intervals_of_means_cover_what_they_say_of_few_prompts_and_many(n):
+    g = generator(n)
+    u, z = torch.rand(n, 6000, generator=g, dtype=torch.double), torch.randn(n, 6000, generator=g, dtype=torch.double)
+    for kind, (make, mean) in KINDS.items():
+        share = covered(mean_interval(make(u, z)), mean)
+        assert 0.925 < share < 0.985, (kind, share)  # ± 0.01 of chance
+    assert 0.89 < covered(mean_interval(z.exp()), math.exp(0.5)) < 0.96  # skewed without measure
+    if n >= 8:
+        assert 0.47 < covered(mean_interval(z, level=0.5), 0.0) < 0.57
+    if n == 4:  # the percentile bootstrap, for comparison
+        draws, tails = torch.randint(n, (400, n), generator=g), torch.tensor([0.025, 0.975], dtype=torch.double)
+        assert covered(z[draws].mean(1).quantile(tails, dim=0).T, 0.0) < 0.82
+
+
+@pytest.mark.parametrize("n", [2, 4, 8, 40])
+def test_intervals_of_ratios_cover_what_they_say(n):
+    g = generator(n)
+    above, below = torch.randn(n, 4000, generator=g) + 3, torch.randn(n, 4000, generator=g) + 6
+    assert 0.93 < covered(ratio_interval(above, below), 0.5) < 0.985
+    assert torch.allclose(ratio_interval(above, torch.ones_like(above)), mean_interval(above))
+    assert ratio_interval(above[:1], below[:1]).isnan().all()
+    assert ratio_interval(above, torch.zeros_like(below)).isnan().all()
+
+
+def test_an_interval_of_a_mean_is_students_where_values_lie_evenly_and_never_narrower():
+    from scipy import stats
+
+    values = torch.tensor([-3.0, -1.0, 1.0, 3.0])
+    reach = stats.t.ppf(0.975, 3) * (1 + 1.4 / 16) * float(values.std()) / 2
+    assert mean_interval(values).tolist() == pytest.approx([-reach, reach])
+    low, high = mean_interval(torch.tensor([0.0, 0.0, 0.0, 8.0])).tolist()
+    assert high - 2 > 2 - low > 0, "wider on the side of the long tail"
+    shifted = mean_interval(-torch.tensor([0.0, 0.0, 0.0, 8.0]))
+    assert shifted.tolist() == pytest.approx([-high, -low])
+
+
+def test_intervals_keep_shapes_bounds_and_single_cells():
     values = torch.randn(12, 2, 3, generator=generator(0))
     before = torch.random.get_rng_state()
-    first = bootstrap_mean(values, seed=4)
+    bounds = mean_interval(values)
     assert torch.equal(before, torch.random.get_rng_state())
-    assert first.shape == (2, 3, 2)
-    assert torch.equal(first, bootstrap_mean(values, seed=4))
-    assert not torch.equal(first, bootstrap_mean(values, seed=5))
-    assert (first[..., 0] <= values.mean(0)).all()
-    assert (first[..., 1] >= values.mean(0)).all()
+    assert bounds.shape == (2, 3, 2)
+    assert torch.equal(bounds[1, 2], mean_interval(values[:, 1, 2]))
+    assert mean_interval(torch.tensor([0.5, 1.0]), within=(0.0, 1.0)).tolist() == [0, 1]
+    assert mean_interval(torch.full((5,), 0.3)).tolist() == pytest.approx([0.3, 0.3])
+    assert mean_interval(torch.tensor([1.0, math.nan])).isnan().all()
 
 
-def test_many_cells_get_what_each_would_get_alone():
-    values = torch.randn(9, 5000, generator=generator(0))
-    whole = bootstrap_mean(values, samples=200)
-    assert torch.allclose(whole[4321], bootstrap_mean(values[:, 4321], samples=200))
-
-
-@pytest.mark.parametrize("prompts", [2, 4, 6, 7, 30])
-@pytest.mark.parametrize(("samples", "level"), [(2000, 0.95), (41, 0.5)])
-def test_intervals_are_the_quantiles_of_all_resamples_bit_for_bit(prompts, samples, level):
-    values, below = torch.randn(2, prompts, 700, generator=generator(3)).double().unbind(0)
-    values[:, :5], below[:, 600:] = 0.0, 0.0
-    values[0, 7], values[0, 8], values[:, 9] = math.nan, math.inf, 1.0
-    draws = torch.randint(prompts, (samples, prompts), generator=generator(5))
-    weights = torch.zeros(samples, prompts, dtype=torch.double)
-    weights = weights.scatter_add_(1, draws, torch.ones_like(weights)) / prompts
-    tails = torch.tensor([(1 - level) / 2, 1 - (1 - level) / 2], dtype=torch.double)
-    for got, all_of_them in (
-        (bootstrap_mean(values, seed=5, samples=samples, level=level), weights @ values),
-        (bootstrap_ratio(values, below, seed=5, samples=samples, level=level), (weights @ values) / (weights @ below)),
-    ):
-        expected = all_of_them.quantile(tails, dim=0).T.float()
-        assert torch.equal(got.isnan(), expected.isnan())
-        assert torch.equal(got.nan_to_num(), expected.nan_to_num())
-    assert bootstrap_mean(torch.zeros(3, 0)).shape == (0, 2)
-
-
-def test_the_interval_of_a_ratio_is_that_of_scipy_and_covers_the_truth():
-    above, below = torch.randn(40, 300, generator=generator(2)) + 3, torch.randn(40, 300, generator=generator(3)) + 6
-    bounds = bootstrap_ratio(above, below, samples=1000)
-    assert bounds.shape == (300, 2)
-    assert 0.9 < ((bounds[:, 0] <= 0.5) & (bounds[:, 1] >= 0.5)).float().mean() < 0.99
-    low, high = bootstrap([above[:, 0], below[:, 0]], lambda x, y: x.mean() / y.mean())
-    assert bounds[0].tolist() == pytest.approx([low, high], abs=0.02)
-    assert bootstrap_ratio(above[:1], below[:1]).isnan().all()
-    assert torch.allclose(bootstrap_ratio(above, torch.ones_like(above)), bootstrap_mean(above, samples=2000))
+def test_shares_of_few_prompts_have_wilsons_interval():
+    hits = torch.tensor([[1.0, 0.0, 1.0]] * 3 + [[1.0, 0.0, 0.0]])
+    assert share_interval(hits).tolist() == [pytest.approx(wilson(k, 4), abs=1e-6) for k in (4, 0, 3)]
+    assert share_interval(hits[:1]).isnan().all()
+    assert share_interval(torch.full((3, 1), math.nan)).isnan().all()
 
 
 def test_one_prompt_gives_no_interval():
-    assert bootstrap_mean(torch.ones(1, 3)).isnan().all()
+    assert mean_interval(torch.ones(1, 3)).isnan().all()
     assert all(math.isnan(b) for b in bootstrap([torch.ones(1)], lambda x: x.mean()))
 
 
 def test_bootstrap_of_a_statistic_agrees_with_the_mean():
     values = torch.randn(40, generator=generator(3)) + 2
     low, high = bootstrap([values], lambda x: x.mean())
-    fast = bootstrap_mean(values)
-    assert low == pytest.approx(fast[0].item(), abs=0.05)
-    assert high == pytest.approx(fast[1].item(), abs=0.05)
+    closed = mean_interval(values)
+    assert (low, high) == pytest.approx(closed.tolist(), abs=0.05)
     x = torch.randn(50, generator=generator(5))
     import numpy as np
 

@@ -203,7 +203,8 @@ def test_prompts_in_parts_give_the_numbers_of_all_at_once(estimate, task, option
     assert sizes == [1, 1, 1]
     size = float(once.effect.abs().max())
     for name, t in once.tensors().items():
-        torch.testing.assert_close(getattr(apart, name), t, rtol=1e-5, atol=1e-6 * max(size, 1), equal_nan=True)
+        wide = 8 if name.endswith("interval") else 1  # an interval of 3 prompts is 8 times as wide as they scatter
+        torch.testing.assert_close(getattr(apart, name), t, rtol=1e-5, atol=wide * 1e-6 * max(size, 1), equal_nan=True)
     assert apart.record["audited"] == once.record["audited"]
     for name in ("forwards", "backwards"):
         assert 0 <= apart.record["cost"][name] - once.record["cost"][name] <= 3 + 1e-6

@@ -12,7 +12,7 @@ import torch
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
-from cutaway.core.stats import bootstrap_mean
+from cutaway.core.stats import mean_interval
 from cutaway.models.model import Model
 from cutaway.patching import activation, path
 from cutaway.patching.path import receivers
@@ -123,7 +123,7 @@ def test_paths_to_the_logits_equal_the_definition(mlps, norms, direction):
     assert torch.allclose(result.effect, want.mean(-1), atol=1e-4)
     share = answer / base.gather(1, bound.answers[:, None])[:, 0].abs()
     assert torch.allclose(result.relative, share.mean(-1), atol=1e-4)
-    assert torch.allclose(result.relative_interval, bootstrap_mean(share.movedim(-1, 0)), atol=1e-3)
+    assert torch.allclose(result.relative_interval, mean_interval(share.movedim(-1, 0)), atol=1e-3)
     assert result.effect.abs().min() > 1e-4
 
 

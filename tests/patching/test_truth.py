@@ -85,7 +85,7 @@ def test_the_answer_of_a_fact_is_written_late_and_by_more_than_its_word():
 @pytest.mark.parametrize("name", ["facts", "ioi", "arithmetic", "induction"])
 def test_the_found_heads_are_needed_and_random_ones_are_not(name):
     """Ranked on one half of the prompts, removed in the other: the answer goes, and with random sets it stays."""
-    curve = knockout_curve(subjects.miniworld(), task(name, 12), top=3, samples=9)
+    curve = knockout_curve(subjects.miniworld(), task(name, 20), top=3, samples=9)
     assert float(curve.accuracy[0]) == 1
     assert float(curve.accuracy[3]) < 0.25
     assert float(curve.accuracy_interval[3, 1]) < 0.7
@@ -115,7 +115,7 @@ def test_a_fact_survives_without_heads_of_anywhere():
 @pytest.mark.parametrize("name", ["arithmetic", "induction", "ioi"])
 def test_the_mechanism_has_places(name):
     """Head × position: few cells carry much, the last token among them, and their intervals exclude zero."""
-    found = activation(subjects.miniworld(), task(name, 6), site="z", by="both", samples=1)
+    found = activation(subjects.miniworld(), task(name, 10), site="z", by="both", samples=1)
     assert isinstance(found, HeadPositionEffects)
     size = found.effect.abs().reshape(-1)
     assert float(size.median()) < 0.02 * float(size.max())

@@ -210,7 +210,7 @@ def test_verdicts_agree_with_known_facts():
     model, right = subjects.miniworld(), []
     for pair in people():
         one = tasks.from_sentence(model, pair.clean)
-        many = tasks.with_siblings(model, one, 4)
+        many = tasks.with_siblings(model, one, 8)
         found: Any = {"resid_pre": ca.patching.activation(model, many, samples=2)}
         verdicts = suite._verdicts(one, found)
         assert one.truth is not None

@@ -17,6 +17,7 @@ the paper, for any model and list of words. Null: random dictionaries.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -117,7 +118,7 @@ def planted_absorption(
         law: the law of the truth, whose forest says which features have children.
         null: random dictionaries on the same evidence.
         most: features judged of each kind, the most frequent ones.
-        seed: of the search for latents and the bootstrap.
+        seed: of the search for latents.
 
     Raises:
         Refused: no true code, or no feature with children that is frequent enough.
@@ -128,16 +129,20 @@ def planted_absorption(
     others = {"features without children": _planted(seen, directions, childless, seed)} if childless else {}
     rows = [s.against([r[i] for r in random], {n: o[i] for n, o in others.items()}) for i, s in enumerate(rows)]
     record = {"tokens": len(seen.evidence), "concepts": len(parents), "without children": len(childless),
-              "interval": "bootstrap over features", "dictionary": seen.dictionary.fingerprint()}  # fmt: skip
+              "interval": "over features", "dictionary": seen.dictionary.fingerprint()}  # fmt: skip
     return collect(rows, record)
 
 
-def summary(found: Sequence[Absorbed], seed: int = 0, unit: str = "concept") -> list[Score]:
+def summary(found: Sequence[Absorbed], unit: str = "concept") -> list[Score]:
     """Means over concepts of the rate of full absorption, its fraction and the number of own latents."""
     return [
-        over_units("full absorption", torch.stack([a.full.double().mean() for a in found]), "share of tokens", seed),
-        over_units("absorption fraction", torch.stack([a.fraction.double().mean() for a in found]), "", seed),
-        over_units("own latents", torch.tensor([float(len(a.latents)) for a in found]), f"latents a {unit}", seed),
+        over_units(
+            "full absorption", torch.stack([a.full.double().mean() for a in found]), "share of tokens", (0.0, 1.0)
+        ),
+        over_units("absorption fraction", torch.stack([a.fraction.double().mean() for a in found]), "", (0.0, 1.0)),
+        over_units(
+            "own latents", torch.tensor([float(len(a.latents)) for a in found]), f"latents a {unit}", (0.0, math.inf)
+        ),
     ]
 
 
@@ -154,7 +159,7 @@ def _planted(seen: Seen, directions: Tensor, concepts: Sequence[int], seed: int)
             code.rows(chosen), rows, x[chosen] - origin.float(), directions[feature], best_latent(code, shows)
         )
         found.append(replace(on, latents=own_latents(code, shows, seed=seed)))
-    return summary(found, seed, "feature")
+    return summary(found, "feature")
 
 
 def _concepts(seen: Seen, law: Law, most: int) -> tuple[list[int], list[int]]:

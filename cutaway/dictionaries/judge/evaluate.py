@@ -38,7 +38,7 @@ def evaluate(
         truth: what the activations were made from, if the evidence has a true code.
         nulls: how many random dictionaries.
         others: further controls by name, each with its own evidence: the dictionary of a model with random weights.
-        seed: of random dictionaries and intervals.
+        seed: of random dictionaries.
 
     Raises:
         Refused: evidence of other sites, or too little of it.
@@ -49,7 +49,7 @@ def evaluate(
     own = {n: observe(d, rest) for n, d in controls(dictionary, fit, seen.l0).items()}
     foreign = {n: observe(d, e) for n, (d, e) in (others or {}).items()}
     parts = [
-        reconstruction(seen, null=null, control=own | _alike(foreign, seen), seed=seed),
+        reconstruction(seen, null=null, control=own | _alike(foreign, seen)),
         firing_scores(seen, null=null, control=own | foreign),
         geometry_scores(dictionary, samples=max(nulls, 1), seed=seed),
     ]

@@ -133,8 +133,8 @@ class Evidence:
         """What the intervals are over, in words."""
         count, shown = int(self.units[1].max()) + 1, int(self.groups.max()) + 1
         if count == shown:
-            return f"95 % bootstrap over {count} {self.units[0]}"
-        return f"95 % bootstrap over {shown} groups of {self.units[0]}"
+            return f"95 % over {count} {self.units[0]}"
+        return f"95 % over {shown} groups of {self.units[0]}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,11 +63,14 @@ def geometry_scores(dictionary: Dictionary, *, samples: int = 2, seed: int = 0) 
     found = geometry(dictionary, samples=samples, seed=seed)
     rows, *null = [_scores(near) for near in (found.nearest, *found.nearest_null.unbind(-1))]
     rows = [r.against([n[i] for n in null], {}) for i, r in enumerate(rows)]
-    return collect(rows, {"dictionary": dictionary.fingerprint(), "interval": "bootstrap over latents"})
+    return collect(rows, {"dictionary": dictionary.fingerprint(), "interval": "over latents"})
 
 
 def _scores(near: Tensor) -> list[Score]:
-    return [over_units("nearest cosine", near), over_units("doubles", (near > 0.9).float(), "share of latents")]
+    return [
+        over_units("nearest cosine", near, within=(-1.0, 1.0)),
+        over_units("doubles", (near > 0.9).float(), "share of latents", (0.0, 1.0)),
+    ]
 
 
 def nearest(rows: Float[Tensor, "latent d"]) -> tuple[Float[Tensor, "latent"], Int[Tensor, "latent"]]:

@@ -94,10 +94,10 @@ def letter_absorption(
         why = f"no letter has a probe of F1 ≥ {LEAST_F1} and {LEAST_WORDS} words on both sides"
         raise Refused(f"the first letters of {len(words)} words", why, "use a model that can spell, or more words")
     own = _judged(seen, words, probes, fit, seed)
-    random = [summary(list(_judged(s, words, probes, fit, seed).values()), seed, "letter") for s in null]
-    rows = [s.against([r[i] for r in random], {}) for i, s in enumerate(summary(list(own.values()), seed, "letter"))]
+    random = [summary(list(_judged(s, words, probes, fit, seed).values()), "letter") for s in null]
+    rows = [s.against([r[i] for r in random], {}) for i, s in enumerate(summary(list(own.values()), "letter"))]
     told = {n: {**v, "probe F1": probes[n][2]} for n, v in by_concept(own).items()}
-    record = {"letters": told, "words": len(words), "interval": "bootstrap over letters",
+    record = {"letters": told, "words": len(words), "interval": "over letters",
               "dictionary": seen.dictionary.fingerprint()}  # fmt: skip
     return collect(rows, record)
 

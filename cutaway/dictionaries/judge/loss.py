@@ -9,7 +9,7 @@ for each ablation a. Recovery against zero ablation flatters (zero is far from a
 side by side, with ΔCE = CE_spliced − CE_clean. Special tokens are neither spliced nor ablated, and what is predicted at
 them does not count. A dictionary that reads a site after one that it writes (a crosscoder of several layers) cannot be
 spliced into one forward: it and what it is compared with stand in as reconstructions of the clean run, every site
-replaced in a second one. Intervals: bootstrap over sequences. Null: random dictionaries. Cost: 4 forwards and one more
+replaced in a second one. Intervals: over sequences. Null: random dictionaries. Cost: 4 forwards and one more
 for each dictionary in `null` and `control`.
 """
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from cutaway.core.address import Address
 from cutaway.core.progress import advance
 from cutaway.core.refuse import Refused
-from cutaway.core.stats import bootstrap_ratio
+from cutaway.core.stats import ratio_interval
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.judge.scores import Score, Scores, collect
 from cutaway.dictionaries.splice import Splice, SpliceWrite, late_reads
@@ -64,7 +64,7 @@ class Only(Edit):
 def loss_recovered(
     model: Model, dictionary: Dictionary, prompts: str | Sequence[str] | Tensor | Tokens, *,
     special: Bool[Tensor, "batch position"] | None = None, null: Sequence[Dictionary] = (),
-    control: Mapping[str, Dictionary] | None = None, batch: int = 16, seed: int = 0,
+    control: Mapping[str, Dictionary] | None = None, batch: int = 16,
 ) -> Scores:  # fmt: skip
     """Cross-entropy and KL of a model with a dictionary spliced in, against zero and mean ablation.
 
@@ -76,7 +76,6 @@ def loss_recovered(
         null: random dictionaries, spliced in the same way.
         control: other dictionaries by name.
         batch: sequences a forward.
-        seed: of the bootstrap.
 
     Raises:
         Refused: no prediction counts, or the dictionary cannot be spliced: it is of several models, or its code of a
@@ -94,8 +93,8 @@ def loss_recovered(
     n = run.count
     if int(n.sum()) == 0:
         raise Refused("loss recovered", "no prediction counts in these prompts", "give sequences of several tokens")
-    rows = _scores(run, 0, seed)
-    beside = {name: _scores(run, i + 1, seed) for i, name in enumerate(others)}
+    rows = _scores(run, 0)
+    beside = {name: _scores(run, i + 1) for i, name in enumerate(others)}
     found = [
         s if s.name in _OF_THE_MODEL
         else s.against([b[i] for k, b in beside.items() if k.startswith("null ")],
@@ -105,7 +104,7 @@ def loss_recovered(
     record = {
         "predictions": int(n.sum()), "sequences": len(tokens),
         "special tokens left alone": int((tokens.mask & left).sum()),
-        "interval": "95 % bootstrap over sequences", "dictionary": dictionary.fingerprint(), "model": model.identity(),
+        "interval": "95 % over sequences", "dictionary": dictionary.fingerprint(), "model": model.identity(),
     }  # fmt: skip
     if run.twice:
         record["splice"] = "every site replaced by its reconstruction of the clean run: it reads after it writes"
@@ -186,11 +185,11 @@ def _special(model: Model, tokens: Tokens) -> Bool[Tensor, "batch position"]:
     return torch.isin(tokens.ids, torch.tensor(ids, dtype=torch.long, device=tokens.ids.device))
 
 
-def _scores(run: _Run, which: int, seed: int) -> list[Score]:
+def _scores(run: _Run, which: int) -> list[Score]:
     ce, kl, n, clean = run.ce[2 + which], run.kl[2 + which], run.count, run.clean
 
     def ratio(name: str, above: Tensor, below: Tensor, unit: str = "") -> Score:
-        low, high = bootstrap_ratio(above, below, seed=seed).tolist()
+        low, high = ratio_interval(above, below).tolist()
         value = float(above.sum() / below.sum()) if float(below.sum()) != 0 else math.nan
         return Score(name, value, (low, high), unit)
 

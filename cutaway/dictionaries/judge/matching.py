@@ -7,7 +7,7 @@ Directions first, with c the cosines of decoder rows and true directions:
 * MCC: mean |c| over the one-to-one matching that makes it largest (Hungarian method; arXiv:2505.20254).
 
 Then firing: each latent is a detector of its best-matching feature. precision, recall and F1 are means over latents,
-0 where a latent never fires (as in SynthSAEBench, arXiv:2602.14687). Intervals: bootstrap over latents or features
+0 where a latent never fires (as in SynthSAEBench, arXiv:2602.14687). Intervals: over latents or features
 for what depends on weights only, over groups of tokens for firing.
 """
 
@@ -92,7 +92,7 @@ def recovery(
         truth: the true directions.
         null: random dictionaries on the same evidence.
         control: other dictionaries by name.
-        seed: of the bootstrap.
+        seed: of the resampled groups behind precision, recall and F1.
 
     Raises:
         Refused: the evidence has no true code, or the directions have another width.
@@ -102,7 +102,7 @@ def recovery(
     others = {n: recovery_scores(s, truth, seed) for n, s in (control or {}).items()}
     rows = [s.against([r[i] for r in random], {n: o[i] for n, o in others.items()}) for i, s in enumerate(rows)]
     why = "a count of weights alone; see over_seeds"
-    how = {"MMCS": "bootstrap over features", "MCC": "bootstrap over matched pairs"}
+    how = {"MMCS": "over features", "MCC": "over matched pairs"}
     record = {"tokens": len(seen.evidence), "dictionary": seen.dictionary.fingerprint(),
               "no_interval": {"uniqueness": why}, "interval": {**how, "F1": seen.evidence.how}}  # fmt: skip
     return collect(rows, record)
@@ -130,8 +130,8 @@ def recovery_scores(seen: Seen, truth: Float[Tensor, "feature d"], seed: int = 0
     firing = [Score(n, v, (float(low), float(high))) for n, v, (low, high) in
               zip(("precision", "recall", "F1"), point, spread, strict=True)]  # fmt: skip
     return [
-        over_units("MMCS", near.max(0).values, seed=seed),
-        over_units("MCC", matched(rows, truth)[2], seed=seed),
+        over_units("MMCS", near.max(0).values, within=(0.0, 1.0)),
+        over_units("MCC", matched(rows, truth)[2], within=(0.0, 1.0)),
         Score("uniqueness", len(match.unique()) / len(rows), NO_INTERVAL),
         *firing,
     ]

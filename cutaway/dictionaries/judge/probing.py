@@ -9,7 +9,7 @@ chosen and a logistic probe is fitted on them; its accuracy is measured on other
 * a plain linear probe on all coordinates at once, whatever k is: what a dictionary would have to beat,
 * the more frequent class.
 
-Several concepts are averaged. Intervals: bootstrap over held-out texts. Null: the same with shuffled training labels.
+Several concepts are averaged. Intervals: over held-out texts. Null: the same with shuffled training labels.
 Cost: one logistic regression a concept, method, k and null sample.
 """
 
@@ -26,7 +26,7 @@ from torch import Tensor
 from cutaway.core.record import machine, versions
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, bootstrap_mean
+from cutaway.core.stats import BOUNDS, mean_interval, share_interval
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.judge.controls import principal
 from cutaway.dictionaries.judge.evidence import Seen
@@ -58,7 +58,7 @@ def probing(
         ks: how many coordinates a probe may read.
         train: share of the texts that probes are fitted on.
         samples: how often the training labels are shuffled for the null.
-        seed: of the split, the shuffles and the bootstrap.
+        seed: of the split and the shuffles.
 
     Raises:
         Refused: the evidence has no texts or another number of them, or a concept is on one side of the split only.
@@ -84,12 +84,15 @@ def probing(
                 hits[m, i, c] = _correct(name, x, y, y[fit], fit, test, k)
                 null[m, i, c] = torch.tensor([_correct(name, x, y, s, fit, test, k).mean() for s in shuffled])
     by_text = hits.mean(2)
+    alone = labels.shape[1] == 1  # of one concept a text is right or wrong
+    rows = by_text.movedim(-1, 0)
+    spread = share_interval(rows) if alone else mean_interval(rows, within=(0.0, 1.0))
     return Probing(
-        accuracy=by_text.mean(-1), interval=bootstrap_mean(by_text.movedim(-1, 0), seed=seed), null=null.mean(2),
+        accuracy=by_text.mean(-1), interval=spread, null=null.mean(2),
         each=hits.mean(-1), labels={"method": methods, "k": [str(k) for k in ks], "bound": BOUNDS},
         units=dict.fromkeys(("accuracy", "interval", "null", "each"), "probability"),
         record={"dictionary": seen.dictionary.fingerprint(), "texts": {"train": len(fit), "test": len(test)},
-                "interval": f"95 % bootstrap over {len(test)} held-out texts", "null": "shuffled training labels",
+                "interval": f"95 % over {len(test)} held-out texts", "null": "shuffled training labels",
                 "versions": versions(), "machine": machine()},
     )  # fmt: skip
 

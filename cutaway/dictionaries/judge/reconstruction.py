@@ -6,49 +6,49 @@
 * norm ratio: mean of ‖x̂‖ / ‖x‖ (shrinkage below 1). relative bias: Σ‖x̂‖² / Σ x·x̂ (Rajamanoharan et al. 2024,
   arXiv:2404.16014): what x̂ would have to be divided by. cosine: mean of cos(x, x̂).
 
-All are of the sites written, against their true values; special tokens are no evidence. Intervals: bootstrap over
-groups of tokens or sequences.
+All are of the sites written, against their true values; special tokens are no evidence. Intervals: over groups of
+tokens or sequences.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from cutaway.core.stats import bootstrap_mean, bootstrap_ratio
+from cutaway.core.stats import mean_interval, ratio_interval
 from cutaway.dictionaries.judge.evidence import Seen
 from cutaway.dictionaries.judge.scores import Score, Scores, collect
 
+_ANY, _POSITIVE = (-math.inf, math.inf), (0.0, math.inf)  # where a score can lie
 
-def reconstruction(
-    seen: Seen, *, null: Sequence[Seen] = (), control: Mapping[str, Seen] | None = None, seed: int = 0
-) -> Scores:
+
+def reconstruction(seen: Seen, *, null: Sequence[Seen] = (), control: Mapping[str, Seen] | None = None) -> Scores:
     """Sparsity and reconstruction of a dictionary, beside random dictionaries and controls.
 
     Args:
         seen: the dictionary on its evidence.
         null: random dictionaries on evidence of the same tokens.
         control: other dictionaries by name, each on its own evidence.
-        seed: of the bootstrap.
     """
-    own = reconstruction_scores(seen, seed)
-    random = [reconstruction_scores(s, seed) for s in null]
-    others = {n: reconstruction_scores(s, seed) for n, s in (control or {}).items()}
+    own = reconstruction_scores(seen)
+    random = [reconstruction_scores(s) for s in null]
+    others = {n: reconstruction_scores(s) for n, s in (control or {}).items()}
     rows = [s.against([r[i] for r in random], {n: o[i] for n, o in others.items()}) for i, s in enumerate(own)]
     record = {"tokens": len(seen.evidence), "interval": seen.evidence.how, "dictionary": seen.dictionary.fingerprint()}
     return collect(rows, record)
 
 
-def reconstruction_scores(seen: Seen, seed: int = 0) -> list[Score]:
+def reconstruction_scores(seen: Seen) -> list[Score]:
     """The scores of this family, without controls; L0 first."""
     groups = seen.evidence.groups
-    found = [mean_score("L0", seen.code.counts(), groups, seed, "latents a token")]
+    found = [mean_score("L0", seen.code.counts(), groups, "latents a token", _POSITIVE)]
     for site, out in seen.output.items():
         x, name = seen.evidence.of(site), "" if len(seen.output) == 1 else f" of {site}"
-        found += _of_site(x, out, groups, name, seed)
+        found += _of_site(x, out, groups, name)
     return found
 
 
@@ -58,7 +58,7 @@ def fvu(x: Float[Tensor, "token d"], reconstructed: Float[Tensor, "token d"]) ->
     return float(((wide - reconstructed.double()) ** 2).sum() / ((wide - wide.mean(0)) ** 2).sum())
 
 
-def _of_site(x: Tensor, out: Tensor, groups: Int[Tensor, "token"], name: str, seed: int) -> list[Score]:
+def _of_site(x: Tensor, out: Tensor, groups: Int[Tensor, "token"], name: str) -> list[Score]:
     mean = x.double().mean(0)
     error, spread, size, product, ratio, cosine = [], [], [], [], [], []
     for a, b in zip(x.split(4096), out.split(4096), strict=True):
@@ -72,10 +72,10 @@ def _of_site(x: Tensor, out: Tensor, groups: Int[Tensor, "token"], name: str, se
         cosine.append(product[-1] / (lengths[0] * lengths[1]).clamp(min=1e-300))
     sums = [torch.cat(c) for c in (error, spread, size, product)]
     return [
-        ratio_score(f"FVU{name}", sums[0], sums[1], groups, seed),
-        mean_score(f"norm ratio{name}", torch.cat(ratio), groups, seed),
-        ratio_score(f"relative bias{name}", sums[2], sums[3], groups, seed),
-        mean_score(f"cosine{name}", torch.cat(cosine), groups, seed),
+        ratio_score(f"FVU{name}", sums[0], sums[1], groups, within=_POSITIVE),
+        mean_score(f"norm ratio{name}", torch.cat(ratio), groups, within=_POSITIVE),
+        ratio_score(f"relative bias{name}", sums[2], sums[3], groups),
+        mean_score(f"cosine{name}", torch.cat(cosine), groups, within=(-1.0, 1.0)),
     ]
 
 
@@ -86,24 +86,25 @@ def by_group(values: Shaped[Tensor, "token"], groups: Int[Tensor, "token"]) -> F
 
 
 def mean_score(
-    name: str, values: Shaped[Tensor, "token"], groups: Int[Tensor, "token"], seed: int = 0, unit: str = ""
-) -> Score:
+    name: str, values: Shaped[Tensor, "token"], groups: Int[Tensor, "token"], unit: str = "",
+    within: tuple[float, float] = _ANY,
+) -> Score:  # fmt: skip
     """The mean over tokens where the value is finite, its interval over groups."""
-    return ratio_score(name, values, torch.isfinite(values.double()), groups, seed, unit)
+    return ratio_score(name, values, torch.isfinite(values.double()), groups, unit, within)
 
 
 def ratio_score(
     name: str, above: Shaped[Tensor, "token"], below: Shaped[Tensor, "token"], groups: Int[Tensor, "token"],
-    seed: int = 0, unit: str = "",
+    unit: str = "", within: tuple[float, float] = _ANY,
 ) -> Score:  # fmt: skip
     """A ratio of sums over tokens, its interval over groups."""
     a, b = by_group(above, groups), by_group(below, groups)
     value = float(a.sum() / b.sum()) if float(b.sum()) != 0 else float("nan")
-    low, high = bootstrap_ratio(a, b, seed=seed).tolist()
+    low, high = ratio_interval(a, b, within=within).tolist()
     return Score(name, value, (low, high), unit)
 
 
-def over_units(name: str, values: Float[Tensor, "unit"], unit: str = "", seed: int = 0) -> Score:
-    """The mean over units such as latents or features, with their bootstrap interval."""
-    low, high = bootstrap_mean(values, seed=seed, samples=1000).tolist()
+def over_units(name: str, values: Float[Tensor, "unit"], unit: str = "", within: tuple[float, float] = _ANY) -> Score:
+    """The mean over units such as latents or features, with its interval."""
+    low, high = mean_interval(values, within=within).tolist()
     return Score(name, float(values.double().mean()), (low, high), unit)

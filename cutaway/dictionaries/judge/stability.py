@@ -22,7 +22,7 @@ from torch.nn.functional import normalize
 from cutaway.core.record import machine, versions
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, bootstrap_mean
+from cutaway.core.stats import BOUNDS, mean_interval
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.judge.evidence import Seen
@@ -45,7 +45,7 @@ class Stability(Result, kind="dictionary_stability"):
 def stability(dictionaries: Sequence[Dictionary], *, samples: int = 2, seed: int = 0) -> Stability:
     """How alike dictionaries trained with several seeds are, pair by pair.
 
-    Intervals: bootstrap over matched pairs of latents. Null: each with random rows in the place of the other's.
+    Intervals: over matched pairs of latents. Null: each with random rows in the place of the other's.
 
     Raises:
         Refused: fewer than two dictionaries, or ones that write other widths.
@@ -60,7 +60,7 @@ def stability(dictionaries: Sequence[Dictionary], *, samples: int = 2, seed: int
         for j in range(i):
             near = matched(rows[i], rows[j])[2]
             value[i, j] = value[j, i] = near.mean()
-            interval[i, j] = interval[j, i] = bootstrap_mean(near, seed=seed, samples=1000)
+            interval[i, j] = interval[j, i] = mean_interval(near, within=(0.0, 1.0))
             null[i, j] = null[j, i] = torch.tensor(
                 [mcc(rows[i], torch.randn(rows[j].shape, generator=g)) for _ in range(samples)]
             )
@@ -69,7 +69,7 @@ def stability(dictionaries: Sequence[Dictionary], *, samples: int = 2, seed: int
         alike=value, alike_interval=interval, alike_null=null,
         labels={"seed": names, "other": names, "bound": BOUNDS},
         units={"alike": "cosine", "alike_interval": "cosine", "alike_null": "cosine"},
-        record=_record([d.fingerprint() for d in dictionaries], "bootstrap over matched pairs of latents"),
+        record=_record([d.fingerprint() for d in dictionaries], "over matched pairs of latents"),
     )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def judged(dictionary: Dictionary, evidence: Evidence, seed: int = 0, nulls: int
     random = [observe(random_dictionary(dictionary, fit, seen.l0, seed=seed + i), rest) for i in range(nulls)]
     others = {n: observe(d, rest) for n, d in controls(dictionary, fit, seen.l0).items()}
     return joined([
-        reconstruction(seen, null=random, control=others, seed=seed),
+        reconstruction(seen, null=random, control=others),
         firing_scores(seen, null=random, control=others),
     ])  # fmt: skip
 

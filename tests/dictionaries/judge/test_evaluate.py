@@ -20,7 +20,7 @@ def test_everything_is_judged_on_a_truth_on_tokens_that_nothing_was_fitted_on():
     i = got.number("FVU")
     assert got.score[i] < got.control[i, :3].min() < got.null[i].min()
     assert got.record["tokens"] == 1500
-    assert got.record["interval"]["MCC"] == "bootstrap over matched pairs"
+    assert got.record["interval"]["MCC"] == "over matched pairs"
     plain = evaluate(made.random_autoencoder(), Evidence({made.SITE: made.activations()}), nulls=0)
     assert "F1" not in plain.labels["score"]
 

@@ -147,11 +147,11 @@ def test_contexts_are_the_units_where_sequences_are_few():
     assert rest.context is not None
     assert set(first.context.tolist()) == set(range(8))
     assert not set(first.context.tolist()) & set(rest.context.tolist())
-    assert long.how == "95 % bootstrap over 30 contexts"
+    assert long.how == "95 % over 30 contexts"
     many = Evidence({made.SITE: x}, sequence=torch.arange(300) // 15, context=order)
-    assert many.how == "95 % bootstrap over 20 sequences"  # enough of them
+    assert many.how == "95 % over 20 sequences"  # enough of them
     packed = Evidence({made.SITE: x}, sequence=order // 10, context=order // 20)
-    assert packed.how == "95 % bootstrap over 3 sequences"  # contexts are fewer still
+    assert packed.how == "95 % over 3 sequences"  # contexts are fewer still
     with pytest.raises(Refused, match="fills one context"):
         Evidence({made.SITE: x}, sequence=order * 0, context=order * 0).parted()
 
