@@ -35,6 +35,7 @@ _INSTALLED: dict[str, Any] = {"count": 0, "originals": {}}
 _FORWARDS: dict[nn.Module, Any] = {}  # what stood in __dict__["forward"]: another library's wrapper, or nothing
 _PRODUCTS = frozenset({"matmul", "__matmul__", "bmm", "baddbmm"})
 SITES = frozenset({"q", "k", "v", "scores", "pattern"})
+FORMED = ("scores", "pattern")
 
 
 Switch = Callable[[nn.Module], None]
@@ -97,6 +98,25 @@ def seen(module: nn.Module, site: str, x: Tensor) -> Tensor:
     return x
 
 
+def shown(module: nn.Module, site: str, x: Tensor, keys: int) -> Tensor:
+    """What the watchers make of k, v, scores or pattern, of whose columns the first `keys` are tokens.
+
+    The others are sinks of the softmax, or what a cache of fixed size has left over; they stay as they are.
+    """
+    axis = -1 if site in FORMED else -2
+    more = x.shape[axis] - keys
+    if more <= 0:
+        return seen(module, site, x)
+    part = x.narrow(axis, 0, keys)
+    new = seen(module, site, part)
+    return x if new is part else torch.cat([new, x.narrow(axis, keys, more)], axis)
+
+
+def _filled(keys: int) -> int:
+    frame = FRAME.get()
+    return keys if frame is None else frame.filled(keys)
+
+
 def wants(module: nn.Module, *sites: str) -> bool:
     """Whether anything sees one of these sites of a module."""
     return any(s in wanted for wanted, _ in _WATCHED.get(module, ()) for s in sites)
@@ -149,8 +169,9 @@ def _dispatcher(name: str, original: Callable[..., Any] | None) -> Callable[...,
             )
         if module not in _WATCHED:
             return own(module, query, key, value, attention_mask, **kw)
-        q, k, v = seen(module, "q", query), seen(module, "k", key), seen(module, "v", value)
-        if not wants(module, "scores", "pattern"):
+        keys = _filled(key.shape[2])
+        q, k, v = seen(module, "q", query), shown(module, "k", key, keys), shown(module, "v", value, keys)
+        if not wants(module, *FORMED):
             return own(module, q, k, v, attention_mask, **kw)
         if name not in ("eager", "sdpa") or eager is None:
             raise Refused(
@@ -159,7 +180,7 @@ def _dispatcher(name: str, original: Callable[..., Any] | None) -> Callable[...,
                 "load the model with attention='sdpa' or 'eager'",
             )
         mask = _additive(module, q, k, attention_mask, kw.get("is_causal")) if name == "sdpa" else attention_mask
-        with _SoftmaxTap(module):
+        with _SoftmaxTap(module, keys):
             return eager(module, q, k, v, mask, **kw)
 
     attend._cutaway = True  # type: ignore[attr-defined]
@@ -175,7 +196,7 @@ def _additive(module: nn.Module, q: Tensor, k: Tensor, mask: Tensor | None, caus
         made = frame.masks if frame is not None else {}  # the layers of one forward share theirs
         if key not in made:
             hidden = torch.full((1, 1, *key[:2]), torch.finfo(q.dtype).min, dtype=q.dtype, device=q.device)
-            made[key] = hidden.triu_(k.shape[2] - q.shape[2] + 1)
+            made[key] = hidden.triu_(1)  # as the fused kernel counts: from the first column on
         return made[key]
     if mask is not None and mask.dtype == torch.bool:
         zero = torch.zeros(mask.shape, dtype=q.dtype, device=q.device)
@@ -186,15 +207,15 @@ def _additive(module: nn.Module, q: Tensor, k: Tensor, mask: Tensor | None, caus
 class _SoftmaxTap(TorchFunctionMode):
     """Around an eager attention function: the first softmax's argument is `scores`, its value `pattern`."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, keys: int):
         super().__init__()
-        self.module, self.done = module, False
+        self.module, self.keys, self.done = module, keys, False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not self.done and getattr(func, "__name__", "") == "softmax":
             self.done = True
-            scores = seen(self.module, "scores", args[0])
-            return seen(self.module, "pattern", func(scores, *args[1:], **(kwargs or {})))
+            scores = shown(self.module, "scores", args[0], self.keys)
+            return shown(self.module, "pattern", func(scores, *args[1:], **(kwargs or {})), self.keys)
         return func(*args, **(kwargs or {}))
 
 
@@ -203,7 +224,7 @@ class _InlineTap(TorchFunctionMode):
 
     def __init__(self, module: nn.Module, heads: int):
         super().__init__()
-        self.module, self.heads, self.stage = module, heads, 0
+        self.module, self.heads, self.stage, self.keys = module, heads, 0, 0
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, name = kwargs or {}, getattr(func, "__name__", "")
@@ -214,9 +235,9 @@ class _InlineTap(TorchFunctionMode):
             return self._product(func, name, args, kwargs)
         if name == "softmax" and self.stage == 1:
             self.stage = 2
-            scores = self._flat(seen(self.module, "scores", self._headed(args[0])), args[0])
+            scores = self._flat(shown(self.module, "scores", self._headed(args[0]), self.keys), args[0])
             pattern = func(scores, *args[1:], **kwargs)
-            return self._flat(seen(self.module, "pattern", self._headed(pattern)), pattern)
+            return self._flat(shown(self.module, "pattern", self._headed(pattern), self.keys), pattern)
         return func(*args, **kwargs)
 
     def _product(self, func: Any, name: str, args: Any, kwargs: Any) -> Any:
@@ -224,11 +245,10 @@ class _InlineTap(TorchFunctionMode):
         a, b = (kwargs["batch1"], kwargs["batch2"]) if named else args[at : at + 2]
         if self.stage == 1:
             a = self._flat(seen(self.module, "q", self._headed(a)), a)
-            b = self._flat(seen(self.module, "k", self._headed(b.transpose(-1, -2))), b.transpose(-1, -2)).transpose(
-                -1, -2
-            )
+            k, self.keys = b.transpose(-1, -2), _filled(b.shape[-1])
+            b = self._flat(shown(self.module, "k", self._headed(k), self.keys), k).transpose(-1, -2)
         else:
-            b = self._flat(seen(self.module, "v", self._headed(b)), b)
+            b = self._flat(shown(self.module, "v", self._headed(b), self.keys), b)
         return (
             func(*args, **{**kwargs, "batch1": a, "batch2": b})
             if named
@@ -237,13 +257,15 @@ class _InlineTap(TorchFunctionMode):
 
     def _fused(self, func: Any, args: Any, kwargs: Any) -> Any:
         self.stage = 3  # products further on in the module, of an edit at its output say, are no attention
-        q, k, v = (seen(self.module, s, x) for s, x in zip("qkv", args[:3], strict=True))
-        if not wants(self.module, "scores", "pattern"):
+        keys = _filled(args[1].shape[-2])
+        q = seen(self.module, "q", args[0])
+        k, v = (shown(self.module, s, x, keys) for s, x in zip("kv", args[1:3], strict=True))
+        if not wants(self.module, *FORMED):
             return func(q, k, v, *args[3:], **kwargs)
         scores = q @ k.transpose(-1, -2) * (kwargs.get("scale") or 1 / math.sqrt(q.shape[-1]))
         mask = _additive(self.module, q, k, kwargs.get("attn_mask"), bool(kwargs.get("is_causal")))
-        scores = seen(self.module, "scores", scores if mask is None else scores + mask)
-        return seen(self.module, "pattern", scores.softmax(-1)).to(v.dtype) @ v
+        scores = shown(self.module, "scores", scores if mask is None else scores + mask, keys)
+        return shown(self.module, "pattern", scores.softmax(-1), keys).to(v.dtype) @ v
 
     def _headed(self, x: Tensor) -> Tensor:
         return x if x.ndim == 4 else x.view(-1, self.heads, *x.shape[1:])

@@ -51,6 +51,11 @@ class Edit(ABC):
         """The earliest place that the change depends on."""
         return self.where
 
+    @property
+    def placed(self) -> bool:
+        """Whether it names positions of the prompts, so that a forward must tell where they are."""
+        return self.places() != [None]
+
     def parts(self) -> tuple[Edit, ...]:
         """The edits of single places that this one stands for."""
         return (self,)
@@ -135,12 +140,12 @@ class Edit(ABC):
         if self.where.site in _WITH_CACHE:
             frame, past = frame.whole, frame.hidden(x.shape[1])
         column = frame.columns(position)
-        if column is None and (frame.offset == 0 or frame.tokens is None):
+        if column is None and not frame.has(position):
             raise Refused(
                 f"edit at {self.where}", f"position {position} is outside the prompt", "choose another position"
             )
         if isinstance(column, Tensor):
-            return column.to(x.device) - past
+            return column.to(x.device) - past  # negative where it is not there
         return column - past if column is not None and column >= past else None
 
 
@@ -165,6 +170,10 @@ class Sliced(Edit):
     @property
     def begins(self) -> Address:
         return self.edit.begins
+
+    @property
+    def placed(self) -> bool:
+        return self.edit.placed
 
     def apply(self, x: Tensor) -> Tensor:
         return self.edit.sliced(self.cut).apply(x)
@@ -283,6 +292,10 @@ class Freeze(Edit):
             cut.held[key] = self._source_of(cut)
         return replace(self, source=cut.held[key])
 
+    @property
+    def placed(self) -> bool:
+        return True
+
     def _source_of(self, cut: Cut) -> Mapping[str, Tensor]:
         """The source of some prompts, cut by its own padding, which need not be that of the run."""
         place, there = self.where.place, getattr(self.source, "tokens", None)
@@ -328,9 +341,13 @@ class Freeze(Edit):
                 value = moved
         past = 0 if frame is None else frame.hidden(x.shape[1]) if self.where.site in _WITH_CACHE else frame.offset
         part = new[:, : max(n - past, 0)] if has_position else new[:, :, :n, :n]  # what is generated goes free
-        value = self._expanded(value[:, past:] if past else value, part)
+        if has_position:  # a part of the prompt may be in the cache already, or come later
+            if value.shape[1] != n:
+                raise self._unlike(value, x)
+            value = value[:, past : past + part.shape[1]]
+        value = self._expanded(value, part)
         if here.padded and has_position:
-            real = here.mask[:, past:].to(x.device)
+            real = here.mask[:, past : past + part.shape[1]].to(x.device)
             value = torch.where(real.reshape(*real.shape, *[1] * (x.ndim - 2)), value, part)
         part.copy_(value)
         return new
@@ -362,6 +379,10 @@ class Knockout(Edit):
     def where(self) -> Address:
         return replace(parsed(self.address), site="scores")
 
+    @property
+    def placed(self) -> bool:
+        return True
+
     def __post_init__(self):
         if parsed(self.address).site not in ("pattern", "scores"):
             raise Refused(
@@ -392,10 +413,12 @@ class Knockout(Edit):
 
     def _columns(self, frame: Frame, position: int, x: Tensor) -> list[int | None]:
         column = frame.columns(position)
-        if column is None and frame.offset == 0:
+        if column is None and not frame.has(position):
             why = f"position {position} is outside the prompt"
             raise Refused(f"knockout at {self.address}", why, "choose another position")
-        return column.tolist() if isinstance(column, Tensor) else [column] * len(x)
+        if isinstance(column, Tensor):
+            return [c if c >= 0 else None for c in column.tolist()]
+        return [column] * len(x)
 
 
 def as_edits(edits: Edit | Sequence[Edit]) -> tuple[Edit, ...]:

@@ -83,6 +83,23 @@ def evaluating(body: Anatomy) -> Iterator[None]:
 
 
 @contextmanager
+def told(body: Anatomy) -> Iterator[None]:
+    """Refuse the user's own forwards over a key-value cache: nothing tells where the prompts' positions are in them."""
+
+    def enter(module: nn.Module, args: Any, kw: Any) -> None:
+        held: Any = kw.get("past_key_values")
+        if held is not None and FRAME.get() is None and int(held.get_seq_length()):
+            what = "an edit at positions, in your own forward over a key-value cache"
+            raise Refused(what, "it does not say where the prompts' positions are", "use model.generate, or no cache")
+
+    handle = body.hf.register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
 def rooted(body: Anatomy) -> Iterator[None]:
     """Make the embeddings require gradients, so that a graph exists even in a frozen model."""
 

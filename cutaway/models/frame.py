@@ -16,14 +16,15 @@ from cutaway.models.tokens import Tokens
 class Frame:
     """Set by the model around each forward; read by edits and taps.
 
-    `offset` counts the columns already in the key-value cache, `width` those of the present forward. `masks` are the
-    additive attention masks made in it.
+    `offset` counts the columns already in the key-value cache, `width` those of the present forward. `roomy`: the cache
+    has columns behind those, which hold nothing yet. `masks` are the additive attention masks made in it.
     """
 
     tokens: Tokens | None
     batch: int
     width: int
     offset: int = 0
+    roomy: bool = False
     masks: dict[Any, Tensor] = field(default_factory=dict)
 
     @property
@@ -36,21 +37,29 @@ class Frame:
         """Whether the whole prompt lies in the cache."""
         return self.offset >= (self.tokens.ids.shape[1] if self.tokens is not None else 1)
 
+    def filled(self, keys: int) -> int:
+        """How many of a cache's `keys` columns hold something."""
+        return min(keys, self.offset + self.width) if self.roomy else keys
+
     def hidden(self, keys: int) -> int:
         """How many of the oldest columns a sliding window has dropped, where `keys` are left."""
         return self.offset + self.width - keys
 
+    def has(self, position: int) -> bool:
+        """Whether every prompt has such a position, in this forward or another one over the same cache."""
+        shortest = int(self.tokens.lengths.min()) if self.tokens is not None else 0
+        return -shortest <= position < shortest
+
     def columns(self, position: int) -> int | Tensor | None:
-        """The column of a prompt position in the present forward: one for all rows, one per row, or None if it is
-        not part of this forward (already in the cache, while generating)."""
+        """The column of a prompt position in the present forward: one for all rows, or one per row (−1 where it is not
+        part of it); None if it is part of it in no row (already in the cache, say, while generating)."""
         if self.tokens is None or not self.tokens.padded:
             length = self.tokens.ids.shape[1] if self.tokens is not None else self.width
             column = (position if position >= 0 else length + position) - self.offset
             return column if 0 <= column < self.width else None
         columns = self.tokens.column(position) - self.offset
-        if bool((columns < 0).all()):
-            return None
-        return columns
+        columns = torch.where((columns >= 0) & (columns < self.width), columns, -1)
+        return None if bool((columns < 0).all()) else columns
 
 
 FRAME: ContextVar[Frame | None] = ContextVar("cutaway_frame", default=None)

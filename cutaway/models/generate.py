@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from cutaway.core.record import count
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Refused, nearest
 from cutaway.models import forward
 from cutaway.models.edits import Edit
 from cutaway.models.frame import FRAME, Frame
@@ -19,16 +20,31 @@ if TYPE_CHECKING:
     from cutaway.models.model import Model
 
 
+# Options of transformers' generate that have another place here, and which.
+_ELSEWHERE = {
+    "max_length": "say tokens=, how many new ones",
+    **dict.fromkeys(("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "negative_prompt_ids",
+                     "negative_prompt_attention_mask"), "give prompts, or model.tokens(…), which know their padding"),
+    **dict.fromkeys(("return_dict_in_generate", "output_scores", "output_logits", "output_attentions",
+                     "output_hidden_states"), "run the prompt with its continuation, or capture there"),
+    "generation_config": "give its settings as options", "past_key_values": "give the whole prompt",
+    "custom_generate": "call model.hf.generate inside model.edited(…)",
+}  # fmt: skip
+_OBJECTS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "assistant_model", "streamer")
+_KEPT = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
 def continuations(model: Model, t: Tokens, new: int, edits: Sequence[Edit], options: dict[str, Any]) -> list[str]:
     """Each prompt's continuation as text (ids as words where there is no tokenizer).
 
     Raises:
-        Refused: an encoder, nothing to generate, or more tokens than the model's context.
+        Refused: an encoder, nothing to generate, more tokens than the model's context, or an option that cannot be.
     """
     if not model.family.causal:
         raise Refused(
             f"generate with {model.name}", "an encoder does not continue text", "load a causal language model"
         )
+    new = options.pop("max_new_tokens", new)
     if new < 1 or t.ids.shape[1] + new > model.shape.context:
         room = model.shape.context - t.ids.shape[1]
         raise Refused(
@@ -41,8 +57,13 @@ def continuations(model: Model, t: Tokens, new: int, edits: Sequence[Edit], opti
 
 
 def generated_ids(model: Model, t: Tokens, new: int, edits: Sequence[Edit], options: dict[str, Any]) -> torch.Tensor:
-    """The new token ids, [batch, step]."""
+    """The new token ids, [batch, step].
+
+    Raises:
+        Refused: an option that is unknown, has its own place here, or that transformers refuses.
+    """
     forward.check_padding(model.body, t)
+    _check_options(model, options, edits)
     ran: dict[int, int] = {}
 
     def enter(module: nn.Module, args: Any, kw: Any) -> None:
@@ -50,22 +71,78 @@ def generated_ids(model: Model, t: Tokens, new: int, edits: Sequence[Edit], opti
         offset = _past(kw, ids.shape[1], ran)
         beams = len(ids) // len(t)
         rows = t if beams == 1 else t.rows([i for i in range(len(t)) for _ in range(beams)])
-        FRAME.set(Frame(rows, len(ids), ids.shape[1], offset))
+        FRAME.set(Frame(rows, len(ids), ids.shape[1], offset, _roomy(kw.get("past_key_values"))))
         count(forwards=len(ids) * ids.shape[1] / t.ids.shape[1])
 
-    defaults: dict[str, Any] = {"max_new_tokens": new, "do_sample": False}
-    if getattr(model.hf.generation_config, "pad_token_id", None) is None:
-        ends = (getattr(model.tokenizer, "pad_token_id", None), getattr(model.hf.config, "eos_token_id", None), 0)
-        defaults["pad_token_id"] = next(e for e in ends if isinstance(e, int))
+    given = {n: v for n, v in options.items() if n in _OBJECTS}
+    if "stop_strings" in options:
+        given["tokenizer"] = model.tokenizer
     handle = model.hf.register_forward_pre_hook(enter, with_kwargs=True)
     token = FRAME.set(None)
     try:
-        with model.edited(*edits), torch.no_grad():
-            out = model.hf.generate(t.ids, attention_mask=t.mask.long(), **{**defaults, **options})
+        with model.edited(*edits), torch.no_grad(), _settings(model, new, options) as settings:
+            out = model.hf.generate(t.ids, settings, attention_mask=t.mask.long(), **given)
+    except (ValueError, TypeError, ImportError, AttributeError, RuntimeError) as error:
+        if not options or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise _unfit(options, error) from error
     finally:
         FRAME.reset(token)
         handle.remove()
     return out[:, t.ids.shape[1] :]
+
+
+@contextmanager
+def _settings(model: Model, new: int, options: Mapping[str, Any]) -> Iterator[Any]:
+    """The settings of one generation; the model's own, which fill whatever is left open, are set aside meanwhile."""
+    from transformers import GenerationConfig
+
+    hf, own = model.hf, model.hf.generation_config
+    kept = {n: getattr(own, n, None) for n in _KEPT}
+    if kept["pad_token_id"] is None:
+        ends = (getattr(model.tokenizer, "pad_token_id", None), getattr(hf.config, "eos_token_id", None), 0)
+        kept["pad_token_id"] = next(e for e in ends if isinstance(e, int))
+    asked = {n: v for n, v in options.items() if n not in _OBJECTS}
+    made = {**kept, "max_new_tokens": new, "do_sample": False, "disable_compile": True, **asked}
+    hf.generation_config = GenerationConfig(**kept)
+    try:
+        yield GenerationConfig(**made)
+    finally:
+        hf.generation_config = own
+
+
+def _check_options(model: Model, options: Mapping[str, Any], edits: Sequence[Edit]) -> None:
+    if not options:
+        return
+    from transformers import GenerationConfig
+
+    known = [n for n in vars(GenerationConfig()) if not n.startswith("_") and n != "transformers_version"]
+    for name in options:
+        if name in _ELSEWHERE:
+            raise Refused(f"generate({name}=…)", "this generate takes prompts and returns texts", _ELSEWHERE[name])
+        if name not in known and name not in _OBJECTS:
+            near = nearest(name, [*known, *_OBJECTS])
+            why = "there is no such option" + (f"; near: {near}" if near else "")
+            raise Refused(f"generate({name}=…)", why, "give an option of transformers' generate")
+    if "offloaded" in str(options.get("cache_implementation")) and model.device.type == "cpu":
+        why = "it moves keys and values from a GPU to the CPU, and the model is on the CPU"
+        raise Refused(f"generate(cache_implementation={options['cache_implementation']!r})", why, "leave it out")
+    if edits and (options.get("guidance_scale") or 1) != 1:
+        why = "its second run has no prompt, so an edit would not mean there what it means here"
+        raise Refused("generate(guidance_scale=…) under edits", why, "leave out one of the two")
+
+
+def _unfit(options: Mapping[str, Any], error: Exception) -> Refused:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:240]
+    return Refused(
+        f"generate({', '.join(f'{n}={v!r}' for n, v in options.items())})", f"transformers cannot: {reason}",
+        "change these options",
+    )  # fmt: skip
+
+
+def _roomy(cache: Any) -> bool:
+    """Whether a cache has a fixed size, and so columns that hold nothing yet."""
+    return any(hasattr(layer, "max_cache_len") for layer in getattr(cache, "layers", ()))
 
 
 def _past(kw: dict[str, Any], width: int, ran: dict[int, int]) -> int:

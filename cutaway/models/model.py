@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -292,7 +292,12 @@ class Model:
         """Greedy continuations under edits, with the key-value cache.
 
         Edits with a position act on that position of the prompt; edits without one act on every new token too.
-        `options` go to transformers' `generate` (temperature, do_sample …).
+        `options` go to transformers' `generate` (do_sample, temperature, num_beams, cache_implementation …). What the
+        checkpoint's own generation settings ask for (penalties, sampling, suppressed tokens) is left out, unless it is
+        given as an option; only its end-of-text tokens are kept.
+
+        Raises:
+            Refused: an encoder, too many tokens, or an option that is unknown, has its own place here, or does not fit.
         """
         from cutaway.models.generate import continuations
 
@@ -316,7 +321,8 @@ class Model:
             self.places([e.where])
             sees.setdefault(e.where.place, []).append(e)
         chains = {p: _chain(es) for p, es in sees.items()}
-        with forward.alone(self.hf), forward.evaluating(self.body), taps.attached(self.body, chains):
+        told = forward.told(self.body) if any(e.placed for es in sees.values() for e in es) else nullcontext()
+        with forward.alone(self.hf), forward.evaluating(self.body), told, taps.attached(self.body, chains):
             yield self
 
     @property

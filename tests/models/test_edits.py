@@ -4,11 +4,13 @@ import copy
 
 import pytest
 import torch
+from transformers import GptOssConfig, GptOssForCausalLM
 
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME
 from cutaway.models.edits import Ablate, Add, Edit, Freeze, Knockout, Project, Replace, Scale, as_edits
+from cutaway.models.model import Model
 from cutaway.models.tokens import batch
 from tests.models.common import ALIBI, ALL, CAUSAL, IDS, KINDS, LONG, PADDED, SHORT, bare, gap, model, noise, sites
 
@@ -284,3 +286,17 @@ def test_an_edit_that_no_forward_reaches_is_refused():
     m = type(model("llama"))(lazy)
     with pytest.raises(Refused, match="never passed there"), m.edited(Scale("mlp_post.1", 2.0)):
         m.run(IDS)
+
+
+def test_a_sink_of_the_softmax_is_no_key():
+    config = GptOssConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=8,
+                          num_attention_heads=4, num_key_value_heads=2, num_local_experts=2, num_experts_per_tok=1,
+                          max_position_embeddings=64, sliding_window=4, rope_parameters={"rope_type": "default",
+                          "rope_theta": 1e4})  # fmt: skip
+    torch.manual_seed(0)
+    m = Model(GptOssForCausalLM(config).eval())
+    acts = m.capture(IDS, ["pattern", "scores", "v", "z"], Knockout("pattern.1", queries=(-1,), keys=(2,)))
+    pattern, v = acts["pattern.1"], acts["v.1"].repeat_interleave(2, dim=2)
+    assert pattern.shape == acts["scores.1"].shape == (2, 4, 7, 7)
+    assert torch.equal(pattern[:, :, -1] == 0, torch.arange(7)[None, None].expand(2, 4, 7) == 2)
+    assert gap(torch.einsum("bhqk,bkhd->bqhd", pattern, v), acts["z.1"]) < 1e-5

@@ -1,5 +1,7 @@
 """Generation under edits: the key-value cache, padding and beams change nothing about what an edit means."""
 
+import copy
+
 import pytest
 import torch
 
@@ -66,6 +68,85 @@ def test_frozen_prompts_stay_frozen_and_new_tokens_go_free(name):
         assert torch.equal(cached, ids(m, T, edits, use_cache=False))
     pattern = [Freeze("pattern.2", m.capture(batch([LONG[::-1]]), "pattern.2"))]
     assert torch.equal(ids(m, ONE, pattern), ids(m, ONE, pattern, use_cache=False))
+
+
+@pytest.mark.parametrize("name", ["llama_gqa", "mistral_window", "gptj"])
+def test_every_cache_gives_the_same_tokens(name):
+    m = model(name)
+    formed = [Scale("scores.1", 1.0), Scale("pattern.0.2", 2.0), *(Ablate(f"v.{i}@2") for i in range(m.shape.n_layers))]
+    edits = [*formed, *AT["keys"](m), *AT["edges"](m), Freeze("z.2", m.capture(T, "z.2"))]
+    for some in (edits, [Scale("scores.1", 1.0)]):
+        dynamic = ids(m, T, some)
+        for options in ({"cache_implementation": "static"}, {"prefill_chunk_size": 3}):
+            assert torch.equal(ids(m, T, some, **options), dynamic)
+    edits.pop()
+    one = ids(m, ONE, edits)  # unpadded prompts come without a mask
+    assert torch.equal(ids(m, ONE, edits, cache_implementation="static"), one)
+    assert torch.equal(ids(m, ONE, edits, prompt_lookup_num_tokens=2), one)
+    assert torch.equal(ids(m, ONE, [Scale("scores.1", 1.0)], cache_implementation="static"), ids(m, ONE, []))
+
+
+def test_what_the_checkpoint_asks_for_is_left_out_unless_the_caller_asks():
+    hf = copy.deepcopy(model("llama_gqa").hf)
+    plain = ids(m := Model(hf), T, [])
+    own = {"repetition_penalty": 1.7, "no_repeat_ngram_size": 1, "suppress_tokens": plain[0].tolist(),
+           "do_sample": True, "temperature": 5.0, "min_length": 30, "max_length": 3}  # fmt: skip
+    for name, value in own.items():
+        setattr(hf.generation_config, name, value)
+    before = hf.generation_config.to_dict()
+    assert torch.equal(ids(m, T, []), plain)
+    assert not torch.equal(ids(m, T, [], suppress_tokens=plain[0].tolist()), plain)
+    assert hf.generation_config.to_dict() == before
+    hf.generation_config.eos_token_id = int(plain[0, 1])  # where the text ends, it still ends
+    assert generated_ids(m, ONE, NEW, [], {}).tolist() == [plain[0, :2].tolist()]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"return_dict_in_generate": True}, "returns texts"),
+        ({"attention_mask": torch.ones(1, 7)}, "know their padding"),
+        ({"max_length": 30}, "say tokens="),
+        ({"max_new_tokens": 60}, "room for 1 to 57"),
+        ({"num_beam": 2}, "near: num_beams"),
+        ({"num_return_sequences": 2}, "transformers cannot: Greedy"),
+        ({"cache_implementation": "nonsense"}, "transformers cannot: Invalid"),
+        ({"cache_implementation": "offloaded"}, "model is on the CPU"),
+        ({"guidance_scale": 2.0}, "second run has no prompt"),
+    ],
+)
+def test_options_work_or_are_refused_in_words(options, word):
+    with pytest.raises(Refused, match=word):
+        model("llama").generate(ONE.ids, 2, Scale("z.1", 1.0), **options)
+
+
+def test_options_that_are_objects_work():
+    class Heard:
+        ended = False
+
+        def put(self, value):
+            self.last = value
+
+        def end(self):
+            self.ended = True
+
+    heard, m = Heard(), model("llama")
+    text = m.generate(ONE.ids, max_new_tokens=2, streamer=heard, eos_token_id=None)
+    assert len(text[0].split()) == 2
+    assert heard.ended
+    assert text[0].endswith(str(int(heard.last)))
+
+
+def test_positions_are_refused_in_own_forwards_over_a_cache():
+    m = model("llama")
+    with m.edited(Ablate("z.1@2")), pytest.raises(Refused, match="over a key-value cache"):
+        m.hf.generate(ONE.ids, attention_mask=ONE.mask.long(), max_new_tokens=2, do_sample=False, pad_token_id=0)
+    steer = [Add("resid_post.1", noise(32), 3.0)]
+    with m.edited(*steer):
+        own = m.hf.generate(
+            ONE.ids, attention_mask=ONE.mask.long(), max_new_tokens=NEW, do_sample=False, pad_token_id=0
+        )
+    assert torch.equal(own[:, 7:], generated_ids(m, ONE, NEW, steer, {}))
 
 
 def test_beams_and_samples_run_in_the_frame_of_their_prompt():
