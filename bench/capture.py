@@ -57,7 +57,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             save(shape, folder)
             rows += compare(shape, folder, pythons(chosen, dict.fromkeys(PEERS, "a")), chosen.rounds)
-    return finish("capture", rows, write=not (chosen.no_write or chosen.shape))
+    return finish("capture", rows, write=not (chosen.no_write or chosen.shape), label=chosen.label)
 
 
 def save(shape: str, folder: str) -> None:

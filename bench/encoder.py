@@ -41,7 +41,7 @@ def main() -> int:
              "--k", K, "--tokens", chosen.tokens, "--rate", "1e-3", "--threads", 1)  # fmt: skip
         judged = tell("eval", run / "dictionary.safetensors", "--model", model, "--text", parts["test"], "--tokens",
                       16384, "--sequences", 0, "--features", 400)  # fmt: skip
-    code = finish("encoder", rows(judged), write=not chosen.no_write)
+    code = finish("encoder", rows(judged), write=not chosen.no_write, label=chosen.label)
     if not chosen.no_write:
         file = RESULTS / "encoder.json"
         data = json.loads(file.read_text("utf-8")) | {"features": clearest(judged["features"])}

@@ -62,7 +62,7 @@ def main() -> int:
         *beside("load a tiny folder for the first time, checked", {"cutaway": loads["first"]}, 0, "s"),
         *beside("load it again", {"cutaway": loads["second"]}, 0, "s"),
     ]
-    return finish("first", rows, write=not chosen.no_write)
+    return finish("first", rows, write=not chosen.no_write, label=chosen.label)
 
 
 def fresh(python: str, code: str, *arguments: str, home: str | None = None) -> list[float]:

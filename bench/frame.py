@@ -170,8 +170,27 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": version("torch"),
         "transformers": version("transformers"),
+        "float32 products": f"{product_rate():.0f} GFLOP/s",
         "date": datetime.date.today().isoformat(),
     }
+
+
+def product_rate(size: int = 1024, repeats: int = 5) -> float:
+    """Giga floating-point operations a CPU second of a float32 product in PyTorch, on one thread: the median of some.
+
+    Ratios between tools depend on it: what is no product (selection, sorting, copying) weighs more where it is high.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        a, b = (torch.randn(size, size, generator=torch.Generator().manual_seed(i)) for i in range(2))
+        a @ b
+        seconds = statistics.median(spent(lambda: a @ b)[0] for _ in range(repeats))
+    finally:
+        torch.set_num_threads(threads)
+    return 2e-9 * size**3 / max(seconds, 1e-9)
 
 
 def _from_file(path: str, key: str) -> str | None:
@@ -182,13 +201,16 @@ def _from_file(path: str, key: str) -> str | None:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith(key)), None)
 
 
-def finish(name: str, rows: Sequence[Row], write: bool = True) -> int:
-    """Print the rows, write `bench/results/<name>.json`; the exit code is 1 if a bar is missed."""
+def finish(name: str, rows: Sequence[Row], write: bool = True, label: str = "") -> int:
+    """Print the rows, write `bench/results/<name>.json`; the exit code is 1 if a bar is missed.
+
+    With a `label`, which names another machine, the results stand beside the first ones in `<name>.<label>.json`.
+    """
     print(table(rows))
     if write:
         RESULTS.mkdir(exist_ok=True)
         text = json.dumps({"machine": machine(), "rows": [asdict(r) for r in rows]}, indent=1, ensure_ascii=False)
-        (RESULTS / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        (RESULTS / f"{name}{label and '.'}{label}.json").write_text(text + "\n", encoding="utf-8")
     missed = {(r.work, r.peer) for r in rows if r.kept is False}
     print(f"{len(missed)} bars missed" if missed else "every bar kept")
     return 1 if missed else 0
@@ -215,6 +237,7 @@ def options(description: str | None, **numbers: int) -> argparse.ArgumentParser:
         says = f"python of environment {name.upper()} (bench/envs/{name}.txt), for its peers"
         parser.add_argument(f"--python-{name}", metavar="PATH", help=says)
     parser.add_argument("--no-write", action="store_true", help="print only")
+    parser.add_argument("--label", default="", help="name of another machine, whose results stand beside the first")
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
     return parser

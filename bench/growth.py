@@ -46,7 +46,7 @@ def main() -> int:
     chosen = options(__doc__, rounds=4).parse_args()
     torch.set_num_threads(1)
     rows = [*growth(chosen.rounds), *bfloat16(chosen.rounds), *(memory(w, chosen.rounds) for w in SWEEPS)]
-    return finish("growth", rows, write=not chosen.no_write)
+    return finish("growth", rows, write=not chosen.no_write, label=chosen.label)
 
 
 def build(layers: int, positions: int, prompts: int, width: int, vocabulary: int = 16384) -> Any:

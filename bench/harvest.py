@@ -48,7 +48,9 @@ def main() -> int:
     interpreters = pythons(chosen, dict.fromkeys(PEERS, "b"))
     with tempfile.TemporaryDirectory() as folder:
         save(folder)
-        return finish("harvest", compare(folder, interpreters, chosen.rounds), write=not chosen.no_write)
+        return finish(
+            "harvest", compare(folder, interpreters, chosen.rounds), write=not chosen.no_write, label=chosen.label
+        )
 
 
 def save(folder: str) -> None:

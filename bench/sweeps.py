@@ -100,7 +100,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         save(folder)
         rows = compare(folder, interpreters, chosen.rounds, chosen.work or [*WORKS])
-    return finish("sweeps", rows, write=not (chosen.no_write or chosen.work))
+    return finish("sweeps", rows, write=not (chosen.no_write or chosen.work), label=chosen.label)
 
 
 def save(folder: str, **sizes: Any) -> None:

@@ -89,7 +89,7 @@ def main() -> int:
     rows = [row for work in WORKS if work in wanted for row in rows_of(work, times, about)]
     if "memory" in wanted:
         rows += memory({n: peak_of(p, n) for n, p in interpreters.items()}, about)
-    return finish("training", rows, write=not (chosen.no_write or chosen.work))
+    return finish("training", rows, write=not (chosen.no_write or chosen.work), label=chosen.label)
 
 
 def measure(interpreters: dict[str, str], works: list[str], rounds: int) -> tuple[Times, dict[str, Any]]:

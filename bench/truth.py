@@ -43,7 +43,7 @@ def main() -> int:
     found = table(chosen)
     rows = [*_table_rows(found), *_order_rows(found), generator_speed()]
     print(f"{time.process_time() - began:.0f} CPU-seconds")
-    return finish("truth", rows, write=not chosen.no_write)
+    return finish("truth", rows, write=not chosen.no_write, label=chosen.label)
 
 
 def recipes(seed: int) -> dict[str, Any]:

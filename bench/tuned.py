@@ -46,7 +46,7 @@ def main() -> int:
                     break
                 found[rate] = subject.ask(rate=rate)["fvu"]
                 print(name, rate, found[rate], file=sys.stderr, flush=True)
-    return finish("tuned", rows(errors, versions), write=not chosen.no_write)
+    return finish("tuned", rows(errors, versions), write=not chosen.no_write, label=chosen.label)
 
 
 def following(found: dict[float, float]) -> float | None:
