@@ -47,7 +47,9 @@ def test_results_are_written_and_a_missed_bar_is_an_exit_code(tmp_path, monkeypa
     assert [r["work"] for r in data["rows"]] == ["good", "bad"]
     assert data["rows"][1]["ratio"] == 2.0
     assert finish("x", [good], label="other") == 0
-    assert float(json.loads((tmp_path / "x.other.json").read_text("utf-8"))["machine"]["float32 products"].split()[0]) > 0
+    assert (
+        float(json.loads((tmp_path / "x.other.json").read_text("utf-8"))["machine"]["float32 products"].split()[0]) > 0
+    )
     printed = capsys.readouterr().out
     assert "1 bars missed" in printed
     assert "kept" in printed
