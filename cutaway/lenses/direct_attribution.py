@@ -6,7 +6,7 @@ its value in this run, and the unembedding, each summand has a share of logit(an
 
 * `effect[component]`: mean over prompts, in logits; positive writes the answer. `interval`: 95 %, over prompts.
 * Closure: the shares plus the final biases sum to the model's own logit difference; `residual` is what is left of each
-  prompt, and a residual above 1e-3 of the total is a refusal.
+  prompt, and one above 1e-3 of the totals' size (1e-6 in float64, a tenth in bfloat16, 2 % in float16) is a refusal.
 * Control: the same decomposition read toward random pairs of vocabulary tokens (`null`): what any component writes in
   any direction.
 * Assumption: direct paths only. A component whose work is read by later layers can have a share near zero.
@@ -25,13 +25,17 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval
-from cutaway.lenses.readout import read_out, single
+from cutaway.lenses.readout import AGREES, read_out, single
 from cutaway.models.model import Model
+from cutaway.models.norms import wide
 from cutaway.models.residual import logit_shares
 from cutaway.models.tokens import Tokens
+from cutaway.models.unembedding import unembedding
 from cutaway.tasks.task import Task
 
-_CLOSURE = {torch.float32: 1e-3, torch.float64: 1e-6}
+#: largest residual, of the root mean square of the totals; half precision rounds at every addition to the stream
+_CLOSURE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.1, torch.float16: 0.02}
+_ROUNDING = 1e-6  # of the shares' sizes together: what their own sum in float32 may be off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,7 @@ def direct_attribution(
     names, shares, offset = logit_shares(model, bound.clean, answers, foils, neurons=neurons)
     total = _difference(_logits(model, bound.clean), bound.answers, bound.foils)
     residual = total.double() - shares[0].double().sum(-1) - offset[0].double()
-    _close(model, residual, total)
+    _close(model, residual, total, shares[0].abs().sum(-1) + offset[0].abs())
     names, shares = [*names, "final bias"], torch.cat([shares, offset[..., None]], dim=-1)
     if top:
         names, shares = _top(names, shares, top)
@@ -88,7 +92,7 @@ def direct_attribution(
         record={
             "final norm": "scale frozen at its value in this run; centring and weight applied to every component",
             "closure": {"largest residual": float(residual.abs().max()), "mean total": float(total.mean())},
-            "soft cap": "shares are of the uncapped logits" if model.body.softcap else "none",
+            "soft cap": "shares are of the uncapped logits" if unembedding(model.body).cap else "none",
         }
         | single(n),
     )
@@ -96,13 +100,13 @@ def direct_attribution(
 
 def _logits(model: Model, prompts: Tokens) -> Float[Tensor, "prompt token"]:
     """The model's own last logits, before its soft cap if it has one (whose inverse would lose the digits)."""
-    own, cap = model.run_last(prompts).float(), model.body.softcap
+    own, cap = wide(model.run_last(prompts)), unembedding(model.body).cap
     if not cap:
         return own
     last = f"resid_post.{model.shape.n_layers - 1}"
     raw = read_out(model, model.capture(prompts, last, logits=False)[f"{last}@-1"], capped=False)
     missed = float((cap * torch.tanh(raw / cap) - own).abs().max())
-    if model.dtype in _CLOSURE and missed > 1e-3 * cap:
+    if missed > AGREES.get(model.dtype, 1e-3) * float(own.abs().max()):
         why = f"its logits miss those of its own last stream by {missed:.2g}"
         raise Refused(f"direct attribution on {model.name}", why, "see self_check(model)")
     return raw
@@ -113,15 +117,17 @@ def _difference(logits: Tensor, answers: Int[Tensor, "prompt"], foils: Int[Tenso
     return logits[rows, answers] - logits[rows, foils]
 
 
-def _close(model: Model, residual: Tensor, total: Tensor) -> None:
-    """Refuse shares that do not sum to the model's own logits; half precision is only reported."""
-    tolerance = _CLOSURE.get(model.dtype)
-    worst, size = float(residual.abs().max()), float(total.abs().max())
-    if tolerance is not None and worst > tolerance * max(size, 1.0):
+def _close(model: Model, residual: Tensor, total: Tensor, shares: Tensor) -> None:
+    """Refuse shares that do not sum to the model's own logits."""
+    worst, size = float(residual.abs().max()), float(total.double().pow(2).mean().sqrt())
+    allowed = max(_CLOSURE.get(model.dtype, 1e-3) * size, _ROUNDING * float(shares.max()))
+    if worst > allowed:
+        half = torch.finfo(model.dtype).bits < 32
         raise Refused(
             f"direct attribution on {model.name}",
             f"the shares miss the logits by {worst:.2g} of {size:.2g}",
-            "see self_check(model): a site of this family may be wrong",
+            ("use prompts whose answers differ more, or dtype='float32'; " if half else "")
+            + "see self_check(model): a site of this family may be wrong",
         )
 
 

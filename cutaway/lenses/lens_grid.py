@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cutaway.core.method import method
 from cutaway.core.result import Result
-from cutaway.lenses.readout import depth_labels, divergence, rank_of, read_out, streams, turned
+from cutaway.lenses.readout import along_depth, depth_labels, rank_of, turned
 from cutaway.models.model import Model
 from cutaway.tasks.task import Task
 
@@ -53,8 +53,7 @@ def lens_grid(model: Model, task: Task, /, *, samples: int = 4, seed: int = 0) -
     """
     bound = task.take(1).bind(model)
     tokens = bound.clean.row(0)
-    x = streams(model, tokens, position=None)[:, 0]
-    logits = read_out(model, x)
+    x, logits, apart = (t[:, 0] for t in along_depth(model, tokens, everywhere=True))
     p, top = logits.softmax(-1).max(-1)
     answer = bound.answers[0].expand(top.shape)
     null = [t.softmax(-1).amax(-1) for t in turned(model, x, samples, seed)]
@@ -65,7 +64,7 @@ def lens_grid(model: Model, task: Task, /, *, samples: int = 4, seed: int = 0) -
         token=top.cpu(),
         answer_probability=logits.softmax(-1).gather(-1, answer.unsqueeze(-1))[..., 0].cpu(),
         answer_rank=rank_of(logits, answer).cpu(),
-        divergence=divergence(logits[-1:], logits).cpu(),
+        divergence=apart.cpu(),
         labels={"layer": depth_labels(model), "position": tokens.labels(), "token": words, "probability": words},
         units={"probability": "probability", "answer_probability": "probability", "divergence": "nats"},
         record={"no_interval": "one prompt; logit_lens has intervals over prompts", "prompt": tokens.texts[0]},

@@ -4,7 +4,7 @@ The logit lens (nostalgebraist 2020): the residual stream of the last position, 
 block, is put through the final norm and the unembedding as if the model ended there.
 
 * `probability[layer]`: mean over prompts of the answer's probability; `rank`: median rank (0 is the top);
-  `divergence`: mean KL(final ‖ lens) in nats; `interval`: 95 %, over prompts of the probability.
+  `divergence`: mean KL(model ‖ lens) in nats; `interval`: 95 %, over prompts of the probability.
 * Control: the same stream in a randomly rotated basis (`null`), where the unembedding should find nothing.
 * Assumption: early layers write in the basis the unembedding reads. Where they do not, the lens underestimates what is
   known (Belrose et al. 2023, arXiv:2303.08112); a low value early is no proof of absence.
@@ -22,7 +22,7 @@ from torch import Tensor
 from cutaway.core.method import method
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval
-from cutaway.lenses.readout import depth_labels, divergence, rank_of, read_out, single, streams, turned
+from cutaway.lenses.readout import along_depth, depth_labels, rank_of, single, turned
 from cutaway.models.model import Model
 from cutaway.tasks.task import Task
 
@@ -56,8 +56,7 @@ def logit_lens(model: Model, task: Task, /, *, samples: int = 8, seed: int = 0) 
         Refused: the model's residual stream shares no basis with an unembedding.
     """
     bound = task.bind(model)
-    x = streams(model, bound.clean)
-    logits = read_out(model, x)
+    x, logits, apart = along_depth(model, bound.clean)
     answers, foils = (ids.expand(len(x), -1) for ids in (bound.answers, bound.foils))
     p = logits.softmax(-1)
     each = p.gather(-1, answers.unsqueeze(-1))[..., 0]
@@ -68,7 +67,7 @@ def logit_lens(model: Model, task: Task, /, *, samples: int = 8, seed: int = 0) 
         null=torch.stack(null, dim=1).cpu(),
         rank=rank_of(logits, answers).float().median(1).values.cpu(),
         foil_probability=p.gather(-1, foils.unsqueeze(-1))[..., 0].mean(1).cpu(),
-        divergence=divergence(logits[-1:], logits).mean(1).cpu(),
+        divergence=apart.mean(1).cpu(),
         labels={"layer": depth_labels(model), "bound": BOUNDS},
         units={"probability": "probability", "rank": "tokens more likely", "divergence": "nats"},
         record={"final norm": "applied at each depth with the scale of that depth", "position": -1}

@@ -10,8 +10,15 @@ from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
-from cutaway.models.model import Model, Prompts
-from cutaway.models.weights import bias, matrix
+from cutaway.models.capture import Collector
+from cutaway.models.forward import all_logits, last_logits
+from cutaway.models.model import Model
+from cutaway.models.taps import attached
+from cutaway.models.tokens import Tokens
+from cutaway.models.unembedding import readable
+
+#: largest difference of logits that are the same but for rounding, relative to the largest of them
+AGREES = {torch.float32: 1e-4, torch.float64: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
 def depth_labels(model: Model) -> list[str]:
@@ -19,20 +26,32 @@ def depth_labels(model: Model) -> list[str]:
     return ["embed", *(str(i) for i in range(model.shape.n_layers))]
 
 
-def streams(
-    model: Model, prompts: Prompts, position: int | None = -1
-) -> Float[Tensor, "layer batch d_model"] | Float[Tensor, "layer batch position d_model"]:
-    """The residual stream at every depth, at one position or at all.
+@torch.no_grad()
+def along_depth(model: Model, prompts: Tokens, everywhere: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """The residual stream at every depth [layer, batch, (position,) d_model], the logits read off it, and their
+    divergence from the model's own: at each prompt's last position or, of prompts of one length, at all.
 
     Raises:
-        Refused: the stream is normed between blocks (BERT), so that its depths share no basis with the unembedding.
+        Refused: the stream is normed between blocks (BERT), or something else than the last stream is unembedded, so
+            that its depths share no basis with the unembedding; or the last depth misses the model's own logits.
     """
     if model.family.post_norm or model.body.unembed is None:
         why = "it has no unembedding that reads its residual stream directly"
         raise Refused(f"lens on {model.name}", why, "use a causal language model")
-    at = "" if position is None else f"@{position}"
-    acts = model.capture(prompts, ["resid_pre.0", "resid_post"], logits=False)
-    return torch.stack([acts[f"resid_pre.0{at}"], *(acts[f"resid_post.{i}{at}"] for i in range(model.shape.n_layers))])
+    readable(model.body, f"lens on {model.name}")
+    at = "" if everywhere else "@-1"
+    places = model.places(["resid_pre.0", "resid_post"])
+    collector = Collector(model.body, places, live=False)
+    with model.edited(), attached(model.body, {p: collector.see(p) for p in collector.places}):
+        own = (all_logits if everywhere else last_logits)(model.body, prompts).float()
+    acts = collector.activations(prompts)
+    x = torch.stack([acts[f"{p}{at}"] for p in places])
+    logits = read_out(model, x)
+    missed, size = float((logits[-1] - own).abs().max()), float(own.abs().max())
+    if missed > AGREES.get(model.dtype, 1e-3) * size:
+        why = f"at the last layer it misses the model's own logits by {missed:.2g} of {size:.2g}"
+        raise Refused(f"lens on {model.name}", why, "see self_check(model): a site of this family may be wrong")
+    return x, logits, divergence(own, logits)
 
 
 def read_out(model: Model, x: Float[Tensor, "*rest d_model"], capped: bool = True) -> Float[Tensor, "*rest token"]:
@@ -40,12 +59,9 @@ def read_out(model: Model, x: Float[Tensor, "*rest d_model"], capped: bool = Tru
 
     `capped=False` leaves out the family's soft cap.
     """
-    head, final, body = model.body.unembed, model.body.top("final"), model.body
-    assert head is not None
+    way = readable(model.body, f"lens on {model.name}")
     with torch.no_grad():
-        y = final(x.to(model.dtype)) if final is not None else x.to(model.dtype)
-        logits = torch.nn.functional.linear(y, matrix(head).T, bias(head)).float() * body.logit_multiplier
-    return cap * torch.tanh(logits / cap) if capped and (cap := body.softcap) else logits
+        return way.logits(way.read(x.to(model.dtype)), capped).float()
 
 
 def turned(model: Model, x: Float[Tensor, "*rest d_model"], samples: int, seed: int) -> Iterator[Tensor]:
@@ -72,8 +88,8 @@ def rank_of(logits: Float[Tensor, "*rest token"], ids: Int[Tensor, "*rest"]) -> 
 
 
 def divergence(
-    final: Float[Tensor, "1 *rest token"], early: Float[Tensor, "layer *rest token"]
+    own: Float[Tensor, "*rest token"], early: Float[Tensor, "layer *rest token"]
 ) -> Float[Tensor, "layer *rest"]:
-    """KL(final ‖ early) in nats."""
-    p, q = final.log_softmax(-1), early.log_softmax(-1)
+    """KL(own ‖ early) in nats, from the model's own logits to those read at each depth."""
+    p, q = own.log_softmax(-1), early.log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1)

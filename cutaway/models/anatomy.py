@@ -75,21 +75,14 @@ class Anatomy:
 
     @cached_property
     def multiplier(self) -> float:
-        """What the block multiplies its contributions with before adding them (Granite)."""
-        key = self.family.residual_multiplier
-        return float(getattr(self.config, key)) if key else 1.0
+        """What the block multiplies its contributions with before adding them (Granite, MiniCPM3)."""
+        if key := self.family.residual_multiplier:
+            return float(getattr(self.config, key))
+        if not self.family.probed:
+            return 1.0
+        from cutaway.models.multiplier import measured
 
-    @cached_property
-    def softcap(self) -> float | None:
-        """The cap of `cap · tanh(logits / cap)`, or None."""
-        return getattr(self.config, "final_logit_softcapping", None)
-
-    @cached_property
-    def logit_multiplier(self) -> float:
-        """What the unembedding's output is multiplied with (Cohere's logit_scale, Granite's 1 / logits_scaling)."""
-        if self.family.logit_scale:
-            return float(getattr(self.config, self.family.logit_scale))
-        return 1.0 / float(getattr(self.config, "logits_scaling", None) or 1.0)
+        return measured(self)
 
     @cached_property
     def blocks_return_tuples(self) -> bool:

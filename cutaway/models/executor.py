@@ -30,8 +30,9 @@ from cutaway.models.memory import in_halves, ran_out
 from cutaway.models.model import Model
 from cutaway.models.moments import Moments
 from cutaway.models.plan import Job, Variant, can_grow, cost, first_layer, groups, halved, plan, running
-from cutaway.models.resume import Clean, clean_run, grow, restart, unembed
+from cutaway.models.resume import Clean, clean_run, grow, restart
 from cutaway.models.tokens import Tokens
+from cutaway.models.unembedding import unembedding
 
 Metric = Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tensor, "row *metric"]]
 _UNEMBED_BYTES = 1 << 28  # of the logits that are read at once
@@ -149,6 +150,7 @@ class _Group:
         self.variants = [running(self.model, self.base, v, f, able) for v, f in zip(variants, first, strict=True)]
         self.first = first
         self.room = max(1, _UNEMBED_BYTES // (4 * self.model.shape.d_vocab))
+        self.way = unembedding(self.model.body)
         self.waiting: list[tuple[Job, Tensor]] = []  # final streams, until enough share one unembedding
 
     def share(self) -> frozenset[int]:
@@ -187,7 +189,11 @@ class _Group:
             try:
                 if job.grows:
                     at = [self.first[i] for i in job.variants]
-                    x = grow(self.model, self.tokens, chosen, at, job.start, clean, job.narrow)
+                    shared = not self.way.after
+                    x = grow(self.model, self.tokens, chosen, at, job.start, clean, job.narrow, shared)
+                    if not shared:
+                        self._enter(job.variants, x)
+                        continue
                     self.waiting.append((job, x))
                     if sum(len(x) for _, x in self.waiting) >= self.room:
                         self._flush()
@@ -207,7 +213,7 @@ class _Group:
         self.waiting, size = [], max(1, self.room // n)
         for at in range(0, len(variants), size):
             part = streams[at * n : (at + size) * n]
-            self._enter(variants[at : at + size], unembed(self.model.body, part))
+            self._enter(variants[at : at + size], self.way.logits(part))
 
     def _enter(self, variants: Sequence[int], logits: Float[Tensor, "row token"]) -> None:
         """Last logits of some variants."""

@@ -63,7 +63,6 @@ class Family:
     adds_in_place: bool = False
     residual_multiplier: str | None = None
     fixed_batch: bool = False
-    logit_scale: str | None = None
     pre_norm: str | None = None
     probed: bool = False
 
@@ -101,7 +100,7 @@ _MOE: dict[str, Any] = {"router": "mlp.gate"}
 _QWEN3 = replace(_LLAMA, name="qwen3", qk_norm=("self_attn.q_norm",))
 _GLM = replace(_LLAMA, name="glm", up="mlp.gate_up_proj", gate="mlp.gate_up_proj", fused_gate=True)
 _COHERE = replace(
-    _LLAMA, name="cohere", ln2=None, parallel=("always",), qk_norm=("self_attn.q_norm",), logit_scale="logit_scale",
+    _LLAMA, name="cohere", ln2=None, parallel=("always",), qk_norm=("self_attn.q_norm",),
 )  # fmt: skip
 _FALCON = replace(
     _BLOOM, name="falcon", ln1="ln_attn|input_layernorm", ln2="ln_mlp|post_attention_layernorm",

@@ -167,7 +167,7 @@ class Model:
             )
         else:
             t = tokenize(self.tokenizer, prompts, side, self.shape.context)
-        table: Any = self.body.top("embed") or self.hf.get_input_embeddings()
+        table: Any = self.hf.get_input_embeddings()
         least, most = t.extremes
         rows = table.num_embeddings
         if least < 0 or most >= rows:

@@ -21,7 +21,7 @@ from cutaway.models.capture import Activations
 from cutaway.models.edits import Edit
 from cutaway.models.model import Model, Prompts
 from cutaway.models.norms import Norm
-from cutaway.models.weights import bias, matrix
+from cutaway.models.weights import unembed_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,13 +204,11 @@ def _reader(
 
     In float64. With its scale frozen the final norm is linear, so its transpose is applied to the unembedding once.
     """
-    head, final = model.body.unembed, model.body.top("final")
-    if head is None:
-        raise Refused(f"logit shares of {model.name}", "it has no unembedding", "load the language-model head")
-    w, b, m = matrix(head).T.detach(), bias(head).detach(), model.body.logit_multiplier
-    direction, offset = w[tokens].double() * m, b[tokens].double() * m
+    final = model.body.top("final")
+    direction, offset = unembed_rows(model.body, tokens, torch.float64)
     if foils is not None:
-        direction, offset = direction - w[foils].double() * m, offset - b[foils].double() * m
+        other, own = unembed_rows(model.body, foils, torch.float64)
+        direction, offset = direction - other, offset - own
     if final is None:
         return direction, offset
     norm = model.body.norm(final)

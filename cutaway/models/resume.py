@@ -85,10 +85,19 @@ def restart(model: Model, tokens: Tokens, variants: Variants, layer: int, clean:
 
 
 def grow(
-    model: Model, tokens: Tokens, variants: Variants, first: Sequence[int], start: int, clean: Clean, narrow: bool
-) -> Float[Tensor, "row d_model"]:
-    """What the unembedding would read of every prompt under every variant, each from its own layer in `first`
-    (ascending). Unembedding many batches at once is left to `unembed`: it reads the vocabulary's weights only once.
+    model: Model,
+    tokens: Tokens,
+    variants: Variants,
+    first: Sequence[int],
+    start: int,
+    clean: Clean,
+    narrow: bool,
+    unread: bool,
+) -> Float[Tensor, "row width"]:
+    """Last logits of every prompt under every variant, each from its own layer in `first` (ascending).
+
+    With `unread`, what the unembedding would read of them instead: to unembed many batches at once reads the
+    vocabulary's weights only once.
     """
     n, width, layers = len(tokens), tokens.ids.shape[1], model.shape.n_layers
     running = [sum(f <= i for f in first) for i in range(layers)]
@@ -102,20 +111,13 @@ def grow(
             stack.enter_context(injecting(model.body.blocks[i], _joined(stream, i == low, frame)))
         stack.enter_context(taps.attached(model.body, _sees(tokens, variants, Frame(tokens, n, width - start, start))))
         stack.enter_context(_last_only(model.body, narrow and width - start > 1))
-        read = stack.enter_context(_unread(model.body))
+        read = stack.enter_context(_unread(model.body)) if unread else []
         kw = (
             {"past_key_values": _prefix(clean, start, running, n), "use_cache": True} if start else {"use_cache": False}
         )
-        _call(model, tokens.ids[:1, start:], frame, **kw)
+        logits = _call(model, tokens.ids[:1, start:], frame, **kw)
     count(forwards=n * sum(running) * (width - start) / (layers * width))
-    return read[0][:, -1]
-
-
-def unembed(body: Anatomy, x: Float[Tensor, "row d_model"]) -> Float[Tensor, "row token"]:
-    """Logits of what `grow` returned, as the model itself makes them."""
-    assert body.unembed is not None
-    logits = body.unembed(x) * body.logit_multiplier if body.logit_multiplier != 1.0 else body.unembed(x)
-    return body.softcap * torch.tanh(logits / body.softcap) if body.softcap else logits
+    return (read[0] if unread else logits)[:, -1]
 
 
 @contextmanager

@@ -100,10 +100,10 @@ class _Point:
     def after(self, module: nn.Module, args: Any, kw: Any, out: Any) -> Any:
         """Show the module's output to the chains."""
         x = args[0] if args else kw.get("hidden_states", kw.get("input_ids"))
-        y = start = _tensor(out)
+        y = start = tensor_of(out)
         for chain in self.chains:
             _, y = _pass(chain, x, y)
-        return None if y is start else _with_tensor(out, y)
+        return None if y is start else with_tensor(out, y)
 
 
 # (module, side) -> the open point there. Points of the input side serve "in" and "in_place" ports.
@@ -135,6 +135,23 @@ def busy(body: Anatomy) -> bool:
     """Whether any tap of this model is open."""
     own = set(body.hf.modules())
     return any(module in own for module, _ in _POINTS) or any(attention.is_watched(m) for m in own)
+
+
+@contextmanager
+def asleep(body: Anatomy) -> Iterator[None]:
+    """While open, no hooked tap of this model sees or changes anything, and none is missed: for runs about the model
+    that are not the user's."""
+    own, ran = set(body.hf.modules()), [(f, f.forwards) for f in _OPEN if f.body.hf is body.hf]
+    points = [(p, p.chains) for (module, _), p in _POINTS.items() if module in own]
+    try:
+        for point, _ in points:
+            point.chains = []
+        yield
+    finally:
+        for point, chains in points:
+            point.chains = chains
+        for fired, forwards in ran:
+            fired.forwards = forwards
 
 
 @contextmanager
@@ -226,13 +243,15 @@ def _pass(chain: Sequence[_Tap], x: Tensor, y: Any) -> tuple[Tensor, Any]:
     return (x, written) if p.side == "out" else (written, y)
 
 
-def _tensor(out: Any) -> Any:
+def tensor_of(out: Any) -> Any:
+    """The tensor in what a module returns: itself, the logits, or the first of a tuple."""
     if isinstance(out, Tensor):
         return out
     return out["logits"] if hasattr(out, "keys") else out[0]
 
 
-def _with_tensor(out: Any, y: Tensor) -> Any:
+def with_tensor(out: Any, y: Tensor) -> Any:
+    """What a module returns, with another tensor in that place."""
     if isinstance(out, Tensor):
         return y
     if hasattr(out, "keys"):

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cutaway.core.refuse import Refused
 from cutaway.models.anatomy import Anatomy
+from cutaway.models.unembedding import unembedding
 
 
 @dataclass(frozen=True)
@@ -132,28 +133,21 @@ class Weights:
 
     @property
     def embed(self) -> Float[Tensor, "d_vocab d_model"]:
-        """W_E as stored (before a family's embedding multiplier)."""
-        return self.body.hf.get_input_embeddings().weight
+        """W_E as stored (before a family's embedding multiplier), through the projection of a family that has one."""
+        table, projection = self.body.hf.get_input_embeddings(), self.body.top("embed")
+        return table.weight @ matrix(projection) if isinstance(projection, nn.Linear) else table.weight
 
     @property
     def unembed(self) -> Float[Tensor, "d_model d_vocab"]:
-        """W_U; tied weights are untied only in the folded view."""
-        head = self.body.unembed
-        if head is None:
-            raise Refused("W_U", "this model has no unembedding", "load it with its language-model head")
-        w = matrix(head) * self.body.logit_multiplier if self.body.logit_multiplier != 1.0 else matrix(head)
+        """W_U with the scale that the family gives its logits; tied weights are untied only in the folded view."""
+        w = unembed_rows(self.body)[0].T
         return w * self._final().weight.to(w.dtype)[:, None] if self.is_folded else w
 
     @property
     def unembed_bias(self) -> Float[Tensor, "d_vocab"]:
         """b_U, zeros where there is none."""
-        head = self.body.unembed
-        if head is None:
-            raise Refused("b_U", "this model has no unembedding", "load it with its language-model head")
-        own = bias(head) * self.body.logit_multiplier
-        if not self.is_folded:
-            return own
-        return own + self._final().bias.to(own.dtype) @ matrix(head) * self.body.logit_multiplier
+        rows, own = unembed_rows(self.body)
+        return own + rows @ self._final().bias.to(own.dtype) if self.is_folded else own
 
     def ov(self, layer: int, head: int) -> Factored:
         """W_V W_O of one query head: what it writes, as a map of what it reads (Elhage et al. 2021)."""
@@ -229,7 +223,7 @@ class Weights:
 
     def _final(self) -> Any:
         module = self.body.top("final")
-        if module is None or self.body.softcap:
+        if module is None or unembedding(self.body).cap:
             raise Refused("folded W_U", "there is no final norm to fold, or a soft cap follows", "use plain weights")
         return self.body.norm(module)
 
@@ -252,6 +246,26 @@ def matrix(module: nn.Module) -> Float[Tensor, "inputs outputs"]:
     if not w.is_floating_point():
         raise Refused(f"weight of {type(module).__name__}", f"it is stored as {w.dtype}", "load the model unquantised")
     return w if hasattr(module, "nf") else w.T
+
+
+def unembed_rows(
+    body: Anatomy, ids: Int[Tensor, "*token"] | None = None, dtype: torch.dtype | None = None
+) -> tuple[Float[Tensor, "*token d_model"], Float[Tensor, "*token"]]:
+    """What the logits of some tokens (by default of all) read of the final norm's output, and their biases.
+
+    Raises:
+        Refused: there is no unembedding, it is no linear map of the final norm's output, or it is quantised.
+    """
+    way = unembedding(body)
+    if way.why or not way.linear:
+        why = way.why or "what stands between its final norm and its unembedding is not linear"
+        raise Refused(f"W_U of {body.family.name}", why, "read the model's own logits: run or run_last")
+    rows, own = (t[: way.width] if ids is None else t[ids] for t in (matrix(way.head).T, bias(way.head)))
+    rows, own = rows.to(dtype or rows.dtype), own.to(dtype or own.dtype)
+    for m in reversed(way.between):
+        own = own + rows @ bias(m).to(rows.dtype) * way.gain
+        rows = rows @ matrix(m).T.to(rows.dtype)
+    return (rows if (c := way.gain * way.scale) == 1.0 else rows * c), own if way.scale == 1.0 else own * way.scale
 
 
 def bias(module: nn.Module) -> Float[Tensor, "outputs"]:

@@ -42,7 +42,6 @@ from cutaway.core.stats import BOUNDS, generator, mean_interval, share_interval
 from cutaway.models.edits import Edit, Knockout
 from cutaway.models.executor import sweep
 from cutaway.models.model import Model
-from cutaway.models.weights import matrix
 from cutaway.patching.answer import subject_or_changed, with_probability
 from cutaway.patching.cells import window_of
 from cutaway.tasks.bound import Bound
@@ -219,9 +218,7 @@ def _said(model: Model, bound: Bound, x: Float[Tensor, "prompt d_model"]) -> Flo
     right = replace(bound, row=metric("accuracy"))
     wrong = replace(right, answers=right.foils, foils=right.answers,
                     answer_sets=right.foil_sets, foil_sets=right.answer_sets)  # fmt: skip
-    final, head = model.body.top("final"), model.body.unembed
-    assert head is not None  # binding a task refuses models without one
-    w = matrix(head).detach().float()
+    final, w = model.body.top("final"), model.weights.unembed.detach().float()
     x = x.float().to(w.device)
     if final is not None:
         x = model.body.norm(final).linear(x, torch.ones(len(x), device=x.device))

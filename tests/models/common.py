@@ -9,6 +9,7 @@ import torch
 
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens, batch
+from cutaway.models.unembedding import unembedding
 from tests.models.tiny import CONFIGS, build
 
 ALL = list(CONFIGS)
@@ -61,5 +62,5 @@ def metric(logits: torch.Tensor) -> torch.Tensor:
 
 def uncapped(m: Model, logits: torch.Tensor) -> torch.Tensor:
     """Logits before the family's soft cap."""
-    cap = m.body.softcap
+    cap = unembedding(m.body).cap
     return cap * torch.atanh(logits.double() / cap) if cap else logits

@@ -12,6 +12,7 @@ from cutaway.core.sites import BY_NAME
 from cutaway.models.edits import Ablate, Add, Edit, Freeze, Knockout, Project, Replace, Scale, as_edits
 from cutaway.models.model import Model
 from cutaway.models.tokens import batch
+from cutaway.models.unembedding import unembedding
 from tests.models.common import ALIBI, ALL, CAUSAL, IDS, KINDS, LONG, PADDED, SHORT, bare, gap, model, noise, sites
 
 
@@ -105,7 +106,7 @@ def test_scales_divide(name):
             plain, doubled = (m.capture(IDS, f"{read}.1", e)[f"{read}.1"] for e in ((), Scale(f"{ln}.scale.1", 2.0)))
             b = m.body.norm(m.body.part(1, ln)).bias
             assert gap(doubled - b, (plain - b) / 2) < 1e-5
-    if m.body.softcap is None:
+    if unembedding(m.body).cap is None:
         offset = m.run(IDS, Scale("final.scale", 1e9))
         assert gap(m.run(IDS, Scale("final.scale", 2.0)) - offset, (m.run(IDS) - offset) / 2) < 1e-5
 
