@@ -53,6 +53,7 @@ class Anatomy:
 
     def __init__(self, hf: Any, family: Family):
         self.hf, self.family = hf, family
+        self.disabled: dict[str, str] = {}  # what the self-check found wrong, and why
         self._watched: tuple[list[Any], list[Any], list[dict[str, Any]]] | None = None  # children, their copies, flags
         self._kept: dict[Hashable, tuple[Any, list[Step]]] = {}
         self.root = need(hf, family.root, "the model's root")

@@ -18,6 +18,7 @@ from cutaway.core.address import Address
 from cutaway.models.edits import Edit
 from cutaway.models.frame import FRAME
 from cutaway.models.model import Model
+from cutaway.models.plan import RESUME
 
 _LAST = ("mlp_out", "resid_post")  # what stands at the end of a block, in order
 
@@ -69,7 +70,13 @@ def carry(
     """
     here = [e for e in variant if e.where.layer == first]
     sites = {e.where.site for e in here}
-    fits = first + 1 < model.shape.n_layers and sites and sites <= set(_LAST) and all(e.local for e in variant)
+    fits = (
+        RESUME not in model.disabled
+        and first + 1 < model.shape.n_layers
+        and sites
+        and sites <= set(_LAST)
+        and all(e.local for e in variant)
+    )
     if "mlp_out" in sites:
         exact = model.dtype in (torch.float32, torch.float64) and not model.family.post_norm
         fits = fits and exact

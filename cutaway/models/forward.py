@@ -20,8 +20,12 @@ from cutaway.core.refuse import Refused
 from cutaway.models import taps
 from cutaway.models.anatomy import Anatomy
 from cutaway.models.frame import FRAME, Frame
-from cutaway.models.tokens import Tokens
+from cutaway.models.tokens import Side, Tokens
 
+PADDING: dict[Side, str] = {
+    "left": "padding.left",
+    "right": "padding.right",
+}  # names under which the self-check can disable them
 _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
@@ -142,6 +146,12 @@ def check_padding(body: Anatomy, t: Tokens) -> None:
     State-space layers zero what padding holds, but the bias of an input projection comes after that: their convolution
     would read it at the first tokens of a prompt padded on the left.
     """
+    if t.padded and (why := body.disabled.get(PADDING[t.side])):
+        other = next((s for s, name in PADDING.items() if s != t.side and name not in body.disabled), "")
+        instead = f"pad on the {other}, or run" if other else "run"
+        raise Refused(
+            f"padding on the {t.side} in {body.family.name}", why, f"{instead} prompts of one length at a time"
+        )
     ins = body.part(0, "ssm_in")
     if getattr(ins, "bias", None) is not None and not bool(t.mask[:, 0].all()):
         why = "its layers' input projections have a bias, which their convolutions would read from the padding"

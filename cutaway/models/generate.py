@@ -19,6 +19,7 @@ from cutaway.models.tokens import Tokens
 if TYPE_CHECKING:
     from cutaway.models.model import Model
 
+GENERATION = "generation"  # the name under which the self-check can disable it
 
 # Options of transformers' generate that have another place here, and which.
 _ELSEWHERE = {
@@ -45,6 +46,8 @@ def continuations(model: Model, t: Tokens, new: int, edits: Sequence[Edit], opti
             f"generate with {model.name}", "an encoder does not continue text", "load a causal language model"
         )
     new = options.pop("max_new_tokens", new)
+    if GENERATION in model.disabled:
+        raise Refused(f"generate with {model.name}", model.disabled[GENERATION], "run the longer prompt instead")
     if new < 1 or t.ids.shape[1] + new > model.shape.context:
         room = model.shape.context - t.ids.shape[1]
         raise Refused(

@@ -16,11 +16,13 @@ from cutaway.core.sites import BY_NAME
 from cutaway.models import taps
 from cutaway.models.cut import Cut
 from cutaway.models.edits import Edit, Knockout
+from cutaway.models.forward import PADDING
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 
 Variant = Sequence[Edit]
 PREFIX = "executor.prefix"  # the name under which the self-check can disable growing batches and key-value reuse
+RESUME = "executor.resume"  # the same for leaving out the blocks before the first that a variant changes
 _BUDGET_BYTES = 1 << 28  # of the widest activation of one batch
 _BUDGET_CPU = 1 << 13  # rows × positions, beyond which a processor's batches are no quicker
 # What calling a block costs, whatever the batch, in multiplications that the device would do in that time.
@@ -52,7 +54,10 @@ def groups(model: Model, tokens: Tokens, variants: Sequence[Variant], budget: in
     found = [_within(model, c, budget) for c in whole]
     if len(apart) > 1 and all(e.local for v in variants for e in v):
         by_length = [_within(model, Cut.of(tokens, rows, True), budget) for _, rows in sorted(apart.items())]
-        if _price(model, tokens, variants, by_length, budget) < _price(model, tokens, variants, found, budget):
+        apart_only = PADDING[tokens.side] in model.disabled
+        if apart_only or _price(model, tokens, variants, by_length, budget) < _price(
+            model, tokens, variants, found, budget
+        ):
             found = by_length
     return [c for parts in found for c in parts]
 
@@ -108,6 +113,8 @@ def cost(model: Model, tokens: Tokens, first: Sequence[int], job: Job) -> float:
 
 def first_layer(model: Model, variant: Variant) -> int:
     """The first block that must run again; everything before it is the clean run's."""
+    if RESUME in model.disabled:
+        return 0
     return min((_entry(model, e) for e in variant), default=0)
 
 
@@ -121,7 +128,7 @@ def running(model: Model, base: Variant, variant: Variant, first: int, able: boo
 def can_grow(model: Model, tokens: Tokens) -> bool:
     """Growing batches need prompts of one length, causal attention, and no other edits around."""
     family = model.family
-    able = family.causal and not family.fixed_batch and PREFIX not in model.disabled
+    able = family.causal and not family.fixed_batch and not {PREFIX, RESUME} & model.disabled.keys()
     return able and not tokens.padded and not taps.busy(model.body)
 
 

@@ -34,11 +34,11 @@ def _same(x: Tensor, y: Any) -> Tensor:
     return x
 
 
-def _output(x: Tensor, y: Any) -> Tensor:
+def _output(x: Any, y: Any) -> Tensor:
     return y
 
 
-def _new(new: Tensor, x: Tensor, y: Any) -> Tensor:
+def _new(new: Tensor, x: Any, y: Any) -> Tensor:
     return new
 
 

@@ -22,7 +22,7 @@ from cutaway.core.record import hash_text, versions
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME, SITES
 from cutaway.core.stats import generator
-from cutaway.models import executor, plan
+from cutaway.models import batches
 from cutaway.models.capture import Activations
 from cutaway.models.edits import Ablate, Add, Edit, Freeze, Scale
 from cutaway.models.families import need
@@ -73,6 +73,7 @@ class Trial:
                 f"model {model.name}", f"it does not run: {_said(fault)}", "check its configuration"
             ) from fault
         self.broken: dict[str, str] = {}
+        _check_stream(model, self.tokens)
         self.acts = self._captured()
 
     def _captured(self) -> Activations:
@@ -109,6 +110,15 @@ class Trial:
         """Largest difference, relative to the spread of the second."""
         a, b = a.detach().float(), b.detach().float()
         return float((a - b).abs().max() / b.abs().max().clamp_min(1e-9))
+
+
+def _check_stream(model: Model, tokens: Tokens) -> None:
+    """Refuse a model whose blocks do not hand on one residual stream."""
+    x = model.capture(tokens, "resid_pre.0", logits=False)["resid_pre.0"]
+    wanted = (*tokens.ids.shape, model.shape.d_model)
+    if tuple(x.shape) != wanted:
+        why = f"its blocks hand on {list(x.shape)}, not one residual stream of {list(wanted)}"
+        raise Refused(f"model {model.name}", why, "read its modules through model.hf with plain torch hooks")
 
 
 def _own_value(site: str) -> Callable[[Trial], float | None]:
@@ -295,16 +305,8 @@ def _neighbours(t: Trial) -> float | None:
     return t.gap(t.acts.stack("resid_post")[:-1], t.acts.stack("resid_pre")[1:])
 
 
-def _prefix(t: Trial) -> float | None:
-    """Variants joining at their own layer, over the keys and values of a prefix, against whole forwards."""
-    n = t.model.shape.n_layers
-    if not t.model.family.causal or t.model.family.fixed_batch or t.model.body.unembed is None or n < 2:
-        return None
-    d = torch.randn(t.model.shape.d_model, generator=generator(2)).to(t.model.device, t.model.dtype)
-    variants = [[Add(f"resid_pre.{i}@{p}", d)] for i in (0, 1, n - 1) for p in (2, -1)]
-    got = executor.sweep(t.model, t.tokens, variants, lambda logits, prompt: logits[:, 0].float())
-    want = torch.stack([t.model.run_last(t.tokens, v)[:, 0].float() for v in variants])
-    return float((got - want).abs().max() / t.logits.abs().max())
+def _of_runs(error: Callable[[Model, Tokens], float | None]) -> Callable[[Trial], float | None]:
+    return lambda t: error(t.model, t.tokens)
 
 
 def _read_only(t: Trial) -> float | None:
@@ -334,7 +336,7 @@ CHECKS: tuple[Check, ...] = (
     Check("embed + pos_embed = resid_pre.0", ("embed", "pos_embed"), _embedding_sum),
     Check("resid_post.i = resid_pre.i+1", ("resid_post", "resid_pre"), _neighbours),
     Check("mlp_pre doubled doubles mlp_post", ("mlp_pre", "mlp_gate"), _linear_branch),
-    Check("variants over a prefix ≡ whole forwards", (plan.PREFIX,), _prefix),
+    *(Check(name, (what,), _of_runs(error)) for name, what, error in batches.IDENTITIES),
     *(Check(f"{s.name} has the shape of its axes", (s.name,), _has_shape(s.name)) for s in SITES),
     *(Check(f"{s.name} written with its own value changes nothing", (s.name,), _own_value(s.name)) for s in SITES),
     *(Check(f"{s.name} moved changes the output", (s.name,), _has_effect(s.name)) for s in SITES),

@@ -225,7 +225,7 @@ def _hooked(side: Side) -> Side:
     return "in" if side == "in_place" else side
 
 
-def _pass(chain: Sequence[_Tap], x: Tensor, y: Any) -> tuple[Tensor, Any]:
+def _pass(chain: Sequence[_Tap], x: Any, y: Any) -> tuple[Any, Any]:
     """Show one canonical tensor to its chain; returns the module's input and output tensors to go on with."""
     p = chain[0].port
     gradient = chain[0].gradient if len(chain) == 1 else any(t.gradient for t in chain)
