@@ -45,12 +45,8 @@ class Model:
         self.body = Anatomy(hf, family_of(hf))
         self.name = name or getattr(hf.config, "name_or_path", "") or self.family.name
         self.made: Made | None = None  # how it was loaded; of a live model nobody here knows
-        self.body.disabled.update(shards.split_sites(hf) | (disabled or {}))
-
-    @property
-    def disabled(self) -> dict[str, str]:
-        """What the self-check found wrong on this model, by name, with the reason."""
-        return self.body.disabled
+        self.disabled = self.body.disabled  # what is wrong on this model, by name, with the reason
+        self.disabled.update(shards.split_sites(hf) | (disabled or {}))
 
     @property
     def family(self) -> Family:
