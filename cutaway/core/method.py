@@ -204,6 +204,7 @@ def _record(
         "options": {n: str(v) if isinstance(v, Path) else v for n, v in options.items()},
         "cost": {"declared": row.cost, "forwards": spent.forwards, "backwards": spent.backwards,
                  "seconds": round(spent.seconds, 4)},
+        **({"notes": spent.events} if spent.events else {}),
         **repeated, "versions": versions(), "machine": machine(), **{k: v for k, v in own.items() if k != PINNED},
     }  # fmt: skip
 

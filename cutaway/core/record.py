@@ -55,6 +55,13 @@ def count(forwards: float = 0.0, backwards: float = 0.0) -> None:
         cost.backwards += backwards
 
 
+def note(text: str) -> None:
+    """Tell every open counter what a reader of the result must know about how its prompts were read."""
+    for cost in _COSTS.get():
+        if text not in cost.events:
+            cost.events.append(text)
+
+
 def hash_tensors(tensors: Mapping[str, Tensor], anew: bool = False) -> str:
     """SHA-256 of names, shapes, dtypes and every byte of the values; a tensor is hashed again only if it has changed.
 

@@ -14,7 +14,6 @@ from cutaway.core.address import Address, expand
 from cutaway.core.again import Made
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
-from cutaway.core.text import check_encodable
 from cutaway.models import backward, forward, shards, taps
 from cutaway.models.anatomy import Anatomy, Shape
 from cutaway.models.capture import Activations, Collector
@@ -25,6 +24,7 @@ from cutaway.models.identity import fingerprint
 from cutaway.models.memory import in_halves
 from cutaway.models.names import foreign
 from cutaway.models.ports import port
+from cutaway.models.spacing import word_ids
 from cutaway.models.tokens import Side, Tokens, batch, running_texts, tokenize
 from cutaway.models.weights import Weights
 
@@ -150,12 +150,18 @@ class Model:
 
     # --- tokens
 
-    def tokens(self, prompts: Prompts, side: Side = "right") -> Tokens:
+    def tokens(self, prompts: Prompts, side: Side = "right", bos: bool | None = None) -> Tokens:
         """Prompts as tokens on the model's device.
+
+        `bos` puts the beginning-of-text token in front where the tokenizer puts none (True: as streams of activations
+        have it by default), or leaves it off (False). Behind the prompts stands nothing, whatever the tokenizer puts
+        there; a prompt that begins with that token itself gets no second one.
 
         Raises:
             Refused: empty or too long prompts, ids outside the vocabulary, or no tokenizer.
         """
+        if bos is not None and isinstance(prompts, Tokens | Tensor):
+            raise Refused(f"bos={bos} with token ids", "ids are taken as they are", "put the id there, or give texts")
         if isinstance(prompts, Tokens):
             t = prompts
         elif isinstance(prompts, Tensor):
@@ -167,7 +173,7 @@ class Model:
                 "give token ids, or load(…, tokenizer=…)",
             )
         else:
-            t = tokenize(self.tokenizer, prompts, side, self.shape.context)
+            t = tokenize(self.tokenizer, prompts, side, self.shape.context, bos, self.family.causal)
         table: Any = self.hf.get_input_embeddings()
         least, most = t.extremes
         rows = table.num_embeddings
@@ -199,20 +205,7 @@ class Model:
         Raises:
             Refused: it is empty or no text, or the model has no tokenizer.
         """
-        if not isinstance(word, str) or not word.strip():
-            why = "there is nothing in it" if isinstance(word, str) else f"it is {type(word).__name__}, not text"
-            raise Refused(f"word {word!r}", why, "give a word")
-        if self.tokenizer is None:
-            raise Refused(f"word {word!r}", "this model was loaded without a tokenizer", "give token ids")
-        check_encodable(word, f"word {word!r}")
-        # Words after a stem: what the tokenizer makes of "a word" minus what it makes of "a".
-        stem = self.tokenizer("a", add_special_tokens=False)["input_ids"]
-        joined = self.tokenizer("a" + (word if word[:1].isspace() else " " + word), add_special_tokens=False)[
-            "input_ids"
-        ]
-        if joined[: len(stem)] == stem:
-            return list(joined[len(stem) :])
-        return list(self.tokenizer(word, add_special_tokens=False)["input_ids"])
+        return word_ids(self.tokenizer, word)
 
     def token_texts(self, ids: Sequence[int] | Tensor, running: bool = False) -> list[str]:
         """Display strings of token ids; `running`: as they follow each other in a text, spaces included."""
@@ -253,12 +246,14 @@ class Model:
         sites: str | Address | Sequence[str | Address],
         edits: Edit | Sequence[Edit] = (),
         logits: bool = True,
+        bos: bool | None = None,
     ) -> Activations:
         """Activations at the asked addresses (patterns allowed), under edits.
 
-        With `logits=False` the model stops as soon as the deepest of them, and every edit, has been reached.
+        With `logits=False` the model stops as soon as the deepest of them, and every edit, has been reached. `bos` is
+        that of `tokens`.
         """
-        t, asked = self.tokens(prompts), self.places(sites)
+        t, asked = self.tokens(prompts, bos=bos), self.places(sites)
         with self.edited(*as_edits(edits)), torch.no_grad():
             collector = Collector(self.body, asked, live=False, stops=not logits)
             with taps.attached(self.body, {p: collector.see(p) for p in collector.places}):

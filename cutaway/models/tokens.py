@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, takewhile
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from cutaway.core.record import note
 from cutaway.core.refuse import Refused
 from cutaway.core.text import check_encodable, occurrences
 
@@ -133,32 +135,44 @@ class Tokens:
         return replace(self, ids=self.ids.to(device), mask=self.mask.to(device))
 
 
-def tokenize(tokenizer: Any, prompts: str | Sequence[str], side: Side = "right", limit: int | None = None) -> Tokens:
-    """Prompts as `Tokens`, with the tokenizer's own special tokens at the front.
+def tokenize(
+    tokenizer: Any,
+    prompts: str | Sequence[str],
+    side: Side = "right",
+    limit: int | None = None,
+    bos: bool | None = None,
+    causal: bool = True,
+) -> Tokens:
+    """Prompts as `Tokens`, with the special tokens that the tokenizer puts in front.
 
-    An end-of-sequence token that the tokenizer appends is dropped for decoders by the caller's tokenizer settings.
+    For a causal model a prompt that begins with the beginning-of-text token itself gets no second one, and what the
+    tokenizer puts behind a text is left off, for nothing follows it; a warning and the record say so. `bos` puts one
+    in front where the tokenizer puts none (True), or leaves it off (False). An encoder's tokens stay as they are.
 
     Raises:
-        Refused: no prompt, an empty prompt, one longer than `limit` tokens, or characters that became `unk`.
+        Refused: no prompt, an empty prompt, one longer than `limit` tokens, or characters that became `unk`; a
+            beginning-of-text token that is asked for and unknown, or written twice.
     """
     texts = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     if not texts:
         raise Refused("an empty list of prompts", "there is nothing to run", "give at least one prompt")
+    if bos is not None and not causal:
+        raise Refused(f"bos={bos}", "the model is an encoder, whose texts are framed in one way", "leave it out")
     for text in texts:
         if not isinstance(text, str):
             raise Refused(f"prompt {text!r}", f"it is {type(text).__name__}, not text", "give texts, or token ids")
         if not text.strip():
             raise Refused(f"prompt {text!r}", "it is empty", "write a sentence whose next word you want explained")
         check_encodable(text, f"prompt {_short(text)!r}")
-    encoded = [_encode(tokenizer, t) for t in texts]
+    encoded = [_framed(tokenizer, t, bos) if causal else _encode(tokenizer, t)[:2] for t in texts]
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    ends = {getattr(tokenizer, n, None) for n in ("bos_token_id", "eos_token_id", "pad_token_id")}
     for text, (ids, _) in zip(texts, encoded, strict=True):
         if limit is not None and len(ids) > limit:
             raise Refused(
                 f"prompt {_short(text)!r}", f"it has {len(ids)} tokens, the model takes {limit}", "shorten it"
             )
-        unknown = getattr(tokenizer, "unk_token_id", None)
-        ends = {getattr(tokenizer, n, None) for n in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        if unknown is not None and unknown in ids and unknown not in ends:
+        if unknown is not None and unknown in ids and unknown not in ends and str(tokenizer.unk_token) not in text:
             raise Refused(f"prompt {_short(text)!r}", "the tokenizer knows no token for part of it", "use other words")
     pieces = [tuple(_pieces(tokenizer, ids, offsets, t)) for t, (ids, offsets) in zip(texts, encoded, strict=True)]
     pad = next((p for n in ("pad", "eos", "bos") if (p := getattr(tokenizer, f"{n}_token_id", None)) is not None), 0)
@@ -205,15 +219,55 @@ def running_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     return texts
 
 
-def _encode(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int] | None]]:
+_Places = list[tuple[int, int] | None]
+
+
+def _encode(tokenizer: Any, text: str) -> tuple[list[int], _Places, list[bool]]:
+    """The tokens of a text, where they stand in it, and which of them the tokenizer has put around it."""
     if not getattr(tokenizer, "is_fast", False):
-        ids = list(tokenizer(text)["input_ids"])
-        return ids, _told_offsets(tokenizer, ids, text)
-    out = tokenizer(text, return_offsets_mapping=True)
+        ids, bare = (list(tokenizer(text, **kw)["input_ids"]) for kw in ({}, {"add_special_tokens": False}))
+        start = next((k for k in range(len(ids)) if ids[k : k + len(bare)] == bare), 0)
+        own = range(start, start + len(bare) if ids[start : start + len(bare)] == bare else len(ids))
+        return ids, _told_offsets(tokenizer, ids, text), [n not in own for n in range(len(ids))]
+    out = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
     ids, special = list(out["input_ids"]), set(getattr(tokenizer, "all_special_ids", ()))
-    return ids, [
+    places = [
         None if i in special and o[0] == o[1] else tuple(o) for i, o in zip(ids, out["offset_mapping"], strict=True)
     ]
+    return ids, places, list(map(bool, out["special_tokens_mask"]))
+
+
+def _framed(tokenizer: Any, text: str, bos: bool | None) -> tuple[list[int], _Places]:
+    """The tokens of a prompt that a causal model goes on with: one beginning of text, and nothing behind."""
+    ids, places, put = _encode(tokenizer, text)
+    start = next((n for n, p in enumerate(put) if not p), len(ids))
+    end = next((n for n in range(len(ids), start, -1) if not put[n - 1]), len(ids))
+    if end < len(ids):
+        behind = "".join(tokenizer.decode([i]) for i in ids[end:])
+        _tell(f"the tokenizer puts {behind!r} behind every text; prompts are read before it")
+    first = ids[start - 1] if start else getattr(tokenizer, "bos_token_id", None)
+    own = len(list(takewhile(lambda i: i == first, ids[start:end])))
+    what = f"prompt {_short(text)!r}"
+    if own and (bos is False or (start and own > 1)):
+        why = f"it begins with {own} × {tokenizer.decode([first])!r}"
+        raise Refused(what if bos is None else f"{what} with bos={bos}", why, "write it once, or leave it out")
+    if start and not own and first in ids[start:end]:
+        count = ids[:end].count(first)
+        _tell(f"{what} holds {count} × {tokenizer.decode([first])!r}, that of the tokenizer among them")
+    if start and bos is False:
+        return ids[start:end], places[start:end]
+    if start and own:  # of the two, the tokenizer's goes
+        return [*ids[: start - 1], *ids[start:end]], [*places[: start - 1], None, *places[start + 1 : end]]
+    if bos and not start and not own:
+        if first is None:
+            raise Refused("bos=True", "the tokenizer has no beginning-of-text token", "leave it out")
+        return [first, *ids[:end]], [None, *places[:end]]
+    return ids[:end], places[:end]
+
+
+def _tell(text: str) -> None:
+    note(text)
+    warnings.warn(text, stacklevel=5)
 
 
 def _told_offsets(tokenizer: Any, ids: list[int], text: str) -> list[tuple[int, int] | None]:

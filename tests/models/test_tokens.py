@@ -1,8 +1,12 @@
 """Tokens: padding, positions, offsets into the user's text, and words as single tokens."""
 
+import copy
+
 import pytest
 import torch
+from tokenizers import processors
 
+from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
 from cutaway.models.model import Model
 from cutaway.models.tokens import batch, running_texts, tokenize
@@ -149,6 +153,60 @@ def test_text_runs_the_same_alone_and_padded(shape):
 def test_prompts_that_cannot_run_are_refused(prompts, word):
     with pytest.raises(Refused, match=word):
         with_words(metaspace()).run(prompts)
+
+
+def ending(tokenizer, single, name):
+    """A tokenizer that puts special tokens around texts as `single` says."""
+    new = copy.deepcopy(tokenizer)
+    new._tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[(name, new.convert_tokens_to_ids(name))]
+    )
+    return new
+
+
+def test_a_prompt_has_one_beginning():
+    tokenizer = metaspace()
+    plain, t = tokenize(tokenizer, "Mary gave"), tokenize(tokenizer, ["<s>Mary gave", "Mary gave"])
+    assert torch.equal(t.ids, plain.ids.expand(2, -1))
+    assert t.offsets[0][0] is None
+    assert t.pieces[0] == plain.pieces[0]
+    assert tokenize(tokenizer, "Mary gave", bos=False).ids.tolist() == [plain.ids[0, 1:].tolist()]
+    assert torch.equal(tokenize(tokenizer, "Mary gave", bos=True).ids, plain.ids)
+    for bos, text in ((None, "<s><s>Mary"), (False, "<s>Mary")):
+        with pytest.raises(Refused, match=r"it begins with . × '<s>'"):
+            tokenize(tokenizer, text, bos=bos)
+    with pytest.warns(UserWarning, match="holds 2 × '<s>'"):
+        tokenize(tokenizer, "Mary<s>gave")
+
+
+def test_a_beginning_is_put_where_the_tokenizer_puts_none():
+    tokenizer = copy.deepcopy(byte_level())
+    m = with_words(tokenizer)
+    with pytest.raises(Refused, match="has no beginning-of-text token"):
+        m.tokens("the cat", bos=True)
+    tokenizer.bos_token = "<|end|>"
+    bos, ids = tokenizer.bos_token_id, m.tokens("the cat").ids[0].tolist()
+    assert (
+        m.tokens("the cat", bos=True).ids.tolist() == m.tokens("<|end|>the cat", bos=True).ids.tolist() == [[bos, *ids]]
+    )
+    acts, alone = m.capture("the cat", "resid_post.1", bos=True), m.capture(torch.tensor([[bos, *ids]]), "resid_post.1")
+    assert torch.equal(acts["resid_post.1"], alone["resid_post.1"])
+    with pytest.raises(Refused, match="ids are taken as they are"):
+        m.tokens(torch.tensor([[5]]), bos=True)
+    with pytest.raises(Refused, match="framed in one way"):
+        tokenize(tokenizer, "the cat", bos=False, causal=False)
+
+
+def test_prompts_are_read_before_what_the_tokenizer_appends():
+    tokenizer = ending(byte_level(), "$A <|end|>", "<|end|>")
+    with counting() as spent, pytest.warns(UserWarning, match="prompts are read before it"):
+        t = tokenize(tokenizer, TEXTS)
+    plain = tokenize(byte_level(), TEXTS)
+    assert torch.equal(t.ids, plain.ids)
+    assert spent.events == ["the tokenizer puts '<|end|>' behind every text; prompts are read before it"]
+    assert tokenize(tokenizer, "the cat", causal=False).ids[0, -1] == tokenizer.eos_token_id
+    with pytest.warns(UserWarning, match="behind"):
+        assert tokenize(tokenizer, "the cat<|end|>").ids[0, -1] == tokenizer.eos_token_id
 
 
 def test_unknown_words_are_refused_not_dropped():
