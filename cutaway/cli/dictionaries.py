@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
+from cutaway.cli.again import repeated
 from cutaway.cli.dictionary_cards import Bar, show_cards
 from cutaway.cli.dictionary_recipes import Asked, names, recipes
 from cutaway.cli.dictionary_source import From, Origin, opened
@@ -54,11 +55,13 @@ def train(
 
     Flags that may be repeated (--latents, --k, --seed) make one dictionary for each combination, all on one stream.
     """
+    given = dict(locals())
     from cutaway.dictionaries import train as tr
     from cutaway.models.shards import processes, rank
 
     plan = _plan(tokens, batch, select)
     origin = opened(of)
+    command = repeated("dict train", train, given | {"of": origin.pinned}, "resume")
     made = recipes(what, origin.places, _spliced(what, origin))
     sites = tuple(dict.fromkeys(s for r in made for s in (*r.reads, *r.writes)))
     size = (sites, batch, tokens + plan.card_tokens)
@@ -71,10 +74,10 @@ def train(
             done = tr.train(stream, made, plan, out=out, resume=resume, device=where, progress=bar.update, told=told)
         if rank() > 0:  # the first process judges and writes
             return Reply({}, lambda console: None)
-        return _finished([_here(t) for t in done], names(made), stream, plan, out)
+        return _finished([_here(t) for t in done], names(made), stream, plan, out, command)
 
 
-def _finished(done: list[Trained], called: list[str], stream: Any, plan: Plan, out: Path) -> Reply:
+def _finished(done: list[Trained], called: list[str], stream: Any, plan: Plan, out: Path, command: str) -> Reply:
     """Save the dictionaries, then judge them; a judgement that is refused loses nothing."""
     from cutaway.core.files import write_json
     from cutaway.dictionaries.store import save
@@ -85,12 +88,17 @@ def _finished(done: list[Trained], called: list[str], stream: Any, plan: Plan, o
         cards = card(done, stream, tokens=plan.card_tokens)
     except Refused as error:
         why = error
-        data = {"dictionaries": files, "cards": [], "not judged": why.as_dict()}
+        data = {"dictionaries": files, "cards": [], "not judged": why.as_dict(), "command": command}
         return Reply(data, lambda console: _show_unjudged(console, files, why))
     write_json(out / "card.json", cards)
     beginning = getattr(stream, "beginning", None)  # whole contexts have none of their own
-    data = {"dictionaries": files, "cards": cards, "beginning": beginning}
-    return Reply(data, lambda console: show_cards(console, files, cards, beginning))
+    data = {"dictionaries": files, "cards": cards, "beginning": beginning, "command": command}
+
+    def show(console: Any) -> None:
+        show_cards(console, files, cards, beginning)
+        console.print(f"again: {command}", style="dim", markup=False, soft_wrap=True)
+
+    return Reply(data, show)
 
 
 def train_together(
@@ -196,4 +204,5 @@ def _show_unjudged(console: Any, files: list[str], error: Refused) -> None:
     for file in files:
         console.print(f"[bold]{escape(file)}[/]", soft_wrap=True)
     console.print(f"[yellow]not judged: {escape(error.what)}: {escape(error.why)}; {escape(error.instead)}[/]")
-    console.print(f"the dictionary is saved: cutaway dict eval {escape(files[0])} --text OTHER", soft_wrap=True)
+    judge = shlex.join(["cutaway", "dict", "eval", files[0], "--text", "OTHER"])
+    console.print(f"the dictionary is saved: {escape(judge)}", soft_wrap=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from cutaway.cli.again import repeated
 from cutaway.cli.dictionary_files import CHOICE, FILE, FORMAT, opened
 from cutaway.cli.shell import Reply, as_data, stages
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
@@ -60,6 +61,7 @@ def evaluate(
     out: Annotated[Path | None, Parameter(group="Output", help="file to save the scores in (.safetensors)")] = None,
 ) -> Reply:
     """Judge a dictionary on held-out activations: every score with its interval, its null and its controls."""
+    given = dict(locals())
     dictionary = opened(file, choice or (), format, options=True)
     beside: dict[str, Any] = {}
     if seeds:
@@ -72,12 +74,17 @@ def evaluate(
         else:
             from cutaway.cli.dictionary_job import Job
 
-            job = Job(dictionary, load_model(model), text, tokens, context, nulls, seed, step)
+            loaded = load_model(model)
+            given["model"] = model if loaded.made is None else loaded.made.flags[""]
+            job = Job(dictionary, loaded, text, tokens, context, nulls, seed, step)
             if other is not None:
                 beside |= job.compared(opened(other), other)
             scores = _scores(job, sequences, random_weights)
             beside |= _beside(job, (features, by), labels, words)
-    scores = replace(scores, record=scores.record | {"file": file} | _declared(dictionary, scores, declared_l0))
+    command = repeated("dict eval", evaluate, given)
+    scores = replace(
+        scores, record=scores.record | {"file": file, "command": command} | _declared(dictionary, scores, declared_l0)
+    )
     saved = None if out is None else scores.save(out)
     data = {
         "scores": as_data(scores),

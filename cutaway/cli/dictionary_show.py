@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +43,13 @@ def show(console: Console, scores: Scores, beside: dict[str, Any], saved: Path |
         _feature(console, row)
     if "comparison" in beside:
         _compared(console, beside["comparison"], beside["splitting"])
+    if "command" in scores.record:
+        console.print(Text("again: ", "dim").append(str(scores.record["command"]), "not dim bold"), soft_wrap=True)
     if saved is not None:
-        console.print(f"saved to {saved}; show it again with [bold]cutaway open {saved}[/]", soft_wrap=True)
+        again = Text(f"saved to {saved}; show it again with ").append(
+            shlex.join(["cutaway", "open", str(saved)]), "bold"
+        )
+        console.print(again, soft_wrap=True)
 
 
 def reach(values: Sequence[float], digits: int = 3) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -100,6 +100,13 @@ class Origin:
             if held >= wanted:
                 break
         return Whole(self.model, torch.cat(rows)[:wanted], tuple(sites), rows=size)
+
+    @property
+    def pinned(self) -> From:
+        """The flags, each model by a name that means the same for good."""
+        pairs = [(n, str(m.made.flags[""])) for n, m in self.models.items() if m.made is not None]
+        models = [f"{n}={source}" if n else source for n, source in pairs]
+        return replace(self.flags, model=models if models != [DEFAULT_MODEL] else None)
 
     @property
     def named(self) -> bool:

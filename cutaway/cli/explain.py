@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from cutaway.cli.again import repeated
 from cutaway.cli.processes import speaks
 from cutaway.cli.shell import Reply, as_data, stages
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
@@ -48,6 +48,7 @@ def explain(
     from cutaway.core.refuse import Refused
     from cutaway.suites import explain as suite
 
+    given = dict(locals())
     if prompt is None and model != DEFAULT_MODEL:
         why = "without a prompt, a sentence of the bundled world is asked, which only the bundled model knows"
         raise Refused(f"explain --model {model}", why, 'give a sentence: cutaway explain "…" --model ' + model)
@@ -60,8 +61,8 @@ def explain(
         asked = TELLING if prompt is None else prompt
         corrupt = TELLING_CORRUPT if prompt is None and corrupt is None else corrupt
         found = suite.explain(m, asked, target=target, foil=foil, corrupt=corrupt, effort=effort, seed=seed, step=step)
-        given = {"target": target, "foil": foil, "corrupt": corrupt, "effort": effort}
-        command = _command(asked, model, {**given, "seed": seed or None})
+        named = model if m.made is None else m.made.flags[""]
+        command = repeated("explain", explain, given | {"prompt": asked, "corrupt": corrupt, "model": named})
         if html is not None and speaks():
             step("writing the report")
             write(found, html, command)
@@ -190,8 +191,3 @@ def _closure(writers: Any) -> str:
         f"The shares sum to the model's own logit difference up to {float(residual):.1e} "
         f"(mean difference {float(total):.1f} logits); the final norm's scale is frozen at its value in the run."
     )
-
-
-def _command(prompt: str, model: str, options: dict[str, Any]) -> str:
-    words = ["cutaway", "explain", prompt] + ([] if model == DEFAULT_MODEL else ["--model", model])
-    return shlex.join(words + [w for k, v in options.items() if v is not None for w in (f"--{k}", str(v))])

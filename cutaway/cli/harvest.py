@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from cutaway.cli.again import repeated
 from cutaway.cli.shell import Reply, stages
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
 
@@ -44,6 +45,7 @@ def harvest(
     seed: Annotated[int, Parameter(help="seed of the order")] = 0,
 ) -> Reply:
     """Write activations to disk in a random order over everything; an interrupted harvest goes on when repeated."""
+    given = dict(locals())
     from cutaway import streams
 
     with stages() as step:
@@ -56,7 +58,10 @@ def harvest(
             masking=streams.Masking(special=not special, sinks=sinks or None),
             tokens=tokens, dtype=dtype, seed=seed, covariance=covariance,
         )  # fmt: skip
-    return Reply({"folder": str(out), **shards.manifest}, lambda console: _show(console, shards))
+    named = model if source.made is None else source.made.flags[""]
+    command = repeated("harvest", harvest, given | {"model": named})
+    data = {"folder": str(out), **shards.manifest, "command": command}
+    return Reply(data, lambda console: _show(console, shards, command))
 
 
 def _documents(model: Model, text: str | None, field: str, tokens: int | None) -> Documents:
@@ -74,7 +79,7 @@ def _documents(model: Model, text: str | None, field: str, tokens: int | None) -
     return WorldDocuments(model.world)
 
 
-def _show(console: Any, shards: Shards) -> None:
+def _show(console: Any, shards: Shards, command: str) -> None:
     from rich.markup import escape
 
     m = shards.manifest
@@ -89,3 +94,4 @@ def _show(console: Any, shards: Shards) -> None:
     if m["asked"] is not None and m["asked"] > shards.tokens:
         console.print(f"the documents ended before the {m['asked']:,} tokens asked for")
     console.print(escape(f"in Python: streams.Shards({str(shards.folder)!r}).stream(batch=4096)"), soft_wrap=True)
+    console.print(escape(f"again: {command}"), soft_wrap=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from cutaway.core.again import Made, called
-from cutaway.models import taps
+from cutaway.models import identity, taps
 
 if TYPE_CHECKING:
     from cutaway.models.model import Model
@@ -44,17 +44,13 @@ def pinned(model: Model, source: str) -> str:
 def look(model: Model) -> dict[str, Any]:
     """What numbers depend on beside the code: every aspect by its name, in a form that is quickly compared."""
     hf = model.hf
-    tensors: dict[str, Tensor] = hf.state_dict(keep_vars=True)
-    modules = list(hf.named_modules())
-    hooks = [sum(len(v) for a, v in vars(m).items() if a.endswith("_hooks") and v) for _, m in modules]
+    held = {n: t for n, t in identity.tensors(hf).items() if isinstance(t, Tensor)}
     return {
-        "dtype": [t.dtype for t in tensors.values()],
-        "device": [t.device for t in tensors.values()],
-        "weights": [(n, *_held(t)) for n, t in tensors.items()],
-        "modules": [(n, type(m), "forward" in vars(m)) for n, m in modules],
-        "hooks": hooks,
+        "dtype": [t.dtype for t in held.values()],
+        "device": [t.device for t in held.values()],
+        "weights": [(n, *_held(t)) for n, t in held.items()],
+        "modules, settings or hooks": identity.described(hf)[0],
         "open edits": taps.busy(model.body),
-        "configuration": (model.body.configuration(), getattr(hf.config, "_attn_implementation", None)),
         "tokenizer": (id(model.tokenizer), len(model.tokenizer) if model.tokenizer is not None else 0),
         "world": id(model.world),
         "autocast": any(torch.is_autocast_enabled(d) for d in ("cpu", "cuda")),

@@ -78,7 +78,10 @@ def test_a_dictionary_is_judged_on_a_truth(capsys, tmp_path, monkeypatch):
     d = saved(tmp_path / "d.safetensors", 16)
     code, out, _ = run(capsys, f"dict eval {d} --truth tiny --tokens 900 --nulls 1 --json")
     assert code == 0
-    assert {"F1", "MCC", "uniqueness", "full absorption"} <= set(json.loads(out)["scores"]["labels"]["score"])
+    found = json.loads(out)["scores"]
+    assert {"F1", "MCC", "uniqueness", "full absorption"} <= set(found["labels"]["score"])
+    code, out, _ = run(capsys, f"{found['record']['command'].removeprefix('cutaway ')} --json")
+    assert json.loads(out)["scores"]["fields"] == found["fields"]
 
 
 def test_refusals_of_judging(capsys, tmp_path, width):

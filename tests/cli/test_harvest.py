@@ -1,6 +1,7 @@
 """`cutaway harvest`: text to shards in one command, as text and as JSON, with refusals as exit codes."""
 
 import json
+import shlex
 
 import pytest
 
@@ -33,12 +34,14 @@ def test_text_becomes_shards_and_a_second_call_finds_them(capsys, tmp_path, text
     assert (code, err) == (0, "")
     manifest, shards = json.loads(said), Shards(out)
     assert manifest.pop("folder") == str(out)
+    command = manifest.pop("command")
     assert manifest == shards.manifest
     assert (shards.tokens, manifest["dtype"], manifest["seed"]) == (300, "bfloat16", 3)
     assert list(shards.widths) == ["resid_post.1", *(f"z.{i}" for i in range(6))]
     assert len(next(shards.stream())) == 300
-    code, said, _ = run(capsys, *line)
+    code, said, _ = run(capsys, *shlex.split(command)[1:])
     assert code == 0
+    assert f"again: {command}" in said
     assert "300 tokens of miniworld" in said
     assert "resid_post.1  width 128, bfloat16" in said
 
