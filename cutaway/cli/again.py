@@ -7,12 +7,15 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from cyclopts import Parameter
 
 from cutaway import zoo
 from cutaway.core.again import words
+
+if TYPE_CHECKING:
+    from cutaway.models.model import Model
 
 #: flags whose texts may be paths
 _PLACES = ("file", "model", "text", "other", "seeds", "labels", "words", "choice")
@@ -36,6 +39,11 @@ def repeated(name: str, function: Callable[..., Any], given: Mapping[str, Any], 
         return shlex.join([*out, "--", *first])
     at = 1 + len(name.split())
     return shlex.join([*out[:at], *first, *out[at:]])
+
+
+def pinned(model: Model, name: str) -> str:
+    """The name that a model was asked for by, as it means the same from everywhere and for good."""
+    return name if model.made is None else str(model.made.flags[""])
 
 
 def _values(function: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any, bool]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from cutaway.cli.again import repeated
+from cutaway.cli.again import pinned, repeated
 from cutaway.cli.dictionary_files import CHOICE, FILE, FORMAT, opened
 from cutaway.cli.shell import Reply, as_data, stages
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
@@ -75,16 +75,14 @@ def evaluate(
             from cutaway.cli.dictionary_job import Job
 
             loaded = load_model(model)
-            given["model"] = model if loaded.made is None else loaded.made.flags[""]
+            given["model"] = pinned(loaded, model)
             job = Job(dictionary, loaded, text, tokens, context, nulls, seed, step)
             if other is not None:
                 beside |= job.compared(opened(other), other)
             scores = _scores(job, sequences, random_weights)
             beside |= _beside(job, (features, by), labels, words)
-    command = repeated("dict eval", evaluate, given)
-    scores = replace(
-        scores, record=scores.record | {"file": file, "command": command} | _declared(dictionary, scores, declared_l0)
-    )
+    own = {"file": file, "command": repeated("dict eval", evaluate, given)}
+    scores = replace(scores, record=scores.record | own | _declared(dictionary, scores, declared_l0))
     saved = None if out is None else scores.save(out)
     data = {
         "scores": as_data(scores),

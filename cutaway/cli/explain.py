@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from cutaway.cli.again import repeated
+from cutaway.cli.again import pinned, repeated
 from cutaway.cli.processes import speaks
 from cutaway.cli.shell import Reply, as_data, stages
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
@@ -61,8 +61,8 @@ def explain(
         asked = TELLING if prompt is None else prompt
         corrupt = TELLING_CORRUPT if prompt is None and corrupt is None else corrupt
         found = suite.explain(m, asked, target=target, foil=foil, corrupt=corrupt, effort=effort, seed=seed, step=step)
-        named = model if m.made is None else m.made.flags[""]
-        command = repeated("explain", explain, given | {"prompt": asked, "corrupt": corrupt, "model": named})
+        told = {"prompt": asked, "corrupt": corrupt, "model": pinned(m, model)}
+        command = repeated("explain", explain, given | told)
         if html is not None and speaks():
             step("writing the report")
             write(found, html, command)

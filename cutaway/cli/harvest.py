@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from cutaway.cli.again import repeated
+from cutaway.cli.again import pinned, repeated
 from cutaway.cli.shell import Reply, stages
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
 
@@ -58,8 +58,7 @@ def harvest(
             masking=streams.Masking(special=not special, sinks=sinks or None),
             tokens=tokens, dtype=dtype, seed=seed, covariance=covariance,
         )  # fmt: skip
-    named = model if source.made is None else source.made.flags[""]
-    command = repeated("harvest", harvest, given | {"model": named})
+    command = repeated("harvest", harvest, given | {"model": pinned(source, model)})
     data = {"folder": str(out), **shards.manifest, "command": command}
     return Reply(data, lambda console: _show(console, shards, command))
 
