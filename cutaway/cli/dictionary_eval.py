@@ -84,10 +84,8 @@ def evaluate(
     own = {"file": file, "command": repeated("dict eval", evaluate, given)}
     scores = replace(scores, record=scores.record | own | _declared(dictionary, scores, declared_l0))
     saved = None if out is None else scores.save(out)
-    data = {
-        "scores": as_data(scores),
-        **{n: b if isinstance(b, list | dict) else as_data(b) for n, b in beside.items()},
-    }
+    others = {n: b if isinstance(b, list | dict) else as_data(b) for n, b in beside.items()}
+    data = {"scores": as_data(scores), **others}
 
     def show(console: Any) -> None:
         from cutaway.cli.dictionary_show import show
