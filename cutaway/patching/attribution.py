@@ -8,9 +8,11 @@ backward for all places of all sites asked for, where activation patching needs 
   site [layer, head] (all positions at once); `by` cuts it by position or by both [layer, head, position]. Patterns
   that name units or positions themselves, and several patterns, give a list of [node].
 * `interval`: 95 %, over prompts. Control (`null`): the same slope along a random step of the donor's length.
-* Audit: `exact` is the measured effect at `audit` places, one of each stratum of the ranks of |estimate| (NaN
-  elsewhere), with its interval over prompts; `agreement` is Pearson and Spearman correlation and the share of sign
-  errors there, with bootstrap intervals over the places.
+* Audit: `exact` is the measured effect at `audit` places (NaN elsewhere), with its interval over prompts: half of them
+  those of largest |estimate|, half drawn at random from strata of the ranks of the rest. `agreement` says what all
+  places would give, each place drawn counting for as many as it was drawn from: Pearson and Spearman correlation, the
+  share of sign errors, and the slope of exact effects over estimates (2: the estimates are half as large). Its
+  interval holds that of all places; the record says how many of how many places were measured.
 * Known failures: saturated attention hides queries and keys (`patching.attribution_star` repairs it); effects that
   cancel to first order; large steps, above all whole residual streams, through norms and activation functions
   (`patching.relevance`). A gradient is no intervention: read the audit before the numbers.
@@ -64,10 +66,10 @@ def attribution(
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         audit: at how many places the exact effect is measured beside the estimate.
         samples: how many random steps of equal length make the null of each place.
-        seed: of the random steps.
+        seed: of the random steps and of the audit's places.
 
     Raises:
         Refused: a place that cannot be exchanged, or a corruption that does not change the metric.
     """
     found = estimates(model, task, site, by, direction, lambda _: Rule(), samples, seed)
-    return effects(model, found, audits=audit)
+    return effects(model, found, audits=audit, seed=seed)

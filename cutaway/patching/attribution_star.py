@@ -15,9 +15,8 @@ AtP* (Kramár et al. 2024, arXiv:2403.00745): two repairs of attribution patchin
   direct and indirect effect cancel keeps its score. `score` is for ranking, `effect` has sign and unit.
 * `interval`, `score_interval`: 95 %, over prompts. Control (`null`, `score_null`): the same estimates for a donor
   in a random direction at the donor's distance, the pattern recomputed for it too.
-* Audit: `exact` is the measured effect at `audit` places, one of each stratum of the ranks of `score` (NaN elsewhere),
-  with its interval over prompts; `agreement` has Pearson and Spearman correlation and the share of sign errors of
-  `effect`, and the Spearman correlation of `score` with |exact|, with bootstrap intervals over the places.
+* Audit: as in `patching.attribution`, its places chosen by `score`; `agreement` has the Spearman correlation of `score`
+  with |exact| too.
 * Known failures: what is nonlinear after the pattern stays linear here. Sizes of `score` are no effects.
 * Equivalences (tests): at z, `effect` is that of `patching.attribution`; at q and k for small steps too; in a last
   layer with nothing nonlinear after it the QK-fix is exact, at each position too.
@@ -201,7 +200,7 @@ def attribution_star(
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         audit: at how many places the exact effect is measured beside the estimate.
         samples: how many random donors at the donor's distance make the null of each place.
-        seed: of the random donors.
+        seed: of the random donors and of the audit's places.
 
     Raises:
         Refused: a place that cannot be exchanged, or a corruption that does not change the metric.
@@ -217,7 +216,7 @@ def attribution_star(
 
     found = estimates(model, task, site, by, direction, rule, samples, seed)
     effect, score = found.values.mean(-1)
-    done = audited(model, found, effect, audit, score)
+    done = audited(model, found, effect, audit, score, seed)
     out = fields(found, done)
     out |= {
         "score": score.reshape(found.shape),
@@ -344,8 +343,8 @@ def _checked(done: Audit | None, score: Float[Tensor, "cell"], least: float) -> 
     """The audit's statistics with that of the score."""
     if done is None:
         return {}
-    chosen = list(done.chosen)
-    ranked = [t[1:2] for t in agreement(score[chosen], done.exact[chosen].abs(), least)]
+    chosen = list(done.sample.chosen)
+    ranked = [t[1:2] for t in agreement(score[chosen], done.exact[chosen].abs(), done.sample, least)]
     return {
         "agreement": torch.cat([done.agreement, ranked[0]]),
         "agreement_interval": torch.cat([done.interval, ranked[1]]),

@@ -31,7 +31,7 @@ from cutaway.models.memory import in_halves
 from cutaway.models.model import Model
 from cutaway.models.shards import processes
 from cutaway.models.tokens import Tokens
-from cutaway.patching.audit import STATISTICS, Audit, audit, rounding
+from cutaway.patching.audit import STATISTICS, Audit, Sample, audit, rounding
 from cutaway.patching.cells import By, Cells, cells, named, several
 from cutaway.patching.effects import BY_AXES
 from cutaway.patching.exchange import Direction, Exchange, difference, measured, notes, run
@@ -322,13 +322,18 @@ def _size(model: Model, bound: Bound, wanted: Sequence[Nodes], how: Rule) -> int
 
 
 def audited(
-    model: Model, e: Estimates, mean: Float[Tensor, "cell"], n: int, size: Float[Tensor, "cell"] | None = None
+    model: Model,
+    e: Estimates,
+    mean: Float[Tensor, "cell"],
+    n: int,
+    size: Float[Tensor, "cell"] | None = None,
+    seed: int = 0,
 ) -> Audit | None:
     """The exact effects of patching `n` of the places, beside their estimates; None if none is asked for."""
     if not n:
         return None
     least = rounding(model, torch.stack([e.clean, e.corrupt]))
-    return audit(lambda chosen: _exact(model, e, [e.places[i] for i in chosen]), mean, n, least, size)
+    return audit(lambda chosen: _exact(model, e, [e.places[i] for i in chosen]), mean, n, least, size, seed)
 
 
 def _exact(model: Model, e: Estimates, places: Sequence[Address]) -> Float[Tensor, "cell prompt"]:
@@ -350,14 +355,19 @@ def _exact(model: Model, e: Estimates, places: Sequence[Address]) -> Float[Tenso
 
 def said(e: Estimates, done: Audit | None, ranked: str = "|estimate|") -> dict[str, Any]:
     """What the record of an estimate says beyond its options."""
-    checked = f"none of {len(e.places)} cells: none was asked for"
+    checked: dict[str, Any] = {"audited": f"none of {len(e.places)} cells: none was asked for"}
     if done is not None:
-        k = len(done.chosen)
-        checked = f"{k} of {len(e.places)} cells: {k} strata, evenly over the ranks of {ranked}, one cell of each"
+        checked = {"agreement": str(done.sample), "audited": f"by ranks of {ranked}: {_cells(e, done.sample)}"}
     without = {"recovered": "its interval and null are those of effect, divided by clean − corrupt"}
     without |= {"exact": "no null: it is measured as patching.activation does, whose null holds for it"} if done else {}
-    about: dict[str, Any] = {"effect is": "an estimate", "audited": checked, "without interval or null": without}
-    return notes(e.bound, e.corruption, e.gap) | about
+    about: dict[str, Any] = {"effect is": "an estimate", "without interval or null": without}
+    return notes(e.bound, e.corruption, e.gap) | about | checked
+
+
+def _cells(e: Estimates, sample: Sample) -> str:
+    """How many of how many cells of each stratum were measured."""
+    strata = [f"{n} of {m}" for n, m in zip(sample.taken, sample.sizes, strict=True)]
+    return f"{len(sample.chosen)} of {len(e.places)} cells ({', '.join(strata)})"
 
 
 def fields(e: Estimates, done: Audit | None) -> dict[str, Any]:
@@ -382,9 +392,9 @@ def units(e: Estimates, names: Iterable[str]) -> dict[str, str]:
     return dict.fromkeys([n for n in names if n not in plain], e.bound.unit) | {"recovered": "share of clean − corrupt"}
 
 
-def effects(model: Model, e: Estimates, *, audits: int) -> Any:
+def effects(model: Model, e: Estimates, *, audits: int, seed: int) -> Any:
     """The estimates of all places as a result, audited."""
-    done = audited(model, e, e.values[0].mean(-1), audits)
+    done = audited(model, e, e.values[0].mean(-1), audits, seed=seed)
     found = fields(e, done)
     labels = e.labels(STATISTICS if done else ())
     return BY_AXES[e.axes](**found, labels=labels, units=units(e, found), record=said(e, done))

@@ -11,9 +11,8 @@ large.
 * `attention`: `gradient` differentiates through patterns (the authors' setting for GPT-2), `constant` holds them fixed
   (AH-rule), `half` halves both of attention's products (Achtibat et al. 2024, arXiv:2402.05602).
 * `interval`: 95 %, over prompts. Control (`null`): the same coefficients along a random step of the donor's length.
-* Audit: `exact` is the measured effect at `audit` places, one of each stratum of the ranks of |estimate| (NaN
-  elsewhere), with its interval over prompts; `agreement` is Pearson and Spearman correlation and the share of sign
-  errors there, with bootstrap intervals over the places.
+* Audit: `exact` is the measured effect at `audit` places (NaN elsewhere), and `agreement` says what all places would
+  give, with its interval, as in `patching.attribution`.
 * Known failures: the rules are heuristics, best for residual streams and MLP outputs; coefficients are those of the
   patched run alone. Mixtures of experts and models whose stream itself is normed are refused.
 * Equivalences (tests): without norms and with linear activation functions it equals attribution patching; without
@@ -72,7 +71,7 @@ def relevance(
         attention: the rule for attention: gradient (none), constant patterns, or half for each factor of its products.
         audit: at how many places the exact effect is measured beside the estimate.
         samples: how many random steps of equal length make the null of each place.
-        seed: of the random steps.
+        seed: of the random steps and of the audit's places.
 
     Raises:
         Refused: a place that cannot be exchanged, one that a constant pattern cuts off, a corruption that does not
@@ -89,4 +88,4 @@ def relevance(
         return Rule(relevance=attention)
 
     found = estimates(model, task, site, by, direction, rule, samples, seed)
-    return effects(model, found, audits=audit)
+    return effects(model, found, audits=audit, seed=seed)

@@ -39,7 +39,9 @@ def _named(result: Result, drawn: str) -> Iterator[str]:
         if 0 < len(labels) <= _FEW and axes[0] not in (*DEPTHS, *EXAMPLES) and all(isinstance(x, str) for x in labels):
             said = (f"{label} {_value(result, name, (i,))}" for i, label in enumerate(labels))
             if not t.isnan().all():
-                yield f"{spoken(name)}: {', '.join(said)}"
+                about = result.record.get(name)  # what it is measured on, where the record has words of that name
+                where = f" ({about})" if isinstance(about, str) else ""
+                yield f"{spoken(name)}: {', '.join(said)}{where}"
 
 
 def _compared(result: Result, drawn: str) -> Iterator[str]:

@@ -47,8 +47,8 @@ def test_by_neuron_and_position_it_adds_up_and_is_audited():
     got = relevance(model, task, site="mlp_post", by="both", audit=5)
     torch.testing.assert_close(got.effect.sum(-1), relevance(model, task, site="mlp_post", audit=0).effect)
     assert int(got.exact.isfinite().sum()) == 5
-    assert f"5 of {got.effect.numel()} cells: 5 strata" in got.record["audited"]
-    assert got.agreement_interval.shape == (3, 2)
+    assert f"5 of {got.effect.numel()} cells (3 of 3, 2 of" in got.record["audited"]
+    assert got.agreement_interval.shape == (4, 2)
 
 
 def test_the_rules_for_attention_differ_only_where_attention_lies_ahead():
