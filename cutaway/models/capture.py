@@ -15,6 +15,7 @@ from cutaway.core.refuse import Refused, nearest
 from cutaway.core.sites import BY_NAME
 from cutaway.models import forward, taps
 from cutaway.models.anatomy import Anatomy
+from cutaway.models.identity import described
 from cutaway.models.names import parsed
 from cutaway.models.ports import per_head
 from cutaway.models.tokens import Tokens
@@ -210,7 +211,8 @@ def _derivation(body: Anatomy, a: Address) -> Derivation | None:
     return Derivation(base, module, lambda x: body.norm(module).scale(x))
 
 
-def _stamp(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """What tells whether weights were exchanged or written to."""
-    own = module.parameters() if module._modules else module._parameters.values()  # the walk costs more than the rest
-    return tuple([(id(p), p._version) for p in own if p is not None])
+def _stamp(module: nn.Module) -> tuple[Any, ...]:
+    """What tells whether weights were exchanged or written to, or an adapter switched on or off."""
+    if not module._modules:  # the walk costs more than the rest
+        return tuple([(id(p), p._version) for p in module._parameters.values() if p is not None])
+    return *((id(p), p._version) for p in module.parameters()), described(module)[0]

@@ -20,6 +20,7 @@ from cutaway.core.refuse import Refused
 from cutaway.models import taps
 from cutaway.models.anatomy import Anatomy
 from cutaway.models.frame import FRAME, Frame
+from cutaway.models.linear import has_bias
 from cutaway.models.tokens import Side, Tokens
 
 PADDING: dict[Side, str] = {
@@ -153,7 +154,7 @@ def check_padding(body: Anatomy, t: Tokens) -> None:
             f"padding on the {t.side} in {body.family.name}", why, f"{instead} prompts of one length at a time"
         )
     ins = body.part(0, "ssm_in")
-    if getattr(ins, "bias", None) is not None and not bool(t.mask[:, 0].all()):
+    if has_bias(ins) and not bool(t.mask[:, 0].all()):
         why = "its layers' input projections have a bias, which their convolutions would read from the padding"
         raise Refused(
             f"padding on the left in {body.family.name}", why, "pad on the right, or run one prompt at a time"

@@ -16,6 +16,7 @@ from cutaway.models.families import reads_as_encoder
 from cutaway.models.made import loaded, pinned
 from cutaway.models.model import Model
 from cutaway.models.self_check import checked
+from cutaway.models.wrapped import inner
 
 _WIDTH = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 CACHE = Path("~/.cache/cutaway/self_check")
@@ -46,9 +47,7 @@ def load(
     options = {"tokenizer": tokenizer, "name": name, "world": world, "device": device, "dtype": dtype,
                "attention": attention, "check": check}  # fmt: skip
     if isinstance(x, torch.nn.Module):
-        if not hasattr(x, "config"):
-            raise Refused(f"a live {type(x).__name__}", "it is not a transformers model", "give a PreTrainedModel")
-        hf = x
+        hf = inner(x)
         if device is not None or dtype is not None:
             raise Refused(
                 "device= or dtype= with a live model", "your model stays as it is", "move it yourself before load"

@@ -21,6 +21,7 @@ from cutaway.models.cut import Cut
 from cutaway.models.edits import Edit, as_edits
 from cutaway.models.families import Family, family_of
 from cutaway.models.identity import fingerprint
+from cutaway.models.linear import leading
 from cutaway.models.memory import in_halves
 from cutaway.models.names import foreign
 from cutaway.models.ports import port
@@ -61,12 +62,12 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Where the embeddings, and so the tokens, live."""
-        return self.hf.get_input_embeddings().weight.device
+        return leading(self.hf).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the embeddings."""
-        return self.hf.get_input_embeddings().weight.dtype
+        return leading(self.hf).dtype
 
     def __repr__(self) -> str:
         s = self.shape
@@ -174,13 +175,12 @@ class Model:
             )
         else:
             t = tokenize(self.tokenizer, prompts, side, self.shape.context, bos, self.family.causal)
-        table: Any = self.hf.get_input_embeddings()
         least, most = t.extremes
-        rows = table.num_embeddings
+        rows = getattr(self.hf.get_input_embeddings(), "num_embeddings", None) or self.shape.d_vocab
         if least < 0 or most >= rows:
             raise Refused("prompt", f"it needs token ids from 0 to {rows - 1}", "give ids of this model's vocabulary")
-        if t.ids.device != table.weight.device:
-            t = t.to(table.weight.device)
+        if t.ids.device != self.device:
+            t = t.to(self.device)
         if t.ids.shape[1] > self.shape.context:
             raise Refused(
                 "prompt", f"it has {t.ids.shape[1]} tokens, the model takes {self.shape.context}", "shorten it"

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from cutaway.core.address import Address
-from cutaway.core.refuse import Refused
 from cutaway.models.anatomy import Anatomy
 from cutaway.models.frame import FRAME, real
+from cutaway.models.linear import affine, matrix
 from cutaway.models.offload import present
 
 Side = Literal["in", "in_place", "out", "dispatch", "scan"]
@@ -181,7 +181,8 @@ def _head_out(module: nn.Module | None, heads: int) -> Port | None:
         return per_head(module, x.view(*x.shape[:2], heads, -1))
 
     def write(new: Tensor, x: Tensor, y: Any) -> Tensor:
-        bias = getattr(module, "bias", None)
+        with present(module):
+            _, bias = affine(module)
         return new.sum(2) if bias is None else new.sum(2) + bias
 
     return Port(module, "out", read, write, derived=True)
@@ -197,12 +198,9 @@ def output_rows(module: nn.Module, heads: int) -> Tensor:
     """W_O as [head, d_head, d_model].
 
     Raises:
-        Refused: the weight is quantised.
+        Refused: the output projection is no linear map.
     """
-    weight: Any = module.weight
-    if not weight.is_floating_point():
-        raise Refused("head_out", f"W_O is stored as {weight.dtype}", "load the model unquantised")
-    w = weight if hasattr(module, "nf") else weight.T
+    w = matrix(module)
     return w.reshape(heads, -1, w.shape[-1])
 
 

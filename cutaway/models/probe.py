@@ -8,6 +8,7 @@ from torch import nn
 
 from cutaway.core.refuse import Refused
 from cutaway.models.families import Family, find
+from cutaway.models.linear import is_linear
 
 # What architectures call their parts; a name counts if it contains one of the words.
 _ATTENTION = ("att",)
@@ -121,7 +122,7 @@ def _child(block: nn.Module, words: tuple[str, ...]) -> str | None:
 
 
 def _linears(module: nn.Module) -> list[str]:
-    return [c for c, m in module.named_children() if getattr(m, "weight", None) is not None and m.weight.ndim == 2]
+    return [c for c, m in module.named_children() if is_linear(m)]
 
 
 def _linear(module: nn.Module, words: tuple[str, ...]) -> str | None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cutaway.core.refuse import Refused
 from cutaway.models.anatomy import Anatomy
+from cutaway.models.linear import bias, is_linear, matrix, table
 from cutaway.models.unembedding import unembedding
 
 
@@ -134,8 +135,8 @@ class Weights:
     @property
     def embed(self) -> Float[Tensor, "d_vocab d_model"]:
         """W_E as stored (before a family's embedding multiplier), through the projection of a family that has one."""
-        table, projection = self.body.hf.get_input_embeddings(), self.body.top("embed")
-        return table.weight @ matrix(projection) if isinstance(projection, nn.Linear) else table.weight
+        rows, projection = table(self.body.hf.get_input_embeddings()), self.body.top("embed")
+        return rows @ matrix(projection) if projection is not None and is_linear(projection) else rows
 
     @property
     def unembed(self) -> Float[Tensor, "d_model d_vocab"]:
@@ -236,18 +237,6 @@ class Weights:
         return module
 
 
-def matrix(module: nn.Module) -> Float[Tensor, "inputs outputs"]:
-    """A linear module's weight, inputs first.
-
-    Raises:
-        Refused: quantised storage.
-    """
-    w: Any = module.weight
-    if not w.is_floating_point():
-        raise Refused(f"weight of {type(module).__name__}", f"it is stored as {w.dtype}", "load the model unquantised")
-    return w if hasattr(module, "nf") else w.T
-
-
 def unembed_rows(
     body: Anatomy, ids: Int[Tensor, "*token"] | None = None, dtype: torch.dtype | None = None
 ) -> tuple[Float[Tensor, "*token d_model"], Float[Tensor, "*token"]]:
@@ -266,13 +255,6 @@ def unembed_rows(
         own = own + rows @ bias(m).to(rows.dtype) * way.gain
         rows = rows @ matrix(m).T.to(rows.dtype)
     return (rows if (c := way.gain * way.scale) == 1.0 else rows * c), own if way.scale == 1.0 else own * way.scale
-
-
-def bias(module: nn.Module) -> Float[Tensor, "outputs"]:
-    """A linear module's bias, zeros where it has none."""
-    b: Tensor | None = getattr(module, "bias", None)
-    w = matrix(module)
-    return b if b is not None else torch.zeros(w.shape[1], dtype=w.dtype, device=w.device)
 
 
 def _child(block: nn.Module, path: str) -> bool:
