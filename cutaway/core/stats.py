@@ -12,12 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
 
 BOUNDS = ["low", "high"]
+_ALIKE = 1e6  # samples that a scale of the group is worth where cells do not differ
+_OWN = 1.3  # a value is this much likelier outside than the samples that its scale was taken from (simulated)
 LEAST_NULL = 19  # samples: the range of fewer is left by chance too often to mean anything
 
 
@@ -176,15 +178,16 @@ def exceeds_null(
 
 
 def null_band(
-    null: Float[Tensor, "cell sample"], cells: int | None = None
+    null: Float[Tensor, "cell sample"], cells: int | None = None, groups: Int[Tensor, "cell"] | None = None
 ) -> tuple[Float[Tensor, "cell bound"], float, bool]:
     """A band around each cell's null samples, the share of cells that chance alone puts outside, and if it is pooled.
 
     With at least 19 samples it is the cell's own range, which a value drawn like them leaves with probability
     2 / (samples + 1), as long as that is at most one of the `cells` (those marked together, by default these).
-    Otherwise it is pooled: the cell's mean ± the deviation (of a sample from the mean of its cell's other samples, in
-    size) that only one value in `cells`, and at most one in 20, exceeds among those of all cells. Both hold whatever
-    the distribution, also if it differs from cell to cell. NaN samples do not count; a single one deviates from 0.
+    Otherwise it is pooled: the cell's mean ± its scale times the deviation (of a sample from its cell's others, in
+    their scale) that about one value in `cells`, and at most one in 20, exceeds among those of all cells. A scale lies
+    between the cell's own and that of its group (such as its layer), nearer to the group's the less cells differ
+    (Smyth 2004), so that cells of large nulls hide no others. NaN samples do not count; a single one deviates from 0.
     """
     cells = cells or len(null)
     count = null.isfinite().sum(-1)
@@ -193,14 +196,63 @@ def null_band(
         bounds = [null.masked_fill(missing, math.inf).amin(-1), null.masked_fill(missing, -math.inf).amax(-1)]
         own = torch.stack(bounds, -1).masked_fill((count == 0)[:, None], math.nan)
         return own, 2 / (null.shape[-1] + 1), False
-    centre = null.nanmean(-1) if null.shape[-1] > 1 else torch.zeros(len(null))
-    away = (null - centre[:, None]).abs() * (count / (count - 1))[:, None] if null.shape[-1] > 1 else null.abs()
+    centre, scale, away = _scaled(null.double(), groups)
     found = away[away.isfinite()].sort(descending=True).values
     if not len(found):
         return torch.full((len(null), 2), math.nan), 1.0, True
-    beyond = max(1, int((len(found) + 1) / max(cells, 20)))
-    reach = found[beyond - 1]
-    return torch.stack([centre - reach, centre + reach], -1), beyond / (len(found) + 1), True
+    own = _OWN if null.shape[-1] > 1 else 1.0
+    beyond = max(1, int((len(found) + 1) / (own * max(cells, 20))))
+    reach, share = found[beyond - 1] * scale, min(1.0, own * beyond / (len(found) + 1))
+    return torch.stack([centre - reach, centre + reach], -1).to(null.dtype), share, True
+
+
+def _scaled(
+    null: Float[Tensor, "cell sample"], groups: Int[Tensor, "cell"] | None
+) -> tuple[Float[Tensor, "cell"], Float[Tensor, "cell"], Float[Tensor, "cell sample"]]:
+    """Each cell's mean and scale, and how far each of its samples lies from the mean of the others, in their scale."""
+    if null.shape[-1] == 1:
+        return torch.zeros(len(null)), torch.ones(len(null)), null.abs()
+    there = null.isfinite()
+    n = there.sum(-1, keepdim=True).double()
+    centre = null.nanmean(-1, keepdim=True)
+    apart = torch.where(there, null - centre, 0.0)
+    square, worth, usual = apart.square().sum(-1, keepdim=True), *_usual(apart, n, groups)
+    scale = ((square + worth * usual) / (n - 1 + worth)).sqrt()
+    others = (square - apart.square() * n / (n - 1)).clamp_min(0)  # the sum of squares without this sample
+    away = (apart * n / (n - 1)).abs() / ((others + worth * usual) / (n - 2 + worth)).sqrt()
+    return centre[:, 0], scale[:, 0], away.masked_fill(~there | (n < 2), math.nan)
+
+
+def _usual(
+    apart: Float[Tensor, "cell sample"], n: Float[Tensor, "cell 1"], groups: Int[Tensor, "cell"] | None
+) -> tuple[float, Float[Tensor, "cell 1"]]:
+    """How many samples the usual variance of a cell's group is worth beside the cell's own, and that variance.
+
+    By the moments of log variances (Smyth 2004): they scatter by chance, and what they scatter more, cells differ.
+    """
+    free, square = n[:, 0] - 1, apart.square().sum(-1)
+    varied = (square > 0) & (free > 0)
+    group = torch.zeros(len(n), dtype=torch.long) if groups is None else groups
+    if int(varied.sum()) < 3:
+        return _ALIKE, torch.ones_like(n)
+    half, of = free[varied] / 2, group[varied]
+    level = (square[varied] / free[varied]).log() - half.digamma() + half.log()
+    many = torch.bincount(of, minlength=int(group.max()) + 1)
+    total = torch.zeros(len(many), dtype=torch.double).index_add_(0, of, level)
+    mean = torch.where(many > 2, total / many.clamp_min(1), level.mean())
+    left = max(1, len(level) - int((many > 2).sum()))
+    more = float((level - mean[of]).square().sum() / left - torch.polygamma(1, half).mean())
+    worth = min(_ALIKE, max(0.5, 2 * _inverse_trigamma(more))) if more > 1e-3 else _ALIKE
+    known = mean + math.log(2 / worth) + float(torch.tensor(worth / 2).double().digamma())
+    return worth, known.exp()[group][:, None]
+
+
+def _inverse_trigamma(y: float) -> float:
+    x = torch.tensor(0.5 + 1 / y, dtype=torch.double)
+    for _ in range(20):  # Newton's steps on 1 / trigamma, from below (Smyth 2004)
+        value = torch.polygamma(1, x)
+        x = x + value * (1 - value / y) / torch.polygamma(2, x)
+    return float(x)
 
 
 def false_discovery(p: Float[Tensor, "*cell"]) -> Float[Tensor, "*cell"]:

@@ -1,7 +1,8 @@
 """The control beside a picture: the band of its null, what that band is in words, and how often chance leaves it.
 
 A mark must mean something. Outside of the range of 4 samples is where chance puts 40 % of all cells, so few samples are
-pooled over the cells of a field (`core.stats.null_band`). Curves keep each point's own range: they carry no marks.
+pooled over the cells of a field, each in its own and its layer's scale (`core.stats.null_band`). Curves keep each
+point's own range: they carry no marks.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def band(null: Tensor, axes: tuple[str, ...], shape: dict[str, int], control: st
     samples, cells = null.shape[-1], math.prod(n for a, n in shape.items() if a not in _APART)
     what = f"range of {samples} {plural(control, samples)}"
     apart = math.prod(n for a, n in zip(own, null.shape, strict=False) if a in _APART)  # these axes come first
-    parts = [null_band(part, cells) for part in null.reshape(apart, -1, samples)]
+    groups = _layers(own, null.shape)
+    parts = [null_band(part, cells, groups) for part in null.reshape(apart, -1, samples)]
     share, pooled = max(p[1] for p in parts), parts[0][2]
     few = share > _MOST
     bounds = _range(null) if curves or few else torch.stack([p[0] for p in parts])
@@ -48,6 +50,16 @@ def band(null: Tensor, axes: tuple[str, ...], shape: dict[str, int], control: st
         return Band(low, high, f"{what}, too few to mark cells", "")
     says = what.replace("range", "pooled band" if own else "band") + " a cell" * bool(own) if pooled else what
     return Band(low, high, says, _chance(share, cells))
+
+
+def _layers(own: tuple[str, ...], shape: torch.Size) -> Tensor | None:
+    """The layer of every cell of one part, whose nulls are alike in scale; None where no axis says it."""
+    kept = [(a, n) for a, n in zip(own, shape, strict=False) if a not in _APART]
+    lengths = [n for _, n in kept]
+    for d, (axis, n) in enumerate(kept):
+        if axis == "layer":
+            return torch.arange(n).reshape(*[1] * d, n, *[1] * (len(kept) - d - 1)).expand(lengths).flatten()
+    return None
 
 
 def _range(null: Tensor) -> Tensor:

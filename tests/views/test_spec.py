@@ -48,7 +48,7 @@ def test_values_interval_and_null_stay_together():
     p = only(result)
     low, high = torch.tensor(p.low), torch.tensor(p.high)
     torch.testing.assert_close(torch.stack([low, high], -1), result.interval)
-    expected, share, _ = null_band(result.null.flatten(0, 1))
+    expected, share, _ = null_band(result.null.flatten(0, 1), groups=torch.arange(6).repeat_interleave(8))
     torch.testing.assert_close(torch.tensor([p.null_low, p.null_high]).movedim(0, -1).flatten(0, 1), expected)
     assert p.mark == "interval without 0 and outside the pooled band of 60 random heads a cell"
     assert p.chance == "chance alone marks at most about 1 of 48 cells"
