@@ -21,7 +21,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
+import torch
+
 from cutaway.core import again
+from cutaway.core.finite import finite
 from cutaway.core.record import counting, machine, versions
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.result import Result
@@ -111,7 +114,8 @@ def method(*, answers: str, paper: str, cost: str, control: str) -> Callable[[Ca
         def run(*args: Any, **given: Any) -> Result:
             _check_subjects(row, [hints[s] for s in row.subjects], args)
             _check_options(row, given)
-            with counting() as spent:
+            dtype = next((d for a in args if isinstance(d := getattr(a, "dtype", None), torch.dtype)), None)
+            with finite(name, dtype), counting() as spent:
                 result = function(*args, **given)
             values = {o.name: given.get(o.name, o.default) for o in options}
             return replace(result, record=_record(row, args, values, spent, result.record))

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cutaway.core.address import Address
+from cutaway.core.finite import notice
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
 from cutaway.models import forward, taps
@@ -77,6 +78,9 @@ def gradients(
             closed.update(a.place for a in cut)
             found = torch.autograd.grad(values.sum(), wanted, retain_graph=n + 1 < len(cuts), allow_unused=True)
             count(backwards=len(tokens))
+            for g in found:
+                if g is not None:
+                    notice(g)
             slopes.append(Activations(dict(zip(collector.asked, _all(collector.asked, found), strict=True)), tokens))
     given = {a: x.detach() for a, x in zip(collector.asked, wanted, strict=True)}
     return values.detach(), slopes, Activations(given, tokens)

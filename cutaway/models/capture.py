@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cutaway.core.address import Address, unit_axis
+from cutaway.core.finite import notice
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.sites import BY_NAME
 from cutaway.models import forward, taps
@@ -157,6 +158,11 @@ class Collector:
         n = self.body.shape.n_layers
         whole = [n if a.layer is None and a.site not in ("embed", "pos_embed") else 0 for a in self.places]
         return max([*whole, *(a.layer + (a.site != "resid_pre") for a in self.places if a.layer is not None)]) / n
+
+    def notice(self, tokens: Tokens) -> None:
+        """Look whether the deepest tensor holds numbers: what is none in a stream stays so behind it."""
+        if self.found:
+            notice(list(self.found.values())[-1], tokens.mask)
 
     def activations(self, tokens: Tokens) -> Activations:
         """Everything asked for, as a mapping."""

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cutaway.core.finite import finite, notice
 from cutaway.core.progress import advance
 from cutaway.core.record import count, counting
 from cutaway.core.refuse import Refused
@@ -59,7 +60,8 @@ def sweep(
     is shared, and every process returns everything and counts the forwards of all.
 
     Raises:
-        Refused: an edit that cannot be made, a prompt that does not fit in memory, or another sweep's file.
+        Refused: an edit that cannot be made, a prompt that does not fit in memory, another sweep's file, or numbers
+            that are none.
     """
     if not variants:
         return torch.empty(0, len(tokens), device=model.device)
@@ -70,13 +72,14 @@ def sweep(
     _check(model, tokens, [base, *variants])
     ledger = opened(len(variants), len(tokens), resume, lambda: sweep_key(model, tokens, [base, *variants], metric))
     work = _Work(model, tokens, base, variants, metric, ledger, budget)
-    with counting() as spent:
+    with finite(f"a sweep of {model.name}", model.dtype), counting() as spent:
         try:
             for cut in groups(model, tokens, variants, budget):
                 own = _Group(work, cut).share() if shared else None
                 in_halves(cut.rows, len(cut), lambda rows, c=cut, own=own: _Group(work, c.some(rows), own).run())
         finally:
             ledger.write()
+        notice(ledger.values)  # those of an earlier run are not of these forwards
     if shared:
         count(forwards=shards.others(spent.forwards, model.device))
     return shards.gathered(ledger.values, model.device, shared)

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cutaway.core.address import Address
+from cutaway.core.finite import notice
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
 from cutaway.models import taps
@@ -32,7 +33,9 @@ _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 def all_logits(body: Anatomy, t: Tokens) -> Float[Tensor, "batch position token"]:
     """Logits at every position, or the last hidden state of a model without unembedding."""
-    return _call(body, t, len(t))
+    logits = _call(body, t, len(t))
+    notice(logits, t.mask)
+    return logits
 
 
 def last_logits(body: Anatomy, t: Tokens, share: float = 1.0) -> Float[Tensor, "batch token"]:
@@ -46,7 +49,10 @@ def last_logits(body: Anatomy, t: Tokens, share: float = 1.0) -> Float[Tensor, "
     early = body.family.causal and not taps.tapped(body, Address("logits"))
     with _unembedding_last(body.unembed, t) if early else nullcontext():
         logits = _call(body, t, len(t) * share)
-    return logits[:, -1] if early else logits[torch.arange(len(t), device=logits.device), t.last.to(logits.device)]
+    rows = torch.arange(len(t), device=logits.device)
+    logits = logits[:, -1] if early else logits[rows, t.last.to(logits.device)]
+    notice(logits)
+    return logits
 
 
 class Enough(Exception):

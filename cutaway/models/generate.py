@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from cutaway.core.finite import finite, notice
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused, nearest
 from cutaway.models import forward
@@ -80,10 +81,18 @@ def generated_ids(model: Model, t: Tokens, new: int, edits: Sequence[Edit], opti
     given = {n: v for n, v in options.items() if n in _OBJECTS}
     if "stop_strings" in options:
         given["tokenizer"] = model.tokenizer
-    handle = model.hf.register_forward_pre_hook(enter, with_kwargs=True)
+    handles = [
+        model.hf.register_forward_pre_hook(enter, with_kwargs=True),
+        model.hf.register_forward_hook(lambda module, args, out: notice(out.logits[:, -1])),
+    ]
     token = FRAME.set(None)
     try:
-        with model.edited(*edits), torch.no_grad(), _settings(model, new, options) as settings:
+        with (
+            finite(f"generate with {model.name}", model.dtype),
+            model.edited(*edits),
+            torch.no_grad(),
+            _settings(model, new, options) as settings,
+        ):
             out = model.hf.generate(t.ids, settings, attention_mask=t.mask.long(), **given)
     except (ValueError, TypeError, ImportError, AttributeError, RuntimeError) as error:
         if not options or isinstance(error, torch.OutOfMemoryError):
@@ -91,7 +100,8 @@ def generated_ids(model: Model, t: Tokens, new: int, edits: Sequence[Edit], opti
         raise _unfit(options, error) from error
     finally:
         FRAME.reset(token)
-        handle.remove()
+        for handle in handles:
+            handle.remove()
     return out[:, t.ids.shape[1] :]
 
 

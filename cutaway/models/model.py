@@ -261,6 +261,7 @@ class Model:
                     forward.all_logits(self.body, t)
                 else:
                     forward.streams(self.body, t, collector.share)
+            collector.notice(t)
         return collector.activations(t)
 
     def gradients(

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from cutaway.core.finite import finite
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.models.capture import Activations
@@ -99,7 +100,8 @@ def decompose(
     Raises:
         Refused: the stream itself is normed between additions (BERT), so that no sum exists.
     """
-    stream = _stream(model, prompts, position, neurons, edits)
+    with finite(f"decomposition of {model.name}", model.dtype):
+        stream = _stream(model, prompts, position, neurons, edits)
     parts = [p.contributions() if isinstance(p, _Writer) else p[1][:, None] for p in stream.parts]
     return Decomposition(
         contribution=torch.cat(parts, dim=1),

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cutaway.core.address import Address
+from cutaway.core.finite import notice
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
 from cutaway.models import forward, taps
@@ -117,7 +118,9 @@ def grow(
         )
         logits = _call(model, tokens.ids[:1, start:], frame, **kw)
     count(forwards=n * sum(running) * (width - start) / (layers * width))
-    return (read[0] if unread else logits)[:, -1]
+    last = (read[0] if unread else logits)[:, -1]
+    notice(last)
+    return last
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway import lenses, patching, tasks
+from cutaway.core.finite import finite
 from cutaway.core.record import Cost, counting
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
@@ -143,7 +144,7 @@ def explain(
         raise Refused(f"seed {seed}", "it is outside 0 to 2**63 − 1", "use a small whole number")
     large = sum(p.numel() for p in model.hf.parameters()) > _LARGE
     siblings, samples = EFFORTS[effort or ("quick" if large else "normal")]
-    with counting() as spent:
+    with finite("explain", model.dtype), counting() as spent:
         step("looking for a counterfactual")
         one = tasks.from_sentence(model, prompt, target, foil, corrupt=corrupt, seed=seed)
         many = tasks.with_siblings(model, one, siblings, seed)
