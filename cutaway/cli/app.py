@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from cyclopts import App, Group, Parameter
 import cutaway
 from cutaway.cli.processes import joined, speaks
 from cutaway.cli.shell import command_line, deliver, refused
+from cutaway.cli.stdio import ordered, prepare
 
 MAIN, ROOMS, LOOKS = (
     Group("The main job", sort_key=0),
@@ -70,9 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if arguments is None else arguments)
     command_line.set(tuple(words))
     try:
-        build().meta(words, **_OURS)
+        prepare()
+        build().meta(ordered(words), **_OURS)
+        sys.stdout.flush()
     except BaseException as error:
-        return refused(error, "cutaway " + " ".join(words), as_json="--json" in words)
+        return refused(error, shlex.join(["cutaway", *words]), as_json="--json" in words)
     return 0
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from cutaway.cli.dictionary_cards import Bar, show_cards
 from cutaway.cli.dictionary_recipes import Asked, names, recipes
 from cutaway.cli.dictionary_source import From, Origin, opened
 from cutaway.cli.shell import Reply, command_line
+from cutaway.cli.stdio import tell
 from cutaway.core.refuse import Refused
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ def _resumable(out: Path) -> Iterator[None]:
 
         if exists(out):
             words = [w for w in command_line.get() if w != "--no-resume"]
-            sys.stderr.write(f"saved in {out}; go on with: {shlex.join(['cutaway', *words])}\n")
+            tell(f"saved in {out}; go on with: {shlex.join(['cutaway', *words])}\n")
         raise
     except Refused as error:
         raise Refused(error.what, error.why, error.instead.replace("resume=False", "--no-resume")) from error

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json as jsonlib
 import math
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,6 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from cutaway.cli import stdio
 from cutaway.cli.processes import speaks
 from cutaway.core.refuse import Refused, nearest
 
@@ -36,12 +35,18 @@ class Reply:
 def deliver(reply: Reply, as_json: bool) -> None:
     """Write a reply to stdout."""
     if as_json:
-        sys.stdout.write(jsonlib.dumps(plain(reply.data), ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.write(stdio.as_json(plain(reply.data)))
     else:
         from rich.console import Console
 
-        reply.show(Console(highlight=False))
+        console = Console(highlight=False)
+        console.on_broken_pipe = _gone  # its own way is to exit with an error
+        reply.show(console)
     sys.stdout.flush()
+
+
+def _gone() -> None:
+    raise BrokenPipeError
 
 
 def plain(data: Any) -> Any:
@@ -114,42 +119,56 @@ def refused(error: BaseException, command: str, as_json: bool) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0
     if isinstance(error, KeyboardInterrupt):
-        sys.stderr.write("interrupted\n")
+        stdio.tell("interrupted\n")
         return INTERRUPTED
     if isinstance(error, BrokenPipeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left; so may we
+        stdio.abandon(sys.stdout)  # the reader left; so may we
         return 0
+    if isinstance(error, OSError) and error.filename is None:
+        stdio.abandon(sys.stdout)
     refusal = as_refusal(error, command)
     if refusal is None:
         raise error
     if not speaks() and not _memory(error):  # the same is refused everywhere; memory may be short in one process
         return REFUSED
-    if as_json:
-        sys.stderr.write(jsonlib.dumps({"refused": refusal.as_dict()}, ensure_ascii=False) + "\n")
-    else:
-        sys.stderr.write(f"refused: {refusal}\n")
+    stdio.tell(stdio.as_json({"refused": refusal.as_dict()}) if as_json else f"refused: {refusal}\n")
     return REFUSED
 
 
 def as_refusal(error: BaseException, command: str) -> Refused | None:
     """An error as a refusal, if it is the caller's to mend."""
-    from cyclopts import CycloptsError, UnknownCommandError
+    from cyclopts import CycloptsError, UnknownCommandError, UnknownOptionError
 
     if isinstance(error, Refused):
         return error
     if isinstance(error, UnknownCommandError) and error.app is not None and error.unused_tokens:
         return _unknown_command(error.unused_tokens[0], list(error.app), command)
+    if isinstance(error, UnknownOptionError) and error.token is not None:
+        return _unknown_option(error, command)
     if isinstance(error, CycloptsError):
         chain = " ".join(["cutaway", *(error.command_chain or ())])
         return Refused(command.strip(), " ".join(str(error).split()), f"see {chain} --help")
     if _memory(error):
         return Refused(command, "the memory is not enough", "use a shorter prompt, fewer pairs or a smaller model")
+    if isinstance(error, OSError) and error.filename is None and error.errno is not None:
+        why = f"stdout takes no more: {error.strerror}"
+        return Refused("writing the answer", why, "send it elsewhere, or make room")
     return None
 
 
 def _memory(error: BaseException) -> bool:
     short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return short or "can't allocate memory" in str(error)
+
+
+def _unknown_option(error: Any, command: str) -> Refused:
+    flag = str(error.token.keyword or error.token.value).partition("=")[0]
+    chain = " ".join(["cutaway", *(error.command_chain or ())])
+    known = [n for a in error.argument_collection or () for n in a.names if n.startswith("--")]
+    close = nearest(flag, [n for n in known if n != flag], 1)
+    why = f"there is no option {flag}" + (f"; did you mean {close}?" if close else "")
+    text = "a text that begins with a hyphen goes behind --, or into --flag=TEXT"
+    return Refused(command, why, f"see {chain} --help; {text}")
 
 
 def _unknown_command(word: str, known: list[str], command: str) -> Refused:

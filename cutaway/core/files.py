@@ -13,12 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cutaway.core.json_lines import written
 from cutaway.core.refuse import Refused
 
 
 def write_json(path: str | Path, data: Any) -> Path:
     """Write `data` as indented JSON, atomically."""
-    return _replace(Path(path), (json.dumps(data, indent=1, ensure_ascii=False) + "\n").encode())
+    return _replace(Path(path), (written(data, indent=1) + "\n").encode())
 
 
 def read_json(path: str | Path) -> Any:
@@ -34,8 +35,8 @@ def read_json(path: str | Path) -> Any:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Write text as UTF-8, atomically."""
-    return _replace(Path(path), text.encode())
+    """Write text as UTF-8, atomically; half a surrogate pair, which UTF-8 does not have, becomes a question mark."""
+    return _replace(Path(path), text.encode(errors="replace"))
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:

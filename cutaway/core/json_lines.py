@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,13 @@ from cutaway.core.refuse import Refused
 from cutaway.core.text import check_encodable
 
 _BLANK = " \t\r\n"
+_UNSAFE = re.compile("[\ud800-\udfff\u0085\u2028\u2029]")  # no UTF-8, or ends of a line to some readers
+
+
+def written(data: Any, indent: int | None = None, ascii_only: bool = False) -> str:
+    """Data as JSON on one line to every reader: half surrogates and what some take for an end of a line are escaped."""
+    text = json.dumps(data, ensure_ascii=ascii_only, indent=indent)
+    return _UNSAFE.sub(lambda m: f"\\u{ord(m[0]):04x}", text)
 
 
 def numbered(path: str | Path) -> Iterator[tuple[int, str]]:

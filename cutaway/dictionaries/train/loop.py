@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cutaway.core.json_lines import written
 from cutaway.core.progress import advance
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries import precision
@@ -253,7 +254,7 @@ class Run:
         self._lines += 1
         if self.out is not None and self.speaks:
             with (self.out / "log.jsonl").open("a", encoding="utf-8") as f:
-                f.write(json.dumps(finite(line), ensure_ascii=False) + "\n")
+                f.write(written(finite(line)) + "\n")
         if self.told is not None and self.speaks:
             self.told(line)
 
