@@ -11,7 +11,7 @@ from cutaway.core.text import check_encodable
 _OPENS = frozenset("([{<“‘‚„«‹¿¡$£€¥@#_/\\~^")  # what comes next is usually joined to these
 _SIDED = frozenset("\"'`*|")  # open a part of the text, or close it
 _DASHES = frozenset("-‐‑–—−")
-_STARTS = frozenset("([{<“‘‚„«‹¿¡$£€¥@#&+=<>~|*\\–—−")  # as an answer's first, these usually follow a space
+_STARTS = frozenset('"`([{<“‘‚„«‹¿¡$£€¥@#&+=<>~|*\\–—−')  # as an answer's first, these usually follow a space
 _UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x2E80, 0x10FFFF))  # Thai to Khmer, East Asia
 
 

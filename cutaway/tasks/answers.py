@@ -6,23 +6,15 @@ from collections.abc import Sequence
 
 from cutaway.core.refuse import Refused
 from cutaway.models.model import Model
+from cutaway.models.spacing import forms
 
 
 def continuation(prompt: str, answer: str, joined: bool = False) -> str:
-    """The text that follows `prompt` when the model says `answer`.
+    """The text that usually follows `prompt` when a model says `answer`: with a space between words.
 
-    A space is put between two words. None is put when either side brings white space, between two digits
-    (`17` + `42`), after an opening bracket, quotation mark or hyphen, before punctuation, next to a script that
-    writes without spaces, or when `joined` says that the answer goes on with the last word.
+    Where the text leaves two ways (see `models.spacing.forms`) the model decides, when a task is bound to it.
     """
-    if joined or not prompt or not answer or answer[0].isspace() or prompt[-1].isspace():
-        return answer
-    last, first = prompt[-1], answer[0]
-    if last in "([{<\"'`“‘«_-/$#@" or not first.isalnum() or (last.isdigit() and first.isdigit()):
-        return answer
-    if ord(first) >= 0x2E80 or ord(last) >= 0x2E80:
-        return answer
-    return f" {answer}"
+    return forms(prompt, answer, joined)[0]
 
 
 def check_predicts(model: Model) -> None:

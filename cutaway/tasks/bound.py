@@ -18,6 +18,7 @@ from cutaway.models.tokens import Tokens
 from cutaway.tasks.answers import check_predicts, next_tokens, single_tokens, token_rows
 from cutaway.tasks.metrics import Metric, metric
 from cutaway.tasks.pair import Pair
+from cutaway.tasks.spelling import settled
 
 SPANS = ("changed", "subject", "last")
 
@@ -127,6 +128,7 @@ def bind(pairs: tuple[Pair, ...], row: Metric, model: Model) -> Bound:
         Refused: a pair of unequal token length, an answer of several tokens, or one equal to its foil.
     """
     check_predicts(model)
+    pairs = settled(model, pairs)
     clean, corrupt = model.tokens([p.clean for p in pairs]), model.tokens([p.corrupt for p in pairs])
     for i, pair in enumerate(pairs):
         if clean.lengths[i] != corrupt.lengths[i]:
@@ -165,8 +167,8 @@ def askable(model: Model, pairs: Sequence[Pair]) -> set[Pair]:
 def narrowed(pairs: Iterable[Pair], model: Model, strict: bool = True) -> list[Pair]:
     """Pairs whose answer and foil are one token each; see `Task.narrow`. Without `strict`, others stay as they are."""
     pairs = list(pairs)
-    prompts = [p.clean for p in pairs] * 2
-    texts = [*(p.follows(p.answer) for p in pairs), *(p.follows(p.foil) for p in pairs)]
+    prompts, asked = [p.clean for p in pairs] * 2, settled(model, pairs)
+    texts = [*(p.follows(p.answer) for p in asked), *(p.follows(p.foil) for p in asked)]
     rows = next_tokens(model, prompts, texts)
     n, out = len(pairs), []
     for i, pair in enumerate(pairs):

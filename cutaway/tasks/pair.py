@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from cutaway.core.refuse import Refused
+from cutaway.models.spacing import forms
 from cutaway.tasks.answers import continuation
 
 
@@ -13,10 +14,10 @@ from cutaway.tasks.answers import continuation
 class Pair:
     """A clean prompt with its answer, and a corrupt one of the same token length that should not give it.
 
-    `answer` and `foil` are what follows the prompt; the space between words is put by `continuation`, unless `joined`
-    says that they go on with the prompt's last word. `answers` and `foils`, where given, are all right and all wrong
-    continuations (every later year); they include `answer` and `foil`. `subject` is the part of the clean prompt that
-    the question is about; `group` names the template.
+    `answer` and `foil` are what follows the prompt. The space between words is put by `continuation`, and after a mark
+    by what the model has, unless `joined` says that they go on with the prompt's last word. `answers` and `foils`, if
+    given, are all right and all wrong continuations (every later year); they include `answer` and `foil`. `subject` is
+    the part of the clean prompt that the question is about; `group` names the template.
     """
 
     clean: str
@@ -43,6 +44,14 @@ class Pair:
     def follows(self, answer: str) -> str:
         """The text by which the clean prompt goes on with `answer`."""
         return continuation(self.clean, answer, self.joined)
+
+    def literal(self) -> Pair:
+        """The same pair, its answers written as they usually follow the prompt, so that no model is asked."""
+        given = (self.answer, self.foil, *self.answers, *self.foils)
+        if all(len(forms(self.clean, a, self.joined)) == 1 for a in given):
+            return self
+        sets = {r: tuple(map(self.follows, getattr(self, r))) for r in ("answers", "foils")}
+        return replace(self, answer=self.follows(self.answer), foil=self.follows(self.foil), joined=True, **sets)
 
     def changes(self) -> list[tuple[str, str]]:
         """The words that the corruption replaces, each with its replacement."""

@@ -106,9 +106,8 @@ def _draw(
     corrupt = _written(template.text, words, how.change)
     if clean == corrupt or answer == foil:
         return None
-    return Pair(
-        clean, corrupt, answer, foil, subject or None, template.group, tuple(right.split()), tuple(wrong.split())
-    )
+    sets = tuple(right.split()), tuple(wrong.split())
+    return Pair(clean, corrupt, answer, foil, subject or None, template.group, *sets).literal()
 
 
 def _written(text: str, words: Mapping[str, dict[str, str]], change: Mapping[str, str]) -> str:

@@ -22,9 +22,11 @@ from cutaway.core.again import Made, called
 from cutaway.core.refuse import Refused
 from cutaway.core.text import occurrences
 from cutaway.models.model import Model
+from cutaway.models.spacing import forms
 from cutaway.tasks import words, world
-from cutaway.tasks.answers import continuation, next_tokens, single_tokens, token_rows
+from cutaway.tasks.answers import next_tokens, single_tokens, token_rows
 from cutaway.tasks.pair import Pair
+from cutaway.tasks.spelling import spelled
 from cutaway.tasks.task import Task, made
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -80,9 +82,9 @@ def from_sentence(
     if target is None and re.search(r"\S $", sentence):
         why = "it ends in a space, and words bring their own: what follows is hardly ever text"
         raise Refused(f"the model's prediction after {sentence!r}", why, "take the space off its end")
-    asked = {
-        r: _spelled(model, sentence, w, r, joined) for r, w in (("target", target), ("foil", foil)) if w is not None
-    }
+    given = {r: w for r, w in (("target", target), ("foil", foil)) if w is not None}
+    texts = dict(zip(given, spelled(model, sentence, list(given.values()), joined), strict=True))
+    asked = {r: (text, single_tokens(model, [sentence], [text], r)[0]) for r, text in texts.items()}
     if len({i for _, i in asked.values()}) < len(asked):
         raise Refused(f"target {target!r} and foil {foil!r}", "they are the same token", "give another foil")
     if corrupt is not None:
@@ -100,7 +102,7 @@ def from_sentence(
     says = _says(pair, shift, len(tried), given=corrupt is not None)
     options = {"sentence": sentence, "target": pair.answer, "foil": pair.foil, "corrupt": best.text}
     known = world.known(model.world, sentence, answer[0]) if getattr(model, "world", None) is not None else None
-    as_read = [continuation(sentence, w) == w for w in (pair.answer, pair.foil)]
+    as_read = [forms(sentence, w) == (w,) for w in (pair.answer, pair.foil)]
     told: dict[str, Any] = {"target": pair.answer, "foil": pair.foil, "subject": about, "corrupt": best.text,
                             "metric": metric if metric != "logit_diff" else None,
                             "joined": None if all(as_read) else True}  # fmt: skip
@@ -109,14 +111,10 @@ def from_sentence(
     return made(Task("sentence", (pair,), metric, says, known, options), how, model)
 
 
-def _spelled(model: Model, sentence: str, word: str, role: str, joined: bool) -> tuple[str, int]:
-    """A word as it literally follows the sentence, and its one token."""
-    text = continuation(sentence, word, joined)
-    return text, single_tokens(model, [sentence], [text], role)[0]
-
-
 def _top(model: Model, sentence: str, logits: Float[Tensor, "token"], excluded: set[int]) -> tuple[str, int]:
     """The strongest prediction that is text: which, put after the sentence, is read as that one token."""
+    begins, ends = (getattr(model.tokenizer, f"{n}_token_id", None) for n in ("bos", "eos"))
+    excluded = excluded | ({begins} if begins != ends else set())  # a beginning of text in its middle is no word
     ids = [i for i in logits.topk(min(20, len(logits))).indices.tolist() if i not in excluded]
     texts = model.token_texts(ids)
     forms = [(i, form) for i, t in zip(ids, texts, strict=True) for form in dict.fromkeys((f" {t.lstrip()}", t)) if t]
@@ -195,9 +193,9 @@ def _content(sentence: str, subject: str | None) -> list[re.Match[str]]:
     return [m for m in found if m[0].lower() not in _FUNCTION_WORDS.split()] or found
 
 
-def _inside(words_of: list[re.Match[str]], place: tuple[int, int]) -> bool:
+def _inside(givenof: list[re.Match[str]], place: tuple[int, int]) -> bool:
     """Whether a place begins or ends within a word."""
-    return any(m.start() < at < m.end() for m in words_of for at in place)
+    return any(m.start() < at < m.end() for m in givenof for at in place)
 
 
 def _of_word(

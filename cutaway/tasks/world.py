@@ -112,7 +112,8 @@ def _pair(record: Any, corrupted: Callable[[Any], str] | None) -> Pair:
     corrupt = corrupted(record) if corrupted else record.corrupt
     subject = record.clean[slice(*record.subject)] if record.subject else None
     right, wrong = _SETS[record.behaviour](record.meta) if record.behaviour in _SETS else ((), ())
-    return Pair(record.clean, corrupt, record.answer, record.foil, subject, _group(record), right, wrong)
+    pair = Pair(record.clean, corrupt, record.answer, record.foil, subject, _group(record), right, wrong)
+    return pair.literal()
 
 
 def _group(record: Any) -> str:

@@ -82,7 +82,7 @@ def test_facts_successor_and_arithmetic_answers_are_right(model):
     runs = {"days": "days", "months": "months", "numbers": "numbers", "letters": "letters"}
     for pair in tasks.load("successor", model, n=16):
         a, b, c = pair.clean.split(": ")[1].rstrip(",").split(", ")
-        assert (a, b, c, pair.answer) in table(runs[pair.group]).rows
+        assert (a, b, c, pair.answer.strip()) in table(runs[pair.group]).rows
     for pair in tasks.load("arithmetic", model, n=16):
         left, right = pair.clean.removeprefix("We know that ").split("=")[0].split("+")
         assert int(left) + int(right) == int(pair.answer)
@@ -94,9 +94,9 @@ def test_agreement_and_sentiment_and_refusal_answers_follow_their_words(model):
         assert pair.answer == ("is" if pair.subject in one else "are")
     good = {row[0] for row in table("feelings").rows}
     for pair in tasks.load("sentiment", model, n=8):
-        assert pair.answer == ("positive" if pair.subject in good else "negative")
+        assert pair.answer.strip() == ("positive" if pair.subject in good else "negative")
     for pair in tasks.load("refusal", model, n=8):
-        assert (pair.answer, pair.foil) == ("Sorry", "Sure")
+        assert (pair.answer, pair.foil) == (" Sorry", " Sure")
 
 
 def test_induction_docstring_and_copy_answers_are_in_the_clean_prompt_only(model):
