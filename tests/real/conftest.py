@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 
 import cutaway as ca
-from bench.frame import machine
-from cutaway.core.stats import wilson
 from tests.meta.tree import ROOT
+from tests.real.written import Results
 from tools.real_models import MODELS, ready
 
 REAL = Path(os.environ.get("REAL") or ROOT / "runs" / "real")
@@ -51,44 +45,9 @@ def model(folder: Path) -> ca.Model:
     return ca.load(folder, check=False)
 
 
-class Results:
-    """Rows of tables: what was measured, on how many prompts, and each measure with its interval and control."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self.sections: dict[str, dict[str, Any]] = {}
-
-    def row(self, section: str, what: str, n: int, **measures: dict[str, Any]) -> None:
-        """Write a row down; a row of the same name is replaced."""
-        kept = {m: {k: _rounded(v) for k, v in parts.items()} for m, parts in measures.items()}
-        self.sections.setdefault(section, {})[what] = {"n": n, "measures": kept}
-
-    def write(self) -> None:
-        """Sections that ran take the place of what an earlier run left in the file."""
-        old = json.loads(self.path.read_text("utf-8"))["sections"] if self.path.is_file() else {}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        here = {**machine(), "cutaway": version("cutaway")}
-        text = json.dumps({"machine": here, "sections": old | self.sections}, indent=1, ensure_ascii=False)
-        self.path.write_text(text + "\n", encoding="utf-8")
-
-
 @pytest.fixture(scope="session")
 def results(name: str) -> Iterator[Results]:
     """Where tests write down what they measure."""
     found = Results(FOUND / f"{name}.json")
     yield found
     found.write()
-
-
-def share(right: torch.Tensor | list[bool]) -> dict[str, Any]:
-    """A share of prompts with its Wilson interval, as a measure of a row."""
-    hits = [bool(r) for r in right]
-    return {"value": sum(hits) / len(hits), "interval": list(wilson(sum(hits), len(hits)))}
-
-
-def _rounded(x: Any) -> Any:
-    if isinstance(x, torch.Tensor):
-        x = x.tolist()
-    if isinstance(x, list | tuple):
-        return [_rounded(v) for v in x]
-    return float(f"{x:.4g}") if isinstance(x, float) and math.isfinite(x) else x

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cutaway as ca
 from cutaway.tasks import Pair, Task
+from cutaway.tasks.answers import continuation
 
 FOLDER = Path(__file__).parent / "sets"
 
@@ -23,6 +25,11 @@ def pair(row: dict[str, Any]) -> Pair:
                 group=row["group"], joined=row.get("joined", False))  # fmt: skip
 
 
+def continued(p: Pair, word: str) -> str:
+    """The text by which a pair's clean prompt goes on with any word."""
+    return continuation(p.clean, word, p.joined)
+
+
 def spread(name: str, n: int) -> list[dict[str, Any]]:
     """`n` lines of a set, evenly from every group in turn."""
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -32,9 +39,9 @@ def spread(name: str, n: int) -> list[dict[str, Any]]:
     return turns[:n]
 
 
-def task(name: str, n: int) -> Task:
-    """`n` pairs of a set as a task."""
-    return Task(name, tuple(pair(row) for row in spread(name, n)))
+def task(model: ca.Model, name: str, n: int, skip: int = 0) -> Task:
+    """`n` pairs of a set as a task, measured at the first token in which answer and foil differ."""
+    return Task(name, tuple(pair(row) for row in spread(name, skip + n)[skip:])).narrow(model)
 
 
 def ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:

@@ -1,0 +1,30 @@
+"""What stands around `make real`: the suite leaves it alone, downloads are pinned, numbers that move are told."""
+
+import re
+import tomllib
+
+from tests.meta.tree import ROOT
+from tools.real import moved
+from tools.real_models import PINS
+
+
+def test_the_suite_leaves_real_models_alone():
+    options = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["pytest"]["ini_options"]
+    assert "tests/real" in options["norecursedirs"]
+
+
+def test_every_download_is_pinned_by_version_and_hash():
+    lines = [line for line in PINS.read_text("utf-8").splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+ --hash=sha256:[0-9a-f]{64}", line) for line in lines)
+
+
+def results(value):
+    return {"sections": {"s": {"row": {"n": 4, "measures": {"effect": {"value": value, "interval": [1.0, 3.0]}}}}}}
+
+
+def test_numbers_that_move_are_told_and_judged_by_their_interval():
+    assert not list(moved(results(2.0), results(2.0001)))
+    assert [outside for _, outside in moved(results(2.0), results(2.5))] == [False]
+    assert [outside for _, outside in moved(results(2.0), results(3.5))] == [True]
+    assert [outside for _, outside in moved(results(2.0), results(float("nan")))] == [True]
+    assert [outside for _, outside in moved(results(2.0), {"sections": {}})] == [False]
