@@ -1,16 +1,17 @@
 """A task from one sentence of the user: the tool proposes the corruption, and says which.
 
 Symmetric token replacement (Zhang & Nanda 2024, arXiv:2309.16042): one content word is replaced by another word of as
-many tokens, so that every position keeps its meaning. Replacements of every content word are tried in one batched
-forward, and the one that moves the target against the foil most is taken. Words of the same kind (names for names,
-days for days) go before words that only look alike.
+many tokens, so that every position keeps its meaning. Where there is a textbook contrast it is taken: the repeated name
+becomes the other one, a country another country; the prediction must change to another answer of the kind, and the
+answer itself lose odds by a factor of e. Else words that the model expects in the place of another are tried, then
+words that only look alike, and the one that moves the target against the foil most is taken. What belongs to a chat
+template is never touched.
 """
 
 from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,29 +24,43 @@ from cutaway.core.refuse import Refused
 from cutaway.core.text import occurrences
 from cutaway.models.model import Model
 from cutaway.models.spacing import forms
-from cutaway.tasks import words, world
-from cutaway.tasks.answers import next_tokens, single_tokens, token_rows
+from cutaway.tasks import replacements, world
+from cutaway.tasks.answers import single_tokens, token_rows
+from cutaway.tasks.chat import words_of
+from cutaway.tasks.kinds import FUNCTION_WORDS, Kinds, kinds_of
 from cutaway.tasks.pair import Pair
+from cutaway.tasks.replacements import Replacement, fitting, usual
 from cutaway.tasks.spelling import spelled
 from cutaway.tasks.task import Task, made
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-_SPACE_MARKS = "Ġ▁ "  # how byte-level and sentencepiece tokenizers write a leading space
-_FUNCTION_WORDS = (
-    "a an the and or but of in on at to from by with for as is are was were be been being am it its this that these "
-    "those he she they we you i his her their our your my me him them us who what which when where while after before "
-    "then so if not no do does did has have had will would can could may should there here"
-)
+FALLS = 1.0  # logits that the answer's own log odds must lose in a textbook contrast
+_LIKELY = 20  # predictions among which answers and foils are sought
+_SAYS = {
+    "exchange": "the last mention of the repeated word becomes the other one; ",
+    "kind": "another word of its kind, the strongest of {} replacements tried; ",
+    "expected": "a word the model expects there, the strongest of {} replacements tried; ",
+}
 
 
 @dataclass(frozen=True)
-class Replacement:
-    """One proposed corruption: the changed sentence, the word before and after, and whether they are of one kind."""
+class Tried:
+    """Replacements that were run, and the model's logits after each."""
 
-    text: str
-    old: str
-    new: str
-    same_kind: bool
+    made: list[Replacement]
+    logits: Float[Tensor, "run token"]
+
+    def __add__(self, other: Tried) -> Tried:
+        return Tried(self.made + other.made, torch.cat([self.logits, other.logits]))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The replacement taken, the foil, the shift in logits, and whether it is a textbook contrast."""
+
+    made: Replacement
+    foil: tuple[str, int]
+    shift: float
+    textbook: bool
 
 
 def from_sentence(
@@ -67,10 +82,10 @@ def from_sentence(
         model: a loaded model.
         sentence: the prompt; its next word is the question.
         target: the answer; the model's top prediction if not given.
-        foil: the wrong answer; if not given, the best other prediction under the corrupt prompt.
+        foil: the wrong answer; if not given, the best other prediction of the answer's kind under the corrupt prompt.
         subject: the part of the sentence to corrupt; any content word if not given.
         corrupt: the corrupt prompt, if you have one.
-        candidates: how many replacements to try, all in one batched forward.
+        candidates: how many replacements of each sort to try, those of a sort in one batched forward.
         seed: of the choice of candidates.
         metric: name of the metric.
         joined: True if target and foil go on with the sentence's last word, as they are written.
@@ -87,23 +102,25 @@ def from_sentence(
     asked = {r: (text, single_tokens(model, [sentence], [text], r)[0]) for r, text in texts.items()}
     if len({i for _, i in asked.values()}) < len(asked):
         raise Refused(f"target {target!r} and foil {foil!r}", "they are the same token", "give another foil")
+    clean = model.run_last([sentence]).float()[0]
+    answer = asked.get("target") or _top(model, sentence, clean)
+    search = _Search(model, sentence, clean, answer, asked.get("foil"), kinds_of(model), length)
     if corrupt is not None:
-        tried = [Replacement(corrupt, "", "", True)]
+        tried = search.run([Replacement(corrupt, "", "", "given")])
+        best = search.choose(tried)
     else:
-        tried = _propose(model, sentence, subject, length, candidates, random.Random(f"{seed}|{sentence}"))
-    logits = model.run_last([sentence, *(r.text for r in tried)]).float()
-    answer = asked.get("target") or _top(model, sentence, logits[0], set())
-    best, other, shift = _choose(model, sentence, logits, tried, answer, asked.get("foil"))
-    if corrupt is None and shift <= 0:
-        why = f"none of {len(tried)} replacements makes {answer[0].strip()!r} less likely against another answer"
-        raise Refused(f"a corruption of {sentence!r}", why, "give a corrupt prompt, or another target")
-    about = subject or best.old or None
-    pair = Pair(sentence, best.text, answer[0], other[0], about, "sentence", joined=True)
-    says = _says(pair, shift, len(tried), given=corrupt is not None)
-    options = {"sentence": sentence, "target": pair.answer, "foil": pair.foil, "corrupt": best.text}
-    known = world.known(model.world, sentence, answer[0]) if getattr(model, "world", None) is not None else None
-    as_read = [forms(sentence, w) == (w,) for w in (pair.answer, pair.foil)]
-    told: dict[str, Any] = {"target": pair.answer, "foil": pair.foil, "subject": about, "corrupt": best.text,
+        best, tried = search.best(subject, candidates, random.Random(f"{seed}|{sentence}"))
+    pair = Pair(sentence, best.made.text, answer[0], best.foil[0], subject or best.made.old or None, "sentence",
+                joined=True)  # fmt: skip
+    return _task(model, pair, metric, _says(pair, best, len(tried.made)))
+
+
+def _task(model: Model, pair: Pair, metric: str, says: str) -> Task:
+    sentence, answers = pair.clean, (pair.answer, pair.foil)
+    options = {"sentence": sentence, "target": pair.answer, "foil": pair.foil, "corrupt": pair.corrupt}
+    known = world.known(model.world, sentence, pair.answer) if getattr(model, "world", None) is not None else None
+    as_read = [forms(sentence, w) == (w,) for w in answers]
+    told: dict[str, Any] = {"target": pair.answer, "foil": pair.foil, "subject": pair.subject, "corrupt": pair.corrupt,
                             "metric": metric if metric != "logit_diff" else None,
                             "joined": None if all(as_read) else True}  # fmt: skip
     how = Made(called("ca.tasks.from_sentence", "model", repr(sentence), **told),
@@ -111,167 +128,131 @@ def from_sentence(
     return made(Task("sentence", (pair,), metric, says, known, options), how, model)
 
 
-def _top(model: Model, sentence: str, logits: Float[Tensor, "token"], excluded: set[int]) -> tuple[str, int]:
+def _top(model: Model, sentence: str, logits: Float[Tensor, "token"]) -> tuple[str, int]:
     """The strongest prediction that is text: which, put after the sentence, is read as that one token."""
-    begins, ends = (getattr(model.tokenizer, f"{n}_token_id", None) for n in ("bos", "eos"))
-    excluded = excluded | ({begins} if begins != ends else set())  # a beginning of text in its middle is no word
-    ids = [i for i in logits.topk(min(20, len(logits))).indices.tolist() if i not in excluded]
-    texts = model.token_texts(ids)
-    forms = [(i, form) for i, t in zip(ids, texts, strict=True) for form in dict.fromkeys((f" {t.lstrip()}", t)) if t]
-    found = next_tokens(model, [sentence] * len(forms), [form for _, form in forms])
-    for (i, form), row in zip(forms, found, strict=True):
-        if row == [i]:
-            return form, i
-    why = "its strongest tokens are no text by themselves"
-    raise Refused(f"the model's prediction after {sentence!r}", why, "name a target")
+    found = usual(model, sentence, logits.topk(min(_LIKELY, len(logits))).indices.tolist())
+    if not found:
+        why = "its strongest tokens are no text by themselves"
+        raise Refused(f"the model's prediction after {sentence!r}", why, "name a target")
+    return next((text, i) for i, text in found.items())
 
 
-def _choose(
-    model: Model,
-    sentence: str,
-    logits: Float[Tensor, "run token"],
-    tried: list[Replacement],
-    said: tuple[str, int],
-    foil: tuple[str, int] | None,
-) -> tuple[Replacement, tuple[str, int], float]:
-    """The replacement that moves the answer against the foil most, with that foil and the shift in logits.
+@dataclass(frozen=True)
+class _Search:
+    """The search for a corruption of one sentence."""
 
-    Replacements by the same kind of word that really change the prediction go before all others.
-    """
-    clean, runs, answer = logits[0], logits[1:], said[1]
-    same = _same_word(model, runs, said)
-    others = runs.index_fill(1, torch.tensor(sorted(same), device=runs.device), float("-inf"))
-    foils = others.argmax(-1) if foil is None else torch.full((len(runs),), foil[1], device=runs.device)
-    after = runs[:, answer] - runs.gather(1, foils[:, None])[:, 0]
-    shifts = (clean[answer] - clean[foils] - after).tolist()
-    best = min(range(len(tried)), key=lambda i: (not (tried[i].same_kind and after[i] < 0), -shifts[i]))
-    if foil is None:
-        foil = _top(model, sentence, runs[best], same)
-    shift = (clean[answer] - clean[foil[1]]) - (runs[best, answer] - runs[best, foil[1]])
-    return tried[best], foil, float(shift)
+    model: Model
+    sentence: str
+    clean: Float[Tensor, "token"]
+    answer: tuple[str, int]
+    foil: tuple[str, int] | None
+    kinds: Kinds
+    length: int
 
-
-def _same_word(model: Model, runs: Float[Tensor, "run token"], said: tuple[str, int]) -> set[int]:
-    """The answer's token, and likely tokens that read the same but for a space: no foil for a reader."""
-    likely = runs.topk(min(20, runs.shape[1])).indices.unique().tolist()
-    texts = model.token_texts(likely)
-    return {said[1]} | {i for i, t in zip(likely, texts, strict=True) if t.strip() == said[0].strip()}
-
-
-def _propose(
-    model: Model, sentence: str, subject: str | None, length: int, most: int, rng: random.Random
-) -> list[Replacement]:
-    """Replacements of equal token length, dealt fairly over the words, those of the same kind first."""
-    spans = _content(sentence, subject)
-    families = [*words.kinds(), *(world.kinds(model.world) if getattr(model, "world", None) is not None else [])]
-    per_word = []
-    for word in dict.fromkeys(m[0] for m in spans):
-        places = [m.span() for m in spans if m[0] == word]
-        made = list(dict.fromkeys(_of_word(model, sentence, word, places, spans, families, rng)))
-        rows = token_rows(model, [r.text for r in made]) if made else []
-        per_word.append([r for r, row in zip(made, rows, strict=True) if len(row) == length])
-    dealt = [r for turn in world.zip_turns(per_word) for r in turn]
-    chosen = list(dict.fromkeys(dealt))[:most]
-    if not chosen:
-        raise Refused(
-            f"a corruption of {sentence!r}",
-            "no word of it" + (f" in {subject!r}" if subject else "") + " has a replacement of as many tokens",
-            "give a corrupt prompt of the same length",
+    def best(self, subject: str | None, most: int, rng: random.Random) -> tuple[Chosen, Tried]:
+        """The textbook contrast, where a sort of replacement has one, else the largest shift of all."""
+        spans = self._content(subject)
+        sorts = (
+            lambda: replacements.of_kind(self.sentence, spans, self.kinds, rng),
+            lambda: replacements.expected(self.model, self.sentence, spans, self.kinds),
+            lambda: replacements.of_form(self.model, self.sentence, spans, rng),
         )
-    return chosen
+        tried: Tried | None = None
+        for sort in sorts:
+            proposed = fitting(self.model, sort(), self.length, most)
+            if not proposed:
+                continue
+            tried = self.run(proposed) if tried is None else tried + self.run(proposed)
+            best = self.choose(tried)
+            if best.textbook:
+                return best, tried
+        if tried is None:
+            why = "no word of it" + (f" in {subject!r}" if subject else "") + " has a replacement of as many tokens"
+            raise Refused(f"a corruption of {self.sentence!r}", why, "give a corrupt prompt of the same length")
+        if best.shift <= 0:
+            said = self.answer[0].strip()
+            why = f"none of {len(tried.made)} replacements makes {said!r} less likely against another answer"
+            raise Refused(f"a corruption of {self.sentence!r}", why, "give a corrupt prompt, or another target")
+        return best, tried
+
+    def run(self, proposed: list[Replacement]) -> Tried:
+        """The model's predictions after each."""
+        return Tried(proposed, self.model.run_last([r.text for r in proposed]).float())
+
+    def choose(self, tried: Tried) -> Chosen:
+        """A textbook contrast before all others, exchanges before these, else the largest shift."""
+        runs, answer = tried.logits, self.answer[1]
+        foils = self._foils(tried)
+        ids = torch.tensor([i for _, i in foils], device=runs.device)
+        after = runs[:, answer] - runs.gather(1, ids[:, None])[:, 0]
+        shifts = self.clean[answer] - self.clean[ids] - after
+        falls = _log_odds(self.clean, answer) - _log_odds(runs, answer)
+        likes = [self.kinds.alike(self.answer[0], text) for text, _ in foils]
+        good = [
+            r.sort in ("exchange", "kind", "expected") and like and flips and fall >= FALLS
+            for r, like, flips, fall in zip(tried.made, likes, (after < 0).tolist(), falls.tolist(), strict=True)
+        ]
+        order = ("exchange", "kind", "expected", "form", "given")
+        start = self.sentence.lstrip()
+
+        def rank(i: int) -> tuple[bool, int, bool, float]:
+            r = tried.made[i]
+            name = r.old[:1].isupper() and not start.startswith(r.old)  # what a sentence is about bears a name
+            return not good[i], order.index(r.sort) if good[i] else 0, not (good[i] and name), -float(shifts[i])
+
+        best = min(range(len(foils)), key=rank)
+        return Chosen(tried.made[best], foils[best], float(shifts[best]), good[best])
+
+    def _foils(self, tried: Tried) -> list[tuple[str, int]]:
+        """After each replacement: the word that was exchanged, else the best other answer that is alike, else the best.
+
+        Tokens that read the same as the answer but for a space or case are no foil for a reader.
+        """
+        if self.foil is not None:
+            return [self.foil] * len(tried.made)
+        likely = tried.logits.topk(min(_LIKELY, tried.logits.shape[1])).indices
+        texts = usual(self.model, self.sentence, likely.unique().tolist())
+        said = self.answer[0].strip().lower()
+        others = {i: t for i, t in texts.items() if i != self.answer[1] and t.strip().lower() != said}
+        alike = {i for i, t in others.items() if self.kinds.alike(self.answer[0], t)}
+        out: list[tuple[str, int]] = []
+        for r, row in zip(tried.made, likely.tolist(), strict=True):
+            words = {others[i].strip().lower(): i for i in reversed(row) if i in others}
+            own = words.get(r.old.lower()) if r.sort == "exchange" and r.new.lower() == said else None
+            first = next((i for i in row if i in alike), next((i for i in row if i in others), None))
+            if own is None and first is None:
+                why = "its strongest tokens are no text by themselves"
+                raise Refused(f"the model's prediction after {r.text!r}", why, "name a foil")
+            chosen = own if own is not None else first
+            assert chosen is not None
+            out.append((others[chosen], chosen))
+        return out
+
+    def _content(self, subject: str | None) -> list[re.Match[str]]:
+        """The words that may be replaced: those of the subject, or all content words, or all words."""
+        found = words_of(self.sentence, self.model.tokenizer)
+        if subject is not None:
+            places = occurrences(self.sentence, subject) if subject.strip() else []
+            if not places:
+                what, why = f"subject {subject!r}", f"it is not in the sentence {self.sentence!r}"
+                raise Refused(what, why, "quote a part of it")
+            whole = [p for p in places if not any(m.start() < at < m.end() for m in found for at in p)]
+            return [m for m in found if any(m.start() < end and m.end() > start for start, end in whole or places)]
+        return [m for m in found if m[0].lower() not in FUNCTION_WORDS] or found
 
 
-def _content(sentence: str, subject: str | None) -> list[re.Match[str]]:
-    """The words that may be replaced: those of the subject, or all content words, or all words."""
-    found = list(_WORD.finditer(sentence))
-    if subject is not None:
-        places = occurrences(sentence, subject) if subject.strip() else []
-        if not places:
-            raise Refused(f"subject {subject!r}", f"it is not in the sentence {sentence!r}", "quote a part of it")
-        whole = [p for p in places if not _inside(found, p)]
-        return [m for m in found if any(m.start() < end and m.end() > start for start, end in whole or places)]
-    return [m for m in found if m[0].lower() not in _FUNCTION_WORDS.split()] or found
+def _log_odds(logits: Float[Tensor, "*run token"], token: int) -> Float[Tensor, "*run"]:
+    """Log odds of one token against all others."""
+    rest = logits.index_fill(-1, torch.tensor([token], device=logits.device), float("-inf"))
+    return logits[..., token] - rest.logsumexp(-1)
 
 
-def _inside(givenof: list[re.Match[str]], place: tuple[int, int]) -> bool:
-    """Whether a place begins or ends within a word."""
-    return any(m.start() < at < m.end() for m in givenof for at in place)
-
-
-def _of_word(
-    model: Model,
-    sentence: str,
-    word: str,
-    places: list[tuple[int, int]],
-    spans: list[re.Match[str]],
-    families: list[frozenset[str]],
-    rng: random.Random,
-) -> Iterable[Replacement]:
-    """Replacements of one word: by a word of its kind in the sentence, of its kind at large, and of its form."""
-    mine = [{w.lower(): w for w in f} for f in families]
-    mine = [f for f in mine if word.lower() in f]
-    # A single mention becomes another word of the sentence: in "Mary and John …, John gave it to", John → Mary.
-    inside = [m[0] for m in spans if m[0] != word and any(m[0].lower() in f for f in mine)]
-    for new in dict.fromkeys(inside):
-        for place in places:
-            yield Replacement(_replaced(sentence, [place], new), word, new, True)
-    present = {m[0].lower() for m in spans}
-    siblings = sorted({w for f in mine for k, w in f.items() if k not in present})
-    for new in (_cased(w, word) for w in rng.sample(siblings, min(24, len(siblings)))):
-        yield Replacement(_replaced(sentence, places, new), word, new, True)
-    for new in _alike(model, sentence, word, places[0], rng):
-        if new.lower() not in present:
-            yield Replacement(_replaced(sentence, places, new), word, new, False)
-
-
-def _alike(model: Model, sentence: str, word: str, place: tuple[int, int], rng: random.Random) -> list[str]:
-    """Words of the same form: numbers of as many digits; else tokens of the vocabulary near the word's own."""
-    if word.isdigit():
-        kept = word[: len(word) - 2]  # a year stays in its century
-        low = 10 if len(word) == 2 else 0
-        size = len(word) - len(kept)
-        return [f"{kept}{rng.randrange(low, 10**size):0{size}d}" for _ in range(8)]
-    tokens = model.tokens([sentence])
-    covering = [n for n, o in enumerate(tokens.offsets[0]) if o is not None and o[0] < place[1] and o[1] > place[0]]
-    if not covering:
-        return []
-    first = int(tokens.ids[0][tokens.mask[0]][covering[0]])
-    own = str(model.tokenizer.convert_ids_to_tokens(first))
-    body = own.lstrip(_SPACE_MARKS)
-    if not word.startswith(body):
-        return []
-    rest = word[len(body) :]
-    size = len(model.tokenizer)
-    # Byte-pair ids go roughly by frequency, so neighbours in the vocabulary are about as common.
-    near = range(max(0, first - size // 8 - 64), min(size, first + size // 8 + 64))
-    ids = rng.sample(near, min(400, len(near)))
-    pieces = [str(p) for p in model.tokenizer.convert_ids_to_tokens(ids) if p]
-    same = [p for p in pieces if p != own and _form(p) == _form(own)]
-    return [p.lstrip(_SPACE_MARKS) + rest for p in same[:16]]
-
-
-def _form(piece: str) -> tuple[bool, bool, bool, bool]:
-    """What a token looks like: leading space, letters only, capitalised, long."""
-    body = piece.lstrip(_SPACE_MARKS)
-    return piece != body, body.isalpha() and body.isascii(), body[:1].isupper(), len(body) > 2
-
-
-def _cased(new: str, like: str) -> str:
-    """`new` in the case of `like`."""
-    if like.isupper() and len(like) > 1:
-        return new.upper()
-    return new[0].upper() + new[1:] if like[0].isupper() else new.lower()
-
-
-def _replaced(sentence: str, places: Iterable[tuple[int, int]], new: str) -> str:
-    for start, end in sorted(places, reverse=True):
-        sentence = sentence[:start] + new + sentence[end:]
-    return sentence
-
-
-def _says(pair: Pair, shift: float, tried: int, given: bool) -> str:
-    changes = ", ".join(f"“{a}” → “{b}”" for a, b in dict.fromkeys(pair.changes()))
-    moved = f"it moves logit({pair.answer.strip()}) − logit({pair.foil.strip()}) by {-shift:+.2f}"
-    return (
-        f"{changes} (given; {moved})" if given else f"{changes} (the strongest of {tried} replacements tried; {moved})"
-    )
+def _says(pair: Pair, best: Chosen, tried: int) -> str:
+    pairs = [(best.made.old, best.made.new)] if best.made.old else dict.fromkeys(pair.changes())
+    changes = ", ".join(f"“{a}” → “{b}”" for a, b in pairs)
+    answer, foil = (w.strip() or repr(w) for w in (pair.answer, pair.foil))
+    moved = f"it moves logit({answer}) − logit({foil}) by {-best.shift:+.2f}"
+    if best.made.sort == "given":
+        return f"{changes} (given; {moved})"
+    why = _SAYS[best.made.sort].format(tried) if best.textbook else f"the largest shift of {tried} replacements tried; "
+    return f"{changes} ({why}{moved})"

@@ -1,23 +1,33 @@
 """Sentences of the same form: the words that were exchanged become other words of their kind, in both prompts.
 
 One sentence gives one number; the same question asked of its siblings says how far the finding generalises, and gives
-it an interval. Siblings have as many tokens as the sentence, position by position.
+it an interval. Siblings have as many tokens as the sentence, position by position, another clean prompt each, and one
+answer: the words of a table change with their whole row (France, Paris → Japan, Tokyo), a series is moved as a whole
+(Monday, Tuesday → Friday, Saturday), names are renamed throughout, and where nothing says what becomes of the answer,
+it is what the model says, if it says that clearly and it is of the answer's kind.
 """
 
 from __future__ import annotations
 
+import math
 import random
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import zip_longest
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from cutaway.core.again import Made
 from cutaway.models.model import Model
-from cutaway.tasks import words, world
 from cutaway.tasks.answers import next_tokens, token_rows
+from cutaway.tasks.chat import words_of
+from cutaway.tasks.kinds import Kinds, cased, kinds_of
 from cutaway.tasks.pair import Pair
 from cutaway.tasks.task import Task, made
 
-_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_CLEAR = math.log(2)  # logits between the first and the second prediction that make an answer the one answer
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,7 @@ class _Draft:
     corrupt: str
     answer: str | None
     foil: str | None
+    subject: str | None
 
 
 def with_siblings(model: Model, task: Task, n: int = 16, seed: int = 0) -> Task:
@@ -35,15 +46,15 @@ def with_siblings(model: Model, task: Task, n: int = 16, seed: int = 0) -> Task:
 
     The words told apart by the corruption, and all others of their kind in the sentence, are renamed consistently. If
     answer and foil are among them they are renamed too; otherwise they become what the model itself says next, if the
-    pair's are that too, and a sibling whose two prompts do not differ in that is left out. A sentence whose exchanged
-    words are of no known kind, or whose answer is not what the model says, has no siblings.
+    pair's are that too, and a sibling whose two prompts do not differ in that, or which the model does not answer as it
+    answers the pair, is left out. A sentence whose exchanged words are of no known kind, or whose answer is neither of
+    their kind nor what the model says, has no siblings.
     """
-    pair = task.pairs[0]
-    family = _family(model, pair)
-    if family is None or n < 2:
-        return made(replace(task, pairs=(pair,)), _made(task, n, seed), model)
-    drafts = _drafts(model, pair, family, 2 * n, random.Random(f"{seed}|{pair.clean}"))
-    others = _answered(model, pair, drafts)[: n - 1] if drafts else []
+    pair, others = task.pairs[0], list[Pair]()
+    if n > 1:
+        rng = random.Random(f"{seed}|{pair.clean}")
+        drafts = _drafts(model, pair, kinds_of(model), 2 * n, rng)
+        others = _answered(model, pair, drafts)[: n - 1] if drafts else []
     options = {**task.options, "siblings": len(others)}
     return made(replace(task, pairs=(pair, *others), options=options), _made(task, n, seed), model)
 
@@ -59,73 +70,105 @@ def _made(task: Task, n: int, seed: int) -> Made | None:
                    no_flags=how.no_flags or why)  # fmt: skip
 
 
-def _family(model: Model, pair: Pair) -> frozenset[str] | None:
-    """The smallest set of words of one kind that holds every exchanged word, in lower case."""
-    changed = {w.lower() for change in pair.changes() for w in change}
+def _drafts(model: Model, pair: Pair, kinds: Kinds, most: int, rng: random.Random) -> list[_Draft]:
+    """Renamed pairs of the pair's length, each with another clean prompt."""
+    said = [[m[0].lower() for m in words_of(t, model.tokenizer)] for t in (pair.clean, pair.corrupt)]
+    changed = {w for a, b in zip_longest(*said, fillvalue="") if a != b for w in (a, b)}
+    if not changed or "" in changed or len(said[0]) != len(said[1]):
+        return []
+    spoken = list(dict.fromkeys([*said[0], *said[1]]))
+    drafts: dict[str, _Draft] = {}
+    for names in _renamings(pair, changed, spoken, kinds, 4 * most, rng):
+        clean, corrupt, answer, foil = (
+            _renamed(model, t, names) for t in (pair.clean, pair.corrupt, pair.answer, pair.foil)
+        )
+        if clean != pair.clean:
+            subject = None if pair.subject is None else _renamed(model, pair.subject, names)
+            told = [t if w.strip().lower() in names else None for t, w in ((answer, pair.answer), (foil, pair.foil))]
+            drafts.setdefault(clean, _Draft(clean, corrupt, told[0], told[1], subject))
+    made = list(drafts.values())
+    length = len(token_rows(model, [pair.clean])[0])
+    rows = token_rows(model, [t for d in made for t in (d.clean, d.corrupt)]) if made else []
+    fits = [len(a) == len(b) == length for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    return [d for d, fit in zip(made, fits, strict=True) if fit][:most]
+
+
+def _renamings(
+    pair: Pair, changed: set[str], spoken: list[str], kinds: Kinds, most: int, rng: random.Random
+) -> Iterator[dict[str, str]]:
+    """What each word becomes: by rows of a table, by moving a series, by other numbers, or within a set."""
+    answers = [pair.answer.strip().lower(), pair.foil.strip().lower()]
+    for rows in kinds.rows:
+        mine = [r for r in rows if changed & {w.lower() for w in r}]
+        covered = {w.lower() for r in mine for w in r}
+        if changed <= covered and set(answers) <= covered:
+            others = [r for r in rows if r not in mine]
+            for _ in range(most if len(others) >= len(mine) else 0):
+                new = rng.sample(others, len(mine))
+                yield {a.lower(): b for r, to in zip(mine, new, strict=True) for a, b in zip(r, to, strict=True)}
+            return
+    for run in kinds.series:
+        low = {w.lower() for w in run.words}
+        if changed <= low:
+            told = [w for w in dict.fromkeys([*spoken, *answers]) if w in low]
+            moves = [{w: run.moved(w, by) for w in told} for by in range(1 - len(low), len(low)) if by]
+            rng.shuffle(moves)
+            yield from ({w: to for w, to in m.items() if to} for m in moves if all(m.values()))
+            return
+    family = _family(changed, kinds)
+    renamed = [w for w in spoken if w in family]
+    fresh = sorted(family.keys() - set(renamed))
+    for _ in range(most if renamed and len(fresh) >= len(renamed) else 0):
+        yield {w: family[to] for w, to in zip(renamed, rng.sample(fresh, len(renamed)), strict=True)}
+
+
+def _family(changed: set[str], kinds: Kinds) -> dict[str, str]:
+    """The smallest set of words of one kind that holds every exchanged word, as lower case → word."""
     digits = {len(w) for w in changed}
     if all(w.isdigit() for w in changed) and len(digits) == 1 and max(digits) <= 4:
         size = digits.pop()
-        return frozenset(str(n) for n in range(10 ** (size - 1) if size > 1 else 0, 10**size))
-    sets = [*words.kinds(), *(world.kinds(model.world) if getattr(model, "world", None) is not None else [])]
-    found = [s for s in (frozenset(w.lower() for w in f) for f in sets) if changed and changed <= s]
-    return min(found, key=len, default=None)
-
-
-def _drafts(model: Model, pair: Pair, family: frozenset[str], most: int, rng: random.Random) -> list[_Draft]:
-    said = [m[0].lower() for m in _WORD.finditer(f"{pair.clean} {pair.corrupt}")]
-    renamed = [w for w in dict.fromkeys(said) if w in family]
-    fresh = sorted(family - set(renamed))
-    if len(fresh) < len(renamed):
-        return []
-    drafts = []
-    for _ in range(4 * most):
-        names = dict(zip(renamed, rng.sample(fresh, len(renamed)), strict=True))
-        answer, foil = (_renamed(w, names) if w.strip().lower() in names else None for w in (pair.answer, pair.foil))
-        drafts.append(_Draft(_renamed(pair.clean, names), _renamed(pair.corrupt, names), answer, foil))
-    drafts = list(dict.fromkeys(drafts))
-    length = len(token_rows(model, [pair.clean])[0])
-    rows = token_rows(model, [t for d in drafts for t in (d.clean, d.corrupt)])
-    fits = [len(a) == len(b) == length for a, b in zip(rows[::2], rows[1::2], strict=True)]
-    return [d for d, fit in zip(drafts, fits, strict=True) if fit][:most]
+        return {str(n): str(n) for n in range(10 ** (size - 1) if size > 1 else 0, 10**size)}
+    return min(kinds.of(*changed), key=len, default={})
 
 
 def _answered(model: Model, pair: Pair, drafts: list[_Draft]) -> list[Pair]:
-    """Drafts with both answers known and of one token each, as pairs.
+    """Drafts with both answers known and of one token each, as pairs that the model tells apart as it does the pair.
 
     What the model says of a sibling answers the same question only if the pair's own answer is what the model says of
     it; otherwise there is no sibling. A foil that is not what it says of the corrupt prompt is kept as it is.
     """
     prompts = [pair.clean, pair.corrupt, *(t for d in drafts for t in (d.clean, d.corrupt))]
-    tops = model.run_last(prompts).argmax(-1)
-    said = [f" {t.strip()}" for t in model.token_texts(tops)[2:]]
+    logits, kinds = model.run_last(prompts).float(), kinds_of(model)
+    tops = logits.topk(2)
+    clear = ((tops.values[:, 0] - tops.values[:, 1]) > _CLEAR).tolist()
+    texts = model.token_texts(tops.indices[:, 0])
     own = next_tokens(model, [pair.clean] * 2, [pair.follows(pair.answer), pair.follows(pair.foil)])
-    usual, flips = ([int(top)] == ids for top, ids in zip(tops[:2], own, strict=True))
-    out = []
-    for d, says, instead in zip(drafts, said[::2], said[1::2], strict=True):
-        if d.answer is None and not usual:
+    usual, flips = ([int(top)] == ids for top, ids in zip(tops.indices[:2, 0], own, strict=True))
+    out, signs = [], _signs(logits[:2], own)
+    for n, d in enumerate(drafts):
+        at = slice(2 + 2 * n, 4 + 2 * n)
+        (says, instead), (sure, _) = texts[at], clear[at]
+        if d.answer is None and not (usual and (sure or not clear[0]) and kinds.alike(pair.answer, says)):
             continue
-        answer, foil = d.answer or says, d.foil or (instead if flips else pair.foil)
+        answer, foil = (t if t is not None else f" {by.strip()}" for t, by in ((d.answer, says), (d.foil, instead)))
+        foil = pair.foil if d.foil is None and not flips else foil
         ids = next_tokens(model, [d.clean, d.clean], [answer, foil])
-        if ids[0] != ids[1] and all(i is not None and len(i) == 1 for i in ids) and answer.strip() != foil.strip():
-            out.append(Pair(d.clean, d.corrupt, answer, foil, _subject(pair, d), pair.group, joined=True))
+        single = all(i is not None and len(i) == 1 for i in ids) and ids[0] != ids[1]
+        if single and answer.strip() != foil.strip() and _signs(logits[at], ids) == signs:
+            out.append(Pair(d.clean, d.corrupt, answer, foil, d.subject, pair.group, joined=True))
     return out
 
 
-def _subject(pair: Pair, d: _Draft) -> str | None:
-    """The sibling's words where the pair's subject stands."""
-    if pair.subject is None:
-        return None
-    old, new = _WORD.findall(pair.clean), _WORD.findall(d.clean)
-    wanted = _WORD.findall(pair.subject)
-    for i in range(len(old) - len(wanted) + 1):
-        if [w.lower() for w in old[i : i + len(wanted)]] == [w.lower() for w in wanted]:
-            return " ".join(new[i : i + len(wanted)])
-    return None
+def _signs(logits: Float[Tensor, "2 token"], ids: list[list[int] | None]) -> tuple[bool, ...]:
+    """Whether the answer is ahead of the foil in the clean and in the corrupt prompt."""
+    if any(i is None or len(i) != 1 for i in ids):
+        return ()
+    answer, foil = (torch.tensor(i, device=logits.device) for i in ids)
+    return tuple((logits.index_select(1, answer) > logits.index_select(1, foil))[:, 0].tolist())
 
 
-def _renamed(text: str, names: dict[str, str]) -> str:
-    def exchange(found: re.Match[str]) -> str:
-        new = names.get(found[0].lower())
-        return found[0] if new is None else new.capitalize() if found[0][:1].isupper() else new
-
-    return _WORD.sub(exchange, text)
+def _renamed(model: Model, text: str, names: dict[str, str]) -> str:
+    for m in reversed(words_of(text, model.tokenizer)):
+        if m[0].lower() in names:
+            text = text[: m.start()] + cased(names[m[0].lower()], m[0]) + text[m.end() :]
+    return text

@@ -101,6 +101,7 @@ _DEEDS = (
     "threaten/praise assault/guide kill/meet hurt/join attack/assist"
 )
 
+_MIXED = ("things", "nouns")  # tables of beasts, kings and boats
 _TABLES = {
     "names": lambda: _words(_NAMES),
     "objects": lambda: _words(_OBJECTS),
@@ -138,15 +139,38 @@ def table(name: str) -> Table:
     return _TABLES[name]()
 
 
-def kinds() -> list[frozenset[str]]:
-    """Sets of words of one kind, any of which can stand where another stands: names, capitals, days, …"""
-    found = [
+@dataclass(frozen=True)
+class Series:
+    """Words whose order counts; after the last of a cyclic one comes its first."""
+
+    words: tuple[str, ...]
+    cyclic: bool
+
+    def moved(self, word: str, by: int) -> str | None:
+        """The word so many places further, if there is one."""
+        at = [w.lower() for w in self.words].index(word.lower()) + by
+        n = len(self.words)
+        return self.words[at % n] if self.cyclic else self.words[at] if 0 <= at < n else None
+
+
+def series() -> tuple[Series, ...]:
+    """Days, months, numbers and letters in their order."""
+    texts = ((_DAYS, True), (_MONTHS, True), (_NUMBERS, False), (_LETTERS, False))
+    return tuple(Series(tuple(text.split()), cyclic) for text, cyclic in texts)
+
+
+def kinds(mixed: bool = True) -> list[frozenset[str]]:
+    """Sets of words of one kind, any of which can stand where another stands: names, capitals, days, …
+
+    Not all nouns can stand for all others: without `mixed` they are left out.
+    """
+    found: list[frozenset[str]] = [
         frozenset(_DAYS.split()),
         frozenset(_MONTHS.split()),
         frozenset(_NUMBERS.split()),
         frozenset(_LETTERS.split()),
     ]
-    for name in ("names", "places", "objects", "things", "events", "works", "persons", "nouns", "countries"):
+    for name in ("names", "places", "objects", "events", "works", "persons", "countries", *(_MIXED if mixed else ())):
         t = table(name)
         found += [frozenset(row[c] for row in t.rows) for c in range(len(t.columns))]
     for name in ("feelings", "deeds"):

@@ -149,6 +149,11 @@ def kinds(world: Any) -> list[frozenset[str]]:
     return found
 
 
+def lands(world: Any) -> tuple[tuple[str, ...], ...]:
+    """The countries of a world, each with its cities and its language."""
+    return tuple(tuple(getattr(c, part) for part in _PARTS) for c in world.countries)
+
+
 def known(world: Any, sentence: str, answer: str) -> Truth | None:
     """What the world says about a sentence that follows one of its rules, or names its people or countries."""
     rule = world.rule(sentence)

@@ -1,9 +1,17 @@
 """One sentence: the proposed corruption, its target and foil, its cost, and what is refused."""
 
+import random
+
 import pytest
+import torch
 
 from cutaway import Refused, tasks
 from cutaway.core.record import counting
+from cutaway.tasks import siblings, words
+from cutaway.tasks.chat import words_of
+from cutaway.tasks.kinds import kinds_of
+from cutaway.tasks.pair import Pair
+from cutaway.tasks.task import Task
 
 MET = "When Mary and John went to the store, John gave a book to"
 
@@ -12,38 +20,75 @@ def lengths(model, *texts):
     return {len(model.tokenizer(t)["input_ids"]) for t in texts}
 
 
-def test_one_batched_forward_finds_a_corruption_of_equal_length(model):
+def test_a_corruption_of_equal_length_is_found_and_told(model):
     with counting() as spent:
         task = tasks.from_sentence(model, MET, target="Mary", foil="John", candidates=20)
-    assert spent.forwards == 21
+    assert spent.forwards < 250
     (pair,) = task.pairs
     assert len(lengths(model, pair.clean, pair.corrupt)) == 1
     assert (pair.answer, pair.foil) == (" Mary", " John")
     old, new = pair.changes()[0]
     assert f"“{old}” → “{new}”" in task.corruption
-    assert "20 replacements" in task.corruption
     bound = task.bind(model)
     shift = bound.metric(model.run_last(bound.clean)) - bound.metric(model.run_last(bound.corrupt))
     assert float(shift) > 0
     assert f"{-float(shift):+.2f}" in task.corruption
 
 
-def test_the_strongest_candidate_is_taken(model):
-    """With one kind of candidate the chosen one has the largest shift of all that were run."""
-    seen = []
-    run = model.run_last
-    model.run_last = lambda prompts, edits=(): seen.append(list(prompts)) or run(prompts, edits)
-    try:
-        task = tasks.from_sentence(model, MET, target="Mary", foil="John", subject="store", candidates=12)
-    finally:
-        del model.run_last
-    bound = task.bind(model)
-    logits = run(seen[0])
-    diff = logits[:, bound.answers[0]] - logits[:, bound.foils[0]]
-    shifts = diff[0] - diff[1:]
-    flips = [float(s) for s, d in zip(shifts, diff[1:], strict=True) if d < 0]
-    assert float(shifts[seen[0][1:].index(task.pairs[0].corrupt)]) == pytest.approx(max(flips or shifts.tolist()))
-    assert task.pairs[0].subject == "store"
+def said_next(model, monkeypatch, **answers):
+    """Run as a model that says these words, by the sentences that end so: text at the end → words, likeliest first."""
+
+    def run_last(prompts, edits=()):
+        texts = list(getattr(prompts, "texts", [prompts] if isinstance(prompts, str) else prompts))
+        out = torch.zeros(len(texts), len(model.tokenizer))
+        for row, text in zip(out, texts, strict=True):
+            said = next((w for end, w in answers["said"].items() if text.endswith(end)), ["the"])
+            for n, word in enumerate(said):
+                row[model.token_id(f" {word}")] = 9.0 - 2 * n
+        return out
+
+    monkeypatch.setattr(model, "run_last", run_last)
+
+
+def test_the_textbook_contrast_of_two_names_is_their_exchange(model, monkeypatch):
+    """Mary over John, never over a third name, however far that one moves the logits."""
+    said_next(model, monkeypatch, said={"John gave a book to": ["Mary"], "Mary gave a book to": ["the", "John"]})
+    (pair,) = (task := tasks.from_sentence(model, MET)).pairs
+    assert (pair.answer, pair.foil) == (" Mary", " John")
+    assert pair.corrupt == MET.replace("John gave", "Mary gave")
+    assert "the last mention of the repeated word" in task.corruption
+
+
+def test_a_subject_becomes_another_of_its_kind_with_another_answer_of_the_kind(model, monkeypatch):
+    said_next(model, monkeypatch, said={f"king of {c} is": ["the", a] for c, a in (("Japan", "Tokyo"),)} | {
+        "France is": ["Paris", "the"], "Italy is": ["the", "Rome"]})  # fmt: skip
+    task = tasks.from_sentence(model, "We know that the king of France is", target="Paris")
+    (pair,) = task.pairs
+    assert (pair.answer, pair.foil) in ((" Paris", " Rome"), (" Paris", " Tokyo")), "no capital over “the”"
+    assert "another word of its kind" in task.corruption
+
+
+def test_where_no_contrast_is_the_textbooks_the_largest_shift_is_taken_and_called_so(model, monkeypatch):
+    said_next(model, monkeypatch, said={"is": ["Paris"]})
+    with pytest.raises(Refused, match="less likely against another answer"):
+        tasks.from_sentence(model, "We know that the king of France is")
+    monkeypatch.undo()
+    assert "the largest shift of" in tasks.from_sentence(model, MET, target="Mary", foil="John").corruption
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("<|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n", "Who"),
+        ("<start_of_turn>user\nName a city<end_of_turn>\n<start_of_turn>model\nA city is", "Name a city A city is"),
+        ("[INST] <<SYS>>\nBe nice\n<</SYS>>\n\nThe king [/INST]", "The king"),
+        ("<|start_header_id|>system<|end_header_id|>\nB<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi", "Hi"),
+        ("User: hello there\nAssistant: The", "hello there The"),
+        ("The system and the model of the user", "The system and the model of the user"),
+    ],
+)  # fmt: skip
+def test_the_words_of_a_chat_template_are_nobodys(prompt, words):
+    assert " ".join(m[0] for m in words_of(prompt)) == words
 
 
 def test_target_and_foil_default_to_predictions(model):
@@ -53,9 +98,13 @@ def test_target_and_foil_default_to_predictions(model):
     clean, corrupt = model.run_last(bound.clean)[0], model.run_last(bound.corrupt)[0]
     answer, foil = int(bound.answers[0]), int(bound.foils[0])
     assert answer != foil
-    for chosen, logits in ((answer, clean), (foil, corrupt)):
-        stronger = (logits > logits[chosen]).nonzero().flatten().tolist()
-        assert all(i == answer or not says(model, sentence, i) for i in stronger)
+    stronger = (clean > clean[answer]).nonzero().flatten().tolist()
+    assert not any(says(model, sentence, i) for i in stronger)
+    stronger = [i for i in (corrupt > corrupt[foil]).nonzero().flatten().tolist() if says(model, sentence, i)]
+    kinds, (said, other) = kinds_of(model), (model.token_texts([i])[0] for i in (answer, foil))
+    assert all(
+        i == answer or (kinds.alike(said, other) and not kinds.alike(said, model.token_texts([i])[0])) for i in stronger
+    )
 
 
 def says(model, sentence, token):
@@ -68,18 +117,6 @@ def says(model, sentence, token):
 def test_the_same_seed_proposes_the_same(model):
     a, b = (tasks.from_sentence(model, MET, target="Mary", foil="John", seed=3) for _ in range(2))
     assert a == b
-
-
-def test_names_may_be_replaced_by_each_other(model):
-    seen = []
-    run = model.run_last
-    model.run_last = lambda prompts, edits=(): seen.append(list(prompts)) or run(prompts, edits)
-    try:
-        tasks.from_sentence(model, MET, target="Mary", foil="John")
-    finally:
-        del model.run_last
-    assert "When Mary and John went to the store, Mary gave a book to" in seen[0]
-    assert len(seen) == 1
 
 
 def test_a_given_corrupt_prompt_is_used(model):
@@ -144,3 +181,24 @@ def test_empty_sentences_and_unreplaceable_ones_are_refused(model):
         tasks.from_sentence(model, " ")
     with pytest.raises(Refused, match="has a replacement"):
         tasks.from_sentence(model, ". , .", target="Mary")
+
+
+@pytest.mark.parametrize(
+    ("clean", "corrupt", "answer", "foil", "whole"),
+    [("Monday, Tuesday,", "Monday, Friday,", "Wednesday", "Saturday", words.series()[0].words),
+     ("The king of France is", "The king of Italy is", "Paris", "Rome", None)],
+)  # fmt: skip
+def test_siblings_have_one_answer_each(worldly, clean, corrupt, answer, foil, whole):
+    """A series moves as a whole, and a capital follows its country, whatever the model thinks of either."""
+    clean, corrupt = f"We know that {clean}", f"We know that {corrupt}"
+    one = Task("made", (Pair(clean, corrupt, f" {answer}", f" {foil}", joined=True),))
+    drafts = siblings._drafts(worldly, one.pairs[0], kinds_of(worldly), 12, random.Random(0))
+    assert drafts or whole is None
+    for d in drafts:
+        said = [m[0] for m in words_of(d.clean)][-2:]
+        if whole is None:
+            assert {r[0]: r[1] for r in words.table("countries").rows}[said[0]] == d.answer.strip()
+        else:
+            first, second, third = (whole.index(w.strip()) for w in (*said, d.answer))
+            assert (second - first, third - second) in ((1, 1), (1, -6), (-6, 1))
+    assert len({d.clean for d in drafts} | {clean}) == len(drafts) + 1
