@@ -177,7 +177,7 @@ def _threads(n: int) -> Iterator[None]:
 
 @contextmanager
 def _resumable(out: Path) -> Iterator[None]:
-    """Say how an interrupted run goes on, and how to begin anew where its checkpoint is of another."""
+    """Say how an interrupted run goes on."""
     try:
         yield
     except KeyboardInterrupt:
@@ -187,8 +187,6 @@ def _resumable(out: Path) -> Iterator[None]:
             words = [w for w in command_line.get() if w != "--no-resume"]
             tell(f"saved in {out}; go on with: {shlex.join(['cutaway', *words])}\n")
         raise
-    except Refused as error:
-        raise Refused(error.what, error.why, error.instead.replace("resume=False", "--no-resume")) from error
 
 
 def _here(t: Trained) -> Trained:

@@ -100,8 +100,10 @@ def convert(
     data = {"file": str(where), "format": format, "from": d.about.get("format", "house"), "read back": checked}
 
     def show(console: Console) -> None:
+        from rich.markup import escape
+
         console.print(f"{d!r}", markup=False)
-        console.print(f"written as {format}: [bold]{where}[/]; {_said(checked)}", soft_wrap=True)
+        console.print(f"written as {format}: [bold]{escape(str(where))}[/]; {_said(checked)}", soft_wrap=True)
 
     return Reply(data, show)
 
@@ -126,10 +128,10 @@ def valued(name: str, text: str, hint: Any = None) -> Any:
         value = text
     if isinstance(value, str) and words:
         more = ", or a .safetensors file" if "Tensor" in repr(hint) else ""
-        raise Refused(f"{name}={text}", "it cannot be that", f"use {', '.join(words)}{more}")
+        raise Refused(f"choice {name}={text}", "it cannot be that", f"use {', '.join(words)}{more}")
     plain = tuple(k for k in kinds if k in (int, float, bool))
     if plain and (not isinstance(value, (*plain, int)) or (isinstance(value, bool) and bool not in plain)):
-        raise Refused(f"{name}={text}", "it cannot be that", f"give {' or '.join(_PLAIN[k] for k in plain)}")
+        raise Refused(f"choice {name}={text}", "it cannot be that", f"give {' or '.join(_PLAIN[k] for k in plain)}")
     return value
 
 
@@ -141,13 +143,13 @@ def _tensors(name: str, path: str, several: bool) -> Any:
     from safetensors.torch import load_file
 
     if not Path(path).is_file():
-        raise Refused(f"{name}={path}", "there is no such file", "give a .safetensors file")
+        raise Refused(f"choice {name}={path}", "there is no such file", "give a .safetensors file")
     held = load_file(path)
     if several and all(n.isdigit() for n in held):
         return {int(n): t for n, t in held.items()}
     if several or len(held) != 1:
         want = "tensors named by the number of their layer" if several else "one tensor"
-        raise Refused(f"{name}={path}", f"it holds {', '.join(held)}", f"give a file with {want}")
+        raise Refused(f"choice {name}={path}", f"it holds {', '.join(held)}", f"give a file with {want}")
     return next(iter(held.values()))
 
 
@@ -156,7 +158,7 @@ def _pairs(given: Iterable[str]) -> dict[str, str]:
     for part in given:
         name, equals, value = part.partition("=")
         if not equals or not name or not value:
-            raise Refused(f"choice {part!r}", "it is not name=value", "write for example site=resid_post.6")
+            raise Refused(f"choice {part!r}", "it is not name=value", "write for example --choice site=resid_post.6")
         out[name.strip()] = value.strip()
     return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -51,7 +52,9 @@ def explain(
     given = dict(locals())
     if prompt is None and model != DEFAULT_MODEL:
         why = "without a prompt, a sentence of the bundled world is asked, which only the bundled model knows"
-        raise Refused(f"explain --model {model}", why, 'give a sentence: cutaway explain "…" --model ' + model)
+        raise Refused(
+            f"explain --model {model}", why, f'give a sentence: cutaway explain "…" --model {shlex.quote(model)}'
+        )
     folder = html.absolute().parent if html is not None else Path()
     if html is not None and (html.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
         raise Refused(f"--html {html}", "no file can be written there", "name a file in a folder of yours that exists")

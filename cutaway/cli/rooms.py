@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,8 +80,12 @@ def reply(result: Result, out: Path | None = None, field: str | None = None) -> 
 
         draw(console, result, field)
         if out is not None:
-            again = f"; show it again with [bold]cutaway open {out}[/]" if out.suffix == RESULT else ""
-            console.print(f"saved to {out}{again}", soft_wrap=True)
+            from rich.text import Text
+
+            line = Text(f"saved to {out}")
+            if out.suffix == RESULT:
+                line.append("; show it again with ").append(shlex.join(["cutaway", "open", str(out)]), "bold")
+            console.print(line, soft_wrap=True)
 
     return Reply(as_data(result, field), show)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,7 +72,9 @@ def opened(file: Path) -> Result:
         if not _is_dictionary(file):
             raise
         why = "it holds a sparse dictionary, which is no result"
-        raise Refused(f"file {str(file)!r}", why, f"judge it with: cutaway dict eval {file}") from refusal
+        raise Refused(
+            f"file {str(file)!r}", why, f"judge it with: {shlex.join(['cutaway', 'dict', 'eval', str(file)])}"
+        ) from refusal
 
 
 def _is_dictionary(file: Path) -> bool:

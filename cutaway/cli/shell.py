@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cutaway.cli import stdio
 from cutaway.cli.processes import speaks
+from cutaway.cli.words import spelled
 from cutaway.core.refuse import Refused, nearest
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ def refused(error: BaseException, command: str, as_json: bool) -> int:
     refusal = as_refusal(error, command)
     if refusal is None:
         raise error
+    if isinstance(error, Refused):
+        refusal = spelled(error, command_line.get())
     if not speaks() and not _memory(error):  # the same is refused everywhere; memory may be short in one process
         return REFUSED
     stdio.tell(stdio.as_json({"refused": refusal.as_dict()}) if as_json else f"refused: {refusal}\n")

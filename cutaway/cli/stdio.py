@@ -20,8 +20,9 @@ def prepare() -> None:
         Refused: stdout is closed.
     """
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None and hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+        reconfigure: Any = getattr(stream, "reconfigure", None)
+        if reconfigure is not None:
+            reconfigure(errors="replace")
     if not os.environ.get("COLUMNS", "1").strip("0"):  # a terminal that does not know its width says 0
         os.environ["COLUMNS"] = str(_WIDTH)
     if sys.stdout is None:

@@ -45,6 +45,7 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
             None,
             "device, such as cuda:0; auto spreads over all, tensor_parallel over torchrun's",
         ),
+        Flag("model_attention", str | None, None, "implementation of attention, such as eager [default: the model's]"),
     ),
     "task": (
         Flag(
@@ -76,14 +77,19 @@ FLAGS: dict[str, tuple[Flag, ...]] = {
 }
 
 
-def load_model(model: str = DEFAULT_MODEL, model_dtype: str | None = None, model_device: str | None = None) -> Model:
+def load_model(
+    model: str = DEFAULT_MODEL,
+    model_dtype: str | None = None,
+    model_device: str | None = None,
+    model_attention: str | None = None,
+) -> Model:
     """The model that the flags mean."""
     from transformers.utils import logging
 
     from cutaway import load
 
     logging.disable_progress_bar()
-    given = {"dtype": model_dtype, "device": model_device}
+    given = {"dtype": model_dtype, "device": model_device, "attention": model_attention}
     return load(model, **{k: v for k, v in given.items() if v is not None})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,7 +49,8 @@ def train(
     with _Bar(entry.name) as bar:
         entry.train(folder, minutes=minutes, threads=threads, resume=resume, progress=bar.update)
     data = {"model": entry.name, "folder": str(folder)}
-    return Reply(data, lambda console: console.print(f"trained: [bold]cutaway explain --model {folder}[/]"))
+    said = f"trained: {shlex.join(['cutaway', 'explain', '…', '--model', str(folder)])}"
+    return Reply(data, lambda console: console.print(said, style="bold", markup=False, soft_wrap=True))
 
 
 @app.command

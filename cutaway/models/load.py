@@ -16,6 +16,7 @@ from cutaway.models.families import reads_as_encoder
 from cutaway.models.made import loaded, pinned
 from cutaway.models.model import Model
 from cutaway.models.self_check import checked
+from cutaway.models.sources import check_device, check_dtype, check_path, own_progress
 from cutaway.models.wrapped import inner
 
 _WIDTH = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
@@ -75,11 +76,16 @@ def _from_source(
 
     folder = Path(source).expanduser()
     if folder.exists():
+        check_path(folder)
         _check_folder(folder)
         source = str(folder)
     source, revision = _revised(source)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     spread = _spread(device)
+    if not spread:
+        check_device(str(device))
+    if dtype is not None:
+        check_dtype(dtype)
     dtype = dtype or (torch.float32 if device == "cpu" or not torch.cuda.is_available() else "auto")
     if folder.exists() and device == "cpu":
         _check_memory(folder, dtype)
@@ -92,7 +98,8 @@ def _from_source(
         if hasattr(config, "text_config") and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             config = config.text_config
         auto = AutoModelForMaskedLM if reads_as_encoder(config) else AutoModelForCausalLM
-        hf = auto.from_pretrained(source, config=config, trust_remote_code=False, **options).eval()
+        with own_progress():
+            hf = auto.from_pretrained(source, config=config, trust_remote_code=False, **options).eval()
         hf = hf if spread else hf.to(device)
     except (MemoryError, torch.OutOfMemoryError) as error:
         raise Refused(

@@ -16,7 +16,7 @@ from cutaway.models import identity, taps
 if TYPE_CHECKING:
     from cutaway.models.model import Model
 
-_FLAGS = ("dtype", "device")
+_FLAGS = ("dtype", "device", "attention")
 _OBJECTS = ("tokenizer", "world")
 
 

@@ -89,7 +89,7 @@ SENTENCE = "The capital of Norway is"
     [
         [*LENS, "--task", "two pairs.jsonl", "--model-dtype", "bfloat16", "--task-metric", "prob"],
         [*LENS, "--task", "mine", "--task-path", "two pairs.jsonl", "--task-corruption", "another country"],
-        [*LENS, "--task", SENTENCE, "--model-device", "cpu"],
+        [*LENS, "--task", SENTENCE, "--model-device", "cpu", "--model-attention", "eager"],
         [*LENS, "--task", SENTENCE, "--task-target", " oslo", "--task-siblings", "3", "--task-seed", "2"],
         [*LENS, "--task", "sentence", "--task-sentence=-5 plus 3 is", "--task-narrow"],
         [*LENS, "--task", "capital", "--task-n", "2", "--task-metric", "prob"],
@@ -114,10 +114,10 @@ def lens(model: Any, task: Any) -> dict[str, Any]:
 
 
 def test_what_python_made_is_repeated_by_the_line_of_python(capsys, monkeypatch, tmp_path, files):
-    model = ca.load("miniworld", dtype=torch.float64, attention="eager")
+    model = ca.load("miniworld", dtype=torch.float64, name="mine")
     task = ca.tasks.load("ioi", model, 12).take(9).split(0.5, 1)[0]
     result = ca.lenses.logit_lens(model, task, samples=1)
-    assert result.record["command"].startswith(f"{NO_COMMAND}no flag says attention='eager'")
+    assert result.record["command"].startswith(f"{NO_COMMAND}no flag says name='mine'")
     assert "no flag says task.take(9)" in result.record["command"]
     names: dict[str, Any] = {}
     exec(result.record["python"], names)

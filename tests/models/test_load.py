@@ -150,3 +150,37 @@ def test_a_home_that_cannot_be_written_costs_only_the_check(folder, monkeypatch,
     (tmp_path / "blocked").write_text("a file, where a folder should be")
     monkeypatch.setattr(loading, "CACHE", tmp_path / "blocked" / "checks")
     assert load(folder, device="cpu").disabled == {}
+
+
+@pytest.mark.parametrize(
+    ("files", "asked", "words"),
+    [
+        ({"adapter_config.json": '{"base_model_name_or_path": "org/base"}'}, {}, ["of PEFT", "org/base", "merge"]),
+        ({"adapter_config.json": "[]"}, {}, ["adapter of PEFT only", "merge_and_unload"]),
+        ({"w.gguf": "GGUF"}, {}, ["GGUF", "gguf_file='w.gguf'", "converted"]),
+        ({}, {"dtype": "int8"}, ["dtype='int8'", "quantised", "bfloat16"]),
+        ({}, {"dtype": "bf16"}, ["did you mean bfloat16?"]),
+        ({}, {"dtype": torch.int32}, ["dtype='int32'"]),
+        ({}, {"device": "cuda:7"}, ["device='cuda:7'", "this machine has"]),
+        ({}, {"device": "gpu"}, ["device='gpu'", "it is no device"]),
+    ],
+)  # fmt: skip
+def test_what_is_no_model_no_dtype_or_no_device_is_told_apart(folder, tmp_path, files, asked, words):
+    place = tmp_path / "other" if files else folder
+    place.mkdir(exist_ok=True)
+    for name, text in files.items():
+        (place / name).write_text(text)
+    for path in [place, *(place / n for n in files if n.endswith(".gguf"))]:
+        with pytest.raises(Refused) as error:
+            load(path, **asked)
+        assert all(w in str(error.value) for w in words), error.value
+
+
+def test_loading_draws_no_bar_and_is_told_as_progress(folder, capfd):
+    from cutaway.core.progress import listening
+
+    told = []
+    with listening(lambda done, total: told.append(done / total)):
+        load(folder, device="cpu", check=False)
+    assert told[-1] == 1.0
+    assert capfd.readouterr() == ("", "")

@@ -1,0 +1,105 @@
+"""What can be loaded from where: what a path holds that is no model, dtypes and devices that there are, and no bars."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cutaway.core.files import read_json
+from cutaway.core.progress import advance
+from cutaway.core.refuse import Refused, nearest
+
+DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
+_MERGE = "peft.AutoPeftModelForCausalLM.from_pretrained({path!r}).merge_and_unload().save_pretrained('merged')"
+_CONVERT = (
+    "transformers.AutoModelForCausalLM.from_pretrained({folder!r}, gguf_file={file!r}).save_pretrained('converted')"
+)
+
+
+def check_path(path: Path) -> None:
+    """Refuse what is known and no folder of a model: an adapter alone, or weights in another tool's file.
+
+    Raises:
+        Refused: an adapter of PEFT, or a GGUF file.
+    """
+    what, config = f"model {str(path)!r}", path / "adapter_config.json"
+    if config.is_file() and not (path / "config.json").exists():
+        held = read_json(config)
+        base = held.get("base_model_name_or_path") if isinstance(held, dict) else None
+        why = f"it holds an adapter of PEFT only, made for {base!r}" if base else "it holds an adapter of PEFT only"
+        merge = _MERGE.format(path=str(path))
+        raise Refused(what, why, f"merge it in Python, {merge}, with its tokenizer, and load the folder merged")
+    files = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if files and not (path / "config.json").exists():
+        convert = _CONVERT.format(folder=str(files[0].parent), file=files[0].name)
+        why = "GGUF holds weights that are rounded for llama.cpp, and transformers turns them into a model once"
+        way = f"with the package gguf, in Python: {convert}, its tokenizer likewise, and load the folder converted"
+        raise Refused(what, why, way)
+
+
+def check_dtype(dtype: Any) -> None:
+    """Refuse what no model computes in.
+
+    Raises:
+        Refused: another dtype.
+    """
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        close = nearest(name, DTYPES, 1)
+        whole = "weights in whole numbers are quantised, and no model is computed in them" if "int" in name else ""
+        why = whole or "no model is computed in that" + (f"; did you mean {close}?" if close else "")
+        raise Refused(f"dtype={name!r}", why, f"use one of {', '.join(DTYPES)}")
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        Refused: no such kind of device, none on this machine, or fewer of them.
+    """
+    try:
+        wanted = torch.device(device)
+        kind = torch.get_device_module(wanted.type) if wanted.type != "meta" else None
+    except RuntimeError as error:
+        near = nearest(device, ("cpu", "cuda", "mps", "auto", "tensor_parallel"), 1)
+        why = f"it is no device{f'; did you mean {near}?' if near else ''}"
+        raise Refused(f"device={device!r}", why, "use cpu, cuda, cuda:0, mps or auto") from error
+    if kind is None or wanted.type == "cpu":
+        return
+    count = kind.device_count() if kind.is_available() else 0
+    if count <= (wanted.index or 0):
+        there = f"this machine has {count} of them: {wanted.type}:0 to {wanted.type}:{count - 1}"
+        why = there if count else f"this machine has no {wanted.type} device that PyTorch can use"
+        raise Refused(f"device={device!r}", why, "use cpu" if not count else f"use {wanted.type}:0")
+
+
+@contextmanager
+def own_progress() -> Iterator[None]:
+    """While open, loading is told as progress of this house (`core.progress`), and transformers draws no bar of it."""
+    from transformers.utils import logging
+
+    hook: Any = getattr(logging, "set_tqdm_hook", None)
+    if hook is None:  # transformers before it could be asked
+        yield
+        return
+
+    def told(make: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if options.get("desc") == "Loading weights" and args:
+            return _telling(args[0])
+        return before(make, args, options) if before is not None else make(*args, **options)
+
+    before: Any = hook(told)
+    try:
+        yield
+    finally:
+        hook(before)
+
+
+def _telling(items: Any) -> Iterator[Any]:
+    for n, item in enumerate(items):
+        yield item
+        advance(n + 1, len(items))

@@ -1,0 +1,95 @@
+"""Refusals on the command line name flags and commands, never Python; what the user wrote stays as it was written."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import pytest
+
+from cutaway.cli import app
+from cutaway.cli.words import spelled
+from cutaway.core.refuse import Refused
+from tests.meta.tree import calls, sources
+
+PYTHON = re.compile(r"[a-z_]\([a-z….)]|\bca\.|(?<![\w?&=/.-])[a-z]\w*=(?![=X])|\bmodel\.|\btask\.[a-z]")
+#: modules whose refusals no command line reaches: what they ask about is made in Python only
+IN_PYTHON = (
+    "cutaway/core/result.py", "cutaway/core/stats.py", "cutaway/dictionaries/dictionary.py",
+    "cutaway/dictionaries/forms.py", "cutaway/dictionaries/gates.py", "cutaway/dictionaries/norms.py",
+    "cutaway/dictionaries/sound.py", "cutaway/dictionaries/splice.py", "cutaway/dictionaries/train/shards.py",
+    "cutaway/models/edits.py", "cutaway/models/generate.py", "cutaway/models/wrapped.py", "cutaway/models/capture.py",
+    "cutaway/streams/shards.py", "cutaway/dictionaries/judge/evidence.py",
+)  # fmt: skip
+#: names of fields in files that commands read, and of choices that formats leave open (`--choice name=value`)
+FIELDS = ("cutaway/dictionaries/formats/", "cutaway/dictionaries/train/recipe.py", "cutaway/cli/dictionary_files.py",
+          "cutaway/cli/dictionary_source.py", "cutaway/models/sources.py")  # fmt: skip
+
+
+def literal(node: ast.AST) -> str:
+    """A text as written, what is put into it shown as X."""
+    match node:
+        case ast.Constant(value=value):
+            return str(value)
+        case ast.JoinedStr(values=values):
+            return "".join(literal(v) for v in values)
+        case ast.IfExp(body=body, orelse=orelse):
+            return f"{literal(body)} | {literal(orelse)}"
+        case ast.BinOp(left=left, right=right):
+            return literal(left) + literal(right)
+    return "X"
+
+
+def python_left(path: str, tree: ast.AST) -> list[str]:
+    """Texts of refusals in which Python is left for someone at a command line."""
+    wrong = []
+    for name, call in calls(tree):
+        if name.split(".")[-1] == "Refused" and len(call.args) == 3:
+            said = spelled(Refused(*map(literal, call.args)))
+            wrong += [f"{path}:{call.lineno}: {t}" for t in (said.what, said.why, said.instead) if PYTHON.search(t)]
+    return wrong
+
+
+def test_no_refusal_of_a_command_names_python():
+    wrong = [w for path, tree in sources().items() if path.startswith("cutaway/") and path not in IN_PYTHON
+             and not path.startswith(FIELDS) for w in python_left(path, tree)]  # fmt: skip
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("source", ["Refused('x(a=…)', 'b', 'c')", "Refused('a', 'b', 'see ca.load')"])
+def test_the_check_sees(source):
+    assert python_left("x.py", ast.parse(source))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("patching.activation(site='z', window=3)", "--site z, --window 3"),
+        ("patching.path(freeze_mlps=1)", "--freeze-mlps 1"),
+        ("leave out by= and window=", "leave out --by and --window"),
+        ("use how='a b' or each_position=False", "use --how 'a b' or --no-each-position"),
+        ("task 'ioi' with n=3", "task 'ioi' with --task-n 3"),
+        ("the prompt 'n=3, site=z and task.narrow(model)'", "the prompt 'n=3, site=z and task.narrow(model)'"),
+        ("give --choice site=z or d.x?site=z&k=3", "give --choice site=z or d.x?site=z&k=3"),
+        ("see model.sites()", "see cutaway sites --model 'a model'"),
+        ("use dtype='bfloat16'", "use --model-dtype bfloat16"),
+        ("heads='3.1,mlp_out.4' (see patching.ablate)", "--heads 3.1,mlp_out.4 (see cutaway patching ablate)"),
+    ],
+)
+def test_python_becomes_flags(text, said):
+    assert spelled(Refused(text, "b", "c"), ["x", "--model", "a model"]).what == said
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("explain x --model-dtype int8", ["--model-dtype int8", "quantised"]),
+        ("explain x --model-device cuda:7", ["--model-device cuda:7", "this machine has"]),
+        ("patch --task ioi --task-n 1 --site nowhere", ["nowhere"]),
+        ("patching group --task facts --task-n 1", ["--heads 3.1"]),
+    ],
+)
+def test_refusals_at_the_command_line(capsys, line, says):
+    assert app.main(line.split()) == 2
+    err = capsys.readouterr().err
+    assert all(w in err for w in says), err
