@@ -25,6 +25,7 @@ from cutaway.tasks.answers import next_tokens, token_rows
 from cutaway.tasks.chat import words_of
 from cutaway.tasks.kinds import Kinds, cased, kinds_of
 from cutaway.tasks.pair import Pair
+from cutaway.tasks.spelling import settled
 from cutaway.tasks.task import Task, made
 
 _CLEAR = math.log(2)  # logits between the first and the second prediction that make an answer the one answer
@@ -53,8 +54,10 @@ def with_siblings(model: Model, task: Task, n: int = 16, seed: int = 0) -> Task:
     pair, others = task.pairs[0], list[Pair]()
     if n > 1:
         rng = random.Random(f"{seed}|{pair.clean}")
-        drafts = _drafts(model, pair, kinds_of(model), 2 * n, rng)
-        others = _answered(model, pair, drafts)[: n - 1] if drafts else []
+        first = settled(model, (pair,))[0]  # siblings take the form of its answers
+        first = replace(first, answer=first.follows(first.answer), foil=first.follows(first.foil), joined=True)
+        drafts = _drafts(model, first, kinds_of(model), 2 * n, rng)
+        others = _answered(model, first, drafts)[: n - 1] if drafts else []
     options = {**task.options, "siblings": len(others)}
     return made(replace(task, pairs=(pair, *others), options=options), _made(task, n, seed), model)
 

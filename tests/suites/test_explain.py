@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -152,6 +153,9 @@ def test_siblings_ask_the_same_question():
         assert re.fullmatch(r"The capital of \w+ is", pair.clean)
         assert pair.clean != CAPITAL
         assert model.run_last(pair.clean).argmax() == model.token_id(pair.answer.strip())
+    p = one.pairs[0]  # answers given bare, as in a file, are spelled the same way
+    bare = tasks.Task("bare", (replace(p, answer=p.answer.strip(), foil=p.foil.strip(), joined=False),))
+    assert tasks.with_siblings(model, bare, 8).pairs[1:] == many.pairs[1:]
 
 
 @pytest.mark.parametrize("effort", list(EFFORTS))
