@@ -13,6 +13,7 @@ from cutaway.core.stats import generator
 from cutaway.models.capture import Collector
 from cutaway.models.forward import all_logits, last_logits
 from cutaway.models.model import Model
+from cutaway.models.rope import apart, in_order
 from cutaway.models.taps import attached
 from cutaway.models.tokens import Tokens
 from cutaway.models.unembedding import readable
@@ -39,13 +40,16 @@ def along_depth(model: Model, prompts: Tokens, everywhere: bool = False) -> tupl
         why = "it has no unembedding that reads its residual stream directly"
         raise Refused(f"lens on {model.name}", why, "use a causal language model")
     readable(model.body, f"lens on {model.name}")
-    at = "" if everywhere else "@-1"
-    places = model.places(["resid_pre.0", "resid_post"])
-    collector = Collector(model.body, places, live=False)
-    with model.edited(), attached(model.body, {p: collector.see(p) for p in collector.places}):
-        own = (all_logits if everywhere else last_logits)(model.body, prompts).float()
-    acts = collector.activations(prompts)
-    x = torch.stack([acts[f"{p}{at}"] for p in places])
+    at, rows = "" if everywhere else "@-1", apart(model.body, prompts)
+    places, found = model.places(["resid_pre.0", "resid_post"]), list[tuple[Tensor, Tensor]]()
+    for some in [prompts] if len(rows) == 1 else [prompts.rows(part) for part in rows]:
+        collector = Collector(model.body, places, live=False)
+        with model.edited(), attached(model.body, {p: collector.see(p) for p in collector.places}):
+            own = (all_logits if everywhere else last_logits)(model.body, some).float()
+        acts = collector.activations(some)
+        found.append((torch.stack([acts[f"{p}{at}"] for p in places], dim=1), own))
+    streams, own = (in_order(rows, parts) for parts in zip(*found, strict=True))
+    x = streams.movedim(1, 0)
     logits = read_out(model, x)
     missed, size = float((logits[-1] - own).abs().max()), float(own.abs().max())
     if missed > AGREES.get(model.dtype, 1e-3) * size:

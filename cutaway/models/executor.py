@@ -79,7 +79,8 @@ def sweep(
                 in_halves(cut.rows, len(cut), lambda rows, c=cut, own=own: _Group(work, c.some(rows), own).run())
         finally:
             ledger.write()
-        notice(ledger.values)  # those of an earlier run are not of these forwards
+        if ledger.values is not None:
+            notice(ledger.values)  # those of an earlier run are not of these forwards
     if shared:
         count(forwards=shards.others(spent.forwards, model.device))
     return shards.gathered(ledger.values, model.device, shared)

@@ -18,7 +18,7 @@ from cutaway.core.address import Address
 from cutaway.core.finite import notice
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
-from cutaway.models import taps
+from cutaway.models import rope, taps
 from cutaway.models.anatomy import Anatomy
 from cutaway.models.frame import FRAME, Frame
 from cutaway.models.linear import has_bias
@@ -128,6 +128,7 @@ def rooted(body: Anatomy) -> Iterator[None]:
 
 def _call(body: Anatomy, t: Tokens, cost: float) -> Tensor:
     check_padding(body, t)
+    rope.check(body, t)
     takes, kw = _parameters(type(body.hf)), dict[str, Any]()
     if t.padded:
         kw["attention_mask"] = t.mask.long()

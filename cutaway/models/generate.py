@@ -12,7 +12,8 @@ from torch import nn
 from cutaway.core.finite import finite, notice
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused, nearest
-from cutaway.models import forward
+from cutaway.models import forward, rope
+from cutaway.models.cut import Cut
 from cutaway.models.edits import Edit
 from cutaway.models.frame import FRAME, Frame
 from cutaway.models.tokens import Tokens
@@ -54,10 +55,30 @@ def continuations(model: Model, t: Tokens, new: int, edits: Sequence[Edit], opti
         raise Refused(
             f"generate {new} tokens", f"there is room for 1 to {room}", "ask for fewer, or shorten the prompt"
         )
-    ids = generated_ids(model, t, new, edits, options)
-    if model.tokenizer is None:
-        return [" ".join(map(str, row.tolist())) for row in ids]
-    return model.tokenizer.batch_decode(ids, skip_special_tokens=True)
+    texts = [list[str]() for _ in range(len(t))]
+    for rows, own in _together(model, t, new, options):
+        cut = Cut.of(t, rows, False)
+        ids = generated_ids(model, t if cut.everything else cut.tokens(t), new, [e.of(cut) for e in edits], own)
+        each = (
+            [" ".join(map(str, row.tolist())) for row in ids]
+            if model.tokenizer is None
+            else model.tokenizer.batch_decode(ids, skip_special_tokens=True)
+        )
+        several = len(each) // len(rows)  # continuations of a prompt
+        for n, i in enumerate(rows):
+            texts[i] = each[n * several : (n + 1) * several]
+    return [text for own in texts for text in own]
+
+
+def _together(model: Model, t: Tokens, new: int, options: dict[str, Any]) -> list[tuple[list[int], dict[str, Any]]]:
+    """The prompts that may grow together, and how: without kept keys where rotary frequencies change on the way."""
+    lengths, found = t.lengths.tolist(), dict[Any, list[int]]()
+    for i, n in enumerate(lengths):
+        sides = {rope.side(model.body, n), rope.side(model.body, n + new - 1)}
+        found.setdefault(sides.pop() if len(sides) == 1 else n, []).append(i)
+    return [
+        (rows, options if isinstance(key, tuple) else {**options, "use_cache": False}) for key, rows in found.items()
+    ]
 
 
 def generated_ids(model: Model, t: Tokens, new: int, edits: Sequence[Edit], options: dict[str, Any]) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -14,7 +14,7 @@ from cutaway.core.address import Address, expand
 from cutaway.core.again import Made
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
-from cutaway.models import backward, forward, shards, taps
+from cutaway.models import backward, forward, rope, shards, taps
 from cutaway.models.anatomy import Anatomy, Shape
 from cutaway.models.capture import Activations, Collector
 from cutaway.models.cut import Cut
@@ -30,6 +30,7 @@ from cutaway.models.tokens import Side, Tokens, batch, running_texts, tokenize
 from cutaway.models.weights import Weights
 
 Prompts = str | Sequence[str] | Tokens | Tensor
+T = TypeVar("T")
 
 
 class Model:
@@ -219,26 +220,15 @@ class Model:
     def run(self, prompts: Prompts, edits: Edit | Sequence[Edit] = ()) -> Float[Tensor, "batch position token"]:
         """Logits at every position (padding included), under edits."""
         t = self.tokens(prompts)
-        with self.edited(*as_edits(edits)), torch.no_grad():
-            return forward.all_logits(self.body, t)
+        return rope.in_order(*_in_parts(self, t, edits, lambda some: forward.all_logits(self.body, some)))
 
     def run_last(self, prompts: Prompts, edits: Edit | Sequence[Edit] = ()) -> Float[Tensor, "batch token"]:
         """Logits after the last real token of each prompt; only those are unembedded.
 
         Where memory runs out, the prompts are run in halves (but not inside `edited`, whose values are of them all).
         """
-        t, made, out = self.tokens(prompts), as_edits(edits), list[Tensor]()
-
-        def work(rows: Sequence[int]) -> None:
-            cut = Cut.of(t, rows, False)
-            with self.edited(*(e.of(cut) for e in made)), torch.no_grad():
-                out.append(forward.last_logits(self.body, t if cut.everything else cut.tokens(t)))
-
-        if taps.busy(self.body):
-            work(range(len(t)))
-        else:
-            in_halves(range(len(t)), len(t), work)
-        return out[0] if len(out) == 1 else torch.cat(out)
+        t = self.tokens(prompts)
+        return rope.in_order(*_in_parts(self, t, edits, lambda some: forward.last_logits(self.body, some), halves=True))
 
     def capture(
         self,
@@ -254,15 +244,22 @@ class Model:
         that of `tokens`.
         """
         t, asked = self.tokens(prompts, bos=bos), self.places(sites)
-        with self.edited(*as_edits(edits)), torch.no_grad():
+
+        def run(some: Tokens) -> Activations:
             collector = Collector(self.body, asked, live=False, stops=not logits)
             with taps.attached(self.body, {p: collector.see(p) for p in collector.places}):
                 if logits:
-                    forward.all_logits(self.body, t)
+                    forward.all_logits(self.body, some)
                 else:
-                    forward.streams(self.body, t, collector.share)
-            collector.notice(t)
-        return collector.activations(t)
+                    forward.streams(self.body, some, collector.share)
+            collector.notice(some)
+            return collector.activations(some)
+
+        rows, parts = _in_parts(self, t, edits, run)
+        if len(parts) == 1:
+            return parts[0]
+        places = dict.fromkeys(a.place for a in asked)
+        return Activations({a: rope.in_order(rows, [part[a] for part in parts]) for a in places}, t)
 
     def gradients(
         self,
@@ -326,6 +323,27 @@ class Model:
     def weights(self) -> Weights:
         """Weights as views under the field's names."""
         return Weights(self.body)
+
+
+def _in_parts(
+    model: Model, t: Tokens, edits: Edit | Sequence[Edit], run: Callable[[Tokens], T], halves: bool = False
+) -> tuple[list[Sequence[int]], list[T]]:
+    """What `run` makes of the prompts that may run together under edits, and of half as many where memory runs out;
+    under edits already open, of all prompts at once."""
+    made, done, out = as_edits(edits), list[Sequence[int]](), list[T]()
+
+    def work(rows: Sequence[int]) -> None:
+        cut = Cut.of(t, rows, False)
+        with model.edited(*(e.of(cut) for e in made)), torch.no_grad():
+            out.append(run(t if cut.everything else cut.tokens(t)))
+        done.append(rows)
+
+    if taps.busy(model.body):
+        work(range(len(t)))
+    else:
+        for rows in rope.apart(model.body, t):
+            in_halves(rows, len(rows), work) if halves else work(rows)
+    return done, out
 
 
 def _chain(edits: Sequence[Edit]) -> Callable[[Tensor], Tensor]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from cutaway.core.sites import BY_NAME
-from cutaway.models import taps
+from cutaway.models import rope, taps
 from cutaway.models.cut import Cut
 from cutaway.models.edits import Edit, Knockout
 from cutaway.models.forward import PADDING
@@ -52,6 +52,9 @@ def groups(model: Model, tokens: Tokens, variants: Sequence[Variant], budget: in
         apart.setdefault(length, []).append(i)
     whole = [Cut.of(tokens, range(len(tokens)), False)]
     found = [_within(model, c, budget) for c in whole]
+    sides = rope.apart(model.body, tokens)
+    if len(sides) > 1:
+        found = [_within(model, Cut.of(tokens, rows, True), budget) for rows in sides]
     if len(apart) > 1 and all(e.local for v in variants for e in v):
         by_length = [_within(model, Cut.of(tokens, rows, True), budget) for _, rows in sorted(apart.items())]
         apart_only = PADDING[tokens.side] in model.disabled

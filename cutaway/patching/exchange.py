@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
-from cutaway.models import forward, taps
+from cutaway.models import forward, rope, taps
 from cutaway.models.capture import Activations, Collector
 from cutaway.models.memory import in_halves
 from cutaway.models.model import Model
@@ -78,7 +78,7 @@ def run(
     model: Model, tokens: Tokens, sites: str | Sequence[str | Address], bound: Bound
 ) -> tuple[Float[Tensor, "prompt"], Activations]:
     """One forward: the metric of every prompt and the activations at some sites; in parts where memory runs out."""
-    places, parts = model.places(sites), list[tuple[Tensor, Activations]]()
+    places, parts, done = model.places(sites), list[tuple[Tensor, Activations]](), list[Sequence[int]]()
 
     def work(rows: Sequence[int]) -> None:
         some = tokens if len(rows) == len(tokens) else tokens.rows(rows)
@@ -88,12 +88,16 @@ def run(
                 logits = forward.last_logits(model.body, some)
             prompt = torch.tensor(rows, device=logits.device)
             parts.append((bound.metric_at(logits, prompt).float(), collector.activations(some)))
+            done.append(rows)
 
-    in_halves(range(len(tokens)), room(model, tokens.ids.shape[1]) // tokens.ids.shape[1], work)
+    for rows in rope.apart(model.body, tokens):
+        in_halves(rows, room(model, tokens.ids.shape[1]) // tokens.ids.shape[1], work)
     if len(parts) == 1:
         return parts[0]
-    acts = {a: torch.cat([found[str(a)] for _, found in parts]) for a in dict.fromkeys(p.place for p in places)}
-    return torch.cat([values for values, _ in parts]), Activations(acts, tokens)
+    acts = {
+        a: rope.in_order(done, [found[str(a)] for _, found in parts]) for a in dict.fromkeys(p.place for p in places)
+    }
+    return rope.in_order(done, [values for values, _ in parts]), Activations(acts, tokens)
 
 
 def difference(task: Task, clean: Float[Tensor, "prompt"], corrupt: Float[Tensor, "prompt"]) -> float:
