@@ -42,6 +42,10 @@ class Carried(Edit):
     def places(self) -> list[int | None]:
         return [p for e in self.edits for p in e.places()]
 
+    @property
+    def since(self) -> int:  # type: ignore[override]
+        return min(e.since for e in self.edits)
+
     def apply(self, x: Tensor) -> Tensor:
         assert self.address.layer is not None
         frame, written = FRAME.get(), [e for e in self.edits if e.where.site == "mlp_out"]

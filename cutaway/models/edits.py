@@ -34,6 +34,9 @@ class Edit(ABC):
 
     address: Address | str
     positions: tuple[int, ...] | None
+    since: int = (
+        0  # the first position, of those it acts on, that it changes: before it the run has these values anyway
+    )
     local: ClassVar[bool] = True  # whether the change depends on nothing but the value at its own place
     own_values: ClassVar[bool] = False  # whether it may hold values of single prompts, which `sliced` takes some of
 
@@ -101,7 +104,11 @@ class Edit(ABC):
         return new if new.shape == old.shape else new.expand(old.shape).clone()
 
     def _fitting(self, value: Tensor, old: Tensor) -> Tensor:
-        """`value`, if it can stand where `old` stands."""
+        """`value`, if it can stand where `old` stands: its last positions where a run begins at `since` or before."""
+        if self.since and "position" in (axes := self.axes()):
+            at = axes.index("position") - len(axes) + value.ndim
+            more = value.shape[at] - old.shape[axes.index("position")] if at >= 0 else 0
+            value = value.narrow(at, more, value.shape[at] - more) if more > 0 else value
         try:
             fits = torch.broadcast_shapes(value.shape, old.shape) == old.shape
         except RuntimeError:
@@ -175,6 +182,10 @@ class Sliced(Edit):
     def placed(self) -> bool:
         return self.edit.placed
 
+    @property
+    def since(self) -> int:  # type: ignore[override]
+        return self.edit.since
+
     def apply(self, x: Tensor) -> Tensor:
         return self.edit.sliced(self.cut).apply(x)
 
@@ -190,6 +201,7 @@ class Replace(Edit):
     address: Address | str
     value: Float[Tensor, "..."]
     positions: tuple[int, ...] | None = None
+    since: int = 0
 
     def sliced(self, cut: Cut) -> Edit:
         return replace(self, value=cut.tensor(self.value, self.axes()))
@@ -207,6 +219,7 @@ class Add(Edit):
     vector: Float[Tensor, "..."]
     coefficient: float = 1.0
     positions: tuple[int, ...] | None = None
+    since: int = 0
 
     def sliced(self, cut: Cut) -> Edit:
         return replace(self, vector=cut.tensor(self.vector, self.axes()))

@@ -87,11 +87,17 @@ def plan(
     jobs = []
     for (grows_, narrow, start, _), members in alike.items():
         members.sort(key=lambda i: first[i])
-        size = max(1, budget // max(1, width - start) // n)
+        size = max(1, min(budget // max(1, width - start), _attended(model, width) if start else budget) // n)
         for at in range(0, len(members), size):
             part = tuple(members[at : at + size])
             jobs.append(Job(part, first[part[0]], start, grows_, narrow))
     return jobs
+
+
+def _attended(model: Model, width: int) -> int:
+    """Rows whose keys and values of all columns, which attention reads at once, fit the budget."""
+    s = model.shape
+    return max(1, _BUDGET_BYTES // max(1, 8 * width * max(s.n_heads, s.n_kv_heads) * s.d_head))
 
 
 def halved(job: Job) -> Iterator[Job]:
@@ -178,8 +184,8 @@ def _start(e: Edit, width: int) -> int:
     if not isinstance(e, Knockout) and not BY_NAME[e.where.site].has_position:
         return 0
     touched = e.queries if isinstance(e, Knockout) else e.places()  # cut edges change what their queries read
-    places = [0 if p is None else p if p >= 0 else width + p for p in touched]
-    return max(0, min(places, default=0))
+    places = [e.since if p is None else p if p >= 0 else width + p for p in touched]
+    return max(0, min([width - 1, *places])) if places else 0
 
 
 def _needs_last_block(model: Model, e: Edit) -> bool:

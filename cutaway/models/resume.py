@@ -113,9 +113,7 @@ def grow(
         stack.enter_context(taps.attached(model.body, _sees(tokens, variants, Frame(tokens, n, width - start, start))))
         stack.enter_context(_last_only(model.body, narrow and width - start > 1))
         read = stack.enter_context(_unread(model.body)) if unread else []
-        kw = (
-            {"past_key_values": _prefix(clean, start, running, n), "use_cache": True} if start else {"use_cache": False}
-        )
+        kw = {"past_key_values": _prefix(clean, start), "use_cache": True} if start else {"use_cache": False}
         logits = _call(model, tokens.ids[:1, start:], frame, **kw)
     count(forwards=n * sum(running) * (width - start) / (layers * width))
     last = (read[0] if unread else logits)[:, -1]
@@ -168,6 +166,13 @@ def _joined(stream: Tensor | None, alone: bool, frame: Frame) -> Callable[[Tenso
         return x
 
     return join
+
+
+@contextmanager
+def entered(model: Model, layer: int, stream: Float[Tensor, "batch position d_model"]) -> Iterator[None]:
+    """While open, forwards of these prompts begin at a block, with the stream that entered it in another run."""
+    with passing(model.body, layer), injecting(model.body.blocks[layer], lambda x: stream):
+        yield
 
 
 @contextmanager
@@ -240,15 +245,34 @@ def _see(chains: Variants, n: int, frame: Frame) -> Callable[[Tensor], Tensor]:
     return see
 
 
-def _prefix(clean: Clean, start: int, running: Sequence[int], n: int) -> Any:
-    """A cache with the clean keys and values of the first columns, in as many rows as run at each layer."""
+def _prefix(clean: Clean, start: int) -> Any:
+    """A cache with the clean keys and values of the first columns, which are laid out for the rows of a layer only when
+    its attention asks for them, and kept by nobody: copies for all layers at once would outgrow everything else.
+    """
     from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    def held(keys: Tensor, values: Tensor) -> Any:
+        layer: Any = DynamicLayer()
+        layer.keys, layer.values = keys[:, :, :start], values[:, :, :start]
+        layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
+
+        def update(k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            return _behind(layer.keys, k), _behind(layer.values, v)
+
+        layer.update = update
+        return layer
 
     cache_ = DynamicCache()
-    for i, (k, v) in enumerate(clean.keys):
-        k, v = (t[:, :, :start].repeat(running[i], 1, 1, 1) if running[i] else t[:1, :, :start] for t in (k, v))
-        cache_.update(k, v, i)
+    cache_.layers = [held(k, v) for k, v in clean.keys]
     return cache_
+
+
+def _behind(prefix: Tensor, new: Tensor) -> Tensor:
+    """`new` columns behind those of the prefix, whose prompts repeat as rows."""
+    times = len(new) // len(prefix)
+    rows = prefix[None].expand(times, *prefix.shape).reshape(-1, *prefix.shape[1:]) if times > 1 else prefix
+    return torch.cat([rows, new], dim=-2)
 
 
 def _call(model: Model, ids: Tensor, frame: Frame, **kw: Any) -> Tensor:

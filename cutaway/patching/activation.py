@@ -54,7 +54,7 @@ from cutaway.patching.effects import (
     NodeEffects,
     PositionEffects,
 )
-from cutaway.patching.exchange import Direction, Exchange, between, difference, measured, notes
+from cutaway.patching.exchange import Direction, Exchange, between, difference, first_changed, measured, notes
 from cutaway.patching.places import positions
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
@@ -170,10 +170,11 @@ def _run(
     """Exchange every cell in one part of the prompts."""
     sites = list(dict.fromkeys(a.place for places in wide for a in places))
     x = between(model, read[0], sites, direction, corruption)
-    real: list[list[Edit]] = [[Replace(a, x.donor[str(a)]) for a in places] for places in [*wide, *alone]]
+    since = first_changed(model, read[0])
+    real: list[list[Edit]] = [[Replace(a, x.donor[str(a)], since=since) for a in places] for places in [*wide, *alone]]
     seeds = torch.randint(1 << 62, (samples, len(wide), max(map(len, wide))), generator=chance).tolist()
     null = [
-        [RandomStep(a, x.own[str(a)], x.donor[str(a)], n) for a, n in zip(places, drawn, strict=False)]
+        [RandomStep(a, x.own[str(a)], x.donor[str(a)], n, since=since) for a, n in zip(places, drawn, strict=False)]
         for each in seeds
         for places, drawn in zip(wide, each, strict=True)
     ]

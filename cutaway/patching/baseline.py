@@ -30,7 +30,7 @@ from cutaway.models.edits import Add, Edit, Replace
 from cutaway.models.executor import Metric, sweep
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
-from cutaway.patching.exchange import measured
+from cutaway.patching.exchange import first_changed, measured
 from cutaway.tasks.bound import Bound
 
 Baseline = Literal["corrupt", "zero", "mean", "position_mean", "resample"]
@@ -54,14 +54,15 @@ class Removal:
     stands: tuple[Activations, ...]
     clean: Float[Tensor, "prompt"]
     says: dict[str, Any]
+    since: int = 0  # the first position at which what stands in differs
 
     def edit(self, a: Address, donor: int = 0) -> Edit:
         """Remove one component or place."""
-        return Replace(a, self._stand(donor)[str(a)])
+        return Replace(a, self._stand(donor)[str(a)], since=self.since)
 
     def random(self, a: Address, seed: int, donor: int = 0) -> Edit:
         """A step as long as the removal's, in a random direction."""
-        return RandomStep(a, self.own[str(a)], self._stand(donor)[str(a)], seed)
+        return RandomStep(a, self.own[str(a)], self._stand(donor)[str(a)], seed, since=self.since)
 
     def swept(
         self,
@@ -118,7 +119,7 @@ def removal(
         where = ordinary(model, bound.clean, sinks) if how == "mean" else bound.clean.mask
         says |= {"left in place": SINKS} if how == "mean" and not sinks else {}
         stands = (Activations({a: _stand(own[str(a)], where, groups, how) for a in places}, bound.clean),)
-    return Removal(bound, own, stands, clean, says)
+    return Removal(bound, own, stands, clean, says, first_changed(model, bound) if how == "corrupt" else 0)
 
 
 SINKS = "each prompt's first token, and special tokens before its last"
@@ -159,12 +160,13 @@ class RandomStep(Edit):
     donor: Float[Tensor, "..."] = field(repr=False)
     seed: int
     positions: tuple[int, ...] | None = None
+    since: int = 0
 
     def sliced(self, cut: Cut) -> Edit:
-        return Add(self.address, cut.tensor(self.step(), self.axes()), positions=self.positions)
+        return Add(self.address, cut.tensor(self.step(), self.axes()), positions=self.positions, since=self.since)
 
     def change(self, old: Tensor) -> Tensor:
-        return self._fitting(old + self.step().to(old.device), old)
+        return old + self._fitting(self.step(), old)
 
     def step(self) -> Float[Tensor, "..."]:
         """What is added to every prompt, the same at every call."""

@@ -115,6 +115,13 @@ def difference(task: Task, clean: Float[Tensor, "prompt"], corrupt: Float[Tensor
     return gap
 
 
+def first_changed(model: Model, bound: Bound) -> int:
+    """The first position where any corrupt prompt has another token: before it a causal model's two runs are one."""
+    changed = bound.changed
+    front = torch.where(changed.any(1), changed.int().argmax(1) - bound.clean.column(0), bound.clean.lengths)
+    return int(front.min()) if model.family.causal and bool(changed.any()) else 0
+
+
 def measured(bound: Bound) -> Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tensor, "row"]]:
     """The task's metric as the executor asks for it."""
     return bound.metric_at

@@ -36,12 +36,14 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.method import method
+from cutaway.core.record import count
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, share_interval
 from cutaway.models.edits import Edit, Knockout
 from cutaway.models.executor import sweep
 from cutaway.models.model import Model
+from cutaway.models.resume import entered
 from cutaway.patching.answer import subject_or_changed, with_probability
 from cutaway.patching.cells import window_of
 from cutaway.tasks.bound import Bound
@@ -204,11 +206,14 @@ def _unread(
     """Where each layer's attention writes the answer although this layer may not read a source."""
     out = torch.empty(len(SOURCES), len(layers), len(bound))
     for part, chosen, sources in _alike(bound, groups):
-        for s, keys in enumerate(sources):
-            for n, i in enumerate(layers):
-                cut = Knockout(Address("pattern", i), (-1,), keys)
-                acts = model.capture(part.clean, f"attn_out.{i}", cut, logits=False)
-                out[s, n, chosen] = _said(model, part, acts[f"attn_out.{i}@-1"])[0]
+        entering = model.capture(part.clean, [f"resid_pre.{i}" for i in layers], logits=False)
+        for n, i in enumerate(layers):
+            with entered(model, i, entering[f"resid_pre.{i}"]):
+                for s, keys in enumerate(sources):
+                    cut = Knockout(Address("pattern", i), (-1,), keys)
+                    acts = model.capture(part.clean, f"attn_out.{i}", cut, logits=False)
+                    count(forwards=-len(part) * i / model.shape.n_layers)  # the blocks that passed the stream through
+                    out[s, n, chosen] = _said(model, part, acts[f"attn_out.{i}@-1"])[0]
     return out
 
 

@@ -34,7 +34,7 @@ from cutaway.models.tokens import Tokens
 from cutaway.patching.audit import STATISTICS, Audit, Sample, audit, rounding
 from cutaway.patching.cells import By, Cells, cells, named, several
 from cutaway.patching.effects import BY_AXES
-from cutaway.patching.exchange import Direction, Exchange, difference, measured, notes, run
+from cutaway.patching.exchange import Direction, Exchange, difference, first_changed, measured, notes, run
 from cutaway.patching.places import positions
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
@@ -346,7 +346,9 @@ def _exact(model: Model, e: Estimates, places: Sequence[Address]) -> Float[Tenso
         all_there = e.runs is not None and len(rows) == len(e.bound)
         whole = list(dict.fromkeys(a.place for a in places))
         donor = e.runs.donor if all_there and e.runs is not None else model.capture(giver, whole, logits=False)
-        found.append(sweep(model, target, [[Replace(a, donor[str(a)])] for a in places], measured(part)).float().cpu())
+        since = first_changed(model, part)
+        edits = [[Replace(a, donor[str(a)], since=since)] for a in places]
+        found.append(sweep(model, target, edits, measured(part)).float().cpu())
 
     for rows in e.parts:
         _in_parts(rows, len(rows), work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
 from cutaway.models import plan as plans
+from cutaway.models import resume
 from cutaway.models.edits import Ablate, Add, Edit, Freeze, Knockout, Project, Replace, Scale
 from cutaway.models.executor import Part, streamed, sweep
 from cutaway.models.model import Model
@@ -295,3 +297,47 @@ def test_a_position_that_some_prompt_lacks_is_refused_before_anything_runs():
     with counting() as spent, pytest.raises(Refused, match="shortest prompt has 3"):
         sweep(m, t, [[Scale("z.0.0", 0.5)], [Scale("resid_pre.1@4", 0.5)]], metric)
     assert spent.forwards == 0
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama_gqa"])
+def test_edits_that_change_nothing_before_a_position_start_there(name):
+    m = model(name)
+    tokens = m.tokens(torch.tensor([[5, 6, 7, 8, 9, 10, 11], [15, 16, 17, 18, 19, 20, 21]]))
+    own = m.capture(tokens, ["z.1", "mlp_post.0", "k.1"], logits=False)
+    start = tokens.ids.shape[1] - 2
+    given = {a: own[a].clone() for a in own}
+    for x in given.values():
+        x[:, start:] += 1.5
+
+    def variants(since: int) -> list[list[Any]]:
+        return [[Replace(f"z.1.{h}", given["z.1"][:, :, h], since=since)] for h in range(3)] + [
+            [Replace("mlp_post.0.5", given["mlp_post.0"][..., 5], since=since)],
+            [Replace("k.1", given["k.1"], since=since)],
+            [Add("z.1", given["z.1"] - own["z.1"], since=since)],
+            [Replace("z.1", given["z.1"], since=since), Scale("z.2.0@-1", 0.5)],
+        ]
+
+    with counting() as whole:
+        expected = sweep(m, tokens, variants(0), metric)
+    with counting() as late:
+        got = sweep(m, tokens, variants(start), metric)
+    torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    assert late.forwards < 0.7 * whole.forwards
+    assert (got - metric(m.run_last(tokens), torch.arange(2))).abs().amin() > 1e-6
+
+
+def test_keys_and_values_of_a_prefix_are_laid_out_for_one_layer_at_a_time(monkeypatch):
+    m, held = model("llama_gqa"), []
+
+    def behind(prefix: Tensor, new: Tensor) -> Tensor:
+        out = whole(prefix, new)
+        held.append(weakref.ref(out))
+        alive.append(sum(r() is not None for r in held))
+        return out
+
+    whole, alive = resume._behind, list[int]()
+    monkeypatch.setattr(resume, "_behind", behind)
+    tokens = m.tokens(torch.tensor([[5, 6, 7, 8, 9, 10, 11]]))
+    sweep(m, tokens, [[Ablate(f"z.{i}.{h}@-1")] for i in range(3) for h in range(4)], metric)
+    assert len(held) >= 4
+    assert max(alive) <= 2, "one layer's keys and values"

@@ -102,10 +102,11 @@ def test_only_the_last_position_runs_again():
     result = knockout(llama(), task, samples=1)
     n, width = len(task), task.bind(llama()).clean.ids.shape[1]
     plain = n * (1 + 1 + 1)  # its own metric, the reading of updates, one clean run of the sweeps
-    with counting() as spent:  # four sources in two layers, each up to its own attention
-        for i in (0, 1):
-            llama().capture(task.bind(llama()).clean, f"attn_out.{i}", logits=False)
-    read = 4 * spent.forwards
+    with counting() as spent:  # four sources in two layers, each its own attention only
+        llama().capture(task.bind(llama()).clean, "attn_out.0", logits=False)
+    with counting() as entering:
+        llama().capture(task.bind(llama()).clean, ["resid_pre.0", "resid_pre.1"], logits=False)
+    read = 4 * 2 * spent.forwards + entering.forwards
     assert result.record["cost"]["forwards"] == pytest.approx(plain + read + n * 3 * 4 * (2 + 1) / 2 / width)
 
 
