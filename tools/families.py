@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from cutaway.core.sites import SITES
 from cutaway.models.model import Model
 from cutaway.models.self_check import disabled_sites, self_check
+from cutaway.models.unembedding import unembedding
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ def row(name: str, model: Model) -> Row:
     return Row(name, type(model.hf.config).__name__, offered, sum(o.passed for o in outcomes), len(outcomes))
 
 
-def page(rows: Iterable[Row], generated: str) -> str:
-    """The page as Markdown."""
+def page(rows: Iterable[Row], generated: str, probed: Iterable[str] = ()) -> str:
+    """The page as Markdown; `probed` are the lines of families without a row."""
     rows = list(rows)
     states = [r for r in rows if any(s.startswith("ssm.") for s in _names(r))]
     attention = [r for r in rows if r not in states]
@@ -40,7 +41,7 @@ matter (attention with all, some or one key-value head, parallel blocks, tied em
 the self-check that applies to it.
 
 An architecture without a row is probed: the self-check then says which sites were found, and disables the others with
-their reasons, or the model is refused. `cutaway sites --model M` shows the outcome for one model.
+their reasons, or the model is refused (last table). `cutaway sites --model M` shows the outcome for one model.
 
 ## Transformers
 
@@ -53,7 +54,45 @@ tapped inside the functions that transformers calls for convolution and scan. `s
 first generation and one a head in the second. An edit of `ssm.state` at a position runs on into all later states.
 
 {_table(states)}
+
+## Found by probing
+
+Every other architecture with which transformers continues text, on a tiny random model with an odd value for each
+multiplier of its configuration. What is not named under "disabled" or "not there" agrees with hooks written by hand, in
+runs, sweeps, padding and generation (`tests/models/test_every.py`). "Disabled" names the identity that failed: the
+sites, paddings and circuits before the colon are refused with it, and sweeps go round what their batches get wrong.
+
+| model | sites | not there | disabled, or refused |
+|---|---|---|---|
+{chr(10).join(probed)}
 """
+
+
+def probed_line(kind: str) -> str:
+    """What becomes of one family without a row."""
+    from tests.models.every import found
+
+    there = found(kind)
+    if there.model is None:
+        return f"| `{kind}` | – | – | {there.why.replace('|', '/')} |"
+    can = there.model.sites()
+    right = [s for s, text in can.items() if _offered(text)]
+    absent = [s for s, text in can.items() if text.startswith("absent") and not s.startswith("ssm.")]
+    why: dict[str, list[str]] = {}
+    for name in there.model.disabled:
+        first = next(o.name for o in there.outcomes if not o.passed and name in o.sites)
+        why.setdefault(first, []).append(name)
+    wrong = [f"{_and(names)}: {check}" for check, names in why.items()]
+    way = unembedding(there.model.body)
+    wrong += [f"lens and shares: {way.why}"] if way.why else [] if way.linear else ["shares: its head is not linear"]
+    return f"| `{kind}` | {len(right)} | {_and(absent)} | {'; '.join(wrong) or 'nothing'} |"
+
+
+def probed() -> list[str]:
+    """One line for each family without a row."""
+    from tests.models.every import KINDS
+
+    return [probed_line(kind) for kind in KINDS]
 
 
 def _table(rows: list[Row]) -> str:

@@ -200,7 +200,15 @@ def _source(kind: type) -> ast.AST:
 
 
 def _first(config: Any, *names: str) -> int:
-    return next((int(v) for n in names if isinstance(v := getattr(config, n, None), int)), 0)
+    for name in names:
+        try:
+            value = getattr(config, name, None)
+        except RuntimeError as error:  # transformers' own: it may differ between layers
+            why = f"its configuration gives {name} for each layer, where one number is needed"
+            raise Refused(f"model type {config.model_type!r}", why, "read its modules through model.hf") from error
+        if isinstance(value, int):
+            return int(value)
+    return 0
 
 
 def _in_width(m: nn.Module) -> int | None:

@@ -80,7 +80,7 @@ def _mixed(model: Model, t: Tokens, side: Side) -> Tokens:
 
 
 def _layers(model: Model) -> list[int]:
-    return sorted({0, 1, model.shape.n_layers - 1})
+    return sorted({0, model.shape.n_layers - 1})
 
 
 def _step(model: Model) -> Tensor:

@@ -44,7 +44,7 @@ def probe(hf: Any) -> Family:
     return Family(
         hf.config.model_type, root=root, layers=layers, attn=attn, o=f"{attn}.{o}", mlp=mlp, probed=True,
         embed=_path_of(top, hf.get_input_embeddings()), pos=_positions(top, hf.get_input_embeddings()),
-        final=next((c for c, m in top.named_children() if _is_norm(m)), None),
+        final=next((c for c, m in top.named_children() if _is_norm(m) and "emb" not in c.lower()), None),
         qk_norm=tuple(f"{attn}.{c}" for c, _ in getattr(block, attn).named_children() if c in _QK_NORM),
         fused=_path(attn, fused) or None, qkv="unknown" if fused else "separate",
         parallel=("always",) if len(norms) == 1 else (),
@@ -58,6 +58,9 @@ _PROJECTIONS = {"q": _QUERY, "k": _KEY, "v": _VALUE}
 def _block_list(hf: Any) -> tuple[str, nn.ModuleList]:
     n = getattr(hf.config, "num_hidden_layers", 0)
     lists = [(p, m) for p, m in hf.named_modules() if isinstance(m, nn.ModuleList) and n and len(m) == n]
+    several = any(any(_child(b, _ATTENTION) for b in m) and not all(_child(b, _ATTENTION) for b in m) for _, m in lists)
+    if several:
+        raise _refused(hf, "only some of its blocks have attention")
     lists = [(p, m) for p, m in lists if all(_child(block, _ATTENTION) for block in m)]
     if len(lists) != 1:
         raise _refused(hf, f"{len(lists)} lists of blocks with attention were found where one is needed")

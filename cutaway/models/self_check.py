@@ -22,7 +22,7 @@ from cutaway.core.record import hash_text, versions
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME, SITES
 from cutaway.core.stats import generator
-from cutaway.models import batches
+from cutaway.models import batches, maps
 from cutaway.models.capture import Activations
 from cutaway.models.edits import Ablate, Add, Edit, Freeze, Scale
 from cutaway.models.families import need
@@ -30,6 +30,7 @@ from cutaway.models.forward import alone, evaluating
 from cutaway.models.identity import anatomy
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens, batch
+from cutaway.models.weights import OV
 
 FAULTS = (Refused, RuntimeError, ValueError, TypeError, AttributeError, LookupError)
 # Most families norm in float32 even where everything else is float64.
@@ -270,7 +271,8 @@ def _probabilities_times_values(t: Trial) -> float | None:
 def _softmax(t: Trial) -> float | None:
     if not t.has("scores", "pattern"):
         return None
-    return t.gap(t.acts.stack("scores").float().softmax(-1), t.acts.stack("pattern"))
+    pattern = t.acts.stack("pattern").float()  # a sink takes its part, which is none of the keys'
+    return t.gap(t.acts.stack("scores").float().softmax(-1), pattern / pattern.sum(-1, keepdim=True).clamp_min(1e-9))
 
 
 def _queries_meet_keys(t: Trial) -> float | None:
@@ -305,6 +307,10 @@ def _neighbours(t: Trial) -> float | None:
     return t.gap(t.acts.stack("resid_post")[:-1], t.acts.stack("resid_pre")[1:])
 
 
+def _of_maps(error: Callable[..., float], sites: tuple[str, ...]) -> Callable[[Trial], float | None]:
+    return lambda t: maps.worst(error, sites, t.model, t.acts)
+
+
 def _of_runs(error: Callable[[Model, Tokens], float | None]) -> Callable[[Trial], float | None]:
     return lambda t: error(t.model, t.tokens)
 
@@ -330,12 +336,13 @@ CHECKS: tuple[Check, ...] = (
     Check("z = 0 ≡ head_out = 0", ("head_out", "z"), _zero_head),
     Check("z = 0 ≡ pattern = 0", ("pattern",), _zero_pattern),
     Check("v = 0 ≡ z = 0", ("v",), _zero_values),
-    Check("pattern @ v = z", ("pattern", "v"), _probabilities_times_values),
+    Check("pattern @ v = z", ("pattern", "v", OV), _probabilities_times_values),
     Check("softmax(scores) = pattern", ("scores", "pattern"), _softmax),
     Check("q = 0 ≡ k = 0", ("q", "k"), _queries_meet_keys),
     Check("embed + pos_embed = resid_pre.0", ("embed", "pos_embed"), _embedding_sum),
     Check("resid_post.i = resid_pre.i+1", ("resid_post", "resid_pre"), _neighbours),
     Check("mlp_pre doubled doubles mlp_post", ("mlp_pre", "mlp_gate"), _linear_branch),
+    *(Check(name, (what,), _of_maps(error, read)) for name, what, error, read in maps.IDENTITIES),
     *(Check(name, (what,), _of_runs(error)) for name, what, error in batches.IDENTITIES),
     *(Check(f"{s.name} has the shape of its axes", (s.name,), _has_shape(s.name)) for s in SITES),
     *(Check(f"{s.name} written with its own value changes nothing", (s.name,), _own_value(s.name)) for s in SITES),

@@ -18,6 +18,8 @@ from cutaway.models.anatomy import Anatomy
 from cutaway.models.linear import bias, is_linear, matrix, table
 from cutaway.models.unembedding import unembedding
 
+OV, QK = "OV circuit", "QK circuit"  # the names under which the self-check can disable them
+
 
 @dataclass(frozen=True)
 class Factored:
@@ -151,23 +153,31 @@ class Weights:
         return own + rows @ self._final().bias.to(own.dtype) if self.is_folded else own
 
     def ov(self, layer: int, head: int) -> Factored:
-        """W_V W_O of one query head: what it writes, as a map of what it reads (Elhage et al. 2021)."""
+        """W_V W_O of one query head: what it writes, as a map of what it reads (Elhage et al. 2021).
+
+        Raises:
+            Refused: values or z are not what the weights make of what attention reads (a gate, a norm between).
+        """
+        self._right(OV, layer, head)
         return Factored(self.v(layer)[self._kv(head)], self.o(layer)[head])
 
     def qk(self, layer: int, head: int) -> Factored:
         """W_Q W_Kᵀ of one query head, unscaled. With rotary positions this is the form at distance zero.
 
         Raises:
-            Refused: queries and keys are normed, so that no bilinear form exists.
+            Refused: queries and keys are normed or scaled by position, so that no bilinear form exists.
         """
+        self._right(QK, layer, head)
         if any(
             self.body.part(layer, "attn") is not None and _child(self.body.blocks[layer], p)
             for p in self.body.family.qk_norm
         ):
-            raise Refused(
-                f"QK circuit {layer}.{head}", "queries and keys are normed: not a bilinear form", "capture scores"
-            )
+            raise Refused(f"{QK} {layer}.{head}", "queries and keys are normed: not a bilinear form", "capture scores")
         return Factored(self.q(layer)[head], self.k(layer)[self._kv(head)].T)
+
+    def _right(self, circuit: str, layer: int, head: int) -> None:
+        if circuit in self.body.disabled:
+            raise Refused(f"{circuit} {layer}.{head}", self.body.disabled[circuit], "capture v, z or scores")
 
     def _kv(self, head: int) -> int:
         return head // (self.body.shape.n_heads // self.body.shape.n_kv_heads)

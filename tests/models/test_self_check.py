@@ -35,8 +35,8 @@ def test_every_identity_holds_and_the_model_stays(name):
 
 
 def test_the_committed_page_is_what_the_check_finds():
-    page = table.page([row(name) for name in [*ALL, *STATE_SPACE]], GENERATED)
-    assert (ROOT / "docs" / "families.md").read_text("utf-8") == page, "run `make docs`"
+    page = table.page([row(name) for name in [*ALL, *STATE_SPACE]], GENERATED)  # test_every.py holds the last table
+    assert (ROOT / "docs" / "families.md").read_text("utf-8").startswith(page.rstrip()), "run `make docs`"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64], ids=str)
