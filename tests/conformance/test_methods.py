@@ -247,7 +247,9 @@ def test_several_prompts_of_several_lengths_agree_with_each_alone(name):
 def test_left_and_right_padding_agree(name, monkeypatch):
     task, tokens = subjects.uneven_task(), Model.tokens
     right = call(name, (subjects.random_llama(), task, *rest(name)))
-    monkeypatch.setattr(Model, "tokens", lambda self, prompts, side="left": tokens(self, prompts, "left"))
+    monkeypatch.setattr(
+        Model, "tokens", lambda self, prompts, side="left", bos=None: tokens(self, prompts, "left", bos)
+    )
     assert task.bind(subjects.random_llama()).clean.side == "left"
     left = call(name, (subjects.random_llama(), task, *rest(name)))
     for field in settled(right, CHANCE):

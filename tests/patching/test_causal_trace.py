@@ -227,7 +227,7 @@ def averaged(rows):
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_roles_are_means_over_each_prompts_own_tokens(side, monkeypatch):
     model, task, tokens = llama(), roles_task(), Model.tokens
-    monkeypatch.setattr(Model, "tokens", lambda self, prompts, pad=side: tokens(self, prompts, pad))
+    monkeypatch.setattr(Model, "tokens", lambda self, prompts, pad=side, bos=None: tokens(self, prompts, pad, bos))
     result = causal_trace(model, task, samples=2)
     alone = [causal_trace(model, Task("one", (p,)), by="position", samples=1) for p in task.pairs]
     assert [len(r.labels["position"]) for r in alone] == list(map(len, BY_HAND))
