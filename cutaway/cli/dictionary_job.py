@@ -135,9 +135,7 @@ class Job:
         tokens = batch(rows, pad=reader.packer.pad)
         special = torch.isin(tokens.ids, reader.rule.special)
         beside = controls(self.dictionary, fit, self.fit_l0) | self.mlp_neurons()
-        return loss_recovered(
-            self.model, self.dictionary, tokens, special=special, null=self.random, control=beside, seed=self.seed
-        )
+        return loss_recovered(self.model, self.dictionary, tokens, special=special, null=self.random, control=beside)
 
     def untaught(self, tokens: int) -> tuple[Dictionary, Evidence, str]:
         """The same recipe on the model with shuffled weights: a dictionary, its evidence, and how it was made.

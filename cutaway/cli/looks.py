@@ -12,6 +12,7 @@ import cutaway
 from cutaway.cli.saving import OUT_HELP, check_out, opened
 from cutaway.cli.shell import Reply, working
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
+from cutaway.core.files import reading
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,7 +93,14 @@ def open_file(
     from cutaway.cli.rooms import reply
 
     check_out(out)
-    return reply(opened(file), out, field)
+    with reading(file):
+        made = reply(opened(file), out, field)
+
+    def show(console: Console) -> None:
+        with reading(file):
+            made.show(console)
+
+    return Reply(made.data, show)
 
 
 def table(title: str, rows: list[dict[str, Any]], columns: list[str], last: str = "") -> Reply:

@@ -6,7 +6,8 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,12 @@ from torch import Tensor
 
 from cutaway.core.json_lines import written
 from cutaway.core.refuse import Refused
+
+LARGE = 1 << 63  # what no number of ours reaches
+#: what code meets where a header holds something else than what was written
+_DAMAGES = (TypeError, ValueError, KeyError, AttributeError, IndexError, OverflowError, RecursionError, RuntimeError,
+            ZeroDivisionError)  # fmt: skip
+_SPOKEN = {dict: "object", list: "list", str: "text", bool: "true or false", int: "whole number"}
 
 
 def write_json(path: str | Path, data: Any) -> Path:
@@ -30,7 +37,7 @@ def read_json(path: str | Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise Refused(f"file {str(path)!r}", f"it cannot be read as JSON: {error}", "give a JSON file") from error
 
 
@@ -78,10 +85,38 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(str(path), "pt") as f:
             header = {n: json.loads(v) for n, v in (f.metadata() or {}).items()}
             return {n: f.get_tensor(n) for n in f.keys()}, header  # noqa: SIM118
-    except (OSError, SafetensorError, ValueError) as error:
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise Refused(
             f"file {str(path)!r}", f"it is not a readable safetensors file: {error}", "check the path"
         ) from error
+
+
+@contextmanager
+def reading(path: str | Path) -> Iterator[None]:
+    """While open, what goes wrong is the file's fault: its header says what cannot be.
+
+    Raises:
+        Refused: in place of any error that a value of another type or size leads to.
+    """
+    try:
+        yield
+    except _DAMAGES as error:
+        why = f"its header is damaged: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
+        raise Refused(f"file {str(path)!r}", why, "copy it again, or write it again") from error
+
+
+def held(header: Any, name: str, kind: type, default: Any = None) -> Any:
+    """An entry of a header, which must be of its kind; without it the default, if there is one.
+
+    Raises:
+        ValueError: it is missing, or of another kind.
+    """
+    if not isinstance(header, Mapping):
+        raise ValueError(f"what should hold {name!r} is {header!r:.60}, which is no object")
+    value = header.get(name, default)
+    if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or not -LARGE < value < LARGE)):
+        raise ValueError(f"{name!r} is {value!r:.60}, which is no {_SPOKEN.get(kind, kind.__name__)}")
+    return value
 
 
 def tensor_bytes(t: Tensor) -> memoryview:

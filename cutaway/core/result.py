@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hi
 import torch
 from torch import Tensor
 
-from cutaway.core.files import read_tensors, write_tensors
+from cutaway.core.files import held, read_tensors, reading, write_tensors
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.render import RENDERERS
 
@@ -234,13 +234,13 @@ def open_result(path: str | Path) -> Result:
     """
     tensors, header = read_tensors(path)
     kind = header.get("kind")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise Refused(
             f"file {str(path)!r}",
-            f"its kind is {kind!r}, which no loaded method makes",
+            f"its kind is {kind!r:.80}, which no loaded method makes",
             f"known kinds: {', '.join(KINDS)}",
         )
-    cls, meta = KINDS[kind], {n: header.get(n, {}) for n in ("labels", "units", "record")}
+    cls = KINDS[kind]
     known = {f.name for f in fields(cls)}
     if not set(tensors) <= known:
         raise Refused(
@@ -249,11 +249,30 @@ def open_result(path: str | Path) -> Result:
             "use the version that wrote it",
         )
     absent = {n: None for n in cls.axes() if n not in tensors}
-    try:
-        return cls(**tensors, **absent, **meta)
-    except ValueError as error:
-        why = f"its fields do not have the shapes of {kind}: {error}"
-        raise Refused(f"file {str(path)!r}", why, "use the version that wrote it") from error
+    with reading(path):
+        meta = {n: held(header, n, dict, {}) for n in ("labels", "units", "record")}
+        _check_words(meta["labels"], meta["units"])
+        needed = [n for n in absent if type(None) not in get_args(get_type_hints(cls)[n])]
+        if needed:
+            raise ValueError(f"the field {needed[0]!r} of {kind} is missing")
+        try:
+            return cls(**tensors, **absent, **meta)
+        except ValueError as error:
+            why = f"its fields do not have the shapes of {kind}: {error}"
+            raise Refused(f"file {str(path)!r}", why, "use the version that wrote it") from error
+
+
+def _check_words(labels: dict[str, Any], units: dict[str, Any]) -> None:
+    for name, words in labels.items():
+        if not isinstance(words, list) or not all(map(_is_label, words)):
+            raise ValueError(f"the labels of {name!r} are {words!r:.60}, which is no list of words")
+    for name, unit in units.items():
+        if not isinstance(unit, str):
+            raise ValueError(f"the unit of {name!r} is {unit!r:.60}, which is no text")
+
+
+def _is_label(label: Any) -> bool:
+    return all(map(_is_label, label)) if isinstance(label, list) else not isinstance(label, dict)
 
 
 def _gap(a: Tensor, b: Tensor) -> dict[str, float]:

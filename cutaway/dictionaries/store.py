@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
-from cutaway.core.files import read_tensors, write_tensors
+from cutaway.core.files import LARGE, held, read_tensors, reading, write_tensors
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Block, Dictionary
-from cutaway.dictionaries.gates import gate_of, numbers_of, tensors_of
+from cutaway.dictionaries.gates import GATES, gate_of, numbers_of, tensors_of
 from cutaway.dictionaries.norms import NORMS, Norm
 
 KIND, VERSION = "dictionary", 1
@@ -63,25 +64,57 @@ def open_dictionary(path: str | Path, dtype: torch.dtype | None = None) -> Dicti
     if header.get("kind") != KIND or header.get("version") != VERSION:
         what = f"{header.get('kind')!r}, version {header.get('version')!r}"
         raise Refused(f"file {str(path)!r}", f"it holds {what}", "dictionaries.load reads the other formats")
-    blocks = tuple(Block(b["n_latents"], tuple(b["reads"]), tuple(b["writes"])) for b in header["blocks"])
-    try:
-        d = Dictionary(
-            blocks,
-            tuple(_under(tensors, f"encoder.{b}.", block.reads) for b, block in enumerate(blocks)),
-            tuple(_under(tensors, f"decoder.{b}.", block.writes) for b, block in enumerate(blocks)),
-            tuple(tensors[f"b_enc.{b}"] for b in range(len(blocks))),
-            _under(tensors, "b_dec."),
-            tuple(gate_of(g, _under(tensors, f"gate.{b}.")) for b, g in enumerate(header["gates"])),
-            {(r, w): tensors[f"skip.{r}>{w}"] for r, w in header["skip"]},
-            header["subtract_b_dec"], header["norm_aware"],
-            _norms(tensors, header, "reading"), _norms(tensors, header, "writing"), header["about"],
-        )  # fmt: skip
-    except KeyError as missing:
-        raise Refused(f"file {str(path)!r}", f"{missing} is missing in it", "write it again") from missing
+    with reading(path):
+        d = _made(tensors, header)
     wanted = dtype or torch.promote_types(d.dtype, torch.float32)
     from cutaway.dictionaries.made import opened
 
     return opened(d if d.dtype == wanted else d.to(dtype=wanted), path, dtype)
+
+
+def _made(tensors: dict[str, Tensor], header: dict[str, Any]) -> Dictionary:
+    """The dictionary that tensors and a header describe.
+
+    Raises:
+        ValueError, KeyError, TypeError: the header holds something else.
+    """
+    written = [_block(b) for b in held(header, "blocks", list)]
+    blocks = tuple(Block(n, tuple(reads), tuple(writes)) for n, reads, writes in written)
+    gates = held(header, "gates", list)
+    if len(gates) != len(blocks):
+        raise ValueError(f"there are {len(blocks)} blocks and {len(gates)} gates")
+    return Dictionary(
+        blocks,
+        tuple(_under(tensors, f"encoder.{b}.", block.reads) for b, block in enumerate(blocks)),
+        tuple(_under(tensors, f"decoder.{b}.", block.writes) for b, block in enumerate(blocks)),
+        tuple(tensors[f"b_enc.{b}"] for b in range(len(blocks))),
+        _under(tensors, "b_dec."),
+        tuple(gate_of(_typed(GATES, g), _under(tensors, f"gate.{b}.")) for b, g in enumerate(gates)),
+        {(r, w): tensors[f"skip.{r}>{w}"] for r, w in held(header, "skip", list)},
+        held(header, "subtract_b_dec", bool), held(header, "norm_aware", bool),
+        _norms(tensors, header, "reading"), _norms(tensors, header, "writing"), held(header, "about", dict),
+    )  # fmt: skip
+
+
+def _block(b: Any) -> tuple[int, list[str], list[str]]:
+    reads, writes = held(b, "reads", list), held(b, "writes", list)
+    if not all(isinstance(site, str) for site in (*reads, *writes)):
+        raise ValueError(f"a site is no text: {[*reads, *writes]!r:.60}")
+    return held(b, "n_latents", int), reads, writes
+
+
+def _typed(kinds: Mapping[str, Any], numbers: Any) -> dict[str, Any]:
+    """The numbers of a gate or a normalisation, each of the type that its class says."""
+    hints = get_type_hints(kinds[kind]) if (kind := held(numbers, "kind", str)) in kinds else {}
+    for name, value in numbers.items():
+        allowed = [get_origin(k) or k for k in get_args(hints.get(name)) or [hints.get(name)]]
+        allowed += [int] if float in allowed else []
+        plain = tuple(k for k in allowed if isinstance(k, type))
+        if plain and (not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain)):
+            raise ValueError(f"{name!r} of {kind} is {value!r:.60}")
+        if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= LARGE):
+            raise ValueError(f"{name!r} of {kind} is {value}")
+    return numbers
 
 
 def _under(tensors: dict[str, Tensor], prefix: str, order: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -100,9 +133,9 @@ def _numbers(norm: Norm) -> dict[str, Any]:
 
 def _norms(tensors: dict[str, Tensor], header: dict[str, Any], name: str) -> dict[str, Norm]:
     out = {}
-    for site, numbers in header[name].items():
-        if numbers["kind"] not in NORMS:
+    for site, numbers in held(header, name, dict).items():
+        if held(numbers, "kind", str) not in NORMS:
             raise Refused(f"normalisation {numbers['kind']!r}", "none has that name", f"use one of {', '.join(NORMS)}")
-        numbers_only = {k: v for k, v in numbers.items() if k != "kind"}
+        numbers_only = {k: v for k, v in _typed(NORMS, numbers).items() if k != "kind"}
         out[site] = NORMS[numbers["kind"]](**numbers_only, **_under(tensors, f"{name}.{site}."))
     return out

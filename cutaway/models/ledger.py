@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway.core.content import content
-from cutaway.core.files import read_tensors, write_tensors
+from cutaway.core.files import read_tensors, reading, write_tensors
 from cutaway.core.record import versions
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
@@ -101,7 +101,11 @@ class Ledger:
         if header.get("sweep") != self.key:
             why = "it belongs to another sweep: other model, prompts, edits or metric"
             raise Refused(f"resume={str(path)!r}", why, "give the file of this sweep, or a new name")
-        self.values, self.done = tensors["values"], tensors["done"].bool()
+        with reading(path):
+            values, done = tensors["values"], tensors["done"].bool()
+            if done.shape != self.done.shape or values.shape[:2] != done.shape:
+                raise ValueError(f"it has the shapes {tuple(done.shape)} and {tuple(values.shape)}")
+            self.values, self.done = values, done
 
 
 def sweep_key(model: Model, tokens: Tokens, variants: Sequence[Sequence[Edit]], metric: Callable[..., Tensor]) -> str:

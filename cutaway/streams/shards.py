@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from cutaway.core.files import read_json, read_tensors
+from cutaway.core.files import held, read_json, read_tensors, reading
 from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused, nearest
 from cutaway.models.model import Model
@@ -150,6 +150,8 @@ class Shards:
             raise Refused(whole, why, "harvest them again, or use another release")
         if m.get("key") != manifest_key(m):
             raise Refused(whole, f"{path.name} was changed", "harvest them again")
+        with reading(path):
+            _check_form(m)
         for row in m["shards"]:
             file = self.folder / row["file"]
             size = file.stat().st_size if file.is_file() else None
@@ -298,6 +300,20 @@ class ShardStream:
 
     def _key(self) -> str:
         return hash_text(self.shards.content, *self.sites, str(self.size), str(self.dtype), str(self.seed))
+
+
+def _check_form(m: dict[str, Any]) -> None:
+    """Hold a manifest to what is read of it; whoever signs what he changed is not believed."""
+    for name, kind in (("tokens", int), ("dtype", str), ("moments", str), ("model", dict), ("masking", dict)):
+        held(m, name, kind)
+    sites, rows = held(m, "sites", dict), held(m, "shards", list)
+    for site in sites:
+        held(sites, site, int)
+    for row in rows:
+        for name, kind in (("file", str), ("sha256", str), ("bytes", int), ("tokens", int)):
+            held(row, name, kind)
+    if sum(row["tokens"] for row in rows) != m["tokens"] or any(row["tokens"] < 1 for row in rows) or not sites:
+        raise ValueError(f"its shards do not hold the {m['tokens']} tokens and {len(sites)} sites that it names")
 
 
 def manifest_key(manifest: Mapping[str, Any]) -> str:

@@ -238,5 +238,5 @@ def test_what_does_not_fit_is_refused(tmp_path):
         dictionaries.together([d, d])
     header = {"kind": "dictionary", "version": 1, "blocks": [{"n_latents": 1, "reads": [A], "writes": [A]}]}
     broken = write_tensors(tmp_path / "x.safetensors", {"a": DRAW(1)}, header)
-    with pytest.raises(Refused, match="missing in it"):
+    with pytest.raises(Refused, match="its header is damaged"):
         dictionaries.open(broken)

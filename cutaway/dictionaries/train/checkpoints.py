@@ -64,8 +64,10 @@ def read(out: Path, shards: Shards | None = None) -> tuple[dict[str, Tensor], di
             tensors = {n: _own(n, t, shards) for n, t in tensors.items()}
     else:
         header = read_json(out / SHARED)
-        tensors = {} if header.get("kind") != KIND else _load(out / header["folder"], shards)
-    if header.get("kind") != KIND or "run" not in header:
+        header = header if isinstance(header, dict) else {}
+        known = header.get("kind") == KIND and header.get("folder") in FOLDERS
+        tensors = _load(out / header["folder"], shards) if known else {}
+    if header.get("kind") != KIND or not isinstance(header.get("run"), dict) or not tensors:
         raise Refused(f"file {out / name}", "it is no checkpoint of a training run", "use another folder")
     return tensors, header["run"]
 
