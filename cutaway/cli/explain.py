@@ -66,10 +66,12 @@ def explain(
         found = suite.explain(m, asked, target=target, foil=foil, corrupt=corrupt, effort=effort, seed=seed, step=step)
         told = {"prompt": asked, "corrupt": corrupt, "model": pinned(m, model)}
         command = repeated("explain", explain, given | told)
+        other = None if found.doubt is None else repeated("explain", explain, given | told | found.doubt.instead)
         if html is not None and speaks():
             step("writing the report")
-            write(found, html, command)
-    return Reply(data(found, command, html), lambda console: show(console, found, command, html))
+            write(found, html, command, other)
+    said = {**data(found, command, html), "instead": other}
+    return Reply(said, lambda console: show(console, found, command, html, other))
 
 
 def data(e: Explanation, command: str, html: Path | None) -> dict[str, Any]:
@@ -77,6 +79,7 @@ def data(e: Explanation, command: str, html: Path | None) -> dict[str, Any]:
     return {
         "model": e.model, "prompt": e.prompt, "answer": e.answer, "foil": e.foil, "corrupt": e.corrupt,
         "corruption": e.corruption, "siblings": e.siblings, "summary": e.summary,
+        "doubt": None if e.doubt is None else e.doubt.text,
         "claims": [vars(c) for c in e.claims], "verdicts": [vars(v) for v in e.verdicts],
         "results": _all_data(e.results), "own": _all_data(e.own),
         "cost": {"forwards": e.spent.forwards, "seconds": round(e.spent.seconds, 3)},
@@ -88,7 +91,7 @@ def _all_data(results: Any) -> dict[str, Any]:
     return {name: as_data(result) for name, result in results.items()}
 
 
-def show(console: Console, e: Explanation, command: str, html: Path | None) -> None:
+def show(console: Console, e: Explanation, command: str, html: Path | None, other: str | None = None) -> None:
     """The answer for the eyes: prompt, summary, and the four rankings behind it."""
     from rich.text import Text
 
@@ -101,6 +104,10 @@ def show(console: Console, e: Explanation, command: str, html: Path | None) -> N
     console.print(Text(f"counterfactual: {e.corruption}", "dim"))
     console.print(Text(f"over this sentence and {e.siblings} of the same form, on {e.model}", "dim"))
     console.print()
+    if e.doubt is not None:
+        console.print(Text(f"▲ {e.doubt.text}", "yellow"))
+    if other is not None and e.doubt is not None and e.doubt.instead:
+        console.print(Text("  the contrast you may mean: ", "yellow").append(other, "bold"), soft_wrap=True)
     for c in (c for c in e.claims if c.supported):
         console.print(Text("▸ ").append(c.text).append(f"  ({c.control})", "dim"))
     missing = [c.about for c in e.claims if not c.supported]
@@ -120,7 +127,7 @@ def show(console: Console, e: Explanation, command: str, html: Path | None) -> N
     console.print(Text("again:  ", "dim").append(command), soft_wrap=True)
 
 
-def write(e: Explanation, path: Path, command: str) -> None:
+def write(e: Explanation, path: Path, command: str, other: str | None = None) -> None:
     """The explanation as one self-contained HTML file."""
     from cutaway.views.page import Badge, Opening, report
 
@@ -132,7 +139,7 @@ def write(e: Explanation, path: Path, command: str) -> None:
         "siblings": f"{e.siblings} sentences of the same form",
         "forwards": f"{e.spent.forwards:,.0f} prompts through the model",
         "again": command,
-    }
+    } | ({"the contrast you may mean": other} if other is not None else {})
     opening = Opening(e.prompt, e.answer, e.foil, e.summary, badges, facts)
     report(f"Why “{e.answer}”?", sections(e), path, opening=opening)
 

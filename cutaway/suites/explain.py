@@ -2,13 +2,15 @@
 
 One sentence is made a task (a counterfactual of equal length is proposed, siblings of the same form give intervals),
 and five methods are asked: what it predicts, where along depth the answer appears, which components write it, which
-positions and heads carry it, and whether those heads carry it together. `Claim`s are then read off the numbers: each
-names its control, and none is made that its interval or control does not support, or where the counterfactual changes
-the odds by less than a factor of e (as in a model that nobody trained).
+positions and heads carry it, and whether those heads carry it together (on siblings that did not choose them).
+`Claim`s are then read off the numbers: each names its control, and none is made that its interval or its control's band
+does not support, that would be true of any model, or where the counterfactual changes the odds by less than a factor
+of e (as in a model that nobody trained). An answer that the model hardly prefers is called so first.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -23,19 +25,25 @@ from cutaway.core.finite import finite
 from cutaway.core.record import Cost, counting
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
+from cutaway.core.stats import null_band
 from cutaway.lenses.direct_attribution import DirectAttribution
 from cutaway.lenses.lens_grid import LensGrid
 from cutaway.lenses.logit_lens import LensCurve
 from cutaway.models.model import Model
 from cutaway.patching.activation import HeadEffects, PositionEffects
 from cutaway.patching.group import GroupEffect
+from cutaway.tasks.answers import next_tokens
 from cutaway.tasks.pair import Pair
+from cutaway.tasks.replacements import usual
 from cutaway.tasks.task import Task
 
 Effort = Literal["quick", "normal", "thorough"]
-#: effort → siblings of the sentence, random samples of a null
-EFFORTS: dict[str, tuple[int, int]] = {"quick": (4, 2), "normal": (8, 3), "thorough": (32, 10)}
+#: effort → sentences of the form, random samples of a null
+EFFORTS: dict[str, tuple[int, int]] = {"quick": (6, 1), "normal": (8, 3), "thorough": (32, 10)}
+_HELD = 2  # sentences apart from those that chose the heads, below which nothing is claimed of the heads together
+_HARDLY = 2.0  # times as likely as the next word, below which an answer is hardly preferred
 _MATERIAL = 1.0  # logits between clean and corrupt below which there is too little to explain
+_ROLE = re.compile(r"((first|middle|last) )?(subject|changed)|first|before|next|further|last|@-?\d+")  # of positions
 _LARGE = 20_000_000  # parameters beyond which the default effort is quick
 
 
@@ -81,6 +89,14 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """An answer that is hardly the likeliest, and the options of the contrast that a reader may mean."""
+
+    text: str
+    instead: dict[str, str]
+
+
+@dataclass(frozen=True)
 class Verdict:
     """A comparison with the known truth: True agrees, False disagrees, None cannot be told."""
 
@@ -104,6 +120,7 @@ class Explanation:
     own: Own
     claims: tuple[Claim, ...]
     verdicts: tuple[Verdict, ...]
+    doubt: Doubt | None = None
     spent: Cost = field(default_factory=Cost)
 
     @property
@@ -111,6 +128,7 @@ class Explanation:
         """The supported claims as prose, with what could not be supported said last."""
         failed = [c.about for c in self.claims if not c.supported]
         lines = [f"{c.text} ({c.control})." for c in self.claims if c.supported]
+        lines = [self.doubt.text, *lines] if self.doubt is not None else lines
         return lines + ([f"Not told apart from their controls: {', '.join(failed)}."] if failed else [])
 
 
@@ -147,18 +165,22 @@ def explain(
     with finite("explain", model.dtype), counting() as spent:
         step("looking for a counterfactual")
         one = tasks.from_sentence(model, prompt, target, foil, corrupt=corrupt, seed=seed)
-        many = tasks.with_siblings(model, one, siblings, seed)
-        results, own = _measure(model, one, many, samples, seed, step)
+        form = tasks.with_siblings(model, one, 2 * siblings, seed)
+        many = form.take(siblings)
+        held = replace(form, pairs=form.pairs[siblings:]) if len(form) >= siblings + _HELD else None
+        words = _words(model, one.pairs[0])
+        doubt = _doubt(model, one, words[0]) if target is None else None
+        results, own = _measure(model, one, many, held, samples, seed, step)
     pair = one.pairs[0]
-    claims = tuple(_claims(one, results))
+    claims = tuple(_claims(words, results, foil is None and corrupt is None))
     return Explanation(
-        model.name, pair.clean, *_words(pair), pair.corrupt, one.corruption, len(many) - 1,
-        results, own, claims, tuple(_verdicts(one, results)), spent,
+        model.name, pair.clean, *words, pair.corrupt, one.corruption, len(many) - 1,
+        results, own, claims, tuple(_verdicts(one)), doubt, spent,
     )  # fmt: skip
 
 
 def _measure(
-    model: Model, one: Task, many: Task, samples: int, seed: int, step: Callable[[str], None]
+    model: Model, one: Task, many: Task, held: Task | None, samples: int, seed: int, step: Callable[[str], None]
 ) -> tuple[Results, Own]:
     found: dict[str, Result] = {"predictions": _predictions(model, one)}
     own: dict[str, Result] = {}
@@ -177,10 +199,10 @@ def _measure(
     found["heads_noise"] = patching.activation(model, many, site="z", direction="noise", samples=samples, seed=seed)
     heads = standing_out(found["heads"], most=6)
     total = model.shape.n_layers * model.shape.n_heads
-    if heads and 2 * len(heads) <= total:
-        step("exchanging the found heads together")
+    if held is not None and heads and 2 * len(heads) <= total:
+        step("exchanging the found heads together, in other sentences")
         named = ",".join(f"{r['layer']}.{r['head']}" for r in heads)
-        found["together"] = patching.group(model, many, heads=named, samples=5 * samples, seed=seed)
+        found["together"] = patching.group(model, held, heads=named, samples=max(10, 5 * samples), seed=seed)
     return cast(Results, found), cast(Own, own)
 
 
@@ -203,38 +225,81 @@ def _predictions(model: Model, one: Task, n: int = 8) -> Predictions:
 
 
 def _distinct(texts: list[str]) -> list[str]:
-    seen = [t.strip() or repr(t) for t in texts]
-    return [t if seen.count(t) == 1 else f"{t}·{n}" for n, t in enumerate(seen)]
+    """Words as they are read; where two read the same, with the space before them."""
+    seen = [_seen(t) for t in texts]
+    told = [t if seen.count(t) == 1 else whole.replace(" ", "␣") for t, whole in zip(seen, texts, strict=True)]
+    return [t if told.count(t) == 1 else f"{t}·{n}" for n, t in enumerate(told)]
+
+
+def _doubt(model: Model, one: Task, answer: str) -> Doubt | None:
+    """Says by how much an answer is ahead where that is little, and names the word that depends on the counterfactual.
+
+    That is the likely word whose probability falls most, if the answer's own falls less; else the foil is the next one.
+    """
+    bound = one.bind(model)
+    clean, corrupt = (model.run_last(t)[0].float().log_softmax(-1) for t in (bound.clean, bound.corrupt))
+    own, falls = int(bound.answers[0]), clean - corrupt
+    found = usual(model, one.pairs[0].clean, clean.topk(min(20, len(clean))).indices.tolist())
+    rivals = {i: t for i, t in found.items() if i != own}
+    if not rivals or float(clean[own] - clean[next(iter(rivals))]) > math.log(_HARDLY):
+        return None
+    named = [f"“{_seen(t)}” {_share(float(clean[i].exp()))}" for i, t in list(rivals.items())[:3]]
+    text = f"“{answer}” is hardly preferred: {_share(float(clean[own].exp()))} against {', '.join(named)}"
+    likely = [i for i in rivals if float(clean[own] - clean[i]) < math.log(10) and rivals[i].strip()]
+    most = max(likely, key=lambda i: float(falls[i]), default=None)
+    if most is not None and float(falls[most]) > max(_MATERIAL, float(falls[own])):
+        return Doubt(text, {"target": rivals[most].strip()})
+    first = next((t.strip() for t in rivals.values() if t.strip() and t.strip().lower() != answer.lower()), None)
+    return Doubt(text, {"foil": first} if first is not None else {})
 
 
 def standing_out(result: Result, most: int = 3, positive: bool = True) -> list[dict[str, Any]]:
-    """The largest entries whose interval excludes zero and whose effect exceeds every sample of their control.
+    """The largest entries whose interval excludes zero and which lie outside the control's band, each with its band.
 
-    Without an interval (a single prompt) only the control decides.
+    The band is the one that pictures mark by: pooled over the cells where samples are few. No entry is listed that lies
+    inside the band of another that is. Without an interval (a single prompt) only the control decides.
     """
-    out = []
-    for row in result.top(10**6, by="effect", largest=positive):
-        low, high = row["interval"]
-        away = (low > 0 or high < 0) if low == low else True
-        if row["effect"] * (1 if positive else -1) > 0 and away and abs(row["effect"]) > max(map(abs, row["null"])):
-            out.append(row)
-    return out[:most]
+    fields = result.tensors()
+    axes, effect, sign = result.axes()["effect"], fields["effect"].float(), 1 if positive else -1
+    bands = null_band(fields["null"].float().reshape(effect.numel(), -1))[0]
+    intervals = fields["interval"].reshape(-1, 2)
+    out, widest = list[dict[str, Any]](), 0.0
+    for flat in (sign * effect.reshape(-1)).argsort(descending=True).tolist():
+        value, (low, high) = float(effect.reshape(-1)[flat]), intervals[flat].tolist()
+        reach = max(widest, float(bands[flat].abs().max()))
+        if sign * value <= reach or (low == low and low <= 0 <= high):
+            continue
+        at = torch.unravel_index(torch.tensor(flat), effect.shape)
+        row = {a: result.labels[a][int(i)] if a in result.labels else int(i) for a, i in zip(axes, at, strict=True)}
+        if "recovered" in fields:
+            row["recovered"] = float(fields["recovered"].reshape(-1)[flat])
+        out.append(row | {"effect": value, "interval": [low, high], "band": reach, "at": [int(i) for i in at]})
+        widest = reach
+        if len(out) == most:
+            break
+    return out
 
 
 # --- claims
 
 
-def _claims(one: Task, found: Results) -> list[Claim]:
-    answer, foil = _words(one.pairs[0])
+def _claims(words: tuple[str, str], found: Results, proposed: bool) -> list[Claim]:
+    answer, foil = words
     claims = [_predicted(found["predictions"], answer), _depth(found["depth"], answer)]
     claims += [_written(found["writers"], answer, foil), _placed(found["resid_pre"]), _carried(found["heads"])]
     claims += [_together(found["together"])] if "together" in found else []
     gap = float(found["resid_pre"].record["clean − corrupt"])
-    if gap >= _MATERIAL:
-        return claims
-    text = f"The counterfactual takes “{answer}” back against “{foil}” by {gap:.2f} logits on average"
-    small = Claim("the difference itself", text, f"a factor of e in the odds: {_MATERIAL:.0f} logit", False)
-    return [small, *(replace(c, supported=False) for c in claims)]
+    if gap < _MATERIAL:
+        text = f"The counterfactual takes “{answer}” back against “{foil}” by {gap:.2f} logits on average"
+        small = Claim("the difference itself", text, f"a factor of e in the odds: {_MATERIAL:.0f} logit", False)
+        return [small, *(replace(c, supported=False) for c in claims)]
+    if "no_interval" in found["heads"].record:  # where a sentence has no siblings
+        claims[1:] = [
+            replace(c, control=f"{c.control}; of this sentence alone, so without an interval") for c in claims[1:]
+        ]
+    if proposed and not claims[0].supported:  # it is the foil that moves, and nobody asked for it
+        return [replace(c, supported=False) for c in claims]
+    return claims
 
 
 def _predicted(p: Predictions, answer: str) -> Claim:
@@ -245,7 +310,8 @@ def _predicted(p: Predictions, answer: str) -> Claim:
     else:
         first = f"“{p.labels['token'][0]}” ({_share(float(p.probability[0]))})"
         text = f"The model gives “{answer}” probability {_share(now)}; its first choice is {first}"
-    return Claim("the prediction", text, f"after the counterfactual: {_share(after)}", now > after)
+    low, high = (math.log(max(x, 1e-30) / max(1 - x, 1e-30)) for x in (after, now))
+    return Claim("the prediction", text, f"after the counterfactual: {_share(after)}", high - low >= _MATERIAL)
 
 
 def _depth(d: LensCurve, answer: str) -> Claim:
@@ -256,6 +322,9 @@ def _depth(d: LensCurve, answer: str) -> Claim:
         text = f"“{answer}” is the top of the lens at no depth that lasts (last probability {_share(float(p[-1]))})"
         return Claim("the depth", text, f"rotated bases: at most {_share(null)}", float(p[-1]) > null)
     i = lasting[0]
+    if i == len(rank) - 1 and len(rank) > 1:  # the model's own prediction leads there in any model
+        text = "It leads in the lens at the end alone"
+        return Claim("the depth", text, f"rotated bases: at most {_share(null)}", False)
     where = "already in the embedding" if i == 0 else f"from block {d.labels['layer'][i]} on"
     text = f"It leads in the lens {where}, there with probability {_share(float(p[i]))}{_bounds(bounds[i], _share)}"
     return Claim("the depth", text, f"rotated bases: at most {_share(null)}", float(p[i]) > null)
@@ -267,7 +336,7 @@ def _written(w: DirectAttribution, answer: str, foil: str) -> Claim:
         return Claim("the writers", "No component stands out", "random token pairs", False)
     parts = ", ".join(f"{r['component']} {r['effect']:+.1f}{_bounds(r['interval'])}" for r in rows)
     total = float(w.total.mean())
-    null = max(max(map(abs, r["null"])) for r in rows)
+    null = rows[-1]["band"]
     text = f"“{answer}” over “{foil}” ({total:+.1f} logits in all) is written mostly by {parts}"
     if total <= 0:
         text = f"“{answer}” is behind “{foil}” by {-total:.1f} logits; most for it is written by {parts}"
@@ -275,74 +344,72 @@ def _written(w: DirectAttribution, answer: str, foil: str) -> Claim:
 
 
 def _placed(e: PositionEffects) -> Claim:
-    recovered, labels = e.recovered, e.labels
-    rows = _carrying(e)
-    early = [r for r in rows if r["layer"] == labels["layer"][0]]
-    if not early:
-        return Claim("the positions", "No position stands out", "random steps of equal length", False)
-    first = max(early, key=lambda r: r["recovered"])
-    last = labels["position"][-1]
-    late = [i for i in range(len(recovered)) if bool((recovered[i:, -1] > 0.5).all())]
-    moved = f", and from layer {labels['layer'][late[0]]} on it sits at the last token “{_bare(last)}”" if late else ""
-    gap = float(e.record["clean − corrupt"])
-    null = max(abs(x) for r in early for x in r["null"]) / abs(gap)
-    place, share = _bare(first["position"]), _share(first["recovered"])
-    text = f"The difference enters at “{place}” (restoring it there brings back {share})"
-    return Claim("the positions", text + moved, f"random steps of equal length: at most {_share(null)}", True)
-
-
-def _carrying(e: PositionEffects) -> list[dict[str, Any]]:
-    """The places that stand out and carry more than a tenth of the difference: what is less may be rounding."""
-    return [r for r in standing_out(e, most=10**6) if r["recovered"] > 0.1]
+    """From which layer on the difference sits at the last token: where it enters is the changed word in any model."""
+    labels, last, rows = e.labels, len(e.labels["position"]) - 1, standing_out(e, most=10**6)
+    control = "random steps of equal length"
+    late = [i for i in range(len(e.recovered)) if bool((e.recovered[i:, -1] > 0.5).all())]
+    here = next((r for r in rows if late and r["at"] == [late[0], last]), None)
+    if here is None or _is_changed(e, last) or late[0] in (0, len(e.recovered) - 1):
+        text = "No layer but the last reads the difference at the last token"
+        return Claim("the positions", text, control, False)
+    gap = abs(float(e.record["clean − corrupt"]))
+    before = max((r for r in rows if r["at"][0] == late[0] - 1), key=lambda r: r["recovered"], default=None)
+    share = f"{_share(here['recovered'])}{_bounds([x / gap for x in here['interval']], _share)}"
+    where = (
+        f"From layer {labels['layer'][late[0]]} on the difference sits at {_at(labels['position'][-1])}, the last token"
+    )
+    text = f"{where} (restoring it there brings back {share})"
+    if before is not None and before["at"][1] != last:
+        text += f"; a layer before, most of it is at {_at(before['position'])}"
+    return Claim("the positions", text, f"{control}: at most {_share(here['band'] / gap)}", True)
 
 
 def _carried(h: HeadEffects) -> Claim:
     rows = standing_out(h)
     if not rows:
         return Claim("the heads", "No head stands out", "random steps of equal length", False)
+    gap = abs(float(h.record["clean − corrupt"]))
     parts = ", ".join(f"{r['layer']}.{r['head']} ({_share(r['recovered'])})" for r in rows)
-    null = max(abs(x) for r in rows for x in r["null"]) / abs(float(h.record["clean − corrupt"]))
     text = f"Restored one at a time, the heads that bring back most are {parts}"
-    return Claim("the heads", text, f"random steps of equal length: at most {_share(null)}", True)
+    return Claim("the heads", text, f"random steps of equal length: at most {_share(rows[-1]['band'] / gap)}", True)
 
 
 def _together(g: GroupEffect) -> Claim:
     recovered, gap = float(g.recovered), float(g.record["clean − corrupt"])
     null = g.null / gap
     heads = ", ".join(str(c).removeprefix("z.") for c in g.labels["component"])
-    text = f"Exchanging {heads} together takes away {_share(-recovered)} of the difference"
-    low, high = float(null.min()), float(null.max())
-    control = f"{len(null)} random sets of as many heads: {_share(-high)} to {_share(-low)}"
-    return Claim("the heads together", text, control, recovered < low)
+    low, high = sorted(-float(x) / gap for x in g.interval)
+    taken = f"{_share(-recovered)}{_bounds((low, high), _share)}"
+    text = f"Exchanging {heads} together takes away {taken} of the difference, in sentences that did not choose them"
+    control = f"{len(null)} random sets of as many heads: {_share(-float(null.max()))} to {_share(-float(null.min()))}"
+    return Claim("the heads together", text, control, recovered < float(null.min()) and low > 0)
 
 
-def _verdicts(one: Task, found: Results) -> list[Verdict]:
-    """What the known truth says about the answer and about the positions that must matter."""
-    truth, pair = one.truth, one.pairs[0]
+def _verdicts(one: Task) -> list[Verdict]:
+    """What the known truth says about the answer."""
+    truth, answer = one.truth, one.pairs[0].answer.strip()
     if truth is None:
         return []
-    answer = pair.answer.strip()
     if truth.answer is None:
         return [Verdict("no known truth for this answer", None, truth.note)]
     said = truth.answer.lower() == answer.lower()
-    verdicts = [Verdict("agrees with the known truth" if said else "contradicts the known truth", said, truth.note)]
-    rows = _carrying(found["resid_pre"])
-    layers, positions = found["resid_pre"].labels["layer"], found["resid_pre"].labels["position"]
-    subject = [i for i, p in enumerate(positions) if _is_changed(found["resid_pre"], i)]
-    early = {positions.index(r["position"]) for r in rows if r["layer"] == layers[0]}
-    late = {positions.index(r["position"]) for r in rows if r["layer"] == layers[-1]}
-    right = bool(early) and early <= set(subject) and late >= {len(positions) - 1}
-    changed = " and ".join(f"“{old}” → “{new}”" for old, new in dict.fromkeys(pair.changes()))
-    detail = f"only {changed} tells the two sentences apart, and the answer is read at the last token"
-    text = "positions agree with the known truth" if right else "positions do not agree with the known truth"
-    return [*verdicts, Verdict(text, right, detail)]
+    return [Verdict("agrees with the known truth" if said else "contradicts the known truth", said, truth.note)]
 
 
-def _words(pair: Pair) -> tuple[str, str]:
-    """Answer and foil, in the case in which the sentences write them."""
+def _words(model: Model, pair: Pair) -> tuple[str, str]:
+    """Answer and foil as they are; in the case in which the sentences write them, if that is the same token."""
     written = {w.lower(): w for w in re.findall(r"\w+", f"{pair.corrupt} {pair.clean}")}
-    answer, foil = (w.strip() for w in (pair.answer, pair.foil))
-    return written.get(answer.lower(), answer), written.get(foil.lower(), foil)
+    said = [_seen(w) for w in (pair.answer, pair.foil)]
+    forms = [w.replace(w.strip(), written.get(w.strip().lower(), w.strip())) for w in (pair.answer, pair.foil)]
+    rows = [next_tokens(model, [pair.clean] * 2, texts) for texts in ((pair.answer, pair.foil), forms)]
+    same = [a == b for a, b in zip(*rows, strict=True)]
+    answer, foil = (f.strip() if one and f.strip() else t for t, f, one in zip(said, forms, same, strict=True))
+    return answer, foil
+
+
+def _seen(text: str) -> str:
+    """A word without the space before it, or what is no visible word as Python writes it."""
+    return text.strip() if text.strip() and text.strip().isprintable() else repr(text)
 
 
 def _is_changed(e: PositionEffects, position: int) -> bool:
@@ -361,6 +428,8 @@ def _bounds(interval: Any, form: Callable[[float], str] = lambda v: f"{v:.1f}") 
     return "" if low != low else f" [{form(low)}, {form(high)}]"
 
 
-def _bare(label: str) -> str:
-    """A position's label without the marks of repetition and variation."""
-    return str(label).rstrip("*").split("·")[0] or str(label)
+def _at(label: str) -> str:
+    """A position as a quoted word without the marks of repetition, or by its role where prompts have other words."""
+    if _ROLE.fullmatch(str(label)):
+        return f"the {label} token" if str(label) in ("first", "next", "last") else f"the {label}"
+    return f"“{str(label).split('·')[0] or label}”"

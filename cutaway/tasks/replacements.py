@@ -154,10 +154,13 @@ def _replaced(sentence: str, places: Iterable[tuple[int, int]], new: str) -> str
     return sentence
 
 
-def usual(model: Model, sentence: str, ids: Sequence[int]) -> dict[int, str]:
-    """Tokens that can be written after a sentence and are read as that one token, each with its text."""
-    begins, none, filler, ends = (getattr(model.tokenizer, f"{n}_token_id", None) for n in ("bos", "unk", "pad", "eos"))
-    ids = [i for i in ids if i not in {begins, none, filler} - {ends}]  # a beginning in the middle is no word
+def usual(model: Model, sentence: str, ids: Sequence[int], said: Sequence[int] = ()) -> dict[int, str]:
+    """Tokens that can be written after a sentence and are read as that one token, each with its text.
+
+    Tokens that begin or fill a text are no words in its middle, unless they are `said` there.
+    """
+    none = {getattr(model.tokenizer, f"{n}_token_id", None) for n in ("bos", "unk", "pad")} - set(said)
+    ids = [i for i in ids if i not in none]
     texts = model.token_texts(ids)
     forms = [(i, form) for i, t in zip(ids, texts, strict=True) for form in dict.fromkeys((f" {t.lstrip()}", t)) if t]
     found, out = next_tokens(model, [sentence] * len(forms), [form for _, form in forms]), dict[int, str]()

@@ -130,7 +130,11 @@ def _task(model: Model, pair: Pair, metric: str, says: str) -> Task:
 
 def _top(model: Model, sentence: str, logits: Float[Tensor, "token"]) -> tuple[str, int]:
     """The strongest prediction that is text: which, put after the sentence, is read as that one token."""
-    found = usual(model, sentence, logits.topk(min(_LIKELY, len(logits))).indices.tolist())
+    likely, ends = (
+        logits.topk(min(_LIKELY, len(logits))).indices.tolist(),
+        getattr(model.tokenizer, "eos_token_id", None),
+    )
+    found = usual(model, sentence, likely, [ends] if likely[0] == ends else [])
     if not found:
         why = "its strongest tokens are no text by themselves"
         raise Refused(f"the model's prediction after {sentence!r}", why, "name a target")

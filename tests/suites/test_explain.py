@@ -15,8 +15,10 @@ import cutaway as ca
 from cutaway import tasks
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
+from cutaway.core.stats import null_band
 from cutaway.suites import explain as suite
 from cutaway.suites.explain import EFFORTS, Explanation, explain
+from cutaway.tasks.pair import Pair
 from tests.conformance import subjects
 
 CAPITAL = "The capital of Norway is"
@@ -44,9 +46,9 @@ SOURCES = {
     "the prediction": ("predictions", ("probability", "after_corrupt")),
     "the depth": ("depth", ("probability", "interval", "null")),
     "the writers": ("writers", ("effect", "interval", "null")),
-    "the positions": ("resid_pre", ("recovered", "null")),
+    "the positions": ("resid_pre", ("recovered", "interval")),
     "the heads": ("heads", ("recovered", "null")),
-    "the heads together": ("together", ("recovered", "null")),
+    "the heads together": ("together", ("recovered", "interval", "null")),
 }
 
 
@@ -55,8 +57,14 @@ def spoken(e: Explanation, about: str) -> set[str]:
     name, fields = SOURCES[about]
     result = e.results[name]
     values = {x for f in fields for x in getattr(result, f).reshape(-1).double().tolist() if x == x}
+    if "null" in result.tensors() and "effect" in result.tensors() and name != "together":
+        bands = null_band(result.null.reshape(result.effect.numel(), -1))[0]
+        values |= set(bands.abs().reshape(-1).tolist())
     if "clean − corrupt" in result.record:
-        values |= {float(x) / result.record["clean − corrupt"] for x in result.null.reshape(-1)}
+        gap = abs(result.record["clean − corrupt"])
+        values |= {
+            float(x) / gap for t in (result.null, result.interval, torch.tensor(list(values))) for x in t.reshape(-1)
+        }
     values |= {float(result.total.mean())} if name == "writers" else set()
     forms = {suite._share, "{:+.1f}".format, "{:.1f}".format} if name == "writers" else {suite._share}
     counts = {str(len(result.null))} if name == "together" else set()
@@ -87,7 +95,7 @@ def test_every_claim_names_its_control_and_stands_beside_it():
 
 
 def test_the_claims_follow_from_the_numbers():
-    e = told()
+    e = explain(subjects.miniworld(), CAPITAL)
     p, depth, positions = (e.results[n] for n in ("predictions", "depth", "resid_pre"))
     assert p.labels["token"][p.record["answer"]].strip() == e.answer
     with torch.no_grad():
@@ -98,21 +106,68 @@ def test_the_claims_follow_from_the_numbers():
     text = next(c.text for c in e.claims if c.about == "the depth")
     assert f"from block {depth.labels['layer'][led]} on" in text
     place = next(c.text for c in e.claims if c.about == "the positions")
-    at = int(positions.recovered[0].argmax())
-    assert f"enters at “{positions.labels['position'][at].rstrip('*')}”" in place
-    late = int(re.search(r"from layer (\d+) on", place)[1])
+    assert "enters" not in " ".join(e.summary), "it enters at the changed word in any model"
+    late = int(re.search(r"From layer (\d+) on", place)[1])
     assert bool((positions.recovered[late:, -1] > 0.5).all())
     assert not bool(positions.recovered[late - 1, -1] > 0.5)
 
 
-def test_what_stands_out_beats_its_own_control_and_its_interval():
+def test_no_effect_is_listed_inside_the_band_of_its_control_or_of_another_listed():
     for name in ("resid_pre", "heads", "writers"):
         result = told().results[name]
-        for row in suite.standing_out(result, most=10**6):
-            assert row["effect"] > max(map(abs, row["null"]))
+        rows = suite.standing_out(result, most=10**6)
+        bands = null_band(result.null.reshape(result.effect.numel(), -1))[0].reshape(*result.effect.shape, 2)
+        assert rows
+        for row in rows:
             assert row["interval"][0] > 0
-        bare = [r for r in result.top(10**6, by="effect", largest=True) if r["effect"] > 0]
-        assert len(suite.standing_out(result, most=10**6)) <= len(bare)
+            assert row["effect"] == pytest.approx(float(result.effect[tuple(row["at"])]))
+            assert row["effect"] > float(bands[tuple(row["at"])].abs().max())
+        assert min(r["effect"] for r in rows) > rows[-1]["band"], "as printed: effects beside one bound"
+
+
+def test_heads_together_are_measured_on_sentences_that_did_not_choose_them():
+    e = told()
+    chosen, measured = (e.results[n].record["subjects"]["task"] for n in ("heads", "together"))
+    assert chosen["prompts"] == EFFORTS["quick"][0] == e.siblings + 1
+    assert measured["prompts"] >= 2
+    assert measured["hash"] != chosen["hash"]
+    text = next(c.text for c in e.claims if c.about == "the heads together")
+    assert text.endswith("in sentences that did not choose them")
+    assert "together" not in told(target="paris").results, "no sentence of the form is left"
+
+
+def test_an_answer_that_is_hardly_preferred_is_called_so_first(monkeypatch):
+    """The likeliest word is ahead of the next by a little: say so, and offer the word that depends on the subject."""
+    model = subjects.miniworld()
+    run = model.run_last
+
+    def doubtful(prompts, edits=()):
+        logits = run(prompts, edits).clone()
+        logits[:, model.token_id("the")] = logits.amax(-1) + 0.1
+        return logits
+
+    monkeypatch.setattr(model, "run_last", doubtful)
+    one = tasks.from_sentence(model, CAPITAL, target="the", corrupt=CAPITAL.replace("Norway", "France"))
+    doubt = suite._doubt(model, one, suite._words(model, one.pairs[0])[0])
+    assert doubt is not None
+    assert doubt.instead == {"target": "oslo"}
+    assert doubt.text.startswith("“The” is hardly preferred: 52 % against “oslo” 4"), (
+        "one token, written as in the sentence"
+    )
+    assert suite._doubt(model, tasks.from_sentence(model, CAPITAL, target="oslo"), "oslo") is not None
+    monkeypatch.undo()
+    assert suite._doubt(model, tasks.from_sentence(model, CAPITAL), "oslo") is None
+    assert told().doubt is None
+
+
+def test_a_word_is_quoted_in_the_case_of_its_token():
+    model = subjects.random_llama()
+    pair = Pair(
+        "Then Mary and John went to the store", "Then Mary and Tom went to the store", " then", " john", joined=True
+    )
+    assert suite._words(model, pair) == ("then", "john"), "“Then” and “John” are other tokens"
+    assert suite._words(model, Pair(pair.clean, pair.corrupt, " Mary", " John", joined=True)) == ("Mary", "John")
+    assert suite._distinct([" the", "the", " The"]) == ["␣the", "the", "The"]
 
 
 @pytest.mark.parametrize(("seed", "spread"), [(0, 1.0), (1, 1.0), (2, 1.0), (3, 1.0), (4, 3.0), (5, 3.0)])
@@ -124,7 +179,9 @@ def test_nothing_is_claimed_of_a_model_that_nobody_trained(seed, spread):
     assert gap >= 1 or not said, said
     assert spread > 1 or not said
     if not said:
-        assert e.summary == [f"Not told apart from their controls: {', '.join(c.about for c in e.claims)}."]
+        assert [s for s in e.summary if "hardly preferred" not in s] == [
+            f"Not told apart from their controls: {', '.join(c.about for c in e.claims)}."
+        ]
 
 
 def test_a_target_that_the_model_does_not_say_is_not_called_what_it_says():
@@ -214,11 +271,9 @@ def test_verdicts_agree_with_known_facts():
     model, right = subjects.miniworld(), []
     for pair in people():
         one = tasks.from_sentence(model, pair.clean)
-        many = tasks.with_siblings(model, one, 8)
-        found: Any = {"resid_pre": ca.patching.activation(model, many, samples=2)}
-        verdicts = suite._verdicts(one, found)
+        verdicts = suite._verdicts(one)
         assert one.truth is not None
-        right.append(len(verdicts) == 2 and all(v.agrees for v in verdicts))
+        right.append(len(verdicts) == 1 and all(v.agrees for v in verdicts))
         person = model.world.person[one_name(pair.clean)]
         known = one.pairs[0].answer.strip().lower() in {*person.facts.values(), model.world.country(person).lower()}
         assert (len(verdicts) > 0 and verdicts[0].agrees is True) == known
