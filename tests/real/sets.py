@@ -40,8 +40,13 @@ def spread(name: str, n: int) -> list[dict[str, Any]]:
 
 
 def task(model: ca.Model, name: str, n: int, skip: int = 0) -> Task:
-    """`n` pairs of a set as a task, measured at the first token in which answer and foil differ."""
-    return Task(name, tuple(pair(row) for row in spread(name, skip + n)[skip:])).narrow(model)
+    """`n` pairs of a set as a task, measured at the first token in which answer and foil differ.
+
+    Pairs whose prompts are not as long as each other in this model's tokens are left out.
+    """
+    pairs = [pair(row) for row in spread(name, len(rows(name)))]
+    fit = [p for p in pairs if len(set(map(len, ids(model.tokenizer, [p.clean, p.corrupt])))) == 1]
+    return Task(name, tuple(fit[skip : skip + n])).narrow(model)
 
 
 def ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
