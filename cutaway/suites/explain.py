@@ -431,5 +431,5 @@ def _bounds(interval: Any, form: Callable[[float], str] = lambda v: f"{v:.1f}") 
 def _at(label: str) -> str:
     """A position as a quoted word without the marks of repetition, or by its role where prompts have other words."""
     if _ROLE.fullmatch(str(label)):
-        return f"the {label} token" if str(label) in ("first", "next", "last") else f"the {label}"
+        return f"the {label} token" if str(label) in ("first", "next", "last", "changed") else f"the {label}"
     return f"“{str(label).split('·')[0] or label}”"

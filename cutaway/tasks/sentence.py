@@ -134,7 +134,8 @@ def _top(model: Model, sentence: str, logits: Float[Tensor, "token"]) -> tuple[s
         logits.topk(min(_LIKELY, len(logits))).indices.tolist(),
         getattr(model.tokenizer, "eos_token_id", None),
     )
-    found = usual(model, sentence, likely, [ends] if likely[0] == ends else [])
+    said = [i for i in likely[:1] if i == ends]
+    found = usual(model, sentence, likely, said)
     if not found:
         why = "its strongest tokens are no text by themselves"
         raise Refused(f"the model's prediction after {sentence!r}", why, "name a target")
