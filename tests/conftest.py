@@ -17,3 +17,11 @@ from hypothesis import settings
 torch.set_num_threads(1)
 settings.register_profile("house", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("house")
+
+
+def pytest_terminal_summary(terminalreporter):
+    """The mutation score: how many of the faults that the tests plant the self-check has caught."""
+    found = {k: terminalreporter.stats.get(k, []) for k in ("passed", "failed", "error")}
+    planted = {k: sum("test_planted_faults.py" in str(r.nodeid) for r in rs) for k, rs in found.items()}
+    if total := sum(planted.values()):
+        terminalreporter.write_line(f"{planted['passed']} of {total} planted faults caught by the self-check")

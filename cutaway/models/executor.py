@@ -33,7 +33,7 @@ from cutaway.models.moments import Moments
 from cutaway.models.plan import Job, Variant, can_grow, cost, first_layer, groups, halved, plan, running
 from cutaway.models.resume import Clean, clean_run, grow, restart
 from cutaway.models.tokens import Tokens
-from cutaway.models.unembedding import unembedding
+from cutaway.models.unembedding import UNEMBEDDED, unembedding
 
 Metric = Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tensor, "row *metric"]]
 _UNEMBED_BYTES = 1 << 28  # of the logits that are read at once
@@ -193,7 +193,7 @@ class _Group:
             try:
                 if job.grows:
                     at = [self.first[i] for i in job.variants]
-                    shared = not self.way.after
+                    shared = not self.way.after and UNEMBEDDED not in self.model.disabled
                     x = grow(self.model, self.tokens, chosen, at, job.start, clean, job.narrow, shared)
                     if not shared:
                         self._enter(job.variants, x)

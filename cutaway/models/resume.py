@@ -8,7 +8,7 @@ the clean keys and values of the columns before: it needs unpadded prompts of on
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -112,7 +112,7 @@ def grow(
             stack.enter_context(injecting(model.body.blocks[i], _joined(stream, i == low, frame)))
         stack.enter_context(taps.attached(model.body, _sees(tokens, variants, Frame(tokens, n, width - start, start))))
         stack.enter_context(_last_only(model.body, narrow and width - start > 1))
-        read = stack.enter_context(_unread(model.body)) if unread else []
+        read = stack.enter_context(held_back(model.body)) if unread else []
         kw = {"past_key_values": _prefix(clean, start), "use_cache": True} if start else {"use_cache": False}
         logits = _call(model, tokens.ids[:1, start:], frame, **kw)
     count(forwards=n * sum(running) * (width - start) / (layers * width))
@@ -124,7 +124,14 @@ def grow(
 @contextmanager
 def passing(body: Anatomy, layer: int) -> Iterator[None]:
     """While open, blocks before `layer` hand on what they are given."""
-    skipped = body.blocks[:layer]
+    with without(body, range(layer)):
+        yield
+
+
+@contextmanager
+def without(body: Anatomy, layers: Iterable[int]) -> Iterator[None]:
+    """While open, the blocks of these layers hand on what they are given."""
+    skipped = [body.blocks[i] for i in layers]
     before = [b.__dict__.get("forward") for b in skipped]
 
     def skip(hidden_states: Tensor, *args: Any, **kw: Any) -> Any:
@@ -201,7 +208,7 @@ def _last_only(body: Anatomy, narrow: bool) -> Iterator[None]:
 
 
 @contextmanager
-def _unread(body: Anatomy) -> Iterator[list[Tensor]]:
+def held_back(body: Anatomy) -> Iterator[list[Tensor]]:
     """While open, the unembedding keeps what it is given and returns a token of it, unread by anybody."""
     head, read = body.unembed, list[Tensor]()
     assert head is not None
@@ -264,7 +271,7 @@ def _prefix(clean: Clean, start: int) -> Any:
         return layer
 
     cache_ = DynamicCache()
-    cache_.layers = [held(k, v) for k, v in clean.keys]
+    cache_.layers = [held(k, v) if k is not None else DynamicLayer() for k, v in clean.keys]  # None: only hands on
     return cache_
 
 

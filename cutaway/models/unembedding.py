@@ -33,6 +33,7 @@ from cutaway.models.offload import offloaded
 
 FAULTS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, Refused)
 _SIZES = (0.0, 1e-4, 1.0, 30.0, 3e4)  # of the known numbers in the head's place: no cap is seen at the small ones
+UNEMBEDDED = "unembedding"  # the name under which the self-check can disable lenses and shares
 _IDLE = (nn.Dropout, nn.Identity)
 
 
@@ -98,8 +99,8 @@ def readable(body: Anatomy, what: str) -> Unembedding:
         Refused: it has no unembedding, or one that does not read its residual stream in a known way.
     """
     way = unembedding(body)
-    if way.why:
-        raise Refused(what, way.why, "read the model's own logits: run or run_last")
+    if why := way.why or body.disabled.get(UNEMBEDDED, ""):
+        raise Refused(what, why, "read the model's own logits: run or run_last")
     return way
 
 

@@ -108,12 +108,14 @@ class Weights:
 
     def mlp_in(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
         """W_in of a layer (the linear branch of a gated MLP)."""
+        self._vouched("mlp_in")
         w = matrix(self._need(layer, "up"))
         w = w.chunk(2, dim=1)[1] if self.body.family.fused_gate else w
         return self._fold(w, layer, "ln2" if self.body.family.ln2 else "ln1")
 
     def mlp_gate(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
         """W_gate of a layer."""
+        self._vouched("mlp_gate")
         w = matrix(self._need(layer, "gate"))
         w = w.chunk(2, dim=1)[0] if self.body.family.fused_gate else w
         return self._fold(w, layer, "ln2" if self.body.family.ln2 else "ln1")
@@ -182,7 +184,13 @@ class Weights:
     def _kv(self, head: int) -> int:
         return head // (self.body.shape.n_heads // self.body.shape.n_kv_heads)
 
+    def _vouched(self, name: str) -> None:
+        """Refuse a view that the self-check found to be another than what the model does."""
+        if why := self.body.disabled.get(f"weights.{name}"):
+            raise Refused(f"weights.{name} of {self.body.family.name}", why, "read the weights through model.hf")
+
     def _qkv(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        self._vouched("v")
         s = self.body.shape
         fused = self.body.part(layer, "fused")
         if fused is None:
@@ -256,6 +264,8 @@ def unembed_rows(
         Refused: there is no unembedding, it is no linear map of the final norm's output, or it is quantised.
     """
     way = unembedding(body)
+    if why := body.disabled.get("weights.unembed"):
+        raise Refused(f"W_U of {body.family.name}", why, "read the model's own logits: run or run_last")
     if way.why or not way.linear:
         why = way.why or "what stands between its final norm and its unembedding is not linear"
         raise Refused(f"W_U of {body.family.name}", why, "read the model's own logits: run or run_last")
