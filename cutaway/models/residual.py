@@ -151,8 +151,9 @@ def logit_shares(
 
 def _stream(model: Model, prompts: Prompts, position: int, neurons: Collection[int], edits: Sequence[Edit]) -> _Stream:
     body, n = model.body, model.shape.n_layers
-    if why := body.disabled.get("decomposition") or body.disabled.get("head_out"):
-        raise Refused(f"decomposition of {model.name}", why, "see self_check(model)")
+    for name in ("attn_out", "mlp_out", "head_out", "decomposition"):
+        if why := body.disabled.get(name):
+            raise Refused(f"decomposition of {model.name}", f"{name} is disabled: {why}", "see self_check(model)")
     if body.family.post_norm:
         why = "its residual stream is normed after every addition"
         raise Refused(f"decomposition of {model.name}", why, "capture resid_post instead")
