@@ -95,6 +95,7 @@ def show(console: Console, e: Explanation, command: str, html: Path | None, othe
     """The answer for the eyes: prompt, summary, and the four rankings behind it."""
     from rich.text import Text
 
+    from cutaway.suites.explain import UNSUPPORTED
     from cutaway.views.terminal import terminal
 
     r = e.results
@@ -102,7 +103,8 @@ def show(console: Console, e: Explanation, command: str, html: Path | None, othe
     console.print()
     console.print(head)
     console.print(Text(f"counterfactual: {e.corruption}", "dim"))
-    console.print(Text(f"over this sentence and {e.siblings} of the same form, on {e.model}", "dim"))
+    over = f"and {e.siblings} of the same form" if e.siblings else "alone: none of the same form was found"
+    console.print(Text(f"over this sentence {over}, on {e.model}", "dim"))
     console.print()
     if e.doubt is not None:
         console.print(Text(f"▲ {e.doubt.text}", "yellow"))
@@ -112,7 +114,7 @@ def show(console: Console, e: Explanation, command: str, html: Path | None, othe
         console.print(Text("▸ ").append(c.text).append(f"  ({c.control})", "dim"))
     missing = [c.about for c in e.claims if not c.supported]
     if missing:
-        console.print(Text(f"▹ not told apart from their controls: {', '.join(missing)}", "yellow"))
+        console.print(Text(f"▹ {UNSUPPORTED}: {', '.join(missing)}", "yellow"))
     for v in e.verdicts:
         mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "yellow")}[v.agrees]
         console.print(Text(f"{mark} {v.text}", style).append(f"  {v.detail}", "dim"))
@@ -136,7 +138,7 @@ def write(e: Explanation, path: Path, command: str, other: str | None = None) ->
     facts = {
         "model": e.model,
         "counterfactual": e.corrupt,
-        "siblings": f"{e.siblings} sentences of the same form",
+        "siblings": f"{e.siblings or 'no'} sentences of the same form",
         "forwards": f"{e.spent.forwards:,.0f} prompts through the model",
         "again": command,
     } | ({"the contrast you may mean": other} if other is not None else {})

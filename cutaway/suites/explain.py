@@ -25,7 +25,6 @@ from cutaway.core.finite import finite
 from cutaway.core.record import Cost, counting
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import null_band
 from cutaway.lenses.direct_attribution import DirectAttribution
 from cutaway.lenses.lens_grid import LensGrid
 from cutaway.lenses.logit_lens import LensCurve
@@ -36,10 +35,12 @@ from cutaway.tasks.answers import next_tokens
 from cutaway.tasks.pair import Pair
 from cutaway.tasks.replacements import usual
 from cutaway.tasks.task import Task
+from cutaway.views.band import band
 
 Effort = Literal["quick", "normal", "thorough"]
 #: effort → sentences of the form, random samples of a null
 EFFORTS: dict[str, tuple[int, int]] = {"quick": (6, 1), "normal": (8, 3), "thorough": (32, 10)}
+UNSUPPORTED = "Not claimed, because interval or control do not support it"
 _HELD = 2  # sentences apart from those that chose the heads, below which nothing is claimed of the heads together
 _HARDLY = 2.0  # times as likely as the next word, below which an answer is hardly preferred
 _MATERIAL = 1.0  # logits between clean and corrupt below which there is too little to explain
@@ -129,7 +130,7 @@ class Explanation:
         failed = [c.about for c in self.claims if not c.supported]
         lines = [f"{c.text} ({c.control})." for c in self.claims if c.supported]
         lines = [self.doubt.text, *lines] if self.doubt is not None else lines
-        return lines + ([f"Not told apart from their controls: {', '.join(failed)}."] if failed else [])
+        return lines + ([f"{UNSUPPORTED}: {', '.join(failed)}."] if failed else [])
 
 
 def explain(
@@ -261,7 +262,9 @@ def standing_out(result: Result, most: int = 3, positive: bool = True) -> list[d
     """
     fields = result.tensors()
     axes, effect, sign = result.axes()["effect"], fields["effect"].float(), 1 if positive else -1
-    bands = null_band(fields["null"].float().reshape(effect.numel(), -1))[0]
+    shape = dict(zip(axes, effect.shape, strict=True))
+    drawn = band(fields["null"].float(), result.axes()["null"], shape, "control")
+    bands = torch.stack([drawn.low, drawn.high], -1).reshape(-1, 2)
     intervals = fields["interval"].reshape(-1, 2)
     out, widest = list[dict[str, Any]](), 0.0
     for flat in (sign * effect.reshape(-1)).argsort(descending=True).tolist():
@@ -317,17 +320,18 @@ def _predicted(p: Predictions, answer: str) -> Claim:
 def _depth(d: LensCurve, answer: str) -> Claim:
     rank, p, bounds = d.rank, d.probability, d.interval
     null = float(d.null.max())
+    control, low = f"rotated bases: {_most(null)}", torch.where(bounds[:, 0].isnan(), p, bounds[:, 0])
     lasting = [i for i in range(len(rank)) if bool((rank[i:] == 0).all())]
     if not lasting:
-        text = f"“{answer}” is the top of the lens at no depth that lasts (last probability {_share(float(p[-1]))})"
-        return Claim("the depth", text, f"rotated bases: at most {_share(null)}", float(p[-1]) > null)
+        last = f"{_share(float(p[-1]))}{_bounds(bounds[-1], _share)}"
+        text = f"“{answer}” leads in the lens at no depth for good (probability at the end {last})"
+        return Claim("the depth", text, control, float(low[-1]) > null)
     i = lasting[0]
     if i == len(rank) - 1 and len(rank) > 1:  # the model's own prediction leads there in any model
-        text = "It leads in the lens at the end alone"
-        return Claim("the depth", text, f"rotated bases: at most {_share(null)}", False)
+        return Claim("the depth", "It leads in the lens at the end alone", control, False)
     where = "already in the embedding" if i == 0 else f"from block {d.labels['layer'][i]} on"
     text = f"It leads in the lens {where}, there with probability {_share(float(p[i]))}{_bounds(bounds[i], _share)}"
-    return Claim("the depth", text, f"rotated bases: at most {_share(null)}", float(p[i]) > null)
+    return Claim("the depth", text, control, float(low[i]) > null)
 
 
 def _written(w: DirectAttribution, answer: str, foil: str) -> Claim:
@@ -337,9 +341,12 @@ def _written(w: DirectAttribution, answer: str, foil: str) -> Claim:
     parts = ", ".join(f"{r['component']} {r['effect']:+.1f}{_bounds(r['interval'])}" for r in rows)
     total = float(w.total.mean())
     null = rows[-1]["band"]
-    text = f"“{answer}” over “{foil}” ({total:+.1f} logits in all) is written mostly by {parts}"
+    mean = "on average" if len(w.total) > 1 else "in all"
+    text = f"“{answer}” over “{foil}” ({total:+.1f} logits {mean}) is written mostly by {parts}"
     if total <= 0:
-        text = f"“{answer}” is behind “{foil}” by {-total:.1f} logits; most for it is written by {parts}"
+        text = f"“{answer}” is behind “{foil}” by {-total:.1f} logits {mean}; most for it is written by {parts}"
+    elif sum(r["effect"] for r in rows) < total / 2:
+        text = f"Of “{answer}” over “{foil}” ({total:+.1f} logits {mean}), what stands out is written by {parts}"
     return Claim("the writers", text, f"toward random token pairs: at most {null:.1f}", True)
 
 
@@ -361,7 +368,7 @@ def _placed(e: PositionEffects) -> Claim:
     text = f"{where} (restoring it there brings back {share})"
     if before is not None and before["at"][1] != last:
         text += f"; a layer before, most of it is at {_at(before['position'])}"
-    return Claim("the positions", text, f"{control}: at most {_share(here['band'] / gap)}", True)
+    return Claim("the positions", text, f"{control}: {_most(here['band'] / gap)}", True)
 
 
 def _carried(h: HeadEffects) -> Claim:
@@ -369,9 +376,10 @@ def _carried(h: HeadEffects) -> Claim:
     if not rows:
         return Claim("the heads", "No head stands out", "random steps of equal length", False)
     gap = abs(float(h.record["clean − corrupt"]))
-    parts = ", ".join(f"{r['layer']}.{r['head']} ({_share(r['recovered'])})" for r in rows)
+    shares = [f"{_share(r['recovered'])}{_bounds([x / gap for x in r['interval']], _share)}" for r in rows]
+    parts = ", ".join(f"{r['layer']}.{r['head']} ({share})" for r, share in zip(rows, shares, strict=True))
     text = f"Restored one at a time, the heads that bring back most are {parts}"
-    return Claim("the heads", text, f"random steps of equal length: at most {_share(rows[-1]['band'] / gap)}", True)
+    return Claim("the heads", text, f"random steps of equal length: {_most(rows[-1]['band'] / gap)}", True)
 
 
 def _together(g: GroupEffect) -> Claim:
@@ -420,12 +428,18 @@ def _share(p: float) -> str:
     """A probability or share in per cent."""
     if abs(p) < 0.0005:
         return "0 %" if p == 0 else "under 0.1 %"
-    return f"{100 * p:.1f} %" if abs(p) < 0.1 else f"{100 * p:.0f} %"
+    return (f"{100 * p:.1f} %" if abs(p) < 0.1 else f"{100 * p:.0f} %").replace("-", "−")
+
+
+def _most(p: float) -> str:
+    """The reach of a control as a share."""
+    said = _share(p)
+    return said if said.startswith("under") else f"at most {said}"
 
 
 def _bounds(interval: Any, form: Callable[[float], str] = lambda v: f"{v:.1f}") -> str:
     low, high = (float(v) for v in interval)
-    return "" if low != low else f" [{form(low)}, {form(high)}]"
+    return "" if low != low else f" [{form(low)}, {form(high)}]".replace("-", "−")
 
 
 def _at(label: str) -> str:

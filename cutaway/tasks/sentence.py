@@ -256,7 +256,7 @@ def _says(pair: Pair, best: Chosen, tried: int) -> str:
     pairs = [(best.made.old, best.made.new)] if best.made.old else dict.fromkeys(pair.changes())
     changes = ", ".join(f"“{a}” → “{b}”" for a, b in pairs)
     answer, foil = (w.strip() or repr(w) for w in (pair.answer, pair.foil))
-    moved = f"it moves logit({answer}) − logit({foil}) by {-best.shift:+.2f}"
+    moved = f"it moves logit({answer}) − logit({foil}) by {-best.shift:+.2f}".replace(" by -", " by −")
     if best.made.sort == "given":
         return f"{changes} (given; {moved})"
     why = _SAYS[best.made.sort].format(tried) if best.textbook else f"the largest shift of {tried} replacements tried; "

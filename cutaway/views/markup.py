@@ -175,9 +175,9 @@ def _line(p: Picture) -> str:
     bands = "".join(_curve_bands(p, r, x, y) for r in range(len(p.rows)))
     dots = "".join(_dot(p, r, c, x, y) for r in range(len(p.rows)) for c in range(len(p.columns)))
     every = math.ceil(len(p.columns) / 16)
-    foot = "".join(
-        f'<span style="left:{x(c):.2f}%">{escape(n)}</span>' for c, n in enumerate(p.columns) if c % every == 0
-    )
+    wide = every > 1 and len(p.columns[0]) > 3  # a word as the first label takes the place of the second
+    shown = [c for c in range(0, len(p.columns), max(every, 1)) if not (wide and c == every)]
+    foot = "".join(f'<span style="left:{x(c):.2f}%">{escape(p.columns[c])}</span>' for c in shown)
     stretched = f'<svg viewBox="0 0 100 100" preserveAspectRatio=none width="100%" height="100%">{bands}</svg>'
     axis = spoken(p.column_axis) + (" → depth" if p.column_axis in DEPTHS[:1] else "")
     label = escape(f"{spoken(p.title)} over {spoken(p.column_axis)}", quote=True)

@@ -109,11 +109,16 @@ def _head(title: str, o: Opening) -> str:
         answer = f" <ins>{escape(visible(o.answer))}</ins>" if o.answer else ""
         foil = f"<p class=foil>rather than <s>{escape(visible(o.foil))}</s></p>" if o.foil else ""
         quote = f"<div class=quote><blockquote>{escape(o.prompt)}{answer}</blockquote>{foil}</div>"
-    summary = "".join(f"<p>{escape(p)}</p>" for p in o.summary)
+    summary = "".join(_said(p) for p in o.summary)
     summary = f"<div class=summary>{summary}</div>" if summary else ""
     facts = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in (o.facts or {}).items())
     facts = f"<dl class=facts>{facts}</dl>" if facts else ""
     return f"<div class=head><h1>{escape(title)}</h1>{quote}{_badges(o.badges)}{summary}{facts}</div>"
+
+
+def _said(text: str) -> str:
+    """A paragraph in which no number is parted from its per cent."""
+    return f"<p>{escape(text).replace(' %', '&nbsp;%')}</p>"
 
 
 def _contents(sections: Sequence[Section]) -> str:
@@ -124,7 +129,7 @@ def _contents(sections: Sequence[Section]) -> str:
 def _section(n: int, s: Section) -> str:
     shows = [x if isinstance(x, Show) else Show(x) for x in s.shows]
     question = f"<p class=question>{escape(s.question)}</p>" if s.question else ""
-    prose = "".join(f"<p>{escape(p)}</p>" for p in s.prose)
+    prose = "".join(_said(p) for p in s.prose)
     prose = f"<div class=prose>{prose}</div>" if prose else ""
     pictures = "".join(_show(x) for x in shows)
     tables = "".join(_tables(x) for x in shows)

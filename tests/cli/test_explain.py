@@ -222,6 +222,6 @@ def test_the_program_itself_keeps_stdout_for_json(tmp_path, told):
     page = target.read_text("utf-8")
     check_page(page)
     for line in data["summary"]:
-        assert line.replace("'", "&#x27;") in page.replace("&quot;", '"'), line
+        assert line.replace("'", "&#x27;") in page.replace("&quot;", '"').replace("&nbsp;", " "), line
     assert data["command"].startswith("cutaway explain")
     json.dumps(data, allow_nan=False)

@@ -116,13 +116,33 @@ def test_no_effect_is_listed_inside_the_band_of_its_control_or_of_another_listed
     for name in ("resid_pre", "heads", "writers"):
         result = told().results[name]
         rows = suite.standing_out(result, most=10**6)
-        bands = null_band(result.null.reshape(result.effect.numel(), -1))[0].reshape(*result.effect.shape, 2)
+        n = result.effect.shape
+        layers = torch.arange(n[0]).repeat_interleave(n[1]) if len(n) == 2 else None  # as pictures pool
+        bands = null_band(result.null.reshape(result.effect.numel(), -1), groups=layers)[0].reshape(*n, 2)
         assert rows
         for row in rows:
             assert row["interval"][0] > 0
             assert row["effect"] == pytest.approx(float(result.effect[tuple(row["at"])]))
             assert row["effect"] > float(bands[tuple(row["at"])].abs().max())
         assert min(r["effect"] for r in rows) > rows[-1]["band"], "as printed: effects beside one bound"
+
+
+def test_words_are_as_strong_as_the_numbers():
+    found = told().results
+    writers, depth, heads = found["writers"], found["depth"], found["heads"]
+    assert "on average) is written mostly by" in suite._written(writers, "oslo", "bergen").text
+    small = suite._written(replace(writers, total=10 * writers.total), "oslo", "bergen").text
+    assert "mostly" not in small, "what stands out is less than half of it"
+    assert "what stands out is written by" in small
+    assert suite._depth(depth, "oslo").supported
+    wide = replace(depth, interval=depth.interval * torch.tensor([0.0, 1.0]))
+    assert not suite._depth(wide, "oslo").supported, "the interval reaches into the control"
+    gap, (row, *_) = float(heads.record["clean − corrupt"]), suite.standing_out(heads)
+    low, high = (suite._share(x / gap) for x in row["interval"])
+    assert (
+        f"{row['layer']}.{row['head']} ({suite._share(row['recovered'])} [{low}, {high}])" in suite._carried(heads).text
+    )
+    assert (suite._most(1e-5), suite._most(0.5), suite._share(-0.015)) == ("under 0.1 %", "at most 50 %", "−1.5 %")
 
 
 def test_heads_together_are_measured_on_sentences_that_did_not_choose_them():
@@ -180,7 +200,7 @@ def test_nothing_is_claimed_of_a_model_that_nobody_trained(seed, spread):
     assert spread > 1 or not said
     if not said:
         assert [s for s in e.summary if "hardly preferred" not in s] == [
-            f"Not told apart from their controls: {', '.join(c.about for c in e.claims)}."
+            f"{suite.UNSUPPORTED}: {', '.join(c.about for c in e.claims)}."
         ]
 
 

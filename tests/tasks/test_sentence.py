@@ -32,7 +32,7 @@ def test_a_corruption_of_equal_length_is_found_and_told(model):
     bound = task.bind(model)
     shift = bound.metric(model.run_last(bound.clean)) - bound.metric(model.run_last(bound.corrupt))
     assert float(shift) > 0
-    assert f"{-float(shift):+.2f}" in task.corruption
+    assert f"−{float(shift):.2f}" in task.corruption
 
 
 def said_next(model, monkeypatch, **answers):
