@@ -44,9 +44,9 @@ def next_tokens(model: Model, prompts: Sequence[str], continuations: Sequence[st
 
 
 def single_tokens(
-    model: Model, prompts: Sequence[str], continuations: Sequence[str], role: str = "answer"
+    model: Model, prompts: Sequence[str], continuations: Sequence[str], role: str = "answer", task: bool = True
 ) -> list[int]:
-    """The one token that each continuation is; `role` names it in a refusal.
+    """The one token that each continuation is; `role` names it in a refusal, which points to `narrow` for a `task`.
 
     Raises:
         Refused: a continuation is several tokens, none, or merges with the end of its prompt.
@@ -54,7 +54,9 @@ def single_tokens(
     found = []
     for prompt, text, ids in zip(prompts, continuations, next_tokens(model, prompts, continuations), strict=True):
         if ids is None or len(ids) != 1:
-            raise _not_single(model, prompt, text, ids, role)
+            refused = _not_single(model, prompt, text, ids, role)
+            more = f"{refused.instead}, or let task.narrow(model) take the first that differs"
+            raise Refused(refused.what, refused.why, more) if task and ids is not None else refused
         found.append(ids[0])
     return found
 
@@ -74,4 +76,4 @@ def _not_single(model: Model, prompt: str, text: str, ids: list[int] | None, rol
     why = (
         f"it is {len(ids)} tokens ({', '.join(pieces)}), and one next token is measured" if ids else "it adds no token"
     )
-    return Refused(what, why, f"choose a {role} of one token, or let task.narrow(model) take the first that differs")
+    return Refused(what, why, f"choose a {role} of one token")

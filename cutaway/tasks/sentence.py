@@ -99,7 +99,7 @@ def from_sentence(
         raise Refused(f"the model's prediction after {sentence!r}", why, "take the space off its end")
     given = {r: w for r, w in (("target", target), ("foil", foil)) if w is not None}
     texts = dict(zip(given, spelled(model, sentence, list(given.values()), joined), strict=True))
-    asked = {r: (text, single_tokens(model, [sentence], [text], r)[0]) for r, text in texts.items()}
+    asked = {r: (text, single_tokens(model, [sentence], [text], r, task=False)[0]) for r, text in texts.items()}
     if len({i for _, i in asked.values()}) < len(asked):
         raise Refused(f"target {target!r} and foil {foil!r}", "they are the same token", "give another foil")
     clean = model.run_last([sentence]).float()[0]

@@ -164,7 +164,8 @@ def test_the_world_gives_kinds_and_truth(worldly):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"target": "Mary John"}, "tokens"),
+        ({"target": "Mary John"}, "instead: choose a target of one token"),
+        ({"target": "Mary John"}, "it is 2 tokens"),
         ({"target": "Mary", "foil": "Mary"}, "same token"),
         ({"target": "Mary", "subject": "Norway"}, "Norway"),
         ({"target": "Mary", "subject": " "}, "quote a part"),
@@ -174,6 +175,7 @@ def test_wrong_requests_are_refused(model, options, words):
     with pytest.raises(Refused) as error:
         tasks.from_sentence(model, MET, **options)
     assert words in str(error.value)
+    assert "narrow" not in str(error.value), "there is no task yet"
 
 
 def test_empty_sentences_and_unreplaceable_ones_are_refused(model):
