@@ -1,15 +1,19 @@
 """The checker that the import hook of `conftest` puts on every function of the package: jaxtyping and beartype.
 
 Shapes are followed where a signature names them, or an alias of one; other functions get beartype alone, and inner
-functions without shapes nothing, because following costs more than most of them do.
+functions without shapes nothing, because following costs more than most of them do. What jaxtyping's own decorator
+does beside (binding the arguments, and checking them once more with the result) only words its message.
 """
 
+import dataclasses
 import inspect
 import re
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, Self
 
 import jaxtyping
+import jaxtyping._storage as memory
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
@@ -34,11 +38,39 @@ def install(package: str) -> None:
 
 def _jaxtyped(*, typechecker: Any) -> Callable[[Any], Any]:
     def decorate(what: Any) -> Any:
-        if not inspect.isfunction(what) or _names_shapes(what) or "TYPE_CHECKING" in what.__globals__:
+        if dataclasses.is_dataclass(what) and _can_be_read(what.__init__):
+            what.__init__ = decorate(what.__init__)
+            return what
+        if not inspect.isfunction(what) or "TYPE_CHECKING" in what.__globals__:
             return _followed(what, typechecker=typechecker)  # it also knows names that are never imported
+        if _names_shapes(what):
+            return _remembering(typechecker(what))
         return what if "<locals>" in what.__qualname__ or not what.__annotations__ else typechecker(what)
 
     return decorate
+
+
+def _remembering(typed: Any) -> Any:
+    """`typed` in a call that has its own sizes: those that arguments give a name are those of the result."""
+
+    @wraps(typed)
+    def followed(*args: Any, **kwargs: Any) -> Any:
+        memory.push_shape_memo({})
+        try:
+            return typed(*args, **kwargs)
+        finally:
+            memory.pop_shape_memo()
+
+    return followed
+
+
+def _can_be_read(function: Any) -> bool:
+    """Whether every type is known where the function is; fields of a dataclass may be inherited from elsewhere."""
+    try:
+        inspect.get_annotations(function, eval_str=True)
+    except NameError:
+        return False
+    return True
 
 
 def _names_shapes(function: Callable[..., Any]) -> bool:
