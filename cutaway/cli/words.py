@@ -28,6 +28,7 @@ _SAID = (
     (r"look at run_last\(prompts\): ", ""),
     (r"give more tokens, or least=1", "give more --tokens"),
     (r"read its modules through model\.hf( with plain torch hooks)?", "read its modules in Python, with plain hooks"),
+    (r"read the weights through model\.hf", "read the weights of its modules in Python"),
     (r"use model\.generate, or no cache", "use no cache"),
     (r"fold\(\) (them|the dictionary) first", "use dictionaries of one normalisation"),
     (r"resume=False", "--no-resume"),

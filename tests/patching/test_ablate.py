@@ -105,7 +105,8 @@ def test_neurons_equal_the_definition():
 
 def test_means_leave_first_and_special_tokens_alone_but_not_the_last():
     model = miniworld()
-    tokens = model.tokens(["Kate and Max", "Kate <bos> Max", "Kate gave <bos>"])
+    with pytest.warns(UserWarning, match="holds 2 × '<bos>'"):
+        tokens = model.tokens(["Kate and Max", "Kate <bos> Max", "Kate gave <bos>"])
     assert tokens.ids[:, 0].tolist() == [model.tokenizer.bos_token_id] * 3
     begins = tokens.ids == model.tokenizer.bos_token_id
     begins[2, -1] = False
@@ -125,7 +126,7 @@ def test_a_mean_does_not_count_the_first_token_of_the_small_world():
     assert "left in place" not in whole.record
     assert not torch.allclose(without.effect[0], whole.effect[0], atol=0.1)
     cells = ablate(model, task, site="mlp_out", how="mean", each_position=True, layers="0", samples=1)
-    assert cells.labels["position"][0].startswith("-") or cells.effect[0, 0] == 0
+    assert cells.labels["position"][0].startswith("@-") or cells.effect[0, 0] == 0
 
 
 def lengths_task() -> Task:

@@ -129,8 +129,13 @@ def test_states_equal_a_recurrence_written_out(monkeypatch):
 @pytest.mark.parametrize("name", GENERATIONS)
 @pytest.mark.parametrize("site", ["resid_post", "ssm.state", "ssm.dt"])
 def test_symmetric_tracing_equals_activation_patching(name, site):
-    task = numbered_task(uneven=site == "ssm.state")
-    trace, other = (f(model(name), task, site=site, by="position", samples=1) for f in (causal_trace, activation))
+    task, m = numbered_task(uneven=site == "ssm.state"), model(name)
+    if (name, site) == ("mamba", "ssm.dt"):  # of its steps of up to 27, random ones overflow, and are refused
+        m = Model(build(name), word_tokenizer(V), name)
+        with torch.no_grad():
+            for block in m.hf.backbone.layers:
+                block.mixer.dt_proj.weight.mul_(0.05)
+    trace, other = (f(m, task, site=site, by="position", samples=1) for f in (causal_trace, activation))
     for field in ("effect", "interval", "recovered"):
         assert torch.allclose(getattr(trace, field), getattr(other, field), atol=1e-5), field
     assert trace.labels["position"] == other.labels["position"]

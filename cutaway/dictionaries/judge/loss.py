@@ -50,6 +50,10 @@ class Only(Edit):
         return self.edit.address
 
     @property
+    def positions(self) -> tuple[int, ...] | None:  # type: ignore[override]
+        return self.edit.positions
+
+    @property
     def begins(self) -> Address:
         return self.edit.begins
 
