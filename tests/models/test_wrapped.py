@@ -79,7 +79,7 @@ KINDS = ["lora", "dora", "rslora", "lora_bias", "two", "head", "ia3", "peft", "m
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_reads_weights_and_edits_are_with_the_adapter(kind):
+def test_reads_weights_edits_and_sums_are_with_the_adapter(kind):
     m = load(adapted(kind))
     assert m.disabled == {}
     other = plain(m)
@@ -96,10 +96,6 @@ def test_reads_weights_and_edits_are_with_the_adapter(kind):
     measure = lambda logits, prompt: logits  # noqa: E731
     assert gap(sweep(m, IDS, edits, measure), sweep(other, IDS, edits, measure)) < 1e-5
 
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_stream_is_the_sum_of_its_parts_with_the_adapter(kind):
-    m = load(adapted(kind))
     parts = decompose(m, IDS, neurons=[1])
     assert gap(parts.contribution.sum(1), parts.total) < 1e-5
     tokens = torch.tensor([3, 4])
