@@ -44,6 +44,8 @@ def _jaxtyped(*, typechecker: Any) -> Callable[[Any], Any]:
         if not inspect.isfunction(what) or "TYPE_CHECKING" in what.__globals__:
             return _followed(what, typechecker=typechecker)  # it also knows names that are never imported
         if _names_shapes(what):
+            if inspect.isgeneratorfunction(what):  # beartype looks at its arguments only when it is first asked
+                return _followed(what, typechecker=typechecker)
             return _remembering(typechecker(what))
         return what if "<locals>" in what.__qualname__ or not what.__annotations__ else typechecker(what)
 
