@@ -55,10 +55,10 @@ def program(line: str) -> subprocess.CompletedProcess[bytes]:
 @pytest.mark.parametrize(
     ("line", "code", "why"),
     [
-        ("cutaway sites >&-", 2, b"stdout is closed"),
-        ("cutaway sites --json >/dev/full", 2, b"stdout takes no more: No space left on device"),
+        ("cutaway zoo list >&-", 2, b"stdout is closed"),
+        ("cutaway zoo list --json >/dev/full", 2, b"stdout takes no more: No space left on device"),
         ("cutaway --help >/dev/full 2>&-", 2, b""),
-        ("cutaway sites | true", 0, b""),
+        ("cutaway zoo list | true", 0, b""),
         ("COLUMNS=0 cutaway sites", 0, b""),
     ],
 )

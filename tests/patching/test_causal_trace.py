@@ -224,12 +224,18 @@ def averaged(rows):
     return torch.stack(out, 1)
 
 
+@cache
+def each_alone():
+    """Traces of the prompts one by one, where there is nothing to pad."""
+    return [causal_trace(llama(), Task("one", (p,)), by="position", samples=1) for p in roles_task().pairs]
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_roles_are_means_over_each_prompts_own_tokens(side, monkeypatch):
     model, task, tokens = llama(), roles_task(), Model.tokens
     monkeypatch.setattr(Model, "tokens", lambda self, prompts, pad=side, bos=None: tokens(self, prompts, pad, bos))
     result = causal_trace(model, task, samples=2)
-    alone = [causal_trace(model, Task("one", (p,)), by="position", samples=1) for p in task.pairs]
+    alone = each_alone()
     assert [len(r.labels["position"]) for r in alone] == list(map(len, BY_HAND))
     assert result.labels["position"] == list(NAMED.values())
     assert torch.allclose(result.effect, averaged([r.effect for r in alone]), atol=1e-4)

@@ -112,10 +112,10 @@ def test_a_fact_survives_without_heads_of_anywhere():
     assert sorted(kept)[4] >= 0.6, kept
 
 
-@pytest.mark.parametrize("name", ["arithmetic", "induction", "ioi"])
-def test_the_mechanism_has_places(name):
+@pytest.mark.parametrize(("name", "prompts"), [("arithmetic", 10), ("induction", 5), ("ioi", 10)])
+def test_the_mechanism_has_places(name, prompts):
     """Head × position: few cells carry much, the last token among them, and their intervals exclude zero."""
-    found = activation(subjects.miniworld(), task(name, 10), site="z", by="both", samples=1)
+    found = activation(subjects.miniworld(), task(name, prompts), site="z", by="both", samples=1)
     assert isinstance(found, HeadPositionEffects)
     size = found.effect.abs().reshape(-1)
     assert float(size.median()) < 0.02 * float(size.max())
