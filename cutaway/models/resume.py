@@ -270,7 +270,7 @@ def _prefix(clean: Clean, start: int) -> Any:
         layer.update = update
         return layer
 
-    cache_ = DynamicCache()
+    cache_: Any = DynamicCache()
     cache_.layers = [held(k, v) if k is not None else DynamicLayer() for k, v in clean.keys]  # None: only hands on
     return cache_
 
