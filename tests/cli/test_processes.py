@@ -43,15 +43,9 @@ def said(capsys: pytest.CaptureFixture[str], *more: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
-@pytest.fixture(scope="module")
-def whole() -> Any:
-    """What one process answers."""
-    return answered(started(ALONE, "--task-n", "4"))
-
-
-def test_two_processes_give_the_numbers_of_one_and_save_them_once(whole, tmp_path):
+def test_two_processes_give_the_numbers_of_one_and_save_them_once(tmp_path, capsys):
     both = answered(started(SHARED, "--task-n", "4", "--out", str(tmp_path / "a.safetensors")))
-    assert both["fields"] == whole["fields"]
+    assert both["fields"] == said(capsys, "--task-n", "4")["fields"]
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 

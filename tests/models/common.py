@@ -25,6 +25,11 @@ IDS = batch([LONG, [31, 32, 33, 34, 35, 36, 37]])
 PADDED = {side: batch([LONG, SHORT], side=side) for side in ("left", "right")}
 
 
+def by_turns(names: list[str]) -> list[tuple[str, str]]:
+    """Each family with one side of padding, left and right by turns: what breaks on one breaks in many families."""
+    return [(name, ("left", "right")[i % 2]) for i, name in enumerate(names)]
+
+
 @cache
 def model(name: str, dtype: torch.dtype = torch.float32, attention: str | None = None) -> Model:
     """A tiny model of a row of `tiny.CONFIGS`; tests leave it as it was."""

@@ -9,10 +9,10 @@ from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
 from cutaway.models.edits import Add, Edit, Freeze, Knockout, Replace, Scale
 from cutaway.models.executor import sweep
-from tests.models.common import IDS, KINDS, PADDED, gap, metric, model, noise
+from tests.models.common import IDS, KINDS, PADDED, by_turns, gap, metric, model, noise
 
-BATCHES = pytest.mark.parametrize("t", [IDS, *PADDED.values()], ids=["even", *PADDED])
-FAMILIES = pytest.mark.parametrize("name", KINDS)
+BATCHES = {"even": IDS, **PADDED}
+FAMILIES = pytest.mark.parametrize(("name", "how"), [*((n, "even") for n in KINDS), *by_turns(KINDS)])
 
 
 def swept(m, t, variants, base=()):
@@ -24,9 +24,8 @@ def one_by_one(m, t, variants, base=()):
 
 
 @FAMILIES
-@BATCHES
-def test_a_base_holds_in_every_variant(name, t):
-    m = model(name)
+def test_a_base_holds_in_every_variant(name, how):
+    m, t = model(name), BATCHES[how]
     x = noise(*t.ids.shape, m.shape.d_model)
     acts, other = m.capture(t, ["z", "resid_post", "mlp_out"]), m.capture(t, ["z", "mlp_out"], edits=[Add("embed", x)])
     layers = range(m.shape.n_layers)
@@ -49,9 +48,8 @@ def test_a_base_holds_in_every_variant(name, t):
 
 
 @FAMILIES
-@BATCHES
-def test_cut_edges_and_frozen_positions_reuse_what_is_before_them(name, t):
-    m = model(name)
+def test_cut_edges_and_frozen_positions_reuse_what_is_before_them(name, how):
+    m, t = model(name), BATCHES[how]
     other = m.capture(t, "resid_post", edits=[Add("embed", noise(*t.ids.shape, m.shape.d_model))])
     layers = range(m.shape.n_layers)
     cuts: list[list[Edit]] = [[Knockout(f"pattern.{i}", (q,), (1, 0))] for i in layers for q in (-1, 2)]

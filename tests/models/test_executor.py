@@ -19,7 +19,7 @@ from cutaway.models.edits import Ablate, Add, Edit, Freeze, Knockout, Project, R
 from cutaway.models.executor import Part, streamed, sweep
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens, batch
-from tests.models.common import CAUSAL, PADDED, gap, model, noise
+from tests.models.common import CAUSAL, PADDED, by_turns, gap, model, noise
 
 KINDS = ["gpt2", "bloom", "gemma2", "mixtral", "mistral_window"]
 
@@ -51,8 +51,7 @@ def everywhere(m: Model) -> list[list[Edit]]:
     return [v for v in out if all(e.where.site in allowed for e in v)]
 
 
-@pytest.mark.parametrize("name", CAUSAL)
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("name", "side"), by_turns(CAUSAL))
 def test_a_sweep_is_one_run_a_variant(name, side):
     m = model(name)
     variants = everywhere(m)
@@ -60,8 +59,7 @@ def test_a_sweep_is_one_run_a_variant(name, side):
     assert gap(sweep(m, PADDED[side], variants, metric), one_by_one(m, PADDED[side], variants)) < 2e-5
 
 
-@pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("name", "side"), by_turns(KINDS))
 def test_patterns_and_knockouts(name, side):
     m, t = model(name), PADDED[side]
     variants: list[list[Edit]] = [[Ablate("pattern.1.2")], [Scale("pattern.2.0", 0.5), Scale("mlp_out.2@-1", 0.0)]]
@@ -239,8 +237,9 @@ def of_each_prompt(m: Model, t: Tokens) -> list[list[Edit]]:
     return [*out, [Freeze("pattern.2", here), Scale("mlp_out.0", 0.5)]]
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bloom", "llama_gqa", "gemma2", "mistral_window"])
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    ("name", "side"), [*by_turns(["gpt2", "bloom", "llama_gqa", "gemma2", "mistral_window"]), ("llama_gqa", "right")]
+)
 def test_prompts_of_many_lengths_run_apart_with_their_own_values(name, side, monkeypatch):
     m, t = model(name), mixed(side)
     variants, want = of_each_prompt(m, t), one_by_one(m, t, of_each_prompt(m, t))
