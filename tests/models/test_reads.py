@@ -10,7 +10,7 @@ from cutaway.core.refuse import Refused
 from cutaway.models.model import Model
 from cutaway.models.ports import port
 from cutaway.models.tokens import batch
-from tests.models.common import ALL, CAUSAL, FORMED, IDS, KINDS, LONG, PADDED, SHORT, bare, gap, model, sites
+from tests.models.common import ALL, CAUSAL, FORMED, IDS, KINDS, LONG, PADDED, SHORT, bare, by_turns, gap, model, sites
 from tests.models.tiny import build
 
 HALF = {torch.bfloat16: 2e-2, torch.float16: 3e-3}
@@ -76,8 +76,7 @@ def test_nothing_captured_is_written_over_later_in_the_forward(name):
         assert torch.equal(acts[str(a)], value) or gap(acts[str(a)], value) < 1e-6, a
 
 
-@pytest.mark.parametrize("name", ALL)
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("name", "side"), by_turns(ALL))
 def test_padding_moves_nothing(name, side):
     m = model(name)
     wanted = sites(m)
