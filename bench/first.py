@@ -36,7 +36,7 @@ print(json.dumps([time.process_time() - start, len(model.disabled)]))
 def main() -> int:
     """Measure in fresh processes, the subjects taking turns."""
     chosen = options(__doc__, rounds=7).parse_args()
-    packages = {"cutaway": (sys.executable, "cutaway", f"cutaway.models.load, {GPT2}")}
+    packages = {"cutaway": (sys.executable, "cutaway", f"cutaway.models.loading.load, {GPT2}")}
     if (peers := chosen.python_a) is not None:
         bridge = f"transformer_lens.model_bridge, {GPT2}"
         packages |= {

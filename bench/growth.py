@@ -72,8 +72,8 @@ def build(layers: int, positions: int, prompts: int, width: int, vocabulary: int
 def job(name: str, model: Any, clean: Any, corrupt: Any) -> tuple[Callable[[], Any], list[Any]]:
     """A sweep as a call, and its variants."""
     from cutaway.core.address import Address
-    from cutaway.models.edits import Replace
-    from cutaway.models.executor import sweep
+    from cutaway.models.edits.library import Replace
+    from cutaway.models.sweep.executor import sweep
 
     layers, heads, positions = range(model.shape.n_layers), range(model.shape.n_heads), range(clean.ids.shape[1])
     site, places = {
@@ -145,7 +145,7 @@ def bfloat16(rounds: int) -> list[Row]:
     import torch
 
     import cutaway as ca
-    from cutaway.models.executor import sweep
+    from cutaway.models.sweep.executor import sweep
 
     exact, clean, corrupt = build(**SMALL)
     half = ca.load(deepcopy(exact.hf).bfloat16(), check=False)

@@ -65,9 +65,9 @@ def cutaway(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
 
     import cutaway as ca
     from cutaway.core.address import Address
-    from cutaway.models.edits import Add, Replace
-    from cutaway.models.executor import sweep
-    from cutaway.patching.linear import cellwise, nodes, slopes, tangent
+    from cutaway.interventions.first_order import cellwise, nodes, slopes, tangent
+    from cutaway.models.edits.library import Add, Replace
+    from cutaway.models.sweep.executor import sweep
     from cutaway.tasks.pair import Pair
     from cutaway.tasks.task import Task
 

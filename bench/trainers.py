@@ -79,8 +79,9 @@ def cutaway(job: Job, first: Any, select: Any = "float32") -> Trainer:
     """One step of a run of `train.train`, with the bookkeeping around it."""
     import torch
 
-    from cutaway.dictionaries import precision, train
-    from cutaway.dictionaries.train.loop import Run
+    from cutaway.dictionaries import training as train
+    from cutaway.dictionaries.kernels import precision
+    from cutaway.dictionaries.training.loop import Run
 
     gating = {"relu": train.Relu(), "jumprelu": train.JumpRelu(), "topk": train.TopK(job.k)}[job.gate.split()[-1]]
     layers = LAYERS if job.gate.startswith("clt") else 1

@@ -3,7 +3,7 @@
 d 768, 16384 latents, k 32, batches of 4096 tokens, float32 weights, one thread. A step is all that the tool's trainer
 does with a batch: forward, losses, gradients, optimiser, schedules, norms, and the count of silent latents. SAELens is
 its `SAETrainer.step`, sparsify its `Trainer.fit` with its default optimiser (signum) around a model that returns the
-activations; both as they come, without the switch of `cutaway.dictionaries.precision`, which cutaway's plan chooses by
+activations; both as they come, without `dictionaries.kernels.precision`, which cutaway's plan chooses by
 measurement ("auto"). AuxK is on by default in cutaway and SAELens and off in sparsify; no latent is silent yet, but in
 the row that says so. "Exact" selects in float32, "bfloat16" takes candidates from a bfloat16 product and ranks their
 float32 values.
@@ -240,7 +240,7 @@ def product(job: Job) -> float:
     """CPU seconds of the encoder's product in float32, by the quicker library."""
     import torch
 
-    from cutaway.dictionaries.precision import Choice, products
+    from cutaway.dictionaries.kernels.precision import Choice, products
 
     x, w = torch.randn(job.tokens, job.d), torch.randn(job.latents, job.d)
     out = torch.zeros(job.tokens, job.latents)

@@ -48,8 +48,8 @@ def main() -> int:
 
 def recipes(seed: int) -> dict[str, Any]:
     """The architectures that the training loop has. Penalties are those that reach the L0."""
-    from cutaway.dictionaries import objectives as ob
-    from cutaway.dictionaries import train as tr
+    from cutaway.dictionaries import training as tr
+    from cutaway.dictionaries.training import objectives as ob
 
     given = {"rate": RATE, "seed": seed}
     nested = (ob.AuxK(), ob.Matryoshka((8, 32, 96)))
@@ -69,10 +69,10 @@ JUMP, L1 = 4.7, 2.6  # weights of the penalties
 
 def table(chosen: argparse.Namespace) -> dict[str, Any]:
     """Scores over seeds by architecture."""
-    from cutaway.dictionaries import train as tr
-    from cutaway.dictionaries.judge.evidence import Evidence
-    from cutaway.dictionaries.judge.scores import over_seeds
-    from cutaway.dictionaries.truth import TruthStream, synthetic
+    from cutaway.dictionaries import training as tr
+    from cutaway.dictionaries.benchmarks import TruthStream, synthetic
+    from cutaway.dictionaries.evaluation.evidence import Evidence
+    from cutaway.dictionaries.evaluation.scores import over_seeds
 
     truth = synthetic("1k")
     evidence = Evidence.gather(truth.batches(4096, seed=99), chosen.judged)
@@ -90,12 +90,12 @@ def table(chosen: argparse.Namespace) -> dict[str, Any]:
 
 def judged(d: Any, evidence: Any, truth: Any, seed: int) -> Any:
     """Reconstruction, recovery and absorption of one dictionary, beside a random one."""
-    from cutaway.dictionaries.judge.absorption import planted_absorption
-    from cutaway.dictionaries.judge.controls import random_dictionary
-    from cutaway.dictionaries.judge.evidence import observe
-    from cutaway.dictionaries.judge.matching import recovery
-    from cutaway.dictionaries.judge.reconstruction import reconstruction
-    from cutaway.dictionaries.judge.scores import joined
+    from cutaway.dictionaries.evaluation.absorption import planted_absorption
+    from cutaway.dictionaries.evaluation.controls import random_dictionary
+    from cutaway.dictionaries.evaluation.evidence import observe
+    from cutaway.dictionaries.evaluation.matching import recovery
+    from cutaway.dictionaries.evaluation.reconstruction import reconstruction
+    from cutaway.dictionaries.evaluation.scores import joined
 
     seen = observe(d, evidence)
     null = [observe(random_dictionary(d, evidence, seen.l0, seed=seed), evidence)]
@@ -110,7 +110,7 @@ def generator_speed() -> Row:
     """Tokens that the 16k benchmark's generator makes in a CPU-second, activations included."""
     from dataclasses import replace
 
-    from cutaway.dictionaries.truth import RECIPES
+    from cutaway.dictionaries.benchmarks import RECIPES
 
     truth = replace(RECIPES["16k"], apart=(0, 0.0)).make()  # pushing apart changes directions, not the work of a token
     truth.draw(1024, 0)

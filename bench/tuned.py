@@ -1,6 +1,6 @@
 """What is learned in the same time: error on a truth toy, each tool at the learning rate that suits it best.
 
-The Zipf toy of `cutaway.dictionaries.truth` (1024 features in 256 dimensions), 2048 latents, TopK with k 16, 600 steps
+The Zipf toy of `cutaway.dictionaries.benchmarks` (1024 features, width 256), 2048 latents, TopK with k 16, 600 steps
 of 1024 new tokens. All see the same tokens, and train at four learning rates, then at further ones, each a factor of
 two away, until the best of each tool has a worse one on both sides; the best counts. Warm-up is one per cent; cutaway
 and SAELens let the rate fall over the last fifth, sparsify (with Adam) over the whole run, as its trainer does. The
@@ -78,7 +78,7 @@ def best(errors: dict[float, float]) -> tuple[float, float]:
 
 def trained(name: str, job: Job) -> float:
     """The error of a subject on new tokens after its run."""
-    from cutaway.dictionaries.truth import zipf_toy
+    from cutaway.dictionaries.benchmarks import zipf_toy
 
     truth = zipf_toy(d=job.d)
     batches = truth.batches(job.tokens, seed=1)

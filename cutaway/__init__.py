@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from cutaway.core.method import Method
     from cutaway.core.result import Result
     from cutaway.core.result import open_result as open
-    from cutaway.models.ledger import resuming
     from cutaway.models.model import Model
     from cutaway.models.self_check import self_check
+    from cutaway.models.sweep.cache import resuming
 
 __version__ = "0.1.0"
 
@@ -33,7 +33,7 @@ _LAZY = {
     "Model": ("cutaway.models.model", "Model"),
     "Result": ("cutaway.core.result", "Result"),
     "open": ("cutaway.core.result", "open_result"),
-    "resuming": ("cutaway.models.ledger", "resuming"),
+    "resuming": ("cutaway.models.sweep.cache", "resuming"),
     "self_check": ("cutaway.models.self_check", "self_check"),
 }
 
@@ -51,8 +51,8 @@ def load(x: str | Path | Any, **options: Any) -> Model:
     Raises:
         Refused: no such model, a broken folder, or an architecture that cannot be read.
     """
-    from cutaway.models.load import load as load_model
-    from cutaway.models.made import loaded
+    from cutaway.models.loading.load import load as load_model
+    from cutaway.models.loading.provenance import loaded
     from cutaway.zoo import find
 
     entry = find(x) if isinstance(x, str) else None
@@ -86,7 +86,7 @@ def __getattr__(name: str) -> Any:
         module, attribute = _LAZY[name]
         if name == "open":
             methods()  # a file names its kind, and the rooms define the kinds
-            import_module("cutaway.dictionaries.judge")
+            import_module("cutaway.dictionaries.evaluation")
         return getattr(import_module(module), attribute)
     raise AttributeError(f"module 'cutaway' has no attribute {name!r}; it has {', '.join(__all__)}")
 

@@ -3,7 +3,8 @@
 import torch
 
 import cutaway as ca
-from cutaway.dictionaries import Splice, ablate_latents, add_to_latents, judge
+from cutaway.dictionaries import Splice, ablate_latents, add_to_latents
+from cutaway.dictionaries import evaluation as judge
 from cutaway.streams import LiveStream, Packing, from_texts
 
 model = ca.load("miniworld")

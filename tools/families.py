@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cutaway.core.sites import SITES
+from cutaway.models.anatomy.unembedding import unembedding
 from cutaway.models.model import Model
 from cutaway.models.self_check import disabled_sites, self_check
-from cutaway.models.unembedding import unembedding
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ def page(rows: Iterable[Row], generated: str, probed: Iterable[str] = ()) -> str
     attention = [r for r in rows if r not in states]
     return f"""{generated}# Families
 
-Every architecture below has a row of data in `cutaway/models/families.py`; its tiny random model, in the variants that
-matter (attention with all, some or one key-value head, parallel blocks, tied embeddings …), passes every identity of
-the self-check that applies to it.
+Every architecture below has a row of data in `cutaway/models/anatomy/families.py`; its tiny random model, in the
+variants that matter (attention with all, some or one key-value head, parallel blocks, tied embeddings …), passes every
+identity of the self-check that applies to it.
 
 An architecture without a row is probed: the self-check then says which sites were found, and disables the others with
 their reasons, or the model is refused (last table). `cutaway sites --model M` shows the outcome for one model.

@@ -26,14 +26,18 @@ MAIN, ROOMS, LOOKS = (
 #: command → where it lives, its group, its line in the help
 COMMANDS: dict[str, tuple[str, Group, str]] = {
     "explain": ("cutaway.cli.explain:explain", MAIN, "Tell why a model goes on with one word and not another."),
-    "patch": ("cutaway.cli.rooms:patch", MAIN, "Exchange activations between a clean and a corrupt run."),
-    "trace": ("cutaway.cli.rooms:trace", MAIN, "Restore single states after the subject is made unrecognisable."),
-    "methods": ("cutaway.cli.looks:methods", LOOKS, "List what can be asked, with paper, cost and control."),
-    "tasks": ("cutaway.cli.looks:tasks", LOOKS, "List the tasks that methods can be run on."),
-    "sites": ("cutaway.cli.looks:sites", LOOKS, "List the places of a forward pass, or those of one model."),
-    "check": ("cutaway.cli.looks:check", LOOKS, "Check that reads and edits of a model keep their identities."),
-    "open": ("cutaway.cli.looks:open_file", LOOKS, "Show a saved result."),
-    "dict": ("cutaway.cli.dictionaries:app", LOOKS, "Train sparse dictionaries."),
+    "patch": ("cutaway.cli.method_commands:patch", MAIN, "Exchange activations between a clean and a corrupt run."),
+    "trace": (
+        "cutaway.cli.method_commands:trace",
+        MAIN,
+        "Restore single states after the subject is made unrecognisable.",
+    ),
+    "methods": ("cutaway.cli.inspect:methods", LOOKS, "List what can be asked, with paper, cost and control."),
+    "tasks": ("cutaway.cli.inspect:tasks", LOOKS, "List the tasks that methods can be run on."),
+    "sites": ("cutaway.cli.inspect:sites", LOOKS, "List the places of a forward pass, or those of one model."),
+    "check": ("cutaway.cli.inspect:check", LOOKS, "Check that reads and edits of a model keep their identities."),
+    "open": ("cutaway.cli.inspect:open_file", LOOKS, "Show a saved result."),
+    "dict": ("cutaway.cli.dict.app:app", LOOKS, "Train sparse dictionaries."),
     "harvest": ("cutaway.cli.harvest:harvest", LOOKS, "Write a model's activations on many tokens to disk."),
     "zoo": ("cutaway.cli.zoo:app", LOOKS, "List and train the models that ship here."),
 }
@@ -50,7 +54,7 @@ def build() -> App:
     for name, (where, group, line) in COMMANDS.items():
         app.command(where, name=name, group=group, help=line)
     for room in cutaway.METHOD_ROOMS:
-        app.command(f"cutaway.cli.rooms:{room}", name=room, group=ROOMS, help=first_line(f"cutaway.{room}"))
+        app.command(f"cutaway.cli.method_commands:{room}", name=room, group=ROOMS, help=first_line(f"cutaway.{room}"))
 
     @app.meta.default
     def launch(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from cutaway.cli.again import pinned, repeated
 from cutaway.cli.processes import speaks
+from cutaway.cli.repeat import pinned, repeated
 from cutaway.cli.shell import Reply, as_data, stages
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
 

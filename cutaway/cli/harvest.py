@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from cutaway.cli.again import pinned, repeated
+from cutaway.cli.repeat import pinned, repeated
 from cutaway.cli.shell import Reply, stages
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
 

@@ -143,7 +143,7 @@ def load_subjects(names: Sequence[str], given: dict[str, Any]) -> list[Any]:
         else:
             import torch
 
-            from cutaway.cli.dictionary_files import opened
+            from cutaway.cli.dict.files import opened
 
             dictionary = opened(flags["dictionary"])
             wide = torch.promote_types(dictionary.dtype, torch.float32)  # stored in half, computed in single precision

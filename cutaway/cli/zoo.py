@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from cutaway.cli.looks import table
+from cutaway.cli.inspect import table
 from cutaway.cli.shell import Reply
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def dictionaries(
     resume: Annotated[bool, Parameter(help="go on from the checkpoint in the folder, if there is one")] = True,
 ) -> Reply:
     """Train the dictionaries of the miniworld again from their recipe, all on one stream; resumable."""
-    from cutaway.cli.dictionaries import train_together
+    from cutaway.cli.dict.app import train_together
     from cutaway.cli.subjects import load_model
     from cutaway.zoo.miniworld import dictionaries as recipe
 
@@ -70,7 +70,7 @@ def dictionaries(
     data = {"dictionaries": [str(f) for f in files], "cards": cards}
 
     def show(console: Console) -> None:
-        from cutaway.cli.dictionaries import show_cards
+        from cutaway.cli.dict.app import show_cards
 
         show_cards(console, [str(f) for f in files], cards)
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
 import torch
 
-from cutaway.core import again
+from cutaway.core import repeat as again
 from cutaway.core.finite import finite
 from cutaway.core.record import counting, machine, versions
 from cutaway.core.refuse import Refused, nearest
@@ -105,7 +105,7 @@ def method(*, answers: str, paper: str, cost: str, control: str) -> Callable[[Ca
     def enter(function: Callable[..., Any]) -> Callable[..., Any]:
         hints = get_type_hints(function)
         parameters = inspect.signature(function).parameters.values()
-        name = f"{function.__module__.split('.')[-2]}.{function.__name__}"
+        name = f"{function.__module__.split('.')[1]}.{function.__name__}"
         subjects = tuple(p.name for p in parameters if p.kind is p.POSITIONAL_ONLY)
         doc = _argument_docs(function)
         options = tuple(_option(p, hints[p.name], doc) for p in parameters if p.kind is p.KEYWORD_ONLY)

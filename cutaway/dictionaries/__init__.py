@@ -8,10 +8,10 @@ if TYPE_CHECKING:
     from cutaway.dictionaries.code import SparseCode
     from cutaway.dictionaries.dictionary import Block, Dictionary
     from cutaway.dictionaries.formats import l0_check, load
-    from cutaway.dictionaries.forms import autoencoder, one_block, together
     from cutaway.dictionaries.splice import Splice, ablate_latents, add_to_latents, scale_latents, set_latents
     from cutaway.dictionaries.store import open_dictionary as open
     from cutaway.dictionaries.store import save
+    from cutaway.dictionaries.transforms import autoencoder, one_block, together
 
 # Where each public name lives; modules load when a name of theirs is first used.
 _LAZY = {
@@ -21,17 +21,17 @@ _LAZY = {
     "Splice": ("splice", "Splice"),
     "ablate_latents": ("splice", "ablate_latents"),
     "add_to_latents": ("splice", "add_to_latents"),
-    "autoencoder": ("forms", "autoencoder"),
+    "autoencoder": ("transforms", "autoencoder"),
     "l0_check": ("formats", "l0_check"),
     "load": ("formats", "load"),
-    "one_block": ("forms", "one_block"),
+    "one_block": ("transforms", "one_block"),
     "open": ("store", "open_dictionary"),
     "save": ("store", "save"),
     "scale_latents": ("splice", "scale_latents"),
     "set_latents": ("splice", "set_latents"),
-    "together": ("forms", "together"),
+    "together": ("transforms", "together"),
 }
-_PACKAGES = ("formats", "judge", "train", "truth")
+_PACKAGES = ("benchmarks", "evaluation", "formats", "training")
 
 __all__ = [
     "Block", "Dictionary", "SparseCode", "Splice", "ablate_latents", "add_to_latents", "autoencoder", "l0_check",

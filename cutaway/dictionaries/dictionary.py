@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.again import Made
 from cutaway.core.record import hash_tensors, hash_text
 from cutaway.core.refuse import Refused, nearest
+from cutaway.core.repeat import Made
 from cutaway.dictionaries.code import SparseCode, below, beside
 from cutaway.dictionaries.gates import AnyGate, MatchingPursuit, moved
 from cutaway.dictionaries.norms import Measured, Norm
@@ -73,7 +73,7 @@ class Dictionary:
     made: Made | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        from cutaway.dictionaries.sound import check
+        from cutaway.dictionaries.validate import check
 
         check(self)
 
@@ -231,8 +231,8 @@ class Dictionary:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dictionary:
         """The same dictionary on another device or in another dtype."""
-        from cutaway.dictionaries import made
-        from cutaway.dictionaries.forms import converted
+        from cutaway.dictionaries import provenance as made
+        from cutaway.dictionaries.transforms import converted
 
         d = converted(self, lambda t: t.to(device, dtype), lambda g: moved(g, device, dtype))
         return made.moved(d, self, device, dtype)
@@ -242,7 +242,7 @@ class Dictionary:
 
         Norm-aware latents change their unit: the folded value is f · n, and their decoder rows have norm one.
         """
-        from cutaway.dictionaries.forms import folded
+        from cutaway.dictionaries.transforms import folded
 
         return folded(self)
 

@@ -25,8 +25,8 @@ from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary, place_of
-from cutaway.models.edits import Edit
-from cutaway.models.frame import FRAME, Frame
+from cutaway.models.access.positions import FRAME, Frame
+from cutaway.models.edits.library import Edit
 
 _ORDER = {row.name: n for n, row in enumerate(SITES)}
 

@@ -67,7 +67,7 @@ def open_dictionary(path: str | Path, dtype: torch.dtype | None = None) -> Dicti
     with reading(path):
         d = _made(tensors, header)
     wanted = dtype or torch.promote_types(d.dtype, torch.float32)
-    from cutaway.dictionaries.made import opened
+    from cutaway.dictionaries.provenance import opened
 
     return opened(d if d.dtype == wanted else d.to(dtype=wanted), path, dtype)
 

@@ -36,13 +36,13 @@ from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary, place_of
-from cutaway.models.edits import Add, Edit
-from cutaway.models.executor import sweep
+from cutaway.interventions.components import positions
+from cutaway.interventions.paired_runs import Direction, Exchange, between, difference, measured
+from cutaway.interventions.spans import position_names
+from cutaway.models.edits.library import Add, Edit
 from cutaway.models.model import Model
+from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens
-from cutaway.patching.exchange import Direction, Exchange, between, difference, measured
-from cutaway.patching.places import positions
-from cutaway.patching.roles import position_names
 from cutaway.tasks.task import Task
 
 Steps = dict[str, Float[Tensor, "batch position width"]]

@@ -26,11 +26,11 @@ from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.lenses.readout import AGREES, read_out, single
+from cutaway.models.anatomy.norms import wide
+from cutaway.models.anatomy.residual import logit_shares
+from cutaway.models.anatomy.unembedding import unembedding
 from cutaway.models.model import Model
-from cutaway.models.norms import wide
-from cutaway.models.residual import logit_shares
 from cutaway.models.tokens import Tokens
-from cutaway.models.unembedding import unembedding
 from cutaway.tasks.task import Task
 
 #: largest residual, of the root mean square of the totals; half precision rounds at every addition to the stream

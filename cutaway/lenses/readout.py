@@ -10,13 +10,13 @@ from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
-from cutaway.models.capture import Collector
-from cutaway.models.forward import all_logits, last_logits
+from cutaway.models.access.capture import Collector
+from cutaway.models.access.forward import all_logits, last_logits
+from cutaway.models.access.taps import attached
+from cutaway.models.anatomy.rope import apart, in_order
+from cutaway.models.anatomy.unembedding import readable
 from cutaway.models.model import Model
-from cutaway.models.rope import apart, in_order
-from cutaway.models.taps import attached
 from cutaway.models.tokens import Tokens
-from cutaway.models.unembedding import readable
 
 #: largest difference of logits that are the same but for rounding, relative to the largest of them
 AGREES = {torch.float32: 1e-4, torch.float64: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}

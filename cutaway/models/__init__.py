@@ -1,10 +1,10 @@
 """Any Hugging Face model, live: families, sites, capture, edits, weights, residual decomposition, tokens."""
 
-from cutaway.models.capture import Activations
-from cutaway.models.edits import Ablate, Add, Edit, Freeze, Knockout, Project, Replace, Scale
-from cutaway.models.load import load
+from cutaway.models.access.capture import Activations
+from cutaway.models.anatomy.residual import decompose, logit_contributions
+from cutaway.models.edits.library import Ablate, Add, Edit, Freeze, Knockout, Project, Replace, Scale
+from cutaway.models.loading.load import load
 from cutaway.models.model import Model
-from cutaway.models.residual import decompose, logit_contributions
 from cutaway.models.self_check import self_check
 from cutaway.models.tokens import Tokens, batch
 

@@ -12,10 +12,11 @@ from torch import nn
 from cutaway.core.finite import finite, notice
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused, nearest
-from cutaway.models import forward, rope
-from cutaway.models.cut import Cut
-from cutaway.models.edits import Edit
-from cutaway.models.frame import FRAME, Frame
+from cutaway.models.access import forward
+from cutaway.models.access.positions import FRAME, Frame
+from cutaway.models.anatomy import rope
+from cutaway.models.edits.batch_slice import Cut
+from cutaway.models.edits.library import Edit
 from cutaway.models.tokens import Tokens
 
 if TYPE_CHECKING:

@@ -11,23 +11,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.address import Address, expand
-from cutaway.core.again import Made
+from cutaway.core.halving import in_halves
 from cutaway.core.refuse import Refused
+from cutaway.core.repeat import Made
 from cutaway.core.sites import SITES
-from cutaway.models import backward, forward, rope, shards, taps
-from cutaway.models.anatomy import Anatomy, Shape
-from cutaway.models.capture import Activations, Collector
-from cutaway.models.cut import Cut
-from cutaway.models.edits import Edit, as_edits
-from cutaway.models.families import Family, family_of
-from cutaway.models.identity import fingerprint
-from cutaway.models.linear import leading
-from cutaway.models.memory import in_halves
-from cutaway.models.names import foreign
-from cutaway.models.ports import port
+from cutaway.models.access import backward, forward, taps
+from cutaway.models.access.capture import Activations, Collector
+from cutaway.models.access.ports import port
+from cutaway.models.anatomy import rope
+from cutaway.models.anatomy.anatomy import Anatomy, Shape
+from cutaway.models.anatomy.families import Family, family_of
+from cutaway.models.anatomy.foreign_names import foreign
+from cutaway.models.anatomy.linear import leading
+from cutaway.models.anatomy.weights import Weights
+from cutaway.models.edits.batch_slice import Cut
+from cutaway.models.edits.library import Edit, as_edits
+from cutaway.models.loading.identity import fingerprint
 from cutaway.models.spacing import word_ids
+from cutaway.models.sweep import processes as shards
 from cutaway.models.tokens import Side, Tokens, batch, running_texts, tokenize
-from cutaway.models.weights import Weights
 
 Prompts = str | Sequence[str] | Tokens | Tensor
 T = TypeVar("T")

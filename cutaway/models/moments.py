@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
-from cutaway.models.shards import processes
+from cutaway.models.sweep.processes import processes
 
 
 class Moments:

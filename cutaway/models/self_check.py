@@ -17,11 +17,11 @@ import torch
 from cutaway.core.files import read_json, write_json
 from cutaway.core.record import hash_text, versions
 from cutaway.core.refuse import Refused
-from cutaway.models.forward import alone
-from cutaway.models.identities import CHECKS, Kind
-from cutaway.models.identity import anatomy
+from cutaway.models.access.forward import alone
+from cutaway.models.checks.identities import CHECKS, Kind
+from cutaway.models.checks.trial import FAULTS, Trial, said
+from cutaway.models.loading.identity import anatomy
 from cutaway.models.model import Model
-from cutaway.models.trial import FAULTS, Trial, said
 
 # By kind of identity. Most families norm in float32 even where everything else is float64.
 _TOLERANCE: dict[torch.dtype, dict[Kind, float]] = {
@@ -127,4 +127,4 @@ def _versions(model: Model) -> dict[str, str]:
 
 def _source() -> str:
     """The checks' and taps' own text: a changed tap must be checked again."""
-    return hash_text(*(p.read_text(encoding="utf-8") for p in sorted(Path(__file__).parent.glob("*.py"))))
+    return hash_text(*(p.read_text(encoding="utf-8") for p in sorted(Path(__file__).parent.rglob("*.py"))))

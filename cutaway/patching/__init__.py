@@ -1,5 +1,13 @@
 """Patching: what changes when an activation is exchanged for its value in another run."""
 
+from cutaway.interventions.effects import (
+    HeadEffects,
+    HeadPositionEffects,
+    NeuronEffects,
+    NeuronPositionEffects,
+    NodeEffects,
+    PositionEffects,
+)
 from cutaway.patching.ablate import (
     HeadAblation,
     HeadPositionAblation,
@@ -21,14 +29,6 @@ from cutaway.patching.attribution_star import (
 )
 from cutaway.patching.causal_trace import Trace, causal_trace
 from cutaway.patching.cross_model import CrossHeads, CrossPositions, cross_model
-from cutaway.patching.effects import (
-    HeadEffects,
-    HeadPositionEffects,
-    NeuronEffects,
-    NeuronPositionEffects,
-    NodeEffects,
-    PositionEffects,
-)
 from cutaway.patching.group import GroupEffect, group
 from cutaway.patching.interactions import Interactions, interactions
 from cutaway.patching.knockout import Knockouts, knockout

@@ -38,13 +38,13 @@ from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.sites import site as site_row
 from cutaway.core.stats import BOUNDS, mean_interval
-from cutaway.models.capture import Activations
+from cutaway.interventions.ablation_values import Removal, ordinary, removal
+from cutaway.interventions.components import positions
+from cutaway.interventions.optimal_ablation import optimal_constants
+from cutaway.interventions.spans import position_names
+from cutaway.models.access.capture import Activations
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
-from cutaway.patching.baseline import Removal, ordinary, removal
-from cutaway.patching.optimal import optimal_constants
-from cutaway.patching.places import positions
-from cutaway.patching.roles import position_names
 from cutaway.tasks.task import Task
 
 How = Literal["corrupt", "zero", "mean", "position_mean", "resample", "optimal"]

@@ -40,12 +40,9 @@ from cutaway.core.progress import part
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import WRITERS
 from cutaway.core.stats import BOUNDS, generator, mean_interval
-from cutaway.models.edits import Edit, Replace
-from cutaway.models.executor import sweep
-from cutaway.models.model import Model
-from cutaway.patching.baseline import RandomStep
-from cutaway.patching.cells import By, Cells, cells, named, several, window_of
-from cutaway.patching.effects import (
+from cutaway.interventions.ablation_values import RandomStep
+from cutaway.interventions.components import positions
+from cutaway.interventions.effects import (
     BY_AXES,
     HeadEffects,
     HeadPositionEffects,
@@ -54,8 +51,11 @@ from cutaway.patching.effects import (
     NodeEffects,
     PositionEffects,
 )
-from cutaway.patching.exchange import Direction, Exchange, between, difference, first_changed, measured, notes
-from cutaway.patching.places import positions
+from cutaway.interventions.grid import By, Cells, cells, named, several, window_of
+from cutaway.interventions.paired_runs import Direction, Exchange, between, difference, first_changed, measured, notes
+from cutaway.models.edits.library import Edit, Replace
+from cutaway.models.model import Model
+from cutaway.models.sweep.executor import sweep
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
 

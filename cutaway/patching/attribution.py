@@ -25,9 +25,7 @@ backward for all places of all sites asked for, where activation patching needs 
 from __future__ import annotations
 
 from cutaway.core.method import method
-from cutaway.models.model import Model
-from cutaway.patching.cells import By
-from cutaway.patching.effects import (
+from cutaway.interventions.effects import (
     HeadEffects,
     HeadPositionEffects,
     NeuronEffects,
@@ -35,8 +33,10 @@ from cutaway.patching.effects import (
     NodeEffects,
     PositionEffects,
 )
-from cutaway.patching.exchange import Direction
-from cutaway.patching.linear import Rule, effects, estimates
+from cutaway.interventions.first_order import Rule, effects, estimates
+from cutaway.interventions.grid import By
+from cutaway.interventions.paired_runs import Direction
+from cutaway.models.model import Model
 from cutaway.tasks.task import Task
 
 

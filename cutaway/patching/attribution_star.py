@@ -37,14 +37,14 @@ from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.result import Result
 from cutaway.core.stats import mean_interval
-from cutaway.models.backward import Cut
-from cutaway.models.capture import Activations
-from cutaway.models.edits import Replace
+from cutaway.interventions.audit import STATISTICS, Audit, agreement, rounding
+from cutaway.interventions.first_order import Nodes, Rule, Step, audited, estimates, fields, said, tangent, units
+from cutaway.interventions.grid import By
+from cutaway.interventions.paired_runs import Direction, Exchange
+from cutaway.models.access.backward import Cut
+from cutaway.models.access.capture import Activations
+from cutaway.models.edits.library import Replace
 from cutaway.models.model import Model
-from cutaway.patching.audit import STATISTICS, Audit, agreement, rounding
-from cutaway.patching.cells import By
-from cutaway.patching.exchange import Direction, Exchange
-from cutaway.patching.linear import Nodes, Rule, Step, audited, estimates, fields, said, tangent, units
 from cutaway.tasks.task import Task
 
 _FIXED = ("q", "k")

@@ -50,16 +50,16 @@ from cutaway.core.result import Result
 from cutaway.core.sites import WRITERS
 from cutaway.core.sites import site as site_row
 from cutaway.core.stats import BOUNDS, generator, mean_interval
-from cutaway.models.capture import Activations
-from cutaway.models.edits import Add, Edit, Replace
-from cutaway.models.executor import sweep
+from cutaway.interventions.ablation_values import RandomStep
+from cutaway.interventions.components import positions
+from cutaway.interventions.grid import window_of
+from cutaway.interventions.second_metric import Measure, subject_or_changed, with_probability
+from cutaway.interventions.spans import Roles, differ, position_names, roles
+from cutaway.models.access.capture import Activations
+from cutaway.models.edits.library import Add, Edit, Replace
 from cutaway.models.model import Model
+from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens
-from cutaway.patching.answer import Measure, subject_or_changed, with_probability
-from cutaway.patching.baseline import RandomStep
-from cutaway.patching.cells import window_of
-from cutaway.patching.places import positions
-from cutaway.patching.roles import Roles, differ, position_names, roles
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
 

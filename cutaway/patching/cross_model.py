@@ -33,15 +33,15 @@ from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.sites import site as site_row
 from cutaway.core.stats import BOUNDS, generator, mean_interval
-from cutaway.models.edits import Edit, Replace
-from cutaway.models.executor import sweep
-from cutaway.models.load import load
+from cutaway.interventions.ablation_values import RandomStep
+from cutaway.interventions.components import positions
+from cutaway.interventions.paired_runs import measured
+from cutaway.interventions.spans import position_names
+from cutaway.models.edits.library import Edit, Replace
+from cutaway.models.loading.load import load
 from cutaway.models.model import Model
+from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens
-from cutaway.patching.baseline import RandomStep
-from cutaway.patching.exchange import measured
-from cutaway.patching.places import positions
-from cutaway.patching.roles import position_names
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
 from cutaway.zoo import find

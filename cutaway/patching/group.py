@@ -30,10 +30,10 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval
+from cutaway.interventions.ablation_values import Baseline, removal
+from cutaway.interventions.components import all_components, components, random_sets
+from cutaway.interventions.paired_runs import Direction, difference, notes
 from cutaway.models.model import Model
-from cutaway.patching.baseline import Baseline, removal
-from cutaway.patching.exchange import Direction, difference, notes
-from cutaway.patching.places import all_components, components, random_sets
 from cutaway.tasks.task import Task
 
 

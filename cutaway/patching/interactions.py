@@ -29,9 +29,9 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval
+from cutaway.interventions.ablation_values import Baseline, removal
+from cutaway.interventions.components import all_components, components
 from cutaway.models.model import Model
-from cutaway.patching.baseline import Baseline, removal
-from cutaway.patching.places import all_components, components
 from cutaway.tasks.task import Task
 
 

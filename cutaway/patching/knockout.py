@@ -40,12 +40,12 @@ from cutaway.core.record import count
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, share_interval
-from cutaway.models.edits import Edit, Knockout
-from cutaway.models.executor import sweep
+from cutaway.interventions.grid import window_of
+from cutaway.interventions.second_metric import subject_or_changed, with_probability
+from cutaway.models.edits.library import Edit, Knockout
 from cutaway.models.model import Model
-from cutaway.models.resume import entered
-from cutaway.patching.answer import subject_or_changed, with_probability
-from cutaway.patching.cells import window_of
+from cutaway.models.sweep.executor import sweep
+from cutaway.models.sweep.partial_forward import entered
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.metrics import metric
 from cutaway.tasks.task import Task

@@ -36,10 +36,10 @@ from cutaway.core.progress import part
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, share_interval
+from cutaway.interventions.ablation_values import Baseline, Removal, removal
+from cutaway.interventions.components import all_components, random_sets
+from cutaway.interventions.second_metric import beside
 from cutaway.models.model import Model
-from cutaway.patching.answer import beside
-from cutaway.patching.baseline import Baseline, Removal, removal
-from cutaway.patching.places import all_components, random_sets
 from cutaway.tasks.task import Task
 
 _SHARES = ("accuracy", "accuracy_interval", "accuracy_null")

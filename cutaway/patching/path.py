@@ -36,21 +36,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.address import Address
+from cutaway.core.halving import in_halves
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval
-from cutaway.models import taps
-from cutaway.models.capture import Activations
-from cutaway.models.edits import Edit, Freeze, Replace
-from cutaway.models.executor import Metric, sweep
-from cutaway.models.memory import in_halves
+from cutaway.interventions.ablation_values import RandomStep
+from cutaway.interventions.paired_runs import Direction, Exchange, between, difference
+from cutaway.interventions.second_metric import beside
+from cutaway.models.access import taps
+from cutaway.models.access.capture import Activations
+from cutaway.models.edits.library import Edit, Freeze, Replace
 from cutaway.models.model import Model
-from cutaway.models.plan import room
-from cutaway.models.resume import Clean, clean_run, restart
-from cutaway.patching.answer import beside
-from cutaway.patching.baseline import RandomStep
-from cutaway.patching.exchange import Direction, Exchange, between, difference
+from cutaway.models.sweep.executor import Metric, sweep
+from cutaway.models.sweep.partial_forward import Clean, clean_run, restart
+from cutaway.models.sweep.plan import room
 from cutaway.tasks.task import Task
 
 _FORM = "write logits, or for example q.3.1 or q.3.1@-1,mlp_in.4"

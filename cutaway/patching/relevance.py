@@ -25,10 +25,7 @@ from __future__ import annotations
 
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
-from cutaway.models.backward import Attention
-from cutaway.models.model import Model
-from cutaway.patching.cells import By
-from cutaway.patching.effects import (
+from cutaway.interventions.effects import (
     HeadEffects,
     HeadPositionEffects,
     NeuronEffects,
@@ -36,8 +33,11 @@ from cutaway.patching.effects import (
     NodeEffects,
     PositionEffects,
 )
-from cutaway.patching.exchange import Direction
-from cutaway.patching.linear import Nodes, Rule, effects, estimates
+from cutaway.interventions.first_order import Nodes, Rule, effects, estimates
+from cutaway.interventions.grid import By
+from cutaway.interventions.paired_runs import Direction
+from cutaway.models.access.backward import Attention
+from cutaway.models.model import Model
 from cutaway.tasks.task import Task
 
 _BEHIND = {"q", "k", "scores", "pattern"}  # sites that act through the pattern only

@@ -32,11 +32,11 @@ from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval, ratio_interval
-from cutaway.models.edits import Edit, Freeze
+from cutaway.interventions.ablation_values import Baseline, removal
+from cutaway.interventions.components import all_components
+from cutaway.models.edits.library import Edit, Freeze
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
-from cutaway.patching.baseline import Baseline, removal
-from cutaway.patching.places import all_components
 from cutaway.tasks.task import Task
 
 _SHARE = "share of the direct effect"

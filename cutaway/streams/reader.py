@@ -20,8 +20,8 @@ from torch import Tensor
 from cutaway.core.address import Address
 from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused
+from cutaway.models.access.fast_kernels import OWN, Way, Ways
 from cutaway.models.model import Model
-from cutaway.models.quick import OWN, Way, Ways
 from cutaway.models.tokens import Tokens
 from cutaway.streams.batch import Batch
 from cutaway.streams.masks import CALIBRATION, Masking, Rule, norm, rule

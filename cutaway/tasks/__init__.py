@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cutaway.core.again import Made, called
 from cutaway.core.refuse import Refused, nearest
+from cutaway.core.repeat import Made, called
 from cutaway.models.model import Model
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.jsonl import from_jsonl

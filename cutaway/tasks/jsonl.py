@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cutaway.core.again import Made, called
 from cutaway.core.json_lines import numbered, parsed
 from cutaway.core.refuse import Refused, nearest
+from cutaway.core.repeat import Made, called
 from cutaway.tasks.pair import Pair
 from cutaway.tasks.task import Task, made
 

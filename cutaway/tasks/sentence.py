@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.again import Made, called
 from cutaway.core.refuse import Refused
+from cutaway.core.repeat import Made, called
 from cutaway.core.text import occurrences
 from cutaway.models.model import Model
 from cutaway.models.spacing import forms

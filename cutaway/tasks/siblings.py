@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.again import Made
+from cutaway.core.repeat import Made
 from cutaway.models.model import Model
 from cutaway.tasks.answers import next_tokens, token_rows
 from cutaway.tasks.chat import words_of

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cutaway.core import again
-from cutaway.core.again import Made
+from cutaway.core import repeat as again
 from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused
+from cutaway.core.repeat import Made
 from cutaway.models.model import Model
 from cutaway.tasks.bound import Bound, bind, narrowed
 from cutaway.tasks.metrics import metric

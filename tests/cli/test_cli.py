@@ -11,7 +11,7 @@ import torch
 
 import cutaway as ca
 from cutaway.cli import app, shell
-from cutaway.cli.rooms import command
+from cutaway.cli.method_commands import command
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
 

@@ -16,14 +16,15 @@ PYTHON = re.compile(r"[a-z_]\([a-z….)]|\bca\.|(?<![\w?&=/.-])[a-z]\w*=(?![=X])
 #: modules whose refusals no command line reaches: what they ask about is made in Python only
 IN_PYTHON = (
     "cutaway/core/result.py", "cutaway/core/stats.py", "cutaway/dictionaries/dictionary.py",
-    "cutaway/dictionaries/forms.py", "cutaway/dictionaries/gates.py", "cutaway/dictionaries/norms.py",
-    "cutaway/dictionaries/sound.py", "cutaway/dictionaries/splice.py", "cutaway/dictionaries/train/shards.py",
-    "cutaway/models/edits.py", "cutaway/models/generate.py", "cutaway/models/wrapped.py", "cutaway/models/capture.py",
-    "cutaway/streams/shards.py", "cutaway/dictionaries/judge/evidence.py",
+    "cutaway/dictionaries/transforms.py", "cutaway/dictionaries/gates.py", "cutaway/dictionaries/norms.py",
+    "cutaway/dictionaries/validate.py", "cutaway/dictionaries/splice.py", "cutaway/dictionaries/training/mesh.py",
+    "cutaway/models/edits/library.py", "cutaway/models/generate.py", "cutaway/models/loading/wrappers.py",
+    "cutaway/models/access/capture.py",
+    "cutaway/streams/shards.py", "cutaway/dictionaries/evaluation/evidence.py",
 )  # fmt: skip
 #: names of fields in files that commands read, and of choices that formats leave open (`--choice name=value`)
-FIELDS = ("cutaway/dictionaries/formats/", "cutaway/dictionaries/train/recipe.py", "cutaway/cli/dictionary_files.py",
-          "cutaway/cli/dictionary_source.py", "cutaway/models/sources.py")  # fmt: skip
+FIELDS = ("cutaway/dictionaries/formats/", "cutaway/dictionaries/training/recipe.py", "cutaway/cli/dict/files.py",
+          "cutaway/cli/dict/source.py", "cutaway/models/loading/sources.py")  # fmt: skip
 
 
 def literal(node: ast.AST) -> str:

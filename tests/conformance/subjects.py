@@ -11,8 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 import cutaway as ca
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.forms import autoencoder
 from cutaway.dictionaries.gates import Relu
+from cutaway.dictionaries.transforms import autoencoder
 from cutaway.models.model import Model
 from cutaway.tasks.pair import Pair
 from cutaway.tasks.task import Task

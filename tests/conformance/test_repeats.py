@@ -14,8 +14,8 @@ import torch
 import cutaway as ca
 from cutaway.cli import app
 from cutaway.cli.shell import as_data, plain
-from cutaway.core.again import NO_COMMAND, NO_PYTHON
 from cutaway.core.method import Method
+from cutaway.core.repeat import NO_COMMAND, NO_PYTHON
 from tests.conformance import subjects
 from tests.conformance.test_methods import NAMED, QUICK
 

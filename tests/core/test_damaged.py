@@ -15,14 +15,14 @@ import torch
 from rich.console import Console
 
 import cutaway as ca
-from cutaway.cli.looks import open_file
+from cutaway.cli.inspect import open_file
 from cutaway.core.files import read_json, read_tensors, write_json, write_tensors
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries.forms import autoencoder
 from cutaway.dictionaries.gates import BatchTopK, JumpRelu
 from cutaway.dictionaries.norms import Scale
-from cutaway.dictionaries.train import checkpoints
-from cutaway.models.ledger import Ledger
+from cutaway.dictionaries.training import checkpoints
+from cutaway.dictionaries.transforms import autoencoder
+from cutaway.models.sweep.cache import Ledger
 from cutaway.streams import Shards
 from cutaway.streams.shards import manifest_key
 from tests.conformance import subjects

@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.again import Made, words
 from cutaway.core.method import METHODS, Method, evaluate, method
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
+from cutaway.core.repeat import Made, words
 from cutaway.core.result import Result
 
 

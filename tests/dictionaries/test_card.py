@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries import train as tr
-from cutaway.dictionaries.judge.evidence import Evidence, observe
-from cutaway.dictionaries.train import cards
+from cutaway.dictionaries import training as tr
+from cutaway.dictionaries.evaluation.evidence import Evidence, observe
+from cutaway.dictionaries.training import cards
 
 A = "resid_post.0"
 

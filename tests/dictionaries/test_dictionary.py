@@ -7,9 +7,9 @@ from cutaway import dictionaries
 from cutaway.core.files import write_tensors
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import place_of
-from cutaway.dictionaries.forms import alone
 from cutaway.dictionaries.gates import TopK
 from cutaway.dictionaries.norms import Scale, TokenLayerNorm, TokenNorm, Whitening
+from cutaway.dictionaries.transforms import alone
 from tests.dictionaries.common import TOPOLOGIES, WIDTHS, A, B, C, Draw, dictionary
 
 DRAW = Draw(100)

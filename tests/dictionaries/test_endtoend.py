@@ -5,9 +5,11 @@ import torch
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries import Splice, objectives, train
-from cutaway.dictionaries.train.endtoend import Divergence, Whole
-from cutaway.models.edits import Replace
+from cutaway.dictionaries import Splice
+from cutaway.dictionaries import training as train
+from cutaway.dictionaries.training import objectives
+from cutaway.dictionaries.training.endtoend import Divergence, Whole
+from cutaway.models.edits.library import Replace
 
 A, LATER = "resid_post.2", "resid_post.4"
 

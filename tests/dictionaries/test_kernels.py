@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cutaway.dictionaries import kernels
-from cutaway.dictionaries.kernels import Pairs
+from cutaway.dictionaries.kernels import sparse as kernels
+from cutaway.dictionaries.kernels.sparse import Pairs
 
 
 def ragged(seed: int, tokens: int = 9, latents: int = 13, density: float = 0.3):

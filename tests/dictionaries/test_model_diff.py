@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cutaway as ca
-from cutaway.dictionaries import train as tr
+from cutaway.dictionaries import training as tr
 from cutaway.models.model import Model
 from cutaway.streams import LiveStream, Packing
 from cutaway.zoo.miniworld.documents import WorldDocuments

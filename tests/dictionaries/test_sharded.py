@@ -17,13 +17,13 @@ import torch.distributed as dist
 from cutaway.cli import main
 from cutaway.core.files import read_tensors, write_tensors
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries import objectives as ob
-from cutaway.dictionaries import train as tr
+from cutaway.dictionaries import training as tr
 from cutaway.dictionaries.gates import BatchTopK
 from cutaway.dictionaries.store import described
-from cutaway.dictionaries.train import checkpoints, sharded
-from cutaway.dictionaries.train.learner import Learner, Moments
-from cutaway.dictionaries.train.shards import Shards, mesh
+from cutaway.dictionaries.training import checkpoints, sharded
+from cutaway.dictionaries.training import objectives as ob
+from cutaway.dictionaries.training.learner import Learner, Moments
+from cutaway.dictionaries.training.mesh import Shards, mesh
 
 A, B, C, Z = "resid_post.0", "mlp_out.1", "mlp_out.2", "mlp_out.3"
 D, F, TOKENS = 16, 63, 96  # shards of 32 and 31 latents

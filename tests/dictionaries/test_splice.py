@@ -15,8 +15,8 @@ from cutaway.dictionaries.splice import (
     scale_latents,
     set_latents,
 )
-from cutaway.models.edits import Ablate, Add, Replace, Scale
-from cutaway.models.executor import sweep
+from cutaway.models.edits.library import Ablate, Add, Replace, Scale
+from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import batch
 from tests.dictionaries.common import dictionary
 from tests.models.common import model

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from cutaway.dictionaries import objectives as ob
-from cutaway.dictionaries.train import gating as gt
-from cutaway.dictionaries.train import recipe as rc
-from cutaway.dictionaries.train.learner import Learner, Moments
+from cutaway.dictionaries.training import gating as gt
+from cutaway.dictionaries.training import objectives as ob
+from cutaway.dictionaries.training import recipe as rc
+from cutaway.dictionaries.training.learner import Learner, Moments
 
 A, B, C, Z = "resid_post.0", "mlp_out.1", "mlp_out.2", "mlp_out.3"
 D, F, N = 12, 320, 60

@@ -12,12 +12,12 @@ import torch
 from cutaway import streams
 from cutaway.core.progress import listening
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries import objectives as ob
-from cutaway.dictionaries import train as tr
+from cutaway.dictionaries import training as tr
 from cutaway.dictionaries.store import described
-from cutaway.dictionaries.train import adam as adams
-from cutaway.dictionaries.train import checkpoints, loop
-from cutaway.dictionaries.train.recipe import recipe_of
+from cutaway.dictionaries.training import adam as adams
+from cutaway.dictionaries.training import checkpoints, loop
+from cutaway.dictionaries.training import objectives as ob
+from cutaway.dictionaries.training.recipe import recipe_of
 
 A, B, C, Z = "resid_post.0", "mlp_out.1", "mlp_out.2", "mlp_out.3"
 D, F = 16, 64

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries.forms import one_block
 from cutaway.dictionaries.gates import Relu, TopK
+from cutaway.dictionaries.transforms import one_block
 from cutaway.features import LatentPositionEffects, latents
-from cutaway.models.edits import Add
+from cutaway.models.edits.library import Add
 from cutaway.patching import activation
 from tests.conformance import subjects
 

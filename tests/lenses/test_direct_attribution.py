@@ -128,7 +128,7 @@ def test_other_precisions(dtype):
 
 
 def test_shares_that_miss_the_logits_are_refused(monkeypatch):
-    from cutaway.models.weights import Weights
+    from cutaway.models.anatomy.weights import Weights
 
     o = Weights.o
     monkeypatch.setattr(Weights, "o", lambda self, layer: o(self, layer) * 1.1)

@@ -32,7 +32,7 @@ def test_public_names_are_frozen_and_all_resolve():
 def test_method_rooms_are_the_rooms_that_hold_methods():
     holding = {p.relative_to(PACKAGE).parts[0] for p in PACKAGE.rglob("*.py") if "\n@method(" in p.read_text("utf-8")}
     assert holding <= set(ca.METHOD_ROOMS)
-    assert all(ROW[room] in (4, 5) for room in ca.METHOD_ROOMS)
+    assert all(ROW[room] in (5, 6, 7) for room in ca.METHOD_ROOMS)
 
 
 def test_every_method_is_reached_by_its_own_name():

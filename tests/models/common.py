@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from cutaway.models.anatomy.unembedding import unembedding
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens, batch
-from cutaway.models.unembedding import unembedding
 from tests.models.tiny import CONFIGS, build
 
 ALL = list(CONFIGS)

@@ -18,7 +18,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from cutaway.core.refuse import Refused
-from cutaway.models.families import FAMILIES
+from cutaway.models.anatomy.families import FAMILIES
 from cutaway.models.model import Model
 from cutaway.models.self_check import Outcome, disabled_sites, self_check
 

@@ -7,7 +7,7 @@ import torch
 
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
-from cutaway.models.backward import gradients
+from cutaway.models.access.backward import gradients
 from tests.models import common
 
 MIXTURES = ("mixtral", "qwen2_moe", "qwen3_moe")

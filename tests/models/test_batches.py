@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from cutaway.core.refuse import Refused
-from cutaway.models.edits import Add
-from cutaway.models.executor import sweep
-from cutaway.models.forward import PADDING
+from cutaway.models.access.forward import PADDING
+from cutaway.models.edits.library import Add
 from cutaway.models.generate import GENERATION
 from cutaway.models.model import Model
-from cutaway.models.plan import PREFIX, RESUME
 from cutaway.models.self_check import disabled_sites, self_check
+from cutaway.models.sweep.executor import sweep
+from cutaway.models.sweep.plan import PREFIX, RESUME
 from cutaway.models.tokens import batch
 from tests.models.common import LONG, SHORT, gap, noise
 from tests.models.test_unknown import build

@@ -9,10 +9,10 @@ from transformers import GptOssConfig, GptOssForCausalLM
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME
-from cutaway.models.edits import Ablate, Add, Edit, Freeze, Knockout, Project, Replace, Scale, as_edits
+from cutaway.models.anatomy.unembedding import unembedding
+from cutaway.models.edits.library import Ablate, Add, Edit, Freeze, Knockout, Project, Replace, Scale, as_edits
 from cutaway.models.model import Model
 from cutaway.models.tokens import batch
-from cutaway.models.unembedding import unembedding
 from tests.models.common import ALIBI, ALL, CAUSAL, IDS, KINDS, LONG, PADDED, SHORT, bare, gap, model, noise, sites
 
 

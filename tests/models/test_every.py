@@ -15,14 +15,14 @@ from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.lenses.readout import read_out
-from cutaway.models.edits import Ablate, Edit
-from cutaway.models.executor import sweep
-from cutaway.models.forward import PADDING
+from cutaway.models.access.forward import PADDING
+from cutaway.models.anatomy.residual import decompose, logit_contributions
+from cutaway.models.anatomy.unembedding import unembedding
+from cutaway.models.edits.library import Ablate, Edit
 from cutaway.models.generate import GENERATION, generated_ids
 from cutaway.models.model import Model
-from cutaway.models.residual import decompose, logit_contributions
+from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens, batch
-from cutaway.models.unembedding import unembedding
 from tests.meta.tree import ROOT
 from tests.models.common import gap
 from tests.models.every import KINDS, found, place

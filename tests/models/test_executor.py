@@ -13,11 +13,11 @@ from torch import Tensor
 
 from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
-from cutaway.models import plan as plans
-from cutaway.models import resume
-from cutaway.models.edits import Ablate, Add, Edit, Freeze, Knockout, Project, Replace, Scale
-from cutaway.models.executor import Part, streamed, sweep
+from cutaway.models.edits.library import Ablate, Add, Edit, Freeze, Knockout, Project, Replace, Scale
 from cutaway.models.model import Model
+from cutaway.models.sweep import partial_forward as resume
+from cutaway.models.sweep import plan as plans
+from cutaway.models.sweep.executor import Part, streamed, sweep
 from cutaway.models.tokens import Tokens, batch
 from tests.models.common import CAUSAL, PADDED, by_turns, gap, model, noise
 

@@ -10,10 +10,10 @@ import torch
 import cutaway as ca
 from cutaway.core.finite import finite, notice
 from cutaway.core.refuse import Refused
-from cutaway.models.edits import Ablate, Scale
-from cutaway.models.executor import sweep
+from cutaway.models.anatomy.residual import decompose
+from cutaway.models.edits.library import Ablate, Scale
 from cutaway.models.model import Model
-from cutaway.models.residual import decompose
+from cutaway.models.sweep.executor import sweep
 from tests.conformance.subjects import numbered_task, word_tokenizer
 from tests.models.common import IDS
 from tests.models.tiny import V, build

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cutaway.core.refuse import Refused
-from cutaway.models.edits import Ablate, Add, Freeze, Knockout, Project, Replace, Scale
+from cutaway.models.edits.library import Ablate, Add, Freeze, Knockout, Project, Replace, Scale
 from cutaway.models.generate import generated_ids
 from cutaway.models.model import Model
 from cutaway.models.tokens import batch

@@ -7,7 +7,7 @@ import torch
 
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME
-from cutaway.models.edits import Ablate, Add, Scale
+from cutaway.models.edits.library import Ablate, Add, Scale
 from cutaway.models.model import Model
 from tests.models.common import ALL, IDS, KINDS, PADDED, gap, metric, model, noise, sites
 from tests.models.tiny import build

@@ -8,10 +8,10 @@ import torch
 
 from cutaway.core import record
 from cutaway.core.refuse import Refused
-from cutaway.models.edits import Ablate, Add
-from cutaway.models.executor import sweep
-from cutaway.models.identity import anatomy, described
+from cutaway.models.edits.library import Ablate, Add
+from cutaway.models.loading.identity import anatomy, described
 from cutaway.models.model import Model
+from cutaway.models.sweep.executor import sweep
 from tests.models.common import IDS, model
 from tests.models.tiny import build
 

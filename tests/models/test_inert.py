@@ -8,10 +8,10 @@ import torch
 from transformers import AttentionInterface
 
 from cutaway.core.refuse import Refused
-from cutaway.models import attention, taps
-from cutaway.models.edits import Ablate, Add, Edit, Knockout, Scale
+from cutaway.models.access import attention, taps
+from cutaway.models.anatomy.residual import decompose
+from cutaway.models.edits.library import Ablate, Add, Edit, Knockout, Scale
 from cutaway.models.model import Model
-from cutaway.models.residual import decompose
 from cutaway.models.self_check import self_check
 from tests.models.common import IDS, PADDED, bare, gap, metric, model, noise, sites
 from tests.models.tiny import build

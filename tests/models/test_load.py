@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cutaway.core.refuse import Refused
-from cutaway.models.load import load
+from cutaway.models.loading.load import load
 from tests.models.common import IDS, bare, model
 from tests.models.words import byte_level
 

@@ -14,13 +14,14 @@ from cutaway.core.address import parse
 from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME
-from cutaway.models import attention, scan
-from cutaway.models.edits import Ablate, Add, Freeze, Replace, Scale
-from cutaway.models.executor import sweep
+from cutaway.models.access import attention
+from cutaway.models.access import state_space as scan
+from cutaway.models.anatomy.residual import decompose, logit_contributions
+from cutaway.models.edits.library import Ablate, Add, Freeze, Replace, Scale
 from cutaway.models.generate import generated_ids
 from cutaway.models.model import Model
-from cutaway.models.residual import decompose, logit_contributions
 from cutaway.models.self_check import disabled_sites, self_check
+from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import batch
 from tests.models.common import IDS, LONG, PADDED, SHORT, bare, gap, noise, sites
 from tests.models.common import metric as smooth

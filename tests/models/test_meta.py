@@ -12,9 +12,9 @@ import transformers as tf
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
-from cutaway.models.load import load
+from cutaway.models.access.ports import port
+from cutaway.models.loading.load import load
 from cutaway.models.model import Model
-from cutaway.models.ports import port
 from tests.models.common import model, sites
 from tests.models.tiny import CONFIGS
 

@@ -17,9 +17,9 @@ import transformers as tf
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
-from cutaway.models.edits import Ablate, Edit, Replace, Scale
-from cutaway.models.executor import sweep
+from cutaway.models.edits.library import Ablate, Edit, Replace, Scale
 from cutaway.models.model import Model
+from cutaway.models.sweep.executor import sweep
 from tests.models.tiny import build
 
 IDS = torch.arange(5, 12)[None]
@@ -85,7 +85,7 @@ def test_a_folder_is_spread_over_devices(tmp_path, monkeypatch):
     assert given == [where]
     plain = ca.load(str(tmp_path), check=False)
     torch.testing.assert_close(placed.run(IDS), plain.run(IDS))
-    monkeypatch.setattr(importlib.import_module("cutaway.models.load"), "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.import_module("cutaway.models.loading.load"), "find_spec", lambda name: None)
     with pytest.raises(Refused, match="pip install accelerate"):
         ca.load(str(tmp_path), device="auto")
     with pytest.raises(Refused, match="there is one process"):

@@ -9,10 +9,13 @@ import sys
 import pytest
 import torch
 
-from cutaway.models import attention, forward, norms, plan, ports, resume, unembedding, weights
-from cutaway.models.identities import CHECKS
+from cutaway.models.access import attention, forward, ports
+from cutaway.models.anatomy import norms, unembedding, weights
+from cutaway.models.checks.identities import CHECKS
 from cutaway.models.model import Model
 from cutaway.models.self_check import disabled_sites, self_check
+from cutaway.models.sweep import partial_forward as resume
+from cutaway.models.sweep import plan
 from tests.models.tiny import build
 
 

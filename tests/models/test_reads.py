@@ -7,8 +7,8 @@ import torch
 
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
+from cutaway.models.access.ports import port
 from cutaway.models.model import Model
-from cutaway.models.ports import port
 from cutaway.models.tokens import batch
 from tests.models.common import ALL, CAUSAL, FORMED, IDS, KINDS, LONG, PADDED, SHORT, bare, by_turns, gap, model, sites
 from tests.models.tiny import build

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cutaway.core.refuse import Refused
-from cutaway.models.edits import Ablate
-from cutaway.models.residual import decompose, logit_contributions, logit_shares
+from cutaway.models.anatomy.residual import decompose, logit_contributions, logit_shares
+from cutaway.models.edits.library import Ablate
 from cutaway.models.tokens import batch
 from tests.models.common import CAUSAL, IDS, LONG, PADDED, SHORT, gap, model, uncapped
 

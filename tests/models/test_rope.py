@@ -10,10 +10,10 @@ import transformers as tf
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
-from cutaway.models import rope
-from cutaway.models.edits import Ablate, Edit, Freeze
-from cutaway.models.executor import sweep
+from cutaway.models.anatomy import rope
+from cutaway.models.edits.library import Ablate, Edit, Freeze
 from cutaway.models.model import Model
+from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import batch
 from cutaway.tasks.pair import Pair
 from cutaway.tasks.task import Task

@@ -9,7 +9,7 @@ import torch
 
 from cutaway.core.record import versions
 from cutaway.core.refuse import Refused
-from cutaway.models import ports
+from cutaway.models.access import ports
 from cutaway.models.model import Model
 from cutaway.models.self_check import checked, disabled_sites, self_check
 from tests.meta.tree import ROOT

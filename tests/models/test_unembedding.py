@@ -12,10 +12,10 @@ import transformers as tf
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
-from cutaway.models.edits import Ablate, Scale
-from cutaway.models.executor import sweep
+from cutaway.models.anatomy.unembedding import unembedding
+from cutaway.models.edits.library import Ablate, Scale
 from cutaway.models.model import Model
-from cutaway.models.unembedding import unembedding
+from cutaway.models.sweep.executor import sweep
 from tests.conformance.subjects import numbered_task, word_tokenizer
 from tests.models.common import IDS, gap
 from tests.models.tiny import LAYERS, D, H, V, build

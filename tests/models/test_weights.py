@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cutaway.core.refuse import Refused
-from cutaway.models.unembedding import unembedding
+from cutaway.models.anatomy.unembedding import unembedding
 from tests.models.common import ALIBI, ALL, CAUSAL, IDS, gap, model, noise, sites, uncapped
 
 NO_ROPE = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "bert", *ALIBI)

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from cutaway.core.refuse import Refused
-from cutaway.models.edits import Ablate
-from cutaway.models.executor import sweep
-from cutaway.models.linear import affine, bias, matrix
-from cutaway.models.load import load
+from cutaway.models.anatomy.linear import affine, bias, matrix
+from cutaway.models.anatomy.residual import decompose, logit_contributions
+from cutaway.models.edits.library import Ablate
+from cutaway.models.loading.load import load
 from cutaway.models.model import Model
-from cutaway.models.residual import decompose, logit_contributions
 from cutaway.models.self_check import checked, disabled_sites, self_check
+from cutaway.models.sweep.executor import sweep
 from tests.models.common import IDS, gap, noise
 from tests.models.tiny import build
 

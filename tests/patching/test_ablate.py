@@ -7,11 +7,11 @@ import torch
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
-from cutaway.models.edits import Replace
+from cutaway.interventions.ablation_values import derangements, ordinary
+from cutaway.interventions.optimal_ablation import optimal_constants
+from cutaway.models.edits.library import Replace
 from cutaway.models.tokens import batch
 from cutaway.patching import HeadAblation, LayerAblation, NeuronAblation, PositionAblation, ablate, activation
-from cutaway.patching.baseline import derangements, ordinary
-from cutaway.patching.optimal import optimal_constants
 from cutaway.tasks.task import Task
 from tests.conformance.subjects import llama_task, miniworld, random_llama, told, uneven_task
 

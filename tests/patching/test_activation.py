@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import cutaway as ca
 from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
-from cutaway.models.edits import Replace
+from cutaway.models.edits.library import Replace
 from cutaway.patching import (
     HeadPositionEffects,
     NeuronEffects,

@@ -12,6 +12,8 @@ from scipy import stats
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
+from cutaway.interventions import first_order as linear
+from cutaway.interventions.audit import Sample, agreement, drawn
 from cutaway.patching import (
     HeadEffects,
     HeadPositionEffects,
@@ -20,10 +22,8 @@ from cutaway.patching import (
     activation,
     attribution,
     attribution_star,
-    linear,
     relevance,
 )
-from cutaway.patching.audit import Sample, agreement, drawn
 from tests.conformance import subjects
 from tests.patching.made import alike, straight
 

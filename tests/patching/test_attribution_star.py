@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import cutaway as ca
-from cutaway.models.edits import Replace
+from cutaway.models.edits.library import Replace
 from cutaway.patching import (
     HeadPositionScores,
     HeadScores,

@@ -12,10 +12,10 @@ import torch
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
+from cutaway.interventions.grid import window_of
 from cutaway.models.model import Model
 from cutaway.patching import activation, causal_trace
 from cutaway.patching.causal_trace import SIGMAS, agreement
-from cutaway.patching.cells import window_of
 from cutaway.tasks.task import Task
 from tests.conformance.subjects import NAMES, llama_task, miniworld, random_llama, told, uneven_task
 

@@ -8,7 +8,7 @@ import transformers as tf
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
-from cutaway.models.edits import Replace
+from cutaway.models.edits.library import Replace
 from cutaway.patching import CrossPositions, cross_model
 from cutaway.patching.cross_model import _shuffled
 from tests.conformance.subjects import config, llama_task, miniworld, random_llama, tokenizer, uneven_task

@@ -10,9 +10,9 @@ import torch
 import cutaway as ca
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
-from cutaway.models.edits import Replace
+from cutaway.interventions.components import LAYERS, all_components, random_sets
+from cutaway.models.edits.library import Replace
 from cutaway.patching import ablate, activation, group, interactions
-from cutaway.patching.places import LAYERS, all_components, random_sets
 from cutaway.tasks.pair import Truth
 from tests.conformance import subjects
 from tests.patching.test_activation import BOTH, Site, ids_of
@@ -69,7 +69,7 @@ def test_joint_effect_and_interaction_by_hand(direction):
 def test_random_sets_are_other_heads_and_as_many(monkeypatch):
     import importlib
 
-    module, seen = importlib.import_module("cutaway.patching.baseline"), []
+    module, seen = importlib.import_module("cutaway.interventions.ablation_values"), []
     sweep = module.sweep
 
     def watched(model, tokens, variants, *rest, **more):

@@ -7,7 +7,7 @@ import torch
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
-from cutaway.models.edits import Replace
+from cutaway.models.edits.library import Replace
 from cutaway.patching import group, interactions
 from tests.conformance.subjects import llama_task, miniworld, random_llama, uneven_task
 

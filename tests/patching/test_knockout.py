@@ -12,8 +12,8 @@ import torch
 import cutaway as ca
 from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
+from cutaway.interventions.grid import window_of
 from cutaway.patching import knockout
-from cutaway.patching.cells import window_of
 from cutaway.patching.knockout import SOURCES, _random, _unread, extraction, source_groups
 from cutaway.tasks.task import Task
 from tests.conformance.subjects import llama_task, miniworld, random_llama, told, uneven_task

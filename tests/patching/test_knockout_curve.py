@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import cutaway as ca
-from cutaway.models.edits import Replace
+from cutaway.interventions.components import LAYERS, all_components
+from cutaway.models.edits.library import Replace
 from cutaway.patching import ablate, knockout_curve
 from cutaway.patching.knockout_curve import _random
-from cutaway.patching.places import LAYERS, all_components
 from tests.conformance.subjects import llama_task, miniworld, random_llama
 
 

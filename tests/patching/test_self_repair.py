@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cutaway as ca
-from cutaway.models.edits import Ablate, Freeze
+from cutaway.models.edits.library import Ablate, Freeze
 from cutaway.models.model import Model
 from cutaway.patching import ablate, self_repair
 from tests.conformance.subjects import llama_task, random_llama, uneven_task

@@ -11,10 +11,10 @@ from torch.nn import functional
 from transformers.models.mamba import modeling_mamba
 
 from cutaway.core.refuse import Refused
+from cutaway.interventions.grid import window_of
 from cutaway.models.model import Model
 from cutaway.patching import ablate, activation, attribution, causal_trace, knockout_curve, self_repair
 from cutaway.patching.causal_trace import SIGMAS
-from cutaway.patching.cells import window_of
 from cutaway.tasks.pair import Pair
 from cutaway.tasks.task import Task
 from tests.conformance.subjects import numbered, numbered_task, word_tokenizer

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import cutaway as ca
-from cutaway.models.edits import Replace
+from cutaway.models.edits.library import Replace
 from cutaway.patching import HeadEffects, HeadPositionEffects, activation, group, knockout_curve
 from cutaway.tasks.metrics import METRICS
 from cutaway.tasks.task import Task

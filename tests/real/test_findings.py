@@ -12,10 +12,10 @@ from torch import Tensor
 
 import cutaway as ca
 from cutaway.core.address import Address
+from cutaway.interventions.components import random_sets
+from cutaway.interventions.effects import HeadEffects
 from cutaway.models import Ablate
-from cutaway.models.executor import sweep
-from cutaway.patching.effects import HeadEffects
-from cutaway.patching.places import random_sets
+from cutaway.models.sweep.executor import sweep
 from cutaway.tasks import Task
 from tests.real import sets
 from tests.real.written import mean, measure, share

@@ -10,7 +10,7 @@ import torch
 
 import cutaway as ca
 from cutaway.models import Ablate, Add, Knockout, Replace, Scale
-from cutaway.models.executor import sweep
+from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens
 from cutaway.tasks import Task
 from tests.real import plain, sets

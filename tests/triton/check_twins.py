@@ -11,8 +11,9 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torch
 
-from cutaway.dictionaries import kernels, twins
-from cutaway.dictionaries.kernels import Pairs
+from cutaway.dictionaries.kernels import triton_kernels as twins
+from cutaway.dictionaries.kernels.sparse import Pairs
+from cutaway.dictionaries.kernels.sparse import sparse as kernels
 
 
 def main() -> int:

@@ -135,7 +135,7 @@ def test_of_too_many_panels_those_with_the_largest_values_are_shown():
 
 
 def test_entries_with_units_of_their_own_have_a_panel_a_unit():
-    from cutaway.dictionaries.judge.scores import Score, collect
+    from cutaway.dictionaries.evaluation.scores import Score, collect
 
     result = collect([Score("l0", 20.0, unit="latents"), Score("loss", 0.1, unit="nats"), Score("dead", 0.5)], {})
     found = pictures(result)

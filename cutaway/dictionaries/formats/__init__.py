@@ -14,9 +14,9 @@ from typing import Any
 
 from cutaway.core.refuse import Refused, nearest
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.formats.located import located, pinned
-from cutaway.dictionaries.formats.source import Source
-from cutaway.dictionaries.made import loaded
+from cutaway.dictionaries.formats.shared.located import located, pinned
+from cutaway.dictionaries.formats.shared.source import Source
+from cutaway.dictionaries.provenance import loaded
 
 FORMATS = (
     "house", "saelens", "saelens_old", "gemma_scope", "gemma_scope_2", "openai", "sparsify", "dictionary_learning",

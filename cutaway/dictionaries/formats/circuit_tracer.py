@@ -20,11 +20,11 @@ from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME
 from cutaway.dictionaries.dictionary import Block, Dictionary
-from cutaway.dictionaries.formats.simple import Simple, before_weight, unheld
-from cutaway.dictionaries.formats.source import Source, asked, asked_all, taken, write_config, write_plain
-from cutaway.dictionaries.forms import jumping, subtracting, together
+from cutaway.dictionaries.formats.shared.simple import Simple, before_weight, unheld
+from cutaway.dictionaries.formats.shared.source import Source, asked, asked_all, taken, write_config, write_plain
 from cutaway.dictionaries.gates import AnyGate, JumpRelu, Relu, TopK
-from cutaway.models.names import hook_in_layer, hook_of_site, site_of_hook
+from cutaway.dictionaries.transforms import jumping, subtracting, together
+from cutaway.models.anatomy.foreign_names import hook_in_layer, hook_of_site, site_of_hook
 
 NAME = "circuit_tracer"
 CONFIG = "config.yaml"

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.formats.pt import write_pt
-from cutaway.dictionaries.formats.simple import Simple, simple, unheld
-from cutaway.dictionaries.formats.source import PT, Source, taken, write_config
+from cutaway.dictionaries.formats.shared.pt import write_pt
+from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
+from cutaway.dictionaries.formats.shared.source import PT, Source, taken, write_config
 from cutaway.dictionaries.gates import Relu
-from cutaway.models.names import hook_of_site, site_of_hook
+from cutaway.models.anatomy.foreign_names import hook_of_site, site_of_hook
 
 NAME = "connor_rob"
 _KEYS = ["W_enc", "W_dec", "b_enc", "b_dec"]

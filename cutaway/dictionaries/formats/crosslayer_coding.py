@@ -22,10 +22,10 @@ from torch import Tensor
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Block, Dictionary
-from cutaway.dictionaries.formats.simple import unheld
-from cutaway.dictionaries.formats.source import PT, Source, asked, taken, write_config, write_plain
-from cutaway.dictionaries.forms import jumping, subtracting
+from cutaway.dictionaries.formats.shared.simple import unheld
+from cutaway.dictionaries.formats.shared.source import PT, Source, asked, taken, write_config, write_plain
 from cutaway.dictionaries.gates import JumpRelu, Relu
+from cutaway.dictionaries.transforms import jumping, subtracting
 
 NAME = "crosslayer_coding"
 CONFIG, WEIGHTS = "cfg.json", "model.safetensors"

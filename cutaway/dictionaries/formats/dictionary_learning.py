@@ -24,11 +24,11 @@ from torch import Tensor
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.formats.pt import write_pt
-from cutaway.dictionaries.formats.simple import Simple, simple, unheld
-from cutaway.dictionaries.formats.source import PT, Source, asked, write_config
-from cutaway.dictionaries.forms import jumping
+from cutaway.dictionaries.formats.shared.pt import write_pt
+from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
+from cutaway.dictionaries.formats.shared.source import PT, Source, asked, write_config
 from cutaway.dictionaries.gates import BatchTopK, Gated, JumpRelu, Relu, TopK
+from cutaway.dictionaries.transforms import jumping
 
 NAME = "dictionary_learning"
 CONFIG = "config.json"

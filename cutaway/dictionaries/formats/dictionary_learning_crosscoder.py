@@ -21,11 +21,11 @@ from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Block, Dictionary
-from cutaway.dictionaries.formats.pt import write_pt
-from cutaway.dictionaries.formats.simple import unheld
-from cutaway.dictionaries.formats.source import PT, Source, asked, taken, write_config
-from cutaway.dictionaries.forms import subtracting
+from cutaway.dictionaries.formats.shared.pt import write_pt
+from cutaway.dictionaries.formats.shared.simple import unheld
+from cutaway.dictionaries.formats.shared.source import PT, Source, asked, taken, write_config
 from cutaway.dictionaries.gates import AnyGate, BatchTopK, JumpRelu, Relu
+from cutaway.dictionaries.transforms import subtracting
 
 NAME = "dictionary_learning_crosscoder"
 CONFIG = "config.json"

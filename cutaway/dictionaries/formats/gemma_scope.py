@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.formats.simple import Simple, before_weight, simple, unheld
-from cutaway.dictionaries.formats.source import Source, asked, layer_in, taken, write_npz
-from cutaway.dictionaries.forms import jumping
+from cutaway.dictionaries.formats.shared.simple import Simple, before_weight, simple, unheld
+from cutaway.dictionaries.formats.shared.source import Source, asked, layer_in, taken, write_npz
 from cutaway.dictionaries.gates import JumpRelu
+from cutaway.dictionaries.transforms import jumping
 
 NAME = "gemma_scope"
 _SITES = {"res": "resid_post", "mlp": "mlp_out", "att": "z"}

@@ -17,10 +17,10 @@ from torch import Tensor
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Block, Dictionary
-from cutaway.dictionaries.formats.simple import Simple, simple, unheld
-from cutaway.dictionaries.formats.source import Source, asked, layer_in, taken, write_config, write_plain
-from cutaway.dictionaries.forms import jumping
+from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
+from cutaway.dictionaries.formats.shared.source import Source, asked, layer_in, taken, write_config, write_plain
 from cutaway.dictionaries.gates import JumpRelu
+from cutaway.dictionaries.transforms import jumping
 
 NAME = "gemma_scope_2"
 _NEEDED = ("w_enc", "w_dec", "b_enc", "b_dec", "threshold")

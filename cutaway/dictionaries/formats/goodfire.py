@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.formats.pt import write_pt
-from cutaway.dictionaries.formats.simple import Simple, simple, unheld
-from cutaway.dictionaries.formats.source import PT, Source, asked, layer_in, taken
+from cutaway.dictionaries.formats.shared.pt import write_pt
+from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
+from cutaway.dictionaries.formats.shared.source import PT, Source, asked, layer_in, taken
 from cutaway.dictionaries.gates import Relu
 
 NAME = "goodfire"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.formats.source import Source
+from cutaway.dictionaries.formats.shared.source import Source
 from cutaway.dictionaries.store import KIND, open_dictionary, save
 
 NAME = "house"

@@ -16,12 +16,12 @@ import torch
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.formats.simple import Simple, simple, unheld
-from cutaway.dictionaries.formats.source import Source, asked, taken, write_config, write_plain
-from cutaway.dictionaries.forms import jumping
+from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
+from cutaway.dictionaries.formats.shared.source import Source, asked, taken, write_config, write_plain
 from cutaway.dictionaries.gates import JumpRelu, Relu, TopK
 from cutaway.dictionaries.norms import Scale
-from cutaway.models.names import SITE_IN, SITE_OUT, hook_of_site, site_of_hook
+from cutaway.dictionaries.transforms import jumping
+from cutaway.models.anatomy.foreign_names import SITE_IN, SITE_OUT, hook_of_site, site_of_hook
 
 NAME = "llama_scope"
 CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"

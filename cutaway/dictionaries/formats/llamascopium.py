@@ -23,12 +23,20 @@ from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Block, Dictionary
-from cutaway.dictionaries.formats.simple import Simple, simple, unheld
-from cutaway.dictionaries.formats.source import Source, asked, taken, write_config, write_plain
-from cutaway.dictionaries.forms import jumping, subtracting
+from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
+from cutaway.dictionaries.formats.shared.source import Source, asked, taken, write_config, write_plain
 from cutaway.dictionaries.gates import AnyGate, BatchTopK, JumpRelu, Relu, TopK, numbers_of, tensors_of
 from cutaway.dictionaries.norms import Norm, Scale, TokenNorm
-from cutaway.models.names import SITE_IN, SITE_OUT, SITES_BOTH, SITES_IN, SITES_OUT, hook_of_site, site_of_hook
+from cutaway.dictionaries.transforms import jumping, subtracting
+from cutaway.models.anatomy.foreign_names import (
+    SITE_IN,
+    SITE_OUT,
+    SITES_BOTH,
+    SITES_IN,
+    SITES_OUT,
+    hook_of_site,
+    site_of_hook,
+)
 
 NAME = "llamascopium"
 CONFIG, WEIGHTS = "config.json", "sae_weights.safetensors"

@@ -13,9 +13,9 @@ import torch
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.formats.pt import write_pt
-from cutaway.dictionaries.formats.simple import Simple, simple, unheld
-from cutaway.dictionaries.formats.source import PT, Source, asked, layer_in, taken
+from cutaway.dictionaries.formats.shared.pt import write_pt
+from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
+from cutaway.dictionaries.formats.shared.source import PT, Source, asked, layer_in, taken
 from cutaway.dictionaries.gates import Relu, TopK
 from cutaway.dictionaries.norms import TokenLayerNorm
 

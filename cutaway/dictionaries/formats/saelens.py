@@ -17,9 +17,8 @@ from cutaway.core.address import Address, parse
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.about import trained_bos
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.formats.simple import Simple, before_weight, simple, unheld
-from cutaway.dictionaries.formats.source import Source, asked, taken, write_config, write_plain
-from cutaway.dictionaries.forms import jumping
+from cutaway.dictionaries.formats.shared.simple import Simple, before_weight, simple, unheld
+from cutaway.dictionaries.formats.shared.source import Source, asked, taken, write_config, write_plain
 from cutaway.dictionaries.gates import (
     AbsTopK,
     AnyGate,
@@ -31,7 +30,8 @@ from cutaway.dictionaries.gates import (
     TopK,
 )
 from cutaway.dictionaries.norms import Norm, Scale, TokenLayerNorm, TokenMean, TokenNorm, Whitening
-from cutaway.models.names import FLATTENED_HEADS, hook_of_site, site_of_hook
+from cutaway.dictionaries.transforms import jumping
+from cutaway.models.anatomy.foreign_names import FLATTENED_HEADS, hook_of_site, site_of_hook
 
 NAME = "saelens"
 CONFIG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"

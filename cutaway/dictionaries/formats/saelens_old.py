@@ -13,8 +13,8 @@ from torch import Tensor
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats import saelens
-from cutaway.dictionaries.formats.source import Source, asked, write_config, write_plain
-from cutaway.models.names import OLDER_KEYS
+from cutaway.dictionaries.formats.shared.source import Source, asked, write_config, write_plain
+from cutaway.models.anatomy.foreign_names import OLDER_KEYS
 
 NAME = "saelens_old"
 CONFIG, WEIGHTS = saelens.CONFIG, saelens.WEIGHTS

@@ -12,10 +12,10 @@ from pathlib import Path
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.formats.simple import Simple, simple, unheld
-from cutaway.dictionaries.formats.source import Source, asked, taken, write_config, write_plain
+from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
+from cutaway.dictionaries.formats.shared.source import Source, asked, taken, write_config, write_plain
 from cutaway.dictionaries.gates import GroupMax, TopK
-from cutaway.models.names import site_of_module
+from cutaway.models.anatomy.foreign_names import site_of_module
 
 NAME = "sparsify"
 CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from cutaway import dictionaries
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries import formats
-from cutaway.models import names
+from cutaway.models.anatomy import foreign_names as names
 from tests.dictionaries.common import dictionary
 from tests.dictionaries.formats.common import D, F, acts, draw
 from tests.meta.tree import ROOT

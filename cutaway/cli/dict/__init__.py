@@ -1,0 +1,1 @@
+"""`cutaway dict`: dictionaries trained, judged, converted and shown."""

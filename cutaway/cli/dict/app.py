@@ -1,0 +1,206 @@
+"""`cutaway dict`: dictionaries trained on a model's activations."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from cyclopts import App, Group, Parameter
+
+from cutaway.cli.dict.cards import Bar, show_cards
+from cutaway.cli.dict.recipes import Asked, names, recipes
+from cutaway.cli.dict.source import From, Origin, opened
+from cutaway.cli.repeat import repeated
+from cutaway.cli.shell import Reply, command_line
+from cutaway.cli.stdio import tell
+from cutaway.core.refuse import Refused
+
+if TYPE_CHECKING:
+    from cutaway.dictionaries.training import Plan, Trained
+    from cutaway.dictionaries.training.objectives import Term
+    from cutaway.models.model import Model
+
+app = App(name="dict")
+app.command("cutaway.cli.dict.evaluate:evaluate", name="eval")
+app.command("cutaway.cli.dict.files:convert", name="convert")
+
+RUN, NOTHING, USUAL = Group("The run", sort_key=4), Asked(), From()
+
+
+@app.command
+def train(
+    *,
+    out: Annotated[Path, Parameter(help="folder of the run: checkpoint, log, card and dictionaries", group=RUN)],
+    what: Asked = NOTHING,
+    of: From = USUAL,
+    tokens: Annotated[int, Parameter(help="budget", group=RUN)] = 1_000_000,
+    batch: Annotated[int, Parameter(help="tokens a step", group=RUN)] = 2048,
+    select: Annotated[
+        Literal["auto", "float32", "bfloat16"], Parameter(help="in what candidates of top-k are found", group=RUN)
+    ] = "auto",
+    resume: Annotated[bool, Parameter(help="go on from the checkpoint in the folder, if any", group=RUN)] = True,
+    threads: Annotated[int, Parameter(help="processor threads", group=RUN)] = 2,
+    device: Annotated[str, Parameter(help="where the dictionary is trained, such as cuda:0", group=RUN)] = "cpu",
+    replicas: Annotated[
+        int, Parameter(help="under torchrun: parts of the tokens; in each, latents are sharded", group=RUN)
+    ] = 1,
+    wandb: Annotated[
+        str | None, Parameter(help="project at Weights & Biases that gets the log as well", group=RUN)
+    ] = None,
+) -> Reply:
+    """Train sparse dictionaries on activations, with live progress; an interrupted run goes on when repeated.
+
+    Flags that may be repeated (--latents, --k, --seed) make one dictionary for each combination, all on one stream.
+    """
+    given = dict(locals())
+    from cutaway.dictionaries import training as tr
+    from cutaway.models.sweep.processes import processes, rank
+
+    plan = _plan(tokens, batch, select)
+    origin = opened(of)
+    command = repeated("dict train", train, given | {"of": origin.pinned}, "resume")
+    made = recipes(what, origin.places, _spliced(what, origin))
+    sites = tuple(dict.fromkeys(s for r in made for s in (*r.reads, *r.writes)))
+    size = (sites, batch, tokens + plan.card_tokens)
+    stream = origin.whole(*size) if what.end_to_end else origin.stream(*size)
+    with _threads(threads):
+        with Bar("training") as bar, ExitStack() as stack, _resumable(out):
+            where = tr.mesh(replicas) if replicas > 1 or processes() > 1 else device
+            about = {"model": of.model, "recipes": [r.as_dict() for r in made], "plan": plan.as_dict()}
+            told = stack.enter_context(tr.wandb_log(wandb, about)) if wandb and rank() == 0 else None
+            done = tr.train(stream, made, plan, out=out, resume=resume, device=where, progress=bar.update, told=told)
+        if rank() > 0:  # the first process judges and writes
+            return Reply({}, lambda console: None)
+        return _finished([_here(t) for t in done], names(made), stream, plan, out, command)
+
+
+def _finished(done: list[Trained], called: list[str], stream: Any, plan: Plan, out: Path, command: str) -> Reply:
+    """Save the dictionaries, then judge them; a judgement that is refused loses nothing."""
+    from cutaway.core.files import write_json
+    from cutaway.dictionaries.store import save
+    from cutaway.dictionaries.training.cards import card
+
+    files = [str(save(t.dictionary, out / f"{n}.safetensors")) for n, t in zip(called, done, strict=True)]
+    try:
+        cards = card(done, stream, tokens=plan.card_tokens)
+    except Refused as error:
+        why = error
+        data = {"dictionaries": files, "cards": [], "not judged": why.as_dict(), "command": command}
+        return Reply(data, lambda console: _show_unjudged(console, files, why))
+    write_json(out / "card.json", cards)
+    beginning = getattr(stream, "beginning", None)  # whole contexts have none of their own
+    data = {"dictionaries": files, "cards": cards, "beginning": beginning, "command": command}
+
+    def show(console: Any) -> None:
+        show_cards(console, files, cards, beginning)
+        console.print(f"again: {command}", style="dim", markup=False, soft_wrap=True)
+
+    return Reply(data, show)
+
+
+def train_together(
+    model: Model, recipe: Any, out: Path, tokens: int, threads: int, resume: bool
+) -> tuple[list[Path], list[dict[str, Any]]]:
+    """Train every row of a zoo recipe on one stream of its world; one file a name, in half precision."""
+    import torch
+
+    from cutaway.core.files import write_json
+    from cutaway.dictionaries import training as tr
+    from cutaway.dictionaries.store import save
+    from cutaway.dictionaries.transforms import together
+    from cutaway.streams import LiveStream, Packing
+    from cutaway.zoo.miniworld.documents import WorldDocuments
+
+    own: dict[str, Any] = {"rate": recipe.RATE, "seed": recipe.SEED}
+    made = [
+        tr.autoencoder(r.reads, r.latents, tr.BatchTopK(r.k), **own) if r.reads == r.writes
+        else tr.transcoder(r.reads, r.writes, r.latents, tr.BatchTopK(r.k), **own)
+        for r in recipe.RECIPE
+    ]  # fmt: skip
+    sites = tuple(dict.fromkeys(s for r in recipe.RECIPE for s in (r.reads, r.writes)))
+    stream = LiveStream(model, WorldDocuments(model.world, recipe.SEED), sites, packing=Packing(context=recipe.CONTEXT),
+                        batch=recipe.BATCH, window=recipe.WINDOW)  # fmt: skip
+    with _threads(threads):
+        with Bar("training") as bar:
+            plan = tr.Plan(tokens=tokens, card_tokens=16384)
+            done = tr.train(stream, made, plan, out=out, resume=resume, progress=bar.update)
+        cards = tr.card(done, stream, tokens=plan.card_tokens)
+    files = []
+    for name, file in recipe.shipped().items():
+        parts = [t.dictionary for t, r in zip(done, recipe.RECIPE, strict=True) if r.file == name]
+        files.append(save(parts[0] if len(parts) == 1 else together(parts), out / file.name, torch.float16))
+    write_json(out / "dictionaries.json", {"cards": cards, "tokens": tokens})
+    return files, cards
+
+
+def _plan(tokens: int, batch: int, select: Literal["auto", "float32", "bfloat16"]) -> Plan:
+    from cutaway.dictionaries.training import Plan
+
+    if tokens < 1:
+        raise Refused(f"--tokens {tokens}", "there is nothing to train on", "give for example --tokens 1000000")
+    if batch > tokens:
+        why = f"a single step would train on {batch:,}"
+        raise Refused(f"--tokens {tokens} --batch {batch}", why, f"give --batch {max(1, tokens // 8)}, or more tokens")
+    return Plan(tokens=tokens, select=select, card_tokens=min(16384, max(1024, tokens // 4)))
+
+
+def _spliced(what: Asked, origin: Origin) -> tuple[Term, ...]:
+    """The end-to-end term that is asked for: a nat of divergence counts like the squared error of the whole."""
+    if what.end_to_end is None:
+        return ()
+    if what.recipe is not None or origin.shards is not None or origin.named:
+        raise Refused("--end-to-end", "one model must run, and flags say the rest", "leave out --recipe, --acts, names")
+    from cutaway.dictionaries.training import Divergence
+    from cutaway.dictionaries.training.objectives import Spliced
+
+    width = origin.model.shape.d_model
+    return (Spliced(Divergence(origin.model, what.end_to_end), weight=float(width)),)
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """Compute with n threads while open."""
+    import torch
+
+    if n < 1:
+        raise Refused(f"--threads {n}", "at least one is needed", "give --threads 2")
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _resumable(out: Path) -> Iterator[None]:
+    """Say how an interrupted run goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from cutaway.dictionaries.training.checkpoints import exists
+
+        if exists(out):
+            words = [w for w in command_line.get() if w != "--no-resume"]
+            tell(f"saved in {out}; go on with: {shlex.join(['cutaway', *words])}\n")
+        raise
+
+
+def _here(t: Trained) -> Trained:
+    """The same result with its dictionary on the processor."""
+    from dataclasses import replace
+
+    return replace(t, dictionary=t.dictionary.to("cpu"))
+
+
+def _show_unjudged(console: Any, files: list[str], error: Refused) -> None:
+    from rich.markup import escape
+
+    for file in files:
+        console.print(f"[bold]{escape(file)}[/]", soft_wrap=True)
+    console.print(f"[yellow]not judged: {escape(error.what)}: {escape(error.why)}; {escape(error.instead)}[/]")
+    judge = shlex.join(["cutaway", "dict", "eval", files[0], "--text", "OTHER"])
+    console.print(f"the dictionary is saved: {escape(judge)}", soft_wrap=True)

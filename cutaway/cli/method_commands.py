@@ -1,0 +1,102 @@
+"""One command group a room and one command a method, all derived from the method table."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+import cutaway
+from cutaway.cli.output import OUT_HELP, RESULT, check_out, save
+from cutaway.cli.shell import Reply, as_data, working
+from cutaway.cli.subjects import FLAGS, load_subjects
+from cutaway.core.method import Method, Option
+from cutaway.core.result import Result
+
+#: methods that have a command of their own beside the one in their room
+SHORT = {"patch": "patching.activation", "trace": "patching.causal_trace"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in SHORT:
+        return command(cutaway.methods()[SHORT[name]])
+    if name not in cutaway.METHOD_ROOMS:
+        raise AttributeError(name)
+    app = App(name=name, group_commands="Methods")
+    for row in cutaway.methods().values():
+        if row.room == name:
+            function = row.name.split(".")[1]
+            app.command(
+                command(row), name=function, alias=kebab if (kebab := function.replace("_", "-")) != function else None
+            )
+    return app
+
+
+def command(row: Method) -> Any:
+    """A method as a command: flags for its subjects, an option for each of its options, `--out` and `--resume`."""
+
+    def run(*, out: Path | None = None, resume: Path | None = None, **given: Any) -> Reply:
+        check_out(out)  # before the work, not after
+        with working(f"{row.name} …"):
+            subjects = load_subjects(row.subjects, given)
+            with kept(resume):
+                result = row.function(*subjects, **given)
+        return reply(result, out)
+
+    parameters = [f.parameter(s) for s in row.subjects for f in FLAGS[s]]
+    parameters += [_parameter(o) for o in row.options]
+    for name, hint in (("out", _OUT), ("resume", _RESUME)):
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    run.__doc__ = f"{row.answers} ({row.paper})\n\n{inspect.getdoc(row.function)}\n\nCost at most {row.cost}."
+    return run
+
+
+@contextmanager
+def kept(folder: Path | None) -> Iterator[None]:
+    """While open, sweeps are kept in the folder, if there is one."""
+    if folder is None:
+        yield
+        return
+    from cutaway.models.sweep.cache import resuming
+
+    with resuming(folder):
+        yield
+
+
+def reply(result: Result, out: Path | None = None, field: str | None = None) -> Reply:
+    """A result, or one field of it, as the answer of a command, saved if asked for."""
+    if out is not None:
+        save(result, out, field)
+
+    def show(console: Any) -> None:
+        from cutaway.cli.show import draw
+
+        draw(console, result, field)
+        if out is not None:
+            from rich.text import Text
+
+            line = Text(f"saved to {out}")
+            if out.suffix == RESULT:
+                line.append("; show it again with ").append(shlex.join(["cutaway", "open", str(out)]), "bold")
+            console.print(line, soft_wrap=True)
+
+    return Reply(as_data(result, field), show)
+
+
+def _parameter(option: Option) -> inspect.Parameter:
+    kind: Any = Literal[option.choices] if option.choices else option.type  # type: ignore[valid-type]
+    hint = Annotated[kind | None if option.optional else kind, Parameter(help=option.help)]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=hint)
+
+
+_RESUME = Annotated[
+    Path | None, Parameter(group="Output", help="folder that keeps what is done; the same command goes on from there")
+]
+_OUT = Annotated[Path | None, Parameter(group="Output", help=OUT_HELP)]

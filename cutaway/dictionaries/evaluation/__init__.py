@@ -1,0 +1,40 @@
+"""How good is a dictionary? Measures on held-out activations, each beside its interval, its null and its controls.
+
+evidence = judge.Evidence.gather(stream, 50_000)
+scores = judge.evaluate(dictionary, evidence)               # all that needs activations only
+loss = judge.loss_recovered(model, dictionary, prompts)     # and what the model can still do with it
+"""
+
+# The functions are imported here, so that they and not their modules are what `judge.NAME` means.
+from cutaway.dictionaries.evaluation.absorption import planted_absorption
+from cutaway.dictionaries.evaluation.controls import (
+    controls,
+    linear_map,
+    mlp_neurons,
+    neuron_sites,
+    neurons,
+    pca_dictionary,
+    random_dictionary,
+)
+from cutaway.dictionaries.evaluation.evaluate import evaluate, shuffled_model
+from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
+from cutaway.dictionaries.evaluation.features import Features, Passage, context, features
+from cutaway.dictionaries.evaluation.firing import Firing, firing, firing_scores
+from cutaway.dictionaries.evaluation.geometry import Geometry, decoder_rows, geometry, geometry_scores
+from cutaway.dictionaries.evaluation.letters import letter_absorption, letter_evidence
+from cutaway.dictionaries.evaluation.loss import loss_recovered
+from cutaway.dictionaries.evaluation.matching import mcc, mmcs, recovery, uniqueness
+from cutaway.dictionaries.evaluation.probing import Probing, probing
+from cutaway.dictionaries.evaluation.reconstruction import fvu, reconstruction
+from cutaway.dictionaries.evaluation.scores import Scores, joined, over_seeds
+from cutaway.dictionaries.evaluation.stability import Comparison, Splitting, Stability, compare, splitting, stability
+
+__all__ = [
+    "Comparison", "Evidence", "Features", "Firing", "Geometry", "Passage", "Probing", "Scores", "Seen", "Splitting",
+    "Stability",
+    "compare", "context", "controls", "decoder_rows", "evaluate", "features", "firing", "firing_scores", "fvu",
+    "geometry", "geometry_scores", "joined", "letter_absorption", "letter_evidence", "linear_map", "loss_recovered",
+    "mcc", "mlp_neurons", "mmcs", "neuron_sites", "neurons", "observe", "over_seeds", "pca_dictionary",
+    "planted_absorption", "probing", "random_dictionary", "reconstruction", "recovery", "shuffled_model", "splitting",
+    "stability", "uniqueness",
+]  # fmt: skip

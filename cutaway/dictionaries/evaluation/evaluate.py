@@ -1,0 +1,80 @@
+"""All that can be said of a dictionary on held-out activations, in one result.
+
+Reconstruction, firing and geometry; where the truth is known also recovery and planted absorption. Everything fitted
+for the controls is fitted on a first quarter of the evidence, everything judged on the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+
+import torch
+
+from cutaway.core.record import hash_text
+from cutaway.dictionaries.benchmarks.truth import Truth
+from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.evaluation.absorption import planted_absorption
+from cutaway.dictionaries.evaluation.controls import controls, random_dictionary
+from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
+from cutaway.dictionaries.evaluation.firing import firing_scores
+from cutaway.dictionaries.evaluation.geometry import geometry_scores
+from cutaway.dictionaries.evaluation.matching import recovery
+from cutaway.dictionaries.evaluation.reconstruction import reconstruction
+from cutaway.dictionaries.evaluation.scores import Scores, chance, joined
+from cutaway.models.model import Model
+
+
+@torch.no_grad()
+def evaluate(
+    dictionary: Dictionary, evidence: Evidence, *, truth: Truth | None = None, nulls: int = 2,
+    others: Mapping[str, tuple[Dictionary, Evidence]] | None = None, seed: int = 0,
+) -> Scores:  # fmt: skip
+    """Every score of a dictionary that needs activations only, beside random dictionaries and controls.
+
+    Args:
+        dictionary: what is judged.
+        evidence: held-out activations of the sites that it reads and writes.
+        truth: what the activations were made from, if the evidence has a true code.
+        nulls: how many random dictionaries.
+        others: further controls by name, each with its own evidence: the dictionary of a model with random weights.
+        seed: of random dictionaries.
+
+    Raises:
+        Refused: evidence of other sites, or too little of it.
+    """
+    fit, rest = evidence.parted()
+    seen = observe(dictionary, rest)
+    null = [observe(random_dictionary(dictionary, fit, seen.l0, seed=seed + i), rest) for i in range(nulls)]
+    own = {n: observe(d, rest) for n, d in controls(dictionary, fit, seen.l0).items()}
+    foreign = {n: observe(d, e) for n, (d, e) in (others or {}).items()}
+    parts = [
+        reconstruction(seen, null=null, control=own | _alike(foreign, seen)),
+        firing_scores(seen, null=null, control=own | foreign),
+        geometry_scores(dictionary, samples=max(nulls, 1), seed=seed),
+    ]
+    if truth is not None:
+        parts.append(recovery(seen, truth.directions, null=null, control=own, seed=seed))
+        if bool((truth.law.parent >= 0).any()):
+            parts.append(planted_absorption(seen, truth.directions, truth.law, null=null, seed=seed))
+    return joined(parts)
+
+
+def _alike(foreign: Mapping[str, Seen], seen: Seen) -> dict[str, Seen]:
+    """Those that write as many sites, so that their scores can stand in the same rows."""
+    return {n: s for n, s in foreign.items() if len(s.output) == len(seen.output)}
+
+
+def shuffled_model(model: Model, seed: int = 0) -> Model:
+    """A copy of a model that knows nothing: the values of every weight matrix are shuffled within it.
+
+    Norms and biases (one axis) stay. A dictionary trained on its activations is a control: what it also reaches is no
+    sign of what the model has learned (Heap et al. 2025, arXiv:2501.17727).
+    """
+    hf, g = deepcopy(model.hf), chance(seed)
+    with torch.no_grad():
+        for p in hf.parameters():
+            if p.ndim > 1:
+                order = torch.randperm(p.numel(), generator=g).to(p.device)
+                p.copy_(p.reshape(-1)[order].reshape(p.shape))
+    return Model(hf, model.tokenizer, f"{model.name} shuffled {hash_text(str(seed))[:4]}", model.world)

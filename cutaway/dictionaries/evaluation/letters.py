@@ -1,0 +1,141 @@
+"""Does a latent for “starts with S” fall silent on some words with S? The first-letter task, for any model and words.
+
+Chanin et al. 2024 (arXiv:2409.14507), as in SAEBench (arXiv:2503.09532): words are shown with others before them
+(“tartan has the first letter: T”), and activations are read at the last token of the word, before the model is asked.
+For every letter a logistic probe is fitted on some words; letters whose probe has F1 ≥ 0.6 on the others are judged, on
+the others that the probe gets right. See `absorption` for what is measured on them.
+
+A model that cannot spell gives no letters to judge and is refused: small models hardly can. Null: random dictionaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cutaway.core.refuse import Refused
+from cutaway.dictionaries.evaluation.absorption import Absorbed, absorbed, by_concept, own_latents, summary
+from cutaway.dictionaries.evaluation.evidence import Evidence, Seen
+from cutaway.dictionaries.evaluation.geometry import decoder_rows
+from cutaway.dictionaries.evaluation.probing import logistic
+from cutaway.dictionaries.evaluation.scores import Scores, chance, collect
+from cutaway.models.model import Model
+
+TEMPLATE = "{word} has the first letter:"
+LEAST_F1, LEAST_WORDS = 0.6, 10
+
+
+def letter_evidence(
+    model: Model, site: str, words: Sequence[str], *, template: str = TEMPLATE, examples: int = 4, batch: int = 32,
+    seed: int = 0,
+) -> tuple[Evidence, list[str]]:  # fmt: skip
+    """Activations at the last token of each word, shown after some examples; and the words, without repetitions.
+
+    Args:
+        model: the model that reads the words.
+        site: where activations are read.
+        words: words of letters a to z.
+        template: a line about a word, with `{word}` in it.
+        examples: lines about other words, with their answers, before the one in question.
+        batch: words a forward.
+        seed: of the choice of examples.
+
+    Raises:
+        Refused: fewer than 20 such words, a template without `{word}`, or a tokenizer that does not tell places.
+    """
+    kept = list(dict.fromkeys(w for w in words if w.isalpha() and w.isascii()))
+    if len(kept) < 20 or "{word}" not in template:
+        why = f"{len(kept)} words of letters a to z" if "{word}" in template else "the template has no {word}"
+        raise Refused(f"the first letters of {len(words)} words", why, "give some hundred words, and {word} once")
+    g = chance(seed)
+    shown = []
+    for i, word in enumerate(kept):
+        others = [kept[(i + 1 + int(k)) % len(kept)] for k in torch.randperm(len(kept) - 1, generator=g)[:examples]]
+        lines = [template.format(word=w) + " " + w[0].upper() + "\n" for w in others]
+        shown.append(("".join(lines), template.format(word=word)))
+    found = []
+    for first in range(0, len(kept), batch):
+        part = shown[first : first + batch]
+        tokens = model.tokens([before + line for before, line in part])
+        acts = model.capture(tokens, site, logits=False)[site]
+        for row, (before, line) in enumerate(part):
+            word = kept[first + row]
+            end = len(before) + line.index(word) + len(word)
+            column = int(tokens.column(0)[row]) + _token_before(tokens.offsets[row], end, word)
+            found.append(acts[row, column].flatten().float().cpu())
+    return Evidence({site: torch.stack(found)}), kept
+
+
+def letter_absorption(
+    seen: Seen, words: Sequence[str], *, null: Sequence[Seen] = (), train: float = 0.6, seed: int = 0
+) -> Scores:
+    """Absorption of first letters by a dictionary that was run on `letter_evidence`.
+
+    Args:
+        seen: the dictionary on the evidence.
+        words: the words of the evidence.
+        null: random dictionaries on the same evidence.
+        train: share of the words that probes and a letter's own latents are found on.
+        seed: of the split.
+
+    Raises:
+        Refused: another number of words, or no letter that the activations tell.
+    """
+    if len(words) != len(seen.evidence):
+        raise Refused(f"{len(words)} words", f"the evidence has {len(seen.evidence)}", "give those of letter_evidence")
+    order = torch.randperm(len(words), generator=chance(seed))
+    fit, test = order[: round(train * len(words))], order[round(train * len(words)) :]
+    probes = _probes(seen.evidence.of(seen.dictionary.writes[0]).cpu(), words, fit, test)
+    if not probes:
+        why = f"no letter has a probe of F1 ≥ {LEAST_F1} and {LEAST_WORDS} words on both sides"
+        raise Refused(f"the first letters of {len(words)} words", why, "use a model that can spell, or more words")
+    own = _judged(seen, words, probes, fit, seed)
+    random = [summary(list(_judged(s, words, probes, fit, seed).values()), "letter") for s in null]
+    rows = [s.against([r[i] for r in random], {}) for i, s in enumerate(summary(list(own.values()), "letter"))]
+    told = {n: {**v, "probe F1": probes[n][2]} for n, v in by_concept(own).items()}
+    record = {"letters": told, "words": len(words), "interval": "over letters",
+              "dictionary": seen.dictionary.fingerprint()}  # fmt: skip
+    return collect(rows, record)
+
+
+def _judged(seen: Seen, words: Sequence[str], probes: dict[str, Any], fit: Tensor, seed: int) -> dict[str, Absorbed]:
+    x, rows = seen.evidence.of(seen.dictionary.writes[0]).cpu(), decoder_rows(seen.dictionary).cpu()
+    code, out = seen.code, {}
+    for letter, (direction, right, _) in probes.items():
+        own = own_latents(code.rows(fit), _starts(words, letter)[fit], seed=seed)
+        out[letter] = absorbed(code.rows(right), rows, x[right], direction, own)
+    return out
+
+
+def _probes(x: Float[Tensor, "word d"], words: Sequence[str], fit: Tensor, test: Tensor) -> dict[str, Any]:
+    """For every letter that can be told: the probe's direction, the held-out words it gets right, its F1."""
+    from sklearn.metrics import f1_score
+
+    out = {}
+    for letter in sorted({w[0].lower() for w in words}):
+        y = _starts(words, letter)
+        if min(int(y[fit].sum()), int(y[test].sum())) < LEAST_WORDS or bool(y.all()):
+            continue
+        probe = logistic(x[fit], y[fit], 0.1)
+        said = torch.from_numpy(probe.predict(x[test].double().numpy()))
+        f1 = float(f1_score(y[test].numpy(), said.numpy()))
+        if f1 >= LEAST_F1:
+            weight = torch.from_numpy(probe[-1].coef_[0] / probe[0].scale_).float()
+            out[letter] = (weight, test[said & y[test]], f1)
+    return out
+
+
+def _starts(words: Sequence[str], letter: str) -> Bool[Tensor, "word"]:
+    return torch.tensor([w[0].lower() == letter for w in words])
+
+
+def _token_before(offsets: Sequence[Any], end: int, word: str) -> int:
+    """The token in which a word ends."""
+    for i, o in enumerate(offsets):
+        if o is not None and o[0] < end <= o[1]:
+            return i
+    raise Refused(f"the last token of {word!r}", "the tokenizer does not tell where it is", "use a fast tokenizer")

@@ -1,0 +1,163 @@
+"""Can a concept be read from few latents, and is that better than reading it without a dictionary?
+
+Sparse probing (Gurnee et al. 2023, arXiv:2305.01610; SAEBench, arXiv:2503.09532): activations of a text are averaged
+over its tokens; of the training texts, the k coordinates with the largest |mean of positives − mean of negatives| are
+chosen and a logistic probe is fitted on them; its accuracy is measured on other texts. The same is done with
+
+* the latents of the dictionary, and of random dictionaries with the same norms and L0,
+* the neurons (coordinates) of the site and its principal components,
+* a plain linear probe on all coordinates at once, whatever k is: what a dictionary would have to beat,
+* the more frequent class.
+
+Several concepts are averaged. Intervals: over held-out texts. Null: the same with shuffled training labels.
+Cost: one logistic regression a concept, method, k and null sample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cutaway.core.record import machine, versions
+from cutaway.core.refuse import Refused
+from cutaway.core.result import Result
+from cutaway.core.stats import BOUNDS, mean_interval, share_interval
+from cutaway.dictionaries.code import SparseCode
+from cutaway.dictionaries.evaluation.controls import principal
+from cutaway.dictionaries.evaluation.evidence import Seen
+from cutaway.dictionaries.evaluation.scores import chance
+
+KS = (1, 2, 5, 20)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probing(Result, kind="dictionary_probing"):
+    """Held-out accuracy of probes by what they read and how many coordinates of it; concepts averaged."""
+
+    accuracy: Float[Tensor, "method k"]
+    interval: Float[Tensor, "method k bound"]
+    null: Float[Tensor, "method k sample"]
+    each: Float[Tensor, "method k concept"]
+
+
+def probing(
+    seen: Seen, labels: Bool[Tensor, "text concept"], *, random: Sequence[Seen] = (), ks: Sequence[int] = KS,
+    train: float = 0.75, samples: int = 2, seed: int = 0,
+) -> Probing:  # fmt: skip
+    """Probe concepts from a dictionary's latents and from what else there is.
+
+    Args:
+        seen: a dictionary on evidence with `sequence`: one sequence a text.
+        labels: whether each text (in the order of the sequence numbers) shows each concept.
+        random: random dictionaries on the same evidence.
+        ks: how many coordinates a probe may read.
+        train: share of the texts that probes are fitted on.
+        samples: how often the training labels are shuffled for the null.
+        seed: of the split and the shuffles.
+
+    Raises:
+        Refused: the evidence has no texts or another number of them, or a concept is on one side of the split only.
+    """
+    groups = _texts(seen, labels)
+    g = chance(seed)
+    order = torch.randperm(len(labels), generator=g)
+    cut = round(train * len(labels))
+    fit, test = order[:cut], order[cut:]
+    _two_sided(labels, fit, test)
+    read = _readings(seen, random, groups, fit)
+    methods = [*read, "linear probe", "frequent class"]
+    hits = torch.zeros(len(methods), len(ks), labels.shape[1], len(test))
+    null = torch.zeros(len(methods), len(ks), labels.shape[1], samples)
+    for c, y in enumerate(labels.unbind(1)):
+        shuffled = [y[fit][torch.randperm(len(fit), generator=g)] for _ in range(samples)]
+        for m, name in enumerate(methods):
+            x = read.get(name, read["neurons"])
+            for i, k in enumerate(ks):
+                if i and name in ("linear probe", "frequent class"):
+                    hits[m, i, c], null[m, i, c] = hits[m, 0, c], null[m, 0, c]
+                    continue
+                hits[m, i, c] = _correct(name, x, y, y[fit], fit, test, k)
+                null[m, i, c] = torch.tensor([_correct(name, x, y, s, fit, test, k).mean() for s in shuffled])
+    by_text = hits.mean(2)
+    alone = labels.shape[1] == 1  # of one concept a text is right or wrong
+    rows = by_text.movedim(-1, 0)
+    spread = share_interval(rows) if alone else mean_interval(rows, within=(0.0, 1.0))
+    return Probing(
+        accuracy=by_text.mean(-1), interval=spread, null=null.mean(2),
+        each=hits.mean(-1), labels={"method": methods, "k": [str(k) for k in ks], "bound": BOUNDS},
+        units=dict.fromkeys(("accuracy", "interval", "null", "each"), "probability"),
+        record={"dictionary": seen.dictionary.fingerprint(), "texts": {"train": len(fit), "test": len(test)},
+                "interval": f"95 % over {len(test)} held-out texts", "null": "shuffled training labels",
+                "versions": versions(), "machine": machine()},
+    )  # fmt: skip
+
+
+def pooled(code: SparseCode, groups: Int[Tensor, "token"]) -> Float[Tensor, "text latent"]:
+    """The mean code of every text."""
+    n = int(groups.max()) + 1
+    count = torch.bincount(groups, minlength=n)[:, None]
+    cell = groups[code.tokens.cpu()] * code.n_latents + code.index.reshape(-1).cpu()
+    flat = torch.zeros(n * code.n_latents).index_add_(0, cell, code.value.reshape(-1).float().cpu())
+    return flat.reshape(n, -1) / count
+
+
+def choose(x: Float[Tensor, "text width"], y: Bool[Tensor, "text"], k: int) -> Int[Tensor, "k"]:
+    """The k coordinates whose means differ most between the classes."""
+    gap = (x[y].mean(0) - x[~y].mean(0)).abs()
+    return gap.topk(min(k, x.shape[1])).indices
+
+
+def logistic(x: Float[Tensor, "text width"], y: Bool[Tensor, "text"], strength: float = 1.0) -> Any:
+    """A logistic probe on coordinates scaled to unit spread; `strength` is the inverse of its L2 penalty."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500))
+    return probe.fit(x.double().numpy(), y.numpy())
+
+
+def _correct(
+    name: str, x: Tensor, y: Tensor, taught: Tensor, fit: Tensor, test: Tensor, k: int
+) -> Float[Tensor, "text"]:
+    """Which held-out texts a probe gets right that was fitted with the labels `taught`."""
+    if name == "frequent class" or taught.all() or not taught.any():
+        return (y[test] == (taught.float().mean() > 0.5)).float()
+    columns = torch.arange(x.shape[1]) if name == "linear probe" else choose(x[fit], taught, k)
+    probe = logistic(x[fit][:, columns], taught, 0.1 if name == "linear probe" else 1.0)
+    return (torch.from_numpy(probe.predict(x[test][:, columns].double().numpy())) == y[test]).float()
+
+
+def _texts(seen: Seen, labels: Tensor) -> Int[Tensor, "token"]:
+    if seen.evidence.sequence is None:
+        raise Refused(
+            "probing single tokens", "the evidence has no sequences", "give evidence with one sequence a text"
+        )
+    groups = seen.evidence.sequence.unique(return_inverse=True)[1].cpu()
+    if int(groups.max()) + 1 != len(labels):
+        raise Refused(f"labels of {len(labels)} texts", f"the evidence has {int(groups.max()) + 1}", "one row a text")
+    return groups
+
+
+def _readings(seen: Seen, random: Sequence[Seen], groups: Tensor, fit: Tensor) -> Mapping[str, Tensor]:
+    """What the probes may read of every text; principal components come from the training texts."""
+    site = seen.dictionary.reads[0]
+    x = seen.evidence.of(site).float().cpu()
+    n = int(groups.max()) + 1
+    mean = torch.zeros(n, x.shape[1]).index_add_(0, groups, x) / torch.bincount(groups, minlength=n)[:, None]
+    centre, rows = principal(mean[fit])
+    found = {"latents": pooled(seen.code, groups), "neurons": mean, "pca": (mean - centre) @ rows.T}
+    return found | {f"random {i}": pooled(r.code, groups) for i, r in enumerate(random)}
+
+
+def _two_sided(labels: Tensor, fit: Tensor, test: Tensor) -> None:
+    for part, name in ((fit, "training"), (test, "held-out")):
+        share = labels[part].float().mean(0)
+        if not len(part) or bool(((share == 0) | (share == 1)).any()):
+            raise Refused(f"probing {labels.shape[1]} concepts", f"among the {name} texts one is always or never there",
+                          "give more texts, or leave that concept out")  # fmt: skip

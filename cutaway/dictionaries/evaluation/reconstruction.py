@@ -1,0 +1,110 @@
+"""How well and how sparsely does a dictionary reconstruct?
+
+* L0: mean number of active latents a token, negative values counted as active.
+* FVU: Σ‖x − x̂‖² / Σ‖x − μ‖², one mean μ of all tokens, both sums over all tokens in float64; 1 − FVU is the explained
+  variance. Not the mean of ratios a token, and not the variance about zero.
+* norm ratio: mean of ‖x̂‖ / ‖x‖ (shrinkage below 1). relative bias: Σ‖x̂‖² / Σ x·x̂ (Rajamanoharan et al. 2024,
+  arXiv:2404.16014): what x̂ would have to be divided by. cosine: mean of cos(x, x̂).
+
+All are of the sites written, against their true values; special tokens are no evidence. Intervals: over groups of
+tokens or sequences.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from cutaway.core.stats import mean_interval, ratio_interval
+from cutaway.dictionaries.evaluation.evidence import Seen
+from cutaway.dictionaries.evaluation.scores import Score, Scores, collect
+
+_ANY, _POSITIVE = (-math.inf, math.inf), (0.0, math.inf)  # where a score can lie
+
+
+def reconstruction(seen: Seen, *, null: Sequence[Seen] = (), control: Mapping[str, Seen] | None = None) -> Scores:
+    """Sparsity and reconstruction of a dictionary, beside random dictionaries and controls.
+
+    Args:
+        seen: the dictionary on its evidence.
+        null: random dictionaries on evidence of the same tokens.
+        control: other dictionaries by name, each on its own evidence.
+    """
+    own = reconstruction_scores(seen)
+    random = [reconstruction_scores(s) for s in null]
+    others = {n: reconstruction_scores(s) for n, s in (control or {}).items()}
+    rows = [s.against([r[i] for r in random], {n: o[i] for n, o in others.items()}) for i, s in enumerate(own)]
+    record = {"tokens": len(seen.evidence), "interval": seen.evidence.how, "dictionary": seen.dictionary.fingerprint()}
+    return collect(rows, record)
+
+
+def reconstruction_scores(seen: Seen) -> list[Score]:
+    """The scores of this family, without controls; L0 first."""
+    groups = seen.evidence.groups
+    found = [mean_score("L0", seen.code.counts(), groups, "latents a token", _POSITIVE)]
+    for site, out in seen.output.items():
+        x, name = seen.evidence.of(site), "" if len(seen.output) == 1 else f" of {site}"
+        found += _of_site(x, out, groups, name)
+    return found
+
+
+def fvu(x: Float[Tensor, "token d"], reconstructed: Float[Tensor, "token d"]) -> float:
+    """Fraction of variance unexplained, about one mean, as a ratio of sums in float64."""
+    wide = x.double()
+    return float(((wide - reconstructed.double()) ** 2).sum() / ((wide - wide.mean(0)) ** 2).sum())
+
+
+def _of_site(x: Tensor, out: Tensor, groups: Int[Tensor, "token"], name: str) -> list[Score]:
+    mean = x.double().mean(0)
+    error, spread, size, product, ratio, cosine = [], [], [], [], [], []
+    for a, b in zip(x.split(4096), out.split(4096), strict=True):
+        a, b = a.double(), b.double()
+        error.append(((a - b) ** 2).sum(-1))
+        spread.append(((a - mean) ** 2).sum(-1))
+        size.append((b**2).sum(-1))
+        product.append((a * b).sum(-1))
+        lengths = a.norm(dim=-1), b.norm(dim=-1)
+        ratio.append(lengths[1] / lengths[0])
+        cosine.append(product[-1] / (lengths[0] * lengths[1]).clamp(min=1e-300))
+    sums = [torch.cat(c) for c in (error, spread, size, product)]
+    return [
+        ratio_score(f"FVU{name}", sums[0], sums[1], groups, within=_POSITIVE),
+        mean_score(f"norm ratio{name}", torch.cat(ratio), groups, within=_POSITIVE),
+        ratio_score(f"relative bias{name}", sums[2], sums[3], groups),
+        mean_score(f"cosine{name}", torch.cat(cosine), groups, within=(-1.0, 1.0)),
+    ]
+
+
+def by_group(values: Shaped[Tensor, "token"], groups: Int[Tensor, "token"]) -> Float[Tensor, "group"]:
+    """Sums of per-token values over each group, in float64; values that are not finite are left out."""
+    values = values.double().cpu().nan_to_num(0.0, 0.0, 0.0)
+    return torch.zeros(int(groups.max()) + 1, dtype=torch.double).index_add_(0, groups, values)
+
+
+def mean_score(
+    name: str, values: Shaped[Tensor, "token"], groups: Int[Tensor, "token"], unit: str = "",
+    within: tuple[float, float] = _ANY,
+) -> Score:  # fmt: skip
+    """The mean over tokens where the value is finite, its interval over groups."""
+    return ratio_score(name, values, torch.isfinite(values.double()), groups, unit, within)
+
+
+def ratio_score(
+    name: str, above: Shaped[Tensor, "token"], below: Shaped[Tensor, "token"], groups: Int[Tensor, "token"],
+    unit: str = "", within: tuple[float, float] = _ANY,
+) -> Score:  # fmt: skip
+    """A ratio of sums over tokens, its interval over groups."""
+    a, b = by_group(above, groups), by_group(below, groups)
+    value = float(a.sum() / b.sum()) if float(b.sum()) != 0 else float("nan")
+    low, high = ratio_interval(a, b, within=within).tolist()
+    return Score(name, value, (low, high), unit)
+
+
+def over_units(name: str, values: Float[Tensor, "unit"], unit: str = "", within: tuple[float, float] = _ANY) -> Score:
+    """The mean over units such as latents or features, with its interval."""
+    low, high = mean_interval(values, within=within).tolist()
+    return Score(name, float(values.double().mean()), (low, high), unit)

@@ -1,0 +1,1 @@
+"""Kernels: the sparse products and selections that dictionaries run on."""

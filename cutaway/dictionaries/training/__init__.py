@@ -1,0 +1,45 @@
+"""Training of dictionaries: recipes (what), plans (how long), and the run that follows them.
+
+from cutaway.dictionaries import training as train
+recipe = train.autoencoder("resid_post.3", 1024, train.TopK(16))
+trained = train.train(stream, recipe, train.Plan(tokens=2_000_000), out="runs/my_dictionary")
+"""
+
+from cutaway.dictionaries.training.adam import AdamSettings
+from cutaway.dictionaries.training.cards import card
+from cutaway.dictionaries.training.endtoend import Divergence, Whole
+from cutaway.dictionaries.training.feed import Held, Source
+from cutaway.dictionaries.training.gating import (
+    AbsTopK,
+    BatchTopK,
+    Gated,
+    Gating,
+    GroupMax,
+    JumpRelu,
+    MatchingPursuit,
+    Relu,
+    TopK,
+)
+from cutaway.dictionaries.training.learner import Learner, Moments
+from cutaway.dictionaries.training.loop import Progress, Trained, train
+from cutaway.dictionaries.training.mesh import mesh
+from cutaway.dictionaries.training.plan import Plan
+from cutaway.dictionaries.training.recipe import (
+    Recipe,
+    autoencoder,
+    autoencoders,
+    cross_layer,
+    crosscoder,
+    customary,
+    recipe_of,
+    transcoder,
+    transcoders,
+)
+from cutaway.dictionaries.training.wandb_log import wandb_log
+
+__all__ = [
+    "AbsTopK", "AdamSettings", "BatchTopK", "Divergence", "Gated", "Gating", "GroupMax", "Held", "JumpRelu", "Learner",
+    "MatchingPursuit", "Moments", "Plan", "Progress", "Recipe", "Relu", "Source", "TopK", "Trained", "Whole",
+    "autoencoder", "autoencoders", "card", "cross_layer", "crosscoder", "customary", "mesh", "recipe_of", "train",
+    "transcoder", "transcoders", "wandb_log",
+]  # fmt: skip

@@ -1,0 +1,139 @@
+"""End-to-end training: whole contexts as a source, and how far the model's answers move when it is spliced.
+
+Shuffled single tokens cannot be run through a model, so the source here yields contexts whole, with the model's own
+answers; `Divergence` runs the model once more with the reconstruction in place and hands gradients back to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
+
+from cutaway.core.address import parse
+from cutaway.core.record import hash_tensors
+from cutaway.core.refuse import Refused
+from cutaway.core.stats import generator
+from cutaway.models.access import forward, taps
+from cutaway.models.access.capture import Collector
+from cutaway.models.edits.library import Replace
+from cutaway.models.model import Model
+from cutaway.models.tokens import Tokens
+from cutaway.streams.batch import Batch
+
+Answer = Literal["kl", "ce"]
+
+
+@dataclass(frozen=True)
+class WholeBatch:
+    """Contexts, the activations of their tokens one after the other, and what the model makes of them."""
+
+    acts: dict[str, Float[Tensor, "token _"]]
+    ids: Int[Tensor, "row position"]
+    logits: Float[Tensor, "row position vocabulary"]
+    later: dict[str, Float[Tensor, "row position _"]]
+    shapes: dict[str, tuple[int, ...]]  # of the activations of one token, which may have heads
+    context: Int[Tensor, "row"]  # the number of each
+
+    def tokens(self) -> Batch:
+        """The same as a batch of tokens; a context is a document of its own."""
+        number = self.context[:, None].expand_as(self.ids).flatten()
+        position = torch.arange(self.ids.shape[1]).expand_as(self.ids).flatten()
+        mask = torch.ones_like(number, dtype=torch.bool)
+        return Batch(self.acts, self.ids.flatten(), number, number, position, mask)
+
+
+class Whole:
+    """Contexts of one length through the model, shuffled anew in every round, without end."""
+
+    def __init__(
+        self, model: Model, ids: Int[Tensor, "row position"], sites: tuple[str, ...], *, later: tuple[str, ...] = (),
+        rows: int = 8, seed: int = 0,
+    ):  # fmt: skip
+        if not 1 <= rows <= len(ids):
+            raise Refused(f"batches of {rows} contexts", f"there are {len(ids)}", "give as many, or fewer a batch")
+        self.model, self.ids, self.sites, self.later = model, ids, sites, later
+        self.rows, self.seed, self.number = rows, seed, 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> WholeBatch:
+        rounds = len(self.ids) // self.rows
+        turn, at = divmod(self.number, rounds)
+        order = torch.randperm(len(self.ids), generator=generator(self.seed * 1_000_003 + turn))
+        self.number += 1
+        chosen = order[at * self.rows : (at + 1) * self.rows]
+        t = whole(self.ids[chosen], self.model)
+        found = self.model.capture(t, [*self.sites, *self.later, "logits"])
+        acts = {s: found[s].flatten(2).flatten(0, 1) for s in self.sites}
+        shapes = {s: tuple(found[s].shape[2:]) for s in self.sites}
+        return WholeBatch(acts, t.ids, found["logits"], {s: found[s].flatten(2) for s in self.later}, shapes, chosen)
+
+    @property
+    def epoch(self) -> int:
+        """How often all had been handed out before the last batch."""
+        return max(0, self.number - 1) // (len(self.ids) // self.rows)
+
+    def state(self) -> dict[str, Any]:
+        """Where the source stands."""
+        return {"number": self.number, "rows": self.rows, "seed": self.seed}
+
+    def restore(self, state: Mapping[str, Any]) -> Self:
+        """Go to where `state` was taken."""
+        if (state["rows"], state["seed"]) != (self.rows, self.seed):
+            raise Refused("a cursor", "it is of another batch size or seed", "make the source as it was made then")
+        self.number = state["number"]
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """Model and contexts."""
+        return {"kind": "whole contexts", "model": self.model.identity(), "ids": hash_tensors({"ids": self.ids})}
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far the model's answers move when reconstructions replace the sites written; for `Spliced`.
+
+    `answer` "kl" is KL(model ‖ spliced) of the next-token distributions, in nats a token; "ce" the loss on the text.
+    `later` adds the mean squared error, relative to the variance, at the source's later sites (Braun et al. 2024).
+    """
+
+    model: Model
+    answer: Answer = "kl"
+    later: float = 0.0
+
+    def __call__(self, outs: Mapping[str, Tensor], batch: WholeBatch) -> Tensor:
+        """The divergence, differentiable by the reconstructions."""
+        body, t = self.model.body, whole(batch.ids, self.model)
+        edits = [Replace(s, y.view(*batch.ids.shape, *batch.shapes[s])) for s, y in outs.items()]
+        collector = Collector(body, [parse(s) for s in batch.later], live=True) if self.later else None
+        with torch.enable_grad(), self.model.edited(*edits), ExitStack() as stack:
+            if collector is not None:
+                sees = {p: collector.see(p) for p in collector.places}
+                stack.enter_context(taps.attached(body, sees, gradient=True))
+            logits = forward.all_logits(body, t).float()
+        loss = self._answered(logits, batch)
+        for a, found in (collector.found if collector is not None else {}).items():
+            true = batch.later[str(a)]
+            error = (found.flatten(2) - true).pow(2).mean()
+            loss = loss + self.later * error / (true - true.mean((0, 1))).pow(2).mean()
+        return loss
+
+    def _answered(self, logits: Tensor, batch: WholeBatch) -> Tensor:
+        if self.answer == "ce":
+            return cross_entropy(logits[:, :-1].flatten(0, 1), batch.ids[:, 1:].flatten())
+        own, true = logits.log_softmax(-1).flatten(0, 1), batch.logits.float().log_softmax(-1).flatten(0, 1)
+        return kl_div(own, true, log_target=True, reduction="batchmean")
+
+
+def whole(ids: Int[Tensor, "row position"], model: Model) -> Tokens:
+    """Contexts without padding, as the model takes them."""
+    n = len(ids)
+    return model.tokens(Tokens(ids, torch.ones_like(ids, dtype=torch.bool), ("",) * n, ((),) * n, ((),) * n))

@@ -1,0 +1,61 @@
+"""The dictionaries of a run: one a recipe and learning rate, each with its learner, its curve and what it sums up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from cutaway.dictionaries.training.learner import Learner, Report
+
+
+@dataclass
+class Entry:
+    """One dictionary of a run."""
+
+    recipe: int  # its number
+    rate: float
+    learner: Learner
+    lost: int = 0  # batches in a row without an update
+    curve: list[dict[str, Any]] = field(default_factory=list)
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0  # in `sums`
+
+    def add(self, report: Report) -> None:
+        """Add a step to the sums of the next line."""
+        new = {"loss": report.loss, "error": report.error, "deviation": report.deviation, "active": report.active}
+        new |= {f"term {n}": t for n, t in report.terms.items()}
+        self.sums = {n: self.sums[n] + t.double() if n in self.sums else t.double() for n, t in new.items()}
+        self.steps += 1
+
+    def line(self, tokens: int) -> dict[str, Any]:
+        """The sums as one line, and begin anew; `tokens` are those summed over."""
+        s = {n: float(t) for n, t in self.sums.items()}
+        self.sums, steps, self.steps = {}, self.steps, 0
+        if not steps:
+            return {"loss": float("nan"), "fvu": float("nan"), "l0": float("nan"), "silent": self.learner.silent()}
+        terms = {n.removeprefix("term "): v / steps for n, v in s.items() if n.startswith("term ")}
+        return {
+            "loss": s["loss"] / steps, "fvu": s["error"] / max(s["deviation"], 1e-300), "l0": s["active"] / tokens,
+            "silent": self.learner.silent(), "terms": terms,
+        }  # fmt: skip
+
+
+def late(curve: Sequence[dict[str, Any]]) -> float:
+    """The mean loss of the last third of a curve; one that is not a number is the worst."""
+    part = [c["loss"] for c in curve[-max(1, len(curve) // 3) :]]
+    mean = sum(part) / len(part) if part else float("inf")
+    return mean if mean == mean else float("inf")
+
+
+def finite(data: Any) -> Any:
+    """JSON has no numbers that are not finite: they become null."""
+    match data:
+        case float() if not math.isfinite(data):
+            return None
+        case dict():
+            return {n: finite(v) for n, v in data.items()}
+    return data

@@ -1,0 +1,91 @@
+"""Terms of an objective, and the pass of a batch that they read."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor
+
+from cutaway.core.refuse import Refused
+from cutaway.dictionaries.kernels.reduce import ALONE, Across
+from cutaway.dictionaries.training.objectives.active import Active
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One block in one pass: what it read and is to write, its weights, and which latents have been silent."""
+
+    x: Tensor  # [token, widths of the reads]
+    p: Tensor | None  # what is subtracted from x
+    target: Tensor  # [token, widths of the writes], of this block's sites alone
+    out: Tensor  # the reconstruction of these sites, by all blocks
+    own: Tensor  # this block's share of it
+    active: Active
+    w_enc: Tensor
+    b_enc: Tensor
+    w_dec: Tensor
+    widths: tuple[int, ...]  # of the sites written
+    silent: Tensor  # [latent], tokens since it was active
+    unit: bool  # decoder rows are kept at norm one
+    across: Across = ALONE  # the latents are a shard of all, the tokens a part, where several processes train
+
+    def norms(self, kind: Literal["together", "sum", "none"] = "together") -> Tensor | None:
+        """Norms of the decoder rows: over all sites together, or added over the sites; None where they are one."""
+        if kind == "none" or (self.unit and kind == "together"):
+            return None
+        if kind == "together":
+            return self.w_dec.norm(dim=1)
+        parts = [w.norm(dim=1) for w in self.w_dec.split(self.widths, dim=1)]
+        return sum(parts[1:], parts[0])
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """One batch through the dictionary that is trained."""
+
+    parts: Sequence[Part]
+    outs: Mapping[str, Tensor]  # reconstruction by site, in the site's own units
+    nested: Sequence[Sequence[Tensor]] = ()  # for each part, its reconstruction from each prefix, the whole last
+    silent_after: int = 10_000_000  # tokens after which a latent counts as silent, where a term does not say
+    variance: float = 1.0  # mean squared distance of targets from their mean, a constant of the run
+    done: float = 1.0  # share of the run
+    batch: Any = None  # the stream's own batch, for terms that run the model
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+class Term(ABC):
+    """One term: its loss is `weight` times `of`, the weight growing from zero over the first `rise` of the run."""
+
+    weight: float
+    rise: float
+
+    @abstractmethod
+    def of(self, p: Pass) -> Tensor:
+        """The term of a batch, a mean over tokens, differentiable."""
+
+    def now(self, done: float) -> float:
+        """The weight at a share of the run."""
+        return self.weight * (min(1.0, done / self.rise) if self.rise > 0 else 1.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Kind and numbers, ready for JSON."""
+        return {"kind": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
+
+
+def term_of(numbers: Mapping[str, Any]) -> Term:
+    """The term that `as_dict` described.
+
+    Raises:
+        Refused: no such term, or one that holds a function.
+    """
+    from cutaway.dictionaries.training import objectives
+
+    kind = getattr(objectives, str(numbers.get("kind")), None)
+    if not (isinstance(kind, type) and issubclass(kind, Term)) or kind is objectives.Spliced:
+        known = ", ".join(n for n in objectives.__all__ if n[0].isupper() and n not in ("Part", "Pass", "Term"))
+        raise Refused(f"objective {numbers.get('kind')!r}", "no term of that name is plain data", f"use one of {known}")
+    values = {n: tuple(v) if isinstance(v, list) else v for n, v in numbers.items() if n != "kind"}
+    return kind(**values)

@@ -1,0 +1,232 @@
+"""One dictionary in training over several processes, each with a shard of the latents and a part of the tokens.
+
+The steps are those of `Learner`; this adds what is exchanged (`train/shards.py`). Rows of encoder, decoder, biases,
+thresholds, their optimiser state and the counters of silent latents belong to one shard; b_dec and skips are held by
+all, and their gradients are completed so that all hold the same bits. The numbers are those of one process up to the
+order in which float32 sums are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from cutaway.core.refuse import Refused
+from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.kernels import topk as select
+from cutaway.dictionaries.kernels.precision import Choice
+from cutaway.dictionaries.kernels.sparse import Pairs
+from cutaway.dictionaries.kernels.topk import Encoder
+from cutaway.dictionaries.training import checkpoints
+from cutaway.dictionaries.training.feed import Source
+from cutaway.dictionaries.training.gating import AbsTopK, BatchTopK, Chosen, GroupMax, TopK
+from cutaway.dictionaries.training.learner import Learner, Moments, Report
+from cutaway.dictionaries.training.loop import Run
+from cutaway.dictionaries.training.mesh import Shards, flat_sum, mesh, per_latent
+from cutaway.dictionaries.training.objectives import Pass, Spliced
+from cutaway.dictionaries.training.objectives.active import Active
+from cutaway.dictionaries.training.plan import Plan
+from cutaway.dictionaries.training.recipe import Recipe
+
+
+class ShardedLearner(Learner):
+    """A dictionary in training of which this process holds a shard of the latents.
+
+    Every process of the mesh makes one and calls the same methods in the same order; `step` is given the whole batch.
+    """
+
+    def __init__(self, recipe: Recipe, moments: Moments, shards: Shards, silent_after: int = 10_000_000):
+        _check(recipe, shards)
+        self.across = self.shards = shards
+        self.compact = shards.device.type == "cpu"  # elsewhere, counting what is kept would wait for the device
+        self._inner: dict[str, Tensor] = {}  # b_dec as encoders subtract it: its gradient there is a shard's own
+        self._narrow: dict[int, Tensor] = {}  # of Multi-TopK: which of the wide choice are in the code
+        super().__init__(recipe, moments, shards.device, silent_after)
+
+    def step(self, acts: Mapping[str, Tensor], rate: float, done: float, batch: Any = None) -> Report | None:
+        return super().step(self.shards.take(acts), rate, done, batch)
+
+    def forward(self, acts: Mapping[str, Tensor], done: float = 1.0, batch: Any = None) -> Pass:
+        sites = self.recipe.reads if self.recipe.subtract else ()
+        self._inner = {s: self.weights[f"b_dec.{s}"].detach().requires_grad_() for s in sites}
+        return super().forward(acts, done, batch)
+
+    def losses(self, p: Pass) -> tuple[Report, Tensor]:
+        """The report of all tokens, and this replica's share of the loss."""
+        own, loss = super().losses(p)
+        share, alike = self.shards.share, 1 / self.shards.count
+        numbers = [own.loss * share, own.error, own.deviation, *(t * share for t in own.terms.values())]
+        sums = torch.stack([t.to(self.shards.device, torch.float64) * alike for t in numbers] + [own.active.double()])
+        total, error, deviation, *terms, active = self.shards.summed(sums)
+        return Report(total, error, deviation, active, dict(zip(own.terms, terms, strict=True))), loss * share
+
+    def dictionary(self, **about: Any) -> Dictionary:
+        """The whole dictionary, on the processor of every process."""
+        whole = copy(self)
+        whole.weights = {n: self._whole(n, w.detach()) for n, w in self.weights.items()}
+        whole.buffers = {n: self._whole(n, b) for n, b in self.buffers.items()}
+        return Learner.dictionary(whole, **about)
+
+    def silent(self) -> float:
+        own = [self.buffers[f"silent.{b}"] >= self.silent_after for b in range(len(self.recipe.blocks))]
+        count = self.shards.summed(torch.cat(own).sum(), "latent")
+        return float(count) / sum(block.n_latents for block in self.recipe.blocks)
+
+    # --- parts of a step
+
+    def _gradients(self, loss: Tensor) -> dict[str, Tensor]:
+        asked = [*self.weights.values(), *self._inner.values()]
+        found = iter(torch.autograd.grad(loss, asked, allow_unused=True))
+        own = {n: g for n, g in zip(self.weights, found, strict=False) if g is not None}
+        shared = {n: g / self.shards.count for n, g in own.items() if not per_latent(n, g)}
+        for site, g in zip(self._inner, found, strict=True):
+            if g is not None:
+                shared[f"b_dec.{site}"] = shared[f"b_dec.{site}"] + g
+        if shared:
+            shared = dict(zip(shared, flat_sum(list(shared.values()), self.shards), strict=True))
+        return {n: shared[n] if n in shared else self.shards.summed(g, "data") for n, g in own.items()}
+
+    def _p(self, b: int) -> Tensor | None:
+        if not self.recipe.subtract:
+            return None
+        held = [self._inner.get(s, self.weights[f"b_dec.{s}"]) for s in self.recipe.blocks[b].reads]
+        return held[0] if len(held) == 1 else torch.cat(held)
+
+    def _active(self, b: int, xs: Mapping[str, Tensor]) -> Active:
+        active = super()._active(b, xs)
+        narrow = self._narrow.pop(b, None)
+        return active if narrow is None else replace(active, value=active.more["wide"] * narrow)
+
+    def _chosen(self, b: int, centred: Tensor, encoder: Encoder) -> Chosen:
+        own, n = self._own(b), len(encoder.w)
+        match self.recipe.gating:
+            case TopK() as gating if gating.wide > gating.k:
+                index, value = select.top_k(centred, encoder, min(gating.wide, n))
+                ranked = _ranked(index, value, encoder)
+                best = ranked.topk(gating.k, dim=1)
+                narrow = torch.zeros_like(value).scatter_(1, best.indices, self.shards.largest(best.values, gating.k))
+                self._narrow[b] = narrow.reshape(-1)
+                return Pairs.fixed(index, n), (value * self.shards.largest(ranked, gating.wide)).reshape(-1)
+            case TopK() | AbsTopK() as gating:
+                return self._top(centred, encoder, gating.k, isinstance(gating, AbsTopK))
+            case BatchTopK() as gating:
+                hint = 0.75 * float(own["floor"])
+                pairs, value, _ = select.batch_top_k(centred, encoder, gating.k * len(centred), hint, self.shards)
+                return pairs, value
+            case GroupMax() as gating:
+                groups = gating.k * n // self.recipe.blocks[b].n_latents
+                return replace(gating, k=groups).choose(centred, encoder, own)
+        return super()._chosen(b, centred, encoder)
+
+    def _top(self, x: Tensor, encoder: Encoder, k: int, signed: bool) -> Chosen:
+        """Those of the k largest of each token over all latents that are held here."""
+        n = len(encoder.w)
+        index, value = select.top_k(x, encoder, min(k, n), signed)
+        order = index.argsort(dim=1)  # of equals the lowest win
+        index, value = index.gather(1, order), value.gather(1, order)
+        won = self.shards.largest(_ranked(index, value, encoder).abs(), k) * (value != 0)
+        found = Pairs.fixed(index, n)
+        if not self.compact and not signed:  # what did not win stays as 0, which gets no gradient
+            return found, (value * won).reshape(-1)
+        entries = won.reshape(-1).nonzero()[:, 0]
+        return select.kept(found, entries), value.reshape(-1)[entries]
+
+    def _prefixes(self, b: int) -> tuple[int, ...]:
+        start, end = self.shards.bounds(self.recipe.blocks[b].n_latents)
+        return tuple(min(max(w, start), end) - start for w in self.recipe.prefixes)
+
+    def _decoded(self, b: int, active: Active) -> list[Tensor]:
+        steps = super()._decoded(b, active)
+        return list(self.shards.latents(torch.stack(steps)).unbind(0))
+
+    def _notice(self, b: int, active: Active) -> None:
+        if isinstance(self.recipe.gating, BatchTopK):
+            self.recipe.gating.learned(self._smallest(active, self._scale(b)), None, self._own(b))
+        fires = self.shards.summed(active.fires, "data")
+        silent = self.buffers[f"silent.{b}"]
+        silent.add_(self.shards.all).masked_fill_(fires > 0, 0)
+        if not self.recipe.gating.fixed:
+            count = self.shards.summed(fires.sum(), "latent")
+            self._reform(b, float(count) / (self.shards.all * self.recipe.blocks[b].n_latents))
+
+    def _smallest(self, active: Active, scale: Tensor | None) -> Active:
+        """The smallest positive value of all processes, as if it were the only one."""
+        value = active.value.detach() if scale is None else active.value.detach() * active.at(scale)
+        none = value.new_tensor(torch.inf)
+        least = self.shards.least(torch.cat([torch.where(value > 0, value, none).reshape(-1), none[None]]).min())
+        only = torch.where(least.isinf(), 0, least).reshape(1)
+        return Active(only, only, None, 1)
+
+    def _start(self) -> None:
+        """The start of one process, of which the own rows are kept."""
+        super()._start()
+        for held in (self.weights, self.buffers):
+            for n, t in held.items():
+                if per_latent(n, t):
+                    start, end = self.shards.bounds(len(t))
+                    held[n] = t[start:end].clone()
+
+    def _whole(self, name: str, t: Tensor) -> Tensor:
+        if not per_latent(name, t):
+            return t.cpu().clone()
+        return self.shards.whole(t, self.recipe.blocks[int(name.split(".")[1])].n_latents)
+
+
+class ShardedRun(Run):
+    """A training run of several processes: each has the same source and cursor, the first writes log and record."""
+
+    def __init__(
+        self, source: Source, recipes: Sequence[Recipe], plan: Plan, out: Path | None, device: Any = "cpu"
+    ):  # fmt: skip
+        self.shards = self._over = Shards(device if isinstance(device, DeviceMesh) else mesh())
+        super().__init__(source, recipes, plan, out, self._over.device)
+        self.speaks = self._over.rank == 0
+        if out is not None:
+            checkpoints.shared_storage()  # refused now rather than at the first checkpoint
+
+    def _learner(self, recipe: Recipe, moments: Moments, silent_after: int) -> Learner:
+        return ShardedLearner(recipe, moments, self._over, silent_after)
+
+    def _measured(self, *asked: Any) -> Choice:
+        """What the first process measured: all must do the same."""
+        return Choice(**self._over.told(super()._measured(*asked).as_dict()))
+
+    def due(self) -> bool:
+        """The first process decides by its clock, where the log is written anyway."""
+        if self.step % self.plan.log_every == 0 or self.tokens >= self.plan.tokens:
+            return self._over.told(super().due())
+        return self.step % self.plan.checkpoint_every == 0
+
+    def _agreed(self, same: float) -> float:
+        return float(self._over.least(torch.tensor(same, dtype=torch.float64, device=self.device)))
+
+
+def _check(recipe: Recipe, shards: Shards) -> None:
+    """Refuse what cannot be spread so."""
+    if not recipe.gating.encodes:
+        why = "each of its steps needs the best latent of all processes"
+        raise Refused(f"{type(recipe.gating).__name__} over {shards.count} processes", why, "train it in one")
+    k = int(getattr(recipe.gating, "k", 1))
+    for block in recipe.blocks:
+        size = -(-block.n_latents // shards.count)
+        least = block.n_latents - size * (shards.count - 1)
+        if least < k:
+            why = f"a shard has {max(least, 0)} latents, and needs {k}"
+            raise Refused(f"{block.n_latents} latents over {shards.count} processes", why, "use fewer, or replicas")
+        if isinstance(recipe.gating, GroupMax) and size % (block.n_latents // recipe.gating.k):
+            why = "a group would be cut"
+            raise Refused(f"{recipe.gating.k} groups over {shards.count} processes", why, "let shards divide groups")
+    if shards.replicas > 1 and any(isinstance(t, Spliced) for t in recipe.terms):
+        why = "the model needs the reconstruction of every token"
+        raise Refused("an end-to-end objective over replicas", why, "spread the latents alone, replicas=1")
+
+
+def _ranked(index: Tensor, value: Tensor, encoder: Encoder) -> Tensor:
+    return value if encoder.scale is None else value * encoder.scale[index]

@@ -1,0 +1,402 @@
+"""What every linear estimate starts from: slopes of the metric at named places, and the step that a patch would make.
+
+Estimate of a place = Σ slope · (donor − own) over its tensor, where `slope` is a gradient, or what stands in for one.
+Prompts go in parts, forward and backward, so that memory does not grow with their number: to a bound on their
+activations, and half as many where memory runs out. Every number is one prompt's own, random steps included, so that
+no result depends on the parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.core.address import Address, unit_axis
+from cutaway.core.halving import in_halves
+from cutaway.core.refuse import Refused
+from cutaway.core.sites import Site
+from cutaway.core.sites import site as site_row
+from cutaway.core.stats import BOUNDS, generator, mean_interval
+from cutaway.interventions.audit import STATISTICS, Audit, Sample, audit, rounding
+from cutaway.interventions.components import positions
+from cutaway.interventions.effects import BY_AXES
+from cutaway.interventions.grid import By, Cells, cells, named, several
+from cutaway.interventions.paired_runs import Direction, Exchange, difference, first_changed, measured, notes, run
+from cutaway.models.access.backward import Attention, Cut, fitting, gradients
+from cutaway.models.access.capture import Activations
+from cutaway.models.edits.library import Replace
+from cutaway.models.model import Model
+from cutaway.models.sweep.executor import sweep
+from cutaway.models.sweep.processes import processes
+from cutaway.models.tokens import Tokens
+from cutaway.tasks.bound import Bound
+from cutaway.tasks.task import Task
+
+_PART_BYTES = 1 << 31  # of one part's activations, with what its graph keeps for the backward pass
+_GRAPH = 8  # tensors of a block's width that a block keeps for it
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """The places that one pattern means, in order: the cells of a grid, or places that the pattern names itself."""
+
+    places: tuple[Address, ...]
+    grid: Cells | None
+
+    @property
+    def site(self) -> str:
+        """Their site."""
+        return self.places[0].site
+
+    @cached_property
+    def whole(self) -> list[Address]:
+        """What is read for them: the site, layer by layer."""
+        return list(dict.fromkeys(a.place for a in self.places))
+
+    @property
+    def units(self) -> bool:
+        """Whether each is one unit."""
+        return self.places[0].unit is not None
+
+    @property
+    def placed(self) -> bool:
+        """Whether each is at one position."""
+        return self.places[0].position is not None
+
+
+Step = Callable[[Activations], Mapping[Address, Tensor]]
+Take = Callable[[Model, Exchange, Nodes, Mapping[str, Tensor]], Step]
+
+
+def nodes(model: Model, bound: Bound, site: str, by: By = "auto") -> list[Nodes]:
+    """What one or several patterns with commas mean; a place meant twice counts once.
+
+    Raises:
+        Refused: a place that cannot be exchanged, or `by` for a pattern that names its places itself.
+    """
+    out: list[Nodes] = []
+    seen: dict[Address, None] = {}
+    for pattern in several(site):
+        grid = cells(model, bound, pattern, by)
+        if grid is None and by != "auto":
+            why = f"the pattern {pattern!r} names its places itself"
+            raise Refused(f"cells of {site!r} by {by}", why, "leave out by=, or name whole sites")
+        found = grid.addresses() if grid is not None else model.places(pattern)
+        new = tuple(a for a in found if a not in seen)
+        seen |= dict.fromkeys(new)
+        if new:
+            out.append(Nodes(new, grid if len(new) == len(found) else None))
+    return out
+
+
+def slopes(
+    model: Model,
+    bound: Bound,
+    sites: Sequence[str | Address],
+    direction: Direction,
+    corruption: str = "",
+    *,
+    beside: Sequence[str | Address] = (),
+    cuts: Sequence[Cut] = ((),),
+    relevance: Attention | None = None,
+) -> tuple[Exchange, list[Activations]]:
+    """Two forwards (donor and target) and one backward a cut, for all sites and these prompts at once.
+
+    `beside` are further sites at which slopes and own activations, but no donor values, are needed.
+
+    Raises:
+        Refused: no such site, no slope somewhere, or too little memory.
+    """
+    denoise = direction == "denoise"
+    target, giver = _runs(bound, direction)
+    given, donor = run(model, giver, sites, bound)
+    with model.edited():
+        places = model.places([*sites, *beside])
+        value, found, own = gradients(model.body, target, places, bound.metric, cuts, relevance)
+    value = value.float()
+    clean, corrupt = (given, value) if denoise else (value, given)
+    gap = float((clean - corrupt).mean())
+    return Exchange(bound, target, own, donor, clean, corrupt, value, gap, corruption), found
+
+
+def _runs(bound: Bound, direction: Direction) -> tuple[Tokens, Tokens]:
+    """The run that is patched, and the one that gives."""
+    return (bound.corrupt, bound.clean) if direction == "denoise" else (bound.clean, bound.corrupt)
+
+
+def tangent(model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor]) -> Step:
+    """slope · (donor − own) at whole sites."""
+    return lambda slope: {a: slope[str(a)].float() * (donor[str(a)].float() - x.own[str(a)].float()) for a in n.whole}
+
+
+def cellwise(n: Nodes, products: Mapping[Address, Tensor], tokens: Tokens) -> Float[Tensor, "cell prompt"]:
+    """Products at whole sites, summed over what each place holds."""
+    row, grid = site_row(n.site), n.grid
+    if grid is not None:
+        columns = torch.stack([tokens.column(p) for p in positions(grid.tokens)], dim=1) if grid.place else None
+        return torch.cat([_held(row, products[a], n.units, columns).flatten(1) for a in n.whole], dim=1).T
+    out = []
+    for a in n.places:
+        column = tokens.column(a.position)[:, None] if a.position is not None else None
+        held = _held(row, products[a.place], n.units, column)
+        out.append((held[:, a.unit] if a.unit is not None else held).reshape(len(tokens)))
+    return torch.stack(out)
+
+
+def _held(row: Site, product: Tensor, units: bool, columns: Tensor | None) -> Tensor:
+    """A product summed over all but its prompts, its units if they are cut, and the columns of chosen positions."""
+    axes, x = row.axes.split(), product.float()
+    kept = [
+        a for a in axes if a == "batch" or (units and a == unit_axis(row)) or (a == "position" and columns is not None)
+    ]
+    gone = [d for d, a in enumerate(axes) if a not in kept]
+    x = x.sum(gone) if gone else x
+    if columns is None:
+        return x
+    x = x.movedim(kept.index("position"), -1)
+    where = columns.to(x.device)
+    return x.gather(-1, where[:, None].expand(-1, x.shape[1], -1) if units else where)
+
+
+def random_donor(x: Exchange, n: Nodes, chances: Sequence[torch.Generator]) -> dict[str, Tensor]:
+    """Values as far from one's own as the donor's, in random directions; every prompt has its own source of chance."""
+    out, axes = {}, site_row(n.site).axes.split()
+    signs = n.units and axes[-1] == unit_axis(site_row(n.site))  # one dimension each: only the sign can be random
+    for a in map(str, n.whole):
+        old, step = x.own[a], x.donor[a].float() - x.own[a].float()
+        noise = torch.stack([torch.randn(step.shape[1:], generator=g) for g in chances]).to(step.device)
+        if signs:
+            out[a] = old + (noise.sign() * step.abs()).to(old.dtype)
+        else:
+            out[a] = old + (noise * step.norm(dim=-1, keepdim=True) / noise.norm(dim=-1, keepdim=True)).to(old.dtype)
+    return out
+
+
+def only_effect(n: Nodes, each: Iterable[Float[Tensor, "cell prompt"]]) -> Float[Tensor, "quantity cell prompt"]:
+    """The estimates of the first backward pass."""
+    return next(iter(each))[None]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What tells estimates apart.
+
+    `take` makes products out of slopes, `reads` quantities out of the cells' sums, one of them a backward pass
+    (`cuts`); the first quantity is the effect. `beside` are sites that it needs, too.
+    """
+
+    take: Take = tangent
+    reads: Callable[[Nodes, Iterable[Tensor]], Tensor] = only_effect
+    beside: Sequence[str | Address] = ()
+    cuts: Sequence[Cut] = ((),)
+    relevance: Attention | None = None
+
+    def quantities(
+        self, model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor], found: Sequence[Activations]
+    ) -> Float[Tensor, "quantity cell prompt"]:
+        """What is estimated for one donor, prompt by prompt."""
+        step = self.take(model, x, n, donor)
+        return self.reads(n, (cellwise(n, step(slope), x.target) for slope in found)).cpu()
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One part of the prompts; of the null only sums over them are kept, of the runs only whole ones."""
+
+    rows: Sequence[int]
+    runs: Exchange | None
+    clean: Float[Tensor, "prompt"]
+    corrupt: Float[Tensor, "prompt"]
+    values: Float[Tensor, "quantity cell prompt"]
+    null: Float[Tensor, "quantity cell sample"]
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Estimated quantities of all places, prompt by prompt, with what chance alone gives in the mean."""
+
+    bound: Bound
+    nodes: Sequence[Nodes]
+    direction: Direction
+    corruption: str
+    clean: Float[Tensor, "prompt"]
+    corrupt: Float[Tensor, "prompt"]
+    gap: float
+    values: Float[Tensor, "quantity cell prompt"]
+    null: Float[Tensor, "quantity cell sample"]
+    parts: Sequence[Sequence[int]]
+    runs: Exchange | None
+
+    @property
+    def places(self) -> list[Address]:
+        """Every place, in order."""
+        return [a for n in self.nodes for a in n.places]
+
+    @property
+    def grid(self) -> Cells | None:
+        """The grid, where one pattern makes one."""
+        return self.nodes[0].grid if len(self.nodes) == 1 else None
+
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """Axis names of the places."""
+        return self.grid.axes if self.grid is not None else ("node",)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+        return self.grid.shape if self.grid is not None else (len(self.places),)
+
+    def labels(self, statistics: Sequence[str]) -> dict[str, list[Any]]:
+        """The entries of every axis of a result."""
+        own = self.grid.labels() if self.grid is not None else {"node": named(self.places, self.bound)}
+        return own | {"bound": BOUNDS} | ({"statistic": list(statistics)} if statistics else {})
+
+
+def estimates(
+    model: Model, task: Task, site: str, by: By, direction: Direction, rule: Callable[[list[Nodes]], Rule],
+    samples: int, seed: int,
+) -> Estimates:  # fmt: skip
+    """Estimate all places of one or several patterns, in parts of the prompts.
+
+    Raises:
+        Refused: a place that cannot be exchanged or has no slope, a corruption that does not change the metric, or a
+            single prompt that does not fit in memory.
+    """
+    bound = task.bind(model)
+    wanted, done = nodes(model, bound, site, by), list[_Part]()
+    how, n = rule(wanted), len(bound)
+    seeds = torch.randint(1 << 62, (n,), generator=generator(seed)).tolist()
+
+    def work(rows: Sequence[int]) -> None:
+        part, sites = bound.rows(rows), list(dict.fromkeys(a for w in wanted for a in w.whole))
+        x, found = slopes(model, part, sites, direction, task.corruption, beside=how.beside, cuts=how.cuts,
+                          relevance=how.relevance)  # fmt: skip
+        chances, values, null = [generator(seeds[i]) for i in rows], [], []
+        with fitting(x.target), torch.no_grad():
+            for w in wanted:
+                values.append(how.quantities(model, x, w, x.donor, found))
+                drawn = (random_donor(x, w, chances) for _ in range(samples))
+                null.append(torch.stack([how.quantities(model, x, w, d, found).sum(-1) for d in drawn], dim=-1))
+        kept = x if len(rows) == n else None
+        done.append(_Part(rows, kept, x.clean.cpu(), x.corrupt.cpu(), torch.cat(values, 1), torch.cat(null, 1)))
+
+    _in_parts(range(n), _size(model, bound, wanted, how), work)
+    clean, corrupt = (torch.cat([getattr(p, name) for p in done]) for name in ("clean", "corrupt"))
+    gap = difference(task, clean, corrupt)
+    values, null = torch.cat([p.values for p in done], dim=-1), torch.stack([p.null for p in done]).sum(0) / n
+    parts = [p.rows for p in done]
+    return Estimates(bound, wanted, direction, task.corruption, clean, corrupt, gap, values, null, parts, done[0].runs)
+
+
+def _in_parts(rows: Sequence[int], size: int, work: Callable[[Sequence[int]], None]) -> None:
+    """Some prompts at a time, and half as many where memory runs out.
+
+    Processes that share a plan must cut it alike, so none of them halves on its own.
+    """
+    if processes() == 1:
+        in_halves(rows, size, work)
+        return
+    for at in range(0, len(rows), size):
+        work(rows[at : at + size])
+
+
+def _size(model: Model, bound: Bound, wanted: Sequence[Nodes], how: Rule) -> int:
+    """How many prompts a part has, for its activations to fit the bound on memory."""
+    s, length = model.shape, bound.clean.ids.shape[1]
+    long = {"d_model": s.d_model, "head": s.n_heads, "kv_head": s.n_kv_heads, "d_head": s.d_head, "neuron": s.d_mlp,
+            "channel": s.d_inner, "state": s.d_state, "k_pos": length}  # fmt: skip
+    read = {a for n in wanted for a in n.whole} | {a.place for a in model.places(list(how.beside))}
+    one = sum(math.prod(long.get(axis, 1) for axis in a.row.axes.split()) for a in read)
+    graph = _GRAPH * s.n_layers * model.body.widest(length)
+    # Own and donor values, slopes of every backward pass, and a random donor with its products.
+    held = one * (4 + len(how.cuts))
+    return max(1, _PART_BYTES // (model.dtype.itemsize * length * (graph + held)))
+
+
+def audited(
+    model: Model,
+    e: Estimates,
+    mean: Float[Tensor, "cell"],
+    n: int,
+    size: Float[Tensor, "cell"] | None = None,
+    seed: int = 0,
+) -> Audit | None:
+    """The exact effects of patching `n` of the places, beside their estimates; None if none is asked for."""
+    if not n:
+        return None
+    least = rounding(model, torch.stack([e.clean, e.corrupt]))
+    return audit(lambda chosen: _exact(model, e, [e.places[i] for i in chosen]), mean, n, least, size, seed)
+
+
+def _exact(model: Model, e: Estimates, places: Sequence[Address]) -> Float[Tensor, "cell prompt"]:
+    """The effects of patching some places, measured."""
+    found: list[Tensor] = []
+
+    def work(rows: Sequence[int]) -> None:
+        part = e.bound.rows(rows)
+        target, giver = _runs(part, e.direction)
+        all_there = e.runs is not None and len(rows) == len(e.bound)
+        whole = list(dict.fromkeys(a.place for a in places))
+        donor = e.runs.donor if all_there and e.runs is not None else model.capture(giver, whole, logits=False)
+        since = first_changed(model, part)
+        edits = [[Replace(a, donor[str(a)], since=since)] for a in places]
+        found.append(sweep(model, target, edits, measured(part)).float().cpu())
+
+    for rows in e.parts:
+        _in_parts(rows, len(rows), work)
+    return torch.cat(found, dim=1) - (e.corrupt if e.direction == "denoise" else e.clean)
+
+
+def said(e: Estimates, done: Audit | None, ranked: str = "|estimate|") -> dict[str, Any]:
+    """What the record of an estimate says beyond its options."""
+    checked: dict[str, Any] = {"audited": f"none of {len(e.places)} cells: none was asked for"}
+    if done is not None:
+        checked = {"agreement": str(done.sample), "audited": f"by ranks of {ranked}: {_cells(e, done.sample)}"}
+    without = {"recovered": "its interval and null are those of effect, divided by clean − corrupt"}
+    without |= {"exact": "no null: it is measured as patching.activation does, whose null holds for it"} if done else {}
+    about: dict[str, Any] = {"effect is": "an estimate", "without interval or null": without}
+    return notes(e.bound, e.corruption, e.gap) | about | checked
+
+
+def _cells(e: Estimates, sample: Sample) -> str:
+    """How many of how many cells of each stratum were measured."""
+    strata = [f"{n} of {m}" for n, m in zip(sample.taken, sample.sizes, strict=True)]
+    return f"{len(sample.chosen)} of {len(e.places)} cells ({', '.join(strata)})"
+
+
+def fields(e: Estimates, done: Audit | None) -> dict[str, Any]:
+    """The fields that all estimates share, shaped as their axes are."""
+    shape, effect = e.shape, e.values[0]
+    mean = effect.mean(-1)
+    tensors = {
+        "effect": mean, "interval": mean_interval(effect.T), "null": e.null[0], "recovered": mean / e.gap,
+    }  # fmt: skip
+    whole: dict[str, Tensor] = {}
+    if done is not None:
+        tensors |= {"exact": done.exact, "exact_interval": done.exact_interval(len(mean))}
+        whole = {"agreement": done.agreement, "agreement_interval": done.interval}
+    return {name: t.reshape(*shape, *t.shape[1:]).clone() for name, t in tensors.items()} | whole | {
+        "clean": e.clean, "corrupt": e.corrupt,
+    }  # fmt: skip
+
+
+def units(e: Estimates, names: Iterable[str]) -> dict[str, str]:
+    """The units of a result's fields."""
+    plain = {"agreement", "agreement_interval"}
+    return dict.fromkeys([n for n in names if n not in plain], e.bound.unit) | {"recovered": "share of clean − corrupt"}
+
+
+def effects(model: Model, e: Estimates, *, audits: int, seed: int) -> Any:
+    """The estimates of all places as a result, audited."""
+    done = audited(model, e, e.values[0].mean(-1), audits, seed=seed)
+    found = fields(e, done)
+    labels = e.labels(STATISTICS if done else ())
+    return BY_AXES[e.axes](**found, labels=labels, units=units(e, found), record=said(e, done))

@@ -1,0 +1,128 @@
+"""What every patching method starts from: two runs of one task, their activations, and the metric of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cutaway.core.address import Address
+from cutaway.core.halving import in_halves
+from cutaway.core.refuse import Refused
+from cutaway.models.access import forward, taps
+from cutaway.models.access.capture import Activations, Collector
+from cutaway.models.anatomy import rope
+from cutaway.models.model import Model
+from cutaway.models.sweep.plan import room
+from cutaway.models.tokens import Tokens
+from cutaway.tasks.bound import Bound
+from cutaway.tasks.task import Task
+
+Direction = Literal["denoise", "noise"]
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The run that is patched (`target`, with its own activations) and the one that gives (`donor`).
+
+    `baseline` is the metric of the unpatched target, `gap` the mean of clean − corrupt, which recovery is a share of.
+    """
+
+    bound: Bound
+    target: Tokens
+    own: Activations
+    donor: Activations
+    clean: Float[Tensor, "prompt"]
+    corrupt: Float[Tensor, "prompt"]
+    baseline: Float[Tensor, "prompt"]
+    gap: float
+    corruption: str
+
+    def notes(self) -> dict[str, Any]:
+        """What the record of a patching result says beyond its options."""
+        return notes(self.bound, self.corruption, self.gap)
+
+
+def notes(bound: Bound, corruption: str, gap: float) -> dict[str, Any]:
+    """What the record of a patching result says beyond its options."""
+    said: dict[str, Any] = {"corruption": corruption, "clean − corrupt": gap, "sign": "positive is more answer"}
+    return said | ({} if len(bound) > 1 else {"no_interval": "one pair of prompts"})
+
+
+def exchange(model: Model, task: Task, site: str, direction: Direction) -> Exchange:
+    """Run a task's clean and corrupt prompts and capture a site of both.
+
+    Raises:
+        Refused: the corruption does not change the metric, so that nothing can be brought back.
+    """
+    x = between(model, task.bind(model), site, direction, task.corruption)
+    difference(task, x.clean, x.corrupt)
+    return x
+
+
+def between(
+    model: Model, bound: Bound, sites: str | Sequence[str | Address], direction: Direction, corruption: str
+) -> Exchange:
+    """Run clean and corrupt prompts and capture some sites of both, whatever their difference is."""
+    (clean, first), (corrupt, second) = (run(model, t, sites, bound) for t in (bound.clean, bound.corrupt))
+    gap, denoise = float((clean - corrupt).mean()), direction == "denoise"
+    target, own, donor = (bound.corrupt, second, first) if denoise else (bound.clean, first, second)
+    return Exchange(bound, target, own, donor, clean, corrupt, corrupt if denoise else clean, gap, corruption)
+
+
+def run(
+    model: Model, tokens: Tokens, sites: str | Sequence[str | Address], bound: Bound
+) -> tuple[Float[Tensor, "prompt"], Activations]:
+    """One forward: the metric of every prompt and the activations at some sites; in parts where memory runs out."""
+    places, parts, done = model.places(sites), list[tuple[Tensor, Activations]](), list[Sequence[int]]()
+
+    def work(rows: Sequence[int]) -> None:
+        some = tokens if len(rows) == len(tokens) else tokens.rows(rows)
+        collector = Collector(model.body, places, live=False)
+        with model.edited(), torch.no_grad():
+            with taps.attached(model.body, {p: collector.see(p) for p in collector.places}):
+                logits = forward.last_logits(model.body, some)
+            prompt = torch.tensor(rows, device=logits.device)
+            parts.append((bound.metric_at(logits, prompt).float(), collector.activations(some)))
+            done.append(rows)
+
+    for rows in rope.apart(model.body, tokens):
+        in_halves(rows, room(model, tokens.ids.shape[1]) // tokens.ids.shape[1], work)
+    if len(parts) == 1:
+        return parts[0]
+    acts = {
+        a: rope.in_order(done, [found[str(a)] for _, found in parts]) for a in dict.fromkeys(p.place for p in places)
+    }
+    return rope.in_order(done, [values for values, _ in parts]), Activations(acts, tokens)
+
+
+def difference(task: Task, clean: Float[Tensor, "prompt"], corrupt: Float[Tensor, "prompt"]) -> float:
+    """The mean of clean − corrupt.
+
+    Raises:
+        Refused: there is none, or it is not a number.
+    """
+    gap = float((clean - corrupt).mean())
+    if not math.isfinite(gap):
+        raise Refused(f"patching on task {task.name!r}", f"the metric is {gap}", "use a wider dtype or other prompts")
+    if abs(gap) < 1e-6:
+        why = "the corruption does not change the metric, so there is nothing to bring back"
+        raise Refused(f"patching on task {task.name!r}", why, "use prompts whose answers differ")
+    return gap
+
+
+def first_changed(model: Model, bound: Bound) -> int:
+    """The first position where any corrupt prompt has another token: before it a causal model's two runs are one."""
+    changed = bound.changed
+    front = torch.where(changed.any(1), changed.int().argmax(1) - bound.clean.column(0), bound.clean.lengths)
+    return int(front.min()) if model.family.causal and bool(changed.any()) else 0
+
+
+def measured(bound: Bound) -> Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tensor, "row"]]:
+    """The task's metric as the executor asks for it."""
+    return bound.metric_at

@@ -1,0 +1,116 @@
+"""What each token of a prompt is to its question, so that prompts of other lengths and words can be averaged.
+
+As Meng et al. 2022 average: the subject's first, middle and last tokens, the token after it, further ones, and the
+prompt's last. Every token has one role: a subject of one token is its last, a subject at the end leaves the prompt no
+last token, and a last token right after the subject is no next one. Where no pair names a subject, the tokens that the
+corruption changes stand for it, with what lies between them. A position over prompts of different words has the name of
+its role, for the word of one prompt would speak for all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cutaway.core.refuse import Refused
+from cutaway.interventions.components import positions
+from cutaway.interventions.second_metric import subject_or_changed
+from cutaway.tasks.bound import Bound
+
+ROLES = ("before", "first {} token", "middle {} tokens", "last {} token", "next token", "further tokens", "last token")
+
+
+@dataclass(frozen=True)
+class Roles:
+    """The roles that occur, in the order of a prompt, and which of them each token has (−1 beyond a prompt's end)."""
+
+    names: tuple[str, ...]
+    index: Int[Tensor, "prompt token"]
+
+    @property
+    def has(self) -> Bool[Tensor, "role prompt"]:
+        """Which prompts have a token of each role."""
+        return (self.index == torch.arange(len(self.names))[:, None, None]).any(-1)
+
+    def averaged(
+        self, values: Float[Tensor, "*cell token prompt"], rows: list[int]
+    ) -> Float[Tensor, "*cell role prompt"]:
+        """Values of every token of some prompts of one length, as means over each role's tokens; NaN where a prompt has
+        none.
+        """
+        index = self.index[rows, : values.shape[-2]]
+        tokens = (index == torch.arange(len(self.names))[:, None, None]).to(values.dtype)  # [role prompt token]
+        return torch.einsum("...tp,rpt->...rp", values, tokens) / tokens.sum(-1)
+
+
+def differ(bound: Bound) -> bool:
+    """Whether prompts have other lengths, or what they ask about at other positions, and all have such tokens."""
+    where, _ = subject_or_changed(bound)
+    lengths, moved = bound.clean.lengths, bool((where != where[:1]).any())
+    return bool(where.any(1).all()) and (bool((lengths != lengths[0]).any()) or moved)
+
+
+def roles(bound: Bound) -> Roles:
+    """The role of every token of every prompt.
+
+    Raises:
+        Refused: a pair that names no subject and whose corruption changes nothing.
+    """
+    where, _ = subject_or_changed(bound)
+    if not bool(where.any(1).all()):
+        raise Refused("roles of tokens", "a pair names no subject and changes nothing", "give pairs with subject=")
+    lengths, front = bound.clean.lengths.tolist(), bound.clean.column(0).tolist()
+    index = torch.full((len(bound), max(lengths)), -1)
+    for i, n in enumerate(lengths):
+        span = where[i].nonzero()[:, 0] - front[i]
+        first, last = int(span.min()), int(span.max())
+        index[i, :n] = 5
+        index[i, last + 1 : last + 2] = 4
+        index[i, n - 1] = 6
+        index[i, : last + 1] = 2
+        index[i, :first], index[i, first], index[i, last] = 0, 1, 3
+    found = sorted(set(index[index >= 0].tolist()))
+    word = "subject" if any(p.subject for p in bound.pairs) else "changed"
+    place = torch.full((len(ROLES) + 1,), -1)
+    place[found] = torch.arange(len(found))  # the entry behind the last role stands for none
+    return Roles(tuple(ROLES[r].format(word) for r in found), place[index])
+
+
+def position_names(bound: Bound) -> list[str]:
+    """What each position is called: the word, where all prompts have the same one there, else its role.
+
+    Names that repeat have the position behind them, and so have all where prompts differ in length. A position with
+    different roles is called by its number alone.
+    """
+    tokens, places = bound.clean, positions(bound.clean)
+    where, _ = subject_or_changed(bound)
+    word = "subject" if any(p.subject for p in bound.pairs) else "changed"
+    spans = [
+        (row.nonzero()[:, 0] - front).tolist() for row, front in zip(where, tokens.column(0).tolist(), strict=True)
+    ]
+    each = [_called(n, span, word) for n, span in zip(tokens.lengths.tolist(), spans, strict=True)]
+    names = []
+    for p in places:
+        words = {row[p].strip() or repr(row[p])[1:-1] for row in tokens.pieces}
+        found = words if len(words) == 1 else {roles[p] for roles in each}
+        found = found - {"first"} if tokens.padded and found == {"first", "before"} else found  # counted from the end
+        names.append(found.pop() if len(found) == 1 else "")
+    if tokens.padded:
+        return [f"{name}@{p}" for name, p in zip(names, places, strict=True)]
+    return [f"@{p}" if not n else f"{n}·{p}" if names.count(n) > 1 else n for n, p in zip(names, places, strict=True)]
+
+
+def _called(length: int, span: list[int], word: str) -> list[str]:
+    """The role of every token of one prompt in a word or two."""
+    first, last = (span[0], span[-1]) if span else (length, length)
+    names = ["before" if p < first else f"middle {word}" if p < last else "further" for p in range(length)]
+    names[0] = "first"
+    if last + 1 < length:
+        names[last + 1] = "next"
+    names[-1] = "last"
+    if span:
+        names[first], names[last] = (f"first {word}", f"last {word}") if first < last else (word, word)
+    return names if span else ["" if n == "before" else n for n in names]

@@ -1,0 +1,180 @@
+"""The backward pass: gradients of a metric at named places, and local gradients replaced by other coefficients.
+
+`gradients` is one forward with several backwards on its graph, each with nothing flowing back through some places.
+With `relevance` every activation keeps its bits, and what autograd multiplies with changes: norms, activation
+functions, gates and attention hand back the coefficients of layer-wise relevance propagation (Ali et al. 2022, Jafari
+et al. 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cutaway.core.address import Address
+from cutaway.core.finite import notice
+from cutaway.core.record import count
+from cutaway.core.refuse import Refused
+from cutaway.models.access import forward, taps
+from cutaway.models.access.capture import Activations, Collector
+from cutaway.models.access.ports import port
+from cutaway.models.anatomy.anatomy import Anatomy
+from cutaway.models.anatomy.norms import measure, wide
+from cutaway.models.tokens import Tokens
+
+Attention = Literal["gradient", "constant", "half"]
+Cut = Sequence[Address]
+_ATTENTION: dict[str, dict[str, float]] = {
+    "gradient": {},
+    "constant": {"q": 0.0, "k": 0.0},
+    "half": {"q": 0.25, "k": 0.25, "v": 0.5},  # queries and keys stand in two products
+}
+
+
+def gradients(
+    body: Anatomy,
+    tokens: Tokens,
+    places: Sequence[Address],
+    metric: Callable[[Float[Tensor, "batch token"]], Float[Tensor, "batch"]],
+    cuts: Sequence[Cut] = ((),),
+    relevance: Attention | None = None,
+) -> tuple[Float[Tensor, "batch"], list[Activations], Activations]:
+    """The metric of each prompt's last logits, its gradients at `places` for every cut, and the activations there.
+
+    One forward, and one backward a cut: a set of places through which nothing flows back. The gradient at a cut place
+    itself is zero. With `relevance` they are relevance coefficients:
+
+    * norms: the divisor is a constant (LN-rule);
+    * activation functions: f(x) hands back f(x) / x instead of f′(x) (identity rule);
+    * gates: each factor of a product gets half of what flows back (half rule);
+    * attention: `gradient` leaves it alone, `constant` holds the pattern fixed (AH-rule), `half` applies the half rule
+      to its two products.
+
+    Raises:
+        Refused: the metric does not depend on an asked place, or not on the logits at all; too little memory; with
+            `relevance`, an MLP whose activation function cannot be seen, or a norm of another form.
+    """
+    closed: set[Address] = set()
+    weights = _attention_rules(body, relevance) | {a.place: 1.0 for cut in cuts for a in cut}
+    collector = Collector(body, places, live=True)
+    with fitting(tokens), torch.enable_grad(), forward.rooted(body), ExitStack() as stack:
+        if relevance is not None:
+            stack.enter_context(_propagating(body))
+        # Weights come after the collector, so that what is collected counts what its reader's rule takes away.
+        stack.enter_context(taps.attached(body, {p: collector.see(p) for p in collector.places}, gradient=True))
+        with taps.attached(body, {p: _weighted(p, w, closed) for p, w in weights.items()}, gradient=True):
+            values = metric(forward.last_logits(body, tokens))
+        if values.shape != (len(tokens),) or not values.requires_grad:
+            form = f"it gave {tuple(values.shape)}" + ("" if values.requires_grad else " without a gradient")
+            raise Refused("metric", form, f"return one number a prompt ([{len(tokens)}]) computed from the logits")
+        wanted, slopes = [collector.found[a] for a in collector.asked], []
+        for n, cut in enumerate(cuts):
+            closed.clear()
+            closed.update(a.place for a in cut)
+            found = torch.autograd.grad(values.sum(), wanted, retain_graph=n + 1 < len(cuts), allow_unused=True)
+            count(backwards=len(tokens))
+            for g in found:
+                if g is not None:
+                    notice(g)
+            slopes.append(Activations(dict(zip(collector.asked, _all(collector.asked, found), strict=True)), tokens))
+    given = {a: x.detach() for a, x in zip(collector.asked, wanted, strict=True)}
+    return values.detach(), slopes, Activations(given, tokens)
+
+
+@contextmanager
+def fitting(tokens: Tokens) -> Iterator[None]:
+    """While open, memory that runs out is a refusal that names the batch, as it is in a forward."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        size = f"a batch of {len(tokens)} × {tokens.ids.shape[1]} tokens, with its gradients"
+        raise Refused(size, "the memory is not enough", "use fewer prompts at once") from error
+
+
+def _all(asked: Sequence[Address], found: Sequence[Tensor | None]) -> list[Tensor]:
+    for a, g in zip(asked, found, strict=True):
+        if g is None:
+            raise Refused(f"gradient at {a}", "the metric does not depend on it", "choose an earlier site")
+    return [g for g in found if g is not None]
+
+
+def _weighted(place: Address, weight: float, closed: set[Address]) -> Callable[[Tensor], Tensor]:
+    """Multiply the gradient of a place by `weight`, or by zero while the place is closed."""
+
+    def see(x: Tensor) -> Tensor:
+        if x.requires_grad:
+            x.register_hook(lambda g: g * (0.0 if place in closed else weight))
+        return x
+
+    return see
+
+
+def _attention_rules(body: Anatomy, relevance: Attention | None) -> dict[Address, float]:
+    factors = _ATTENTION[relevance or "gradient"]
+    return {Address(site, i): f for i in range(len(body.blocks)) for site, f in factors.items()}
+
+
+@contextmanager
+def _propagating(body: Anatomy) -> Iterator[None]:
+    """While open, norms, activation functions and gates hand back relevance."""
+    if body.family.post_norm:
+        raise Refused(
+            f"relevance in a {body.family.name} model", "its residual stream itself is normed", "use plain gradients"
+        )
+    rules = {p: see for i in range(len(body.blocks)) for p, see in _activation_rules(body, i).items()}
+    with ExitStack() as stack:
+        for module in _norms(body):
+            stack.callback(module.register_forward_hook(_constant_scale, with_kwargs=True).remove)
+        stack.enter_context(taps.attached(body, rules, gradient=True))
+        yield
+
+
+def _norms(body: Anatomy) -> list[nn.Module]:
+    """Every norm of the blocks (those of queries and keys included), and the final one; none where it was taken out."""
+    found = [body.part(i, n) for i in range(len(body.blocks)) for n in ("ln1", "ln2", "ln1_post", "ln2_post")]
+    leaves = [m for b in body.blocks for m in b.modules() if not any(True for _ in m.children())]
+    found += [m for m in leaves if (p := list(m.parameters())) and all(t.ndim == 1 for t in p)]
+    return [m for m in dict.fromkeys([*found, body.top("final")]) if m is not None and type(m) is not nn.Identity]
+
+
+def _constant_scale(module: nn.Module, args: Any, kw: Any, out: Tensor) -> Tensor | None:
+    """The norm's output, with the gradient of its linear part only."""
+    x = args[0] if args else kw["hidden_states"]
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return None
+    norm = measure(module, x.shape[-1])
+    step = wide(x) - wide(x).detach()  # zero, with a gradient
+    return out.detach() + norm.linear(step, norm.scale(x.detach())).to(out.dtype)
+
+
+def _activation_rules(body: Anatomy, layer: int) -> dict[Address, Callable[[Tensor], Tensor]]:
+    """Identity rule for the activation function, half rule for a gate: both at the neurons of one layer."""
+    sources = [a for n in ("mlp_pre", "mlp_gate") if port(body, a := Address(n, layer)) is not None]
+    neurons = Address("mlp_post", layer)
+    if not sources or port(body, neurons) is None:
+        raise Refused(
+            f"relevance through the MLP of layer {layer}", "its activation function is not at a named place",
+            "use patching.attribution, which needs only gradients",
+        )  # fmt: skip
+    seen: dict[Address, Tensor] = {}
+
+    def note(place: Address) -> Callable[[Tensor], Tensor]:
+        def see(x: Tensor) -> Tensor:
+            seen[place] = x
+            return x
+
+        return see
+
+    def spread(y: Tensor) -> Tensor:
+        new = y.detach()
+        for x in (seen.pop(a) for a in sources):
+            ratio = (wide(y) / wide(x)).nan_to_num(0.0, 0.0, 0.0).detach()
+            new = new + (ratio * wide(x - x.detach()) / len(sources)).to(y.dtype)
+        return new
+
+    return {**{a: note(a) for a in sources}, neurons: spread}

@@ -1,0 +1,190 @@
+"""The one forward: a batch of tokens through the user's own model, which is left as it was."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from functools import cache
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cutaway.core.address import Address
+from cutaway.core.finite import notice
+from cutaway.core.record import count
+from cutaway.core.refuse import Refused
+from cutaway.models.access import taps
+from cutaway.models.access.positions import FRAME, Frame
+from cutaway.models.anatomy import rope
+from cutaway.models.anatomy.anatomy import Anatomy
+from cutaway.models.anatomy.linear import has_bias
+from cutaway.models.tokens import Side, Tokens
+
+PADDING: dict[Side, str] = {
+    "left": "padding.left",
+    "right": "padding.right",
+}  # names under which the self-check can disable them
+_LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
+
+
+def all_logits(body: Anatomy, t: Tokens) -> Float[Tensor, "batch position token"]:
+    """Logits at every position, or the last hidden state of a model without unembedding."""
+    logits = _call(body, t, len(t))
+    notice(logits, t.mask)
+    return logits
+
+
+def last_logits(body: Anatomy, t: Tokens, share: float = 1.0) -> Float[Tensor, "batch token"]:
+    """Logits at each prompt's last real token; only those are unembedded, unless the logits themselves are tapped.
+
+    `share` is the part of the model that really runs, for the count of forwards.
+    """
+    if body.unembed is None:
+        raise Refused("logits", "this model has no unembedding", "capture its residual stream instead")
+    # An encoder's head does more than unembed, so its rows are chosen afterwards.
+    early = body.family.causal and not taps.tapped(body, Address("logits"))
+    with _unembedding_last(body.unembed, t) if early else nullcontext():
+        logits = _call(body, t, len(t) * share)
+    rows = torch.arange(len(t), device=logits.device)
+    logits = logits[:, -1] if early else logits[rows, t.last.to(logits.device)]
+    notice(logits)
+    return logits
+
+
+class Enough(Exception):
+    """Raised by a tap when nothing further of the running forward is needed; `streams` ends it there."""
+
+
+def streams(body: Anatomy, t: Tokens, share: float) -> None:
+    """A forward for its taps' sake: no position is unembedded but the last, and `Enough` ends it early.
+
+    `share` is the part of the model that runs until then, for the count of forwards.
+    """
+    try:
+        if body.unembed is None:
+            _call(body, t, len(t))
+        else:
+            last_logits(body, t)
+    except Enough:
+        count(forwards=len(t) * share)
+
+
+@contextmanager
+def alone(hf: nn.Module) -> Iterator[None]:
+    """One thread at a time: hooks belong to the module, so a second thread would run under this one's edits."""
+    with _LOCKS.get(hf) or _LOCKS.setdefault(hf, threading.RLock()):
+        yield
+
+
+@contextmanager
+def evaluating(body: Anatomy) -> Iterator[None]:
+    """Dropout off, whatever mode the user's model is in; the mode of every module is restored."""
+    modes = body.in_training()
+    for m in modes:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m in modes:
+            m.training = True
+
+
+@contextmanager
+def told(body: Anatomy) -> Iterator[None]:
+    """Refuse the user's own forwards over a key-value cache: nothing tells where the prompts' positions are in them."""
+
+    def enter(module: nn.Module, args: Any, kw: Any) -> None:
+        held: Any = kw.get("past_key_values")
+        if held is not None and FRAME.get() is None and int(held.get_seq_length()):
+            what = "an edit at positions, in your own forward over a key-value cache"
+            raise Refused(what, "it does not say where the prompts' positions are", "use model.generate, or no cache")
+
+    handle = body.hf.register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def rooted(body: Anatomy) -> Iterator[None]:
+    """Make the embeddings require gradients, so that a graph exists even in a frozen model."""
+
+    def root(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        return out if out.requires_grad else out.detach().requires_grad_(True)
+
+    modules = [m for n in ("embed", "pos") if (m := body.top(n)) is not None]
+    handles = [m.register_forward_hook(root, prepend=True) for m in modules]
+    try:
+        yield
+    finally:
+        for h in handles:
+            h.remove()
+
+
+def _call(body: Anatomy, t: Tokens, cost: float) -> Tensor:
+    check_padding(body, t)
+    rope.check(body, t)
+    takes, kw = _parameters(type(body.hf)), dict[str, Any]()
+    if t.padded:
+        kw["attention_mask"] = t.mask.long()
+        if "position_ids" in takes:
+            kw["position_ids"] = t.position_ids
+    if "use_cache" in takes:
+        kw["use_cache"] = False
+    frame = FRAME.set(Frame(t, len(t), t.ids.shape[1]))
+    try:
+        out = body.hf(t.ids, **kw)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        size = f"a batch of {len(t)} × {t.ids.shape[1]} tokens"
+        raise Refused(size, "the memory is not enough", "use fewer prompts at once") from error
+    finally:
+        FRAME.reset(frame)
+    count(forwards=cost)
+    return out.logits if getattr(out, "logits", None) is not None else out[0]
+
+
+def check_padding(body: Anatomy, t: Tokens) -> None:
+    """Refuse padding that would run into the prompts.
+
+    State-space layers zero what padding holds, but the bias of an input projection comes after that: their convolution
+    would read it at the first tokens of a prompt padded on the left.
+    """
+    if t.padded and (why := body.disabled.get(PADDING[t.side])):
+        other = next((s for s, name in PADDING.items() if s != t.side and name not in body.disabled), "")
+        instead = f"pad on the {other}, or run" if other else "run"
+        raise Refused(
+            f"padding on the {t.side} in {body.family.name}", why, f"{instead} prompts of one length at a time"
+        )
+    ins = body.part(0, "ssm_in")
+    if has_bias(ins) and not bool(t.mask[:, 0].all()):
+        why = "its layers' input projections have a bias, which their convolutions would read from the padding"
+        raise Refused(
+            f"padding on the left in {body.family.name}", why, "pad on the right, or run one prompt at a time"
+        )
+
+
+@contextmanager
+def _unembedding_last(head: nn.Module, t: Tokens) -> Iterator[None]:
+    """Give the unembedding only each prompt's last real token."""
+    rows, columns = torch.arange(len(t)), t.last
+
+    def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        x = args[0]
+        return (x[rows.to(x.device), columns.to(x.device)][:, None], *args[1:])
+
+    handle = head.register_forward_pre_hook(gather)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@cache
+def _parameters(kind: type) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]

@@ -1,0 +1,265 @@
+"""Ports: where each site's tensor passes in the live modules, how it is read there and how it is written back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from cutaway.core.address import Address
+from cutaway.models.access.positions import FRAME, real
+from cutaway.models.anatomy.anatomy import Anatomy
+from cutaway.models.anatomy.linear import affine, matrix
+from cutaway.models.anatomy.offload import present
+
+Side = Literal["in", "in_place", "out", "dispatch", "scan"]
+
+
+@dataclass(frozen=True)
+class Port:
+    """How one site is reached. `read(x, y)` and `write(new, x, y)` get the module's input and output tensors (y is
+    None on the input sides). `derived` reads are computed, not viewed: they cost time only when asked for."""
+
+    module: nn.Module
+    side: Side
+    read: Callable[[Tensor, Any], Tensor]
+    write: Callable[[Tensor, Tensor, Any], Tensor]
+    derived: bool = False
+
+
+def _same(x: Tensor, y: Any) -> Tensor:
+    return x
+
+
+def _output(x: Any, y: Any) -> Tensor:
+    return y
+
+
+def _new(new: Tensor, x: Any, y: Any) -> Tensor:
+    return new
+
+
+def port(body: Anatomy, address: Address) -> Port | None:
+    """The port of a site at a layer, or None where this model has no such place."""
+    return body.remember((address.site, address.layer), lambda: _port(body, address))
+
+
+def _port(body: Anatomy, address: Address) -> Port | None:
+    name, i = address.site, address.layer
+    if i is None:
+        return _model_port(body, name)
+    block, s = body.blocks[i], body.shape
+    match name:
+        case "resid_pre":
+            return Port(block, "in", _same, _new)
+        case "resid_post":
+            return Port(block, "out", _output, _new)
+        case "resid_mid":
+            if body.family.post_norm:
+                return _flat(Port(body.part(i, "mlp") or block, "in_place", _same, _new))
+            module = body.resid_mid_reader(i)
+            return _flat(Port(module, "in_place", _same, _new)) if module is not None else None
+        case "attn_in" | "mlp_in":
+            module = body.part(i, name.split("_")[0])
+            return _flat(Port(module, "in", _same, _new)) if module is not None else None
+        case "q" | "k" | "v" | "scores" | "pattern":
+            module = body.part(i, "attn")
+            return _attention_port(module, name, s.n_heads, s.n_kv_heads) if module is not None else None
+        case "z":
+            return _heads_in(body.part(i, "o"), s.n_heads)
+        case "head_out":
+            return _head_out(body.part(i, "o"), s.n_heads)
+        case "attn_out":
+            return _contribution(body, body.part(i, "ln1_post") or body.part(i, "o"))
+        case "mlp_out":
+            return _contribution(body, body.part(i, "ln2_post") or body.part(i, "down") or body.part(i, "mlp"))
+        case "mlp_pre" | "mlp_gate":
+            module = body.part(i, "up" if name == "mlp_pre" else "gate")
+            if module is None or isinstance(module, nn.ModuleList) or (body.part(i, "down") is None):
+                return None
+            return (
+                _half(module, 1 if name == "mlp_pre" else 0)
+                if body.family.fused_gate
+                else _flat(Port(module, "out", _output, _new))
+            )
+        case "mlp_post":
+            module = body.part(i, "down")
+            return _flat(Port(module, "in", _same, _new)) if module is not None else None
+        case "router":
+            module = body.part(i, "router")
+            return _router(module) if module is not None and body.part(i, "down") is None else None
+        case "ln1.scale" | "ln2.scale":
+            module = body.part(i, name.split(".")[0])
+            return _scale(body, module) if module is not None else None
+    return _state_space_port(body, name, i)
+
+
+def _state_space_port(body: Anatomy, name: str, i: int) -> Port | None:
+    layer, ins, outs = (body.part(i, n) for n in ("ssm", "ssm_in", "ssm_out"))
+    if layer is None or ins is None or outs is None:
+        return None
+    match name:
+        case "ssm.in":
+            return Port(layer, "in", _same, _new)
+        case "ssm.x" | "ssm.gate":
+            second = (name == "ssm.gate") != body.family.gate_first
+            return _channels(ins, body.shape.d_inner, second, keeps_padding=name == "ssm.x")
+        case "ssm.conv" | "ssm.dt" | "ssm.B" | "ssm.C" | "ssm.state" | "ssm.y":
+            return Port(layer, "scan", _same, _new)
+        case "ssm.post":
+            return Port(outs, "in", _same, _new)
+        case "ssm.out":
+            return _contribution(body, outs)
+    return None
+
+
+def _model_port(body: Anatomy, name: str) -> Port | None:
+    pos, final = body.top("pos"), body.top("final")
+    match name:
+        case "embed":
+            # Without position embeddings the first block reads the embedding after all of the family's own scaling.
+            module = body.top("embed")
+            if pos is not None and module is not None:
+                return Port(module, "out", _output, _new)
+            return Port(body.blocks[0], "in", _same, _new)
+        case "pos_embed":
+            return (
+                Port(pos, "out", lambda x, y: y.expand(_batch(y), -1, -1), _new, derived=True)
+                if pos is not None
+                else None
+            )
+        case "final.scale":
+            return _scale(body, final) if final is not None else None
+        case "logits":
+            return Port(body.hf, "out", _output, _new) if body.unembed is not None else None
+    return None
+
+
+def _batch(x: Tensor) -> int:
+    frame = FRAME.get()
+    return frame.batch if frame is not None else x.shape[0]
+
+
+def _flat(p: Port) -> Port:
+    """Modules that run on [batch · position, width] (OPT's MLP) are seen as [batch, position, width]."""
+
+    def read(x: Tensor, y: Any) -> Tensor:
+        t = p.read(x, y)
+        return t if t.ndim == 3 else t.view(_batch(t), -1, t.shape[-1])
+
+    def write(new: Tensor, x: Tensor, y: Any) -> Tensor:
+        old = p.read(x, y)
+        return p.write(new if new.ndim == old.ndim else new.reshape(old.shape), x, y)
+
+    return Port(p.module, p.side, read, write, p.derived)
+
+
+def _contribution(body: Anatomy, module: nn.Module | None) -> Port | None:
+    """What a module's output adds to the residual stream, the family's multiplier included."""
+    if module is None:
+        return None
+    m = body.multiplier
+    if m == 1.0:
+        return _flat(Port(module, "out", _output, _new))
+    return Port(module, "out", lambda x, y: y * m, lambda new, x, y: new / m, derived=True)
+
+
+def _heads_in(module: nn.Module | None, heads: int) -> Port | None:
+    if module is None:
+        return None
+    return Port(module, "in", lambda x, y: x.view(*x.shape[:2], heads, -1), lambda new, x, y: new.reshape(x.shape))
+
+
+def _head_out(module: nn.Module | None, heads: int) -> Port | None:
+    if module is None:
+        return None
+
+    def read(x: Tensor, y: Any) -> Tensor:
+        return per_head(module, x.view(*x.shape[:2], heads, -1))
+
+    def write(new: Tensor, x: Tensor, y: Any) -> Tensor:
+        with present(module):
+            _, bias = affine(module)
+        return new.sum(2) if bias is None else new.sum(2) + bias
+
+    return Port(module, "out", read, write, derived=True)
+
+
+def per_head(module: nn.Module, z: Tensor) -> Tensor:
+    """Each head's z through its rows of W_O: [batch, position, head, d_model]."""
+    with present(module):
+        return z.transpose(1, 2).matmul(output_rows(module, z.shape[2])).transpose(1, 2)
+
+
+def output_rows(module: nn.Module, heads: int) -> Tensor:
+    """W_O as [head, d_head, d_model].
+
+    Raises:
+        Refused: the output projection is no linear map.
+    """
+    w = matrix(module)
+    return w.reshape(heads, -1, w.shape[-1])
+
+
+def _half(module: nn.Module, which: int) -> Port:
+    def read(x: Tensor, y: Any) -> Tensor:
+        return y.chunk(2, dim=-1)[which]
+
+    def write(new: Tensor, x: Tensor, y: Any) -> Tensor:
+        other = y.chunk(2, dim=-1)[1 - which]
+        return torch.cat([other, new] if which else [new, other], dim=-1)
+
+    return Port(module, "out", read, write)
+
+
+def _channels(module: nn.Module, width: int, second: bool, keeps_padding: bool) -> Port:
+    """The first or second `width` numbers of a module's output."""
+    where = slice(width, 2 * width) if second else slice(0, width)
+
+    def write(new: Tensor, x: Tensor, y: Any) -> Tensor:
+        mask = real(y) if keeps_padding else None  # a convolution would read padding into the prompt
+        whole = y.clone()
+        whole[..., where] = new if mask is None else torch.where(mask[..., None], new, y[..., where])
+        return whole
+
+    return Port(module, "out", lambda x, y: y[..., where], write)
+
+
+def _router(module: nn.Module) -> Port:
+    def read(x: Tensor, y: Any) -> Tensor:
+        return y.view(_batch(y), -1, y.shape[-1])
+
+    return Port(module, "out", read, lambda new, x, y: new.reshape(y.shape))
+
+
+def _scale(body: Anatomy, module: nn.Module) -> Port:
+    def read(x: Tensor, y: Any) -> Tensor:
+        t = x if x.ndim == 3 else x.view(_batch(x), -1, x.shape[-1])
+        return body.norm(module).scale(t)
+
+    def write(new: Tensor, x: Tensor, y: Any) -> Tensor:
+        norm = body.norm(module)
+        factor = (norm.scale(x) / new.reshape(x.shape[:-1])).unsqueeze(-1)
+        return (norm.bias + (y.float() - norm.bias) * factor).to(y.dtype)
+
+    return Port(module, "out", read, write, derived=True)
+
+
+def _attention_port(module: nn.Module, name: str, heads: int, kv_heads: int) -> Port:
+    if name in ("scores", "pattern"):
+        return Port(module, "dispatch", _same, _new)
+    group = heads // kv_heads
+
+    def read(x: Tensor, y: Any) -> Tensor:
+        x = x[:, ::group] if name != "q" and x.shape[1] != kv_heads else x
+        return x.transpose(1, 2)
+
+    def write(new: Tensor, x: Tensor, y: Any) -> Tensor:
+        new = new.transpose(1, 2)
+        return new.repeat_interleave(group, dim=1) if name != "q" and x.shape[1] != kv_heads else new
+
+    # Families that repeat keys for their query heads (Falcon) make the read a selection, not a view of all of it.
+    return Port(module, "dispatch", read, write)

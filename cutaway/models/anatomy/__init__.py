@@ -1,0 +1,1 @@
+"""Anatomy: what a live model is made of, read through its family row."""

@@ -1,0 +1,221 @@
+"""The residual stream as an exact sum: embedding, every head, every attention bias, every MLP (or its neurons), or
+every state-space layer.
+
+The sum equals `resid_post` of the last layer; through the final norm with its scale frozen and the unembedding it
+equals the logits. Norms after attention or MLP (Gemma 2, OLMo 2) act linearly with their scales frozen, and the
+family's residual multiplier is included (Elhage et al. 2021, transformer-circuits.pub/2021/framework).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from cutaway.core.finite import finite
+from cutaway.core.refuse import Refused
+from cutaway.core.result import Result
+from cutaway.models.access.capture import Activations
+from cutaway.models.anatomy.norms import Norm
+from cutaway.models.anatomy.weights import unembed_rows
+from cutaway.models.edits.library import Edit
+from cutaway.models.model import Model, Prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decomposition(Result, kind="decomposition"):
+    """Contributions to the residual stream at one position of each prompt, and the stream they sum to.
+
+    Components are named by address (`embed`, `head_out.9.6`, `mlp_out.3`, `mlp_post.3.17`, `ssm.out.3`) and
+    `attn_bias.9`, `mlp_bias.3`. `scale` is the final norm's divisor there.
+    """
+
+    contribution: Float[Tensor, "batch component d_model"]
+    total: Float[Tensor, "batch d_model"]
+    scale: Float[Tensor, "batch"]
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Units (heads or neurons) that write `act @ weight` each, then a shared bias, all through a post-norm."""
+
+    names: list[str]
+    act: Float[Tensor, "batch unit width"]
+    weight: Float[Tensor, "unit width d_model"]
+    bias: Float[Tensor, "d_model"]
+    post: Norm | None
+    multiplier: float
+
+    def scale(self) -> Float[Tensor, "batch"]:
+        """The post-norm's divisor for the units' sum."""
+        assert self.post is not None
+        total = torch.einsum("buw,uwd->bd", self.act, self.weight) + self.bias
+        return self.post.scale(total)
+
+    def contributions(self) -> Float[Tensor, "batch name d_model"]:
+        """What each unit, and last the bias, adds to the stream."""
+        rest = self.bias.expand(len(self.act), 1, -1)
+        parts = torch.cat([torch.einsum("buw,uwd->bud", self.act, self.weight), rest], dim=1)
+        if self.post is not None:
+            parts = self.post.linear(parts, self.scale()[:, None].expand(parts.shape[:2]))
+            parts[:, -1] += self.post.bias
+        return parts * self.multiplier
+
+    def shares(self, reader: Float[Tensor, "pair batch d_model"]) -> Float[Tensor, "pair batch name"]:
+        """Dot product of each contribution with `reader`, without forming the contributions."""
+        own, constant = (
+            reader * self.multiplier,
+            torch.zeros(reader.shape[:2], dtype=reader.dtype, device=reader.device),
+        )
+        if self.post is not None:
+            constant = own @ self.post.bias.double()
+            own = self.post.centre(own * self.post.weight.double()) / self.scale().double()[:, None]
+        seen = torch.einsum("uwd,pbd->pbuw", self.weight.double(), own)
+        units = torch.einsum("buw,pbuw->pbu", self.act.double(), seen)
+        return torch.cat([units, (own @ self.bias.double() + constant)[..., None]], dim=-1)
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """The stream at one position of each prompt, as whole vectors and as writers, in order of depth."""
+
+    parts: list[tuple[str, Float[Tensor, "batch d_model"]] | _Writer]
+    total: Float[Tensor, "batch d_model"]
+    scale: Float[Tensor, "batch"]
+
+    def names(self) -> list[str]:
+        """Component names in the order of `parts`."""
+        return [n for p in self.parts for n in (p.names if isinstance(p, _Writer) else [p[0]])]
+
+
+@torch.no_grad()
+def decompose(
+    model: Model, prompts: Prompts, position: int = -1, *, neurons: Sequence[int] = (), edits: Sequence[Edit] = ()
+) -> Decomposition:
+    """Split the residual stream at `position` into components; the MLPs of the layers in `neurons` into neurons.
+
+    Raises:
+        Refused: the stream itself is normed between additions (BERT), so that no sum exists.
+    """
+    with finite(f"decomposition of {model.name}", model.dtype):
+        stream = _stream(model, prompts, position, neurons, edits)
+    parts = [p.contributions() if isinstance(p, _Writer) else p[1][:, None] for p in stream.parts]
+    return Decomposition(
+        contribution=torch.cat(parts, dim=1),
+        total=stream.total,
+        scale=stream.scale,
+        labels={"component": stream.names()},
+        units={"contribution": "residual stream", "total": "residual stream"},
+        record={"model": model.identity(), "position": position, "final norm": "scale frozen at its value in this run"},
+    )
+
+
+@torch.no_grad()
+def logit_contributions(
+    model: Model, parts: Decomposition, tokens: Int[Tensor, "batch"], foils: Int[Tensor, "batch"] | None = None
+) -> tuple[Float[Tensor, "batch component"], Float[Tensor, "batch"]]:
+    """Each component's share of the logit of `tokens` (minus that of `foils`), and the share of the final biases.
+
+    Units are logits before any soft cap; the final norm's scale is frozen, its centring and weight are applied to
+    every component. Components plus biases sum to the logit (difference).
+    """
+    reader, offset = _reader(model, parts.scale, tokens[None], foils[None] if foils is not None else None)
+    return torch.einsum("bcd,bd->bc", parts.contribution.double(), reader[0]).float(), offset[0].float()
+
+
+@torch.no_grad()
+def logit_shares(
+    model: Model,
+    prompts: Prompts,
+    tokens: Int[Tensor, "pair batch"],
+    foils: Int[Tensor, "pair batch"],
+    *,
+    neurons: bool = False,
+) -> tuple[list[str], Float[Tensor, "pair batch component"], Float[Tensor, "pair batch"]]:
+    """Names, shares and the final biases' share of several logit differences at each prompt's last token.
+
+    Equal to `decompose` with `logit_contributions`, without forming d_model numbers for every neuron.
+    """
+    layers = [i for i in range(model.shape.n_layers) if model.body.part(i, "down") is not None] if neurons else []
+    stream = _stream(model, prompts, -1, layers, ())
+    reader, offset = _reader(model, stream.scale, tokens, foils)
+    shares = [
+        p.shares(reader) if isinstance(p, _Writer) else torch.einsum("bd,pbd->pb", p[1].double(), reader)[..., None]
+        for p in stream.parts
+    ]
+    return stream.names(), torch.cat(shares, dim=-1).float(), offset.float()
+
+
+def _stream(model: Model, prompts: Prompts, position: int, neurons: Collection[int], edits: Sequence[Edit]) -> _Stream:
+    body, n = model.body, model.shape.n_layers
+    for name in ("attn_out", "mlp_out", "head_out", "decomposition"):
+        if why := body.disabled.get(name):
+            raise Refused(f"decomposition of {model.name}", f"{name} is disabled: {why}", "see self_check(model)")
+    if body.family.post_norm:
+        why = "its residual stream is normed after every addition"
+        raise Refused(f"decomposition of {model.name}", why, "capture resid_post instead")
+    has_pos, final = body.top("pos") is not None, body.top("final")
+    writers = ["ssm.out"] if body.family.ssm else ["z", "mlp_out"]
+    sites = ["resid_pre.0", *writers, f"resid_post.{n - 1}", *(f"mlp_post.{i}" for i in neurons)]
+    acts = model.capture(prompts, [*sites, "pos_embed"] if has_pos else sites, edits, logits=False)
+    first = acts[f"resid_pre.0@{position}"].float()
+    parts: list[tuple[str, Tensor] | _Writer] = [("embed", first)]
+    if has_pos:
+        pos = acts[f"pos_embed@{position}"].float()
+        parts = [("embed", first - pos), ("pos_embed", pos)]
+    for i in range(n):
+        if body.family.ssm:
+            parts.append((f"ssm.out.{i}", acts[f"ssm.out.{i}@{position}"].float()))
+            continue
+        parts.append(_heads(model, i, acts, position))
+        whole = (f"mlp_out.{i}", acts[f"mlp_out.{i}@{position}"].float())
+        parts.append(_neurons(model, i, acts, position) if i in neurons else whole)
+    total = acts[f"resid_post.{n - 1}@{position}"].float()
+    scale = body.norm(final).scale(total) if final is not None else torch.ones(len(total), device=total.device)
+    return _Stream(parts, total, scale)
+
+
+def _heads(model: Model, i: int, acts: Activations, position: int) -> _Writer:
+    w = model.weights
+    names = [*(f"head_out.{i}.{h}" for h in range(model.shape.n_heads)), f"attn_bias.{i}"]
+    z = acts[f"z.{i}@{position}"].float()
+    return _writer(model, names, z, w.o(i).float(), w.o_bias(i).float(), model.body.part(i, "ln1_post"))
+
+
+def _neurons(model: Model, i: int, acts: Activations, position: int) -> _Writer:
+    w, post = model.weights, acts[f"mlp_post.{i}@{position}"].float()
+    names = [*(f"mlp_post.{i}.{k}" for k in range(post.shape[1])), f"mlp_bias.{i}"]
+    out = w.mlp_out(i).float()[:, None]
+    return _writer(model, names, post[..., None], out, w.mlp_out_bias(i).float(), model.body.part(i, "ln2_post"))
+
+
+def _writer(
+    model: Model, names: list[str], act: Tensor, weight: Tensor, rest: Tensor, post: nn.Module | None
+) -> _Writer:
+    norm = model.body.norm(post) if post is not None else None
+    return _Writer(names, act, weight, rest, norm, model.body.multiplier)
+
+
+def _reader(
+    model: Model,
+    scale: Float[Tensor, "batch"],
+    tokens: Int[Tensor, "pair batch"],
+    foils: Int[Tensor, "pair batch"] | None,
+) -> tuple[Float[Tensor, "pair batch d_model"], Float[Tensor, "pair batch"]]:
+    """The vector whose dot product with a summand of the stream is its share of the logit, and the biases' share.
+
+    In float64. With its scale frozen the final norm is linear, so its transpose is applied to the unembedding once.
+    """
+    final = model.body.top("final")
+    direction, offset = unembed_rows(model.body, tokens, torch.float64)
+    if foils is not None:
+        other, own = unembed_rows(model.body, foils, torch.float64)
+        direction, offset = direction - other, offset - own
+    if final is None:
+        return direction, offset
+    norm = model.body.norm(final)
+    offset = offset + direction @ norm.bias.double()
+    return norm.centre(direction * norm.weight.double()) / scale.double()[:, None], offset

@@ -1,0 +1,1 @@
+"""The identities behind the self-check."""

@@ -1,0 +1,1 @@
+"""Edits: changes of activations and of weights, as data."""

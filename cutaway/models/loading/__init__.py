@@ -1,0 +1,1 @@
+"""Loading: ids, folders and live models, wrappers, and how a model was obtained."""

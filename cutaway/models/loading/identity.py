@@ -1,0 +1,173 @@
+"""What a model is: its modules and their settings, whatever is attached to them, and every byte of its weights.
+
+Two models of one configuration may differ in all of it: an adapter, quantised maps, a hook of another library, a
+forward that was put on one module. What is kept about a model (its self-check, a sweep half done) is kept under this.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from cutaway.core.content import content
+from cutaway.core.record import hash_tensors, hash_text
+from cutaway.core.refuse import Refused
+from cutaway.models.anatomy.offload import offloaded
+
+# What PyTorch keeps in every module, and what does not bear on the numbers.
+_PLUMBING = {*nn.Module().__dict__, "name_or_path", "generation_config", "gradient_checkpointing", "warnings_issued",
+             "forward", "_old_forward", "_hf_hook"}  # fmt: skip
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_WRITTEN_BY_FORWARD = ("dynamic", "longrope")  # rotary frequencies that follow the last prompt's length
+_SAVING = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")  # written when saved
+_TOKENS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+
+def described(hf: nn.Module) -> tuple[str, list[str]]:
+    """Every module with its type, plain settings, hooks and own forward, in order; and where what is attached cannot
+    be read.
+
+    That enters by a token, which lasts as long as the object. Taps of this package are not counted: they come and go.
+    """
+    lines, unread, configurations = [], list[str](), dict[int, str]()
+    for name, module in hf.named_modules(remove_duplicate=False):
+        parts = [name, f"{type(module).__module__}.{type(module).__qualname__}"]
+        bookkeeping = any(c.__name__ == "PreTrainedModel" for c in type(module).__mro__)
+        rotary = "rope_type" in module.__dict__
+        for key, value in module.__dict__.items():
+            if key in _PLUMBING or (bookkeeping and key.startswith("_")) or (rotary and key == "max_seq_len_cached"):
+                continue
+            if hasattr(value, "to_dict"):
+                if id(value) not in configurations:
+                    configurations[id(value)] = configured(value)
+                parts.append(configurations[id(value)])
+            else:
+                parts.append(f"{key}={_plain(value) or type(value).__qualname__}")
+        for attached in _attached(module):
+            try:
+                parts.append(content(attached))
+            except Refused:
+                parts.append(_token(attached))
+                unread.append(name or "the model")
+        lines.append("|".join(parts))
+    return "\n".join(lines), unread
+
+
+def configured(config: Any) -> str:
+    """A configuration as text: its fields and the attention implementation, without what saving adds."""
+    fields = {k: v for k, v in config.to_dict().items() if k not in _SAVING}
+    return f"{sorted(fields.items(), key=str)}{getattr(config, '_attn_implementation', '')}"
+
+
+def _attached(module: nn.Module) -> Iterator[Any]:
+    """Hooks and a forward of the module's own; accelerate's wrapper by the settings of the hook that it holds."""
+    own = [f for kind in _HOOKS for f in module.__dict__[kind].values()]
+    if "_hf_hook" in module.__dict__:
+        hook = module.__dict__["_hf_hook"]
+        yield [type(hook), {k: v for k, v in vars(hook).items() if _plain(v) is not None}]
+    elif "forward" in module.__dict__:
+        own.append(module.__dict__["forward"])
+    for f in own:
+        inner = f.func if isinstance(f, partial) else f
+        if not str(getattr(inner, "__module__", "")).startswith("cutaway."):
+            yield f
+
+
+def _plain(value: Any, depth: int = 0) -> str | None:
+    """A value of numbers and texts, or None for any other."""
+    if value is None or isinstance(value, int | float | complex | str | bytes | torch.dtype | torch.device):
+        return repr(value)
+    if depth > 4:
+        return None
+    if isinstance(value, dict):
+        value = [item for pair in value.items() for item in pair]
+    if isinstance(value, list | tuple | set | frozenset):
+        parts = [_plain(v, depth + 1) for v in value]
+        if isinstance(value, set | frozenset):
+            parts.sort(key=str)
+        return None if None in parts else f"[{','.join(map(str, parts))}]"
+    return None
+
+
+def _token(f: Any) -> str:
+    """A token of one object for as long as it lives; a new one each time where it cannot be kept."""
+    try:
+        return _TOKENS.setdefault(getattr(f, "__func__", f), secrets.token_hex(8))
+    except TypeError:
+        return secrets.token_hex(8)
+
+
+def tensors(hf: nn.Module) -> dict[str, Any]:
+    """Every parameter, buffer and packed weight under its name; rotary frequencies that each forward writes are not."""
+    found: dict[str, Any] = hf.state_dict(keep_vars=True)
+    for name, module in hf.named_modules(remove_duplicate=False):
+        passing = any(word in str(module.__dict__.get("rope_type")) for word in _WRITTEN_BY_FORWARD)
+        for key, buffer in module._buffers.items():
+            path = f"{name}.{key}" if name else key
+            if passing:
+                found.pop(path, None)
+            elif buffer is not None:
+                found[path] = buffer
+    return found
+
+
+def fingerprint(hf: nn.Module, anew: bool = False) -> str:
+    """Hash of what a model is; of weights that are offloaded only names and shapes, and it says so.
+
+    `anew` hashes every byte again, whether or not a change has been noticed (`core.record.hash_tensors`).
+    """
+    plain, other = dict[str, Tensor](), list[str]()
+    for name, value in tensors(hf).items():
+        if type(value) in (Tensor, nn.Parameter) and not value.is_quantized:
+            plain[name] = value
+        else:
+            other.append(packed(name, value))
+    away = any(offloaded(m) for m in hf.modules())
+    return ("partial-" if away else "") + hash_text(described(hf)[0], hash_tensors(plain, anew), *other)
+
+
+def anatomy(hf: nn.Module) -> tuple[str, list[str]]:
+    """`described`, with how its weights look: shapes, dtypes, devices, which are tied, and which hold one value only.
+
+    What is true of the reads and edits of one model is true of another with the same text: a bias of zeros would hide
+    that it is forgotten, so models are told apart by that as well.
+    """
+    text, unread = described(hf)
+    lines, first = [text], dict[int, str]()
+    for name, t in tensors(hf).items():
+        if not isinstance(t, Tensor):
+            lines.append(f"{name}:{type(t).__qualname__}")
+            continue
+        tied = first.setdefault(id(t), name)
+        own = type(t) in (Tensor, nn.Parameter) and not t.is_meta and not t.is_quantized
+        even = _even(t) if own and tied == name else ""
+        lines.append(f"{name}:{type(t).__qualname__}{tuple(t.shape)}{t.dtype}{t.device.type}{tied}{even}")
+    return "\n".join(lines), unread
+
+
+def _even(t: Tensor) -> str:
+    """The value that every number of a tensor has, if it is one."""
+    flat = t.detach().reshape(-1)
+    if not len(flat) or not bool((flat[:64] == flat[0]).all()) or not bool((flat == flat[0]).all()):
+        return ""
+    return str(flat[0].item())
+
+
+def packed(name: str, value: Any) -> str:
+    """The hash of weights that are no plain tensor: quantised, packed, of another library, or a dtype or shape."""
+    if isinstance(value, list | tuple):
+        return hash_text(*(packed(f"{name}.{i}", v) for i, v in enumerate(value)))
+    if isinstance(value, Tensor):
+        if value.is_quantized:
+            value = torch.stack([value.dequantize().double(), value.int_repr().double()])
+        elif type(value) not in (Tensor, nn.Parameter) and not value.is_meta and hasattr(value, "__tensor_flatten__"):
+            inner, about = value.__tensor_flatten__()  # type: ignore[operator]
+            return hash_text(str(about), *(packed(n, getattr(value, n)) for n in inner))
+        return hash_tensors({name: value})
+    return hash_text(repr(value))

@@ -1,0 +1,202 @@
+"""Loading: a Hugging Face id, a local folder, or a live model. Code always comes from transformers itself."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cutaway.core.files import read_json
+from cutaway.core.refuse import Refused
+from cutaway.models.anatomy.families import reads_as_encoder
+from cutaway.models.loading.provenance import loaded, pinned
+from cutaway.models.loading.sources import check_device, check_dtype, check_path, own_progress
+from cutaway.models.loading.wrappers import inner
+from cutaway.models.model import Model
+from cutaway.models.self_check import checked
+from cutaway.models.sweep import processes as shards
+
+_WIDTH = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
+CACHE = Path("~/.cache/cutaway/self_check")
+
+
+def load(
+    x: Any,
+    *,
+    tokenizer: Any = None,
+    name: str = "",
+    world: Any = None,
+    device: str | dict[str, Any] | None = None,
+    dtype: torch.dtype | str | None = None,
+    attention: str | None = None,
+    check: bool = True,
+) -> Model:
+    """A `Model` from a Hugging Face id (`org/name`, `org/name@revision`), a local folder, or a live `PreTrainedModel`.
+
+    Loaded weights are float32 on the CPU and the checkpoint's dtype elsewhere, unless `dtype` says otherwise; a live
+    model is taken as it is. `device` is one device; "auto" or a map from modules to devices spreads the model over
+    several (with accelerate); "tensor_parallel" splits its weights over the processes of torchrun, where sites inside
+    attention and MLP are then refused. `attention` is transformers' implementation name. `check` runs the self-check
+    once per architecture and disables what fails it.
+
+    Raises:
+        Refused: unknown or broken source, remote code, pickled weights, too little memory, unknown structure.
+    """
+    options = {"tokenizer": tokenizer, "name": name, "world": world, "device": device, "dtype": dtype,
+               "attention": attention, "check": check}  # fmt: skip
+    if isinstance(x, torch.nn.Module):
+        hf = inner(x)
+        if device is not None or dtype is not None:
+            raise Refused(
+                "device= or dtype= with a live model", "your model stays as it is", "move it yourself before load"
+            )
+    else:
+        hf, tokenizer = _from_source(str(x), tokenizer, device, dtype, attention)
+        name = name or Path(_revised(str(x))[0]).name
+    model = Model(hf, tokenizer, name, world)
+    if check and not next(hf.parameters()).is_meta:
+        model.disabled.update(checked(model, None if model.disabled else CACHE.expanduser()))
+    if not isinstance(x, torch.nn.Module):
+        model.made = loaded(model, pinned(model, str(x)), options)
+    return model
+
+
+def _from_source(
+    source: str,
+    tokenizer: Any,
+    device: str | dict[str, Any] | None,
+    dtype: torch.dtype | str | None,
+    attention: str | None,
+) -> tuple[Any, Any]:
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    folder = Path(source).expanduser()
+    if folder.exists():
+        check_path(folder)
+        _check_folder(folder)
+        source = str(folder)
+    source, revision = _revised(source)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    spread = _spread(device)
+    if not spread:
+        check_device(str(device))
+    if dtype is not None:
+        check_dtype(dtype)
+    dtype = dtype or (torch.float32 if device == "cpu" or not torch.cuda.is_available() else "auto")
+    if folder.exists() and device == "cpu":
+        _check_memory(folder, dtype)
+    auto: Any
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **spread, **revision}
+    if attention is not None:
+        options["attn_implementation"] = attention
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **revision)
+        if hasattr(config, "text_config") and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+            config = config.text_config
+        auto = AutoModelForMaskedLM if reads_as_encoder(config) else AutoModelForCausalLM
+        with own_progress():
+            hf = auto.from_pretrained(source, config=config, trust_remote_code=False, **options).eval()
+        hf = hf if spread else hf.to(device)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise Refused(
+            f"model {source!r}", "the memory is not enough for its weights", "use a smaller one or dtype='bfloat16'"
+        ) from error
+    except Exception as error:
+        raise _unloadable(source, folder.exists(), error) from error
+    hf.requires_grad_(False)
+    if tokenizer is None:
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **revision)
+        except Exception:
+            # A folder without tokenizer is still a model: text prompts are then refused with this as the reason.
+            tokenizer = None
+    return hf, tokenizer
+
+
+def _revised(source: str) -> tuple[str, dict[str, str]]:
+    """A source and its revision, where a name of the hub has one: `org/name@revision`."""
+    if Path(source).expanduser().exists() or "@" not in source:
+        return source, {}
+    name, _, revision = source.partition("@")
+    return name, {"revision": revision}
+
+
+def _spread(device: str | dict[str, Any]) -> dict[str, Any]:
+    """How transformers is to place the weights; nothing where one device takes all of them.
+
+    Raises:
+        Refused: a placement that needs accelerate, or several processes, without them.
+    """
+    if device == "tensor_parallel":
+        if shards.processes() == 1:
+            raise Refused("device='tensor_parallel'", "there is one process", "start with torchrun --nproc-per-node N")
+        return {"tp_plan": "auto"}
+    if device != "auto" and not isinstance(device, dict):
+        return {}
+    if find_spec("accelerate") is None:
+        raise Refused(
+            f"device={device!r}", "placing a model on several devices needs accelerate", "pip install accelerate"
+        )
+    return {"device_map": device}
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be a safe checkpoint, before anything is read from it."""
+    config = folder / "config.json"
+    if not folder.is_dir() or not config.exists():
+        raise Refused(
+            f"model {str(folder)!r}", "there is no config.json in it", "give the folder that save_pretrained wrote"
+        )
+    if "auto_map" in read_json(config):
+        raise Refused(
+            f"model {str(folder)!r}", "it wants to run its own Python code", "use an architecture of transformers"
+        )
+    weights = list(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = [p.name for p in folder.glob("*.bin")]
+        why = f"only pickled weights are there ({pickled[0]}), which can run code" if pickled else "it has no weights"
+        raise Refused(f"model {str(folder)!r}", why, "save it as safetensors with save_pretrained")
+
+
+def _check_memory(folder: Path, dtype: torch.dtype | str) -> None:
+    """Refuse weights that will not fit, in the dtype that they are to have."""
+    stored = read_json(folder / "config.json")
+    stored = str(stored.get("dtype") or stored.get("torch_dtype") or "float32")
+    wanted = stored if dtype == "auto" else str(dtype).removeprefix("torch.")
+    growth = _WIDTH.get(wanted, 4) / _WIDTH.get(stored, 4)
+    need, free = growth * sum(p.stat().st_size for p in folder.glob("*.safetensors")), _free_memory()
+    if free is not None and need > free:
+        gib = f"its weights need {need / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
+        raise Refused(f"model {str(folder)!r}", gib, "use a smaller one, or a machine with more memory")
+
+
+def _free_memory() -> int | None:
+    """Bytes that can be had; file caches, which the system gives up when asked, count as free."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        found = [line.split() for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")]
+        if found:
+            return int(found[0][1]) * 1024
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _unloadable(source: str, local: bool, error: Exception) -> Refused:
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)[:200]
+    if local:
+        return Refused(
+            f"model {source!r}", f"the folder cannot be loaded: {reason}", "check that the download is complete"
+        )
+    if source.count("/") != 1:
+        return Refused(
+            f"model {source!r}", "there is no such zoo model and no such folder", "try miniworld, a folder, or org/name"
+        )
+    return Refused(
+        f"model {source!r}", f"it could not be fetched: {reason}", "check the name and the network, or give a folder"
+    )

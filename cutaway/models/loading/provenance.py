@@ -1,0 +1,77 @@
+"""How a model was loaded, and what it is like: so that a record can say how to load it again, or why that is no use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from cutaway.core.repeat import Made, called
+from cutaway.models.access import taps
+from cutaway.models.loading import identity
+
+if TYPE_CHECKING:
+    from cutaway.models.model import Model
+
+_FLAGS = ("dtype", "device", "attention")
+_OBJECTS = ("tokenizer", "world")
+
+
+def loaded(model: Model, source: str, given: Mapping[str, Any]) -> Made:
+    """How `load(source, …)` made a model with the options given; those left as usual do not count."""
+    given = {n: _plain(v) for n, v in given.items() if v not in (None, "", True)}
+    objects = [n for n in given if n in _OBJECTS]
+    told = {n: v for n, v in given.items() if n not in _OBJECTS}
+    only_python = [n for n, v in told.items() if n not in _FLAGS or not isinstance(v, str)]
+    why = f"the model was loaded with an object as its {' and '.join(objects)}" if objects else ""
+    no_flags = why or (f"no flag says {only_python[0]}={told[only_python[0]]!r}" if only_python else "")
+    flags = {"": source} | {n: told[n] for n in _FLAGS if n in told}
+    return Made(called("ca.load", repr(source), **told), flags, no_flags, why).of(model, look)
+
+
+def pinned(model: Model, source: str) -> str:
+    """The name of a source that means the same from everywhere and for good: a whole path, a commit of the hub."""
+    at = Path(source).expanduser()
+    if at.exists():
+        return str(at.absolute())
+    commit = getattr(model.hf.config, "_commit_hash", None)
+    return source if commit is None else f"{source.partition('@')[0]}@{commit}"
+
+
+def look(model: Model) -> dict[str, Any]:
+    """What numbers depend on beside the code: every aspect by its name, in a form that is quickly compared."""
+    hf = model.hf
+    held = {n: t for n, t in identity.tensors(hf).items() if isinstance(t, Tensor)}
+    return {
+        "dtype": [t.dtype for t in held.values()],
+        "device": [t.device for t in held.values()],
+        "weights": [(n, *_held(t)) for n, t in held.items()],
+        "modules, settings or hooks": identity.described(hf)[0],
+        "open edits": taps.busy(model.body),
+        "tokenizer": (id(model.tokenizer), len(model.tokenizer) if model.tokenizer is not None else 0),
+        "world": id(model.world),
+        "autocast": any(torch.is_autocast_enabled(d) for d in ("cpu", "cuda")),
+    }
+
+
+def _held(t: Tensor) -> tuple[Any, int]:
+    """The memory of a tensor, known even when it is given to another one, and how often it was written to."""
+    local: Tensor = t.to_local() if hasattr(t, "to_local") else t  # type: ignore[operator]
+    version = -1 if local.is_inference() else local._version
+    if local.is_meta:  # weights that are elsewhere come and go
+        return None, 0
+    try:
+        return StorageWeakRef(local.untyped_storage()), version
+    except RuntimeError:  # a quantised tensor has no storage of its own
+        return id(t), version
+
+
+def _plain(value: Any) -> Any:
+    """An option's value in words that repeat it."""
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return str(value) if isinstance(value, torch.device) else value

@@ -1,0 +1,1 @@
+"""Sweeps: many edited variants of the same prompts as one plan."""

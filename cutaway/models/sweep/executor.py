@@ -1,0 +1,229 @@
+"""The executor: many edited variants of the same prompts as one plan.
+
+What a variant does not change is not computed again. Variants run from the first layer they touch, with the clean
+residual stream injected there; from the first position they touch, over the clean keys and values of the positions
+before; variants of different layers join one growing batch as their layers are reached; the last block computes only
+each prompt's last position beyond its keys and values; and only that position is unembedded. Prompts of one length run
+together where that is cheaper (`plan`). Masks, rotary positions, norms and head stay transformers' own. Prompts and
+variants are batched to a memory budget, both halved when memory runs out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cutaway.core.finite import finite, notice
+from cutaway.core.halving import in_halves, ran_out
+from cutaway.core.progress import advance
+from cutaway.core.record import count, counting
+from cutaway.core.refuse import Refused
+from cutaway.models.access import taps
+from cutaway.models.anatomy.unembedding import UNEMBEDDED, unembedding
+from cutaway.models.edits.batch_slice import Cut
+from cutaway.models.edits.library import laid_out
+from cutaway.models.model import Model
+from cutaway.models.moments import Moments
+from cutaway.models.sweep import processes as shards
+from cutaway.models.sweep.cache import Ledger, kept, opened, sweep_key
+from cutaway.models.sweep.merge_edits import Added, carry, layers_added
+from cutaway.models.sweep.partial_forward import Clean, clean_run, grow, restart
+from cutaway.models.sweep.plan import Job, Variant, can_grow, cost, first_layer, groups, halved, plan, running
+from cutaway.models.tokens import Tokens
+
+Metric = Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tensor, "row *metric"]]
+_UNEMBED_BYTES = 1 << 28  # of the logits that are read at once
+
+
+def sweep(
+    model: Model,
+    tokens: Tokens,
+    variants: Sequence[Variant],
+    metric: Metric,
+    *,
+    base: Variant = (),
+    budget: int | None = None,
+    resume: Path | None = None,
+) -> Float[Tensor, "variant batch *metric"]:
+    """The metric of every prompt under every variant's edits.
+
+    `base` holds edits made in every variant, before its own: their run takes the place of the clean one, so that what
+    a variant does not change in it is not computed again either.
+    `metric` gets the last logits of a batch of rows and, for each row, the index of its prompt, in any order and
+    number; it returns one number a row, or one row of several. `budget` is the largest number of rows × positions run
+    at once (but one prompt always fits it). With `resume`, what is done is kept in that file, also when interrupted,
+    and taken from it the next time. Progress is told to whoever listens (`core.progress`). In a process group the plan
+    is shared, and every process returns everything and counts the forwards of all.
+
+    Raises:
+        Refused: an edit that cannot be made, a prompt that does not fit in memory, another sweep's file, or numbers
+            that are none.
+    """
+    if not variants:
+        return torch.empty(0, len(tokens), device=model.device)
+    shared = shards.processes() > 1 and not shards.split(model.hf)
+    if (resume or kept()) and shards.processes() > 1:
+        raise Refused(f"resume={str(resume or kept())!r}", "several processes share this sweep", "resume with one")
+    base, variants = laid_out(base, variants)
+    _check(model, tokens, [base, *variants])
+    ledger = opened(len(variants), len(tokens), resume, lambda: sweep_key(model, tokens, [base, *variants], metric))
+    work = _Work(model, tokens, base, variants, metric, ledger, budget)
+    with finite(f"a sweep of {model.name}", model.dtype), counting() as spent:
+        try:
+            for cut in groups(model, tokens, variants, budget):
+                own = _Group(work, cut).share() if shared else None
+                in_halves(cut.rows, len(cut), lambda rows, c=cut, own=own: _Group(work, c.some(rows), own).run())
+        finally:
+            ledger.write()
+        if ledger.values is not None:
+            notice(ledger.values)  # those of an earlier run are not of these forwards
+    if shared:
+        count(forwards=shards.others(spent.forwards, model.device))
+    return shards.gathered(ledger.values, model.device, shared)
+
+
+def _check(model: Model, tokens: Tokens, variants: Sequence[Variant]) -> None:
+    """Refuse places that are not there, in any prompt, before anything runs."""
+    edits = [e for v in variants for e in v]
+    model.places([e.where for e in edits])
+    if tokens.padded:
+        for p in dict.fromkeys(p for e in edits for p in e.places() if p is not None):
+            tokens.column(p)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the prompts of a long sweep: the same variants in the same order, with these prompts' own values."""
+
+    tokens: Tokens
+    variants: Sequence[Variant]
+    metric: Metric
+    base: Variant = ()
+
+
+def streamed(model: Model, parts: Iterable[Part], *, budget: int | None = None) -> Moments:
+    """Running moments over all prompts of every variant's metric, a part at a time.
+
+    A part is swept, taken into the moments and forgotten before the next is asked for, so that memory depends on
+    neither the number of prompts nor their activations. One dimension a variant (and metric, which varies fastest).
+
+    Raises:
+        Refused: no parts, parts of different plans, or what `sweep` refuses.
+    """
+    total: Moments | None = None
+    for part in parts:
+        values = sweep(model, part.tokens, part.variants, part.metric, base=part.base, budget=budget)
+        rows = values.movedim(1, 0).flatten(1)
+        total = (total or Moments(rows.shape[1])).update(rows)
+    if total is None:
+        raise Refused("a sweep over no parts", "there are no prompts", "give at least one part")
+    return total
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What a sweep is to do, and what is done."""
+
+    model: Model
+    tokens: Tokens
+    base: Variant
+    variants: Sequence[Variant]
+    metric: Metric
+    ledger: Ledger
+    budget: int | None
+
+
+class _Group:
+    """Prompts of a sweep that run together; with `own`, only these variants are run."""
+
+    def __init__(self, work: _Work, cut: Cut, own: frozenset[int] | None = None):
+        self.model, self.cut, self.own, self.budget = work.model, cut, own, work.budget
+        self.metric, self.ledger = work.metric, work.ledger
+        self.tokens = work.tokens if cut.everything else cut.tokens(work.tokens)
+        self.base = [e.of(cut) for e in work.base]
+        variants = [[e.of(cut) for e in v] for v in work.variants]
+        first, self.added = [first_layer(self.model, v) for v in variants], Added()
+        if not taps.busy(self.model.body):
+            both = [carry(self.model, self.base, v, f, self.added) for v, f in zip(variants, first, strict=True)]
+            variants, first = [v for v, _ in both], [f for _, f in both]
+        able = can_grow(self.model, self.tokens)
+        self.variants = [running(self.model, self.base, v, f, able) for v, f in zip(variants, first, strict=True)]
+        self.first = first
+        self.room = max(1, _UNEMBED_BYTES // (4 * self.model.shape.d_vocab))
+        self.way = unembedding(self.model.body)
+        self.waiting: list[tuple[Job, Tensor]] = []  # final streams, until enough share one unembedding
+
+    def share(self) -> frozenset[int]:
+        """The variants that this process runs, of those not done."""
+        jobs = shards.mine(self.jobs(), lambda j: cost(self.model, self.tokens, self.first, j))
+        return frozenset(i for j in jobs for i in j.variants)
+
+    def jobs(self) -> list[Job]:
+        """What is not done yet."""
+        done = self.ledger.done[:, list(self.cut.rows)].all(1)
+        if self.own is not None:
+            done[[i for i in range(len(done)) if i not in self.own]] = True
+        return plan(self.model, self.tokens, self.variants, self.first, self.budget, done.tolist())
+
+    def run(self) -> None:
+        """Do what is not done yet."""
+        model, todo = self.model, self.jobs()
+        if not todo:
+            return
+        needed = [i for j in todo for i in j.variants]
+        with model.edited(*self.base), torch.no_grad():
+            layers = sorted({self.first[i] for i in needed})
+            written = layers_added([self.variants[i] for i in needed])
+            clean = clean_run(model, self.tokens, layers, any(j.start > 0 for j in todo), written)
+            self.added.values = clean.added
+        try:
+            with model.edited(), torch.no_grad():
+                self._work(todo, clean)
+        finally:
+            self._flush()
+
+    def _work(self, todo: list[Job], clean: Clean) -> None:
+        while todo:
+            job = todo.pop(0)
+            chosen = [self.variants[i] for i in job.variants]
+            try:
+                if job.grows:
+                    at = [self.first[i] for i in job.variants]
+                    shared = not self.way.after and UNEMBEDDED not in self.model.disabled
+                    x = grow(self.model, self.tokens, chosen, at, job.start, clean, job.narrow, shared)
+                    if not shared:
+                        self._enter(job.variants, x)
+                        continue
+                    self.waiting.append((job, x))
+                    if sum(len(x) for _, x in self.waiting) >= self.room:
+                        self._flush()
+                else:
+                    self._enter(job.variants, restart(self.model, self.tokens, chosen, job.low, clean))
+            except Refused as refusal:
+                if not ran_out(refusal) or len(job.variants) == 1:
+                    raise
+                todo = [*halved(job), *todo]
+
+    def _flush(self) -> None:
+        """Unembed what waits."""
+        if not self.waiting:
+            return
+        n, variants = len(self.cut), [i for job, _ in self.waiting for i in job.variants]
+        streams = torch.cat([x for _, x in self.waiting])
+        self.waiting, size = [], max(1, self.room // n)
+        for at in range(0, len(variants), size):
+            part = streams[at * n : (at + size) * n]
+            self._enter(variants[at : at + size], self.way.logits(part))
+
+    def _enter(self, variants: Sequence[int], logits: Float[Tensor, "row token"]) -> None:
+        """Last logits of some variants."""
+        prompt = torch.tensor(self.cut.rows, device=logits.device).repeat(len(variants))
+        values = self.metric(logits, prompt)
+        rows = values.reshape(len(variants), len(self.cut), *values.shape[1:])
+        self.ledger.put(variants, self.cut.rows, rows)
+        advance(float(self.ledger.done.sum()), self.ledger.done.numel())

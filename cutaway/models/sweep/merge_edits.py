@@ -1,0 +1,98 @@
+"""Edits at the end of a block, made where the next block begins.
+
+What leaves block l enters block l + 1 unchanged, and what the MLP adds comes last in a block. So an edit of
+`resid_post.l` is the same edit of the stream that enters l + 1, and an edit of `mlp_out.l` adds its difference there:
+block l itself need not run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.core.address import Address
+from cutaway.models.access.positions import FRAME
+from cutaway.models.edits.library import Edit
+from cutaway.models.model import Model
+from cutaway.models.sweep.plan import RESUME
+
+_LAST = ("mlp_out", "resid_post")  # what stands at the end of a block, in order
+
+
+@dataclass
+class Added:
+    """What the MLPs of some layers wrote in the run that variants start from."""
+
+    values: dict[int, Float[Tensor, "batch position d_model"]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Carried(Edit):
+    """Edits of `mlp_out` and `resid_post` of one block, made on the stream that enters the next."""
+
+    address: Address
+    edits: tuple[Edit, ...]
+    added: Added
+    positions: tuple[int, ...] | None = None
+
+    def places(self) -> list[int | None]:
+        return [p for e in self.edits for p in e.places()]
+
+    @property
+    def since(self) -> int:  # type: ignore[override]
+        return min(e.since for e in self.edits)
+
+    def apply(self, x: Tensor) -> Tensor:
+        assert self.address.layer is not None
+        frame, written = FRAME.get(), [e for e in self.edits if e.where.site == "mlp_out"]
+        if written:
+            low = 0 if frame is None else frame.offset
+            old = new = self.added.values[self.address.layer - 1][:, low : low + x.shape[1]]
+            for e in written:
+                new = e.apply(new)
+            x = x + (new - old)
+        for e in self.edits:
+            if e.where.site == "resid_post":
+                x = e.apply(x)
+        return x
+
+    def change(self, old: Tensor) -> Tensor:
+        return old  # apply() has the whole tensor
+
+
+def carry(
+    model: Model, base: Sequence[Edit], variant: Sequence[Edit], first: int, added: Added
+) -> tuple[Sequence[Edit], int]:
+    """The same variant with the edits of its first block made at the next one, where that can be; and its new start.
+
+    Other edits at these two places keep their turn: then everything stays. Differences of what an MLP writes are added
+    in float32 or wider only, where that rounds no more than the model does.
+    """
+    here = [e for e in variant if e.where.layer == first]
+    sites = {e.where.site for e in here}
+    fits = (
+        RESUME not in model.disabled
+        and first + 1 < model.shape.n_layers
+        and sites
+        and sites <= set(_LAST)
+        and all(e.local for e in variant)
+    )
+    if "mlp_out" in sites:
+        exact = model.dtype in (torch.float32, torch.float64) and not model.family.post_norm
+        fits = fits and exact
+    touched = {(e.where.site, e.where.layer) for e in base}
+    if not fits or touched & {*((s, first) for s in _LAST), ("resid_pre", first + 1)}:
+        return variant, first
+    moved = Carried(Address("resid_pre", first + 1), tuple(here), added)
+    return [moved, *(e for e in variant if e.where.layer != first)], first + 1
+
+
+def layers_added(variants: Sequence[Sequence[Edit]]) -> list[int]:
+    """The layers whose MLP's output carried edits need."""
+    moved = [e for v in variants for e in v if isinstance(e, Carried)]
+    needed = {(e.address.layer or 0) - 1 for e in moved if any(w.where.site == "mlp_out" for w in e.edits)}
+    return sorted(needed)

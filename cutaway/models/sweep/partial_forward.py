@@ -1,0 +1,301 @@
+"""Starting a forward in the middle: clean streams injected at a block, earlier blocks passing through.
+
+Two ways of running a batch of variants. `restart` repeats the prompts for every variant and starts all rows at one
+layer: it asks nothing of the family. `grow` starts each variant at its own layer and all of them at one column, over
+the clean keys and values of the columns before: it needs unpadded prompts of one length.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cutaway.core.address import Address
+from cutaway.core.finite import notice
+from cutaway.core.record import count
+from cutaway.core.refuse import Refused
+from cutaway.models.access import forward, taps
+from cutaway.models.access.positions import FRAME, Frame
+from cutaway.models.anatomy.anatomy import Anatomy
+from cutaway.models.edits.library import Edit
+from cutaway.models.model import Model
+from cutaway.models.tokens import Tokens
+
+Variants = Sequence[Sequence[Edit]]
+
+
+@dataclass
+class Clean:
+    """What one unedited run left behind: streams entering blocks, what MLPs added, keys and values of every layer."""
+
+    streams: dict[int, Float[Tensor, "batch position d_model"]] = field(default_factory=dict)
+    added: dict[int, Float[Tensor, "batch position d_model"]] = field(default_factory=dict)
+    keys: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+
+
+def clean_run(model: Model, tokens: Tokens, layers: Sequence[int], keys: bool, added: Sequence[int] = ()) -> Clean:
+    """Run the prompts once and keep the streams entering `layers`, what the MLPs of some layers `added`, and the keys
+    and values if asked.
+    """
+    clean = Clean()
+
+    def keep(kept: dict[int, Tensor], layer: int) -> Callable[[Tensor], Tensor]:
+        def see(x: Tensor) -> Tensor:
+            kept[layer] = x.clone() if kept is clean.added and model.family.adds_in_place else x
+            return x
+
+        return see
+
+    sees = {Address("resid_pre", i): keep(clean.streams, i) for i in layers}
+    sees |= {Address("mlp_out", i): keep(clean.added, i) for i in added}
+    with taps.attached(model.body, sees):
+        if not keys:
+            forward.last_logits(model.body, tokens)
+            return clean
+        from transformers import DynamicCache
+
+        # Without the configuration a cache keeps every key, also those that a sliding window would drop.
+        cache_: Any = DynamicCache()
+        _call(
+            model, tokens.ids, Frame(tokens, len(tokens), tokens.ids.shape[1]), past_key_values=cache_, use_cache=True
+        )
+        count(forwards=len(tokens))
+        clean.keys = [(layer.keys, layer.values) for layer in cache_.layers]
+    return clean
+
+
+def restart(model: Model, tokens: Tokens, variants: Variants, layer: int, clean: Clean) -> Float[Tensor, "row token"]:
+    """Last logits of every prompt under every variant; all rows start at one layer."""
+    many = tokens.rows(list(range(len(tokens))) * len(variants))
+    sees = _sees(tokens, variants, Frame(tokens, len(tokens), tokens.ids.shape[1]))
+    with ExitStack() as stack:
+        if layer > 0:
+            stack.enter_context(passing(model.body, layer))
+            stream = clean.streams[layer].repeat(len(variants), 1, 1)
+            stack.enter_context(injecting(model.body.blocks[layer], lambda x: stream))
+        stack.enter_context(taps.attached(model.body, sees))
+        return forward.last_logits(model.body, many, 1.0 - layer / model.shape.n_layers)
+
+
+def grow(
+    model: Model,
+    tokens: Tokens,
+    variants: Variants,
+    first: Sequence[int],
+    start: int,
+    clean: Clean,
+    narrow: bool,
+    unread: bool,
+) -> Float[Tensor, "row width"]:
+    """Last logits of every prompt under every variant, each from its own layer in `first` (ascending).
+
+    With `unread`, what the unembedding would read of them instead: to unembed many batches at once reads the
+    vocabulary's weights only once.
+    """
+    n, width, layers = len(tokens), tokens.ids.shape[1], model.shape.n_layers
+    running = [sum(f <= i for f in first) for i in range(layers)]
+    frame = Frame(tokens, n, width - start, start)
+    low = first[0]
+    with ExitStack() as stack:
+        stack.enter_context(passing(model.body, low))
+        for i in range(low, layers):
+            joining = running[i] - (running[i - 1] if i > low else 0)
+            stream = clean.streams[i][:, start:].repeat(joining, 1, 1) if joining else None
+            stack.enter_context(injecting(model.body.blocks[i], _joined(stream, i == low, frame)))
+        stack.enter_context(taps.attached(model.body, _sees(tokens, variants, Frame(tokens, n, width - start, start))))
+        stack.enter_context(_last_only(model.body, narrow and width - start > 1))
+        read = stack.enter_context(held_back(model.body)) if unread else []
+        kw = {"past_key_values": _prefix(clean, start), "use_cache": True} if start else {"use_cache": False}
+        logits = _call(model, tokens.ids[:1, start:], frame, **kw)
+    count(forwards=n * sum(running) * (width - start) / (layers * width))
+    last = (read[0] if unread else logits)[:, -1]
+    notice(last)
+    return last
+
+
+@contextmanager
+def passing(body: Anatomy, layer: int) -> Iterator[None]:
+    """While open, blocks before `layer` hand on what they are given."""
+    with without(body, range(layer)):
+        yield
+
+
+@contextmanager
+def without(body: Anatomy, layers: Iterable[int]) -> Iterator[None]:
+    """While open, the blocks of these layers hand on what they are given."""
+    skipped = [body.blocks[i] for i in layers]
+    before = [b.__dict__.get("forward") for b in skipped]
+
+    def skip(hidden_states: Tensor, *args: Any, **kw: Any) -> Any:
+        return (hidden_states, None) if body.blocks_return_tuples else hidden_states
+
+    try:
+        for b in skipped:
+            b.__dict__["forward"] = skip
+        yield
+    finally:
+        for b, own in zip(skipped, before, strict=True):
+            if own is not None:
+                b.__dict__["forward"] = own
+            else:
+                b.__dict__.pop("forward", None)
+
+
+@contextmanager
+def injecting(block: nn.Module, stream: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While open, what enters the block is replaced, before any tap sees it."""
+
+    def inject(module: nn.Module, args: Any, kw: Any) -> Any:
+        new = stream(args[0] if args else kw["hidden_states"])
+        return ((new, *args[1:]), kw) if args else (args, {**kw, "hidden_states": new})
+
+    handle = block.register_forward_pre_hook(inject, with_kwargs=True, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _joined(stream: Tensor | None, alone: bool, frame: Frame) -> Callable[[Tensor], Tensor]:
+    """The rows so far, then those that start here; the frame is told how many run."""
+
+    def join(x: Tensor) -> Tensor:
+        x = stream if stream is not None and alone else x if stream is None else torch.cat([x, stream])
+        frame.batch = len(x)
+        return x
+
+    return join
+
+
+@contextmanager
+def entered(model: Model, layer: int, stream: Float[Tensor, "batch position d_model"]) -> Iterator[None]:
+    """While open, forwards of these prompts begin at a block, with the stream that entered it in another run."""
+    with passing(model.body, layer), injecting(model.body.blocks[layer], lambda x: stream):
+        yield
+
+
+@contextmanager
+def _last_only(body: Anatomy, narrow: bool) -> Iterator[None]:
+    """Hand the last column only to the unembedding; if `narrow`, the last block writes only there too.
+
+    Its attention output and MLP see one column; adding one column to a stream of many is right at the last and
+    unread elsewhere.
+    """
+
+    def last(module: nn.Module, args: Any, kw: Any) -> Any:
+        x = args[0] if args else kw["hidden_states"]
+        if x.ndim != 3:
+            return None
+        x = x[:, -1:].contiguous()  # a strided input would send the linear map down a slow path
+        return ((x, *args[1:]), kw) if args else (args, {**kw, "hidden_states": x})
+
+    final = body.shape.n_layers - 1
+    modules = [body.unembed, *(body.part(final, n) for n in ("o", "mlp", "ssm_out") if narrow)]
+    handles = [m.register_forward_pre_hook(last, with_kwargs=True) for m in modules if m is not None]
+    try:
+        yield
+    finally:
+        for h in handles:
+            h.remove()
+
+
+@contextmanager
+def held_back(body: Anatomy) -> Iterator[list[Tensor]]:
+    """While open, the unembedding keeps what it is given and returns a token of it, unread by anybody."""
+    head, read = body.unembed, list[Tensor]()
+    assert head is not None
+    before = head.__dict__.get("forward")
+
+    def keep(x: Tensor) -> Tensor:
+        read.append(x)
+        return x[..., :1]
+
+    head.__dict__["forward"] = keep
+    try:
+        yield read
+    finally:
+        if before is None:
+            del head.__dict__["forward"]
+        else:
+            head.__dict__["forward"] = before
+
+
+def _sees(tokens: Tokens, variants: Variants, frame: Frame) -> dict[Address, Callable[[Tensor], Tensor]]:
+    places = dict.fromkeys(e.where.place for v in variants for e in v)
+    return {p: _see([[e for e in v if e.where.place == p] for v in variants], len(tokens), frame) for p in places}
+
+
+def _see(chains: Variants, n: int, frame: Frame) -> Callable[[Tensor], Tensor]:
+    """Each variant's edits on its own rows, in the frame of the original prompts; later variants may not run yet."""
+    edited = [(i, chain) for i, chain in enumerate(chains) if chain]
+
+    def see(x: Tensor) -> Tensor:
+        new, token = x.clone(), FRAME.set(frame)
+        try:
+            for i, chain in edited:
+                part = x[i * n : (i + 1) * n]
+                for e in chain:
+                    part = e.apply(part)
+                new[i * n : (i + 1) * n] = part
+        finally:
+            FRAME.reset(token)
+        return new
+
+    return see
+
+
+def _prefix(clean: Clean, start: int) -> Any:
+    """A cache with the clean keys and values of the first columns, which are laid out for the rows of a layer only when
+    its attention asks for them, and kept by nobody: copies for all layers at once would outgrow everything else.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    def held(keys: Tensor, values: Tensor) -> Any:
+        layer: Any = DynamicLayer()
+        layer.keys, layer.values = keys[:, :, :start], values[:, :, :start]
+        layer.dtype, layer.device, layer.is_initialized = keys.dtype, keys.device, True
+
+        def update(k: Tensor, v: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+            return _behind(layer.keys, k), _behind(layer.values, v)
+
+        layer.update = update
+        return layer
+
+    cache_: Any = DynamicCache()
+    cache_.layers = [held(k, v) if k is not None else DynamicLayer() for k, v in clean.keys]  # None: only hands on
+    return cache_
+
+
+def _behind(prefix: Tensor, new: Tensor) -> Tensor:
+    """`new` columns behind those of the prefix, whose prompts repeat as rows."""
+    times = len(new) // len(prefix)
+    rows = prefix[None].expand(times, *prefix.shape).reshape(-1, *prefix.shape[1:]) if times > 1 else prefix
+    return torch.cat([rows, new], dim=-2)
+
+
+def _call(model: Model, ids: Tensor, frame: Frame, **kw: Any) -> Tensor:
+    if "position_ids" in _parameters(type(model.hf)):
+        kw["position_ids"] = torch.arange(frame.offset, frame.offset + frame.width, device=ids.device)[None]
+    token = FRAME.set(frame)
+    try:
+        out = model.hf(ids, **kw)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        why = "the memory is not enough"
+        raise Refused(f"a batch of {frame.batch} × {frame.width} tokens", why, "give a smaller budget") from error
+    finally:
+        FRAME.reset(token)
+    return out.logits
+
+
+@cache
+def _parameters(kind: type) -> frozenset[str]:
+    return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]

@@ -1,0 +1,195 @@
+"""The plan of a sweep: which prompts run together, and which variants of them in which batches.
+
+Prompts of one length need no padding, and then variants can start at their own layer and position; but every group of
+prompts has its own batches, and a batch has a price of its own. `groups` weighs the two: prompts by length, or all
+together in their padding. `plan` then groups variants so that each group computes the least. Both keep to a budget of
+rows × positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from cutaway.core.sites import BY_NAME
+from cutaway.models.access import taps
+from cutaway.models.access.forward import PADDING
+from cutaway.models.anatomy import rope
+from cutaway.models.edits.batch_slice import Cut
+from cutaway.models.edits.library import Edit, Knockout
+from cutaway.models.model import Model
+from cutaway.models.tokens import Tokens
+
+Variant = Sequence[Edit]
+PREFIX = "executor.prefix"  # the name under which the self-check can disable growing batches and key-value reuse
+RESUME = "executor.resume"  # the same for leaving out the blocks before the first that a variant changes
+_BUDGET_BYTES = 1 << 28  # of the widest activation of one batch
+_BUDGET_CPU = 1 << 13  # rows × positions, beyond which a processor's batches are no quicker
+# What calling a block costs, whatever the batch, in multiplications that the device would do in that time.
+_CALL = {"cpu": 3e7, "cuda": 1.5e10}
+_ENTERING = ("embed", "pos_embed", "resid_pre")  # edits here are in the stream that enters their layer
+# Edits here, in the last layer, need more of it than the last position.
+_INSIDE_LAST = {"z", "head_out", "attn_out", "resid_mid", "mlp_in", "mlp_pre", "mlp_gate", "mlp_post", "mlp_out",
+                "ssm.post", "ssm.out"}  # fmt: skip
+_AFTER_LAST = {"resid_post", "ln2.scale", "final.scale"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Variants that run in one batch: from `start` on (columns), from layer `low` on, growing or restarted."""
+
+    variants: tuple[int, ...]
+    low: int
+    start: int
+    grows: bool
+    narrow: bool
+
+
+def groups(model: Model, tokens: Tokens, variants: Sequence[Variant], budget: int | None) -> list[Cut]:
+    """Which prompts run together: all, or those of one length; and never more than fit the budget."""
+    apart: dict[int, list[int]] = {}
+    for i, length in enumerate(tokens.lengths.tolist()):
+        apart.setdefault(length, []).append(i)
+    whole = [Cut.of(tokens, range(len(tokens)), False)]
+    found = [_within(model, c, budget) for c in whole]
+    sides = rope.apart(model.body, tokens)
+    if len(sides) > 1:
+        found = [_within(model, Cut.of(tokens, rows, True), budget) for rows in sides]
+    if len(apart) > 1 and all(e.local for v in variants for e in v):
+        by_length = [_within(model, Cut.of(tokens, rows, True), budget) for _, rows in sorted(apart.items())]
+        apart_only = PADDING[tokens.side] in model.disabled
+        if apart_only or _price(model, tokens, variants, by_length, budget) < _price(
+            model, tokens, variants, found, budget
+        ):
+            found = by_length
+    return [c for parts in found for c in parts]
+
+
+def plan(
+    model: Model,
+    tokens: Tokens,
+    variants: Sequence[Variant],
+    first: Sequence[int],
+    budget: int | None,
+    done: Sequence[bool] = (),
+) -> list[Job]:
+    """Group the variants not done yet so that each group computes the least, and cut the groups to the budget."""
+    width, n = tokens.ids.shape[1], len(tokens)
+    able, budget = can_grow(model, tokens), room(model, width, budget)
+    alike: dict[tuple[bool, bool, int, int], list[int]] = {}
+    for i, v in enumerate(variants):
+        if done and done[i]:
+            continue
+        grows_ = able and all(grows(model, e) for e in v)
+        start = min((_start(e, width) for e in v), default=0) if grows_ and not model.family.ssm else 0
+        narrow = grows_ and not any(_needs_last_block(model, e) for e in v)
+        alike.setdefault((grows_, narrow, start, -1 if grows_ else first[i]), []).append(i)
+    jobs = []
+    for (grows_, narrow, start, _), members in alike.items():
+        members.sort(key=lambda i: first[i])
+        size = max(1, min(budget // max(1, width - start), _attended(model, width) if start else budget) // n)
+        for at in range(0, len(members), size):
+            part = tuple(members[at : at + size])
+            jobs.append(Job(part, first[part[0]], start, grows_, narrow))
+    return jobs
+
+
+def _attended(model: Model, width: int) -> int:
+    """Rows whose keys and values of all columns, which attention reads at once, fit the budget."""
+    s = model.shape
+    return max(1, _BUDGET_BYTES // max(1, 8 * width * max(s.n_heads, s.n_kv_heads) * s.d_head))
+
+
+def halved(job: Job) -> Iterator[Job]:
+    """The job as two, of half as many variants."""
+    half = len(job.variants) // 2
+    return (replace(job, variants=part) for part in (job.variants[:half], job.variants[half:]))
+
+
+def room(model: Model, width: int, budget: int | None = None) -> int:
+    """Rows × positions that one batch may have, for prompts of some width."""
+    if budget is None:
+        budget = _BUDGET_BYTES // (4 * model.body.widest(width))
+        budget = min(budget, _BUDGET_CPU) if model.device.type == "cpu" else budget
+    return max(width, budget)
+
+
+def cost(model: Model, tokens: Tokens, first: Sequence[int], job: Job) -> float:
+    """What a job costs, in columns through a block."""
+    layers = sum(model.shape.n_layers - (first[i] if job.grows else job.low) for i in job.variants)
+    return layers * len(tokens) * (tokens.ids.shape[1] - job.start)
+
+
+def first_layer(model: Model, variant: Variant) -> int:
+    """The first block that must run again; everything before it is the clean run's."""
+    if RESUME in model.disabled:
+        return 0
+    return min((_entry(model, e) for e in variant), default=0)
+
+
+def running(model: Model, base: Variant, variant: Variant, first: int, able: bool) -> Variant:
+    """A variant's edits after those of the base that the injected stream does not hold already."""
+    edits = [*(b for b in base if (_entry(model, b), b.where.site not in _ENTERING) > (first, False)), *variant]
+    injected = first > 0 or (able and all(grows(model, e) for e in edits))
+    return edits if injected else [*base, *variant]
+
+
+def can_grow(model: Model, tokens: Tokens) -> bool:
+    """Growing batches need prompts of one length, causal attention, and no other edits around."""
+    family = model.family
+    able = family.causal and not family.fixed_batch and not {PREFIX, RESUME} & model.disabled.keys()
+    return able and not tokens.padded and not taps.busy(model.body)
+
+
+def grows(model: Model, e: Edit) -> bool:
+    """Whether a variant with this edit may join a growing batch."""
+    return e.where.site != "logits" and not (
+        e.where.site in ("embed", "pos_embed") and model.body.top("pos") is not None
+    )
+
+
+def _within(model: Model, whole: Cut, budget: int | None) -> list[Cut]:
+    """Prompts of one batch as parts that fit the budget, of nearly equal size."""
+    most = max(1, room(model, whole.width, budget) // whole.width)
+    parts = -(-len(whole) // most)
+    edges = [len(whole) * i // parts for i in range(parts + 1)]
+    return [whole.some(whole.rows[a:z]) for a, z in pairwise(edges)]
+
+
+def _price(
+    model: Model, tokens: Tokens, variants: Sequence[Variant], parts: Sequence[Sequence[Cut]], budget: int | None
+) -> float:
+    """About what the sweep of prompts grouped so costs, in multiplications; `parts` of one group are alike."""
+    block = sum(p.numel() for p in model.body.blocks[0].parameters())
+    call, layers = _CALL.get(model.device.type, _CALL["cuda"]), model.shape.n_layers
+    first, total = [first_layer(model, v) for v in variants], 0.0
+    for cuts in parts:
+        some = cuts[0].tokens(tokens)
+        jobs = plan(model, some, variants, first, budget)
+        columns = sum(cost(model, some, first, j) for j in jobs) + some.ids.numel() * layers
+        calls = sum(layers - j.low for j in jobs) + layers
+        total += len(cuts) * (columns * block + calls * call)
+    return total
+
+
+def _entry(model: Model, e: Edit) -> int:
+    a = e.where
+    if a.layer is not None:
+        return a.layer
+    return 0 if a.site in ("embed", "pos_embed") else model.shape.n_layers - 1
+
+
+def _start(e: Edit, width: int) -> int:
+    """The first column an edit touches."""
+    if not isinstance(e, Knockout) and not BY_NAME[e.where.site].has_position:
+        return 0
+    touched = e.queries if isinstance(e, Knockout) else e.places()  # cut edges change what their queries read
+    places = [e.since if p is None else p if p >= 0 else width + p for p in touched]
+    return max(0, min([width - 1, *places])) if places else 0
+
+
+def _needs_last_block(model: Model, e: Edit) -> bool:
+    site, layer = e.where.site, e.where.layer
+    last = layer in (None, model.shape.n_layers - 1)
+    return last and site in _INSIDE_LAST | _AFTER_LAST

@@ -1,0 +1,56 @@
+"""Everything at once, and the model that knows nothing."""
+
+import torch
+
+from cutaway.dictionaries.evaluation.evaluate import evaluate, shuffled_model
+from cutaway.dictionaries.evaluation.evidence import Evidence
+from cutaway.dictionaries.evaluation.scores import joined
+from tests.conformance.subjects import family
+from tests.dictionaries.evaluation import made
+
+
+def test_everything_is_judged_on_a_truth_on_tokens_that_nothing_was_fitted_on():
+    truth = made.truth()
+    e = made.evidence(truth, 2000)
+    got = evaluate(made.oracle(truth), e, truth=truth, nulls=2, others={"same": (made.oracle(truth), e)})
+    names = got.labels["score"]
+    assert len(names) == len(set(names))
+    assert {"L0", "FVU", "dead", "doubles", "F1", "full absorption"} <= set(names)
+    assert got.labels["control"] == ["pca", "pca first", "neurons", "same", "features without children"]
+    i = got.number("FVU")
+    assert got.score[i] < got.control[i, :3].min() < got.null[i].min()
+    assert got.record["tokens"] == 1500
+    assert got.record["interval"]["MCC"] == "over matched pairs"
+    plain = evaluate(made.random_autoencoder(), Evidence({made.SITE: made.activations()}), nulls=0)
+    assert "F1" not in plain.labels["score"]
+
+
+def test_saved_scores_are_opened_by_the_package_alone(tmp_path):
+    import subprocess
+    import sys
+
+    path = evaluate(made.random_autoencoder(), Evidence({made.SITE: made.activations()}), nulls=1).save(
+        tmp_path / "s.safetensors"
+    )
+    code = f"import cutaway as ca; print(ca.open({str(path)!r}).value('L0'))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "3.0\n"
+
+
+def test_records_that_differ_stand_beside_their_scores():
+    truth = made.truth()
+    e = made.evidence(truth, 400)
+    a = evaluate(made.oracle(truth), e, nulls=1)
+    again = joined([a.select(score=["L0"]), a.select(score=["FVU"])])
+    assert again.record == a.select(score=["L0"]).record | {"units": {"L0": "latents a token"}}
+
+
+def test_a_shuffled_model_keeps_the_values_and_loses_the_rest():
+    model = family("llama")
+    other, again = shuffled_model(model), shuffled_model(model)
+    assert other.fingerprint() == again.fingerprint() != model.fingerprint() != shuffled_model(model, 1).fingerprint()
+    for (n, p), q in zip(model.hf.named_parameters(), other.hf.parameters(), strict=True):
+        assert torch.equal(p.flatten().sort().values, q.flatten().sort().values), n
+        assert (p.ndim == 1) == torch.equal(p, q), n
+    tied = family("llama_mqa_bias_tied")
+    hf = shuffled_model(tied).hf
+    assert hf.get_input_embeddings().weight is hf.get_output_embeddings().weight
