@@ -2,6 +2,7 @@
 
 from cutaway.models.access.capture import Activations
 from cutaway.models.anatomy.residual import decompose, logit_contributions
+from cutaway.models.edits.apply import Apply
 from cutaway.models.edits.library import Ablate, Add, Edit, Freeze, Knockout, Project, Replace, Scale
 from cutaway.models.loading.load import load
 from cutaway.models.model import Model
@@ -12,6 +13,7 @@ __all__ = [
     "Ablate",
     "Activations",
     "Add",
+    "Apply",
     "Edit",
     "Freeze",
     "Knockout",

@@ -38,6 +38,7 @@ class Edit(ABC):
         0  # the first position, of those it acts on, that it changes: before it the run has these values anyway
     )
     local: ClassVar[bool] = True  # whether the change depends on nothing but the value at its own place
+    whole_batch: ClassVar[bool] = False  # True if it may read across prompts, so that a plan must not divide them
     own_values: ClassVar[bool] = False  # whether it may hold values of single prompts, which `sliced` takes some of
 
     @abstractmethod
@@ -446,7 +447,9 @@ def as_edits(edits: Edit | Sequence[Edit]) -> tuple[Edit, ...]:
     for e in items:
         if not isinstance(e, Edit):
             raise Refused(
-                f"edit {e!r}", "it is not an edit", "use Replace, Add, Scale, Ablate, Project, Freeze or Knockout"
+                f"edit {e!r}",
+                "it is not an edit",
+                "use Replace, Add, Scale, Ablate, Project, Freeze, Knockout or Apply",
             )
     items = tuple(part for e in items for part in e.parts())
     for e in items:

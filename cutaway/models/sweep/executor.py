@@ -75,7 +75,7 @@ def sweep(
     work = _Work(model, tokens, base, variants, metric, ledger, budget)
     with finite(f"a sweep of {model.name}", model.dtype), counting() as spent:
         try:
-            for cut in groups(model, tokens, variants, budget):
+            for cut in groups(model, tokens, variants, budget, base):
                 own = _Group(work, cut).share() if shared else None
                 in_halves(cut.rows, len(cut), lambda rows, c=cut, own=own: _Group(work, c.some(rows), own).run())
         finally:

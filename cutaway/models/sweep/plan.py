@@ -46,12 +46,19 @@ class Job:
     narrow: bool
 
 
-def groups(model: Model, tokens: Tokens, variants: Sequence[Variant], budget: int | None) -> list[Cut]:
-    """Which prompts run together: all, or those of one length; and never more than fit the budget."""
+def groups(
+    model: Model, tokens: Tokens, variants: Sequence[Variant], budget: int | None, base: Variant = ()
+) -> list[Cut]:
+    """Which prompts run together: all, or those of one length; and never more than fit the budget.
+
+    Edits that may read across prompts keep all of them together, whatever the budget.
+    """
     apart: dict[int, list[int]] = {}
     for i, length in enumerate(tokens.lengths.tolist()):
         apart.setdefault(length, []).append(i)
     whole = [Cut.of(tokens, range(len(tokens)), False)]
+    if any(e.whole_batch for v in (base, *variants) for e in v):
+        return whole
     found = [_within(model, c, budget) for c in whole]
     sides = rope.apart(model.body, tokens)
     if len(sides) > 1:
