@@ -1,8 +1,8 @@
 """Addresses: a site, with layer, head and position, in one string form that round-trips.
 
 `resid_post.3` · `z.9.6` (layer 9, head 6) · `mlp_post.2.17` (layer 2, neuron 17) · `resid_pre.0@-1` (last position)
-· `embed@4` · `pattern.*` and `z.3.*` (patterns, expanded by `expand`). The form needs no escaping in file names,
-shells with the asterisk quoted, or URLs.
+· `embed@4` · `pattern.*` and `z.3.*` (patterns, expanded by `expand`) · `base:z.9.6` (of the model called base, where
+there are several). The form needs no escaping in file names, shells with the asterisk quoted, or URLs.
 """
 
 from __future__ import annotations
@@ -20,27 +20,30 @@ class Address:
     """One place in a forward pass.
 
     `unit` selects along the site's head, neuron, expert or channel axis. `position` may be negative: −1 is the last
-    real token of each prompt, on either padding side.
+    real token of each prompt, on either padding side. `model` names the model where there are several, and is empty
+    where there is one.
     """
 
     site: str
     layer: int | None = None
     unit: int | None = None
     position: int | None = None
+    model: str = ""
 
     def __post_init__(self) -> None:
         # Addresses are keys everywhere: their hash is computed once.
-        object.__setattr__(self, "_hash", hash((self.site, self.layer, self.unit, self.position)))
+        object.__setattr__(self, "_hash", hash((self.site, self.layer, self.unit, self.position, self.model)))
 
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined]
 
-    def __reduce__(self) -> tuple[type[Address], tuple[str, int | None, int | None, int | None]]:
-        return Address, (self.site, self.layer, self.unit, self.position)  # hashes of text differ between processes
+    def __reduce__(self) -> tuple[type[Address], tuple[str, int | None, int | None, int | None, str]]:
+        # Hashes of text differ between processes.
+        return Address, (self.site, self.layer, self.unit, self.position, self.model)
 
     def __str__(self) -> str:
         parts = [self.site, *(str(n) for n in (self.layer, self.unit) if n is not None)]
-        return ".".join(parts) + (f"@{self.position}" if self.position is not None else "")
+        return written(parts, self.position, self.model)
 
     @property
     def row(self) -> Site:
@@ -50,7 +53,7 @@ class Address:
     @property
     def place(self) -> Address:
         """The same site and layer, without unit and position: what a tap is attached to."""
-        return self if self.unit is None and self.position is None else Address(self.site, self.layer)
+        return self if self.unit is None and self.position is None else Address(self.site, self.layer, model=self.model)
 
     def at(self, position: int) -> Address:
         """The same address at one position."""
@@ -68,7 +71,8 @@ def parse(text: str | Address) -> Address:
     """
     if isinstance(text, Address):
         return text
-    name, indices, position = _split(text)
+    model, body = split_model(text)
+    name, indices, position = _split(body)
     if "*" in indices:
         raise Refused(
             f"address {text!r}", "it is a pattern, and one address is needed", "name one layer, or capture it"
@@ -85,7 +89,30 @@ def parse(text: str | Address) -> Address:
         raise Refused(f"address {text!r}", f"{name} has no position axis (its axes are {row.axes})", "leave out the @")
     layer = numbers[0] if row.scope == "layer" else None
     unit = numbers[least] if len(numbers) > least else None
-    return Address(name, layer, unit, position)
+    return Address(name, layer, unit, position, model)
+
+
+def written(parts: list[str], position: int | None, model: str) -> str:
+    """Write a node: the model, the dotted parts and the position, as far as they are given."""
+    return (f"{model}:" if model else "") + ".".join(parts) + (f"@{position}" if position is not None else "")
+
+
+def split_model(text: str) -> tuple[str, str]:
+    """Split `base:z.9.6` into the model's name (empty if none is given) and the rest.
+
+    Raises:
+        Refused: an empty name before the colon.
+    """
+    name, colon, rest = text.rpartition(":")
+    if colon and not (name and _plain(name)):
+        raise Refused(
+            f"address {text!r}", f"{name!r} before the colon is not a model's name", "write for example base:z.9.6"
+        )
+    return name, rest
+
+
+def _plain(name: str) -> bool:
+    return not set(name) & set(":@→*,>") and name == name.strip()
 
 
 def expand(patterns: str | Address | Iterable[str | Address], sizes: Mapping[str, int]) -> list[Address]:
@@ -123,7 +150,10 @@ def component_axis(row: Site) -> str | None:
 @lru_cache(maxsize=4096)
 def _expand_one(item: str | Address, known: tuple[tuple[str, int], ...]) -> tuple[Address, ...]:
     sizes = dict(known)
-    name, indices, position = _split(str(item))
+    named, body = split_model(str(item))
+    if named:
+        raise Refused(f"address {str(item)!r}", f"it names the model {named!r}, and this is one model", f"write {body}")
+    name, indices, position = _split(body)
     row = site(name)
     least, most = _arity(row)
     if least == 1 and not indices:
