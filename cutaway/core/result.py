@@ -142,7 +142,7 @@ class Result:
         for name, t in self.tensors().items():
             for d, axis in enumerate(self.axes()[name]):
                 if axis in chosen:
-                    t = t.index_select(d, torch.tensor(chosen[axis], device=t.device))
+                    t = t.index_select(d, torch.tensor(chosen[axis], dtype=torch.long, device=t.device))
             kept[name] = t
         labels = {
             a: [names[i] for i in chosen[a]] if a in chosen else names for a, names in self.labels.items() if a in size

@@ -106,7 +106,6 @@ class PositionAblation(Result, kind="position_ablation"):
     cost="prompts * (5 + (4 + samples) * layers * max(1, head, neuron, position)) * F"
     " + prompts * (3 + steps * layers * max(1, head)) * (F + B)",
     control="random_direction",
-    rung="interventional",
 )
 def ablate(
     model: Model,

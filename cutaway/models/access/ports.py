@@ -14,6 +14,7 @@ from cutaway.models.access.positions import FRAME, real
 from cutaway.models.anatomy.anatomy import Anatomy
 from cutaway.models.anatomy.linear import affine, matrix
 from cutaway.models.anatomy.offload import present
+from cutaway.models.anatomy.projections import Letter, projection
 
 Side = Literal["in", "in_place", "out", "dispatch", "scan"]
 
@@ -65,6 +66,8 @@ def _port(body: Anatomy, address: Address) -> Port | None:
         case "attn_in" | "mlp_in":
             module = body.part(i, name.split("_")[0])
             return _flat(Port(module, "in", _same, _new)) if module is not None else None
+        case "q_in" | "k_in" | "v_in":
+            return _branch_in(body, i, name[0])  # type: ignore[arg-type]
         case "q" | "k" | "v" | "scores" | "pattern":
             module = body.part(i, "attn")
             return _attention_port(module, name, s.n_heads, s.n_kv_heads) if module is not None else None
@@ -165,6 +168,37 @@ def _contribution(body: Anatomy, module: nn.Module | None) -> Port | None:
     if m == 1.0:
         return _flat(Port(module, "out", _output, _new))
     return Port(module, "out", lambda x, y: y * m, lambda new, x, y: new / m, derived=True)
+
+
+def _branch_in(body: Anatomy, layer: int, letter: Letter) -> Port | None:
+    """The input of a projection as each head reads it: one tensor for all, until an edit tells them apart.
+
+    The module itself reads one input for all heads. By its linearity, what a head would make of another input is its
+    output plus the difference through its columns of the matrix; norms and rotations after it see the sum.
+    """
+    found = projection(body, layer, letter)
+    if found is None:
+        return None
+    module, columns = found
+    n, flat = len(columns), columns.flatten()
+    whole = torch.equal(flat, torch.arange(len(flat)))  # all outputs of the module, head by head
+
+    def read(x: Tensor, y: Any) -> Tensor:
+        return x.unsqueeze(2).expand(-1, -1, n, -1)
+
+    def write(new: Tensor, x: Tensor, y: Any) -> Tensor:
+        with present(module):
+            w = matrix(module)
+        at = flat.to(w.device)
+        w = (w if whole and w.shape[1] == len(at) else w[:, at]).reshape(w.shape[0], n, -1)
+        change = torch.einsum("bphd,dhe->bphe", new - x.unsqueeze(2), w.to(new.dtype)).flatten(2)  # [b p (h e)]
+        if whole and y.shape[-1] == len(at):
+            return y + change
+        out = y.clone()
+        out[..., at.to(y.device)] = y[..., at.to(y.device)] + change
+        return out
+
+    return Port(module, "out", read, write, derived=True)
 
 
 def _heads_in(module: nn.Module | None, heads: int) -> Port | None:

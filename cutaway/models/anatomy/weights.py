@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from cutaway.core.refuse import Refused
 from cutaway.models.anatomy.anatomy import Anatomy
 from cutaway.models.anatomy.linear import bias, is_linear, matrix, table
+from cutaway.models.anatomy.projections import split_fused
 from cutaway.models.anatomy.unembedding import unembedding
 
 OV, QK = "OV circuit", "QK circuit"  # the names under which the self-check can disable them
@@ -197,7 +198,7 @@ class Weights:
             parts = [matrix(self._need(layer, n)) for n in "qkv"]
             q, k, v = (p.reshape(p.shape[0], -1, s.d_head).transpose(0, 1) for p in parts)
             return q, k, v
-        q, k, v = self._split(matrix(fused))
+        q, k, v = split_fused(self.body, matrix(fused))
         return q, k, v
 
     def _qkv_bias(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,22 +206,8 @@ class Weights:
         if fused is None:
             q, k, v = (bias(self._need(layer, n)).reshape(-1, self.body.shape.d_head) for n in "qkv")
             return q, k, v
-        q, k, v = (p[:, 0] for p in self._split(bias(fused)[None]))
+        q, k, v = (p[:, 0] for p in split_fused(self.body, bias(fused)[None]))
         return q, k, v
-
-    def _split(self, w: Float[Tensor, "rows columns"]) -> tuple[Tensor, Tensor, Tensor]:
-        """A fused projection as q [head, rows, d_head], k and v [kv_head, rows, d_head]."""
-        s, rows = self.body.shape, w.shape[0]
-        if self.body.family.qkv == "unknown":
-            why = "the order of queries, keys and values in its fused projection is not known"
-            raise Refused(f"W_Q, W_K, W_V of {self.body.family.name}", why, "capture q, k and v instead")
-        if self.body.family.qkv == "concat":
-            widths = [s.n_heads * s.d_head, s.n_kv_heads * s.d_head, s.n_kv_heads * s.d_head]
-            q, k, v = (p.reshape(rows, -1, s.d_head).transpose(0, 1) for p in w.split(widths, dim=1))
-            return q, k, v
-        grouped = w.reshape(rows, s.n_kv_heads, s.n_heads // s.n_kv_heads + 2, s.d_head)
-        q = grouped[:, :, :-2].reshape(rows, s.n_heads, s.d_head).transpose(0, 1)
-        return q, grouped[:, :, -2].transpose(0, 1), grouped[:, :, -1].transpose(0, 1)
 
     def _mlp_bias(self, layer: int, name: str, half: int) -> Tensor:
         module, halves = self._need(layer, name), 2 if self.body.family.fused_gate else 1

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
@@ -194,6 +195,26 @@ def _zero_pattern(t: Trial) -> float | None:
     return worst if layers else None
 
 
+def _branches(t: Trial) -> float | None:
+    """What is added to attn_in is added to the inputs of all branches; in one head's input it moves that head alone."""
+    if not t.has("q_in", "k_in", "v_in", "q", "k", "v"):
+        return None
+    d, worst = torch.randn(t.model.shape.d_model, generator=generator(4)).to(t.model.device), 0.0
+    for i in t.near("attn_in", "q_in", "k_in", "v_in", "q", "k", "v"):
+        d = d * t.plain[f"attn_in.{i}"].float().abs().mean() / d.abs().mean()
+        outs = [f"{s}.{i}" for s in "qkv"]
+        whole, apart = t.several(outs, Add(f"attn_in.{i}", d)), t.several(outs, *(Add(f"{s}_in.{i}", d) for s in "qkv"))
+        worst = max(worst, *(t.gap(apart[o], whole[o]) for o in outs))
+        for s, own in zip("qkv", outs, strict=True):
+            one = t.several(outs, Add(f"{s}_in.{i}.0", d))
+            # A norm of all heads together (OLMo 2) scales the other heads, and leaves their directions.
+            made, first, old = (normalize(acts[own].float(), dim=-1) for acts in (one, whole, t.plain))
+            worst = max(worst, t.gap(made, torch.cat([first[:, :, :1], old[:, :, 1:]], dim=2)))
+            if not all(torch.equal(one[o], t.plain[o]) for o in outs if o != own):
+                return 1.0
+    return worst
+
+
 def _zero_values(t: Trial) -> float | None:
     layers = t.near("z", "v")
     gone = [t.seen(f"z.{i}", Ablate(f"v.{i}")).abs().max() / t.plain[f"z.{i}"].abs().max() for i in layers]
@@ -362,7 +383,8 @@ def _read_only(t: Trial) -> float | None:
 
 # Written by arithmetic of their own, which rounds; the others hand back the very numbers.
 _WRITTEN: dict[str, Kind] = dict.fromkeys(
-    ("head_out", "attn_out", "mlp_out", "pos_embed", *(s.name for s in SITES if "." in s.name)), "run"
+    ("head_out", "attn_out", "mlp_out", "pos_embed", "q_in", "k_in", "v_in", *(s.name for s in SITES if "." in s.name)),
+    "run",
 )
 
 CHECKS: tuple[Check, ...] = (
@@ -377,6 +399,7 @@ CHECKS: tuple[Check, ...] = (
     Check("Σ head_out + b_O = attn_out", ("head_out",), _heads_sum, "sum"),
     Check("z = 0 ≡ head_out = 0", ("head_out",), _zero_head, "sum"),
     Check("z = 0 ≡ pattern = 0", ("pattern",), _zero_pattern),
+    Check("attn_in + d ≡ q_in + d, k_in + d, v_in + d; one head alone", ("q_in", "k_in", "v_in"), _branches, "run"),
     Check("v = 0 ≡ z = 0", ("v",), _zero_values),
     Check("pattern @ v = z", ("pattern", "v", OV), _probabilities_times_values, "sum"),
     Check("softmax(scores) = pattern", ("scores", "pattern"), _softmax, "sum"),
