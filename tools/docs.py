@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cutaway as ca
 from cutaway.core.method import Method, Option
+from cutaway.core.rung import WORDS
 from cutaway.core.sites import SITES
 from tools import benchmarks, families, real
 
@@ -49,13 +50,19 @@ says which, and why one is missing. An address is a site with its layer (`resid_
 
 def index(rows: dict[str, Method]) -> str:
     """All methods, one line each."""
-    lines = [f"| [`{n}`](methods/{n}.md) | {r.answers} | {r.paper} | `{r.control}` |" for n, r in rows.items()]
+    lines = [
+        f"| [`{n}`](methods/{n}.md) | {r.answers} | {r.paper} | `{r.control}` | {r.rung} |" for n, r in rows.items()
+    ]
+    rungs = [f"- {name}: {words.examples}" for name, words in WORDS.items()]
     return f"""{GENERATED}# Methods
 
-Each method is one function, one file, one subcommand, and carries the control that its numbers are compared with.
+Each method is one function, one file, one subcommand, and carries the control that its numbers are compared with. Its
+rung says how strong a claim the numbers support, and so which words a report may use:
 
-| method | answers | described by | control |
-|---|---|---|---|
+{chr(10).join(rungs)}
+
+| method | answers | described by | control | rung |
+|---|---|---|---|---|
 {chr(10).join(lines)}
 """
 
@@ -76,6 +83,7 @@ def card(row: Method) -> str:
 - On the command line: `{command}`
 - Cost at most: `{row.cost}` (F: one prompt forward, B: one prompt backward)
 - Control: `{row.control}`
+- Rung: {row.rung} ({WORDS[row.rung].examples})
 
 ## Options
 

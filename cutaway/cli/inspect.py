@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 
 def methods() -> Reply:
-    """List what can be asked, with paper, cost and control."""
+    """List what can be asked, with paper, cost, control and rung."""
     rows = [
-        {"method": r.name, "answers": r.answers, "paper": r.paper, "cost": r.cost, "control": r.control,
+        {"method": r.name, "answers": r.answers, "paper": r.paper, "cost": r.cost, "control": r.control, "rung": r.rung,
          "results": [c.__name__ for c in r.results], "options": [o.name for o in r.options]}
         for r in cutaway.methods().values()
     ]  # fmt: skip
-    return table("Methods", rows, ["method", "answers", "paper", "control"], "one of them: cutaway ROOM METHOD --help")
+    return table(
+        "Methods", rows, ["method", "answers", "paper", "control", "rung"], "one of them: cutaway ROOM METHOD --help"
+    )
 
 
 def tasks(*, model: str | None = None) -> Reply:

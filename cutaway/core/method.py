@@ -1,10 +1,11 @@
 """The method table: one row a method, from which command line, forms, docs and the conformance suite derive.
 
     @method(answers="Which heads carry the answer?", paper="Wang et al. 2023, arXiv:2211.00593",
-            cost="prompts * (2 + layers * heads) * F", control="random_source")
+            cost="prompts * (2 + layers * heads) * F", control="random_source", rung="interventional")
     def activation(model: Model, task: Task, /, *, sites: str = "z", ...) -> Effects: ...
 
-The decorated function runs unchanged; its result leaves with a complete record. `cost` is an upper bound, an
+The decorated function runs unchanged; its result leaves with a complete record. `rung` says how strong a claim the
+numbers support, and so which verbs generated text may use (`core.rung`). `cost` is an upper bound, an
 arithmetic expression over sizes of the model, the task and the options in units of F (one prompt forward) and
 B (one prompt backward).
 """
@@ -28,6 +29,7 @@ from cutaway.core.finite import finite
 from cutaway.core.record import counting, machine, versions
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.result import Result
+from cutaway.core.rung import Rung
 
 METHODS: dict[str, Method] = {}
 #: what a result's own record says of options in words that hold anywhere, such as a whole path for a relative one
@@ -62,7 +64,7 @@ class Option:
 
 @dataclass(frozen=True)
 class Method:
-    """One row: what a method answers, who described it, what it costs, and the control that it carries."""
+    """One row: what a method answers, who described it, what it costs, its control, and the rung of its claims."""
 
     name: str
     function: Callable[..., Any]
@@ -70,6 +72,7 @@ class Method:
     paper: str
     cost: str
     control: str
+    rung: Rung
     subjects: tuple[str, ...]
     options: tuple[Option, ...]
     results: tuple[type[Result], ...]
@@ -99,7 +102,9 @@ class Method:
         }
 
 
-def method(*, answers: str, paper: str, cost: str, control: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def method(
+    *, answers: str, paper: str, cost: str, control: str, rung: Rung
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Enter a function in the method table; its module gives the name (`room.function`)."""
 
     def enter(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,7 +126,7 @@ def method(*, answers: str, paper: str, cost: str, control: str) -> Callable[[Ca
             return replace(result, record=_record(row, args, values, spent, result.record))
 
         results = tuple(get_args(hints["return"])) or (hints["return"],)
-        row = Method(name, run, answers, paper, cost, control, subjects, options, results)
+        row = Method(name, run, answers, paper, cost, control, rung, subjects, options, results)
         METHODS[name] = row
         run.row = row  # type: ignore[attr-defined]
         return run
@@ -203,7 +208,7 @@ def _record(
     subjects = dict(zip(row.subjects, args, strict=False))
     repeated = row.repeated(subjects, options | own.get(PINNED, {}))
     return {
-        "method": row.name, "answers": row.answers, "paper": row.paper, "control": row.control,
+        "method": row.name, "answers": row.answers, "paper": row.paper, "control": row.control, "rung": row.rung,
         "subjects": {n: s.identity() for n, s in subjects.items()},
         "options": {n: str(v) if isinstance(v, Path) else v for n, v in options.items()},
         "cost": {"declared": row.cost, "forwards": spent.forwards, "backwards": spent.backwards,

@@ -83,6 +83,7 @@ class LatentPositionEffects(Result, kind="latent_position_effects"):
     paper="Marks et al. 2024, arXiv:2403.19647",
     cost="prompts * ((9 + (1 + samples) * latent * max(position, 1)) * F + B)",
     control="random_latent",
+    rung="interventional",
 )
 def latents(
     model: Model,

@@ -54,6 +54,7 @@ class DirectAttribution(Result, kind="direct_attribution"):
     paper="Elhage et al. 2021, transformer-circuits.pub/2021/framework",
     cost="3 * prompts * F",
     control="random_token_pairs",
+    rung="observational",
 )
 def direct_attribution(
     model: Model, task: Task, /, *, neurons: bool = False, top: int = 0, samples: int = 20, seed: int = 0

@@ -40,6 +40,7 @@ class LensGrid(Result, kind="lens_grid"):
     paper="nostalgebraist 2020, Interpreting GPT: the logit lens",
     cost="F",
     control="rotated_basis",
+    rung="observational",
 )
 def lens_grid(model: Model, task: Task, /, *, samples: int = 4, seed: int = 0) -> LensGrid:
     """Read the top token and the answer off the residual stream at every depth and position of the first prompt.

@@ -44,6 +44,7 @@ class LensCurve(Result, kind="lens_curve"):
     paper="nostalgebraist 2020, Interpreting GPT: the logit lens",
     cost="prompts * F",
     control="rotated_basis",
+    rung="observational",
 )
 def logit_lens(model: Model, task: Task, /, *, samples: int = 8, seed: int = 0) -> LensCurve:
     """Read the answer's probability and rank off the residual stream at every depth.

@@ -4,6 +4,7 @@ from cutaway.models.access.capture import Activations
 from cutaway.models.anatomy.residual import decompose, logit_contributions
 from cutaway.models.edits.apply import Apply
 from cutaway.models.edits.library import Ablate, Add, Edit, Freeze, Knockout, Project, Replace, Scale
+from cutaway.models.edits.rewrites import Rewrite, open_rewrites, rewritten, save_rewrites
 from cutaway.models.loading.load import load
 from cutaway.models.model import Model
 from cutaway.models.self_check import self_check
@@ -20,11 +21,15 @@ __all__ = [
     "Model",
     "Project",
     "Replace",
+    "Rewrite",
     "Scale",
     "Tokens",
     "batch",
     "decompose",
     "load",
     "logit_contributions",
+    "open_rewrites",
+    "rewritten",
+    "save_rewrites",
     "self_check",
 ]

@@ -26,7 +26,7 @@ from cutaway.models.anatomy.linear import leading
 from cutaway.models.anatomy.weights import Weights
 from cutaway.models.edits.batch_slice import Cut
 from cutaway.models.edits.library import Edit, as_edits
-from cutaway.models.loading.identity import fingerprint
+from cutaway.models.loading.identity import REWRITES, fingerprint
 from cutaway.models.spacing import word_ids
 from cutaway.models.sweep import processes as shards
 from cutaway.models.tokens import Side, Tokens, batch, running_texts, tokenize
@@ -89,9 +89,11 @@ class Model:
         }  # fmt: skip
 
     def identity(self) -> dict[str, Any]:
-        """Name, family and hashes, for records."""
+        """Name, family, hashes and active rewrites of weights, for records."""
+        active = list(REWRITES.get(self.hf, ()))
         return {"name": self.name, "family": self.family.name, "config": self.body.configuration(),
-                "weights": self.fingerprint(), "dtype": str(self.dtype).removeprefix("torch.")}  # fmt: skip
+                "weights": self.fingerprint(), "dtype": str(self.dtype).removeprefix("torch."),
+                **({"rewrites": active} if active else {})}  # fmt: skip
 
     def fingerprint(self, anew: bool = False) -> str:
         """Hash of every module's type, settings and attachments, and of every byte of parameters and buffers.

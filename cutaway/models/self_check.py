@@ -20,7 +20,7 @@ from cutaway.core.refuse import Refused
 from cutaway.models.access.forward import alone
 from cutaway.models.checks.identities import CHECKS, Kind
 from cutaway.models.checks.trial import FAULTS, Trial, said
-from cutaway.models.loading.identity import anatomy
+from cutaway.models.loading.identity import REWRITES, anatomy
 from cutaway.models.model import Model
 
 # By kind of identity. Most families norm in float32 even where everything else is float64.
@@ -98,10 +98,11 @@ def checked(model: Model, cache: Path | None) -> dict[str, str]:
     """The sites to disable on this model; the outcome is kept in `cache`, so that it is found out once.
 
     That all is well is kept by what the model is (`identity.anatomy`) and by the versions of what ran it. A failure is
-    kept for these very weights alone. Nothing is kept of a model with something attached that cannot be read.
+    kept for these very weights alone. Nothing is kept of a model with something attached that cannot be read, or while
+    its weights are rewritten: zeros in a rewritten weight could hide what fails on the model itself.
     """
     text, unread = anatomy(model.hf)
-    if cache is None or unread:
+    if cache is None or unread or REWRITES.get(model.hf):
         return disabled_sites(self_check(model))
     sort = hash_text(text, *sorted(f"{k} {v}" for k, v in _versions(model).items()), _source())
     own = hash_text(sort, model.fingerprint())

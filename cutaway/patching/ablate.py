@@ -106,6 +106,7 @@ class PositionAblation(Result, kind="position_ablation"):
     cost="prompts * (5 + (4 + samples) * layers * max(1, head, neuron, position)) * F"
     " + prompts * (3 + steps * layers * max(1, head)) * (F + B)",
     control="random_direction",
+    rung="interventional",
 )
 def ablate(
     model: Model,

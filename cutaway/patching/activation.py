@@ -77,6 +77,7 @@ class Run:
     paper="Zhang & Nanda 2024, arXiv:2309.16042; Meng et al. 2022, arXiv:2202.05262",
     cost="prompts * (9 + (2 + samples) * max(node, layer * max(position, 1) * max(head, neuron, 1))) * F",
     control="random_direction",
+    rung="interventional",
 )
 def activation(
     model: Model,

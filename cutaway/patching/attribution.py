@@ -45,6 +45,7 @@ from cutaway.tasks.task import Task
     paper="Syed et al. 2023, arXiv:2310.10348; Nanda 2023",
     cost="prompts * ((4 + audit) * F + B)",
     control="random_direction",
+    rung="interventional",
 )
 def attribution(
     model: Model,

@@ -1,4 +1,4 @@
-"""Which places does attribution patching miss, because attention is saturated or effects cancel?
+"""Which places does attribution patching miss where attention is saturated or effects cancel?
 
 AtP* (Kramár et al. 2024, arXiv:2403.00745): two repairs of attribution patching's false negatives.
 
@@ -175,10 +175,11 @@ _BY_AXES: dict[tuple[str, ...], type[Scores]] = {
 
 
 @method(
-    answers="Which places does attribution patching miss, because attention is saturated or effects cancel?",
+    answers="Which places does attribution patching miss where attention is saturated or effects cancel?",
     paper="Kramár et al. 2024, arXiv:2403.00745",
     cost="prompts * ((4 + audit + (1 + samples) * max(node, 1)) * F + (1 + layers) * B)",
     control="random_direction",
+    rung="interventional",
 )
 def attribution_star(
     model: Model,

@@ -153,6 +153,7 @@ class Traced:
     paper="Meng et al. 2022, arXiv:2202.05262; Zhang & Nanda 2024, arXiv:2309.16042",
     cost="prompts * (1 + both) * (6 + (draws + samples) * (3 + 2 * layer * max(position, token))) * F",
     control="random_direction",
+    rung="interventional",
 )
 def causal_trace(
     model: Model,

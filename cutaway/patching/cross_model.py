@@ -78,6 +78,7 @@ class CrossPositions(Result, kind="cross_model_positions"):
     paper="Prakash et al. 2024, arXiv:2402.14811",
     cost="prompts * (5 + (1 + samples) * layers * max(1, head, position)) * F",
     control="random_direction",
+    rung="interventional",
 )
 def cross_model(
     model: Model,

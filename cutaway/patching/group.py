@@ -56,6 +56,7 @@ class GroupEffect(Result, kind="group_effect"):
     paper="Wang et al. 2023, arXiv:2211.00593",
     cost="prompts * (5 + sample + 4 * (1 + component)) * F",
     control="random_sets",
+    rung="interventional",
 )
 def group(
     model: Model,

@@ -51,6 +51,7 @@ class Interactions(Result, kind="interactions"):
     paper="Wang et al. 2023, arXiv:2211.00593",
     cost="prompts * (3 + 2 * component * (component + 1) + 3 * samples) * F",
     control="random_pairs",
+    rung="interventional",
 )
 def interactions(
     model: Model,

@@ -5,7 +5,7 @@ group of source positions (their scores become −∞, the others share the atte
 read.
 
 * Sources: `subject` (where a pair names none, the tokens that its corruption changes), `last` (the last position
-  itself), `other` (all the rest), and `first` (the first token alone, which is in one of the others too, because much
+  itself), `other` (all the rest), and `first` (the first token alone, which is in one of the others too, since much
   attention rests there without meaning).
 * `effect` [source layer] = (p_blocked − p_clean) / p_clean of the answer, mean over prompts: −1 is all of it.
   `difference` is the change of the task's metric.
@@ -81,6 +81,7 @@ class Knockouts(Result, kind="knockouts"):
     paper="Geva et al. 2023, arXiv:2304.14767",
     cost="prompts * (5 + (3 + samples) * source * layer) * F",
     control="random_edges",
+    rung="interventional",
 )
 def knockout(model: Model, task: Task, /, *, window: int = 0, samples: int = 4, seed: int = 0) -> Knockouts:
     """Block attention from groups of positions to the last one, layer window by layer window.

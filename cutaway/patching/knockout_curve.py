@@ -62,6 +62,7 @@ class KnockoutCurve(Result, kind="knockout_curve"):
     paper="Wang et al. 2023, arXiv:2211.00593; Samek et al. 2017",
     cost="prompts * (6 + 4 * layers * (heads + 1) * max(1, step) + step * (4 + samples)) * F",
     control="random_sets",
+    rung="interventional",
 )
 def knockout_curve(
     model: Model,

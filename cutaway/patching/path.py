@@ -108,6 +108,7 @@ class Paths:
     paper="Wang et al. 2022, arXiv:2211.00593; Zhang et al. 2024, arXiv:2409.01659",
     cost="prompts * (7 + (1 + samples) * (1 + 2 * layer * max(1, head))) * F",
     control="random_direction",
+    rung="interventional",
 )
 def path(
     model: Model,

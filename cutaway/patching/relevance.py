@@ -48,6 +48,7 @@ _BEHIND = {"q", "k", "scores", "pattern"}  # sites that act through the pattern 
     paper="Jafari et al. 2025, arXiv:2508.21258",
     cost="prompts * ((4 + audit) * F + B)",
     control="random_direction",
+    rung="interventional",
 )
 def relevance(
     model: Model,

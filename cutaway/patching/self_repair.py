@@ -8,7 +8,7 @@ later reacts). What lies between is repair.
   their values in the clean run. `total[layer, head]`: nothing frozen. `effect` = total − direct: above zero where the
   head helps and later components make up for it, below zero where they amplify the loss.
 * `share` = 1 − total / direct: 1 is all repaired, 0 nothing. Only for heads whose direct effect is at least 5 % of the
-  largest one; elsewhere NaN, because the head works through others and has nothing to repair.
+  largest one; elsewhere NaN, since the head works through others and has nothing to repair.
 * The split `norm` + `attention` + `mlp` = `effect`: first the final norm's scale is let go, then attention and MLPs; of
   these two each counts as the mean of its part when let go first and when let go last.
 * `interval` (of `effect`) and `…_interval` (of each other field): 95 %, over prompts. Control (`null`): total −
@@ -69,6 +69,7 @@ class SelfRepair(Result, kind="self_repair"):
     paper="McGrath et al. 2023, arXiv:2307.15771; Rushing & Nanda 2024, arXiv:2402.15390",
     cost="prompts * (4 + layers * heads * (20 + 2 * samples)) * F",
     control="random_direction",
+    rung="interventional",
 )
 def self_repair(
     model: Model, task: Task, /, *, how: Baseline = "corrupt", samples: int = 4, seed: int = 0

@@ -22,9 +22,11 @@ from torch import Tensor
 
 from cutaway import lenses, patching, tasks
 from cutaway.core.finite import finite
+from cutaway.core.method import METHODS
 from cutaway.core.record import Cost, counting
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
+from cutaway.core.rung import Rung
 from cutaway.lenses.direct_attribution import DirectAttribution
 from cutaway.lenses.lens_grid import LensGrid
 from cutaway.lenses.logit_lens import LensCurve
@@ -41,6 +43,14 @@ Effort = Literal["quick", "normal", "thorough"]
 #: effort → sentences of the form, random samples of a null
 EFFORTS: dict[str, tuple[int, int]] = {"quick": (6, 1), "normal": (8, 3), "thorough": (32, 10)}
 UNSUPPORTED = "Not claimed, because interval or control do not support it"
+#: what a claim is about → the method whose numbers it reads
+BEHIND = {
+    "the depth": "lenses.logit_lens",
+    "the writers": "lenses.direct_attribution",
+    "the positions": "patching.activation",
+    "the heads": "patching.activation",
+    "the heads together": "patching.group",
+}
 _HELD = 2  # sentences apart from those that chose the heads, below which nothing is claimed of the heads together
 _HARDLY = 2.0  # times as likely as the next word, below which an answer is hardly preferred
 _MATERIAL = 1.0  # logits between clean and corrupt below which there is too little to explain
@@ -87,6 +97,11 @@ class Claim:
     text: str
     control: str
     supported: bool
+
+    @property
+    def rung(self) -> Rung:
+        """The rung of the method behind the claim, whose words it may use; a claim without one is observational."""
+        return METHODS[BEHIND[self.about]].rung if self.about in BEHIND else "observational"
 
 
 @dataclass(frozen=True)

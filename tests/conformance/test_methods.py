@@ -289,6 +289,7 @@ def test_the_record_is_complete(name, kind):
     row, record = ROWS[name], found(name, kind).record
     assert record["method"] == name
     assert (record["paper"], record["control"], record["answers"]) == (row.paper, row.control, row.answers)
+    assert record["rung"] == row.rung
     assert set(record["subjects"]) == set(row.subjects)
     model = record["subjects"]["model"]
     assert model["name"] == given(name, kind)[0].name

@@ -62,7 +62,13 @@ def row():
         return Counted(value=torch.ones(2), record={"seed": 9})
 
     sample.__module__ = "cutaway.tests.sample"
-    method(answers="How many?", paper="none", cost="max(layers, 2) * n_top * F + B / 2", control="none")(sample)
+    method(
+        answers="How many?",
+        paper="none",
+        cost="max(layers, 2) * n_top * F + B / 2",
+        control="none",
+        rung="observational",
+    )(sample)
     yield METHODS["tests.sample"]
     del METHODS["tests.sample"]
 
@@ -88,7 +94,7 @@ def test_a_method_may_choose_between_result_classes():
     def either(model: Thing, /) -> Counted | Result:
         return Counted(value=torch.ones(1))
 
-    method(answers="?", paper="none", cost="F", control="none")(either)
+    method(answers="?", paper="none", cost="F", control="none", rung="observational")(either)
     assert METHODS.pop("core.either").results == (Counted, Result)
 
 
@@ -159,11 +165,11 @@ def test_options_outside_the_vocabulary_are_errors(hint):
 
     bad.__annotations__["option"] = hint
     with pytest.raises(TypeError, match="vocabulary"):
-        method(answers="?", paper="none", cost="F", control="none")(bad)
+        method(answers="?", paper="none", cost="F", control="none", rung="observational")(bad)
 
 
 def test_an_option_needs_a_default():
     def bad(model: Thing, /, *, option: int) -> Counted: ...
 
     with pytest.raises(TypeError, match="default"):
-        method(answers="?", paper="none", cost="F", control="none")(bad)
+        method(answers="?", paper="none", cost="F", control="none", rung="observational")(bad)

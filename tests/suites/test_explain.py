@@ -15,6 +15,7 @@ import cutaway as ca
 from cutaway import tasks
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
+from cutaway.core.rung import exceeding
 from cutaway.core.stats import null_band
 from cutaway.suites import explain as suite
 from cutaway.suites.explain import EFFORTS, Explanation, explain
@@ -87,6 +88,7 @@ def test_every_claim_names_its_control_and_stands_beside_it():
     assert {c.about for c in e.claims} >= {"the prediction", "the depth", "the writers", "the positions", "the heads"}
     for c in e.claims:
         assert c.control
+        assert not exceeding(f"{c.text} ({c.control})", c.rung), c
         assert not c.supported or any(ch.isdigit() for ch in c.control), c
         assert not c.supported or f"{c.text} ({c.control})." in e.summary
     for r in results(e):

@@ -27,6 +27,8 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 _WRITTEN_BY_FORWARD = ("dynamic", "longrope")  # rotary frequencies that follow the last prompt's length
 _SAVING = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")  # written when saved
 _TOKENS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+# The rewrites of weights that are active on a model at present, in order (`models.edits.rewrites`).
+REWRITES: WeakKeyDictionary[Any, list[dict[str, Any]]] = WeakKeyDictionary()
 
 
 def described(hf: nn.Module) -> tuple[str, list[str]]:
