@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.text import Text
 
 from cutaway.core.result import Result
-from cutaway.views.spec import fields, pictures
+from cutaway.views.spec import RANKED, fields, pictures
 from cutaway.views.summary import summary
 from cutaway.views.terminal import table, terminal
 
@@ -24,7 +24,7 @@ def draw(console: Console, result: Result, field: str | None = None, entries: in
     console.print(terminal(result, shown, **({"panels": 1} if many else {})))
     if many:
         console.print(Text("the panel of the largest value; all of them: --out FILE.html or FILE.png", "dim"))
-    if found[0].kind not in ("bars", "number"):  # bars are a ranking already
+    if found[0].kind not in (*RANKED, "number"):
         console.print(table(result, shown, n=entries))
     for line in summary(result, shown):
         console.print(Text(line))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cutaway.core.result import Result
 from cutaway.views import palette
+from cutaway.views.graph_figure import draw_graph, graph_size
 from cutaway.views.spec import Picture, amount, number, pictures, spoken
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def _size(p: Picture, width: float) -> tuple[float, float]:
             )
         case "bars":
             return width * 0.85, 0.9 + 0.24 * max(len(p.rows), 2)
+        case "graph":
+            return graph_size(p, width)
         case "strip":
             return min(max(3.6, 0.55 * len(p.columns)), 14.0), 1.7
         case "number":
@@ -224,7 +227,7 @@ def _number(p: Picture, frame: Axes) -> None:
     frame.set_yticks([])
 
 
-_DRAW = {"heat": _heat, "bars": _bars, "line": _line, "strip": _strip, "number": _number}
+_DRAW = {"heat": _heat, "bars": _bars, "line": _line, "strip": _strip, "number": _number, "graph": draw_graph}
 
 
 def _once(label: str, r: int) -> str | None:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from html import escape
 
 from cutaway.views import palette
-from cutaway.views.spec import DEPTHS, PLACES, Picture, aligned, amount, number, span, spoken, ticks
+from cutaway.views.graph_markup import draw_graph
+from cutaway.views.spec import DEPTHS, PLACES, RANKED, Picture, aligned, amount, number, span, spoken, ticks
 
 _ROWS_IN_TABLE = 400
 
@@ -81,7 +82,9 @@ def legend(p: Picture) -> str:
         parts.append(f"<span>{shape}interval</span>")
     if p.kind in ("bars", "line") and p.null_low is not None:
         parts.append(f"<span><i class=cw-nullkey></i>{escape(p.control)}</span>")
-    if p.kind == "bars" and p.mark and _any_inside(p):
+    if p.kind == "graph":
+        parts.append("<span><i class=cw-solid></i>positive</span><span><i class=cw-dashed></i>negative</span>")
+    if p.kind in RANKED and p.mark and _any_inside(p):
         parts.append(f"<span><i class=cw-weakkey></i>unless {escape(_meaning(p))}</span>")
     return f"<p class=cw-key>{''.join(parts)}</p>" if parts else ""
 
@@ -238,6 +241,7 @@ def _number(p: Picture) -> str:
 
 _DRAW: dict[str, Callable[[Picture], str]] = {
     "heat": _heat, "bars": _bars, "line": _line, "strip": _strip, "number": _number,
+    "graph": draw_graph,
 }  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
     layer head · layer position · q_pos k_pos → heat      layer · step → line       position → strip
     component · edge · any other single axis → bars       no axis → number          further leading axes → panels
-    one layer of very many neurons → bars
+    one layer of very many neurons → bars                 edge, with source and target → graph
 
 The interval (`interval`, or `<field>_interval`: the field's axes and `bound`) and the control (`null`, or
 `<field>_null`: axes of the field and `sample`) are laid beside the values wherever the result has them.
@@ -23,8 +23,10 @@ from torch import Tensor
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.views.band import Band, band
+from cutaway.views.graph_layout import MOST_EDGES, Layout, is_graph, is_structure, layout
 
-Kind = Literal["number", "bars", "line", "strip", "heat"]
+Kind = Literal["number", "bars", "line", "strip", "heat", "graph"]
+RANKED = ("bars", "graph")  # one column, rows sorted by size
 Grid = tuple[tuple[float, ...], ...]
 
 PLACES = ("position", "q_pos", "k_pos")
@@ -43,7 +45,7 @@ class Picture:
 
     `limit` ends the colour scale (shared by all panels of a field). `control` says in words what the null band is,
     `chance` how many cells leave it by chance alone (empty where they are too few to tell, or on a curve).
-    Bars have one column and their rows sorted by size; a line has one row a curve; a strip has one row.
+    Bars and graphs have one column, rows sorted by size; a line has one row per curve; a strip has one row.
     """
 
     kind: Kind
@@ -65,6 +67,7 @@ class Picture:
     control: str
     chance: str
     note: str
+    layout: Layout | None = None
 
     def stands_out(self, r: int, c: int) -> bool | None:
         """Whether a value has an interval without 0 and lies outside its control's band, as far as there are such.
@@ -119,7 +122,8 @@ class Picture:
 def fields(result: Result) -> list[str]:
     """The fields worth a picture of their own: no intervals, controls or ids that only carry words."""
     beside = {n for n, a in result.axes().items() if a and a[-1] in ("bound", "sample")}
-    drawn = [n for n in result.tensors() if n not in beside and not _is_ids(result, n)]
+    hidden = beside | {n for n in result.tensors() if is_structure(result, n)}
+    drawn = [n for n in result.tensors() if n not in hidden and not _is_ids(result, n)]
     return drawn or [n for n in result.tensors() if n not in beside]
 
 
@@ -164,6 +168,7 @@ def pictures(
     rows: int = 64,
     columns: int = 64,
     panels: int = MOST_PANELS,
+    edges: int = MOST_EDGES,
 ) -> list[Picture]:
     """The pictures of one field, one a panel; entries with units of their own have a panel a unit.
 
@@ -175,13 +180,15 @@ def pictures(
         rows: most rows of a heat map; more are pooled by largest magnitude.
         columns: most columns of a heat map or points of a strip.
         panels: most panels; of more, those with the largest values.
+        edges: most edges of a graph, largest first.
 
     Raises:
         Refused: no such field, or one without numbers.
     """
     field = checked(result, field)
     if len(parts := _by_unit(result, field)) > 1:
-        options: dict[str, Any] = {"text": text, "bars": bars, "rows": rows, "columns": columns, "panels": panels}
+        options: dict[str, Any] = {"text": text, "bars": bars, "rows": rows, "columns": columns, "panels": panels,
+                                   "edges": edges}  # fmt: skip
         return [p for _, part in parts for p in pictures(part, field, **options)]
     axes = result.axes()[field]
     ground = _ground(result, field)
@@ -203,6 +210,9 @@ def pictures(
               "signed": bool((finite < 0).any()), "note": note,
               "control": beside.says if beside else "", "chance": beside.chance if beside else ""}  # fmt: skip
     kind, lead, row_axis, column_axis = _layout(axes, {a: len(n) for a, n in names.items()})
+    drawn = layout(result) if is_graph(result, field) else None
+    kind, bars = ("graph", edges) if drawn is not None else (kind, bars)
+    names = _edge_names(result, names) if drawn is not None else names
     out = []
     for index, panel in _panels(lead, names, ground, panels):
         part = {n: _matrix(t, axes, lead, index, row_axis, column_axis) for n, t in layers.items()}
@@ -210,7 +220,7 @@ def pictures(
         picture = Picture(
             kind=kind, panel=panel, row_axis=row_axis, column_axis=column_axis,
             rows=names.get(row_axis, ("",)), columns=names.get(column_axis, ("",)), words=shown,
-            **_grids(part), **common,
+            layout=drawn, **_grids(part), **common,
         )  # fmt: skip
         out.append(_fitted(picture, part, bars, rows, columns))
     hidden = math.prod(len(names[a]) for a in lead) - len(out)
@@ -357,6 +367,11 @@ def _names(result: Result, axis: str, size: int) -> tuple[str, ...]:
     return tuple(visible(x) for x in result.labels.get(axis, range(size)))
 
 
+def _edge_names(result: Result, names: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    nodes, ends = result.labels["node"], (result.tensors()[n].tolist() for n in ("source", "target"))
+    return names | {"edge": tuple(f"{nodes[s]}→{nodes[t]}" for s, t in zip(*ends, strict=True))}
+
+
 def _layout(axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[Kind, tuple[str, ...], str, str]:
     """Kind of picture, panel axes, row axis, column axis."""
     if not axes:
@@ -429,7 +444,7 @@ def _grids(part: dict[str, Tensor]) -> dict[str, Grid | None]:
 
 
 def _fitted(picture: Picture, part: dict[str, Tensor], bars: int, rows: int, columns: int) -> Picture:
-    if picture.kind == "bars":
+    if picture.kind in RANKED:
         return _sorted(picture, bars)
     if picture.kind == "heat" and (len(picture.rows) > rows or len(picture.columns) > columns):
         return _pooled(picture, part, rows, columns)
@@ -446,7 +461,8 @@ def _sorted(p: Picture, most: int) -> Picture:
         for n in ("values", "low", "high", "null_low", "null_high", "words")
     }
     note = _join(p.note, f"{most} largest of {len(p.rows)}") if len(p.rows) > most else p.note
-    return replace(p, rows=tuple(p.rows[i] for i in order), note=note, **grids)
+    drawn = p.layout.take(order) if p.layout is not None else None
+    return replace(p, rows=tuple(p.rows[i] for i in order), note=note, layout=drawn, **grids)
 
 
 def _pooled(p: Picture, part: dict[str, Tensor], rows: int, columns: int) -> Picture:

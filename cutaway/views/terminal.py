@@ -18,7 +18,7 @@ from rich.text import Text
 
 from cutaway.core.result import Result
 from cutaway.views import palette
-from cutaway.views.spec import Picture, aligned, amount, number, pictures, span, spoken
+from cutaway.views.spec import RANKED, Picture, aligned, amount, number, pictures, span, spoken
 
 _POSITIVE, _NEGATIVE, _WEAK = "#5b9bd8", "#dd8a3a", "grey58"
 _UNIT = 12  # a unit of so many columns fits into the head of a table
@@ -36,14 +36,16 @@ def terminal(result: Result, field: str | None = None, **options: Any) -> Render
     Raises:
         Refused: no such field.
     """
-    return Group(*(Drawn(p) for p in pictures(result, field, **{"rows": 40, "columns": 64, "bars": 12, **options})))
+    return Group(
+        *(Drawn(p) for p in pictures(result, field, **{"rows": 40, "columns": 64, "bars": 12, "edges": 12, **options}))
+    )
 
 
 def table(result: Result, field: str | None = None, *, n: int = 10) -> RenderableType:
     """The `n` largest entries of a field as a table with interval and control; of several curves some of each."""
     drawn = Table(box=None, pad_edge=False, header_style="dim")
     rows: list[tuple[float, bool, list[str]]] = []
-    for p in pictures(result, field, bars=10**6):
+    for p in pictures(result, field, bars=10**6, edges=10**6):
         apart = p.kind == "line" and len(p.rows) <= n  # the question of curves is how they differ
         for r, line in enumerate(p.values):
             sizes = [_size(value) for value in line]
@@ -99,7 +101,7 @@ def _key(p: Picture, pen: Pen) -> list[Text]:
             text.append("  " if pen.colour else _minus(n).strip() + _block(n, pen), style=_ground(n))
         text.append(f" {amount(p.limit, p.unit)}")
         return [text, *_meaning("*", p)] if not p.words and p.kind == "heat" else [text]
-    if p.kind == "bars" and (p.low is not None or p.null_low is not None):
+    if p.kind in RANKED and (p.low is not None or p.null_low is not None):
         text = Text("  ", style="dim")
         text.append(f"{_glyphs(pen)['whisker']} interval   " if p.low is not None else "")
         text.append(f"{_glyphs(pen)['null']} {p.control}" if p.null_low is not None else "")
@@ -125,7 +127,8 @@ def _numbers(p: Picture, r: int, c: int) -> list[str]:
 
 
 def _bars(p: Picture, width: int, pen: Pen) -> list[Text]:
-    label = min(max((cell_len(n) for n in p.rows), default=1), max(8, width // 4))
+    share = 2 if p.kind == "graph" else 4  # an edge names two nodes
+    label = min(max((cell_len(n) for n in p.rows), default=1), max(8, width // share))
     values = [aligned(p.values[r][0], p) for r in range(len(p.rows))]
     spans = [span(p.low[r][0], p.high[r][0], p.unit) if p.low and p.high else "" for r in range(len(p.rows))]
     right = max(map(len, values), default=0) + 1 + max(map(len, spans), default=0) + 1
@@ -314,7 +317,7 @@ def _number(p: Picture, width: int, pen: Pen) -> list[Text]:
     return [Text(first, style="bold").append("".join(f"  {m}" for m in more), style="not bold dim")]
 
 
-_DRAW = {"heat": _heat, "bars": _bars, "line": _line, "strip": _strip, "number": _number}
+_DRAW = {"heat": _heat, "bars": _bars, "line": _line, "strip": _strip, "number": _number, "graph": _bars}
 
 
 def _block(size: int, pen: Pen) -> str:

@@ -1,0 +1,100 @@
+"""The layout of a graph's picture: rows of depth, columns of position, and the boxes of nodes in their cells."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from cutaway.core.node import Error, Latent, Logit, parse_node
+from cutaway.core.result import Result
+
+MOST_EDGES = 80  # more lines than this cannot be told apart
+
+
+@dataclass(frozen=True)
+class Box:
+    """One node: its name without its position, its kind, and its cell; `slot` of `slots` boxes in its column."""
+
+    name: str
+    kind: str
+    depth: int
+    column: int
+    slot: float
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The nodes of a graph and the ends of its drawn edges, the first row at the input.
+
+    Attributes:
+        boxes: The nodes.
+        ends: The source and target of each drawn edge, as indices of boxes.
+        depths: The words of each row.
+        columns: The words of each column.
+        starts: Where each column begins, in slots; one more at the end.
+    """
+
+    boxes: tuple[Box, ...]
+    ends: tuple[tuple[int, int], ...]
+    depths: tuple[str, ...]
+    columns: tuple[str, ...]
+    starts: tuple[float, ...] = field(default=())
+
+    def take(self, order: Sequence[int]) -> Layout:
+        """Keep some edges, in this order, and the nodes that they touch."""
+        ends = [self.ends[i] for i in order]
+        touched = sorted({n for pair in ends for n in pair})
+        at = {n: i for i, n in enumerate(touched)}
+        boxes = [self.boxes[n] for n in touched]
+        depths, columns = (sorted({getattr(b, a) for b in boxes}) for a in ("depth", "column"))
+        moved = [Box(b.name, b.kind, depths.index(b.depth), columns.index(b.column), 0.0) for b in boxes]
+        rows, words = tuple(self.depths[i] for i in depths), tuple(self.columns[i] for i in columns)
+        return _placed(moved, tuple((at[s], at[t]) for s, t in ends), rows, words)
+
+
+def is_graph(result: Result, name: str) -> bool:
+    """True if a field holds one number for each edge of a result that says where its edges begin and end."""
+    axes = result.axes()
+    ends = all(axes.get(n) == ("edge",) for n in ("source", "target"))
+    return ends and axes[name] == ("edge",) and all(axes.get(n) == ("node",) for n in ("depth", "column"))
+
+
+def is_structure(result: Result, name: str) -> bool:
+    """True if a field holds the structure of a graph, which its picture shows already."""
+    return name in ("source", "target", "depth", "column") and is_graph(result, "source")
+
+
+def layout(result: Result) -> Layout:
+    """Lay out all nodes and edges of a graph."""
+    tensors, labels = result.tensors(), result.labels
+    depth, column, source, target = (tensors[n].tolist() for n in ("depth", "column", "source", "target"))
+    boxes = [_box(n, d, c) for n, d, c in zip(labels["node"], depth, column, strict=True)]
+    words = [
+        dict(zip(tensors[n].tolist(), labels.get(n, tensors[n].tolist()), strict=True)) for n in ("depth", "column")
+    ]
+    depths, columns = (
+        tuple(str(known.get(i, i)).strip() for i in range(max(known, default=-1) + 1)) for known in words
+    )
+    return _placed(boxes, tuple(zip(source, target, strict=True)), depths, columns)
+
+
+def _box(name: str, depth: int, column: int) -> Box:
+    node = parse_node(name)
+    kinds = {Latent: "latent", Error: "error", Logit: "logit"}
+    return Box(name.partition("@")[0], kinds.get(type(node), "address"), depth, column, 0.0)  # type: ignore[arg-type]
+
+
+def _placed(
+    boxes: Sequence[Box], ends: tuple[tuple[int, int], ...], depths: tuple[str, ...], columns: tuple[str, ...]
+) -> Layout:
+    """Give each box of a cell its slot, the boxes of a cell in the middle of their column."""
+    cells: dict[tuple[int, int], list[int]] = {}
+    for i, b in enumerate(boxes):
+        cells.setdefault((b.column, b.depth), []).append(i)
+    widths = [max([1, *(len(found) for (c, _), found in cells.items() if c == at)]) for at in range(len(columns))]
+    starts = [float(sum(widths[:n])) for n in range(len(widths) + 1)]
+    slots = {
+        i: starts[c] + (widths[c] - len(found)) / 2 + n for (c, _), found in cells.items() for n, i in enumerate(found)
+    }
+    moved = (Box(b.name, b.kind, b.depth, b.column, slots[i]) for i, b in enumerate(boxes))
+    return Layout(tuple(moved), ends, depths, columns, tuple(starts))
