@@ -10,9 +10,7 @@ seen. A transcoder reads one site and writes another; everything a block reads m
 
 from __future__ import annotations
 
-import threading
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -25,8 +23,8 @@ from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary, place_of
-from cutaway.models.access.positions import FRAME, Frame
-from cutaway.models.edits.library import Edit
+from cutaway.models.access.positions import ForwardFrame
+from cutaway.models.edits.edit import Edit, index_of, indices
 
 _ORDER = {row.name: n for n, row in enumerate(SITES)}
 
@@ -105,22 +103,17 @@ class Splice(Edit):
     def address(self) -> str:  # type: ignore[override]
         return self._written[0]
 
-    @cached_property
-    def _parts(self) -> tuple[Edit, ...]:
-        flow = Flow(self)
+    def parts(self) -> tuple[Edit, ...]:
         reads = dict.fromkeys(r for w in self._written for r in needed(self.dictionary, w))
         positions = self.positions
         if self.error and positions is None and all(c.positions is not None for c in self.changes):
             positions = tuple(sorted({p for c in self.changes for p in c.positions or ()})) or None
-        if self.changes or not self.error:
-            flow.readers = {r: SpliceRead(r, flow, positions) for r in reads}
-        return (*flow.readers.values(), *(SpliceWrite(w, flow, positions) for w in self._written))
+        use = SpliceUse(self, tuple(reads) if self.changes or not self.error else ())
+        writes = (SpliceWrite(w, use, positions) for w in self._written)
+        return (*(SpliceRead(r, use, positions) for r in use.reads), *writes)
 
-    def parts(self) -> tuple[Edit, ...]:
-        return self._parts
-
-    def change(self, old: Tensor) -> Tensor:
-        return old  # its parts do the work
+    def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
+        raise Refused(f"splice of {self.dictionary!r}", "it edits several places", "give it as edits= or to edited()")
 
     def identity(self) -> str:
         """What tells this splice from any other, for the files of sweeps."""
@@ -140,116 +133,112 @@ def late_reads(d: Dictionary, write: str) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class SpliceRead(Edit):
-    """Hands on what it sees unchanged, and shows it to the splice."""
+    """The part of a splice that keeps what stands at a read site, and leaves it as it is."""
 
     local: ClassVar[bool] = False
     address: str
-    flow: Flow
+    use: SpliceUse
     positions: tuple[int, ...] | None = None
 
-    def apply(self, x: Tensor) -> Tensor:
-        self.flow.see(self.address, x)
+    def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
+        self.use.keep(self.address, x, frame)
         return x
-
-    def change(self, old: Tensor) -> Tensor:
-        return old
 
 
 @dataclass(frozen=True, eq=False)
 class SpliceWrite(Edit):
-    """Puts the reconstruction of one site there."""
+    """The part of a splice that puts the reconstruction of one site there."""
 
     local: ClassVar[bool] = False
     address: str
-    flow: Flow
+    use: SpliceUse
     positions: tuple[int, ...] | None = None
 
     @property
     def begins(self) -> Address:
-        return min((parse(r) for r in needed(self.flow.splice.dictionary, self.address)), key=_time)
+        return min((parse(r) for r in needed(self.use.splice.dictionary, self.address)), key=_time)
 
-    def apply(self, x: Tensor) -> Tensor:
-        whole, there = x.clone(), self._index(x, None) or ()
-        whole[there] = self.flow.output(self.address, x[there]).reshape(x[there].shape).to(x.dtype)
-        index = [i for i in (self._index(x, p) for p in self.places()) if i is not None]
-        if index == [()]:
+    def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
+        whole, there = x.clone(), index_of(self, x, frame, None) or ()
+        whole[there] = self.use.output(self.address, x[there], frame).reshape(x[there].shape).to(x.dtype)
+        found = indices(self, x, frame)
+        if found == [()]:
             return whole
         new = x.clone()
-        for i in index:
+        for i in found:
             new[i] = whole[i]
         return new
 
-    def change(self, old: Tensor) -> Tensor:
-        return old  # apply() knows the reads, which a reconstruction needs
 
+class _Seen:
+    """What one variant of one forward has shown so far.
 
-class _Pass:
-    """What one pass of one batch of rows has shown: reads by site, codes by block, before and after changes."""
+    Attributes:
+        sites: the tensor at each read site, [batch, position, …], with the splice's unit still among others.
+        codes: the code of each block, before and after the latents' changes.
+    """
 
     def __init__(self) -> None:
-        self.seen: dict[str, Tensor] = {}
+        self.sites: dict[str, Tensor] = {}
         self.codes: dict[int, tuple[SparseCode, SparseCode]] = {}
 
 
-class _Here(threading.local):
-    """The passes of the present forward: of the k-th variant in a batch, the k-th; and whose turn each site is."""
+class SpliceUse:
+    """One use of a splice among the edits of a run: its reads leave in the frame's scratch what its writes need.
 
-    def __init__(self) -> None:
-        self.frame: Frame | None = None
-        self.passes: list[_Pass] = []
-        self.turns: dict[tuple[str, str], int] = {}
+    Attributes:
+        splice: the splice.
+        reads: the sites that are read; none where nothing changes.
+    """
 
-
-class Flow:
-    """What the reads of a splice tell its writes, forward by forward."""
-
-    def __init__(self, splice: Splice):
-        self.splice, self.readers, self.here = splice, dict[str, SpliceRead](), _Here()
+    def __init__(self, splice: Splice, reads: tuple[str, ...]):
+        self.splice, self.reads = splice, reads
 
     def identity(self) -> str:
-        """What tells this flow from any other: its splice."""
+        """Hash what tells this use from any other: its splice."""
         return self.splice.identity()
 
-    def see(self, site: str, x: Tensor) -> None:
-        """A read has happened."""
-        now = self._turn("read", site)
-        now.seen[site] = x
-        stale = [b for b in now.codes if site in self.splice.dictionary.blocks[b].reads]
+    def keep(self, site: str, x: Tensor, frame: ForwardFrame) -> None:
+        """Keep what stands at a read site."""
+        seen = self._seen(frame)
+        seen.sites[site] = x[index_of(SpliceRead(site, self), x, frame, None) or ()]
+        stale = [b for b in seen.codes if site in self.splice.dictionary.blocks[b].reads]
         for b in stale:
-            del now.codes[b]
+            del seen.codes[b]
 
-    def output(self, site: str, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-        """What is to stand at a written site, where `old` stands."""
+    def output(self, site: str, old: Float[Tensor, "..."], frame: ForwardFrame) -> Float[Tensor, "..."]:
+        """Return what is to stand at a written site, where `old` stands."""
         d, splice = self.splice.dictionary, self.splice
-        if not self.readers:
+        if not self.reads:
             return old  # the error of an unchanged reconstruction makes it whole again
-        now = self._turn("write", site)
-        missing = [s for s in needed(d, site) if s not in now.seen]
+        seen = self._seen(frame)
+        missing = [s for s in needed(d, site) if s not in seen.sites]
         if missing:
             why = f"the model computes {site} before {missing[0]}"
             raise Refused(f"splice of {d!r}", why, "encode captured activations")
-        reads = d.read({s: self._addressed(s, now.seen[s]) for s in needed(d, site)}, needed(d, site))
-        codes = {b: self._code(b, now) for b, block in enumerate(d.blocks) if site in block.writes}
+        reads = d.read({s: seen.sites[s] for s in needed(d, site)}, needed(d, site))
+        codes = {b: self._code(b, seen, frame) for b, block in enumerate(d.blocks) if site in block.writes}
         new = d.write({b: c[1] for b, c in codes.items()}, reads, [site])[site]
         if splice.error:
             kept = d.write({b: c[0] for b, c in codes.items()}, reads, [site])[site]
             new = old + (new - kept).reshape(old.shape).to(old.dtype)
         if site == max(splice._written, key=_time):
-            now.seen, now.codes = {}, {}
+            del frame.scratch[self]
         return new
 
-    def _code(self, b: int, now: _Pass) -> tuple[SparseCode, SparseCode]:
-        if b not in now.codes:
-            d = self.splice.dictionary
-            acts = {s: self._addressed(s, now.seen[s]) for s in d.blocks[b].reads}
-            code = d.encode_block(b, acts)
-            changed = code
-            for change in self.splice.changes:
-                changed = self._changed(b, changed, change, now)
-            now.codes[b] = code, changed
-        return now.codes[b]
+    def _seen(self, frame: ForwardFrame) -> _Seen:
+        return frame.scratch.setdefault(self, _Seen())
 
-    def _changed(self, b: int, code: SparseCode, change: LatentChange, now: _Pass) -> SparseCode:
+    def _code(self, b: int, seen: _Seen, frame: ForwardFrame) -> tuple[SparseCode, SparseCode]:
+        if b not in seen.codes:
+            d = self.splice.dictionary
+            code = changed = d.encode_block(b, {s: seen.sites[s] for s in d.blocks[b].reads})
+            for change in self.splice.changes:
+                changed = self._changed(b, changed, change, seen, frame)
+            seen.codes[b] = code, changed
+        return seen.codes[b]
+
+    def _changed(self, b: int, code: SparseCode, change: LatentChange, seen: _Seen, frame: ForwardFrame) -> SparseCode:
         d, start = self.splice.dictionary, self.splice.dictionary.starts[b]
         latents = [i - start for i in change.latents if start <= i < start + code.n_latents]
         if not latents:
@@ -257,31 +246,13 @@ class Flow:
         old = code.columns(latents)
         new = change.factor * old + change.shift
         if change.positions is not None:
-            read = self.readers[d.blocks[b].reads[0]]
-            x = now.seen[read.address]
-            mask = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
-            for p in change.positions:
-                here = replace(read, positions=(p,))._index(x, p)
-                if here is not None:
-                    mask[here[:2]] = True
+            read = SpliceRead(str(parse(d.blocks[b].reads[0]).place), self, change.positions)
+            x = seen.sites[d.blocks[b].reads[0]]
+            mask = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)  # [batch, position]
+            for i in indices(read, mask, frame):
+                mask[i[:2]] = True
             new = torch.where(mask.reshape(-1, 1), new, old)
         return code.put(latents, new)
-
-    def _addressed(self, site: str, x: Tensor) -> Tensor:
-        return x[self.readers[site]._index(x, None) or ()]
-
-    def _turn(self, kind: str, site: str) -> _Pass:
-        """The pass that a site belongs to. The executor shows its variants one after another, in one order."""
-        here, frame = self.here, FRAME.get()
-        if frame is not here.frame or frame is None:
-            if frame is not None or here.frame is not None or not here.passes:
-                here.passes = []
-            here.frame, here.turns = frame, {}
-        turn = here.turns.get((kind, site), 0)
-        here.turns[kind, site] = turn + 1
-        while len(here.passes) <= turn:
-            here.passes.append(_Pass())
-        return here.passes[turn]
 
 
 def _time(site: str | Address) -> tuple[float, int]:

@@ -39,7 +39,8 @@ from cutaway.dictionaries.dictionary import Dictionary, place_of
 from cutaway.interventions.components import positions
 from cutaway.interventions.paired_runs import Direction, Exchange, between, difference, measured
 from cutaway.interventions.spans import position_names
-from cutaway.models.edits.library import Add, Edit
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Add
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens

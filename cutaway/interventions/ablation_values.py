@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float
@@ -26,8 +26,10 @@ from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
 from cutaway.interventions.paired_runs import first_changed, measured
 from cutaway.models.access.capture import Activations
-from cutaway.models.edits.batch_slice import Cut
-from cutaway.models.edits.library import Add, Edit, Replace
+from cutaway.models.access.positions import ForwardFrame
+from cutaway.models.edits.batch_slice import BatchSlice
+from cutaway.models.edits.edit import Edit, at_places, fitting
+from cutaway.models.edits.library import Add, Replace
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import Metric, sweep
 from cutaway.models.tokens import Tokens
@@ -154,7 +156,6 @@ class RandomStep(Edit):
     A step of one neuron or channel has one dimension, so only its sign is random. States keep each channel's length.
     """
 
-    own_values: ClassVar[bool] = True
     address: Address | str
     own: Float[Tensor, "..."] = field(repr=False)
     donor: Float[Tensor, "..."] = field(repr=False)
@@ -162,11 +163,11 @@ class RandomStep(Edit):
     positions: tuple[int, ...] | None = None
     since: int = 0
 
-    def sliced(self, cut: Cut) -> Edit:
-        return Add(self.address, cut.tensor(self.step(), self.axes()), positions=self.positions, since=self.since)
+    def select_prompts(self, prompts: BatchSlice) -> Edit:
+        return Add(self.address, prompts.tensor(self.step(), self.axes()), positions=self.positions, since=self.since)
 
-    def change(self, old: Tensor) -> Tensor:
-        return old + self._fitting(self.step(), old)
+    def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
+        return at_places(self, x, frame, lambda old: old + fitting(self, self.step(), old))
 
     def step(self) -> Float[Tensor, "..."]:
         """What is added to every prompt, the same at every call."""

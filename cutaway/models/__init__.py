@@ -3,7 +3,8 @@
 from cutaway.models.access.capture import Activations
 from cutaway.models.anatomy.residual import decompose, logit_contributions
 from cutaway.models.edits.apply import Apply
-from cutaway.models.edits.library import Ablate, Add, Edit, Freeze, Knockout, Project, Replace, Scale
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Ablate, Add, Freeze, Knockout, Project, Replace, Scale
 from cutaway.models.edits.rewrites import Rewrite, open_rewrites, rewritten, save_rewrites
 from cutaway.models.loading.load import load
 from cutaway.models.model import Model

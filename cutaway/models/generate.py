@@ -13,10 +13,10 @@ from cutaway.core.finite import finite, notice
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused, nearest
 from cutaway.models.access import forward
-from cutaway.models.access.positions import FRAME, Frame
+from cutaway.models.access.positions import FRAME, ForwardFrame
 from cutaway.models.anatomy import rope
-from cutaway.models.edits.batch_slice import Cut
-from cutaway.models.edits.library import Edit
+from cutaway.models.edits.batch_slice import BatchSlice
+from cutaway.models.edits.edit import Edit, of_prompts
 from cutaway.models.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -58,8 +58,9 @@ def continuations(model: Model, t: Tokens, new: int, edits: Sequence[Edit], opti
         )
     texts = [list[str]() for _ in range(len(t))]
     for rows, own in _together(model, t, new, options):
-        cut = Cut.of(t, rows, False)
-        ids = generated_ids(model, t if cut.everything else cut.tokens(t), new, [e.of(cut) for e in edits], own)
+        prompts = BatchSlice.of(t, rows, False)
+        some = t if prompts.everything else prompts.tokens(t)
+        ids = generated_ids(model, some, new, of_prompts(edits, prompts), own)
         each = (
             [" ".join(map(str, row.tolist())) for row in ids]
             if model.tokenizer is None
@@ -97,7 +98,7 @@ def generated_ids(model: Model, t: Tokens, new: int, edits: Sequence[Edit], opti
         offset = _past(kw, ids.shape[1], ran)
         beams = len(ids) // len(t)
         rows = t if beams == 1 else t.rows([i for i in range(len(t)) for _ in range(beams)])
-        FRAME.set(Frame(rows, len(ids), ids.shape[1], offset, _roomy(kw.get("past_key_values"))))
+        FRAME.set(ForwardFrame(rows, len(ids), ids.shape[1], offset, _roomy(kw.get("past_key_values"))))
         count(forwards=len(ids) * ids.shape[1] / t.ids.shape[1])
 
     given = {n: v for n, v in options.items() if n in _OBJECTS}

@@ -18,14 +18,15 @@ from cutaway.core.sites import SITES
 from cutaway.models.access import backward, forward, taps
 from cutaway.models.access.capture import Activations, Collector
 from cutaway.models.access.ports import port
+from cutaway.models.access.positions import frame_of
 from cutaway.models.anatomy import rope
 from cutaway.models.anatomy.anatomy import Anatomy, Shape
 from cutaway.models.anatomy.families import Family, family_of
 from cutaway.models.anatomy.foreign_names import foreign
 from cutaway.models.anatomy.linear import leading
 from cutaway.models.anatomy.weights import Weights
-from cutaway.models.edits.batch_slice import Cut
-from cutaway.models.edits.library import Edit, as_edits
+from cutaway.models.edits.batch_slice import BatchSlice
+from cutaway.models.edits.edit import Edit, as_edits, of_prompts
 from cutaway.models.loading.identity import REWRITES, fingerprint
 from cutaway.models.spacing import word_ids
 from cutaway.models.sweep import processes as shards
@@ -318,7 +319,8 @@ class Model:
         for e in as_edits(edits):
             self.places([e.where])
             sees.setdefault(e.where.place, []).append(e)
-        chains = {p: _chain(es) for p, es in sees.items()}
+        scratch = dict[Any, Any]()
+        chains = {p: _chain(es, scratch) for p, es in sees.items()}
         told = forward.told(self.body) if any(e.placed for es in sees.values() for e in es) else nullcontext()
         with forward.alone(self.hf), forward.evaluating(self.body), told, taps.attached(self.body, chains):
             yield self
@@ -337,9 +339,9 @@ def _in_parts(
     made, done, out = as_edits(edits), list[Sequence[int]](), list[T]()
 
     def work(rows: Sequence[int]) -> None:
-        cut = Cut.of(t, rows, False)
-        with model.edited(*(e.of(cut) for e in made)), torch.no_grad():
-            out.append(run(t if cut.everything else cut.tokens(t)))
+        prompts = BatchSlice.of(t, rows, False)
+        with model.edited(*of_prompts(made, prompts)), torch.no_grad():
+            out.append(run(t if prompts.everything else prompts.tokens(t)))
         done.append(rows)
 
     if taps.busy(model.body):
@@ -350,10 +352,13 @@ def _in_parts(
     return done, out
 
 
-def _chain(edits: Sequence[Edit]) -> Callable[[Tensor], Tensor]:
+def _chain(edits: Sequence[Edit], scratch: dict[Any, Any]) -> Callable[[Tensor], Tensor]:
+    axes = edits[0].where.row.axes.split()
+
     def see(x: Tensor) -> Tensor:
+        frame = frame_of(x, axes, scratch)
         for e in edits:
-            x = e.apply(x)
+            x = e.apply(x, frame)
         return x
 
     return see

@@ -53,7 +53,8 @@ from cutaway.interventions.effects import (
 )
 from cutaway.interventions.grid import By, Cells, cells, named, several, window_of
 from cutaway.interventions.paired_runs import Direction, Exchange, between, difference, first_changed, measured, notes
-from cutaway.models.edits.library import Edit, Replace
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Replace
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
 from cutaway.tasks.bound import Bound

@@ -56,7 +56,8 @@ from cutaway.interventions.grid import window_of
 from cutaway.interventions.second_metric import Measure, subject_or_changed, with_probability
 from cutaway.interventions.spans import Roles, differ, position_names, roles
 from cutaway.models.access.capture import Activations
-from cutaway.models.edits.library import Add, Edit, Replace
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Add, Replace
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens

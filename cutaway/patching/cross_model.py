@@ -37,7 +37,8 @@ from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.components import positions
 from cutaway.interventions.paired_runs import measured
 from cutaway.interventions.spans import position_names
-from cutaway.models.edits.library import Edit, Replace
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Replace
 from cutaway.models.loading.load import load
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep

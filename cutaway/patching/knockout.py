@@ -42,7 +42,8 @@ from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, share_interval
 from cutaway.interventions.grid import window_of
 from cutaway.interventions.second_metric import subject_or_changed, with_probability
-from cutaway.models.edits.library import Edit, Knockout
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Knockout
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
 from cutaway.models.sweep.partial_forward import entered

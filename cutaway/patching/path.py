@@ -46,7 +46,8 @@ from cutaway.interventions.paired_runs import Direction, Exchange, between, diff
 from cutaway.interventions.second_metric import beside
 from cutaway.models.access import taps
 from cutaway.models.access.capture import Activations
-from cutaway.models.edits.library import Edit, Freeze, Replace
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Freeze, Replace
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import Metric, sweep
 from cutaway.models.sweep.partial_forward import Clean, clean_run, restart

@@ -34,7 +34,8 @@ from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval, ratio_interval
 from cutaway.interventions.ablation_values import Baseline, removal
 from cutaway.interventions.components import all_components
-from cutaway.models.edits.library import Edit, Freeze
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Freeze
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.tasks.task import Task

@@ -7,7 +7,8 @@ import torch
 
 from cutaway.core.refuse import Refused
 from cutaway.models import Apply
-from cutaway.models.edits.batch_slice import Cut
+from cutaway.models.edits.batch_slice import BatchSlice
+from cutaway.models.edits.edit import of_prompts
 from cutaway.models.edits.library import Replace, Scale
 from cutaway.models.sweep.cache import resuming
 from cutaway.models.sweep.executor import sweep
@@ -87,7 +88,7 @@ def test_what_cannot_keep_it_exact_refuses_it(tmp_path):
     assert not list(tmp_path.iterdir())
     apart = batch([[5, 6, 7, 8], [9, 10]])
     with pytest.raises(Refused, match="in parts"):
-        edit.of(Cut.of(apart, [0], True))
+        of_prompts([edit], BatchSlice.of(apart, [0], True))
     assert "user function" in repr(edit)
 
 

@@ -7,7 +7,8 @@ import torch
 
 from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
-from cutaway.models.edits.library import Add, Edit, Freeze, Knockout, Replace, Scale
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Add, Freeze, Knockout, Replace, Scale
 from cutaway.models.sweep.executor import sweep
 from tests.models.common import IDS, KINDS, PADDED, by_turns, gap, metric, model, noise
 

@@ -14,7 +14,9 @@ from cutaway.core.files import read_tensors
 from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
 from cutaway.models.access.capture import Activations
-from cutaway.models.edits.library import Ablate, Edit, Freeze, Scale
+from cutaway.models.access.positions import ForwardFrame
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Ablate, Freeze, Scale
 from cutaway.models.sweep.cache import resuming
 from cutaway.models.sweep.executor import sweep
 from tests.models.common import IDS, model
@@ -102,8 +104,8 @@ class Deep(Edit):
 
     positions = None
 
-    def change(self, old: Tensor) -> Tensor:
-        return self.edit.change(old) + self.held[1]["deep"][0].sum()
+    def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
+        return self.edit.apply(x, frame) + self.held[1]["deep"][0].sum()
 
 
 @pytest.mark.parametrize("change", ["model", "prompts", "edits", "metric", "answers", "deep", "frozen", "around"])

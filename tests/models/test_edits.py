@@ -10,8 +10,10 @@ from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME
 from cutaway.models.anatomy.unembedding import unembedding
-from cutaway.models.edits.library import Ablate, Add, Edit, Freeze, Knockout, Project, Replace, Scale, as_edits
+from cutaway.models.edits.edit import Edit, as_edits, at_places
+from cutaway.models.edits.library import Ablate, Add, Freeze, Knockout, Project, Replace, Scale
 from cutaway.models.model import Model
+from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import batch
 from tests.models.common import ALIBI, ALL, CAUSAL, IDS, KINDS, LONG, PADDED, SHORT, bare, gap, model, noise, sites
 
@@ -232,8 +234,8 @@ class Double(Edit):
     def __init__(self, address):
         self.address, self.positions = address, None
 
-    def change(self, old):
-        return 2 * old
+    def apply(self, x, frame):
+        return at_places(self, x, frame, lambda old: 2 * old)
 
 
 def test_own_edits_are_edits():
@@ -301,3 +303,28 @@ def test_a_sink_of_the_softmax_is_no_key():
     assert pattern.shape == acts["scores.1"].shape == (2, 4, 7, 7)
     assert torch.equal(pattern[:, :, -1] == 0, torch.arange(7)[None, None].expand(2, 4, 7) == 2)
     assert gap(torch.einsum("bhqk,bkhd->bqhd", pattern, v), acts["z.1"]) < 1e-5
+
+
+class Watched(Edit):
+    """An edit that notes the frames it is given, and leaves a word for the next one of its kind."""
+
+    def __init__(self, address, noted):
+        self.address, self.positions, self.noted = address, None, noted
+
+    def apply(self, x, frame):
+        before = frame.scratch.setdefault("watched", [])
+        self.noted.append((str(self.where), frame.variant, len(x), tuple(before)))
+        before.append(str(self.where))
+        return x
+
+
+def test_the_frame_says_which_variant_an_edit_is_of_and_keeps_what_its_edits_tell_each_other():
+    m, noted = model("llama"), []
+    variants = [[Watched("resid_mid.0", noted), Watched("z.1", noted)], [Scale("z.0", 2.0)], [Watched("z.1", noted)]]
+    sweep(m, IDS, variants, lambda logits, prompt: logits[:, 3])
+    assert sorted(noted) == [("resid_mid.0", 0, 2, ()), ("z.1", 0, 2, ("resid_mid.0",)), ("z.1", 2, 2, ())]
+    noted.clear()
+    with m.edited(Watched("z.0", noted), Watched("z.1", noted)):
+        m.run(IDS)
+        m.run(IDS)
+    assert [before for *_, before in noted] == [(), ("z.0",), (), ("z.0",)], "each forward begins with none"

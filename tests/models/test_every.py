@@ -18,7 +18,8 @@ from cutaway.lenses.readout import read_out
 from cutaway.models.access.forward import PADDING
 from cutaway.models.anatomy.residual import decompose, logit_contributions
 from cutaway.models.anatomy.unembedding import unembedding
-from cutaway.models.edits.library import Ablate, Edit
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Ablate
 from cutaway.models.generate import GENERATION, generated_ids
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep

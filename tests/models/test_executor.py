@@ -13,7 +13,8 @@ from torch import Tensor
 
 from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
-from cutaway.models.edits.library import Ablate, Add, Edit, Freeze, Knockout, Project, Replace, Scale
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Ablate, Add, Freeze, Knockout, Project, Replace, Scale
 from cutaway.models.model import Model
 from cutaway.models.sweep import partial_forward as resume
 from cutaway.models.sweep import plan as plans

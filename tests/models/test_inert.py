@@ -10,7 +10,8 @@ from transformers import AttentionInterface
 from cutaway.core.refuse import Refused
 from cutaway.models.access import attention, taps
 from cutaway.models.anatomy.residual import decompose
-from cutaway.models.edits.library import Ablate, Add, Edit, Knockout, Scale
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Ablate, Add, Knockout, Scale
 from cutaway.models.model import Model
 from cutaway.models.self_check import self_check
 from tests.models.common import IDS, PADDED, bare, gap, metric, model, noise, sites
@@ -37,7 +38,7 @@ class Fails(Edit):
     def __init__(self, address, error):
         self.address, self.positions, self.error = address, None, error
 
-    def change(self, old):
+    def apply(self, x, frame):
         raise self.error
 
 

@@ -17,7 +17,8 @@ import transformers as tf
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
-from cutaway.models.edits.library import Ablate, Edit, Replace, Scale
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Ablate, Replace, Scale
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
 from tests.models.tiny import build

@@ -11,7 +11,8 @@ import transformers as tf
 import cutaway as ca
 from cutaway.core.refuse import Refused
 from cutaway.models.anatomy import rope
-from cutaway.models.edits.library import Ablate, Edit, Freeze
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Ablate, Freeze
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import batch

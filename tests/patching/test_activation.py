@@ -13,6 +13,8 @@ from torch import Tensor, nn
 import cutaway as ca
 from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
+from cutaway.models.access.capture import Activations
+from cutaway.models.access.positions import ForwardFrame
 from cutaway.models.edits.library import Replace
 from cutaway.patching import (
     HeadPositionEffects,
@@ -262,8 +264,11 @@ def test_null_steps_are_as_long_as_the_real_ones(site, direction, monkeypatch):
     for i, (edit,) in enumerate(null):
         (twin,) = real[i % len(real)]
         assert edit.where == twin.where
-        own = model.capture(tokens, str(edit.where.place))[str(edit.where)]
-        values = [e.change(own) for e in (edit, twin)]
+        place = edit.where.place
+        acts = model.capture(tokens, str(place))
+        frame, own = ForwardFrame(tokens, len(tokens), tokens.ids.shape[1]), acts[str(edit.where)]
+        made = [Activations({place: e.apply(acts[str(place)], frame)}, tokens) for e in (edit, twin)]
+        values = [m[str(edit.where)] for m in made]
         steps = [(v - own).norm(dim=-1) for v in values]
         torch.testing.assert_close(*steps, atol=1e-4, rtol=1e-3)
         if float(steps[1].min()) > 1e-3:

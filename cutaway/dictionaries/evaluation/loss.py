@@ -30,7 +30,9 @@ from cutaway.core.stats import ratio_interval
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.scores import Score, Scores, collect
 from cutaway.dictionaries.splice import Splice, SpliceWrite, late_reads
-from cutaway.models.edits.library import Ablate, Edit, Replace, as_edits
+from cutaway.models.access.positions import ForwardFrame
+from cutaway.models.edits.edit import Edit, as_edits
+from cutaway.models.edits.library import Ablate, Replace
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 
@@ -57,12 +59,9 @@ class Only(Edit):
     def begins(self) -> Address:
         return self.edit.begins
 
-    def apply(self, x: Tensor) -> Tensor:
+    def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
         keep = self.keep.to(x.device).reshape(*self.keep.shape, *[1] * (x.ndim - 2))
-        return torch.where(keep, self.edit.apply(x), x)
-
-    def change(self, old: Tensor) -> Tensor:
-        return old  # apply() has the whole tensor, which the marks need
+        return torch.where(keep, self.edit.apply(x, frame), x)
 
 
 def loss_recovered(

@@ -19,7 +19,7 @@ from cutaway.core.finite import notice
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
 from cutaway.models.access import taps
-from cutaway.models.access.positions import FRAME, Frame
+from cutaway.models.access.positions import FRAME, ForwardFrame
 from cutaway.models.anatomy import rope
 from cutaway.models.anatomy.anatomy import Anatomy
 from cutaway.models.anatomy.linear import has_bias
@@ -137,7 +137,7 @@ def _call(body: Anatomy, t: Tokens, cost: float) -> Tensor:
             kw["position_ids"] = t.position_ids
     if "use_cache" in takes:
         kw["use_cache"] = False
-    frame = FRAME.set(Frame(t, len(t), t.ids.shape[1]))
+    frame = FRAME.set(ForwardFrame(t, len(t), t.ids.shape[1]))
     try:
         out = body.hf(t.ids, **kw)
     except (MemoryError, torch.OutOfMemoryError) as error:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,11 +14,21 @@ from cutaway.models.tokens import Tokens
 
 
 @dataclass
-class Frame:
-    """Set by the model around each forward; read by edits and taps.
+class ForwardFrame:
+    """Where the positions of the prompts are in one forward, or in the rows of one of its variants.
 
-    `offset` counts the columns already in the key-value cache, `width` those of the present forward. `roomy`: the cache
-    has columns behind those, which hold nothing yet. `masks` are the additive attention masks made in it.
+    The model sets it around each forward; ports read it, and every edit is given it. A batch of several variants has
+    one frame per variant (`of_variant`), whose edits get that variant's rows alone.
+
+    Attributes:
+        tokens: the prompts; None in a forward that the user calls.
+        batch: the rows that run.
+        width: the columns of this forward.
+        offset: the columns that are in the key-value cache already.
+        roomy: True if the cache has columns behind those, which hold nothing yet.
+        masks: the additive attention masks made in this forward.
+        variant: the number of the variant among those of the batch.
+        scratch: what edits of this variant tell each other within this forward, by keys of their own.
     """
 
     tokens: Tokens | None
@@ -26,11 +37,17 @@ class Frame:
     offset: int = 0
     roomy: bool = False
     masks: dict[Any, Tensor] = field(default_factory=dict)
+    variant: int = 0
+    scratch: dict[Any, Any] = field(default_factory=dict)
+
+    def of_variant(self, variant: int) -> ForwardFrame:
+        """Return the frame of one variant's rows, with scratch of its own."""
+        return replace(self, variant=variant, scratch={})
 
     @property
-    def whole(self) -> Frame:
+    def whole(self) -> ForwardFrame:
         """The same forward with the columns of the cache in front: the frame of the keys."""
-        return Frame(self.tokens, self.batch, self.offset + self.width)
+        return ForwardFrame(self.tokens, self.batch, self.offset + self.width)
 
     @property
     def generating(self) -> bool:
@@ -62,7 +79,7 @@ class Frame:
         return None if bool((columns < 0).all()) else columns
 
 
-FRAME: ContextVar[Frame | None] = ContextVar("cutaway_frame", default=None)
+FRAME: ContextVar[ForwardFrame | None] = ContextVar("cutaway_frame", default=None)
 
 
 def real(x: Tensor) -> Tensor | None:
@@ -72,6 +89,17 @@ def real(x: Tensor) -> Tensor | None:
         return None
     mask = frame.tokens.mask[:, frame.offset : frame.offset + frame.width]
     return mask.to(x.device) if mask.shape == x.shape[:2] else None
+
+
+def frame_of(x: Tensor, axes: Sequence[str], scratch: dict[Any, Any]) -> ForwardFrame:
+    """Return the frame of the running forward; of one that the user calls, a frame of the tensor that passes there.
+
+    `axes` are the axes of `x`. Nothing tells when the user's forwards begin, so they share one `scratch`.
+    """
+    if (frame := FRAME.get()) is not None:
+        return frame
+    columns = next((n for a, n in zip(axes, x.shape, strict=False) if a in ("position", "q_pos")), 1)
+    return ForwardFrame(None, len(x), columns, scratch=scratch)
 
 
 def rows(n: int, device: torch.device) -> Tensor:

@@ -21,7 +21,7 @@ from cutaway.core.result import Result
 from cutaway.models.access.capture import Activations
 from cutaway.models.anatomy.norms import Norm
 from cutaway.models.anatomy.weights import unembed_rows
-from cutaway.models.edits.library import Edit
+from cutaway.models.edits.edit import Edit
 from cutaway.models.model import Model, Prompts
 
 

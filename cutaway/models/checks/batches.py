@@ -14,7 +14,8 @@ from torch import Tensor
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
 from cutaway.models.access.forward import PADDING, check_padding
-from cutaway.models.edits.library import Add, Edit, Scale
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Add, Scale
 from cutaway.models.generate import GENERATION, generated_ids
 from cutaway.models.model import Model
 from cutaway.models.sweep import executor, plan

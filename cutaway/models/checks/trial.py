@@ -24,7 +24,7 @@ from cutaway.core.sites import SITES
 from cutaway.core.stats import generator
 from cutaway.models.access.capture import Activations
 from cutaway.models.access.forward import evaluating
-from cutaway.models.edits.library import Edit
+from cutaway.models.edits.edit import Edit
 from cutaway.models.loading.identity import anatomy
 from cutaway.models.model import Model
 from cutaway.models.sweep.partial_forward import held_back, without

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
-from cutaway.models.edits.batch_slice import Cut
-from cutaway.models.edits.library import Edit
+from cutaway.models.access.positions import ForwardFrame
+from cutaway.models.edits.edit import Edit, at_places
 
 USER_FUNCTION = "user function"  # how records name what only the user's code defines
 
@@ -48,13 +48,10 @@ class Apply(Edit):
     def __repr__(self) -> str:
         return f"Apply({self._what}{'' if self.positions is None else f', positions={self.positions}'})"
 
-    def of(self, cut: Cut) -> Edit:
-        if cut.everything:
-            return self
-        why = "its prompts must run in parts here, and it may read all of them at once"
-        raise Refused(self._what, why, "give it fewer prompts, or prompts of one length")
+    def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
+        return at_places(self, x, frame, self._returned)
 
-    def change(self, old: Tensor) -> Tensor:
+    def _returned(self, old: Tensor) -> Tensor:
         new: Any = self.function(old.clone())
         if not isinstance(new, Tensor):
             raise Refused(

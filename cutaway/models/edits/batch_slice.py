@@ -1,4 +1,4 @@
-"""Some prompts of a batch, without the columns that only longer ones need."""
+"""A slice of a batch: some prompts, without the columns that only longer ones need."""
 
 from __future__ import annotations
 
@@ -15,46 +15,53 @@ _COLUMNS = ("position", "q_pos", "k_pos")
 
 
 @dataclass(frozen=True, eq=False)
-class Cut:
-    """Rows of a batch of `shape` and a range of its columns that holds all their tokens."""
+class BatchSlice:
+    """Rows of a batch, and a range of its columns that holds all their tokens.
+
+    Attributes:
+        rows: the prompts, by their numbers in the whole batch.
+        columns: the columns that are kept.
+        shape: the size of the whole batch, [batch, position].
+        taken: slices already taken, shared between edits that read the same capture.
+    """
 
     rows: tuple[int, ...]
     columns: slice
     shape: tuple[int, int]
-    held: dict[Any, Any] = field(default_factory=dict, repr=False)  # what edits share and would cut again and again
+    taken: dict[Any, Any] = field(default_factory=dict, repr=False)
 
     @staticmethod
-    def of(tokens: Tokens, rows: Sequence[int], trim: bool) -> Cut:
-        """Some prompts, with `trim` no wider than the longest of them."""
+    def of(tokens: Tokens, rows: Sequence[int], trim: bool) -> BatchSlice:
+        """Slice some prompts, with `trim` no wider than the longest of them."""
         width = tokens.ids.shape[1]
         long = int(tokens.lengths[list(rows)].max()) if trim else width
         low = width - long if tokens.side == "left" else 0
-        return Cut(tuple(rows), slice(low, low + long), (len(tokens), width))
+        return BatchSlice(tuple(rows), slice(low, low + long), (len(tokens), width))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def everything(self) -> bool:
-        """Whether it is the whole batch."""
+        """True if it is the whole batch."""
         return len(self.rows) == self.shape[0] and self.width == self.shape[1]
 
     @property
     def width(self) -> int:
-        """Columns that are left."""
+        """The number of columns that are left."""
         return self.columns.stop - self.columns.start
 
-    def some(self, rows: Sequence[int]) -> Cut:
-        """Some of its rows, by their numbers in the whole batch."""
-        return replace(self, rows=tuple(rows), held={})
+    def select(self, rows: Sequence[int]) -> BatchSlice:
+        """Select some of its rows, by their numbers in the whole batch."""
+        return replace(self, rows=tuple(rows), taken={})
 
     def tokens(self, whole: Tokens) -> Tokens:
-        """The prompts as a batch of their own."""
+        """Return the prompts as a batch of their own."""
         some = whole.rows(self.rows)
         return replace(some, ids=some.ids[:, self.columns], mask=some.mask[:, self.columns])
 
     def tensor(self, x: Tensor, axes: Sequence[str]) -> Tensor:
-        """What is left of a tensor that broadcasts to `axes` of the whole batch."""
+        """Slice a tensor that broadcasts to `axes` of the whole batch."""
         first = len(axes) - x.ndim
         for dim, axis in enumerate(axes[max(first, 0) :], max(-first, 0)):
             if axis == "batch" and x.shape[dim] == self.shape[0]:

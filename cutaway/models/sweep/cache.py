@@ -23,7 +23,7 @@ from cutaway.core.record import versions
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
 from cutaway.models.access import taps
-from cutaway.models.edits.library import Edit
+from cutaway.models.edits.edit import Edit
 from cutaway.models.loading.identity import described
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens

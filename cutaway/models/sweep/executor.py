@@ -25,13 +25,13 @@ from cutaway.core.record import count, counting
 from cutaway.core.refuse import Refused
 from cutaway.models.access import taps
 from cutaway.models.anatomy.unembedding import UNEMBEDDED, unembedding
-from cutaway.models.edits.batch_slice import Cut
-from cutaway.models.edits.library import laid_out
+from cutaway.models.edits.batch_slice import BatchSlice
+from cutaway.models.edits.edit import expand_edits, of_prompts
 from cutaway.models.model import Model
 from cutaway.models.moments import Moments
 from cutaway.models.sweep import processes as shards
 from cutaway.models.sweep.cache import Ledger, kept, opened, sweep_key
-from cutaway.models.sweep.merge_edits import Added, carry, layers_added
+from cutaway.models.sweep.merge_edits import Added, defer, layers_added
 from cutaway.models.sweep.partial_forward import Clean, clean_run, grow, restart
 from cutaway.models.sweep.plan import Job, Variant, can_grow, cost, first_layer, groups, halved, plan, running
 from cutaway.models.tokens import Tokens
@@ -69,15 +69,17 @@ def sweep(
     shared = shards.processes() > 1 and not shards.split(model.hf)
     if (resume or kept()) and shards.processes() > 1:
         raise Refused(f"resume={str(resume or kept())!r}", "several processes share this sweep", "resume with one")
-    base, variants = laid_out(base, variants)
+    base, variants = expand_edits(base, variants)
     _check(model, tokens, [base, *variants])
     ledger = opened(len(variants), len(tokens), resume, lambda: sweep_key(model, tokens, [base, *variants], metric))
     work = _Work(model, tokens, base, variants, metric, ledger, budget)
     with finite(f"a sweep of {model.name}", model.dtype), counting() as spent:
         try:
-            for cut in groups(model, tokens, variants, budget, base):
-                own = _Group(work, cut).share() if shared else None
-                in_halves(cut.rows, len(cut), lambda rows, c=cut, own=own: _Group(work, c.some(rows), own).run())
+            for prompts in groups(model, tokens, variants, budget, base):
+                own = _Group(work, prompts).share() if shared else None
+                in_halves(
+                    prompts.rows, len(prompts), lambda rows, p=prompts, own=own: _Group(work, p.select(rows), own).run()
+                )
         finally:
             ledger.write()
         if ledger.values is not None:
@@ -141,15 +143,15 @@ class _Work:
 class _Group:
     """Prompts of a sweep that run together; with `own`, only these variants are run."""
 
-    def __init__(self, work: _Work, cut: Cut, own: frozenset[int] | None = None):
-        self.model, self.cut, self.own, self.budget = work.model, cut, own, work.budget
+    def __init__(self, work: _Work, prompts: BatchSlice, own: frozenset[int] | None = None):
+        self.model, self.prompts, self.own, self.budget = work.model, prompts, own, work.budget
         self.metric, self.ledger = work.metric, work.ledger
-        self.tokens = work.tokens if cut.everything else cut.tokens(work.tokens)
-        self.base = [e.of(cut) for e in work.base]
-        variants = [[e.of(cut) for e in v] for v in work.variants]
+        self.tokens = work.tokens if prompts.everything else prompts.tokens(work.tokens)
+        self.base = of_prompts(work.base, prompts)
+        variants = [of_prompts(v, prompts) for v in work.variants]
         first, self.added = [first_layer(self.model, v) for v in variants], Added()
         if not taps.busy(self.model.body):
-            both = [carry(self.model, self.base, v, f, self.added) for v, f in zip(variants, first, strict=True)]
+            both = [defer(self.model, self.base, v, f, self.added) for v, f in zip(variants, first, strict=True)]
             variants, first = [v for v, _ in both], [f for _, f in both]
         able = can_grow(self.model, self.tokens)
         self.variants = [running(self.model, self.base, v, f, able) for v, f in zip(variants, first, strict=True)]
@@ -165,7 +167,7 @@ class _Group:
 
     def jobs(self) -> list[Job]:
         """What is not done yet."""
-        done = self.ledger.done[:, list(self.cut.rows)].all(1)
+        done = self.ledger.done[:, list(self.prompts.rows)].all(1)
         if self.own is not None:
             done[[i for i in range(len(done)) if i not in self.own]] = True
         return plan(self.model, self.tokens, self.variants, self.first, self.budget, done.tolist())
@@ -213,7 +215,7 @@ class _Group:
         """Unembed what waits."""
         if not self.waiting:
             return
-        n, variants = len(self.cut), [i for job, _ in self.waiting for i in job.variants]
+        n, variants = len(self.prompts), [i for job, _ in self.waiting for i in job.variants]
         streams = torch.cat([x for _, x in self.waiting])
         self.waiting, size = [], max(1, self.room // n)
         for at in range(0, len(variants), size):
@@ -222,8 +224,8 @@ class _Group:
 
     def _enter(self, variants: Sequence[int], logits: Float[Tensor, "row token"]) -> None:
         """Last logits of some variants."""
-        prompt = torch.tensor(self.cut.rows, device=logits.device).repeat(len(variants))
+        prompt = torch.tensor(self.prompts.rows, device=logits.device).repeat(len(variants))
         values = self.metric(logits, prompt)
-        rows = values.reshape(len(variants), len(self.cut), *values.shape[1:])
-        self.ledger.put(variants, self.cut.rows, rows)
+        rows = values.reshape(len(variants), len(self.prompts), *values.shape[1:])
+        self.ledger.put(variants, self.prompts.rows, rows)
         advance(float(self.ledger.done.sum()), self.ledger.done.numel())

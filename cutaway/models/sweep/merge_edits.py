@@ -15,8 +15,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.address import Address
-from cutaway.models.access.positions import FRAME
-from cutaway.models.edits.library import Edit
+from cutaway.models.access.positions import ForwardFrame
+from cutaway.models.edits.edit import Edit
 from cutaway.models.model import Model
 from cutaway.models.sweep.plan import RESUME
 
@@ -31,7 +31,7 @@ class Added:
 
 
 @dataclass(frozen=True, eq=False)
-class Carried(Edit):
+class Deferred(Edit):
     """Edits of `mlp_out` and `resid_post` of one block, made on the stream that enters the next."""
 
     address: Address
@@ -46,25 +46,22 @@ class Carried(Edit):
     def since(self) -> int:  # type: ignore[override]
         return min(e.since for e in self.edits)
 
-    def apply(self, x: Tensor) -> Tensor:
+    def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
         assert self.address.layer is not None
-        frame, written = FRAME.get(), [e for e in self.edits if e.where.site == "mlp_out"]
+        written = [e for e in self.edits if e.where.site == "mlp_out"]
         if written:
-            low = 0 if frame is None else frame.offset
+            low = frame.offset
             old = new = self.added.values[self.address.layer - 1][:, low : low + x.shape[1]]
             for e in written:
-                new = e.apply(new)
+                new = e.apply(new, frame)
             x = x + (new - old)
         for e in self.edits:
             if e.where.site == "resid_post":
-                x = e.apply(x)
+                x = e.apply(x, frame)
         return x
 
-    def change(self, old: Tensor) -> Tensor:
-        return old  # apply() has the whole tensor
 
-
-def carry(
+def defer(
     model: Model, base: Sequence[Edit], variant: Sequence[Edit], first: int, added: Added
 ) -> tuple[Sequence[Edit], int]:
     """The same variant with the edits of its first block made at the next one, where that can be; and its new start.
@@ -87,12 +84,12 @@ def carry(
     touched = {(e.where.site, e.where.layer) for e in base}
     if not fits or touched & {*((s, first) for s in _LAST), ("resid_pre", first + 1)}:
         return variant, first
-    moved = Carried(Address("resid_pre", first + 1), tuple(here), added)
+    moved = Deferred(Address("resid_pre", first + 1), tuple(here), added)
     return [moved, *(e for e in variant if e.where.layer != first)], first + 1
 
 
 def layers_added(variants: Sequence[Sequence[Edit]]) -> list[int]:
-    """The layers whose MLP's output carried edits need."""
-    moved = [e for v in variants for e in v if isinstance(e, Carried)]
+    """The layers whose MLP's output deferred edits need."""
+    moved = [e for v in variants for e in v if isinstance(e, Deferred)]
     needed = {(e.address.layer or 0) - 1 for e in moved if any(w.where.site == "mlp_out" for w in e.edits)}
     return sorted(needed)

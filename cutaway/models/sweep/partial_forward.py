@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -23,9 +23,9 @@ from cutaway.core.finite import notice
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
 from cutaway.models.access import forward, taps
-from cutaway.models.access.positions import FRAME, Frame
+from cutaway.models.access.positions import FRAME, ForwardFrame
 from cutaway.models.anatomy.anatomy import Anatomy
-from cutaway.models.edits.library import Edit
+from cutaway.models.edits.edit import Edit
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 
@@ -64,9 +64,8 @@ def clean_run(model: Model, tokens: Tokens, layers: Sequence[int], keys: bool, a
 
         # Without the configuration a cache keeps every key, also those that a sliding window would drop.
         cache_: Any = DynamicCache()
-        _call(
-            model, tokens.ids, Frame(tokens, len(tokens), tokens.ids.shape[1]), past_key_values=cache_, use_cache=True
-        )
+        frame = ForwardFrame(tokens, len(tokens), tokens.ids.shape[1])
+        _call(model, tokens.ids, frame, past_key_values=cache_, use_cache=True)
         count(forwards=len(tokens))
         clean.keys = [(layer.keys, layer.values) for layer in cache_.layers]
     return clean
@@ -75,7 +74,7 @@ def clean_run(model: Model, tokens: Tokens, layers: Sequence[int], keys: bool, a
 def restart(model: Model, tokens: Tokens, variants: Variants, layer: int, clean: Clean) -> Float[Tensor, "row token"]:
     """Last logits of every prompt under every variant; all rows start at one layer."""
     many = tokens.rows(list(range(len(tokens))) * len(variants))
-    sees = _sees(tokens, variants, Frame(tokens, len(tokens), tokens.ids.shape[1]))
+    sees = _sees(tokens, variants, ForwardFrame(tokens, len(tokens), tokens.ids.shape[1]))
     with ExitStack() as stack:
         if layer > 0:
             stack.enter_context(passing(model.body, layer))
@@ -102,7 +101,8 @@ def grow(
     """
     n, width, layers = len(tokens), tokens.ids.shape[1], model.shape.n_layers
     running = [sum(f <= i for f in first) for i in range(layers)]
-    frame = Frame(tokens, n, width - start, start)
+    own = ForwardFrame(tokens, n, width - start, start)  # of one variant: the batch of `frame` grows
+    frame = replace(own)
     low = first[0]
     with ExitStack() as stack:
         stack.enter_context(passing(model.body, low))
@@ -110,7 +110,7 @@ def grow(
             joining = running[i] - (running[i - 1] if i > low else 0)
             stream = clean.streams[i][:, start:].repeat(joining, 1, 1) if joining else None
             stack.enter_context(injecting(model.body.blocks[i], _joined(stream, i == low, frame)))
-        stack.enter_context(taps.attached(model.body, _sees(tokens, variants, Frame(tokens, n, width - start, start))))
+        stack.enter_context(taps.attached(model.body, _sees(tokens, variants, own)))
         stack.enter_context(_last_only(model.body, narrow and width - start > 1))
         read = stack.enter_context(held_back(model.body)) if unread else []
         kw = {"past_key_values": _prefix(clean, start), "use_cache": True} if start else {"use_cache": False}
@@ -164,7 +164,7 @@ def injecting(block: nn.Module, stream: Callable[[Tensor], Tensor]) -> Iterator[
         handle.remove()
 
 
-def _joined(stream: Tensor | None, alone: bool, frame: Frame) -> Callable[[Tensor], Tensor]:
+def _joined(stream: Tensor | None, alone: bool, frame: ForwardFrame) -> Callable[[Tensor], Tensor]:
     """The rows so far, then those that start here; the frame is told how many run."""
 
     def join(x: Tensor) -> Tensor:
@@ -228,25 +228,23 @@ def held_back(body: Anatomy) -> Iterator[list[Tensor]]:
             head.__dict__["forward"] = before
 
 
-def _sees(tokens: Tokens, variants: Variants, frame: Frame) -> dict[Address, Callable[[Tensor], Tensor]]:
+def _sees(tokens: Tokens, variants: Variants, frame: ForwardFrame) -> dict[Address, Callable[[Tensor], Tensor]]:
     places = dict.fromkeys(e.where.place for v in variants for e in v)
-    return {p: _see([[e for e in v if e.where.place == p] for v in variants], len(tokens), frame) for p in places}
+    frames = [frame.of_variant(i) for i in range(len(variants))]
+    return {p: _see([[e for e in v if e.where.place == p] for v in variants], len(tokens), frames) for p in places}
 
 
-def _see(chains: Variants, n: int, frame: Frame) -> Callable[[Tensor], Tensor]:
-    """Each variant's edits on its own rows, in the frame of the original prompts; later variants may not run yet."""
+def _see(chains: Variants, n: int, frames: Sequence[ForwardFrame]) -> Callable[[Tensor], Tensor]:
+    """Edit each variant's rows, [prompt, …], in a frame of its own; later variants may not run yet."""
     edited = [(i, chain) for i, chain in enumerate(chains) if chain]
 
     def see(x: Tensor) -> Tensor:
-        new, token = x.clone(), FRAME.set(frame)
-        try:
-            for i, chain in edited:
-                part = x[i * n : (i + 1) * n]
-                for e in chain:
-                    part = e.apply(part)
-                new[i * n : (i + 1) * n] = part
-        finally:
-            FRAME.reset(token)
+        new = x.clone()
+        for i, chain in edited:
+            part = x[i * n : (i + 1) * n]
+            for e in chain:
+                part = e.apply(part, frames[i])
+            new[i * n : (i + 1) * n] = part
         return new
 
     return see
@@ -282,7 +280,7 @@ def _behind(prefix: Tensor, new: Tensor) -> Tensor:
     return torch.cat([rows, new], dim=-2)
 
 
-def _call(model: Model, ids: Tensor, frame: Frame, **kw: Any) -> Tensor:
+def _call(model: Model, ids: Tensor, frame: ForwardFrame, **kw: Any) -> Tensor:
     if "position_ids" in _parameters(type(model.hf)):
         kw["position_ids"] = torch.arange(frame.offset, frame.offset + frame.width, device=ids.device)[None]
     token = FRAME.set(frame)

@@ -16,8 +16,9 @@ from cutaway.core.sites import BY_NAME
 from cutaway.models.access import taps
 from cutaway.models.access.forward import PADDING
 from cutaway.models.anatomy import rope
-from cutaway.models.edits.batch_slice import Cut
-from cutaway.models.edits.library import Edit, Knockout
+from cutaway.models.edits.batch_slice import BatchSlice
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Knockout
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 
@@ -48,7 +49,7 @@ class Job:
 
 def groups(
     model: Model, tokens: Tokens, variants: Sequence[Variant], budget: int | None, base: Variant = ()
-) -> list[Cut]:
+) -> list[BatchSlice]:
     """Which prompts run together: all, or those of one length; and never more than fit the budget.
 
     Edits that may read across prompts keep all of them together, whatever the budget.
@@ -56,21 +57,21 @@ def groups(
     apart: dict[int, list[int]] = {}
     for i, length in enumerate(tokens.lengths.tolist()):
         apart.setdefault(length, []).append(i)
-    whole = [Cut.of(tokens, range(len(tokens)), False)]
+    whole = [BatchSlice.of(tokens, range(len(tokens)), False)]
     if any(e.whole_batch for v in (base, *variants) for e in v):
         return whole
-    found = [_within(model, c, budget) for c in whole]
+    found = [_within(model, p, budget) for p in whole]
     sides = rope.apart(model.body, tokens)
     if len(sides) > 1:
-        found = [_within(model, Cut.of(tokens, rows, True), budget) for rows in sides]
+        found = [_within(model, BatchSlice.of(tokens, rows, True), budget) for rows in sides]
     if len(apart) > 1 and all(e.local for v in variants for e in v):
-        by_length = [_within(model, Cut.of(tokens, rows, True), budget) for _, rows in sorted(apart.items())]
+        by_length = [_within(model, BatchSlice.of(tokens, rows, True), budget) for _, rows in sorted(apart.items())]
         apart_only = PADDING[tokens.side] in model.disabled
         if apart_only or _price(model, tokens, variants, by_length, budget) < _price(
             model, tokens, variants, found, budget
         ):
             found = by_length
-    return [c for parts in found for c in parts]
+    return [p for parts in found for p in parts]
 
 
 def plan(
@@ -156,27 +157,27 @@ def grows(model: Model, e: Edit) -> bool:
     )
 
 
-def _within(model: Model, whole: Cut, budget: int | None) -> list[Cut]:
+def _within(model: Model, whole: BatchSlice, budget: int | None) -> list[BatchSlice]:
     """Prompts of one batch as parts that fit the budget, of nearly equal size."""
     most = max(1, room(model, whole.width, budget) // whole.width)
     parts = -(-len(whole) // most)
     edges = [len(whole) * i // parts for i in range(parts + 1)]
-    return [whole.some(whole.rows[a:z]) for a, z in pairwise(edges)]
+    return [whole.select(whole.rows[a:z]) for a, z in pairwise(edges)]
 
 
 def _price(
-    model: Model, tokens: Tokens, variants: Sequence[Variant], parts: Sequence[Sequence[Cut]], budget: int | None
+    model: Model, tokens: Tokens, variants: Sequence[Variant], parts: Sequence[Sequence[BatchSlice]], budget: int | None
 ) -> float:
     """About what the sweep of prompts grouped so costs, in multiplications; `parts` of one group are alike."""
     block = sum(p.numel() for p in model.body.blocks[0].parameters())
     call, layers = _CALL.get(model.device.type, _CALL["cuda"]), model.shape.n_layers
     first, total = [first_layer(model, v) for v in variants], 0.0
-    for cuts in parts:
-        some = cuts[0].tokens(tokens)
+    for alike in parts:
+        some = alike[0].tokens(tokens)
         jobs = plan(model, some, variants, first, budget)
         columns = sum(cost(model, some, first, j) for j in jobs) + some.ids.numel() * layers
         calls = sum(layers - j.low for j in jobs) + layers
-        total += len(cuts) * (columns * block + calls * call)
+        total += len(alike) * (columns * block + calls * call)
     return total
 
 
