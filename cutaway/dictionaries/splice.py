@@ -31,7 +31,14 @@ _ORDER = {row.name: n for n, row in enumerate(SITES)}
 
 @dataclass(frozen=True)
 class LatentChange:
-    """f becomes factor · f + shift, on some latents (numbered over all blocks), at some positions or at all."""
+    """A change of latents f into factor · f + shift.
+
+    Attributes:
+        latents: the latents, numbered over all blocks.
+        factor: the factor.
+        shift: what is added.
+        positions: the positions where they change; None for all.
+    """
 
     latents: tuple[int, ...]
     factor: float = 1.0
@@ -40,22 +47,22 @@ class LatentChange:
 
 
 def ablate_latents(*latents: int, positions: tuple[int, ...] | None = None) -> LatentChange:
-    """Latents made inactive."""
+    """Make latents inactive."""
     return LatentChange(latents, 0.0, 0.0, positions)
 
 
 def scale_latents(*latents: int, factor: float, positions: tuple[int, ...] | None = None) -> LatentChange:
-    """Latents multiplied by a factor."""
+    """Multiply latents by a factor."""
     return LatentChange(latents, factor, 0.0, positions)
 
 
 def set_latents(*latents: int, value: float, positions: tuple[int, ...] | None = None) -> LatentChange:
-    """Latents held at a value, whether they would be active or not."""
+    """Hold latents at a value, whether they would be active or not."""
     return LatentChange(latents, 0.0, value, positions)
 
 
 def add_to_latents(*latents: int, value: float, positions: tuple[int, ...] | None = None) -> LatentChange:
-    """A value added to latents, whether they would be active or not (steering)."""
+    """Add a value to latents, whether they would be active or not (steering)."""
     return LatentChange(latents, 1.0, value, positions)
 
 
@@ -63,7 +70,12 @@ def add_to_latents(*latents: int, value: float, positions: tuple[int, ...] | Non
 class Splice(Edit):
     """A dictionary in the place of what it reconstructs.
 
-    `positions` limits where the sites are replaced; `writes` limits which of the written sites are (all of them).
+    Attributes:
+        dictionary: the dictionary.
+        error: True to keep the reconstruction error, so that only `changes` have an effect.
+        changes: what happens to latents.
+        positions: the positions where the sites are replaced; None for all.
+        writes: the written sites that are replaced; None for all.
 
     Raises:
         Refused: a code that depends on the batch, a site written before it is read, or a latent that is not there.
@@ -116,18 +128,18 @@ class Splice(Edit):
         raise Refused(f"splice of {self.dictionary!r}", "it edits several places", "give it as edits= or to edited()")
 
     def identity(self) -> str:
-        """What tells this splice from any other, for the files of sweeps."""
+        """Hash what tells this splice from any other, for the files of sweeps."""
         return hash_text(self.dictionary.fingerprint(), repr(self))
 
 
 def needed(d: Dictionary, write: str) -> tuple[str, ...]:
-    """The sites from which a written site's reconstruction follows."""
+    """Return the sites from which a written site's reconstruction follows."""
     blocks = [r for b in d.blocks if write in b.writes for r in b.reads]
     return tuple(dict.fromkeys([*blocks, *(r for r, w in d.skip if w == write)]))
 
 
 def late_reads(d: Dictionary, write: str) -> list[str]:
-    """The sites from which a written site's reconstruction follows, but which a model computes after it."""
+    """Return the sites that a written site's reconstruction needs, but that a model computes after it."""
     return [r for r in needed(d, write) if _time(r) > _time(write)]
 
 
@@ -256,7 +268,7 @@ class SpliceUse:
 
 
 def _time(site: str | Address) -> tuple[float, int]:
-    """When a site is computed, in the order of the forward."""
+    """Return a key that sorts sites in the order of the forward."""
     a: Any = parse(site)
     early = -1.0 if a.site in ("embed", "pos_embed") else float("inf")
     return (early if a.layer is None else float(a.layer), _ORDER[a.site])

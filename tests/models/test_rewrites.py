@@ -2,6 +2,7 @@
 
 import copy
 
+import peft
 import pytest
 import torch
 from torch import nn
@@ -55,7 +56,7 @@ def test_every_rewrite_changes_its_weight_alone_and_is_undone_bit_for_bit(name, 
         with rewritten(m, r):
             index = (torch.tensor(r.rows)[:, None], torch.tensor(r.columns)) if r.rows else (...,)
             want = old.clone()
-            want[index] = r.of(old[index])
+            want[index] = r.apply(old[index])
             assert torch.equal(view(), want), r
             assert not torch.equal(want, old), r
             changed = {n for n, t in bits(m.hf).items() if not torch.equal(t, before[n])}
@@ -196,3 +197,21 @@ def test_weights_that_are_elsewhere_or_packed_are_refused():
     nn.utils.parametrizations.weight_norm(hf.model.layers[1].mlp.down_proj)
     with pytest.raises(Refused, match="not stored"), rewritten(Model(hf), Rewrite("mlp_out.1", delta=noise(48, 32))):
         pytest.fail("the block ran")
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_matrix_under_an_adapter_is_refused_and_its_parts_are_named_by_path():
+    hf = peft.get_peft_model(
+        copy.deepcopy(model("llama").hf), peft.LoraConfig(r=2, target_modules=["down_proj"], init_lora_weights=False)
+    )
+    m = Model(hf.base_model.model)
+    with (
+        pytest.raises(Refused, match=r"merge_and_unload|not stored"),
+        rewritten(m, Rewrite("mlp_out.1", delta=noise(48, 32))),
+    ):
+        pytest.fail("the block ran")
+    path = "model.layers.1.mlp.down_proj.base_layer.weight"
+    before, logits = bits(m.hf), m.run(IDS)
+    with rewritten(m, Rewrite(path, delta=noise(32, 48))):
+        assert not torch.equal(m.run(IDS), logits)
+    assert same(bits(m.hf), before)

@@ -46,29 +46,29 @@ class ForwardFrame:
 
     @property
     def whole(self) -> ForwardFrame:
-        """The same forward with the columns of the cache in front: the frame of the keys."""
+        """The frame of the keys: the same forward with the columns of the cache in front."""
         return ForwardFrame(self.tokens, self.batch, self.offset + self.width)
 
     @property
     def generating(self) -> bool:
-        """Whether the whole prompt lies in the cache."""
+        """True if the whole prompt lies in the cache."""
         return self.offset >= (self.tokens.ids.shape[1] if self.tokens is not None else 1)
 
     def filled(self, keys: int) -> int:
-        """How many of a cache's `keys` columns hold something."""
+        """Count the columns that hold something, of the `keys` columns of a cache."""
         return min(keys, self.offset + self.width) if self.roomy else keys
 
     def hidden(self, keys: int) -> int:
-        """How many of the oldest columns a sliding window has dropped, where `keys` are left."""
+        """Count the oldest columns that a sliding window has dropped, where `keys` are left."""
         return self.offset + self.width - keys
 
     def has(self, position: int) -> bool:
-        """Whether every prompt has such a position, in this forward or another one over the same cache."""
+        """Return True if every prompt has this position, in this forward or another over the same cache."""
         shortest = int(self.tokens.lengths.min()) if self.tokens is not None else 0
         return -shortest <= position < shortest
 
     def columns(self, position: int) -> int | Tensor | None:
-        """The column of a prompt position in the present forward: one for all rows, or one per row (−1 where it is not
+        """Return the column of a prompt position in this forward: one for all rows, or one per row (−1 where it is not
         part of it); None if it is part of it in no row (already in the cache, say, while generating)."""
         if self.tokens is None or not self.tokens.padded:
             length = self.tokens.ids.shape[1] if self.tokens is not None else self.width
@@ -83,7 +83,7 @@ FRAME: ContextVar[ForwardFrame | None] = ContextVar("cutaway_frame", default=Non
 
 
 def real(x: Tensor) -> Tensor | None:
-    """Where a tensor [batch, position, …] of the running forward holds tokens, or None if it holds no padding."""
+    """Return where a tensor [batch, position, …] of the running forward holds tokens; None if it has no padding."""
     frame = FRAME.get()
     if frame is None or frame.tokens is None or not frame.tokens.padded:
         return None
@@ -103,5 +103,5 @@ def frame_of(x: Tensor, axes: Sequence[str], scratch: dict[Any, Any]) -> Forward
 
 
 def rows(n: int, device: torch.device) -> Tensor:
-    """0 … n − 1 on a device."""
+    """Return 0 … n − 1 on a device."""
     return torch.arange(n, device=device)

@@ -217,7 +217,7 @@ def of_prompts(edits: Iterable[Edit], prompts: BatchSlice) -> list[Edit]:
 
 
 def as_edits(edits: Edit | Sequence[Edit]) -> tuple[Edit, ...]:
-    """One edit or several, checked.
+    """Check one edit or several, and return the edits of single places that they stand for.
 
     Raises:
         Refused: something that is not an edit, or an edit of a site that cannot be written.
@@ -242,9 +242,9 @@ def as_edits(edits: Edit | Sequence[Edit]) -> tuple[Edit, ...]:
 def expand_edits(
     base: Sequence[Edit], variants: Sequence[Sequence[Edit]]
 ) -> tuple[Sequence[Edit], Sequence[Sequence[Edit]]]:
-    """The edits of a sweep as edits of single places.
+    """Expand the edits of a sweep into edits of single places.
 
-    A base whose edits depend on earlier layers than their own cannot be held by an injected stream: it is made part of
+    An injected stream cannot hold a base whose edits depend on layers before their own; such a base becomes part of
     every variant.
     """
     base, variants = as_edits(base), [as_edits(v) for v in variants]

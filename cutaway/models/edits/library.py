@@ -28,7 +28,14 @@ Baseline = Literal["zero", "mean", "resample", "optimal"]
 
 @dataclass(frozen=True)
 class Replace(Edit):
-    """Put `value` there: broadcast over the batch, or one per prompt."""
+    """Replace the values by others.
+
+    Attributes:
+        address: the place.
+        value: what stands there instead, broadcast over the batch or one per prompt.
+        positions: several positions, in place of one in the address.
+        since: the first position that changes, where `value` is known to equal the run's own before it.
+    """
 
     address: Address | str
     value: Float[Tensor, "..."]
@@ -44,7 +51,15 @@ class Replace(Edit):
 
 @dataclass(frozen=True)
 class Add(Edit):
-    """Add `coefficient · vector` (steering)."""
+    """Add `coefficient · vector` to the values (steering).
+
+    Attributes:
+        address: the place.
+        vector: the direction, broadcast over the batch or one per prompt.
+        coefficient: its factor.
+        positions: several positions, in place of one in the address.
+        since: the first position that changes, where `vector` is known to be zero before it.
+    """
 
     address: Address | str
     vector: Float[Tensor, "..."]
@@ -64,7 +79,7 @@ class Add(Edit):
 
 @dataclass(frozen=True)
 class Scale(Edit):
-    """Multiply by `factor`."""
+    """Multiply the values by `factor`."""
 
     address: Address | str
     factor: float
@@ -76,7 +91,7 @@ class Scale(Edit):
 
 @dataclass(frozen=True)
 class Ablate(Edit):
-    """Replace by a baseline: zero, or the given mean, resampled or optimal value (`value`)."""
+    """Replace the values by a baseline: zero, or a mean, resampled or optimal value that `value` gives."""
 
     address: Address | str
     how: Baseline = "zero"
@@ -103,7 +118,7 @@ class Ablate(Edit):
 
 @dataclass(frozen=True)
 class Project(Edit):
-    """Remove the span of `directions` (rows; they need not be orthonormal), or keep only that span."""
+    """Project out the span of `directions` (rows, not necessarily orthonormal), or with `keep` all but that span."""
 
     address: Address | str
     directions: Float[Tensor, "rank width"]
@@ -124,9 +139,10 @@ class Project(Edit):
 
 @dataclass(frozen=True)
 class Freeze(Edit):
-    """Hold the address at its value in another run: `source` is what `model.capture` returned.
+    """Hold the values at those of another run: `source` is what `model.capture` returned.
 
-    Prompts are aligned token by token, whatever the padding of the two runs. Tokens generated after the prompt go free.
+    Prompts are aligned token by token, whatever the padding of the two runs. Tokens generated after the prompt are not
+    held.
     """
 
     address: Address | str
@@ -210,10 +226,10 @@ class Freeze(Edit):
 
 @dataclass(frozen=True)
 class Knockout(Edit):
-    """Cut attention edges: the scores from `queries` to `keys` become −∞ (Geva et al. 2023, arXiv:2304.14767).
+    """Cut attention edges: set the scores from `queries` to `keys` to −∞ (Geva et al. 2023, arXiv:2304.14767).
 
     `address` names a pattern: `pattern.5` (all heads) or `pattern.5.3`. Positions may be negative. A query that would
-    keep no key is refused: its attention would be undefined.
+    keep no key is refused, because its attention would be undefined.
     """
 
     address: Address | str

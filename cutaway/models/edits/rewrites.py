@@ -104,7 +104,7 @@ class Rewrite:
         own = {"record": dict(self.record)} if self.record else {}
         return {"weight": self.weight, "form": form, **part, "hash": self.identity(), **own}
 
-    def of(self, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    def apply(self, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """Compute the new weight from the old one, in float32 or wider, rounded once to the old dtype."""
         if self.value is not None:
             return self.value.to(old.device, old.dtype)
@@ -148,7 +148,7 @@ def rewritten(model: Model, *rewrites: Rewrite) -> Iterator[Model]:
         for rewrite, place in places:
             old = place.read()
             undo.callback(place.write, old)
-            place.write(rewrite.of(old))
+            place.write(rewrite.apply(old))
             active.append(rewrite.describe())
         yield model
 
@@ -247,7 +247,7 @@ def _index(rewrite: Rewrite, view: Tensor) -> tuple[Any, ...]:
 
 
 def _named(model: Model, house: re.Match[str]) -> tuple[tuple[Tensor, ...], bool]:
-    """Views of a weight under its name in `model.weights`; True if they are one per head."""
+    """Return views of a weight under its name in `model.weights`, and True if they are one per head."""
     name, weights, body = house[1] or house[4], model.weights, model.body
     if house[1] is None:
         return (getattr(weights, name),), False
@@ -275,7 +275,7 @@ def _named(model: Model, house: re.Match[str]) -> tuple[tuple[Tensor, ...], bool
 
 
 def _at_path(hf: Any, path: str) -> Tensor:
-    """The parameter at a path as it is stored, or the matrix of the linear module there, inputs first."""
+    """Return the parameter at a path as it is stored, or the matrix of the linear module there, inputs first."""
     for name, parameter in hf.named_parameters(remove_duplicate=False):
         if name == path:
             return parameter.detach()
@@ -310,7 +310,7 @@ def _check_memory(hf: nn.Module, views: Sequence[Tensor], rewrite: Rewrite) -> N
 
 
 def _span(t: Tensor) -> tuple[int, int]:
-    """The first byte of a tensor, and the one behind its last."""
+    """Return the address of the first byte of a tensor, and of the one behind its last."""
     if t.is_meta or not t.numel() or t.layout is not torch.strided:
         return 0, 0
     last = sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))

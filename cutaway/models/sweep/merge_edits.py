@@ -25,7 +25,7 @@ _LAST = ("mlp_out", "resid_post")  # what stands at the end of a block, in order
 
 @dataclass
 class Added:
-    """What the MLPs of some layers wrote in the run that variants start from."""
+    """Outputs of the MLPs of some layers in the run that variants start from; filled once that run is done."""
 
     values: dict[int, Float[Tensor, "batch position d_model"]] = field(default_factory=dict)
 
@@ -64,10 +64,10 @@ class Deferred(Edit):
 def defer(
     model: Model, base: Sequence[Edit], variant: Sequence[Edit], first: int, added: Added
 ) -> tuple[Sequence[Edit], int]:
-    """The same variant with the edits of its first block made at the next one, where that can be; and its new start.
+    """Defer the edits of a variant's first block to the next one, where that is exact; return it and its start.
 
-    Other edits at these two places keep their turn: then everything stays. Differences of what an MLP writes are added
-    in float32 or wider only, where that rounds no more than the model does.
+    Where other edits act at these two places, everything stays, so that they keep their order. Differences of what an
+    MLP writes are added in float32 or wider only, where that rounds no more than the model does.
     """
     here = [e for e in variant if e.where.layer == first]
     sites = {e.where.site for e in here}
@@ -89,7 +89,7 @@ def defer(
 
 
 def layers_added(variants: Sequence[Sequence[Edit]]) -> list[int]:
-    """The layers whose MLP's output deferred edits need."""
+    """Return the layers whose MLP output deferred edits need."""
     moved = [e for v in variants for e in v if isinstance(e, Deferred)]
     needed = {(e.address.layer or 0) - 1 for e in moved if any(w.where.site == "mlp_out" for w in e.edits)}
     return sorted(needed)

@@ -123,14 +123,14 @@ def grow(
 
 @contextmanager
 def passing(body: Anatomy, layer: int) -> Iterator[None]:
-    """While open, blocks before `layer` hand on what they are given."""
+    """Within the block, the layers before `layer` return their input."""
     with without(body, range(layer)):
         yield
 
 
 @contextmanager
 def without(body: Anatomy, layers: Iterable[int]) -> Iterator[None]:
-    """While open, the blocks of these layers hand on what they are given."""
+    """Within the block, these layers return their input."""
     skipped = [body.blocks[i] for i in layers]
     before = [b.__dict__.get("forward") for b in skipped]
 
@@ -209,7 +209,7 @@ def _last_only(body: Anatomy, narrow: bool) -> Iterator[None]:
 
 @contextmanager
 def held_back(body: Anatomy) -> Iterator[list[Tensor]]:
-    """While open, the unembedding keeps what it is given and returns a token of it, unread by anybody."""
+    """Within the block the unembedding is skipped: it stores its input and returns one dummy token."""
     head, read = body.unembed, list[Tensor]()
     assert head is not None
     before = head.__dict__.get("forward")
