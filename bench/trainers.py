@@ -81,7 +81,8 @@ def cutaway(job: Job, first: Any, select: Any = "float32") -> Trainer:
 
     from cutaway.dictionaries import training as train
     from cutaway.dictionaries.kernels import precision
-    from cutaway.dictionaries.training.loop import Run
+    from cutaway.dictionaries.training.update import DictionaryUpdate
+    from cutaway.training import Loop
 
     gating = {"relu": train.Relu(), "jumprelu": train.JumpRelu(), "topk": train.TopK(job.k)}[job.gate.split()[-1]]
     layers = LAYERS if job.gate.startswith("clt") else 1
@@ -97,13 +98,14 @@ def cutaway(job: Job, first: Any, select: Any = "float32") -> Trainer:
     def named(x: Any) -> dict[str, Any]:
         return dict.fromkeys(recipe.reads, x) | dict.fromkeys(recipe.writes, x)
 
-    run = Run(train.Held(named(first), job.tokens), [recipe], plan, None, "cpu")
-    run.begin()
+    update = DictionaryUpdate([recipe], plan, "cpu")
+    run = Loop(update, train.Held(named(first), job.tokens), plan)
+    run.start()
     run.waiting.clear()
-    learner = run.entries[0].learner
+    learner = update.entries[0].learner
 
     def step(x: Any) -> None:
-        with precision.products(run.choice):
+        with precision.products(update.choice):
             run.advance(named(x))
 
     @torch.no_grad()
@@ -122,7 +124,7 @@ def cutaway(job: Job, first: Any, select: Any = "float32") -> Trainer:
     def rebuilt(x: Any) -> Any:
         return learner.dictionary().forward(x)
 
-    notes = f"products by {'oneDNN' if run.choice.onednn else 'the default library'}"
+    notes = f"products by {'oneDNN' if update.choice.onednn else 'the default library'}"
     return Trainer(step, rebuilt, silence, narrow, notes)
 
 

@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cutaway.core.cursor import Source
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -45,11 +47,8 @@ class Batch:
 
 
 @runtime_checkable
-class Stream(Protocol):
-    """Batches one after the other, with an exact cursor.
-
-    `restore(state())` on a stream made in the same way continues with the same bits.
-    """
+class Stream(Source, Protocol):
+    """Batches of activations one after the other, with an exact cursor."""
 
     @property
     def widths(self) -> Mapping[str, int]:
@@ -58,10 +57,6 @@ class Stream(Protocol):
 
     def __iter__(self) -> Iterator[Batch]: ...
     def __next__(self) -> Batch: ...
-
-    def state(self) -> dict[str, Any]:
-        """Where the stream stands, JSON-ready: after the batches handed out so far."""
-        ...
 
     def restore(self, state: Mapping[str, Any]) -> Self:
         """Go to where `state` was taken."""

@@ -20,11 +20,11 @@ from cutaway.core.files import read_json, read_tensors, write_json, write_tensor
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.gates import BatchTopK, JumpRelu
 from cutaway.dictionaries.norms import Scale
-from cutaway.dictionaries.training import checkpoints
 from cutaway.dictionaries.transforms import autoencoder
 from cutaway.models.sweep.cache import Ledger
 from cutaway.streams import Shards
 from cutaway.streams.shards import manifest_key
+from cutaway.training import checkpoints
 from tests.conformance import subjects
 
 OTHERS = (None, True, -1, 3, 0.5, float("nan"), "x", "", [], [5], {}, {"a": [1]}, 10**30)
@@ -133,13 +133,13 @@ def test_a_ledger_and_a_checkpoint(tmp_path):
                lambda p: Ledger(2, 3, p, "key").write())  # fmt: skip
     with pytest.raises(Refused, match="shapes"):
         Ledger(5, 3, write_tensors(tmp_path / "l.safetensors", tensors, header), "key")
-    checkpoints.write(tmp_path / "run", {"0/weight/x": torch.ones(2)}, {"tokens": 3})
+    checkpoints.Checkpoints(tmp_path / "run", "training").write({"0/weight/x": torch.ones(2)}, {"tokens": 3})
     path = tmp_path / "run" / checkpoints.ALONE
     tensors, header = read_tensors(path)
     held_to_it(
         damaged(header),
         lambda h: write_tensors(path, tensors, h),
-        lambda p: dict(checkpoints.read(p.parent)[1]) and None,
+        lambda p: dict(checkpoints.Checkpoints(p.parent, "training").read()[1]) and None,
     )
 
 

@@ -20,10 +20,13 @@ from cutaway.core.refuse import Refused
 from cutaway.dictionaries import training as tr
 from cutaway.dictionaries.gates import BatchTopK
 from cutaway.dictionaries.store import described
-from cutaway.dictionaries.training import checkpoints, sharded
 from cutaway.dictionaries.training import objectives as ob
+from cutaway.dictionaries.training import sharded
 from cutaway.dictionaries.training.learner import Learner, Moments
 from cutaway.dictionaries.training.mesh import Shards, mesh
+from cutaway.dictionaries.training.update import KIND
+from cutaway.training import checkpoints
+from cutaway.training.checkpoints import Checkpoints
 
 A, B, C, Z = "resid_post.0", "mlp_out.1", "mlp_out.2", "mlp_out.3"
 D, F, TOKENS = 16, 63, 96  # shards of 32 and 31 latents
@@ -130,8 +133,8 @@ def several(rank, folder):
     refusals(Shards(tokens), Shards(latents))
     tr.train(source(), KILLED, plan(10), out=folder / "whole", device=latents)
     tr.train(source(), KILLED, plan(10), out=folder / "two", device=latents, stop_after=6)
-    tensors, record = checkpoints.read(folder / "one", Shards(latents))
-    checkpoints.write(folder / "moved", tensors, record, Shards(latents))
+    tensors, record = Checkpoints(folder / "one", KIND, Shards(latents)).read()
+    Checkpoints(folder / "moved", KIND, Shards(latents)).write(tensors, record)
     tr.train(source(), KILLED, plan(10), out=folder / "one", device=latents)
     try:
         tr.train(source(), [RECIPES["topk"]], plan(10), out=folder / "one", device=latents)
@@ -277,14 +280,14 @@ def test_two_replicas_of_two_shards_train_what_one_process_trains(tmp_path):
     alone = results(tr.train(source(), [RECIPES[n] for n in OVER_TOKENS], plan()))
     made, _ = read_tensors(tmp_path / "square.safetensors")
     agree(made, alone, **NEAR)
-    tensors, record = checkpoints.read(tmp_path / "square")
+    tensors, record = Checkpoints(tmp_path / "square", KIND).read()
     assert record["step"] == 5
     assert torch.equal(tensors["0/weight/encoder.0"], made[f"0/encoder.0.{A}"])
 
 
 def test_replicas_write_every_row_once(folder):
     made, _ = read_tensors(folder / "tokens.safetensors")
-    found, record = checkpoints.read(folder / "run")
+    found, record = Checkpoints(folder / "run", KIND).read()
     assert record["step"] == 5
     assert torch.equal(found["0/weight/encoder.0"], made[f"0/encoder.0.{A}"])
 
@@ -301,14 +304,14 @@ def test_all_active_latents_may_be_in_one_shard(folder, name):
 
 
 def test_a_killed_process_leaves_a_run_that_goes_on_with_the_same_bits(folder):
-    whole, record = checkpoints.read(folder / "whole")
+    whole, record = Checkpoints(folder / "whole", KIND).read()
     for when in ("step", "write"):
         codes = launched(folder, killed, folder, when)
         assert codes[1] == -signal.SIGKILL
         assert codes[0] not in (0, -signal.SIGKILL), "the other process ends with an error"
-        assert checkpoints.read(folder / when)[1]["step"] == 4
+        assert Checkpoints(folder / when, KIND).read()[1]["step"] == 4
         assert launched(folder, resumed, folder, when) == [0, 0]
-        again, same = checkpoints.read(folder / when)
+        again, same = Checkpoints(folder / when, KIND).read()
         agree(again, whole, rtol=0, atol=0)
         assert [e["curve"] for e in same["entries"]] == [e["curve"] for e in record["entries"]]
         logs = [
@@ -321,20 +324,20 @@ def test_a_killed_process_leaves_a_run_that_goes_on_with_the_same_bits(folder):
 def test_checkpoints_move_between_numbers_of_processes(folder, tmp_path):
     """From two to one and from one to two: every bit of the state, and a run that goes on."""
     alone = tr.train(source(), KILLED, plan(10), out=tmp_path / "alone")
-    true, _ = checkpoints.read(tmp_path / "alone")
+    true, _ = Checkpoints(tmp_path / "alone", KIND).read()
     shutil.copytree(folder / "two", tmp_path / "two")
-    before, record = checkpoints.read(tmp_path / "two")
+    before, record = Checkpoints(tmp_path / "two", KIND).read()
     assert record["step"] == 6
     done = tr.train(source(), KILLED, plan(10), out=tmp_path / "two")
     agree(results(done), results(alone), **NEAR)
     assert {p.name for p in (tmp_path / "two").iterdir()} == {"checkpoint.safetensors", "log.jsonl"}
-    other, record = checkpoints.read(folder / "one")
+    other, record = Checkpoints(folder / "one", KIND).read()
     assert record["step"] == 10
     assert not (folder / "one" / "checkpoint.safetensors").exists()
     agree(other, true, **NEAR)
-    moved, _ = checkpoints.read(folder / "moved")
+    moved, _ = Checkpoints(folder / "moved", KIND).read()
     tr.train(source(), KILLED, plan(10), out=tmp_path / "part", stop_after=6)
-    agree(moved, checkpoints.read(tmp_path / "part")[0], rtol=0, atol=0)
+    agree(moved, Checkpoints(tmp_path / "part", KIND).read()[0], rtol=0, atol=0)
     agree(before, moved, **NEAR)
 
 

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import signal
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,9 +17,10 @@ from cutaway.core.refuse import Refused
 from cutaway.dictionaries import training as tr
 from cutaway.dictionaries.store import described
 from cutaway.dictionaries.training import adam as adams
-from cutaway.dictionaries.training import checkpoints, loop
 from cutaway.dictionaries.training import objectives as ob
 from cutaway.dictionaries.training.recipe import recipe_of
+from cutaway.dictionaries.training.update import KIND, DictionaryUpdate
+from cutaway.training import Checkpoints, Loop
 
 A, B, C, Z = "resid_post.0", "mlp_out.1", "mlp_out.2", "mlp_out.3"
 D, F = 16, 64
@@ -108,6 +111,20 @@ def test_a_killed_run_goes_on_with_the_same_bits(recipe, select, tmp_path):
     assert steps[0] == steps[1]
 
 
+def test_a_checkpoint_of_the_first_layout_is_taken_up(tmp_path):
+    """`data/unfinished` was written before the loop had a room of its own, inside the probe of learning rates."""
+    g = torch.Generator().manual_seed(3)
+    amount = (torch.rand(512, 16, generator=g) + 0.5) * (torch.rand(512, 16, generator=g) < 0.1)
+    acts = {A: amount @ torch.nn.functional.normalize(torch.randn(16, 8, generator=g))}
+    recipe, how = tr.autoencoder(A, 12, tr.TopK(2)), plan(tokens=32 * 48)
+    shutil.copytree(Path(__file__).parent / "data" / "unfinished", tmp_path / "run")
+    again = tr.train(tr.Held(acts, 32), recipe, how, out=tmp_path / "run")[0]
+    whole = tr.train(tr.Held(acts, 32), recipe, how)[0]
+    assert (again.tokens, again.rate, len(again.curves)) == (32 * 48, whole.rate, 3)
+    other = described(whole.dictionary)[0]
+    assert all(torch.allclose(t, other[n], atol=1e-5) for n, t in described(again.dictionary)[0].items())
+
+
 def _during_a_step(monkeypatch):
     """Ctrl-C between the two dictionaries of the twelfth step."""
     step, calls = tr.Learner.step, iter(range(1000))
@@ -142,7 +159,7 @@ def test_an_interrupted_run_is_saved_as_of_its_last_whole_step(when, steps, monk
         tr.train(held(), recipes, how, out=tmp_path / "part")
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    assert checkpoints.read(tmp_path / "part")[1]["step"] == steps
+    assert Checkpoints(tmp_path / "part", KIND).read()[1]["step"] == steps
     again = tr.train(held(), recipes, how, out=tmp_path / "part")
     assert all(same(a.dictionary, b.dictionary) for a, b in zip(whole, again, strict=True))
 
@@ -158,14 +175,14 @@ def test_a_step_that_is_half_done_is_not_saved(monkeypatch, tmp_path):
     monkeypatch.setattr(tr.Learner, "step", torn)
     with pytest.raises(KeyboardInterrupt):
         tr.train(held(), [topk(seed=0), topk(seed=1)], plan(), out=tmp_path)
-    assert checkpoints.read(tmp_path)[1]["step"] == 8
+    assert Checkpoints(tmp_path, KIND).read()[1]["step"] == 8
 
 
 def test_checkpoints_come_by_time_as_well(tmp_path):
     kept = []
 
     def look(p):
-        kept.append(checkpoints.exists(tmp_path) and checkpoints.read(tmp_path)[1]["step"])
+        kept.append(Checkpoints(tmp_path, KIND).exist() and Checkpoints(tmp_path, KIND).read()[1]["step"])
 
     tr.train(held(), topk(), plan(checkpoint_every=1000, checkpoint_seconds=1e-9), out=tmp_path, progress=look)
     assert kept == [3, 7, 11, 15, 19, 23]  # each step; the report comes before its own checkpoint
@@ -180,9 +197,9 @@ def test_moments_that_a_source_has_are_taken_and_no_batch_is_read_for_them():
     seen = []
     tr.train(given, topk(), plan(tokens=128 * 8), progress=lambda p: seen.append((p.tokens, given.number)))
     assert seen[0] == (128 * 4, 4)
-    run = loop.Run(Counted(held().acts, 128), [topk()], plan(), None, "cpu")
-    run.begin()
-    learner, x = run.entries[0].learner, given.acts[A].double()
+    update = DictionaryUpdate([topk()], plan(), "cpu")
+    Loop(update, Counted(held().acts, 128), plan()).start()
+    learner, x = update.entries[0].learner, given.acts[A].double()
     assert torch.allclose(learner.mean[A], (x.mean(0) * learner.scale[A]).float(), atol=1e-5)
     assert learner.scale[A] == pytest.approx(D**0.5 / float(x.norm(dim=1).mean()))
     assert learner.variance == pytest.approx(float(x.var(0, correction=0).sum()) * learner.scale[A] ** 2)
@@ -398,8 +415,8 @@ def test_lines_of_the_log_are_told_and_go_to_wandb(monkeypatch, tmp_path):
     asked = {}
     fake = SimpleNamespace(init=lambda **given: asked.update(given) or Run())
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    with tr.wandb_log("project", {"k": 3}) as told:
-        tr.train(held(), topk(), plan(), out=tmp_path, told=told)
+    with tr.wandb_log("project", {"k": 3}) as on_log:
+        tr.train(held(), topk(), plan(), out=tmp_path, on_log=on_log)
         assert not Run.closed
     assert Run.closed
     assert asked == {"project": "project", "config": {"k": 3}}

@@ -70,8 +70,10 @@ def train(
         with Bar("training") as bar, ExitStack() as stack, _resumable(out):
             where = tr.mesh(replicas) if replicas > 1 or processes() > 1 else device
             about = {"model": of.model, "recipes": [r.as_dict() for r in made], "plan": plan.as_dict()}
-            told = stack.enter_context(tr.wandb_log(wandb, about)) if wandb and rank() == 0 else None
-            done = tr.train(stream, made, plan, out=out, resume=resume, device=where, progress=bar.update, told=told)
+            on_log = stack.enter_context(tr.wandb_log(wandb, about)) if wandb and rank() == 0 else None
+            done = tr.train(
+                stream, made, plan, out=out, resume=resume, device=where, progress=bar.update, on_log=on_log
+            )
         if rank() > 0:  # the first process judges and writes
             return Reply({}, lambda console: None)
         return _finished([_here(t) for t in done], names(made), stream, plan, out, command)
@@ -181,9 +183,10 @@ def _resumable(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        from cutaway.dictionaries.training.checkpoints import exists
+        from cutaway.dictionaries.training.update import KIND
+        from cutaway.training import Checkpoints
 
-        if exists(out):
+        if Checkpoints(out, KIND).exist():
             words = [w for w in command_line.get() if w != "--no-resume"]
             tell(f"saved in {out}; go on with: {shlex.join(['cutaway', *words])}\n")
         raise

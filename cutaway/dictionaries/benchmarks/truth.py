@@ -10,6 +10,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor
 
+from cutaway.core.cursor import check_same
 from cutaway.core.files import read_tensors, write_tensors
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
@@ -110,8 +111,5 @@ class Batches:
         Raises:
             Refused: the cursor of another stream.
         """
-        if (state["tokens"], state["seed"]) != (self.tokens, self.seed):
-            theirs = f"{state['tokens']} tokens and seed {state['seed']}"
-            ours = f"this stream has {self.tokens} and {self.seed}"
-            raise Refused(f"a cursor of batches of {theirs}", ours, "open the stream with the same numbers")
+        check_same(state, {"tokens": self.tokens, "seed": self.seed})
         self.number = state["number"]

@@ -5,10 +5,11 @@ recipe = train.autoencoder("resid_post.3", 1024, train.TopK(16))
 trained = train.train(stream, recipe, train.Plan(tokens=2_000_000), out="runs/my_dictionary")
 """
 
+from cutaway.core.cursor import Source
 from cutaway.dictionaries.training.adam import AdamSettings
 from cutaway.dictionaries.training.cards import card
 from cutaway.dictionaries.training.endtoend import Divergence, Whole
-from cutaway.dictionaries.training.feed import Held, Source
+from cutaway.dictionaries.training.feed import Held
 from cutaway.dictionaries.training.gating import (
     AbsTopK,
     BatchTopK,
@@ -21,7 +22,6 @@ from cutaway.dictionaries.training.gating import (
     TopK,
 )
 from cutaway.dictionaries.training.learner import Learner, Moments
-from cutaway.dictionaries.training.loop import Progress, Trained, train
 from cutaway.dictionaries.training.mesh import mesh
 from cutaway.dictionaries.training.plan import Plan
 from cutaway.dictionaries.training.recipe import (
@@ -35,7 +35,8 @@ from cutaway.dictionaries.training.recipe import (
     transcoder,
     transcoders,
 )
-from cutaway.dictionaries.training.wandb_log import wandb_log
+from cutaway.dictionaries.training.run import Progress, train, wandb_log
+from cutaway.dictionaries.training.update import Trained
 
 __all__ = [
     "AbsTopK", "AdamSettings", "BatchTopK", "Divergence", "Gated", "Gating", "GroupMax", "Held", "JumpRelu", "Learner",

@@ -18,7 +18,7 @@ from cutaway.dictionaries.evaluation.reconstruction import reconstruction
 from cutaway.dictionaries.evaluation.scores import Scores, joined
 from cutaway.dictionaries.evaluation.stability import stability
 from cutaway.dictionaries.training.endtoend import WholeBatch
-from cutaway.dictionaries.training.loop import Trained
+from cutaway.dictionaries.training.update import Trained
 
 MATCHED = 4096  # latents up to which seeds are matched one to one
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from cutaway.core.address import parse
+from cutaway.core.cursor import Rounds
 from cutaway.core.record import hash_tensors
 from cutaway.core.refuse import Refused
-from cutaway.core.stats import generator
 from cutaway.models.access import forward, taps
 from cutaway.models.access.capture import Collector
 from cutaway.models.edits.library import Replace
@@ -49,8 +49,10 @@ class WholeBatch:
         return Batch(self.acts, self.ids.flatten(), number, number, position, mask)
 
 
-class Whole:
+class Whole(Rounds):
     """Contexts of one length through the model, shuffled anew in every round, without end."""
+
+    SIZE = "rows"
 
     def __init__(
         self, model: Model, ids: Int[Tensor, "row position"], sites: tuple[str, ...], *, later: tuple[str, ...] = (),
@@ -58,39 +60,16 @@ class Whole:
     ):  # fmt: skip
         if not 1 <= rows <= len(ids):
             raise Refused(f"batches of {rows} contexts", f"there are {len(ids)}", "give as many, or fewer a batch")
+        super().__init__(len(ids), rows, seed)
         self.model, self.ids, self.sites, self.later = model, ids, sites, later
-        self.rows, self.seed, self.number = rows, seed, 0
-
-    def __iter__(self) -> Self:
-        return self
 
     def __next__(self) -> WholeBatch:
-        rounds = len(self.ids) // self.rows
-        turn, at = divmod(self.number, rounds)
-        order = torch.randperm(len(self.ids), generator=generator(self.seed * 1_000_003 + turn))
-        self.number += 1
-        chosen = order[at * self.rows : (at + 1) * self.rows]
+        chosen = self.indices()
         t = whole(self.ids[chosen], self.model)
         found = self.model.capture(t, [*self.sites, *self.later, "logits"])
         acts = {s: found[s].flatten(2).flatten(0, 1) for s in self.sites}
         shapes = {s: tuple(found[s].shape[2:]) for s in self.sites}
         return WholeBatch(acts, t.ids, found["logits"], {s: found[s].flatten(2) for s in self.later}, shapes, chosen)
-
-    @property
-    def epoch(self) -> int:
-        """How often all had been handed out before the last batch."""
-        return max(0, self.number - 1) // (len(self.ids) // self.rows)
-
-    def state(self) -> dict[str, Any]:
-        """Where the source stands."""
-        return {"number": self.number, "rows": self.rows, "seed": self.seed}
-
-    def restore(self, state: Mapping[str, Any]) -> Self:
-        """Go to where `state` was taken."""
-        if (state["rows"], state["seed"]) != (self.rows, self.seed):
-            raise Refused("a cursor", "it is of another batch size or seed", "make the source as it was made then")
-        self.number = state["number"]
-        return self
 
     def identity(self) -> dict[str, Any]:
         """Model and contexts."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from cutaway.dictionaries.training.learner import Learner, Report
+from cutaway.training.guard import Guard
 
 
 @dataclass
@@ -19,7 +19,7 @@ class Entry:
     recipe: int  # its number
     rate: float
     learner: Learner
-    lost: int = 0  # batches in a row without an update
+    guard: Guard = field(default_factory=Guard)
     curve: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0  # in `sums`
@@ -49,13 +49,3 @@ def late(curve: Sequence[dict[str, Any]]) -> float:
     part = [c["loss"] for c in curve[-max(1, len(curve) // 3) :]]
     mean = sum(part) / len(part) if part else float("inf")
     return mean if mean == mean else float("inf")
-
-
-def finite(data: Any) -> Any:
-    """JSON has no numbers that are not finite: they become null."""
-    match data:
-        case float() if not math.isfinite(data):
-            return None
-        case dict():
-            return {n: finite(v) for n, v in data.items()}
-    return data

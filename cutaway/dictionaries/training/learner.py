@@ -122,11 +122,11 @@ class Learner:
         parts = [self._part(b, xs, outs, shares[b], actives[b]) for b in range(len(own.blocks))]
         whole = [[p.out - p.own + n for n in steps[:-1]] + [p.out] for p, steps in zip(parts, nested, strict=True)]
         units = {s: y / self.scale[s] for s, y in outs.items()}
-        return Pass(parts, units, whole, self.silent_after, self.variance, done, batch, {"xs": xs, "ys": outs})
+        return Pass(parts, units, whole, self.silent_after, self.variance, done, batch, xs, outs)
 
     def losses(self, p: Pass) -> tuple[Report, Tensor]:
         """The loss of a pass and its parts."""
-        xs, ys = p.notes["xs"], p.notes["ys"]
+        xs, ys = p.xs, p.ys
         errors = torch.stack([(xs[s] - y).pow(2).sum() for s, y in ys.items()])
         tokens = len(next(iter(xs.values())))
         error = errors.sum()

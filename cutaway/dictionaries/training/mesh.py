@@ -70,6 +70,11 @@ class Shards(Across):
         size = -(-n_latents // self.count)
         return min(n_latents, self.shard * size), min(n_latents, (self.shard + 1) * size)
 
+    def splits(self, name: str, t: Tensor) -> bool:
+        """True if a tensor of a checkpoint, such as `0/weight/encoder.0`, has one row per latent."""
+        _, kind, own = name.split("/", 2)
+        return kind in ("weight", "buffer", "first", "second") and per_latent(own, t)
+
     def take(self, acts: Mapping[str, Float[Tensor, "token _"]]) -> dict[str, Tensor]:
         """This replica's tokens of a batch.
 
@@ -155,8 +160,8 @@ class Shards(Across):
         mine = torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])
         return self._gathered(mine, "latent").flatten(0, 1)[:n_latents].cpu()
 
-    def told(self, data: Any) -> Any:
-        """What the first process says, JSON-ready data."""
+    def broadcast(self, data: Any) -> Any:
+        """The first process's JSON-ready data."""
         text = torch.frombuffer(bytearray(json.dumps(data).encode()), dtype=torch.uint8).to(self.device)
         size = torch.tensor(len(text), device=self.device)
         dist.broadcast(size, 0)

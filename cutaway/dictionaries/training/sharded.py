@@ -8,31 +8,24 @@ order in which float32 sums are taken.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import copy
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.kernels import topk as select
-from cutaway.dictionaries.kernels.precision import Choice
 from cutaway.dictionaries.kernels.sparse import Pairs
 from cutaway.dictionaries.kernels.topk import Encoder
-from cutaway.dictionaries.training import checkpoints
-from cutaway.dictionaries.training.feed import Source
 from cutaway.dictionaries.training.gating import AbsTopK, BatchTopK, Chosen, GroupMax, TopK
 from cutaway.dictionaries.training.learner import Learner, Moments, Report
-from cutaway.dictionaries.training.loop import Run
-from cutaway.dictionaries.training.mesh import Shards, flat_sum, mesh, per_latent
+from cutaway.dictionaries.training.mesh import Shards, flat_sum, per_latent
 from cutaway.dictionaries.training.objectives import Pass, Spliced
 from cutaway.dictionaries.training.objectives.active import Active
-from cutaway.dictionaries.training.plan import Plan
 from cutaway.dictionaries.training.recipe import Recipe
 
 
@@ -177,35 +170,6 @@ class ShardedLearner(Learner):
         if not per_latent(name, t):
             return t.cpu().clone()
         return self.shards.whole(t, self.recipe.blocks[int(name.split(".")[1])].n_latents)
-
-
-class ShardedRun(Run):
-    """A training run of several processes: each has the same source and cursor, the first writes log and record."""
-
-    def __init__(
-        self, source: Source, recipes: Sequence[Recipe], plan: Plan, out: Path | None, device: Any = "cpu"
-    ):  # fmt: skip
-        self.shards = self._over = Shards(device if isinstance(device, DeviceMesh) else mesh())
-        super().__init__(source, recipes, plan, out, self._over.device)
-        self.speaks = self._over.rank == 0
-        if out is not None:
-            checkpoints.shared_storage()  # refused now rather than at the first checkpoint
-
-    def _learner(self, recipe: Recipe, moments: Moments, silent_after: int) -> Learner:
-        return ShardedLearner(recipe, moments, self._over, silent_after)
-
-    def _measured(self, *asked: Any) -> Choice:
-        """What the first process measured: all must do the same."""
-        return Choice(**self._over.told(super()._measured(*asked).as_dict()))
-
-    def due(self) -> bool:
-        """The first process decides by its clock, where the log is written anyway."""
-        if self.step % self.plan.log_every == 0 or self.tokens >= self.plan.tokens:
-            return self._over.told(super().due())
-        return self.step % self.plan.checkpoint_every == 0
-
-    def _agreed(self, same: float) -> float:
-        return float(self._over.least(torch.tensor(same, dtype=torch.float64, device=self.device)))
 
 
 def _check(recipe: Recipe, shards: Shards) -> None:

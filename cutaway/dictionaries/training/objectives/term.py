@@ -53,7 +53,8 @@ class Pass:
     variance: float = 1.0  # mean squared distance of targets from their mean, a constant of the run
     done: float = 1.0  # share of the run
     batch: Any = None  # the stream's own batch, for terms that run the model
-    notes: dict[str, Any] = field(default_factory=dict)
+    xs: Mapping[str, Tensor] = field(default_factory=dict)  # activations by site, in the dictionary's units
+    ys: Mapping[str, Tensor] = field(default_factory=dict)  # their reconstructions, by site written
 
 
 class Term(ABC):

@@ -1,4 +1,4 @@
-"""An interruption from the keyboard waits until a step is whole, so that the run can be saved as it stands."""
+"""Keyboard interrupts of a training run: held back until a step is whole, so that the run can be saved as it stands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from typing import Any
 
 
 class Interrupts:
-    """What SIGINT does meanwhile: it is noted down, and raised by `check`; a second one is raised at once."""
+    """Handler of SIGINT: it stores the first signal, which `check` raises, and raises a second one at once.
+
+    Attributes:
+        asked: True once a signal has come.
+        at_once: True while nothing is half done, so that a signal is raised when it comes.
+    """
 
     def __init__(self) -> None:
         self.asked = self.at_once = False
@@ -21,13 +26,13 @@ class Interrupts:
         self.asked = True
 
     def check(self) -> None:
-        """Raise what was put off."""
+        """Raise the signal that was held back."""
         if self.asked:
             raise KeyboardInterrupt
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """Let interruptions through: nothing is half done here."""
+        """Within the block, signals are raised at once: nothing is half done there."""
         self.check()
         self.at_once = True
         try:
@@ -37,8 +42,8 @@ class Interrupts:
 
 
 @contextmanager
-def put_off(on: bool = True) -> Iterator[Interrupts]:
-    """Put off interruptions while open; in other threads, and where a program has a handler of its own, nothing is."""
+def held_back(on: bool = True) -> Iterator[Interrupts]:
+    """Within the block, hold back interrupts; not in other threads, nor where the program has its own handler."""
     made = Interrupts()
     if not on or current_thread() is not main_thread() or signal.getsignal(signal.SIGINT) is not _USUAL:
         yield made

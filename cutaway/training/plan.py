@@ -1,0 +1,62 @@
+"""Plans: how long to train, how the learning rate goes, and when to log and save. Plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from cutaway.core.refuse import Refused
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Length of a training run, its learning rate, and its pace of logs and checkpoints.
+
+    Args:
+        tokens: budget, in tokens (or examples: what a step counts); the last batch may go a little over it.
+        warmup: share of the run over which the learning rate rises, at most 1000 steps.
+        decay: share of the run, at its end, over which the rate falls to zero.
+        log_every: steps between reports in the log.
+        checkpoint_every: steps between checkpoints.
+        checkpoint_seconds: time after which there is one in any case.
+    """
+
+    tokens: int
+    warmup: float = 0.01
+    decay: float = 0.2
+    log_every: int = 20
+    checkpoint_every: int = 500
+    checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        wrong = [f"{n}={v}" for n, v in self.shares().items() if not 0 <= v < 1]
+        if self.tokens < 1 or self.log_every < 1 or self.checkpoint_every < 1:
+            wrong.append(f"tokens={self.tokens}, every={self.log_every}, {self.checkpoint_every}")
+        if not self.checkpoint_seconds > 0:
+            wrong.append(f"checkpoint_seconds={self.checkpoint_seconds}")
+        if wrong:
+            raise Refused(
+                f"a plan with {', '.join(wrong)}", "numbers count from 1, shares from 0 to below 1", "change them"
+            )
+
+    def shares(self) -> dict[str, float]:
+        """Options that are shares of the run."""
+        return {"warmup": self.warmup, "decay": self.decay}
+
+    def done(self, tokens: int, seconds: float) -> float:
+        """The share of the run that is done after so many tokens and seconds; the run ends at 1."""
+        return tokens / self.tokens
+
+    def steps(self, batch: int) -> int:
+        """Steps of the whole run, with batches of so many tokens."""
+        return max(1, -(-self.tokens // batch))
+
+    def factor(self, step: int, steps: int) -> float:
+        """The learning rate at a step, as a share of the highest."""
+        rise = max(1, min(1000, round(self.warmup * steps)))
+        fall = self.decay * steps
+        return min(1.0, (step + 1) / rise, (steps - step) / fall if fall >= 1 else 1.0)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan ready for JSON."""
+        return asdict(self)
