@@ -27,7 +27,6 @@ other heads are frozen at the target's own values, and only the receiver hears o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -36,7 +35,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.address import Address
-from cutaway.core.halving import in_halves
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
@@ -44,14 +42,11 @@ from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.paired_runs import Direction, Exchange, between, difference
 from cutaway.interventions.second_metric import beside
-from cutaway.models.access import taps
-from cutaway.models.access.capture import Activations
+from cutaway.models.edits.edges import EdgePatch, precedes
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Freeze, Replace
 from cutaway.models.model import Model
-from cutaway.models.sweep.executor import Metric, sweep
-from cutaway.models.sweep.partial_forward import Clean, clean_run, restart
-from cutaway.models.sweep.plan import room
+from cutaway.models.sweep.edges import sweep_edges
 from cutaway.tasks.task import Task
 
 _FORM = "write logits, or for example q.3.1 or q.3.1@-1,mlp_in.4"
@@ -83,25 +78,6 @@ class MlpPathEffects(Result, kind="mlp_path_effects"):
     relative_interval: Float[Tensor, "layer bound"]
     clean: Float[Tensor, "prompt"]
     corrupt: Float[Tensor, "prompt"]
-
-
-@dataclass(frozen=True)
-class Paths:
-    """What a path runs in: the two runs, what is frozen in the target, and who receives (nobody: the logits)."""
-
-    model: Model
-    exchange: Exchange
-    frozen: tuple[Edit, ...]
-    receivers: tuple[Address, ...]
-
-    def reached(self, sender: Address) -> list[Address]:
-        """The receivers that read what the sender writes; the others keep the target's own values."""
-        layer, beside = sender.layer or 0, sender.site == "z" and not self.model.body.parallel
-        return [
-            a
-            for a in self.receivers
-            if a.layer is not None and (layer < a.layer or (beside and a.site == "mlp_in" and layer == a.layer))
-        ]
 
 
 @method(
@@ -142,8 +118,9 @@ def path(
     ends, site = receivers(model, receiver), "z" if senders == "heads" else "mlp_out"
     x = between(model, task.bind(model), list(dict.fromkeys(["z", site])), direction, task.corruption)
     difference(task, x.clean, x.corrupt)
-    paths = Paths(model, x, _frozen(model, x, freeze_mlps, freeze_norms), ends)
-    sending = [a for a in model.places("z.*.*" if site == "z" else site) if not ends or paths.reached(a)]
+    frozen = _frozen(model, x, freeze_mlps, freeze_norms)
+    sending = [a for a in model.places("z.*.*" if site == "z" else site)
+               if not ends or any(precedes(model.body, a, end) for end in ends)]  # fmt: skip
     if not sending:
         why = f"no {'head' if site == 'z' else 'MLP'} comes before it"
         raise Refused(f"receiver {receiver!r}", why, "choose one in a later layer")
@@ -159,7 +136,8 @@ def path(
     seeds = torch.randint(1 << 62, (samples, len(sending)), generator=generator(seed)).tolist()
     for s in range(1 + samples):
         sent = [_sent(x, a, seeds[s - 1][i] if s else None) for i, a in enumerate(sending)]
-        each[s, where[:, 0], where[:, 1]] = (_arrived(paths, sent, measure) - before).float().cpu()
+        patches = [EdgePatch(e, ends or ("logits",), frozen) for e in sent]
+        each[s, where[:, 0], where[:, 1]] = (sweep_edges(model, x.target, patches, measure) - before).float().cpu()
     return _result(each if site == "z" else each[:, :, 0], x, before[:, 1].abs().cpu(), layers, {
         "receiver": [str(a) for a in ends] or "logits",
         "frozen": ["other heads" if site == "z" else "heads", *(["MLPs"] if freeze_mlps else []),
@@ -222,39 +200,3 @@ def _frozen(model: Model, x: Exchange, mlps: bool, norms: bool) -> tuple[Edit, .
 def _sent(x: Exchange, a: Address, seed: int | None) -> Edit:
     own, other = x.own[str(a)], x.donor[str(a)]
     return Replace(a, other) if seed is None else RandomStep(a, own, other, seed)
-
-
-def _arrived(paths: Paths, sent: Sequence[Edit], measure: Metric) -> Float[Tensor, "sender prompt 2"]:
-    """What is measured when each sender is heard by the receivers only."""
-    target = paths.exchange.target
-    if not paths.receivers:
-        return sweep(paths.model, target, [[e] for e in sent], measure, base=paths.frozen)
-    layers = sorted({e.where.layer or 0 for e in sent})
-    heard: list[list[Edit]] = []
-    with paths.model.edited(), torch.no_grad():
-        clean = clean_run(paths.model, target, layers, keys=False)
-        for i in layers:
-            own = [e for e in sent if e.where.layer == i]
-            size = room(paths.model, target.ids.shape[1]) // target.ids.numel()
-            in_halves(own, size, lambda some, i=i: heard.extend(_heard(paths, some, i, clean)))
-    return sweep(paths.model, target, heard, measure)
-
-
-def _heard(paths: Paths, sent: Sequence[Edit], layer: int, clean: Clean) -> list[list[Edit]]:
-    """For each sender of one layer, the receivers' inputs in its frozen run, as edits."""
-    model, target = paths.model, paths.exchange.target
-    later = [e for e in paths.frozen if e.where.layer is None or e.where.layer >= layer]
-    ends, seen = paths.reached(sent[0].where), dict[Address, Tensor]()
-
-    def keep(place: Address) -> taps.See:
-        def see(x: Tensor) -> Tensor:
-            seen[place] = x.clone()
-            return x
-
-        return see
-
-    with taps.attached(model.body, {a.place: keep(a.place) for a in ends}):
-        restart(model, target, [[*later, e] for e in sent], layer, clean)
-    parts = [Activations({p: x[i * len(target) : (i + 1) * len(target)] for p, x in seen.items()}, target)
-             for i in range(len(sent))]  # fmt: skip
-    return [[Replace(a, part[str(a)]) for a in ends] for part in parts]

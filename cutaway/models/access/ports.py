@@ -13,6 +13,7 @@ from cutaway.core.address import Address
 from cutaway.models.access.positions import FRAME, real
 from cutaway.models.anatomy.anatomy import Anatomy
 from cutaway.models.anatomy.linear import affine, matrix
+from cutaway.models.anatomy.norms import wide
 from cutaway.models.anatomy.offload import present
 from cutaway.models.anatomy.projections import Letter, projection
 
@@ -277,7 +278,7 @@ def _scale(body: Anatomy, module: nn.Module) -> Port:
     def write(new: Tensor, x: Tensor, y: Any) -> Tensor:
         norm = body.norm(module)
         factor = (norm.scale(x) / new.reshape(x.shape[:-1])).unsqueeze(-1)
-        return (norm.bias + (y.float() - norm.bias) * factor).to(y.dtype)
+        return (norm.bias + (wide(y) - norm.bias) * factor).to(y.dtype)
 
     return Port(module, "out", read, write, derived=True)
 
