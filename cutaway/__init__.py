@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
+#: the modules of rooms without methods that enter rows in the table of subjects
+_SUBJECTS = ("cutaway.zoo.load", "cutaway.tasks.subject", "cutaway.dictionaries.opening")
 METHOD_ROOMS = ("lenses", "patching", "features")  # every room whose modules enter rows in the method table
 _ROOMS = ("models", "tasks", "streams", "zoo", "views", "dictionaries", *METHOD_ROOMS)
 _LAZY = {
@@ -51,27 +53,22 @@ def load(x: str | Path | Any, **options: Any) -> Model:
     Raises:
         Refused: no such model, a broken folder, or an architecture that cannot be read.
     """
-    from cutaway.models.loading.load import load as load_model
-    from cutaway.models.loading.provenance import loaded
-    from cutaway.zoo import find
+    from cutaway.zoo.load import load as load_model
 
-    entry = find(x) if isinstance(x, str) else None
-    if entry is None:
-        return load_model(x, **options)
-    if not entry.ready:
-        why = f"its weights are not in {entry.folder}"
-        raise Refused(f"zoo model {x!r}", why, f"train it (cutaway zoo train {x}), then load the folder of the run")
-    model = load_model(entry.folder, **{"name": entry.name, "world": entry.world(), **options})
-    model.made = loaded(model, str(x), options)
-    return model
+    return load_model(x, **options)
 
 
 def methods() -> dict[str, Method]:
-    """The method table: every analysis of the house by name, in the order of its rooms."""
+    """The method table: every analysis of the house by name, in the order of its rooms.
+
+    The subjects that the methods take are registered with it.
+    """
     from pkgutil import walk_packages
 
     from cutaway.core.method import METHODS
 
+    for name in _SUBJECTS:
+        import_module(name)
     for room in METHOD_ROOMS:
         package = import_module(f"cutaway.{room}")
         for module in walk_packages(package.__path__, f"cutaway.{room}."):

@@ -14,9 +14,10 @@ from cyclopts import App, Parameter
 import cutaway
 from cutaway.cli.output import OUT_HELP, RESULT, check_out, save
 from cutaway.cli.shell import Reply, as_data, working
-from cutaway.cli.subjects import FLAGS, load_subjects
+from cutaway.cli.subjects import parameters as flags_of
 from cutaway.core.method import Method, Option
 from cutaway.core.result import Result
+from cutaway.core.subject import open_subjects
 
 #: methods that have a command of their own beside the one in their room
 SHORT = {"patch": "patching.activation", "trace": "patching.causal_trace"}
@@ -43,12 +44,12 @@ def command(row: Method) -> Any:
     def run(*, out: Path | None = None, resume: Path | None = None, **given: Any) -> Reply:
         check_out(out)  # before the work, not after
         with working(f"{row.name} …"):
-            subjects = load_subjects(row.subjects, given)
+            subjects = open_subjects(row.subjects, given)
             with kept(resume):
                 result = row.function(*subjects, **given)
         return reply(result, out)
 
-    parameters = [f.parameter(s) for s in row.subjects for f in FLAGS[s]]
+    parameters = [p for s in row.subjects for p in flags_of(s)]
     parameters += [_parameter(o) for o in row.options]
     for name, hint in (("out", _OUT), ("resume", _RESUME)):
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))

@@ -75,10 +75,10 @@ def _as_flags(text: str) -> str:
 def _flags() -> frozenset[str]:
     """Every flag of the methods and of what they are asked about."""
     import cutaway
-    from cutaway.cli.subjects import FLAGS
+    from cutaway.cli.subjects import flag_names
 
     methods = {o.name for row in cutaway.methods().values() for o in row.options}
-    subjects = {f.name for flags in FLAGS.values() for f in flags}
+    subjects = flag_names()
     other = {"resume", "sinks", "batch", "window", "bos", "covariance", "tokens", "shard", "gate", "decoder", "format",
              "replicas"}  # fmt: skip
     return frozenset(n.replace("_", "-") for n in methods | subjects | other)

@@ -32,14 +32,12 @@ from cutaway.core.result import Result
 from cutaway.core.rung import Rung
 
 METHODS: dict[str, Method] = {}
-#: what a result's own record says of options in words that hold anywhere, such as a whole path for a relative one
-PINNED = "pinned options"
 _SIMPLE = (int, float, bool, str, Path)
 _LEAST = {"samples": 1}  # no result without its control; all other whole numbers start at 0
 
 
-class Subject(Protocol):
-    """What a method's positional arguments must offer: an identity for the record and sizes for the cost.
+class Identified(Protocol):
+    """The protocol of a method's positional arguments: an identity for the record and sizes for the cost.
 
     `made` says how it can be made again; without it the record has no command.
     """
@@ -206,7 +204,7 @@ def _record(
     row: Method, args: tuple[Any, ...], options: dict[str, Any], spent: Any, own: dict[str, Any]
 ) -> dict[str, Any]:
     subjects = dict(zip(row.subjects, args, strict=False))
-    repeated = row.repeated(subjects, options | own.get(PINNED, {}))
+    repeated = row.repeated(subjects, options)
     return {
         "method": row.name, "answers": row.answers, "paper": row.paper, "control": row.control, "rung": row.rung,
         "subjects": {n: s.identity() for n, s in subjects.items()},
@@ -214,7 +212,7 @@ def _record(
         "cost": {"declared": row.cost, "forwards": spent.forwards, "backwards": spent.backwards,
                  "seconds": round(spent.seconds, 4)},
         **({"notes": spent.events} if spent.events else {}),
-        **repeated, "versions": versions(), "machine": machine(), **{k: v for k, v in own.items() if k != PINNED},
+        **repeated, "versions": versions(), "machine": machine(), **own,
     }  # fmt: skip
 
 
@@ -246,4 +244,4 @@ def _argument_docs(function: Callable[..., Any]) -> dict[str, str]:
     return out
 
 
-__all__ = ["METHODS", "Method", "Option", "Subject", "evaluate", "method"]
+__all__ = ["METHODS", "Identified", "Method", "Option", "evaluate", "method"]

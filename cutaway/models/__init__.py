@@ -7,6 +7,7 @@ from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Ablate, Add, Freeze, Knockout, Project, Replace, Scale
 from cutaway.models.edits.rewrites import Rewrite, open_rewrites, rewritten, save_rewrites
 from cutaway.models.loading.load import load
+from cutaway.models.loading.shuffle import shuffled
 from cutaway.models.model import Model
 from cutaway.models.self_check import self_check
 from cutaway.models.tokens import Tokens, batch
@@ -33,4 +34,5 @@ __all__ = [
     "rewritten",
     "save_rewrites",
     "self_check",
+    "shuffled",
 ]

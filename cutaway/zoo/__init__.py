@@ -39,6 +39,8 @@ class Entry:
         return import_module(f"cutaway.zoo.{self.name}{part}")
 
 
+#: the model of a command that names none
+DEFAULT_MODEL = "miniworld"
 ENTRIES: dict[str, Entry] = {
     "miniworld": Entry("miniworld", "people, countries, sums, days and moods in small English; every fact is known"),
 }

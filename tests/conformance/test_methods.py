@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import cutaway as ca
 from cutaway.core.method import Method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
+from cutaway.core.subject import SUBJECTS, Subject, examples, subject
 from cutaway.models.model import Model
 from cutaway.tasks.task import Task
 from cutaway.views.spec import fields
@@ -31,28 +33,22 @@ ROWS = ca.methods()
 CHANCE, OF_MANY = "null", "interval"
 
 
-def make(name: str, kind: str) -> Any:
-    """A subject called `name` of a method (its positional argument), around one of two models."""
-    makers: dict[tuple[str, str], Callable[[], Any]] = {
-        ("model", "llama"): subjects.random_llama,
-        ("model", "miniworld"): subjects.miniworld,
-        ("dictionary", "llama"): lambda: subjects.dictionary(32),
-        ("dictionary", "miniworld"): lambda: subjects.dictionary(subjects.miniworld().shape.d_model),
-        ("task", "llama"): subjects.llama_task,
-        ("task", "miniworld"): lambda: ca.tasks.load("facts", subjects.miniworld(), 2),
-    }
-    return makers[name, kind]()
+def arguments(name: str, model: Model, task: Task, /, **others: Any) -> tuple[Any, ...]:
+    """The subjects of a method, in order: these, and an example of every other that suits them."""
+    return tuple(examples(ROWS[name].subjects, {"model": model, "task": task, **others}).values())
 
 
 @cache
 def given(name: str, kind: str) -> tuple[Any, ...]:
-    """The subjects of a method."""
-    return tuple(make(s, kind) for s in ROWS[name].subjects)
+    """The subjects of a method, around one of two models."""
+    model = subjects.random_llama() if kind == "llama" else subjects.miniworld()
+    task = subjects.llama_task() if kind == "llama" else subject("task").example({"model": model})
+    return arguments(name, model, task)
 
 
-def rest(name: str) -> tuple[Any, ...]:
-    """What a method takes beside a model and a task, for the random Llama."""
-    return tuple(make(s, "llama") for s in ROWS[name].subjects if s not in ("model", "task"))
+def batch(name: str) -> Subject:
+    """The subject of a method that is a batch of prompts."""
+    return next(row for s in ROWS[name].subjects if (row := subject(s)).split is not None)
 
 
 #: numbers of repetitions that make a call quick, for methods that have the option
@@ -63,10 +59,10 @@ QUICK = {"samples": 2, "steps": 4, "draws": 2}
 NAMED: dict[str, dict[str, Any]] = {"patching.group": {"heads": "0.0"}}
 
 
-def call(name: str, arguments: Any, **options: Any) -> Result:
+def call(name: str, asked: Any, **options: Any) -> Result:
     """One quick call of a method."""
     quick = {o.name: QUICK[o.name] for o in ROWS[name].options if o.name in QUICK}
-    return ROWS[name].function(*arguments, **{**quick, **NAMED.get(name, {}), **options})
+    return ROWS[name].function(*asked, **{**quick, **NAMED.get(name, {}), **options})
 
 
 @cache
@@ -79,9 +75,9 @@ def found(name: str, kind: str, **options: Any) -> Result:
 def watched(name: str, **options: Any) -> tuple[Result, bool]:
     """What a method finds on a Llama half in training, and whether it left the model and all chance as they were."""
     model = half_trained()
-    arguments, spy = [model if s == "model" else make(s, "llama") for s in ROWS[name].subjects], Spy(model)
+    asked, spy = arguments(name, model, subjects.llama_task()), Spy(model)
     before = spy.state()
-    return call(name, arguments, **options), spy.state() == before
+    return call(name, asked, **options), spy.state() == before
 
 
 #: calls in which an option can be used that no call with it alone can
@@ -130,8 +126,28 @@ def near(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 methods = pytest.mark.parametrize("name", list(ROWS))
+of_prompts = pytest.mark.parametrize("name", [n for n, r in ROWS.items() if any(subject(s).split for s in r.subjects)])
 kinds = pytest.mark.parametrize("kind", ["llama", "miniworld"])
 with_options = pytest.mark.parametrize(("name", "options"), [(n, o) for n, row in ROWS.items() for o in variants(row)])
+
+
+@pytest.mark.parametrize("name", list(SUBJECTS))
+def test_every_subject_has_an_example_of_its_type_that_can_be_split_and_joined(name):
+    model, row = subjects.miniworld(), SUBJECTS[name]
+    thing = examples([name], {"model": model})[name]
+    assert isinstance(thing, row.type)
+    assert thing.identity()
+    assert all(isinstance(v, int) for v in thing.sizes().values())
+    assert row.flags[0].name.startswith(name)
+    assert (row.split is None) == (row.join is None)
+    if row.split is not None:
+        assert row.join(row.split(thing)).identity()["hash"] == thing.identity()["hash"]
+
+
+@methods
+def test_subjects_are_registered_with_the_type_that_the_method_takes(name):
+    hints = get_type_hints(inspect.unwrap(ROWS[name].function))
+    assert all(subject(s).type is hints[s] for s in ROWS[name].subjects)
 
 
 @methods
@@ -202,18 +218,15 @@ def test_a_failing_call_leaves_the_model_untouched_too(name, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(type(model.hf.model.norm), "forward", failing)
         with pytest.raises((MemoryError, Refused)):
-            call(name, [model if s == "model" else make(s, "llama") for s in ROWS[name].subjects])
+            call(name, arguments(name, model, subjects.llama_task()))
     assert Spy(model).state() == before
 
 
-@methods
+@of_prompts
 def test_one_prompt_and_the_same_prompt_repeated_agree(name):
-    if "task" not in ROWS[name].subjects:
-        pytest.fail("say here what a batch of this subject is")
-    task = subjects.llama_task(1)
-    many = Task("told", task.pairs * 3, corruption=task.corruption)
-    model = subjects.random_llama()
-    one, three = (call(name, (model, t, *rest(name))) for t in (task, many))
+    row, model, task = batch(name), subjects.random_llama(), subjects.llama_task(1)
+    prompt = task if row.name == "task" else row.example({"model": model, "task": task})
+    one, three = (call(name, arguments(name, model, task, **{row.name: p})) for p in (prompt, row.join([prompt] * 3)))
     for field in settled(one, CHANCE, OF_MANY):
         t, other, axes = getattr(one, field), getattr(three, field), one.axes()[field]
         if "prompt" in axes:
@@ -221,13 +234,15 @@ def test_one_prompt_and_the_same_prompt_repeated_agree(name):
         assert near(other, t), field
 
 
-@methods
+@of_prompts
 def test_several_prompts_of_several_lengths_agree_with_each_alone(name):
     model, task = subjects.random_llama(), subjects.uneven_task()
     assert len(set(task.bind(model).clean.lengths.tolist())) == 3
     fixed = FIXED.get(name, {})
-    together = call(name, (model, task, *rest(name)), **fixed)
-    alone = [call(name, (model, Task("one", (p,)), *rest(name)), **fixed) for p in task.pairs]
+    row = batch(name)
+    prompts = task if row.name == "task" else row.example({"model": model, "task": task})
+    together = call(name, arguments(name, model, task, **{row.name: prompts}), **fixed)
+    alone = [call(name, arguments(name, model, task, **{row.name: p}), **fixed) for p in row.split(prompts)]
     axes, got = together.axes()[together.main], getattr(together, together.main)
     each = [getattr(r, r.main) for r in alone]
     if "split" in together.record:  # what it measures on some prompts it chose on others, and it says so
@@ -245,12 +260,12 @@ def test_several_prompts_of_several_lengths_agree_with_each_alone(name):
 @methods
 def test_left_and_right_padding_agree(name, monkeypatch):
     task, tokens = subjects.uneven_task(), Model.tokens
-    right = call(name, (subjects.random_llama(), task, *rest(name)))
+    right = call(name, arguments(name, subjects.random_llama(), task))
     monkeypatch.setattr(
         Model, "tokens", lambda self, prompts, side="left", bos=None: tokens(self, prompts, "left", bos)
     )
     assert task.bind(subjects.random_llama()).clean.side == "left"
-    left = call(name, (subjects.random_llama(), task, *rest(name)))
+    left = call(name, arguments(name, subjects.random_llama(), task))
     for field in settled(right, CHANCE):
         assert near(getattr(left, field), getattr(right, field)), field
     assert left.labels == right.labels
@@ -308,8 +323,8 @@ def test_declared_cost_is_an_upper_bound(name, options):
     # An axis that this result does not have counts nothing.
     sizes: dict[str, float] = {n.id: 0 for n in ast.walk(ast.parse(row.cost)) if isinstance(n, ast.Name)}
     sizes |= {n: v for n, v in result.record["options"].items() if isinstance(v, int)}
-    for subject in given(name, "llama"):
-        sizes.update(subject.sizes())
+    for thing in given(name, "llama"):
+        sizes.update(thing.sizes())
     sizes.update(result.sizes())
     forwards, backwards = row.bound(sizes)
     cost = result.record["cost"]
@@ -362,7 +377,7 @@ def encoder() -> Model:
 @methods
 def test_an_encoder_is_refused(name):
     with pytest.raises(Refused) as refusal:
-        ROWS[name].function(*(encoder() if s == "model" else make(s, "llama") for s in ROWS[name].subjects))
+        ROWS[name].function(*arguments(name, encoder(), subjects.llama_task()))
     assert refusal.value.instead
 
 

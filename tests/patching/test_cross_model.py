@@ -9,8 +9,8 @@ import transformers as tf
 import cutaway as ca
 from cutaway.core.refuse import Refused
 from cutaway.models.edits.library import Replace
+from cutaway.models.loading.shuffle import shuffled
 from cutaway.patching import CrossPositions, cross_model
-from cutaway.patching.cross_model import _shuffled
 from tests.conformance.subjects import config, llama_task, miniworld, random_llama, tokenizer, uneven_task
 
 
@@ -38,7 +38,7 @@ def test_heads_equal_the_definition(other, task):
     bound = task.bind(model)
     given, clean = giver.capture(bound.clean, "z"), bound.metric(model.run_last(bound.clean))
     gap = (bound.metric(giver.run_last(bound.clean)) - clean).mean()
-    result = cross_model(model, task, other=other, samples=1)
+    result = cross_model(model, ca.load(other), task, samples=1)
     for layer in range(2):
         for head in range(4):
             name = f"z.{layer}.{head}"
@@ -51,7 +51,7 @@ def test_heads_equal_the_definition(other, task):
 def test_the_last_stream_is_read_by_this_models_head(other):
     model, giver, task = llama(), random_llama(seed=1), llama_task()
     bound = task.bind(model)
-    result = cross_model(model, task, other=other, site="resid_post", samples=1)
+    result = cross_model(model, ca.load(other), task, site="resid_post", samples=1)
     assert isinstance(result, CrossPositions)
     stream = giver.capture(bound.clean, "resid_post.1")["resid_post.1"][:, -1]
     with torch.no_grad():
@@ -69,7 +69,7 @@ def test_a_change_planted_in_one_head_is_found_there(tmp_path):
     with torch.no_grad():  # head 3.1 of the other checkpoint sees no values any more
         hf.model.layers[3].self_attn.v_proj.weight[head * width : (head + 1) * width] = 0
     folder = saved(hf, tmp_path / "fine-tuned", model.tokenizer)
-    result = cross_model(model, task, other=folder, samples=2)
+    result = cross_model(model, ca.load(folder), task, samples=2)
     assert float((result.other - result.own).mean()) < 0
     assert result.recovered[3, 1] == pytest.approx(1.0, abs=1e-3)  # this head alone makes all of the difference
     elsewhere = result.effect.clone()
@@ -82,31 +82,31 @@ def test_a_change_planted_in_one_head_is_found_there(tmp_path):
 def test_the_shuffled_copy_keeps_every_entry_and_the_model():
     model = llama()
     before = model.fingerprint()
-    copy = _shuffled(model)
+    copy = shuffled(model)
     assert model.fingerprint() == before == random_llama().fingerprint()
     for a, b in zip(model.hf.parameters(), copy.hf.parameters(), strict=True):
         assert torch.equal(a.flatten().sort().values, b.flatten().sort().values)
         assert a.data_ptr() != b.data_ptr()
-    assert copy.fingerprint() == _shuffled(model).fingerprint() != before
+    assert copy.fingerprint() == shuffled(model).fingerprint() != before
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path, other):
     model, task = llama(), llama_task()
     with pytest.raises(Refused, match="weights are the same"):
-        cross_model(model, task, other=saved(model.hf, tmp_path / "same"))
+        cross_model(model, ca.load(saved(model.hf, tmp_path / "same")), task)
     deeper = tf.LlamaForCausalLM(config(num_hidden_layers=3)).eval()
     with pytest.raises(Refused, match="same architecture"):
-        cross_model(model, task, other=saved(deeper, tmp_path / "deeper"))
+        cross_model(model, ca.load(saved(deeper, tmp_path / "deeper")), task)
     changed = tf.AutoTokenizer.from_pretrained(other)
     changed.add_tokens(["Nora"])
     with pytest.raises(Refused, match="tokenizers differ"):
-        cross_model(model, task, other=saved(random_llama(seed=1).hf, tmp_path / "renamed", changed))
-    with pytest.raises(Refused, match="no such zoo model"):
-        cross_model(model, task, other="nowhere")
+        cross_model(model, ca.load(saved(random_llama(seed=1).hf, tmp_path / "renamed", changed)), task)
+    with pytest.raises(Refused, match="float64 on cpu"):
+        cross_model(model, ca.load(other, dtype="float64"), task)
     with pytest.raises(Refused, match="site"):
-        cross_model(model, task, other=other, site="mlp_post")
+        cross_model(model, ca.load(other), task, site="mlp_post")
     idle = random_llama().hf
     with torch.no_grad():
         idle.model.embed_tokens.weight[1] += 1  # a token that no prompt has
     with pytest.raises(Refused, match="metric differs by"):
-        cross_model(model, task, other=saved(idle, tmp_path / "idle"))
+        cross_model(model, ca.load(saved(idle, tmp_path / "idle")), task)

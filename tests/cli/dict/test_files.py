@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 from torch.nn.functional import normalize
 
 from cutaway.cli import app
-from cutaway.cli.dict.files import opened, valued
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
 from cutaway.dictionaries import autoencoder, formats
 from cutaway.dictionaries.gates import Relu, TopK
+from cutaway.dictionaries.opening import opened, valued
 
 
 def run(capsys, line: str) -> tuple[int, str, str]:

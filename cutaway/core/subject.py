@@ -1,0 +1,100 @@
+"""Subjects: what a method may be about, one row each, from which commands, forms and the conformance suite derive.
+
+    register(Subject("task", Task, (Flag("task", str, REQUIRED, "name, file or sentence"),), open_task, example_task))
+
+A method names its subjects by its positional arguments: `def activation(model: Model, task: Task, /, …)`. A room that
+brings a subject of its own registers it beside the methods that take it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cutaway.core.refuse import Refused, nearest
+
+#: the default of a flag that has none and must be given
+REQUIRED: Any = ...
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One flag of a subject, as every command that takes the subject offers it."""
+
+    name: str
+    type: Any
+    default: Any
+    help: str
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One row: a kind of thing that methods are about.
+
+    Attributes:
+        name: the name of the positional argument in a method.
+        type: class of the things that a method is given.
+        flags: what a command line must say to mean one thing; the first bears the subject's name.
+        open: opens the thing that the flags mean, given the values of the flags and the subjects opened before it.
+        example: builds a small thing that suits the subjects opened before it, for the conformance suite.
+        split: separates a batch of prompts into things of one prompt each; None if the subject is no batch.
+        join: makes one batch of several; None if the subject is no batch.
+    """
+
+    name: str
+    type: type
+    flags: tuple[Flag, ...]
+    open: Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
+    example: Callable[[Mapping[str, Any]], Any]
+    split: Callable[[Any], list[Any]] | None = None
+    join: Callable[[Sequence[Any]], Any] | None = None
+
+
+SUBJECTS: dict[str, Subject] = {}
+
+
+def register(row: Subject) -> Subject:
+    """Enter a subject in the table.
+
+    Raises:
+        Refused: another subject has this name or offers one of these flags.
+    """
+    taken = {f.name: s.name for s in SUBJECTS.values() for f in s.flags} | {name: name for name in SUBJECTS}
+    for name in (row.name, *(f.name for f in row.flags)):
+        if name in taken:
+            raise Refused(f"subject {row.name!r}", f"the subject {taken[name]!r} has {name!r} already", "rename it")
+    SUBJECTS[row.name] = row
+    return row
+
+
+def subject(name: str) -> Subject:
+    """Return the row called `name`.
+
+    Raises:
+        Refused: no subject has that name.
+    """
+    if name not in SUBJECTS:
+        near = nearest(name, SUBJECTS)
+        why = "no subject has that name" + (f"; near: {near}" if near else "")
+        raise Refused(f"subject {name!r}", why, f"use one of {', '.join(SUBJECTS)}, or register your own")
+    return SUBJECTS[name]
+
+
+def open_subjects(names: Sequence[str], given: dict[str, Any]) -> list[Any]:
+    """Open the subjects of a method, in order, from all flags together; removes their flags from `given`."""
+    opened: dict[str, Any] = {}
+    for name in names:
+        row = subject(name)
+        flags = {f.name: given.pop(f.name, f.default) for f in row.flags}
+        opened[name] = row.open(flags, opened)
+    return list(opened.values())
+
+
+def examples(names: Sequence[str], given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Build an example of every subject named, each to suit those before it; those `given` stay as they are."""
+    built = dict(given or {})
+    for name in names:
+        if name not in built:
+            built[name] = subject(name).example(built)
+    return {name: built[name] for name in names}
