@@ -15,7 +15,7 @@ from tests.meta.tree import calls, sources
 PYTHON = re.compile(r"[a-z_]\([a-z….)]|\bca\.|(?<![\w?&=/.-])[a-z]\w*=(?![=X])|\bmodel\.|\btask\.[a-z]")
 #: modules whose refusals no command line reaches: what they ask about is made in Python only
 IN_PYTHON = (
-    "cutaway/core/result.py", "cutaway/core/stats.py", "cutaway/dictionaries/dictionary.py",
+    "cutaway/core/result.py", "cutaway/core/stats.py", "cutaway/core/graph.py", "cutaway/dictionaries/dictionary.py",
     "cutaway/dictionaries/transforms.py", "cutaway/dictionaries/gates.py", "cutaway/dictionaries/norms.py",
     "cutaway/dictionaries/validate.py", "cutaway/dictionaries/splice.py", "cutaway/dictionaries/training/mesh.py",
     "cutaway/models/edits/library.py", "cutaway/models/generate.py", "cutaway/models/loading/wrappers.py",
@@ -23,7 +23,7 @@ IN_PYTHON = (
     "cutaway/streams/shards.py", "cutaway/dictionaries/evaluation/evidence.py",
 )  # fmt: skip
 #: names of fields in files that commands read, and of choices that formats leave open (`--choice name=value`)
-FIELDS = ("cutaway/dictionaries/formats/", "cutaway/dictionaries/training/recipe.py", "cutaway/cli/dict/files.py",
+FIELDS = ("cutaway/dictionaries/formats/", "cutaway/dictionaries/training/recipe.py", "cutaway/dictionaries/opening.py",
           "cutaway/cli/dict/source.py", "cutaway/models/loading/sources.py")  # fmt: skip
 
 
