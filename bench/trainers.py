@@ -84,7 +84,9 @@ def cutaway(job: Job, first: Any, select: Any = "float32") -> Trainer:
     from cutaway.dictionaries.training.update import DictionaryUpdate
     from cutaway.training import Loop
 
-    gating = {"relu": train.Relu(), "jumprelu": train.JumpRelu(), "topk": train.TopK(job.k)}[job.gate.split()[-1]]
+    gating = {"relu": train.TrainRelu(), "jumprelu": train.TrainJumpRelu(), "topk": train.TrainTopK(job.k)}[
+        job.gate.split()[-1]
+    ]
     layers = LAYERS if job.gate.startswith("clt") else 1
     reads, writes = ([f"{site}.{i}" for i in range(layers)] for site in ("resid_mid", "mlp_out"))
     rate = job.rate or 2e-4

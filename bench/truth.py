@@ -48,19 +48,19 @@ def main() -> int:
 
 def recipes(seed: int) -> dict[str, Any]:
     """The architectures that the training loop has. Penalties are those that reach the L0."""
+    from cutaway.dictionaries import objectives as ob
     from cutaway.dictionaries import training as tr
-    from cutaway.dictionaries.training import objectives as ob
 
     given = {"rate": RATE, "seed": seed}
     nested = (ob.AuxK(), ob.Matryoshka((8, 32, 96)))
     jump = (ob.Tanh(JUMP), ob.PreActivation(3e-3))
     return {
-        "BatchTopK": tr.autoencoder(SITE, LATENTS, tr.BatchTopK(K), **given),
-        "Matryoshka": tr.autoencoder(SITE, LATENTS, tr.BatchTopK(K), nested, **given),
-        "JumpReLU": tr.autoencoder(SITE, LATENTS, tr.JumpRelu(0.1, 2.0, True), jump, **given),
-        "ReLU L1": tr.autoencoder(SITE, LATENTS, tr.Relu(), (ob.L1(L1),), **given),
-        "TopK": tr.autoencoder(SITE, LATENTS, tr.TopK(K), **given),
-        "matching pursuit": tr.autoencoder(SITE, LATENTS, tr.MatchingPursuit(K), **given),
+        "BatchTopK": tr.autoencoder(SITE, LATENTS, tr.TrainBatchTopK(K), **given),
+        "Matryoshka": tr.autoencoder(SITE, LATENTS, tr.TrainBatchTopK(K), nested, **given),
+        "JumpReLU": tr.autoencoder(SITE, LATENTS, tr.TrainJumpRelu(0.1, 2.0, True), jump, **given),
+        "ReLU L1": tr.autoencoder(SITE, LATENTS, tr.TrainRelu(), (ob.L1(L1),), **given),
+        "TopK": tr.autoencoder(SITE, LATENTS, tr.TrainTopK(K), **given),
+        "matching pursuit": tr.autoencoder(SITE, LATENTS, tr.TrainMatchingPursuit(K), **given),
     }
 
 

@@ -31,7 +31,7 @@ _LAZY = {
     "set_latents": ("splice", "set_latents"),
     "together": ("transforms", "together"),
 }
-_PACKAGES = ("benchmarks", "evaluation", "formats", "training")
+_PACKAGES = ("benchmarks", "evaluation", "formats", "gates", "objectives", "training")
 
 __all__ = [
     "Block", "Dictionary", "SparseCode", "Splice", "ablate_latents", "add_to_latents", "autoencoder", "l0_check",

@@ -28,7 +28,7 @@ from cutaway.core.record import hash_tensors, hash_text
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.repeat import Made
 from cutaway.dictionaries.code import SparseCode, below, beside
-from cutaway.dictionaries.gates import AnyGate, MatchingPursuit, moved
+from cutaway.dictionaries.gates.gate import EncoderGate, Gate, GreedyGate, moved
 from cutaway.dictionaries.norms import Measured, Norm
 
 Acts = Tensor | Mapping[str, Tensor]
@@ -63,7 +63,7 @@ class Dictionary:
     decoder: tuple[dict[str, Tensor], ...]
     b_enc: tuple[Tensor, ...]
     b_dec: dict[str, Tensor]
-    gates: tuple[AnyGate, ...]
+    gates: tuple[Gate, ...]
     skip: dict[tuple[str, str], Tensor] = field(default_factory=dict)
     subtract_b_dec: bool = False
     norm_aware: bool = False
@@ -101,7 +101,7 @@ class Dictionary:
         return tuple(accumulate((b.n_latents for b in self.blocks), initial=0))
 
     @property
-    def gate(self) -> AnyGate:
+    def gate(self) -> Gate:
         """The gate of a dictionary of one block.
 
         Raises:
@@ -164,8 +164,8 @@ class Dictionary:
 
     def pre_activations(self, block: int, acts: Acts) -> Float[Tensor, "token latent"]:
         """What the gate of one block is given: π, or π n where gating is norm-aware."""
-        if isinstance(self.gates[block], MatchingPursuit):
-            raise Refused("pre-activations", "matching pursuit has none", "use encode")
+        if self.gates[block].greedy:
+            raise Refused("pre-activations", f"{type(self.gates[block]).__name__} has none", "use encode")
         return self._pre(block, self.read(acts, self.blocks[block].reads))
 
     def decode(self, code: SparseCode, acts: Acts | None = None) -> Any:
@@ -296,10 +296,11 @@ class Dictionary:
 
     def _chunk(self, b: int, reads: Mapping[str, Read]) -> SparseCode:
         gate = self.gates[b]
-        if isinstance(gate, MatchingPursuit):
+        if isinstance(gate, GreedyGate):
             site = self.blocks[b].reads[0]
             x = reads[site].x - self.b_dec[site].to(self._wide) if self.subtract_b_dec else reads[site].x
             return gate.pursue(x, self.decoder[b][site].to(self._wide))
+        assert isinstance(gate, EncoderGate)
         code = gate.apply(self._pre(b, reads))
         return code if not self.norm_aware else code.scaled(self._norms(b).reciprocal().nan_to_num(posinf=0.0))
 

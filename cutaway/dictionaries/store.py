@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -14,7 +14,8 @@ from torch import Tensor
 from cutaway.core.files import LARGE, held, read_tensors, reading, write_tensors
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Block, Dictionary
-from cutaway.dictionaries.gates import GATES, gate_of, numbers_of, tensors_of
+from cutaway.dictionaries.gates import gate_of, row_of
+from cutaway.dictionaries.gates.gate import numbers_of, tensors_of
 from cutaway.dictionaries.norms import NORMS, Norm
 
 KIND, VERSION = "dictionary", 1
@@ -80,7 +81,7 @@ def _made(tensors: dict[str, Tensor], header: dict[str, Any]) -> Dictionary:
     """
     written = [_block(b) for b in held(header, "blocks", list)]
     blocks = tuple(Block(n, tuple(reads), tuple(writes)) for n, reads, writes in written)
-    gates = held(header, "gates", list)
+    gates = [_typed(row_of(held(g, "kind", str)).frozen, g) for g in held(header, "gates", list)]
     if len(gates) != len(blocks):
         raise ValueError(f"there are {len(blocks)} blocks and {len(gates)} gates")
     return Dictionary(
@@ -89,7 +90,7 @@ def _made(tensors: dict[str, Tensor], header: dict[str, Any]) -> Dictionary:
         tuple(_under(tensors, f"decoder.{b}.", block.writes) for b, block in enumerate(blocks)),
         tuple(tensors[f"b_enc.{b}"] for b in range(len(blocks))),
         _under(tensors, "b_dec."),
-        tuple(gate_of(_typed(GATES, g), _under(tensors, f"gate.{b}.")) for b, g in enumerate(gates)),
+        tuple(gate_of(g, _under(tensors, f"gate.{b}.")) for b, g in enumerate(gates)),
         {(r, w): tensors[f"skip.{r}>{w}"] for r, w in held(header, "skip", list)},
         held(header, "subtract_b_dec", bool), held(header, "norm_aware", bool),
         _norms(tensors, header, "reading"), _norms(tensors, header, "writing"), held(header, "about", dict),
@@ -103,17 +104,17 @@ def _block(b: Any) -> tuple[int, list[str], list[str]]:
     return held(b, "n_latents", int), reads, writes
 
 
-def _typed(kinds: Mapping[str, Any], numbers: Any) -> dict[str, Any]:
+def _typed(kind: type, numbers: dict[str, Any]) -> dict[str, Any]:
     """The numbers of a gate or a normalisation, each of the type that its class says."""
-    hints = get_type_hints(kinds[kind]) if (kind := held(numbers, "kind", str)) in kinds else {}
+    hints = get_type_hints(kind)
     for name, value in numbers.items():
         allowed = [get_origin(k) or k for k in get_args(hints.get(name)) or [hints.get(name)]]
         allowed += [int] if float in allowed else []
         plain = tuple(k for k in allowed if isinstance(k, type))
         if plain and (not isinstance(value, plain) or (isinstance(value, bool) and bool not in plain)):
-            raise ValueError(f"{name!r} of {kind} is {value!r:.60}")
+            raise ValueError(f"{name!r} of {kind.__name__} is {value!r:.60}")
         if (isinstance(value, float) and not math.isfinite(value)) or (isinstance(value, int) and abs(value) >= LARGE):
-            raise ValueError(f"{name!r} of {kind} is {value}")
+            raise ValueError(f"{name!r} of {kind.__name__} is {value}")
     return numbers
 
 
@@ -136,6 +137,6 @@ def _norms(tensors: dict[str, Tensor], header: dict[str, Any], name: str) -> dic
     for site, numbers in held(header, name, dict).items():
         if held(numbers, "kind", str) not in NORMS:
             raise Refused(f"normalisation {numbers['kind']!r}", "none has that name", f"use one of {', '.join(NORMS)}")
-        numbers_only = {k: v for k, v in _typed(NORMS, numbers).items() if k != "kind"}
+        numbers_only = {k: v for k, v in _typed(NORMS[numbers["kind"]], numbers).items() if k != "kind"}
         out[site] = NORMS[numbers["kind"]](**numbers_only, **_under(tensors, f"{name}.{site}."))
     return out

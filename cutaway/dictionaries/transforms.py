@@ -11,13 +11,13 @@ from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Block, Dictionary, decoder_norms
-from cutaway.dictionaries.gates import AnyGate, BatchTopK, JumpRelu, MatchingPursuit
+from cutaway.dictionaries.gates.gate import Gate
 from cutaway.dictionaries.norms import FixedNorm, Norm, same
 
 
 def one_block(
     reads: Mapping[str, Tensor], writes: Mapping[str, Tensor], b_enc: Tensor, b_dec: Mapping[str, Tensor],
-    gate: AnyGate, **settings: Any,
+    gate: Gate, **settings: Any,
 ) -> Dictionary:  # fmt: skip
     """A dictionary of one block from its encoder and decoder by site (rows are latents).
 
@@ -29,7 +29,7 @@ def one_block(
 
 
 def autoencoder(
-    site: str, encoder: Tensor, decoder: Tensor, b_enc: Tensor, b_dec: Tensor, gate: AnyGate, **settings: Any
+    site: str, encoder: Tensor, decoder: Tensor, b_enc: Tensor, b_dec: Tensor, gate: Gate, **settings: Any
 ) -> Dictionary:
     """A sparse autoencoder of one site; weights are [latent, width]."""
     return one_block({site: encoder}, {site: decoder}, b_enc, {site: b_dec}, gate, **settings)
@@ -64,7 +64,7 @@ def together(dictionaries: Sequence[Dictionary]) -> Dictionary:
     )
 
 
-def converted(d: Dictionary, tensor: Callable[[Tensor], Tensor], gate: Callable[[AnyGate], AnyGate]) -> Dictionary:
+def converted(d: Dictionary, tensor: Callable[[Tensor], Tensor], gate: Callable[[Gate], Gate]) -> Dictionary:
     """The dictionary with every tensor passed through one function, and every gate through another."""
 
     def norm(n: Norm) -> Norm:
@@ -87,10 +87,10 @@ def converted(d: Dictionary, tensor: Callable[[Tensor], Tensor], gate: Callable[
 def folded(d: Dictionary) -> Dictionary:
     """The same map with fixed normalisations and norm-aware gating moved into the weights.
 
-    Matching pursuit keeps its normalisation: its steps would be others in another scale.
+    A greedy gate keeps its normalisation: its steps would be others in another scale.
     """
     d = _unit_norms(d) if d.norm_aware else d
-    greedy = {s for b, g in zip(d.blocks, d.gates, strict=True) if isinstance(g, MatchingPursuit) for s in b.reads}
+    greedy = {s for b, g in zip(d.blocks, d.gates, strict=True) if g.greedy for s in b.reads}
     ins = {s: n for s, n in d.reading.items() if isinstance(n, FixedNorm) and s not in greedy}
     outs = {s: n for s, n in d.writing.items() if isinstance(n, FixedNorm) and s not in greedy}
     if not ins and not outs:
@@ -133,7 +133,7 @@ def subtracting(d: Dictionary, subtract: bool) -> Dictionary:
     """
     if d.subtract_b_dec == subtract:
         return d
-    if any(isinstance(g, MatchingPursuit) for g in d.gates) or not set(d.reads) <= set(d.b_dec):
+    if any(g.greedy for g in d.gates) or not set(d.reads) <= set(d.b_dec):
         raise Refused(f"{d!r}", "b_dec is part of how it reads, or of another site", f"subtract_b_dec={not subtract}")
     sign = 1 if subtract else -1
     moved = [b + sign * sum(w @ d.b_dec[s] for s, w in ws.items()) for ws, b in zip(d.encoder, d.b_enc, strict=True)]
@@ -141,15 +141,10 @@ def subtracting(d: Dictionary, subtract: bool) -> Dictionary:
 
 
 def jumping(d: Dictionary) -> Dictionary:
-    """The same map with the threshold of each BatchTopK that has one written for every latent: as a JumpRelu."""
-
-    def gate(g: AnyGate, n: int) -> AnyGate:
-        if not isinstance(g, BatchTopK) or g.threshold is None:
-            return g
-        wide = torch.promote_types(d.dtype, torch.float32)
-        return JumpRelu(torch.full((n,), g.threshold, dtype=wide, device=d.device))
-
-    return replace(d, gates=tuple(gate(g, b.n_latents) for g, b in zip(d.gates, d.blocks, strict=True)))
+    """Return the same map with every single threshold as one per latent, for formats that know JumpReLUs."""
+    wide = torch.promote_types(d.dtype, torch.float32)
+    gates = (g.per_latent(b.n_latents, wide, d.device) for g, b in zip(d.gates, d.blocks, strict=True))
+    return replace(d, gates=tuple(gates))
 
 
 def _unit_norms(d: Dictionary) -> Dictionary:

@@ -7,7 +7,7 @@ from torch import Tensor
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary, measured_at
-from cutaway.dictionaries.gates import Gated, MatchingPursuit, tensors_of
+from cutaway.dictionaries.gates.gate import tensors_of
 
 
 def check(d: Dictionary) -> None:
@@ -52,7 +52,7 @@ def same_kind(d: Dictionary, site: str) -> bool:
 
 def _block(d: Dictionary, b: int) -> None:
     block, gate = d.blocks[b], d.gates[b]
-    n, greedy = block.n_latents, isinstance(gate, MatchingPursuit)
+    n, greedy = block.n_latents, gate.greedy
     if not block.reads or not block.writes:
         raise Refused(f"block {b}", "it reads or writes nothing", "name at least one site of each")
     if set(d.encoder[b]) != (set() if greedy else set(block.reads)):
@@ -67,8 +67,8 @@ def _block(d: Dictionary, b: int) -> None:
     for name, t in tensors_of(gate).items():
         _shape(f"{name} of block {b}", t, (n,))
     if greedy and block.reads != block.writes:
-        raise Refused(f"block {b}", "matching pursuit reads what it writes", "use another gate")
-    if d.norm_aware and (greedy or isinstance(gate, Gated)):
+        raise Refused(f"block {b}", "a greedy gate reads what it writes", "use another gate")
+    if d.norm_aware and not gate.norm_aware:
         raise Refused(f"block {b}", f"norm-aware gating is not defined for {type(gate).__name__}", "norm_aware=False")
     if d.subtract_b_dec and not set(block.reads) <= set(d.b_dec):
         why = f"b_dec would be subtracted from {', '.join(block.reads)}, which it does not belong to"

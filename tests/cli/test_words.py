@@ -16,7 +16,8 @@ PYTHON = re.compile(r"[a-z_]\([a-z….)]|\bca\.|(?<![\w?&=/.-])[a-z]\w*=(?![=X])
 #: modules whose refusals no command line reaches: what they ask about is made in Python only
 IN_PYTHON = (
     "cutaway/core/result.py", "cutaway/core/stats.py", "cutaway/core/graph.py", "cutaway/dictionaries/dictionary.py",
-    "cutaway/dictionaries/transforms.py", "cutaway/dictionaries/gates.py", "cutaway/dictionaries/norms.py",
+    "cutaway/dictionaries/transforms.py", "cutaway/dictionaries/gates/gate.py", "cutaway/dictionaries/norms.py",
+    "cutaway/dictionaries/gates/groupmax.py", "cutaway/dictionaries/gates/matching_pursuit.py",
     "cutaway/dictionaries/validate.py", "cutaway/dictionaries/splice.py", "cutaway/dictionaries/training/mesh.py",
     "cutaway/models/edits/library.py", "cutaway/models/generate.py", "cutaway/models/loading/wrappers.py",
     "cutaway/models/access/capture.py",

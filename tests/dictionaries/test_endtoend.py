@@ -5,9 +5,8 @@ import torch
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries import Splice
+from cutaway.dictionaries import Splice, objectives
 from cutaway.dictionaries import training as train
-from cutaway.dictionaries.training import objectives
 from cutaway.dictionaries.training.endtoend import Divergence, Whole
 from cutaway.models.edits.library import Replace
 
@@ -64,8 +63,8 @@ def test_its_gradient_is_the_slope(model, ids):
 def test_a_dictionary_trained_end_to_end_disturbs_the_model_less(model, ids):
     term = objectives.Spliced(Divergence(model), weight=300.0)
     plan = train.Plan(tokens=4 * 16 * 24, select="float32", products="plain")
-    recipes = [train.autoencoder(A, 96, train.TopK(4), t, rate=1e-2) for t in ((), (term,))]
-    recipes.append(train.autoencoder(A, 96, train.TopK(4), (term,), rate=1e-2, squared=0.0))
+    recipes = [train.autoencoder(A, 96, train.TrainTopK(4), t, rate=1e-2) for t in ((), (term,))]
+    recipes.append(train.autoencoder(A, 96, train.TrainTopK(4), (term,), rate=1e-2, squared=0.0))
     plain, spliced, pure = train.train(source(model, ids), recipes, plan)
     batch = next(source(model, ids))
 

@@ -17,10 +17,10 @@ import torch.distributed as dist
 from cutaway.cli import main
 from cutaway.core.files import read_tensors, write_tensors
 from cutaway.core.refuse import Refused
+from cutaway.dictionaries import objectives as ob
 from cutaway.dictionaries import training as tr
 from cutaway.dictionaries.gates import BatchTopK
 from cutaway.dictionaries.store import described
-from cutaway.dictionaries.training import objectives as ob
 from cutaway.dictionaries.training import sharded
 from cutaway.dictionaries.training.learner import Learner, Moments
 from cutaway.dictionaries.training.mesh import Shards, mesh
@@ -33,17 +33,21 @@ D, F, TOKENS = 16, 63, 96  # shards of 32 and 31 latents
 NEAR = {"rtol": 5e-7, "atol": 5e-7}
 
 RECIPES = {
-    "topk": tr.autoencoder(A, F, tr.TopK(3), (ob.AuxK(k=4, after=150, weight=1.0),), rate=1e-2),
-    "batchtopk": tr.autoencoder(A, F, tr.BatchTopK(3), (ob.AuxK(k=50, after=150),), decoder="norm_aware", rate=1e-2),
-    "nested": tr.autoencoder(A, F, tr.BatchTopK(3), (ob.Matryoshka((8, 40)),), rate=1e-2),
-    "multi": tr.autoencoder(A, F, tr.TopK(3, 9), rate=1e-2),
-    "abs": tr.autoencoder(A, F, tr.AbsTopK(3), rate=1e-2),
-    "groups": tr.autoencoder(A, 64, tr.GroupMax(8), rate=1e-2),
-    "relu": tr.autoencoder(A, F, tr.Relu(), (ob.L1(0.4), ob.Frequency(0.1)), rate=1e-2),
-    "jump": tr.autoencoder(A, F, tr.JumpRelu(0.1, 0.4), (ob.L0Target(0.1, 3.0), ob.PreActivation(1e-2)), rate=1e-2),
-    "rare jump": tr.autoencoder(A, F, tr.JumpRelu(0.6, 0.4), (ob.L0(0.1), ob.Tanh(0.1)), rate=1e-2),
-    "gated": tr.autoencoder(A, F, tr.Gated(), (ob.OpenGate(0.4),), rate=1e-2),
-    "across layers": tr.cross_layer([A, B], [C, Z], F, tr.TopK(3), skip=True, rate=1e-2),
+    "topk": tr.autoencoder(A, F, tr.TrainTopK(3), (ob.AuxK(k=4, after=150, weight=1.0),), rate=1e-2),
+    "batchtopk": tr.autoencoder(
+        A, F, tr.TrainBatchTopK(3), (ob.AuxK(k=50, after=150),), decoder="norm_aware", rate=1e-2
+    ),
+    "nested": tr.autoencoder(A, F, tr.TrainBatchTopK(3), (ob.Matryoshka((8, 40)),), rate=1e-2),
+    "multi": tr.autoencoder(A, F, tr.TrainTopK(3, 9), rate=1e-2),
+    "abs": tr.autoencoder(A, F, tr.TrainAbsTopK(3), rate=1e-2),
+    "groups": tr.autoencoder(A, 64, tr.TrainGroupMax(8), rate=1e-2),
+    "relu": tr.autoencoder(A, F, tr.TrainRelu(), (ob.L1(0.4), ob.Frequency(0.1)), rate=1e-2),
+    "jump": tr.autoencoder(
+        A, F, tr.TrainJumpRelu(0.1, 0.4), (ob.L0Target(0.1, 3.0), ob.PreActivation(1e-2)), rate=1e-2
+    ),
+    "rare jump": tr.autoencoder(A, F, tr.TrainJumpRelu(0.6, 0.4), (ob.L0(0.1), ob.Tanh(0.1)), rate=1e-2),
+    "gated": tr.autoencoder(A, F, tr.TrainGated(), (ob.OpenGate(0.4),), rate=1e-2),
+    "across layers": tr.cross_layer([A, B], [C, Z], F, tr.TrainTopK(3), skip=True, rate=1e-2),
 }
 OVER_TOKENS = ("topk", "batchtopk", "relu", "jump")
 #: imported once for all processes
@@ -187,9 +191,9 @@ def equals(shards):
 
 def refusals(tokens, latents):
     for shards, recipe in (
-        (latents, tr.autoencoder(A, 9, tr.TopK(5))),
-        (latents, tr.autoencoder(A, 15, tr.GroupMax(5))),
-        (tokens, tr.autoencoder(A, F, tr.TopK(3), (ob.Spliced(lambda outs, batch: outs[A].sum()),))),
+        (latents, tr.autoencoder(A, 9, tr.TrainTopK(5))),
+        (latents, tr.autoencoder(A, 15, tr.TrainGroupMax(5))),
+        (tokens, tr.autoencoder(A, F, tr.TrainTopK(3), (ob.Spliced(lambda outs, batch: outs[A].sum()),))),
     ):
         try:
             sharded.ShardedLearner(recipe, moments(), shards)

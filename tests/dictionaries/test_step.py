@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from cutaway.dictionaries.training import gating as gt
-from cutaway.dictionaries.training import objectives as ob
+from cutaway.dictionaries import gates as gt
+from cutaway.dictionaries import objectives as ob
 from cutaway.dictionaries.training import recipe as rc
 from cutaway.dictionaries.training.learner import Learner, Moments
 
@@ -51,7 +51,7 @@ def oracle(made, acts, done):
         be = w.get(f"b_enc.{b}", torch.zeros(len(we), dtype=torch.double))
         pi = (x - p) @ we.T + be
         norm = wd.norm(dim=1)
-        if isinstance(r.gating, gt.MatchingPursuit):
+        if isinstance(r.gating, gt.TrainMatchingPursuit):
             f, extra = greedy(x - p, wd, r.gating.k), {}
         else:
             f, extra = dense_gate(r, w, b, pi, norm.detach() if r.decoder == "norm_aware" else 1.0)
@@ -104,29 +104,29 @@ def dense_gate(r, w, b, pi, scale):
     g = r.gating
     ranked = pi * scale
     match g:
-        case gt.TopK():
+        case gt.TrainTopK():
 
             def top(k):
                 return pi.relu() * torch.zeros_like(pi).scatter(1, ranked.topk(k).indices, 1.0)
 
             return top(g.k), {"wide": top(g.wide)} if g.wide else {}
-        case gt.BatchTopK():
+        case gt.TrainBatchTopK():
             least = ranked.relu().reshape(-1).topk(g.k * len(pi)).values[-1]
             return pi.relu() * (ranked >= least), {}
-        case gt.AbsTopK():
+        case gt.TrainAbsTopK():
             return pi * torch.zeros_like(pi).scatter(1, pi.abs().topk(g.k).indices, 1.0), {}
-        case gt.GroupMax():
+        case gt.TrainGroupMax():
             groups = pi.unflatten(1, (g.k, -1))
             return (groups.relu() * (groups == groups.amax(-1, keepdim=True))).flatten(1), {}
-        case gt.Relu():
+        case gt.TrainRelu():
             return pi.relu(), {}
-        case gt.JumpRelu():
+        case gt.TrainJumpRelu():
             theta = w[f"gate.{b}.log_threshold"].exp()
             step = Rectangle.apply(pi, theta, g.width, g.to_input)
             # the value π · step: the step's estimate stands at θ, not at π
             value = pi * (pi > theta) + (theta.detach() * (step - step.detach()))
             return value, {"step": step, "theta": theta}
-        case gt.Gated():
+        case gt.TrainGated():
             r_, gate, mag = (w[f"gate.{b}.{n}"] for n in ("r_mag", "b_gate", "b_mag"))
             return (r_.exp() * pi + mag).relu() * (pi + gate > 0), {"opened": (pi + gate).relu()}
 
@@ -175,38 +175,38 @@ def dense_term(t, made, b, parts, target, out, done):
 
 
 RECIPES = {
-    "topk": rc.autoencoder(A, F, gt.TopK(8), ()),
-    "topk, AuxK": rc.autoencoder(A, F, gt.TopK(8), (ob.AuxK(k=20, after=10**6),)),
-    "topk, sparse AuxK": rc.autoencoder(A, F, gt.TopK(8), (ob.AuxK(k=2, after=10**6, weight=0.5),)),
-    "topk, free": rc.autoencoder(A, F, gt.TopK(8), (), decoder="free", subtract=False),
-    "topk, norm-aware": rc.autoencoder(A, F, gt.TopK(8), (), decoder="norm_aware"),
-    "topk, wide": rc.autoencoder(A, F, gt.TopK(4, wide=16), (ob.MultiTopK(),)),
-    "topk, nested": rc.autoencoder(A, F, gt.TopK(8), (ob.Matryoshka((10, 100)),)),
-    "batch": rc.autoencoder(A, F, gt.BatchTopK(8), ()),
+    "topk": rc.autoencoder(A, F, gt.TrainTopK(8), ()),
+    "topk, AuxK": rc.autoencoder(A, F, gt.TrainTopK(8), (ob.AuxK(k=20, after=10**6),)),
+    "topk, sparse AuxK": rc.autoencoder(A, F, gt.TrainTopK(8), (ob.AuxK(k=2, after=10**6, weight=0.5),)),
+    "topk, free": rc.autoencoder(A, F, gt.TrainTopK(8), (), decoder="free", subtract=False),
+    "topk, norm-aware": rc.autoencoder(A, F, gt.TrainTopK(8), (), decoder="norm_aware"),
+    "topk, wide": rc.autoencoder(A, F, gt.TrainTopK(4, wide=16), (ob.MultiTopK(),)),
+    "topk, nested": rc.autoencoder(A, F, gt.TrainTopK(8), (ob.Matryoshka((10, 100)),)),
+    "batch": rc.autoencoder(A, F, gt.TrainBatchTopK(8), ()),
     "batch, nested, norm-aware": rc.autoencoder(
-        A, F, gt.BatchTopK(8), (ob.Matryoshka((20, 90)), ob.AuxK(k=9, after=10**6)), decoder="norm_aware"
+        A, F, gt.TrainBatchTopK(8), (ob.Matryoshka((20, 90)), ob.AuxK(k=9, after=10**6)), decoder="norm_aware"
     ),
-    "absolute": rc.autoencoder(A, F, gt.AbsTopK(8), ()),
-    "groups": rc.autoencoder(A, F, gt.GroupMax(16), ()),
-    "pursuit": rc.autoencoder(A, F, gt.MatchingPursuit(5)),
-    "pursuit, others": rc.autoencoder(A, F, gt.MatchingPursuit(4), (ob.L1(0.3), ob.Matryoshka((60,)))),
-    "relu": rc.autoencoder(A, F, gt.Relu(), (ob.L1(3.0),)),
-    "relu, unit": rc.autoencoder(A, F, gt.Relu(), (ob.L1(0.3, norms="none"),), decoder="unit", subtract=True),
-    "relu, power": rc.autoencoder(A, F, gt.Relu(), (ob.L1(0.3, power=0.5),)),
-    "relu, annealed": rc.autoencoder(A, F, gt.Relu(), (ob.L1(0.3, power=0.2, anneal=0.9),)),
-    "relu, others": rc.autoencoder(A, F, gt.Relu(), (ob.Frequency(0.3), ob.PreActivation(0.01), ob.Tanh(0.2))),
-    "jump": rc.autoencoder(A, F, gt.JumpRelu(0.3, 0.4), (ob.L0(0.7),)),
+    "absolute": rc.autoencoder(A, F, gt.TrainAbsTopK(8), ()),
+    "groups": rc.autoencoder(A, F, gt.TrainGroupMax(16), ()),
+    "pursuit": rc.autoencoder(A, F, gt.TrainMatchingPursuit(5)),
+    "pursuit, others": rc.autoencoder(A, F, gt.TrainMatchingPursuit(4), (ob.L1(0.3), ob.Matryoshka((60,)))),
+    "relu": rc.autoencoder(A, F, gt.TrainRelu(), (ob.L1(3.0),)),
+    "relu, unit": rc.autoencoder(A, F, gt.TrainRelu(), (ob.L1(0.3, norms="none"),), decoder="unit", subtract=True),
+    "relu, power": rc.autoencoder(A, F, gt.TrainRelu(), (ob.L1(0.3, power=0.5),)),
+    "relu, annealed": rc.autoencoder(A, F, gt.TrainRelu(), (ob.L1(0.3, power=0.2, anneal=0.9),)),
+    "relu, others": rc.autoencoder(A, F, gt.TrainRelu(), (ob.Frequency(0.3), ob.PreActivation(0.01), ob.Tanh(0.2))),
+    "jump": rc.autoencoder(A, F, gt.TrainJumpRelu(0.3, 0.4), (ob.L0(0.7),)),
     "jump, input": rc.autoencoder(
-        A, F, gt.JumpRelu(0.3, 0.4, True),
+        A, F, gt.TrainJumpRelu(0.3, 0.4, True),
         (ob.Tanh(0.7), ob.PreActivation(0.02), ob.PreActivation(0.05, silent_only=True, silent_after=10**6)),
     ),
-    "jump, target": rc.autoencoder(A, F, gt.JumpRelu(0.3, 0.4), (ob.L0Target(0.7, 20.0), ob.Frequency(0.1))),
-    "gated": rc.autoencoder(A, F, gt.Gated(), (ob.OpenGate(2.0),)),
-    "transcoder with skip": rc.transcoder(A, B, F, gt.TopK(8), (ob.AuxK(k=20, after=10**6),), skip=True),
-    "crosscoder": rc.crosscoder([A, B], F, gt.Relu(), (ob.L1(1.0, norms="sum"),)),
-    "weakly causal": rc.crosscoder([A], F, gt.BatchTopK(8), (), [A, B]),
-    "across layers": rc.cross_layer([A, B], [C, Z], F, gt.JumpRelu(0.3, 0.4), (ob.Tanh(0.7), ob.L0(0.1))),
-    "across layers, nested": rc.cross_layer([A, B], [C, Z], F, gt.TopK(6), (ob.Matryoshka((30,)),)),
+    "jump, target": rc.autoencoder(A, F, gt.TrainJumpRelu(0.3, 0.4), (ob.L0Target(0.7, 20.0), ob.Frequency(0.1))),
+    "gated": rc.autoencoder(A, F, gt.TrainGated(), (ob.OpenGate(2.0),)),
+    "transcoder with skip": rc.transcoder(A, B, F, gt.TrainTopK(8), (ob.AuxK(k=20, after=10**6),), skip=True),
+    "crosscoder": rc.crosscoder([A, B], F, gt.TrainRelu(), (ob.L1(1.0, norms="sum"),)),
+    "weakly causal": rc.crosscoder([A], F, gt.TrainBatchTopK(8), (), [A, B]),
+    "across layers": rc.cross_layer([A, B], [C, Z], F, gt.TrainJumpRelu(0.3, 0.4), (ob.Tanh(0.7), ob.L0(0.1))),
+    "across layers, nested": rc.cross_layer([A, B], [C, Z], F, gt.TrainTopK(6), (ob.Matryoshka((30,)),)),
 }  # fmt: skip
 
 

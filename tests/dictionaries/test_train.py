@@ -14,10 +14,10 @@ import torch
 from cutaway import streams
 from cutaway.core.progress import listening
 from cutaway.core.refuse import Refused
+from cutaway.dictionaries import objectives as ob
 from cutaway.dictionaries import training as tr
 from cutaway.dictionaries.store import described
 from cutaway.dictionaries.training import adam as adams
-from cutaway.dictionaries.training import objectives as ob
 from cutaway.dictionaries.training.recipe import recipe_of
 from cutaway.dictionaries.training.update import KIND, DictionaryUpdate
 from cutaway.training import Checkpoints, Loop
@@ -35,7 +35,7 @@ def held(batch=128, seed=0, sites=(A,), tokens=2048):
 
 
 def topk(**more):
-    return tr.autoencoder(A, F, tr.TopK(3), **({"rate": 3e-3} | more))
+    return tr.autoencoder(A, F, tr.TrainTopK(3), **({"rate": 3e-3} | more))
 
 
 def plan(**more):
@@ -50,15 +50,15 @@ def same(a, b):
 
 
 GATES = {
-    "topk": tr.autoencoder(A, F, tr.TopK(3), rate=1e-2),
-    "batch": tr.autoencoder(A, F, tr.BatchTopK(3), decoder="norm_aware", rate=1e-2),
-    "pursuit": tr.autoencoder(A, F, tr.MatchingPursuit(3), rate=1e-2),
-    "relu": tr.autoencoder(A, F, tr.Relu(), (ob.L1(0.4),), rate=1e-2),
-    "jump": tr.autoencoder(A, F, tr.JumpRelu(0.1, 0.4), (ob.L0(0.1),), rate=1e-2),
-    "gated": tr.autoencoder(A, F, tr.Gated(), (ob.OpenGate(0.4),), rate=1e-2),
-    "transcoder": tr.transcoder(A, B, F, tr.TopK(3), skip=True, rate=1e-2),
-    "crosscoder": tr.crosscoder([A, B], F, tr.BatchTopK(4), rate=1e-2),
-    "across layers": tr.cross_layer([A, B], [C, Z], F, tr.TopK(3), rate=1e-2),
+    "topk": tr.autoencoder(A, F, tr.TrainTopK(3), rate=1e-2),
+    "batch": tr.autoencoder(A, F, tr.TrainBatchTopK(3), decoder="norm_aware", rate=1e-2),
+    "pursuit": tr.autoencoder(A, F, tr.TrainMatchingPursuit(3), rate=1e-2),
+    "relu": tr.autoencoder(A, F, tr.TrainRelu(), (ob.L1(0.4),), rate=1e-2),
+    "jump": tr.autoencoder(A, F, tr.TrainJumpRelu(0.1, 0.4), (ob.L0(0.1),), rate=1e-2),
+    "gated": tr.autoencoder(A, F, tr.TrainGated(), (ob.OpenGate(0.4),), rate=1e-2),
+    "transcoder": tr.transcoder(A, B, F, tr.TrainTopK(3), skip=True, rate=1e-2),
+    "crosscoder": tr.crosscoder([A, B], F, tr.TrainBatchTopK(4), rate=1e-2),
+    "across layers": tr.cross_layer([A, B], [C, Z], F, tr.TrainTopK(3), rate=1e-2),
 }
 
 
@@ -116,7 +116,7 @@ def test_a_checkpoint_of_the_first_layout_is_taken_up(tmp_path):
     g = torch.Generator().manual_seed(3)
     amount = (torch.rand(512, 16, generator=g) + 0.5) * (torch.rand(512, 16, generator=g) < 0.1)
     acts = {A: amount @ torch.nn.functional.normalize(torch.randn(16, 8, generator=g))}
-    recipe, how = tr.autoencoder(A, 12, tr.TopK(2)), plan(tokens=32 * 48)
+    recipe, how = tr.autoencoder(A, 12, tr.TrainTopK(2)), plan(tokens=32 * 48)
     shutil.copytree(Path(__file__).parent / "data" / "unfinished", tmp_path / "run")
     again = tr.train(tr.Held(acts, 32), recipe, how, out=tmp_path / "run")[0]
     whole = tr.train(tr.Held(acts, 32), recipe, how)[0]
@@ -213,7 +213,7 @@ def test_a_finished_run_is_not_trained_further(tmp_path):
 
 
 def test_dictionaries_on_one_stream_are_those_of_single_runs():
-    recipes = [topk(seed=0), topk(seed=1), tr.autoencoder(A, F, tr.Relu(), (ob.L1(0.4),), rate=1e-3)]
+    recipes = [topk(seed=0), topk(seed=1), tr.autoencoder(A, F, tr.TrainRelu(), (ob.L1(0.4),), rate=1e-3)]
     together = tr.train(held(), recipes, plan())
     alone = [tr.train(held(), r, plan())[0] for r in recipes]
     assert all(same(a.dictionary, b.dictionary) for a, b in zip(together, alone, strict=True))
@@ -257,7 +257,7 @@ def test_a_loss_that_is_no_number_changes_nothing_and_three_of_them_end_the_run(
 
 def test_silent_latents_are_counted_in_tokens_and_brought_back():
     acts = held().acts[A]
-    recipe = tr.autoencoder(A, F, tr.TopK(3), (ob.AuxK(k=8, after=500),), rate=1e-2)
+    recipe = tr.autoencoder(A, F, tr.TrainTopK(3), (ob.AuxK(k=8, after=500),), rate=1e-2)
     learner = tr.Learner(recipe, tr.Moments.of({A: acts}))
     with torch.no_grad():
         learner.weights["encoder.0"][:40] *= 1e-3  # positive on some tokens, never among the largest
@@ -270,7 +270,7 @@ def test_silent_latents_are_counted_in_tokens_and_brought_back():
     learner.step({A: acts[:128]}, 1e-2, 0.0)
     moved = (learner.weights["decoder.0"].detach() - before).abs().sum(1) > 1e-4
     assert bool(moved[:40].any())
-    learner.recipe = tr.autoencoder(A, F, tr.TopK(3), ())
+    learner.recipe = tr.autoencoder(A, F, tr.TrainTopK(3), ())
     before = learner.weights["decoder.0"].detach().clone()
     learner.adam = adams.Adam({n: w.detach() for n, w in learner.weights.items()}, learner.recipe.adam)
     learner.step({A: acts[:128]}, 1e-2, 0.0)
@@ -279,7 +279,7 @@ def test_silent_latents_are_counted_in_tokens_and_brought_back():
 
 def test_dense_form_gives_way_to_the_sparse_one_as_codes_get_sparse():
     acts = held().acts[A]
-    learner = tr.Learner(tr.autoencoder(A, F, tr.Relu(), (ob.L1(0.0),)), tr.Moments.of({A: acts}))
+    learner = tr.Learner(tr.autoencoder(A, F, tr.TrainRelu(), (ob.L1(0.0),)), tr.Moments.of({A: acts}))
     learner.step({A: acts[:128]}, 0.0, 0.0)
     assert learner.dense == [True]
     with torch.no_grad():
@@ -357,34 +357,34 @@ def test_a_source_that_ends_ends_the_run():
     [
         (lambda: tr.train([torch.zeros(4, D)], topk(), plan()), "cursor"),
         (lambda: tr.train(held(), [], plan()), "recipe"),
-        (lambda: tr.train(held(), tr.autoencoder(B, F, tr.TopK(3)), plan()), "mlp_out.1"),
-        (lambda: tr.autoencoder(A, F, tr.TopK(F + 1)), "k = 65"),
-        (lambda: tr.autoencoder(A, F, tr.TopK(0)), "larger k"),
-        (lambda: tr.autoencoder(A, 0, tr.TopK(1)), "more latents"),
+        (lambda: tr.train(held(), tr.autoencoder(B, F, tr.TrainTopK(3)), plan()), "mlp_out.1"),
+        (lambda: tr.autoencoder(A, F, tr.TrainTopK(F + 1)), "k = 65"),
+        (lambda: tr.autoencoder(A, F, tr.TrainTopK(0)), "larger k"),
+        (lambda: tr.autoencoder(A, 0, tr.TrainTopK(1)), "more latents"),
         (lambda: topk(rate=-1.0), "learning rate -1.0"),
-        (lambda: tr.autoencoder(A, F, tr.Relu(), (ob.L1(-1.0),)), "weight -1.0"),
+        (lambda: tr.autoencoder(A, F, tr.TrainRelu(), (ob.L1(-1.0),)), "weight -1.0"),
         (lambda: tr.train(held(), topk(), plan(), out="/proc/xx"), "cannot be made"),
         (lambda: tr.train(held(), topk(), plan(), device="nowhere"), "device 'nowhere'"),
         (lambda: tr.Plan(tokens=9, checkpoint_seconds=0.0), "checkpoint_seconds"),
-        (lambda: tr.autoencoder(A, F, tr.GroupMax(7)), "groups"),
-        (lambda: tr.autoencoder("somewhere.0", F, tr.TopK(7)), "somewhere"),
+        (lambda: tr.autoencoder(A, F, tr.TrainGroupMax(7)), "groups"),
+        (lambda: tr.autoencoder("somewhere.0", F, tr.TrainTopK(7)), "somewhere"),
         (lambda: tr.Plan(tokens=0), "tokens=0"),
         (lambda: tr.train(held(), topk(), tr.Plan(tokens=9)), "one batch of the source has"),
         (lambda: tr.Plan(tokens=9, decay=1.5), "decay"),
-        (lambda: tr.autoencoder(A, F, tr.TopK(3), (ob.L0(1.0),)), "L0"),
-        (lambda: tr.autoencoder(A, F, tr.Gated(), ()), "gated"),
-        (lambda: tr.autoencoder(A, F, tr.TopK(3), (ob.Matryoshka((8, 64)),)), "Matryoshka"),
-        (lambda: tr.autoencoder(A, F, tr.Relu(), decoder="norm_aware"), "norm-aware"),
-        (lambda: tr.transcoder(A, B, F, tr.TopK(3), subtract=True), "subtract"),
-        (lambda: tr.transcoder(A, B, F, tr.MatchingPursuit(3)), "unit rows"),
-        (lambda: tr.autoencoder(A, F, tr.MatchingPursuit(3), (ob.AuxK(),)), "AuxK"),
-        (lambda: tr.cross_layer([A], [B, C], F, tr.TopK(3)), "cross-layer"),
+        (lambda: tr.autoencoder(A, F, tr.TrainTopK(3), (ob.L0(1.0),)), "L0"),
+        (lambda: tr.autoencoder(A, F, tr.TrainGated(), ()), "gated"),
+        (lambda: tr.autoencoder(A, F, tr.TrainTopK(3), (ob.Matryoshka((8, 64)),)), "Matryoshka"),
+        (lambda: tr.autoencoder(A, F, tr.TrainRelu(), decoder="norm_aware"), "norm-aware"),
+        (lambda: tr.transcoder(A, B, F, tr.TrainTopK(3), subtract=True), "subtract"),
+        (lambda: tr.transcoder(A, B, F, tr.TrainMatchingPursuit(3)), "unit rows"),
+        (lambda: tr.autoencoder(A, F, tr.TrainMatchingPursuit(3), (ob.AuxK(),)), "AuxK"),
+        (lambda: tr.cross_layer([A], [B, C], F, tr.TrainTopK(3)), "cross-layer"),
         (lambda: tr.Held({A: torch.zeros(4, 2)}, 5), "batches"),
         (lambda: tr.recipe_of({**topk().as_dict(), "gating": {"kind": "Maybe"}}), "Maybe"),
         (lambda: tr.recipe_of({"gating": {"kind": "TopK", "k": 1}}), "'blocks' is missing"),
         (lambda: tr.recipe_of({**topk().as_dict(), "colour": 1}), "'colour'"),
         (lambda: tr.recipe_of({**topk().as_dict(), "adam": {"beta": 1}}), "cannot be read"),
-        (lambda: tr.transcoders([A], [B, C], F, tr.TopK(3)), "as many"),
+        (lambda: tr.transcoders([A], [B, C], F, tr.TrainTopK(3)), "as many"),
         (lambda: ob.term_of({"kind": "Spliced"}), "Spliced"),
     ],
 )

@@ -19,8 +19,8 @@ from cutaway.cli.stdio import tell
 from cutaway.core.refuse import Refused
 
 if TYPE_CHECKING:
+    from cutaway.dictionaries.objectives import Term
     from cutaway.dictionaries.training import Plan, Trained
-    from cutaway.dictionaries.training.objectives import Term
     from cutaway.models.model import Model
 
 app = App(name="dict")
@@ -118,8 +118,8 @@ def train_together(
 
     own: dict[str, Any] = {"rate": recipe.RATE, "seed": recipe.SEED}
     made = [
-        tr.autoencoder(r.reads, r.latents, tr.BatchTopK(r.k), **own) if r.reads == r.writes
-        else tr.transcoder(r.reads, r.writes, r.latents, tr.BatchTopK(r.k), **own)
+        tr.autoencoder(r.reads, r.latents, tr.TrainBatchTopK(r.k), **own) if r.reads == r.writes
+        else tr.transcoder(r.reads, r.writes, r.latents, tr.TrainBatchTopK(r.k), **own)
         for r in recipe.RECIPE
     ]  # fmt: skip
     sites = tuple(dict.fromkeys(s for r in recipe.RECIPE for s in (r.reads, r.writes)))
@@ -155,8 +155,8 @@ def _spliced(what: Asked, origin: Origin) -> tuple[Term, ...]:
         return ()
     if what.recipe is not None or origin.shards is not None or origin.named:
         raise Refused("--end-to-end", "one model must run, and flags say the rest", "leave out --recipe, --acts, names")
+    from cutaway.dictionaries.objectives import Spliced
     from cutaway.dictionaries.training import Divergence
-    from cutaway.dictionaries.training.objectives import Spliced
 
     width = origin.model.shape.d_model
     return (Spliced(Divergence(origin.model, what.end_to_end), weight=float(width)),)

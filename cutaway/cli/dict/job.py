@@ -18,6 +18,7 @@ from cutaway.dictionaries.evaluation.evaluate import shuffled_model
 from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
 from cutaway.dictionaries.evaluation.loss import loss_recovered
 from cutaway.dictionaries.evaluation.scores import Scores
+from cutaway.dictionaries.gates import row_of
 from cutaway.dictionaries.transforms import alone, together
 from cutaway.models.tokens import batch
 from cutaway.streams import LiveStream, Packing, documents, from_texts
@@ -202,26 +203,12 @@ class Job:
 
 
 def recipe_like(d: Dictionary, l0: float) -> tr.Recipe:
-    """A recipe for a dictionary of the same blocks and kind of gate, as many latents active.
-
-    Raises:
-        Refused: its gate cannot be trained here.
-    """
-    gate: Any = d.gates[0]
-    k = max(1, round(l0 / len(d.blocks)))
-    name = type(gate).__name__
-    made = {
-        "TopK": lambda: tr.TopK(gate.k), "BatchTopK": lambda: tr.BatchTopK(gate.k), "Relu": tr.Relu,
-        "AbsTopK": lambda: tr.AbsTopK(gate.k), "GroupMax": lambda: tr.GroupMax(gate.k), "Gated": tr.Gated,
-        "JumpRelu": lambda: tr.BatchTopK(k),  # its threshold becomes a JumpReLU's
-        "MatchingPursuit": lambda: tr.MatchingPursuit(gate.steps or k),
-    }.get(name)  # fmt: skip
-    if made is None:
-        raise Refused("--random-weights", f"a dictionary with the gate {name} is not trained here", "leave it out")
-    gating = made()
+    """A recipe for a dictionary of the same blocks and kind of gate, as many latents active."""
+    gate = d.gates[0]
+    gating = row_of(type(gate).__name__).train.like(gate, max(1, round(l0 / len(d.blocks))))
     own = gating.fixed and all(b.reads == b.writes and len(b.reads) == 1 for b in d.blocks)
     return tr.Recipe(
-        d.blocks, gating, tr.customary(gating), decoder="unit" if own else "free", subtract=own, skip=bool(d.skip)
+        d.blocks, gating, gating.customary(), decoder="unit" if own else "free", subtract=own, skip=bool(d.skip)
     )
 
 

@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Group, Parameter
 
 from cutaway.core.refuse import Refused
+from cutaway.dictionaries.gates import GATES
 
 if TYPE_CHECKING:
-    from cutaway.dictionaries.training import Gating, Recipe
-    from cutaway.dictionaries.training.objectives import Term
+    from cutaway.dictionaries.gates import TrainGate
+    from cutaway.dictionaries.objectives import Term
+    from cutaway.dictionaries.training import Recipe
 
-Gate = Literal["topk", "batchtopk", "abstopk", "groupmax", "matchingpursuit", "relu", "jumprelu", "gated"]
+    Gate = str
+else:
+    Gate = Literal[tuple(row.flag for row in GATES.values())]
+
 Kind = Literal["autoencoder", "transcoder", "crosscoder", "cross-layer"]
 PenaltyKind = Literal["step", "tanh", "quadratic"]
 DecoderKind = Literal["unit", "free", "norm-aware"]
@@ -91,7 +96,7 @@ def names(made: Sequence[Recipe]) -> list[str]:
     """A file's name for each recipe, of what they differ in."""
     if len(made) == 1:
         return ["dictionary"]
-    parts = [[_sites(r) for r in made], [type(r.gating).__name__.lower() for r in made],
+    parts = [[_sites(r) for r in made], [r.gating.name.lower() for r in made],
              [f"latents{r.blocks[0].n_latents}" for r in made], [f"k{getattr(r.gating, 'k', '')}" for r in made],
              [f"seed{r.seed}" for r in made]]  # fmt: skip
     told = ["-".join(["dictionary", *p]) for p in zip(*(c for c in parts if len(set(c)) > 1), strict=True)]
@@ -160,77 +165,35 @@ def _one(asked: Asked, sides: tuple[list[str], list[str] | None], n: int, k: int
             return tr.cross_layer(reads, writes, n, gating, terms, skip=asked.skip, **more)
 
 
-def objective(asked: Asked, k: int) -> tuple[Gating, tuple[Term, ...]]:
-    """Gate and terms that the flags mean.
+def objective(asked: Asked, k: int) -> tuple[TrainGate, tuple[Term, ...]]:
+    """Return the gate and the terms that the flags mean.
 
     Raises:
         Refused: a flag that the gate does not have.
     """
-    from cutaway.dictionaries import training as tr
-    from cutaway.dictionaries.training import objectives as ob
+    from cutaway.dictionaries import objectives as ob
+    from cutaway.dictionaries.gates import Flags
 
-    gate = asked.gate or "batchtopk"
-    gates: dict[str, Gating] = {
-        "topk": tr.TopK(k, asked.wide or 0), "batchtopk": tr.BatchTopK(k), "abstopk": tr.AbsTopK(k),
-        "groupmax": tr.GroupMax(k), "matchingpursuit": tr.MatchingPursuit(k), "relu": tr.Relu(),
-        "jumprelu": tr.JumpRelu(), "gated": tr.Gated(),
-    }  # fmt: skip
-    gating = gates[gate]
-    _fits(asked, gate, gating.fixed)
-    terms = tr.customary(gating) if gating.fixed else ()
-    if not gating.fixed:
-        kind = asked.penalty_kind or ("quadratic" if asked.l0 is not None else "step")
-        gating, terms = _penalised(gating, kind, asked.penalty, asked.l0)
+    name = asked.gate or "batchtopk"
+    gate = next(row for row in GATES.values() if row.flag == name).train
+    given: dict[str, Any] = {f.name: getattr(asked, f.name) for f in fields(Flags)} | {"k": k if asked.k else None}
+    for flag, value in given.items():
+        if value is not None and flag not in gate.flags:
+            own = ", ".join(_spelled(f) for f in gate.flags) or "none"
+            others = ", ".join(row.flag for row in GATES.values() if flag in row.train.flags)
+            what, why = f"{_spelled(flag)} with --gate {name}", f"the flags of that gate are {own}"
+            raise Refused(what, why, f"use those, or --gate {others}")
+    kind = asked.penalty_kind
+    if kind is not None and kind not in gate.penalties:
+        what, own = f"--penalty-kind {kind} with --gate {name}", ", ".join(gate.penalties)
+        raise Refused(what, "its penalty is another", f"use one of {own}, or --gate jumprelu")
+    given["k"] = k
+    gating, terms = gate.of_flags(Flags(**given))
     return gating, (*terms, ob.Matryoshka(tuple(asked.nested))) if asked.nested else terms
 
 
-def _penalised(
-    gating: Gating, kind: PenaltyKind, weight: float | None, l0: float | None
-) -> tuple[Gating, tuple[Term, ...]]:
-    from cutaway.dictionaries import training as tr
-    from cutaway.dictionaries.training import objectives as ob
-
-    def own(usual: float) -> float:
-        return usual if weight is None else weight
-
-    wide = tr.JumpRelu(start=0.1, width=2.0, to_input=True)
-    match gating, kind:
-        case tr.Gated(), _:
-            return gating, (ob.OpenGate(own(5.0)),)
-        case tr.Relu(), "step":
-            return gating, (ob.L1(own(5.0)),)
-        case tr.Relu(), _:
-            return gating, (ob.Tanh(own(5.0)),)
-        case _, "tanh":  # Anthropic, January 2025
-            return wide, (ob.Tanh(own(5.0)), ob.PreActivation())
-        case _, "quadratic":  # thresholds alone are too slow to reach a target: the estimate moves encoders as well
-            assert l0 is not None
-            return wide, (ob.L0Target(own(30.0), l0),)
-    return gating, (ob.L0(own(0.5)),)
-
-
-def _fits(asked: Asked, gate: Gate, fixed: bool) -> None:
-    """Refuse flags that the gate does not have."""
-    for name in ("penalty", "penalty_kind", "l0"):
-        if fixed and getattr(asked, name) is not None:
-            what, why = "--" + name.replace("_", "-"), "this gate sets the number of active latents itself"
-            raise Refused(what, why, "use --k, or --gate jumprelu")
-    if asked.k and not fixed:
-        raise Refused(f"--k with --gate {gate}", "a penalty makes it sparse, no number", "use --penalty")
-    if asked.wide is not None and gate != "topk":
-        raise Refused(f"--wide with --gate {gate}", "only topk decodes a wider code", "use --gate topk")
-    kind, l0 = asked.penalty_kind, asked.l0
-    if (kind == "tanh" and gate == "gated") or ((kind in ("step", "quadratic") or l0 is not None) and not (
-        fixed or gate == "jumprelu"
-    )):  # fmt: skip
-        what = f"--penalty-kind {kind}" if kind else "--l0"
-        raise Refused(f"{what} with --gate {gate}", "its penalty is another", "use --gate jumprelu")
-    if kind in ("step", "tanh") and l0 is not None:
-        raise Refused(f"--l0 with --penalty-kind {kind}", "it aims at no number", "use --penalty-kind quadratic")
-    if kind == "quadratic" and l0 is None:
-        raise Refused("--penalty-kind quadratic", "it aims at a number of active latents", "give --l0, such as --l0 16")
-    if l0 is not None and not l0 > 0:
-        raise Refused(f"--l0 {l0}", "the number of active latents a token is positive", "give for example --l0 16")
+def _spelled(flag: str) -> str:
+    return "--" + flag.replace("_", "-")
 
 
 def _kind(reads: Sequence[str], writes: Sequence[str] | None) -> Kind:

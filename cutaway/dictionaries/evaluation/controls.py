@@ -29,7 +29,7 @@ from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary, decoder_norms
 from cutaway.dictionaries.evaluation.evidence import Evidence, observe
 from cutaway.dictionaries.evaluation.scores import chance
-from cutaway.dictionaries.gates import AbsTopK, BatchTopK, Gate, GroupMax, TopK
+from cutaway.dictionaries.gates import AbsTopK, BatchTopK, Gate, TopK
 from cutaway.dictionaries.splice import needed
 from cutaway.dictionaries.transforms import autoencoder, one_block, subtracting, together
 from cutaway.models.model import Model
@@ -65,10 +65,8 @@ def random_dictionary(dictionary: Dictionary, fit: Evidence, l0: float, *, seed:
     return _with_thresholds(made, fit).to(device=dictionary.device)
 
 
-def _gate(old: object, l0: float) -> Gate:
-    if isinstance(old, TopK | AbsTopK | GroupMax):
-        return old
-    return BatchTopK(max(1, round(l0)))
+def _gate(old: Gate, l0: float) -> Gate:
+    return old if old.sets_number else BatchTopK(max(1, round(l0)))
 
 
 def _to_length(made: Dictionary, fit: Evidence) -> Dictionary:
@@ -90,9 +88,7 @@ def _with_thresholds(made: Dictionary, fit: Evidence) -> Dictionary:
     codes = [code.select(torch.arange(a, z)) for a, z in pairwise(made.starts)]
     kept = [c.value[c.value > 0] for c in codes]
     gates = [
-        replace(g, threshold=float(v.min()) * (1 - 1e-6))
-        if isinstance(g, BatchTopK) and g.whole_batch and len(v)
-        else g
+        g.with_threshold(float(v.min()) * (1 - 1e-6)) if g.whole_batch and len(v) else g
         for g, v in zip(made.gates, kept, strict=True)
     ]
     return replace(made, gates=tuple(gates))

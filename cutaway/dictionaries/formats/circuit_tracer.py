@@ -22,7 +22,7 @@ from cutaway.core.sites import BY_NAME
 from cutaway.dictionaries.dictionary import Block, Dictionary
 from cutaway.dictionaries.formats.shared.simple import Simple, before_weight, unheld
 from cutaway.dictionaries.formats.shared.source import Source, asked, asked_all, taken, write_config, write_plain
-from cutaway.dictionaries.gates import AnyGate, JumpRelu, Relu, TopK
+from cutaway.dictionaries.gates import Gate, JumpRelu, Relu, TopK
 from cutaway.dictionaries.transforms import jumping, subtracting, together
 from cutaway.models.anatomy.foreign_names import hook_in_layer, hook_of_site, site_of_hook
 
@@ -115,7 +115,7 @@ def _single(
     n, width = len(b_enc), len(b_dec)
     if tuple(decoder.shape) == (width, n) and n != width:
         decoder = decoder.T
-    gate: AnyGate
+    gate: Gate
     if kind == "topk":
         k = int(tensors["k"]) if "k" in tensors else k
         gate = TopK(int(asked(k, "k", "its gate is top-k, and no file says of how many", source)), signed=True)

@@ -24,7 +24,7 @@ from cutaway.dictionaries.dictionary import Block, Dictionary
 from cutaway.dictionaries.formats.shared.pt import write_pt
 from cutaway.dictionaries.formats.shared.simple import unheld
 from cutaway.dictionaries.formats.shared.source import PT, Source, asked, taken, write_config
-from cutaway.dictionaries.gates import AnyGate, BatchTopK, JumpRelu, Relu
+from cutaway.dictionaries.gates import BatchTopK, Gate, JumpRelu, Relu
 from cutaway.dictionaries.transforms import subtracting
 
 NAME = "dictionary_learning_crosscoder"
@@ -69,7 +69,7 @@ def read(
     names = _sites(source, sites if sites is not None else trainer.get("sites"), len(encoder))
     kind: CodeNorm | None = code_normalization or _named(held)
     # of each block: the unit of its latents, its gate, what it writes
-    parts: list[tuple[Tensor, AnyGate, tuple[str, ...]]] = [(torch.ones_like(b_enc), Relu(), names)]
+    parts: list[tuple[Tensor, Gate, tuple[str, ...]]] = [(torch.ones_like(b_enc), Relu(), names)]
     if "k" in held:
         kind = asked(kind, "code_normalization", "no id in the file tells by what norms it gates", source)
         norms, k = decoder.norm(dim=2), max(1, int(held["k"]))

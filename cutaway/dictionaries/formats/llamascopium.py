@@ -25,7 +25,8 @@ from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Block, Dictionary
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
 from cutaway.dictionaries.formats.shared.source import Source, asked, taken, write_config, write_plain
-from cutaway.dictionaries.gates import AnyGate, BatchTopK, JumpRelu, Relu, TopK, numbers_of, tensors_of
+from cutaway.dictionaries.gates import BatchTopK, Gate, JumpRelu, Relu, TopK
+from cutaway.dictionaries.gates.gate import numbers_of, tensors_of
 from cutaway.dictionaries.norms import Norm, Scale, TokenNorm
 from cutaway.dictionaries.transforms import jumping, subtracting
 from cutaway.models.anatomy.foreign_names import (
@@ -99,7 +100,7 @@ def _aware(config: Mapping[str, Any]) -> bool:
     return bool(config.get("sparsity_include_decoder_norm", True))
 
 
-def _gate(config: Mapping[str, Any], tensors: Mapping[str, Tensor], n: int, layer: int | None = None) -> AnyGate:
+def _gate(config: Mapping[str, Any], tensors: Mapping[str, Tensor], n: int, layer: int | None = None) -> Gate:
     kind, k = str(config.get("act_fn", "relu")).lower(), int(config.get("top_k", 50))
     if kind == "jumprelu":
         log = tensors[_LOG] if _LOG in tensors else tensors[_OLD_LOG]
@@ -167,7 +168,7 @@ def _crosscoder(source: Source, config: dict[str, Any], tensors: dict[str, Tenso
 
 def _made(
     blocks: tuple[Block, ...], encoder: list[dict[str, Tensor]], decoder: list[dict[str, Tensor]], b_enc: list[Tensor],
-    b_dec: dict[str, Tensor], gates: list[AnyGate], scales: dict[str, Norm | None], config: Mapping[str, Any],
+    b_dec: dict[str, Tensor], gates: list[Gate], scales: dict[str, Norm | None], config: Mapping[str, Any],
 ) -> Dictionary:  # fmt: skip
     reads = {s for b in blocks for s in b.reads}
     if any(isinstance(n, TokenNorm) for n in scales.values()):
@@ -194,7 +195,7 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
             raise unheld(d, NAME, s.gate)
         tensors = {"W_E": s.encoder.T, "b_E": s.b_enc, "W_D": s.decoder, "b_D": s.b_dec}
         config |= {"sae_type": "sae", SITE_IN: hook_of_site(s.site), SITE_OUT: hook_of_site(s.target)}
-        gates: list[AnyGate] = [s.gate]
+        gates: list[Gate] = [s.gate]
     elif all(set(b.reads) == set(d.writes) for b in d.blocks) and (len(d.blocks) == 1 or _each_writes_one(d)):
         tensors, gates = _together(d) if len(d.blocks) == 1 else (_heads(d), [d.gates[0]])
         config |= {"sae_type": "crosscoder", SITES_BOTH: [hook_of_site(s) for s in d.writes],
@@ -212,7 +213,7 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
     return Path(path)
 
 
-def _gated(d: Dictionary, gates: list[AnyGate]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _gated(d: Dictionary, gates: list[Gate]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     first = gates[0]
     if any(type(g) is not type(first) for g in gates):
         raise Refused(f"{d!r} as {NAME}", "its blocks have different gates", "choose another format")
@@ -232,7 +233,7 @@ def _each_writes_one(d: Dictionary) -> bool:
     return all(b.writes == (w,) for b, w in zip(d.blocks, d.writes, strict=False))
 
 
-def _together(d: Dictionary) -> tuple[dict[str, Tensor], list[AnyGate]]:
+def _together(d: Dictionary) -> tuple[dict[str, Tensor], list[Gate]]:
     """A crosscoder whose sites share one gate: each of the format's compares π with θ / n of its own decoder."""
     d = subtracting(d.fold(), False)
     if d.reading or d.writing or d.skip or len({d.width(s) for s in d.writes}) > 1:

@@ -21,8 +21,8 @@ from cutaway.dictionaries.formats.shared.simple import Simple, before_weight, si
 from cutaway.dictionaries.formats.shared.source import Source, asked, taken, write_config, write_plain
 from cutaway.dictionaries.gates import (
     AbsTopK,
-    AnyGate,
     BatchTopK,
+    Gate,
     Gated,
     JumpRelu,
     MatchingPursuit,
@@ -108,7 +108,7 @@ def _site(config: Mapping[str, Any], key: str, head_key: str, given: str | None)
     return str(Address(address.site, address.layer, head)), bare
 
 
-def _gate(kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Source) -> AnyGate:
+def _gate(kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Source) -> Gate:
     base = kind.removesuffix("_transcoder").removesuffix("_skip")
     if base in ("standard", "transcoder", "skip"):
         return Relu()

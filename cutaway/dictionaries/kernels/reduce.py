@@ -30,6 +30,10 @@ class Across:
         """The highest of what each process found."""
         return floor
 
+    def least(self, t: Tensor) -> Tensor:
+        """The elementwise minimum over all processes."""
+        return t
+
     def largest(self, value: Float[Tensor, "token candidate"], k: int) -> Float[Tensor, "token candidate"]:
         """1 for those candidates that are among the k largest of their token over all shards, 0 for others.
 

@@ -1,26 +1,26 @@
 """Training of dictionaries: recipes (what), plans (how long), and the run that follows them.
 
 from cutaway.dictionaries import training as train
-recipe = train.autoencoder("resid_post.3", 1024, train.TopK(16))
+recipe = train.autoencoder("resid_post.3", 1024, train.TrainTopK(16))
 trained = train.train(stream, recipe, train.Plan(tokens=2_000_000), out="runs/my_dictionary")
 """
 
 from cutaway.core.cursor import Source
+from cutaway.dictionaries.gates import (
+    TrainAbsTopK,
+    TrainBatchTopK,
+    TrainGate,
+    TrainGated,
+    TrainGroupMax,
+    TrainJumpRelu,
+    TrainMatchingPursuit,
+    TrainRelu,
+    TrainTopK,
+)
 from cutaway.dictionaries.training.adam import AdamSettings
 from cutaway.dictionaries.training.cards import card
 from cutaway.dictionaries.training.endtoend import Divergence, Whole
 from cutaway.dictionaries.training.feed import Held
-from cutaway.dictionaries.training.gating import (
-    AbsTopK,
-    BatchTopK,
-    Gated,
-    Gating,
-    GroupMax,
-    JumpRelu,
-    MatchingPursuit,
-    Relu,
-    TopK,
-)
 from cutaway.dictionaries.training.learner import Learner, Moments
 from cutaway.dictionaries.training.mesh import mesh
 from cutaway.dictionaries.training.plan import Plan
@@ -30,7 +30,6 @@ from cutaway.dictionaries.training.recipe import (
     autoencoders,
     cross_layer,
     crosscoder,
-    customary,
     recipe_of,
     transcoder,
     transcoders,
@@ -39,8 +38,8 @@ from cutaway.dictionaries.training.run import Progress, train, wandb_log
 from cutaway.dictionaries.training.update import Trained
 
 __all__ = [
-    "AbsTopK", "AdamSettings", "BatchTopK", "Divergence", "Gated", "Gating", "GroupMax", "Held", "JumpRelu", "Learner",
-    "MatchingPursuit", "Moments", "Plan", "Progress", "Recipe", "Relu", "Source", "TopK", "Trained", "Whole",
-    "autoencoder", "autoencoders", "card", "cross_layer", "crosscoder", "customary", "mesh", "recipe_of", "train",
-    "transcoder", "transcoders", "wandb_log",
+    "AdamSettings", "Divergence", "Held", "Learner", "Moments", "Plan", "Progress", "Recipe", "Source",
+    "TrainAbsTopK", "TrainBatchTopK", "TrainGate", "TrainGated", "TrainGroupMax", "TrainJumpRelu",
+    "TrainMatchingPursuit", "TrainRelu", "TrainTopK", "Trained", "Whole", "autoencoder", "autoencoders", "card",
+    "cross_layer", "crosscoder", "mesh", "recipe_of", "train", "transcoder", "transcoders", "wandb_log",
 ]  # fmt: skip

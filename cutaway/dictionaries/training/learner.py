@@ -11,14 +11,14 @@ from torch import Tensor
 
 from cutaway.core.stats import generator
 from cutaway.dictionaries.dictionary import Block, Dictionary
+from cutaway.dictionaries.gates import Chosen
 from cutaway.dictionaries.kernels.reduce import ALONE, Across
 from cutaway.dictionaries.kernels.sparse_matmul import dense_read, follow, read, write
 from cutaway.dictionaries.kernels.topk import Encoder, Shadow
 from cutaway.dictionaries.norms import Norm, Scale
+from cutaway.dictionaries.objectives import Part, Pass
+from cutaway.dictionaries.objectives.active import Active, tangential
 from cutaway.dictionaries.training.adam import Adam
-from cutaway.dictionaries.training.gating import Chosen
-from cutaway.dictionaries.training.objectives import Part, Pass
-from cutaway.dictionaries.training.objectives.active import Active, tangential
 from cutaway.dictionaries.training.recipe import Recipe
 from cutaway.models.moments import Moments as Running
 
@@ -220,13 +220,13 @@ class Learner:
             return self.recipe.gating.active(dense_read(x, w, bias, p), None, len(x), own)
         with torch.no_grad():
             centred = x if p is None else x - p
-            pairs, value = self._chosen(b, centred, Encoder(*self.encoder(b), self.shadows.get(b)))
+            chosen = self._chosen(b, centred, Encoder(*self.encoder(b), self.shadows.get(b)))
         if self.recipe.gating.encodes:
-            pre = read(x, w, bias, p, pairs, value)
+            pre = read(x, w, bias, p, chosen.pairs, chosen.value)
         else:
-            assert value is not None
-            pre = follow(x, w, p, pairs, value, self.recipe.decoder == "unit")
-        return self.recipe.gating.active(pre, pairs, len(x), own)
+            assert chosen.value is not None
+            pre = follow(x, w, p, chosen.pairs, chosen.value, self.recipe.decoder == "unit")
+        return self.recipe.gating.active(pre, chosen, len(x), own)
 
     def _chosen(self, b: int, centred: Tensor, encoder: Encoder) -> Chosen:
         return self.recipe.gating.choose(centred, encoder, self._own(b))
@@ -273,7 +273,7 @@ class Learner:
 
     def _notice(self, b: int, active: Active) -> None:
         """What a batch says of thresholds, of silent latents, and of the form of the next pass."""
-        self.recipe.gating.learned(active, self._scale(b), self._own(b))
+        self.recipe.gating.learned(active, self._scale(b), self._own(b), self.across)
         silent = self.buffers[f"silent.{b}"]
         silent.add_(active.tokens).masked_fill_(active.fires > 0, 0)
         if not self.recipe.gating.fixed:

@@ -10,20 +10,9 @@ from typing import Any, Literal
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Block
+from cutaway.dictionaries.gates import TrainGate, train_gate_of
+from cutaway.dictionaries.objectives import Matryoshka, Term, term_of
 from cutaway.dictionaries.training.adam import AdamSettings
-from cutaway.dictionaries.training.gating import Gated, Gating, GroupMax, JumpRelu, Relu, TopK, gating_of
-from cutaway.dictionaries.training.objectives import (
-    L0,
-    L1,
-    AuxK,
-    L0Target,
-    Matryoshka,
-    MultiTopK,
-    OpenGate,
-    PreActivation,
-    Term,
-    term_of,
-)
 from cutaway.dictionaries.validate import address_of
 
 Decoder = Literal["unit", "free", "norm_aware"]
@@ -47,7 +36,7 @@ class Recipe:
     """
 
     blocks: tuple[Block, ...]
-    gating: Gating
+    gating: TrainGate
     terms: tuple[Term, ...] = ()
     decoder: Decoder = "unit"
     subtract: bool = True
@@ -73,12 +62,12 @@ class Recipe:
         if self.rate is not None and not 0 < self.rate < math.inf:
             why = "a learning rate is a positive number"
             raise Refused(f"learning rate {self.rate}", why, "give one such as 0.001, or none: three are tried")
-        if isinstance(self.gating, GroupMax) and any(b.n_latents % k for b in self.blocks):
-            raise Refused(f"{least} latents in {k} groups", "the groups are not equal", "let k divide the latents")
+        for block in self.blocks:
+            self.gating.check(block.n_latents)
         if self.subtract and any(r not in self.writes for r in self.reads):
             raise Refused("subtract=True", "b_dec exists only for sites that are written", "use subtract=False")
         if self.decoder == "norm_aware" and not self.gating.fixed:
-            what = f"norm-aware gating of {type(self.gating).__name__}"
+            what = f"norm-aware gating of {self.gating.name}"
             raise Refused(what, "its threshold already learns the unit", 'use decoder="free"')
         if not self.gating.encodes and (
             self.decoder != "unit"
@@ -86,23 +75,19 @@ class Recipe:
             or any(b.reads != b.writes or len(b.reads) > 1 for b in self.blocks)
         ):
             why = "it reads one site with the unit rows that write it"
-            raise Refused(type(self.gating).__name__, why, "use it in an autoencoder, as it comes")
+            raise Refused(self.gating.name, why, "use it in an autoencoder, as it comes")
         for term in self.terms:
             self._check(term)
-        if isinstance(self.gating, Gated) and not any(isinstance(t, OpenGate) for t in self.terms):
-            raise Refused("a gated dictionary", "its gate learns from OpenGate alone", "add OpenGate(weight=…)")
+        for needed in self.gating.needs:
+            if not any(isinstance(t, needed) for t in self.terms):
+                why = f"its gate learns from {needed.__name__} alone"
+                raise Refused(f"a {self.gating.name.lower()} dictionary", why, f"add {needed.__name__}(weight=…)")
 
     def _check(self, term: Term) -> None:
-        kind, gate = type(term).__name__, type(self.gating).__name__
+        kind, gate = type(term).__name__, self.gating.name
         if not 0 <= term.weight < math.inf:
             raise Refused(f"{kind} of weight {term.weight}", "it would reward what it is to punish", "give 0 or more")
-        needs: dict[type[Term], bool] = {
-            L0: isinstance(self.gating, JumpRelu), L0Target: isinstance(self.gating, JumpRelu),
-            PreActivation: isinstance(self.gating, Relu | JumpRelu), OpenGate: isinstance(self.gating, Gated),
-            MultiTopK: isinstance(self.gating, TopK) and self.gating.wide > self.gating.k,
-            AuxK: self.gating.encodes,
-        }  # fmt: skip
-        if not needs.get(type(term), True):
+        if term.needs is not None and term.needs not in self.gating.offers:
             raise Refused(f"{kind} with the gate {gate}", "the term reads what that gate does not have", "drop one")
         if isinstance(term, Matryoshka):
             least = min(b.n_latents for b in self.blocks)
@@ -156,7 +141,7 @@ def recipe_of(data: Mapping[str, Any]) -> Recipe:
     try:
         given = dict(data) | {
             "blocks": tuple(Block(b["n_latents"], tuple(b["reads"]), tuple(b["writes"])) for b in data["blocks"]),
-            "gating": gating_of(data["gating"]), "terms": tuple(term_of(t) for t in data.get("terms", ())),
+            "gating": train_gate_of(data["gating"]), "terms": tuple(term_of(t) for t in data.get("terms", ())),
             "adam": AdamSettings(**data.get("adam", {})),
         }  # fmt: skip
         return Recipe(**given)
@@ -164,52 +149,54 @@ def recipe_of(data: Mapping[str, Any]) -> Recipe:
         raise Refused("a recipe", f"a part of it cannot be read: {error}", "write it as a card.json has it") from error
 
 
-def autoencoder(site: str, n_latents: int, gating: Gating, terms: Sequence[Term] | None = None, **more: Any) -> Recipe:
+def autoencoder(
+    site: str, n_latents: int, gating: TrainGate, terms: Sequence[Term] | None = None, **more: Any
+) -> Recipe:
     """A sparse autoencoder of one site, with the customary objective of its gate unless `terms` are given."""
     return autoencoders([site], n_latents, gating, terms, **more)
 
 
 def autoencoders(
-    sites: Sequence[str], n_latents: int, gating: Gating, terms: Sequence[Term] | None = None, **more: Any
+    sites: Sequence[str], n_latents: int, gating: TrainGate, terms: Sequence[Term] | None = None, **more: Any
 ) -> Recipe:
     """A set of sparse autoencoders, a block for each site."""
     free = not gating.fixed
-    chosen = customary(gating) if terms is None else tuple(terms)
+    chosen = gating.customary() if terms is None else tuple(terms)
     blocks = tuple(Block(n_latents, (site,), (site,)) for site in sites)
     return Recipe(blocks, gating, chosen, **({"decoder": "free" if free else "unit", "subtract": not free} | more))
 
 
 def transcoder(
-    read: str, write: str, n_latents: int, gating: Gating, terms: Sequence[Term] | None = None, **more: Any
+    read: str, write: str, n_latents: int, gating: TrainGate, terms: Sequence[Term] | None = None, **more: Any
 ) -> Recipe:
     """A transcoder from one site to another; `skip=True` adds a linear map beside it."""
     return transcoders([read], [write], n_latents, gating, terms, **more)
 
 
 def transcoders(
-    reads: Sequence[str], writes: Sequence[str], n_latents: int, gating: Gating, terms: Sequence[Term] | None = None,
+    reads: Sequence[str], writes: Sequence[str], n_latents: int, gating: TrainGate, terms: Sequence[Term] | None = None,
     **more: Any,
 ) -> Recipe:  # fmt: skip
     """A set of transcoders: block l reads reads[l] and writes writes[l]."""
     if len(reads) != len(writes):
         raise Refused("a set of transcoders", f"{len(reads)} reads and {len(writes)} writes", "give as many of each")
-    chosen = customary(gating) if terms is None else tuple(terms)
+    chosen = gating.customary() if terms is None else tuple(terms)
     blocks = tuple(Block(n_latents, (read,), (write,)) for read, write in zip(reads, writes, strict=True))
     return Recipe(blocks, gating, chosen, **(_APART | more))
 
 
 def crosscoder(
-    reads: Sequence[str], n_latents: int, gating: Gating, terms: Sequence[Term] | None = None,
+    reads: Sequence[str], n_latents: int, gating: TrainGate, terms: Sequence[Term] | None = None,
     writes: Sequence[str] | None = None, **more: Any,
 ) -> Recipe:  # fmt: skip
     """A crosscoder: one block that reads several sites and writes them, or others (a weakly causal one)."""
-    chosen = customary(gating) if terms is None else tuple(terms)
+    chosen = gating.customary() if terms is None else tuple(terms)
     block = Block(n_latents, tuple(reads), tuple(reads if writes is None else writes))
     return Recipe((block,), gating, chosen, **({"decoder": "free", "subtract": False} | more))
 
 
 def cross_layer(
-    reads: Sequence[str], writes: Sequence[str], n_latents: int, gating: Gating, terms: Sequence[Term] | None = None,
+    reads: Sequence[str], writes: Sequence[str], n_latents: int, gating: TrainGate, terms: Sequence[Term] | None = None,
     **more: Any,
 ) -> Recipe:  # fmt: skip
     """A cross-layer transcoder: block l reads reads[l] and writes writes[l] and all behind it."""
@@ -217,23 +204,9 @@ def cross_layer(
         raise Refused(
             "a cross-layer transcoder", f"{len(reads)} reads and {len(writes)} writes", "give as many of each"
         )
-    chosen = customary(gating) if terms is None else tuple(terms)
+    chosen = gating.customary() if terms is None else tuple(terms)
     blocks = tuple(Block(n_latents, (read,), tuple(writes[i:])) for i, read in enumerate(reads))
     return Recipe(blocks, gating, chosen, **(_APART | more))
-
-
-def customary(gating: Gating) -> tuple[Term, ...]:
-    """The usual objective of a gate: silent latents brought back, or a penalty where the gate sets no number."""
-    match gating:
-        case Relu():
-            return (L1(5.0),)
-        case JumpRelu():
-            return (L0(0.5),)
-        case Gated():
-            return (OpenGate(5.0),)
-        case TopK() if gating.wide > gating.k:
-            return (AuxK(), MultiTopK())
-    return (AuxK(),) if gating.encodes else ()
 
 
 _APART: dict[str, Any] = {"decoder": "free", "subtract": False}

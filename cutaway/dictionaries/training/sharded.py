@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from copy import copy
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,14 +17,12 @@ from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.kernels import topk as select
-from cutaway.dictionaries.kernels.sparse import Pairs
+from cutaway.dictionaries.gates import Chosen
 from cutaway.dictionaries.kernels.topk import Encoder
-from cutaway.dictionaries.training.gating import AbsTopK, BatchTopK, Chosen, GroupMax, TopK
+from cutaway.dictionaries.objectives import Pass, Spliced
+from cutaway.dictionaries.objectives.active import Active
 from cutaway.dictionaries.training.learner import Learner, Moments, Report
 from cutaway.dictionaries.training.mesh import Shards, flat_sum, per_latent
-from cutaway.dictionaries.training.objectives import Pass, Spliced
-from cutaway.dictionaries.training.objectives.active import Active
 from cutaway.dictionaries.training.recipe import Recipe
 
 
@@ -38,9 +35,7 @@ class ShardedLearner(Learner):
     def __init__(self, recipe: Recipe, moments: Moments, shards: Shards, silent_after: int = 10_000_000):
         _check(recipe, shards)
         self.across = self.shards = shards
-        self.compact = shards.device.type == "cpu"  # elsewhere, counting what is kept would wait for the device
         self._inner: dict[str, Tensor] = {}  # b_dec as encoders subtract it: its gradient there is a shard's own
-        self._narrow: dict[int, Tensor] = {}  # of Multi-TopK: which of the wide choice are in the code
         super().__init__(recipe, moments, shards.device, silent_after)
 
     def step(self, acts: Mapping[str, Tensor], rate: float, done: float, batch: Any = None) -> Report | None:
@@ -92,44 +87,9 @@ class ShardedLearner(Learner):
         held = [self._inner.get(s, self.weights[f"b_dec.{s}"]) for s in self.recipe.blocks[b].reads]
         return held[0] if len(held) == 1 else torch.cat(held)
 
-    def _active(self, b: int, xs: Mapping[str, Tensor]) -> Active:
-        active = super()._active(b, xs)
-        narrow = self._narrow.pop(b, None)
-        return active if narrow is None else replace(active, value=active.more["wide"] * narrow)
-
     def _chosen(self, b: int, centred: Tensor, encoder: Encoder) -> Chosen:
-        own, n = self._own(b), len(encoder.w)
-        match self.recipe.gating:
-            case TopK() as gating if gating.wide > gating.k:
-                index, value = select.top_k(centred, encoder, min(gating.wide, n))
-                ranked = _ranked(index, value, encoder)
-                best = ranked.topk(gating.k, dim=1)
-                narrow = torch.zeros_like(value).scatter_(1, best.indices, self.shards.largest(best.values, gating.k))
-                self._narrow[b] = narrow.reshape(-1)
-                return Pairs.fixed(index, n), (value * self.shards.largest(ranked, gating.wide)).reshape(-1)
-            case TopK() | AbsTopK() as gating:
-                return self._top(centred, encoder, gating.k, isinstance(gating, AbsTopK))
-            case BatchTopK() as gating:
-                hint = 0.75 * float(own["floor"])
-                pairs, value, _ = select.batch_top_k(centred, encoder, gating.k * len(centred), hint, self.shards)
-                return pairs, value
-            case GroupMax() as gating:
-                groups = gating.k * n // self.recipe.blocks[b].n_latents
-                return replace(gating, k=groups).choose(centred, encoder, own)
-        return super()._chosen(b, centred, encoder)
-
-    def _top(self, x: Tensor, encoder: Encoder, k: int, signed: bool) -> Chosen:
-        """Those of the k largest of each token over all latents that are held here."""
-        n = len(encoder.w)
-        index, value = select.top_k(x, encoder, min(k, n), signed)
-        order = index.argsort(dim=1)  # of equals the lowest win
-        index, value = index.gather(1, order), value.gather(1, order)
-        won = self.shards.largest(_ranked(index, value, encoder).abs(), k) * (value != 0)
-        found = Pairs.fixed(index, n)
-        if not self.compact and not signed:  # what did not win stays as 0, which gets no gradient
-            return found, (value * won).reshape(-1)
-        entries = won.reshape(-1).nonzero()[:, 0]
-        return select.kept(found, entries), value.reshape(-1)[entries]
+        n_latents = self.recipe.blocks[b].n_latents
+        return self.recipe.gating.choose_shard(centred, encoder, self._own(b), self.shards, n_latents)
 
     def _prefixes(self, b: int) -> tuple[int, ...]:
         start, end = self.shards.bounds(self.recipe.blocks[b].n_latents)
@@ -140,22 +100,13 @@ class ShardedLearner(Learner):
         return list(self.shards.latents(torch.stack(steps)).unbind(0))
 
     def _notice(self, b: int, active: Active) -> None:
-        if isinstance(self.recipe.gating, BatchTopK):
-            self.recipe.gating.learned(self._smallest(active, self._scale(b)), None, self._own(b))
+        self.recipe.gating.learned(active, self._scale(b), self._own(b), self.shards)
         fires = self.shards.summed(active.fires, "data")
         silent = self.buffers[f"silent.{b}"]
         silent.add_(self.shards.all).masked_fill_(fires > 0, 0)
         if not self.recipe.gating.fixed:
             count = self.shards.summed(fires.sum(), "latent")
             self._reform(b, float(count) / (self.shards.all * self.recipe.blocks[b].n_latents))
-
-    def _smallest(self, active: Active, scale: Tensor | None) -> Active:
-        """The smallest positive value of all processes, as if it were the only one."""
-        value = active.value.detach() if scale is None else active.value.detach() * active.at(scale)
-        none = value.new_tensor(torch.inf)
-        least = self.shards.least(torch.cat([torch.where(value > 0, value, none).reshape(-1), none[None]]).min())
-        only = torch.where(least.isinf(), 0, least).reshape(1)
-        return Active(only, only, None, 1)
 
     def _start(self) -> None:
         """The start of one process, of which the own rows are kept."""
@@ -176,7 +127,7 @@ def _check(recipe: Recipe, shards: Shards) -> None:
     """Refuse what cannot be spread so."""
     if not recipe.gating.encodes:
         why = "each of its steps needs the best latent of all processes"
-        raise Refused(f"{type(recipe.gating).__name__} over {shards.count} processes", why, "train it in one")
+        raise Refused(f"{recipe.gating.name} over {shards.count} processes", why, "train it in one")
     k = int(getattr(recipe.gating, "k", 1))
     for block in recipe.blocks:
         size = -(-block.n_latents // shards.count)
@@ -184,13 +135,7 @@ def _check(recipe: Recipe, shards: Shards) -> None:
         if least < k:
             why = f"a shard has {max(least, 0)} latents, and needs {k}"
             raise Refused(f"{block.n_latents} latents over {shards.count} processes", why, "use fewer, or replicas")
-        if isinstance(recipe.gating, GroupMax) and size % (block.n_latents // recipe.gating.k):
-            why = "a group would be cut"
-            raise Refused(f"{recipe.gating.k} groups over {shards.count} processes", why, "let shards divide groups")
+        recipe.gating.check(block.n_latents, size)
     if shards.replicas > 1 and any(isinstance(t, Spliced) for t in recipe.terms):
         why = "the model needs the reconstruction of every token"
         raise Refused("an end-to-end objective over replicas", why, "spread the latents alone, replicas=1")
-
-
-def _ranked(index: Tensor, value: Tensor, encoder: Encoder) -> Tensor:
-    return value if encoder.scale is None else value * encoder.scale[index]

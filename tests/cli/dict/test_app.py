@@ -9,9 +9,9 @@ import pytest
 from cutaway.cli import main
 from cutaway.cli.dict.recipes import Asked, names, recipes
 from cutaway.core.refuse import Refused
+from cutaway.dictionaries import objectives as ob
 from cutaway.dictionaries import open as open_dictionary
 from cutaway.dictionaries import training as tr
-from cutaway.dictionaries.training import objectives as ob
 
 SIZE = ["--batch", "256", "--context", "48", "--threads", "1"]
 FLAGS = [*SIZE, "--latents", "96", "--k", "4", "--rate", "0.01"]
@@ -155,15 +155,15 @@ def one(**flags):
 def test_flags_are_recipes():
     a, b, c, z = "mlp_in.0", "mlp_in.1", "mlp_out.0", "mlp_out.1"
     site, two = "resid_post.1", {"site": [a, b], "write": [c, z]}
-    batch, wide = tr.BatchTopK(16), tr.JumpRelu(0.1, 2.0, to_input=True)
+    batch, wide = tr.TrainBatchTopK(16), tr.TrainJumpRelu(0.1, 2.0, to_input=True)
     for flags, recipe in [
         ({}, tr.autoencoder(site, 1024, batch)),
-        ({"gate": "topk", "wide": 64, "k": [8]}, tr.autoencoder(site, 1024, tr.TopK(8, 64))),
+        ({"gate": "topk", "wide": 64, "k": [8]}, tr.autoencoder(site, 1024, tr.TrainTopK(8, 64))),
         ({"decoder": "norm-aware", "rate": 0.1}, tr.autoencoder(site, 1024, batch, decoder="norm_aware", rate=0.1)),
         ({"nested": [8, 64]}, tr.autoencoder(site, 1024, batch, (ob.AuxK(), ob.Matryoshka((8, 64))))),
-        ({"gate": "relu", "penalty": 3.0}, tr.autoencoder(site, 1024, tr.Relu(), (ob.L1(3.0),))),
-        ({"gate": "gated", "penalty": 3.0}, tr.autoencoder(site, 1024, tr.Gated(), (ob.OpenGate(3.0),))),
-        ({"gate": "jumprelu"}, tr.autoencoder(site, 1024, tr.JumpRelu())),
+        ({"gate": "relu", "penalty": 3.0}, tr.autoencoder(site, 1024, tr.TrainRelu(), (ob.L1(3.0),))),
+        ({"gate": "gated", "penalty": 3.0}, tr.autoencoder(site, 1024, tr.TrainGated(), (ob.OpenGate(3.0),))),
+        ({"gate": "jumprelu"}, tr.autoencoder(site, 1024, tr.TrainJumpRelu())),
         ({"gate": "jumprelu", "l0": 9.0}, tr.autoencoder(site, 1024, wide, (ob.L0Target(30.0, 9.0),))),
         (
             {"gate": "jumprelu", "penalty_kind": "tanh"},

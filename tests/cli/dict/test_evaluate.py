@@ -102,7 +102,7 @@ def test_refusals_of_judging(capsys, tmp_path, width):
 def test_a_dictionary_of_shuffled_weights_is_a_control(capsys, tmp_path, width):
     from cutaway.dictionaries import training as tr
 
-    recipe = tr.autoencoder("resid_post.1", 24, tr.TopK(3), rate=1e-3).as_dict()
+    recipe = tr.autoencoder("resid_post.1", 24, tr.TrainTopK(3), rate=1e-3).as_dict()
     told = saved(tmp_path / "told.safetensors", width, recipe=recipe, rate=1e-3)
     untold = saved(tmp_path / "untold.safetensors", width)
     for d, k, said in [(told, 3, "the same recipe"), (untold, 5, "no recipe in the file")]:

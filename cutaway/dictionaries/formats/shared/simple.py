@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.gates import AnyGate, BatchTopK, Gated, JumpRelu, TopK
+from cutaway.dictionaries.gates import BatchTopK, Gate, Gated, JumpRelu, TopK
 from cutaway.dictionaries.norms import Norm
 from cutaway.dictionaries.transforms import one_block, subtracting
 
@@ -25,7 +25,7 @@ class Simple:
     decoder: Tensor
     b_enc: Tensor | None
     b_dec: Tensor
-    gate: AnyGate
+    gate: Gate
     skip: Tensor | None = None
     subtract: bool = False
     norm_aware: bool = False
@@ -79,7 +79,7 @@ def simple(d: Dictionary, what: str, subtract: bool | None = None, skip: bool = 
     )  # fmt: skip
 
 
-def unheld(d: Dictionary, what: str, gate: AnyGate) -> Refused:
+def unheld(d: Dictionary, what: str, gate: Gate) -> Refused:
     """The refusal of a gate that a format does not know."""
     name = type(gate).__name__
     if isinstance(gate, BatchTopK) and gate.threshold is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,8 +11,8 @@ from torch import Tensor
 from cutaway.dictionaries.kernels.sparse import Pairs
 from cutaway.dictionaries.kernels.sparse_matmul import dense_read, read, write
 from cutaway.dictionaries.kernels.topk import Encoder, top_k
-from cutaway.dictionaries.training.objectives.active import tangential
-from cutaway.dictionaries.training.objectives.term import Part, Pass, Term
+from cutaway.dictionaries.objectives.active import tangential
+from cutaway.dictionaries.objectives.term import Part, Pass, Term
 
 _DENSE = 0.02  # share of the silent latents from which all of them are computed
 
@@ -25,6 +26,7 @@ class AuxK(Term):
     arXiv:2406.04093).
     """
 
+    needs: ClassVar[str | None] = "encoder"
     weight: float = 1 / 32
     rise: float = 0.0
     k: int = 256
@@ -82,6 +84,7 @@ class Matryoshka(Term):
 class MultiTopK(Term):
     """The squared error of the wider code of a TopK gate trained with `wide` (Gao et al. 2024)."""
 
+    needs: ClassVar[str | None] = "wide"
     weight: float = 1 / 8
     rise: float = 0.0
 
@@ -100,6 +103,7 @@ class OpenGate(Term):
     (Rajamanoharan et al. 2024, arXiv:2404.16014.) `weight` multiplies the sparsity, the squared error has weight one.
     """
 
+    needs: ClassVar[str | None] = "opened"
     weight: float
     rise: float = 0.05
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries.training.objectives.term import Part, Pass, Term
+from cutaway.dictionaries.objectives.term import Part, Pass, Term
 
 Norms = Literal["together", "sum", "none"]
 
@@ -64,6 +64,7 @@ class Tanh(Term):
 class L0(Term):
     """The number of active latents, through the step's estimated gradient (JumpReLU only)."""
 
+    needs: ClassVar[str | None] = "step"
     weight: float
     rise: float = 0.1
 
@@ -75,6 +76,7 @@ class L0(Term):
 class L0Target(Term):
     """(L0 / target − 1)² of each block, through the step's estimated gradient (JumpReLU only; Gemma Scope 2)."""
 
+    needs: ClassVar[str | None] = "step"
     weight: float
     target: float
     rise: float = 0.1
@@ -110,6 +112,7 @@ class PreActivation(Term):
     `AuxK`). The sum over what is inactive is the sum over everything, which needs Σ x alone, less that over the active.
     """
 
+    needs: ClassVar[str | None] = "threshold"
     weight: float = 3e-6
     rise: float = 0.0
     silent_only: bool = False

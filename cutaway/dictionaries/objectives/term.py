@@ -5,13 +5,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
-from cutaway.core.refuse import Refused
 from cutaway.dictionaries.kernels.reduce import ALONE, Across
-from cutaway.dictionaries.training.objectives.active import Active
+from cutaway.dictionaries.objectives.active import Active
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +57,13 @@ class Pass:
 
 
 class Term(ABC):
-    """One term: its loss is `weight` times `of`, the weight growing from zero over the first `rise` of the run."""
+    """One term: its loss is `weight` times `of`, the weight growing from zero over the first `rise` of the run.
 
+    Attributes:
+        needs: what the gate must offer (`TrainGate.offers`) for the term to be defined, if anything.
+    """
+
+    needs: ClassVar[str | None] = None
     weight: float
     rise: float
 
@@ -74,19 +78,3 @@ class Term(ABC):
     def as_dict(self) -> dict[str, Any]:
         """Kind and numbers, ready for JSON."""
         return {"kind": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]
-
-
-def term_of(numbers: Mapping[str, Any]) -> Term:
-    """The term that `as_dict` described.
-
-    Raises:
-        Refused: no such term, or one that holds a function.
-    """
-    from cutaway.dictionaries.training import objectives
-
-    kind = getattr(objectives, str(numbers.get("kind")), None)
-    if not (isinstance(kind, type) and issubclass(kind, Term)) or kind is objectives.Spliced:
-        known = ", ".join(n for n in objectives.__all__ if n[0].isupper() and n not in ("Part", "Pass", "Term"))
-        raise Refused(f"objective {numbers.get('kind')!r}", "no term of that name is plain data", f"use one of {known}")
-    values = {n: tuple(v) if isinstance(v, list) else v for n, v in numbers.items() if n != "kind"}
-    return kind(**values)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cutaway.dictionaries.training.objectives.term import Pass, Term
+from cutaway.dictionaries.objectives.term import Pass, Term
 
 
 @dataclass(frozen=True)
