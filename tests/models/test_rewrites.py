@@ -72,8 +72,8 @@ def test_every_rewrite_changes_its_weight_alone_and_is_undone_bit_for_bit(name, 
 @pytest.mark.parametrize("name", ["gpt2", "falcon_40b", "llama_gqa"])
 def test_heads_of_a_layer_are_rewritten_like_the_layer(name):
     m = model(name)
-    whole = Rewrite("q.1", delta=noise(*m.weights.q(1).shape))
-    heads = [Rewrite(f"q.1.{h}", delta=d) for h, d in enumerate(whole.delta)]
+    delta = noise(*m.weights.q(1).shape)
+    whole, heads = Rewrite("q.1", delta=delta), [Rewrite(f"q.1.{h}", delta=d) for h, d in enumerate(delta)]
     with rewritten(m, whole):
         one = m.run(IDS)
     with rewritten(m, *heads):
