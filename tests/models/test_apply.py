@@ -8,7 +8,7 @@ import torch
 from cutaway.core.refuse import Refused
 from cutaway.models import Apply
 from cutaway.models.edits.batch_slice import BatchSlice
-from cutaway.models.edits.edit import of_prompts
+from cutaway.models.edits.edit import Edit, of_prompts
 from cutaway.models.edits.library import Replace, Scale
 from cutaway.models.sweep.cache import resuming
 from cutaway.models.sweep.executor import sweep
@@ -63,18 +63,17 @@ def test_a_sweep_runs_it_on_whole_batches(name, t):
         shapes.add(tuple(x.shape[:2]))
         return centred(x)
 
-    variants = [
+    variants: list[list[Edit]] = [
         [Apply(f"{site}.{i}", watched)] for i in range(m.shape.n_layers) for site in ("z", "mlp_out", "resid_post")
     ]
     variants += [[Scale("z.0@-1", 0.5), Apply("resid_mid.1@-1", centred)], [Scale("z.1", 0.5)]]
     made = sweep(m, t, variants, metric, budget=1)
     assert shapes == {tuple(t.ids.shape)}
     torch.testing.assert_close(made, one_by_one(m, t, variants), rtol=1e-4, atol=1e-5)
+    both: list[list[Edit]] = [[Apply("z.0", centred), Scale("z.1.0", 0.5)]]
     based = sweep(m, t, [[Scale("z.1.0", 0.5)]], metric, base=[Apply("z.0", watched)], budget=1)
     assert shapes == {tuple(t.ids.shape)}
-    torch.testing.assert_close(
-        based, one_by_one(m, t, [[Apply("z.0", centred), Scale("z.1.0", 0.5)]]), rtol=1e-4, atol=1e-5
-    )
+    torch.testing.assert_close(based, one_by_one(m, t, both), rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_keep_it_exact_refuses_it(tmp_path):
