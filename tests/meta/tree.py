@@ -14,8 +14,8 @@ PACKAGE = ROOT / "cutaway"
 ROWS: tuple[tuple[str, ...], ...] = (
     ("core",),
     ("views",),
-    ("models",),
-    ("tasks", "streams", "zoo", "training"),
+    ("models", "training"),
+    ("tasks", "streams", "zoo"),
     ("interventions",),
     ("lenses", "heads", "neurons", "patching", "dictionaries", "directions", "editing", "dynamics", "vision"),
     ("features",),

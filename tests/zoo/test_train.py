@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cutaway.core.refuse import Refused
+from cutaway.training import Checkpoints
 from cutaway.zoo.miniworld import train as recipe
 
 TINY = recipe.Settings(layers=1, width=32, heads=2, mlp=32, block=32, batch=2, steps=5, finish=2, warmup=2)
@@ -25,6 +28,20 @@ def test_a_run_taken_up_again_gives_the_same_weights(tmp_path):
     assert whole.keys() == halves.keys()
     assert any(key.startswith("optimizer/1") for key in whole)
     assert all(torch.equal(whole[key], halves[key]) for key in whole)
+
+
+def test_a_run_of_the_first_layout_is_taken_up(tmp_path):
+    """Before the common loop, the header held one record and `checkpoint.json` a copy of it."""
+    whole = run(tmp_path / "whole")
+    part = run(tmp_path / "part", stop_after=3)
+    tensors, new = Checkpoints(part, recipe.KIND).read()
+    old = {n: new[n] for n in ("step", "seconds", "loss", "log", "threads", "settings")}
+    save_file(tensors, part / "checkpoint.safetensors", {"record": json.dumps(old | {"corpus": new["source"]})})
+    (part / "checkpoint.json").write_text(json.dumps(old))
+    assert recipe.summary(part)["steps"] == 3
+    run(part)
+    one, other = (load_file(f / "model.safetensors") for f in (whole, part))
+    assert all(torch.equal(t, other[n]) for n, t in one.items())
 
 
 def test_progress_is_told_and_globals_are_left_alone(tmp_path):

@@ -1,37 +1,39 @@
 """The recipe of the miniworld: one function that trains the shipped model from a seed, on a laptop's processor.
 
 Muon on the hidden matrices and AdamW on the rest, bfloat16 autocast, warm-up, plateau, linear decay, and a second stage
-of the mixture. A run is a folder: `checkpoint.safetensors` (weights, optimizer state, and in its header the step and
-the stream), `checkpoint.json` (the log, to be read), and at the end the model's own files. Nothing is pickled. A run
-that was stopped goes on from its checkpoint with the same blocks and, on the same machine and thread count, the same
-numbers.
+of the mixture. A run is a folder of `cutaway.training` (checkpoint, `log.jsonl`), and at the end it has the model's own
+files. Nothing is pickled. A run that was stopped goes on from its checkpoint with the same blocks and, on the same
+machine and thread count, the same numbers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import time
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
+from cutaway.training import Checkpoints, Guard, Loop, Plan, Update
+from cutaway.training.checkpoints import ALONE
 from cutaway.zoo.miniworld import tokenizer as tokenizers
 from cutaway.zoo.miniworld.corpus import FINISH, SECOND_STAGE, Corpus, known_words
 from cutaway.zoo.miniworld.world import World
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from torch import Tensor
     from transformers import LlamaForCausalLM
 
 MAX_POSITIONS = 256
+KIND = "miniworld training"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +59,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """What the callback of `train` is told."""
+    """State of a run at its last report, for the callback of `train`."""
 
     step: int
     steps: int
@@ -133,115 +135,135 @@ def train(
         checkpoint_every: steps between checkpoints.
         stop_after: end at this step with a checkpoint and no export, as an interruption would.
     """
-    settings = settings or Settings()
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    update = MiniworldUpdate(settings or Settings(), minutes)
     with _threads(threads):
-        run = _Run(out, settings, minutes)
-        if resume and (out / "checkpoint.json").exists():
-            run.load()
-        while run.position < run.length:
-            run.advance()
-            if progress is not None and run.step % 20 == 0:
-                progress(run.progress())
-            stopped = run.step == stop_after
-            if stopped or run.step % checkpoint_every == 0:
-                run.save()
-            if stopped:
-                return out
-        run.save()
-        export(run.model, run.tokenizer, run.world, out)
-    return out
+        loop = Loop(update, Blocks(update.corpus, update.size.batch), update.plan(checkpoint_every), out)
+        _checkpoints(out)
+        loop.start(resume)
+
+        def report(loop: Loop) -> None:
+            if progress is not None:
+                forecast = loop.forecast()
+                speed, left = forecast.tokens_per_second, forecast.seconds_left
+                progress(Progress(loop.step, update.length, update.loss, speed, left))
+
+        loop.run(stop_after, report)
+        if loop.step != stop_after:
+            export(update.model, update.tokenizer, update.world, out)
+    return Path(out)
 
 
-class _Run:
-    """The state of one training run."""
+@dataclass(frozen=True)
+class ClockedPlan(Plan):
+    """A plan that may be shortened to so many minutes of training."""
 
-    def __init__(self, out: Path, settings: Settings, minutes: float | None):
-        self.out, self.settings, self.minutes = out, settings, minutes
+    minutes: float | None = None
+
+    def done(self, tokens: int, seconds: float) -> float:
+        by_clock = seconds / (60 * self.minutes) if self.minutes else 0.0
+        return max(super().done(tokens, seconds), by_clock)
+
+
+class Blocks:
+    """Batches of blocks of a corpus, with its cursor."""
+
+    def __init__(self, corpus: Corpus, batch: int):
+        self.corpus, self.batch = corpus, batch
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Tensor:
+        return torch.tensor([self.corpus.block() for _ in range(self.batch)])  # [batch position]
+
+    def state(self) -> dict[str, Any]:
+        """The cursor of the corpus."""
+        return self.corpus.state()
+
+    def restore(self, state: Mapping[str, Any]) -> Self:
+        """Go to where `state` was taken."""
+        self.corpus.restore(dict(state))
+        return self
+
+
+class MiniworldUpdate(Update):
+    """The model in training, with the corpus whose mixture follows the schedule.
+
+    Attributes:
+        size: size of the model and shape of the run.
+        loss: running mean, in nats per token.
+        log: rows of step, loss and seconds, for the card.
+    """
+
+    kind = KIND
+
+    def __init__(self, settings: Settings, minutes: float | None = None):
+        self.size, self.minutes = settings, minutes
         self.world = World.build(settings.seed)
         self.tokenizer = tokenizers.build(known_words(self.world))
         self.corpus = Corpus(self.world, self.tokenizer, settings.block, settings.seed + 1)
         self.model = initial_model(settings, self.tokenizer.get_vocab_size()).train()
         self.optimizers = optimizers(self.model, settings)
         self.base = [o.param_groups[0]["lr"] for o in self.optimizers]
-        self.step, self.seconds, self.loss = 0, 0.0, float("nan")
-        self.log: list[tuple[int, float, float]] = []  # step, loss, seconds
+        self.loss, self.guard = float("nan"), Guard()
+        self.log: list[tuple[int, float, float]] = []
 
     @property
     def length(self) -> int:
         """Steps of the whole run."""
-        return self.settings.steps + self.settings.finish
+        return self.size.steps + self.size.finish
 
-    @property
-    def position(self) -> float:
+    def plan(self, checkpoint_every: int) -> ClockedPlan:
+        """The plan of the run: 20 steps between reports."""
+        tokens = self.length * self.size.batch * self.size.block
+        return ClockedPlan(tokens, checkpoint_every=checkpoint_every, minutes=self.minutes)
+
+    def position(self, step: int, seconds: float) -> float:
         """The place in the schedule, in steps; ahead of `step` where the clock shortens the run."""
-        by_clock = self.length * self.seconds / (60 * self.minutes) if self.minutes else 0.0
-        return max(self.step, by_clock)
+        by_clock = self.length * seconds / (60 * self.minutes) if self.minutes else 0.0
+        return max(step, by_clock)
 
-    def advance(self) -> None:
-        """One optimizer step."""
-        start = time.perf_counter()
-        position = self.position
-        if position >= self.settings.second_stage:
-            self.corpus.weights = FINISH if position >= self.settings.steps else SECOND_STAGE
-        factor = rate(position, self.step, self.settings)
+    def begin(self, loop: Loop) -> None:
+        self._mix(loop, 0)
+
+    def step(self, batch: Tensor, loop: Loop) -> int:
+        """One step of both optimizers."""
+        factor = rate(self.position(loop.step, loop.seconds), loop.step, self.size)
         for optimizer, base in zip(self.optimizers, self.base, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = base * factor
-        loss = _loss(self.model, torch.tensor([self.corpus.block() for _ in range(self.settings.batch)]))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self.optimizers:
-            optimizer.step()
-        self.model.zero_grad(set_to_none=True)
-        self.step += 1
+        loss = _loss(self.model, batch)
         value = loss.item()
-        self.loss = value if self.step == 1 else 0.98 * self.loss + 0.02 * value
-        self.seconds += time.perf_counter() - start
-        if self.step % 100 == 0:
-            self.log.append((self.step, round(self.loss, 4), round(self.seconds, 1)))
+        if self.guard.passes(math.isfinite(value), loop):
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.model.zero_grad(set_to_none=True)
+            self.loss = 0.98 * self.loss + 0.02 * value if math.isfinite(self.loss) else value
+        self.guard.check("training the miniworld", "use lower rates")
+        self._mix(loop, loop.step + 1)
+        return batch.numel()
 
-    def progress(self) -> Progress:
-        """What is told to the caller."""
-        tokens = self.step * self.settings.batch * self.settings.block
-        done = min(1.0, self.position / self.length)
-        left = self.seconds / done * (1 - done) if done else float("inf")
-        return Progress(self.step, self.length, self.loss, tokens / self.seconds, left)
+    def after_step(self, loop: Loop) -> None:
+        if loop.step % 100 == 0:
+            self.log.append((loop.step, round(self.loss, 4), round(loop.seconds, 1)))
 
-    def save(self) -> None:
-        """Write the checkpoint; a crash in between leaves the earlier one readable."""
+    def report(self, loop: Loop) -> list[dict[str, Any]]:
+        return [{"loss": self.loss}]
+
+    def settings(self, loop: Loop) -> dict[str, Any]:
+        return {"settings": dataclasses.asdict(self.size)}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors: dict[str, Tensor] = {f"model/{k}": v.detach() for k, v in self.model.named_parameters()}
         for i, optimizer in enumerate(self.optimizers):
             for j, entry in optimizer.state_dict()["state"].items():
                 tensors |= {f"optimizer/{i}/{j}/{k}": torch.as_tensor(v) for k, v in entry.items()}
-        record = {
-            "step": self.step, "seconds": self.seconds, "loss": self.loss, "log": self.log,
-            "threads": torch.get_num_threads(),
-            "corpus": self.corpus.state(), "settings": dataclasses.asdict(self.settings),
-        }  # fmt: skip
-        metadata = {"record": json.dumps(record)}
-        partial = self.out / "checkpoint.partial"
-        save_file({k: v.contiguous() for k, v in tensors.items()}, partial, metadata=metadata)
-        partial.replace(self.out / "checkpoint.safetensors")
-        (self.out / "checkpoint.json").write_text(json.dumps({k: v for k, v in record.items() if k != "corpus"}) + "\n")
+        return tensors, {"loss": self.loss, "lost": self.guard.lost, "log": self.log}
 
-    def load(self) -> None:
-        """Take up the checkpoint of the folder."""
-        from cutaway.core.refuse import Refused
-
-        with safe_open(self.out / "checkpoint.safetensors", "pt") as file:
-            record = json.loads(file.metadata()["record"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        if record["settings"] != dataclasses.asdict(self.settings):
-            raise Refused(
-                what=f"resuming the run in {self.out}",
-                why="its checkpoint was written with other settings",
-                instead="use the same settings, another folder, or resume=False",
-            )
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model/{name}"])
+    def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any], loop: Loop) -> None:
+        self.take(tensors)
         for i, optimizer in enumerate(self.optimizers):
             state: dict[int, dict[str, Any]] = {}
             for key, value in tensors.items():
@@ -249,9 +271,38 @@ class _Run:
                     _, _, j, name = key.split("/")
                     state.setdefault(int(j), {})[name] = value
             optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
-        self.step, self.seconds, self.loss = record["step"], record["seconds"], record["loss"]
+        self.loss, self.guard = record["loss"], Guard(record["lost"])
         self.log = [tuple(row) for row in record["log"]]
-        self.corpus.restore(record["corpus"])
+        self._mix(loop, loop.step)
+
+    @torch.no_grad()
+    def take(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take up the weights of a checkpoint."""
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(tensors[f"model/{name}"])
+
+    def _mix(self, loop: Loop, step: int) -> None:
+        """Set the mixture of documents for the batch of a step."""
+        position = self.position(step, loop.seconds)
+        if position >= self.size.second_stage:
+            self.corpus.weights = FINISH if position >= self.size.steps else SECOND_STAGE
+
+
+def _checkpoints(run: str | Path) -> Checkpoints:
+    """The checkpoints of a run; one of the first layout, before the common loop, is rewritten."""
+    found, path = Checkpoints(Path(run), KIND), Path(run) / ALONE
+    if not path.is_file():
+        return found
+    with safe_open(path, "pt") as file:
+        if (text := (file.metadata() or {}).get("record")) is None:
+            return found
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    old = json.loads(text)
+    tokens = old["step"] * old["settings"]["batch"] * old["settings"]["block"]
+    counted = {"tokens": tokens, "logged_tokens": tokens, "events": [], "lines": 0, "lost": 0}
+    kept = {n: old[n] for n in ("step", "seconds", "loss", "log", "settings")}
+    found.write(tensors, kept | counted | {"source": old["corpus"], "threads": old.get("threads", 1)})
+    return found
 
 
 def _loss(model: torch.nn.Module, ids: Tensor) -> Tensor:
@@ -286,22 +337,21 @@ def export(model: LlamaForCausalLM, tokenizer: Tokenizer, world: World, folder: 
 
 def export_checkpoint(run: str | Path, folder: str | Path) -> None:
     """Export the newest checkpoint of an unfinished run."""
-    run = Path(run)
-    settings = Settings(**json.loads((run / "checkpoint.json").read_text())["settings"])
-    state = _Run(run, settings, None)
-    state.load()
-    export(state.model, state.tokenizer, state.world, folder)
+    tensors, record = _checkpoints(run).read()
+    update = MiniworldUpdate(Settings(**record["settings"]))
+    update.take(tensors)
+    export(update.model, update.tokenizer, update.world, folder)
 
 
 def summary(run: str | Path) -> dict[str, Any]:
     """Length and cost of a run, for the card."""
-    record = json.loads((Path(run) / "checkpoint.json").read_text())
+    _, record = _checkpoints(run).read()
     settings = record["settings"]
     return {
         "steps": record["step"],
         "tokens": record["step"] * settings["batch"] * settings["block"],
         "minutes": record["seconds"] / 60,
-        "threads": record.get("threads", 1),
+        "threads": record["threads"],
         "loss": record["loss"],
         "settings": settings,
         "log": record["log"],
