@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.tasks.bound import Bound
-from cutaway.tasks.metrics import metric
+from cutaway.tasks.readouts import readout
 
 Measure = Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tensor, "row 2"]]
 
@@ -22,7 +22,7 @@ def with_probability(bound: Bound) -> Measure:
 
 def beside(bound: Bound, name: str) -> Measure:
     """The task's metric and the one called `name`, as the executor asks for them."""
-    other = replace(bound, row=metric(name))
+    other = replace(bound, readout=readout(name))
 
     def measure(logits: Tensor, prompt: Tensor) -> Tensor:
         return torch.stack([b.metric_at(logits, prompt) for b in (bound, other)], dim=-1).float()

@@ -216,7 +216,7 @@ def _result(
     labels: dict[str, list[Any]] = grid.labels() if grid is not None else {"node": named(places, bound)}
     if len(read) > 1:
         found |= {"metrics": mean[1:], "metrics_interval": torch.stack(spread[1:]), "metrics_null": null[1:]}
-        labels["metric"] = [f"{b.row.name} ({b.unit})" for b in read[1:]]
+        labels["metric"] = [f"{b.readout.name} ({b.unit})" for b in read[1:]]
     changed = {"changed positions": _changed(bound)} if grid is None or grid.place else {}
     return BY_AXES[grid.axes if grid is not None else ("node",)](
         **{n: t.clone() for n, t in found.items()},

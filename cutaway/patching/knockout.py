@@ -48,7 +48,7 @@ from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
 from cutaway.models.sweep.partial_forward import entered
 from cutaway.tasks.bound import Bound
-from cutaway.tasks.metrics import metric
+from cutaway.tasks.readouts import READOUTS
 from cutaway.tasks.task import Task
 
 SOURCES = ("subject", "other", "last", "first")
@@ -222,7 +222,7 @@ def _unread(
 def _said(model: Model, bound: Bound, x: Float[Tensor, "prompt d_model"]) -> Float[Tensor, "role prompt"]:
     """Whether an update says the answer, and the foil, before every other token, read through the final norm's linear
     part (its scale does not change an order) and the unembedding."""
-    right = replace(bound, row=metric("accuracy"))
+    right = replace(bound, readout=READOUTS["accuracy"])
     wrong = replace(right, answers=right.foils, foils=right.answers,
                     answer_sets=right.foil_sets, foil_sets=right.answer_sets)  # fmt: skip
     final, w = model.body.top("final"), model.weights.unembed.detach().float()

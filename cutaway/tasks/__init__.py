@@ -9,15 +9,19 @@ words that its tokenizer writes as single tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+
+from torch import Tensor
 
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.repeat import Made, called
 from cutaway.models.model import Model
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.jsonl import from_jsonl
-from cutaway.tasks.metrics import METRICS, Metric, metric
 from cutaway.tasks.pair import Pair, Truth
+from cutaway.tasks.prompts import Contrast, Prompts, contrast, read_prompts
+from cutaway.tasks.readouts import READOUTS, Readout, readout
 from cutaway.tasks.sampler import sample
 from cutaway.tasks.sentence import from_sentence
 from cutaway.tasks.siblings import with_siblings
@@ -45,7 +49,7 @@ def load(
     *,
     corruption: str | None = None,
     split: str | None = None,
-    metric: str | None = None,
+    metric: str | Readout | Callable[..., Tensor] | None = None,
 ) -> Task:
     """The task called `name` for one model: up to `n` pairs, the same for the same seed.
 
@@ -57,7 +61,7 @@ def load(
         corruption: which corruption, where a task has several (`ioi`: s2_io_flip, abc; `arithmetic`: no_operator); the
             first if not given.
         split: of a world: `test` (withheld from training; the default), `train` or `any`.
-        metric: name of the metric; the task's own if not given.
+        metric: name of a readout, a readout, or a function of your own; the task's own if not given.
 
     Raises:
         Refused: unknown task, corruption or split, or a tokenizer that allows too few pairs.
@@ -77,7 +81,8 @@ def load(
         task = _from_templates(name, model, n, seed, corruption, split)
     told = {"n": n, "seed": seed, "corruption": corruption, "split": split, "metric": metric}
     how = Made(called("ca.tasks.load", repr(name), "model", **told), {"": name, **told})
-    return made(task if metric is None else replace(task, metric=metric), how, model)
+    named = metric is None or isinstance(metric, str)  # a function of the user's own has no name to repeat it by
+    return made(task if metric is None else replace(task, metric=metric), how if named else None, model)
 
 
 def _from_templates(name: str, model: Model, n: int, seed: int, corruption: str | None, split: str | None) -> Task:
@@ -99,17 +104,21 @@ def _from_templates(name: str, model: Model, n: int, seed: int, corruption: str 
 
 
 __all__ = [
-    "METRICS",
+    "READOUTS",
     "TASKS",
     "Bound",
-    "Metric",
+    "Contrast",
     "Pair",
+    "Prompts",
+    "Readout",
     "Task",
     "Truth",
+    "contrast",
     "from_jsonl",
     "from_sentence",
     "load",
-    "metric",
     "names",
+    "read_prompts",
+    "readout",
     "with_siblings",
 ]

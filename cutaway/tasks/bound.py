@@ -16,8 +16,8 @@ from cutaway.core.refuse import Refused
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.tasks.answers import check_predicts, next_tokens, single_tokens, token_rows
-from cutaway.tasks.metrics import Metric, metric
 from cutaway.tasks.pair import Pair
+from cutaway.tasks.readouts import Readout, readout
 from cutaway.tasks.spelling import settled
 
 SPANS = ("changed", "subject", "last")
@@ -36,7 +36,7 @@ class Bound:
     corrupt: Tokens
     answers: Int[Tensor, "batch"]
     foils: Int[Tensor, "batch"]
-    row: Metric
+    readout: Readout
     answer_sets: Int[Tensor, "batch choice"] | None = None
     foil_sets: Int[Tensor, "batch wrong"] | None = None
     reference: Float[Tensor, "batch token"] | None = None
@@ -47,28 +47,28 @@ class Bound:
     @property
     def unit(self) -> str:
         """Unit of the metric's values."""
-        return self.row.unit
+        return self.readout.unit
 
     @property
     def metric(self) -> Callable[[Tensor], Tensor]:
         """The metric of these prompts: logits [batch token] at the last real token → values [batch]."""
-        return partial(self.row, answers=self._ids("answer"), foils=self._ids("foil"), reference=self.reference)
+        return partial(self.readout, answers=self._ids("answer"), foils=self._ids("foil"), reference=self.reference)
 
     def metric_at(self, logits: Float[Tensor, "row token"], prompt: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         """The metric of rows that are runs of the prompts with these numbers, in any order."""
         given = {"answers": self._ids("answer"), "foils": self._ids("foil"), "reference": self.reference}
         picked = {n: None if t is None else t.to(logits.device)[prompt.to(logits.device)] for n, t in given.items()}
-        return self.row(logits, **picked)  # type: ignore[arg-type]
+        return self.readout(logits, **picked)  # type: ignore[arg-type]
 
-    def measured_by(self, name: str, model: Model) -> Bound:
+    def measured_by(self, name: str | Readout, model: Model) -> Bound:
         """The same prompts under another metric.
 
         Raises:
             Refused: no metric has that name.
         """
-        row = metric(name)
+        row = readout(name)
         needed = row.needs_reference and self.reference is None
-        return replace(self, row=row, reference=model.run_last(self.clean) if needed else self.reference)
+        return replace(self, readout=row, reference=model.run_last(self.clean) if needed else self.reference)
 
     @property
     def changed(self) -> Bool[Tensor, "batch position"]:
@@ -121,7 +121,7 @@ class Bound:
         return (touched or columns)[0]
 
 
-def bind(pairs: tuple[Pair, ...], row: Metric, model: Model) -> Bound:
+def bind(pairs: tuple[Pair, ...], row: Readout, model: Model) -> Bound:
     """Pairs as tokens of one model, measured by one metric.
 
     Raises:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import Tensor
 
 from cutaway.core import repeat as again
 from cutaway.core.record import hash_text
@@ -13,24 +15,34 @@ from cutaway.core.refuse import Refused
 from cutaway.core.repeat import Made
 from cutaway.models.model import Model
 from cutaway.tasks.bound import Bound, bind, narrowed
-from cutaway.tasks.metrics import metric
 from cutaway.tasks.pair import Pair, Truth
+from cutaway.tasks.readouts import Readout, readout
 
 
 @dataclass(frozen=True)
 class Task:
-    """Prompts, answers, metric and truth. `options` and `made` say how it was made; by hand, nobody here knows."""
+    """Prompts, answers, metric and truth.
+
+    Attributes:
+        name: what the task is called in records.
+        pairs: the clean and corrupt prompts with answer and foil.
+        metric: what is measured: the name of a readout, a readout, or a function (logits, answers, foils) → [batch].
+        corruption: what the corrupt prompts change, in words.
+        truth: what is known to be so in a model's world.
+        options: the options of the recipe that made it.
+        made: how it can be made again; None if made by hand.
+    """
 
     name: str
     pairs: tuple[Pair, ...]
-    metric: str = "logit_diff"
+    metric: str | Readout | Callable[..., Tensor] = "logit_diff"
     corruption: str = ""
     truth: Truth | None = None
     options: dict[str, Any] = field(default_factory=dict)
     made: Made | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self):
-        metric(self.metric)
+        readout(self.metric)
         if not self.pairs:
             raise Refused(f"task {self.name!r}", "it has no prompts", "give at least one pair")
 
@@ -48,9 +60,9 @@ class Task:
         ]
         return {
             "name": self.name,
-            "hash": hash_text(self.metric, *texts),
+            "hash": hash_text(readout(self.metric).name, *texts),
             "prompts": len(self.pairs),
-            "metric": self.metric,
+            "metric": readout(self.metric).name,
             "corruption": self.corruption,
             "options": dict(self.options),
         }
@@ -65,7 +77,7 @@ class Task:
         Raises:
             Refused: a pair of unequal token length, an answer of several tokens, or one equal to its foil.
         """
-        return bind(self.pairs, metric(self.metric), model)
+        return bind(self.pairs, readout(self.metric), model)
 
     def narrow(self, model: Model) -> Task:
         """The same task with answers of several tokens cut down to the first token where answer and foil differ.

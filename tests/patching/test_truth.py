@@ -11,7 +11,7 @@ import torch
 import cutaway as ca
 from cutaway.models.edits.library import Replace
 from cutaway.patching import HeadEffects, HeadPositionEffects, activation, group, knockout_curve
-from cutaway.tasks.metrics import METRICS
+from cutaway.tasks.readouts import READOUTS
 from cutaway.tasks.task import Task
 from tests.conformance import subjects
 
@@ -102,7 +102,7 @@ def test_a_fact_survives_without_heads_of_anywhere():
     bound = facts.bind(model)
     donor = model.capture(bound.corrupt, "z")
     others = [a for a in map(str, model.places("z.*.*")) if a not in found]
-    accuracy = replace(bound, row=METRICS["accuracy"])
+    accuracy = replace(bound, readout=READOUTS["accuracy"])
     kept = []
     for n in range(9):
         order = torch.randperm(len(others), generator=torch.Generator().manual_seed(n))[:3].tolist()

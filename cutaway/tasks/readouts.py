@@ -1,8 +1,11 @@
-"""Metrics: how strongly the last position's logits say the answer, one value a prompt.
+"""Readouts: what is measured of a run, one number per prompt; a row of `READOUTS`, or a function of the user's own.
+
+A task's metric is a readout: by its name, as a row, or any function (logits [batch token], answers, foils) → [batch],
+which records call a user function. A new one is one row: `register(Readout("margin", margin, "logits", True, "…"))`.
 
 One sign convention for all: **higher is more answer**. So `kl` and `rank` are negative distances with 0 as their best.
-Answers and foils are token ids, one a prompt, or a set a prompt (a second axis, filled up with −1); a set counts by its
-total probability, so `logit_diff` of two sets is the log odds between them, and of two tokens their logit difference.
+Answers and foils are token ids, one per prompt, or a set per prompt (a second axis, filled up with −1). A set counts by
+its total probability, so `logit_diff` of two sets is the log odds between them, of two tokens their logit difference.
 """
 
 from __future__ import annotations
@@ -22,25 +25,38 @@ Foils = Int[Tensor, "batch"] | Int[Tensor, "batch wrong"]
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One row: the function, the unit of its values, and what it can be used for."""
+class Readout:
+    """One row: a function of the logits at the last token of each prompt.
+
+    Attributes:
+        name: the word that names it, as in `metric="prob"` and `--task-metric prob`.
+        function: takes logits [batch token], answers, foils and reference logits, and returns values [batch].
+        unit: unit of the values.
+        differentiable: True if gradients flow through it.
+        says: what it is, for listings.
+        needs_reference: True if it compares with the logits of the clean run.
+    """
 
     name: str
-    function: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+    function: Callable[..., Tensor]
     unit: str
     differentiable: bool
     says: str
     needs_reference: bool = False
 
     def __call__(self, logits: Logits, answers: Answers, foils: Foils, reference: Logits | None = None) -> Values:
-        """The metric of each prompt.
+        """Measure each prompt.
 
         Raises:
-            Refused: the metric compares with reference logits, and none were given.
+            Refused: it compares with reference logits and none were given, or it gave no number per prompt.
         """
         if self.needs_reference and reference is None:
             raise Refused(f"metric {self.name!r}", "it compares with the logits of another run", "give reference=…")
-        return self.function(logits.float(), answers, foils, reference)
+        values = self.function(logits.float(), answers, foils, reference)
+        if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
+            got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise Refused(f"metric {self.name!r}", f"it gave {got}", "return one number per prompt, a tensor [batch]")
+        return values
 
 
 def logit_diff(logits: Logits, answers: Answers, foils: Foils, reference: Logits | None = None) -> Values:
@@ -87,32 +103,57 @@ def accuracy(logits: Logits, answers: Answers, foils: Foils, reference: Logits |
     return (_best(logits, answers) > rest.amax(-1)).to(logits.dtype)
 
 
-METRICS: dict[str, Metric] = {
+READOUTS: dict[str, Readout] = {
     row.name: row
     for row in (
-        Metric("logit_diff", logit_diff, "logits", True, "logit of the answer minus logit of the foil"),
-        Metric("logit", logit, "logits", True, "logit of the answer, which has no zero that means anything"),
-        Metric("log_prob", log_prob, "nats", True, "log-probability of the answer"),
-        Metric("prob", prob, "probability", True, "probability of the answer"),
-        Metric("prob_diff", prob_diff, "probability", True, "probability of the answer minus that of the foil"),
-        Metric("kl", kl, "−nats", True, "minus the KL divergence from the clean run's prediction", True),
-        Metric("rank", rank, "−places", False, "minus the number of tokens predicted more strongly than the answer"),
-        Metric("accuracy", accuracy, "share", False, "whether the answer is the top prediction"),
+        Readout("logit_diff", logit_diff, "logits", True, "logit of the answer minus logit of the foil"),
+        Readout("logit", logit, "logits", True, "logit of the answer, which has no zero that means anything"),
+        Readout("log_prob", log_prob, "nats", True, "log-probability of the answer"),
+        Readout("prob", prob, "probability", True, "probability of the answer"),
+        Readout("prob_diff", prob_diff, "probability", True, "probability of the answer minus that of the foil"),
+        Readout("kl", kl, "−nats", True, "minus the KL divergence from the clean run's prediction", True),
+        Readout("rank", rank, "−places", False, "minus the number of tokens predicted more strongly than the answer"),
+        Readout("accuracy", accuracy, "share", False, "whether the answer is the top prediction"),
     )
 }
 
 
-def metric(name: str) -> Metric:
-    """The row called `name`.
+def register(row: Readout) -> Readout:
+    """Enter a readout in the table, so that its name means it everywhere.
 
     Raises:
-        Refused: no metric has that name.
+        Refused: another readout has this name.
     """
-    if name not in METRICS:
-        close = nearest(name, METRICS)
+    if row.name in READOUTS:
+        raise Refused(f"metric {row.name!r}", "another metric has that name", "rename it")
+    READOUTS[row.name] = row
+    return row
+
+
+def readout(named: str | Readout | Callable[..., Tensor]) -> Readout:
+    """Return the readout that a name, a row or a function means.
+
+    Raises:
+        Refused: no readout has that name.
+    """
+    if isinstance(named, Readout):
+        return named
+    if callable(named):
+        return _of_user(named)
+    if named not in READOUTS:
+        close = nearest(named, READOUTS)
         why = "no metric has that name" + (f"; did you mean {close}?" if close else "")
-        raise Refused(f"metric {name!r}", why, f"use one of: {', '.join(METRICS)}")
-    return METRICS[name]
+        raise Refused(f"metric {named!r}", why, f"use one of: {', '.join(READOUTS)}")
+    return READOUTS[named]
+
+
+def _of_user(function: Callable[..., Tensor]) -> Readout:
+    own = getattr(function, "__name__", type(function).__name__)
+
+    def measure(logits: Tensor, answers: Tensor, foils: Tensor, reference: Tensor | None) -> Tensor:
+        return function(logits, answers, foils)
+
+    return Readout(f"user function {own}", measure, "user's unit", True, "a function of the user's own")
 
 
 def _as_sets(ids: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutaway import Refused, tasks
-from cutaway.tasks.metrics import METRICS
+from cutaway.tasks.readouts import READOUTS
 
 ROWS, WORDS = 5, 11
 
@@ -41,14 +41,14 @@ def brute(name, x, answers, foils, reference):
     }[name]
 
 
-@pytest.mark.parametrize("name", list(METRICS))
+@pytest.mark.parametrize("name", list(READOUTS))
 @given(seed=st.integers(0, 10_000), sets=st.booleans())
 def test_metric_equals_brute_force(name, seed, sets):
     logits, reference, picks = drawn(seed)
     answers, foils = (picks[:, :3].clone(), picks[:, 3:].clone()) if sets else (picks[:, 0], picks[:, 3])
     if sets:
         answers[0, 2] = foils[1, 1] = -1  # a shorter set
-    got = METRICS[name](logits, answers, foils, reference)
+    got = READOUTS[name](logits, answers, foils, reference)
     for i in range(ROWS):
         a, f = ([j for j in t[i].reshape(-1).tolist() if j >= 0] for t in (answers, foils))
         expected = brute(name, logits[i].double().tolist(), a, f, reference[i].double().tolist())
@@ -57,17 +57,17 @@ def test_metric_equals_brute_force(name, seed, sets):
 
 def test_logit_diff_of_single_tokens_is_exact():
     logits, _, picks = drawn(0)
-    got = METRICS["logit_diff"](logits, picks[:, 0], picks[:, 1])
+    got = READOUTS["logit_diff"](logits, picks[:, 0], picks[:, 1])
     assert torch.equal(got, logits.gather(1, picks[:, :1])[:, 0] - logits.gather(1, picks[:, 1:2])[:, 0])
 
 
-@pytest.mark.parametrize("name", [n for n in METRICS if n != "kl"])
+@pytest.mark.parametrize("name", [n for n in READOUTS if n != "kl"])
 def test_higher_is_more_answer(name):
     logits, _, picks = drawn(1)
     more, less = logits.clone(), logits.clone()
     more.scatter_add_(1, picks[:, :1], torch.full((ROWS, 1), 30.0))
     less.scatter_add_(1, picks[:, :1], torch.full((ROWS, 1), -30.0))
-    low, mid, high = (METRICS[name](x, picks[:, 0], picks[:, 1]) for x in (less, logits, more))
+    low, mid, high = (READOUTS[name](x, picks[:, 0], picks[:, 1]) for x in (less, logits, more))
     assert (low <= mid).all()
     assert (mid <= high).all()
     assert (low < high).all()
@@ -75,35 +75,35 @@ def test_higher_is_more_answer(name):
 
 def test_kl_is_zero_at_the_reference_and_negative_elsewhere():
     logits, reference, picks = drawn(2)
-    same = METRICS["kl"](logits, picks[:, 0], picks[:, 1], logits)
+    same = READOUTS["kl"](logits, picks[:, 0], picks[:, 1], logits)
     assert torch.allclose(same, torch.zeros(ROWS), atol=1e-6)
-    assert (METRICS["kl"](logits, picks[:, 0], picks[:, 1], reference) < 0).all()
+    assert (READOUTS["kl"](logits, picks[:, 0], picks[:, 1], reference) < 0).all()
 
 
-@pytest.mark.parametrize("name", list(METRICS))
+@pytest.mark.parametrize("name", list(READOUTS))
 def test_a_metric_says_truly_whether_it_is_differentiable(name):
     logits, reference, picks = drawn(3)
     logits.requires_grad_()
-    values = METRICS[name](logits, picks[:, 0], picks[:, 1], reference)
+    values = READOUTS[name](logits, picks[:, 0], picks[:, 1], reference)
     assert values.shape == (ROWS,)
-    assert values.requires_grad == METRICS[name].differentiable
+    assert values.requires_grad == READOUTS[name].differentiable
 
 
 def test_rank_zero_and_accuracy_one_mean_the_top_prediction():
     logits = torch.tensor([[0.0, 3.0, 1.0], [0.0, 3.0, 1.0]])
     answers, foils = torch.tensor([1, 0]), torch.tensor([0, 1])
-    assert METRICS["rank"](logits, answers, foils).tolist() == [0.0, -2.0]
-    assert METRICS["accuracy"](logits, answers, foils).tolist() == [1.0, 0.0]
+    assert READOUTS["rank"](logits, answers, foils).tolist() == [0.0, -2.0]
+    assert READOUTS["accuracy"](logits, answers, foils).tolist() == [1.0, 0.0]
 
 
 def test_half_precision_is_measured_in_float32():
     logits, _, picks = drawn(4)
-    assert METRICS["log_prob"](logits.bfloat16(), picks[:, 0], picks[:, 1]).dtype == torch.float32
+    assert READOUTS["log_prob"](logits.bfloat16(), picks[:, 0], picks[:, 1]).dtype == torch.float32
 
 
 def test_wrong_metrics_are_refused():
     with pytest.raises(Refused, match="logit_diff"):
-        tasks.metric("logitdiff")
+        tasks.readout("logitdiff")
     logits, _, picks = drawn(0)
     with pytest.raises(Refused, match="reference"):
-        METRICS["kl"](logits, picks[:, 0], picks[:, 1])
+        READOUTS["kl"](logits, picks[:, 0], picks[:, 1])
