@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.frame import ROOT, Row, finish, options, quiet, ratios, spent, summary
-from bench.sweeps import UNIT
+from bench.works import UNIT
 
 BASE = {"layers": 12, "positions": 16, "prompts": 1, "width": 256}
 POINTS = {

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.sweeps import ANSWER, CELLS, DRAWS, FOIL, HEADS, LAYERS, POSITIONS, WINDOW, WORKS
+from bench.works import ANSWER, CELLS, DRAWS, FOIL, HEADS, LAYERS, POSITIONS, WINDOW, WORKS
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from cutaway.models.access.ports import port
 from cutaway.models.access.positions import frame_of
 from cutaway.models.anatomy import rope
 from cutaway.models.anatomy.anatomy import Anatomy, Shape
-from cutaway.models.anatomy.families import Family, family_of
+from cutaway.models.anatomy.families import Family
 from cutaway.models.anatomy.foreign_names import foreign
 from cutaway.models.anatomy.linear import leading
+from cutaway.models.anatomy.recognise import family_of
 from cutaway.models.anatomy.weights import Weights
 from cutaway.models.edits.batch_slice import BatchSlice
 from cutaway.models.edits.edit import Edit, as_edits, of_prompts

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from bench import growth, sweepers, sweeps
+from bench import growth, sweepers, sweeps, works
 from bench.frame import options, pythons
 from tests.meta.tree import ROOT
 from tools import benchmarks
@@ -16,17 +16,17 @@ TINY = {"layers": 2, "positions": 5, "prompts": 1, "width": 64, "vocabulary": 96
 @pytest.fixture(scope="module")
 def subject(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("tiny"))
-    sweeps.save(folder, n_layer=sweeps.LAYERS, n_embd=24, n_head=sweeps.HEADS, vocab_size=64, n_positions=32)
+    sweeps.save(folder, n_layer=works.LAYERS, n_embd=24, n_head=works.HEADS, vocab_size=64, n_positions=32)
     return sweepers.prepare("cutaway", folder)
 
 
 def test_every_work_is_measured_and_returns_a_number_a_cell(subject):
     _, plain, jobs = subject
-    assert set(jobs) == set(sweeps.WORKS)
-    assert plain().shape == (1, sweeps.POSITIONS, 64)
+    assert set(jobs) == set(works.WORKS)
+    assert plain().shape == (1, works.POSITIONS, 64)
     for work in ("resid", "heads", "attribution", "attribution_called"):
         values = jobs[work].run()
-        assert values.shape == (sweeps.WORKS[work].cells,)
+        assert values.shape == (works.WORKS[work].cells,)
         assert bool(values.isfinite().all()), work
         assert float(values.std()) > 0
 
@@ -62,7 +62,7 @@ def test_only_peers_whose_environment_is_given_are_measured():
 
 def test_committed_rows_carry_the_bars_of_the_plan():
     rows = json.loads((ROOT / "bench" / "results" / "sweeps.json").read_text("utf-8"))["rows"]
-    for work in sweeps.WORKS.values():
+    for work in works.WORKS.values():
         mine = [r for r in rows if r["work"] == work.words]
         assert {r["bar"] for r in mine} == {work.bar}, work.words
         assert sorted(r["least"] for r in mine if r["least"] is not None) == sorted(work.least.values())
@@ -71,7 +71,7 @@ def test_committed_rows_carry_the_bars_of_the_plan():
 def test_the_readme_shows_every_sweep():
     text = benchmarks.readme()
     assert text == (ROOT / "README.md").read_text("utf-8")
-    assert all(f"| {work.words} |" in text for work in sweeps.WORKS.values())
+    assert all(f"| {work.words} |" in text for work in works.WORKS.values())
 
 
 def test_growth_is_measured_at_four_points_of_every_size():

@@ -172,24 +172,6 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 
 
-def family_of(hf: Any) -> Family:
-    """The row for a live model, or one found by probing its structure.
-
-    Raises:
-        Refused: no row, and the structure is not one that can be read without guessing.
-    """
-    kind = hf.config.model_type
-    if kind in FAMILIES:
-        row = FAMILIES[kind]
-        row = replace(row, root="") if not _has(hf, row.root) and _has(hf, row.layers) else row
-        if row.pre_norm and not getattr(hf.config, row.pre_norm):
-            row = replace(row, post_norm=True, ln1=None, ln2=None)
-        return row
-    from cutaway.models.anatomy.probe import probe
-
-    return probe(hf)
-
-
 def reads_as_encoder(config: Any) -> bool:
     """Whether a configuration is that of a bidirectional encoder here."""
     row = FAMILIES.get(config.model_type)
@@ -227,11 +209,3 @@ def need(module: nn.Module, path: str | None, what: str) -> nn.Module:
     if found is None:
         raise Refused(f"{what} at {path!r}", f"{type(module).__name__} has no such module", "report the model's type")
     return found
-
-
-def _has(module: nn.Module, path: str) -> bool:
-    for name in path.split("."):
-        if not isinstance(getattr(module, name, None), nn.Module):
-            return False
-        module = getattr(module, name)
-    return True
