@@ -1,4 +1,4 @@
-"""Ports: where each site's tensor passes in the live modules, how it is read there and how it is written back."""
+"""Ports: where each site's tensor passes through the live modules, and how to read it and write it back there."""
 
 from __future__ import annotations
 
@@ -22,8 +22,15 @@ Side = Literal["in", "in_place", "out", "dispatch", "scan"]
 
 @dataclass(frozen=True)
 class Port:
-    """How one site is reached. `read(x, y)` and `write(new, x, y)` get the module's input and output tensors (y is
-    None on the input sides). `derived` reads are computed, not viewed: they cost time only when asked for."""
+    """Access to one site: a side of a module, with functions that read and write the site's tensor there.
+
+    Attributes:
+        module: The module that the tensor passes through.
+        side: The side of the module that is hooked.
+        read: Gets the module's input and output (None on the input sides) and returns the site's tensor.
+        write: Gets the new tensor and the same two, and returns what the module's input or output becomes.
+        derived: True if reading computes the tensor instead of viewing it, which costs time.
+    """
 
     module: nn.Module
     side: Side
@@ -45,7 +52,7 @@ def _new(new: Tensor, x: Any, y: Any) -> Tensor:
 
 
 def port(body: Anatomy, address: Address) -> Port | None:
-    """The port of a site at a layer, or None where this model has no such place."""
+    """Return the port of a site at a layer, or None if this model does not have it."""
     return body.remember((address.site, address.layer), lambda: _port(body, address))
 
 
@@ -148,7 +155,7 @@ def _batch(x: Tensor) -> int:
 
 
 def _flat(p: Port) -> Port:
-    """Modules that run on [batch · position, width] (OPT's MLP) are seen as [batch, position, width]."""
+    """View [batch · position, width], on which some modules run (OPT's MLP), as [batch, position, width]."""
 
     def read(x: Tensor, y: Any) -> Tensor:
         t = p.read(x, y)
@@ -162,7 +169,7 @@ def _flat(p: Port) -> Port:
 
 
 def _contribution(body: Anatomy, module: nn.Module | None) -> Port | None:
-    """What a module's output adds to the residual stream, the family's multiplier included."""
+    """Return the port of what a module adds to the residual stream, including the family's multiplier."""
     if module is None:
         return None
     m = body.multiplier
@@ -172,7 +179,7 @@ def _contribution(body: Anatomy, module: nn.Module | None) -> Port | None:
 
 
 def _branch_in(body: Anatomy, layer: int, letter: Letter) -> Port | None:
-    """The input of a projection as each head reads it: one tensor for all, until an edit tells them apart.
+    """Return the port of a projection's input as each head reads it: one tensor for all heads, unless an edit differs.
 
     The module itself reads one input for all heads. By its linearity, what a head would make of another input is its
     output plus the difference through its columns of the matrix; norms and rotations after it see the sum.
@@ -224,16 +231,16 @@ def _head_out(module: nn.Module | None, heads: int) -> Port | None:
 
 
 def per_head(module: nn.Module, z: Tensor) -> Tensor:
-    """Each head's z through its rows of W_O: [batch, position, head, d_model]."""
+    """Map each head's z through its rows of W_O to [batch, position, head, d_model]."""
     with present(module):
         return z.transpose(1, 2).matmul(output_rows(module, z.shape[2])).transpose(1, 2)
 
 
 def output_rows(module: nn.Module, heads: int) -> Tensor:
-    """W_O as [head, d_head, d_model].
+    """Return W_O as [head, d_head, d_model].
 
     Raises:
-        Refused: the output projection is no linear map.
+        Refused: the output projection is not a linear map.
     """
     w = matrix(module)
     return w.reshape(heads, -1, w.shape[-1])
@@ -251,7 +258,7 @@ def _half(module: nn.Module, which: int) -> Port:
 
 
 def _channels(module: nn.Module, width: int, second: bool, keeps_padding: bool) -> Port:
-    """The first or second `width` numbers of a module's output."""
+    """Return the port of the first or second `width` numbers of a module's output."""
     where = slice(width, 2 * width) if second else slice(0, width)
 
     def write(new: Tensor, x: Tensor, y: Any) -> Tensor:
