@@ -1,4 +1,4 @@
-"""The protocol of what a training run changes, step by step."""
+"""The protocol of what a training loop trains."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Update(Protocol):
-    """What is trained: weights, their optimizer, and what is summed up for the log.
+    """Protocol of what is trained: weights, their optimizer, and sums for the log.
 
     Write `step`, `report`, `state` and `restore`; the other methods have a default for classes that inherit from this
     one. Each method gets the loop, which has the plan, `step`, `tokens` and `seconds` so far, `note` and `log`.

@@ -1,7 +1,7 @@
 """Sums over latents and means over tokens, where several processes share them.
 
 Training formulas say with an `Across` where a number is a sum over all latents, or a mean over all tokens. One process
-has them whole (`ALONE`); processes that share a dictionary complete them (`train/shards.py`).
+has them whole (`ALONE`); processes that share a dictionary complete them (`training/mesh.py`).
 """
 
 from __future__ import annotations

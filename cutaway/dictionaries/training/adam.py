@@ -55,7 +55,7 @@ class Adam:
 
 @cache
 def has_fused(device: str, dtype: torch.dtype) -> bool:
-    """Whether PyTorch's fused kernel is there and does what the formula says."""
+    """True if PyTorch's fused kernel is there and agrees with the formula."""
     start = [
         torch.linspace(-1, 1, 12, device=device, dtype=dtype).reshape(3, 4),
         torch.ones(2, device=device, dtype=dtype),

@@ -1,4 +1,4 @@
-"""The dictionaries of a run: one a recipe and learning rate, each with its learner, its curve and what it sums up."""
+"""Entries of a run: one dictionary per recipe and learning rate, with its learner, its curve and its running sums."""
 
 from __future__ import annotations
 
@@ -14,15 +14,25 @@ from cutaway.training.guard import Guard
 
 @dataclass
 class Entry:
-    """One dictionary of a run."""
+    """Dictionary in training, one per recipe and learning rate.
 
-    recipe: int  # its number
+    Attributes:
+        recipe: number of its recipe.
+        rate: its highest learning rate.
+        learner: its weights and optimizer.
+        guard: count of skipped steps.
+        curve: what was logged, without the terms.
+        sums: sums of reports since the last line of the log.
+        steps: how many reports are in `sums`.
+    """
+
+    recipe: int
     rate: float
     learner: Learner
     guard: Guard = field(default_factory=Guard)
     curve: list[dict[str, Any]] = field(default_factory=list)
     sums: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0  # in `sums`
+    steps: int = 0
 
     def add(self, report: Report) -> None:
         """Add a step to the sums of the next line."""
@@ -32,7 +42,7 @@ class Entry:
         self.steps += 1
 
     def line(self, tokens: int) -> dict[str, Any]:
-        """The sums as one line, and begin anew; `tokens` are those summed over."""
+        """Return the sums over so many tokens as a line, and begin anew."""
         s = {n: float(t) for n, t in self.sums.items()}
         self.sums, steps, self.steps = {}, self.steps, 0
         if not steps:

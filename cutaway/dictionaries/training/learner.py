@@ -28,7 +28,7 @@ DENSE_ABOVE = 0.025
 
 @dataclass(frozen=True)
 class Moments:
-    """What a learner needs to know of the data before it starts, by site and in the site's own units."""
+    """Statistics of the data that a learner starts from, by site and in the site's own units."""
 
     mean: Mapping[str, Tensor]
     norm: Mapping[str, float]  # E‖x‖
@@ -66,7 +66,7 @@ class Report:
 
 
 class Learner:
-    """A dictionary in training; `train/sharded.py` has one whose latents and tokens are spread over processes."""
+    """A dictionary in training; `training/sharded.py` has one whose latents and tokens are spread over processes."""
 
     across: Across = ALONE
 
@@ -104,7 +104,7 @@ class Learner:
         return report
 
     def forward(self, acts: Mapping[str, Tensor], done: float = 1.0, batch: Any = None) -> Pass:
-        """One batch through the dictionary, with gradients."""
+        """Pass a batch through the dictionary, with gradients."""
         own = self.recipe
         xs = {s: acts[s] if f == 1.0 else acts[s] * f for s, f in self.scale.items()}
         outs = {s: self.weights[f"b_dec.{s}"] for s in own.writes}
@@ -198,7 +198,7 @@ class Learner:
                 self.shadows[b] = Shadow.of(*self.encoder(b))
 
     def inputs(self, b: int, acts: Mapping[str, Tensor]) -> Tensor:
-        """What the encoder of a block is given for activations in the sites' own units."""
+        """The input of a block's encoder, for activations in the sites' own units."""
         p = self._p(b)
         x = self._x(b, {s: acts[s] * self.scale[s] for s in self.recipe.blocks[b].reads})
         return x if p is None else x - p.detach()
@@ -236,7 +236,7 @@ class Learner:
         return self.recipe.prefixes
 
     def _decoded(self, b: int, active: Active) -> list[Tensor]:
-        """What a block writes: from each prefix of the objective, the whole last."""
+        """The outputs of a block from each prefix of the objective, the whole last."""
         w, unit = self.weights[f"decoder.{b}"], self.recipe.decoder == "unit"
         widths = self._prefixes(b)
         if not widths:
@@ -261,7 +261,7 @@ class Learner:
 
     @torch.no_grad()
     def _after(self, p: Pass) -> None:
-        """What follows an update: norms, shadows, silent latents, thresholds, and the form of the next pass."""
+        """Follow an update up: norms, shadows, silent latents, thresholds, and the form of the next pass."""
         for b, part in enumerate(p.parts):
             decoder, active = self.weights[f"decoder.{b}"], part.active
             assert isinstance(active, Active)
@@ -272,7 +272,7 @@ class Learner:
                 self.shadows[b].refresh(*self.encoder(b))
 
     def _notice(self, b: int, active: Active) -> None:
-        """What a batch says of thresholds, of silent latents, and of the form of the next pass."""
+        """Learn from a batch about thresholds, silent latents, and the form of the next pass."""
         self.recipe.gating.learned(active, self._scale(b), self._own(b), self.across)
         silent = self.buffers[f"silent.{b}"]
         silent.add_(active.tokens).masked_fill_(active.fires > 0, 0)
@@ -286,7 +286,7 @@ class Learner:
         return self.weights[f"decoder.{b}"].detach().norm(dim=1) if self.recipe.decoder == "norm_aware" else None
 
     def _rows(self, b: int) -> Tensor:
-        """What a block reads with: its encoder, or its decoder if the gate has no encoder."""
+        """The rows that a block reads with: its encoder, or its decoder if the gate has no encoder."""
         return self.weights[f"{'encoder' if self.recipe.gating.encodes else 'decoder'}.{b}"]
 
     def _encoder_of(self, b: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -300,7 +300,7 @@ class Learner:
         return weights[name] if name in weights else self.buffers[name]
 
     def _own(self, b: int) -> dict[str, Tensor]:
-        """What the gate of a block learns and keeps."""
+        """The buffers and weights of a block's gate, by name."""
         prefix = f"gate.{b}."
         held = self.weights | self.buffers
         return {n.removeprefix(prefix): t for n, t in held.items() if n.startswith(prefix)}

@@ -175,7 +175,7 @@ class Shards(Across):
         self.summed(torch.zeros(1, device=self.device))
 
     def _of_all(self, n: int) -> int:
-        """What a share of this process's tokens comes to over all tokens of the batch."""
+        """Scale a number of this process's tokens to all tokens of the batch."""
         return n * self.all // self.here
 
     def _counts(self, n: int) -> list[int]:
@@ -192,7 +192,7 @@ class Shards(Across):
 
 
 def per_latent(name: str, t: Tensor) -> bool:
-    """Whether a weight or buffer of a learner has one row a latent."""
+    """True if a weight or buffer of a learner has one row per latent."""
     return t.ndim > 0 and name.split(".")[0] in PER_LATENT
 
 

@@ -1,6 +1,6 @@
 """One dictionary in training over several processes, each with a shard of the latents and a part of the tokens.
 
-The steps are those of `Learner`; this adds what is exchanged (`train/shards.py`). Rows of encoder, decoder, biases,
+The steps are those of `Learner`; this adds the exchanges (`training/mesh.py`). Rows of encoder, decoder, biases,
 thresholds, their optimiser state and the counters of silent latents belong to one shard; b_dec and skips are held by
 all, and their gradients are completed so that all hold the same bits. The numbers are those of one process up to the
 order in which float32 sums are taken.

@@ -1,4 +1,4 @@
-"""What a training run of dictionaries changes: one or several dictionaries on one stream of activations.
+"""Dictionaries in training: the update of a run of one or several dictionaries on one stream of activations.
 
 Every batch is read once and given to all of them. A recipe without a learning rate starts as three dictionaries whose
 rates differ by factors of three; after the probe the one with the lowest loss goes on as it is, and the curves of all
@@ -40,7 +40,7 @@ Curve = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Trained:
-    """One finished dictionary, the learning rate it was trained with, and the curves of all that were tried."""
+    """Finished dictionary, the learning rate it was trained with, and the curves of all that were tried."""
 
     dictionary: Dictionary
     rate: float
@@ -140,7 +140,7 @@ class DictionaryUpdate(Update):
     # --- steps
 
     def step(self, batch: Any, loop: Loop) -> int:
-        """One step of every dictionary on a batch."""
+        """Train every dictionary on a batch."""
         acts = acts_of(batch, self.sites, self.device)
         done, factor = min(1.0, loop.done), self.plan.factor(loop.step, self.steps)
         for e in self.entries:

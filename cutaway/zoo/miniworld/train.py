@@ -227,7 +227,7 @@ class MiniworldUpdate(Update):
         self._mix(loop, 0)
 
     def step(self, batch: Tensor, loop: Loop) -> int:
-        """One step of both optimizers."""
+        """Do a step of both optimizers."""
         factor = rate(self.position(loop.step, loop.seconds), loop.step, self.size)
         for optimizer, base in zip(self.optimizers, self.base, strict=True):
             for group in optimizer.param_groups:
