@@ -44,6 +44,11 @@ def address_of(site: str) -> str:
     return site.rpartition(":")[2]
 
 
+def foreign_site(d: Dictionary) -> str | None:
+    """Return the first site of a dictionary that names one of several models; None if all are of one model."""
+    return next((site for site in (*d.reads, *d.writes) if address_of(site) != site), None)
+
+
 def same_kind(d: Dictionary, site: str) -> bool:
     """Whether what a written site's normalisation needs is measured where its blocks read."""
     source = measured_at(d.blocks, site)

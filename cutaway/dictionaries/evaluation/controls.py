@@ -32,6 +32,7 @@ from cutaway.dictionaries.evaluation.scores import chance
 from cutaway.dictionaries.gates import AbsTopK, BatchTopK, Gate, TopK
 from cutaway.dictionaries.splice import needed
 from cutaway.dictionaries.transforms import autoencoder, one_block, subtracting, together
+from cutaway.dictionaries.validate import address_of
 from cutaway.models.model import Model
 
 WIDEST = 8192  # coordinates that an affine map is fitted from
@@ -177,7 +178,7 @@ def neuron_sites(model: Model, dictionary: Dictionary) -> dict[str, str]:
     """The `mlp_post` site behind each `mlp_out` that a dictionary writes, where the model's neurons can be read."""
     found = {}
     for write in dictionary.writes:
-        a = parse(write) if ":" not in write else None
+        a = parse(write) if address_of(write) == write else None
         if a is None or a.site != "mlp_out" or a.layer is None or not model.sites()["mlp_post"].startswith("read"):
             continue
         try:

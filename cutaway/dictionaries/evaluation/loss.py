@@ -30,6 +30,7 @@ from cutaway.core.stats import ratio_interval
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.scores import Score, Scores, collect
 from cutaway.dictionaries.splice import Splice, SpliceWrite, late_reads
+from cutaway.dictionaries.validate import foreign_site
 from cutaway.models.access.positions import ForwardFrame
 from cutaway.models.edits.edit import Edit, as_edits
 from cutaway.models.edits.library import Ablate, Replace
@@ -84,9 +85,9 @@ def loss_recovered(
         Refused: no prediction counts, or the dictionary cannot be spliced: it is of several models, or its code of a
             token depends on other tokens.
     """
-    foreign = [s for s in (*dictionary.reads, *dictionary.writes) if ":" in s]
-    if foreign:
-        why = f"{foreign[0]} is of one of several models, and a splice is into one"
+    foreign = foreign_site(dictionary)
+    if foreign is not None:
+        why = f"{foreign} is of one of several models, and a splice is into one"
         raise Refused(f"the loss with {dictionary!r}", why, "judge it by its activations alone")
     tokens = model.tokens(prompts)
     left = _special(model, tokens) if special is None else special.to(tokens.ids.device)
