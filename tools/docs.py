@@ -107,7 +107,7 @@ def _options(row: Method) -> str:
 
 def _type(option: Option) -> str:
     kind = " · ".join(option.choices) if option.choices else option.type.__name__
-    return kind + (", optional" if option.optional else "")
+    return kind + (" list" if option.several else "") + (", optional" if option.optional else "")
 
 
 def _axes(axes: str) -> str:

@@ -92,9 +92,10 @@ def reply(result: Result, out: Path | None = None, field: str | None = None) -> 
 
 
 def _parameter(option: Option) -> inspect.Parameter:
-    kind: Any = Literal[option.choices] if option.choices else option.type  # type: ignore[valid-type]
+    kind: Any = Literal[option.choices] if option.choices else str if option.several else option.type  # type: ignore[valid-type]
     hint = Annotated[kind | None if option.optional else kind, Parameter(help=option.help)]
-    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=option.default, annotation=hint)
+    default = ",".join(map(str, option.default)) if option.several and option.default is not None else option.default
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint)
 
 
 _RESUME = Annotated[

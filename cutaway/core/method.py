@@ -58,6 +58,7 @@ class Option:
     optional: bool
     default: Any
     help: str
+    several: bool = False
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ def method(
         @functools.wraps(function)
         def run(*args: Any, **given: Any) -> Result:
             _check_subjects(row, [hints[s] for s in row.subjects], args)
+            given = _listed(row, given)
             _check_options(row, given)
             dtype = next((d for a in args if isinstance(d := getattr(a, "dtype", None), torch.dtype)), None)
             with finite(name, dtype), counting() as spent:
@@ -165,7 +167,7 @@ def _check_options(row: Method, given: Mapping[str, Any]) -> None:
                 f"its options are {', '.join(known)}",
             )
         option = next(o for o in row.options if o.name == name)
-        if option.choices and value not in option.choices:
+        if option.choices and not option.several and value not in option.choices:
             raise Refused(
                 f"{row.name}({name}={value!r})", "that is not a choice", f"choose one of {', '.join(option.choices)}"
             )
@@ -173,10 +175,32 @@ def _check_options(row: Method, given: Mapping[str, Any]) -> None:
             raise Refused(f"{row.name}({name}={value!r})", f"it must be {form}", f"the default is {option.default!r}")
 
 
+def parse_list(text: str) -> tuple[str, ...]:
+    """Split a comma string into its parts, each once, in order."""
+    return tuple(dict.fromkeys(part for word in text.split(",") if (part := word.strip())))
+
+
+def _listed(row: Method, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options with every list as a tuple: of a list, of a comma string, or of one value alone."""
+    lists = {o.name: o for o in row.options if o.several}
+    out = dict(given)
+    for name in lists.keys() & given.keys():
+        value = given[name]
+        parts = parse_list(value) if isinstance(value, str) else value
+        parts = tuple(parts) if isinstance(parts, list | tuple) else (parts,)
+        whole = lists[name].type is int
+        out[name] = tuple(int(p) if whole and isinstance(p, str) and p.isdecimal() else p for p in parts)
+    return out
+
+
 def _misfit(option: Option, value: Any) -> str | None:
-    """What a value ought to be, if it is not."""
+    """Describe what a value ought to be, if it is not."""
     if value is None and option.optional:
         return None
+    if option.several:
+        one = replace(option, several=False)
+        form = next((f for v in value if (f := _misfit(one, v)) is not None), None)
+        return None if form is None else f"a list, or a text with commas, each {form}"
     kinds: tuple[type, ...] = {float: (int, float), Path: (str, Path)}.get(option.type, (option.type,))
     given: Any = value
     if not isinstance(given, kinds) or (isinstance(given, bool) and option.type is not bool):
@@ -208,7 +232,7 @@ def _record(
     return {
         "method": row.name, "answers": row.answers, "paper": row.paper, "control": row.control, "rung": row.rung,
         "subjects": {n: s.identity() for n, s in subjects.items()},
-        "options": {n: str(v) if isinstance(v, Path) else v for n, v in options.items()},
+        "options": {n: _plain(v) for n, v in options.items()},
         "cost": {"declared": row.cost, "forwards": spent.forwards, "backwards": spent.backwards,
                  "seconds": round(spent.seconds, 4)},
         **({"notes": spent.events} if spent.events else {}),
@@ -216,18 +240,26 @@ def _record(
     }  # fmt: skip
 
 
+def _plain(value: Any) -> Any:
+    """Return an option's value as JSON has it."""
+    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+
+
 def _option(p: inspect.Parameter, hint: Any, doc: Mapping[str, str]) -> Option:
     parts = [a for a in get_args(hint) if a is not type(None)] if type(None) in get_args(hint) else [hint]
-    kind, choices = parts[0], ()
+    kind, choices, several = parts[0], (), False
+    if get_origin(kind) is tuple and get_args(kind)[1:] == (...,) and get_args(kind)[0] in (str, int):
+        kind, several = get_args(kind)[0], True
     if get_origin(kind) is Literal:
         kind, choices = str, tuple(get_args(kind))
     if len(parts) > 1 or kind not in _SIMPLE:
         raise TypeError(
-            f"option {p.name!r}: {hint} is outside the vocabulary {[s.__name__ for s in _SIMPLE]} and Literal"
+            f"option {p.name!r}: {hint} is outside the vocabulary {[s.__name__ for s in _SIMPLE]}, tuple[str, ...], "
+            "tuple[int, ...] and Literal"
         )
     if p.default is p.empty:
         raise TypeError(f"option {p.name!r} needs a default")
-    return Option(p.name, kind, choices, type(None) in get_args(hint), p.default, doc.get(p.name, ""))
+    return Option(p.name, kind, choices, type(None) in get_args(hint), p.default, doc.get(p.name, ""), several)
 
 
 def _argument_docs(function: Callable[..., Any]) -> dict[str, str]:
@@ -244,4 +276,4 @@ def _argument_docs(function: Callable[..., Any]) -> dict[str, str]:
     return out
 
 
-__all__ = ["METHODS", "Identified", "Method", "Option", "evaluate", "method"]
+__all__ = ["METHODS", "Identified", "Method", "Option", "evaluate", "method", "parse_list"]

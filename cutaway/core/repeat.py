@@ -78,7 +78,7 @@ def command(name: str, subjects: Mapping[str, Made], options: Mapping[str, Any],
         if value is None and defaults[option] is not None:
             why.append(f"no flag says {option}=None")
         elif value != defaults[option]:
-            out += words(option, value)
+            out += words(option, ",".join(map(str, value)) if isinstance(value, tuple) else value)
     return NO_COMMAND + "; ".join(why) if why else shlex.join(out)
 
 

@@ -93,7 +93,7 @@ def latents(
     /,
     *,
     top: int = 16,
-    latents: str = "",
+    latents: tuple[int, ...] = (),
     by: Literal["all", "position"] = "all",
     direction: Direction = "denoise",
     samples: int = 4,
@@ -103,7 +103,7 @@ def latents(
 
     Args:
         top: how many latents are measured, the largest estimates first.
-        latents: their numbers instead, with commas: 17,512.
+        latents: their numbers instead, such as 17,512.
         by: exchange a latent at all positions at once, or at each position.
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         samples: how many random latents' steps of equal length make the null of each.
@@ -118,7 +118,7 @@ def latents(
     difference(task, x.clean, x.corrupt)
     codes = [encoded(dictionary, acts) for acts in (x.own, x.donor)]
     guess = _estimates(model, dictionary, x, codes)
-    chosen = _named(dictionary, latents) if latents.strip() else _largest(guess, top)
+    chosen = _named(dictionary, latents) if latents else _largest(guess, top)
     step = Stepper(dictionary, x, codes)
     places: list[int | None] = [None] if by == "all" else [*positions(bound.clean)]
     whole, error = step.whole()
@@ -211,14 +211,10 @@ def _largest(guess: Float[Tensor, "prompt latent"], n: int) -> list[int]:
     return size.topk(n).indices.tolist()
 
 
-def _named(d: Dictionary, text: str) -> list[int]:
-    try:
-        found = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
-        raise Refused(f"latents {text!r}", "they are numbers with commas", "write for example 17,512") from None
-    for latent in found:
+def _named(d: Dictionary, latents: Sequence[int]) -> list[int]:
+    for latent in latents:
         place_of(d, latent)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(latents))
 
 
 def _result(

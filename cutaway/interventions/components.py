@@ -30,18 +30,17 @@ def all_components(model: Model, mlps: bool = True) -> list[Address]:
     return sorted([*heads, *(model.places("mlp_out") if mlps else [])], key=lambda a: (a.layer, a.site != "z", a.unit))
 
 
-def components(model: Model, text: str, least: int = 1) -> list[Address]:
-    """The heads and MLPs named in `text`, each once: `3.1,5.2,mlp_out.4`, or all heads of a layer as `3.*`.
+def components(model: Model, names: Sequence[str], least: int = 1) -> list[Address]:
+    """Return the heads and MLPs of these names, each once: `3.1,5.2,mlp_out.4`, or all heads of a layer as `3.*`.
 
     Raises:
         Refused: another form, no such component, or fewer than `least`.
     """
-    names = [n.strip() for n in text.split(",") if n.strip()]
     found = model.places([f"z.{n}" if n[:1].isdigit() else n for n in names])
     whole = all(a.position is None and (a.site, a.unit is None) in (("z", False), ("mlp_out", True)) for a in found)
     if not whole or len(found) < least:
         least_of = f", at least {least} of them" if least > 1 else ""
-        raise Refused(f"components {text!r}", _FORM + least_of, "write for example 3.1,5.2")
+        raise Refused(f"components {','.join(names)!r}", _FORM + least_of, "write for example 3.1,5.2")
     return found
 
 

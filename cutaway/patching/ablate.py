@@ -116,7 +116,7 @@ def ablate(
     site: str = "z",
     how: How = "corrupt",
     each_position: bool = False,
-    layers: str = "",
+    layers: tuple[int, ...] = (),
     sinks: bool = False,
     steps: int = 40,
     samples: int = 4,
@@ -128,7 +128,7 @@ def ablate(
         site: a head site (z, q, v …), a neuron site (mlp_post …) or a stream site (mlp_out, resid_pre …).
         how: what stands in for the removed value.
         each_position: remove heads and streams at one position at a time instead of at all positions at once.
-        layers: only these, as numbers separated by commas; all if empty.
+        layers: only these; all if empty.
         sinks: with mean and optimal, average in and replace first and special tokens too, as the others always do.
         steps: of the fit of optimal constants.
         samples: how many random steps of equal length make the null of each place.
@@ -176,13 +176,11 @@ def _kind(site: str, by_position: bool) -> Any:
     return NeuronAblation
 
 
-def _layers(model: Model, site: str, text: str) -> list[int]:
+def _layers(model: Model, site: str, wanted: tuple[int, ...]) -> list[int]:
     there = [a.layer for a in model.places(site) if a.layer is not None]
-    words = [w.strip() for w in text.split(",") if w.strip()]
-    wanted = [int(w) for w in words if w.isdecimal()]
-    if len(wanted) != len(words) or not set(wanted) <= set(there):
+    if not set(wanted) <= set(there):
         have = f"{site} is in layers {there[0]} to {there[-1]}"
-        raise Refused(f"layers {text!r}", have, "write for example 0,3,5")
+        raise Refused(f"layers {','.join(map(str, wanted))}", have, "write for example 0,3,5")
     return sorted(set(wanted)) or there
 
 

@@ -89,7 +89,7 @@ def activation(
     by: By = "auto",
     direction: Direction = "denoise",
     window: int = 1,
-    metrics: str = "",
+    metrics: tuple[str, ...] = (),
     samples: int = 4,
     seed: int = 0,
 ) -> PositionEffects | HeadEffects | NeuronEffects | HeadPositionEffects | NeuronPositionEffects | NodeEffects:
@@ -100,7 +100,7 @@ def activation(
         by: cut a site by position, by unit (head or neuron), or by both; auto takes units where there are any.
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         window: how many layers are patched together, centred on each (attn_out, mlp_out and ssm.out only).
-        metrics: further metrics to read in the same runs, with commas (logit_diff, log_prob, prob, kl, rank …).
+        metrics: further metrics to read in the same runs (logit_diff, log_prob, prob, kl, rank …).
         samples: how many random steps of equal length make the null of each place.
         seed: of the random steps.
 
@@ -118,7 +118,7 @@ def activation(
     places = grid.addresses() if grid is not None else _named_places(model, bound, site)
     wide = [[a] for a in places] if grid is None or window == 1 else _windows(grid, window)
     alone = [[a] for a in places] if window > 1 else []
-    read = [bound, *(bound.measured_by(name, model) for name in several(metrics) if name)]
+    read = [bound, *(bound.measured_by(name, model) for name in metrics)]
     parts = [[b.rows(rows) for b in read] for rows in _parts(model, bound, places)]
     both = [_values(model, b) for b, *_ in parts]
     difference(task, *(torch.cat(values) for values in zip(*both, strict=True)))

@@ -63,7 +63,7 @@ def group(
     task: Task,
     /,
     *,
-    heads: str = "",
+    heads: tuple[str, ...] = (),
     how: Baseline = "corrupt",
     direction: Direction = "noise",
     samples: int = 20,
@@ -72,7 +72,7 @@ def group(
     """Exchange or remove several components at once.
 
     Args:
-        heads: the set, as `layer.head` or `mlp_out.layer` separated by commas: `9.6,9.9,mlp_out.0`; if empty, those
+        heads: the set, as `layer.head` or `mlp_out.layer`: `9.6,9.9,mlp_out.0`; if empty, those
             that published work found for this task in this model.
         how: what stands in for the values of the clean run.
         direction: noise replaces values of the clean run, denoise puts clean values into the corrupt run.
@@ -118,11 +118,11 @@ def group(
     )  # fmt: skip
 
 
-def _chosen(model: Model, task: Task, text: str) -> tuple[list[Address], dict[str, str]]:
+def _chosen(model: Model, task: Task, names: tuple[str, ...]) -> tuple[list[Address], dict[str, str]]:
     """The components named, else those known; and for the record where they are known from."""
-    if text.strip():
-        return components(model, text), {}
+    if names:
+        return components(model, names), {}
     if task.truth is None or not task.truth.components:
         why = f"no circuit is known for task {task.name!r} in {model.name!r}"
         raise Refused("a group without a set", why, "name one, for example heads='3.1,mlp_out.4' (see patching.ablate)")
-    return components(model, ",".join(task.truth.components)), {"set": f"known from {task.truth.source}"}
+    return components(model, task.truth.components), {"set": f"known from {task.truth.source}"}

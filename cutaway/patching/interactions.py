@@ -58,7 +58,7 @@ def interactions(
     task: Task,
     /,
     *,
-    heads: str = "0.0,0.1",
+    heads: tuple[str, ...] = ("0.0", "0.1"),
     how: Baseline = "corrupt",
     samples: int = 20,
     seed: int = 0,
@@ -66,7 +66,7 @@ def interactions(
     """Remove all pairs of a set of components.
 
     Args:
-        heads: the set, as `layer.head` or `mlp_out.layer` separated by commas: `9.6,9.9,mlp_out.0`.
+        heads: the set, as `layer.head` or `mlp_out.layer`: `9.6,9.9,mlp_out.0`.
         how: what stands in for the removed values.
         samples: how many random pairs of other heads make the null.
         seed: of the donors and the random pairs.

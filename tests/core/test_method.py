@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.method import METHODS, Method, evaluate, method
+import cutaway as ca
+from cutaway.core.method import METHODS, Method, _listed, _misfit, evaluate, method
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
-from cutaway.core.repeat import Made, words
+from cutaway.core.repeat import Made, command, words
 from cutaway.core.result import Result
 
 
@@ -173,3 +174,12 @@ def test_an_option_needs_a_default():
 
     with pytest.raises(TypeError, match="default"):
         method(answers="?", paper="none", cost="F", control="none", rung="observational")(bad)
+
+
+def test_lists_come_as_lists_as_a_text_with_commas_or_as_one_value():
+    row = ca.methods()["patching.ablate"]
+    given = {"layers": "0, 3,0"}, {"layers": [0, 3]}, {"layers": (0, 3)}
+    assert [_listed(row, g)["layers"] for g in given] == [(0, 3)] * 3
+    assert _listed(row, {"layers": 2, "samples": 1}) == {"layers": (2,), "samples": 1}
+    assert _misfit(next(o for o in row.options if o.name == "layers"), ("first",)) is not None
+    assert command("patching.ablate", {}, {"layers": (0, 3)}, {"layers": ()}) == "cutaway patching ablate --layers 0,3"

@@ -97,7 +97,7 @@ def test_prompts_of_several_lengths_count_from_the_end():
     torch.testing.assert_close(got.effect[0], mean, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("given", "why"), [("99", "no such latent"), ("x", "numbers with commas")])
+@pytest.mark.parametrize(("given", "why"), [("99", "no such latent"), ("x", "each a whole number")])
 def test_latents_that_are_not_there_are_refused(given, why):
     model = subjects.family("gpt2")
     with pytest.raises(Refused, match=why):
