@@ -186,6 +186,8 @@ def _listed(row: Method, given: Mapping[str, Any]) -> dict[str, Any]:
     out = dict(given)
     for name in lists.keys() & given.keys():
         value = given[name]
+        if value is None:
+            continue
         parts = parse_list(value) if isinstance(value, str) else value
         parts = tuple(parts) if isinstance(parts, list | tuple) else (parts,)
         whole = lists[name].type is int
@@ -198,6 +200,8 @@ def _misfit(option: Option, value: Any) -> str | None:
     if value is None and option.optional:
         return None
     if option.several:
+        if not isinstance(value, tuple):
+            return "a list, or a text with commas"
         one = replace(option, several=False)
         form = next((f for v in value if (f := _misfit(one, v)) is not None), None)
         return None if form is None else f"a list, or a text with commas, each {form}"

@@ -85,11 +85,11 @@ def read_prompts(source: str | Path) -> Prompts:
 
 def contrast(positive: Prompts, negative: Prompts) -> Contrast:
     """Set two sets of prompts side by side, remembering how each can be made again."""
-    pair = (positive.made, negative.made)
-    if pair[0] is None or pair[1] is None:
+    one, other = positive.made, negative.made
+    if one is None or other is None:
         return Contrast(positive, negative)
-    flags = {side: m.flags[""] for side, m in zip(("positive", "negative"), pair, strict=True)}
-    return Contrast(positive, negative, Made(f"ca.tasks.contrast({pair[0].python}, {pair[1].python})", flags))
+    flags = {"positive": one.flags[""], "negative": other.flags[""]}
+    return Contrast(positive, negative, Made(f"ca.tasks.contrast({one.python}, {other.python})", flags))
 
 
 def joined(parts: Sequence[Prompts]) -> Prompts:

@@ -181,5 +181,6 @@ def test_lists_come_as_lists_as_a_text_with_commas_or_as_one_value():
     given = {"layers": "0, 3,0"}, {"layers": [0, 3]}, {"layers": (0, 3)}
     assert [_listed(row, g)["layers"] for g in given] == [(0, 3)] * 3
     assert _listed(row, {"layers": 2, "samples": 1}) == {"layers": (2,), "samples": 1}
-    assert _misfit(next(o for o in row.options if o.name == "layers"), ("first",)) is not None
+    layers = next(o for o in row.options if o.name == "layers")
+    assert [_misfit(layers, v) is None for v in ((), (3,), ("first",), None)] == [True, True, False, False]
     assert command("patching.ablate", {}, {"layers": (0, 3)}, {"layers": ()}) == "cutaway patching ablate --layers 0,3"
