@@ -81,10 +81,6 @@ def __getattr__(name: str) -> Any:
         return import_module(f"cutaway.{name}")
     if name in _LAZY:
         module, attribute = _LAZY[name]
-        if name == "open":
-            methods()  # a file names its kind, and the rooms define the kinds
-            import_module("cutaway.core.graph")
-            import_module("cutaway.dictionaries.evaluation")
         return getattr(import_module(module), attribute)
     raise AttributeError(f"module 'cutaway' has no attribute {name!r}; it has {', '.join(__all__)}")
 

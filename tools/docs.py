@@ -94,7 +94,7 @@ def card(row: Method) -> str:
 
 
 def _result(kind: type[ca.Result]) -> str:
-    fields = "\n".join(f"- `{name}` [{' '.join(axes)}]" for name, axes in kind.axes().items())
+    fields = "\n".join(f"- `{name}` [{' '.join(axes)}]" for name, axes in kind.schema().items())
     return f"## Result: `{kind.__name__}`\n\n{(inspect.getdoc(kind) or '').strip()}\n\n{fields}"
 
 

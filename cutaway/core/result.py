@@ -1,18 +1,21 @@
 """Results: frozen dataclasses of tensors whose jaxtyping strings are the axis schema.
 
     @dataclass(frozen=True, kw_only=True)
-    class Effects(Result, kind="effects"):
-        effect: Float[Tensor, "layer head"]
-        interval: Float[Tensor, "layer head bound"]
+    class Curve(Result, kind="curve"):
+        probability: Float[Tensor, "layer"]
+        interval: Float[Tensor, "layer bound"]
 
-The axis names check the shapes, name the columns of a frame, choose the picture and travel with the file.
+The axis names check the shapes, name the columns of a frame, choose the picture and travel with the file. A class
+whose instances differ in their axes writes `*cell` for them, and each instance names its own: `grid=("layer", "head")`.
 """
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
 
@@ -20,21 +23,28 @@ import torch
 from torch import Tensor
 
 from cutaway.core.files import held, read_tensors, reading, write_tensors
+from cutaway.core.old_kinds import OLD_KINDS, OldKind
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.render import RENDERERS
 
 KINDS: dict[str, type[Result]] = {}
+CELL = "*cell"  # in a field's annotation: the axes that the instance names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
     """Named tensors with labelled axes, units, and the record of how they came about.
 
-    `labels` maps an axis name to the names of its entries, or a field name to a nested list of words for its values
-    (token strings beside token ids). `units` maps a field to its unit. `record` is JSON-ready provenance.
+    Attributes:
+        grid: the axes that `*cell` stands for in the annotations of this class.
+        labels: the names of an axis's entries, by axis; or by field a nested list of words for its values (token
+            strings beside token ids).
+        units: the unit of each field.
+        record: JSON-ready provenance.
     """
 
     kind: ClassVar[str] = ""
+    grid: tuple[str, ...] = ()
     labels: dict[str, list[Any]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
@@ -50,24 +60,35 @@ class Result:
             KINDS[kind] = cls
 
     @classmethod
-    def axes(cls) -> dict[str, tuple[str, ...]]:
+    def schema(cls) -> dict[str, tuple[str, ...]]:
+        """Axis names of every tensor field as the class annotates them, with `*cell` for those of the instance."""
+        if "_schema" not in cls.__dict__:
+            cls._schema = {n: a for n, hint in get_type_hints(cls).items() if (a := _axes_of(hint)) is not None}  # type: ignore[attr-defined]
+        return cls._schema  # type: ignore[attr-defined]
+
+    def axes(self) -> dict[str, tuple[str, ...]]:
         """Axis names of every tensor field."""
-        if "_axes" not in cls.__dict__:
-            cls._axes = {n: a for n, hint in get_type_hints(cls).items() if (a := _axes_of(hint)) is not None}  # type: ignore[attr-defined]
-        return cls._axes  # type: ignore[attr-defined]
+        schema = self.schema()
+        if not self.grid:
+            return {n: tuple(a for a in axes if a != CELL) for n, axes in schema.items()}
+        return {n: tuple(x for a in axes for x in (self.grid if a == CELL else (a,))) for n, axes in schema.items()}
 
     def tensors(self) -> dict[str, Tensor]:
         """The tensor fields that are present."""
-        return {n: t for n in self.axes() if (t := getattr(self, n)) is not None}
+        return {n: t for n in self.schema() if (t := getattr(self, n)) is not None}
 
     def sizes(self) -> dict[str, int]:
         """The length of every axis."""
-        return {a: n for f, t in self.tensors().items() for a, n in zip(self.axes()[f], t.shape, strict=True)}
+        axes = self.axes()
+        return {a: n for f, t in self.tensors().items() for a, n in zip(axes[f], t.shape, strict=True)}
 
     def __post_init__(self):
-        size: dict[str, tuple[int, str]] = {}
+        own = {a for axes in self.schema().values() for a in axes}
+        if self.grid and (CELL not in own or len(set(self.grid)) < len(self.grid)):
+            raise ValueError(f"{type(self).__name__} with the grid {self.grid}: its own axes are {sorted(own)}")
+        size, every = dict[str, tuple[int, str]](), self.axes()
         for name, t in self.tensors().items():
-            axes = self.axes()[name]
+            axes = every[name]
             if t.ndim != len(axes):
                 raise ValueError(f"{type(self).__name__}.{name} has axes {axes} but shape {tuple(t.shape)}")
             for a, n in zip(axes, t.shape, strict=True):
@@ -113,7 +134,8 @@ class Result:
         `value` where an axis has that name.
         """
         by = self._field(by)
-        axes, t = self.axes()[by], getattr(self, by).detach().float().cpu()
+        every, t = self.axes(), getattr(self, by).detach().float().cpu()
+        axes = every[by]
         key = t.abs() if largest is None else t if largest else -t
         order = key.reshape(-1).nan_to_num(-torch.inf).topk(min(n, t.numel())).indices
         rows = []
@@ -121,7 +143,7 @@ class Result:
             where = dict(zip(axes, (int(i) for i in torch.unravel_index(torch.tensor(flat), t.shape)), strict=True))
             row: dict[str, Any] = {a: self.labels[a][i] if a in self.labels else i for a, i in where.items()}
             for other, u in self.tensors().items():
-                if self.axes()[other][: len(axes)] == axes:
+                if every[other][: len(axes)] == axes:
                     row["value" if other in axes else other] = u[tuple(where.values())].detach().cpu().tolist()
             rows.append(row)
         return rows
@@ -164,14 +186,10 @@ class Result:
         other shape and fields of one side only stand under "left out", each with the reason.
 
         Raises:
-            Refused: a result of another kind, or one whose main field has another shape.
+            Refused: a result of another kind or grid, or one whose main field has another shape.
         """
-        if type(self) is not type(other):
-            raise Refused(
-                f"compare with {type(other).__name__}",
-                f"this is {type(self).__name__}",
-                "compare two results of one kind",
-            )
+        if type(self) is not type(other) or self.grid != other.grid:
+            raise Refused(f"compare with {other._named()}", f"this is {self._named()}", "compare results of one kind")
         out: dict[str, dict[str, Any]] = {}
         mine, theirs, left_out = self.tensors(), other.tensors(), dict[str, Any]()
         for name in (*mine, *(n for n in theirs if n not in mine)):
@@ -190,7 +208,9 @@ class Result:
 
     def save(self, path: str | Path) -> Path:
         """Write the result as safetensors with a JSON header; `cutaway.open` reads it back."""
-        header = {"kind": self.kind, "labels": self.labels, "units": self.units, "record": self.record}
+        header = {"kind": self.kind, "class": f"{type(self).__module__}:{type(self).__qualname__}"}
+        header |= {"grid": list(self.grid)} if self.grid else {}
+        header |= {"labels": self.labels, "units": self.units, "record": self.record}
         return write_tensors(path, self.tensors(), header)
 
     def plot(self, name: str | None = None, **options: Any) -> Any:
@@ -222,6 +242,9 @@ class Result:
         hint = f"its entries are {', '.join(map(str, names[:8]))} …" if names else f"use 0 to {size - 1}"
         raise Refused(f"{axis}={item!r}", f"there is no such entry{f'; near: {close}' if close else ''}", hint)
 
+    def _named(self) -> str:
+        return type(self).__name__ + (f" over {' and '.join(self.grid)}" if self.grid else "")
+
     def _spared(self, name: str, chosen: dict[str, list[int]]) -> bool:
         return not set(self.axes()[name]) & set(chosen)
 
@@ -233,14 +256,8 @@ def open_result(path: str | Path) -> Result:
         Refused: not a result file, or one of an unknown kind or with other fields.
     """
     tensors, header = read_tensors(path)
-    kind = header.get("kind")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise Refused(
-            f"file {str(path)!r}",
-            f"its kind is {kind!r:.80}, which no loaded method makes",
-            f"known kinds: {', '.join(KINDS)}",
-        )
-    cls = KINDS[kind]
+    cls, old = _class_of(path, header)
+    kind, tensors = cls.kind, {old.renamed.get(n, n): t for n, t in tensors.items()}
     known = {f.name for f in fields(cls)}
     if not set(tensors) <= known:
         raise Refused(
@@ -248,18 +265,42 @@ def open_result(path: str | Path) -> Result:
             f"fields {sorted(set(tensors) - known)} are not in {kind}",
             "use the version that wrote it",
         )
-    absent = {n: None for n in cls.axes() if n not in tensors}
+    absent = {n: None for n in cls.schema() if n not in tensors}
     with reading(path):
         meta = {n: held(header, n, dict, {}) for n in ("labels", "units", "record")}
         _check_words(meta["labels"], meta["units"])
+        grid = held(header, "grid", list, list(old.grid))
+        if not all(isinstance(axis, str) for axis in grid):
+            raise ValueError(f"the grid is {grid!r:.60}, which is no list of axes")
+        for before, now in old.renamed.items():
+            meta["units"] |= {now: meta["units"].pop(before)} if before in meta["units"] else {}
         needed = [n for n in absent if type(None) not in get_args(get_type_hints(cls)[n])]
         if needed:
             raise ValueError(f"the field {needed[0]!r} of {kind} is missing")
         try:
-            return cls(**tensors, **absent, **meta)
+            return cls(**tensors, **absent, **meta, grid=tuple(grid))
         except ValueError as error:
             why = f"its fields do not have the shapes of {kind}: {error}"
             raise Refused(f"file {str(path)!r}", why, "use the version that wrote it") from error
+
+
+def _class_of(path: str | Path, header: dict[str, Any]) -> tuple[type[Result], OldKind]:
+    """The class that reads a file, by the kind if it is loaded or old, else by the class that the header names."""
+    kind, where = header.get("kind"), header.get("class")
+    old = OLD_KINDS.get(kind, OldKind("")) if isinstance(kind, str) else OldKind("")
+    if isinstance(kind, str) and kind in KINDS:
+        return KINDS[kind], old
+    where = old.path or where
+    if isinstance(where, str) and re.fullmatch(r"cutaway(\.[a-z]\w*)+:[A-Z]\w*", where):
+        module, name = where.split(":")
+        try:
+            found = getattr(import_module(module), name, None)
+        except ModuleNotFoundError:
+            found = None
+        if isinstance(found, type) and issubclass(found, Result) and (old.path or found.kind == kind):
+            return found, old
+    why = f"its kind is {kind!r:.80}, which this version does not have"
+    raise Refused(f"file {str(path)!r}", why, "use the version that wrote it")
 
 
 def _check_words(labels: dict[str, Any], units: dict[str, Any]) -> None:

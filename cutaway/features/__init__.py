@@ -1,5 +1,5 @@
 """Features: what single latents of a dictionary do in a model."""
 
-from cutaway.features.latents import LatentEffects, LatentPositionEffects, latents
+from cutaway.features.latents import latents
 
-__all__ = ["LatentEffects", "LatentPositionEffects", "latents"]
+__all__ = ["latents"]

@@ -23,7 +23,6 @@ latent takes its value of the other run, and the reconstruction error stays what
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -32,11 +31,11 @@ from torch import Tensor
 
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
-from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary, place_of
 from cutaway.interventions.components import positions
+from cutaway.interventions.effects import Effects
 from cutaway.interventions.paired_runs import Direction, Exchange, between, difference, measured
 from cutaway.interventions.spans import position_names
 from cutaway.models.edits.edit import Edit
@@ -47,36 +46,6 @@ from cutaway.models.tokens import Tokens
 from cutaway.tasks.task import Task
 
 Steps = dict[str, Float[Tensor, "batch position width"]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentEffects(Result, kind="latent_effects"):
-    """Effects of exchanging single latents at all positions, beside all latents at once and the error."""
-
-    effect: Float[Tensor, "latent"]
-    interval: Float[Tensor, "latent bound"]
-    null: Float[Tensor, "latent sample"]
-    recovered: Float[Tensor, "latent"]
-    estimate: Float[Tensor, "latent"]
-    whole: Float[Tensor, ""]
-    error: Float[Tensor, ""]
-    clean: Float[Tensor, "prompt"]
-    corrupt: Float[Tensor, "prompt"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatentPositionEffects(Result, kind="latent_position_effects"):
-    """Effects of exchanging single latents at single positions, beside all latents at once and the error."""
-
-    effect: Float[Tensor, "latent position"]
-    interval: Float[Tensor, "latent position bound"]
-    null: Float[Tensor, "latent position sample"]
-    recovered: Float[Tensor, "latent position"]
-    estimate: Float[Tensor, "latent"]
-    whole: Float[Tensor, ""]
-    error: Float[Tensor, ""]
-    clean: Float[Tensor, "prompt"]
-    corrupt: Float[Tensor, "prompt"]
 
 
 @method(
@@ -98,7 +67,7 @@ def latents(
     direction: Direction = "denoise",
     samples: int = 4,
     seed: int = 0,
-) -> LatentEffects | LatentPositionEffects:
+) -> Effects:
     """Exchange one latent at a time between the clean and the corrupt run.
 
     Args:
@@ -219,7 +188,7 @@ def _named(d: Dictionary, latents: Sequence[int]) -> list[int]:
 
 def _result(
     model: Model, x: Exchange, chosen: Sequence[int], by: str, guess: Tensor, values: Tensor, samples: int
-) -> LatentEffects | LatentPositionEffects:
+) -> Effects:
     whole, error = values[0].mean(), values[1].mean()
     cells = (len(values) - 2) // (1 + samples)
     each, null = values[2 : 2 + cells], values[2 + cells :].mean(-1).reshape(samples, cells).T
@@ -227,7 +196,8 @@ def _result(
     labels: dict[str, list[Any]] = {"latent": list(chosen), "bound": BOUNDS}
     labels |= {} if by == "all" else {"position": position_names(x.bound)}
     unit, mean = x.bound.unit, each.mean(-1)
-    return (LatentEffects if by == "all" else LatentPositionEffects)(
+    return Effects(
+        grid=("latent",) if by == "all" else ("latent", "position"),
         effect=mean.reshape(shape),
         interval=mean_interval(each.T).reshape(*shape, 2),
         null=null.reshape(*shape, samples),

@@ -26,7 +26,7 @@ from cutaway.core.sites import site as site_row
 from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.interventions.audit import STATISTICS, Audit, Sample, audit, rounding
 from cutaway.interventions.components import positions
-from cutaway.interventions.effects import BY_AXES
+from cutaway.interventions.effects import Effects
 from cutaway.interventions.grid import By, Cells, cells, named, several
 from cutaway.interventions.paired_runs import Direction, Exchange, difference, first_changed, measured, notes, run
 from cutaway.models.access.backward import Attention, Cut, fitting, gradients
@@ -394,9 +394,9 @@ def units(e: Estimates, names: Iterable[str]) -> dict[str, str]:
     return dict.fromkeys([n for n in names if n not in plain], e.bound.unit) | {"recovered": "share of clean − corrupt"}
 
 
-def effects(model: Model, e: Estimates, *, audits: int, seed: int) -> Any:
+def effects(model: Model, e: Estimates, *, audits: int, seed: int) -> Effects:
     """The estimates of all places as a result, audited."""
     done = audited(model, e, e.values[0].mean(-1), audits, seed=seed)
     found = fields(e, done)
     labels = e.labels(STATISTICS if done else ())
-    return BY_AXES[e.axes](**found, labels=labels, units=units(e, found), record=said(e, done))
+    return Effects(grid=e.axes, **found, labels=labels, units=units(e, found), record=said(e, done))

@@ -26,20 +26,18 @@ arXiv:2409.09951).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
-
-from jaxtyping import Float
-from torch import Tensor
 
 from cutaway.core.address import Address, component_axis
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
-from cutaway.core.result import Result
 from cutaway.core.sites import site as site_row
 from cutaway.core.stats import BOUNDS, mean_interval
 from cutaway.interventions.ablation_values import Removal, ordinary, removal
 from cutaway.interventions.components import positions
+from cutaway.interventions.effects import Effects
 from cutaway.interventions.optimal_ablation import optimal_constants
 from cutaway.interventions.spans import position_names
 from cutaway.models.access.capture import Activations
@@ -48,56 +46,6 @@ from cutaway.models.tokens import Tokens
 from cutaway.tasks.task import Task
 
 How = Literal["corrupt", "zero", "mean", "position_mean", "resample", "optimal"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadAblation(Result, kind="head_ablation"):
-    """Effect of removing one head, at all positions at once."""
-
-    effect: Float[Tensor, "layer head"]
-    interval: Float[Tensor, "layer head bound"]
-    null: Float[Tensor, "layer head sample"]
-    clean: Float[Tensor, "prompt"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadPositionAblation(Result, kind="head_position_ablation"):
-    """Effect of removing one head at one position."""
-
-    effect: Float[Tensor, "layer head position"]
-    interval: Float[Tensor, "layer head position bound"]
-    null: Float[Tensor, "layer head position sample"]
-    clean: Float[Tensor, "prompt"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeuronAblation(Result, kind="neuron_ablation"):
-    """Effect of removing one neuron, at all positions at once."""
-
-    effect: Float[Tensor, "layer neuron"]
-    interval: Float[Tensor, "layer neuron bound"]
-    null: Float[Tensor, "layer neuron sample"]
-    clean: Float[Tensor, "prompt"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerAblation(Result, kind="layer_ablation"):
-    """Effect of removing one layer's stream site, at all positions at once."""
-
-    effect: Float[Tensor, "layer"]
-    interval: Float[Tensor, "layer bound"]
-    null: Float[Tensor, "layer sample"]
-    clean: Float[Tensor, "prompt"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PositionAblation(Result, kind="position_ablation"):
-    """Effect of removing one layer's stream site at one position."""
-
-    effect: Float[Tensor, "layer position"]
-    interval: Float[Tensor, "layer position bound"]
-    null: Float[Tensor, "layer position sample"]
-    clean: Float[Tensor, "prompt"]
 
 
 @method(
@@ -121,7 +69,7 @@ def ablate(
     steps: int = 40,
     samples: int = 4,
     seed: int = 0,
-) -> HeadAblation | HeadPositionAblation | NeuronAblation | LayerAblation | PositionAblation:
+) -> Effects:
     """Remove one component at a time.
 
     Args:
@@ -137,19 +85,20 @@ def ablate(
     Raises:
         Refused: a site that has no positions, or a baseline that these prompts or this site do not allow.
     """
-    kind, chosen = _kind(site, each_position), _layers(model, site, layers)
+    axes, chosen = _axes(site, each_position), _layers(model, site, layers)
     if how == "optimal":
-        r, notes = _optimal(model, task, site, kind, chosen, steps, sinks)
+        r, notes = _optimal(model, task, site, axes, chosen, steps, sinks)
     else:
         r, notes = removal(model, task.bind(model), [Address(site, i) for i in chosen], how, seed, sinks), {}
-    places = _places(model, site, kind, chosen, r.bound.clean)
+    places = _places(model, site, axes, chosen, r.bound.clean)
     chance = [[r.random(a, seed * samples * len(places) + i, i // len(places))] for i, a in enumerate(places * samples)]
     values, random = r.swept(model, lambda donor: [[r.edit(a, donor)] for a in places], chance)
-    names = {"position": position_names(r.bound)} if "position" in kind.axes()["effect"] else {}
+    names = {"position": position_names(r.bound)} if "position" in axes else {}
     each = (values - r.clean.cpu()).movedim(1, 0).reshape(len(r.bound), *_form(places))
     null = (random - r.clean.cpu()).mean(-1).reshape(samples, *each.shape[1:]).movedim(0, -1)
     unit = r.bound.unit
-    return kind(
+    return Effects(
+        grid=axes,
         effect=each.mean(0),
         interval=mean_interval(each),
         null=null,
@@ -160,20 +109,21 @@ def ablate(
     )
 
 
-def _kind(site: str, by_position: bool) -> Any:
+def _axes(site: str, by_position: bool) -> tuple[str, ...]:
+    """The axes along which a site is removed."""
     row = site_row(site)
     if row.scope != "layer" or not row.writable or not row.axes.startswith("batch position ") or site == "router":
         why = "it is no activation of one layer with positions that can be written"
         raise Refused(f"ablation of site {site!r}", why, "use z, mlp_post, or a stream site such as mlp_out or ssm.out")
     unit = component_axis(row)
     if unit is None:
-        return PositionAblation if by_position else LayerAblation
+        return ("layer", "position") if by_position else ("layer",)
     if unit != "neuron":
-        return HeadPositionAblation if by_position else HeadAblation
+        return ("layer", "head", "position") if by_position else ("layer", "head")
     if by_position:
         why = "a neuron is removed at all positions at once"
         raise Refused(f"ablation of site {site!r} by position", why, "leave each_position=False, or use mlp_out")
-    return NeuronAblation
+    return ("layer", "neuron")
 
 
 def _layers(model: Model, site: str, wanted: tuple[int, ...]) -> list[int]:
@@ -184,9 +134,9 @@ def _layers(model: Model, site: str, wanted: tuple[int, ...]) -> list[int]:
     return sorted(set(wanted)) or there
 
 
-def _places(model: Model, site: str, kind: type[Result], layers: list[int], tokens: Tokens) -> list[Address]:
+def _places(model: Model, site: str, axes: Sequence[str], layers: list[int], tokens: Tokens) -> list[Address]:
     """One address a number of the result, in the order of its axes."""
-    axes, unit = kind.axes()["effect"], component_axis(site_row(site))
+    unit = component_axis(site_row(site))
     units = range(model.sizes()[unit]) if unit is not None else [None]
     at = positions(tokens) if "position" in axes else [None]
     return [Address(site, i, u, p) for i in layers for u in units for p in at]
@@ -199,17 +149,17 @@ def _form(places: list[Address]) -> list[int]:
 
 
 def _optimal(
-    model: Model, task: Task, site: str, kind: Any, layers: list[int], steps: int, sinks: bool
+    model: Model, task: Task, site: str, axes: tuple[str, ...], layers: list[int], steps: int, sinks: bool
 ) -> tuple[Removal, dict[str, Any]]:
     """Constants fitted on one half of the prompts, as what stands in for the activations of the other half."""
     row = site_row(site)
-    if kind not in (HeadAblation, LayerAblation) or row.axes.split()[-1] == "state":
+    if axes not in (("layer", "head"), ("layer",)) or row.axes.split()[-1] == "state":
         why = "a constant is fitted for a head or a whole layer"
         raise Refused(f"optimal ablation of site {site!r} here", why, "use a head site, or each_position=False")
     if steps < 1:
         raise Refused("optimal ablation with steps=0", "nothing would be fitted", "use how='mean', or more steps")
     fitted, held = (part.bind(model) for part in task.split(0.5, seed=0))
-    places = _places(model, site, kind, layers, held.clean)
+    places = _places(model, site, axes, layers, held.clean)
     constants, curve = optimal_constants(model, fitted.clean, ordinary(model, fitted.clean, sinks), places, steps)
     r = removal(model, held, places, "mean", sinks=sinks)
     where, stand = ordinary(model, held.clean, sinks), {a.place: r.own[str(a.place)].clone() for a in places}

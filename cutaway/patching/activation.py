@@ -42,15 +42,7 @@ from cutaway.core.sites import WRITERS
 from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.components import positions
-from cutaway.interventions.effects import (
-    BY_AXES,
-    HeadEffects,
-    HeadPositionEffects,
-    NeuronEffects,
-    NeuronPositionEffects,
-    NodeEffects,
-    PositionEffects,
-)
+from cutaway.interventions.effects import Effects
 from cutaway.interventions.grid import By, Cells, cells, named, several, window_of
 from cutaway.interventions.paired_runs import Direction, Exchange, between, difference, first_changed, measured, notes
 from cutaway.models.edits.edit import Edit
@@ -92,7 +84,7 @@ def activation(
     metrics: tuple[str, ...] = (),
     samples: int = 4,
     seed: int = 0,
-) -> PositionEffects | HeadEffects | NeuronEffects | HeadPositionEffects | NeuronPositionEffects | NodeEffects:
+) -> Effects:
     """Exchange one activation at a time between the clean and the corrupt run.
 
     Args:
@@ -199,7 +191,7 @@ def _run(
 
 def _result(
     task: Task, read: Sequence[Bound], runs: Sequence[Run], grid: Cells | None, places: Sequence[Address]
-) -> Any:
+) -> Effects:
     bound = read[0]
     clean, corrupt = (torch.cat([getattr(r.x, n) for r in runs]).cpu() for n in ("clean", "corrupt"))
     each, alone = (torch.cat([getattr(r, n) for r in runs], dim=1).movedim(-1, 0) for n in ("real", "alone"))
@@ -218,7 +210,8 @@ def _result(
         found |= {"metrics": mean[1:], "metrics_interval": torch.stack(spread[1:]), "metrics_null": null[1:]}
         labels["metric"] = [f"{b.readout.name} ({b.unit})" for b in read[1:]]
     changed = {"changed positions": _changed(bound)} if grid is None or grid.place else {}
-    return BY_AXES[grid.axes if grid is not None else ("node",)](
+    return Effects(
+        grid=grid.axes if grid is not None else ("node",),
         **{n: t.clone() for n, t in found.items()},
         recovered=mean[0] / gap,
         clean=clean,

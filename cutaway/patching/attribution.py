@@ -25,14 +25,7 @@ backward for all places of all sites asked for, where activation patching needs 
 from __future__ import annotations
 
 from cutaway.core.method import method
-from cutaway.interventions.effects import (
-    HeadEffects,
-    HeadPositionEffects,
-    NeuronEffects,
-    NeuronPositionEffects,
-    NodeEffects,
-    PositionEffects,
-)
+from cutaway.interventions.effects import Effects
 from cutaway.interventions.first_order import Rule, effects, estimates
 from cutaway.interventions.grid import By
 from cutaway.interventions.paired_runs import Direction
@@ -58,7 +51,7 @@ def attribution(
     audit: int = 24,
     samples: int = 4,
     seed: int = 0,
-) -> PositionEffects | HeadEffects | NeuronEffects | HeadPositionEffects | NeuronPositionEffects | NodeEffects:
+) -> Effects:
     """Estimate the effect of exchanging each activation between the clean and the corrupt run.
 
     Args:

@@ -35,9 +35,9 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.method import method
-from cutaway.core.result import Result
 from cutaway.core.stats import mean_interval
 from cutaway.interventions.audit import STATISTICS, Audit, agreement, rounding
+from cutaway.interventions.effects import Effects
 from cutaway.interventions.first_order import Nodes, Rule, Step, audited, estimates, fields, said, tangent, units
 from cutaway.interventions.grid import By
 from cutaway.interventions.paired_runs import Direction, Exchange
@@ -51,127 +51,6 @@ _FIXED = ("q", "k")
 _OUTPUTS = ("attn_out", "mlp_out")
 _STATISTICS = [*STATISTICS, "spearman of score"]
 _SURE = 80.0  # in logs: beyond it a softmax gives all or nothing
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadScores(Result, kind="head_scores"):
-    """Estimated effect and ranking score of every head; `exact` is NaN where nothing was audited."""
-
-    effect: Float[Tensor, "layer head"]
-    score: Float[Tensor, "layer head"]
-    interval: Float[Tensor, "layer head bound"]
-    null: Float[Tensor, "layer head sample"]
-    score_interval: Float[Tensor, "layer head bound"]
-    score_null: Float[Tensor, "layer head sample"]
-    recovered: Float[Tensor, "layer head"]
-    clean: Float[Tensor, "prompt"]
-    corrupt: Float[Tensor, "prompt"]
-    exact: Float[Tensor, "layer head"] | None = None
-    exact_interval: Float[Tensor, "layer head bound"] | None = None
-    agreement: Float[Tensor, "statistic"] | None = None
-    agreement_interval: Float[Tensor, "statistic bound"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class PositionScores(Result, kind="position_scores"):
-    """Estimated effect and ranking score of every layer and position; `exact` is NaN where nothing was audited."""
-
-    effect: Float[Tensor, "layer position"]
-    score: Float[Tensor, "layer position"]
-    interval: Float[Tensor, "layer position bound"]
-    null: Float[Tensor, "layer position sample"]
-    score_interval: Float[Tensor, "layer position bound"]
-    score_null: Float[Tensor, "layer position sample"]
-    recovered: Float[Tensor, "layer position"]
-    clean: Float[Tensor, "prompt"]
-    corrupt: Float[Tensor, "prompt"]
-    exact: Float[Tensor, "layer position"] | None = None
-    exact_interval: Float[Tensor, "layer position bound"] | None = None
-    agreement: Float[Tensor, "statistic"] | None = None
-    agreement_interval: Float[Tensor, "statistic bound"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeuronScores(Result, kind="neuron_scores"):
-    """Estimated effect and ranking score of every neuron; `exact` is NaN where nothing was audited."""
-
-    effect: Float[Tensor, "layer neuron"]
-    score: Float[Tensor, "layer neuron"]
-    interval: Float[Tensor, "layer neuron bound"]
-    null: Float[Tensor, "layer neuron sample"]
-    score_interval: Float[Tensor, "layer neuron bound"]
-    score_null: Float[Tensor, "layer neuron sample"]
-    recovered: Float[Tensor, "layer neuron"]
-    clean: Float[Tensor, "prompt"]
-    corrupt: Float[Tensor, "prompt"]
-    exact: Float[Tensor, "layer neuron"] | None = None
-    exact_interval: Float[Tensor, "layer neuron bound"] | None = None
-    agreement: Float[Tensor, "statistic"] | None = None
-    agreement_interval: Float[Tensor, "statistic bound"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeadPositionScores(Result, kind="head_position_scores"):
-    """Estimated effect and ranking score of each head and position; `exact` is NaN where nothing was audited."""
-
-    effect: Float[Tensor, "layer head position"]
-    score: Float[Tensor, "layer head position"]
-    interval: Float[Tensor, "layer head position bound"]
-    null: Float[Tensor, "layer head position sample"]
-    score_interval: Float[Tensor, "layer head position bound"]
-    score_null: Float[Tensor, "layer head position sample"]
-    recovered: Float[Tensor, "layer head position"]
-    clean: Float[Tensor, "prompt"]
-    corrupt: Float[Tensor, "prompt"]
-    exact: Float[Tensor, "layer head position"] | None = None
-    exact_interval: Float[Tensor, "layer head position bound"] | None = None
-    agreement: Float[Tensor, "statistic"] | None = None
-    agreement_interval: Float[Tensor, "statistic bound"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class NeuronPositionScores(Result, kind="neuron_position_scores"):
-    """Estimated effect and ranking score of each neuron and position; `exact` is NaN where nothing was audited."""
-
-    effect: Float[Tensor, "layer neuron position"]
-    score: Float[Tensor, "layer neuron position"]
-    interval: Float[Tensor, "layer neuron position bound"]
-    null: Float[Tensor, "layer neuron position sample"]
-    score_interval: Float[Tensor, "layer neuron position bound"]
-    score_null: Float[Tensor, "layer neuron position sample"]
-    recovered: Float[Tensor, "layer neuron position"]
-    clean: Float[Tensor, "prompt"]
-    corrupt: Float[Tensor, "prompt"]
-    exact: Float[Tensor, "layer neuron position"] | None = None
-    exact_interval: Float[Tensor, "layer neuron position bound"] | None = None
-    agreement: Float[Tensor, "statistic"] | None = None
-    agreement_interval: Float[Tensor, "statistic bound"] | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class NodeScores(Result, kind="node_scores"):
-    """Estimated effect and ranking score of places of several sites; `exact` is NaN where nothing was audited."""
-
-    effect: Float[Tensor, "node"]
-    score: Float[Tensor, "node"]
-    interval: Float[Tensor, "node bound"]
-    null: Float[Tensor, "node sample"]
-    score_interval: Float[Tensor, "node bound"]
-    score_null: Float[Tensor, "node sample"]
-    recovered: Float[Tensor, "node"]
-    clean: Float[Tensor, "prompt"]
-    corrupt: Float[Tensor, "prompt"]
-    exact: Float[Tensor, "node"] | None = None
-    exact_interval: Float[Tensor, "node bound"] | None = None
-    agreement: Float[Tensor, "statistic"] | None = None
-    agreement_interval: Float[Tensor, "statistic bound"] | None = None
-
-
-Scores = HeadScores | PositionScores | NeuronScores | HeadPositionScores | NeuronPositionScores | NodeScores
-_BY_AXES: dict[tuple[str, ...], type[Scores]] = {
-    c.axes()["effect"]: c
-    for c in (HeadScores, PositionScores, NeuronScores, HeadPositionScores, NeuronPositionScores, NodeScores)
-}
 
 
 @method(
@@ -192,7 +71,7 @@ def attribution_star(
     audit: int = 24,
     samples: int = 4,
     seed: int = 0,
-) -> HeadScores | PositionScores | NeuronScores | HeadPositionScores | NeuronPositionScores | NodeScores:
+) -> Effects:
     """Estimate effects with exact attention and without cancellation between layers.
 
     Args:
@@ -227,7 +106,7 @@ def attribution_star(
     out |= _checked(done, score, rounding(model, torch.stack([found.clean, found.corrupt])))
     record = said(found, done, "score") | {"QK-fix": any(n.site in _FIXED for n in found.nodes)}
     labels = found.labels(_STATISTICS if done else ())
-    return _BY_AXES[found.axes](**out, labels=labels, units=units(found, out), record=record)
+    return Effects(grid=found.axes, **out, labels=labels, units=units(found, out), record=record)
 
 
 def _taken(model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor]) -> Step:

@@ -20,19 +20,14 @@ architecture (`other`, for example the fine-tuned one).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from jaxtyping import Float
-from torch import Tensor
-
 from cutaway.core.address import Address, component_axis, unit_axis
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
-from cutaway.core.result import Result
 from cutaway.core.sites import site as site_row
 from cutaway.core.stats import BOUNDS, mean_interval
 from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.components import positions
+from cutaway.interventions.effects import Effects
 from cutaway.interventions.paired_runs import measured
 from cutaway.interventions.spans import position_names
 from cutaway.models.edits.edit import Edit
@@ -42,30 +37,6 @@ from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class CrossHeads(Result, kind="cross_model_heads"):
-    """Effect of one head's activation from another checkpoint, at all positions at once."""
-
-    effect: Float[Tensor, "layer head"]
-    interval: Float[Tensor, "layer head bound"]
-    null: Float[Tensor, "layer head sample"]
-    recovered: Float[Tensor, "layer head"]
-    own: Float[Tensor, "prompt"]
-    other: Float[Tensor, "prompt"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CrossPositions(Result, kind="cross_model_positions"):
-    """Effect of one stream activation from another checkpoint, at one layer and position."""
-
-    effect: Float[Tensor, "layer position"]
-    interval: Float[Tensor, "layer position bound"]
-    null: Float[Tensor, "layer position sample"]
-    recovered: Float[Tensor, "layer position"]
-    own: Float[Tensor, "prompt"]
-    other: Float[Tensor, "prompt"]
 
 
 @method(
@@ -84,7 +55,7 @@ def cross_model(
     site: str = "z",
     samples: int = 4,
     seed: int = 0,
-) -> CrossHeads | CrossPositions:
+) -> Effects:
     """Take one activation at a time from another checkpoint.
 
     Args:
@@ -113,15 +84,16 @@ def cross_model(
     each = values[: len(places)].T.reshape(len(bound), len(layers), -1)
     null = values[len(places) :].mean(-1).reshape(samples, *each.shape[1:])
     names = {} if by_head else {"position": position_names(bound)}
-    return (CrossHeads if by_head else CrossPositions)(
+    return Effects(
+        grid=("layer", "head" if by_head else "position"),
         effect=each.mean(0),
         interval=mean_interval(each),
         null=null.movedim(0, -1),
         recovered=each.mean(0) / gap,
-        own=own,
+        clean=own,
         other=given,
         labels={"layer": layers, "bound": BOUNDS, **names},
-        units=dict.fromkeys(("effect", "interval", "null", "own", "other"), unit)
+        units=dict.fromkeys(("effect", "interval", "null", "clean", "other"), unit)
         | {"recovered": "share of other − own"},
         record={"other": other.identity(), "other − own": gap, "sign": "positive is more answer"}
         | ({} if len(bound) > 1 else {"no_interval": "one prompt"}),

@@ -113,7 +113,7 @@ def group(
         single_interval=mean_interval(single),
         labels={"component": [str(a) for a in chosen], "bound": BOUNDS},
         units={"recovered": "share of clean − corrupt"}
-        | {n: unit for n in GroupEffect.axes() if n != "recovered"},
+        | {n: unit for n in GroupEffect.schema() if n != "recovered"},
         record=said | notes(r.bound, task.corruption, gap) | {"random sets": matched} | known,
     )  # fmt: skip
 

@@ -27,7 +27,6 @@ other heads are frozen at the target's own values, and only the receiver hears o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -37,9 +36,9 @@ from torch import Tensor
 from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
-from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.interventions.ablation_values import RandomStep
+from cutaway.interventions.effects import Effects
 from cutaway.interventions.paired_runs import Direction, Exchange, between, difference
 from cutaway.interventions.second_metric import beside
 from cutaway.models.edits.edges import EdgePatch, precedes
@@ -50,34 +49,6 @@ from cutaway.models.sweep.edges import sweep_edges
 from cutaway.tasks.task import Task
 
 _FORM = "write logits, or for example q.3.1 or q.3.1@-1,mlp_in.4"
-
-
-@dataclass(frozen=True, kw_only=True)
-class PathEffects(Result, kind="path_effects"):
-    """Effect of each head along its direct path to the receiver."""
-
-    effect: Float[Tensor, "layer head"]
-    interval: Float[Tensor, "layer head bound"]
-    null: Float[Tensor, "layer head sample"]
-    recovered: Float[Tensor, "layer head"]
-    relative: Float[Tensor, "layer head"]
-    relative_interval: Float[Tensor, "layer head bound"]
-    clean: Float[Tensor, "prompt"]
-    corrupt: Float[Tensor, "prompt"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class MlpPathEffects(Result, kind="mlp_path_effects"):
-    """Effect of each MLP along its path to the receiver that passes no head."""
-
-    effect: Float[Tensor, "layer"]
-    interval: Float[Tensor, "layer bound"]
-    null: Float[Tensor, "layer sample"]
-    recovered: Float[Tensor, "layer"]
-    relative: Float[Tensor, "layer"]
-    relative_interval: Float[Tensor, "layer bound"]
-    clean: Float[Tensor, "prompt"]
-    corrupt: Float[Tensor, "prompt"]
 
 
 @method(
@@ -99,7 +70,7 @@ def path(
     freeze_norms: bool = False,
     samples: int = 4,
     seed: int = 0,
-) -> PathEffects | MlpPathEffects:
+) -> Effects:
     """Exchange one head or MLP at a time between the clean and the corrupt run, for one receiver only.
 
     Args:
@@ -151,13 +122,13 @@ def _result(
     logit: Float[Tensor, "prompt"],
     layers: list[int],
     said: dict[str, Any],
-) -> PathEffects | MlpPathEffects:
+) -> Effects:
     """The result from changes of the metric and of the answer's logit: the senders' own, then those of the control."""
     effect, relative, unit = each[0, ..., 0], each[0, ..., 1] / logit, x.bound.unit
     share = "share of the answer's |logit|"
-    kind, axes = (PathEffects, {"head": [str(h) for h in range(effect.shape[1])]}) if effect.ndim == 3 else (
-        MlpPathEffects, {})  # fmt: skip
-    return kind(
+    heads = {"head": [str(h) for h in range(effect.shape[1])]} if effect.ndim == 3 else {}
+    return Effects(
+        grid=("layer", *heads),
         effect=effect.mean(-1),
         interval=mean_interval(effect.movedim(-1, 0)),
         null=each[1:, ..., 0].mean(-1).movedim(0, -1).clone(),
@@ -166,7 +137,7 @@ def _result(
         relative_interval=mean_interval(relative.movedim(-1, 0)),
         clean=x.clean.cpu(),
         corrupt=x.corrupt.cpu(),
-        labels={"layer": layers, "bound": BOUNDS, **axes},
+        labels={"layer": layers, "bound": BOUNDS, **heads},
         units={"effect": unit, "interval": unit, "null": unit, "recovered": "share of clean − corrupt",
                "relative": share, "relative_interval": share},
         record=x.notes() | said | {"least |logit|": float(logit.min())},

@@ -25,14 +25,7 @@ from __future__ import annotations
 
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
-from cutaway.interventions.effects import (
-    HeadEffects,
-    HeadPositionEffects,
-    NeuronEffects,
-    NeuronPositionEffects,
-    NodeEffects,
-    PositionEffects,
-)
+from cutaway.interventions.effects import Effects
 from cutaway.interventions.first_order import Nodes, Rule, effects, estimates
 from cutaway.interventions.grid import By
 from cutaway.interventions.paired_runs import Direction
@@ -62,7 +55,7 @@ def relevance(
     audit: int = 24,
     samples: int = 4,
     seed: int = 0,
-) -> PositionEffects | HeadEffects | NeuronEffects | HeadPositionEffects | NeuronPositionEffects | NodeEffects:
+) -> Effects:
     """Estimate the effect of exchanging each activation, by relevance instead of gradients.
 
     Args:

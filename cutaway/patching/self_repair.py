@@ -114,7 +114,7 @@ def self_repair(
         **{name: x.mean(0) for name, x in parts.items()},
         **{f"{name}_interval": mean_interval(x) for name, x in parts.items()},
         labels={"bound": BOUNDS},
-        units={n: _SHARE if n.startswith("share") else unit for n in SelfRepair.axes()},
+        units={n: _SHARE if n.startswith("share") else unit for n in SelfRepair.schema()},
         record=r.notes() | {"shares": f"of heads with at least {_LEAST:.0%} of the largest direct effect"},
     )
 

@@ -27,11 +27,11 @@ from cutaway.core.record import Cost, counting
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.rung import Rung
+from cutaway.interventions.effects import Effects
 from cutaway.lenses.direct_attribution import DirectAttribution
 from cutaway.lenses.lens_grid import LensGrid
 from cutaway.lenses.logit_lens import LensCurve
 from cutaway.models.model import Model
-from cutaway.patching.activation import HeadEffects, PositionEffects
 from cutaway.patching.group import GroupEffect
 from cutaway.tasks.answers import next_tokens
 from cutaway.tasks.pair import Pair
@@ -74,11 +74,11 @@ class Results(TypedDict, total=False):
     grid: Required[LensGrid]
     writers: Required[DirectAttribution]
     neurons: Required[DirectAttribution]
-    resid_pre: Required[PositionEffects]
-    attn_out: Required[PositionEffects]
-    mlp_out: Required[PositionEffects]
-    heads: Required[HeadEffects]
-    heads_noise: Required[HeadEffects]
+    resid_pre: Required[Effects]
+    attn_out: Required[Effects]
+    mlp_out: Required[Effects]
+    heads: Required[Effects]
+    heads_noise: Required[Effects]
     together: GroupEffect
 
 
@@ -86,7 +86,7 @@ class Own(TypedDict):
     """The same on the sentence alone, where that is worth a look."""
 
     writers: DirectAttribution
-    resid_pre: PositionEffects
+    resid_pre: Effects
 
 
 @dataclass(frozen=True)
@@ -365,13 +365,14 @@ def _written(w: DirectAttribution, answer: str, foil: str) -> Claim:
     return Claim("the writers", text, f"toward random token pairs: at most {null:.1f}", True)
 
 
-def _placed(e: PositionEffects) -> Claim:
+def _placed(e: Effects) -> Claim:
     """From which layer on the difference sits at the last token: where it enters is the changed word in any model."""
     labels, last, rows = e.labels, len(e.labels["position"]) - 1, standing_out(e, most=10**6)
+    recovered = e.tensors()["recovered"]
     control = "random steps of equal length"
-    late = [i for i in range(len(e.recovered)) if bool((e.recovered[i:, -1] > 0.5).all())]
+    late = [i for i in range(len(recovered)) if bool((recovered[i:, -1] > 0.5).all())]
     here = next((r for r in rows if late and r["at"] == [late[0], last]), None)
-    if here is None or _is_changed(e, last) or late[0] in (0, len(e.recovered) - 1):
+    if here is None or _is_changed(e, last) or late[0] in (0, len(recovered) - 1):
         text = "No layer but the last reads the difference at the last token"
         return Claim("the positions", text, control, False)
     gap = abs(float(e.record["clean − corrupt"]))
@@ -386,7 +387,7 @@ def _placed(e: PositionEffects) -> Claim:
     return Claim("the positions", text, f"{control}: {_most(here['band'] / gap)}", True)
 
 
-def _carried(h: HeadEffects) -> Claim:
+def _carried(h: Effects) -> Claim:
     rows = standing_out(h)
     if not rows:
         return Claim("the heads", "No head stands out", "random steps of equal length", False)
@@ -435,7 +436,7 @@ def _seen(text: str) -> str:
     return text.strip() if text.strip() and text.strip().isprintable() else repr(text)
 
 
-def _is_changed(e: PositionEffects, position: int) -> bool:
+def _is_changed(e: Effects, position: int) -> bool:
     return position in e.record["changed positions"]
 
 

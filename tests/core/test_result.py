@@ -39,8 +39,8 @@ def probe(**changes) -> Probe:
 
 
 def test_axes_come_from_the_annotations():
-    assert Probe.axes() == {"effect": ("layer", "head"), "interval": ("layer", "head", "bound"), "token": ("layer",)}
-    assert Result.axes() == {}
+    assert probe().axes() == {"effect": ("layer", "head"), "interval": ("layer", "head", "bound"), "token": ("layer",)}
+    assert (Probe.schema(), Result.schema()) == (probe().axes(), {})
     assert probe().sizes() == {"layer": 2, "head": 3, "bound": 2}
     assert probe().main == "effect"
 
@@ -168,13 +168,12 @@ def test_compare_leaves_out_what_is_not_shared_and_says_so():
 
 
 def test_an_estimate_with_its_audit_is_compared_with_the_exact_effects():
-    from cutaway.patching import HeadEffects
+    from cutaway.interventions.effects import Effects
 
     x, n = torch.arange(4.0).reshape(2, 2), torch.zeros(3)
-    exact = HeadEffects(effect=x, interval=torch.zeros(2, 2, 2), null=torch.zeros(2, 2, 4), recovered=x, clean=n,
-                        corrupt=n)  # fmt: skip
-    estimate = HeadEffects(effect=x + 1, interval=torch.zeros(2, 2, 2), null=torch.zeros(2, 2, 1), recovered=x,
-                           clean=n[:2], corrupt=n[:2], exact=x)  # fmt: skip
+    same = {"grid": ("layer", "head"), "interval": torch.zeros(2, 2, 2), "recovered": x}
+    exact = Effects(effect=x, null=torch.zeros(2, 2, 4), clean=n, corrupt=n, **same)
+    estimate = Effects(effect=x + 1, null=torch.zeros(2, 2, 1), clean=n[:2], corrupt=n[:2], exact=x, **same)
     gaps = estimate.compare(exact)
     assert (gaps["effect"]["mean"], gaps["recovered"]["largest"]) == (1.0, 0.0)
     assert set(gaps["left out"]) == {"interval", "null", "exact", "clean", "corrupt"}
@@ -196,7 +195,7 @@ def test_drawing_goes_through_the_renderers(monkeypatch):
 
 
 def test_every_field_beyond_the_tensors_is_data():
-    assert {f.name for f in fields(Result)} == {"labels", "units", "record"}
+    assert {f.name for f in fields(Result)} == {"grid", "labels", "units", "record"}
 
 
 def test_a_field_named_like_its_axis_keeps_both_columns():
@@ -210,3 +209,36 @@ def test_a_field_named_like_its_axis_keeps_both_columns():
         assert found.top(1) == [{"score": "L0", "value": -2.0}]
     finally:
         KINDS.pop("named_of_tests")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Open(Result, kind="open_of_tests"):
+    effect: Float[Tensor, "*cell"]
+    null: Float[Tensor, "*cell sample"] | None = None
+    metrics: Float[Tensor, "metric *cell"] | None = None
+
+
+@pytest.mark.parametrize("grid", [(), ("layer",), ("layer", "head"), ("layer", "head", "position")])
+def test_an_instance_names_the_axes_of_its_grid(grid, tmp_path):
+    shape = (2, 3, 4)[: len(grid)]
+    effect = torch.arange(float(torch.tensor(shape).prod())).reshape(shape)
+    found = Open(grid=grid, effect=effect, null=torch.zeros(*shape, 5), metrics=torch.zeros(1, *shape))
+    assert Open.schema() == {"effect": ("*cell",), "null": ("*cell", "sample"), "metrics": ("metric", "*cell")}
+    assert found.axes() == {"effect": grid, "null": (*grid, "sample"), "metrics": ("metric", *grid)}
+    assert found.sizes() == dict(zip(grid, shape, strict=True)) | {"sample": 5, "metric": 1}
+    assert list(found.frame().columns) == [*grid, "effect"]
+    again = open_result(found.save(tmp_path / "a.safetensors"))
+    assert (again.grid, again.sizes()) == (grid, found.sizes())
+    if grid:
+        assert found.select(layer=1).effect.shape == (1, *shape[1:])
+        assert found.to(torch.float64).select(layer=-1).top(1)[0]["layer"] == 0
+        with pytest.raises(Refused, match="this is Open over layer"):
+            found.compare(Open(grid=("node", *grid[1:]), effect=effect))
+
+
+@pytest.mark.parametrize("grid", [("layer",), ("layer", "head", "position"), ("layer", "layer")])
+def test_a_grid_of_other_axes_is_an_error(grid):
+    with pytest.raises(ValueError, match=r"axes \('layer'|own axes"):
+        Open(grid=grid, effect=torch.zeros(2, 2))
+    with pytest.raises(ValueError, match="own axes"):
+        Other(effect=torch.zeros(2, 2), grid=("layer", "head"))

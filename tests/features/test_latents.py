@@ -8,7 +8,7 @@ import torch
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.gates import Relu, TopK
 from cutaway.dictionaries.transforms import one_block
-from cutaway.features import LatentPositionEffects, latents
+from cutaway.features import latents
 from cutaway.models.edits.library import Add
 from cutaway.patching import activation
 from tests.conformance import subjects
@@ -34,7 +34,7 @@ def test_single_latents_by_hand(name):
     for row, latent in enumerate((3, 7)):
         assert float(got.effect[row]) == pytest.approx(float(run_by_hand(model, bound, d, latent).mean()), abs=2e-5)
     placed = latents(model, task, d, latents="7", by="position", samples=1)
-    assert isinstance(placed, LatentPositionEffects)
+    assert placed.grid == ("latent", "position")
     for p in (2, 5):
         want = run_by_hand(model, bound, d, 7, p)
         assert float(placed.effect[0, p]) == pytest.approx(float(want.mean()), abs=2e-5)

@@ -11,7 +11,7 @@ from cutaway.interventions.ablation_values import derangements, ordinary
 from cutaway.interventions.optimal_ablation import optimal_constants
 from cutaway.models.edits.library import Replace
 from cutaway.models.tokens import batch
-from cutaway.patching import HeadAblation, LayerAblation, NeuronAblation, PositionAblation, ablate, activation
+from cutaway.patching import ablate, activation
 from cutaway.tasks.task import Task
 from tests.conformance.subjects import llama_task, miniworld, random_llama, told, uneven_task
 
@@ -62,7 +62,7 @@ def test_heads_equal_the_definition(how):
     bound, width = task.bind(model), model.shape.d_head
     clean = bound.metric(model.run_last(bound.clean))
     result = ablate(model, task, how=how.split()[0], sinks=how.endswith("sinks"), samples=1)
-    assert isinstance(result, HeadAblation)
+    assert result.grid == ("layer", "head")
     for layer in range(2):
         own, other = inputs(model, bound.clean.ids, layer), inputs(model, bound.corrupt.ids, layer)
         stands = {
@@ -89,7 +89,7 @@ def test_neurons_equal_the_definition():
     model, task = llama(), llama_task()
     bound = task.bind(model)
     result = ablate(model, task, site="mlp_post", how="mean", layers="1", samples=1)
-    assert isinstance(result, NeuronAblation)
+    assert result.grid == ("layer", "neuron")
     assert result.effect.shape == (1, model.shape.d_mlp)
     stand = without_first(inputs(model, bound.clean.ids, 1, "mlp"))
     clean = bound.metric(model.run_last(bound.clean))
@@ -188,7 +188,7 @@ def test_corrupt_ablation_is_noise_patching():
         heads = ablate(model, task, how="corrupt", samples=1)
         assert torch.allclose(heads.effect, activation(model, task, site="z", direction="noise").effect, atol=2e-5)
         cells = ablate(model, task, site="mlp_out", each_position=True, samples=1)
-        assert isinstance(cells, PositionAblation)
+        assert cells.grid == ("layer", "position")
         patched = activation(model, task, site="mlp_out", direction="noise")
         assert torch.allclose(cells.effect, patched.effect, atol=2e-5)
         assert cells.labels["position"] == patched.labels["position"]
@@ -199,7 +199,7 @@ def test_the_stream_at_the_end_is_the_other_run():
     bound = task.bind(model)
     gap = bound.metric(model.run_last(bound.corrupt)) - bound.metric(model.run_last(bound.clean))
     whole = ablate(model, task, site="resid_post", samples=1)
-    assert isinstance(whole, LayerAblation)
+    assert whole.grid == ("layer",)
     assert torch.allclose(whole.effect, gap.mean().expand(2), atol=2e-5)
     last = ablate(model, task, site="resid_post", each_position=True, layers="1", samples=1)
     assert torch.allclose(last.effect[0, -1], gap.mean(), atol=2e-5)

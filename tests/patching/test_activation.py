@@ -16,14 +16,7 @@ from cutaway.core.refuse import Refused
 from cutaway.models.access.capture import Activations
 from cutaway.models.access.positions import ForwardFrame
 from cutaway.models.edits.library import Replace
-from cutaway.patching import (
-    HeadPositionEffects,
-    NeuronEffects,
-    NeuronPositionEffects,
-    NodeEffects,
-    PositionEffects,
-    activation,
-)
+from cutaway.patching import activation
 from cutaway.tasks.task import Task
 from tests.conformance import subjects
 from tests.lenses.plain import WIRING
@@ -328,12 +321,12 @@ def test_neurons_and_units_at_positions_by_hand(name, direction):
     target, donor = (bound.corrupt, bound.clean) if direction == "denoise" else (bound.clean, bound.corrupt)
     base, given = bound.metric(model.run_last(target)), model.capture(donor, ["mlp_post", "z"])
     grids = {
-        ("mlp_post", "auto"): NeuronEffects, ("mlp_post.1", "both"): NeuronPositionEffects,
-        ("z", "both"): HeadPositionEffects, ("z", "position"): PositionEffects,
+        ("mlp_post", "auto"): ("layer", "neuron"), ("mlp_post.1", "both"): ("layer", "neuron", "position"),
+        ("z", "both"): ("layer", "head", "position"), ("z", "position"): ("layer", "position"),
     }  # fmt: skip
-    for (site, by), kind in grids.items():
+    for (site, by), grid in grids.items():
         got = activation(model, task, site=site, by=by, direction=direction, samples=1)
-        assert type(got) is kind
+        assert got.grid == grid
         layer = 1 if site == "mlp_post.1" else 2
         for unit, place in [(0, 2), (3, 5)]:
             where = {
@@ -349,7 +342,7 @@ def test_neurons_and_units_at_positions_by_hand(name, direction):
 def test_patterns_that_name_their_places_give_a_list():
     model, task = subjects.family("gpt2"), subjects.numbered_task()
     got = activation(model, task, site="z.*.1, mlp_post.2.17@-1, resid_pre.1", samples=1)
-    assert isinstance(got, NodeEffects)
+    assert got.grid == ("node",)
     names = ["z.0.1", "z.1.1", "z.2.1", "mlp_post.2.17 last", *(f"resid_pre.1 {p}" for p in ("first", "before"))]
     assert got.labels["node"][:6] == names
     whole = activation(model, task, site="z", samples=1)
@@ -363,7 +356,7 @@ def test_windows_stand_beside_the_single_layer():
     model, task = subjects.family("llama_gqa"), subjects.numbered_task()
     alone = activation(model, task, site="mlp_out", samples=1)
     wide = activation(model, task, site="mlp_out", window=3, samples=2)
-    assert isinstance(wide, PositionEffects)
+    assert wide.grid == ("layer", "position")
     assert alone.single is None
     torch.testing.assert_close(wide.single, alone.effect)
     torch.testing.assert_close(wide.single_interval, alone.interval)

@@ -14,16 +14,7 @@ import cutaway as ca
 from cutaway.core.refuse import Refused
 from cutaway.interventions import first_order as linear
 from cutaway.interventions.audit import Sample, agreement, drawn
-from cutaway.patching import (
-    HeadEffects,
-    HeadPositionEffects,
-    NodeEffects,
-    PositionEffects,
-    activation,
-    attribution,
-    attribution_star,
-    relevance,
-)
+from cutaway.patching import activation, attribution, attribution_star, relevance
 from tests.conformance import subjects
 from tests.patching.made import alike, straight
 
@@ -105,7 +96,7 @@ def test_sites_together_are_sites_apart_from_one_backward():
     model, task = subjects.random_llama(), subjects.llama_task(3)
     both = attribution(model, task, site="z, mlp_out", audit=0)
     apart = [attribution(model, task, site=s, audit=0) for s in ("z", "mlp_out")]
-    assert [type(r) for r in (both, *apart)] == [NodeEffects, HeadEffects, PositionEffects]
+    assert [r.grid for r in (both, *apart)] == [("node",), ("layer", "head"), ("layer", "position")]
     torch.testing.assert_close(both.effect, torch.cat([r.effect.flatten() for r in apart]))
     assert both.labels["node"][:2] == ["z.0.0", "z.0.1"]
     cost = both.record["cost"]
@@ -297,7 +288,7 @@ def test_cut_otherwise_it_is_still_activation_patching_in_a_linear_model(site, b
 def test_cells_by_head_and_position_add_up_and_are_audited_by_themselves():
     model, task = subjects.random_llama(), subjects.llama_task(3)
     both = attribution(model, task, by="both", audit=7)
-    assert isinstance(both, HeadPositionEffects)
+    assert both.grid == ("layer", "head", "position")
     assert both.exact is not None
     assert both.exact_interval is not None
     torch.testing.assert_close(both.effect.sum(-1), attribution(model, task, audit=0).effect)

@@ -10,10 +10,6 @@ import torch
 import cutaway as ca
 from cutaway.models.edits.library import Replace
 from cutaway.patching import (
-    HeadPositionScores,
-    HeadScores,
-    NodeScores,
-    PositionScores,
     activation,
     attribution,
     attribution_star,
@@ -54,7 +50,7 @@ def test_the_fix_counts_a_key_for_every_head_that_shares_it():
 def test_elsewhere_the_effect_is_that_of_attribution(site):
     model, task = subjects.random_llama(), subjects.llama_task(3)
     star, plain = (f(model, task, site=site, audit=0) for f in (attribution_star, attribution))
-    assert isinstance(star, HeadScores if site == "z" else PositionScores)
+    assert star.grid == ("layer", "head" if site == "z" else "position")
     for field in ("effect", "interval", "null"):
         torch.testing.assert_close(getattr(star, field), getattr(plain, field), rtol=1e-4, atol=1e-5)
 
@@ -120,7 +116,7 @@ def test_at_one_position_the_fix_is_exact_in_a_last_layer(site, direction):
     options = {"site": site, "by": "both", "direction": direction, "samples": 1}
     exact = activation(model, task, **options).effect[-1]
     fixed = attribution_star(model, task, **options)
-    assert isinstance(fixed, HeadPositionScores)
+    assert fixed.grid == ("layer", "head", "position")
     torch.testing.assert_close(fixed.effect[-1], exact, rtol=1e-3, atol=1e-3 * float(exact.abs().max()))
     assert float(exact.abs().max()) > 1, "there is something to find"
     assert fixed.labels["statistic"][-1] == "spearman of score"
@@ -171,7 +167,7 @@ def test_several_sites_are_sites_apart():
     model, task = subjects.random_llama(), subjects.llama_task(3)
     both = attribution_star(model, task, site="z,q", by="both", audit=5, samples=2)
     apart = [attribution_star(model, task, site=s, by="both", audit=0, samples=2) for s in ("z", "q")]
-    assert isinstance(both, NodeScores)
+    assert both.grid == ("node",)
     for name in ("effect", "score", "interval", "score_interval"):
         torch.testing.assert_close(getattr(both, name), torch.cat([getattr(r, name).flatten(0, 2) for r in apart]))
     assert both.labels["node"][0] == "z.0.0 <s>"

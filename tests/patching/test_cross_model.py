@@ -10,7 +10,7 @@ import cutaway as ca
 from cutaway.core.refuse import Refused
 from cutaway.models.edits.library import Replace
 from cutaway.models.loading.shuffle import shuffled
-from cutaway.patching import CrossPositions, cross_model
+from cutaway.patching import cross_model
 from tests.conformance.subjects import config, llama_task, miniworld, random_llama, tokenizer, uneven_task
 
 
@@ -52,7 +52,7 @@ def test_the_last_stream_is_read_by_this_models_head(other):
     model, giver, task = llama(), random_llama(seed=1), llama_task()
     bound = task.bind(model)
     result = cross_model(model, ca.load(other), task, site="resid_post", samples=1)
-    assert isinstance(result, CrossPositions)
+    assert result.grid == ("layer", "position")
     stream = giver.capture(bound.clean, "resid_post.1")["resid_post.1"][:, -1]
     with torch.no_grad():
         logits = model.hf.lm_head(model.hf.model.norm(stream))
@@ -70,7 +70,7 @@ def test_a_change_planted_in_one_head_is_found_there(tmp_path):
         hf.model.layers[3].self_attn.v_proj.weight[head * width : (head + 1) * width] = 0
     folder = saved(hf, tmp_path / "fine-tuned", model.tokenizer)
     result = cross_model(model, ca.load(folder), task, samples=2)
-    assert float((result.other - result.own).mean()) < 0
+    assert float((result.other - result.clean).mean()) < 0
     assert result.recovered[3, 1] == pytest.approx(1.0, abs=1e-3)  # this head alone makes all of the difference
     elsewhere = result.effect.clone()
     elsewhere[3, 1] = 0

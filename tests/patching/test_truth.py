@@ -10,7 +10,7 @@ import torch
 
 import cutaway as ca
 from cutaway.models.edits.library import Replace
-from cutaway.patching import HeadEffects, HeadPositionEffects, activation, group, knockout_curve
+from cutaway.patching import Effects, activation, group, knockout_curve
 from cutaway.tasks.readouts import READOUTS
 from cutaway.tasks.task import Task
 from tests.conformance import subjects
@@ -45,10 +45,10 @@ def test_facts_have_moved_to_the_last_token_before_the_last_block():
 
 
 @cache
-def heads(name: str) -> tuple[HeadEffects, str]:
+def heads(name: str) -> tuple[Effects, str]:
     """Effects of single heads, and the three that take most away."""
     found = activation(subjects.miniworld(), task(name, 6), site="z", direction="noise", samples=1)
-    assert isinstance(found, HeadEffects)
+    assert isinstance(found, Effects)
     best = found.effect.reshape(-1).topk(3, largest=False).indices.tolist()
     return found, ",".join(f"{i // found.effect.shape[1]}.{i % found.effect.shape[1]}" for i in best)
 
@@ -116,7 +116,7 @@ def test_a_fact_survives_without_heads_of_anywhere():
 def test_the_mechanism_has_places(name, prompts):
     """Head × position: few cells carry much, the last token among them, and their intervals exclude zero."""
     found = activation(subjects.miniworld(), task(name, prompts), site="z", by="both", samples=1)
-    assert isinstance(found, HeadPositionEffects)
+    assert found.grid == ("layer", "head", "position")
     size = found.effect.abs().reshape(-1)
     assert float(size.median()) < 0.02 * float(size.max())
     layer, head, place = (int(i) for i in torch.unravel_index(found.effect.argmax(), found.effect.shape))

@@ -13,7 +13,7 @@ from torch import Tensor
 import cutaway as ca
 from cutaway.core.address import Address
 from cutaway.interventions.components import random_sets
-from cutaway.interventions.effects import HeadEffects
+from cutaway.interventions.effects import Effects
 from cutaway.models import Ablate
 from cutaway.models.sweep.executor import sweep
 from cutaway.tasks import Task
@@ -37,14 +37,14 @@ def held_out(model: ca.Model, name: str) -> Task:
     return sets.task(model, name, N, skip=N)
 
 
-def heads_of(found: HeadEffects) -> dict[str, int]:
+def heads_of(found: Effects) -> dict[str, int]:
     """Every head by name, with its place in the flattened grid; the strongest first."""
     width = found.effect.shape[1]
     order = found.effect.abs().flatten().argsort(descending=True).tolist()
     return {f"{i // width}.{i % width}": i for i in order}
 
 
-def write_heads(results, what: str, n: int, found: HeadEffects, wanted: list[str], least: int = 6) -> None:
+def write_heads(results, what: str, n: int, found: Effects, wanted: list[str], least: int = 6) -> None:
     """The strongest heads and those asked for, beside what random steps of the same length do at them."""
     order = heads_of(found)
     rest = found.effect.flatten()[list(order.values())[least:]]
@@ -69,7 +69,7 @@ def looks(model: ca.Model, task: Task, layer: int) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def capitals(model, name) -> HeadEffects:
+def capitals(model, name) -> Effects:
     assert name == "smollm2"
     return ca.patching.activation(model, first(model, "fact_capital"), site="z", samples=1)
 

@@ -104,12 +104,13 @@ def test_enough_controls_are_their_own_range_and_one_null_serves_every_cell():
 
 
 def test_metrics_of_different_units_have_bands_of_their_own():
-    from cutaway.patching import HeadEffects
+    from cutaway.patching import Effects
 
     g, n = torch.Generator().manual_seed(0), torch.zeros(2)
     null = torch.randn(2, 3, 4, 4, generator=g) * torch.tensor([1.0, 1000.0])[:, None, None, None]
-    bare = {"effect": torch.zeros(3, 4), "recovered": torch.zeros(3, 4), "interval": torch.zeros(3, 4, 2)}
-    result = HeadEffects(**bare, null=null[0], clean=n, corrupt=n, metrics=torch.zeros(2, 3, 4), metrics_null=null)
+    x = torch.zeros(3, 4)
+    bare = {"grid": ("layer", "head"), "effect": x, "recovered": x, "interval": torch.zeros(3, 4, 2)}
+    result = Effects(**bare, null=null[0], clean=n, corrupt=n, metrics=torch.zeros(2, 3, 4), metrics_null=null)
     small, large = pictures(result, "metrics")
     assert 0 < small.null_high[0][0] - small.null_low[0][0] < 10 < large.null_high[0][0] - large.null_low[0][0]
 
@@ -241,12 +242,13 @@ def test_every_step_is_readable_and_steps_differ(theme):
 
 
 def test_one_layer_of_many_neurons_is_shown_as_its_largest():
-    from cutaway.patching import NeuronEffects
+    from cutaway.patching import Effects
 
     effect = torch.linspace(-1, 1, 200)[None]
-    result = NeuronEffects(
-        effect=effect, interval=torch.stack([effect - 0.1, effect + 0.1], -1), null=torch.zeros(1, 200, 2),
-        recovered=effect, clean=torch.ones(2), corrupt=torch.zeros(2), labels={"layer": [2]},
+    result = Effects(
+        grid=("layer", "neuron"), effect=effect, interval=torch.stack([effect - 0.1, effect + 0.1], -1),
+        null=torch.zeros(1, 200, 2), recovered=effect, clean=torch.ones(2), corrupt=torch.zeros(2),
+        labels={"layer": [2]},
     )  # fmt: skip
     (picture,) = pictures(result)
     assert (picture.kind, picture.panel) == ("bars", "layer 2")

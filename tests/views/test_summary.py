@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.result import Result
-from cutaway.patching import HeadEffects, KnockoutCurve
+from cutaway.patching import Effects, KnockoutCurve
 from cutaway.views.summary import summary
 from tests.views import samples
 
@@ -24,12 +24,12 @@ class Shares(Result, kind="summary_shares"):
     share_interval: Float[Tensor, "layer head bound"]
 
 
-def heads(**more) -> HeadEffects:
+def heads(**more) -> Effects:
     effect = torch.tensor([[0.5, -2.0], [1.0, 0.0]])
     bounds = torch.stack([effect - 1, effect + 1], -1)
-    return HeadEffects(
-        effect=effect, interval=bounds, null=torch.zeros(2, 2, 1), recovered=effect / 4, clean=torch.tensor([3.0, 5.0]),
-        corrupt=torch.zeros(2), units={"effect": "logits"}, **more,
+    return Effects(
+        grid=("layer", "head"), effect=effect, interval=bounds, null=torch.zeros(2, 2, 1), recovered=effect / 4,
+        clean=torch.tensor([3.0, 5.0]), corrupt=torch.zeros(2), units={"effect": "logits"}, **more,
     )  # fmt: skip
 
 
