@@ -19,7 +19,8 @@ IN_PYTHON = (
     "cutaway/dictionaries/transforms.py", "cutaway/dictionaries/gates/gate.py", "cutaway/dictionaries/norms.py",
     "cutaway/dictionaries/gates/groupmax.py", "cutaway/dictionaries/gates/matching_pursuit.py",
     "cutaway/dictionaries/validate.py", "cutaway/dictionaries/splice.py", "cutaway/dictionaries/training/mesh.py",
-    "cutaway/models/edits/library.py", "cutaway/models/generate.py", "cutaway/models/loading/wrappers.py",
+    "cutaway/models/edits/library.py", "cutaway/models/edits/edit.py", "cutaway/models/edits/rewrites.py",
+    "cutaway/models/generate.py", "cutaway/models/loading/wrappers.py",
     "cutaway/models/access/capture.py",
     "cutaway/streams/shards.py", "cutaway/dictionaries/evaluation/evidence.py",
 )  # fmt: skip
