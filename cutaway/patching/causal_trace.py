@@ -337,7 +337,7 @@ def _result(
         found |= {name: values[:, 0], f"{name}_probability": values[:, 1]}
     labels: dict[str, list[Any]] = {"layer": [a.layer for a in model.places(site)], "bound": BOUNDS}
     labels["position"] = list(named.names) if named is not None else position_names(bound)
-    kept = {n: x.clone() for n, x in found.items()}
+    kept: dict[str, Any] = {n: x.clone() for n, x in found.items()}
     index = named.index if named is not None else None
     record = _notes(task, bound, made, traced, found) | _axis(bound, named)
     return Trace(**kept, roles=index, labels=labels, units=units, record=record)

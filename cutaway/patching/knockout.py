@@ -108,6 +108,8 @@ def knockout(model: Model, task: Task, /, *, window: int = 0, samples: int = 4, 
     said, silent = extraction(model, bound, layers), _unread(model, bound, groups, layers)
     ever = dict(zip(UPDATES, said[0].nan_to_num().amax(1).mean(-1).tolist(), strict=True))
     rates = {"extraction": said[0], "extraction_foil": said[1], "extraction_blocked": silent}
+    measured_rates: dict[str, Any] = {name: x.mean(-1) for name, x in rates.items()}
+    measured_rates |= {f"{name}_interval": share_interval(x.movedim(-1, 0)) for name, x in rates.items()}
     intervals = [mean_interval(x.movedim(-1, 0)) for x in (relative[0], relative[1], difference)]
     share = "share of the answer's probability"
     return Knockouts(
@@ -118,8 +120,7 @@ def knockout(model: Model, task: Task, /, *, window: int = 0, samples: int = 4, 
         single_interval=intervals[1],
         difference=difference.mean(-1),
         difference_interval=intervals[2],
-        **{name: x.mean(-1) for name, x in rates.items()},
-        **{f"{name}_interval": share_interval(x.movedim(-1, 0)) for name, x in rates.items()},
+        **measured_rates,
         clean=clean[:, 0].clone(),
         clean_probability=clean[:, 1].clone(),
         labels={"source": list(SOURCES), "update": list(UPDATES), "layer": layers, "bound": BOUNDS},

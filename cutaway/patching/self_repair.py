@@ -102,6 +102,8 @@ def self_repair(
         "direct": direct, "total": total, "norm": norm - direct,
         "attention": (attention - norm + total - mlp) / 2, "mlp": (mlp - norm + total - attention) / 2,
     }  # fmt: skip
+    each_part: dict[str, Any] = {name: x.mean(0) for name, x in parts.items()}
+    each_part |= {f"{name}_interval": mean_interval(x) for name, x in parts.items()}
     share = repair.mean(0) / -direct.mean(0)
     unclear = direct.mean(0).abs() < _LEAST * direct.mean(0).abs().max()
     bounds = ratio_interval(repair, -direct)
@@ -111,8 +113,7 @@ def self_repair(
         null=(random[..., 1] - random[..., 0]).movedim(0, -1),
         share=share.masked_fill(unclear, torch.nan),
         share_interval=bounds.masked_fill(unclear[..., None], torch.nan),
-        **{name: x.mean(0) for name, x in parts.items()},
-        **{f"{name}_interval": mean_interval(x) for name, x in parts.items()},
+        **each_part,
         labels={"bound": BOUNDS},
         units={n: _SHARE if n.startswith("share") else unit for n in SelfRepair.schema()},
         record=r.notes() | {"shares": f"of heads with at least {_LEAST:.0%} of the largest direct effect"},
