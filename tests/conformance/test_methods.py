@@ -401,6 +401,8 @@ def test_wrong_options_are_refused(name):
     for o in row.options:
         wrong: list[Any] = {int: [-1, 2**63, 1.5, "3", True], bool: [1, "yes"], str: [3], float: [float("nan"), "x"],
                             Path: [3]}[o.type]  # fmt: skip
+        if o.several:
+            wrong = {int: [-1, [-1], 1.5, "x", [1.5], [True]], str: [3, [3]]}[o.type]
         for value in [*wrong, *(["sideways"] if o.choices else []), *([] if o.optional else [None])]:
             with pytest.raises(Refused) as refusal:
                 row.function(*given(name, "llama"), **{o.name: value})

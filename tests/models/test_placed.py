@@ -103,7 +103,8 @@ def test_weights_split_over_two_processes(tmp_path):
     done = subprocess.run([sys.executable, *launch], cwd=root, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     told = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
-    assert told["refused"] == ["q", "k", "v", "scores", "pattern", "z", "head_out", "mlp_pre", "mlp_gate", "mlp_post"]
+    branches = ["q_in", "k_in", "v_in", "q", "k", "v", "scores", "pattern", "z", "head_out"]
+    assert told["refused"] == [*branches, "mlp_pre", "mlp_gate", "mlp_post"]
     assert {"resid_pre", "attn_out", "mlp_out", "resid_post", "ln1.scale", "logits"} <= set(told["gaps"])
     assert max(told["gaps"].values()) < 1e-5
     assert told["sweep"] < 1e-5
