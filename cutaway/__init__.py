@@ -3,7 +3,8 @@
     import cutaway as ca
     model = ca.load("miniworld")
 
-The rooms (`ca.lenses`, `ca.patching`, …) and everything heavy load when first used.
+Twelve names (`ca.load`, `ca.Task`, `ca.edits.Ablate`, `ca.explain`, …) and the rooms (`ca.lenses`, `ca.patching`, …);
+whatever is heavy loads when it is first used.
 """
 
 from __future__ import annotations
@@ -17,32 +18,86 @@ from cutaway.core.render import RENDERERS
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from cutaway import dictionaries, features, lenses, models, patching, streams, tasks, views, zoo
+    from cutaway import (
+        dictionaries,
+        features,
+        interventions,
+        lenses,
+        models,
+        patching,
+        streams,
+        suites,
+        tasks,
+        training,
+        views,
+        zoo,
+    )
     from cutaway.core.method import Method
     from cutaway.core.result import Result
     from cutaway.core.result import open_result as open
+    from cutaway.models import edits
     from cutaway.models.model import Model
     from cutaway.models.self_check import self_check
     from cutaway.models.sweep.cache import resuming
+    from cutaway.suites.explain import explain
+    from cutaway.tasks.pair import Pair
+    from cutaway.tasks.task import Task
 
 __version__ = "0.1.0"
 
 #: the modules of rooms without methods that enter rows in the table of subjects
 _SUBJECTS = ("cutaway.zoo.load", "cutaway.tasks.subject", "cutaway.dictionaries.opening")
 METHOD_ROOMS = ("lenses", "patching", "features")  # every room whose modules enter rows in the method table
-_ROOMS = ("models", "tasks", "streams", "zoo", "views", "dictionaries", *METHOD_ROOMS)
+_ROOMS = (
+    "models",
+    "tasks",
+    "streams",
+    "zoo",
+    "views",
+    "interventions",
+    "dictionaries",
+    "suites",
+    "training",
+    *METHOD_ROOMS,
+)
 _LAZY = {
     "Model": ("cutaway.models.model", "Model"),
+    "Pair": ("cutaway.tasks.pair", "Pair"),
     "Result": ("cutaway.core.result", "Result"),
+    "Task": ("cutaway.tasks.task", "Task"),
+    "edits": ("cutaway.models", "edits"),
+    "explain": ("cutaway.suites.explain", "explain"),
     "open": ("cutaway.core.result", "open_result"),
     "resuming": ("cutaway.models.sweep.cache", "resuming"),
     "self_check": ("cutaway.models.self_check", "self_check"),
 }
 
 __all__ = [
-    "Model", "Refused", "Result", "dictionaries", "features", "lenses", "load", "methods", "models", "open",
-    "patching", "resuming", "self_check", "streams", "tasks", "views", "zoo",
-]  # fmt: skip
+    "Model",
+    "Pair",
+    "Refused",
+    "Result",
+    "Task",
+    "dictionaries",
+    "edits",
+    "explain",
+    "features",
+    "interventions",
+    "lenses",
+    "load",
+    "methods",
+    "models",
+    "open",
+    "patching",
+    "resuming",
+    "self_check",
+    "streams",
+    "suites",
+    "tasks",
+    "training",
+    "views",
+    "zoo",
+]
 
 
 def load(x: str | Path | Any, **options: Any) -> Model:

@@ -1,10 +1,9 @@
 """Chapter 1. Why did the model say that? One sentence, five methods, every claim beside its control."""
 
 import cutaway as ca
-from cutaway.suites.explain import explain
 
 model = ca.load("miniworld")
-found = explain(model, "The capital of France is", effort="quick")
+found = ca.explain(model, "The capital of France is", effort="quick")
 print(found.prompt, found.answer)
 for line in found.summary:
     print("-", line)

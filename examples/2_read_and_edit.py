@@ -1,7 +1,6 @@
 """Chapter 2. Reading and editing activations: sites, addresses, edits, and what they do to the output."""
 
 import cutaway as ca
-from cutaway.models import Ablate, Knockout
 
 model = ca.load("miniworld")
 prompt = "When Mary and John went to the store, John gave a drink to"
@@ -11,7 +10,7 @@ print("residual stream after block 3:", tuple(acts["resid_post.3"].shape))
 attention = acts["pattern.4.0"][0, -1]
 print("head 4.0 looks from the end at:", acts.tokens.pieces[0][int(attention.argmax())])
 
-mary, john = model.token_id("Mary"), model.token_id("John")
+mary, john = model.text.token_id("Mary"), model.text.token_id("John")
 
 
 def difference(*edits):
@@ -21,6 +20,6 @@ def difference(*edits):
 
 
 print(f"as it is: {difference():+.1f}")
-print(f"without head 4.0: {difference(Ablate('z.4.0')):+.1f}")
-blind = [Knockout(f"pattern.{layer}", queries=(-1,), keys=(2,)) for layer in range(model.shape.n_layers)]
+print(f"without head 4.0: {difference(ca.edits.Ablate('z.4.0')):+.1f}")
+blind = [ca.edits.Knockout(f"pattern.{layer}", queries=(-1,), keys=(2,)) for layer in range(model.shape.n_layers)]
 print(f"no attention from the end to 'Mary': {difference(*blind):+.1f}")

@@ -21,7 +21,7 @@ print(f"fraction of variance unexplained: {scores.value('FVU'):.3f}, a random di
 print(dict(zip(scores.labels["control"], (round(v, 3) for v in scores.control[row].tolist()), strict=True)))
 
 prompt = "When Mary and John went to the store, John gave a drink to"
-mary, john = model.token_id("Mary"), model.token_id("John")
+mary, john = model.text.token_id("Mary"), model.text.token_id("John")
 
 
 def difference(*edits):

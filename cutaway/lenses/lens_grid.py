@@ -58,7 +58,7 @@ def lens_grid(model: Model, task: Task, /, *, samples: int = 4, seed: int = 0) -
     p, top = logits.softmax(-1).max(-1)
     answer = bound.answers[0].expand(top.shape)
     null = [t.softmax(-1).amax(-1) for t in turned(model, x, samples, seed)]
-    words = [model.token_texts(row) for row in top]
+    words = [model.text.token_texts(row) for row in top]
     return LensGrid(
         probability=p.cpu(),
         null=torch.stack(null, dim=-1).cpu(),

@@ -26,7 +26,7 @@ GENERATION = "generation"  # the name under which the self-check can disable it
 
 # Options of transformers' generate that have another place here, and which.
 _ELSEWHERE = {
-    "max_length": "say tokens=, how many new ones",
+    **dict.fromkeys(("max_length", "tokens"), "say max_new_tokens="),
     **dict.fromkeys(("inputs", "input_ids", "inputs_embeds", "attention_mask", "position_ids", "negative_prompt_ids",
                      "negative_prompt_attention_mask"), "give prompts, or model.tokens(…), which know their padding"),
     **dict.fromkeys(("return_dict_in_generate", "output_scores", "output_logits", "output_attentions",
@@ -48,7 +48,6 @@ def continuations(model: Model, t: Tokens, new: int, edits: Sequence[Edit], opti
         raise Refused(
             f"generate with {model.name}", "an encoder does not continue text", "load a causal language model"
         )
-    new = options.pop("max_new_tokens", new)
     if GENERATION in model.disabled:
         raise Refused(f"generate with {model.name}", model.disabled[GENERATION], "run the longer prompt instead")
     if new < 1 or t.ids.shape[1] + new > model.shape.context:

@@ -29,9 +29,9 @@ from cutaway.models.anatomy.weights import Weights
 from cutaway.models.edits.batch_slice import BatchSlice
 from cutaway.models.edits.edit import Edit, as_edits, of_prompts
 from cutaway.models.loading.identity import REWRITES, fingerprint
-from cutaway.models.spacing import word_ids
 from cutaway.models.sweep import processes as shards
-from cutaway.models.tokens import Side, Tokens, batch, running_texts, tokenize
+from cutaway.models.tokens import Side, Tokens, batch, tokenize
+from cutaway.models.vocabulary import Vocabulary
 
 Prompts = str | Sequence[str] | Tokens | Tensor
 T = TypeVar("T")
@@ -194,32 +194,10 @@ class Model:
             )
         return t
 
-    def token_id(self, word: str) -> int:
-        """The one token that `word` becomes when it continues a prompt.
-
-        Raises:
-            Refused: it is several tokens, or none.
-        """
-        ids = self.word_ids(word)
-        if len(ids) != 1:
-            parts = " + ".join(repr(p) for p in self.token_texts(ids)) or "nothing"
-            raise Refused(f"word {word!r}", f"it is {len(ids)} tokens here: {parts}", "choose a word that is one token")
-        return ids[0]
-
-    def word_ids(self, word: str) -> list[int]:
-        """The tokens that `word` becomes after other words; a leading space is added where the tokenizer wants one.
-
-        Raises:
-            Refused: it is empty or no text, or the model has no tokenizer.
-        """
-        return word_ids(self.tokenizer, word)
-
-    def token_texts(self, ids: Sequence[int] | Tensor, running: bool = False) -> list[str]:
-        """Display strings of token ids; `running`: as they follow each other in a text, spaces included."""
-        items = ids.tolist() if isinstance(ids, Tensor) else list(ids)
-        if self.tokenizer is None:
-            return [str(i) for i in items]
-        return running_texts(self.tokenizer, items) if running else [self.tokenizer.decode([i]) for i in items]
+    @property
+    def text(self) -> Vocabulary:
+        """Words as tokens, tokens as words, and the most likely next tokens."""
+        return Vocabulary(self.tokenizer, self.tokens, self.run_last)
 
     # --- running
 
@@ -287,7 +265,7 @@ class Model:
         return values, slopes[0], given
 
     def generate(
-        self, prompts: Prompts, tokens: int = 20, edits: Edit | Sequence[Edit] = (), **options: Any
+        self, prompts: Prompts, max_new_tokens: int = 20, edits: Edit | Sequence[Edit] = (), **options: Any
     ) -> list[str]:
         """Greedy continuations under edits, with the key-value cache.
 
@@ -301,7 +279,7 @@ class Model:
         """
         from cutaway.models.generate import continuations
 
-        return continuations(self, self.tokens(prompts, side="left"), tokens, as_edits(edits), options)
+        return continuations(self, self.tokens(prompts, side="left"), max_new_tokens, as_edits(edits), options)
 
     @contextmanager
     def edited(self, *edits: Edit) -> Iterator[Model]:

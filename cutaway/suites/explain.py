@@ -232,7 +232,7 @@ def _predictions(model: Model, one: Task, n: int = 8) -> Predictions:
     return Predictions(
         probability=clean[ids].cpu(),
         after_corrupt=corrupt[ids].cpu(),
-        labels={"token": _distinct(model.token_texts(ids))},
+        labels={"token": _distinct(model.text.token_texts(ids))},
         units={"probability": "probability", "after_corrupt": "probability"},
         record={"no_interval": "the model's own probabilities of one sentence", "control": "the corrupt sentence",
                 "corrupt": bound.corrupt.texts[0], "answer": answer, "foil": foil,

@@ -72,7 +72,7 @@ def _not_single(model: Model, prompt: str, text: str, ids: list[int] | None, rol
     if ids is None:
         why = "its first letters merge with the prompt's last token, so the model never stands before it"
         return Refused(what, why, "end the prompt at the end of a word, without a trailing space")
-    pieces = [repr(p) for p in model.token_texts(ids)]
+    pieces = [repr(p) for p in model.text.token_texts(ids)]
     why = (
         f"it is {len(ids)} tokens ({', '.join(pieces)}), and one next token is measured" if ids else "it adds no token"
     )

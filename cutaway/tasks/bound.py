@@ -121,7 +121,7 @@ class Bound:
         return (touched or columns)[0]
 
 
-def bind(pairs: tuple[Pair, ...], row: Readout, model: Model) -> Bound:
+def bind(pairs: Sequence[Pair], row: Readout, model: Model) -> Bound:
     """Pairs as tokens of one model, measured by one metric.
 
     Raises:

@@ -65,7 +65,7 @@ def expected(model: Model, sentence: str, spans: Sequence[re.Match[str]], kinds:
     tops = model.run_last(before).topk(min(60, len(model.tokenizer))).indices.tolist()
     tried: list[tuple[int, str]] = []
     for n, ((word, _), ids) in enumerate(zip(asked, tops, strict=True)):
-        texts = dict.fromkeys(t.strip() for t in model.token_texts(ids) if t[:1] == " ")
+        texts = dict.fromkeys(t.strip() for t in model.text.token_texts(ids) if t[:1] == " ")
         alike = [t for t in texts if _like(t, word) and t.lower() not in said]
         tried += [(n, t) for t in alike[:_EACH]]
     whole = _whole(model, [f"{before[n]} {t}" for n, t in tried])
@@ -111,7 +111,7 @@ def _whole(model: Model, texts: Sequence[str]) -> list[bool]:
     """Whether the model takes the end of a text for the end of a word: it does not expect the rest of one."""
     if not texts:
         return []
-    after = model.token_texts(model.run_last(list(texts)).argmax(-1))
+    after = model.text.token_texts(model.run_last(list(texts)).argmax(-1))
     return [not a[:1].isalnum() for a in after]
 
 
@@ -161,7 +161,7 @@ def usual(model: Model, sentence: str, ids: Sequence[int], said: Sequence[int] =
     """
     none = {getattr(model.tokenizer, f"{n}_token_id", None) for n in ("bos", "unk", "pad")} - set(said)
     ids = [i for i in ids if i not in none]
-    texts = model.token_texts(ids)
+    texts = model.text.token_texts(ids)
     forms = [(i, form) for i, t in zip(ids, texts, strict=True) for form in dict.fromkeys((f" {t.lstrip()}", t)) if t]
     found, out = next_tokens(model, [sentence] * len(forms), [form for _, form in forms]), dict[int, str]()
     for (i, form), row in zip(forms, found, strict=True):

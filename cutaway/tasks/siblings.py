@@ -144,7 +144,7 @@ def _answered(model: Model, pair: Pair, drafts: list[_Draft]) -> list[Pair]:
     logits, kinds = model.run_last(prompts).float(), kinds_of(model)
     tops = logits.topk(2)
     clear = ((tops.values[:, 0] - tops.values[:, 1]) > _CLEAR).tolist()
-    texts = model.token_texts(tops.indices[:, 0])
+    texts = model.text.token_texts(tops.indices[:, 0])
     own = next_tokens(model, [pair.clean] * 2, [pair.follows(pair.answer), pair.follows(pair.foil)])
     usual, flips = ([int(top)] == ids for top, ids in zip(tops.indices[:2, 0], own, strict=True))
     out, signs = [], _signs(logits[:2], own)

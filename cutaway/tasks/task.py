@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ class Task:
     """
 
     name: str
-    pairs: tuple[Pair, ...]
+    pairs: Sequence[Pair]
     metric: str | Readout | Callable[..., Tensor] = "logit_diff"
     corruption: str = ""
     truth: Truth | None = None
@@ -42,6 +42,7 @@ class Task:
     made: Made | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self):
+        object.__setattr__(self, "pairs", tuple(self.pairs))
         readout(self.metric)
         if not self.pairs:
             raise Refused(f"task {self.name!r}", "it has no prompts", "give at least one pair")

@@ -83,7 +83,7 @@ def test_the_grid_is_the_lens_at_every_position(name):
 def test_the_words_of_the_grid_are_the_tokens_it_found():
     grid = ca.lenses.lens_grid(subjects.miniworld(), ca.tasks.load("ioi", subjects.miniworld(), 1))
     for ids, words in zip(grid.token, grid.labels["token"], strict=True):
-        assert words == subjects.miniworld().token_texts(ids)
+        assert words == subjects.miniworld().text.token_texts(ids)
 
 
 def test_the_rotated_null_is_calibrated_on_models_that_nobody_trained():

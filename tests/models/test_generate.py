@@ -106,8 +106,8 @@ def test_what_the_checkpoint_asks_for_is_left_out_unless_the_caller_asks():
     [
         ({"return_dict_in_generate": True}, "returns texts"),
         ({"attention_mask": torch.ones(1, 7)}, "know their padding"),
-        ({"max_length": 30}, "say tokens="),
-        ({"max_new_tokens": 60}, "room for 1 to 57"),
+        ({"max_length": 30}, "say max_new_tokens="),
+        ({"tokens": 60}, "say max_new_tokens="),
         ({"num_beam": 2}, "near: num_beams"),
         ({"num_return_sequences": 2}, "transformers cannot: Greedy"),
         ({"cache_implementation": "nonsense"}, "transformers cannot: Invalid"),

@@ -104,27 +104,40 @@ def test_labels_tell_repeated_pieces_apart():
 @pytest.mark.parametrize("word", ["Mary", "cat", "Paris"])
 def test_one_token_words_are_the_token_they_become_in_a_text(shape, word):
     m = with_words(SHAPES[shape]())
-    one = m.token_id(word)
-    assert one == m.token_id(" " + word)
+    one = m.text.token_id(word)
+    assert one == m.text.token_id(" " + word)
     assert tokenize(SHAPES[shape](), f"the {word}").ids[0, -1] == one
-    assert m.token_texts([one])[0].strip() == word
-    assert m.word_ids(word) == [one]
+    assert m.text.token_texts([one])[0].strip() == word
+    assert m.text.word_ids(word) == [one]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_words_of_several_tokens_are_refused_with_their_parts(shape):
     m = with_words(SHAPES[shape]())
     with pytest.raises(Refused, match=r"tokens here: .*\+"):
-        m.token_id("zebrafish")
-    assert len(m.word_ids("zebrafish")) > 1
+        m.text.token_id("zebrafish")
+    assert len(m.text.word_ids("zebrafish")) > 1
     for nothing in ("", " \n"):
         with pytest.raises(Refused, match="nothing in it"):
-            m.token_id(nothing)
+            m.text.token_id(nothing)
     with pytest.raises(Refused, match="half of"):
-        m.token_id("\ud83d")
+        m.text.token_id("\ud83d")
     with pytest.raises(Refused, match="without a tokenizer"):
-        model("llama").token_id("Mary")
-    assert model("llama").token_texts(torch.tensor([4, 5])) == ["4", "5"]
+        model("llama").text.token_id("Mary")
+    assert model("llama").text.token_texts(torch.tensor([4, 5])) == ["4", "5"]
+
+
+def test_predictions_are_the_likeliest_next_tokens_of_one_prompt():
+    m = with_words(byte_level())
+    probabilities = m.run_last("the cat")[0].softmax(-1)
+    found = m.text.predict("the cat", 3)
+    assert [p.id for p in found] == probabilities.topk(3).indices.tolist()
+    assert [p.text for p in found] == m.text.token_texts([p.id for p in found])
+    assert [p.probability for p in found] == pytest.approx(probabilities.topk(3).values.tolist())
+    with pytest.raises(Refused, match="of one prompt"):
+        m.text.predict(m.tokens(["the cat", "the mat"]))
+    with pytest.raises(Refused, match="vocabulary has 512"):
+        m.text.predict("the cat", 0)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

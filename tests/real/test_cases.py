@@ -127,7 +127,7 @@ def test_float16_overflows_and_is_refused_everywhere(folder):
 def test_other_weights_are_another_model(model):
     """One row of a large tensor, negated, is seen by the fingerprint; put back, it is the old one."""
     before = model.fingerprint()
-    row = model.token_id("capital")
+    row = model.text.token_id("capital")
     weight = model.hf.get_input_embeddings().weight
     with torch.no_grad():
         weight[row] *= -1
@@ -165,7 +165,7 @@ def test_every_cache_generates_the_same(model):
 @only_smollm2
 def test_no_word_is_no_token(model):
     with pytest.raises(ca.Refused):
-        model.token_id("")
+        model.text.token_id("")
 
 
 @only_smollm2

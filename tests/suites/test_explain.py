@@ -165,7 +165,7 @@ def test_an_answer_that_is_hardly_preferred_is_called_so_first(monkeypatch):
 
     def doubtful(prompts, edits=()):
         logits = run(prompts, edits).clone()
-        logits[:, model.token_id("the")] = logits.amax(-1) + 0.1
+        logits[:, model.text.token_id("the")] = logits.amax(-1) + 0.1
         return logits
 
     monkeypatch.setattr(model, "run_last", doubtful)
@@ -231,7 +231,7 @@ def test_siblings_ask_the_same_question():
     for pair in many.pairs[1:]:
         assert re.fullmatch(r"The capital of \w+ is", pair.clean)
         assert pair.clean != CAPITAL
-        assert model.run_last(pair.clean).argmax() == model.token_id(pair.answer.strip())
+        assert model.run_last(pair.clean).argmax() == model.text.token_id(pair.answer.strip())
     p = one.pairs[0]  # answers given bare, as in a file, are spelled the same way
     bare = tasks.Task("bare", (replace(p, answer=p.answer.strip(), foil=p.foil.strip(), joined=False),))
     assert tasks.with_siblings(model, bare, 8).pairs[1:] == many.pairs[1:]

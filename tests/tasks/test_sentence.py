@@ -44,7 +44,7 @@ def said_next(model, monkeypatch, **answers):
         for row, text in zip(out, texts, strict=True):
             said = next((w for end, w in answers["said"].items() if text.endswith(end)), ["the"])
             for n, word in enumerate(said):
-                row[model.token_id(f" {word}")] = 9.0 - 2 * n
+                row[model.text.token_id(f" {word}")] = 9.0 - 2 * n
         return out
 
     monkeypatch.setattr(model, "run_last", run_last)
@@ -101,9 +101,10 @@ def test_target_and_foil_default_to_predictions(model):
     stronger = (clean > clean[answer]).nonzero().flatten().tolist()
     assert not any(says(model, sentence, i) for i in stronger)
     stronger = [i for i in (corrupt > corrupt[foil]).nonzero().flatten().tolist() if says(model, sentence, i)]
-    kinds, (said, other) = kinds_of(model), (model.token_texts([i])[0] for i in (answer, foil))
+    kinds, (said, other) = kinds_of(model), (model.text.token_texts([i])[0] for i in (answer, foil))
     assert all(
-        i == answer or (kinds.alike(said, other) and not kinds.alike(said, model.token_texts([i])[0])) for i in stronger
+        i == answer or (kinds.alike(said, other) and not kinds.alike(said, model.text.token_texts([i])[0]))
+        for i in stronger
     )
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import cutaway as ca
 from cutaway import Refused, tasks
 from cutaway.core.record import counting
 from cutaway.models.model import Model
@@ -169,7 +170,7 @@ def test_narrow_takes_the_first_token_that_differs(model):
     assert (pair.answer, pair.foil) == (" Tom", " Paul")
     assert narrow.pairs[1] == NORWAY
     bound = narrow.bind(model)
-    assert model.token_texts(bound.answers[:1])[0].strip() == "Tom"
+    assert model.text.token_texts(bound.answers[:1])[0].strip() == "Tom"
     first = Task("t", (Pair("the king saw", "the queen saw", "Mary Tom", "Paul Mary"),)).narrow(model).pairs[0]
     assert (first.clean, first.answer, first.foil) == ("the king saw", " Mary", " Paul")
     with pytest.raises(Refused, match="beginning"):
@@ -200,3 +201,9 @@ def test_equal_tokens_are_refused():
 def test_answer_and_foil_of_one_token_in_another_case_are_refused(worldly):
     with pytest.raises(Refused, match="same token"):
         Task("t", (Pair("The capital of Norway is", "The capital of Japan is", "Oslo", "oslo"),)).bind(worldly)
+
+
+def test_pairs_may_be_a_list():
+    pair = ca.Pair("Mary and John", "Anna and John", "Mary", "Anna")
+    assert ca.Task("mine", [pair]) == ca.Task("mine", (pair,))
+    assert isinstance(ca.Task("mine", [pair]).pairs, tuple)

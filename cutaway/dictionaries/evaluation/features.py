@@ -125,7 +125,7 @@ class Passage:
         parts: list[str] = []
         for known, run in groupby(self.ids, lambda i: i >= 0):
             ids = list(run)
-            parts += model.token_texts(ids, running=True) if known else [CUT] * len(ids)
+            parts += model.text.token_texts(ids, running=True) if known else [CUT] * len(ids)
         before, after = "".join(parts[: self.at]), "".join(parts[self.at + 1 :])
         return CUT * self.before + before, parts[self.at], after + CUT * self.after
 

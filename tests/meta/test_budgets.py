@@ -1,0 +1,58 @@
+"""Each room has a budget of code lines; whoever raises one says why in docs/decisions."""
+
+import ast
+import io
+import tokenize
+from collections import Counter
+
+from tests.meta.tree import ROOT, room_of, sources
+
+#: lines of code (no blanks, comments or docstrings) that a room may have; see docs/decisions/11-budgets.md
+BUDGETS = {
+    "": 130,
+    "core": 1_900,
+    "views": 1_700,
+    "models": 6_400,
+    "tasks": 2_000,
+    "streams": 1_400,
+    "zoo": 1_600,
+    "training": 600,
+    "interventions": 1_200,
+    "lenses": 300,
+    "patching": 1_900,
+    "dictionaries": 7_900,
+    "features": 200,
+    "suites": 700,
+    "cli": 2_400,
+}
+LAYOUT = {
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
+}  # fmt: skip
+
+
+def code_lines(text: str) -> int:
+    """Return the number of lines that hold code."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    lines = {n for t in tokens if t.type not in LAYOUT for n in range(t.start[0], t.end[0] + 1)}
+    for node in ast.walk(ast.parse(text)):
+        documented = isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+        if documented and ast.get_docstring(node) is not None:
+            lines -= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
+    return len(lines)
+
+
+def test_rooms_keep_to_their_budgets():
+    found = Counter()
+    for path in sources():
+        found[room_of(path) or ""] += code_lines((ROOT / path).read_text("utf-8"))
+    missing = set(found) - set(BUDGETS)
+    assert not missing, f"write a budget for {missing} here and the reason in docs/decisions/11-budgets.md"
+    wrong = [f"{room or 'root'}: {n} > {BUDGETS[room]}" for room, n in found.items() if n > BUDGETS[room]]
+    assert not wrong, f"{wrong}: cut, or raise the budget with a page in docs/decisions"
+
+
+def test_code_lines_leave_out_blanks_comments_and_docstrings():
+    assert (
+        code_lines('"""Text\nof a module."""\n\n# comment\nx = 1\n\n\ndef f():\n    """Text."""\n    return x\n') == 3
+    )
+    assert code_lines('x = """two\nlines"""\n') == 2
