@@ -75,7 +75,7 @@ class Vocabulary:
         """
         tokens = self.tokens(prompt)
         if len(tokens) != 1:
-            raise Refused(f"{len(tokens)} prompts", "predictions are of one prompt", "call model.run_last for several")
+            raise Refused(f"{len(tokens)} prompts", "predictions are of one prompt", "predict one prompt at a time")
         probabilities = self.last_logits(tokens)[0].float().softmax(-1)
         if not 1 <= k <= len(probabilities):
             raise Refused(f"k={k}", f"the vocabulary has {len(probabilities)} tokens", "ask for at least one of them")
