@@ -84,7 +84,7 @@ def table(chosen: argparse.Namespace) -> dict[str, Any]:
         dictionaries = dict(zip(made, (t.dictionary for t in done), strict=True))
         for name, d in dictionaries.items():
             runs.setdefault(name, []).append(judged(d, evidence, truth, seed))
-            print(name, seed, {n: round(runs[name][-1].value(n), 4) for n in ("L0", "F1", "MCC", "FVU")}, flush=True)
+            print(name, seed, {n: round(runs[name][-1][n].value, 4) for n in ("L0", "F1", "MCC", "FVU")}, flush=True)
     return {name: over_seeds(scores) for name, scores in runs.items()}
 
 
@@ -126,8 +126,8 @@ def generator_speed() -> Row:
 
 def _value(scores: Any, name: str) -> tuple[float, tuple[float, float]]:
     """A score of the published table, with its interval."""
-    i = scores.number("FVU" if name == "EV" else name)
-    value, (low, high) = float(scores.score[i]), scores.interval[i].tolist()
+    found = scores["FVU" if name == "EV" else name]
+    value, (low, high) = found.value, found.interval
     return (1 - value, (1 - high, 1 - low)) if name == "EV" else (value, (low, high))
 
 
@@ -137,7 +137,7 @@ def _table_rows(found: dict[str, Any]) -> list[Row]:
         for score in ("L0", *SCORES, "full absorption"):
             value, (low, high) = _value(scores, score)
             rows.append(Row(f"{name}: {score}", round(value, 4), "", quartiles=(round(low, 4), round(high, 4))))
-        random = scores.null[scores.number("F1")].tolist()
+        random = scores["F1"].null
         rows.append(Row(f"{name}: F1 of random dictionaries", round(statistics.mean(random), 4), ""))
     return rows
 

@@ -16,9 +16,9 @@ pairs = [(a, b) for a in names for b in names if a != b]
 texts = from_texts([f"When {a} and {b} went to the store, {b} gave a drink to {a}" for a, b in pairs])
 stream = LiveStream(model, texts, dictionary.reads, packing=Packing(context=32), batch=128)
 scores = judge.evaluate(dictionary, judge.Evidence.gather(stream, 400))
-row = scores.number("FVU")
-print(f"fraction of variance unexplained: {scores.value('FVU'):.3f}, a random dictionary {scores.null[row].mean():.2f}")
-print(dict(zip(scores.labels["control"], (round(v, 3) for v in scores.control[row].tolist()), strict=True)))
+fvu = scores["FVU"]
+print(f"fraction of variance unexplained: {fvu.value:.3f}, a random dictionary {sum(fvu.null) / len(fvu.null):.2f}")
+print({name: round(value, 3) for name, value in fvu.control.items()})
 
 prompt = "When Mary and John went to the store, John gave a drink to"
 mary, john = model.text.token_id("Mary"), model.text.token_id("John")

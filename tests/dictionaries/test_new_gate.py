@@ -83,7 +83,7 @@ def test_a_gate_of_one_file_is_trained_saved_opened_and_judged(doubled, tmp_path
     assert torch.equal(d.forward(x), done.dictionary.forward(x))
     assert bool(((d.encode(x).dense() != 0).sum(1) <= 2).all())
     scores = evaluate(d, Evidence({SITE: x}), nulls=1)
-    assert scores.value("FVU") < 1
+    assert scores["FVU"].value < 1
     with pytest.raises(Refused, match="L0 with the gate Doubled"):
         tr.autoencoder(SITE, 24, doubled.train(2), (L0(1.0),))
 

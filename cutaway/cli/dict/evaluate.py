@@ -186,7 +186,7 @@ def _declared(d: Dictionary, scores: Scores, declared: float | None) -> dict[str
         return {}
     if declared <= 0:
         raise Refused(f"--declared-l0 {declared:g}", "a dictionary has active latents", "give the L0 that is stated")
-    check = L0Check(scores.value("L0"), float(declared))
+    check = L0Check(scores["L0"].value, float(declared))
     return {"declared L0": {"declared": check.declared, "measured": check.measured, "agrees": check.agrees}}
 
 

@@ -32,31 +32,45 @@ class Scores(Result, kind="dictionary_scores"):
     null: Float[Tensor, "score sample"]
     control: Float[Tensor, "score control"]
 
-    def value(self, name: str) -> float:
-        """One score.
+    def __getitem__(self, name: str) -> Score:
+        """Return one score: `scores["FVU"].value`, `.interval`, `.unit`, `.null` and `.control` by name.
 
         Raises:
-            Refused: there is none of that name.
+            Refused: no score has that name.
         """
-        return float(self.score[self.number(name)])
+        i = self.row(name)
+        low, high = self.interval[i].tolist()
+        null = self.null[i][~self.null[i].isnan()].tolist()
+        control = dict(zip(self.labels["control"], self.control[i].tolist(), strict=True))
+        control = {n: v for n, v in control.items() if not math.isnan(v)}
+        return Score(name, float(self.score[i]), (low, high), self.record.get("units", {}).get(name, ""), null, control)
 
-    def number(self, name: str) -> int:
-        """Where a score stands.
+    def row(self, name: str) -> int:
+        """Return the index of a score along the axis `score`.
 
         Raises:
-            Refused: there is none of that name.
+            Refused: no score has that name.
         """
         names = [str(n) for n in self.labels["score"]]
         if name not in names:
             near = nearest(name, names)
-            raise Refused(f"score {name!r}", "it was not measured" + (f"; near: {near}" if near else ""),
-                          f"measured: {', '.join(names)}")  # fmt: skip
+            why = "it was not measured" + (f"; near: {near}" if near else "")
+            raise Refused(f"score {name!r}", why, f"measured: {', '.join(names)}")
         return names.index(name)
 
 
 @dataclass(frozen=True)
 class Score:
-    """One score on its way into `Scores`."""
+    """A single score, before it goes into `Scores` or as `scores[name]` gives it back.
+
+    Attributes:
+        name: what is measured.
+        value: the score.
+        interval: its lower and upper bound; NaN where there is none.
+        unit: the unit of the value.
+        null: the same score of random dictionaries, one value per draw.
+        control: the same score of other ways to do the same, by their names.
+    """
 
     name: str
     value: float

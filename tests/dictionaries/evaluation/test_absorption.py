@@ -93,12 +93,12 @@ def test_planted_absorption_is_found_and_its_absence_too():
     both[f[:, 1] > 0, 0] = 0  # the child's latent carries the parent, the parent's latent is silent
     absorbing = seen_code(plain(torch.stack([w[0], w[0] + w[1], w[2], w[3]])), e.of("x"), both, truth=e.truth)
     good, bad = (planted_absorption(s, w, truth.law) for s in (faithful, absorbing))
-    assert good.value("full absorption") == 0
-    assert good.value("absorption fraction") == 0
+    assert good["full absorption"].value == 0
+    assert good["absorption fraction"].value == 0
     child = float((f[:, 1] > 0).sum() / (f[:, 0] > 0).sum())
-    assert bad.value("full absorption") == pytest.approx(child)
-    assert bad.value("absorption fraction") == pytest.approx(child)
-    assert (good.value("own latents"), bad.value("own latents")) == (1, 2)
+    assert bad["full absorption"].value == pytest.approx(child)
+    assert bad["absorption fraction"].value == pytest.approx(child)
+    assert (good["own latents"].value, bad["own latents"].value) == (1, 2)
     assert good.labels["control"] == ["features without children"]
     assert good.control.tolist()[:2] == [[0], [0]]
     random = observe(random_dictionary(plain(w), e, 1.0), e)
@@ -136,7 +136,7 @@ def test_letters_that_are_absorbed_are_found():
     assert all(v["probe F1"] > 0.9 for v in told.values())
     assert [told[k]["full"] for k in "smt"] == [0, 0, 0]
     assert 0 < told["z"]["full"] < 0.15
-    assert got.value("full absorption") == pytest.approx(told["z"]["full"] / 4)
+    assert got["full absorption"].value == pytest.approx(told["z"]["full"] / 4)
     assert got.null.shape == (3, 1)
     noise = seen_code(plain(rows), torch.randn(x.shape, generator=generator(0)), f)
     with pytest.raises(Refused, match="F1"):

@@ -81,11 +81,10 @@ def test_a_perfect_dictionary_recovers_everything_and_a_zero_one_nothing(model):
         model, identity(32), prompts(), null=[identity(32, scale=0.0)], control={"half": identity(32, scale=0.5)}
     )
     for a in ("zero", "mean"):
-        assert got.value(f"CE recovered ({a})") == pytest.approx(1, abs=1e-4)
-        assert got.value(f"KL recovered ({a})") == pytest.approx(1, abs=1e-4)
-    i = got.number("KL recovered (zero)")
-    assert float(got.null[i, 0]) == pytest.approx(0, abs=1e-4)
-    assert 0 < float(got.control[got.number("KL spliced"), 0]) < float(got.null[got.number("KL spliced"), 0])
+        assert got[f"CE recovered ({a})"].value == pytest.approx(1, abs=1e-4)
+        assert got[f"KL recovered ({a})"].value == pytest.approx(1, abs=1e-4)
+    assert got["KL recovered (zero)"].null[0] == pytest.approx(0, abs=1e-4)
+    assert 0 < got["KL spliced"].control["half"] < got["KL spliced"].null[0]
     assert got.labels["control"] == ["half"]
 
 
@@ -99,7 +98,7 @@ def test_a_crosscoder_of_two_layers_is_replaced_in_a_second_pass(model):
     mean = (acts[sites[0]] + acts[sites[1]]) / 2
     logs = model.run(ids, [Replace(s, mean) for s in sites])[:, :-1].log_softmax(-1)
     want = -logs.gather(-1, ids[:, 1:, None]).mean()
-    assert got.value("CE spliced") == pytest.approx(float(want), rel=1e-4)
+    assert got["CE spliced"].value == pytest.approx(float(want), rel=1e-4)
     assert "clean run" in got.record["splice"]
     assert got.control.shape[1] == 1
     whole = replace(d, gates=(BatchTopK(3),))
@@ -121,8 +120,8 @@ def test_padding_and_special_tokens_do_not_count(model):
     weights = [b.record["predictions"] for b in both]
     assert got.record["predictions"] == sum(weights)
     for name in ("CE clean", "CE spliced", "KL spliced", "CE zero-ablated"):
-        mean = sum(w * b.value(name) for w, b in zip(weights, both, strict=True)) / sum(weights)
-        assert got.value(name) == pytest.approx(mean, rel=1e-4)
+        mean = sum(w * b[name].value for w, b in zip(weights, both, strict=True)) / sum(weights)
+        assert got[name].value == pytest.approx(mean, rel=1e-4)
     assert both[0].record["no_interval"]
 
 

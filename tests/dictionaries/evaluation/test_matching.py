@@ -74,14 +74,14 @@ def test_the_true_dictionary_recovers_everything_and_a_random_one_does_not():
     d = made.oracle(truth)
     null = [observe(random_dictionary(d, e, 4.0, seed=i), e) for i in range(2)]
     got = recovery(observe(d, e), truth.directions, null=null)
-    assert got.value("MMCS") == pytest.approx(1, abs=1e-4)
-    assert got.value("MCC") == pytest.approx(1, abs=1e-4)
-    assert got.value("uniqueness") == 1
-    assert got.value("F1") > 0.7
-    i = got.number("F1")
+    assert got["MMCS"].value == pytest.approx(1, abs=1e-4)
+    assert got["MCC"].value == pytest.approx(1, abs=1e-4)
+    assert got["uniqueness"].value == 1
+    assert got["F1"].value > 0.7
+    i = got.row("F1")
     assert got.interval[i, 0] <= got.score[i] <= got.interval[i, 1]
     assert got.null[i].max() < 0.4
-    assert got.null[got.number("MCC")].max() < 0.7
+    assert max(got["MCC"].null) < 0.7
     assert got.record["no_interval"]["uniqueness"]
 
 

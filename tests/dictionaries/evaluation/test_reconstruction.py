@@ -52,9 +52,9 @@ def test_reconstruction_is_what_the_definitions_say(signed):
     assert got.score.tolist() == pytest.approx(list(want.values()), rel=1e-5)
     assert (got.interval[:, 0] <= got.score + 1e-6).all()
     assert (got.score <= got.interval[:, 1] + 1e-6).all()
-    assert got.value("FVU") == pytest.approx(fvu(x, out.float()), rel=1e-5)
+    assert got["FVU"].value == pytest.approx(fvu(x, out.float()), rel=1e-5)
     with pytest.raises(Refused, match="near: FVU"):
-        got.value("FVUs")
+        got["FVUs"]
 
 
 def test_negative_latents_count_in_l0():
@@ -100,7 +100,7 @@ def test_special_tokens_are_no_evidence():
     assert e.sequence.bincount().tolist() == [9, 9, 9, 9]
     plain = reconstruction(observe(made.random_autoencoder(), e))
     want = fvu(e.of(made.SITE), made.random_autoencoder().forward(e.of(made.SITE)))
-    assert plain.value("FVU") == pytest.approx(want, rel=1e-5)
+    assert plain["FVU"].value == pytest.approx(want, rel=1e-5)
 
 
 def test_sources_of_every_form_give_the_same_evidence():
@@ -325,8 +325,8 @@ def test_firing_is_counted():
 
     assert got.frequency_interval[1].tolist() == pytest.approx(wilson(3, 4), abs=1e-5)
     scores = firing_scores(s)
-    assert (scores.value("dead"), scores.value("dense")) == (0.25, 0.75)
-    assert firing_scores(s, dense=0.5).value("dense") == 0.25
+    assert (scores["dead"].value, scores["dense"].value) == (0.25, 0.75)
+    assert firing_scores(s, dense=0.5)["dense"].value == 0.25
     assert scores.record["dead after tokens"] == 4
 
 
@@ -356,7 +356,7 @@ def test_geometry_finds_the_nearest_other_row():
     got = geometry(d, samples=3)
     assert got.nearest_null.shape == (24, 3)
     scores = geometry_scores(d)
-    assert scores.value("nearest cosine") == pytest.approx(float(got.nearest.mean()), abs=1e-6)
-    assert scores.value("doubles") == float((got.nearest > 0.9).float().mean())
+    assert scores["nearest cosine"].value == pytest.approx(float(got.nearest.mean()), abs=1e-6)
+    assert scores["doubles"].value == float((got.nearest > 0.9).float().mean())
     doubled = replace(d, decoder=({made.SITE: d.decoder[0][made.SITE][torch.arange(24) // 2]},))
-    assert geometry_scores(doubled).value("doubles") == 1.0
+    assert geometry_scores(doubled)["doubles"].value == 1.0
