@@ -163,6 +163,7 @@ def pictures(
     result: Result,
     field: str | None = None,
     *,
+    title: str = "",
     text: str = "",
     bars: int = 24,
     rows: int = 64,
@@ -175,6 +176,7 @@ def pictures(
     Args:
         result: what to draw.
         field: which tensor field; the first one drawn if None.
+        title: the name above it; the field's if empty.
         text: field whose words are written into the cells; by default one that belongs to this field.
         bars: most bars shown, largest first.
         rows: most rows of a heat map; more are pooled by largest magnitude.
@@ -187,9 +189,8 @@ def pictures(
     """
     field = checked(result, field)
     if len(parts := _by_unit(result, field)) > 1:
-        options: dict[str, Any] = {"text": text, "bars": bars, "rows": rows, "columns": columns, "panels": panels,
-                                   "edges": edges}  # fmt: skip
-        return [p for _, part in parts for p in pictures(part, field, **options)]
+        sizes = {"bars": bars, "rows": rows, "columns": columns, "panels": panels, "edges": edges}
+        return [p for _, part in parts for p in pictures(part, field, title=title, text=text, **sizes)]
     axes = result.axes()[field]
     ground = _ground(result, field)
     shape = dict(zip(axes, ground.shape, strict=True))
@@ -206,13 +207,15 @@ def pictures(
     words = _words(result, text or field, axes)
     finite = ground[torch.isfinite(ground)]
     limit = float(finite.abs().max()) if finite.numel() else 0.0
-    common = {"title": field, "unit": result.units.get(field, ""), "limit": limit,
+    common = {"title": title or field, "unit": result.units.get(field, ""), "limit": limit,
               "signed": bool((finite < 0).any()), "note": note,
               "control": beside.says if beside else "", "chance": beside.chance if beside else ""}  # fmt: skip
     kind, lead, row_axis, column_axis = _layout(axes, {a: len(n) for a, n in names.items()})
     drawn = layout(result) if is_graph(result, field) else None
     kind, bars = ("graph", edges) if drawn is not None else (kind, bars)
-    names = _edge_names(result, names) if drawn is not None else names
+    if drawn is not None:
+        nodes, ends = result.labels["node"], (result.tensors()[n].tolist() for n in ("source", "target"))
+        names["edge"] = tuple(f"{nodes[s]}→{nodes[t]}" for s, t in zip(*ends, strict=True))
     out = []
     for index, panel in _panels(lead, names, ground, panels):
         part = {n: _matrix(t, axes, lead, index, row_axis, column_axis) for n, t in layers.items()}
@@ -365,11 +368,6 @@ def _first(nested: Any, depth: int) -> Any:
 
 def _names(result: Result, axis: str, size: int) -> tuple[str, ...]:
     return tuple(visible(x) for x in result.labels.get(axis, range(size)))
-
-
-def _edge_names(result: Result, names: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
-    nodes, ends = result.labels["node"], (result.tensors()[n].tolist() for n in ("source", "target"))
-    return names | {"edge": tuple(f"{nodes[s]}→{nodes[t]}" for s, t in zip(*ends, strict=True))}
 
 
 def _layout(axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[Kind, tuple[str, ...], str, str]:

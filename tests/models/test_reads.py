@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+import cutaway as ca
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
 from cutaway.models.access.ports import port
@@ -257,3 +258,26 @@ def test_activations_are_a_mapping_in_every_way_of_asking():
     assert list(acts) == [*(f"resid_post.{i}" for i in range(model("llama").shape.n_layers)), "z.1", "pattern.0"]
     assert acts != dict(acts)
     assert {acts: 1}[acts] == 1
+
+
+def test_one_prompts_activation_is_a_result_with_its_tokens_and_draws_itself(tmp_path):
+    m = model("gpt2")
+    prompts = batch([[1, 2, 3, 4], [5, 6]], side="left", pieces=[("a", "b", "a", "c"), (" x", "y")])
+    acts = m.capture(prompts, ["pattern.1", "z", "resid_post.0"])
+    got = acts.result("pattern.1.2", prompt=1)
+    assert (got.grid, got.labels) == (("q_pos", "k_pos"), {"q_pos": ["x", "y"], "k_pos": ["x", "y"]})
+    assert torch.equal(got.activation, m.capture(torch.tensor([[5, 6]]), "pattern.1.2")["pattern.1.2"][0])
+    assert acts.result("resid_post.0@-1").grid == ("d_model",)
+    stacked = acts.result("z")
+    assert (stacked.grid, stacked.labels["layer"]) == (("layer", "position", "head", "d_head"), acts.layers("z"))
+    assert stacked.labels["position"] == ["a·0", "b", "a·2", "c"]
+    assert torch.equal(ca.open(got.save(tmp_path / "a.safetensors")).activation, got.activation)
+
+    drawn = acts.plot("pattern.1", prompt=1)
+    frames = [f for f in drawn.axes if f.get_xlabel() == "key"]
+    assert [f.get_title("left") for f in frames] == [f"pattern.1 · head {h}" for h in range(m.shape.n_heads)]
+    assert [t.get_text() for t in frames[0].get_yticklabels()] == ["x", "y"]
+    with pytest.raises(Refused, match="use 0 to 1"):
+        acts.plot("pattern.1", prompt=2)
+    with pytest.raises(Refused, match="not captured"):
+        acts.plot("pattern.0")

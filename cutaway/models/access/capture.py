@@ -8,11 +8,13 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from cutaway.core.address import Address, unit_axis
 from cutaway.core.finite import notice
 from cutaway.core.refuse import Refused, nearest
+from cutaway.core.result import Result
 from cutaway.core.sites import BY_NAME
 from cutaway.models.access import forward, taps
 from cutaway.models.access.ports import per_head
@@ -28,8 +30,15 @@ class NotCaptured(Refused, KeyError):
     __str__ = Refused.__str__
 
 
+@dataclass(frozen=True, kw_only=True)
+class Activation(Result, kind="activation"):
+    """One activation of one prompt, with the axes of its site and its tokens as labels."""
+
+    activation: Float[Tensor, "*cell"]
+
+
 class Activations(Mapping[str, Tensor]):
-    """What one forward showed at the asked places.
+    """The activations that one forward showed at the asked places.
 
     `acts["resid_post.3"]` is [batch, position, d_model]; `acts["z.3.1"]` one head; `acts["z.3.1@-1"]` at the last real
     token; `acts["resid_post"]` all captured layers stacked in front. Iteration gives the places, without heads and
@@ -41,8 +50,8 @@ class Activations(Mapping[str, Tensor]):
         self.tokens = tokens
 
     def __getitem__(self, key: object) -> Tensor:
-        if isinstance(key, str) and key in BY_NAME and BY_NAME[key].scope == "layer":
-            return self.stack(key)
+        if _is_layered(key):
+            return self.stack(str(key))
         address = self._found(key)
         value = self._values[address.place]
         if not isinstance(value, Tensor):
@@ -56,8 +65,8 @@ class Activations(Mapping[str, Tensor]):
         return len(self._values)
 
     def __contains__(self, key: object) -> bool:
-        if isinstance(key, str) and key in BY_NAME and BY_NAME[key].scope == "layer":
-            return bool(self.layers(key))
+        if _is_layered(key):
+            return bool(self.layers(str(key)))
         try:
             address = self._found(key)
             return address.unit is None or 0 <= address.unit < self[address.place].shape[_axis(address)]
@@ -97,6 +106,36 @@ class Activations(Mapping[str, Tensor]):
             raise NotCaptured(f"activation {site!r}", "no layer of it was captured", "capture it")
         return torch.stack([self[str(Address(site, i))] for i in layers])
 
+    def result(self, address: str | Address, prompt: int = 0) -> Activation:
+        """Return one activation of one prompt as a result, without padding: for frames, files and pictures.
+
+        Raises:
+            Refused: it was not captured, or there is no such prompt.
+        """
+        if not 0 <= prompt < len(self.tokens):
+            raise Refused(f"prompt {prompt}", f"{len(self.tokens)} were captured", f"use 0 to {len(self.tokens) - 1}")
+        stacked, value = _is_layered(address), self[address]
+        name = str(address) if stacked else str(parsed(address))
+        axes = ["layer", *BY_NAME[name].axes.split()] if stacked else _axes(parsed(address))
+        real = self.tokens.mask[prompt].to(value.device)
+        value = value.detach().select(axes.index("batch"), prompt)
+        axes.remove("batch")
+        labels: dict[str, list[Any]] = {"layer": self.layers(name)} if stacked else {}
+        for i, axis in enumerate(axes):
+            if axis in ("position", "q_pos", "k_pos"):
+                value = value.index_select(i, real.nonzero()[:, 0])
+                labels[axis] = self.tokens.labels(prompt)
+        record = {"address": name, "prompt": self.tokens.texts[prompt]}
+        return Activation(activation=value, grid=tuple(axes), labels=labels, record=record)
+
+    def plot(self, address: str | Address, prompt: int = 0, **options: Any) -> Any:
+        """Draw one activation of one prompt as a matplotlib figure: attention as query × key, a panel per head.
+
+        Raises:
+            Refused: it was not captured, or there is no such prompt.
+        """
+        return self.result(address, prompt).plot(**{"title": str(address), **options})
+
     def to(self, device: torch.device | str) -> Activations:
         """The same activations on another device."""
         return Activations({a: self[str(a)].to(device) for a in self._values}, self.tokens.to(device))
@@ -114,6 +153,18 @@ class Activations(Mapping[str, Tensor]):
                 raise NotCaptured(f"activation {address}", why, "choose one of them")
             value = value.select(axis, address.unit)
         return value
+
+
+def _is_layered(key: object) -> bool:
+    """Return True for the bare name of a site that every layer has: all its captured layers."""
+    return isinstance(key, str) and key in BY_NAME and BY_NAME[key].scope == "layer"
+
+
+def _axes(address: Address) -> list[str]:
+    """The axes that are left of a site where an address chooses a position or a unit."""
+    unit = unit_axis(address.row) if address.unit is not None else None
+    position = "position" if address.position is not None else None
+    return [a for a in address.row.axes.split() if a not in (unit, position)]
 
 
 def _axis(address: Address) -> int:
