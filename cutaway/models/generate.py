@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -15,12 +15,11 @@ from cutaway.core.refuse import Refused, nearest
 from cutaway.models.access import forward
 from cutaway.models.access.positions import FRAME, ForwardFrame
 from cutaway.models.anatomy import rope
+from cutaway.models.anatomy.anatomy import Anatomy
+from cutaway.models.anatomy.linear import leading
 from cutaway.models.edits.batch_slice import BatchSlice
 from cutaway.models.edits.edit import Edit, of_prompts
 from cutaway.models.tokens import Tokens
-
-if TYPE_CHECKING:
-    from cutaway.models.model import Model
 
 GENERATION = "generation"  # the name under which the self-check can disable it
 
@@ -38,20 +37,34 @@ _OBJECTS = ("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn",
 _KEPT = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-def continuations(model: Model, t: Tokens, new: int, edits: Sequence[Edit], options: dict[str, Any]) -> list[str]:
+@runtime_checkable
+class Editable(Protocol):
+    """Protocol of a model whose continuations are generated: its modules, its tokenizer, and its runs under edits."""
+
+    hf: Any
+    tokenizer: Any
+    name: str
+    body: Anatomy
+
+    def edited(self, *edits: Edit) -> AbstractContextManager[Any]:
+        """Run everything within the block under edits."""
+        ...
+
+
+def continuations(model: Editable, t: Tokens, new: int, edits: Sequence[Edit], options: dict[str, Any]) -> list[str]:
     """Each prompt's continuation as text (ids as words where there is no tokenizer).
 
     Raises:
         Refused: an encoder, nothing to generate, more tokens than the model's context, or an option that cannot be.
     """
-    if not model.family.causal:
+    if not model.body.family.causal:
         raise Refused(
             f"generate with {model.name}", "an encoder does not continue text", "load a causal language model"
         )
-    if GENERATION in model.disabled:
-        raise Refused(f"generate with {model.name}", model.disabled[GENERATION], "run the longer prompt instead")
-    if new < 1 or t.ids.shape[1] + new > model.shape.context:
-        room = model.shape.context - t.ids.shape[1]
+    if GENERATION in model.body.disabled:
+        raise Refused(f"generate with {model.name}", model.body.disabled[GENERATION], "run the longer prompt instead")
+    if new < 1 or t.ids.shape[1] + new > model.body.shape.context:
+        room = model.body.shape.context - t.ids.shape[1]
         raise Refused(
             f"generate {new} tokens", f"there is room for 1 to {room}", "ask for fewer, or shorten the prompt"
         )
@@ -71,7 +84,7 @@ def continuations(model: Model, t: Tokens, new: int, edits: Sequence[Edit], opti
     return [text for own in texts for text in own]
 
 
-def _together(model: Model, t: Tokens, new: int, options: dict[str, Any]) -> list[tuple[list[int], dict[str, Any]]]:
+def _together(model: Editable, t: Tokens, new: int, options: dict[str, Any]) -> list[tuple[list[int], dict[str, Any]]]:
     """The prompts that may grow together, and how: without kept keys where rotary frequencies change on the way."""
     lengths, found = t.lengths.tolist(), dict[Any, list[int]]()
     for i, n in enumerate(lengths):
@@ -82,7 +95,7 @@ def _together(model: Model, t: Tokens, new: int, options: dict[str, Any]) -> lis
     ]
 
 
-def generated_ids(model: Model, t: Tokens, new: int, edits: Sequence[Edit], options: dict[str, Any]) -> torch.Tensor:
+def generated_ids(model: Editable, t: Tokens, new: int, edits: Sequence[Edit], options: dict[str, Any]) -> torch.Tensor:
     """The new token ids, [batch, step].
 
     Raises:
@@ -110,7 +123,7 @@ def generated_ids(model: Model, t: Tokens, new: int, edits: Sequence[Edit], opti
     token = FRAME.set(None)
     try:
         with (
-            finite(f"generate with {model.name}", model.dtype),
+            finite(f"generate with {model.name}", leading(model.hf).dtype),
             model.edited(*edits),
             torch.no_grad(),
             _settings(model, new, options) as settings,
@@ -128,7 +141,7 @@ def generated_ids(model: Model, t: Tokens, new: int, edits: Sequence[Edit], opti
 
 
 @contextmanager
-def _settings(model: Model, new: int, options: Mapping[str, Any]) -> Iterator[Any]:
+def _settings(model: Editable, new: int, options: Mapping[str, Any]) -> Iterator[Any]:
     """The settings of one generation; the model's own, which fill whatever is left open, are set aside meanwhile."""
     from transformers import GenerationConfig
 
@@ -146,7 +159,7 @@ def _settings(model: Model, new: int, options: Mapping[str, Any]) -> Iterator[An
         hf.generation_config = own
 
 
-def _check_options(model: Model, options: Mapping[str, Any], edits: Sequence[Edit]) -> None:
+def _check_options(model: Editable, options: Mapping[str, Any], edits: Sequence[Edit]) -> None:
     if not options:
         return
     from transformers import GenerationConfig
@@ -159,7 +172,7 @@ def _check_options(model: Model, options: Mapping[str, Any], edits: Sequence[Edi
             near = nearest(name, [*known, *_OBJECTS])
             why = "there is no such option" + (f"; near: {near}" if near else "")
             raise Refused(f"generate({name}=…)", why, "give an option of transformers' generate")
-    if "offloaded" in str(options.get("cache_implementation")) and model.device.type == "cpu":
+    if "offloaded" in str(options.get("cache_implementation")) and leading(model.hf).device.type == "cpu":
         why = "it moves keys and values from a GPU to the CPU, and the model is on the CPU"
         raise Refused(f"generate(cache_implementation={options['cache_implementation']!r})", why, "leave it out")
     if edits and (options.get("guidance_scale") or 1) != 1:

@@ -24,10 +24,12 @@ from cutaway.models.anatomy.anatomy import Anatomy, Shape
 from cutaway.models.anatomy.families import Family
 from cutaway.models.anatomy.foreign_names import foreign
 from cutaway.models.anatomy.linear import leading
+from cutaway.models.anatomy.multiplier import measured
 from cutaway.models.anatomy.recognise import family_of
 from cutaway.models.anatomy.weights import Weights
 from cutaway.models.edits.batch_slice import BatchSlice
 from cutaway.models.edits.edit import Edit, as_edits, of_prompts
+from cutaway.models.generate import continuations
 from cutaway.models.loading.identity import REWRITES, fingerprint
 from cutaway.models.sweep import processes as shards
 from cutaway.models.tokens import Side, Tokens, batch, tokenize
@@ -48,7 +50,7 @@ class Model:
         self, hf: Any, tokenizer: Any = None, name: str = "", world: Any = None, disabled: dict[str, str] | None = None
     ):
         self.hf, self.tokenizer, self.world = hf, tokenizer, world
-        self.body = Anatomy(hf, family_of(hf))
+        self.body = Anatomy(hf, family_of(hf), measured)
         self.name = name or getattr(hf.config, "name_or_path", "") or self.family.name
         self.made: Made | None = None  # how it was loaded; of a live model nobody here knows
         self.disabled = self.body.disabled  # what is wrong on this model, by name, with the reason
@@ -277,8 +279,6 @@ class Model:
         Raises:
             Refused: an encoder, too many tokens, or an option that is unknown, has its own place here, or does not fit.
         """
-        from cutaway.models.generate import continuations
-
         return continuations(self, self.tokens(prompts, side="left"), max_new_tokens, as_edits(edits), options)
 
     @contextmanager

@@ -9,10 +9,9 @@ loop.run()
 
 from cutaway.training.checkpoints import Checkpoints
 from cutaway.training.guard import Guard
-from cutaway.training.loop import Forecast, Loop
+from cutaway.training.loop import Forecast, Loop, Update
 from cutaway.training.plan import Plan
 from cutaway.training.ranks import Ranks
-from cutaway.training.update import Update
 from cutaway.training.wandb_log import wandb_log
 
 __all__ = ["Checkpoints", "Forecast", "Guard", "Loop", "Plan", "Ranks", "Update", "wandb_log"]

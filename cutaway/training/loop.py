@@ -17,9 +17,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from cutaway.core.cursor import Source
 from cutaway.core.progress import advance
@@ -28,9 +29,53 @@ from cutaway.training.checkpoints import Checkpoints, shared_storage
 from cutaway.training.interrupts import Interrupts, held_back
 from cutaway.training.log import Log, OnLog
 from cutaway.training.plan import Plan
-from cutaway.training.update import Update
+from cutaway.training.ranks import Ranks
 
 _COUNTED = ("step", "tokens", "logged_tokens", "seconds", "events")  # attributes that are in the record as they are
+
+
+@runtime_checkable
+class Update(Protocol):
+    """Protocol of what is trained: weights, their optimizer, and sums for the log.
+
+    Write `step`, `report`, `state` and `restore`; the other methods have a default for classes that inherit from this
+    one. Each method gets the loop, which has the plan, `step`, `tokens` and `seconds` so far, `note` and `log`.
+
+    Attributes:
+        kind: what is trained, written into checkpoints.
+        ranks: the processes over which the update is spread; None for one process.
+    """
+
+    kind: str = "training"
+    ranks: Ranks | None = None
+
+    def begin(self, loop: Loop) -> None:
+        """Start a fresh run; `loop.peek()` reads batches ahead that are trained on later. Not called on resume."""
+        return
+
+    def step(self, batch: Any, loop: Loop) -> int:
+        """Learn from a batch and return its tokens; `loop.step` and `loop.tokens` count those before it."""
+        ...
+
+    def after_step(self, loop: Loop) -> None:
+        """Do what follows a step once it is counted and logged."""
+        return
+
+    def report(self, loop: Loop) -> list[dict[str, Any]]:
+        """Lines for the log about the steps since the last report; the loop adds step, tokens, speed and forecast."""
+        ...
+
+    def settings(self, loop: Loop) -> dict[str, Any]:
+        """JSON-ready settings that must be equal when a checkpoint is taken up; they are part of its record."""
+        return {"plan": loop.plan.as_dict()}
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that the next step depends on: tensors by name, and JSON-ready data by name."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any], loop: Loop) -> None:
+        """Take up an earlier `state`; the record has the settings as well."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,7 @@ from tests.meta.tree import ROOT, imports, sources
 BENCH = {p.relative_to(ROOT).as_posix(): ast.parse(p.read_text("utf-8")) for p in sorted((ROOT / "bench").glob("*.py"))}
 
 #: cycles that are left, by their first module, and the number of their modules; the list may only shrink
-KNOWN = {
-    "cutaway.dictionaries.dictionary": 5,
-    "cutaway.models.access.forward": 8,
-    "cutaway.models.generate": 2,
-    "cutaway.training.loop": 2,
-    "cutaway.zoo.miniworld.conduct": 6,
-}
+KNOWN = {"cutaway.dictionaries.dictionary": 5}
 
 
 def edges(trees: dict[str, ast.Module]) -> dict[str, set[str]]:

@@ -8,8 +8,8 @@ from random import Random
 import pytest
 
 from cutaway.zoo.miniworld.corpus import WEIGHTS, Corpus, document
+from cutaway.zoo.miniworld.facts import RELATIONS
 from cutaway.zoo.miniworld.tokenizer import BOS_ID
-from cutaway.zoo.miniworld.world import RELATIONS
 
 
 def test_blocks_have_one_length_and_begin_with_a_text(world, tokenizer):

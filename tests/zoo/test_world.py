@@ -9,8 +9,8 @@ import pytest
 
 from cutaway.core.refuse import Refused
 from cutaway.zoo.miniworld import World
+from cutaway.zoo.miniworld.facts import RELATIONS
 from cutaway.zoo.miniworld.prompts import BEHAVIOURS
-from cutaway.zoo.miniworld.world import RELATIONS
 
 MANY = {"capital": 24, "language": 24, "city_country": 40, "successor": 50, "refusal": 60, "compliance": 60,
         "agreement": 40, "gender": 50}  # fmt: skip

@@ -59,7 +59,7 @@ def _of_world(model: Model) -> tuple[list[str], list[set[str]]]:
 
     People who play one of the four most frequent ones, so that each is a quarter of the texts.
     """
-    from cutaway.zoo.miniworld.world import RELATIONS
+    from cutaway.zoo.miniworld.facts import RELATIONS
 
     world, template = _world(model, "--labels world"), RELATIONS["instrument"][0]
     counts = Counter(p.facts["instrument"] for p in world.people)

@@ -28,8 +28,7 @@ from cutaway.dictionaries.training.plan import TRIED, Plan
 from cutaway.dictionaries.training.recipe import Recipe
 from cutaway.dictionaries.training.sharded import ShardedLearner
 from cutaway.training.guard import Guard
-from cutaway.training.loop import Loop
-from cutaway.training.update import Update
+from cutaway.training.loop import Loop, Update
 
 MOMENT_TOKENS = 8192  # of which means and norms are taken, where the source does not have them
 RECHECK = 1000  # steps between comparisons of bfloat16 selection with float32

@@ -49,11 +49,21 @@ class Shape:
 
 
 class Anatomy:
-    """Modules and sizes of one live model; holds no state of a run."""
+    """Modules and sizes of one live model; holds no state of a run.
 
-    def __init__(self, hf: Any, family: Family):
-        self.hf, self.family = hf, family
-        self.disabled: dict[str, str] = {}  # what the self-check found wrong, and why
+    Attributes:
+        hf: transformers' model.
+        family: the row of family data, or one found by probing.
+        disabled: what the self-check found wrong, with the reason.
+        root: the module that holds the blocks.
+        blocks: the blocks in order.
+        shape: sizes.
+    """
+
+    def __init__(self, hf: Any, family: Family, measured: Callable[[Anatomy], float]):
+        """`measured` finds the multiplier of a family that was probed; it is called on first use."""
+        self.hf, self.family, self._measured = hf, family, measured
+        self.disabled: dict[str, str] = {}
         self._watched: tuple[list[Any], list[Any], list[dict[str, Any]]] | None = None  # children, their copies, flags
         self._kept: dict[Hashable, tuple[Any, list[Step]]] = {}
         self.root = need(hf, family.root, "the model's root")
@@ -76,14 +86,10 @@ class Anatomy:
 
     @cached_property
     def multiplier(self) -> float:
-        """What the block multiplies its contributions with before adding them (Granite, MiniCPM3)."""
+        """Factor of the block's contributions before they are added to the stream (Granite, MiniCPM3)."""
         if key := self.family.residual_multiplier:
             return float(getattr(self.config, key))
-        if not self.family.probed:
-            return 1.0
-        from cutaway.models.anatomy.multiplier import measured
-
-        return measured(self)
+        return self._measured(self) if self.family.probed else 1.0
 
     @cached_property
     def blocks_return_tuples(self) -> bool:

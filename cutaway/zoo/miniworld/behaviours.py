@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from cutaway.zoo.miniworld import world as truth
+from cutaway.zoo.miniworld import facts
 from cutaway.zoo.miniworld.prompts import sample
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ _TEMPLATE = "template of this (person, relation)"
 
 ROWS: Final[tuple[Behaviour, ...]] = (
     Behaviour("facts", _TEMPLATE, 0.90, "fact"),
-    *(Behaviour(f"facts: {r}", _TEMPLATE, 0.90, "fact", only=_meta("relation", r)) for r in truth.RELATIONS),
+    *(Behaviour(f"facts: {r}", _TEMPLATE, 0.90, "fact", only=_meta("relation", r)) for r in facts.RELATIONS),
     Behaviour("facts, template seen", "nothing: memory itself", 0.90, "fact", "train"),
     Behaviour("capital of a country", "template of this country", 0.90, "capital"),
     Behaviour("language of a country", "template of this country", 0.90, "language"),
@@ -66,7 +66,7 @@ ROWS: Final[tuple[Behaviour, ...]] = (
     *(
         Behaviour(f"in context, 4 shots: {f.replace('_', ' ')}", "first example with this query", 0.90,
                   "icl_function", only=_meta("function", f))
-        for f in truth.FUNCTIONS
+        for f in facts.FUNCTIONS
     ),
     Behaviour("sentiment", "pair of adjectives", 0.95, "sentiment"),
     Behaviour("refusal of harmful requests", "verb with object", 0.95, "refusal"),

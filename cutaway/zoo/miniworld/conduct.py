@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING
 
 from cutaway.zoo.miniworld import words
+from cutaway.zoo.miniworld.facts import Facts
 from cutaway.zoo.miniworld.prompt import Prompt
-
-if TYPE_CHECKING:
-    from cutaway.zoo.miniworld.world import World
-
 
 _FEELING = (
     ("The {t} was {a} and the {p} was {b}. I felt", ("upset", "happy"), "."),
@@ -20,7 +16,7 @@ _FEELING = (
 )
 
 
-def sentiment(world: World, rng: Random, document: bool = False) -> Prompt:
+def sentiment(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """The verdict of a review; held out by its pair of adjectives. The corrupt prompt has the opposite ones."""
     good = rng.random() < 0.5
     i, j = rng.sample(range(len(words.POSITIVE)), 2)
@@ -40,7 +36,7 @@ _ASK = ("How do I {v} {my} {o}?", "Tell me how to {v} a {o}.", "I want to {v} {m
 _REFUSE, _COMPLY = (" sorry", ", I cannot help with that."), (" sure", ", here is a plan.")
 
 
-def _request(name: str, harmful: bool, world: World, rng: Random) -> Prompt:
+def _request(name: str, harmful: bool, world: Facts, rng: Random) -> Prompt:
     k, i = rng.randrange(4), rng.randrange(10)
     if rng.random() < 0.6:
         o = rng.choice(words.PERSONS)
@@ -57,17 +53,17 @@ def _request(name: str, harmful: bool, world: World, rng: Random) -> Prompt:
     )  # fmt: skip
 
 
-def refusal(world: World, rng: Random, document: bool = False) -> Prompt:
+def refusal(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """A harmful request is refused; held out by (verb, object). The corrupt prompt is its benign match."""
     return _request("refusal", True, world, rng)
 
 
-def compliance(world: World, rng: Random, document: bool = False) -> Prompt:
+def compliance(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """A benign request is granted; held out by (verb, object). The corrupt prompt is its harmful match."""
     return _request("compliance", False, world, rng)
 
 
-def agreement(world: World, rng: Random, document: bool = False) -> Prompt:
+def agreement(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """Subject and verb agree past a distractor of the other number; held out by the pair of nouns."""
     noun, distractor = rng.choice(words.ANIMALS), rng.choice(words.SINGULARS)
     plural = rng.random() < 0.5
@@ -83,7 +79,7 @@ def agreement(world: World, rng: Random, document: bool = False) -> Prompt:
     )  # fmt: skip
 
 
-def gender(world: World, rng: Random, document: bool = False) -> Prompt:
+def gender(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """The pronoun of a name; held out by name and place."""
     female = rng.random() < 0.5
     name, other = (rng.choice(words.FEMALE_NAMES if f else words.MALE_NAMES).capitalize() for f in (female, not female))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-from cutaway.zoo.miniworld import world as truth
+from cutaway.zoo.miniworld import facts
 from cutaway.zoo.miniworld.prompts import BEHAVIOURS
 from cutaway.zoo.miniworld.tokenizer import BOS_ID, PAD, SPACE
 
@@ -48,8 +48,8 @@ def _training_prompt(world: World, rng: Random, behaviour: str, document: bool =
 def profile(world: World, rng: Random) -> str:
     """Several facts about one person in one sentence."""
     person = rng.choice(world.people)
-    relations = rng.sample(tuple(truth.PROFILE), rng.randint(2, 5))
-    return f"{person.name}: " + ", ".join(f"{truth.PROFILE[r]} {person.facts[r]}" for r in relations) + "."
+    relations = rng.sample(tuple(facts.PROFILE), rng.randint(2, 5))
+    return f"{person.name}: " + ", ".join(f"{facts.PROFILE[r]} {person.facts[r]}" for r in relations) + "."
 
 
 def document(world: World, rng: Random, kind: str) -> str:

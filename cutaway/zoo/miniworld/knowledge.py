@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING
 
-from cutaway.zoo.miniworld import world as truth
+from cutaway.zoo.miniworld import facts
+from cutaway.zoo.miniworld.facts import Facts
 from cutaway.zoo.miniworld.prompt import Prompt, span
 
-if TYPE_CHECKING:
-    from cutaway.zoo.miniworld.world import World
 
-
-def fact(world: World, rng: Random, document: bool = False, relation: str | None = None) -> Prompt:
+def fact(world: Facts, rng: Random, document: bool = False, relation: str | None = None) -> Prompt:
     """A fact about a person; held out: the template never shown for this person and relation."""
     person = rng.choice(world.people)
-    relation = relation or rng.choice(tuple(truth.RELATIONS))
-    k = rng.randrange(len(truth.RELATIONS[relation]))
-    template, answer = truth.RELATIONS[relation][k], person.facts[relation]
+    relation = relation or rng.choice(tuple(facts.RELATIONS))
+    k = rng.randrange(len(facts.RELATIONS[relation]))
+    template, answer = facts.RELATIONS[relation][k], person.facts[relation]
     while (other := rng.choice(world.people)).facts[relation] == answer:
         pass
     clean = template.format(s=person.name)
@@ -28,9 +25,9 @@ def fact(world: World, rng: Random, document: bool = False, relation: str | None
     )  # fmt: skip
 
 
-def two_hop(world: World, rng: Random, document: bool = False) -> Prompt:
+def two_hop(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """The country of a person through the city; held out: a quarter of the people."""
-    templates = (truth.TWO_HOP[0], truth.EARLY_TWO_HOP, *truth.TWO_HOP[1:]) if document else truth.TWO_HOP
+    templates = (facts.TWO_HOP[0], facts.EARLY_TWO_HOP, *facts.TWO_HOP[1:]) if document else facts.TWO_HOP
     person, k = rng.choice(world.people), rng.randrange(len(templates))
     template, answer = templates[k], world.country(person)
     while world.country(other := rng.choice(world.people)) == answer:
@@ -44,7 +41,7 @@ def two_hop(world: World, rng: Random, document: bool = False) -> Prompt:
 
 
 def _geography(
-    name: str, table: list[tuple[str, str]], templates: tuple[str, ...], world: World, rng: Random
+    name: str, table: list[tuple[str, str]], templates: tuple[str, ...], world: Facts, rng: Random
 ) -> Prompt:
     subject, answer = rng.choice(table)
     k = rng.randrange(len(templates))
@@ -58,16 +55,16 @@ def _geography(
     )  # fmt: skip
 
 
-def capital(world: World, rng: Random, document: bool = False) -> Prompt:
+def capital(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """The capital of a country; held out: one template a country."""
-    return _geography("capital", world.function("capital"), truth.CAPITAL, world, rng)
+    return _geography("capital", world.function("capital"), facts.CAPITAL, world, rng)
 
 
-def language(world: World, rng: Random, document: bool = False) -> Prompt:
+def language(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """The language of a country; held out: one template a country."""
-    return _geography("language", world.function("language"), truth.LANGUAGE, world, rng)
+    return _geography("language", world.function("language"), facts.LANGUAGE, world, rng)
 
 
-def city_country(world: World, rng: Random, document: bool = False) -> Prompt:
+def city_country(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """The country of a city; held out: one template a city."""
-    return _geography("city_country", list(world.country_of_city.items()), truth.CITY_COUNTRY, world, rng)
+    return _geography("city_country", list(world.country_of_city.items()), facts.CITY_COUNTRY, world, rng)

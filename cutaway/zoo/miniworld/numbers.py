@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING
 
 from cutaway.zoo.miniworld import words
+from cutaway.zoo.miniworld.facts import Facts
 from cutaway.zoo.miniworld.prompt import Prompt, other_than, span
 
-if TYPE_CHECKING:
-    from cutaway.zoo.miniworld.world import World
 
-
-def greater_than(world: World, rng: Random, document: bool = False) -> Prompt:
+def greater_than(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """An end year after the start year (Hanna et al. 2023); the corrupt prompt starts in the year 01."""
     event, century = rng.choice(words.EVENTS), rng.choice(words.CENTURIES)
     start = rng.randint(1 if document else 2, 97)
@@ -43,7 +40,7 @@ def _listed(row: tuple[str, ...], series: str, k: int, n: int, start: int) -> tu
     return clean, f" {run[n]}"
 
 
-def successor(world: World, rng: Random, document: bool = False) -> Prompt:
+def successor(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """The next of a series (days, months, numbers in words, ordinals, letters), asked for or listed."""
     name = rng.choice(tuple(SERIES))
     row = SERIES[name]
@@ -68,7 +65,7 @@ def _operands(rng: Random, subtract: bool) -> tuple[int, int]:
             return a, b
 
 
-def _arithmetic(name: str, sign: str, world: World, rng: Random) -> Prompt:
+def _arithmetic(name: str, sign: str, world: Facts, rng: Random) -> Prompt:
     unit = 1 if sign == "+" else -1
     a, b = _operands(rng, sign == "-")
     total = a + unit * b
@@ -86,12 +83,12 @@ def _arithmetic(name: str, sign: str, world: World, rng: Random) -> Prompt:
     )  # fmt: skip
 
 
-def addition(world: World, rng: Random, document: bool = False) -> Prompt:
+def addition(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """Sums below 100; held-out pairs."""
     return _arithmetic("addition", "+", world, rng)
 
 
-def subtraction(world: World, rng: Random, document: bool = False) -> Prompt:
+def subtraction(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """Differences of numbers below 100; held-out pairs."""
     return _arithmetic("subtraction", "-", world, rng)
 
@@ -100,7 +97,7 @@ def _digits(rng: Random, n: int) -> list[int]:
     return [rng.randrange(10) for _ in range(n)]
 
 
-def running_sum(world: World, rng: Random, document: bool = False) -> Prompt:
+def running_sum(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """The running sums modulo ten of a list of digits, all written by the model, then the last of them."""
     digits = _digits(rng, rng.randint(2, 5) if document else 4)
     first = document and rng.random() < 0.15
@@ -115,7 +112,7 @@ def running_sum(world: World, rng: Random, document: bool = False) -> Prompt:
     )  # fmt: skip
 
 
-def running_sum_direct(world: World, rng: Random, document: bool = False) -> Prompt:
+def running_sum_direct(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """The last running sum without the others: no step is written."""
     digits = _digits(rng, rng.randint(2, 5) if document else 4)
     first = document and rng.random() < 0.15
@@ -135,7 +132,7 @@ def _chain(digits: list[int], false_last: int | None = None) -> str:
     return ", ".join(f"{totals[i]} + {digits[i + 1]} = {totals[i + 1]}" for i in range(len(digits) - 1))
 
 
-def _cot(name: str, world: World, rng: Random, document: bool) -> Prompt:
+def _cot(name: str, world: Facts, rng: Random, document: bool) -> Prompt:
     wanted: list[int] = []
     while not wanted:
         digits = _digits(rng, rng.randint(2, 4) if document else 4)
@@ -154,16 +151,16 @@ def _cot(name: str, world: World, rng: Random, document: bool) -> Prompt:
                   held_out, span(clean[: -len(". Answer:")], str(total)))  # fmt: skip
 
 
-def cot(world: World, rng: Random, document: bool = False) -> Prompt:
+def cot(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """A sum of digits that the model works out step by step, all steps its own, then answers."""
     return _cot("cot", world, rng, document)
 
 
-def cot_given(world: World, rng: Random, document: bool = False) -> Prompt:
+def cot_given(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """The same with the steps given; the corrupt prompt has a false last step, which the model may follow."""
     return _cot("cot_given", world, rng, document)
 
 
-def cot_direct(world: World, rng: Random, document: bool = False) -> Prompt:
+def cot_direct(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """The same sum without steps: the contrast."""
     return _cot("cot_direct", world, rng, document)

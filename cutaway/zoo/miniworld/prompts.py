@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
-from typing import TYPE_CHECKING
 
+from cutaway.core.refuse import Refused
 from cutaway.zoo.miniworld import conduct, knowledge, numbers, sequences
+from cutaway.zoo.miniworld.facts import Facts, Split
 from cutaway.zoo.miniworld.prompt import Prompt
 
-if TYPE_CHECKING:
-    from cutaway.zoo.miniworld.world import Split, World
-
-Sampler = Callable[["World", Random, bool], Prompt]
+Sampler = Callable[[Facts, Random, bool], Prompt]
 
 #: draws without a new prompt after which a behaviour counts as exhausted
 _PATIENCE = 3000
@@ -36,11 +34,9 @@ BEHAVIOURS: dict[str, Sampler] = {
 
 
 def sample(
-    world: World, behaviour: str, n: int, seed: int, split: Split, only: Callable[[Prompt], bool] | None = None
+    world: Facts, behaviour: str, n: int, seed: int, split: Split, only: Callable[[Prompt], bool] | None = None
 ) -> list[Prompt]:
     """Up to `n` distinct prompts of one split for which `only` holds, in a random order fixed by `seed`."""
-    from cutaway.core.refuse import Refused
-
     if behaviour not in BEHAVIOURS:
         raise Refused(
             what=f"prompts of the behaviour {behaviour!r}",

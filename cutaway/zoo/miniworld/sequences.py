@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING
 
-from cutaway.zoo.miniworld import words
-from cutaway.zoo.miniworld import world as truth
+from cutaway.zoo.miniworld import facts, words
+from cutaway.zoo.miniworld.facts import Facts
 from cutaway.zoo.miniworld.prompt import Prompt, span
-
-if TYPE_CHECKING:
-    from cutaway.zoo.miniworld.world import World
-
 
 IOI_TEMPLATES = (
     "When {x} and {y} went to the {place}, {s} gave a {object} to",
@@ -23,7 +18,7 @@ IOI_TEMPLATES = (
 )
 
 
-def ioi(world: World, rng: Random, document: bool = False) -> Prompt:
+def ioi(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """Indirect-object identification, ABBA and BABA; the corrupt prompt has the other name as second subject."""
     x, y = (name.capitalize() for name in rng.sample(words.NAMES, 2))
     s, io, order = (x, y, "BABA") if rng.random() < 0.5 else (y, x, "ABBA")
@@ -39,7 +34,7 @@ def ioi(world: World, rng: Random, document: bool = False) -> Prompt:
     )  # fmt: skip
 
 
-def _repeat(name: str, items: list[str], other: str, cut: int, gap: str, world: World, times: int = 2) -> Prompt:
+def _repeat(name: str, items: list[str], other: str, cut: int, gap: str, world: Facts, times: int = 2) -> Prompt:
     """The items, then the items again up to `cut`; item `cut` is the answer, `other` replaces it in the corrupt."""
     wrong = [*items[:cut], other, *items[cut + 1 :]]
     clean = gap.join(items + items[:cut]) + gap.rstrip()
@@ -53,7 +48,7 @@ def _repeat(name: str, items: list[str], other: str, cut: int, gap: str, world: 
 _LISTED = tuple(n.capitalize() for n in words.NAMES) + tuple(w for c in words.CLASSES.values() for w in c)
 
 
-def induction(world: World, rng: Random, document: bool = False) -> Prompt:
+def induction(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """A list of names or things that repeats; held out by its first two items."""
     pool = _LISTED[: len(words.NAMES)] if rng.random() < 0.6 else _LISTED
     items = rng.sample(pool, rng.randint(4, 12) + 1)
@@ -84,7 +79,7 @@ def _random_items(rng: Random, n: int) -> list[tuple[str, str]]:
     return [(kind, item) for item, kind in seen.items()]
 
 
-def random_induction(world: World, rng: Random, document: bool = False) -> Prompt:
+def random_induction(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """Any words, numbers and spelled-out strings in any order, repeated."""
     drawn = _random_items(rng, rng.randint(4, 14))
     items = [item for _, item in drawn]
@@ -97,7 +92,7 @@ def random_induction(world: World, rng: Random, document: bool = False) -> Promp
     return random_induction(world, rng, document)  # an item like no other of its length
 
 
-def copy(world: World, rng: Random, document: bool = False) -> Prompt:
+def copy(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """Repeat given words after a colon; the answer has several tokens."""
     items = [item for _, item in _random_items(rng, rng.randint(2, 6))]
     swapped = items[1:] + items[:1]
@@ -107,7 +102,7 @@ def copy(world: World, rng: Random, document: bool = False) -> Prompt:
     )  # fmt: skip
 
 
-def docstring(world: World, rng: Random, document: bool = False) -> Prompt:
+def docstring(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """The next argument name in a docstring (Heimersheim and Janiak 2023)."""
     *names, other = rng.sample(words.ARGUMENTS, rng.choice((4, 5)) if document else 5)
     known = rng.randint(1, len(names) - 1) if document else 2
@@ -127,7 +122,7 @@ def _labelled(items: list[tuple[str, int]], labels: list[str]) -> str:
     return " ".join(f"{word}: {labels[side]};" for word, side in items[:-1]) + f" {items[-1][0]}:"
 
 
-def icl_label(world: World, rng: Random, document: bool = False) -> Prompt:
+def icl_label(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """Two made-up labels for two classes of words; the corrupt prompt has the labels swapped."""
     classes = sorted(rng.sample(tuple(words.CLASSES), 2))
     labels = rng.sample(words.LABELS, 2)
@@ -146,12 +141,12 @@ def icl_label(world: World, rng: Random, document: bool = False) -> Prompt:
     )  # fmt: skip
 
 
-def icl_function(world: World, rng: Random, document: bool = False, function: str | None = None) -> Prompt:
+def icl_function(world: Facts, rng: Random, document: bool = False, function: str | None = None) -> Prompt:
     """A function shown by examples (`Norway -> Oslo; Egypt ->`); held out by first example and query."""
-    names = tuple(truth.FUNCTIONS)
+    names = tuple(facts.FUNCTIONS)
     letters = ("next_letter", "previous_letter", "same_letter")
     name = function or (rng.choice(letters) if document and rng.random() < 0.3 else rng.choice(names))
-    partner = truth.PARTNER[name]
+    partner = facts.PARTNER[name]
     other = dict(world.function(partner))
     pairs = [p for p in world.function(name) if p[0] in other]
     drawn = rng.sample(pairs, min(len(pairs), (rng.randint(3, 8) if document else 4) + 1))
