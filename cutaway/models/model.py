@@ -19,6 +19,7 @@ from cutaway.models.access import backward, forward, taps
 from cutaway.models.access.capture import Activations, Collector
 from cutaway.models.access.ports import port
 from cutaway.models.access.positions import frame_of
+from cutaway.models.access.reading import Measure, OfLogits, measure_of, observe
 from cutaway.models.anatomy import rope
 from cutaway.models.anatomy.anatomy import Anatomy, Shape
 from cutaway.models.anatomy.families import Family
@@ -247,19 +248,34 @@ class Model:
         places = dict.fromkeys(a.place for a in asked)
         return Activations({a: rope.in_order(rows, [part[a] for part in parts]) for a in places}, t)
 
+    def measure(
+        self, prompts: Prompts, metric: Measure | OfLogits, edits: Edit | Sequence[Edit] = ()
+    ) -> Float[Tensor, "batch *metric"]:
+        """Return the metric of each prompt, under edits.
+
+        The metric takes the last logits and the index of each row's prompt, or is a `Measure` of whatever it reads.
+        """
+        t, what = self.tokens(prompts), measure_of(metric)
+        done, parts = _in_parts(self, t, edits, lambda some: observe(self.body, some, what.reads), halves=True)
+        with torch.no_grad():
+            values = [what(seen, torch.tensor(rows, device=t.ids.device))
+                      for seen, rows in zip(parts, done, strict=True)]  # fmt: skip
+        return rope.in_order(done, values)
+
     def gradients(
         self,
         prompts: Prompts,
         sites: str | Address | Sequence[str | Address],
-        metric: Callable[[Float[Tensor, "batch token"]], Float[Tensor, "batch"]],
+        metric: Measure | Callable[[Float[Tensor, "batch token"]], Float[Tensor, "batch"]],
         edits: Edit | Sequence[Edit] = (),
     ) -> tuple[Float[Tensor, "batch"], Activations, Activations]:
-        """The metric of each prompt's last logits, its gradients at the asked sites, and the activations there.
+        """Return the metric of each prompt, its gradients at the asked sites, and the activations there.
 
-        Gradients are those of each prompt's own metric; parameters' `.grad` stay untouched.
+        The metric takes the last logits, or is a `Measure` of whatever it reads. Gradients are those of each prompt's
+        own metric; parameters' `.grad` stay untouched.
 
         Raises:
-            Refused: the metric does not depend on an asked site, or not on the logits at all.
+            Refused: the metric does not depend on an asked site, or not on what it reads at all.
         """
         t, asked = self.tokens(prompts), self.places(sites)
         with self.edited(*as_edits(edits)):

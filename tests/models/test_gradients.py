@@ -124,8 +124,8 @@ def test_logits_and_embeddings_have_gradients_too():
     ("wrong", "word"),
     [
         (lambda logits: logits.detach()[:, 0], "without a gradient"),
-        (lambda logits: logits.sum(), "one number a prompt"),
-        (lambda logits: logits[:, :2], "one number a prompt"),
+        (lambda logits: logits.sum(), "one number per prompt"),
+        (lambda logits: logits[:, :2], "one number per prompt"),
     ],
 )
 def test_metrics_of_another_form_are_refused(wrong, word):

@@ -23,6 +23,7 @@ from cutaway.core.refuse import Refused
 from cutaway.models.access import forward, taps
 from cutaway.models.access.capture import Activations, Collector
 from cutaway.models.access.ports import port
+from cutaway.models.access.reading import Measure, Reads, depth, observe
 from cutaway.models.anatomy.anatomy import Anatomy
 from cutaway.models.anatomy.norms import measure, wide
 from cutaway.models.tokens import Tokens
@@ -40,14 +41,15 @@ def gradients(
     body: Anatomy,
     tokens: Tokens,
     places: Sequence[Address],
-    metric: Callable[[Float[Tensor, "batch token"]], Float[Tensor, "batch"]],
+    metric: Measure | Callable[[Float[Tensor, "batch token"]], Float[Tensor, "batch"]],
     cuts: Sequence[Cut] = ((),),
     relevance: Attention | None = None,
 ) -> tuple[Float[Tensor, "batch"], list[Activations], Activations]:
-    """The metric of each prompt's last logits, its gradients at `places` for every cut, and the activations there.
+    """Return the metric of each prompt, its gradients at `places` for every cut, and the activations there.
 
-    One forward, and one backward a cut: a set of places through which nothing flows back. The gradient at a cut place
-    itself is zero. With `relevance` they are relevance coefficients:
+    The metric takes the last logits [batch token], or is a `Measure` of whatever it reads. Behind everything that it
+    reads its gradients are zero. One forward, and one backward per cut: a set of places through which nothing flows
+    back. The gradient at a cut place itself is zero. With `relevance` they are relevance coefficients:
 
     * norms: the divisor is a constant (LN-rule);
     * activation functions: f(x) hands back f(x) / x instead of f′(x) (identity rule);
@@ -60,18 +62,26 @@ def gradients(
             `relevance`, an MLP whose activation function cannot be seen, or a norm of another form.
     """
     closed: set[Address] = set()
+    reads, layers = metric.reads if isinstance(metric, Measure) else Reads(), body.shape.n_layers
+    deepest = reads.deepest(layers)
     weights = _attention_rules(body, relevance) | {a.place: 1.0 for cut in cuts for a in cut}
+    weights = {a: w for a, w in weights.items() if depth(a, layers) <= deepest}
     collector = Collector(body, places, live=True)
     with fitting(tokens), torch.enable_grad(), forward.rooted(body), ExitStack() as stack:
         if relevance is not None:
-            stack.enter_context(_propagating(body))
+            stack.enter_context(_propagating(body, range(min(deepest + 1, layers))))
         # Weights come after the collector, so that what is collected counts what its reader's rule takes away.
         stack.enter_context(taps.attached(body, {p: collector.see(p) for p in collector.places}, gradient=True))
         with taps.attached(body, {p: _weighted(p, w, closed) for p, w in weights.items()}, gradient=True):
-            values = metric(forward.last_logits(body, tokens))
+            seen = observe(body, tokens, reads)
+            if isinstance(metric, Measure):
+                values = metric(seen, torch.arange(len(tokens), device=tokens.ids.device))
+            else:
+                assert seen.last_logits is not None
+                values = metric(seen.last_logits)
         if values.shape != (len(tokens),) or not values.requires_grad:
             form = f"it gave {tuple(values.shape)}" + ("" if values.requires_grad else " without a gradient")
-            raise Refused("metric", form, f"return one number a prompt ([{len(tokens)}]) computed from the logits")
+            raise Refused("metric", form, f"return one number per prompt ([{len(tokens)}]) computed from what it reads")
         wanted, slopes = [collector.found[a] for a in collector.asked], []
         for n, cut in enumerate(cuts):
             closed.clear()
@@ -81,7 +91,8 @@ def gradients(
             for g in found:
                 if g is not None:
                     notice(g)
-            slopes.append(Activations(dict(zip(collector.asked, _all(collector.asked, found), strict=True)), tokens))
+            given_slopes = _all(collector.asked, found, wanted, reads.early)
+            slopes.append(Activations(dict(zip(collector.asked, given_slopes, strict=True)), tokens))
     given = {a: x.detach() for a, x in zip(collector.asked, wanted, strict=True)}
     return values.detach(), slopes, Activations(given, tokens)
 
@@ -96,7 +107,12 @@ def fitting(tokens: Tokens) -> Iterator[None]:
         raise Refused(size, "the memory is not enough", "use fewer prompts at once") from error
 
 
-def _all(asked: Sequence[Address], found: Sequence[Tensor | None]) -> list[Tensor]:
+def _all(
+    asked: Sequence[Address], found: Sequence[Tensor | None], wanted: Sequence[Tensor], early: bool
+) -> list[Tensor]:
+    """Return every gradient; zeros behind what a metric of early activations reads, if it depends on some place."""
+    if early and any(g is not None for g in found):
+        return [torch.zeros_like(x) if g is None else g for g, x in zip(found, wanted, strict=True)]
     for a, g in zip(asked, found, strict=True):
         if g is None:
             raise Refused(f"gradient at {a}", "the metric does not depend on it", "choose an earlier site")
@@ -120,13 +136,13 @@ def _attention_rules(body: Anatomy, relevance: Attention | None) -> dict[Address
 
 
 @contextmanager
-def _propagating(body: Anatomy) -> Iterator[None]:
-    """While open, norms, activation functions and gates hand back relevance."""
+def _propagating(body: Anatomy, layers: range) -> Iterator[None]:
+    """Within the block, norms, and the activation functions and gates of these layers, hand back relevance."""
     if body.family.post_norm:
         raise Refused(
             f"relevance in a {body.family.name} model", "its residual stream itself is normed", "use plain gradients"
         )
-    rules = {p: see for i in range(len(body.blocks)) for p, see in _activation_rules(body, i).items()}
+    rules = {p: see for i in layers for p, see in _activation_rules(body, i).items()}
     with ExitStack() as stack:
         for module in _norms(body):
             stack.callback(module.register_forward_hook(_constant_scale, with_kwargs=True).remove)

@@ -60,16 +60,17 @@ class Enough(Exception):
     """Raised by a tap when nothing further of the running forward is needed; `streams` ends it there."""
 
 
-def streams(body: Anatomy, t: Tokens, share: float) -> None:
+def streams(body: Anatomy, t: Tokens, share: float, whole: float = 1.0) -> None:
     """A forward for its taps' sake: no position is unembedded but the last, and `Enough` ends it early.
 
-    `share` is the part of the model that runs until then, for the count of forwards.
+    `share` is the part of the model that runs until then, and `whole` the part that runs otherwise, for the count of
+    forwards.
     """
     try:
         if body.unembed is None:
-            _call(body, t, len(t))
+            _call(body, t, len(t) * whole)
         else:
-            last_logits(body, t)
+            last_logits(body, t, whole)
     except Enough:
         count(forwards=len(t) * share)
 

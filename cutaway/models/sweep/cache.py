@@ -23,6 +23,7 @@ from cutaway.core.record import versions
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
 from cutaway.models.access import taps
+from cutaway.models.access.reading import Measure, OfLogits, Seen, measure_of
 from cutaway.models.edits.edit import Edit
 from cutaway.models.loading.identity import described
 from cutaway.models.model import Model
@@ -108,16 +109,18 @@ class Ledger:
             self.values, self.done = values, done
 
 
-def sweep_key(model: Model, tokens: Tokens, variants: Sequence[Sequence[Edit]], metric: Callable[..., Tensor]) -> str:
+def sweep_key(model: Model, tokens: Tokens, variants: Sequence[Sequence[Edit]], metric: Measure | OfLogits) -> str:
     """What ties a ledger to its sweep: the versions, the model, the edits around it, prompts, edits and metric, whole.
 
-    A metric is known by what it is, and by what it makes of seeded random logits.
+    A metric is known by what it is and, if it reads last logits alone, by what it makes of seeded random ones.
 
     Raises:
         Refused: an edit or a metric that holds something whose value cannot be read.
     """
-    logits = torch.randn(len(tokens), model.shape.d_vocab, generator=generator(0)).to(model.device)
-    values = metric(logits, torch.arange(len(tokens), device=logits.device))
+    values, measure = None, measure_of(metric)
+    if not measure.reads.places:
+        logits = torch.randn(len(tokens), model.shape.d_vocab, generator=generator(0)).to(model.device)
+        values = measure(Seen(logits), torch.arange(len(tokens), device=logits.device))
     who = {name: said for name, said in model.identity().items() if name != "name"}
     # Numbers are reused under this key: every byte of the weights is read again, and everything attached must be read.
     who["weights"], (_, unread) = model.fingerprint(anew=True), described(model.hf)

@@ -10,20 +10,22 @@ variants are batched to a memory budget, both halved when memory runs out.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from cutaway.core.address import Address
 from cutaway.core.finite import finite, notice
 from cutaway.core.halving import in_halves, ran_out
 from cutaway.core.progress import advance
 from cutaway.core.record import count, counting
 from cutaway.core.refuse import Refused
 from cutaway.models.access import taps
+from cutaway.models.access.reading import Measure, OfLogits, Seen, measure_of
 from cutaway.models.anatomy.unembedding import UNEMBEDDED, unembedding
 from cutaway.models.edits.batch_slice import BatchSlice
 from cutaway.models.edits.edit import expand_edits, of_prompts
@@ -33,10 +35,22 @@ from cutaway.models.sweep import processes as shards
 from cutaway.models.sweep.cache import Ledger, kept, opened, sweep_key
 from cutaway.models.sweep.merge_edits import Added, defer, layers_added
 from cutaway.models.sweep.partial_forward import Clean, clean_run, grow, restart
-from cutaway.models.sweep.plan import Job, Variant, can_grow, cost, first_layer, groups, halved, plan, running
+from cutaway.models.sweep.plan import (
+    Job,
+    Variant,
+    can_grow,
+    cost,
+    first_layer,
+    groups,
+    halved,
+    plan,
+    reaching,
+    room,
+    running,
+)
 from cutaway.models.tokens import Tokens
 
-Metric = Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tensor, "row *metric"]]
+Metric = Measure | OfLogits
 _UNEMBED_BYTES = 1 << 28  # of the logits that are read at once
 
 
@@ -55,7 +69,8 @@ def sweep(
     `base` holds edits made in every variant, before its own: their run takes the place of the clean one, so that what
     a variant does not change in it is not computed again either.
     `metric` gets the last logits of a batch of rows and, for each row, the index of its prompt, in any order and
-    number; it returns one number a row, or one row of several. `budget` is the largest number of rows × positions run
+    number; it returns one number per row, or one row of several. A `Measure` gets what it reads instead, and forwards
+    end at the deepest place that is read. `budget` is the largest number of rows × positions run
     at once (but one prompt always fits it). With `resume`, what is done is kept in that file, also when interrupted,
     and taken from it the next time. Progress is told to whoever listens (`core.progress`). In a process group the plan
     is shared, and every process returns everything and counts the forwards of all.
@@ -71,8 +86,14 @@ def sweep(
         raise Refused(f"resume={str(resume or kept())!r}", "several processes share this sweep", "resume with one")
     base, variants = expand_edits(base, variants)
     _check(model, tokens, [base, *variants])
+    measure = measure_of(metric)
+    if measure.reads.early and (reach := _reaching(model, variants, measure)) is not None:
+        each, index = reach
+        return sweep(model, tokens, each, metric, base=base, budget=budget, resume=resume)[index]
+    if Address("logits") in measure.reads.places:  # at every position, so that batches are smaller
+        budget = min(room(model, tokens.ids.shape[1], budget), _UNEMBED_BYTES // (4 * model.shape.d_vocab))
     ledger = opened(len(variants), len(tokens), resume, lambda: sweep_key(model, tokens, [base, *variants], metric))
-    work = _Work(model, tokens, base, variants, metric, ledger, budget)
+    work = _Work(model, tokens, base, variants, measure, ledger, budget)
     with finite(f"a sweep of {model.name}", model.dtype), counting() as spent:
         try:
             for prompts in groups(model, tokens, variants, budget, base):
@@ -87,6 +108,18 @@ def sweep(
     if shared:
         count(forwards=shards.others(spent.forwards, model.device))
     return shards.gathered(ledger.values, model.device, shared)
+
+
+def _reaching(model: Model, variants: Sequence[Variant], measure: Measure) -> tuple[list[Variant], list[int]] | None:
+    """Return the different variants that are left without edits behind what is read, and for each variant which of
+    them it is; None if all edits count."""
+    left = reaching(model, variants, measure.reads)
+    if all(len(a) == len(b) for a, b in zip(left, variants, strict=True)):
+        return None
+    empty = [[]] if any(not v for v in left) else []
+    each = [*(v for v in left if v), *empty]
+    order = iter(range(len(each)))
+    return each, [next(order) if v else len(each) - 1 for v in left]
 
 
 def _check(model: Model, tokens: Tokens, variants: Sequence[Variant]) -> None:
@@ -135,7 +168,7 @@ class _Work:
     tokens: Tokens
     base: Variant
     variants: Sequence[Variant]
-    metric: Metric
+    measure: Measure
     ledger: Ledger
     budget: int | None
 
@@ -145,19 +178,19 @@ class _Group:
 
     def __init__(self, work: _Work, prompts: BatchSlice, own: frozenset[int] | None = None):
         self.model, self.prompts, self.own, self.budget = work.model, prompts, own, work.budget
-        self.metric, self.ledger = work.metric, work.ledger
+        self.measure, self.reads, self.ledger = work.measure, work.measure.reads, work.ledger
         self.tokens = work.tokens if prompts.everything else prompts.tokens(work.tokens)
         self.base = of_prompts(work.base, prompts)
         variants = [of_prompts(v, prompts) for v in work.variants]
         first, self.added = [first_layer(self.model, v) for v in variants], Added()
-        if not taps.busy(self.model.body):
+        if not taps.busy(self.model.body) and not self.reads.places:
             both = [defer(self.model, self.base, v, f, self.added) for v, f in zip(variants, first, strict=True)]
             variants, first = [v for v, _ in both], [f for _, f in both]
-        able = can_grow(self.model, self.tokens)
+        able = can_grow(self.model, self.tokens, self.reads)
         self.variants = [running(self.model, self.base, v, f, able) for v, f in zip(variants, first, strict=True)]
         self.first = first
         self.room = max(1, _UNEMBED_BYTES // (4 * self.model.shape.d_vocab))
-        self.way = unembedding(self.model.body)
+        self.way = unembedding(self.model.body) if self.reads.last_logits else None
         self.waiting: list[tuple[Job, Tensor]] = []  # final streams, until enough share one unembedding
 
     def share(self) -> frozenset[int]:
@@ -170,7 +203,7 @@ class _Group:
         done = self.ledger.done[:, list(self.prompts.rows)].all(1)
         if self.own is not None:
             done[[i for i in range(len(done)) if i not in self.own]] = True
-        return plan(self.model, self.tokens, self.variants, self.first, self.budget, done.tolist())
+        return plan(self.model, self.tokens, self.variants, self.first, self.budget, done.tolist(), self.reads)
 
     def run(self) -> None:
         """Do what is not done yet."""
@@ -181,7 +214,7 @@ class _Group:
         with model.edited(*self.base), torch.no_grad():
             layers = sorted({self.first[i] for i in needed})
             written = layers_added([self.variants[i] for i in needed])
-            clean = clean_run(model, self.tokens, layers, any(j.start > 0 for j in todo), written)
+            clean = clean_run(model, self.tokens, layers, any(j.start > 0 for j in todo), written, self.reads)
             self.added.values = clean.added
         try:
             with model.edited(), torch.no_grad():
@@ -196,16 +229,17 @@ class _Group:
             try:
                 if job.grows:
                     at = [self.first[i] for i in job.variants]
-                    shared = not self.way.after and UNEMBEDDED not in self.model.disabled
-                    x = grow(self.model, self.tokens, chosen, at, job.start, clean, job.narrow, shared)
-                    if not shared:
-                        self._enter(job.variants, x)
+                    alone = not self.reads.places and self.way is not None and not self.way.after
+                    shared = alone and UNEMBEDDED not in self.model.disabled
+                    seen = grow(self.model, self.tokens, chosen, at, job.start, clean, job.narrow, shared, self.reads)
+                    if not shared or seen.last_logits is None:
+                        self._enter(job.variants, seen)
                         continue
-                    self.waiting.append((job, x))
+                    self.waiting.append((job, seen.last_logits))
                     if sum(len(x) for _, x in self.waiting) >= self.room:
                         self._flush()
                 else:
-                    self._enter(job.variants, restart(self.model, self.tokens, chosen, job.low, clean))
+                    self._enter(job.variants, restart(self.model, self.tokens, chosen, job.low, clean, self.reads))
             except Refused as refusal:
                 if not ran_out(refusal) or len(job.variants) == 1:
                     raise
@@ -213,19 +247,20 @@ class _Group:
 
     def _flush(self) -> None:
         """Unembed what waits."""
-        if not self.waiting:
+        if not self.waiting or self.way is None:
             return
         n, variants = len(self.prompts), [i for job, _ in self.waiting for i in job.variants]
         streams = torch.cat([x for _, x in self.waiting])
         self.waiting, size = [], max(1, self.room // n)
         for at in range(0, len(variants), size):
             part = streams[at * n : (at + size) * n]
-            self._enter(variants[at : at + size], self.way.logits(part))
+            self._enter(variants[at : at + size], Seen(self.way.logits(part)))
 
-    def _enter(self, variants: Sequence[int], logits: Float[Tensor, "row token"]) -> None:
-        """Last logits of some variants."""
-        prompt = torch.tensor(self.prompts.rows, device=logits.device).repeat(len(variants))
-        values = self.metric(logits, prompt)
+    def _enter(self, variants: Sequence[int], seen: Seen) -> None:
+        """Measure what was seen of some variants, and enter it in the ledger."""
+        device = seen.last_logits.device if seen.last_logits is not None else self.tokens.ids.device
+        prompt = torch.tensor(self.prompts.rows, device=device).repeat(len(variants))
+        values = self.measure(seen, prompt)
         rows = values.reshape(len(variants), len(self.prompts), *values.shape[1:])
         self.ledger.put(variants, self.prompts.rows, rows)
         advance(float(self.ledger.done.sum()), self.ledger.done.numel())

@@ -8,7 +8,7 @@ the clean keys and values of the columns before: it needs unpadded prompts of on
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -23,7 +23,9 @@ from cutaway.core.finite import notice
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
 from cutaway.models.access import forward, taps
+from cutaway.models.access.capture import Activations, Collector
 from cutaway.models.access.positions import FRAME, ForwardFrame
+from cutaway.models.access.reading import Reads, Seen, observe
 from cutaway.models.anatomy.anatomy import Anatomy
 from cutaway.models.edits.edit import Edit
 from cutaway.models.model import Model
@@ -34,18 +36,34 @@ Variants = Sequence[Sequence[Edit]]
 
 @dataclass
 class Clean:
-    """What one unedited run left behind: streams entering blocks, what MLPs added, keys and values of every layer."""
+    """What one run without the variants' edits left behind.
+
+    Attributes:
+        streams: what entered blocks.
+        added: what MLPs added.
+        keys: keys and values of every layer.
+        read: the activations that the metric reads.
+    """
 
     streams: dict[int, Float[Tensor, "batch position d_model"]] = field(default_factory=dict)
     added: dict[int, Float[Tensor, "batch position d_model"]] = field(default_factory=dict)
     keys: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    read: dict[Address, Float[Tensor, "batch ..."]] = field(default_factory=dict)
 
 
-def clean_run(model: Model, tokens: Tokens, layers: Sequence[int], keys: bool, added: Sequence[int] = ()) -> Clean:
-    """Run the prompts once and keep the streams entering `layers`, what the MLPs of some layers `added`, and the keys
-    and values if asked.
+def clean_run(
+    model: Model,
+    tokens: Tokens,
+    layers: Sequence[int],
+    keys: bool,
+    added: Sequence[int] = (),
+    reads: Reads = Reads(),  # noqa: B008 (frozen)
+) -> Clean:
+    """Run the prompts once and keep the streams entering `layers`, what the MLPs of some layers `added`, the keys and
+    values if asked, and the activations that a metric reads.
     """
-    clean = Clean()
+    # All keys and values must be there, so a run that keeps them does not end early.
+    clean, collector = Clean(), Collector(model.body, reads.places, live=True, stops=reads.early and not keys)
 
     def keep(kept: dict[int, Tensor], layer: int) -> Callable[[Tensor], Tensor]:
         def see(x: Tensor) -> Tensor:
@@ -56,9 +74,14 @@ def clean_run(model: Model, tokens: Tokens, layers: Sequence[int], keys: bool, a
 
     sees = {Address("resid_pre", i): keep(clean.streams, i) for i in layers}
     sees |= {Address("mlp_out", i): keep(clean.added, i) for i in added}
-    with taps.attached(model.body, sees):
+    with taps.attached(model.body, sees), taps.attached(model.body, {a: collector.see(a) for a in collector.places}):
+        clean.read = collector.found
         if not keys:
-            forward.last_logits(model.body, tokens)
+            if reads.early:
+                forward.streams(model.body, tokens, collector.share)
+                collector.notice(tokens)
+            else:
+                forward.last_logits(model.body, tokens)
             return clean
         from transformers import DynamicCache
 
@@ -71,8 +94,15 @@ def clean_run(model: Model, tokens: Tokens, layers: Sequence[int], keys: bool, a
     return clean
 
 
-def restart(model: Model, tokens: Tokens, variants: Variants, layer: int, clean: Clean) -> Float[Tensor, "row token"]:
-    """Last logits of every prompt under every variant; all rows start at one layer."""
+def restart(
+    model: Model,
+    tokens: Tokens,
+    variants: Variants,
+    layer: int,
+    clean: Clean,
+    reads: Reads = Reads(),  # noqa: B008 (frozen)
+) -> Seen:
+    """Run every prompt under every variant, all rows from one layer on, and return what a metric reads of them."""
     many = tokens.rows(list(range(len(tokens))) * len(variants))
     sees = _sees(tokens, variants, ForwardFrame(tokens, len(tokens), tokens.ids.shape[1]))
     with ExitStack() as stack:
@@ -81,7 +111,8 @@ def restart(model: Model, tokens: Tokens, variants: Variants, layer: int, clean:
             stream = clean.streams[layer].repeat(len(variants), 1, 1)
             stack.enter_context(injecting(model.body.blocks[layer], lambda x: stream))
         stack.enter_context(taps.attached(model.body, sees))
-        return forward.last_logits(model.body, many, 1.0 - layer / model.shape.n_layers)
+        seen = observe(model.body, many, reads.since(layer, model.shape.n_layers), layer)
+    return Seen(seen.last_logits, _completed(tokens, reads, seen.activations or {}, clean, len(variants), 0))
 
 
 def grow(
@@ -93,13 +124,16 @@ def grow(
     clean: Clean,
     narrow: bool,
     unread: bool,
-) -> Float[Tensor, "row width"]:
-    """Last logits of every prompt under every variant, each from its own layer in `first` (ascending).
+    reads: Reads = Reads(),  # noqa: B008 (frozen)
+) -> Seen:
+    """Run every prompt under every variant, each from its own layer in `first` (ascending), and return what a metric
+    reads of them.
 
-    With `unread`, what the unembedding would read of them instead: to unembed many batches at once reads the
-    vocabulary's weights only once.
+    With `unread`, what the unembedding would read stands for the last logits: to unembed many batches at once reads
+    the vocabulary's weights only once.
     """
     n, width, layers = len(tokens), tokens.ids.shape[1], model.shape.n_layers
+    collector = Collector(model.body, reads.since(first[0], layers).places, live=True, stops=reads.early)
     running = [sum(f <= i for f in first) for i in range(layers)]
     own = ForwardFrame(tokens, n, width - start, start)  # of one variant: the batch of `frame` grows
     frame = replace(own)
@@ -111,14 +145,49 @@ def grow(
             stream = clean.streams[i][:, start:].repeat(joining, 1, 1) if joining else None
             stack.enter_context(injecting(model.body.blocks[i], _joined(stream, i == low, frame)))
         stack.enter_context(taps.attached(model.body, _sees(tokens, variants, own)))
-        stack.enter_context(_last_only(model.body, narrow and width - start > 1))
+        stack.enter_context(taps.attached(model.body, {a: collector.see(a) for a in collector.places}))
+        stack.enter_context(_last_only(model.body, narrow and width - start > 1, Address("logits") in reads.places))
         read = stack.enter_context(held_back(model.body)) if unread else []
         kw = {"past_key_values": _prefix(clean, start), "use_cache": True} if start else {"use_cache": False}
-        logits = _call(model, tokens.ids[:1, start:], frame, **kw)
+        last = None
+        try:
+            logits = _call(model, tokens.ids[:1, start:], frame, **kw)
+            last = (read[0] if unread else logits)[:, -1] if reads.last_logits else None
+        except forward.Enough:
+            running = running[: round(collector.share * layers)]
     count(forwards=n * sum(running) * (width - start) / (layers * width))
-    last = (read[0] if unread else logits)[:, -1]
-    notice(last)
-    return last
+    for x in [last] if last is not None else [*collector.found.values()][-1:]:
+        notice(x)
+    return Seen(last, _completed(tokens, reads, collector.found, clean, len(variants), start))
+
+
+def _completed(
+    tokens: Tokens, reads: Reads, found: Mapping[Any, Tensor], clean: Clean, variants: int, start: int
+) -> Activations | None:
+    """Fill up what a batch of variants computed with the clean run's values: of the columns before `start`, and of
+    the variants that join behind a place.
+    """
+    if not reads.places:
+        return None
+    n, whole = len(tokens), dict[Address, Tensor]()
+    for a in reads.places:
+        clean_rows, parts = clean.read[a], list[Tensor]()
+        if a in found:
+            x = found[a]
+            if start and (axis := _column_axis(a)) is not None:
+                front = clean_rows.narrow(axis, 0, start)
+                x = torch.cat([front.repeat(len(x) // n, *[1] * (x.ndim - 1)), x], dim=axis)
+            parts.append(x)
+        missing = variants - len(parts[0]) // n if parts else variants
+        parts += [clean_rows] * missing
+        whole[a] = torch.cat(parts) if len(parts) > 1 else parts[0]
+    return Activations(whole, tokens.rows(list(range(n)) * variants))
+
+
+def _column_axis(a: Address) -> int | None:
+    """Return the axis of a place's tensor along which the columns of a forward lie."""
+    axes = a.row.axes.split()
+    return next((axes.index(name) for name in ("position", "q_pos") if name in axes), None)
 
 
 @contextmanager
@@ -183,8 +252,9 @@ def entered(model: Model, layer: int, stream: Float[Tensor, "batch position d_mo
 
 
 @contextmanager
-def _last_only(body: Anatomy, narrow: bool) -> Iterator[None]:
-    """Hand the last column only to the unembedding; if `narrow`, the last block writes only there too.
+def _last_only(body: Anatomy, narrow: bool, everywhere: bool = False) -> Iterator[None]:
+    """Hand the last column only to the unembedding, unless `everywhere`; if `narrow`, the last block writes only there
+    too.
 
     Its attention output and MLP see one column; adding one column to a stream of many is right at the last and
     unread elsewhere.
@@ -198,7 +268,7 @@ def _last_only(body: Anatomy, narrow: bool) -> Iterator[None]:
         return ((x, *args[1:]), kw) if args else (args, {**kw, "hidden_states": x})
 
     final = body.shape.n_layers - 1
-    modules = [body.unembed, *(body.part(final, n) for n in ("o", "mlp", "ssm_out") if narrow)]
+    modules = [None if everywhere else body.unembed, *(body.part(final, n) for n in ("o", "mlp", "ssm_out") if narrow)]
     handles = [m.register_forward_pre_hook(last, with_kwargs=True) for m in modules if m is not None]
     try:
         yield

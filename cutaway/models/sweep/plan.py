@@ -15,6 +15,7 @@ from itertools import pairwise
 from cutaway.core.sites import BY_NAME
 from cutaway.models.access import taps
 from cutaway.models.access.forward import PADDING
+from cutaway.models.access.reading import Reads, depth
 from cutaway.models.anatomy import rope
 from cutaway.models.edits.batch_slice import BatchSlice
 from cutaway.models.edits.edit import Edit
@@ -81,17 +82,19 @@ def plan(
     first: Sequence[int],
     budget: int | None,
     done: Sequence[bool] = (),
+    reads: Reads = Reads(),  # noqa: B008 (frozen)
 ) -> list[Job]:
     """Group the variants not done yet so that each group computes the least, and cut the groups to the budget."""
-    width, n = tokens.ids.shape[1], len(tokens)
-    able, budget = can_grow(model, tokens), room(model, width, budget)
+    width, n, layers = tokens.ids.shape[1], len(tokens), model.shape.n_layers
+    able, budget = can_grow(model, tokens, reads), room(model, width, budget)
+    whole_end = any(depth(a, layers) >= layers - 1 for a in reads.places)  # more of the last block is read than its end
     alike: dict[tuple[bool, bool, int, int], list[int]] = {}
     for i, v in enumerate(variants):
         if done and done[i]:
             continue
         grows_ = able and all(grows(model, e) for e in v)
         start = min((_start(e, width) for e in v), default=0) if grows_ and not model.family.ssm else 0
-        narrow = grows_ and not any(_needs_last_block(model, e) for e in v)
+        narrow = grows_ and not whole_end and not any(_needs_last_block(model, e) for e in v)
         alike.setdefault((grows_, narrow, start, -1 if grows_ else first[i]), []).append(i)
     jobs = []
     for (grows_, narrow, start, _), members in alike.items():
@@ -107,6 +110,13 @@ def _attended(model: Model, width: int) -> int:
     """Rows whose keys and values of all columns, which attention reads at once, fit the budget."""
     s = model.shape
     return max(1, _BUDGET_BYTES // max(1, 8 * width * max(s.n_heads, s.n_kv_heads) * s.d_head))
+
+
+def reaching(model: Model, variants: Sequence[Variant], reads: Reads) -> list[Variant]:
+    """Leave out the edits behind the deepest place that is read, which change nothing there."""
+    layers = model.shape.n_layers
+    deepest = reads.deepest(layers)
+    return [[e for e in v if depth(e.where, layers) <= deepest] for v in variants]
 
 
 def halved(job: Job) -> Iterator[Job]:
@@ -143,8 +153,11 @@ def running(model: Model, base: Variant, variant: Variant, first: int, able: boo
     return edits if injected else [*base, *variant]
 
 
-def can_grow(model: Model, tokens: Tokens) -> bool:
-    """Growing batches need prompts of one length, causal attention, and no other edits around."""
+def can_grow(model: Model, tokens: Tokens, reads: Reads = Reads()) -> bool:  # noqa: B008 (frozen)
+    """Return True if batches may grow: of prompts of one length, with causal attention and no other edits around, and
+    if no embedding is read, of which a growing batch has one row."""
+    if any(depth(a, model.shape.n_layers) < 0 for a in reads.places):
+        return False
     family = model.family
     able = family.causal and not family.fixed_batch and not {PREFIX, RESUME} & model.disabled.keys()
     return able and not tokens.padded and not taps.busy(model.body)
