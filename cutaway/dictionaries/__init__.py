@@ -6,22 +6,24 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cutaway.dictionaries.code import SparseCode
-    from cutaway.dictionaries.dictionary import Block, Dictionary
+    from cutaway.dictionaries.dictionary import Dictionary
     from cutaway.dictionaries.formats import l0_check, load
+    from cutaway.dictionaries.parts import Block
     from cutaway.dictionaries.splice import Splice, ablate_latents, add_to_latents, scale_latents, set_latents
     from cutaway.dictionaries.store import open_dictionary as open
     from cutaway.dictionaries.store import save
-    from cutaway.dictionaries.transforms import autoencoder, one_block, together
+    from cutaway.dictionaries.transforms import autoencoder, fold, one_block, together
 
 # Where each public name lives; modules load when a name of theirs is first used.
 _LAZY = {
-    "Block": ("dictionary", "Block"),
+    "Block": ("parts", "Block"),
     "Dictionary": ("dictionary", "Dictionary"),
     "SparseCode": ("code", "SparseCode"),
     "Splice": ("splice", "Splice"),
     "ablate_latents": ("splice", "ablate_latents"),
     "add_to_latents": ("splice", "add_to_latents"),
     "autoencoder": ("transforms", "autoencoder"),
+    "fold": ("transforms", "fold"),
     "l0_check": ("formats", "l0_check"),
     "load": ("formats", "load"),
     "one_block": ("transforms", "one_block"),
@@ -34,8 +36,8 @@ _LAZY = {
 _PACKAGES = ("benchmarks", "evaluation", "formats", "gates", "objectives", "training")
 
 __all__ = [
-    "Block", "Dictionary", "SparseCode", "Splice", "ablate_latents", "add_to_latents", "autoencoder", "l0_check",
-    "load", "one_block", "open", "save", "scale_latents", "set_latents", "together",
+    "Block", "Dictionary", "SparseCode", "Splice", "ablate_latents", "add_to_latents", "autoencoder", "fold",
+    "l0_check", "load", "one_block", "open", "save", "scale_latents", "set_latents", "together",
 ]  # fmt: skip
 
 

@@ -16,32 +16,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cutaway.core.address import split_model
 from cutaway.core.record import hash_tensors, hash_text
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.repeat import Made
+from cutaway.dictionaries import provenance
 from cutaway.dictionaries.code import SparseCode, below, beside
 from cutaway.dictionaries.gates.gate import EncoderGate, Gate, GreedyGate, moved
-from cutaway.dictionaries.norms import Measured, Norm
+from cutaway.dictionaries.norms import Measured, Norm, moved_norm
+from cutaway.dictionaries.parts import Block, decoder_norms, described, measured_at
+from cutaway.dictionaries.validate import check
 
+K = TypeVar("K")
 Acts = Tensor | Mapping[str, Tensor]
 _CHUNK = 1 << 24  # pre-activations held at once by `encode`
-
-
-@dataclass(frozen=True)
-class Block:
-    """Latents that share what they read and what they write; sites are addresses such as `resid_post.6`."""
-
-    n_latents: int
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -73,8 +69,6 @@ class Dictionary:
     made: Made | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        from cutaway.dictionaries.validate import check
-
         check(self)
 
     # --- what there is
@@ -89,6 +83,12 @@ class Dictionary:
     def writes(self) -> tuple[str, ...]:
         """Every site that is written, in order."""
         return tuple(dict.fromkeys(w for b in self.blocks for w in b.writes))
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Names of the models whose sites it uses, in order; empty where sites name none."""
+        names = dict.fromkeys(split_model(site)[0] for site in (*self.reads, *self.writes))
+        return tuple(n for n in names if n)
 
     @property
     def n_latents(self) -> int:
@@ -231,20 +231,22 @@ class Dictionary:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dictionary:
         """The same dictionary on another device or in another dtype."""
-        from cutaway.dictionaries import provenance as made
-        from cutaway.dictionaries.transforms import converted
 
-        d = converted(self, lambda t: t.to(device, dtype), lambda g: moved(g, device, dtype))
-        return made.moved(d, self, device, dtype)
+        def by_site(weights: Mapping[K, Tensor]) -> dict[K, Tensor]:
+            return {site: t.to(device, dtype) for site, t in weights.items()}
 
-    def fold(self) -> Dictionary:
-        """The same map with every fixed normalisation and norm-aware gating folded into the weights.
-
-        Norm-aware latents change their unit: the folded value is f · n, and their decoder rows have norm one.
-        """
-        from cutaway.dictionaries.transforms import folded
-
-        return folded(self)
+        made = replace(
+            self,
+            encoder=tuple(by_site(w) for w in self.encoder),
+            decoder=tuple(by_site(w) for w in self.decoder),
+            b_enc=tuple(t.to(device, dtype) for t in self.b_enc),
+            b_dec=by_site(self.b_dec),
+            gates=tuple(moved(g, device, dtype) for g in self.gates),
+            skip=by_site(self.skip),
+            reading={s: moved_norm(n, device, dtype) for s, n in self.reading.items()},
+            writing={s: moved_norm(n, device, dtype) for s, n in self.writing.items()},
+        )
+        return provenance.moved(made, self, device, dtype)
 
     def sizes(self) -> dict[str, int]:
         """Sizes that declared costs are expressions of."""
@@ -257,8 +259,6 @@ class Dictionary:
 
     def fingerprint(self) -> str:
         """Hash of everything that determines the map."""
-        from cutaway.dictionaries.store import described
-
         tensors, header = described(self)
         return hash_text(hash_tensors(tensors), json.dumps({k: v for k, v in header.items() if k != "about"}))
 
@@ -337,18 +337,6 @@ def place_of(d: Dictionary, latent: int) -> tuple[int, int]:
         raise Refused(f"latent {latent}", "there is no such latent", f"use 0 to {d.n_latents - 1}")
     b = max(i for i, start in enumerate(d.starts[:-1]) if start <= latent)
     return b, latent - d.starts[b]
-
-
-def measured_at(blocks: Sequence[Block], write: str) -> str | None:
-    """The read whose measured numbers take a written site back: itself, or the one site that its blocks read."""
-    reads = tuple(dict.fromkeys(r for b in blocks if write in b.writes for r in b.reads))
-    return write if write in reads else reads[0] if len(reads) == 1 else None
-
-
-def decoder_norms(decoder: Mapping[str, Tensor]) -> Float[Tensor, "latent"]:
-    """The norm of each latent's decoder rows, over all the sites written."""
-    squares = [t.to(torch.promote_types(t.dtype, torch.float32)).pow(2).sum(1) for t in decoder.values()]
-    return torch.stack(squares).sum(0).sqrt()
 
 
 def _listed(sites: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ from `into` to `back`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -159,6 +159,13 @@ class TokenMean(Norm):
 
 
 NORMS: dict[str, Any] = {n.__name__: n for n in (Scale, Whitening, TokenNorm, TokenLayerNorm, TokenMean)}
+
+
+def moved_norm(norm: Norm, device: torch.device | str | None, dtype: torch.dtype | None) -> Norm:
+    """Return the normalisation on another device or in another dtype."""
+    values = {f.name: getattr(norm, f.name) for f in fields(norm)}  # type: ignore[arg-type]
+    moved = {k: v.to(device, dtype) for k, v in values.items() if isinstance(v, Tensor)}
+    return replace(norm, **moved)  # type: ignore[type-var]
 
 
 def same(a: Norm | None, b: Norm | None) -> bool:

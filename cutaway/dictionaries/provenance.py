@@ -6,20 +6,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from cutaway.core.repeat import Made, called
-from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.store import described
+from cutaway.dictionaries.parts import Parts, described
+
+P = TypeVar("P", bound=Parts)
 
 NARROW = "the command line computes with the dictionary in float32"
 
 
-def loaded(d: Dictionary, name: str, format: str | None, choices: Mapping[str, Any]) -> Dictionary:
+def loaded(d: P, name: str, format: str | None, choices: Mapping[str, Any]) -> P:
     """The dictionary that `load(name, format, …)` found, with how it was found."""
     name = str(Path(name).expanduser().absolute()) if Path(name).expanduser().exists() else name
     tensors = [n for n, v in choices.items() if isinstance(v, Tensor | dict)]
@@ -33,14 +34,14 @@ def loaded(d: Dictionary, name: str, format: str | None, choices: Mapping[str, A
     return _with(d, Made(called("ca.dictionaries.load", repr(name), format=format, **choices), flags, no_flags, why))
 
 
-def opened(d: Dictionary, path: str | Path, dtype: torch.dtype | None) -> Dictionary:
+def opened(d: P, path: str | Path, dtype: torch.dtype | None) -> P:
     """The dictionary that `open(path)` read, with how it was read."""
     whole = str(Path(path).expanduser().absolute())
     more = [] if dtype is None else [str(dtype)]
     return _with(d, Made(called("ca.dictionaries.open", repr(whole), *more), {"": whole}))
 
 
-def moved(d: Dictionary, before: Dictionary, device: Any, dtype: torch.dtype | None) -> Dictionary:
+def moved(d: P, before: P, device: Any, dtype: torch.dtype | None) -> P:
     """The dictionary after `before.to(device, dtype)`, with how it was made."""
     how = before.made
     if how is None or look(before) != how.seen:
@@ -51,14 +52,14 @@ def moved(d: Dictionary, before: Dictionary, device: Any, dtype: torch.dtype | N
     return _with(d, replace(how.then(step), no_flags="" if how.no_flags == NARROW else how.no_flags))
 
 
-def look(d: Dictionary) -> dict[str, Any]:
+def look(d: Parts) -> dict[str, Any]:
     """What a dictionary's numbers depend on, in a form that is quickly compared."""
     tensors, header = described(d)
     held = [(n, t.dtype, StorageWeakRef(t.untyped_storage()), t._version) for n, t in tensors.items()]
     return {"weights": held, "settings": json.dumps({n: v for n, v in header.items() if n != "about"})}
 
 
-def _with(d: Dictionary, how: Made) -> Dictionary:
+def _with(d: P, how: Made) -> P:
     if d.dtype != torch.promote_types(d.dtype, torch.float32) and not how.no_flags:
         how = replace(how, no_flags=NARROW)
     return replace(d, made=how.of(d, look))

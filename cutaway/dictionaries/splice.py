@@ -23,7 +23,6 @@ from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary, place_of
-from cutaway.dictionaries.validate import foreign_site
 from cutaway.models.access.positions import ForwardFrame
 from cutaway.models.edits.edit import Edit, index_of, indices
 
@@ -93,9 +92,9 @@ class Splice(Edit):
         if any(g.whole_batch for g in d.gates):
             why = "its code of a token depends on the other tokens of the batch"
             raise Refused(f"splice of {d!r}", why, "give its BatchTopK gate a threshold")
-        foreign = foreign_site(d)
-        if foreign is not None:
-            raise Refused(f"splice of {d!r}", f"{foreign} is of one of two models", "encode captured activations")
+        if d.models:
+            why = f"its sites name models ({', '.join(d.models)}), and a splice is into one model"
+            raise Refused(f"splice of {d!r}", why, "encode captured activations")
         strange = [w for w in self._written if w not in d.writes]
         if strange:
             raise Refused(f"splice at {strange[0]}", "the dictionary does not write it", f"use {', '.join(d.writes)}")

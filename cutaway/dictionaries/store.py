@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -13,12 +12,11 @@ from torch import Tensor
 
 from cutaway.core.files import LARGE, held, read_tensors, reading, write_tensors
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries.dictionary import Block, Dictionary
+from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.gates import gate_of, row_of
-from cutaway.dictionaries.gates.gate import numbers_of, tensors_of
 from cutaway.dictionaries.norms import NORMS, Norm
-
-KIND, VERSION = "dictionary", 1
+from cutaway.dictionaries.parts import KIND, VERSION, Block, described
+from cutaway.dictionaries.provenance import opened
 
 
 def save(dictionary: Dictionary, path: str | Path, dtype: torch.dtype | None = None) -> Path:
@@ -29,30 +27,6 @@ def save(dictionary: Dictionary, path: str | Path, dtype: torch.dtype | None = N
     """
     d = dictionary if dtype is None else dictionary.to(dtype=dtype)
     return write_tensors(path, *described(d))
-
-
-def described(d: Dictionary) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A dictionary's tensors by name, and everything else ready for JSON."""
-    header: dict[str, Any] = {
-        "kind": KIND, "version": VERSION,
-        "blocks": [{"n_latents": b.n_latents, "reads": b.reads, "writes": b.writes} for b in d.blocks],
-        "gates": [numbers_of(g) for g in d.gates],
-        "skip": [list(edge) for edge in d.skip],
-        "subtract_b_dec": d.subtract_b_dec, "norm_aware": d.norm_aware, "about": d.about,
-    }  # fmt: skip
-    tensors: dict[str, Tensor] = {}
-    for b in range(len(d.blocks)):
-        tensors |= {f"encoder.{b}.{site}": t for site, t in d.encoder[b].items()}
-        tensors |= {f"decoder.{b}.{site}": t for site, t in d.decoder[b].items()}
-        tensors[f"b_enc.{b}"] = d.b_enc[b]
-        tensors |= {f"gate.{b}.{n}": t for n, t in tensors_of(d.gates[b]).items()}
-    tensors |= {f"b_dec.{site}": t for site, t in d.b_dec.items()}
-    tensors |= {f"skip.{read}>{write}": t for (read, write), t in d.skip.items()}
-    for name, norms in (("reading", d.reading), ("writing", d.writing)):
-        header[name] = {site: _numbers(n) for site, n in norms.items()}
-        for site, n in norms.items():
-            tensors |= {f"{name}.{site}.{k}": t for k, t in _parts(n).items() if isinstance(t, Tensor)}
-    return tensors, header
 
 
 def open_dictionary(path: str | Path, dtype: torch.dtype | None = None) -> Dictionary:
@@ -68,8 +42,6 @@ def open_dictionary(path: str | Path, dtype: torch.dtype | None = None) -> Dicti
     with reading(path):
         d = _made(tensors, header)
     wanted = dtype or torch.promote_types(d.dtype, torch.float32)
-    from cutaway.dictionaries.provenance import opened
-
     return opened(d if d.dtype == wanted else d.to(dtype=wanted), path, dtype)
 
 
@@ -122,14 +94,6 @@ def _under(tensors: dict[str, Tensor], prefix: str, order: Sequence[str] = ()) -
     """Tensors whose names begin so, by the rest of the name; sums over sites are taken in the order they had."""
     found = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
     return {n: found[n] for n in (*(o for o in order if o in found), *(n for n in found if n not in order))}
-
-
-def _parts(norm: Norm) -> dict[str, Any]:
-    return {f.name: getattr(norm, f.name) for f in fields(norm)}  # type: ignore[arg-type]
-
-
-def _numbers(norm: Norm) -> dict[str, Any]:
-    return {"kind": type(norm).__name__} | {k: v for k, v in _parts(norm).items() if not isinstance(v, Tensor)}
 
 
 def _norms(tensors: dict[str, Tensor], header: dict[str, Any], name: str) -> dict[str, Norm]:

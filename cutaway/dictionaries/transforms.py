@@ -1,18 +1,19 @@
-"""Other forms of the same dictionary: moved, folded, joined."""
+"""Other forms of the same dictionary: folded, joined, cut apart."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries.dictionary import Block, Dictionary, decoder_norms
+from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.gates.gate import Gate
 from cutaway.dictionaries.norms import FixedNorm, Norm, same
+from cutaway.dictionaries.parts import Block, decoder_norms
 
 
 def one_block(
@@ -49,7 +50,7 @@ def together(dictionaries: Sequence[Dictionary]) -> Dictionary:
     if twice:
         raise Refused("together", f"{twice[0]} is written by two of them", "join dictionaries of different sites")
     if any((d.subtract_b_dec, d.norm_aware) != (first.subtract_b_dec, first.norm_aware) for d in dictionaries):
-        raise Refused("together", "some subtract b_dec or gate on norms and others do not", "fold() them first")
+        raise Refused("together", "some subtract b_dec or gate on norms and others do not", "fold them first")
     about = [d.about for d in dictionaries]
     return Dictionary(
         *(tuple(x for d in dictionaries for x in getattr(d, n)) for n in ("blocks", "encoder", "decoder", "b_enc")),
@@ -64,30 +65,11 @@ def together(dictionaries: Sequence[Dictionary]) -> Dictionary:
     )
 
 
-def converted(d: Dictionary, tensor: Callable[[Tensor], Tensor], gate: Callable[[Gate], Gate]) -> Dictionary:
-    """The dictionary with every tensor passed through one function, and every gate through another."""
+def fold(d: Dictionary) -> Dictionary:
+    """Fold every fixed normalisation and norm-aware gating into the weights; the map stays the same.
 
-    def norm(n: Norm) -> Norm:
-        values = {f.name: getattr(n, f.name) for f in fields(n)}  # type: ignore[arg-type]
-        return replace(n, **{k: tensor(v) for k, v in values.items() if isinstance(v, Tensor)})  # type: ignore[type-var]
-
-    return replace(
-        d,
-        encoder=tuple({s: tensor(t) for s, t in w.items()} for w in d.encoder),
-        decoder=tuple({s: tensor(t) for s, t in w.items()} for w in d.decoder),
-        b_enc=tuple(tensor(t) for t in d.b_enc),
-        b_dec={s: tensor(t) for s, t in d.b_dec.items()},
-        gates=tuple(gate(g) for g in d.gates),
-        skip={e: tensor(t) for e, t in d.skip.items()},
-        reading={s: norm(n) for s, n in d.reading.items()},
-        writing={s: norm(n) for s, n in d.writing.items()},
-    )
-
-
-def folded(d: Dictionary) -> Dictionary:
-    """The same map with fixed normalisations and norm-aware gating moved into the weights.
-
-    A greedy gate keeps its normalisation: its steps would be others in another scale.
+    Norm-aware latents change their unit: the folded value is f · n, and their decoder rows have norm one. A greedy
+    gate keeps its normalisation: its steps would be others in another scale.
     """
     d = _unit_norms(d) if d.norm_aware else d
     greedy = {s for b, g in zip(d.blocks, d.gates, strict=True) if g.greedy for s in b.reads}
@@ -164,7 +146,7 @@ def _merged(parts: Sequence[Mapping[Any, Any]]) -> dict[Any, Any]:
     for part in parts:
         for key, value in part.items():
             if key in out and not (same(out[key], value) if isinstance(value, Norm) else out[key] is value):
-                raise Refused("together", f"two of them say different things of {key}", "fold() them first")
+                raise Refused("together", f"two of them say different things of {key}", "fold them first")
             out[key] = value
     return out
 

@@ -1,4 +1,4 @@
-"""Whether the parts of a dictionary fit together."""
+"""Check that the parts of a dictionary fit together."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from torch import Tensor
 
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries.dictionary import Dictionary, measured_at
 from cutaway.dictionaries.gates.gate import tensors_of
+from cutaway.dictionaries.parts import Parts, measured_at
 
 
-def check(d: Dictionary) -> None:
+def check(d: Parts) -> None:
     """Refuse a dictionary whose parts do not fit.
 
     Raises:
@@ -21,7 +21,7 @@ def check(d: Dictionary) -> None:
     if wrong or not d.blocks:
         raise Refused("dictionary", f"{len(d.blocks)} blocks, but {', '.join(wrong) or 'one is needed'}", "one a block")
     for site in dict.fromkeys([*d.reads, *d.writes]):
-        parse(address_of(site))
+        parse(site)
     if set(d.b_dec) != set(d.writes):
         raise Refused("b_dec", f"it names {sorted(d.b_dec)}", f"give one bias for each of {', '.join(d.writes)}")
     for b in range(len(d.blocks)):
@@ -39,23 +39,13 @@ def check(d: Dictionary) -> None:
             raise Refused(f"{type(norm).__name__} of {site}", why, "measure the one site that its blocks read")
 
 
-def address_of(site: str) -> str:
-    """The address in a site's name; a crosscoder of two models writes `NAME:ADDRESS`."""
-    return site.rpartition(":")[2]
-
-
-def foreign_site(d: Dictionary) -> str | None:
-    """Return the first site of a dictionary that names one of several models; None if all are of one model."""
-    return next((site for site in (*d.reads, *d.writes) if address_of(site) != site), None)
-
-
-def same_kind(d: Dictionary, site: str) -> bool:
-    """Whether what a written site's normalisation needs is measured where its blocks read."""
+def same_kind(d: Parts, site: str) -> bool:
+    """True if what a written site's normalisation needs is measured where its blocks read."""
     source = measured_at(d.blocks, site)
     return source is not None and type(d.reading.get(source)) is type(d.writing[site])
 
 
-def _block(d: Dictionary, b: int) -> None:
+def _block(d: Parts, b: int) -> None:
     block, gate = d.blocks[b], d.gates[b]
     n, greedy = block.n_latents, gate.greedy
     if not block.reads or not block.writes:

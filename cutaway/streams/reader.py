@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from cutaway.core.address import Address
+from cutaway.core.address import Address, split_model
 from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused
 from cutaway.models.access.fast_kernels import OWN, Way, Ways
@@ -214,7 +214,7 @@ def named(model: Models) -> dict[str, Model]:
     """
     if not isinstance(model, Mapping):
         return {"": model}
-    wrong = [n for n in model if not n or any(c in n for c in ":*/ ")]
+    wrong = [n for n in model if not n or any(c in n for c in ":*/ @→,>")]
     if wrong or not model:
         what = f"a model named {wrong[0]!r}" if wrong else "no model"
         raise Refused(what, "names stand before addresses, as base:resid_post.3", "use words such as base and tuned")
@@ -231,13 +231,23 @@ def _addresses(
     """The addresses to read in each model; one that reads nothing is refused."""
     asked: dict[str, list[str | Address]] = {n: [] for n in models}
     for site in [sites] if isinstance(sites, str | Address) else sites:
-        name, colon, rest = site.rpartition(":") if isinstance(site, str) else ("", "", site)
-        if colon and name not in models:
-            there = f"there are {', '.join(models)}" if "" not in models else "give one model a name, or leave it out"
-            raise Refused(f"site {site}", f"no model is named {name}", there)
-        for n in [name] if colon else models:
+        names, rest = models_of(site, models)
+        for n in names:
             asked[n].append(rest)
     return {n: _of_one(m, asked[n]) for n, m in models.items()}
+
+
+def models_of(site: str | Address, models: Collection[str]) -> tuple[list[str], str | Address]:
+    """Return the models that a site or pattern is of (all of `models` if it names none), and the rest of it.
+
+    Raises:
+        Refused: it names a model that is not there.
+    """
+    name, rest = (site.model, replace(site, model="")) if isinstance(site, Address) else split_model(site)
+    if name and name not in models:
+        there = f"there are {', '.join(models)}" if "" not in models else "give one model a name, or leave it out"
+        raise Refused(f"site {site}", f"no model is named {name}", there)
+    return [name] if name else list(models), rest
 
 
 def _of_one(model: Model, sites: Sequence[str | Address]) -> list[str]:

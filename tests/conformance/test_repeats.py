@@ -16,6 +16,7 @@ from cutaway.cli import app
 from cutaway.cli.shell import as_data, plain
 from cutaway.core.method import Method
 from cutaway.core.repeat import NO_COMMAND, NO_PYTHON
+from cutaway.dictionaries.transforms import fold
 from tests.conformance import subjects
 from tests.conformance.test_methods import NAMED, QUICK
 
@@ -167,7 +168,7 @@ def test_a_dictionary_that_was_changed_has_no_command(files):
     task = ca.tasks.load("ioi", model, 1)
     d = ca.dictionaries.load("some latents.safetensors")
     options = {"latents": "3", "samples": 1}
-    for other, why in [(subjects.dictionary(128, "resid_post.3"), "made by hand"), (d.fold(), ""),
+    for other, why in [(subjects.dictionary(128, "resid_post.3"), "made by hand"), (fold(d), ""),
                        (replace(d, norm_aware=True), "(settings)"), (d.to(dtype=torch.float64), "")]:  # fmt: skip
         record = ca.features.latents(model, task, other, **options).record
         assert record["command"].startswith(NO_COMMAND if why else "cutaway"), record["command"]

@@ -2,8 +2,9 @@
 
 import torch
 
-from cutaway.dictionaries.dictionary import Block, Dictionary
+from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.gates import Gated, JumpRelu, MatchingPursuit, Relu, TopK
+from cutaway.dictionaries.parts import Block
 
 
 class Draw:

@@ -7,6 +7,7 @@ import torch
 
 import cutaway as ca
 from cutaway.dictionaries import training as tr
+from cutaway.dictionaries.transforms import fold
 from cutaway.models.model import Model
 from cutaway.streams import LiveStream, Packing
 from cutaway.zoo.miniworld.documents import WorldDocuments
@@ -32,7 +33,8 @@ def made():
 
 def test_the_changed_part_has_a_latent_of_one_model_and_the_rest_is_shared(made):
     dictionary, stream, new = made
-    d = dictionary.fold()  # rows in each site's own units
+    assert dictionary.models == ("base", "tuned")
+    d = fold(dictionary)  # rows in each site's own units
     base, tuned = (d.decoder[0][f"{n}:{SITE}"] for n in ("base", "tuned"))
     used = d.encode(next(stream).acts).fires() > 0
     share = (tuned.norm(dim=1) / (base.norm(dim=1) + tuned.norm(dim=1)))[used]

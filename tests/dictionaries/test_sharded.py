@@ -20,7 +20,7 @@ from cutaway.core.refuse import Refused
 from cutaway.dictionaries import objectives as ob
 from cutaway.dictionaries import training as tr
 from cutaway.dictionaries.gates import BatchTopK
-from cutaway.dictionaries.store import described
+from cutaway.dictionaries.parts import described
 from cutaway.dictionaries.training import sharded
 from cutaway.dictionaries.training.learner import Learner, Moments
 from cutaway.dictionaries.training.mesh import Shards, mesh

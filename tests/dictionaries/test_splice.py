@@ -202,7 +202,7 @@ def test_what_cannot_be_spliced_is_refused(tmp_path):
         Splice(d, changes=(ablate_latents(d.n_latents),))
     with pytest.raises(Refused, match="does not write"):
         Splice(d, writes=("resid_post.0",))
-    with pytest.raises(Refused, match="two models"):
+    with pytest.raises(Refused, match="name models"):
         Splice(dictionary([(4, ["a:mlp_in.1"], ["b:mlp_in.1"])], {"a:mlp_in.1": D, "b:mlp_in.1": D}))
     loose = made("autoencoder")
     loose = type(loose)(loose.blocks, loose.encoder, loose.decoder, loose.b_enc, loose.b_dec, (BatchTopK(2),))

@@ -16,7 +16,7 @@ from cutaway.core.progress import listening
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries import objectives as ob
 from cutaway.dictionaries import training as tr
-from cutaway.dictionaries.store import described
+from cutaway.dictionaries.parts import described
 from cutaway.dictionaries.training import adam as adams
 from cutaway.dictionaries.training.recipe import recipe_of
 from cutaway.dictionaries.training.update import KIND, DictionaryUpdate

@@ -5,6 +5,7 @@ from copy import deepcopy
 import pytest
 import torch
 
+from cutaway.core.address import parse
 from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
 from cutaway.models.model import Model
@@ -134,6 +135,7 @@ def test_several_models_read_the_same_contexts():
 
     stream, batches = fresh(), []
     assert list(stream.widths) == ["base:z.1", "tuned:z.1", "tuned:mlp_post.0"]
+    assert fresh(sites=("z.1", parse("tuned:mlp_post.0"))).widths == stream.widths
     alone = {n: fresh(m, ("z.1", "mlp_post.0")) for n, m in both.items()}
     for batch in stream:
         batches.append(batch)

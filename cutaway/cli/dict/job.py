@@ -20,7 +20,6 @@ from cutaway.dictionaries.evaluation.loss import loss_recovered
 from cutaway.dictionaries.evaluation.scores import Scores
 from cutaway.dictionaries.gates import row_of
 from cutaway.dictionaries.transforms import alone, together
-from cutaway.dictionaries.validate import foreign_site
 from cutaway.models.tokens import batch
 from cutaway.streams import LiveStream, Packing, documents, from_texts
 
@@ -51,9 +50,8 @@ class Job:
     step: Callable[[str], None]
 
     def __post_init__(self) -> None:
-        foreign = foreign_site(self.dictionary)
-        if foreign is not None:
-            why = f"{foreign} is of one of several models, and activations are read from one here"
+        if models := self.dictionary.models:
+            why = f"its sites name models ({', '.join(models)}), and activations are read from one model here"
             way = "judge it in Python: judge.evaluate(dictionary, Evidence({site: activations, …}))"
             raise Refused(f"judging {self.dictionary!r}", why, way)
         self.documents = _documents(self.model, self.text)

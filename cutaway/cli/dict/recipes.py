@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
+from cutaway.core.address import split_model
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.gates import GATES
 
@@ -197,7 +198,7 @@ def _spelled(flag: str) -> str:
 
 
 def _kind(reads: Sequence[str], writes: Sequence[str] | None) -> Kind:
-    if any(":" in site for site in reads):
+    if any(split_model(site)[0] for site in reads):
         return "crosscoder"
     return "autoencoder" if writes is None else "transcoder"
 

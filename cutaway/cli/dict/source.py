@@ -149,11 +149,10 @@ class Origin:
             return found
         if not self.named:
             return [str(a) for a in self.model.places(pattern)]
-        name, colon, rest = pattern.rpartition(":")
-        if colon and name not in self.models:
-            raise Refused(f"site {pattern}", f"no model is named {name}", f"there are {', '.join(self.models)}")
-        chosen = [name] if colon else list(self.models)
-        return [f"{n}:{a}" for n in chosen for a in self.models[n].places(rest)]
+        from cutaway.streams.reader import models_of
+
+        names, rest = models_of(pattern, self.models)
+        return [f"{n}:{a}" for n in names for a in self.models[n].places(rest)]
 
 
 def opened(flags: From) -> Origin:

@@ -26,13 +26,13 @@ from torch.nn.functional import normalize
 
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries.dictionary import Dictionary, decoder_norms
+from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.evidence import Evidence, observe
 from cutaway.dictionaries.evaluation.scores import chance
 from cutaway.dictionaries.gates import AbsTopK, BatchTopK, Gate, TopK
+from cutaway.dictionaries.parts import decoder_norms
 from cutaway.dictionaries.splice import needed
-from cutaway.dictionaries.transforms import autoencoder, one_block, subtracting, together
-from cutaway.dictionaries.validate import address_of
+from cutaway.dictionaries.transforms import autoencoder, fold, one_block, subtracting, together
 from cutaway.models.model import Model
 
 WIDEST = 8192  # coordinates that an affine map is fitted from
@@ -46,7 +46,7 @@ def random_dictionary(dictionary: Dictionary, fit: Evidence, l0: float, *, seed:
     become one threshold that gives the same L0 on `fit`.
     """
     g = chance(seed)
-    made = dictionary.fold()
+    made = fold(dictionary)
     encoder, decoder = [], []
     for b, block in enumerate(made.blocks):
         norms = decoder_norms(made.decoder[b]).cpu()
@@ -178,8 +178,8 @@ def neuron_sites(model: Model, dictionary: Dictionary) -> dict[str, str]:
     """The `mlp_post` site behind each `mlp_out` that a dictionary writes, where the model's neurons can be read."""
     found = {}
     for write in dictionary.writes:
-        a = parse(write) if address_of(write) == write else None
-        if a is None or a.site != "mlp_out" or a.layer is None or not model.sites()["mlp_post"].startswith("read"):
+        a = parse(write)
+        if a.model or a.site != "mlp_out" or a.layer is None or not model.sites()["mlp_post"].startswith("read"):
             continue
         try:
             model.weights.mlp_out(a.layer)

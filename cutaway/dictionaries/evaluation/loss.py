@@ -30,7 +30,6 @@ from cutaway.core.stats import ratio_interval
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.scores import Score, Scores, collect
 from cutaway.dictionaries.splice import Splice, SpliceWrite, late_reads
-from cutaway.dictionaries.validate import foreign_site
 from cutaway.models.access.positions import ForwardFrame
 from cutaway.models.edits.edit import Edit, as_edits
 from cutaway.models.edits.library import Ablate, Replace
@@ -85,9 +84,8 @@ def loss_recovered(
         Refused: no prediction counts, or the dictionary cannot be spliced: it is of several models, or its code of a
             token depends on other tokens.
     """
-    foreign = foreign_site(dictionary)
-    if foreign is not None:
-        why = f"{foreign} is of one of several models, and a splice is into one"
+    if dictionary.models:
+        why = f"its sites name models ({', '.join(dictionary.models)}), and a splice is into one model"
         raise Refused(f"the loss with {dictionary!r}", why, "judge it by its activations alone")
     tokens = model.tokens(prompts)
     left = _special(model, tokens) if special is None else special.to(tokens.ids.device)

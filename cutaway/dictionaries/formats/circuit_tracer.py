@@ -19,11 +19,12 @@ from torch import Tensor
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME
-from cutaway.dictionaries.dictionary import Block, Dictionary
+from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.shared.simple import Simple, before_weight, unheld
 from cutaway.dictionaries.formats.shared.source import Source, asked, asked_all, taken, write_config, write_plain
 from cutaway.dictionaries.gates import Gate, JumpRelu, Relu, TopK
-from cutaway.dictionaries.transforms import jumping, subtracting, together
+from cutaway.dictionaries.parts import Block
+from cutaway.dictionaries.transforms import fold, jumping, subtracting, together
 from cutaway.models.anatomy.foreign_names import hook_in_layer, hook_of_site, site_of_hook
 
 NAME = "circuit_tracer"
@@ -163,7 +164,7 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
     Raises:
         Refused: the format cannot hold it.
     """
-    d = jumping(subtracting(dictionary.fold(), False))
+    d = jumping(subtracting(fold(dictionary), False))
     n, root = len(d.blocks), Path(path)
     reads, writes = parse(d.blocks[0].reads[0]).site, parse(d.blocks[0].writes[0]).site
     ins, outs = [f"{reads}.{i}" for i in range(n)], [f"{writes}.{i}" for i in range(n)]

@@ -21,11 +21,12 @@ from torch import Tensor
 
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries.dictionary import Block, Dictionary
+from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.shared.simple import unheld
 from cutaway.dictionaries.formats.shared.source import PT, Source, asked, taken, write_config, write_plain
 from cutaway.dictionaries.gates import JumpRelu, Relu
-from cutaway.dictionaries.transforms import jumping, subtracting
+from cutaway.dictionaries.parts import Block
+from cutaway.dictionaries.transforms import fold, jumping, subtracting
 
 NAME = "crosslayer_coding"
 CONFIG, WEIGHTS = "cfg.json", "model.safetensors"
@@ -111,7 +112,7 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
     Raises:
         Refused: the format cannot hold it.
     """
-    d = jumping(subtracting(dictionary.fold(), False))
+    d = jumping(subtracting(fold(dictionary), False))
     n, gate = len(d.blocks), d.gates[0]
     fits = len(d.writes) == n and all(
         len(b.reads) == 1

@@ -28,7 +28,7 @@ from cutaway.dictionaries.formats.shared.pt import write_pt
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
 from cutaway.dictionaries.formats.shared.source import PT, Source, asked, write_config
 from cutaway.dictionaries.gates import BatchTopK, Gated, JumpRelu, Relu, TopK
-from cutaway.dictionaries.transforms import jumping
+from cutaway.dictionaries.transforms import fold, jumping
 
 NAME = "dictionary_learning"
 CONFIG = "config.json"
@@ -130,7 +130,7 @@ def write(dictionary: Dictionary, path: str | Path, kind: str | None = None) -> 
     Raises:
         Refused: the format cannot hold it.
     """
-    gate = dictionary.fold().gates[0]
+    gate = fold(dictionary).gates[0]
     kinds = {Relu: "AutoEncoder", Gated: "GatedAutoEncoder", TopK: "AutoEncoderTopK", BatchTopK: "BatchTopKSAE",
              JumpRelu: "JumpReluAutoEncoder"}  # fmt: skip
     name = kind or kinds.get(type(gate), "")

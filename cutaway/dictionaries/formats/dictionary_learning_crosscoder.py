@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries.dictionary import Block, Dictionary
+from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.shared.pt import write_pt
 from cutaway.dictionaries.formats.shared.simple import unheld
 from cutaway.dictionaries.formats.shared.source import PT, Source, asked, taken, write_config
 from cutaway.dictionaries.gates import BatchTopK, Gate, JumpRelu, Relu
-from cutaway.dictionaries.transforms import subtracting
+from cutaway.dictionaries.parts import Block
+from cutaway.dictionaries.transforms import fold, subtracting
 
 NAME = "dictionary_learning_crosscoder"
 CONFIG = "config.json"
@@ -142,7 +143,7 @@ def write(dictionary: Dictionary, path: str | Path, k: int | None = None) -> Pat
     Raises:
         Refused: the format cannot hold it.
     """
-    d = subtracting(dictionary.fold(), False)
+    d = subtracting(fold(dictionary), False)
     block, gate = d.blocks[0], d.gates[0]
     sites = block.writes
     fits = len(d.blocks) == 1 and set(block.reads) == set(sites) and len({d.width(s) for s in sites}) == 1

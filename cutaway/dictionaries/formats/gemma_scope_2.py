@@ -16,11 +16,12 @@ from torch import Tensor
 
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries.dictionary import Block, Dictionary
+from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
 from cutaway.dictionaries.formats.shared.source import Source, asked, layer_in, taken, write_config, write_plain
 from cutaway.dictionaries.gates import JumpRelu
-from cutaway.dictionaries.transforms import jumping
+from cutaway.dictionaries.parts import Block
+from cutaway.dictionaries.transforms import fold, jumping
 
 NAME = "gemma_scope_2"
 _NEEDED = ("w_enc", "w_dec", "b_enc", "b_dec", "threshold")
@@ -122,7 +123,7 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
     """
     dictionary = jumping(dictionary)
     if len(dictionary.blocks) > 1:
-        return _write_layers(dictionary.fold(), Path(path))
+        return _write_layers(fold(dictionary), Path(path))
     s = simple(dictionary, NAME, subtract=False, skip=True)
     if not isinstance(s.gate, JumpRelu) or s.encoder is None or s.b_enc is None:
         raise unheld(dictionary, NAME, s.gate)

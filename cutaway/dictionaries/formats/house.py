@@ -6,7 +6,8 @@ from pathlib import Path
 
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.shared.source import Source
-from cutaway.dictionaries.store import KIND, open_dictionary, save
+from cutaway.dictionaries.parts import KIND
+from cutaway.dictionaries.store import open_dictionary, save
 
 NAME = "house"
 

@@ -40,7 +40,7 @@ def read(
     target: str | None = None,
     threshold_space: Literal["scaled", "raw"] | None = None,
 ) -> Dictionary:
-    """The dictionary, its scales kept (`fold()` moves them into the weights).
+    """The dictionary, its scales kept (`fold` moves them into the weights).
 
     `threshold_space` says what θ is compared with; it is asked for where the gate has a θ above 0.
     """

@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries.dictionary import Block, Dictionary
+from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
 from cutaway.dictionaries.formats.shared.source import Source, asked, taken, write_config, write_plain
 from cutaway.dictionaries.gates import BatchTopK, Gate, JumpRelu, Relu, TopK
 from cutaway.dictionaries.gates.gate import numbers_of, tensors_of
 from cutaway.dictionaries.norms import Norm, Scale, TokenNorm
-from cutaway.dictionaries.transforms import jumping, subtracting
+from cutaway.dictionaries.parts import Block
+from cutaway.dictionaries.transforms import fold, jumping, subtracting
 from cutaway.models.anatomy.foreign_names import (
     SITE_IN,
     SITE_OUT,
@@ -60,7 +61,7 @@ def detect(source: Source) -> bool:
 def read(
     source: Source, *, site: str | None = None, target: str | None = None, average_norms: Norms | None = None
 ) -> Dictionary:
-    """The dictionary, its scales kept (`fold()` moves them into the weights).
+    """The dictionary, its scales kept (`fold` moves them into the weights).
 
     `average_norms` (by site, or "folded") are asked for where activations are to be scaled and no file says by what.
     """
@@ -201,7 +202,7 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
         config |= {"sae_type": "crosscoder", SITES_BOTH: [hook_of_site(s) for s in d.writes],
                    "sparsity_include_decoder_norm": True}  # fmt: skip
     else:
-        d = subtracting(d.fold(), False)
+        d = subtracting(fold(d), False)
         tensors, gates = _layers(d), list(d.gates)
         config |= {"sae_type": "clt", SITES_IN: [hook_of_site(s) for s in d.reads],
                    SITES_OUT: [hook_of_site(s) for s in d.writes]}  # fmt: skip
@@ -235,7 +236,7 @@ def _each_writes_one(d: Dictionary) -> bool:
 
 def _together(d: Dictionary) -> tuple[dict[str, Tensor], list[Gate]]:
     """A crosscoder whose sites share one gate: each of the format's compares π with θ / n of its own decoder."""
-    d = subtracting(d.fold(), False)
+    d = subtracting(fold(d), False)
     if d.reading or d.writing or d.skip or len({d.width(s) for s in d.writes}) > 1:
         why = "its crosscoders have sites of one width, no skip, and scale all tokens alike"
         raise Refused(f"{d!r} as {NAME}", why, "choose another format")

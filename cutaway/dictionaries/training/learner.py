@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cutaway.core.stats import generator
-from cutaway.dictionaries.dictionary import Block, Dictionary
+from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.gates import Chosen
 from cutaway.dictionaries.kernels.reduce import ALONE, Across
 from cutaway.dictionaries.kernels.sparse_matmul import dense_read, follow, read, write
@@ -18,6 +18,7 @@ from cutaway.dictionaries.kernels.topk import Encoder, Shadow
 from cutaway.dictionaries.norms import Norm, Scale
 from cutaway.dictionaries.objectives import Part, Pass
 from cutaway.dictionaries.objectives.active import Active, tangential
+from cutaway.dictionaries.parts import Block
 from cutaway.dictionaries.training.adam import Adam
 from cutaway.dictionaries.training.recipe import Recipe
 from cutaway.models.moments import Moments as Running

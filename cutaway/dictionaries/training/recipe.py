@@ -9,11 +9,10 @@ from typing import Any, Literal
 
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries.dictionary import Block
 from cutaway.dictionaries.gates import TrainGate, train_gate_of
 from cutaway.dictionaries.objectives import Matryoshka, Term, term_of
+from cutaway.dictionaries.parts import Block
 from cutaway.dictionaries.training.adam import AdamSettings
-from cutaway.dictionaries.validate import address_of
 
 Decoder = Literal["unit", "free", "norm_aware"]
 
@@ -51,7 +50,7 @@ class Recipe:
         if not self.blocks or any(not b.reads or not b.writes for b in self.blocks):
             raise Refused("a recipe", "a block reads or writes nothing", "name the sites of every block")
         for site in (*self.reads, *self.writes):
-            parse(address_of(site))
+            parse(site)
         least, k = min(b.n_latents for b in self.blocks), getattr(self.gating, "k", 1)
         if least < 1:
             raise Refused(f"a dictionary with {least} latents", "it needs at least one", "give more latents")

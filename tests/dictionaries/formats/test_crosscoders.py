@@ -9,6 +9,7 @@ from cutaway.core.refuse import Refused
 from cutaway.dictionaries import formats
 from cutaway.dictionaries.gates import BatchTopK, JumpRelu, TopK
 from cutaway.dictionaries.norms import Scale
+from cutaway.dictionaries.transforms import fold
 from tests.dictionaries.common import dictionary
 from tests.dictionaries.formats.common import D, F, N, acts, draw, near, there_and_back
 
@@ -144,7 +145,7 @@ def test_crosscoders_trained_here_go_to_llamascopium_where_norms_do_not_matter(t
     d = trained(BatchTopK(4, 0.9))
     with pytest.raises(Refused, match="all sites share one threshold"):
         formats.write(d, tmp_path / "x", "llamascopium")
-    d = d.fold()
+    d = fold(d)
     rows = {s: w / w.norm(dim=1, keepdim=True) for s, w in d.decoder[0].items()}
     even = replace(d, decoder=(rows,))
     formats.write(even, tmp_path / "even", "llamascopium")

@@ -12,6 +12,7 @@ from cutaway.core.refuse import Refused
 from cutaway.dictionaries import formats
 from cutaway.dictionaries.gates import BatchTopK, JumpRelu
 from cutaway.dictionaries.norms import Scale
+from cutaway.dictionaries.transforms import fold
 from tests.dictionaries.common import dictionary
 from tests.dictionaries.formats.common import D, F, acts, draw, kept, near, there_and_back
 
@@ -296,7 +297,7 @@ def test_a_threshold_of_a_batch_is_written_for_every_latent(name, tmp_path):
     pi = d.pre_activations(0, X[0])
     f = pi * (pi > 0.7)
     assert 0 < int((f != 0).sum()) < int((pi > 0).sum())
-    assert near(d.fold().encode(X[0]).dense(), f)
+    assert near(fold(d).encode(X[0]).dense(), f)
     formats.write(d, tmp_path / "a", name, **({"kind": "JumpReluAutoEncoder"} if name.endswith("learning") else {}))
     again = formats.load(tmp_path / "a", **({"site": "resid_post.1"} if name == "gemma_scope" else {}))
     assert isinstance(again.gate, JumpRelu)

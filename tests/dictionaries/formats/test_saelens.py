@@ -11,6 +11,7 @@ from cutaway.dictionaries import formats
 from cutaway.dictionaries.about import trained_bos
 from cutaway.dictionaries.gates import BatchTopK, GroupMax, JumpRelu, MatchingPursuit
 from cutaway.dictionaries.norms import TokenLayerNorm
+from cutaway.dictionaries.transforms import fold
 from tests.dictionaries.common import dictionary
 from tests.dictionaries.formats.common import D, F, acts, draw, kept, near, there_and_back
 
@@ -133,7 +134,7 @@ def test_a_training_checkpoint_brings_its_scale_or_whitening(tmp_path):
     f = pre(0.4 * X) * (pre(0.4 * X) > 1.0)
     assert near(d.forward(X), decoded(f) / 0.4)
     assert isinstance(d.gate, BatchTopK)
-    assert near(d.fold().forward(X), decoded(f) / 0.4)
+    assert near(fold(d).forward(X), decoded(f) / 0.4)
     again = there_and_back(d, tmp_path / "b", "saelens", X)
     assert isinstance(again.gate, JumpRelu)  # as that tool converts it
     path = put(tmp_path / "c", config, tensors, {"scaling_factor": None, "has_whitening": True})

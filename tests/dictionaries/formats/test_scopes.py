@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries import formats
 from cutaway.dictionaries.gates import JumpRelu, Relu
+from cutaway.dictionaries.transforms import fold
 from tests.dictionaries.common import dictionary
 from tests.dictionaries.formats.common import D, F, acts, draw, kept, near, there_and_back
 
@@ -183,7 +184,7 @@ def test_llama_scope_in_both_spaces(space, subtract, aware, tmp_path):
     n = W_DEC.double().norm(dim=1) if aware else 1.0
     f = pi * (pi * n > (1.2 if space == "scaled" else 1.2 * s_in))
     assert near(d.forward(X), decoded(f) / s_out)
-    assert near(d.fold().forward(X), decoded(f) / s_out)
+    assert near(fold(d).forward(X), decoded(f) / s_out)
     assert d.reads == ("resid_post.15",)
     if not aware:
         again = there_and_back(d, tmp_path / "b", "llama_scope", X)

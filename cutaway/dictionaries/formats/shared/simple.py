@@ -12,7 +12,7 @@ from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.gates import BatchTopK, Gate, Gated, JumpRelu, TopK
 from cutaway.dictionaries.norms import Norm
-from cutaway.dictionaries.transforms import one_block, subtracting
+from cutaway.dictionaries.transforms import fold, one_block, subtracting
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def simple(d: Dictionary, what: str, subtract: bool | None = None, skip: bool = 
     Raises:
         Refused: the format (`what`) cannot hold it.
     """
-    d = d.fold()
+    d = fold(d)
     if len(d.blocks) != 1 or len(d.blocks[0].reads) != 1 or len(d.blocks[0].writes) != 1:
         raise Refused(f"{d!r} as {what}", "the format holds one block from one site to one site", "write its blocks")
     site, target = d.blocks[0].reads[0], d.blocks[0].writes[0]
@@ -100,7 +100,7 @@ def before_weight(d: Dictionary, site: str, weight: Tensor, bias: Tensor | None 
     weight = weight.to(d.device, d.dtype)
     shift = torch.zeros_like(weight) if bias is None else bias.to(d.device, d.dtype)
     if site in d.reading:
-        raise Refused(f"norm weight for {site}", "what is read is normalised once more", "fold() the dictionary first")
+        raise Refused(f"norm weight for {site}", "what is read is normalised once more", "fold the dictionary first")
     b_dec, skip = dict(d.b_dec), dict(d.skip)
     for (read, write), matrix in d.skip.items():
         if read == site:
