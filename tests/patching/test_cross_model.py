@@ -11,7 +11,7 @@ from cutaway.core.refuse import Refused
 from cutaway.models.edits.library import Replace
 from cutaway.models.loading.shuffle import shuffled
 from cutaway.patching import cross_model
-from tests.conformance.subjects import config, llama_task, miniworld, random_llama, tokenizer, uneven_task
+from tests.conformance.subjects import config, family, llama_task, miniworld, random_llama, tokenizer, uneven_task
 
 
 @cache
@@ -82,12 +82,17 @@ def test_a_change_planted_in_one_head_is_found_there(tmp_path):
 def test_the_shuffled_copy_keeps_every_entry_and_the_model():
     model = llama()
     before = model.fingerprint()
+    model.disabled["z"] = "why"
     copy = shuffled(model)
+    assert copy.disabled["z"] == "why"
     assert model.fingerprint() == before == random_llama().fingerprint()
     for a, b in zip(model.hf.parameters(), copy.hf.parameters(), strict=True):
         assert torch.equal(a.flatten().sort().values, b.flatten().sort().values)
+        assert (a.ndim == 1) == torch.equal(a, b)
         assert a.data_ptr() != b.data_ptr()
-    assert copy.fingerprint() == shuffled(model).fingerprint() != before
+    assert copy.fingerprint() == shuffled(model).fingerprint() != before != shuffled(model, 1).fingerprint()
+    hf = shuffled(family("llama_mqa_bias_tied")).hf
+    assert hf.get_input_embeddings().weight is hf.get_output_embeddings().weight
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path, other):

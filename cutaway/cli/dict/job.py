@@ -14,12 +14,12 @@ from cutaway.dictionaries import training as tr
 from cutaway.dictionaries.about import trained_bos
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.controls import controls, mlp_neurons, neuron_sites, random_dictionary
-from cutaway.dictionaries.evaluation.evaluate import shuffled_model
 from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
 from cutaway.dictionaries.evaluation.loss import loss_recovered
-from cutaway.dictionaries.evaluation.scores import Scores
+from cutaway.dictionaries.evaluation.scores import Scores, control_seed
 from cutaway.dictionaries.gates import row_of
 from cutaway.dictionaries.transforms import alone, together
+from cutaway.models import shuffled
 from cutaway.models.tokens import batch
 from cutaway.streams import LiveStream, Packing, documents, from_texts
 
@@ -144,7 +144,7 @@ class Job:
         """
         self.step("training on shuffled weights …")
         recipes, note = self._recipes()
-        model = shuffled_model(self.model, self.seed)
+        model = shuffled(self.model, control_seed(self.seed))
         stream = self.stream(model, self.sites, min(BATCH, tokens))
         evidence = Evidence.gather(stream, self.tokens)
         try:

@@ -16,7 +16,7 @@ from cutaway.dictionaries.evaluation.controls import (
     pca_dictionary,
     random_dictionary,
 )
-from cutaway.dictionaries.evaluation.evaluate import evaluate, shuffled_model
+from cutaway.dictionaries.evaluation.evaluate import evaluate
 from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
 from cutaway.dictionaries.evaluation.features import Features, Passage, context, features
 from cutaway.dictionaries.evaluation.firing import Firing, firing, firing_scores
@@ -35,6 +35,6 @@ __all__ = [
     "compare", "context", "controls", "decoder_rows", "evaluate", "features", "firing", "firing_scores", "fvu",
     "geometry", "geometry_scores", "joined", "letter_absorption", "letter_evidence", "linear_map", "loss_recovered",
     "mcc", "mlp_neurons", "mmcs", "neuron_sites", "neurons", "observe", "over_seeds", "pca_dictionary",
-    "planted_absorption", "probing", "random_dictionary", "reconstruction", "recovery", "shuffled_model", "splitting",
+    "planted_absorption", "probing", "random_dictionary", "reconstruction", "recovery", "splitting",
     "stability", "uniqueness",
 ]  # fmt: skip

@@ -33,7 +33,7 @@ from cutaway.dictionaries.evaluation.evidence import Seen
 from cutaway.dictionaries.evaluation.geometry import decoder_rows
 from cutaway.dictionaries.evaluation.probing import logistic
 from cutaway.dictionaries.evaluation.reconstruction import over_units
-from cutaway.dictionaries.evaluation.scores import Score, Scores, chance, collect
+from cutaway.dictionaries.evaluation.scores import Score, Scores, collect, control_generator
 
 FULL_COSINE, PART_COSINE, SHARE, MOST = 0.025, 0.1, 0.4, 3
 CANDIDATES, MOST_SPLIT, RISE = 64, 10, 0.03
@@ -86,7 +86,7 @@ def own_latents(code: SparseCode, shows: Bool[Tensor, "token"], *, seed: int = 0
     the weights of an L1 probe on latents scaled to their largest value. F1 is that on as many tokens without the
     concept as with it.
     """
-    rows = _balanced(shows, chance(seed))
+    rows = _balanced(shows, control_generator(seed))
     y, part = shows[rows], code.rows(rows)
     x = part.columns(_candidates(part, y))
     which = _candidates(part, y)

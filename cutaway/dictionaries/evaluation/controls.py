@@ -28,7 +28,7 @@ from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.evidence import Evidence, observe
-from cutaway.dictionaries.evaluation.scores import chance
+from cutaway.dictionaries.evaluation.scores import control_generator
 from cutaway.dictionaries.gates import AbsTopK, BatchTopK, Gate, TopK
 from cutaway.dictionaries.parts import decoder_norms
 from cutaway.dictionaries.splice import needed
@@ -45,7 +45,7 @@ def random_dictionary(dictionary: Dictionary, fit: Evidence, l0: float, *, seed:
     so long that the reconstruction of `fit` is as near as one factor can bring it. Top-k gates keep their k; others
     become one threshold that gives the same L0 on `fit`.
     """
-    g = chance(seed)
+    g = control_generator(seed)
     made = fold(dictionary)
     encoder, decoder = [], []
     for b, block in enumerate(made.blocks):

@@ -7,11 +7,9 @@ for the controls is fitted on a first quarter of the evidence, everything judged
 from __future__ import annotations
 
 from collections.abc import Mapping
-from copy import deepcopy
 
 import torch
 
-from cutaway.core.record import hash_text
 from cutaway.dictionaries.benchmarks.truth import Truth
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.absorption import planted_absorption
@@ -21,8 +19,7 @@ from cutaway.dictionaries.evaluation.firing import firing_scores
 from cutaway.dictionaries.evaluation.geometry import geometry_scores
 from cutaway.dictionaries.evaluation.matching import recovery
 from cutaway.dictionaries.evaluation.reconstruction import reconstruction
-from cutaway.dictionaries.evaluation.scores import Scores, chance, joined
-from cutaway.models.model import Model
+from cutaway.dictionaries.evaluation.scores import Scores, joined
 
 
 @torch.no_grad()
@@ -63,18 +60,3 @@ def evaluate(
 def _alike(foreign: Mapping[str, Seen], seen: Seen) -> dict[str, Seen]:
     """Those that write as many sites, so that their scores can stand in the same rows."""
     return {n: s for n, s in foreign.items() if len(s.output) == len(seen.output)}
-
-
-def shuffled_model(model: Model, seed: int = 0) -> Model:
-    """A copy of a model that knows nothing: the values of every weight matrix are shuffled within it.
-
-    Norms and biases (one axis) stay. A dictionary trained on its activations is a control: what it also reaches is no
-    sign of what the model has learned (Heap et al. 2025, arXiv:2501.17727).
-    """
-    hf, g = deepcopy(model.hf), chance(seed)
-    with torch.no_grad():
-        for p in hf.parameters():
-            if p.ndim > 1:
-                order = torch.randperm(p.numel(), generator=g).to(p.device)
-                p.copy_(p.reshape(-1)[order].reshape(p.shape))
-    return Model(hf, model.tokenizer, f"{model.name} shuffled {hash_text(str(seed))[:4]}", model.world)

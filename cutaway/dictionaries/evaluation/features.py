@@ -22,7 +22,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.evaluation.evidence import Seen
-from cutaway.dictionaries.evaluation.scores import chance
+from cutaway.dictionaries.evaluation.scores import control_generator
 from cutaway.models.model import Model
 
 By = Literal["focus", "frequency", "size"]
@@ -79,7 +79,7 @@ def features(
     focus = concentration(code, ids)
     key = {"focus": focus, "frequency": fires.float(), "size": mean}[by]
     chosen = torch.where(often, key, -torch.inf).topk(min(n, int(often.sum()))).indices
-    g = chance(seed)
+    g = control_generator(seed)
     null = [concentration(code, ids[torch.randperm(len(ids), generator=g)])[chosen] for _ in range(samples)]
     top, token = _largest(code, chosen, contexts)
     return Features(

@@ -17,7 +17,7 @@ from cutaway.core.record import machine, versions
 from cutaway.core.result import Result
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.reconstruction import over_units
-from cutaway.dictionaries.evaluation.scores import Score, Scores, chance, collect
+from cutaway.dictionaries.evaluation.scores import Score, Scores, collect, control_generator
 
 _ROWS = 1024
 
@@ -47,7 +47,7 @@ def decoder_rows(dictionary: Dictionary, site: str | None = None) -> Float[Tenso
 def geometry(dictionary: Dictionary, *, samples: int = 2, seed: int = 0) -> Geometry:
     """The nearest other decoder row of every latent, and of random rows."""
     rows = decoder_rows(dictionary).cpu()
-    g = chance(seed)
+    g = control_generator(seed)
     near, who = nearest(rows)
     null = [nearest(torch.randn(rows.shape, generator=g))[0] for _ in range(samples)]
     return Geometry(

@@ -22,7 +22,7 @@ from cutaway.dictionaries.evaluation.absorption import Absorbed, absorbed, by_co
 from cutaway.dictionaries.evaluation.evidence import Evidence, Seen
 from cutaway.dictionaries.evaluation.geometry import decoder_rows
 from cutaway.dictionaries.evaluation.probing import logistic
-from cutaway.dictionaries.evaluation.scores import Scores, chance, collect
+from cutaway.dictionaries.evaluation.scores import Scores, collect, control_generator
 from cutaway.models.model import Model
 
 TEMPLATE = "{word} has the first letter:"
@@ -51,7 +51,7 @@ def letter_evidence(
     if len(kept) < 20 or "{word}" not in template:
         why = f"{len(kept)} words of letters a to z" if "{word}" in template else "the template has no {word}"
         raise Refused(f"the first letters of {len(words)} words", why, "give some hundred words, and {word} once")
-    g = chance(seed)
+    g = control_generator(seed)
     shown = []
     for i, word in enumerate(kept):
         others = [kept[(i + 1 + int(k)) % len(kept)] for k in torch.randperm(len(kept) - 1, generator=g)[:examples]]
@@ -87,7 +87,7 @@ def letter_absorption(
     """
     if len(words) != len(seen.evidence):
         raise Refused(f"{len(words)} words", f"the evidence has {len(seen.evidence)}", "give those of letter_evidence")
-    order = torch.randperm(len(words), generator=chance(seed))
+    order = torch.randperm(len(words), generator=control_generator(seed))
     fit, test = order[: round(train * len(words))], order[round(train * len(words)) :]
     probes = _probes(seen.evidence.of(seen.dictionary.writes[0]).cpu(), words, fit, test)
     if not probes:

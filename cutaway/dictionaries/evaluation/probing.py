@@ -30,7 +30,7 @@ from cutaway.core.stats import BOUNDS, mean_interval, share_interval
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.evaluation.controls import principal
 from cutaway.dictionaries.evaluation.evidence import Seen
-from cutaway.dictionaries.evaluation.scores import chance
+from cutaway.dictionaries.evaluation.scores import control_generator
 
 KS = (1, 2, 5, 20)
 
@@ -64,7 +64,7 @@ def probing(
         Refused: the evidence has no texts or another number of them, or a concept is on one side of the split only.
     """
     groups = _texts(seen, labels)
-    g = chance(seed)
+    g = control_generator(seed)
     order = torch.randperm(len(labels), generator=g)
     cut = round(train * len(labels))
     fit, test = order[:cut], order[cut:]

@@ -84,9 +84,14 @@ class Score:
         return replace(self, null=[s.value for s in null], control={n: s.value for n, s in control.items()})
 
 
-def chance(seed: int) -> torch.Generator:
-    """The random source of a control: not the one that something else with this seed has drawn from."""
-    return generator((seed * 0x9E3779B1 + 0x5EED5EED) % (1 << 32))
+def control_seed(seed: int) -> int:
+    """Return the seed of a control, so that it draws other numbers than what it is a control of."""
+    return (seed * 0x9E3779B1 + 0x5EED5EED) % (1 << 32)
+
+
+def control_generator(seed: int) -> torch.Generator:
+    """Return the random source of a control."""
+    return generator(control_seed(seed))
 
 
 def collect(found: Sequence[Score], record: Mapping[str, Any]) -> Scores:

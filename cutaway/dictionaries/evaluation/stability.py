@@ -28,7 +28,7 @@ from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.evidence import Seen
 from cutaway.dictionaries.evaluation.geometry import cosines, decoder_rows
 from cutaway.dictionaries.evaluation.matching import matched, mcc
-from cutaway.dictionaries.evaluation.scores import chance
+from cutaway.dictionaries.evaluation.scores import control_generator
 
 _PAIRS = 1 << 16
 
@@ -54,7 +54,7 @@ def stability(dictionaries: Sequence[Dictionary], *, samples: int = 2, seed: int
         raise Refused(f"stability of {len(dictionaries)} dictionaries", "there is no pair", "give two or more")
     rows = [decoder_rows(d).cpu() for d in dictionaries]
     _same_width(rows)
-    n, g = len(rows), chance(seed)
+    n, g = len(rows), control_generator(seed)
     value, interval, null = torch.ones(n, n), torch.ones(n, n, 2), torch.ones(n, n, samples)
     for i in range(n):
         for j in range(i):
@@ -99,7 +99,7 @@ def compare(a: Seen, b: Seen, *, samples: int = 2, seed: int = 0) -> Comparison:
     one, two = decoder_rows(a.dictionary).cpu(), decoder_rows(b.dictionary).cpu()
     _same_width([one, two])
     i, j, near = matched(one, two)
-    n, g = len(one), chance(seed)
+    n, g = len(one), control_generator(seed)
     partner, cosine = torch.full((n,), -1), torch.full((n,), torch.nan)
     partner[i], cosine[i] = j, near
     null = torch.full((n, samples), torch.nan)
@@ -162,7 +162,7 @@ def splitting(
         raise Refused("two dictionaries on other tokens", "firing cannot be compared", "observe both on one evidence")
     small, large = decoder_rows(narrow.dictionary).cpu(), decoder_rows(wide.dictionary).cpu()
     _same_width([small, large])
-    g = chance(seed)
+    g = control_generator(seed)
     a, b = narrow.code.csr(), wide.code.csr()
     part, covered = _parts(a, b, small, large, within, alike)
     null, strangers = [], []
