@@ -1,0 +1,140 @@
+"""Docstrings and comments read like the field's: the worst habits are counted in each room, and may only shrink."""
+
+import ast
+import io
+import re
+import tokenize
+from collections import Counter
+
+import pytest
+
+from tests.meta.tree import ROOT, sources
+
+#: a docstring begins with a noun (class) or an active verb (function); a method's module may begin with its question
+START = re.compile(r"(What|Whether|Who|Whose|Where|How|One)\b")
+HABITS = re.compile(r"\bone a \b|\bso many\b|\banew\b|\bis no \b|\bwhoever\b|\bnobody\b|\btold\b", re.IGNORECASE)
+
+#: what is left in each room: docstrings with such a beginning, such words, and `# fmt: skip` outside tables of rows
+LEFT: dict[str, tuple[int, int, int]] = {
+    "cli": (5, 7, 7),
+    "cli/dict": (17, 3, 10),
+    "core": (27, 14, 5),
+    "dictionaries": (18, 2, 9),
+    "dictionaries/benchmarks": (8, 0, 2),
+    "dictionaries/evaluation": (13, 3, 32),
+    "dictionaries/formats": (19, 7, 47),
+    "dictionaries/formats/shared": (7, 4, 3),
+    "dictionaries/gates": (4, 2, 0),
+    "dictionaries/kernels": (7, 0, 0),
+    "dictionaries/objectives": (6, 0, 1),
+    "dictionaries/training": (8, 7, 13),
+    "features": (1, 0, 0),
+    "interventions": (28, 2, 5),
+    "lenses": (3, 0, 0),
+    "models": (12, 6, 4),
+    "models/access": (24, 4, 4),
+    "models/anatomy": (21, 6, 11),
+    "models/checks": (7, 0, 1),
+    "models/edits": (1, 1, 0),
+    "models/loading": (6, 5, 1),
+    "models/sweep": (11, 6, 1),
+    "patching": (9, 2, 11),
+    "streams": (28, 4, 15),
+    "suites": (3, 4, 2),
+    "tasks": (20, 3, 10),
+    "training": (2, 3, 1),
+    "views": (20, 9, 6),
+    "zoo": (2, 0, 0),
+    "zoo/miniworld": (11, 3, 28),
+}
+NONE = (0, 0, 0)
+
+
+def room(path: str) -> str:
+    """The folder of a file below the package."""
+    return "/".join(path.split("/")[1:-1]) or "the root"
+
+
+def docstrings(tree: ast.Module) -> list[str]:
+    """Every docstring, without the modules' own that ask a method's question."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [(n, ast.get_docstring(n)) for n in ast.walk(tree) if isinstance(n, documented)]
+    asks = [d for n, d in found if isinstance(n, ast.Module) and d and d.split("\n\n")[0].endswith("?")]
+    return [d for _, d in found if d and d not in asks]
+
+
+def comments(text: str) -> list[tuple[int, str]]:
+    """Every comment with its line."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    return [(t.start[0], t.string) for t in tokens if t.type == tokenize.COMMENT]
+
+
+def tables(tree: ast.Module) -> set[int]:
+    """Last lines of the constants of a module or class that are written as a collection: tables of rows."""
+    bodies = [tree.body, *(n.body for n in ast.walk(tree) if isinstance(n, ast.ClassDef))]
+    return {s.end_lineno or 0 for body in bodies for s in body
+            if isinstance(s, ast.Assign | ast.AnnAssign) and any(map(_collection, ast.walk(s)))}  # fmt: skip
+
+
+def _collection(node: ast.AST) -> bool:
+    return isinstance(node, ast.Tuple | ast.List | ast.Dict | ast.Set)
+
+
+def habits(text: str) -> tuple[list[str], list[str], list[int]]:
+    """Beginnings and words to avoid, and lines of `# fmt: skip` outside tables of rows, in one source text."""
+    tree = ast.parse(text)
+    docs, notes, rows = docstrings(tree), comments(text), tables(tree)
+    starts = [d.split("\n")[0] for d in docs if START.match(d)]
+    words = [w for prose in (*docs, *(c for _, c in notes)) for w in HABITS.findall(prose)]
+    return starts, words, [line for line, c in notes if "fmt: skip" in c and line not in rows]
+
+
+def counted() -> dict[str, tuple[int, int, int]]:
+    """The counts of each room that has any."""
+    found: dict[str, Counter[int]] = {}
+    for path in sources():
+        lists = habits((ROOT / path).read_text("utf-8"))
+        found.setdefault(room(path), Counter()).update({n: len(x) for n, x in enumerate(lists)})
+    return {r: (c[0], c[1], c[2]) for r, c in found.items() if any(c.values())}
+
+
+def test_habits_only_shrink():
+    wrong = {r: (now, LEFT.get(r, NONE)) for r, now in counted().items()
+             if any(n > most for n, most in zip(now, LEFT.get(r, NONE), strict=True))}  # fmt: skip
+    lines = [f"{p}: {x}" for p in sources() if room(p) in wrong
+             for part in habits((ROOT / p).read_text("utf-8")) for x in part]  # fmt: skip
+    assert not wrong, "\n".join([f"(now, at most): {wrong}", *lines])
+
+
+def test_rooms_without_habits_are_off_the_list():
+    assert set(LEFT) <= set(counted())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"""Words."""\n\n\ndef f():\n    """Whether it is so."""\n',
+        '"""One value a prompt."""\n',
+        'class A:\n    """How many there are."""\n',
+        "x = 1  # one a prompt\n",
+        '"""It is no number."""\n',
+        "x = f(1, 2)  # fmt: skip\n",
+        "def f():\n    x = (1, 2)  # fmt: skip\n",
+    ],
+)
+def test_the_check_sees(text):
+    assert any(habits(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"""What would patching change?\n\nMore."""\n',
+        '"""Ones, and whatever."""\n',
+        "ROWS = ((1, 2), (3, 4))  # fmt: skip\n",
+        "class A:\n    rows = {1: 2}  # fmt: skip\n",
+        'x = "one a prompt"\n',
+    ],
+)
+def test_the_check_lets_pass(text):
+    assert not any(habits(text))
