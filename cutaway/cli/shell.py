@@ -73,6 +73,8 @@ def as_data(result: Result, field: str | None = None) -> dict[str, Any]:
         "fields": fields,
         "labels": result.labels,
         "units": result.units,
+        "facts": result.facts(),
+        "reasons": result.reasons,
         "record": result.record,
     }
 

@@ -1,8 +1,10 @@
-"""Kinds of result as files of earlier versions name them, and the class and grid that each has today."""
+"""Result files of earlier versions: the class and grid of each kind, and the fields that were words of the record."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 _EFFECTS = "cutaway.interventions.effects:Effects"
 _GRIDS = {
@@ -56,3 +58,35 @@ OLD_KINDS: dict[str, OldKind] = {
     "dictionary_splitting": OldKind("cutaway.dictionaries.evaluation.stability:Splitting"),
     "dictionary_stability": OldKind("cutaway.dictionaries.evaluation.stability:Stability"),
 }
+
+#: word of an old record → the field that holds it today
+_OLD_WORDS = {
+    "clean − corrupt": "gap",
+    "clean − corrupted": "gap",
+    "other − own": "gap",
+    "clean − corrupted, probability": "gap_probability",
+    "clean − corrupted of the other": "gap_other",
+    "changed positions": "changed",
+    "answer": "answer",
+    "foil": "foil",
+    "rank of the answer": "rank",
+}
+
+
+def fields_of_record(meta: dict[str, Any], main: str, known: set[str]) -> dict[str, Any]:
+    """Move what an old record says in words of its own to `units`, `reasons` and the facts, which are returned.
+
+    Args:
+        meta: the units, the reasons and the record of a file without reasons; changed in place.
+        main: the field that the result is about, whose interval or null is meant where no field is named.
+        known: the fields of the result's class.
+    """
+    record: dict[str, Any] = meta["record"]
+    for word in ("no_interval", "without interval or null"):
+        if word in record:
+            found = record.pop(word)
+            meta["reasons"] |= found if isinstance(found, Mapping) else {main: found}
+    if isinstance(record.get("units"), Mapping):
+        meta["units"] |= record.pop("units")
+    moved = {word: name for word, name in _OLD_WORDS.items() if word in record and name in known}
+    return {name: record.pop(word) for word, name in moved.items()}

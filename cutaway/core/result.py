@@ -7,6 +7,7 @@
 
 The axis names check the shapes, name the columns of a frame, choose the picture and travel with the file. A class
 whose instances differ in their axes writes `*cell` for them, and each instance names its own: `grid=("layer", "head")`.
+Fields that are no tensors (a number, a text, a tuple of them) are facts: they travel in the header of the file.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import re
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
@@ -23,11 +24,12 @@ import torch
 from torch import Tensor
 
 from cutaway.core.files import held, read_tensors, reading, write_tensors
-from cutaway.core.old_kinds import OLD_KINDS, OldKind
+from cutaway.core.old_kinds import OLD_KINDS, OldKind, fields_of_record
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.render import RENDERERS
 
 KINDS: dict[str, type[Result]] = {}
+_COMMON = ("grid", "labels", "units", "reasons", "record")
 CELL = "*cell"  # in a field's annotation: the axes that the instance names
 
 
@@ -39,14 +41,16 @@ class Result:
         grid: the axes that `*cell` stands for in the annotations of this class.
         labels: the names of an axis's entries, by axis; or by field a nested list of words for its values (token
             strings beside token ids).
-        units: the unit of each field.
-        record: JSON-ready provenance.
+        units: the unit of each field, and of each entry that has its own, by the entry's label.
+        reasons: why a field, or one of its entries by its label, has no interval or no null.
+        record: JSON-ready provenance, for readers: whatever code reads is a field.
     """
 
     kind: ClassVar[str] = ""
     grid: tuple[str, ...] = ()
     labels: dict[str, list[Any]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
 
     def __init_subclass__(cls, kind: str = "", **kw: Any):
@@ -76,6 +80,11 @@ class Result:
     def tensors(self) -> dict[str, Tensor]:
         """The tensor fields that are present."""
         return {n: t for n in self.schema() if (t := getattr(self, n)) is not None}
+
+    def facts(self) -> dict[str, Any]:
+        """The fields that are no tensors, without those that every result has and those that are None."""
+        own = (f.name for f in fields(self) if f.name not in self.schema() and f.name not in _COMMON)
+        return {n: value for n in own if (value := getattr(self, n)) is not None}
 
     def sizes(self) -> dict[str, int]:
         """The length of every axis."""
@@ -158,8 +167,7 @@ class Result:
         for axis, wanted in at.items():
             if axis not in size:
                 raise Refused(f"select({axis}=…)", f"{self.kind} has no such axis", f"its axes are {', '.join(size)}")
-            items = list(wanted) if isinstance(wanted, Sequence) and not isinstance(wanted, str) else [wanted]
-            chosen[axis] = [self._index(axis, size[axis], item) for item in items]
+            chosen[axis] = self._entries(axis, wanted)
         kept: dict[str, Any] = {}
         for name, t in self.tensors().items():
             for d, axis in enumerate(self.axes()[name]):
@@ -210,7 +218,8 @@ class Result:
         """Write the result as safetensors with a JSON header; `cutaway.open` reads it back."""
         header = {"kind": self.kind, "class": f"{type(self).__module__}:{type(self).__qualname__}"}
         header |= {"grid": list(self.grid)} if self.grid else {}
-        header |= {"labels": self.labels, "units": self.units, "record": self.record}
+        header |= {"facts": facts} if (facts := self.facts()) else {}
+        header |= {"labels": self.labels, "units": self.units, "reasons": self.reasons, "record": self.record}
         return write_tensors(path, self.tensors(), header)
 
     def plot(self, name: str | None = None, **options: Any) -> Any:
@@ -231,6 +240,11 @@ class Result:
         if name not in self.tensors():
             raise Refused(f"field {name!r}", f"{self.kind} does not have it", f"use one of {', '.join(self.tensors())}")
         return name
+
+    def _entries(self, axis: str, wanted: Any) -> list[int]:
+        items = list(wanted) if isinstance(wanted, Sequence) and not isinstance(wanted, str) else [wanted]
+        size = self.sizes()[axis]
+        return [self._index(axis, size, item) for item in items]
 
     def _index(self, axis: str, size: int, item: Any) -> int:
         names = self.labels.get(axis)
@@ -267,18 +281,24 @@ def open_result(path: str | Path) -> Result:
         )
     absent = {n: None for n in cls.schema() if n not in tensors}
     with reading(path):
-        meta = {n: held(header, n, dict, {}) for n in ("labels", "units", "record")}
-        _check_words(meta["labels"], meta["units"])
+        meta = {n: held(header, n, dict, {}) for n in ("labels", "units", "reasons", "record")}
+        facts = held(header, "facts", dict, {})
+        if "reasons" not in header:
+            facts |= fields_of_record(meta, next(iter(cls.schema())), known)
+        _check_words(meta["labels"], meta["units"] | meta["reasons"])
         grid = held(header, "grid", list, list(old.grid))
         if not all(isinstance(axis, str) for axis in grid):
             raise ValueError(f"the grid is {grid!r:.60}, which is no list of axes")
         for before, now in old.renamed.items():
             meta["units"] |= {now: meta["units"].pop(before)} if before in meta["units"] else {}
         needed = [n for n in absent if type(None) not in get_args(get_type_hints(cls)[n])]
+        given = {*_COMMON, *cls.schema(), *facts}
+        needed += [f.name for f in fields(cls) if f.name not in given and f.default is MISSING]
         if needed:
             raise ValueError(f"the field {needed[0]!r} of {kind} is missing")
+        typed = _facts(cls, facts)
         try:
-            return cls(**tensors, **absent, **meta, grid=tuple(grid))
+            return cls(**tensors, **absent, **typed, **meta, grid=tuple(grid))
         except ValueError as error:
             why = f"its fields do not have the shapes of {kind}: {error}"
             raise Refused(f"file {str(path)!r}", why, "use the version that wrote it") from error
@@ -303,13 +323,36 @@ def _class_of(path: str | Path, header: dict[str, Any]) -> tuple[type[Result], O
     raise Refused(f"file {str(path)!r}", why, "use the version that wrote it")
 
 
+def _facts(cls: type[Result], found: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a file's header as the class annotates them: JSON has lists in place of tuples."""
+    hints, out = get_type_hints(cls), dict[str, Any]()
+    for name, value in found.items():
+        if name not in hints or name in cls.schema() or name in _COMMON:
+            raise ValueError(f"{cls.kind} has no field {name!r}")
+        options = get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
+        fitting = next((v for o in options if (v := _as_type(o, value)) is not None), None)
+        if fitting is None:
+            raise ValueError(f"{name!r} is {value!r:.60}, which is no {hints[name]}")
+        out[name] = fitting
+    return out
+
+
+def _as_type(kind: Any, value: Any) -> Any:
+    if get_origin(kind) is tuple:
+        parts = [_as_type(get_args(kind)[0], v) for v in value] if isinstance(value, list | tuple) else [None]
+        return None if None in parts else tuple(parts)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return value if isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) else None
+
+
 def _check_words(labels: dict[str, Any], units: dict[str, Any]) -> None:
     for name, words in labels.items():
         if not isinstance(words, list) or not all(map(_is_label, words)):
             raise ValueError(f"the labels of {name!r} are {words!r:.60}, which is no list of words")
     for name, unit in units.items():
         if not isinstance(unit, str):
-            raise ValueError(f"the unit of {name!r} is {unit!r:.60}, which is no text")
+            raise ValueError(f"the unit or reason of {name!r} is {unit!r:.60}, which is no text")
 
 
 def _is_label(label: Any) -> bool:

@@ -48,6 +48,11 @@ def mean_interval(
     return bounds.clamp(*within).reshape(shape).float()
 
 
+def one_prompt(prompts: int, *fields: str) -> dict[str, str]:
+    """Reasons why fields have no interval over prompts: one prompt has no spread. Empty if there are several."""
+    return {} if prompts > 1 else dict.fromkeys(fields, "one prompt")
+
+
 def ratio_interval(
     above: Float[Tensor, "prompt *cell"],
     below: Float[Tensor, "prompt *cell"],

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
-from cutaway.core.stats import BOUNDS, generator, mean_interval
+from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary, place_of
 from cutaway.interventions.components import positions
@@ -210,5 +210,7 @@ def _result(
         labels=labels,
         units=dict.fromkeys(("effect", "interval", "null", "estimate", "whole", "error"), unit)
         | {"recovered": "share of clean − corrupt"},
+        gap=x.gap,
+        reasons=one_prompt(len(x.bound), "effect"),
         record=x.notes() | {"latents with an estimate other than 0": int((guess.mean(0) != 0).sum())},
     )

@@ -83,8 +83,7 @@ class Removal:
 
     def notes(self) -> dict[str, Any]:
         """What the record says beyond the options."""
-        notes = self.says | {"unablated": float(self.clean.mean()), "sign": "positive is more answer"}
-        return notes | ({} if len(self.bound) > 1 else {"no_interval": "one prompt"})
+        return self.says | {"unablated": float(self.clean.mean()), "sign": "positive is more answer"}
 
     def _stand(self, donor: int) -> Activations:
         return self.stands[donor % len(self.stands)]

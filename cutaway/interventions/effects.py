@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from jaxtyping import Float
 from torch import Tensor
@@ -28,6 +29,8 @@ class Effects(Result, kind="effects"):
         error: the effect of the reconstruction error (latents).
         clean: the metric per clean prompt, without an edit.
         corrupt: the metric per corrupt prompt.
+        gap: the mean of clean − corrupt (cross_model: of other − clean), of which `recovered` is a share.
+        changed: the indices of the positions at which any corrupt prompt has another token.
         other: the metric per clean prompt in the other model (cross_model).
         single: the effect of the cell alone, where `effect` exchanges a window of layers.
         metrics: further metrics, read in the same runs.
@@ -59,3 +62,13 @@ class Effects(Result, kind="effects"):
     exact_interval: Float[Tensor, "*cell bound"] | None = None
     agreement: Float[Tensor, "statistic"] | None = None
     agreement_interval: Float[Tensor, "statistic bound"] | None = None
+    gap: float | None = None
+    changed: tuple[int, ...] | None = None
+
+    def select(self, **at: Any) -> Self:
+        """Return the effects restricted along axes; `changed` follows the positions."""
+        kept = super().select(**at)
+        if self.changed is None or "position" not in at:
+            return kept
+        order = self._entries("position", at["position"])
+        return replace(kept, changed=tuple(n for n, i in enumerate(order) if i in self.changed))

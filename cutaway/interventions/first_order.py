@@ -23,7 +23,7 @@ from cutaway.core.halving import in_halves
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import Site
 from cutaway.core.sites import site as site_row
-from cutaway.core.stats import BOUNDS, generator, mean_interval
+from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.interventions.audit import STATISTICS, Audit, Sample, audit, rounding
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
@@ -360,10 +360,15 @@ def said(e: Estimates, done: Audit | None, ranked: str = "|estimate|") -> dict[s
     checked: dict[str, Any] = {"audited": f"none of {len(e.places)} cells: none was asked for"}
     if done is not None:
         checked = {"agreement": str(done.sample), "audited": f"by ranks of {ranked}: {_cells(e, done.sample)}"}
-    without = {"recovered": "its interval and null are those of effect, divided by clean − corrupt"}
-    without |= {"exact": "no null: it is measured as patching.activation does, whose null holds for it"} if done else {}
-    about: dict[str, Any] = {"effect is": "an estimate", "without interval or null": without}
-    return notes(e.bound, e.corruption, e.gap) | about | checked
+    return notes(e.corruption) | {"effect is": "an estimate"} | checked
+
+
+def reasons(e: Estimates, found: Iterable[str]) -> dict[str, str]:
+    """Say why fields of an estimate have no interval or no null."""
+    out = {"recovered": "its interval and null are those of effect, divided by clean − corrupt"}
+    out |= {"exact": "no null: it is measured as patching.activation does, whose null holds for it"}
+    out |= one_prompt(len(e.bound), "effect", "score", "exact")
+    return {name: why for name, why in out.items() if name in found}
 
 
 def _cells(e: Estimates, sample: Sample) -> str:
@@ -384,13 +389,13 @@ def fields(e: Estimates, done: Audit | None) -> dict[str, Any]:
         tensors |= {"exact": done.exact, "exact_interval": done.exact_interval(len(mean))}
         whole = {"agreement": done.agreement, "agreement_interval": done.interval}
     return {name: t.reshape(*shape, *t.shape[1:]).clone() for name, t in tensors.items()} | whole | {
-        "clean": e.clean, "corrupt": e.corrupt,
+        "clean": e.clean, "corrupt": e.corrupt, "gap": e.gap,
     }  # fmt: skip
 
 
 def units(e: Estimates, names: Iterable[str]) -> dict[str, str]:
     """The units of a result's fields."""
-    plain = {"agreement", "agreement_interval"}
+    plain = {"agreement", "agreement_interval", "gap"}
     return dict.fromkeys([n for n in names if n not in plain], e.bound.unit) | {"recovered": "share of clean − corrupt"}
 
 
@@ -399,4 +404,5 @@ def effects(model: Model, e: Estimates, *, audits: int, seed: int) -> Effects:
     done = audited(model, e, e.values[0].mean(-1), audits, seed=seed)
     found = fields(e, done)
     labels = e.labels(STATISTICS if done else ())
-    return Effects(grid=e.axes, **found, labels=labels, units=units(e, found), record=said(e, done))
+    why = reasons(e, found)
+    return Effects(grid=e.axes, **found, labels=labels, units=units(e, found), reasons=why, record=said(e, done))

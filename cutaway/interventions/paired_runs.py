@@ -45,13 +45,12 @@ class Exchange:
 
     def notes(self) -> dict[str, Any]:
         """What the record of a patching result says beyond its options."""
-        return notes(self.bound, self.corruption, self.gap)
+        return notes(self.corruption)
 
 
-def notes(bound: Bound, corruption: str, gap: float) -> dict[str, Any]:
+def notes(corruption: str) -> dict[str, Any]:
     """What the record of a patching result says beyond its options."""
-    said: dict[str, Any] = {"corruption": corruption, "clean − corrupt": gap, "sign": "positive is more answer"}
-    return said | ({} if len(bound) > 1 else {"no_interval": "one pair of prompts"})
+    return {"corruption": corruption, "sign": "positive is more answer"}
 
 
 def exchange(model: Model, task: Task, site: str, direction: Direction) -> Exchange:

@@ -24,8 +24,8 @@ from torch import Tensor
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, generator, mean_interval
-from cutaway.lenses.readout import AGREES, read_out, single
+from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
+from cutaway.lenses.readout import AGREES, read_out
 from cutaway.models.anatomy.norms import wide
 from cutaway.models.anatomy.residual import logit_shares
 from cutaway.models.anatomy.unembedding import unembedding
@@ -94,8 +94,8 @@ def direct_attribution(
             "final norm": "scale frozen at its value in this run; centring and weight applied to every component",
             "closure": {"largest residual": float(residual.abs().max()), "mean total": float(total.mean())},
             "soft cap": "shares are of the uncapped logits" if unembedding(model.body).cap else "none",
-        }
-        | single(n),
+        },
+        reasons=one_prompt(n, "effect"),
     )
 
 

@@ -4,7 +4,7 @@ The logit lens (nostalgebraist 2020) as a grid: for the first prompt of a task, 
 embedding and after each block at every position, its probability, and the probability and rank of the answer there.
 
 * Control: the top token's probability in a randomly rotated basis (`null`, pooled over one rotation per sample).
-* It describes one prompt: there is no interval, and the record says so. `logit_lens` gives the curve with intervals.
+* It describes one prompt: there is no interval, as `reasons` says. `logit_lens` gives the curve with intervals.
 * Cost: one forward.
 """
 
@@ -68,5 +68,6 @@ def lens_grid(model: Model, task: Task, /, *, samples: int = 4, seed: int = 0) -
         divergence=apart.cpu(),
         labels={"layer": depth_labels(model), "position": tokens.labels(), "token": words, "probability": words},
         units={"probability": "probability", "answer_probability": "probability", "divergence": "nats"},
-        record={"no_interval": "one prompt; logit_lens has intervals over prompts", "prompt": tokens.texts[0]},
+        reasons={"probability": "one prompt; logit_lens has intervals over prompts"},
+        record={"prompt": tokens.texts[0]},
     )

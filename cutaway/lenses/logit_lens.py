@@ -21,8 +21,8 @@ from torch import Tensor
 
 from cutaway.core.method import method
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, mean_interval
-from cutaway.lenses.readout import along_depth, depth_labels, rank_of, single, turned
+from cutaway.core.stats import BOUNDS, mean_interval, one_prompt
+from cutaway.lenses.readout import along_depth, depth_labels, rank_of, turned
 from cutaway.models.model import Model
 from cutaway.tasks.task import Task
 
@@ -71,6 +71,6 @@ def logit_lens(model: Model, task: Task, /, *, samples: int = 8, seed: int = 0) 
         divergence=apart.mean(1).cpu(),
         labels={"layer": depth_labels(model), "bound": BOUNDS},
         units={"probability": "probability", "rank": "tokens more likely", "divergence": "nats"},
-        record={"final norm": "applied at each depth with the scale of that depth", "position": -1}
-        | single(len(bound)),
+        record={"final norm": "applied at each depth with the scale of that depth", "position": -1},
+        reasons=one_prompt(len(bound), "probability"),
     )

@@ -81,11 +81,6 @@ def _rotation(width: int, g: torch.Generator) -> Float[Tensor, "d_model d_model"
     return q * r.diagonal().sign()
 
 
-def single(prompts: int) -> dict[str, str]:
-    """What a record says of the interval that one prompt cannot have."""
-    return {} if prompts > 1 else {"no_interval": "one prompt"}
-
-
 def rank_of(logits: Float[Tensor, "*rest token"], ids: Int[Tensor, "*rest"]) -> Int[Tensor, "*rest"]:
     """How many tokens are strictly more likely (0 is the top)."""
     return (logits > logits.gather(-1, ids.unsqueeze(-1))).sum(-1)

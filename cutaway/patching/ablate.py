@@ -34,7 +34,7 @@ from cutaway.core.address import Address, component_axis
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import site as site_row
-from cutaway.core.stats import BOUNDS, mean_interval
+from cutaway.core.stats import BOUNDS, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import Removal, ordinary, removal
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
@@ -105,6 +105,7 @@ def ablate(
         clean=r.clean.cpu(),
         labels={"layer": chosen, "bound": BOUNDS, **names},
         units={"effect": unit, "interval": unit, "null": unit, "clean": unit},
+        reasons=one_prompt(len(r.bound), "effect"),
         record=r.notes() | notes,
     )
 

@@ -39,7 +39,7 @@ from cutaway.core.method import method
 from cutaway.core.progress import part
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import WRITERS
-from cutaway.core.stats import BOUNDS, generator, mean_interval
+from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
@@ -209,7 +209,6 @@ def _result(
     if len(read) > 1:
         found |= {"metrics": mean[1:], "metrics_interval": torch.stack(spread[1:]), "metrics_null": null[1:]}
         labels["metric"] = [f"{b.readout.name} ({b.unit})" for b in read[1:]]
-    changed = {"changed positions": _changed(bound)} if grid is None or grid.place else {}
     return Effects(
         grid=grid.axes if grid is not None else ("node",),
         **{n: t.clone() for n, t in found.items()},
@@ -218,12 +217,15 @@ def _result(
         corrupt=corrupt,
         labels=labels | {"bound": BOUNDS},
         units=units,
-        record=notes(bound, task.corruption, gap) | changed,
+        gap=gap,
+        changed=_changed(bound) if grid is None or grid.place else None,
+        reasons=one_prompt(len(bound), *(n for n in ("effect", "single", "metrics") if n in found)),
+        record=notes(task.corruption),
     )
 
 
-def _changed(bound: Bound) -> list[int]:
+def _changed(bound: Bound) -> tuple[int, ...]:
     """Indices into the position axis where any corrupt prompt has another token."""
     rows = range(len(bound))
     pairs = [(bound.clean.row(i).ids[0], bound.corrupt.row(i).ids[0]) for i in rows]
-    return [n for n, p in enumerate(positions(bound.clean)) if any(bool(a[p] != b[p]) for a, b in pairs)]
+    return tuple(n for n, p in enumerate(positions(bound.clean)) if any(bool(a[p] != b[p]) for a, b in pairs))

@@ -38,7 +38,18 @@ from cutaway.core.method import method
 from cutaway.core.stats import mean_interval
 from cutaway.interventions.audit import STATISTICS, Audit, agreement, rounding
 from cutaway.interventions.effects import Effects
-from cutaway.interventions.first_order import Nodes, Rule, Step, audited, estimates, fields, said, tangent, units
+from cutaway.interventions.first_order import (
+    Nodes,
+    Rule,
+    Step,
+    audited,
+    estimates,
+    fields,
+    reasons,
+    said,
+    tangent,
+    units,
+)
 from cutaway.interventions.grid import By
 from cutaway.interventions.paired_runs import Direction, Exchange
 from cutaway.models.access.backward import Cut
@@ -106,7 +117,8 @@ def attribution_star(
     out |= _checked(done, score, rounding(model, torch.stack([found.clean, found.corrupt])))
     record = said(found, done, "score") | {"QK-fix": any(n.site in _FIXED for n in found.nodes)}
     labels = found.labels(_STATISTICS if done else ())
-    return Effects(grid=found.axes, **out, labels=labels, units=units(found, out), record=record)
+    why = reasons(found, out)
+    return Effects(grid=found.axes, **out, labels=labels, units=units(found, out), reasons=why, record=record)
 
 
 def _taken(model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor]) -> Step:

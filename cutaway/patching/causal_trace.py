@@ -49,7 +49,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.sites import WRITERS
 from cutaway.core.sites import site as site_row
-from cutaway.core.stats import BOUNDS, generator, mean_interval
+from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.components import positions
 from cutaway.interventions.grid import window_of
@@ -75,6 +75,10 @@ class Trace(Result, kind="trace"):
     """Effect of restoring one state, or a window of layers around it, in corrupted prompts.
 
     By role, the axis `position` has an entry for each role, and `roles` says which one each token has (−1: none).
+
+    Attributes:
+        gap: the mean of clean − corrupted; `gap_probability` in the answer's probability, `gap_other` of the other
+            corruption.
     """
 
     effect: Float[Tensor, "layer position"]
@@ -95,6 +99,9 @@ class Trace(Result, kind="trace"):
     other_interval: Float[Tensor, "layer position bound"] | None = None
     other_null: Float[Tensor, "layer position sample"] | None = None
     roles: Int[Tensor, "prompt token"] | None = None
+    gap: float | None = None
+    gap_probability: float | None = None
+    gap_other: float | None = None
 
 
 @dataclass(frozen=True)
@@ -339,8 +346,17 @@ def _result(
     labels["position"] = list(named.names) if named is not None else position_names(bound)
     kept: dict[str, Any] = {n: x.clone() for n, x in found.items()}
     index = named.index if named is not None else None
-    record = _notes(task, bound, made, traced, found) | _axis(bound, named)
-    return Trace(**kept, roles=index, labels=labels, units=units, record=record)
+    return Trace(
+        **kept,
+        roles=index,
+        gap=t.gap,
+        gap_probability=float((t.clean - t.corrupt)[:, 1].mean()),
+        gap_other=traced[1].gap if traced[1:] else None,
+        labels=labels,
+        units=units,
+        reasons=_reasons(bound, named),
+        record=_notes(task, made, found) | _axis(bound, named),
+    )
 
 
 def _interval(values: Float[Tensor, "layer place prompt"]) -> Float[Tensor, "layer place bound"]:
@@ -353,30 +369,31 @@ def _interval(values: Float[Tensor, "layer place prompt"]) -> Float[Tensor, "lay
 
 def _axis(bound: Bound, named: Roles | None) -> dict[str, Any]:
     """What the record says about the axis of positions."""
-    alone = {} if len(bound) > 1 else {"no_interval": "one prompt"}
     if named is None:
-        return {"by": "position"} | alone
+        return {"by": "position"}
     counts = dict(zip(named.names, named.has.sum(1).tolist(), strict=True))
-    few = [name for name, n in counts.items() if n == 1]
     _, of = subject_or_changed(bound)
-    said: dict[str, Any] = {"by": "role", "roles of": of, "prompts with the role": counts}
-    return said | ({"no_interval": f"one prompt has the role {', '.join(few)}"} if few else {}) | alone
+    return {"by": "role", "roles of": of, "prompts with the role": counts}
 
 
-def _notes(
-    task: Task, bound: Bound, made: list[Corrupted], traced: list[Traced], found: dict[str, Tensor]
-) -> dict[str, Any]:
+def _reasons(bound: Bound, named: Roles | None) -> dict[str, str]:
+    """Say why fields have no interval, at no cell or at those of roles that one prompt has."""
+    measured = ("effect", "single", "probability")
+    few = [n for n, count in zip(named.names, named.has.sum(1).tolist(), strict=True) if count == 1] if named else []
+    found = dict.fromkeys(measured, f"one prompt has the role {', '.join(few)}") if few else {}
+    shared = {"recovered": "its interval and null are those of effect, divided by clean − corrupted"}
+    return found | one_prompt(len(bound), *measured) | shared
+
+
+def _notes(task: Task, made: list[Corrupted], found: dict[str, Tensor]) -> dict[str, Any]:
     notes: dict[str, Any] = {
         "corruption": made[0].says + (f" ({task.corruption})" if task.corruption else ""),
-        "clean − corrupted": traced[0].gap,
-        "clean − corrupted, probability": float((traced[0].clean - traced[0].corrupt)[:, 1].mean()),
         "sign": "positive is more answer",
     }
-    if len(traced) > 1:
+    if "other" in found:
         notes["other corruption"] = made[1].says
-        notes["clean − corrupted of the other"] = traced[1].gap
         notes["agreement"] = agreement(found["recovered"], found["other"])
-    return notes | {"without interval or null": {"recovered": "those of effect, divided by clean − corrupted"}}
+    return notes
 
 
 def agreement(a: Float[Tensor, "*cell"], b: Float[Tensor, "*cell"]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from cutaway.core.address import Address, component_axis, unit_axis
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import site as site_row
-from cutaway.core.stats import BOUNDS, mean_interval
+from cutaway.core.stats import BOUNDS, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
@@ -95,8 +95,9 @@ def cross_model(
         labels={"layer": layers, "bound": BOUNDS, **names},
         units=dict.fromkeys(("effect", "interval", "null", "clean", "other"), unit)
         | {"recovered": "share of other − own"},
-        record={"other": other.identity(), "other − own": gap, "sign": "positive is more answer"}
-        | ({} if len(bound) > 1 else {"no_interval": "one prompt"}),
+        record={"other": other.identity(), "sign": "positive is more answer"},
+        gap=gap,
+        reasons=one_prompt(len(bound), "effect"),
     )
 
 

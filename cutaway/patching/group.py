@@ -29,7 +29,7 @@ from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, mean_interval
+from cutaway.core.stats import BOUNDS, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import Baseline, removal
 from cutaway.interventions.components import all_components, components, random_sets
 from cutaway.interventions.paired_runs import Direction, difference, notes
@@ -39,7 +39,15 @@ from cutaway.tasks.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class GroupEffect(Result, kind="group_effect"):
-    """Joint effect of exchanging or removing a set of components, beside that of random sets of the same size."""
+    """Joint effect of exchanging or removing a set of components, beside that of random sets of the same size.
+
+    Attributes:
+        effect: the joint effect, mean over prompts.
+        recovered: `effect` as a share of `gap`.
+        interaction: `effect` minus the sum of the effects of each component alone.
+        single: the effect of each component alone.
+        gap: the mean of clean − corrupt.
+    """
 
     effect: Float[Tensor, ""]
     interval: Float[Tensor, "bound"]
@@ -49,6 +57,7 @@ class GroupEffect(Result, kind="group_effect"):
     interaction_interval: Float[Tensor, "bound"]
     single: Float[Tensor, "component"]
     single_interval: Float[Tensor, "component bound"]
+    gap: float | None = None
 
 
 @method(
@@ -111,10 +120,12 @@ def group(
         interaction_interval=mean_interval(term),
         single=single.mean(0),
         single_interval=mean_interval(single),
+        gap=gap,
         labels={"component": [str(a) for a in chosen], "bound": BOUNDS},
         units={"recovered": "share of clean − corrupt"}
         | {n: unit for n in GroupEffect.schema() if n != "recovered"},
-        record=said | notes(r.bound, task.corruption, gap) | {"random sets": matched} | known,
+        reasons=one_prompt(len(r.bound), "effect", "interaction", "single"),
+        record=said | notes(task.corruption) | {"random sets": matched} | known,
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, generator, mean_interval
+from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import Baseline, removal
 from cutaway.interventions.components import all_components, components
 from cutaway.models.model import Model
@@ -101,6 +101,7 @@ def interactions(
         single=single.mean(1),
         labels={"component": names, "partner": names, "bound": BOUNDS},
         units={"effect": unit, "interval": unit, "null": unit, "joint": unit, "single": unit},
+        reasons=one_prompt(len(r.bound), "effect"),
         record=r.notes()
         | {
             "random pairs": [f"{a} {b}" for a, b in drawn],

@@ -39,7 +39,7 @@ from cutaway.core.method import method
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, generator, mean_interval, share_interval
+from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt, share_interval
 from cutaway.interventions.grid import window_of
 from cutaway.interventions.second_metric import subject_or_changed, with_probability
 from cutaway.models.edits.edit import Edit
@@ -129,8 +129,8 @@ def knockout(model: Model, task: Task, /, *, window: int = 0, samples: int = 4, 
                **{name + end: "share of prompts" for name in rates for end in ("", "_interval")}},
         record={"window": width, "subject": says, "blocked": "edges to the last position",
                 "sign": "negative is less answer", "least probability": float(clean[:, 1].min()),
-                "extraction in any layer": ever}
-        | ({} if len(bound) > 1 else {"no_interval": "one prompt"}),
+                "extraction in any layer": ever},
+        reasons=one_prompt(len(bound), "effect", "single", "difference"),
     )  # fmt: skip
 
 

@@ -35,7 +35,7 @@ from cutaway.core.method import method
 from cutaway.core.progress import part
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, generator, mean_interval, share_interval
+from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt, share_interval
 from cutaway.interventions.ablation_values import Baseline, Removal, removal
 from cutaway.interventions.components import all_components, random_sets
 from cutaway.interventions.second_metric import beside
@@ -117,6 +117,7 @@ def knockout_curve(
         accuracy_null=random[..., 1],
         labels={"step": ["nothing", *map(str, ranked)], "bound": BOUNDS},
         units={"metric": unit, "interval": unit, "null": unit} | dict.fromkeys(_SHARES, "share of prompts"),
+        reasons=one_prompt(len(r.bound), "metric"),
         record=r.notes() | {"split": split, "pool": len(pool), "random sets": matched},
     )
 

@@ -36,7 +36,7 @@ from torch import Tensor
 from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
-from cutaway.core.stats import BOUNDS, generator, mean_interval
+from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.effects import Effects
 from cutaway.interventions.paired_runs import Direction, Exchange, between, difference
@@ -140,6 +140,8 @@ def _result(
         labels={"layer": layers, "bound": BOUNDS, **heads},
         units={"effect": unit, "interval": unit, "null": unit, "recovered": "share of clean − corrupt",
                "relative": share, "relative_interval": share},
+        gap=x.gap,
+        reasons=one_prompt(len(x.bound), "effect", "relative"),
         record=x.notes() | said | {"least |logit|": float(logit.min())},
     )  # fmt: skip
 

@@ -31,7 +31,7 @@ from torch import Tensor
 from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, mean_interval, ratio_interval
+from cutaway.core.stats import BOUNDS, mean_interval, one_prompt, ratio_interval
 from cutaway.interventions.ablation_values import Baseline, removal
 from cutaway.interventions.components import all_components
 from cutaway.models.edits.edit import Edit
@@ -116,6 +116,7 @@ def self_repair(
         **each_part,
         labels={"bound": BOUNDS},
         units={n: _SHARE if n.startswith("share") else unit for n in SelfRepair.schema()},
+        reasons=one_prompt(len(r.bound), "effect", "share", *parts),
         record=r.notes() | {"shares": f"of heads with at least {_LEAST:.0%} of the largest direct effect"},
     )
 

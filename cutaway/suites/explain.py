@@ -60,10 +60,21 @@ _LARGE = 20_000_000  # parameters beyond which the default effort is quick
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions(Result, kind="predictions"):
-    """The most likely next words, and the same words after the corrupt prompt."""
+    """The most likely next words, and the same words after the corrupt prompt.
+
+    Attributes:
+        probability: the probability of each word after the clean prompt.
+        after_corrupt: the same after the corrupt prompt.
+        answer: the index of the answer among the words.
+        foil: the index of the foil.
+        rank: the number of words that are likelier than the answer.
+    """
 
     probability: Float[Tensor, "token"]
     after_corrupt: Float[Tensor, "token"]
+    answer: int
+    foil: int
+    rank: int
 
 
 class Results(TypedDict, total=False):
@@ -228,15 +239,17 @@ def _predictions(model: Model, one: Task, n: int = 8) -> Predictions:
     ids = clean.topk(min(n, len(clean))).indices
     asked = torch.stack([bound.answers[0], bound.foils[0]])
     ids = torch.cat([ids, asked[~torch.isin(asked, ids)]])
-    answer, foil = ((ids == i).nonzero().item() for i in asked)
+    answer, foil = (int((ids == i).nonzero()) for i in asked)
     return Predictions(
         probability=clean[ids].cpu(),
         after_corrupt=corrupt[ids].cpu(),
         labels={"token": _distinct(model.text.token_texts(ids))},
         units={"probability": "probability", "after_corrupt": "probability"},
-        record={"no_interval": "the model's own probabilities of one sentence", "control": "the corrupt sentence",
-                "corrupt": bound.corrupt.texts[0], "answer": answer, "foil": foil,
-                "rank of the answer": int((clean > clean[asked[0]]).sum())},
+        answer=answer,
+        foil=foil,
+        rank=int((clean > clean[asked[0]]).sum()),
+        reasons={"probability": "the model's own probabilities of one sentence"},
+        record={"control": "the corrupt sentence", "corrupt": bound.corrupt.texts[0]},
     )  # fmt: skip
 
 
@@ -306,12 +319,12 @@ def _claims(words: tuple[str, str], found: Results, proposed: bool) -> list[Clai
     claims = [_predicted(found["predictions"], answer), _depth(found["depth"], answer)]
     claims += [_written(found["writers"], answer, foil), _placed(found["resid_pre"]), _carried(found["heads"])]
     claims += [_together(found["together"])] if "together" in found else []
-    gap = float(found["resid_pre"].record["clean − corrupt"])
+    gap = _gap(found["resid_pre"])
     if gap < _MATERIAL:
         text = f"The counterfactual takes “{answer}” back against “{foil}” by {gap:.2f} logits on average"
         small = Claim("the difference itself", text, f"a factor of e in the odds: {_MATERIAL:.0f} logit", False)
         return [small, *(replace(c, supported=False) for c in claims)]
-    if "no_interval" in found["heads"].record:  # where a sentence has no siblings
+    if "effect" in found["heads"].reasons:  # where a sentence has no siblings
         claims[1:] = [
             replace(c, control=f"{c.control}; of this sentence alone, so without an interval") for c in claims[1:]
         ]
@@ -321,9 +334,9 @@ def _claims(words: tuple[str, str], found: Results, proposed: bool) -> list[Clai
 
 
 def _predicted(p: Predictions, answer: str) -> Claim:
-    i = p.record["answer"]
+    i = p.answer
     now, after = float(p.probability[i]), float(p.after_corrupt[i])
-    if p.record["rank of the answer"] == 0:
+    if p.rank == 0:
         text = f"The model says “{answer}” next with probability {_share(now)}"
     else:
         first = f"“{p.labels['token'][0]}” ({_share(float(p.probability[0]))})"
@@ -375,7 +388,7 @@ def _placed(e: Effects) -> Claim:
     if here is None or _is_changed(e, last) or late[0] in (0, len(recovered) - 1):
         text = "No layer but the last reads the difference at the last token"
         return Claim("the positions", text, control, False)
-    gap = abs(float(e.record["clean − corrupt"]))
+    gap = abs(_gap(e))
     before = max((r for r in rows if r["at"][0] == late[0] - 1), key=lambda r: r["recovered"], default=None)
     share = f"{_share(here['recovered'])}{_bounds([x / gap for x in here['interval']], _share)}"
     where = (
@@ -391,7 +404,7 @@ def _carried(h: Effects) -> Claim:
     rows = standing_out(h)
     if not rows:
         return Claim("the heads", "No head stands out", "random steps of equal length", False)
-    gap = abs(float(h.record["clean − corrupt"]))
+    gap = abs(_gap(h))
     shares = [f"{_share(r['recovered'])}{_bounds([x / gap for x in r['interval']], _share)}" for r in rows]
     parts = ", ".join(f"{r['layer']}.{r['head']} ({share})" for r, share in zip(rows, shares, strict=True))
     text = f"Restored one at a time, the heads that bring back most are {parts}"
@@ -399,7 +412,7 @@ def _carried(h: Effects) -> Claim:
 
 
 def _together(g: GroupEffect) -> Claim:
-    recovered, gap = float(g.recovered), float(g.record["clean − corrupt"])
+    recovered, gap = float(g.recovered), _gap(g)
     null = g.null / gap
     heads = ", ".join(str(c).removeprefix("z.") for c in g.labels["component"])
     low, high = sorted(-float(x) / gap for x in g.interval)
@@ -437,7 +450,13 @@ def _seen(text: str) -> str:
 
 
 def _is_changed(e: Effects, position: int) -> bool:
-    return position in e.record["changed positions"]
+    return position in (e.changed or ())
+
+
+def _gap(e: Effects | GroupEffect) -> float:
+    """The mean of clean − corrupt, which every exchange between the two runs measures."""
+    assert e.gap is not None
+    return e.gap
 
 
 def _share(p: float) -> str:

@@ -38,7 +38,7 @@ def html(result: Result, field: str | None = None, **options: Any) -> str:
     body = "".join(drawn(result, name, **options) for name in names)
     tables = "".join(numbers(result, name, **options) for name in names)
     title = f"<p class=cw-kind>{escape(spoken(result.kind or type(result).__name__))}</p>"
-    below = fold("Numbers", tables) + computed([result.record])
+    below = fold("Numbers", tables) + computed([result])
     return f'<div class="cw cw-alone"><style>{style()}</style>{title}{body}{below}</div>'
 
 
@@ -56,10 +56,11 @@ def numbers(result: Result, field: str | None = None, **options: Any) -> str:
     return "".join(markup.table(p) for p in pictures(result, field, **options))
 
 
-def computed(records: Iterable[Mapping[str, Any]]) -> str:
-    """The "how computed" disclosure for the records of some results; nothing if there are none."""
+def computed(results: Iterable[Result]) -> str:
+    """The "how computed" disclosure of some results: records, facts and reasons; nothing if there are none."""
     known: list[Mapping[str, Any]] = []
-    for record in records:
+    for r in results:
+        record = r.record | r.facts() | ({"no interval or null": r.reasons} if r.reasons else {})
         if record and record not in known:
             known.append(record)
     return fold("How computed", "".join(_record(r) for r in known), "cw-how") if known else ""

@@ -136,7 +136,7 @@ def _section(n: int, s: Section) -> str:
     return (
         f"<section id=s{n} aria-labelledby=h{n}><h2 id=h{n}><span aria-hidden=true>{n}</span>{escape(s.heading)}</h2>"
         f"{question}{_badges(s.badges)}{prose}<div class=shows>{pictures}</div>"
-        f"<div class=folds>{fold('Numbers', tables)}{computed([x.result.record for x in shows])}</div></section>"
+        f"<div class=folds>{fold('Numbers', tables)}{computed(x.result for x in shows)}</div></section>"
     )
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -400,10 +399,10 @@ def _panels(
 
 
 def _by_unit(result: Result, field: str) -> list[tuple[str, Result]]:
-    """A result in parts whose entries share a unit, where the record gives each entry of the field its own."""
-    axes, units = result.axes()[field], result.record.get("units")
+    """A result in parts whose entries share a unit, where the entries of the field have units of their own."""
+    axes, units = result.axes()[field], result.units
     labels = result.labels.get(axes[0], []) if axes else []
-    if not isinstance(units, Mapping) or not any(x in units for x in labels):
+    if not any(x in units for x in labels if isinstance(x, str)):
         return []
     groups: dict[str, list[Any]] = {}
     for label in labels:

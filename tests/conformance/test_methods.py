@@ -279,7 +279,8 @@ def test_results_survive_file_frame_and_every_picture(name, kind, tmp_path):
     back = ca.open(result.save(tmp_path / "a.safetensors"))
     assert type(back) is type(result)
     assert same(back, result, set(result.tensors()))
-    assert (back.labels, back.units, back.record) == (result.labels, result.units, result.record)
+    assert (back.labels, back.units, back.reasons) == (result.labels, result.units, result.reasons)
+    assert (back.facts(), back.record) == (result.facts(), result.record)
     for field, t in result.tensors().items():
         frame = result.frame(field)
         assert len(frame) == t.numel()
@@ -342,7 +343,7 @@ def test_the_control_runs(name, kind):
     row, result = ROWS[name], found(name, kind)
     assert row.control
     if "null" not in result.tensors():
-        assert result.record["no_null"]
+        assert result.reasons[result.main]
         return
     null = result.null
     assert null.isfinite().all()
@@ -354,12 +355,12 @@ def test_the_control_runs(name, kind):
 
 @methods
 @pytest.mark.parametrize("prompts", [1, 3])
-def test_an_interval_is_there_or_the_record_says_why_not(name, prompts):
+def test_an_interval_is_there_or_a_reason_is(name, prompts):
     subject = [s.take(prompts) if isinstance(s, Task) else s for s in given(name, "llama")]
     result = call(name, subject)
     interval = result.tensors().get("interval")
     if interval is None or bool(interval.isnan().any()):
-        assert result.record["no_interval"]
+        assert result.reasons[result.main]
         return
     assert prompts > 1
     main = getattr(result, result.main)

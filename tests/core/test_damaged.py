@@ -81,7 +81,7 @@ def test_a_result(tmp_path):
 
     def use(path: Path) -> None:
         found = ca.open(path)
-        assert all(isinstance(getattr(found, n), dict) for n in ("labels", "units", "record"))
+        assert all(isinstance(getattr(found, n), dict) for n in ("labels", "units", "reasons", "record"))
         found.top(2)
         open_file(path).show(Console(file=StringIO(), width=80))
 
@@ -91,7 +91,7 @@ def test_a_result(tmp_path):
         ca.open(tmp_path / "less.safetensors")
 
 
-@pytest.mark.parametrize("part", ["labels", "units"])
+@pytest.mark.parametrize("part", ["labels", "units", "reasons"])
 def test_words_that_are_none(tmp_path, part):
     tensors, header = read_tensors(result().save(tmp_path / "r.safetensors"))
     path = write_tensors(tmp_path / "d.safetensors", tensors, {**header, part: {"head": 5}})

@@ -17,6 +17,8 @@ from cutaway.core.refuse import Refused
 from cutaway.interventions.effects import Effects
 from cutaway.views.spec import fields, pictures
 
+FACTS = {"clean − corrupt": "gap", "clean − corrupted": "gap", "other − own": "gap", "changed positions": "changed",
+         "answer": "answer", "foil": "foil", "rank of the answer": "rank"}  # fmt: skip
 FILES = sorted((Path(__file__).parent / "old_results").glob("*.safetensors"))
 
 
@@ -29,9 +31,34 @@ def test_an_old_file_opens_and_travels_on(path, tmp_path):
     for name, t in before.items():
         assert torch.equal(kept[renamed.get(name, name)], t)
     assert found.labels == header["labels"]
+    moved = _moved(header["record"], found)
+    assert found.record == {k: v for k, v in header["record"].items() if k not in moved}
     assert all(pictures(found, field) for field in fields(found))
     again = ca.open(found.save(tmp_path / "a.safetensors"))
     assert (type(again), again.grid, again.record) == (type(found), found.grid, found.record)
+
+
+def _moved(record, found):
+    """The words of an old record that are fields of the result, which must hold the same."""
+    said = {"no_interval": found.reasons.get(next(iter(found.schema()))), "units": found.units}
+    said |= {word: getattr(found, name, None) for word, name in FACTS.items()}
+    said = {k: v for k, v in said.items() if k in record and v is not None}
+    for word, value in said.items():
+        old = tuple(record[word]) if isinstance(record[word], list) else record[word]
+        assert value == old or (word == "units" and value.items() >= old.items())
+    return said
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [("head_effects", {"gap": 1.5}), ("position_effects", {"gap": 1.5, "changed": (1,)}),
+     ("group_effect", {"gap": 1.5}), ("trace", {"gap": 1.5}), ("cross_model_heads", {"gap": 1.5}),
+     ("predictions", {"answer": 0, "foil": 1, "rank": 0})],
+)  # fmt: skip
+def test_what_code_reads_becomes_fields(name, facts):
+    found = ca.open(Path(__file__).parent / "old_results" / f"{name}.safetensors")
+    assert found.facts() == facts
+    assert found.reasons == {next(iter(found.schema())): "one pair of prompts"}
 
 
 def test_there_is_a_file_of_every_old_kind():

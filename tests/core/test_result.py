@@ -195,7 +195,7 @@ def test_drawing_goes_through_the_renderers(monkeypatch):
 
 
 def test_every_field_beyond_the_tensors_is_data():
-    assert {f.name for f in fields(Result)} == {"grid", "labels", "units", "record"}
+    assert {f.name for f in fields(Result)} == {"grid", "labels", "units", "reasons", "record"}
 
 
 def test_a_field_named_like_its_axis_keeps_both_columns():
@@ -242,3 +242,30 @@ def test_a_grid_of_other_axes_is_an_error(grid):
         Open(grid=grid, effect=torch.zeros(2, 2))
     with pytest.raises(ValueError, match="own axes"):
         Other(effect=torch.zeros(2, 2), grid=("layer", "head"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Told(Result, kind="told_of_tests"):
+    effect: Float[Tensor, "layer"]
+    gap: float
+    changed: tuple[int, ...] | None = None
+    name: str | None = None
+
+
+def test_facts_travel_in_the_header(tmp_path):
+    found = Told(effect=torch.zeros(2), gap=1.5, changed=(0, 3), reasons={"effect": "one prompt"})
+    assert found.facts() == {"gap": 1.5, "changed": (0, 3)}
+    again = open_result(found.save(tmp_path / "a.safetensors"))
+    assert (again.facts(), again.reasons) == (found.facts(), {"effect": "one prompt"})
+    assert again.select(layer=0).facts() == found.facts()
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{}, {"gap": "wide"}, {"gap": True}, {"gap": None}, {"gap": 1.0, "changed": [0.5]}, {"gap": 1.0, "changed": 3},
+     {"gap": 1.0, "name": 2}, {"gap": 1.0, "effect": 2}, {"gap": 1.0, "record": {}}, {"gap": 1.0, "more": 1}, [1.0]],
+)  # fmt: skip
+def test_other_facts_in_a_file_are_refused(facts, tmp_path):
+    header = {"kind": Told.kind, "facts": facts, "reasons": {}}
+    with pytest.raises(Refused, match="its header is damaged"):
+        open_result(write_tensors(tmp_path / "a.safetensors", {"effect": torch.zeros(2)}, header))

@@ -147,4 +147,4 @@ def test_the_null_reads_toward_other_tokens_of_the_same_runs():
 def test_a_single_prompt_has_shares_and_says_why_it_has_no_interval():
     got = attribute(subjects.family("gpt2"), Task("one", subjects.numbered_task().pairs[:1]))
     assert got.interval.isnan().all()
-    assert got.record["no_interval"] == "one prompt"
+    assert got.reasons == {"effect": "one prompt"}

@@ -200,7 +200,8 @@ def test_the_whole_difference_enters_at_the_changed_position_and_leaves_at_the_l
     model, task = subjects.family(name), subjects.numbered_task()
     whole = 1.0 if direction == "denoise" else -1.0
     first = activation(model, task, site="resid_pre", direction=direction, samples=1)
-    assert first.record["changed positions"] == [2]
+    assert first.changed == (2,)
+    assert (first.select(position=[3, 2]).changed, first.select(position=0).changed) == ((1,), ())
     assert float(first.recovered[0, 2]) == pytest.approx(whole, abs=1e-3)
     assert away(first.recovered[0]) == [2], "what is equal in both runs changes nothing"
     last = activation(model, task, site="resid_post", direction=direction, samples=1)
@@ -271,7 +272,7 @@ def test_null_steps_are_as_long_as_the_real_ones(site, direction, monkeypatch):
 def test_the_numbers_belong_together():
     got = activation(subjects.family("gpt2"), subjects.numbered_task(), site="z", direction="noise", samples=2)
     gap = float((got.clean - got.corrupt).mean())
-    assert got.record["clean − corrupt"] == pytest.approx(gap, rel=1e-5)
+    assert got.gap == pytest.approx(gap, rel=1e-5)
     torch.testing.assert_close(got.recovered, got.effect / gap)
     assert got.units["effect"] == "logits"
     assert got.record["corruption"] == "the third word becomes another"

@@ -154,7 +154,7 @@ def test_both_corruptions_are_compared():
     result = causal_trace(llama(), task, both=True, draws=2, samples=1)
     noisy = causal_trace(llama(), task, corruption="noise", draws=2, samples=1)
     assert torch.allclose(result.other, noisy.recovered, atol=1e-5)
-    gap = noisy.record["clean − corrupted"]
+    gap = noisy.gap
     assert torch.allclose(
         result.other_interval, noisy.interval / gap if gap > 0 else noisy.interval.flip(-1) / gap, atol=1e-4
     )

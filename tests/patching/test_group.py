@@ -63,7 +63,7 @@ def test_joint_effect_and_interaction_by_hand(direction):
     assert float(got.effect) == pytest.approx(float(joint), abs=2e-5)
     assert got.single.tolist() == pytest.approx(alone.tolist(), abs=2e-5)
     assert float(got.interaction) == pytest.approx(float(joint - alone.sum()), abs=5e-5)
-    assert float(got.recovered) == pytest.approx(float(joint) / got.record["clean − corrupt"], abs=1e-4)
+    assert float(got.recovered) == pytest.approx(float(joint) / got.gap, abs=1e-4)
 
 
 def test_random_sets_are_other_heads_and_as_many(monkeypatch):

@@ -168,7 +168,7 @@ def long_task():
 def test_tracing_finds_the_one_layer_that_carries_everything(name):
     m, task = one_layer(name), long_task()
     found = {s: causal_trace(m, task, site=s, samples=2) for s in ("resid_post", "ssm.out", "ssm.y", "ssm.state")}
-    assert abs(found["resid_post"].record["clean − corrupted"]) > 1e-2
+    assert abs(found["resid_post"].gap) > 1e-2
     stream = torch.zeros(3, LENGTH)
     stream[0, CHANGED] = stream[1, -1] = stream[2, -1] = 1  # in at the changed word, out at the end
     assert torch.allclose(found["resid_post"].recovered, stream, atol=1e-3)
@@ -188,7 +188,7 @@ def test_tracing_finds_the_one_layer_that_carries_everything(name):
 @pytest.mark.parametrize("name", GENERATIONS)
 def test_removing_the_layer_that_tracing_names_takes_the_answer_and_others_do_not(name):
     removed = ablate(one_layer(name), long_task(), site="ssm.out", how="corrupt", samples=1)
-    gap = causal_trace(one_layer(name), long_task(), samples=1).record["clean − corrupted"]
+    gap = causal_trace(one_layer(name), long_task(), samples=1).gap
     assert torch.allclose(removed.effect, torch.tensor([0.0, -gap, 0.0]), atol=1e-3 * abs(gap))
 
 

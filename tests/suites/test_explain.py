@@ -61,8 +61,8 @@ def spoken(e: Explanation, about: str) -> set[str]:
     if "null" in result.tensors() and "effect" in result.tensors() and name != "together":
         bands = null_band(result.null.reshape(result.effect.numel(), -1))[0]
         values |= set(bands.abs().reshape(-1).tolist())
-    if "clean − corrupt" in result.record:
-        gap = abs(result.record["clean − corrupt"])
+    if (gap := getattr(result, "gap", None)) is not None:
+        gap = abs(gap)
         values |= {
             float(x) / gap for t in (result.null, result.interval, torch.tensor(list(values))) for x in t.reshape(-1)
         }
@@ -93,17 +93,17 @@ def test_every_claim_names_its_control_and_stands_beside_it():
         assert not c.supported or f"{c.text} ({c.control})." in e.summary
     for r in results(e):
         assert "null" in r.tensors() or r.record["control"]
-        assert "interval" in r.tensors() or r.record["no_interval"]
+        assert "interval" in r.tensors() or r.reasons[r.main]
 
 
 def test_the_claims_follow_from_the_numbers():
     e = explain(subjects.miniworld(), CAPITAL)
     p, depth, positions = (e.results[n] for n in ("predictions", "depth", "resid_pre"))
-    assert p.labels["token"][p.record["answer"]].strip() == e.answer
+    assert p.labels["token"][p.answer].strip() == e.answer
     with torch.no_grad():
         ids = torch.tensor([subjects.miniworld().tokenizer(CAPITAL)["input_ids"]])
         own = subjects.miniworld().hf(ids).logits[0, -1].softmax(-1)
-    assert float(p.probability[p.record["answer"]]) == pytest.approx(float(own.max()), rel=1e-4)
+    assert float(p.probability[p.answer]) == pytest.approx(float(own.max()), rel=1e-4)
     led = next(i for i in range(len(depth.rank)) if bool((depth.rank[i:] == 0).all()))
     text = next(c.text for c in e.claims if c.about == "the depth")
     assert f"from block {depth.labels['layer'][led]} on" in text
@@ -139,7 +139,7 @@ def test_words_are_as_strong_as_the_numbers():
     assert suite._depth(depth, "oslo").supported
     wide = replace(depth, interval=depth.interval * torch.tensor([0.0, 1.0]))
     assert not suite._depth(wide, "oslo").supported, "the interval reaches into the control"
-    gap, (row, *_) = float(heads.record["clean − corrupt"]), suite.standing_out(heads)
+    gap, (row, *_) = heads.gap, suite.standing_out(heads)
     low, high = (suite._share(x / gap) for x in row["interval"])
     assert (
         f"{row['layer']}.{row['head']} ({suite._share(row['recovered'])} [{low}, {high}])" in suite._carried(heads).text
@@ -197,7 +197,7 @@ def test_nothing_is_claimed_of_a_model_that_nobody_trained(seed, spread):
     model = subjects.random_llama(seed, spread)
     e = explain(model, "Mary and John went, John gave to", effort="quick", seed=seed)
     said = [c for c in e.claims if c.supported]
-    gap = float(e.results["resid_pre"].record["clean − corrupt"])
+    gap = e.results["resid_pre"].gap
     assert gap >= 1 or not said, said
     assert spread > 1 or not said
     if not said:

@@ -102,7 +102,8 @@ def _controls(console: Console, scores: Scores) -> None:
 
 
 def _notes(console: Console, scores: Scores) -> None:
-    units, record = scores.record.get("units", {}), scores.record
+    record = scores.record
+    units = {n: scores.units[n] for n in scores.labels["score"] if n in scores.units}
     by_unit = {u: ", ".join(n for n in units if units[n] == u) for u in dict.fromkeys(units.values())}
     console.print("; ".join(f"{names}: {unit}" for unit, names in by_unit.items()), style="dim")
     if "declared L0" in record:

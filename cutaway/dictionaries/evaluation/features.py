@@ -89,8 +89,8 @@ def features(
         labels={"chosen": [f"latent {i}" for i in chosen.tolist()]},
         units={"focus": "share of activation", "focus_null": "share of activation", "frequency": "probability",
                "mean_active": "activation", "largest": "activation"},
+        reasons={"focus": "the null tells what a latent that knows no token would show"},
         record={"dictionary": seen.dictionary.fingerprint(), "tokens": len(ids), "by": by, "least": least,
-                "no_interval": "the null tells what a latent that knows no token would show",
                 "versions": versions(), "machine": machine()},
     )  # fmt: skip
 

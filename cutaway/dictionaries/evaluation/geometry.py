@@ -53,8 +53,8 @@ def geometry(dictionary: Dictionary, *, samples: int = 2, seed: int = 0) -> Geom
     return Geometry(
         nearest=near, nearest_null=torch.stack(null, -1), neighbour=who,
         units={"nearest": "cosine", "nearest_null": "cosine", "neighbour": "latent"},
-        record={"dictionary": dictionary.fingerprint(), "seed": seed, "versions": versions(), "machine": machine(),
-                "no_interval": "a property of the weights alone; see `over_seeds`"},
+        reasons={"nearest": "a property of the weights alone; see `over_seeds`"},
+        record={"dictionary": dictionary.fingerprint(), "seed": seed, "versions": versions(), "machine": machine()},
     )  # fmt: skip
 
 

@@ -110,9 +110,7 @@ def loss_recovered(
     }  # fmt: skip
     if run.twice:
         record["splice"] = "every site replaced by its reconstruction of the clean run: it reads after it writes"
-    if len(tokens) < 2:
-        record["no_interval"] = "one sequence"
-    return collect(found, record)
+    return collect(found, record, dict.fromkeys((s.name for s in found), "one sequence") if len(tokens) < 2 else {})
 
 
 class _Run:

@@ -101,11 +101,10 @@ def recovery(
     random = [recovery_scores(s, truth, seed) for s in null]
     others = {n: recovery_scores(s, truth, seed) for n, s in (control or {}).items()}
     rows = [s.against([r[i] for r in random], {n: o[i] for n, o in others.items()}) for i, s in enumerate(rows)]
-    why = "a count of weights alone; see over_seeds"
     how = {"MMCS": "over features", "MCC": "over matched pairs"}
     record = {"tokens": len(seen.evidence), "dictionary": seen.dictionary.fingerprint(),
-              "no_interval": {"uniqueness": why}, "interval": {**how, "F1": seen.evidence.how}}  # fmt: skip
-    return collect(rows, record)
+              "interval": {**how, "F1": seen.evidence.how}}  # fmt: skip
+    return collect(rows, record, {"uniqueness": "a count of weights alone; see over_seeds"})
 
 
 def recovery_scores(seen: Seen, truth: Float[Tensor, "feature d"], seed: int = 0) -> list[Score]:

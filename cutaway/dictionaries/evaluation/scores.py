@@ -21,7 +21,7 @@ NO_INTERVAL = (math.nan, math.nan)
 
 @dataclass(frozen=True, kw_only=True)
 class Scores(Result, kind="dictionary_scores"):
-    """Scores of one dictionary. NaN in `interval` or `null` means that there is none; the record says why.
+    """Scores of one dictionary. NaN in `interval` or `null` means that there is none; `reasons` says why.
 
     `null`: the same score of random dictionaries with the same norms (or of shuffled labels, where the record says so).
     `control`: the score of other ways to do the same; their names are the labels of the axis.
@@ -43,7 +43,7 @@ class Scores(Result, kind="dictionary_scores"):
         null = self.null[i][~self.null[i].isnan()].tolist()
         control = dict(zip(self.labels["control"], self.control[i].tolist(), strict=True))
         control = {n: v for n, v in control.items() if not math.isnan(v)}
-        return Score(name, float(self.score[i]), (low, high), self.record.get("units", {}).get(name, ""), null, control)
+        return Score(name, float(self.score[i]), (low, high), self.units.get(name, ""), null, control)
 
     def row(self, name: str) -> int:
         """Return the index of a score along the axis `score`.
@@ -94,8 +94,8 @@ def control_generator(seed: int) -> torch.Generator:
     return generator(control_seed(seed))
 
 
-def collect(found: Sequence[Score], record: Mapping[str, Any]) -> Scores:
-    """Scores as one result."""
+def collect(found: Sequence[Score], record: Mapping[str, Any], reasons: Mapping[str, str] | None = None) -> Scores:
+    """Make one result of scores; `reasons` says by name why a score has no interval."""
     controls = list(dict.fromkeys(n for s in found for n in s.control))
     width = max([len(s.null) for s in found], default=0)
     null = [[*s.null, *[math.nan] * (width - len(s.null))] for s in found]
@@ -106,9 +106,10 @@ def collect(found: Sequence[Score], record: Mapping[str, Any]) -> Scores:
         control=torch.tensor([[s.control.get(c, math.nan) for c in controls] for s in found], dtype=torch.float32)
         .reshape(len(found), len(controls)),
         labels={"score": [s.name for s in found], "control": controls, "bound": BOUNDS},
-        units=dict.fromkeys(("score", "interval", "null", "control"), "each in its own unit"),
-        record={"units": {s.name: s.unit for s in found if s.unit}, "versions": versions(), "machine": machine(),
-                **record},
+        units=dict.fromkeys(("score", "interval", "null", "control"), "each in its own unit")
+        | {s.name: s.unit for s in found if s.unit},
+        reasons=dict(reasons or {}),
+        record={"versions": versions(), "machine": machine(), **record},
     )  # fmt: skip
 
 
@@ -119,15 +120,15 @@ def joined(parts: Iterable[Scores]) -> Scores:
     parts = list(parts)
     differ = {k for p in parts for k in p.record if any(o.record.get(k, p.record[k]) != p.record[k] for o in parts)}
     for p in parts:
-        units = p.record.get("units", {})
         for i, name in enumerate(p.labels["score"]):
             low, high = p.interval[i].tolist()
             control = dict(zip(p.labels["control"], p.control[i].tolist(), strict=True))
-            rows.append(Score(name, float(p.score[i]), (low, high), units.get(name, ""), p.null[i].tolist(), control))
-        for k, v in ((k, v) for k, v in p.record.items() if k != "units"):
+            rows.append(Score(name, float(p.score[i]), (low, high), p.units.get(name, ""), p.null[i].tolist(), control))
+        for k, v in p.record.items():
             named = v if isinstance(v, dict) else {", ".join(str(n) for n in p.labels["score"]): v}
             record[k] = {**record.get(k, {}), **named} if k in differ else v
-    return collect(rows, record)
+    named = {r.name for r in rows}
+    return collect(rows, record, {n: why for p in parts for n, why in p.reasons.items() if n in named})
 
 
 def over_seeds(runs: Sequence[Scores], level: float = 0.95) -> Scores:
@@ -147,5 +148,6 @@ def over_seeds(runs: Sequence[Scores], level: float = 0.95) -> Scores:
     return replace(
         runs[0], score=mean.float(), interval=torch.stack([mean - reach, mean + reach], -1).float(),
         null=torch.cat([r.null for r in runs], 1), control=torch.stack([r.control for r in runs]).mean(0),
+        reasons={} if n > 1 else dict.fromkeys(runs[0].labels["score"], how),
         record=runs[0].record | {"seeds": n, "interval": how},
     )  # fmt: skip

@@ -31,6 +31,7 @@ from cutaway.dictionaries.evaluation.matching import matched, mcc
 from cutaway.dictionaries.evaluation.scores import control_generator
 
 _PAIRS = 1 << 16
+_EACH_LATENT = "one value per latent; the null beside it says what chance gives"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,7 @@ def compare(a: Seen, b: Seen, *, samples: int = 2, seed: int = 0) -> Comparison:
         overlap_null=shuffled, partner=partner,
         units={"cosine": "cosine", "cosine_null": "cosine", "overlap": "share of tokens", "partner": "latent",
                "overlap_null": "share of tokens"},
+        reasons=dict.fromkeys(("cosine", "overlap"), _EACH_LATENT),
         record=_record([a.dictionary.fingerprint(), b.dictionary.fingerprint()], None)
         | {"left over": {"first": int((partner < 0).sum()), "second": len(two) - len(j)}},
     )  # fmt: skip
@@ -174,6 +176,7 @@ def splitting(
         nearest_null=torch.stack(strangers, -1),
         units={"parts": "latents", "covered": "share of tokens", "covered_null": "share of tokens",
                "nearest": "cosine", "nearest_null": "cosine"},
+        reasons=dict.fromkeys(("parts", "covered", "nearest"), _EACH_LATENT),
         record=_record([narrow.dictionary.fingerprint(), wide.dictionary.fingerprint()], None)
         | {"within": within, "alike": alike},
     )  # fmt: skip
@@ -220,5 +223,5 @@ def _same_width(rows: Sequence[Tensor]) -> None:
 
 
 def _record(fingerprints: list[str], interval: str | None) -> dict[str, Any]:
-    note = {"interval": interval} if interval else {"no_interval": "one value a latent; see the null beside it"}
+    note = {"interval": interval} if interval else {}
     return {"dictionaries": fingerprints, "versions": versions(), "machine": machine(), **note}

@@ -122,7 +122,7 @@ def test_padding_and_special_tokens_do_not_count(model):
     for name in ("CE clean", "CE spliced", "KL spliced", "CE zero-ablated"):
         mean = sum(w * b[name].value for w, b in zip(weights, both, strict=True)) / sum(weights)
         assert got[name].value == pytest.approx(mean, rel=1e-4)
-    assert both[0].record["no_interval"]
+    assert both[0].reasons
 
 
 def test_refusals(model):

@@ -82,7 +82,7 @@ def test_the_true_dictionary_recovers_everything_and_a_random_one_does_not():
     assert got.interval[i, 0] <= got.score[i] <= got.interval[i, 1]
     assert got.null[i].max() < 0.4
     assert max(got["MCC"].null) < 0.7
-    assert got.record["no_interval"]["uniqueness"]
+    assert got.reasons["uniqueness"]
 
 
 def test_refusals():

@@ -294,7 +294,7 @@ def test_scores_stand_beside_null_and_controls_and_are_saved(tmp_path):
     assert got.null.shape == (8, 3)
     assert got.labels["control"] == ["pca", "pca first", "neurons"]
     assert float(got.control[1, 0]) == pytest.approx(fvu(x, other["pca"].output[made.SITE]), rel=1e-4)
-    assert got.record["units"]["L0"] == "latents a token"
+    assert got.units["L0"] == "latents a token"
     again = open_result(got.save(tmp_path / "scores.safetensors"))
     assert isinstance(again, Scores)
     assert torch.equal(again.score, got.score)
