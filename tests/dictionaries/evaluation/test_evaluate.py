@@ -20,7 +20,7 @@ def test_everything_is_judged_on_a_truth_on_tokens_that_nothing_was_fitted_on():
         x[i].tolist() for x in (got.score, got.interval, got.null)
     )
     assert fvu.control == dict(zip(got.labels["control"][:4], got.control[i, :4].tolist(), strict=True))  # no NaN
-    assert fvu.unit == got.record["units"].get("FVU", "")
+    assert fvu.unit == got.units.get("FVU", "")
     assert got["full absorption"].control.keys() == {"features without children"}
     assert got.record["tokens"] == 1500
     assert got.record["interval"]["MCC"] == "over matched pairs"
