@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from pathlib import Path
 
@@ -72,7 +73,7 @@ def card(row: Method) -> str:
     module = sys.modules[inspect.unwrap(row.function).__module__]
     subjects = ", ".join(row.subjects)
     command = f"cutaway {row.name.replace('.', ' ')} " + " ".join(f"--{s} …" for s in row.subjects)
-    results = "\n\n".join(_result(r) for r in row.results)
+    results = "\n\n".join(_result(row, r) for r in row.results)
     return f"""{GENERATED}# {row.name}
 
 **{row.answers}** {row.paper}.
@@ -93,9 +94,20 @@ def card(row: Method) -> str:
 """
 
 
-def _result(kind: type[ca.Result]) -> str:
-    fields = "\n".join(f"- `{name}` [{' '.join(axes)}]" for name, axes in kind.schema().items())
-    return f"## Result: `{kind.__name__}`\n\n{(inspect.getdoc(kind) or '').strip()}\n\n{fields}"
+def _result(row: Method, kind: type[ca.Result]) -> str:
+    schema, filled = kind.schema(), row.fields(kind)
+    fields = "\n".join(f"- `{n}`" + (f" [{' '.join(schema[n])}]" if n in schema else "") for n in filled)
+    return f"## Result: `{kind.__name__}`\n\n{_described(kind, filled)}\n\n{fields}"
+
+
+def _described(kind: type[ca.Result], filled: list[str]) -> str:
+    """The docstring of a result, with the attributes that are filled only."""
+    out, kept = list[str](), True
+    for line in (inspect.getdoc(kind) or "").strip().splitlines():
+        if found := re.match(r"    (\w+): ", line):
+            kept = found[1] in filled
+        out += [line] if kept or not line.startswith("    ") else []
+    return "\n".join(out)
 
 
 def _options(row: Method) -> str:

@@ -18,7 +18,7 @@ import inspect
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
@@ -28,7 +28,7 @@ from cutaway.core import repeat as again
 from cutaway.core.finite import finite
 from cutaway.core.record import counting, machine, versions
 from cutaway.core.refuse import Refused, nearest
-from cutaway.core.result import Result
+from cutaway.core.result import COMMON, Result
 from cutaway.core.rung import Rung
 
 METHODS: dict[str, Method] = {}
@@ -75,6 +75,13 @@ class Method:
     subjects: tuple[str, ...]
     options: tuple[Option, ...]
     results: tuple[type[Result], ...]
+    fills: tuple[str, ...] | None = None  # optional fields of its result that it can fill; None is all
+
+    def fields(self, result: type[Result]) -> list[str]:
+        """Return the fields that the method can fill of a result of this class."""
+        own = [f for f in fields(result) if f.name not in COMMON]
+        known = {n + end for n in self.fills or () for end in ("", "_interval", "_null")}
+        return [f.name for f in own if f.default is not None or self.fills is None or f.name in known]
 
     @property
     def result(self) -> type[Result]:
@@ -102,9 +109,13 @@ class Method:
 
 
 def method(
-    *, answers: str, paper: str, cost: str, control: str, rung: Rung
+    *, answers: str, paper: str, cost: str, control: str, rung: Rung, fills: tuple[str, ...] | None = None
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Enter a function in the method table; its module gives the name (`room.function`)."""
+    """Enter a function in the method table; its module gives the name (`room.function`).
+
+    A method whose result has optional fields names in `fills` those that it can fill (without their intervals and
+    nulls), so that its card lists no others.
+    """
 
     def enter(function: Callable[..., Any]) -> Callable[..., Any]:
         hints = get_type_hints(function)
@@ -126,7 +137,7 @@ def method(
             return replace(result, record=_record(row, args, values, spent, result.record))
 
         results = tuple(get_args(hints["return"])) or (hints["return"],)
-        row = Method(name, run, answers, paper, cost, control, rung, subjects, options, results)
+        row = Method(name, run, answers, paper, cost, control, rung, subjects, options, results, fills)
         METHODS[name] = row
         run.row = row  # type: ignore[attr-defined]
         return run

@@ -29,7 +29,7 @@ from cutaway.core.refuse import Refused, nearest
 from cutaway.core.render import RENDERERS
 
 KINDS: dict[str, type[Result]] = {}
-_COMMON = ("grid", "labels", "units", "reasons", "record")
+COMMON = ("grid", "labels", "units", "reasons", "record")
 CELL = "*cell"  # in a field's annotation: the axes that the instance names
 
 
@@ -83,7 +83,7 @@ class Result:
 
     def facts(self) -> dict[str, Any]:
         """The fields that are no tensors, without those that every result has and those that are None."""
-        own = (f.name for f in fields(self) if f.name not in self.schema() and f.name not in _COMMON)
+        own = (f.name for f in fields(self) if f.name not in self.schema() and f.name not in COMMON)
         return {n: value for n in own if (value := getattr(self, n)) is not None}
 
     def sizes(self) -> dict[str, int]:
@@ -292,7 +292,7 @@ def open_result(path: str | Path) -> Result:
         for before, now in old.renamed.items():
             meta["units"] |= {now: meta["units"].pop(before)} if before in meta["units"] else {}
         needed = [n for n in absent if type(None) not in get_args(get_type_hints(cls)[n])]
-        given = {*_COMMON, *cls.schema(), *facts}
+        given = {*COMMON, *cls.schema(), *facts}
         needed += [f.name for f in fields(cls) if f.name not in given and f.default is MISSING]
         if needed:
             raise ValueError(f"the field {needed[0]!r} of {kind} is missing")
@@ -327,7 +327,7 @@ def _facts(cls: type[Result], found: dict[str, Any]) -> dict[str, Any]:
     """The facts of a file's header as the class annotates them: JSON has lists in place of tuples."""
     hints, out = get_type_hints(cls), dict[str, Any]()
     for name, value in found.items():
-        if name not in hints or name in cls.schema() or name in _COMMON:
+        if name not in hints or name in cls.schema() or name in COMMON:
             raise ValueError(f"{cls.kind} has no field {name!r}")
         options = get_args(hints[name]) if isinstance(hints[name], types.UnionType) else (hints[name],)
         fitting = next((v for o in options if (v := _as_type(o, value)) is not None), None)

@@ -54,6 +54,7 @@ Steps = dict[str, Float[Tensor, "batch position width"]]
     cost="prompts * ((9 + (1 + samples) * latent * max(position, 1)) * F + B)",
     control="random_latent",
     rung="interventional",
+    fills=("recovered", "estimate", "whole", "error", "corrupt", "gap"),
 )
 def latents(
     model: Model,

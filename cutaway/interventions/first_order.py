@@ -39,6 +39,7 @@ from cutaway.models.tokens import Tokens
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
 
+ESTIMATED = ("recovered", "corrupt", "exact", "agreement", "gap")  # optional fields that every estimate can fill
 _PART_BYTES = 1 << 31  # of one part's activations, with what its graph keeps for the backward pass
 _GRAPH = 8  # tensors of a block's width that a block keeps for it
 

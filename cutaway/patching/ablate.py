@@ -55,6 +55,7 @@ How = Literal["corrupt", "zero", "mean", "position_mean", "resample", "optimal"]
     " + prompts * (3 + steps * layers * max(1, head)) * (F + B)",
     control="random_direction",
     rung="interventional",
+    fills=(),
 )
 def ablate(
     model: Model,

@@ -71,6 +71,7 @@ class Run:
     cost="prompts * (9 + (2 + samples) * max(node, layer * max(position, 1) * max(head, neuron, 1))) * F",
     control="random_direction",
     rung="interventional",
+    fills=("recovered", "corrupt", "single", "metrics", "gap", "changed"),
 )
 def activation(
     model: Model,

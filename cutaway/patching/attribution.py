@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from cutaway.core.method import method
 from cutaway.interventions.effects import Effects
-from cutaway.interventions.first_order import Rule, effects, estimates
+from cutaway.interventions.first_order import ESTIMATED, Rule, effects, estimates
 from cutaway.interventions.grid import By
 from cutaway.interventions.paired_runs import Direction
 from cutaway.models.model import Model
@@ -39,6 +39,7 @@ from cutaway.tasks.task import Task
     cost="prompts * ((4 + audit) * F + B)",
     control="random_direction",
     rung="interventional",
+    fills=ESTIMATED,
 )
 def attribution(
     model: Model,

@@ -39,6 +39,7 @@ from cutaway.core.stats import mean_interval
 from cutaway.interventions.audit import STATISTICS, Audit, agreement, rounding
 from cutaway.interventions.effects import Effects
 from cutaway.interventions.first_order import (
+    ESTIMATED,
     Nodes,
     Rule,
     Step,
@@ -70,6 +71,7 @@ _SURE = 80.0  # in logs: beyond it a softmax gives all or nothing
     cost="prompts * ((4 + audit + (1 + samples) * max(node, 1)) * F + (1 + layers) * B)",
     control="random_direction",
     rung="interventional",
+    fills=("score", *ESTIMATED),
 )
 def attribution_star(
     model: Model,

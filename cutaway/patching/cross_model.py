@@ -45,6 +45,7 @@ from cutaway.tasks.task import Task
     cost="prompts * (5 + (1 + samples) * layers * max(1, head, position)) * F",
     control="random_direction",
     rung="interventional",
+    fills=("recovered", "other", "gap"),
 )
 def cross_model(
     model: Model,

@@ -57,6 +57,7 @@ _FORM = "write logits, or for example q.3.1 or q.3.1@-1,mlp_in.4"
     cost="prompts * (7 + (1 + samples) * (1 + 2 * layer * max(1, head))) * F",
     control="random_direction",
     rung="interventional",
+    fills=("recovered", "relative", "corrupt", "gap"),
 )
 def path(
     model: Model,

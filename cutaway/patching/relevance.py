@@ -26,7 +26,7 @@ from __future__ import annotations
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.interventions.effects import Effects
-from cutaway.interventions.first_order import Nodes, Rule, effects, estimates
+from cutaway.interventions.first_order import ESTIMATED, Nodes, Rule, effects, estimates
 from cutaway.interventions.grid import By
 from cutaway.interventions.paired_runs import Direction
 from cutaway.models.access.backward import Attention
@@ -42,6 +42,7 @@ _BEHIND = {"q", "k", "scores", "pattern"}  # sites that act through the pattern 
     cost="prompts * ((4 + audit) * F + B)",
     control="random_direction",
     rung="interventional",
+    fills=ESTIMATED,
 )
 def relevance(
     model: Model,

@@ -84,7 +84,7 @@ def watched(name: str, **options: Any) -> tuple[Result, bool]:
 TOGETHER: dict[str, list[dict[str, Any]]] = {
     "patching.ablate": [{"site": "mlp_out", "each_position": True}],
     "patching.activation": [
-        {"site": "z", "by": "unit"}, {"site": "z", "by": "both", "metrics": "prob"}, {"site": "mlp_out", "window": 1},
+        {"site": "z", "by": "unit"}, {"site": "z", "by": "both", "metrics": "prob"}, {"site": "mlp_out", "window": 3},
         {"site": "mlp_post", "by": "auto"}, {"site": "z.1.2, resid_pre.1@-1"},
     ],
 }  # fmt: skip
@@ -335,6 +335,14 @@ def test_declared_cost_is_an_upper_bound(name, options):
     assert cost["forwards"] <= forwards + 1e-6
     assert cost["backwards"] <= backwards + 1e-6
     assert cost["forwards"] + cost["backwards"] > 0, "nothing was counted"
+
+
+@methods
+def test_a_method_fills_the_fields_that_its_card_lists(name):
+    results, listed = [found(name, "llama", **o) for o in variants(ROWS[name])], set[str]()
+    for kind in ROWS[name].results:
+        listed |= set(ROWS[name].fields(kind))
+    assert {n for r in results for n in (*r.tensors(), *r.facts())} == listed
 
 
 @methods
