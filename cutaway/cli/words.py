@@ -30,7 +30,7 @@ _SAID = (
     (r"read its modules through model\.hf( with plain torch hooks)?", "read its modules in Python, with plain hooks"),
     (r"read the weights through model\.hf", "read the weights of its modules in Python"),
     (r"use model\.generate, or no cache", "use no cache"),
-    (r"fold\(\) (them|the dictionary) first", "use dictionaries of one normalisation"),
+    (r"\bfold (them|the dictionary) first", "use dictionaries of one normalisation"),
     (r"resume=False", "--no-resume"),
 )
 _CALL = re.compile(r"\b(?:[a-z_]+\.)*[a-z_]+\(((?:\w+=[^()]*)+)\)")
@@ -80,7 +80,7 @@ def _flags() -> frozenset[str]:
     methods = {o.name for row in cutaway.methods().values() for o in row.options}
     subjects = flag_names()
     other = {"resume", "sinks", "batch", "window", "bos", "covariance", "tokens", "shard", "gate", "decoder", "format",
-             "replicas"}  # fmt: skip
+             "replicas", "text", "declared_l0"}  # fmt: skip
     return frozenset(n.replace("_", "-") for n in methods | subjects | other)
 
 

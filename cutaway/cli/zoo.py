@@ -62,17 +62,18 @@ def dictionaries(
     resume: Annotated[bool, Parameter(help="go on from the checkpoint in the folder, if there is one")] = True,
 ) -> Reply:
     """Train the dictionaries of the miniworld again from their recipe, all on one stream; resumable."""
-    from cutaway.cli.dict.app import train_together
+    from cutaway.cli.dict.app import computing_threads
+    from cutaway.cli.dict.cards import Bar, show_cards
     from cutaway.cli.subjects import load_model
-    from cutaway.zoo.miniworld import dictionaries as recipe
+    from cutaway.suites.dictionary_runs import train_shipped
 
-    files, cards = train_together(load_model("miniworld"), recipe, out, tokens or recipe.TOKENS, threads, resume)
-    data = {"dictionaries": [str(f) for f in files], "cards": cards}
+    with computing_threads(threads), Bar("training") as bar:
+        done = train_shipped(load_model("miniworld"), out, tokens, resume=resume, progress=bar.update)
+    files = [str(f) for f in done.files]
+    data = {"dictionaries": files, "cards": done.cards}
 
     def show(console: Console) -> None:
-        from cutaway.cli.dict.app import show_cards
-
-        show_cards(console, [str(f) for f in files], cards)
+        show_cards(console, files, done.cards)
 
     return Reply(data, show)
 

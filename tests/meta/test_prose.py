@@ -17,7 +17,7 @@ HABITS = re.compile(r"\bone a \b|\bso many\b|\banew\b|\bis no \b|\bwhoever\b|\bn
 #: what is left in each room: docstrings with such a beginning, such words, and `# fmt: skip` outside tables of rows
 LEFT: dict[str, tuple[int, int, int]] = {
     "cli": (5, 7, 7),
-    "cli/dict": (17, 3, 10),
+    "cli/dict": (9, 3, 5),
     "core": (27, 14, 5),
     "dictionaries": (18, 2, 9),
     "dictionaries/benchmarks": (8, 0, 2),
@@ -27,7 +27,7 @@ LEFT: dict[str, tuple[int, int, int]] = {
     "dictionaries/gates": (4, 2, 0),
     "dictionaries/kernels": (7, 0, 0),
     "dictionaries/objectives": (6, 0, 1),
-    "dictionaries/training": (8, 7, 13),
+    "dictionaries/training": (6, 6, 10),
     "features": (1, 0, 0),
     "interventions": (28, 2, 5),
     "lenses": (3, 0, 0),

@@ -21,7 +21,7 @@ from cutaway.core.refuse import Refused
 if TYPE_CHECKING:
     from cutaway.dictionaries.objectives import Term
     from cutaway.dictionaries.training import Plan, Trained
-    from cutaway.models.model import Model
+    from cutaway.suites.dictionary_runs import Finished
 
 app = App(name="dict")
 app.command("cutaway.cli.dict.evaluate:evaluate", name="eval")
@@ -58,6 +58,7 @@ def train(
     given = dict(locals())
     from cutaway.dictionaries import training as tr
     from cutaway.models.sweep.processes import processes, rank
+    from cutaway.suites.dictionary_runs import finish
 
     plan = _plan(tokens, batch, select)
     origin = opened(of)
@@ -66,7 +67,7 @@ def train(
     sites = tuple(dict.fromkeys(s for r in made for s in (*r.reads, *r.writes)))
     size = (sites, batch, tokens + plan.card_tokens)
     stream = origin.whole(*size) if what.end_to_end else origin.stream(*size)
-    with _threads(threads):
+    with computing_threads(threads):
         with Bar("training") as bar, ExitStack() as stack, _resumable(out):
             where = tr.mesh(replicas) if replicas > 1 or processes() > 1 else device
             about = {"model": of.model, "recipes": [r.as_dict() for r in made], "plan": plan.as_dict()}
@@ -76,66 +77,24 @@ def train(
             )
         if rank() > 0:  # the first process judges and writes
             return Reply({}, lambda console: None)
-        return _finished([_here(t) for t in done], names(made), stream, plan, out, command)
+        finished = finish([_here(t) for t in done], names(made), stream, out, plan.card_tokens)
+        beginning = getattr(stream, "beginning", None)  # whole contexts have none of their own
+        return _finished(finished, beginning, command)
 
 
-def _finished(done: list[Trained], called: list[str], stream: Any, plan: Plan, out: Path, command: str) -> Reply:
-    """Save the dictionaries, then judge them; a judgement that is refused loses nothing."""
-    from cutaway.core.files import write_json
-    from cutaway.dictionaries.store import save
-    from cutaway.dictionaries.training.cards import card
-
-    files = [str(save(t.dictionary, out / f"{n}.safetensors")) for n, t in zip(called, done, strict=True)]
-    try:
-        cards = card(done, stream, tokens=plan.card_tokens)
-    except Refused as error:
-        why = error
+def _finished(done: Finished, beginning: str | None, command: str) -> Reply:
+    """Show the cards, or why there are none."""
+    files = [str(f) for f in done.files]
+    if (why := done.refusal) is not None:
         data = {"dictionaries": files, "cards": [], "not judged": why.as_dict(), "command": command}
         return Reply(data, lambda console: _show_unjudged(console, files, why))
-    write_json(out / "card.json", cards)
-    beginning = getattr(stream, "beginning", None)  # whole contexts have none of their own
-    data = {"dictionaries": files, "cards": cards, "beginning": beginning, "command": command}
+    data = {"dictionaries": files, "cards": done.cards, "beginning": beginning, "command": command}
 
     def show(console: Any) -> None:
-        show_cards(console, files, cards, beginning)
+        show_cards(console, files, done.cards, beginning)
         console.print(f"again: {command}", style="dim", markup=False, soft_wrap=True)
 
     return Reply(data, show)
-
-
-def train_together(
-    model: Model, recipe: Any, out: Path, tokens: int, threads: int, resume: bool
-) -> tuple[list[Path], list[dict[str, Any]]]:
-    """Train every row of a zoo recipe on one stream of its world; one file a name, in half precision."""
-    import torch
-
-    from cutaway.core.files import write_json
-    from cutaway.dictionaries import training as tr
-    from cutaway.dictionaries.store import save
-    from cutaway.dictionaries.transforms import together
-    from cutaway.streams import LiveStream, Packing
-    from cutaway.zoo.miniworld.documents import WorldDocuments
-
-    own: dict[str, Any] = {"rate": recipe.RATE, "seed": recipe.SEED}
-    made = [
-        tr.autoencoder(r.reads, r.latents, tr.TrainBatchTopK(r.k), **own) if r.reads == r.writes
-        else tr.transcoder(r.reads, r.writes, r.latents, tr.TrainBatchTopK(r.k), **own)
-        for r in recipe.RECIPE
-    ]  # fmt: skip
-    sites = tuple(dict.fromkeys(s for r in recipe.RECIPE for s in (r.reads, r.writes)))
-    stream = LiveStream(model, WorldDocuments(model.world, recipe.SEED), sites, packing=Packing(context=recipe.CONTEXT),
-                        batch=recipe.BATCH, window=recipe.WINDOW)  # fmt: skip
-    with _threads(threads):
-        with Bar("training") as bar:
-            plan = tr.Plan(tokens=tokens, card_tokens=16384)
-            done = tr.train(stream, made, plan, out=out, resume=resume, progress=bar.update)
-        cards = tr.card(done, stream, tokens=plan.card_tokens)
-    files = []
-    for name, file in recipe.shipped().items():
-        parts = [t.dictionary for t, r in zip(done, recipe.RECIPE, strict=True) if r.file == name]
-        files.append(save(parts[0] if len(parts) == 1 else together(parts), out / file.name, torch.float16))
-    write_json(out / "dictionaries.json", {"cards": cards, "tokens": tokens})
-    return files, cards
 
 
 def _plan(tokens: int, batch: int, select: Literal["auto", "float32", "bfloat16"]) -> Plan:
@@ -163,8 +122,8 @@ def _spliced(what: Asked, origin: Origin) -> tuple[Term, ...]:
 
 
 @contextmanager
-def _threads(n: int) -> Iterator[None]:
-    """Compute with n threads while open."""
+def computing_threads(n: int) -> Iterator[None]:
+    """Compute with n threads within the block."""
     import torch
 
     if n < 1:

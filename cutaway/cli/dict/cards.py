@@ -21,7 +21,7 @@ def _show(console: Any, file: str, made: dict[str, Any]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from cutaway.dictionaries.training.cards import summary
+    from cutaway.suites.dictionary_cards import summary
     from cutaway.views.spec import number, span
 
     others = list(next(iter(made["scores"].values()))["controls"])

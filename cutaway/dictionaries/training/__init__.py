@@ -18,7 +18,6 @@ from cutaway.dictionaries.gates import (
     TrainTopK,
 )
 from cutaway.dictionaries.training.adam import AdamSettings
-from cutaway.dictionaries.training.cards import card
 from cutaway.dictionaries.training.endtoend import Divergence, Whole
 from cutaway.dictionaries.training.feed import Held
 from cutaway.dictionaries.training.learner import Learner, Moments
@@ -40,6 +39,6 @@ from cutaway.dictionaries.training.update import Trained
 __all__ = [
     "AdamSettings", "Divergence", "Held", "Learner", "Moments", "Plan", "Progress", "Recipe", "Source",
     "TrainAbsTopK", "TrainBatchTopK", "TrainGate", "TrainGated", "TrainGroupMax", "TrainJumpRelu",
-    "TrainMatchingPursuit", "TrainRelu", "TrainTopK", "Trained", "Whole", "autoencoder", "autoencoders", "card",
+    "TrainMatchingPursuit", "TrainRelu", "TrainTopK", "Trained", "Whole", "autoencoder", "autoencoders",
     "cross_layer", "crosscoder", "mesh", "recipe_of", "train", "transcoder", "transcoders", "wandb_log",
 ]  # fmt: skip

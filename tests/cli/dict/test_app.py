@@ -57,7 +57,7 @@ def test_a_judgement_that_is_refused_loses_nothing(capsys, tmp_path, monkeypatch
     def refuse(*_, **__):
         raise Refused("evidence", "there is too little of it", "give more")
 
-    monkeypatch.setattr("cutaway.dictionaries.training.cards.card", refuse)
+    monkeypatch.setattr("cutaway.suites.dictionary_runs.card", refuse)
     data, (d,) = trained(capsys, tmp_path, "--site", "resid_post.0", *SHORT, "--latents", "32", "--rate", "0.01")
     assert d.n_latents == 32
     assert data["not judged"]["why"] == "there is too little of it"

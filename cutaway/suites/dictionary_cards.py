@@ -1,4 +1,4 @@
-"""The end card of a run: what the finished dictionaries do on tokens they have not been trained on."""
+"""The card at the end of a run: scores of the finished dictionaries on tokens that they were not trained on."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def card(trained: Sequence[Trained], source: Any, *, tokens: int = 16384, seed: 
     """Scores with intervals, nulls and controls of every dictionary of a run, and how alike their seeds are.
 
     The tokens are those that the source gives next: after a run, the ones behind those trained on. Whether they were
-    trained on all the same, because the source had to begin anew, is in `held_out` (None: the source does not say), and
-    what a reader must know in `warnings`. Nothing of the run changes; the source is left where it was.
+    trained on all the same, because the source had to begin again, is in `held_out` (None: the source does not say),
+    and what a reader must know in `warnings`. Nothing of the run changes; the source is left where it was.
 
     Raises:
         Refused: the source has no further tokens, or too few documents.
@@ -56,19 +56,22 @@ def judged(dictionary: Dictionary, evidence: Evidence, seed: int = 0, nulls: int
     seen = observe(dictionary, rest)
     random = [observe(random_dictionary(dictionary, fit, seen.l0, seed=seed + i), rest) for i in range(nulls)]
     others = {n: observe(d, rest) for n, d in controls(dictionary, fit, seen.l0).items()}
-    return joined([
-        reconstruction(seen, null=random, control=others),
-        firing_scores(seen, null=random, control=others),
-    ])  # fmt: skip
+    return joined(
+        [
+            reconstruction(seen, null=random, control=others),
+            firing_scores(seen, null=random, control=others),
+        ]
+    )
 
 
 def seeds(dictionaries: Sequence[Dictionary]) -> dict[str, Any]:
-    """How alike dictionaries of one recipe and several seeds are, or why that is not said."""
+    """Compare dictionaries of one recipe and several seeds, or say why that is left out."""
     plain = [_but_seed(d) for d in dictionaries]
     if len(dictionaries) < 2 or any(p != plain[0] for p in plain):
         return {"none": "one seed a recipe; train the same recipe with several seeds in one run"}
     if dictionaries[0].n_latents > MATCHED:
-        return {"none": f"matching more than {MATCHED} latents one to one takes too long here; see judge.stability"}
+        why = f"matching more than {MATCHED} latents one to one takes too long here"
+        return {"none": f"{why}; see dictionaries.evaluation.stability"}
     found = stability(dictionaries)
     n = len(dictionaries)
     pairs = [(i, j) for i in range(n) for j in range(i)]
@@ -89,25 +92,34 @@ def _card(t: Trained, scores: Scores, alike: dict[str, Any], held_out: bool | No
     controls_ = [str(n) for n in scores.labels["control"]]
     rows = {
         name: {
-            "value": float(scores.score[i]), "interval": scores.interval[i].tolist(),
+            "value": float(scores.score[i]),
+            "interval": scores.interval[i].tolist(),
             "random": scores.null[i].tolist(),
             "controls": dict(zip(controls_, scores.control[i].tolist(), strict=True)),
         }
         for i, name in enumerate(names)
-    }  # fmt: skip
+    }
     n = t.dictionary.n_latents
     rows["dead"]["interval"] = list(wilson(round(rows["dead"]["value"] * n), n))  # over latents, on these tokens
     return {
-        "dictionary": repr(t.dictionary), "recipe": t.dictionary.about["recipe"], "rate": t.rate,
-        "tokens": t.tokens, "seconds": t.seconds, "tokens_per_second": t.tokens / max(t.seconds, 1e-9),
-        "scores": rows, "judged": {k: v for k, v in scores.record.items() if k not in ("versions", "machine")},
-        "seeds": alike, "curves": t.curves, "precision": t.choice.as_dict(),
-        "held_out": held_out, "warnings": _warnings(rows, held_out),
-    }  # fmt: skip
+        "dictionary": repr(t.dictionary),
+        "recipe": t.dictionary.about["recipe"],
+        "rate": t.rate,
+        "tokens": t.tokens,
+        "seconds": t.seconds,
+        "tokens_per_second": t.tokens / max(t.seconds, 1e-9),
+        "scores": rows,
+        "judged": {k: v for k, v in scores.record.items() if k not in ("versions", "machine")},
+        "seeds": alike,
+        "curves": t.curves,
+        "precision": t.choice.as_dict(),
+        "held_out": held_out,
+        "warnings": _warnings(rows, held_out),
+    }
 
 
 def _warnings(rows: dict[str, Any], held_out: bool | None) -> list[str]:
-    """What a reader of the scores must know, in sentences."""
+    """Sentences that a reader of the scores must know."""
     said = []
     for name, row in rows.items():
         if name.split(" of ")[0] == "FVU" and not row["value"] <= 1:

@@ -9,7 +9,7 @@ import torch
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries import training as tr
 from cutaway.dictionaries.evaluation.evidence import Evidence, observe
-from cutaway.dictionaries.training import cards
+from cutaway.suites import dictionary_cards as cards
 
 A = "resid_post.0"
 
@@ -45,7 +45,7 @@ def run():
     recipes = [tr.autoencoder(A, 48, tr.TrainTopK(3), rate=1e-2, seed=s) for s in (0, 1)]
     plan = tr.Plan(tokens=256 * 60, select="float32", products="plain")
     done = tr.train(source, recipes, plan)
-    return source, done, tr.card(done, source, tokens=2000)
+    return source, done, cards.card(done, source, tokens=2000)
 
 
 def test_the_card_says_what_the_dictionary_does_on_fresh_tokens(run):
@@ -73,7 +73,7 @@ def test_seeds_of_one_recipe_are_compared_and_others_are_not(run):
     assert alike["seeds"] == [0, 1]
     assert alike["interval"][0][0] <= alike["alike"][0] <= alike["interval"][0][1]
     assert alike["alike"][0] > max(alike["null"][0])
-    assert "none" in tr.card(done[:1], source, tokens=600)[0]["seeds"]
+    assert "none" in cards.card(done[:1], source, tokens=600)[0]["seeds"]
 
 
 def test_the_card_is_plain_data_with_curves_and_speed(run):
@@ -103,15 +103,16 @@ def test_a_card_warns_of_what_was_trained_on_and_of_what_is_worse_than_the_mean(
     source = tr.Held({A: acts}, 256)
     plan = tr.Plan(tokens=256 * 4, select="float32", products="plain")
     done = tr.train(source, tr.autoencoder(A, 24, tr.TrainTopK(3), rate=1e3), plan)
-    (made,) = tr.card(done, source, tokens=600)
+    (made,) = cards.card(done, source, tokens=600)
     assert made["held_out"] is False
     assert [w.split(":")[0].split(" is")[0] for w in made["warnings"]] == [
         "FVU",
         "the source began anew, so these tokens were trained on",
     ]
-    (fresh,) = tr.card(done, Fresh(), tokens=600)
+    (fresh,) = cards.card(done, Fresh(), tokens=600)
     assert fresh["held_out"] is None
     source = tr.Held({A: torch.cat([acts] * 4)}, 256)
-    (unseen,) = tr.card(tr.train(source, tr.autoencoder(A, 24, tr.TrainTopK(3), rate=1e-3), plan), source, tokens=256)
+    done = tr.train(source, tr.autoencoder(A, 24, tr.TrainTopK(3), rate=1e-3), plan)
+    (unseen,) = cards.card(done, source, tokens=256)
     assert unseen["held_out"] is True
     assert not unseen["warnings"]
