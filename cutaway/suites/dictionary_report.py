@@ -84,7 +84,7 @@ class DictionaryReport:
     def neurons(self) -> tuple[str, ...]:
         """Sites of the model's own MLP neurons that are a control."""
         found = tuple(neuron_sites(self.model, self.dictionary).values())
-        d_mlp = self.model.weights.mlp_out(parse(found[0]).layer or 0).shape[0] if found else 0
+        d_mlp = self.model.weights.mlp_out[parse(found[0]).layer or 0].shape[0] if found else 0
         return found if len(found) * d_mlp * self.tokens <= NEURONS else ()
 
     def _stream(self, model: Model, sites: Sequence[str], batch: int = BATCH) -> LiveStream:

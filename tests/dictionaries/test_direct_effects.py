@@ -47,9 +47,9 @@ def linear(model, acts, start, layer):
     for i in range(layer + 1, LAYERS):
         ln1, ln2 = (body.norm(body.part(i, n)) for n in ("ln1", "ln2"))
         x = ln1.linear(step, acts[f"ln1.scale.{i}"][0])
-        values = torch.einsum("pd,hde->hpe", x, w.v(i))
+        values = torch.einsum("pd,hde->hpe", x, w.v[i])
         z = torch.einsum("hqk,hke->hqe", acts[f"pattern.{i}"][0].double(), values)
-        after = step + torch.einsum("hqe,hed->qd", z, w.o(i))
+        after = step + torch.einsum("hqe,hed->qd", z, w.o[i])
         attention_reads[i] = x
         mlp_reads[i] = ln2.linear(step if body.parallel else after, acts[f"ln2.scale.{i}"][0])
         step = after

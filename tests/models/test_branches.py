@@ -37,7 +37,7 @@ def test_a_written_input_goes_through_its_head_alone(model):
     edit = Replace(f"v_in.1.{last}@2", new)
     got = model.capture(IDS, ["v.1", "q.1", "k.1", f"v_in.1.{last}@2"], [edit])
     want = acts["v.1"].clone()
-    want[:, 2, last] = by_hand(new[None, None], w.v(1), w.qkv_bias(1)[2])[0, 0, last]
+    want[:, 2, last] = by_hand(new[None, None], w.v[1], w.v_bias[1])[0, 0, last]
     torch.testing.assert_close(got["v.1"], want, atol=2e-6, rtol=1e-5)
     assert torch.equal(got["q.1"], acts["q.1"])
     assert torch.equal(got["k.1"], acts["k.1"])
@@ -65,7 +65,7 @@ def test_gradients_of_the_branches_sum_to_that_of_attn_in(model):
     _, grads, _ = model.gradients(IDS, sites, lambda logits: logits[:, 3])
     parts = sum(grads[f"{s}_in.1"].sum(2) for s, _ in LETTERS)
     torch.testing.assert_close(parts, grads["attn_in.1"], atol=1e-6, rtol=1e-4)
-    by_weights = torch.einsum("bphe,hde->bphd", grads["v.1"], model.weights.v(1))
+    by_weights = torch.einsum("bphe,hde->bphd", grads["v.1"], model.weights.v[1])
     torch.testing.assert_close(grads["v_in.1"], by_weights, atol=1e-6, rtol=1e-4)
 
 

@@ -124,19 +124,19 @@ def test_weight_views_have_their_shapes_at_both_ends(name):
     m = full(name)
     w, s = m.weights, m.shape
     for i in (0, s.n_layers - 1):
-        assert w.q(i).shape == (s.n_heads, s.d_model, s.d_head)
-        assert w.k(i).shape == w.v(i).shape == (s.n_kv_heads, s.d_model, s.d_head)
-        assert [tuple(b.shape) for b in w.qkv_bias(i)] == [
-            (n, s.d_head) for n in (s.n_heads, s.n_kv_heads, s.n_kv_heads)
-        ]
-        assert w.o(i).shape == (s.n_heads, s.d_head, s.d_model)
-        assert w.o_bias(i).shape == (s.d_model,)
+        assert w.q[i].shape == (s.n_heads, s.d_model, s.d_head)
+        assert w.k[i].shape == w.v[i].shape == (s.n_kv_heads, s.d_model, s.d_head)
+        assert w.q_bias[i].shape == (s.n_heads, s.d_head)
+        assert w.k_bias[i].shape == w.v_bias[i].shape == (s.n_kv_heads, s.d_head)
+        assert w.o[i].shape == (s.n_heads, s.d_head, s.d_model)
+        assert w.o_bias[i].shape == (s.d_model,)
         assert w.ov(i, s.n_heads - 1).left.shape == (s.d_model, s.d_head)
+        assert w.ov(i).left.shape == (s.n_heads, s.d_model, s.d_head)
         if s.d_mlp:
-            assert w.mlp_in(i).shape == (s.d_model, s.d_mlp)
-            assert w.mlp_out(i).shape == (s.d_mlp, s.d_model)
+            assert w.mlp_in[i].shape == (s.d_model, s.d_mlp)
+            assert w.mlp_out[i].shape == (s.d_mlp, s.d_model)
         if s.d_mlp and m.body.part(i, "gate") is not None:
-            assert w.mlp_gate(i).shape == (s.d_model, s.d_mlp)
+            assert w.mlp_gate[i].shape == (s.d_model, s.d_mlp)
     assert w.embed.shape == (s.d_vocab, s.d_model)
     assert w.unembed.shape == (s.d_model, s.d_vocab)
     assert w.unembed.is_meta

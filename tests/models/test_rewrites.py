@@ -29,11 +29,11 @@ def everywhere(m: Model) -> list[Rewrite]:
     """A rewrite of every weight that the family stores, whole and by head."""
     w, out = m.weights, []
     for name in ("q", "k", "v", "o"):
-        whole = getattr(w, name)(1)
+        whole = getattr(w, name)[1]
         out.append(Rewrite(f"{name}.1", delta=0.1 * noise(*whole.shape)))
         out.append(Rewrite(f"{name}.1.0", factors=(noise(whole.shape[1], 2), noise(2, whole.shape[2]))))
     if m.family.name != "mixtral":
-        out += [Rewrite("mlp_in.0", delta=noise(*w.mlp_in(0).shape)), Rewrite("mlp_out.2", value=w.mlp_out(1).clone())]
+        out += [Rewrite("mlp_in.0", delta=noise(*w.mlp_in[0].shape)), Rewrite("mlp_out.2", value=w.mlp_out[1].clone())]
     out.append(Rewrite("embed", delta=noise(2, 3), rows=(5, 8), columns=(0, 4, 7), tied=True))
     return out
 
@@ -49,7 +49,7 @@ def test_every_rewrite_changes_its_weight_alone_and_is_undone_bit_for_bit(name, 
 
         def view(part=part, layer=layer, head=head):
             w = getattr(m.weights, part)
-            w = w(int(layer)) if layer else w
+            w = w[int(layer)] if layer else w
             return (w[int(head)] if head else w).clone()
 
         old = view()
@@ -72,20 +72,20 @@ def test_every_rewrite_changes_its_weight_alone_and_is_undone_bit_for_bit(name, 
 @pytest.mark.parametrize("name", ["gpt2", "falcon_40b", "llama_gqa"])
 def test_heads_of_a_layer_are_rewritten_like_the_layer(name):
     m = model(name)
-    delta = noise(*m.weights.q(1).shape)
+    delta = noise(*m.weights.q[1].shape)
     whole, heads = Rewrite("q.1", delta=delta), [Rewrite(f"q.1.{h}", delta=d) for h, d in enumerate(delta)]
     with rewritten(m, whole):
         one = m.run(IDS)
     with rewritten(m, *heads):
         assert torch.equal(m.run(IDS), one)
-    with rewritten(m, Rewrite("o.1.2", value=torch.zeros_like(m.weights.o(1)[2]))):
+    with rewritten(m, Rewrite("o.1.2", value=torch.zeros_like(m.weights.o[1][2]))):
         got = m.run(IDS)
     assert gap(got, m.run(IDS, Ablate("z.1.2"))) < 1e-5
 
 
 def test_rewrites_stack_and_an_exception_undoes_them():
     m = model("gpt2")
-    before, d = bits(m.hf), noise(*m.weights.mlp_out(1).shape)
+    before, d = bits(m.hf), noise(*m.weights.mlp_out[1].shape)
     one, two = Rewrite("mlp_out.1", delta=1e4 * d), Rewrite("mlp_out.1", delta=d, record={"by": "test"})
 
     def inner():
@@ -115,14 +115,14 @@ def test_rewrites_stack_and_an_exception_undoes_them():
 
 def test_paths_name_modules_and_parameters():
     m = model("gpt2")
-    d = noise(*m.weights.mlp_out(1).shape)
+    d = noise(*m.weights.mlp_out[1].shape)
     with rewritten(m, Rewrite("mlp_out.1", delta=d)):
         want = m.run(IDS)
     for path in ("transformer.h.1.mlp.c_proj", "transformer.h.1.mlp.c_proj.weight"):  # Conv1D stores inputs first
         with rewritten(m, Rewrite(path, delta=d)):
             assert torch.equal(m.run(IDS), want)
     m = model("llama")
-    d = noise(*m.weights.mlp_out(1).shape)
+    d = noise(*m.weights.mlp_out[1].shape)
     with rewritten(m, Rewrite("model.layers.1.mlp.down_proj", delta=d)):
         want = m.run(IDS)
     with rewritten(m, Rewrite("model.layers.1.mlp.down_proj.weight", delta=d.T)):
@@ -153,7 +153,7 @@ def test_files_hold_them_whole(tmp_path):
 
 def test_the_self_checks_cache_learns_nothing_of_rewritten_weights(tmp_path):
     m = Model(copy.deepcopy(model("gpt2").hf))
-    with rewritten(m, Rewrite("mlp_out.1", value=torch.zeros_like(m.weights.mlp_out(1)))):
+    with rewritten(m, Rewrite("mlp_out.1", value=torch.zeros_like(m.weights.mlp_out[1]))):
         checked(m, tmp_path)
         assert not list(tmp_path.iterdir())
     checked(m, tmp_path)

@@ -38,8 +38,8 @@ def projected(m, i, part):
 def test_projections_reproduce_queries_keys_and_values(name):
     m, i = model(name), 1
     acts = m.capture(IDS, [f"{s}.{i}" for s in ("attn_in", "q", "k", "v")])
-    for part, w, b in zip("qkv", (m.weights.q(i), m.weights.k(i), m.weights.v(i)), m.weights.qkv_bias(i), strict=True):
-        made = apply(acts[f"attn_in.{i}"], w, b)
+    for part in "qkv":
+        made = apply(acts[f"attn_in.{i}"], getattr(m.weights, part)[i], getattr(m.weights, f"{part}_bias")[i])
         assert gap(made, projected(m, i, part)) < 1e-5, part
         if part == "v" or name in NO_ROPE:
             scale = 1.0 if gap(made, acts[f"{part}.{i}"]) < 1e-5 else m.shape.d_head**-0.5  # OPT scales its queries
@@ -53,23 +53,24 @@ def test_rotation_keeps_the_length_of_unrotated_queries(name):
     if name in NO_ROPE or m.family.qk_norm or name == "gpt_neo":
         return
     acts = m.capture(IDS, [f"attn_in.{i}", f"q.{i}", f"k.{i}"])
-    for part, w, b in zip("qk", (m.weights.q(i), m.weights.k(i)), m.weights.qkv_bias(i)[:2], strict=True):
-        assert gap(apply(acts[f"attn_in.{i}"], w, b).norm(dim=-1), acts[f"{part}.{i}"].norm(dim=-1)) < 1e-5
+    for part in "qk":
+        made = apply(acts[f"attn_in.{i}"], getattr(m.weights, part)[i], getattr(m.weights, f"{part}_bias")[i])
+        assert gap(made.norm(dim=-1), acts[f"{part}.{i}"].norm(dim=-1)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_outputs_reproduce_heads_and_neurons(name):
     m, i = model(name), 1
     acts = m.capture(IDS, sites(m))
-    assert gap(torch.einsum("bphe,hed->bphd", acts[f"z.{i}"], m.weights.o(i)), acts[f"head_out.{i}"]) < 1e-5
+    assert gap(torch.einsum("bphe,hed->bphd", acts[f"z.{i}"], m.weights.o[i]), acts[f"head_out.{i}"]) < 1e-5
     if f"mlp_post.{i}" not in acts:
         return
     w = m.weights
-    assert gap(acts[f"mlp_in.{i}"] @ w.mlp_in(i) + w.mlp_in_bias(i), acts[f"mlp_pre.{i}"]) < 1e-5
+    assert gap(acts[f"mlp_in.{i}"] @ w.mlp_in[i] + w.mlp_in_bias[i], acts[f"mlp_pre.{i}"]) < 1e-5
     if f"mlp_gate.{i}" in acts:
-        assert gap(acts[f"mlp_in.{i}"] @ w.mlp_gate(i) + w.mlp_gate_bias(i), acts[f"mlp_gate.{i}"]) < 1e-5
+        assert gap(acts[f"mlp_in.{i}"] @ w.mlp_gate[i] + w.mlp_gate_bias[i], acts[f"mlp_gate.{i}"]) < 1e-5
     if not (m.family.ln2_post or m.family.post_norm):
-        out = (acts[f"mlp_post.{i}"] @ w.mlp_out(i) + w.mlp_out_bias(i)) * m.body.multiplier
+        out = (acts[f"mlp_post.{i}"] @ w.mlp_out[i] + w.mlp_out_bias[i]) * m.body.multiplier
         assert gap(out, acts[f"mlp_out.{i}"]) < 1e-5
 
 
@@ -82,12 +83,13 @@ def test_folded_views_read_the_normalised_stream(name):
         norm = m.body.norm(m.body.part(i, ln))
         return norm.centre(acts[f"{stream}.{i}"]) / acts[f"{ln}.scale.{i}"][..., None]
 
-    for part, view, b in zip("qkv", (w.q(i), w.k(i), w.v(i)), w.qkv_bias(i), strict=True):
-        assert gap(apply(normalised("resid_pre", "ln1"), view, b), projected(m, i, part)) < 1e-5, part
+    for part in "qkv":
+        made = apply(normalised("resid_pre", "ln1"), getattr(w, part)[i], getattr(w, f"{part}_bias")[i])
+        assert gap(made, projected(m, i, part)) < 1e-5, part
     if f"mlp_pre.{i}" in acts:
         middle = "resid_mid" if f"resid_mid.{i}" in acts else "resid_pre"
         x = normalised(middle, "ln2" if f"ln2.scale.{i}" in acts else "ln1")
-        assert gap(x @ w.mlp_in(i) + w.mlp_in_bias(i), acts[f"mlp_pre.{i}"]) < 1e-5
+        assert gap(x @ w.mlp_in[i] + w.mlp_in_bias[i], acts[f"mlp_pre.{i}"]) < 1e-5
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -110,8 +112,8 @@ def test_unembedding_views_reproduce_the_logits(name):
 def test_views_follow_the_models_own_storage():
     m = model("llama_gqa")
     assert m.weights.embed.data_ptr() == m.hf.model.embed_tokens.weight.data_ptr()
-    assert m.weights.mlp_out(0).data_ptr() == m.hf.model.layers[0].mlp.down_proj.weight.data_ptr()
-    assert m.weights.q(0).data_ptr() == m.hf.model.layers[0].self_attn.q_proj.weight.data_ptr()
+    assert m.weights.mlp_out[0].data_ptr() == m.hf.model.layers[0].mlp.down_proj.weight.data_ptr()
+    assert m.weights.q[0].data_ptr() == m.hf.model.layers[0].self_attn.q_proj.weight.data_ptr()
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama_gqa", "falcon_7b", "gpt_bigcode"])
@@ -120,14 +122,48 @@ def test_circuits_are_the_products_they_name(name):
     group = m.shape.n_heads // m.shape.n_kv_heads
     for h in range(m.shape.n_heads):
         ov, qk = m.weights.ov(i, h), m.weights.qk(i, h)
-        assert gap(ov.matrix, m.weights.v(i)[h // group] @ m.weights.o(i)[h]) < 1e-6
-        assert gap(qk.matrix, m.weights.q(i)[h] @ m.weights.k(i)[h // group].T) < 1e-6
+        assert gap(ov.matrix, m.weights.v[i][h // group] @ m.weights.o[i][h]) < 1e-6
+        assert gap(qk.matrix, m.weights.q[i][h] @ m.weights.k[i][h // group].T) < 1e-6
         u, s, vh = ov.svd()
         assert gap(u @ s.diag() @ vh, ov.matrix) < 1e-5
         assert gap(s, torch.linalg.svdvals(ov.matrix)[: len(s)]) < 1e-5
         assert gap(ov.norm(), ov.matrix.norm()) < 1e-5
         assert gap(qk.T.matrix, qk.matrix.T) == 0.0
         assert gap(noise(32) @ ov.left @ ov.right, noise(32) @ ov.matrix) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama_gqa", "gpt_bigcode"])
+def test_all_heads_and_layers_at_once_are_the_single_ones(name):
+    m = model(name)
+    w, s = m.weights, m.shape
+    layers, heads = range(s.n_layers), range(s.n_heads)
+    assert w.q[:].shape == (s.n_layers, s.n_heads, s.d_model, s.d_head)
+    for part in ("q", "v_bias", "o", "mlp_out", "mlp_in_bias"):
+        stacked, view = getattr(w, part)[:], getattr(w, part)
+        assert len(view) == s.n_layers
+        assert torch.equal(stacked, torch.stack(list(view)))
+        assert torch.equal(view[-1], stacked[-1])
+        assert torch.equal(view[1:, 0], stacked[1:, 0])
+    assert torch.equal(w.q[1, 2], w.q[1][2])
+    for of in (w.ov, w.qk):
+        every, values = of(), of().svd()[1]
+        assert every.left.shape[:2] == (s.n_layers, s.n_heads) == values.shape[:2]
+        for i in layers:
+            layer = of(i)
+            assert gap(layer.norm(), every[i].norm()) == 0.0
+            for h in heads:
+                for one in (of(i, h), of(i - s.n_layers, h - s.n_heads), layer[h], every[i, h]):
+                    assert torch.equal(one.left, of(i, h).left)
+                    assert torch.equal(one.right, of(i, h).right)
+                assert gap(values[i, h], of(i, h).svd()[1]) < 1e-5
+                assert torch.equal(every.T[i, h].left, of(i, h).T.left)
+
+
+def test_layers_and_heads_that_are_not_there_are_refused():
+    w = model("gpt2").weights
+    for wrong in (lambda: w.q[99], lambda: w.ov(99), lambda: w.qk(0, 99), lambda: w.folded().o[-99]):
+        with pytest.raises(Refused, match="use 0 to"):
+            wrong()
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma3", "olmo2", "cohere", "stablelm_parallel"])
@@ -145,6 +181,6 @@ def test_folding_where_it_is_no_identity_is_refused(name):
 
 def test_weights_that_a_family_lacks_are_refused():
     with pytest.raises(Refused, match="none there"):
-        model("gpt2").weights.mlp_gate(0)
+        model("gpt2").weights.mlp_gate[0]
     with pytest.raises(Refused, match="none there"):
-        model("mixtral").weights.mlp_out(0)
+        model("mixtral").weights.mlp_out[0]

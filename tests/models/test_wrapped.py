@@ -90,7 +90,7 @@ def test_reads_weights_edits_and_sums_are_with_the_adapter(kind):
     got, want = m.capture(IDS, sites), other.capture(IDS, sites)
     assert max(gap(got[str(a)], want[str(a)]) for a in m.places(sites)) < 2e-5
     for view in ("q", "k", "v", "o", "mlp_in", "mlp_gate", "mlp_out"):
-        assert gap(getattr(m.weights, view)(1), getattr(other.weights, view)(1)) < 1e-5
+        assert gap(getattr(m.weights, view)[1], getattr(other.weights, view)[1]) < 1e-5
     assert gap(m.weights.unembed, other.weights.unembed) < 1e-5
     edits = [[Ablate("head_out.1.2")], [Ablate("z.0.1")], [Ablate("mlp_post.2.5")]]
     measure = lambda logits, prompt: logits  # noqa: E731
@@ -159,7 +159,7 @@ def test_int8_maps_disable_what_they_cannot_show(name):
     assert "no linear map" in m.disabled["head_out"]
     acts = m.capture(IDS, [s for s, can in m.sites().items() if can.startswith("read")])
     assert torch.equal(acts["logits"], m.run(IDS))
-    for read in (lambda: m.capture(IDS, "head_out.1"), lambda: m.weights.o(1), lambda: m.weights.v(1)):
+    for read in (lambda: m.capture(IDS, "head_out.1"), lambda: m.weights.o[1], lambda: m.weights.v[1]):
         with pytest.raises(Refused):
             read()
     with pytest.raises(Refused, match="no linear map"):
@@ -187,7 +187,7 @@ def test_weights_in_another_form_are_read_by_what_they_do():
     m = load(hf)
     assert m.disabled == {}
     stored = m.hf.model.layers[1].self_attn.o_proj
-    assert gap(m.weights.o(1).flatten(0, 1), stored.weight.T * stored.scale) < 1e-6
+    assert gap(m.weights.o[1].flatten(0, 1), stored.weight.T * stored.scale) < 1e-6
     assert gap(decompose(m, IDS).contribution.sum(1), decompose(m, IDS).total) < 1e-5
 
 
@@ -197,11 +197,11 @@ def test_a_forward_put_on_one_map_is_part_of_it_or_refused():
     o.forward = lambda x: 3 * plain(x)
     m = load(hf)
     assert m.disabled == {}
-    assert gap(m.weights.o(1).flatten(0, 1), 3 * o.weight.T) < 1e-6
+    assert gap(m.weights.o[1].flatten(0, 1), 3 * o.weight.T) < 1e-6
     assert gap(decompose(m, IDS).contribution.sum(1), decompose(m, IDS).total) < 1e-5
     o.forward = lambda x: plain(x).tanh()
     with pytest.raises(Refused, match="no linear map"):
-        m.weights.o(1)
+        m.weights.o[1]
     assert "head_out" in load(hf).disabled
 
 

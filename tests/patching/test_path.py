@@ -217,7 +217,7 @@ def test_with_all_frozen_paths_to_the_logits_are_direct_attributions(family):
     want = torch.zeros(model.shape.n_layers, model.shape.n_heads)
     for i in range(model.shape.n_layers):
         step = other[f"z.{i}@-1"] - own[f"z.{i}@-1"]
-        written = torch.einsum("bhe,hed->bhd", step, model.weights.o(i).detach())
+        written = torch.einsum("bhe,hed->bhd", step, model.weights.o[i].detach())
         logits = norm.linear(written, scale[:, None].expand(written.shape[:2])) @ model.weights.unembed.detach()
         want[i] = (logits[rows, :, bound.answers] - logits[rows, :, bound.foils]).mean(0)
     result = path(model, task, freeze_mlps=True, freeze_norms=True, samples=1)

@@ -162,7 +162,7 @@ def mlp_neurons(model: Model, dictionary: Dictionary, fit: Evidence, l0: float) 
         layer, values = parse(write).layer, fit.of(read).double().cpu()
         assert layer is not None
         rows, bias = (
-            t.detach().double().cpu() for t in (model.weights.mlp_out(layer), model.weights.mlp_out_bias(layer))
+            t.detach().double().cpu() for t in (model.weights.mlp_out[layer], model.weights.mlp_out_bias[layer])
         )
         y = fit.of(write).double().cpu()
         if float((values @ rows + bias - y).norm()) > 0.05 * float((y - y.mean(0)).norm()):
@@ -182,7 +182,7 @@ def neuron_sites(model: Model, dictionary: Dictionary) -> dict[str, str]:
         if a.model or a.site != "mlp_out" or a.layer is None or not model.sites()["mlp_post"].startswith("read"):
             continue
         try:
-            model.weights.mlp_out(a.layer)
+            model.weights.mlp_out[a.layer]
         except Refused:  # experts, or another shape of the way out: no neurons that stand for the layer
             continue
         found[write] = f"mlp_post.{a.layer}"

@@ -182,14 +182,14 @@ def _heads(model: Model, i: int, acts: Activations, position: int) -> _Writer:
     w = model.weights
     names = [*(f"head_out.{i}.{h}" for h in range(model.shape.n_heads)), f"attn_bias.{i}"]
     z = acts[f"z.{i}@{position}"].float()
-    return _writer(model, names, z, w.o(i).float(), w.o_bias(i).float(), model.body.part(i, "ln1_post"))
+    return _writer(model, names, z, w.o[i].float(), w.o_bias[i].float(), model.body.part(i, "ln1_post"))
 
 
 def _neurons(model: Model, i: int, acts: Activations, position: int) -> _Writer:
     w, post = model.weights, acts[f"mlp_post.{i}@{position}"].float()
     names = [*(f"mlp_post.{i}.{k}" for k in range(post.shape[1])), f"mlp_bias.{i}"]
-    out = w.mlp_out(i).float()[:, None]
-    return _writer(model, names, post[..., None], out, w.mlp_out_bias(i).float(), model.body.part(i, "ln2_post"))
+    out = w.mlp_out[i].float()[:, None]
+    return _writer(model, names, post[..., None], out, w.mlp_out_bias[i].float(), model.body.part(i, "ln2_post"))
 
 
 def _writer(

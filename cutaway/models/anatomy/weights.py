@@ -1,11 +1,13 @@
 """Weights as views under the field's names; norms are folded on the view, never in the model.
 
-Shapes: W_Q, W_K, W_V [head, d_model, d_head] · W_O [head, d_head, d_model] · W_in, W_gate [d_model, d_mlp] ·
-W_out [d_mlp, d_model] · W_E [d_vocab, d_model] · W_U [d_model, d_vocab]: inputs first, so that x @ W reads as written.
+W_Q, W_K, W_V [layer head d_model d_head], W_O [layer head d_head d_model], W_in, W_gate [layer d_model d_mlp], W_out
+[layer d_mlp d_model], W_E [d_vocab d_model], W_U [d_model d_vocab]: inputs first, so that x @ W reads as written.
+`weights.q[5]` is one layer, `weights.q[:]` all of them; circuits are functions of layer and head, `weights.ov(9, 6)`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,40 +18,11 @@ from torch import Tensor, nn
 from cutaway.core.refuse import Refused
 from cutaway.models.anatomy.anatomy import Anatomy
 from cutaway.models.anatomy.linear import bias, is_linear, matrix, table
+from cutaway.models.anatomy.per_layer import Factored, PerLayer, within
 from cutaway.models.anatomy.projections import split_fused
 from cutaway.models.anatomy.unembedding import unembedding
 
 OV, QK = "OV circuit", "QK circuit"  # the names under which the self-check can disable them
-
-
-@dataclass(frozen=True)
-class Factored:
-    """A low-rank matrix left @ right that is never multiplied out: OV and QK circuits."""
-
-    left: Float[Tensor, "rows rank"]
-    right: Float[Tensor, "rank columns"]
-
-    @property
-    def matrix(self) -> Float[Tensor, "rows columns"]:
-        """The product, formed on demand."""
-        return self.left @ self.right
-
-    def svd(self) -> tuple[Tensor, Tensor, Tensor]:
-        """U, S, Vh of the product at the cost of its rank (two QR factorisations)."""
-        ql, rl = torch.linalg.qr(self.left.float())
-        qr, rr = torch.linalg.qr(self.right.float().T)
-        u, s, vh = torch.linalg.svd(rl @ rr.T)
-        return ql @ u, s, vh @ qr.T
-
-    def norm(self) -> Tensor:
-        """Frobenius norm."""
-        gram = (self.left.float().T @ self.left.float()) @ (self.right.float() @ self.right.float().T)
-        return gram.trace().clamp_min(0).sqrt()
-
-    @property
-    def T(self) -> Factored:  # noqa: N802 (the transpose's own name)
-        """The transpose."""
-        return Factored(self.right.T, self.left.T)
 
 
 @dataclass(frozen=True)
@@ -75,67 +48,75 @@ class Weights:
             )
         return Weights(self.body, True)
 
-    def q(self, layer: int) -> Float[Tensor, "head d_model d_head"]:
-        """W_Q of a layer."""
-        return self._fold(self._qkv(layer)[0], layer, "ln1")
+    @property
+    def q(self) -> PerLayer:
+        """W_Q [layer head d_model d_head]."""
+        return self._per_layer("q", lambda i: self._fold(self._qkv(i)[0], i, "ln1"))
 
-    def k(self, layer: int) -> Float[Tensor, "kv_head d_model d_head"]:
-        """W_K of a layer."""
-        return self._fold(self._qkv(layer)[1], layer, "ln1")
+    @property
+    def k(self) -> PerLayer:
+        """W_K [layer kv_head d_model d_head]."""
+        return self._per_layer("k", lambda i: self._fold(self._qkv(i)[1], i, "ln1"))
 
-    def v(self, layer: int) -> Float[Tensor, "kv_head d_model d_head"]:
-        """W_V of a layer."""
-        return self._fold(self._qkv(layer)[2], layer, "ln1")
+    @property
+    def v(self) -> PerLayer:
+        """W_V [layer kv_head d_model d_head]."""
+        return self._per_layer("v", lambda i: self._fold(self._qkv(i)[2], i, "ln1"))
 
-    def qkv_bias(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """b_Q [head, d_head], b_K and b_V [kv_head, d_head]; zeros where the family has none."""
-        biases = self._qkv_bias(layer)
-        if not self.is_folded:
-            return biases
-        shift = self._norm(layer, "ln1").bias
-        q, k, v = (
-            torch.einsum("d,hde->he", shift.to(w.dtype), w) + b for w, b in zip(self._qkv(layer), biases, strict=True)
-        )
-        return q, k, v
+    @property
+    def o(self) -> PerLayer:
+        """W_O [layer head d_head d_model]."""
+        return self._per_layer("o", self._o)
 
-    def o(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
-        """W_O of a layer."""
-        w = matrix(self._need(layer, "o"))
-        return w.reshape(self.body.shape.n_heads, -1, w.shape[-1])
+    @property
+    def q_bias(self) -> PerLayer:
+        """b_Q [layer head d_head]; zeros where the family has none."""
+        return self._per_layer("q_bias", lambda i: self._qkv_bias(i)[0])
 
-    def o_bias(self, layer: int) -> Float[Tensor, "d_model"]:
-        """b_O of a layer, zeros where there is none."""
-        return bias(self._need(layer, "o"))
+    @property
+    def k_bias(self) -> PerLayer:
+        """b_K [layer kv_head d_head]; zeros where the family has none."""
+        return self._per_layer("k_bias", lambda i: self._qkv_bias(i)[1])
 
-    def mlp_in(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
-        """W_in of a layer (the linear branch of a gated MLP)."""
-        self._vouched("mlp_in")
-        w = matrix(self._need(layer, "up"))
-        w = w.chunk(2, dim=1)[1] if self.body.family.fused_gate else w
-        return self._fold(w, layer, "ln2" if self.body.family.ln2 else "ln1")
+    @property
+    def v_bias(self) -> PerLayer:
+        """b_V [layer kv_head d_head]; zeros where the family has none."""
+        return self._per_layer("v_bias", lambda i: self._qkv_bias(i)[2])
 
-    def mlp_gate(self, layer: int) -> Float[Tensor, "d_model d_mlp"]:
-        """W_gate of a layer."""
-        self._vouched("mlp_gate")
-        w = matrix(self._need(layer, "gate"))
-        w = w.chunk(2, dim=1)[0] if self.body.family.fused_gate else w
-        return self._fold(w, layer, "ln2" if self.body.family.ln2 else "ln1")
+    @property
+    def o_bias(self) -> PerLayer:
+        """b_O [layer d_model]; zeros where there is none."""
+        return self._per_layer("o_bias", lambda i: bias(self._need(i, "o")))
 
-    def mlp_in_bias(self, layer: int) -> Float[Tensor, "d_mlp"]:
-        """b_in of a layer, zeros where there is none."""
-        return self._mlp_bias(layer, "up", 1)
+    @property
+    def mlp_in(self) -> PerLayer:
+        """W_in [layer d_model d_mlp] (the linear branch of a gated MLP)."""
+        return self._per_layer("mlp_in", lambda i: self._mlp("mlp_in", i))
 
-    def mlp_gate_bias(self, layer: int) -> Float[Tensor, "d_mlp"]:
-        """b_gate of a layer, zeros where there is none."""
-        return self._mlp_bias(layer, "gate", 0)
+    @property
+    def mlp_gate(self) -> PerLayer:
+        """W_gate [layer d_model d_mlp]."""
+        return self._per_layer("mlp_gate", lambda i: self._mlp("mlp_gate", i))
 
-    def mlp_out(self, layer: int) -> Float[Tensor, "d_mlp d_model"]:
-        """W_out of a layer: row n is what neuron n writes."""
-        return matrix(self._need(layer, "down"))
+    @property
+    def mlp_out(self) -> PerLayer:
+        """W_out [layer d_mlp d_model]: row n is what neuron n writes."""
+        return self._per_layer("mlp_out", lambda i: matrix(self._need(i, "down")))
 
-    def mlp_out_bias(self, layer: int) -> Float[Tensor, "d_model"]:
-        """b_out of a layer, zeros where there is none."""
-        return bias(self._need(layer, "down"))
+    @property
+    def mlp_in_bias(self) -> PerLayer:
+        """b_in [layer d_mlp]; zeros where there is none."""
+        return self._per_layer("mlp_in_bias", lambda i: self._mlp_bias("mlp_in", i))
+
+    @property
+    def mlp_gate_bias(self) -> PerLayer:
+        """b_gate [layer d_mlp]; zeros where there is none."""
+        return self._per_layer("mlp_gate_bias", lambda i: self._mlp_bias("mlp_gate", i))
+
+    @property
+    def mlp_out_bias(self) -> PerLayer:
+        """b_out [layer d_model]; zeros where there is none."""
+        return self._per_layer("mlp_out_bias", lambda i: bias(self._need(i, "down")))
 
     @property
     def embed(self) -> Float[Tensor, "d_vocab d_model"]:
@@ -155,35 +136,56 @@ class Weights:
         rows, own = unembed_rows(self.body)
         return own + rows @ self._final().bias.to(own.dtype) if self.is_folded else own
 
-    def ov(self, layer: int, head: int) -> Factored:
-        """W_V W_O of one query head: what it writes, as a map of what it reads (Elhage et al. 2021).
+    def ov(self, layer: int | None = None, head: int | None = None) -> Factored:
+        """Return W_V W_O of a query head: what it writes, as a map of what it reads (Elhage et al. 2021).
+
+        Without a head, of all heads of the layer [head d_model d_model]; without a layer, of all layers.
 
         Raises:
             Refused: values or z are not what the weights make of what attention reads (a gate, a norm between).
         """
-        self._right(OV, layer, head)
-        return Factored(self.v(layer)[self._kv(head)], self.o(layer)[head])
+        return self._circuit(OV, layer, head, lambda i, h: Factored(self.v[i][self._kv(h)], self.o[i][h]))
 
-    def qk(self, layer: int, head: int) -> Factored:
-        """W_Q W_Kᵀ of one query head, unscaled. With rotary positions this is the form at distance zero.
+    def qk(self, layer: int | None = None, head: int | None = None) -> Factored:
+        """Return W_Q W_Kᵀ of a query head, unscaled. With rotary positions this is the form at distance zero.
+
+        Without a head, of all heads of the layer [head d_model d_model]; without a layer, of all layers.
 
         Raises:
             Refused: queries and keys are normed or scaled by position, so that no bilinear form exists.
         """
-        self._right(QK, layer, head)
-        if any(
-            self.body.part(layer, "attn") is not None and _child(self.body.blocks[layer], p)
-            for p in self.body.family.qk_norm
-        ):
-            raise Refused(f"{QK} {layer}.{head}", "queries and keys are normed: not a bilinear form", "capture scores")
-        return Factored(self.q(layer)[head], self.k(layer)[self._kv(head)].T)
 
-    def _right(self, circuit: str, layer: int, head: int) -> None:
-        if circuit in self.body.disabled:
-            raise Refused(f"{circuit} {layer}.{head}", self.body.disabled[circuit], "capture v, z or scores")
+        def form(i: int, h: int | slice) -> Factored:
+            block = self.body.blocks[i]
+            if self.body.part(i, "attn") is not None and any(_child(block, p) for p in self.body.family.qk_norm):
+                named = f"{QK} {i}" + ("" if isinstance(h, slice) else f".{h}")
+                raise Refused(named, "queries and keys are normed: not a bilinear form", "capture scores")
+            return Factored(self.q[i][h], self.k[i][self._kv(h)].mT)
 
-    def _kv(self, head: int) -> int:
-        return head // (self.body.shape.n_heads // self.body.shape.n_kv_heads)
+        return self._circuit(QK, layer, head, form)
+
+    def _circuit(
+        self, name: str, layer: int | None, head: int | None, of: Callable[[int, int | slice], Factored]
+    ) -> Factored:
+        """Return a circuit of one head, of all heads of a layer, or of all layers."""
+        if name in self.body.disabled:
+            where = " " + ".".join(str(n) for n in (layer, head) if n is not None) if layer is not None else ""
+            raise Refused(f"{name}{where}", self.body.disabled[name], "capture v, z or scores")
+        s = self.body.shape
+        h = slice(None) if head is None else within(head, s.n_heads, name, "head")
+        if layer is None:
+            return Factored.stack([of(i, h) for i in range(s.n_layers)])
+        return of(within(layer, s.n_layers, name, "layer"), h)
+
+    def _kv(self, head: int | slice) -> int | Tensor | slice:
+        """Return the index of the key-value head of a query head, or those of all heads."""
+        group = self.body.shape.n_heads // self.body.shape.n_kv_heads
+        if isinstance(head, int):
+            return head // group
+        return head if group == 1 else torch.arange(self.body.shape.n_heads) // group
+
+    def _per_layer(self, name: str, view: Callable[[int], Tensor]) -> PerLayer:
+        return PerLayer(name, self.body.shape.n_layers, view)
 
     def _vouched(self, name: str) -> None:
         """Refuse a view that the self-check found to be another than what the model does."""
@@ -205,18 +207,42 @@ class Weights:
         fused = self.body.part(layer, "fused")
         if fused is None:
             q, k, v = (bias(self._need(layer, n)).reshape(-1, self.body.shape.d_head) for n in "qkv")
+        else:
+            q, k, v = (p[:, 0] for p in split_fused(self.body, bias(fused)[None]))
+        if not self.is_folded:
             return q, k, v
-        q, k, v = (p[:, 0] for p in split_fused(self.body, bias(fused)[None]))
+        shift = self._norm(layer, "ln1").bias
+        folded = (torch.einsum("d,hde->he", shift.to(w.dtype), w) for w in self._qkv(layer))
+        q, k, v = (f + b for f, b in zip(folded, (q, k, v), strict=True))
         return q, k, v
 
-    def _mlp_bias(self, layer: int, name: str, half: int) -> Tensor:
-        module, halves = self._need(layer, name), 2 if self.body.family.fused_gate else 1
-        own = bias(module).chunk(halves)[half % halves]
+    def _o(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
+        w = matrix(self._need(layer, "o"))
+        return w.reshape(self.body.shape.n_heads, -1, w.shape[-1])
+
+    def _mlp(self, name: str, layer: int) -> Float[Tensor, "d_model d_mlp"]:
+        self._vouched(name)
+        return self._fold(self._half(name, matrix(self._mlp_module(name, layer))), layer, self._before_mlp)
+
+    def _mlp_bias(self, name: str, layer: int) -> Float[Tensor, "d_mlp"]:
+        module = self._mlp_module(name, layer)
+        own = self._half(name, bias(module))
         if not self.is_folded:
             return own
-        w = matrix(module).chunk(halves, dim=1)[half % halves]
-        shift = self._norm(layer, "ln2" if self.body.family.ln2 else "ln1").bias
-        return own + shift.to(w.dtype) @ w
+        w = self._half(name, matrix(module))
+        return own + self._norm(layer, self._before_mlp).bias.to(w.dtype) @ w
+
+    def _mlp_module(self, name: str, layer: int) -> nn.Module:
+        return self._need(layer, "up" if name == "mlp_in" else "gate")
+
+    def _half(self, name: str, w: Tensor) -> Tensor:
+        """Return the columns of a branch of the MLP; a fused projection holds the gate first, then the linear one."""
+        return w.chunk(2, dim=-1)[name == "mlp_in"] if self.body.family.fused_gate else w
+
+    @property
+    def _before_mlp(self) -> str:
+        """The norm before the MLP."""
+        return "ln2" if self.body.family.ln2 else "ln1"
 
     def _fold(self, w: Tensor, layer: int, ln: str) -> Tensor:
         return w * self._norm(layer, ln).weight.to(w.dtype)[:, None] if self.is_folded else w

@@ -167,7 +167,7 @@ def _heads_sum(t: Trial) -> float | None:
         return None
     worst = 0.0
     for i in t.acts.layers("head_out"):
-        heads, b = t.acts[f"head_out.{i}"], t.model.weights.o_bias(i)
+        heads, b = t.acts[f"head_out.{i}"], t.model.weights.o_bias[i]
         parts = [*heads.unbind(2), b.expand_as(heads[:, :, 0])]
         worst = max(worst, t.sum_gap(parts, t.acts[f"attn_out.{i}"]))
     return worst
@@ -298,9 +298,9 @@ def _view(name: str, reads: str, writes: str) -> Callable[[Trial], float | None]
             x, y = t.plain[f"{reads}.{i}"].float(), t.plain[f"{writes}.{i}"].float()
             try:
                 if name == "v":
-                    made = torch.einsum("bpd,hde->bphe", x, w.v(i).float()) + w.qkv_bias(i)[2].float()
+                    made = torch.einsum("bpd,hde->bphe", x, w.v[i].float()) + w.v_bias[i].float()
                 else:
-                    made = x @ getattr(w, name)(i).float() + getattr(w, f"{name}_bias")(i).float()
+                    made = x @ getattr(w, name)[i].float() + getattr(w, f"{name}_bias")[i].float()
             except Refused:
                 return None  # the view says so itself
             worst = max(worst, t.sum_gap([made], y))

@@ -20,7 +20,7 @@ from cutaway.models.model import Model
 
 def values(model: Model, acts: Activations, i: int) -> float:
     """W_V x + b_V against the values."""
-    made = torch.einsum("bpd,hde->bphe", acts[f"attn_in.{i}"], model.weights.v(i)) + model.weights.qkv_bias(i)[2]
+    made = torch.einsum("bpd,hde->bphe", acts[f"attn_in.{i}"], model.weights.v[i]) + model.weights.v_bias[i]
     return _apart(made, acts[f"v.{i}"])
 
 
@@ -28,8 +28,8 @@ def products(model: Model, acts: Activations, i: int) -> float:
     """(W_Q x + b_Q) · (W_K x + b_K) against queries and keys of one position, where rotary positions cancel; times any
     one number."""
     model.weights.qk(i, 0)  # refused where queries and keys are known to be normed
-    x, w, b = acts[f"attn_in.{i}"], model.weights, model.weights.qkv_bias(i)
-    q, k = (torch.einsum("bpd,hde->bphe", x, m) + c for m, c in ((w.q(i), b[0]), (w.k(i), b[1])))
+    x, w = acts[f"attn_in.{i}"], model.weights
+    q, k = (torch.einsum("bpd,hde->bphe", x, m) + c for m, c in ((w.q[i], w.q_bias[i]), (w.k[i], w.k_bias[i])))
     made, seen = _diagonal(q, k), _diagonal(acts[f"q.{i}"], acts[f"k.{i}"])
     return _apart(made * ((made * seen).sum() / (made * made).sum().clamp_min(1e-30)), seen)
 

@@ -257,8 +257,8 @@ def _named(model: Model, house: re.Match[str]) -> tuple[tuple[Tensor, ...], bool
     if name not in ("q", "k", "v", "o"):
         if house[3] is not None:
             raise Refused(what, f"{name} has no heads", f"write {name}.{layer}, and rows= or columns= for a part")
-        return (getattr(weights, name)(layer),), False
-    whole = getattr(weights, name)(layer)  # [head, rows, columns]
+        return (getattr(weights, name)[layer],), False
+    whole = getattr(weights, name)[layer]  # [head, rows, columns]
     views, per_head = (whole,), False
     fused = body.part(layer, "fused")
     if name == "q" and fused is not None and body.family.qkv != "concat":

@@ -274,10 +274,10 @@ def test_a_transcoder_is_compared_with_the_neurons_that_it_stands_for():
     assert torch.allclose(observe(whole, e).output["mlp_out.2"], e.of("mlp_out.2"), atol=1e-3)
     few = mlp_neurons(model, d, e, 3.0)
     assert few is not None
-    x, rows = e.of("mlp_post.2"), model.weights.mlp_out(2)
+    x, rows = e.of("mlp_post.2"), model.weights.mlp_out[2]
     size = ((x - x.mean(0)) * rows.norm(dim=1)).abs()
     kept = torch.zeros_like(x).scatter(1, size.topk(3).indices, 1.0)
-    want = torch.where(kept > 0, x, x.mean(0)) @ rows + model.weights.mlp_out_bias(2)
+    want = torch.where(kept > 0, x, x.mean(0)) @ rows + model.weights.mlp_out_bias[2]
     assert torch.allclose(observe(few, e).output["mlp_out.2"], want, atol=1e-3)
     scaled = Evidence(e.acts | {"mlp_out.2": 2 * e.of("mlp_out.2")})  # as if a norm followed
     assert mlp_neurons(model, d, scaled, 3.0) is None
