@@ -1,9 +1,12 @@
-"""Work that is halved where memory runs out."""
+"""Run work in batches; refuse a batch that does not fit in memory, and halve it where that helps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
+
+import torch
 
 from cutaway.core.refuse import Refused
 
@@ -14,6 +17,15 @@ T = TypeVar("T")
 def ran_out(refusal: Refused) -> bool:
     """Whether memory was the reason of a refusal."""
     return "memory" in refusal.why
+
+
+@contextmanager
+def in_memory(what: str, instead: str = "use fewer prompts at once") -> Iterator[None]:
+    """Within the block, memory that runs out is a refusal of `what`."""
+    try:
+        yield
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise Refused(what, "the memory is not enough", instead) from error
 
 
 def in_halves(items: Sequence[T], size: int, work: Callable[[Sequence[T]], object]) -> None:

@@ -150,7 +150,7 @@ FAULTS = {
     ),
     "W_in without its bias": ("gpt2", of(weights, "bias", half), "weights.mlp_in"),
     "W_O at half size": ("llama_gqa", of(ports, "output_rows", half), "head_out"),
-    "heads of the decomposition": ("llama_gqa", of(weights.Weights, "o", half), "decomposition"),
+    "heads of the decomposition": ("llama_gqa", of(weights.Weights, "_o", half), "decomposition"),
     "a logit scale forgotten": ("cohere", of(unembedding.Unembedding, "logits", scaled), unembedding.UNEMBEDDED),
     "a soft cap forgotten": ("gemma2", of(unembedding.Unembedding, "logits", uncapped), unembedding.UNEMBEDDED),
     "rows of the unembedding at half size": ("gpt2", of(weights, "matrix", half), "weights.unembed"),

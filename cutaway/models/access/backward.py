@@ -9,7 +9,7 @@ et al. 2024).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cutaway.core.address import Address
 from cutaway.core.finite import notice
+from cutaway.core.halving import in_memory
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
 from cutaway.models.access import forward, taps
@@ -97,14 +98,9 @@ def gradients(
     return values.detach(), slopes, Activations(given, tokens)
 
 
-@contextmanager
-def fitting(tokens: Tokens) -> Iterator[None]:
-    """While open, memory that runs out is a refusal that names the batch, as it is in a forward."""
-    try:
-        yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        size = f"a batch of {len(tokens)} × {tokens.ids.shape[1]} tokens, with its gradients"
-        raise Refused(size, "the memory is not enough", "use fewer prompts at once") from error
+def fitting(tokens: Tokens) -> AbstractContextManager[None]:
+    """Within the block, memory that runs out is a refusal that names the batch, as it is in a forward."""
+    return in_memory(f"a batch of {len(tokens)} × {tokens.ids.shape[1]} tokens, with its gradients")
 
 
 def _all(

@@ -99,15 +99,14 @@ class Ways:
         """The linear maps of the blocks, on layouts of their weights, if oneDNN is there and they fit."""
         if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or not torch.backends.mkldnn.is_available():
             return []
-        maps = [m for b in self.body.blocks for m in b.modules() if _is_linear(m) and "forward" not in m.__dict__]
+        free = (m for b in self.body.blocks for m in b.modules() if "forward" not in m.__dict__)
+        maps = [m for m in free if type(m) is nn.Linear or (type(m).__name__ == "Conv1D" and hasattr(m, "nf"))]
         weights: list[Any] = [m.weight for m in maps]
         fits = sum(w.numel() * w.element_size() for w in weights) <= ROOM
         right = all(w.device.type == "cpu" and w.dtype in TOLERANCE for w in weights)
         # float32 layouts are for oneDNN's products only.
-        return [(m, partial(self._mapped, m)) for m in maps] if fits and right and self._suits(weights) else []
-
-    def _suits(self, weights: Sequence[Tensor]) -> bool:
-        return all(w.dtype != torch.float32 for w in weights) or self._can_onednn()
+        suits = all(w.dtype != torch.float32 for w in weights) or self._can_onednn()
+        return [(m, partial(self._mapped, m)) for m in maps] if fits and right and suits else []
 
     def _mapped(self, module: Any, x: Tensor) -> Tensor:
         weight: Tensor = module.weight
@@ -122,10 +121,6 @@ class Ways:
     def _can_onednn(self) -> bool:
         weight = self.body.hf.get_input_embeddings().weight
         return weight.device.type == "cpu" and weight.dtype == torch.float32 and _switch() is not None
-
-
-def _is_linear(m: nn.Module) -> bool:
-    return type(m) is nn.Linear or (type(m).__name__ == "Conv1D" and hasattr(m, "nf"))
 
 
 def _switch() -> Any:

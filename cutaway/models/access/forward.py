@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from cutaway.core.address import Address
 from cutaway.core.finite import notice
+from cutaway.core.halving import in_memory
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
 from cutaway.models.access import taps
@@ -131,7 +132,7 @@ def rooted(body: Anatomy) -> Iterator[None]:
 def _call(body: Anatomy, t: Tokens, cost: float) -> Tensor:
     check_padding(body, t)
     rope.check(body, t)
-    takes, kw = _parameters(type(body.hf)), dict[str, Any]()
+    takes, kw = parameters(type(body.hf)), dict[str, Any]()
     if t.padded:
         kw["attention_mask"] = t.mask.long()
         if "position_ids" in takes:
@@ -140,10 +141,8 @@ def _call(body: Anatomy, t: Tokens, cost: float) -> Tensor:
         kw["use_cache"] = False
     frame = FRAME.set(ForwardFrame(t, len(t), t.ids.shape[1]))
     try:
-        out = body.hf(t.ids, **kw)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        size = f"a batch of {len(t)} × {t.ids.shape[1]} tokens"
-        raise Refused(size, "the memory is not enough", "use fewer prompts at once") from error
+        with in_memory(f"a batch of {len(t)} × {t.ids.shape[1]} tokens"):
+            out = body.hf(t.ids, **kw)
     finally:
         FRAME.reset(frame)
     count(forwards=cost)
@@ -187,5 +186,6 @@ def _unembedding_last(head: nn.Module, t: Tokens) -> Iterator[None]:
 
 
 @cache
-def _parameters(kind: type) -> frozenset[str]:
+def parameters(kind: type) -> frozenset[str]:
+    """Return the names of the arguments of a class's forward."""
     return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]

@@ -80,7 +80,8 @@ def _fit(call: nn.Module, probes: Float[Tensor, "probe d_model"]) -> Norm | None
     centred = bool((shifted - out[1]).abs().max() < 1e-3 * out[1].abs().max())
     centre = probes - probes.mean(-1, keepdim=True) if centred else probes
     square = centre.pow(2).mean(-1)
-    eps = _epsilon(call)
+    known = (getattr(call, n, None) for n in ("eps", "variance_epsilon"))
+    eps = next((float(e) for e in known if e is not None), None)
     if eps is None:  # a vector a thousand times shorter tells it
         short = call(1e-3 * probes[:1, None])[0, 0] - bias
         ratio = ((out[0] @ short) / (short @ short) * 1e-3) ** 2  # (1e-6 · square + ε) / (square + ε)
@@ -88,10 +89,6 @@ def _fit(call: nn.Module, probes: Float[Tensor, "probe d_model"]) -> Norm | None
     norm = Norm(out[0] * (square[0] + eps).sqrt() / centre[0], bias, centred, eps)
     rebuilt = norm.linear(probes, (square + eps).sqrt())
     return norm if torch.allclose(rebuilt, out, rtol=1e-3, atol=1e-4 * float(out.abs().max())) else None
-
-
-def _epsilon(module: nn.Module) -> float | None:
-    return next((float(e) for n in ("eps", "variance_epsilon") if (e := getattr(module, n, None)) is not None), None)
 
 
 def _shadow(module: nn.Module) -> nn.Module:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,11 +49,6 @@ class Factored:
         """The transpose."""
         return Factored(self.right.mT, self.left.mT)
 
-    @staticmethod
-    def stack(parts: Sequence[Factored]) -> Factored:
-        """Stack products along a new leading axis."""
-        return Factored(torch.stack([p.left for p in parts]), torch.stack([p.right for p in parts]))
-
 
 @dataclass(frozen=True)
 class PerLayer:
@@ -91,7 +86,7 @@ def within(index: Any, size: int, what: str, axis: str) -> int:
     """Return an index along an axis counted from 0; negative ones count from the end.
 
     Raises:
-        Refused: it is no whole number, or there is no such entry.
+        Refused: it is not a whole number, or there is no such entry.
     """
     if isinstance(index, bool) or not isinstance(index, int) or not -size <= index < size:
         raise Refused(f"{axis} {index!r} of {what}", "there is no such entry", f"use 0 to {size - 1}")

@@ -41,9 +41,12 @@ def probe(hf: Any) -> Family:
     inside: dict[str, Any] = {n: _path(attn, _linear(getattr(block, attn), words)) for n, words in _PROJECTIONS.items()}
     fused = next((c for c in _linears(getattr(block, attn)) if any(w in c.lower() for w in _FUSED)), None)
     norms = [c for c, m in block.named_children() if c not in (attn, mlp) and _is_norm(m)]
+    embed = hf.get_input_embeddings()
+    tables = [c for c, m in top.named_children() if isinstance(m, nn.Embedding) and m is not embed]
     return Family(
         hf.config.model_type, root=root, layers=layers, attn=attn, o=f"{attn}.{o}", mlp=mlp, probed=True,
-        embed=_path_of(top, hf.get_input_embeddings()), pos=_positions(top, hf.get_input_embeddings()),
+        embed=next((p for p, m in top.named_modules() if m is embed), ""),
+        pos=next((c for c in tables if "pos" in c or c == "wpe"), None),
         final=next((c for c, m in top.named_children() if _is_norm(m) and "emb" not in c.lower()), None),
         qk_norm=tuple(f"{attn}.{c}" for c, _ in getattr(block, attn).named_children() if c in _QK_NORM),
         fused=_path(attn, fused) or None, qkv="unknown" if fused else "separate",
@@ -114,11 +117,6 @@ def _norm_parts(norms: list[str]) -> dict[str, Any]:
     return pairs
 
 
-def _positions(top: nn.Module, embed: nn.Module) -> str | None:
-    children = [c for c, m in top.named_children() if isinstance(m, nn.Embedding) and m is not embed]
-    return next((c for c in children if "pos" in c or c == "wpe"), None)
-
-
 def _child(block: nn.Module, words: tuple[str, ...]) -> str | None:
     names = [c for c, m in block.named_children() if any(w in c.lower() for w in words) and not _is_norm(m)]
     return next(iter(names), None)
@@ -138,10 +136,6 @@ def _linear(module: nn.Module, words: tuple[str, ...]) -> str | None:
 
 def _path(parent: str, child: str | None) -> str:
     return f"{parent}.{child}" if child else ""
-
-
-def _path_of(top: nn.Module, module: nn.Module) -> str:
-    return next((p for p, m in top.named_modules() if m is module), "")
 
 
 def _is_norm(module: nn.Module) -> bool:

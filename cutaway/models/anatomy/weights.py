@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,12 +18,31 @@ from torch import Tensor, nn
 
 from cutaway.core.refuse import Refused
 from cutaway.models.anatomy.anatomy import Anatomy
+from cutaway.models.anatomy.families import find
 from cutaway.models.anatomy.linear import bias, is_linear, matrix, table
 from cutaway.models.anatomy.per_layer import Factored, PerLayer, within
 from cutaway.models.anatomy.projections import split_fused
 from cutaway.models.anatomy.unembedding import unembedding
 
 OV, QK = "OV circuit", "QK circuit"  # the names under which the self-check can disable them
+
+
+class View:
+    """A weight under its name in `Weights`, of all layers: `weights.q` is the `PerLayer` of W_Q.
+
+    Attributes:
+        name: the name it has there.
+        of: returns the weight of a layer.
+    """
+
+    def __init__(self, doc: str, of: Callable[[Weights, int], Tensor]):
+        self.__doc__, self.name, self.of = doc, "", of
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, weights: Weights, owner: type) -> PerLayer:
+        return PerLayer(self.name, weights.body.shape.n_layers, partial(self.of, weights))
 
 
 @dataclass(frozen=True)
@@ -39,7 +59,7 @@ class Weights:
         """The same views with norms folded in.
 
         Raises:
-            Refused: the family norms outputs or the raw stream, where folding is no identity.
+            Refused: the family norms outputs or the raw stream, where folding is not an identity.
         """
         f = self.body.family
         if f.post_norm or f.ln1 is None:
@@ -48,75 +68,24 @@ class Weights:
             )
         return Weights(self.body, True)
 
-    @property
-    def q(self) -> PerLayer:
-        """W_Q [layer head d_model d_head]."""
-        return self._per_layer("q", lambda i: self._fold(self._qkv(i)[0], i, "ln1"))
+    q = View("W_Q [layer head d_model d_head]", lambda w, i: w._fold(w._qkv(i)[0], i, "ln1"))
+    k = View("W_K [layer kv_head d_model d_head]", lambda w, i: w._fold(w._qkv(i)[1], i, "ln1"))
+    v = View("W_V [layer kv_head d_model d_head]", lambda w, i: w._fold(w._qkv(i)[2], i, "ln1"))
+    o = View("W_O [layer head d_head d_model]", lambda w, i: w._o(i))
+    mlp_in = View("W_in [layer d_model d_mlp], the linear branch of a gated MLP", lambda w, i: w._mlp("mlp_in", i))
+    mlp_gate = View("W_gate [layer d_model d_mlp]", lambda w, i: w._mlp("mlp_gate", i))
+    mlp_out = View(
+        "W_out [layer d_mlp d_model]: row n is what neuron n writes", lambda w, i: matrix(w._need(i, "down"))
+    )
 
-    @property
-    def k(self) -> PerLayer:
-        """W_K [layer kv_head d_model d_head]."""
-        return self._per_layer("k", lambda i: self._fold(self._qkv(i)[1], i, "ln1"))
-
-    @property
-    def v(self) -> PerLayer:
-        """W_V [layer kv_head d_model d_head]."""
-        return self._per_layer("v", lambda i: self._fold(self._qkv(i)[2], i, "ln1"))
-
-    @property
-    def o(self) -> PerLayer:
-        """W_O [layer head d_head d_model]."""
-        return self._per_layer("o", self._o)
-
-    @property
-    def q_bias(self) -> PerLayer:
-        """b_Q [layer head d_head]; zeros where the family has none."""
-        return self._per_layer("q_bias", lambda i: self._qkv_bias(i)[0])
-
-    @property
-    def k_bias(self) -> PerLayer:
-        """b_K [layer kv_head d_head]; zeros where the family has none."""
-        return self._per_layer("k_bias", lambda i: self._qkv_bias(i)[1])
-
-    @property
-    def v_bias(self) -> PerLayer:
-        """b_V [layer kv_head d_head]; zeros where the family has none."""
-        return self._per_layer("v_bias", lambda i: self._qkv_bias(i)[2])
-
-    @property
-    def o_bias(self) -> PerLayer:
-        """b_O [layer d_model]; zeros where there is none."""
-        return self._per_layer("o_bias", lambda i: bias(self._need(i, "o")))
-
-    @property
-    def mlp_in(self) -> PerLayer:
-        """W_in [layer d_model d_mlp] (the linear branch of a gated MLP)."""
-        return self._per_layer("mlp_in", lambda i: self._mlp("mlp_in", i))
-
-    @property
-    def mlp_gate(self) -> PerLayer:
-        """W_gate [layer d_model d_mlp]."""
-        return self._per_layer("mlp_gate", lambda i: self._mlp("mlp_gate", i))
-
-    @property
-    def mlp_out(self) -> PerLayer:
-        """W_out [layer d_mlp d_model]: row n is what neuron n writes."""
-        return self._per_layer("mlp_out", lambda i: matrix(self._need(i, "down")))
-
-    @property
-    def mlp_in_bias(self) -> PerLayer:
-        """b_in [layer d_mlp]; zeros where there is none."""
-        return self._per_layer("mlp_in_bias", lambda i: self._mlp_bias("mlp_in", i))
-
-    @property
-    def mlp_gate_bias(self) -> PerLayer:
-        """b_gate [layer d_mlp]; zeros where there is none."""
-        return self._per_layer("mlp_gate_bias", lambda i: self._mlp_bias("mlp_gate", i))
-
-    @property
-    def mlp_out_bias(self) -> PerLayer:
-        """b_out [layer d_model]; zeros where there is none."""
-        return self._per_layer("mlp_out_bias", lambda i: bias(self._need(i, "down")))
+    # Biases are zeros where the family has none.
+    q_bias = View("b_Q [layer head d_head]", lambda w, i: w._qkv_bias(i)[0])
+    k_bias = View("b_K [layer kv_head d_head]", lambda w, i: w._qkv_bias(i)[1])
+    v_bias = View("b_V [layer kv_head d_head]", lambda w, i: w._qkv_bias(i)[2])
+    o_bias = View("b_O [layer d_model]", lambda w, i: bias(w._need(i, "o")))
+    mlp_in_bias = View("b_in [layer d_mlp]", lambda w, i: w._mlp_bias("mlp_in", i))
+    mlp_gate_bias = View("b_gate [layer d_mlp]", lambda w, i: w._mlp_bias("mlp_gate", i))
+    mlp_out_bias = View("b_out [layer d_model]", lambda w, i: bias(w._need(i, "down")))
 
     @property
     def embed(self) -> Float[Tensor, "d_vocab d_model"]:
@@ -157,7 +126,9 @@ class Weights:
 
         def form(i: int, h: int | slice) -> Factored:
             block = self.body.blocks[i]
-            if self.body.part(i, "attn") is not None and any(_child(block, p) for p in self.body.family.qk_norm):
+            if self.body.part(i, "attn") is not None and any(
+                find(block, p) is not None for p in self.body.family.qk_norm
+            ):
                 named = f"{QK} {i}" + ("" if isinstance(h, slice) else f".{h}")
                 raise Refused(named, "queries and keys are normed: not a bilinear form", "capture scores")
             return Factored(self.q[i][h], self.k[i][self._kv(h)].mT)
@@ -173,9 +144,10 @@ class Weights:
             raise Refused(f"{name}{where}", self.body.disabled[name], "capture v, z or scores")
         s = self.body.shape
         h = slice(None) if head is None else within(head, s.n_heads, name, "head")
-        if layer is None:
-            return Factored.stack([of(i, h) for i in range(s.n_layers)])
-        return of(within(layer, s.n_layers, name, "layer"), h)
+        if layer is not None:
+            return of(within(layer, s.n_layers, name, "layer"), h)
+        every = [of(i, h) for i in range(s.n_layers)]
+        return Factored(torch.stack([f.left for f in every]), torch.stack([f.right for f in every]))
 
     def _kv(self, head: int | slice) -> int | Tensor | slice:
         """Return the index of the key-value head of a query head, or those of all heads."""
@@ -183,9 +155,6 @@ class Weights:
         if isinstance(head, int):
             return head // group
         return head if group == 1 else torch.arange(self.body.shape.n_heads) // group
-
-    def _per_layer(self, name: str, view: Callable[[int], Tensor]) -> PerLayer:
-        return PerLayer(name, self.body.shape.n_layers, view)
 
     def _vouched(self, name: str) -> None:
         """Refuse a view that the self-check found to be another than what the model does."""
@@ -222,7 +191,7 @@ class Weights:
 
     def _mlp(self, name: str, layer: int) -> Float[Tensor, "d_model d_mlp"]:
         self._vouched(name)
-        return self._fold(self._half(name, matrix(self._mlp_module(name, layer))), layer, self._before_mlp)
+        return self._fold(self._half(name, matrix(self._mlp_module(name, layer))), layer, "ln2")
 
     def _mlp_bias(self, name: str, layer: int) -> Float[Tensor, "d_mlp"]:
         module = self._mlp_module(name, layer)
@@ -230,7 +199,7 @@ class Weights:
         if not self.is_folded:
             return own
         w = self._half(name, matrix(module))
-        return own + self._norm(layer, self._before_mlp).bias.to(w.dtype) @ w
+        return own + self._norm(layer, "ln2").bias.to(w.dtype) @ w
 
     def _mlp_module(self, name: str, layer: int) -> nn.Module:
         return self._need(layer, "up" if name == "mlp_in" else "gate")
@@ -239,15 +208,11 @@ class Weights:
         """Return the columns of a branch of the MLP; a fused projection holds the gate first, then the linear one."""
         return w.chunk(2, dim=-1)[name == "mlp_in"] if self.body.family.fused_gate else w
 
-    @property
-    def _before_mlp(self) -> str:
-        """The norm before the MLP."""
-        return "ln2" if self.body.family.ln2 else "ln1"
-
     def _fold(self, w: Tensor, layer: int, ln: str) -> Tensor:
         return w * self._norm(layer, ln).weight.to(w.dtype)[:, None] if self.is_folded else w
 
     def _norm(self, layer: int, name: str) -> Any:
+        """Return the norm before attention or MLP; a block with one norm has it before both."""
         module = self.body.part(layer, name) or self.body.part(layer, "ln1")
         if module is None:
             raise Refused(f"{name} of layer {layer}", "there is no such norm", "use plain weights")
@@ -271,10 +236,10 @@ class Weights:
 def unembed_rows(
     body: Anatomy, ids: Int[Tensor, "*token"] | None = None, dtype: torch.dtype | None = None
 ) -> tuple[Float[Tensor, "*token d_model"], Float[Tensor, "*token"]]:
-    """What the logits of some tokens (by default of all) read of the final norm's output, and their biases.
+    """Return the rows of the unembedding that give the logits of some tokens (by default of all), and their biases.
 
     Raises:
-        Refused: there is no unembedding, it is no linear map of the final norm's output, or it is quantised.
+        Refused: there is no unembedding, it is not a linear map of the final norm's output, or it is quantised.
     """
     way = unembedding(body)
     if why := body.disabled.get("weights.unembed"):
@@ -288,9 +253,3 @@ def unembed_rows(
         own = own + rows @ bias(m).to(rows.dtype) * way.gain
         rows = rows @ matrix(m).T.to(rows.dtype)
     return (rows if (c := way.gain * way.scale) == 1.0 else rows * c), own if way.scale == 1.0 else own * way.scale
-
-
-def _child(block: nn.Module, path: str) -> bool:
-    for name in path.split("."):
-        block = getattr(block, name, None)  # type: ignore[assignment]
-    return block is not None

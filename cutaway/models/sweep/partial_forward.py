@@ -7,11 +7,9 @@ the clean keys and values of the columns before: it needs unpadded prompts of on
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -20,8 +18,8 @@ from torch import Tensor, nn
 
 from cutaway.core.address import Address
 from cutaway.core.finite import notice
+from cutaway.core.halving import in_memory
 from cutaway.core.record import count
-from cutaway.core.refuse import Refused
 from cutaway.models.access import forward, taps
 from cutaway.models.access.capture import Activations, Collector
 from cutaway.models.access.positions import FRAME, ForwardFrame
@@ -351,19 +349,11 @@ def _behind(prefix: Tensor, new: Tensor) -> Tensor:
 
 
 def _call(model: Model, ids: Tensor, frame: ForwardFrame, **kw: Any) -> Tensor:
-    if "position_ids" in _parameters(type(model.hf)):
+    if "position_ids" in forward.parameters(type(model.hf)):
         kw["position_ids"] = torch.arange(frame.offset, frame.offset + frame.width, device=ids.device)[None]
     token = FRAME.set(frame)
     try:
-        out = model.hf(ids, **kw)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        why = "the memory is not enough"
-        raise Refused(f"a batch of {frame.batch} × {frame.width} tokens", why, "give a smaller budget") from error
+        with in_memory(f"a batch of {frame.batch} × {frame.width} tokens", "give a smaller budget"):
+            return model.hf(ids, **kw).logits
     finally:
         FRAME.reset(token)
-    return out.logits
-
-
-@cache
-def _parameters(kind: type) -> frozenset[str]:
-    return frozenset(inspect.signature(kind.forward).parameters)  # type: ignore[attr-defined]
