@@ -42,7 +42,8 @@ class Factored:
     def norm(self) -> Float[Tensor, "*lead"]:
         """Return the Frobenius norm."""
         gram = (self.left.float().mT @ self.left.float()) @ (self.right.float() @ self.right.float().mT)
-        return gram.diagonal(dim1=-2, dim2=-1).sum(-1).clamp_min(0).sqrt()
+        trace = gram.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=torch.float64).to(gram.dtype)
+        return trace.clamp_min(0).sqrt()
 
     @property
     def T(self) -> Factored:  # noqa: N802 (the transpose's own name)
