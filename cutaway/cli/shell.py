@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cutaway.cli import stdio
 from cutaway.cli.processes import speaks
 from cutaway.cli.words import spelled
+from cutaway.core.halving import is_out_of_memory
 from cutaway.core.refuse import Refused, nearest
 
 if TYPE_CHECKING:
@@ -134,7 +135,9 @@ def refused(error: BaseException, command: str, as_json: bool) -> int:
         raise error
     if isinstance(error, Refused):
         refusal = spelled(error, command_line.get())
-    if not speaks() and not _memory(error):  # the same is refused everywhere; memory may be short in one process
+    if not speaks() and not is_out_of_memory(
+        error
+    ):  # the same is refused everywhere; memory may be short in one process
         return REFUSED
     stdio.tell(stdio.as_json({"refused": refusal.as_dict()}) if as_json else f"refused: {refusal}\n")
     return REFUSED
@@ -153,17 +156,12 @@ def as_refusal(error: BaseException, command: str) -> Refused | None:
     if isinstance(error, CycloptsError):
         chain = " ".join(["cutaway", *(error.command_chain or ())])
         return Refused(command.strip(), " ".join(str(error).split()), f"see {chain} --help")
-    if _memory(error):
+    if is_out_of_memory(error):
         return Refused(command, "the memory is not enough", "use a shorter prompt, fewer pairs or a smaller model")
     if isinstance(error, OSError) and error.filename is None and error.errno is not None:
         why = f"stdout takes no more: {error.strerror}"
         return Refused("writing the answer", why, "send it elsewhere, or make room")
     return None
-
-
-def _memory(error: BaseException) -> bool:
-    short = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return short or "can't allocate memory" in str(error)
 
 
 def _unknown_option(error: Any, command: str) -> Refused:

@@ -1,4 +1,4 @@
-"""Run work in batches; refuse a batch that does not fit in memory, and halve it where that helps."""
+"""Run work in batches, and halve a batch that does not fit in memory."""
 
 from __future__ import annotations
 
@@ -6,30 +6,35 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-import torch
-
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import OutOfMemory
 
 S = TypeVar("S", bound=Sequence)  # type: ignore[type-arg]
 T = TypeVar("T")
 
 
-def ran_out(refusal: Refused) -> bool:
-    """Whether memory was the reason of a refusal."""
-    return "memory" in refusal.why
-
-
 @contextmanager
-def in_memory(what: str, instead: str = "use fewer prompts at once") -> Iterator[None]:
-    """Within the block, memory that runs out is a refusal of `what`."""
+def raising_out_of_memory(what: str, instead: str = "use fewer prompts at once") -> Iterator[None]:
+    """Within the block, an error of an allocator is a refusal of `what`.
+
+    Raises:
+        OutOfMemory: the memory is not enough.
+    """
     try:
         yield
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise Refused(what, "the memory is not enough", instead) from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(what, "the memory is not enough", instead) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return True if an error says that memory ran out: in Python, on an accelerator or in torch on the CPU."""
+    ours = isinstance(error, MemoryError | OutOfMemory) or type(error).__name__ == "OutOfMemoryError"
+    return ours or "can't allocate memory" in str(error)
 
 
 def in_halves(items: Sequence[T], size: int, work: Callable[[Sequence[T]], object]) -> None:
-    """`work` on `size` items at a time, in order, and on half as many where memory runs out.
+    """Call `work` on `size` items at a time, in order, and on half as many where memory runs out.
 
     Raises:
         Refused: one item alone does not fit in memory, or what `work` refuses.
@@ -39,8 +44,8 @@ def in_halves(items: Sequence[T], size: int, work: Callable[[Sequence[T]], objec
         part = todo.pop(0)
         try:
             work(part)
-        except Refused as refusal:
-            if not ran_out(refusal) or len(part) == 1:
+        except OutOfMemory:
+            if len(part) == 1:
                 raise
             half = len(part) // 2
             todo = [part[:half], part[half:], *todo]

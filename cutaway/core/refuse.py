@@ -22,6 +22,14 @@ class Refused(Exception):
         return {"what": self.what, "why": self.why, "instead": self.instead}
 
 
+class OutOfMemory(Refused):
+    """Work that does not fit in memory; smaller parts of it may."""
+
+
+class NoTokens(Refused):
+    """A source that ends before it gives any token."""
+
+
 def nearest(word: str, known: object, n: int = 3) -> str:
     """The `n` known words most like `word`, joined for a message; empty if none is close."""
     from difflib import get_close_matches

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from cutaway.core.finite import finite, notice
+from cutaway.core.halving import is_out_of_memory
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused, nearest
 from cutaway.models.access import forward
@@ -130,7 +131,7 @@ def generated_ids(model: Editable, t: Tokens, new: int, edits: Sequence[Edit], o
         ):
             out = model.hf.generate(t.ids, settings, attention_mask=t.mask.long(), **given)
     except (ValueError, TypeError, ImportError, AttributeError, RuntimeError) as error:
-        if not options or isinstance(error, torch.OutOfMemoryError):
+        if not options or is_out_of_memory(error):
             raise
         raise _unfit(options, error) from error
     finally:

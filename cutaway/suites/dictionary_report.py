@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cutaway.core.address import parse
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import NoTokens, Refused
 from cutaway.dictionaries import training as tr
 from cutaway.dictionaries.about import trained_bos
 from cutaway.dictionaries.benchmarks import synthetic
@@ -253,9 +253,7 @@ class DictionaryReport:
         evidence = Evidence.gather(stream, self.tokens)
         try:
             made = tr.train(stream, recipes, tr.Plan(tokens=tokens))
-        except Refused as refusal:
-            if "no tokens" not in refusal.why:
-                raise
+        except NoTokens:
             why = "all of the text is judged on, and nothing is left to train on"
             raise Refused("training on shuffled weights", why, "give more text, or fewer tokens") from None
         done = made if isinstance(made, list) else [made]

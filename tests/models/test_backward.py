@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cutaway.core.address import Address
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import OutOfMemory, Refused
 from cutaway.models.access.backward import gradients
 from tests.models import common
 
@@ -132,7 +132,7 @@ def test_memory_that_runs_out_in_a_backward_pass_is_a_refusal_of_the_batch():
             raise torch.OutOfMemoryError("no more")
 
     m = common.model("gpt2")
-    with pytest.raises(Refused, match="memory") as refusal, m.edited():
+    with pytest.raises(OutOfMemory, match="memory") as refusal, m.edited():
         gradients(m.body, common.IDS, m.places("z"), lambda logits: Never.apply(common.metric(logits)))
     assert "fewer prompts" in refusal.value.instead
     assert not any(x._forward_hooks or x._forward_pre_hooks for x in m.hf.modules())

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cutaway.core.record import counting
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import OutOfMemory, Refused
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Ablate, Add, Freeze, Knockout, Project, Replace, Scale
 from cutaway.models.model import Model
@@ -147,7 +147,10 @@ def test_the_same_sweep_gives_the_same_bits_and_leaves_the_model_alone():
     assert not any("forward" in vars(x) for x in m.hf.modules())
 
 
-def test_memory_that_runs_out_halves_the_batch(monkeypatch):
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no more"), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+)
+def test_memory_that_runs_out_halves_the_batch(error, monkeypatch):
     m, t, variants = model("llama_gqa"), PADDED["right"], everywhere(model("llama_gqa"))
     want, sizes = one_by_one(m, t, variants), []
     layer = type(m.hf.model.layers[0])
@@ -156,7 +159,7 @@ def test_memory_that_runs_out_halves_the_batch(monkeypatch):
     def small(self: Any, hidden_states: Tensor, *rest: Any, **more: Any) -> Any:
         sizes.append(len(hidden_states))
         if len(hidden_states) > 8:
-            raise torch.OutOfMemoryError("no more")
+            raise error
         return forward(self, hidden_states, *rest, **more)
 
     monkeypatch.setattr(layer, "forward", small)
@@ -171,7 +174,7 @@ def test_a_single_variant_that_does_not_fit_is_refused(monkeypatch):
         raise torch.OutOfMemoryError("no more")
 
     monkeypatch.setattr(type(m.hf.model.layers[0]), "forward", never)
-    with pytest.raises(Refused, match="memory"):
+    with pytest.raises(OutOfMemory, match="memory"):
         sweep(m, PADDED["right"], [[Scale("z.1.0", 0.0)]], metric)
     assert not any(x._forward_hooks or x._forward_pre_hooks for x in m.hf.modules())
 

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 import cutaway as ca
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import OutOfMemory, Refused
 from cutaway.interventions import first_order as linear
 from cutaway.interventions.audit import Sample, agreement, drawn
 from cutaway.patching import activation, attribution, attribution_star, relevance
@@ -262,14 +262,14 @@ def test_memory_that_runs_out_halves_a_part(estimate, site, monkeypatch):
     torch.testing.assert_close(got.exact, want.exact, rtol=1e-4, atol=1e-5, equal_nan=True)
     with monkeypatch.context() as several:
         several.setattr(linear, "processes", lambda: 2)  # one that halved alone would wait for the others for ever
-        with pytest.raises(Refused, match="memory"):
+        with pytest.raises(OutOfMemory, match="memory"):
             estimate(model, task, **options)
 
     def never(*rest: Any, **more: Any) -> Any:
         raise torch.OutOfMemoryError("no more")
 
     monkeypatch.setattr(layer, "forward", never)
-    with pytest.raises(Refused, match="memory"):
+    with pytest.raises(OutOfMemory, match="memory"):
         estimate(model, task, **options)
 
 

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import NoTokens, Refused
 from cutaway.dictionaries.code import SparseCode, below
 from cutaway.dictionaries.dictionary import Dictionary
 
@@ -70,7 +70,7 @@ class Evidence:
             if held >= tokens:
                 break
         if not parts:
-            raise Refused("evidence from a source", "it gave no tokens", "give a source with tokens that count")
+            raise NoTokens("evidence from a source", "it gave no tokens", "give a source with tokens that count")
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     def rows(self, chosen: Int[Tensor, "chosen"]) -> Evidence:

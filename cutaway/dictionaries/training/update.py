@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import NoTokens, Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.kernels import precision
 from cutaway.dictionaries.kernels.precision import Choice
@@ -115,7 +115,7 @@ class DictionaryUpdate(Update):
             if held >= min(tokens, self.plan.tokens):
                 break
         if not held:
-            raise Refused("training", "the source gave no tokens", "give a source with tokens")
+            raise NoTokens("training", "the source gave no tokens", "give a source with tokens")
         size = next(n for n in map(_tokens, parts) if n)
         return {s: torch.cat([p[s] for p in parts]) for s in self.sites}, size
 

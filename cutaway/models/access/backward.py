@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cutaway.core.address import Address
 from cutaway.core.finite import notice
-from cutaway.core.halving import in_memory
+from cutaway.core.halving import raising_out_of_memory
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
 from cutaway.models.access import forward, taps
@@ -100,7 +100,7 @@ def gradients(
 
 def fitting(tokens: Tokens) -> AbstractContextManager[None]:
     """Within the block, memory that runs out is a refusal that names the batch, as it is in a forward."""
-    return in_memory(f"a batch of {len(tokens)} × {tokens.ids.shape[1]} tokens, with its gradients")
+    return raising_out_of_memory(f"a batch of {len(tokens)} × {tokens.ids.shape[1]} tokens, with its gradients")
 
 
 def _all(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from cutaway.core.address import Address
 from cutaway.core.finite import notice
-from cutaway.core.halving import in_memory
+from cutaway.core.halving import raising_out_of_memory
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
 from cutaway.models.access import taps
@@ -141,7 +141,7 @@ def _call(body: Anatomy, t: Tokens, cost: float) -> Tensor:
         kw["use_cache"] = False
     frame = FRAME.set(ForwardFrame(t, len(t), t.ids.shape[1]))
     try:
-        with in_memory(f"a batch of {len(t)} × {t.ids.shape[1]} tokens"):
+        with raising_out_of_memory(f"a batch of {len(t)} × {t.ids.shape[1]} tokens"):
             out = body.hf(t.ids, **kw)
     finally:
         FRAME.reset(frame)

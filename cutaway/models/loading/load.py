@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from cutaway.core.files import read_json
-from cutaway.core.refuse import Refused
+from cutaway.core.halving import is_out_of_memory
+from cutaway.core.refuse import OutOfMemory, Refused
 from cutaway.models.anatomy.families import reads_as_encoder
 from cutaway.models.loading.provenance import loaded, pinned
 from cutaway.models.loading.sources import check_device, check_dtype, check_path, own_progress
@@ -101,11 +102,10 @@ def _from_source(
         with own_progress():
             hf = auto.from_pretrained(source, config=config, trust_remote_code=False, **options).eval()
         hf = hf if spread else hf.to(device)
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        raise Refused(
-            f"model {source!r}", "the memory is not enough for its weights", "use a smaller one or dtype='bfloat16'"
-        ) from error
     except Exception as error:
+        if is_out_of_memory(error):
+            why = "the memory is not enough for its weights"
+            raise OutOfMemory(f"model {source!r}", why, "use a smaller one or dtype='bfloat16'") from error
         raise _unloadable(source, folder.exists(), error) from error
     hf.requires_grad_(False)
     if tokenizer is None:

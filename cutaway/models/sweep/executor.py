@@ -20,10 +20,10 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.finite import finite, notice
-from cutaway.core.halving import in_halves, ran_out
+from cutaway.core.halving import in_halves
 from cutaway.core.progress import advance
 from cutaway.core.record import count, counting
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import OutOfMemory, Refused
 from cutaway.models.access import taps
 from cutaway.models.access.reading import Measure, OfLogits, Seen, measure_of
 from cutaway.models.anatomy.unembedding import UNEMBEDDED, unembedding
@@ -240,8 +240,8 @@ class _Group:
                         self._flush()
                 else:
                     self._enter(job.variants, restart(self.model, self.tokens, chosen, job.low, clean, self.reads))
-            except Refused as refusal:
-                if not ran_out(refusal) or len(job.variants) == 1:
+            except OutOfMemory:
+                if len(job.variants) == 1:
                     raise
                 todo = [*halved(job), *todo]
 

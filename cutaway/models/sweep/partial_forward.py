@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cutaway.core.address import Address
 from cutaway.core.finite import notice
-from cutaway.core.halving import in_memory
+from cutaway.core.halving import raising_out_of_memory
 from cutaway.core.record import count
 from cutaway.models.access import forward, taps
 from cutaway.models.access.capture import Activations, Collector
@@ -353,7 +353,7 @@ def _call(model: Model, ids: Tensor, frame: ForwardFrame, **kw: Any) -> Tensor:
         kw["position_ids"] = torch.arange(frame.offset, frame.offset + frame.width, device=ids.device)[None]
     token = FRAME.set(frame)
     try:
-        with in_memory(f"a batch of {frame.batch} × {frame.width} tokens", "give a smaller budget"):
+        with raising_out_of_memory(f"a batch of {frame.batch} × {frame.width} tokens", "give a smaller budget"):
             return model.hf(ids, **kw).logits
     finally:
         FRAME.reset(token)
