@@ -37,7 +37,7 @@ def changed(change):
 
 whole = difference()
 print(f"as it is: {whole:+.1f}, with the reconstruction in its place: {difference(Splice(dictionary)):+.1f}")
-code = dictionary.encode(model.capture(prompt, dictionary.reads)[dictionary.reads[0]]).dense()[-1]
+code = dictionary.encode(model.capture(prompt, dictionary.reads)).dense()[-1]
 effects = {int(i): changed(ablate_latents(int(i), positions=(-1,))) for i in code.topk(6).indices}
 latent = max(effects, key=lambda i: abs(effects[i]))
 silent = (code == 0).nonzero()[:, 0]

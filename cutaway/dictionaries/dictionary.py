@@ -31,7 +31,7 @@ from cutaway.core.repeat import Made
 from cutaway.dictionaries import provenance
 from cutaway.dictionaries.code import SparseCode, below, beside
 from cutaway.dictionaries.gates.gate import EncoderGate, Gate, GreedyGate, moved
-from cutaway.dictionaries.norms import Measured, Norm, moved_norm
+from cutaway.dictionaries.norms import FixedNorm, Measured, Norm, moved_norm
 from cutaway.dictionaries.parts import Block, decoder_norms, described, measured_at
 from cutaway.dictionaries.validate import check
 
@@ -153,14 +153,16 @@ class Dictionary:
         out = self.write({b: self._encoded(b, reads) for b in range(len(self.blocks))}, reads)
         return out[self.writes[0]] if isinstance(acts, Tensor) and len(out) == 1 else out
 
-    def encode(self, acts: Acts) -> SparseCode:
-        """The code of activations; latents of several blocks follow each other (`starts`)."""
+    def encode(self, acts: Acts, block: int | None = None) -> SparseCode:
+        """Encode activations: `dictionary.encode(model.capture(prompt, dictionary.reads))`.
+
+        Latents of several blocks follow each other (`starts`). With `block`, only that block is encoded, and only what
+        it reads is needed.
+        """
+        if block is not None:
+            return self._encoded(block, self.read(acts, self.blocks[block].reads))
         reads = self.read(acts)
         return beside([self._encoded(b, reads) for b in range(len(self.blocks))])
-
-    def encode_block(self, block: int, acts: Acts) -> SparseCode:
-        """The code of one block; only what that block reads is needed."""
-        return self._encoded(block, self.read(acts, self.blocks[block].reads))
 
     def pre_activations(self, block: int, acts: Acts) -> Float[Tensor, "token latent"]:
         """What the gate of one block is given: π, or π n where gating is norm-aware."""
@@ -184,6 +186,24 @@ class Dictionary:
             raise Refused("decode(code)", f"the dictionary has {what}", "give decode(code, acts), or use forward(acts)")
         out = self.write(dict(enumerate(self._split(code))), None if acts is None else self.read(acts))
         return next(iter(out.values())) if len(out) == 1 and not isinstance(acts, Mapping) else out
+
+    def direction(self, latent: int, site: str | None = None) -> Float[Tensor, "width"]:
+        """Return what one unit of a latent adds to a site, to steer with or to read: `Add(site, direction, 6.0)`.
+
+        The decoder row, taken back through a fixed normalisation. Under one that measures each token it is the row in
+        normalised units.
+
+        Raises:
+            Refused: the latent does not exist, or does not write the site (its only one if None).
+        """
+        block, row = place_of(self, latent)
+        writes = self.blocks[block].writes
+        if site not in writes and (site is not None or len(writes) != 1):
+            what = f"direction of latent {latent}" + (f" at {site}" if site is not None else "")
+            raise Refused(what, f"it writes {_listed(writes)}", "name a site that it writes")
+        found = self.decoder[block][site or writes[0]][row].to(self._wide)
+        norm = self.writing.get(site or writes[0])
+        return norm.push(found[None])[0] if isinstance(norm, FixedNorm) else found
 
     def _split(self, code: SparseCode) -> list[SparseCode]:
         """One code for each block."""

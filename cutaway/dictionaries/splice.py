@@ -244,7 +244,7 @@ class SpliceUse:
     def _code(self, b: int, seen: _Seen, frame: ForwardFrame) -> tuple[SparseCode, SparseCode]:
         if b not in seen.codes:
             d = self.splice.dictionary
-            code = changed = d.encode_block(b, {s: seen.sites[s] for s in d.blocks[b].reads})
+            code = changed = d.encode({s: seen.sites[s] for s in d.blocks[b].reads}, block=b)
             for change in self.splice.changes:
                 changed = self._changed(b, changed, change, seen, frame)
             seen.codes[b] = code, changed

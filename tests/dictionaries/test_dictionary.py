@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+import cutaway as ca
 from cutaway import dictionaries
 from cutaway.core.files import write_tensors
 from cutaway.core.refuse import Refused
+from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import place_of
 from cutaway.dictionaries.gates import TopK
 from cutaway.dictionaries.norms import Scale, TokenLayerNorm, TokenNorm, Whitening
@@ -150,6 +152,38 @@ def test_heads_may_be_flattened_or_not():
     assert one.forward(z[:, :, 1]).shape == (2, 4, 2)
 
 
+@pytest.mark.parametrize("norm", [None, Scale(0.7), invertible(5)])
+def test_a_direction_is_what_one_unit_of_a_latent_adds(norm):
+    settings = {} if norm is None else {"reading": {A: norm}, "writing": {A: norm}}
+    d = dictionary([(10, [A], [A])], WIDTHS, "relu", **settings)
+    code = d.encode(DRAW(1, 5)).dense()
+    more = code.clone()
+    more[0, 4] += 1
+    step = d.decode(SparseCode.from_dense(more)) - d.decode(SparseCode.from_dense(code))
+    assert (step[0] - d.direction(4)).abs().max() < 1e-12
+    assert torch.equal(d.direction(4), d.direction(4, A))
+
+
+def test_directions_of_several_blocks_and_sites():
+    d = dictionary(TOPOLOGIES["cross-layer transcoder"][0], WIDTHS)
+    block, row = place_of(d, 9)
+    assert torch.equal(d.direction(9, d.blocks[block].writes[-1]), d.decoder[block][d.blocks[block].writes[-1]][row])
+    several = next(i for i in range(d.n_latents) if len(d.blocks[place_of(d, i)[0]].writes) > 1)
+    for latent, site in ((several, None), (several, "resid_pre.7"), (99, None)):
+        with pytest.raises(Refused, match=r"name a site that it writes|use 0 to"):
+            d.direction(latent, site)
+
+
+def test_a_capture_is_encoded_and_a_direction_is_added_as_they_are():
+    model = ca.load("miniworld")
+    d = dictionaries.load("miniworld/resid_post.3")
+    acts = model.capture(["Mary and John went", "the cat sat on the mat"], d.reads)
+    assert torch.equal(d.encode(acts).dense(), d.encode(acts["resid_post.3"]).dense())
+    step = model.capture("Mary and John", "resid_post.3", edits=ca.edits.Add("resid_post.3", d.direction(431), 6.0))
+    plain = model.capture("Mary and John", "resid_post.3")
+    assert (step["resid_post.3"] - plain["resid_post.3"] - 6 * d.direction(431)).abs().max() < 1e-5
+
+
 def test_long_batches_are_encoded_in_parts(monkeypatch):
     d = dictionary([(10, [A], [A])], WIDTHS, "topk")
     x = DRAW(37, 5)
@@ -168,7 +202,7 @@ def test_blocks_places_and_parts():
     assert d.starts == (0, 8, 15, 21)
     assert [place_of(d, i) for i in (0, 7, 8, 20)] == [(0, 0), (0, 7), (1, 0), (2, 5)]
     code = d.encode(ACTS)
-    assert torch.equal(d.encode_block(1, ACTS).dense(), code.dense()[:, 8:15])
+    assert torch.equal(d.encode(ACTS, block=1).dense(), code.dense()[:, 8:15])
     assert torch.equal(alone(d, 1).encode(ACTS).dense(), code.dense()[:, 8:15])
     assert torch.equal(torch.relu(d.pre_activations(1, ACTS)), code.dense()[:, 8:15])
     sites = {A: (A, C), B: (B, B)}

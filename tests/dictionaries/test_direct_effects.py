@@ -58,7 +58,7 @@ def linear(model, acts, start, layer):
 
 def edges_of(model, d, acts, source):
     """The graph's edges from one active latent, with weights; and what each attention reads of it."""
-    acted = d.encode_block(source.block, {f"mlp_in.{source.block}": acts[f"mlp_in.{source.block}"][0]})
+    acted = d.encode({f"mlp_in.{source.block}": acts[f"mlp_in.{source.block}"][0]}, block=source.block)
     activation = acted.dense()[source.position, source.index]
     start = torch.zeros(LAST + 1, model.shape.d_model, dtype=torch.float64)
     start[source.position] = activation * d.decoder[source.block][f"mlp_out.{source.block}"][source.index]
@@ -75,7 +75,7 @@ def edges_of(model, d, acts, source):
 
 def test_doubling_a_latent_moves_every_downstream_node_by_its_edge(run):
     model, d, acts = run
-    code = d.encode_block(0, {"mlp_in.0": acts["mlp_in.0"][0]}).dense()
+    code = d.encode({"mlp_in.0": acts["mlp_in.0"][0]}, block=0).dense()
     sources = [Latent(0, int(code[p].argmax()), p) for p in (0, 2, LAST)]
     frozen = [Freeze(a, acts) for a in model.places(FROZEN)]
     before, read = reads(model, d, frozen)
@@ -97,7 +97,7 @@ def test_doubling_a_latent_moves_every_downstream_node_by_its_edge(run):
 
 def test_without_freezing_the_edges_are_not_the_whole_effect(run):
     model, d, acts = run
-    code = d.encode_block(0, {"mlp_in.0": acts["mlp_in.0"][0]}).dense()
+    code = d.encode({"mlp_in.0": acts["mlp_in.0"][0]}, block=0).dense()
     source = Latent(0, int(code[2].argmax()), 2)
     g, step, _ = edges_of(model, d, acts, source)
     (before, _), (after, _) = reads(model, d, []), reads(model, d, [Add("mlp_out.0@2", step[2])])

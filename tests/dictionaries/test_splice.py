@@ -54,7 +54,7 @@ def by_hand(m, tokens, d, change=lambda code: code, error=False):
         )
         seen = {r: m.capture(tokens, r, edits=[e for e in done if e.address != r])[r] for r in {**reads, w: None}}
         flat = {r: seen[r].flatten(2) for r in reads}
-        codes = {b: d.encode_block(b, flat).dense() for b, block in enumerate(d.blocks) if w in block.writes}
+        codes = {b: d.encode(flat, block=b).dense() for b, block in enumerate(d.blocks) if w in block.writes}
         y = kept = d.b_dec[w]
         for b, f in codes.items():
             whole = torch.zeros(len(f), d.n_latents)

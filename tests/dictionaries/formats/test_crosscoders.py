@@ -83,7 +83,7 @@ def test_decoupled_layers_have_thresholds_of_their_own(tmp_path):
     f, y = forward(t, "decoupled", theta, False)
     assert [b.writes for b in d.blocks] == [(s,) for s in SITES]
     for i, s in enumerate(SITES):
-        assert near(d.encode_block(i, X).dense(), f[:, i])
+        assert near(d.encode(X, block=i).dense(), f[:, i])
         assert near(d.forward(X)[s], y[:, i])
     saved(tmp_path / "b", "decoupled", theta, normalised=True)
     with pytest.raises(Refused, match="normalises activations twice"):
@@ -152,7 +152,7 @@ def test_crosscoders_trained_here_go_to_llamascopium_where_norms_do_not_matter(t
     again = formats.load(tmp_path / "even")
     for s in SITES:
         assert near(again.forward(X)[s], even.forward(X)[s])
-    assert torch.equal(again.encode_block(1, X).counts(), even.encode(X).counts())
+    assert torch.equal(again.encode(X, block=1).counts(), even.encode(X).counts())
 
 
 def test_crosscoders_that_do_not_fit_are_refused(tmp_path):

@@ -263,7 +263,7 @@ def test_crosscoders_of_llamascopium_gate_each_site_for_itself(act, tmp_path):
     for i in range(L):
         f = chosen(pi, act, t["W_D"][i].norm(dim=1), theta)
         assert near(d.forward(x)[f"resid_post.{i}"], f @ t["W_D"][i] + t["b_D"][i])
-    counts = [int(d.encode_block(i, x).counts().sum()) for i in range(len(d.blocks))]
+    counts = [int(d.encode(x, block=i).counts().sum()) for i in range(len(d.blocks))]
     assert len(d.blocks) == (1 if act == "relu" else L)
     assert (len(set(counts)) > 1) == (act == "jumprelu")
     there_and_back(d, tmp_path / "b", "llamascopium", x)
