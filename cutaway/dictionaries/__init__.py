@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from cutaway.dictionaries.dictionary import Dictionary
     from cutaway.dictionaries.formats import l0_check, load
     from cutaway.dictionaries.parts import Block
+    from cutaway.dictionaries.readout import latent
     from cutaway.dictionaries.splice import Splice, ablate_latents, add_to_latents, scale_latents, set_latents
     from cutaway.dictionaries.store import open_dictionary as open
     from cutaway.dictionaries.store import save
@@ -25,6 +26,7 @@ _LAZY = {
     "autoencoder": ("transforms", "autoencoder"),
     "fold": ("transforms", "fold"),
     "l0_check": ("formats", "l0_check"),
+    "latent": ("readout", "latent"),
     "load": ("formats", "load"),
     "one_block": ("transforms", "one_block"),
     "open": ("store", "open_dictionary"),
@@ -37,7 +39,7 @@ _PACKAGES = ("benchmarks", "evaluation", "formats", "gates", "objectives", "trai
 
 __all__ = [
     "Block", "Dictionary", "SparseCode", "Splice", "ablate_latents", "add_to_latents", "autoencoder", "fold",
-    "l0_check", "load", "one_block", "open", "save", "scale_latents", "set_latents", "together",
+    "l0_check", "latent", "load", "one_block", "open", "save", "scale_latents", "set_latents", "together",
 ]  # fmt: skip
 
 

@@ -36,7 +36,7 @@ from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary, place_of
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
-from cutaway.interventions.paired_runs import Direction, Exchange, between, difference, measured
+from cutaway.interventions.paired_runs import Direction, Exchange, between, difference
 from cutaway.interventions.spans import position_names
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Add
@@ -98,7 +98,7 @@ def latents(
         others = torch.randint(dictionary.n_latents, (len(chosen),), generator=chance).tolist()
         null += [_edits(step.along(i, j), p, x.target) for i, j in zip(chosen, others, strict=True) for p in places]
     variants = [_edits(whole, None, x.target), _edits(error, None, x.target), *real, *null]
-    values = (sweep(model, x.target, variants, measured(bound)) - x.baseline).float().cpu()
+    values = (sweep(model, x.target, variants, bound.measure) - x.baseline).float().cpu()
     return _result(model, x, chosen, by, guess, values, samples)
 
 
@@ -162,7 +162,7 @@ def _edits(steps: Steps, position: int | None, tokens: Tokens) -> list[Edit]:
 
 def _estimates(model: Model, d: Dictionary, x: Exchange, codes: Sequence[SparseCode]) -> Float[Tensor, "prompt latent"]:
     """First-order effect of every latent's step, prompt by prompt."""
-    _, slopes, _ = model.gradients(x.target, list(d.writes), x.bound.metric)
+    _, slopes, _ = model.gradients(x.target, list(d.writes), x.bound.measure)
     change = codes[1].dense() - codes[0].dense()
     total = torch.zeros_like(change)
     for b, block in enumerate(d.blocks):

@@ -24,7 +24,7 @@ from torch import Tensor
 from cutaway.core.address import Address, parse, unit_axis
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
-from cutaway.interventions.paired_runs import first_changed, measured
+from cutaway.interventions.paired_runs import first_changed
 from cutaway.models.access.capture import Activations
 from cutaway.models.access.positions import ForwardFrame
 from cutaway.models.edits.batch_slice import BatchSlice
@@ -76,7 +76,7 @@ class Removal:
         """The metric under `variants(donor)`, mean over donors, and under the edits of a control, made once."""
         each = [[list(v) for v in variants(d)] for d in range(len(self.stands))]
         made = [v for part in each for v in part]
-        values = sweep(model, self.bound.clean, [*made, *chance], measure or measured(self.bound))
+        values = sweep(model, self.bound.clean, [*made, *chance], measure or self.bound.measure)
         values = values.float().cpu()
         mean = values[: len(made)].reshape(len(each), -1, *values.shape[1:]).mean(0)
         return mean, values[len(made) :]
@@ -103,7 +103,7 @@ def removal(
     if how in ("position_mean", "resample"):
         bound, groups, left = _alike(bound, how)
         says |= {"left out": left} if left else {}
-    clean = bound.metric(model.run_last(bound.clean)).float()
+    clean = model.measure(bound.clean, bound.measure).float()
     if not bool(clean.isfinite().all()):
         raise Refused("ablation", "the metric is not finite", "use a wider dtype or other prompts")
     places = list(dict.fromkeys(a.place for a in sites))

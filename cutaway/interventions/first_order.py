@@ -28,7 +28,7 @@ from cutaway.interventions.audit import STATISTICS, Audit, Sample, audit, roundi
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
 from cutaway.interventions.grid import By, Cells, cells, named, several
-from cutaway.interventions.paired_runs import Direction, Exchange, difference, first_changed, measured, notes, run
+from cutaway.interventions.paired_runs import Direction, Exchange, difference, first_changed, notes, run
 from cutaway.models.access.backward import Attention, Cut, fitting, gradients
 from cutaway.models.access.capture import Activations
 from cutaway.models.edits.library import Replace
@@ -120,7 +120,7 @@ def slopes(
     given, donor = run(model, giver, sites, bound)
     with model.edited():
         places = model.places([*sites, *beside])
-        value, found, own = gradients(model.body, target, places, bound.metric, cuts, relevance)
+        value, found, own = gradients(model.body, target, places, bound.measure, cuts, relevance)
     value = value.float()
     clean, corrupt = (given, value) if denoise else (value, given)
     gap = float((clean - corrupt).mean())
@@ -349,7 +349,7 @@ def _exact(model: Model, e: Estimates, places: Sequence[Address]) -> Float[Tenso
         donor = e.runs.donor if all_there and e.runs is not None else model.capture(giver, whole, logits=False)
         since = first_changed(model, part)
         edits = [[Replace(a, donor[str(a)], since=since)] for a in places]
-        found.append(sweep(model, target, edits, measured(part)).float().cpu())
+        found.append(sweep(model, target, edits, part.measure).float().cpu())
 
     for rows in e.parts:
         _in_parts(rows, len(rows), work)

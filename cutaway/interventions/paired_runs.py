@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.halving import in_halves
 from cutaway.core.refuse import Refused
-from cutaway.models.access import forward, taps
+from cutaway.models.access import taps
 from cutaway.models.access.capture import Activations, Collector
+from cutaway.models.access.reading import observe
 from cutaway.models.anatomy import rope
 from cutaway.models.model import Model
 from cutaway.models.sweep.plan import room
@@ -77,7 +78,8 @@ def between(
 def run(
     model: Model, tokens: Tokens, sites: str | Sequence[str | Address], bound: Bound
 ) -> tuple[Float[Tensor, "prompt"], Activations]:
-    """One forward: the metric of every prompt and the activations at some sites; in parts where memory runs out."""
+    """Run prompts once, in parts where memory runs out; return the metric of each and the activations at some sites."""
+    measure = bound.measure
     places, parts, done = model.places(sites), list[tuple[Tensor, Activations]](), list[Sequence[int]]()
 
     def work(rows: Sequence[int]) -> None:
@@ -85,9 +87,9 @@ def run(
         collector = Collector(model.body, places, live=False)
         with model.edited(), torch.no_grad():
             with taps.attached(model.body, {p: collector.see(p) for p in collector.places}):
-                logits = forward.last_logits(model.body, some)
-            prompt = torch.tensor(rows, device=logits.device)
-            parts.append((bound.metric_at(logits, prompt).float(), collector.activations(some)))
+                seen = observe(model.body, some, measure.reads)
+            prompt = torch.tensor(rows, device=tokens.ids.device)
+            parts.append((measure(seen, prompt).float(), collector.activations(some)))
             done.append(rows)
 
     for rows in rope.apart(model.body, tokens):
@@ -120,8 +122,3 @@ def first_changed(model: Model, bound: Bound) -> int:
     changed = bound.changed
     front = torch.where(changed.any(1), changed.int().argmax(1) - bound.clean.column(0), bound.clean.lengths)
     return int(front.min()) if model.family.causal and bool(changed.any()) else 0
-
-
-def measured(bound: Bound) -> Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tensor, "row"]]:
-    """The task's metric as the executor asks for it."""
-    return bound.metric_at

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.interventions.components import positions
-from cutaway.interventions.second_metric import subject_or_changed
 from cutaway.tasks.bound import Bound
 
 ROLES = ("before", "first {} token", "middle {} tokens", "last {} token", "next token", "further tokens", "last token")
@@ -44,6 +43,17 @@ class Roles:
         index = self.index[rows, : values.shape[-2]]
         tokens = (index == torch.arange(len(self.names))[:, None, None]).to(values.dtype)  # [role prompt token]
         return torch.einsum("...tp,rpt->...rp", values, tokens) / tokens.sum(-1)
+
+
+def subject_or_changed(bound: Bound) -> tuple[Bool[Tensor, "batch position"], str]:
+    """Return the columns of each prompt's subject, or where a pair names none, of the tokens that its corruption
+    changes; and which of the two it is, in words."""
+    subject = bound.span("subject")
+    named = subject.any(1)
+    says = "the subject" if bool(named.all()) else "the tokens that the corruption changes"
+    if bool(named.any()) and not bool(named.all()):
+        says = "the subject; where a pair names none, " + says
+    return torch.where(named[:, None], subject, bound.changed), says
 
 
 def differ(bound: Bound) -> bool:

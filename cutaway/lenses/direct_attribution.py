@@ -70,7 +70,7 @@ def direct_attribution(
     Raises:
         Refused: no exact sum exists for this model, or the sum misses the logits.
     """
-    bound = task.bind(model)
+    bound = task.bind(model, "logit_diff")
     g, n = generator(seed), len(bound)
     pairs = torch.randint(model.shape.d_vocab, (2, samples, n), generator=g).to(bound.answers.device)
     answers = torch.cat([bound.answers[None], pairs[0]])

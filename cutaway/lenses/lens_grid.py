@@ -52,7 +52,7 @@ def lens_grid(model: Model, task: Task, /, *, samples: int = 4, seed: int = 0) -
     Raises:
         Refused: the model's residual stream shares no basis with an unembedding.
     """
-    bound = task.take(1).bind(model)
+    bound = task.take(1).bind(model, "logit_diff")
     tokens = bound.clean.row(0)
     x, logits, apart = (t[:, 0] for t in along_depth(model, tokens, everywhere=True))
     p, top = logits.softmax(-1).max(-1)

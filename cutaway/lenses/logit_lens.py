@@ -56,7 +56,7 @@ def logit_lens(model: Model, task: Task, /, *, samples: int = 8, seed: int = 0) 
     Raises:
         Refused: the model's residual stream shares no basis with an unembedding.
     """
-    bound = task.bind(model)
+    bound = task.bind(model, "logit_diff")
     x, logits, apart = along_depth(model, bound.clean)
     answers, foils = (ids.expand(len(x), -1) for ids in (bound.answers, bound.foils))
     p = logits.softmax(-1)

@@ -44,7 +44,8 @@ from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
 from cutaway.interventions.grid import By, Cells, cells, named, several, window_of
-from cutaway.interventions.paired_runs import Direction, Exchange, between, difference, first_changed, measured, notes
+from cutaway.interventions.paired_runs import Direction, Exchange, between, difference, first_changed, notes
+from cutaway.models.access.reading import jointly
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Replace
 from cutaway.models.model import Model
@@ -125,7 +126,7 @@ def activation(
 
 def _values(model: Model, bound: Bound) -> list[Tensor]:
     """The metric of every clean and every corrupt prompt."""
-    return [bound.metric(model.run_last(t)).float() for t in (bound.clean, bound.corrupt)]
+    return [model.measure(t, bound.measure).float() for t in (bound.clean, bound.corrupt)]
 
 
 def _named_places(model: Model, bound: Bound, site: str) -> list[Address]:
@@ -173,13 +174,8 @@ def _run(
         for each in seeds
         for places, drawn in zip(wide, each, strict=True)
     ]
-    measures = [measured(b) for b in read]
-    rows = torch.arange(len(read[0]))
-
-    def measure(logits: Tensor, prompt: Tensor) -> Tensor:
-        return torch.stack([m(logits, prompt) for m in measures], dim=-1).float()
-
-    base = x.baseline[:, None] if len(read) == 1 else measure(model.run_last(x.target), rows)
+    measure = jointly([b.measure for b in read])
+    base = x.baseline[:, None] if len(read) == 1 else model.measure(x.target, measure)
     made = [*real, *null]
     moves = {a: not torch.equal(x.own[a], x.donor[a]) for a in {str(a) for places in wide for a in places}}
     some = [n for n, v in enumerate(made) if any(moves[str(e.address)] for e in v)]  # no step has no effect

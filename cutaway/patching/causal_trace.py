@@ -53,9 +53,9 @@ from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.components import positions
 from cutaway.interventions.grid import window_of
-from cutaway.interventions.second_metric import Measure, subject_or_changed, with_probability
-from cutaway.interventions.spans import Roles, differ, position_names, roles
+from cutaway.interventions.spans import Roles, differ, position_names, roles, subject_or_changed
 from cutaway.models.access.capture import Activations
+from cutaway.models.access.reading import Measure
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Add, Replace
 from cutaway.models.model import Model
@@ -268,9 +268,9 @@ def _by_role(t: Traced, named: Roles, rows: list[int]) -> Traced:
 
 
 def _trace(model: Model, bound: Bound, run: Corrupted, site: str, window: int, samples: int, seed: int) -> Traced:
-    measure = with_probability(bound)
+    measure = bound.measure_with("prob", model)
     clean = model.capture(bound.clean, site, logits=False)
-    right = measure(model.run_last(bound.clean), torch.arange(len(bound)))
+    right = model.measure(bound.clean, measure)
     layers, places = clean.layers(site), positions(bound.clean)
     cells = [(i, p) for i in layers for p in places]
     wide = [[Address(site, j, None, p) for j in window_of(i, window, layers)] for i, p in cells]
@@ -303,9 +303,10 @@ def _restored(
         copies = {parse(a): clean[a].repeat(len(draws), *[1] * (clean[a].ndim - 1)) for a in clean}
         values = Activations(copies, many)
         variants: list[list[Edit]] = [[Replace(a, values[str(a)]) for a in restored] for restored in places]
-        before = measure(model.run_last(many, base), torch.arange(len(many)) % n)
+        each = measure.of_copies(n)
+        before = model.measure(many, each, base)
         with part(i, of):
-            swept = sweep(model, many, variants, lambda logits, prompt: measure(logits, prompt % n), base=base)
+            swept = sweep(model, many, variants, each, base=base)
         got = swept.to(before.device) - before
         worse.append(before.reshape(len(draws), n, -1))
         effects.append(got.reshape(len(places), len(draws), n, -1).sum(1))

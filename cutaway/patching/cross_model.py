@@ -28,7 +28,6 @@ from cutaway.core.stats import BOUNDS, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
-from cutaway.interventions.paired_runs import measured
 from cutaway.interventions.spans import position_names
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Replace
@@ -70,7 +69,7 @@ def cross_model(
     by_head = _by_head(site)
     bound = task.bind(model)
     _same_kind(model, other, bound)
-    own, given = (bound.metric(m.run_last(bound.clean)).float().cpu() for m in (model, other))
+    own, given = (m.measure(bound.clean, bound.measure).float().cpu() for m in (model, other))
     gap = float((given - own).mean())
     if not abs(gap) >= 1e-6:
         why = f"the metric differs by {gap:.2g} between the two"
@@ -80,7 +79,7 @@ def cross_model(
     edits: list[Edit] = [Replace(a, theirs[str(a)]) for a in places]
     steps = enumerate(places * samples, seed * samples * len(places))
     edits += [RandomStep(a, mine[str(a)], theirs[str(a)], n) for n, a in steps]
-    values = sweep(model, bound.clean, [[e] for e in edits], measured(bound)).float().cpu() - own
+    values = sweep(model, bound.clean, [[e] for e in edits], bound.measure).float().cpu() - own
     layers, unit = mine.layers(site), bound.unit
     each = values[: len(places)].T.reshape(len(bound), len(layers), -1)
     null = values[len(places) :].mean(-1).reshape(samples, *each.shape[1:])
@@ -120,7 +119,7 @@ def _same_kind(model: Model, other: Model, bound: Bound) -> None:
         forms = f"one is a {model.family.name} of {model.shape}, the other a {other.family.name} of {other.shape}"
         raise Refused(what, forms, "use a checkpoint of the same architecture")
     if other.tokenizer is not None and model.tokenizer is not None:
-        there = other.tokens([p.clean for p in bound.pairs])
+        there = other.tokens(list(bound.clean.texts))
         same = other.tokenizer.get_vocab() == model.tokenizer.get_vocab()
         if not same or there.lengths.tolist() != bound.clean.lengths.tolist():
             raise Refused(what, "their tokenizers differ", "use checkpoints of one vocabulary")

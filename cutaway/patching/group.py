@@ -101,7 +101,7 @@ def group(
         raise Refused(f"group with how={how!r} and direction='denoise'", why, "leave one of the two out")
     turned = replace(bound, clean=bound.corrupt, corrupt=bound.clean) if denoise else bound
     r = removal(model, turned, [*chosen, *pool], how, seed)
-    before, other = r.clean.cpu(), r.bound.metric(model.run_last(r.bound.corrupt)).float().cpu()
+    before, other = r.clean.cpu(), model.measure(r.bound.corrupt, r.bound.measure).float().cpu()
     gap = difference(task, *((other, before) if denoise else (before, other)))
     values, drawn = r.swept(
         model,

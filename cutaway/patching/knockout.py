@@ -41,7 +41,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt, share_interval
 from cutaway.interventions.grid import window_of
-from cutaway.interventions.second_metric import subject_or_changed, with_probability
+from cutaway.interventions.spans import subject_or_changed
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Knockout
 from cutaway.models.model import Model
@@ -99,7 +99,7 @@ def knockout(model: Model, task: Task, /, *, window: int = 0, samples: int = 4, 
     groups, says = source_groups(bound)
     layers = [a.layer for a in model.places("scores") if a.layer is not None]
     width = window or max(1, round(len(layers) / 5))
-    clean = with_probability(bound)(model.run_last(bound.clean), torch.arange(len(bound))).cpu()
+    clean = model.measure(bound.clean, bound.measure_with("prob", model)).cpu()
     if not bool((clean[:, 1] > 0).all()):
         raise Refused("knockout", "an answer has no probability to lose", "use a wider dtype or other prompts")
     got = _blocked(model, bound, groups, layers, width, samples, seed)  # [kind source layer prompt 2]
@@ -167,7 +167,7 @@ def _blocked(
                     cut = keys if kind < 2 else _random(keys, length, g)
                     over = [i] if kind == 1 else window_of(i, window, layers)
                     variants.append([Knockout(Address("pattern", j), (-1,), cut) for j in over])
-        got = sweep(model, part.clean, variants, with_probability(part)).cpu()
+        got = sweep(model, part.clean, variants, part.measure_with("prob", model)).cpu()
         out[:, :, :, chosen] = got.reshape(kinds, len(SOURCES), len(layers), len(chosen), 2)
     return out
 

@@ -38,7 +38,6 @@ from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt, share_interval
 from cutaway.interventions.ablation_values import Baseline, Removal, removal
 from cutaway.interventions.components import all_components, random_sets
-from cutaway.interventions.second_metric import beside
 from cutaway.models.model import Model
 from cutaway.tasks.task import Task
 
@@ -104,7 +103,7 @@ def knockout_curve(
         model,
         lambda donor: [[r.edit(a, donor) for a in ranked[:k]] for k in range(steps)],
         chance,
-        beside(r.bound, "accuracy"),
+        r.bound.measure_with("accuracy", model),
     )  # variant prompt (metric, accuracy)
     random = others.mean(1).reshape(steps, samples, 2)
     unit = held.unit

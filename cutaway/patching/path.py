@@ -40,7 +40,6 @@ from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.effects import Effects
 from cutaway.interventions.paired_runs import Direction, Exchange, between, difference
-from cutaway.interventions.second_metric import beside
 from cutaway.models.edits.edges import EdgePatch, precedes
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Freeze, Replace
@@ -96,8 +95,8 @@ def path(
     if not sending:
         why = f"no {'head' if site == 'z' else 'MLP'} comes before it"
         raise Refused(f"receiver {receiver!r}", why, "choose one in a later layer")
-    measure = beside(x.bound, "logit")
-    before = measure(model.run_last(x.target), torch.arange(len(x.bound)))
+    measure = x.bound.measure_with("logit", model)
+    before = model.measure(x.target, measure)
     if not bool(before[:, 1].abs().gt(0).all()):
         raise Refused(
             "path patching", "the logit of an answer is 0, so no change is a share of it", "use other prompts"

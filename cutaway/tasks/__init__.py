@@ -21,7 +21,7 @@ from cutaway.tasks.bound import Bound
 from cutaway.tasks.jsonl import from_jsonl
 from cutaway.tasks.pair import Pair, Truth
 from cutaway.tasks.prompts import Contrast, Prompts, contrast, read_prompts
-from cutaway.tasks.readouts import READOUTS, Readout, readout
+from cutaway.tasks.readouts import READOUTS, Readout, activation, readout
 from cutaway.tasks.sampler import sample
 from cutaway.tasks.sentence import from_sentence
 from cutaway.tasks.siblings import with_siblings
@@ -113,6 +113,7 @@ __all__ = [
     "Readout",
     "Task",
     "Truth",
+    "activation",
     "contrast",
     "from_jsonl",
     "from_sentence",

@@ -61,6 +61,22 @@ def single_tokens(
     return found
 
 
+def whole_answers(
+    model: Model, prompts: Sequence[str], continuations: Sequence[str], role: str = "answer"
+) -> list[list[int]]:
+    """Return the tokens, one or more, that each continuation is.
+
+    Raises:
+        Refused: a continuation adds nothing, or merges with the end of its prompt.
+    """
+    found = []
+    for prompt, text, ids in zip(prompts, continuations, next_tokens(model, prompts, continuations), strict=True):
+        if not ids:
+            raise _not_single(model, prompt, text, ids, role)
+        found.append(ids)
+    return found
+
+
 def single_words(model: Model, words: Sequence[str], before: str = "We saw the") -> dict[str, int]:
     """The words that are one token in the middle of a sentence, each with its id."""
     found = next_tokens(model, [before] * len(words), [f" {w}" for w in words])

@@ -1,4 +1,4 @@
-"""A task bound to a model: token batches of equal length per pair, answer ids, and the metric as a function."""
+"""A task bound to a model: token batches of equal length per pair, answer ids, and the metric as a measurement."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
+from cutaway.models.access.reading import Measure, Seen, jointly
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
-from cutaway.tasks.answers import check_predicts, next_tokens, single_tokens, token_rows
+from cutaway.tasks.answers import check_predicts, next_tokens, single_tokens, token_rows, whole_answers
 from cutaway.tasks.pair import Pair
 from cutaway.tasks.readouts import Readout, readout
 from cutaway.tasks.spelling import settled
@@ -27,8 +28,17 @@ SPANS = ("changed", "subject", "last")
 class Bound:
     """A task as tokens of one model: clean and corrupt prompts line up position by position in every row.
 
-    `metric` takes the logits at the last real token and gives one value a prompt, higher for more answer.
-    `answer_sets` and `foil_sets` are present where a task counts several continuations as right or wrong.
+    Attributes:
+        pairs: the pairs, with answers spelled as the model has them.
+        clean: the clean prompts; of a metric of whole answers, with the answer behind each.
+        corrupt: the corrupt prompts, likewise.
+        answers: the first token of each answer.
+        foils: the first token of each foil.
+        readout: the metric.
+        answer_sets: all right tokens, where a task counts several as right; filled up with −1.
+        foil_sets: all wrong tokens, likewise.
+        reference: last logits of the clean run, for a metric that compares with them.
+        steps: the tokens of whole answers, which end the prompts; filled up with −1.
     """
 
     pairs: tuple[Pair, ...]
@@ -40,6 +50,7 @@ class Bound:
     answer_sets: Int[Tensor, "batch choice"] | None = None
     foil_sets: Int[Tensor, "batch wrong"] | None = None
     reference: Float[Tensor, "batch token"] | None = None
+    steps: Int[Tensor, "batch step"] | None = None
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -51,22 +62,48 @@ class Bound:
 
     @property
     def metric(self) -> Callable[[Tensor], Tensor]:
-        """The metric of these prompts: logits [batch token] at the last real token → values [batch]."""
-        return partial(self.readout, answers=self._ids("answer"), foils=self._ids("foil"), reference=self.reference)
-
-    def metric_at(self, logits: Float[Tensor, "row token"], prompt: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
-        """The metric of rows that are runs of the prompts with these numbers, in any order."""
-        given = {"answers": self._ids("answer"), "foils": self._ids("foil"), "reference": self.reference}
-        picked = {n: None if t is None else t.to(logits.device)[prompt.to(logits.device)] for n, t in given.items()}
-        return self.readout(logits, **picked)  # type: ignore[arg-type]
-
-    def measured_by(self, name: str | Readout, model: Model) -> Bound:
-        """The same prompts under another metric.
+        """The metric as a function of the logits at the last real token [batch token], which returns values [batch].
 
         Raises:
-            Refused: no metric has that name.
+            Refused: it reads something else; `measure` takes any metric.
+        """
+        if not self.readout.last_logits:
+            why = f"it reads {self.readout.reads}, not the last logits"
+            raise Refused(f"metric {self.readout.name!r} of logits", why, "measure prompts, not their logits")
+        return partial(self.readout, answers=self._ids("answer"), foils=self._ids("foil"), reference=self.reference)
+
+    @property
+    def measure(self) -> Measure:
+        """The metric as runs, sweeps and gradients take it: `model.measure(bound.clean, bound.measure)`."""
+        return Measure(self._measured, self.readout.reading)
+
+    def _measured(self, seen: Seen, prompt: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
+        """Measure rows that are runs of the prompts with these numbers, in any order."""
+        read = seen.last_logits if self.readout.last_logits else seen.activations
+        assert read is not None
+        device = read.device if isinstance(read, Tensor) else prompt.device
+        given = {"answers": self._ids("answer"), "foils": self._ids("foil"), "reference": self.reference}
+        picked = {n: None if t is None else t.to(device)[prompt.to(device)] for n, t in given.items()}
+        return self.readout(read, **picked)  # type: ignore[arg-type]
+
+    def measure_with(self, name: str, model: Model) -> Measure:
+        """The metric and the one called `name`, as two columns of the same run."""
+        return jointly([self.measure, self.measured_by(name, model).measure])
+
+    def measured_by(self, name: str | Readout, model: Model) -> Bound:
+        """Return the same prompts under another metric.
+
+        Raises:
+            Refused: no metric has that name, or one of the two is of whole answers, with which prompts are others.
         """
         row = readout(name)
+        if row.whole_answer != self.readout.whole_answer:
+            whole, other = (row, self.readout) if row.whole_answer else (self.readout, row)
+            raise Refused(
+                f"metric {other.name!r} beside {whole.name!r}",
+                f"{whole.name} runs the prompts with their answers behind them, so their last logits follow the answer",
+                "measure the two in tasks of their own",
+            )
         needed = row.needs_reference and self.reference is None
         return replace(self, readout=row, reference=model.run_last(self.clean) if needed else self.reference)
 
@@ -85,7 +122,8 @@ class Bound:
             return self.changed
         where = torch.zeros_like(self.clean.mask)
         if name == "last":
-            return where.scatter(1, self.clean.last[:, None], True)
+            last = self.clean.last if self.steps is None else self.clean.last - (self.steps >= 0).sum(1)
+            return where.scatter(1, last[:, None], True)
         if name != "subject":
             raise Refused(f"span {name!r}", "no span of a prompt has that name", f"use one of {', '.join(SPANS)}")
         for i, pair in enumerate(self.pairs):
@@ -96,7 +134,7 @@ class Bound:
     def rows(self, chosen: Sequence[int]) -> Bound:
         """Some of the pairs, in the padding of the whole."""
         pick = torch.tensor(list(chosen), device=self.answers.device)
-        tensors = ("answers", "foils", "answer_sets", "foil_sets", "reference")
+        tensors = ("answers", "foils", "answer_sets", "foil_sets", "reference", "steps")
         kept = {n: None if (t := getattr(self, n)) is None else t[pick] for n in tensors}
         return replace(self, pairs=tuple(self.pairs[i] for i in chosen), clean=self.clean.rows(chosen),
                        corrupt=self.corrupt.rows(chosen), **kept)  # fmt: skip
@@ -109,6 +147,8 @@ class Bound:
         return [replace(p, clean=_unpadded(p.clean), corrupt=_unpadded(p.corrupt)) for p in parts]
 
     def _ids(self, role: str) -> Tensor:
+        if role == "answer" and self.steps is not None:
+            return self.steps
         sets = getattr(self, f"{role}_sets")
         return getattr(self, f"{role}s") if sets is None else sets
 
@@ -122,10 +162,11 @@ class Bound:
 
 
 def bind(pairs: Sequence[Pair], row: Readout, model: Model) -> Bound:
-    """Pairs as tokens of one model, measured by one metric.
+    """Return pairs as tokens of one model, measured by one metric.
 
     Raises:
-        Refused: a pair of unequal token length, an answer of several tokens, or one equal to its foil.
+        Refused: a pair of unequal token length, an answer equal to its foil, or one of several tokens, unless the
+            metric is of whole answers.
     """
     check_predicts(model)
     pairs = settled(model, pairs)
@@ -134,6 +175,8 @@ def bind(pairs: Sequence[Pair], row: Readout, model: Model) -> Bound:
         if clean.lengths[i] != corrupt.lengths[i]:
             raise _unequal(pair, clean.pieces[i], corrupt.pieces[i])
     prompts = [p.clean for p in pairs]
+    if row.whole_answer:
+        return _with_answers(pairs, row, model)
     answers = single_tokens(model, prompts, [p.follows(p.answer) for p in pairs], "answer")
     foils = single_tokens(model, prompts, [p.follows(p.foil) for p in pairs], "foil")
     for pair, answer, foil in zip(pairs, answers, foils, strict=True):
@@ -146,6 +189,27 @@ def bind(pairs: Sequence[Pair], row: Readout, model: Model) -> Bound:
         _sets(model, pairs, "answers", answers, device), _sets(model, pairs, "foils", foils, device),
         model.run_last(clean) if row.needs_reference else None,
     )  # fmt: skip
+
+
+def _with_answers(pairs: tuple[Pair, ...], row: Readout, model: Model) -> Bound:
+    """Return pairs whose prompts run with their answer behind them."""
+    texts = [p.follows(p.answer) for p in pairs]
+    steps = whole_answers(model, [p.clean for p in pairs], texts)
+    after = whole_answers(model, [p.corrupt for p in pairs], texts)
+    for pair, right, other in zip(pairs, steps, after, strict=True):
+        if right != other:
+            what = f"answer {pair.answer!r} behind {pair.clean!r} and {pair.corrupt!r}"
+            raise Refused(what, "it is not the same tokens in both", "end both prompts at the end of a word")
+    foils = whole_answers(model, [p.clean for p in pairs], [p.follows(p.foil) for p in pairs], "foil")
+    clean, corrupt = (
+        model.tokens([p + t for p, t in zip(side, texts, strict=True)])
+        for side in ([p.clean for p in pairs], [p.corrupt for p in pairs])
+    )
+    device, longest = clean.ids.device, max(map(len, steps))
+    filled = torch.tensor([[*s, *[-1] * (longest - len(s))] for s in steps], device=device)
+    return Bound(
+        pairs, clean, corrupt, filled[:, 0], torch.tensor([f[0] for f in foils], device=device), row, steps=filled
+    )
 
 
 def askable(model: Model, pairs: Sequence[Pair]) -> set[Pair]:

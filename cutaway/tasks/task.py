@@ -26,7 +26,8 @@ class Task:
     Attributes:
         name: what the task is called in records.
         pairs: the clean and corrupt prompts with answer and foil.
-        metric: what is measured: the name of a readout, a readout, or a function (logits, answers, foils) → [batch].
+        metric: what is measured: the name of a readout, a readout (of logits at any position, or of activations), or a
+            function (logits, answers, foils) → [batch] of the last logits.
         corruption: what the corrupt prompts change, in words.
         truth: what is known to be so in a model's world.
         options: the options of the recipe that made it.
@@ -72,13 +73,14 @@ class Task:
         """Sizes that declared costs are expressions of."""
         return {"prompts": len(self.pairs)}
 
-    def bind(self, model: Model) -> Bound:
-        """The task as tokens of one model, ready to be measured.
+    def bind(self, model: Model, metric: str | None = None) -> Bound:
+        """Return the task as tokens of one model, ready to be measured, by another metric than its own if one is named.
 
         Raises:
-            Refused: a pair of unequal token length, an answer of several tokens, or one equal to its foil.
+            Refused: a pair of unequal token length, an answer equal to its foil, or one of several tokens, unless the
+                metric is of whole answers.
         """
-        return bind(self.pairs, readout(self.metric), model)
+        return bind(self.pairs, readout(metric or self.metric), model)
 
     def narrow(self, model: Model) -> Task:
         """The same task with answers of several tokens cut down to the first token where answer and foil differ.

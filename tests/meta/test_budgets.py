@@ -13,7 +13,7 @@ BUDGETS = {
     "core": 1_900,
     "views": 1_700,
     "models": 6_400,
-    "tasks": 2_000,
+    "tasks": 2_100,
     "streams": 1_400,
     "zoo": 1_600,
     "training": 600,
