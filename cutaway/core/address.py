@@ -17,11 +17,14 @@ from cutaway.core.sites import BY_NAME, Site, site
 
 @dataclass(frozen=True, order=True)
 class Address:
-    """One place in a forward pass.
+    """A place in a forward pass.
 
-    `unit` selects along the site's head, neuron, expert or channel axis. `position` may be negative: −1 is the last
-    real token of each prompt, on either padding side. `model` names the model where there are several, and is empty
-    where there is one.
+    Attributes:
+        site: name of the site.
+        layer: the layer; None for all layers, or at a site that the model has once.
+        unit: index along the site's head, neuron, expert or channel axis; None for all of them.
+        position: position in each prompt, on either padding side; −1 is its last real token; None for all.
+        model: name of the model where there are several, else empty.
     """
 
     site: str
@@ -56,7 +59,7 @@ class Address:
         return self if self.unit is None and self.position is None else Address(self.site, self.layer, model=self.model)
 
     def at(self, position: int) -> Address:
-        """The same address at one position."""
+        """Return the same address at one position."""
         return replace(self, position=position)
 
 
@@ -64,7 +67,7 @@ UNIT_AXES = ("head", "kv_head", "neuron", "expert", "channel", "ssm_head")
 
 
 def parse(text: str | Address) -> Address:
-    """The address written as `text`.
+    """Return the address written as `text`.
 
     Raises:
         Refused: unknown site, a missing or surplus index, or an asterisk (those go through `expand`).
@@ -116,7 +119,7 @@ def _plain(name: str) -> bool:
 
 
 def expand(patterns: str | Address | Iterable[str | Address], sizes: Mapping[str, int]) -> list[Address]:
-    """All addresses meant by one or several patterns, in the order given, without repetition.
+    """Return all addresses meant by one or several patterns, in the order given, without repetition.
 
     A site without a layer means every layer; `*` means every layer or unit. `sizes` gives `layer` and the number of
     units on each of `UNIT_AXES`.
@@ -132,17 +135,17 @@ def expand(patterns: str | Address | Iterable[str | Address], sizes: Mapping[str
 
 
 def example(row: Site) -> str:
-    """One well-formed address of a site, for messages."""
+    """Return a well-formed address of a site, for messages."""
     return row.name + (".0" if row.scope == "layer" else "")
 
 
 def unit_axis(row: Site) -> str | None:
-    """The axis that an address's unit selects, or None."""
+    """Return the axis that an address's unit selects, or None."""
     return next((a for a in row.axes.split() if a in UNIT_AXES), None)
 
 
 def component_axis(row: Site) -> str | None:
-    """The axis whose entries are components, visited one by one: heads, neurons or experts; or None."""
+    """Return the axis whose entries are components, visited one by one: heads, neurons or experts; or None."""
     axis = unit_axis(row)
     return None if axis in ("channel", "ssm_head") else axis
 

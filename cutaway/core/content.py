@@ -1,4 +1,4 @@
-"""What a value is, whole, as a hash: the keys under which results are kept must tell any two values apart.
+"""Hashes of whole values: keys under which results are stored, so any two different values get different hashes.
 
 Every tensor counts with all its bytes, however deep it lies; a function with its code and what it has closed over; an
 object by its own `fingerprint` or `identity`, where it has one. Nothing is taken from the `repr` of a container, which
@@ -44,7 +44,7 @@ _PLAIN = (
 
 
 def content(value: Any) -> str:
-    """SHA-256 of a value with everything in it; the same in every process.
+    """Return the SHA-256 of a value with everything in it; the same in every process.
 
     Functions of libraries whose versions the record names count by name, others by their code and the globals it uses.
 
@@ -64,14 +64,19 @@ def _joined(kind: str, *parts: str | bytes | memoryview) -> str:
 
 
 class _Walk:
-    """One walk through a value; what is met again is not read again."""
+    """Walk through a value that reads each object once.
+
+    Attributes:
+        known: hash of each object seen so far, by its id.
+        held: those objects, held so that an id cannot come to mean another object.
+    """
 
     def __init__(self) -> None:
         self.known: dict[int, str] = {}
         self.held: list[Any] = []  # so that no number in `known` comes to stand for another object
 
     def of(self, x: Any) -> str:
-        """The hash of one value."""
+        """Return the hash of one value."""
         if isinstance(x, _PLAIN) and not isinstance(x, Enum):
             return _joined(_name(type(x)), x if isinstance(x, (str, bytes)) else repr(x))
         if id(x) not in self.known:
@@ -113,7 +118,7 @@ class _Walk:
         return _joined(kind, self.of(vars(x)))
 
     def _code_of(self, x: Any) -> str | None:
-        """A function, method, class or module; None for what is none of these."""
+        """Return a function, method, class or module; None for what is none of these."""
         if isinstance(x, (type, ModuleType)):
             return _joined("named", _name(x))
         if isinstance(x, BuiltinFunctionType):
@@ -149,7 +154,7 @@ class _Walk:
 
 
 def _names(code: CodeType) -> set[str]:
-    """The names that a function's code may take from its module."""
+    """Return the names that a function's code may take from its module."""
     inner = [c for c in code.co_consts if isinstance(c, CodeType)]
     return set(code.co_names).union(*map(_names, inner))
 
@@ -163,7 +168,7 @@ def _filled(cell: Any) -> bool:
 
 
 def _named_by_version() -> frozenset[str]:
-    """Packages whose functions a name and the versions tell apart."""
+    """Return the packages whose functions a name and the versions tell apart."""
     return frozenset(versions()) | sys.stdlib_module_names | {"builtins"}
 
 

@@ -23,7 +23,7 @@ class Source(Protocol):
     def __iter__(self) -> Iterator[Any]: ...
 
     def state(self) -> dict[str, Any]:
-        """The cursor, JSON-ready: after the batches handed out so far."""
+        """Return the cursor, JSON-ready: after the batches handed out so far."""
         ...
 
     def restore(self, state: Mapping[str, Any]) -> Any:
@@ -32,7 +32,7 @@ class Source(Protocol):
 
 
 class Rounds:
-    """Cursor over held items: batches of their indices, shuffled anew in each round, without end.
+    """Cursor over held items: batches of their indices, shuffled again in each round, without end.
 
     A source inherits from it and turns `indices()` into batches.
 
@@ -52,7 +52,7 @@ class Rounds:
         return self
 
     def indices(self) -> Int[Tensor, "item"]:
-        """The items of the next batch."""
+        """Return the items of the next batch."""
         number, at = divmod(self.number, self.items // self.size)
         order = torch.randperm(self.items, generator=generator(self.seed * 1_000_003 + number))
         self.number += 1
@@ -60,11 +60,11 @@ class Rounds:
 
     @property
     def epoch(self) -> int:
-        """How often all items had been handed out before the last batch."""
+        """Number of full rounds before the last batch."""
         return max(0, self.number - 1) // (self.items // self.size)
 
     def state(self) -> dict[str, Any]:
-        """The cursor."""
+        """Return the cursor."""
         return {"number": self.number, self.SIZE: self.size, "seed": self.seed}
 
     def restore(self, state: Mapping[str, Any]) -> Self:

@@ -93,7 +93,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """While open, what goes wrong is the file's fault: its header says what cannot be.
+    """Within the block, errors are blamed on the file: its header holds something impossible.
 
     Raises:
         Refused: in place of any error that a value of another type or size leads to.
@@ -106,7 +106,7 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 def held(header: Any, name: str, kind: type, default: Any = None) -> Any:
-    """An entry of a header, which must be of its kind; without it the default, if there is one.
+    """Return an entry of a header, which must be of its kind; without it the default, if there is one.
 
     Raises:
         ValueError: it is missing, or of another kind.
@@ -120,13 +120,14 @@ def held(header: Any, name: str, kind: type, default: Any = None) -> Any:
 
 
 def tensor_bytes(t: Tensor) -> memoryview:
-    """The raw bytes of a tensor's values in their order, whatever its strides, for hashing."""
+    """Return the raw bytes of a tensor's values in their order, whatever its strides, for hashing."""
     t = t.dequantize() if t.is_quantized else t  # else values of another scale would have the same bytes
     return _plain(t).reshape(-1).view(torch.uint8).numpy().data
 
 
 def _plain(t: Tensor) -> Tensor:
-    """The values on the CPU, one behind the other as the shape says, and none of them a conjugate or negative view.
+    """Return the values on the CPU, one behind the other as the shape says, and none of them a conjugate or negative
+    view.
 
     A tensor of one element is `contiguous` with any strides, which neither a view as bytes nor a file can have.
     """

@@ -1,4 +1,4 @@
-"""Numbers that are none: infinite and undefined values are noticed in every forward, and refused once where work ends.
+"""Infinite and undefined values: every forward records its largest value, and work that gave one is refused at its end.
 
 A comparison, a rank or a largest value makes an ordinary number of NaN, so that a result does not show what it was made
 of. Forwards therefore hand what they give to `notice`, which keeps the largest (NaN stays one) on the device, and
@@ -44,9 +44,9 @@ def finite(what: str, dtype: torch.dtype | None = None) -> Iterator[None]:
 
 
 def notice(x: Tensor, real: Tensor | None = None) -> None:
-    """Look at numbers that a forward gave: of all, or of the positions [batch, position] that are `real`.
+    """Record the largest of a forward's numbers, at all positions or at those that are `real` [batch, position].
 
-    Minus infinity is no fault: families give it to tokens that they never say.
+    Minus infinity counts as finite: families give it to tokens that they never predict.
     """
     seen = _LARGEST.get()
     if seen is None or not x.numel() or not x.is_floating_point():
@@ -60,12 +60,12 @@ def notice(x: Tensor, real: Tensor | None = None) -> None:
 
 
 def overflowed(seen: list[Tensor]) -> bool:
-    """Whether the largest value is none."""
+    """Return True if the largest value is infinite or undefined."""
     return bool(seen) and not float(seen[0]) < math.inf
 
 
 def refusal(what: str, dtype: torch.dtype | None) -> Refused:
-    """What is said of numbers that are none."""
+    """Return the refusal of work that gave infinite or undefined numbers."""
     if dtype == torch.float16:
         why = "the model gave numbers that are none: float16 ends at 65504, and its activations pass that"
         return Refused(what, why, "use bfloat16: load(…, dtype='bfloat16'), on the command line --model-dtype bfloat16")

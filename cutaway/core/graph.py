@@ -188,13 +188,13 @@ def graph(
 
 
 def _ranked(keys: list[tuple[Any, str]]) -> tuple[Int[Tensor, "node"], list[str]]:
-    """The dense rank of each key among all, and each key's words."""
+    """Return the dense rank of each key among all, and each key's words."""
     rank = {k: i for i, k in enumerate(sorted({k for k, _ in keys}))}
     return torch.tensor([rank[k] for k, _ in keys], dtype=torch.long), [word for _, word in keys]
 
 
 def _stage(node: Node) -> tuple[tuple[int, int], str]:
-    """The row of a node, which sorts from the input to the logits, and its words."""
+    """Return the row of a node, which sorts from the input to the logits, and its words."""
     match node:
         case Latent(block=layer) | ErrorNode(block=layer):
             return (layer, 3), f"{layer} MLP"
@@ -215,7 +215,7 @@ def _stage(node: Node) -> tuple[tuple[int, int], str]:
 
 
 def _place(node: Node, words: Sequence[str]) -> tuple[tuple[int, int], str]:
-    """The column of a node, which sorts by position, and its words; negative positions count from the end."""
+    """Return the column of a node, which sorts by position, and its words; negative positions count from the end."""
     position = node.position
     if position is None:
         return (2, 0), "any position"

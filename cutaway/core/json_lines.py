@@ -16,13 +16,15 @@ _UNSAFE = re.compile("[\ud800-\udfff\u0085\u2028\u2029]")  # no UTF-8, or ends o
 
 
 def written(data: Any, indent: int | None = None, ascii_only: bool = False) -> str:
-    """Data as JSON on one line to every reader: half surrogates and what some take for an end of a line are escaped."""
+    """Return the data as JSON on one line to every reader: half surrogates and what some take for an end of a line are
+    escaped.
+    """
     text = json.dumps(data, ensure_ascii=ascii_only, indent=indent)
     return _UNSAFE.sub(lambda m: f"\\u{ord(m[0]):04x}", text)
 
 
 def numbered(path: str | Path) -> Iterator[tuple[int, str]]:
-    """The lines of a UTF-8 file that are not empty, each with its number from 1 on.
+    """Yield the lines of a UTF-8 file that are not empty, each with its number from 1 on.
 
     Only a line feed ends a line: U+2028, U+0085 and a form feed may stand inside a text. A byte order mark is skipped.
 
@@ -35,7 +37,7 @@ def numbered(path: str | Path) -> Iterator[tuple[int, str]]:
 
 
 def parsed(line: str, where: str, instead: str) -> Any:
-    """The value that one line holds.
+    """Return the value that one line holds.
 
     Raises:
         Refused: it is not JSON (NaN and Infinity are not), gives a key twice, or holds half of a surrogate pair; in

@@ -1,4 +1,4 @@
-"""The method table: one row a method, from which command line, forms, docs and the conformance suite derive.
+"""The method table: one row per method, from which command line, forms, docs and the conformance suite derive.
 
     @method(answers="Which heads carry the answer?", paper="Wang et al. 2023, arXiv:2211.00593",
             cost="prompts * (2 + layers * heads) * F", control="random_source", rung="interventional")
@@ -50,7 +50,17 @@ class Identified(Protocol):
 
 @dataclass(frozen=True)
 class Option:
-    """One keyword option of a method, in the narrow vocabulary that every shell can show."""
+    """A keyword option of a method, in the narrow vocabulary that every shell can show.
+
+    Attributes:
+        name: name of the keyword.
+        type: type of a value, or of each value of a list.
+        choices: the values allowed; empty if any value of the type is.
+        optional: True if None is allowed.
+        default: the default value.
+        help: the meaning, from the function's docstring.
+        several: True if the option takes a list.
+    """
 
     name: str
     type: type
@@ -63,7 +73,20 @@ class Option:
 
 @dataclass(frozen=True)
 class Method:
-    """One row: what a method answers, who described it, what it costs, its control, and the rung of its claims."""
+    """A row of the method table.
+
+    Attributes:
+        name: `room.function`.
+        function: the decorated function.
+        answers: the question it answers.
+        paper: where the method is described.
+        cost: upper bound as an arithmetic expression in F (forwards) and B (backwards) per prompt.
+        control: the control that its effects are compared with.
+        rung: strength of the claims that its numbers support.
+        subjects: names of its positional arguments.
+        options: its keyword options.
+        results: the classes that it may return.
+    """
 
     name: str
     function: Callable[..., Any]
@@ -98,7 +121,7 @@ class Method:
         return evaluate(self.cost, {**sizes, "F": 1, "B": 0}), evaluate(self.cost, {**sizes, "F": 0, "B": 1})
 
     def repeated(self, subjects: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, str]:
-        """The call as a command for the shell and as one line of Python, or in words why there is none."""
+        """Return the call as a command for the shell and as one line of Python, or in words why there is none."""
         how = again.together(subjects)
         given = {n: str(v.absolute()) if isinstance(v, Path) else v for n, v in options.items()}
         defaults = {o.name: o.default for o in self.options}
@@ -146,9 +169,14 @@ def method(
 
 
 def evaluate(expression: str, names: Mapping[str, float]) -> float:
-    """Value of an arithmetic expression over names: + − * / // and max(), nothing else."""
-    operators = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-                 ast.FloorDiv: operator.floordiv}  # fmt: skip
+    """Evaluate an arithmetic expression over names; it may use + − * / // and max() only."""
+    operators = {
+        ast.Add: operator.add,
+        ast.Sub: operator.sub,
+        ast.Mult: operator.mul,
+        ast.Div: operator.truediv,
+        ast.FloorDiv: operator.floordiv,
+    }
 
     def value(node: ast.AST) -> float:
         match node:
@@ -245,14 +273,25 @@ def _record(
     subjects = dict(zip(row.subjects, args, strict=False))
     repeated = row.repeated(subjects, options)
     return {
-        "method": row.name, "answers": row.answers, "paper": row.paper, "control": row.control, "rung": row.rung,
+        "method": row.name,
+        "answers": row.answers,
+        "paper": row.paper,
+        "control": row.control,
+        "rung": row.rung,
         "subjects": {n: s.identity() for n, s in subjects.items()},
         "options": {n: _plain(v) for n, v in options.items()},
-        "cost": {"declared": row.cost, "forwards": spent.forwards, "backwards": spent.backwards,
-                 "seconds": round(spent.seconds, 4)},
+        "cost": {
+            "declared": row.cost,
+            "forwards": spent.forwards,
+            "backwards": spent.backwards,
+            "seconds": round(spent.seconds, 4),
+        },
         **({"notes": spent.events} if spent.events else {}),
-        **repeated, "versions": versions(), "machine": machine(), **own,
-    }  # fmt: skip
+        **repeated,
+        "versions": versions(),
+        "machine": machine(),
+        **own,
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ _ASCII = "->"
 
 @dataclass(frozen=True, order=True)
 class Latent:
-    """One latent of a dictionary.
+    """A latent of a dictionary.
 
     Attributes:
         block: The dictionary's block (the layer whose stream or MLP it reads, in a dictionary of every layer).
@@ -107,7 +107,7 @@ def parse_edge(text: str | Edge | Sequence[str | Node]) -> Edge:
     """Read an edge: `source→target` (or `source->target`), or a pair of nodes.
 
     Raises:
-        Refused: not exactly two nodes, or one that is no node.
+        Refused: not exactly two nodes, or an end that cannot be read as one.
     """
     if isinstance(text, Edge):
         return text

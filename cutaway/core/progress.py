@@ -1,4 +1,4 @@
-"""Progress of long work: whoever does it says how far it is, whoever shows it listens."""
+"""Progress of long work: the code that does it calls `advance`, the code that shows it listens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _LISTENERS: ContextVar[tuple[Listener, ...]] = ContextVar("cutaway_progress", de
 
 @contextmanager
 def listening(listener: Listener) -> Iterator[None]:
-    """While open, `listener` is told about all work of this thread."""
+    """Within the block, `listener` is called with the progress of all work of this thread."""
     token = _LISTENERS.set((*_LISTENERS.get(), listener))
     try:
         yield
@@ -23,13 +23,13 @@ def listening(listener: Listener) -> Iterator[None]:
 
 @contextmanager
 def part(number: int, of: int) -> Iterator[None]:
-    """While open, work is told as part `number` (from 0) of `of` equal parts, so that a bar runs once over all."""
+    """Within the block, work is reported as part `number` (from 0) of `of` equal parts, so that one bar covers all."""
     before = _LISTENERS.get()
 
-    def told(listener: Listener) -> Listener:
+    def scaled(listener: Listener) -> Listener:
         return lambda done, total: listener(number + done / max(total, 1e-12), of)
 
-    token = _LISTENERS.set(tuple(map(told, before)))
+    token = _LISTENERS.set(tuple(map(scaled, before)))
     try:
         yield
     finally:
@@ -37,6 +37,6 @@ def part(number: int, of: int) -> Iterator[None]:
 
 
 def advance(done: float, total: float) -> None:
-    """Say how far the work is."""
+    """Report to the listeners that `done` of `total` units of work are finished."""
     for listener in _LISTENERS.get():
         listener(done, total)

@@ -18,7 +18,7 @@ class Refused(Exception):
         return f"{self.what}\n  why: {self.why}\n  instead: {self.instead}"
 
     def as_dict(self) -> dict[str, str]:
-        """The refusal as JSON-ready data."""
+        """Return the refusal as JSON-ready data."""
         return {"what": self.what, "why": self.why, "instead": self.instead}
 
 
@@ -31,7 +31,7 @@ class NoTokens(Refused):
 
 
 def nearest(word: str, known: object, n: int = 3) -> str:
-    """The `n` known words most like `word`, joined for a message; empty if none is close."""
+    """Return the `n` known words most like `word`, joined for a message; empty if none is close."""
     from difflib import get_close_matches
 
     return ", ".join(get_close_matches(word, [str(k) for k in known], n=n, cutoff=0.5))  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Where the views (one row up) put their drawing functions, so that results can show themselves without knowing them.
+"""Registry of the drawing functions of `views` (one row up), so that results can show themselves without importing it.
 
 A module of its own because it must be importable without torch: the package root fills it at import.
 """

@@ -1,7 +1,7 @@
-"""How a call is done again: a command for the shell and a line of Python, or the words that say why there is none.
+"""Commands that repeat a call, as a line for the shell and a line of Python, or the reason why there is none.
 
-Whatever a method is called on remembers how it was made (`Made`): by flags of the command line, and by an expression of
-Python. What was made by hand, or changed since, has no command: a wrong one would give other numbers without a word.
+The arguments of a method remember how they were made (`Made`): the flags of the command line, and an expression of
+Python. An object made by hand, or changed since, has no command, as a wrong one would silently give other numbers.
 """
 
 from __future__ import annotations
@@ -17,10 +17,16 @@ Look = Callable[[Any], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Made:
-    """How something was made: flags by name ("" is the thing itself), an expression of Python, or why not.
+    """Recipe by which an object can be made again.
 
-    `needs` names the subjects that the expression uses, each with the expression that it was then. `look` says, aspect
-    by aspect, what it is like; `seen` is what it was like when it was made.
+    Attributes:
+        python: expression of Python that makes it.
+        flags: flags of the command line that mean it, by name; "" is the object itself.
+        no_flags: the reason, if no flags mean it.
+        no_python: the reason, if no expression makes it.
+        needs: subjects that the expression uses, each with the expression that made it.
+        look: returns the present state of the object, by aspect.
+        seen: that state when the object was made.
     """
 
     python: str = ""
@@ -32,18 +38,18 @@ class Made:
     seen: Mapping[str, Any] = field(default_factory=dict)
 
     def of(self, thing: Any, look: Look) -> Made:
-        """The same, tied to a thing as it is now."""
+        """Return the recipe tied to an object in its present state."""
         return replace(self, look=look, seen=look(thing))
 
     def then(self, step: str, no_flags: str = "", **flags: Any) -> Made:
-        """After one more step in Python, such as `.take(4)`, with flags that say the same or why none does."""
+        """Add a step in Python, such as `.take(4)`, with the flags that mean the same or the reason why none do."""
         return replace(
             self, python=f"{self.python}{step}", flags={**self.flags, **flags}, no_flags=self.no_flags or no_flags
         )
 
 
 def made(name: str, thing: Any) -> Made:
-    """How a subject called `name` can be made again, as it is now."""
+    """Return the recipe of a subject called `name`, or the reasons why its present state has none."""
     known: Made | None = getattr(thing, "made", None)
     if known is None:
         why = f"the {name} was made by hand in Python"
@@ -57,7 +63,7 @@ def made(name: str, thing: Any) -> Made:
 
 
 def together(subjects: Mapping[str, Any]) -> dict[str, Made]:
-    """How the subjects of one call can be made again, side by side."""
+    """Return the recipes of the subjects of one call, checked against each other."""
     found = {n: made(n, s) for n, s in subjects.items()}
     for n, how in found.items():
         for need, then in how.needs.items():
@@ -68,7 +74,7 @@ def together(subjects: Mapping[str, Any]) -> dict[str, Made]:
 
 
 def command(name: str, subjects: Mapping[str, Made], options: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
-    """The command line of a method with these subjects and options, or "no command: …" and why."""
+    """Return the command line of a method with these subjects and options, or "no command: …" and why."""
     out = ["cutaway", *name.split(".")]
     for subject, how in subjects.items():
         for flag, value in how.flags.items():
@@ -83,7 +89,7 @@ def command(name: str, subjects: Mapping[str, Made], options: Mapping[str, Any],
 
 
 def python(name: str, subjects: Mapping[str, Made], options: Mapping[str, Any]) -> str:
-    """One line of Python that makes the subjects and calls the method, or "no line of Python: …" and why."""
+    """Return a line of Python that makes the subjects and calls the method, or "no line of Python: …" and why."""
     why = [how.no_python for how in subjects.values() if how.no_python]
     given = ", ".join([*subjects, *(f"{n}={v!r}" for n, v in options.items())])
     if why:
@@ -94,7 +100,7 @@ def python(name: str, subjects: Mapping[str, Made], options: Mapping[str, Any]) 
 
 
 def words(flag: str, value: Any) -> list[str]:
-    """One flag with its value as words of a command line; none where the value is None."""
+    """Return a flag with its value as words of a command line; no words if the value is None."""
     name = "--" + flag.replace("_", "-")
     match value:
         case None:
@@ -108,6 +114,6 @@ def words(flag: str, value: Any) -> list[str]:
 
 
 def called(function: str, *arguments: str, **options: Any) -> str:
-    """A call as an expression of Python; options that are None are left out."""
+    """Write a call as an expression of Python, without options that are None."""
     given = [f"{n}={v!r}" for n, v in options.items() if v is not None]
     return f"{function}({', '.join([*arguments, *given])})"

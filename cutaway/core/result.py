@@ -65,20 +65,22 @@ class Result:
 
     @classmethod
     def schema(cls) -> dict[str, tuple[str, ...]]:
-        """Axis names of every tensor field as the class annotates them, with `*cell` for those of the instance."""
+        """Return the axis names of every tensor field as the class annotates them, with `*cell` for those of the
+        instance.
+        """
         if "_schema" not in cls.__dict__:
             cls._schema = {n: a for n, hint in get_type_hints(cls).items() if (a := _axes_of(hint)) is not None}  # type: ignore[attr-defined]
         return cls._schema  # type: ignore[attr-defined]
 
     def axes(self) -> dict[str, tuple[str, ...]]:
-        """Axis names of every tensor field."""
+        """Return the axis names of every tensor field."""
         schema = self.schema()
         if not self.grid:
             return {n: tuple(a for a in axes if a != CELL) for n, axes in schema.items()}
         return {n: tuple(x for a in axes for x in (self.grid if a == CELL else (a,))) for n, axes in schema.items()}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The tensor fields that are present."""
+        """Return the tensor fields that are present."""
         return {n: t for n in self.schema() if (t := getattr(self, n)) is not None}
 
     def facts(self) -> dict[str, Any]:
@@ -87,7 +89,7 @@ class Result:
         return {n: value for n in own if (value := getattr(self, n)) is not None}
 
     def sizes(self) -> dict[str, int]:
-        """The length of every axis."""
+        """Return the length of every axis."""
         axes = self.axes()
         return {a: n for f, t in self.tensors().items() for a, n in zip(axes[f], t.shape, strict=True)}
 
@@ -118,7 +120,7 @@ class Result:
         return next(iter(self.tensors()))
 
     def frame(self, name: str | None = None) -> Any:
-        """One field as a long pandas DataFrame, a column per axis (pandas is an optional dependency).
+        """Return one field as a long pandas DataFrame with a column per axis (pandas is an optional dependency).
 
         The field's column has its name, or `value` where an axis has that name.
         """
@@ -137,7 +139,7 @@ class Result:
         return pd.Series(values, index=index, name="value" if name in axes else name).reset_index()
 
     def top(self, n: int = 10, by: str | None = None, largest: bool | None = None) -> list[dict[str, Any]]:
-        """The `n` entries of largest |value| (or largest, or smallest value), each with its labels.
+        """Return the `n` entries of largest |value| (or largest, or smallest value), each with its labels.
 
         Every other field that has the same leading axes contributes its values for that entry, by its name, or as
         `value` where an axis has that name.
@@ -158,7 +160,7 @@ class Result:
         return rows
 
     def select(self, **at: Any) -> Self:
-        """The same result restricted along axes, by label or index; the axes stay, with the chosen entries only.
+        """Return the same result restricted along axes, by label or index; the axes stay, with the chosen entries only.
 
         Raises:
             Refused: no such axis, or no such entry.
@@ -181,14 +183,14 @@ class Result:
         return replace(self, **kept, labels=labels)
 
     def to(self, *args: Any, **kw: Any) -> Self:
-        """The same result on another device or in another dtype (integer fields keep theirs)."""
+        """Return the same result on another device or in another dtype (integer fields keep theirs)."""
         moved = {n: t.to(*args, **kw) for n, t in self.tensors().items() if t.is_floating_point()}
         device = torch.empty(0).to(*args, **kw).device
         moved |= {n: t.to(device) for n, t in self.tensors().items() if not t.is_floating_point()}
         return replace(self, **moved)
 
     def compare(self, other: Result) -> dict[str, dict[str, Any]]:
-        """Per shared field of equal shape: largest and mean absolute difference, and the Pearson correlation.
+        """Compare shared fields of equal shape: largest and mean absolute difference, and Pearson correlation.
 
         Values that one side does not have (NaN) do not count. Intervals and nulls are not compared; they, fields of
         other shape and fields of one side only stand under "left out", each with the reason.
@@ -223,7 +225,7 @@ class Result:
         return write_tensors(path, self.tensors(), header)
 
     def plot(self, name: str | None = None, **options: Any) -> Any:
-        """A matplotlib figure of one field, chosen by its axes."""
+        """Return a matplotlib figure of one field, chosen by its axes."""
         return self._render("figure", self._field(name), **options)
 
     def _repr_html_(self) -> str:
@@ -264,7 +266,7 @@ class Result:
 
 
 def open_result(path: str | Path) -> Result:
-    """The result saved at `path`, as an object of its own class.
+    """Return the result saved at `path`, as an object of its own class.
 
     Raises:
         Refused: not a result file, or one of an unknown kind or with other fields.
@@ -305,7 +307,7 @@ def open_result(path: str | Path) -> Result:
 
 
 def _class_of(path: str | Path, header: dict[str, Any]) -> tuple[type[Result], OldKind]:
-    """The class that reads a file, by the kind if it is loaded or old, else by the class that the header names."""
+    """Find the class that reads a file, by a kind that is loaded or old, else by the class that the header names."""
     kind, where = header.get("kind"), header.get("class")
     old = OLD_KINDS.get(kind, OldKind("")) if isinstance(kind, str) else OldKind("")
     if isinstance(kind, str) and kind in KINDS:

@@ -1,4 +1,4 @@
-"""Rungs: how strong a claim a method's numbers support, and the words that each strength may use.
+"""Rungs: the strength of claim that a method's numbers support, and the words that each strength may use.
 
 A rung is a step on Pearl's ladder of causation, as arXiv:2602.16698 applies it to claims about models: what is found
 by looking (`observational`), by changing something in the forward pass (`interventional`), or by showing that this

@@ -1,7 +1,7 @@
 """The site table: every place in the forward pass that has a name.
 
-One frozen row a site. Everything that must know about sites (addresses, taps, figures, docs, the self-check)
-derives from this table; there is no second list.
+One frozen row per site. Everything that must know about sites (addresses, taps, figures, docs, the self-check)
+derives from this one table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ Scope = Literal["model", "layer"]
 
 @dataclass(frozen=True)
 class Site:
-    """One named place: `axes` is the shape of a captured tensor, `scope` says whether there is one per layer."""
+    """A named place in the forward pass.
+
+    Attributes:
+        name: the site's name in addresses.
+        scope: "layer" if there is one per layer, "model" if there is one.
+        axes: axis names of a captured tensor, in order.
+        writable: True if edits may change it.
+        note: short description for the docs.
+    """
 
     name: str
     scope: Scope
@@ -31,7 +39,7 @@ class Site:
 
     @property
     def has_position(self) -> bool:
-        """Whether a position in the address selects along one axis of this site."""
+        """True if a position in the address selects along one axis of this site."""
         return "position" in self.axes.split()
 
 
@@ -87,7 +95,7 @@ BY_NAME: dict[str, Site] = {s.name: s for s in SITES}
 
 
 def site(name: str) -> Site:
-    """The row called `name`.
+    """Return the row called `name`.
 
     Raises:
         Refused: no site has that name.

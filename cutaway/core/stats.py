@@ -24,14 +24,15 @@ LEAST_NULL = 19  # samples: the range of fewer is left by chance too often to me
 
 
 def generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
-    """A seeded random source; nothing in this house touches the global one."""
+    """Return a seeded random generator; the global one is never used."""
     return torch.Generator(device=device).manual_seed(seed)
 
 
 def mean_interval(
     values: Float[Tensor, "prompt *cell"], *, level: float = 0.95, within: tuple[float, float] = (-math.inf, math.inf)
 ) -> Float[Tensor, "*cell bound"]:
-    """Interval of the mean over the first axis, for every cell: Student's t, widened on the side of the longer tail.
+    """Return the interval of the mean over the first axis, for every cell: Student's t, widened on the side of the
+    longer tail.
 
     Each side is the further of t and of t after Hall's (1992) cubic transformation, which takes the skewness out; both
     quantiles are (1 + 1.4 / n²) times Student's. In simulation 95 % covers 93 to 98 % for two and more prompts whose
@@ -60,7 +61,8 @@ def ratio_interval(
     level: float = 0.95,
     within: tuple[float, float] = (-math.inf, math.inf),
 ) -> Float[Tensor, "*cell bound"]:
-    """Interval of mean(above) / mean(below) over pairs of values, as `mean_interval` of the ratio's linear part.
+    """Return the interval of mean(above) / mean(below) over pairs of values, as `mean_interval` of the ratio's linear
+    part.
 
     One prompt gives NaN, as does a cell that is 0 throughout.
     """
@@ -75,7 +77,7 @@ def ratio_interval(
 
 
 def _reaches(away: Float[Tensor, "prompt cell"], level: float) -> list[Float[Tensor, "cell"]]:
-    """How far the low and the high bound lie below the mean, from each prompt's distance to it."""
+    """Return the distances of the low and the high bound below the mean, from each prompt's distance to it."""
     from scipy import stats
 
     n = len(away)
@@ -122,9 +124,15 @@ def bootstrap(
     if len(columns[0]) < 2:
         return math.nan, math.nan
     got = stats.bootstrap(
-        columns, statistic, paired=len(columns) > 1, vectorized=False, n_resamples=samples, method="percentile",
-        confidence_level=level, rng=np.random.default_rng(seed),
-    )  # fmt: skip
+        columns,
+        statistic,
+        paired=len(columns) > 1,
+        vectorized=False,
+        n_resamples=samples,
+        method="percentile",
+        confidence_level=level,
+        rng=np.random.default_rng(seed),
+    )
     return float(got.confidence_interval.low), float(got.confidence_interval.high)
 
 
@@ -168,9 +176,13 @@ def _permute(a: Tensor, b: Tensor, kind: str, seed: int, samples: int) -> Test:
     from scipy import stats
 
     got = stats.permutation_test(
-        (a.double().cpu().numpy(), b.double().cpu().numpy()), lambda x, y, axis=-1: x.mean(axis) - y.mean(axis),
-        permutation_type=kind, vectorized=True, n_resamples=samples, rng=np.random.default_rng(seed),
-    )  # fmt: skip
+        (a.double().cpu().numpy(), b.double().cpu().numpy()),
+        lambda x, y, axis=-1: x.mean(axis) - y.mean(axis),
+        permutation_type=kind,
+        vectorized=True,
+        n_resamples=samples,
+        rng=np.random.default_rng(seed),
+    )
     return Test(float(got.statistic), float(got.pvalue), samples)
 
 
@@ -185,7 +197,8 @@ def exceeds_null(
 def null_band(
     null: Float[Tensor, "cell sample"], cells: int | None = None, groups: Int[Tensor, "cell"] | None = None
 ) -> tuple[Float[Tensor, "cell bound"], float, bool]:
-    """A band around each cell's null samples, the share of cells that chance alone puts outside, and if it is pooled.
+    """Return a band around each cell's null samples, the share of cells that chance alone puts outside, and if it is
+    pooled.
 
     With at least 19 samples it is the cell's own range, which a value drawn like them leaves with probability
     2 / (samples + 1), as long as that is at most one of the `cells` (those marked together, by default these).
@@ -214,7 +227,9 @@ def null_band(
 def _scaled(
     null: Float[Tensor, "cell sample"], groups: Int[Tensor, "cell"] | None
 ) -> tuple[Float[Tensor, "cell"], Float[Tensor, "cell"], Float[Tensor, "cell sample"]]:
-    """Each cell's mean and scale, and how far each of its samples lies from the mean of the others, in their scale."""
+    """Return each cell's mean and scale, and how far each of its samples lies from the mean of the others, in their
+    scale.
+    """
     if null.shape[-1] == 1:
         return torch.zeros(len(null)), torch.ones(len(null)), null.abs()
     there = null.isfinite()
@@ -231,9 +246,9 @@ def _scaled(
 def _usual(
     apart: Float[Tensor, "cell sample"], n: Float[Tensor, "cell 1"], groups: Int[Tensor, "cell"] | None
 ) -> tuple[float, Float[Tensor, "cell 1"]]:
-    """How many samples the usual variance of a cell's group is worth beside the cell's own, and that variance.
+    """Return the prior of a group's variance: its weight in samples, and its value for each cell.
 
-    By the moments of log variances (Smyth 2004): they scatter by chance, and what they scatter more, cells differ.
+    Estimated from the moments of log variances (Smyth 2004); scatter beyond chance means that cells really differ.
     """
     free, square = n[:, 0] - 1, apart.square().sum(-1)
     varied = (square > 0) & (free > 0)
@@ -273,7 +288,7 @@ def matched_random(
 ) -> list[list[int]]:
     """`samples` random sets of the same size as `chosen`, drawn from `range(pool)` without the chosen ones.
 
-    With `groups`, one a member of the pool, as many of each group as `chosen` has.
+    With `groups` (the group of each member of the pool), each set has as many members of each group as `chosen`.
 
     Raises:
         Refused: the rest of the pool, or of a group, is smaller than the set's part in it.

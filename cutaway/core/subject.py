@@ -1,4 +1,4 @@
-"""Subjects: what a method may be about, one row each, from which commands, forms and the conformance suite derive.
+"""Subjects: the kinds of thing that a method may be about; commands, forms and the conformance suite derive from them.
 
     register(Subject("task", Task, (Flag("task", str, REQUIRED, "name, file or sentence"),), open_task, example_task))
 
@@ -20,7 +20,14 @@ REQUIRED: Any = ...
 
 @dataclass(frozen=True)
 class Flag:
-    """One flag of a subject, as every command that takes the subject offers it."""
+    """A flag of a subject, offered by every command that takes the subject.
+
+    Attributes:
+        name: name of the flag.
+        type: type of its value.
+        default: default value, or `REQUIRED`.
+        help: the meaning, for `--help`.
+    """
 
     name: str
     type: Any
@@ -30,7 +37,7 @@ class Flag:
 
 @dataclass(frozen=True)
 class Subject:
-    """One row: a kind of thing that methods are about.
+    """A kind of thing that methods take as a positional argument; one row of the table of subjects.
 
     Attributes:
         name: the name of the positional argument in a method.
@@ -38,8 +45,8 @@ class Subject:
         flags: what a command line must say to mean one thing; the first bears the subject's name.
         open: opens the thing that the flags mean, given the values of the flags and the subjects opened before it.
         example: builds a small thing that suits the subjects opened before it, for the conformance suite.
-        split: separates a batch of prompts into things of one prompt each; None if the subject is no batch.
-        join: makes one batch of several; None if the subject is no batch.
+        split: separates a batch of prompts into things of one prompt each; None if it is not a batch.
+        join: makes one batch of several; None if it is not a batch.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""Text as people read it: where a phrase stands whatever its case, and whether a text can be encoded at all."""
+"""Search in text regardless of case and accents, and checks that a text can be encoded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LONE = re.compile("[\ud800-\udfff]")
 
 
 def occurrences(text: str, phrase: str) -> list[tuple[int, int]]:
-    """Where `phrase` stands in `text`, as (start, end) of the text as it is written; the likeliest meaning first.
+    """Find the occurrences of `phrase` in `text` as (start, end) of the text as written, the likeliest first.
 
     Case, and the way accents are composed, make no difference. Whole words go before parts of words, equal case before
     another; among equals the order is that of the text.
@@ -24,7 +24,7 @@ def occurrences(text: str, phrase: str) -> list[tuple[int, int]]:
     found, at = [], letters.find(wanted)
     while at >= 0:
         end = at + len(wanted)
-        # A match ends where characters of the text end: the s of ß, or the e of é, is no match.
+        # A match ends where characters of the text end: the s of ß, or the e of é, does not match.
         if (at == 0 or owners[at] != owners[at - 1]) and (end == len(owners) or owners[end] != owners[end - 1]):
             found.append((owners[at][0], owners[end - 1][1]))
         at = letters.find(wanted, at + 1)
@@ -37,7 +37,7 @@ def occurrences(text: str, phrase: str) -> list[tuple[int, int]]:
 
 
 def lone_surrogate(text: str) -> str | None:
-    """The first half of a surrogate pair that stands alone, as it is escaped; None of text that can be encoded."""
+    """Return the first half of a surrogate pair that stands alone, as it is escaped; None of text that can be encoded."""
     if text.isascii():
         return None
     found = _LONE.search(text)
@@ -45,7 +45,7 @@ def lone_surrogate(text: str) -> str | None:
 
 
 def check_encodable(text: str, what: str) -> None:
-    """Refuse a text that is none, because half of a surrogate pair stands in it.
+    """Refuse a text that cannot be encoded because it holds half of a surrogate pair.
 
     Raises:
         Refused: it has one; `what` names the text.
@@ -56,7 +56,9 @@ def check_encodable(text: str, what: str) -> None:
 
 
 def _folded(text: str) -> tuple[str, list[tuple[int, int]]]:
-    """The text without case, accents apart; and for each of its characters the part of `text` that it comes from."""
+    """Return the text without case, accents apart; and for each of its characters the part of `text` that it comes
+    from.
+    """
     if text.isascii():
         return text.lower(), [(i, i + 1) for i in range(len(text))]
     starts = [i for i, c in enumerate(text) if i == 0 or not unicodedata.combining(c)]
@@ -70,7 +72,7 @@ def _folded(text: str) -> tuple[str, list[tuple[int, int]]]:
 
 
 def _whole(text: str, start: int, end: int) -> bool:
-    """Whether no word goes on across either end."""
+    """Return True if neither end cuts a word."""
 
     def joined(at: int) -> bool:
         before = text[:at].rstrip(_ACCENTS) if at and unicodedata.combining(text[at - 1]) else text[:at]

@@ -100,13 +100,13 @@ class Model:
                 "weights": self.fingerprint(), "dtype": str(self.dtype).removeprefix("torch."),
                 **({"rewrites": active} if active else {})}  # fmt: skip
 
-    def fingerprint(self, anew: bool = False) -> str:
+    def fingerprint(self, fresh: bool = False) -> str:
         """Hash of every module's type, settings and attachments, and of every byte of parameters and buffers.
 
         Of weights that are offloaded only names and shapes count, and it says so. Weights are hashed again only where
         a change is noticed, or `anew` (`core.record.hash_tensors` says what is noticed).
         """
-        return fingerprint(self.hf, anew)
+        return fingerprint(self.hf, fresh)
 
     def sites(self) -> dict[str, str]:
         """Every site with "read and write", "read", or the reason why this model does not have it."""

@@ -123,7 +123,7 @@ def _same_kind(model: Model, other: Model, bound: Bound) -> None:
         same = other.tokenizer.get_vocab() == model.tokenizer.get_vocab()
         if not same or there.lengths.tolist() != bound.clean.lengths.tolist():
             raise Refused(what, "their tokenizers differ", "use checkpoints of one vocabulary")
-    if model.fingerprint(anew=True) == other.fingerprint(anew=True):
+    if model.fingerprint(fresh=True) == other.fingerprint(fresh=True):
         raise Refused(what, "the weights are the same", "give another checkpoint")
 
 

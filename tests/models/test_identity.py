@@ -63,8 +63,8 @@ def test_a_single_number_written_through_data_is_noticed_by_hashing_anew(kept):
     m = Model(build("llama"))
     before, weight = m.fingerprint(), m.hf.model.layers[1].mlp.up_proj.weight
     weight.data[7, 6] += 1
-    assert m.fingerprint(anew=True) != before
-    assert m.fingerprint() == m.fingerprint(anew=True)
+    assert m.fingerprint(fresh=True) != before
+    assert m.fingerprint() == m.fingerprint(fresh=True)
 
 
 def test_steps_of_an_optimizer_exchanged_modules_and_loaded_states_are_noticed(kept):
@@ -88,7 +88,7 @@ def test_large_tensors_count_to_the_last_byte():
     t[12345] += 1
     after = record.hash_tensors({"t": t})
     t.data[2, 3] = 7
-    assert len({before, after, record.hash_tensors({"t": t}, anew=True)}) == 3
+    assert len({before, after, record.hash_tensors({"t": t}, fresh=True)}) == 3
 
 
 def doubled(factor, module, args, out):

@@ -119,7 +119,7 @@ def tensors(hf: nn.Module) -> dict[str, Any]:
     return found
 
 
-def fingerprint(hf: nn.Module, anew: bool = False) -> str:
+def fingerprint(hf: nn.Module, fresh: bool = False) -> str:
     """Hash of what a model is; of weights that are offloaded only names and shapes, and it says so.
 
     `anew` hashes every byte again, whether or not a change has been noticed (`core.record.hash_tensors`).
@@ -131,7 +131,7 @@ def fingerprint(hf: nn.Module, anew: bool = False) -> str:
         else:
             other.append(packed(name, value))
     away = any(offloaded(m) for m in hf.modules())
-    return ("partial-" if away else "") + hash_text(described(hf)[0], hash_tensors(plain, anew), *other)
+    return ("partial-" if away else "") + hash_text(described(hf)[0], hash_tensors(plain, fresh), *other)
 
 
 def anatomy(hf: nn.Module) -> tuple[str, list[str]]:

@@ -123,7 +123,7 @@ def sweep_key(model: Model, tokens: Tokens, variants: Sequence[Sequence[Edit]], 
         values = measure(Seen(logits), torch.arange(len(tokens), device=logits.device))
     who = {name: said for name, said in model.identity().items() if name != "name"}
     # Numbers are reused under this key: every byte of the weights is read again, and everything attached must be read.
-    who["weights"], (_, unread) = model.fingerprint(anew=True), described(model.hf)
+    who["weights"], (_, unread) = model.fingerprint(fresh=True), described(model.hf)
     if unread:
         what, where = "a sweep that is kept", ", ".join(unread)
         raise Refused(what, f"nobody can tell what is attached at {where}", "sweep without resume, or take it off")
