@@ -37,7 +37,7 @@ def occurrences(text: str, phrase: str) -> list[tuple[int, int]]:
 
 
 def lone_surrogate(text: str) -> str | None:
-    """Return the first half of a surrogate pair that stands alone, as it is escaped; None of text that can be encoded."""
+    """Return the first lone half of a surrogate pair, escaped; None if the text can be encoded."""
     if text.isascii():
         return None
     found = _LONE.search(text)

@@ -34,7 +34,7 @@ MOST = 100_000  # pairs of a task that are made at once
 
 
 def names(model: Model | None = None) -> list[str]:
-    """Names that `load` takes; with a model that has a world, those of its other behaviours too."""
+    """Return the names that `load` takes; with a model that has a world, those of its other behaviours too."""
     if getattr(model, "world", None) is None:
         return [*TASKS]
     covered = {b for n in TASKS for b in behaviours(n)}
@@ -51,7 +51,7 @@ def load(
     split: str | None = None,
     metric: str | Readout | Callable[..., Tensor] | None = None,
 ) -> Task:
-    """The task called `name` for one model: up to `n` pairs, the same for the same seed.
+    """Return the task called `name` for one model: up to `n` pairs, the same for the same seed.
 
     Args:
         name: one of `names(model)`.

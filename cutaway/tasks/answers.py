@@ -10,7 +10,7 @@ from cutaway.models.spacing import forms
 
 
 def continuation(prompt: str, answer: str, joined: bool = False) -> str:
-    """The text that usually follows `prompt` when a model says `answer`: with a space between words.
+    """Return the text that usually follows `prompt` when a model says `answer`: with a space between words.
 
     Where the text leaves two ways (see `models.spacing.forms`) the model decides, when a task is bound to it.
     """
@@ -24,13 +24,13 @@ def check_predicts(model: Model) -> None:
 
 
 def token_rows(model: Model, texts: Sequence[str]) -> list[list[int]]:
-    """The token ids of each text, without padding."""
+    """Return the token ids of each text, without padding."""
     tokens = model.tokens(list(texts))
     return [ids[mask].tolist() for ids, mask in zip(tokens.ids, tokens.mask, strict=True)]
 
 
 def next_tokens(model: Model, prompts: Sequence[str], continuations: Sequence[str]) -> list[list[int] | None]:
-    """The tokens that each continuation adds to its prompt; None where it changes the prompt's own last tokens.
+    """Return the tokens that each continuation adds to its prompt; None where it changes the prompt's own last tokens.
 
     Raises:
         Refused: the model does not predict a next token.
@@ -46,7 +46,8 @@ def next_tokens(model: Model, prompts: Sequence[str], continuations: Sequence[st
 def single_tokens(
     model: Model, prompts: Sequence[str], continuations: Sequence[str], role: str = "answer", task: bool = True
 ) -> list[int]:
-    """The one token that each continuation is; `role` names it in a refusal, which points to `narrow` for a `task`.
+    """Return the one token that each continuation is; `role` names it in a refusal, which points to `narrow` for a
+    `task`.
 
     Raises:
         Refused: a continuation is several tokens, none, or merges with the end of its prompt.
@@ -78,7 +79,7 @@ def whole_answers(
 
 
 def single_words(model: Model, words: Sequence[str], before: str = "We saw the") -> dict[str, int]:
-    """The words that are one token in the middle of a sentence, each with its id."""
+    """Return the words that are one token in the middle of a sentence, each with its id."""
     found = next_tokens(model, [before] * len(words), [f" {w}" for w in words])
     return {w: ids[0] for w, ids in zip(words, found, strict=True) if ids is not None and len(ids) == 1}
 

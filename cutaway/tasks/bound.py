@@ -109,11 +109,11 @@ class Bound:
 
     @property
     def changed(self) -> Bool[Tensor, "batch position"]:
-        """Where the corrupt prompt has another token than the clean one."""
+        """True where the corrupt prompt has another token than the clean one."""
         return (self.clean.ids != self.corrupt.ids) & self.clean.mask
 
     def span(self, name: str) -> Bool[Tensor, "batch position"]:
-        """The positions called `changed`, `subject` or `last`; a prompt without a subject has none.
+        """Return the positions called `changed`, `subject` or `last`; a prompt without a subject has none.
 
         Raises:
             Refused: no span has that name.
@@ -132,15 +132,20 @@ class Bound:
         return where
 
     def rows(self, chosen: Sequence[int]) -> Bound:
-        """Some of the pairs, in the padding of the whole."""
+        """Return some of the pairs, in the padding of the whole."""
         pick = torch.tensor(list(chosen), device=self.answers.device)
         tensors = ("answers", "foils", "answer_sets", "foil_sets", "reference", "steps")
         kept = {n: None if (t := getattr(self, n)) is None else t[pick] for n in tensors}
-        return replace(self, pairs=tuple(self.pairs[i] for i in chosen), clean=self.clean.rows(chosen),
-                       corrupt=self.corrupt.rows(chosen), **kept)  # fmt: skip
+        return replace(
+            self,
+            pairs=tuple(self.pairs[i] for i in chosen),
+            clean=self.clean.rows(chosen),
+            corrupt=self.corrupt.rows(chosen),
+            **kept,
+        )
 
     def buckets(self) -> list[Bound]:
-        """The pairs by token length, shortest first, each bucket without padding."""
+        """Return the pairs by token length, shortest first, each bucket without padding."""
         lengths = self.clean.lengths.tolist()
         chosen = [[i for i, m in enumerate(lengths) if m == n] for n in sorted(set(lengths))]
         parts = [self.rows(c) for c in chosen]
@@ -153,7 +158,9 @@ class Bound:
         return getattr(self, f"{role}s") if sets is None else sets
 
     def _subject_columns(self, i: int, subject: str) -> list[int]:
-        """Columns of the subject: of its occurrence that the corruption changed, if it changed one, else the first."""
+        """Return the columns of the subject: of its occurrence that the corruption changed, if it changed one, else the
+        first.
+        """
         shift, pieces = int(self.clean.column(0)[i]), self.clean.pieces[i]
         places = self.clean.occurrences(i, subject)
         columns = [[n + shift for n in place if pieces[n].strip()] for place in places]
@@ -185,10 +192,16 @@ def bind(pairs: Sequence[Pair], row: Readout, model: Model) -> Bound:
             raise Refused(what, "both are the same token of this model", "give a foil of another token")
     device = clean.ids.device
     return Bound(
-        pairs, clean, corrupt, torch.tensor(answers, device=device), torch.tensor(foils, device=device), row,
-        _sets(model, pairs, "answers", answers, device), _sets(model, pairs, "foils", foils, device),
+        pairs,
+        clean,
+        corrupt,
+        torch.tensor(answers, device=device),
+        torch.tensor(foils, device=device),
+        row,
+        _sets(model, pairs, "answers", answers, device),
+        _sets(model, pairs, "foils", foils, device),
         model.run_last(clean) if row.needs_reference else None,
-    )  # fmt: skip
+    )
 
 
 def _with_answers(pairs: tuple[Pair, ...], row: Readout, model: Model) -> Bound:
@@ -213,7 +226,7 @@ def _with_answers(pairs: tuple[Pair, ...], row: Readout, model: Model) -> Bound:
 
 
 def askable(model: Model, pairs: Sequence[Pair]) -> set[Pair]:
-    """The pairs of equal token length whose answer and foil are single tokens, different from each other."""
+    """Return the pairs of equal token length whose answer and foil are single tokens, different from each other."""
     if not pairs:
         return set()
     prompts = [p.clean for p in pairs]
@@ -229,7 +242,9 @@ def askable(model: Model, pairs: Sequence[Pair]) -> set[Pair]:
 
 
 def narrowed(pairs: Iterable[Pair], model: Model, strict: bool = True) -> list[Pair]:
-    """Pairs whose answer and foil are one token each; see `Task.narrow`. Without `strict`, others stay as they are."""
+    """Return the pairs whose answer and foil are one token each; see `Task.narrow`. Without `strict`, others stay as
+    they are.
+    """
     pairs = list(pairs)
     prompts, asked = [p.clean for p in pairs] * 2, settled(model, pairs)
     texts = [*(p.follows(p.answer) for p in asked), *(p.follows(p.foil) for p in asked)]
@@ -266,7 +281,8 @@ def _narrow(model: Model, pair: Pair, texts: tuple[str, str], ids: tuple[list[in
 def _sets(
     model: Model, pairs: Sequence[Pair], role: str, always: list[int], device: torch.device
 ) -> Int[Tensor, "batch choice"] | None:
-    """Token ids of each pair's right (or wrong) continuations, −1 where there are no more; None if no pair has sets.
+    """Return the token ids of each pair's right (or wrong) continuations, −1 where there are no more; None if no pair
+    has sets.
 
     Continuations of several tokens are left out: the model cannot say them next.
     """
@@ -284,7 +300,7 @@ def _sets(
 
 
 def _tail(prompt: str) -> str:
-    """The prompt's last two words, which decide how a continuation is cut (and repeat between prompts)."""
+    """Return the prompt's last two words, which decide how a continuation is cut (and repeat between prompts)."""
     return " ".join(prompt.split(" ")[-2:])
 
 

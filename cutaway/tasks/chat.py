@@ -14,13 +14,15 @@ _SYSTEM = re.compile(r"system|developer|SYS", re.I)
 
 
 def words_of(sentence: str, tokenizer: Any = None) -> list[re.Match[str]]:
-    """The words of a prompt, without special tokens, marks, names of roles and the system's message."""
+    """Return the words of a prompt, without special tokens, marks, names of roles and the system's message."""
     kept = template(sentence, tokenizer)
     return [m for m in _WORD.finditer(sentence) if not any(m.start() < end and m.end() > start for start, end in kept)]
 
 
 def template(sentence: str, tokenizer: Any = None) -> list[tuple[int, int]]:
-    """The places of a prompt that are its template's: marks, special tokens, names of roles, the system's message."""
+    """Return the places of a prompt that are its template's: marks, special tokens, names of roles, the system's
+    message.
+    """
     marks = [m.span() for m in _MARK.finditer(sentence)]
     for text in _specials(tokenizer):
         marks += [m.span() for m in re.finditer(re.escape(text), sentence)]

@@ -30,7 +30,7 @@ def from_jsonl(
     corruption: str = "",
     name: str | None = None,
 ) -> Task:
-    """The task written in a JSON-lines file: all of its pairs, or the first `n`.
+    """Return the task written in a JSON-lines file: all of its pairs, or the first `n`.
 
     Each line has `clean`, `corrupt`, `answer` and `foil`, and may have `subject`, `group`, `answers`, `foils` (lists)
     and `joined` (the answer goes on with the prompt's last word). Empty lines are skipped.

@@ -22,14 +22,20 @@ FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 
 @dataclass(frozen=True)
 class Kinds:
-    """What is known of words: sets of one kind, rows that belong together, and series in their order."""
+    """Kinds of words.
+
+    Attributes:
+        sets: sets of words of one kind.
+        rows: tables, each as rows of words that belong together.
+        series: words in their order.
+    """
 
     sets: tuple[frozenset[str], ...]
     rows: tuple[tuple[tuple[str, ...], ...], ...]
     series: tuple[words.Series, ...]
 
     def of(self, *asked: str) -> list[dict[str, str]]:
-        """The sets that hold all of some words, as lower case → word."""
+        """Return the sets that hold all of some words, as lower case → word."""
         low = {w.strip().lower() for w in asked}
         maps = ({w.lower(): w for w in s} for s in self.sets)
         return [m for m in maps if low <= m.keys()]
@@ -42,7 +48,7 @@ class Kinds:
 
 
 def kinds_of(model: Model) -> Kinds:
-    """The house's word tables, and those of the model's own world."""
+    """Return the house's word tables, and those of the model's own world."""
     known: Any = getattr(model, "world", None)
     sets = [*words.kinds(mixed=False), *(world.kinds(known) if known is not None else [])]
     rows = [words.table("countries").rows, *([world.lands(known)] if known is not None else [])]

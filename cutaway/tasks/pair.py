@@ -42,11 +42,11 @@ class Pair:
             )
 
     def follows(self, answer: str) -> str:
-        """The text by which the clean prompt goes on with `answer`."""
+        """Return the text by which the clean prompt goes on with `answer`."""
         return continuation(self.clean, answer, self.joined)
 
     def literal(self) -> Pair:
-        """The same pair, its answers written as they usually follow the prompt, so that no model is asked."""
+        """Return the same pair, its answers written as they usually follow the prompt, so that no model is asked."""
         given = (self.answer, self.foil, *self.answers, *self.foils)
         if all(len(forms(self.clean, a, self.joined)) == 1 for a in given):
             return self
@@ -54,18 +54,21 @@ class Pair:
         return replace(self, answer=self.follows(self.answer), foil=self.follows(self.foil), joined=True, **sets)
 
     def changes(self) -> list[tuple[str, str]]:
-        """The words that the corruption replaces, each with its replacement."""
+        """Return the words that the corruption replaces, each with its replacement."""
         words = zip_longest(self.clean.split(" "), self.corrupt.split(" "), fillvalue="")
         return [(a.strip(".,;:?!\n"), b.strip(".,;:?!\n")) for a, b in words if a != b]
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What is known to be true of a task, to hold findings against.
+    """The known truth about a task, with which findings are compared.
 
-    `components` are addresses (`z.9.6`) that a right circuit contains; `positions` are names of spans (`changed`,
-    `subject`, `last`; see `Bound.span`) that must matter; `answer` is the true answer of a single question; `source`
-    says who established it.
+    Attributes:
+        note: the truth in words.
+        source: who established it.
+        components: addresses (`z.9.6`) that a correct circuit contains.
+        positions: names of spans that must matter (`changed`, `subject`, `last`; see `Bound.span`).
+        answer: the true answer of a single question.
     """
 
     note: str

@@ -41,11 +41,11 @@ class Prompts:
         return {"name": self.name, "hash": hash_text(*self.texts), "prompts": len(self.texts)}
 
     def sizes(self) -> dict[str, int]:
-        """Sizes that declared costs are expressions of."""
+        """Return the sizes that declared costs are expressions of."""
         return {"prompts": len(self.texts)}
 
     def split(self) -> list[Prompts]:
-        """Each prompt alone."""
+        """Return each prompt alone."""
         return [replace(self, texts=(t,), made=None) for t in self.texts]
 
 
@@ -62,7 +62,7 @@ class Contrast:
         return {"positive": self.positive.identity(), "negative": self.negative.identity()}
 
     def sizes(self) -> dict[str, int]:
-        """Sizes that declared costs are expressions of; `prompts` counts both sets."""
+        """Return the sizes that declared costs are expressions of; `prompts` counts both sets."""
         return {"prompts": len(self.positive) + len(self.negative)}
 
 

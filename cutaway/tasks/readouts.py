@@ -103,12 +103,12 @@ class Readout:
 
 
 def logit_diff(logits: Logits, answers: Answers, foils: Foils, reference: Logits | None = None) -> Values:
-    """Logit of the answer minus logit of the foil: their log odds."""
+    """Return the logit of the answer minus logit of the foil: their log odds."""
     return _pooled(logits, answers) - _pooled(logits, foils)
 
 
 def logit(logits: Logits, answers: Answers, foils: Foils, reference: Logits | None = None) -> Values:
-    """Logit of the answer; of a set, the log of the sum of its exponentials."""
+    """Return the logit of the answer; of a set, the log of the sum of its exponentials."""
     return _pooled(logits, answers)
 
 
@@ -118,12 +118,12 @@ def log_prob(logits: Logits, answers: Answers, foils: Foils, reference: Logits |
 
 
 def prob(logits: Logits, answers: Answers, foils: Foils, reference: Logits | None = None) -> Values:
-    """Probability of the answer."""
+    """Return the probability of the answer."""
     return log_prob(logits, answers, foils).exp()
 
 
 def prob_diff(logits: Logits, answers: Answers, foils: Foils, reference: Logits | None = None) -> Values:
-    """Probability of the answer minus probability of the foil (Hanna et al. 2023, on sets)."""
+    """Return the probability of the answer minus probability of the foil (Hanna et al. 2023, on sets)."""
     return prob(logits, answers, foils) - prob(logits, foils, answers)
 
 

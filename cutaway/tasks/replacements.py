@@ -1,4 +1,4 @@
-"""What may stand in a word's place in a sentence, so that it keeps its number of tokens.
+"""Replacements for a word of a sentence that keep its number of tokens.
 
 Three sorts, from the textbook's to the last resort: `exchange` (the last mention of a repeated word becomes another
 word of its kind in the sentence: Mary and John …, John → Mary) and `kind` (another word of its kind at large);
@@ -26,7 +26,14 @@ _EACH = 8  # words the model expects in the place of one
 
 @dataclass(frozen=True)
 class Replacement:
-    """One proposed corruption: the changed sentence, the word before and after, and where the new one is from."""
+    """A proposed corruption.
+
+    Attributes:
+        text: the changed sentence.
+        old: the word before.
+        new: the word after.
+        sort: where the new word comes from.
+    """
 
     text: str
     old: str
@@ -88,7 +95,7 @@ def of_form(model: Model, sentence: str, spans: Sequence[re.Match[str]], rng: ra
 
 
 def fitting(model: Model, per_word: Iterable[list[Replacement]], length: int, most: int) -> list[Replacement]:
-    """Those of equal token length, exchanges first, else dealt fairly over the words."""
+    """Return those of equal token length, exchanges first, else dealt fairly over the words."""
     made = [list(dict.fromkeys(r)) for r in per_word]
     flat = [r for word in made for r in word]
     long = dict(zip(flat, map(len, token_rows(model, [r.text for r in flat])), strict=True)) if flat else {}
@@ -102,13 +109,13 @@ def _places(spans: Sequence[re.Match[str]]) -> list[tuple[str, list[tuple[int, i
 
 
 def _like(new: str, word: str) -> bool:
-    """Whether a word looks like another, and is a word of content."""
+    """Return True if a word looks like another and is a content word."""
     upper = new[:1].isupper() == word[:1].isupper()
     return new.isalpha() and len(new) > 2 and upper and new.lower() not in FUNCTION_WORDS
 
 
 def _whole(model: Model, texts: Sequence[str]) -> list[bool]:
-    """Whether the model takes the end of a text for the end of a word: it does not expect the rest of one."""
+    """For each text, True if the model takes its end for the end of a word, as it does not expect the rest of one."""
     if not texts:
         return []
     after = model.text.token_texts(model.run_last(list(texts)).argmax(-1))
@@ -122,7 +129,7 @@ def _numbers(word: str, rng: random.Random) -> list[str]:
 
 
 def _alike(model: Model, sentence: str, word: str, place: tuple[int, int], rng: random.Random) -> list[str]:
-    """Words made of a token of the vocabulary near the word's own first one, and of its rest."""
+    """Return the words made of a token of the vocabulary near the word's own first one, and of its rest."""
     tokens = model.tokens([sentence])
     covering = [n for n, o in enumerate(tokens.offsets[0]) if o is not None and o[0] < place[1] and o[1] > place[0]]
     if not covering or word.isdigit():
@@ -143,7 +150,7 @@ def _alike(model: Model, sentence: str, word: str, place: tuple[int, int], rng: 
 
 
 def _form(piece: str) -> tuple[bool, bool, bool, bool]:
-    """What a token looks like: leading space, letters only, capitalised, long."""
+    """Return the look of a token: leading space, letters only, capitalised, long."""
     body = piece.lstrip(_SPACE_MARKS)
     return piece != body, body.isalpha() and body.isascii(), body[:1].isupper(), len(body) > 2
 
@@ -155,7 +162,7 @@ def _replaced(sentence: str, places: Iterable[tuple[int, int]], new: str) -> str
 
 
 def usual(model: Model, sentence: str, ids: Sequence[int], said: Sequence[int] = ()) -> dict[int, str]:
-    """Tokens that can be written after a sentence and are read as that one token, each with its text.
+    """Return the tokens that can be written after a sentence and are read as that one token, each with its text.
 
     Tokens that begin or fill a text are no words in its middle, unless they are `said` there.
     """

@@ -61,7 +61,7 @@ def _dealt(parts: list[list[Pair]], n: int) -> list[Pair]:
 
 
 def _usable(row: Row, model: Model) -> dict[str, Table]:
-    """The row's tables, reduced to rows of single tokens where enough of them are, so that positions line up."""
+    """Return the row's tables, reduced to rows of single tokens where enough of them are, so that positions line up."""
     draws = [[*{**row.draws, **template.draws}.values()] for template in row.templates]
     tables = {name: table(name) for each in draws for name in each}
     words = {n: t for n, t in tables.items() if all(w.isalpha() for r in t.rows for w in r)}
@@ -92,7 +92,7 @@ def _new(
 def _draw(
     row: Row, template: Template, tables: Mapping[str, Table], rng: random.Random, how: Corruption
 ) -> Pair | None:
-    """One pair; None where the draw gives no question (answer and foil, or both prompts, are the same)."""
+    """Draw a pair; None if the draw gives no question (answer and foil, or both prompts, are the same)."""
     draws = {**row.draws, **template.draws}
     words: dict[str, dict[str, str]] = {}
     for name in dict.fromkeys(draws.values()):
@@ -111,7 +111,7 @@ def _draw(
 
 
 def _written(text: str, words: Mapping[str, dict[str, str]], change: Mapping[str, str]) -> str:
-    """A template with its slots filled, after `change` has put other slots in place of some."""
+    """Return a template with its slots filled, after `change` has put other slots in place of some."""
     return _SLOT.sub(lambda m: _word(words, change, m[1], m[2] or ""), text)
 
 

@@ -76,7 +76,7 @@ def from_sentence(
     metric: str = "logit_diff",
     joined: bool = False,
 ) -> Task:
-    """The task of one sentence: why does the model go on with `target` and not with `foil`?
+    """Return the task of one sentence: why does the model go on with `target` and not with `foil`?
 
     Args:
         model: a loaded model.
@@ -110,8 +110,9 @@ def from_sentence(
         best = search.choose(tried)
     else:
         best, tried = search.best(subject, candidates, random.Random(f"{seed}|{sentence}"))
-    pair = Pair(sentence, best.made.text, answer[0], best.foil[0], subject or best.made.old or None, "sentence",
-                joined=True)  # fmt: skip
+    pair = Pair(
+        sentence, best.made.text, answer[0], best.foil[0], subject or best.made.old or None, "sentence", joined=True
+    )
     return _task(model, pair, metric, _says(pair, best, len(tried.made)))
 
 
@@ -120,16 +121,23 @@ def _task(model: Model, pair: Pair, metric: str, says: str) -> Task:
     options = {"sentence": sentence, "target": pair.answer, "foil": pair.foil, "corrupt": pair.corrupt}
     known = world.known(model.world, sentence, pair.answer) if getattr(model, "world", None) is not None else None
     as_read = [forms(sentence, w) == (w,) for w in answers]
-    told: dict[str, Any] = {"target": pair.answer, "foil": pair.foil, "subject": pair.subject, "corrupt": pair.corrupt,
-                            "metric": metric if metric != "logit_diff" else None,
-                            "joined": None if all(as_read) else True}  # fmt: skip
-    how = Made(called("ca.tasks.from_sentence", "model", repr(sentence), **told),
-               {"": "sentence", "sentence": sentence, **told})  # fmt: skip
+    told: dict[str, Any] = {
+        "target": pair.answer,
+        "foil": pair.foil,
+        "subject": pair.subject,
+        "corrupt": pair.corrupt,
+        "metric": metric if metric != "logit_diff" else None,
+        "joined": None if all(as_read) else True,
+    }
+    how = Made(
+        called("ca.tasks.from_sentence", "model", repr(sentence), **told),
+        {"": "sentence", "sentence": sentence, **told},
+    )
     return made(Task("sentence", (pair,), metric, says, known, options), how, model)
 
 
 def _top(model: Model, sentence: str, logits: Float[Tensor, "token"]) -> tuple[str, int]:
-    """The strongest prediction that is text: which, put after the sentence, is read as that one token."""
+    """Return the strongest prediction that is text: which, put after the sentence, is read as that one token."""
     likely, ends = (
         logits.topk(min(_LIKELY, len(logits))).indices.tolist(),
         getattr(model.tokenizer, "eos_token_id", None),
@@ -155,7 +163,7 @@ class _Search:
     length: int
 
     def best(self, subject: str | None, most: int, rng: random.Random) -> tuple[Chosen, Tried]:
-        """The textbook contrast, where a sort of replacement has one, else the largest shift of all."""
+        """Return the textbook contrast, where a sort of replacement has one, else the largest shift of all."""
         spans = self._content(subject)
         sorts = (
             lambda: replacements.of_kind(self.sentence, spans, self.kinds, rng),
@@ -181,11 +189,11 @@ class _Search:
         return best, tried
 
     def run(self, proposed: list[Replacement]) -> Tried:
-        """The model's predictions after each."""
+        """Return the model's predictions after each."""
         return Tried(proposed, self.model.run_last([r.text for r in proposed]).float())
 
     def choose(self, tried: Tried) -> Chosen:
-        """A textbook contrast before all others, exchanges before these, else the largest shift."""
+        """Return a textbook contrast before all others, exchanges before these, else the largest shift."""
         runs, answer = tried.logits, self.answer[1]
         foils = self._foils(tried)
         ids = torch.tensor([i for _, i in foils], device=runs.device)
@@ -234,7 +242,7 @@ class _Search:
         return out
 
     def _content(self, subject: str | None) -> list[re.Match[str]]:
-        """The words that may be replaced: those of the subject, or all content words, or all words."""
+        """Return the words that may be replaced: those of the subject, or all content words, or all words."""
         found = words_of(self.sentence, self.model.tokenizer)
         if subject is not None:
             places = occurrences(self.sentence, subject) if subject.strip() else []

@@ -43,9 +43,9 @@ class _Draft:
 
 
 def with_siblings(model: Model, task: Task, n: int = 16, seed: int = 0) -> Task:
-    """The first pair of a task, and up to `n` − 1 pairs of the same form.
+    """Return a task of the first pair and up to `n` − 1 pairs of the same form.
 
-    The words told apart by the corruption, and all others of their kind in the sentence, are renamed consistently. If
+    The words that the corruption exchanges, and all others of their kind in the sentence, are renamed consistently. If
     answer and foil are among them they are renamed too; otherwise they become what the model itself says next, if the
     pair's are that too, and a sibling whose two prompts do not differ in that, or which the model does not answer as it
     answers the pair, is left out. A sentence whose exchanged words are of no known kind, or whose answer is neither of
@@ -63,14 +63,18 @@ def with_siblings(model: Model, task: Task, n: int = 16, seed: int = 0) -> Task:
 
 
 def _made(task: Task, n: int, seed: int) -> Made | None:
-    """How a task with siblings is made again; flags do so for the task of one sentence."""
+    """Return the recipe of a task with siblings; flags express it for the task of one sentence."""
     how = task.after("")
     if how is None:
         return None
     why = "" if "sentence" in how.flags else f"no flag says with_siblings of task {task.name!r}"
     flags = {**how.flags, "siblings": n, "seed": seed or None}
-    return replace(how, python=f"ca.tasks.with_siblings(model, {how.python}, {n!r}, {seed!r})", flags=flags,
-                   no_flags=how.no_flags or why)  # fmt: skip
+    return replace(
+        how,
+        python=f"ca.tasks.with_siblings(model, {how.python}, {n!r}, {seed!r})",
+        flags=flags,
+        no_flags=how.no_flags or why,
+    )
 
 
 def _drafts(model: Model, pair: Pair, kinds: Kinds, most: int, rng: random.Random) -> list[_Draft]:
@@ -99,7 +103,7 @@ def _drafts(model: Model, pair: Pair, kinds: Kinds, most: int, rng: random.Rando
 def _renamings(
     pair: Pair, changed: set[str], spoken: list[str], kinds: Kinds, most: int, rng: random.Random
 ) -> Iterator[dict[str, str]]:
-    """What each word becomes: by rows of a table, by moving a series, by other numbers, or within a set."""
+    """Yield renamings of words: by rows of a table, by moving a series, by other numbers, or within a set."""
     answers = [pair.answer.strip().lower(), pair.foil.strip().lower()]
     for rows in kinds.rows:
         mine = [r for r in rows if changed & {w.lower() for w in r}]
@@ -126,7 +130,7 @@ def _renamings(
 
 
 def _family(changed: set[str], kinds: Kinds) -> dict[str, str]:
-    """The smallest set of words of one kind that holds every exchanged word, as lower case → word."""
+    """Return the smallest set of words of one kind that holds every exchanged word, as lower case → word."""
     digits = {len(w) for w in changed}
     if all(w.isdigit() for w in changed) and len(digits) == 1 and max(digits) <= 4:
         size = digits.pop()
@@ -138,7 +142,7 @@ def _answered(model: Model, pair: Pair, drafts: list[_Draft]) -> list[Pair]:
     """Drafts with both answers known and of one token each, as pairs that the model tells apart as it does the pair.
 
     What the model says of a sibling answers the same question only if the pair's own answer is what the model says of
-    it; otherwise there is no sibling. A foil that is not what it says of the corrupt prompt is kept as it is.
+    it; otherwise no sibling is returned. A foil that is not what it says of the corrupt prompt is kept as it is.
     """
     prompts = [pair.clean, pair.corrupt, *(t for d in drafts for t in (d.clean, d.corrupt))]
     logits, kinds = model.run_last(prompts).float(), kinds_of(model)
@@ -163,7 +167,7 @@ def _answered(model: Model, pair: Pair, drafts: list[_Draft]) -> list[Pair]:
 
 
 def _signs(logits: Float[Tensor, "2 token"], ids: list[list[int] | None]) -> tuple[bool, ...]:
-    """Whether the answer is ahead of the foil in the clean and in the corrupt prompt."""
+    """Return, for the clean and the corrupt prompt, True if the answer is ahead of the foil."""
     if any(i is None or len(i) != 1 for i in ids):
         return ()
     answer, foil = (torch.tensor(i, device=logits.device) for i in ids)

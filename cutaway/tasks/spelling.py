@@ -20,7 +20,7 @@ _Scores = tuple[float, float]
 
 
 def settled(model: Model, pairs: Sequence[Pair]) -> tuple[Pair, ...]:
-    """The pairs with answers spelled as the model has them.
+    """Return the pairs with answers spelled as the model has them.
 
     Of both forms of an answer the usual one is taken, unless the other is more than twice as likely in the model; the
     foil, and all other continuations, take the same form. The `notes` of a record say what the model was asked.
@@ -32,7 +32,7 @@ def settled(model: Model, pairs: Sequence[Pair]) -> tuple[Pair, ...]:
 
 
 def spelled(model: Model, prompt: str, answers: Sequence[str], joined: bool = False) -> list[str]:
-    """Answers as they follow one prompt: the first decides, as in `settled`, and the others take its form."""
+    """Return answers as they follow one prompt: the first decides, as in `settled`, and the others take its form."""
     if not answers:
         return []
     ways = forms(prompt, answers[0], joined)
@@ -60,7 +60,9 @@ def likelier(model: Model, prompts: Sequence[str], ways: Sequence[tuple[str, ...
 
 
 def _tokens(model: Model, prompts: Sequence[str], texts: Sequence[str]) -> list[list[int] | None]:
-    """The tokens that each text adds to its prompt, or, where it merges with that, what it is after another mark."""
+    """Return the tokens that each text adds to its prompt, or, where it merges with that, what it is after another
+    mark.
+    """
     found = next_tokens(model, prompts, texts)
     merged = [i for i, ids in enumerate(found) if ids is None]
     for i, ids in zip(merged, next_tokens(model, [_ALONE] * len(merged), [texts[i] for i in merged]), strict=True):
@@ -93,7 +95,7 @@ def _log_probabilities(
 
 
 def _written(pair: Pair, answer: str | None) -> Pair:
-    """A pair whose texts follow the prompt as they are, if any of them does not follow it in the usual way."""
+    """Return a pair whose texts follow the prompt as they are, if any of them does not follow it in the usual way."""
     if pair.joined:
         return pair
     like = answer or pair.follows(pair.answer)
@@ -106,7 +108,7 @@ def _written(pair: Pair, answer: str | None) -> Pair:
 
 
 def _alike(ways: tuple[str, ...], like: str) -> str:
-    """The form that begins as another answer does, with or without white space."""
+    """Return the form that begins as another answer does, with or without white space."""
     return next((w for w in ways if w[0].isspace() == like[0].isspace()), ways[0])
 
 
@@ -120,5 +122,7 @@ def _tell(
             p, other = (math.exp(s) for s in (scores[i] if out[i] == ways[i][0] else scores[i][::-1]))
             instead = ways[i][out[i] == ways[i][0]]
             many = f"{'spaced' if space else 'joined'} so in {len(mine)} of {len(out)} prompts"
-            note(f"the model was asked which form of an answer follows: after {prompts[i][-20:]!r} it is {out[i]!r} "
-                 f"(p {p:.2g}), not {instead!r} (p {other:.2g}); {many}")  # fmt: skip
+            note(
+                f"the model was asked which form of an answer follows: after {prompts[i][-20:]!r} it is {out[i]!r} "
+                f"(p {p:.2g}), not {instead!r} (p {other:.2g}); {many}"
+            )

@@ -55,7 +55,7 @@ class Task:
         return iter(self.pairs)
 
     def identity(self) -> dict[str, Any]:
-        """What the record of a result says about its data."""
+        """Return the description of the task for records: name, hash, size, metric, corruption and options."""
         texts = [
             "\x1f".join((p.clean, p.corrupt, p.answer, p.foil, *p.answers, "|", *p.foils, str(p.joined)))
             for p in self.pairs
@@ -70,7 +70,7 @@ class Task:
         }
 
     def sizes(self) -> dict[str, int]:
-        """Sizes that declared costs are expressions of."""
+        """Return the sizes that declared costs are expressions of."""
         return {"prompts": len(self.pairs)}
 
     def bind(self, model: Model, metric: str | None = None) -> Bound:
@@ -83,7 +83,7 @@ class Task:
         return bind(self.pairs, readout(metric or self.metric), model)
 
     def narrow(self, model: Model) -> Task:
-        """The same task with answers of several tokens cut down to the first token where answer and foil differ.
+        """Return the same task with answers of several tokens cut down to the first token where answer and foil differ.
 
         What the two share before that token is put at the end of both prompts, so the question stays the same.
 
@@ -94,11 +94,11 @@ class Task:
         return made(done, self.after(".narrow(model)", narrow=True), model)
 
     def take(self, n: int) -> Task:
-        """The first `n` pairs."""
+        """Return the first `n` pairs."""
         return made(replace(self, pairs=self.pairs[:n]), self.after(f".take({n})"))
 
     def split(self, share: float = 0.5, seed: int = 0) -> tuple[Task, Task]:
-        """Two disjoint tasks, the first with `share` of every group: to fit on one and measure on the other.
+        """Return two disjoint tasks, the first with `share` of every group: to fit on one and measure on the other.
 
         Pairs with the same clean prompt stay together.
 
@@ -121,14 +121,14 @@ class Task:
         return one, other
 
     def after(self, step: str, **flags: Any) -> Made | None:
-        """How this task is made with one more step in Python, which flags say too or not at all."""
+        """Return the recipe of this task after one more step in Python, with the flags that mean the same, if any."""
         if again.made("task", self) is not self.made or self.made is None:
             return None
         return self.made.then(step, f"no flag says task{step}" if step and not flags else "", **flags)
 
 
 def made(task: Task, how: Made | None, model: Model | None = None) -> Task:
-    """The task, with how it was made (None where it was made by hand) and the model that it was made for."""
+    """Return the task, with how it was made (None where it was made by hand) and the model that it was made for."""
     if how is not None and model is not None:
         how = replace(how, needs={"model": model.made.python if model.made is not None else ""})
     return replace(task, made=None if how is None else how.of(task, _look))

@@ -14,7 +14,18 @@ from cutaway.tasks.pair import Truth
 
 @dataclass(frozen=True)
 class Template:
-    """One way to write a prompt; `answers` and `foils` are slots that hold space-separated sets."""
+    """A way to write a prompt.
+
+    Attributes:
+        group: name of the template.
+        text: the prompt with `{slots}`.
+        answer: slot of the answer.
+        foil: slot of the foil.
+        subject: slot of the part that the question is about.
+        answers: slot of all right answers, separated by spaces.
+        foils: slot of all wrong answers, separated by spaces.
+        draws: the table that each slot is drawn from, besides those of the task.
+    """
 
     group: str
     text: str
@@ -28,7 +39,7 @@ class Template:
 
 @dataclass(frozen=True)
 class Corruption:
-    """What replaces what, as slots and in words."""
+    """A corruption: `change` maps each slot to the slot that replaces it, `says` describes it in words."""
 
     change: dict[str, str]
     says: str
@@ -36,7 +47,19 @@ class Corruption:
 
 @dataclass(frozen=True)
 class Row:
-    """One template task."""
+    """A task made of templates.
+
+    Attributes:
+        name: name of the task.
+        asks: the question that its prompts ask.
+        paper: where the task is described.
+        templates: ways to write the prompt.
+        corruptions: corruptions by name, the default first.
+        draws: the table that each slot is drawn from.
+        same: slots that are aliases of others.
+        metric: name of the default readout.
+        positions: names of the spans that must matter.
+    """
 
     name: str
     asks: str
@@ -115,8 +138,11 @@ def _agreement() -> Row:
     texts = ("We know that the {{n.{0}}} near the {{m.{1}}}", "He said that the {{n.{0}}} by the {{m.{1}}}")
     verb = {"one": "is", "many": "are"}
     other = {"one": "many", "many": "one"}
-    rows = [Template(f"{n}_{other[n]}", t.format(n, other[n]), verb[n], verb[other[n]], f"{{n.{n}}}")
-            for t in texts for n in verb]  # fmt: skip
+    rows = [
+        Template(f"{n}_{other[n]}", t.format(n, other[n]), verb[n], verb[other[n]], f"{{n.{n}}}")
+        for t in texts
+        for n in verb
+    ]
     return Row(
         "agreement",
         "Does the verb agree with the subject, past a noun of the other number?",
@@ -212,9 +238,7 @@ def _sentiment() -> Row:
         "sentiment",
         "Is a review positive or negative?",
         "Tigges et al. 2023, arXiv:2310.15154",
-        tuple(
-            Template(n, t.format(n), verdict[n], verdict[other[n]], f"{{f.{n}}}") for t in texts for n in verdict
-        ),
+        tuple(Template(n, t.format(n), verdict[n], verdict[other[n]], f"{{f.{n}}}") for t in texts for n in verdict),
         {
             "opposite": Corruption(
                 {"f.good": "f.bad", "f.bad": "f.good", "g.good": "g.bad", "g.bad": "g.good"},
@@ -222,7 +246,7 @@ def _sentiment() -> Row:
             )
         },
         {"f": "feelings", "g": "feelings", "work": "works"},
-    )  # fmt: skip
+    )
 
 
 def _refusal() -> Row:

@@ -17,7 +17,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
     def column(self, name: str) -> int:
-        """Index of a column."""
+        """Return the index of a column."""
         return self.columns.index(name)
 
 
@@ -30,7 +30,7 @@ def _rows(columns: str, text: str) -> Table:
 
 
 def _runs(series: Sequence[str], cyclic: bool) -> Table:
-    """Every run of four neighbours in a series."""
+    """Return every run of four neighbours in a series."""
     n = len(series)
     starts = range(n if cyclic else n - 3)
     return Table(("a", "b", "c", "d"), tuple(tuple(series[(i + j) % n] for j in range(4)) for i in starts))
@@ -54,7 +54,7 @@ def _years(given: int) -> Table:
 
 
 def _sums(top: int) -> Table:
-    """Sums below `top`, with their operator and a sign that stands where it stands and asks for no sum."""
+    """Return the sums below `top`, with their operator and a sign that stands where it stands and asks for no sum."""
     pairs = [(a, b) for a in range(1, top) for b in range(1, top) if a + b < max(top, 10)]
     rows = tuple((str(a), str(b), str(a + b), "+", "<") for a, b in pairs)
     return Table(("a", "b", "sum", "plus", "less"), rows)
@@ -129,7 +129,7 @@ _TABLES = {
 
 @cache
 def table(name: str) -> Table:
-    """The table called `name`.
+    """Return the table called `name`.
 
     Raises:
         Refused: no table has that name.
@@ -147,7 +147,7 @@ class Series:
     cyclic: bool
 
     def moved(self, word: str, by: int) -> str | None:
-        """The word so many places further, if there is one."""
+        """Return the word `by` places further on, or None past the end."""
         at = [w.lower() for w in self.words].index(word.lower()) + by
         n = len(self.words)
         return self.words[at % n] if self.cyclic else self.words[at] if 0 <= at < n else None
@@ -160,7 +160,7 @@ def series() -> tuple[Series, ...]:
 
 
 def kinds(mixed: bool = True) -> list[frozenset[str]]:
-    """Sets of words of one kind, any of which can stand where another stands: names, capitals, days, …
+    """Return the sets of words of one kind, any of which can stand where another stands: names, capitals, days, …
 
     Not all nouns can stand for all others: without `mixed` they are left out.
     """

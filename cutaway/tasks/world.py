@@ -64,7 +64,7 @@ _ANY = "the prompt becomes its counterfactual in the world, which has another an
 
 
 def behaviours(name: str) -> tuple[str, ...]:
-    """The behaviours of the world that task `name` is made of."""
+    """Return the behaviours of the world that task `name` is made of."""
     return BEHAVIOURS.get(name, (name,))
 
 
@@ -104,7 +104,7 @@ def from_world(model: Model, name: str, n: int, seed: int, corruption: str | Non
 
 
 def zip_turns(parts: list[list[Any]]) -> list[list[Any]]:
-    """One of each part in turn, as long as any part lasts."""
+    """Take one item of each part in turn, until all parts are used up."""
     return [[p[i] for p in parts if i < len(p)] for i in range(max(map(len, parts), default=0))]
 
 
@@ -117,7 +117,9 @@ def _pair(record: Any, corrupted: Callable[[Any], str] | None) -> Pair:
 
 
 def _group(record: Any) -> str:
-    """The finest name that the world gives to a kind of prompt: order of names, relation, series, else behaviour."""
+    """Return the finest name that the world gives to a kind of prompt: order of names, relation, series, else
+    behaviour.
+    """
     meta = record.meta
     return next((meta[k] for k in ("order", "relation", "series", "function") if k in meta), record.behaviour)
 
@@ -142,7 +144,7 @@ def _truth(records: list[Any]) -> Truth:
 
 
 def kinds(world: Any) -> list[frozenset[str]]:
-    """Sets of words of one kind in a world: people, countries, cities, and the objects of each relation."""
+    """Return the sets of words of one kind in a world: people, countries, cities, and the objects of each relation."""
     found = [frozenset(p.name for p in world.people)]
     found += [frozenset(getattr(c, part) for c in world.countries) for part in _PARTS]
     found += [frozenset(p.facts[r] for p in world.people) for r in world.people[0].facts]
@@ -150,12 +152,12 @@ def kinds(world: Any) -> list[frozenset[str]]:
 
 
 def lands(world: Any) -> tuple[tuple[str, ...], ...]:
-    """The countries of a world, each with its cities and its language."""
+    """Return the countries of a world, each with its cities and its language."""
     return tuple(tuple(getattr(c, part) for part in _PARTS) for c in world.countries)
 
 
 def known(world: Any, sentence: str, answer: str) -> Truth | None:
-    """What the world says about a sentence that follows one of its rules, or names its people or countries."""
+    """Look up the truth about a sentence that follows one of the world's rules, or names its people or countries."""
     rule = world.rule(sentence)
     if rule is not None:
         note = f"by the rule of its world: {rule[1]}"
@@ -163,8 +165,9 @@ def known(world: Any, sentence: str, answer: str) -> Truth | None:
     said = {w.lower() for w in re.findall(r"\w+", sentence)}
     facts = {p.name: {**p.facts, "country": world.country(p)} for p in world.people if p.name.lower() in said}
     if not facts:
-        facts = {c.name: {part: getattr(c, part) for part in _PARTS[1:]} for c in world.countries
-                 if c.name.lower() in said}  # fmt: skip
+        facts = {
+            c.name: {part: getattr(c, part) for part in _PARTS[1:]} for c in world.countries if c.name.lower() in said
+        }
     if not facts:
         return None
     word = answer.strip().lower()

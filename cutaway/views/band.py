@@ -30,7 +30,7 @@ class Band:
 
 
 def band(null: Tensor, axes: tuple[str, ...], shape: dict[str, int], control: str, curves: bool = False) -> Band:
-    """The band beside a field of this shape (axis → length) from its null, whose axes end with `sample`."""
+    """Return the band beside a field of this shape (axis → length) from its null, whose axes end with `sample`."""
     own = axes[:-1]
     samples, cells = null.shape[-1], math.prod(n for a, n in shape.items() if a not in _APART)
     what = f"range of {samples} {plural(control, samples)}"
@@ -53,7 +53,7 @@ def band(null: Tensor, axes: tuple[str, ...], shape: dict[str, int], control: st
 
 
 def _layers(own: tuple[str, ...], shape: torch.Size) -> Tensor | None:
-    """The layer of every cell of one part, whose nulls are alike in scale; None where no axis says it."""
+    """Return the layer of every cell of one part, whose nulls are alike in scale; None where no axis says it."""
     kept = [(a, n) for a, n in zip(own, shape, strict=False) if a not in _APART]
     lengths = [n for _, n in kept]
     for d, (axis, n) in enumerate(kept):
@@ -69,7 +69,7 @@ def _range(null: Tensor) -> Tensor:
 
 
 def plural(control: str, n: int) -> str:
-    """A control's name as words for `n` of them: `random_direction` → random directions."""
+    """Return a control's name as words for `n` of them: `random_direction` → random directions."""
     words = control.replace("_", " ")
     if n == 1:
         return words.removesuffix("s") if words.startswith("random ") else words

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from cutaway.core.result import Result
 from cutaway.views import palette
 from cutaway.views.graph_figure import draw_graph, graph_size
-from cutaway.views.spec import Picture, amount, number, pictures, spoken
+from cutaway.views.spec import Picture, pictures
+from cutaway.views.wording import amount, number, spoken
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +27,7 @@ _POSITIVE, _NEGATIVE, _WEAK, _NULL, _INK, _SOFT = "#2868ad", "#b85c0c", "#a7a59d
 
 
 def figure(result: Result, field: str | None = None, *, width: float = 7.0, **options: Any) -> Figure:
-    """One field as a figure chosen by its axes, with interval and control wherever the result has them.
+    """Draw one field as a figure chosen by its axes, with interval and control where the result has them.
 
     Args:
         result: what to draw.
@@ -50,7 +51,7 @@ def figure(result: Result, field: str | None = None, *, width: float = 7.0, **op
         _finish(picture, frame)
     for frame in frames[len(found) :]:
         frame.set_axis_off()
-    # Without pyplot there is no global state; notebooks find the picture through this method.
+    # Without pyplot nothing is global; notebooks find the picture through this method.
     drawing._repr_png_ = partial(_png, drawing)  # type: ignore[attr-defined]
     return drawing
 
@@ -180,8 +181,16 @@ def _line(p: Picture, frame: Axes) -> None:
             frame.fill_between(
                 x, p.low[r], p.high[r], color=_CURVES[r % 6], alpha=0.2, linewidth=0, label=_once("interval", r)
             )
-        frame.plot(x, p.values[r], _STYLES[r % 6], color=_CURVES[r % 6], marker="o", markersize=3.5, linewidth=1.8,
-                   label=_plain(name) if len(p.rows) > 1 else None)  # fmt: skip
+        frame.plot(
+            x,
+            p.values[r],
+            _STYLES[r % 6],
+            color=_CURVES[r % 6],
+            marker="o",
+            markersize=3.5,
+            linewidth=1.8,
+            label=_plain(name) if len(p.rows) > 1 else None,
+        )
     low, high = p.extent()
     if p.unit == "rank":
         frame.set_yscale("log")
@@ -196,7 +205,7 @@ def _line(p: Picture, frame: Axes) -> None:
 
 
 def _null_band(p: Picture, frame: Axes, r: int, x: list[int]) -> None:
-    """One curve's control: grey if it is alone, else hatched in the curve's colour, each with its own slant."""
+    """Draw the control of a curve: grey if it is alone, else hatched in the curve's colour, each with its own slant."""
     assert p.null_low is not None
     assert p.null_high is not None
     look: dict[str, Any] = {"facecolor": _NULL, "linewidth": 0}
@@ -240,5 +249,5 @@ def _legend(frame: Axes) -> None:
 
 
 def _plain(text: str) -> str:
-    """Text that matplotlib does not read as mathematics."""
+    """Return the text that matplotlib does not read as mathematics."""
     return text.replace("$", r"\$")

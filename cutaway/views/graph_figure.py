@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from cutaway.views.graph_layout import Layout
-from cutaway.views.spec import Picture, visible
+from cutaway.views.spec import Picture
+from cutaway.views.wording import visible
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,7 +19,7 @@ _FILL = {"address": "#ffffff", "latent": "#e3edf8", "error": "#f0efeb", "logit":
 
 
 def graph_size(p: Picture, width: float) -> tuple[float, float]:
-    """The size of a graph's panel in inches."""
+    """Return the size of a graph's panel in inches."""
     assert p.layout is not None
     longest = max((len(b.name) for b in p.layout.boxes), default=8)
     across = 1.4 + (0.35 + 0.075 * longest) * (p.layout.starts or (1.0,))[-1]
@@ -36,8 +37,17 @@ def draw_graph(p: Picture, frame: Axes) -> None:
     for box in found.boxes:
         style: dict[str, Any] = {"boxstyle": "round,pad=0.3", "facecolor": _FILL[box.kind], "edgecolor": _SOFT}
         style |= {"linewidth": 0.8, "linestyle": "dashed" if box.kind == "error" else "solid"}
-        frame.text(box.slot + 0.5, box.depth, box.name.replace("$", r"\$"), ha="center", va="center", fontsize=8,
-                   color=_INK, bbox=style, zorder=3)  # fmt: skip
+        frame.text(
+            box.slot + 0.5,
+            box.depth,
+            box.name.replace("$", r"\$"),
+            ha="center",
+            va="center",
+            fontsize=8,
+            color=_INK,
+            bbox=style,
+            zorder=3,
+        )
     for x in found.starts[1:-1]:
         frame.axvline(x, color=_RULE, linewidth=0.8, zorder=0)
     frame.set_yticks(range(len(found.depths)), list(found.depths))
@@ -59,7 +69,16 @@ def _edge(p: Picture, found: Layout, r: int, frame: Axes) -> None:
     start, end = (source.slot + 0.5, source.depth + 0.2), (target.slot + 0.5, target.depth - 0.2)
     bend = 0.18 if source.slot == target.slot and target.depth - source.depth > 1 else 0.0  # around boxes between
     frame.add_patch(
-        FancyArrowPatch(start, end, arrowstyle="-", connectionstyle=f"arc3,rad={bend}", color=colour, zorder=1,
-                        linewidth=0.5 + 4.0 * abs(value) / (p.limit or 1.0), shrinkA=0, shrinkB=0,
-                        linestyle="solid" if value >= 0 else "dashed")
-    )  # fmt: skip
+        FancyArrowPatch(
+            start,
+            end,
+            arrowstyle="-",
+            connectionstyle=f"arc3,rad={bend}",
+            color=colour,
+            zorder=1,
+            linewidth=0.5 + 4.0 * abs(value) / (p.limit or 1.0),
+            shrinkA=0,
+            shrinkB=0,
+            linestyle="solid" if value >= 0 else "dashed",
+        )
+    )

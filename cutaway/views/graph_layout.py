@@ -8,12 +8,20 @@ from dataclasses import dataclass, field
 from cutaway.core.node import Error, Latent, Logit, parse_node
 from cutaway.core.result import Result
 
-MOST_EDGES = 80  # more lines than this cannot be told apart
+MOST_EDGES = 80  # the eye does not separate more lines
 
 
 @dataclass(frozen=True)
 class Box:
-    """One node: its name without its position, its kind, and its cell; `slot` of `slots` boxes in its column."""
+    """The box of one node.
+
+    Attributes:
+        name: name of the node, without its position.
+        kind: kind of the node.
+        depth: row of its cell.
+        column: column of its cell.
+        slot: horizontal place, in slots.
+    """
 
     name: str
     kind: str

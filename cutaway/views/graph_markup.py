@@ -6,7 +6,8 @@ import math
 from html import escape
 
 from cutaway.views.graph_layout import Layout
-from cutaway.views.spec import Picture, visible
+from cutaway.views.spec import Picture
+from cutaway.views.wording import visible
 
 _ROW, _BOX, _CHARACTER, _TOP, _SIDE, _GAP = 66, 22, 6.6, 14, 110, 14
 
@@ -29,13 +30,13 @@ def draw_graph(p: Picture) -> str:
 
 
 def centre(found: Layout, n: int, slot: float) -> tuple[float, float]:
-    """The middle of a node's box."""
+    """Return the middle of a node's box."""
     box = found.boxes[n]
     return _SIDE + slot * (box.slot + 0.5), _TOP + _ROW * (len(found.depths) - 1 - box.depth) + _BOX / 2
 
 
 def _frame(found: Layout, slot: float) -> str:
-    """The words of rows and columns, and a rule at the edge of each column."""
+    """Return the words of rows and columns, and a rule at the edge of each column."""
     bottom = _TOP + _ROW * (len(found.depths) - 1) + _BOX + 12
     out = []
     for d, word in enumerate(found.depths):

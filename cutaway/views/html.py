@@ -1,4 +1,4 @@
-"""One result as an HTML fragment: its pictures, its numbers as a table, and how they were computed.
+"""Render a result as an HTML fragment: its pictures, its numbers as a table, and how they were computed.
 
 The fragment carries its own style sheet, runs no script and asks for nothing from outside.
 """
@@ -14,7 +14,8 @@ from typing import Any
 
 from cutaway.core.result import Result
 from cutaway.views import markup, palette
-from cutaway.views.spec import fields, pictures, spoken
+from cutaway.views.spec import fields, pictures
+from cutaway.views.wording import spoken
 
 _ASSETS = Path(__file__).parent / "assets"
 # Said first and in words; whatever else a record holds follows under its own name.
@@ -27,7 +28,7 @@ _CODE = ("command", "python")
 
 
 def html(result: Result, field: str | None = None, **options: Any) -> str:
-    """The result as a self-contained fragment: what a notebook shows.
+    """Return the result as a self-contained fragment: what a notebook shows.
 
     Args:
         result: what to draw.
@@ -43,7 +44,7 @@ def html(result: Result, field: str | None = None, **options: Any) -> str:
 
 
 def drawn(result: Result, field: str | None = None, **options: Any) -> str:
-    """The pictures of one field, panels side by side where there is room."""
+    """Return the pictures of one field, panels side by side where there is room."""
     found = pictures(result, field, **options)
     if len(found) == 1:
         return markup.draw(found[0])
@@ -52,12 +53,12 @@ def drawn(result: Result, field: str | None = None, **options: Any) -> str:
 
 
 def numbers(result: Result, field: str | None = None, **options: Any) -> str:
-    """The numbers of one field as tables."""
+    """Return the numbers of one field as tables."""
     return "".join(markup.table(p) for p in pictures(result, field, **options))
 
 
 def computed(results: Iterable[Result]) -> str:
-    """The "how computed" disclosure of some results: records, facts and reasons; nothing if there are none."""
+    """Return the "how computed" disclosure of some results: records, facts and reasons; nothing if there are none."""
     known: list[Mapping[str, Any]] = []
     for r in results:
         record = r.record | r.facts() | ({"no interval or null": r.reasons} if r.reasons else {})
@@ -68,7 +69,7 @@ def computed(results: Iterable[Result]) -> str:
 
 @cache
 def style() -> str:
-    """The style sheet of pictures, with both themes."""
+    """Return the style sheet of pictures, with both themes."""
     sheet = asset("views.css").replace("/*LIGHT*/", palette.css("light")).replace("/*DARK*/", palette.css("dark"))
     light, dark = (sheet.split(f"/*{name}*/")[1] for name in ("light", "dark"))
     # The same two themes again, for the toggle of a page and for notebooks that say which theme they wear.
@@ -79,12 +80,12 @@ def style() -> str:
 
 
 def asset(name: str) -> str:
-    """The text of one file that is inlined into pages."""
+    """Return the text of one file that is inlined into pages."""
     return (_ASSETS / name).read_text(encoding="utf-8").strip()
 
 
 def fold(summary: str, body: str, style_: str = "cw-numbers") -> str:
-    """A closed disclosure; nothing if it would be empty."""
+    """Return a closed disclosure; nothing if it would be empty."""
     return f"<details class={style_}><summary>{escape(summary)}</summary>{body}</details>" if body else ""
 
 

@@ -12,19 +12,20 @@ from html import escape
 
 from cutaway.views import palette
 from cutaway.views.graph_markup import draw_graph
-from cutaway.views.spec import DEPTHS, PLACES, RANKED, Picture, aligned, amount, number, span, spoken, ticks
+from cutaway.views.spec import DEPTHS, PLACES, RANKED, Picture, aligned
+from cutaway.views.wording import amount, number, span, spoken, ticks
 
 _ROWS_IN_TABLE = 400
 
 
 def draw(picture: Picture, key: bool = True) -> str:
-    """One picture as a `<figure>`, with or without its legend."""
+    """Draw a picture as a `<figure>`, with or without its legend."""
     body = _DRAW[picture.kind](picture) + (legend(picture) if key else "")
     return f'<figure class="cw-fig cw-{picture.kind}">{_caption(picture)}{body}</figure>'
 
 
 def table(picture: Picture) -> str:
-    """The numbers of a picture, largest first beyond a page's worth, as an ordinary table."""
+    """Return the numbers of a picture, largest first beyond a page's worth, as an ordinary table."""
     cells = [(r, c) for r in range(len(picture.rows)) for c in range(len(picture.columns))]
     left_out = len(cells) - _ROWS_IN_TABLE
     if left_out > 0:
@@ -116,7 +117,7 @@ def _cell(p: Picture, r: int, c: int) -> str:
 
 
 def _short(value: float, p: Picture) -> str:
-    """The value in few characters, and only where it matters."""
+    """Return the value in few characters, and only where it matters."""
     if math.isnan(value) or p.limit <= 0 or abs(value) < 0.12 * p.limit or len(p.columns) > 48:
         return ""
     value = 100 * value if p.unit == "probability" else value

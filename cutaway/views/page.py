@@ -15,7 +15,8 @@ from cutaway.core.files import write_text
 from cutaway.core.result import Result
 from cutaway.views import palette
 from cutaway.views.html import asset, computed, drawn, fold, numbers, style
-from cutaway.views.spec import fields, spoken, visible
+from cutaway.views.spec import fields
+from cutaway.views.wording import spoken, visible
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 Tone = Literal["agrees", "disagrees", "unknown"]
@@ -34,7 +35,7 @@ class Badge:
 
 @dataclass(frozen=True)
 class Show:
-    """One field of a result in a section, with a caption and the options of `spec.pictures`."""
+    """A field of a result to show in a section, with a caption and the options of `spec.pictures`."""
 
     result: Result
     field: str | None = None
@@ -44,7 +45,7 @@ class Show:
 
 @dataclass(frozen=True)
 class Section:
-    """One question of a report with its answer: prose, pictures, verdicts, and how it was all computed."""
+    """A question of a report with its answer: prose, pictures, verdicts, and how it was all computed."""
 
     heading: str
     question: str = ""
@@ -68,7 +69,7 @@ class Opening:
 def report(
     title: str, sections: Sequence[Section], path: str | Path | None = None, *, opening: Opening | None = None
 ) -> str:
-    """The report as one self-contained HTML page, also written to `path` if given.
+    """Return the report as one self-contained HTML page, also written to `path` if given.
 
     Args:
         title: heading of the page.
@@ -117,7 +118,7 @@ def _head(title: str, o: Opening) -> str:
 
 
 def _said(text: str) -> str:
-    """A paragraph in which no number is parted from its per cent."""
+    """Return a paragraph in which no number is parted from its per cent."""
     return f"<p>{escape(text).replace(' %', '&nbsp;%')}</p>"
 
 

@@ -1,4 +1,4 @@
-"""One colour scale for every medium: orange below zero, neutral at zero, blue above; safe for colour-blind readers.
+"""The colour scale of every medium: orange below zero, neutral at zero, blue above; safe for colour-blind readers.
 
 A value becomes a whole step from −STEPS to +STEPS. Mixing is done in OKLab (Ottosson 2020), so that equal steps look
 equally far apart, and the ink on each step is black or white, whichever contrasts more.
@@ -20,7 +20,9 @@ _ANCHORS: dict[Theme, tuple[str, ...]] = {
 
 
 def step(value: float, limit: float) -> int:
-    """The colour step of `value` on a scale that ends at ±`limit`; small values are never drawn as zero steps away."""
+    """Return the colour step of `value` on a scale that ends at ±`limit`; small values are never drawn as zero steps
+    away.
+    """
     if math.isnan(value) or limit <= 0:
         return 0
     return max(-STEPS, min(STEPS, round(STEPS * max(-1.0, min(1.0, value / limit)))))
@@ -28,7 +30,7 @@ def step(value: float, limit: float) -> int:
 
 @cache
 def colour(number: int, theme: Theme = "light") -> str:
-    """Hex colour of a step."""
+    """Return the hex colour of a step."""
     anchors = _ANCHORS[theme]
     place = (number + STEPS) / (2 * STEPS) * (len(anchors) - 1)
     first = min(int(place), len(anchors) - 2)
@@ -60,7 +62,7 @@ def css(theme: Theme) -> str:
 
 
 def rules() -> str:
-    """One rule a step, on the custom properties that the theme sets."""
+    """Return the CSS, one rule per step, over the custom properties that the theme sets."""
     names = [name(n) for n in range(-STEPS, STEPS + 1)]
     return "".join(f".cw .{n}{{background:var(--{n});color:var(--{n}i)}}" for n in names)
 

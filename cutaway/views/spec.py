@@ -23,6 +23,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.views.band import Band, band
 from cutaway.views.graph_layout import MOST_EDGES, Layout, is_graph, is_structure, layout
+from cutaway.views.wording import amount, number, span, spoken, visible
 
 Kind = Literal["number", "bars", "line", "strip", "heat", "graph"]
 RANKED = ("bars", "graph")  # one column, rows sorted by size
@@ -34,16 +35,16 @@ EXAMPLES = ("batch", "prompt", "example")
 CHOICES = ("rank", "top", "choice")
 _GRIDS = (*PLACES, "head", "kv_head", "neuron", "latent", "d_model", "d_head", "expert", "node")
 _WIDE = 64  # more cells in a single row than this are shown as bars
-_FEW = 6  # more curves than this in one frame cannot be told apart
+_FEW = 6  # the eye does not separate more curves in one frame
 MOST_PANELS = 12
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One drawing: numbers on named rows and columns, with interval and control where the result has them.
+    """A drawing: numbers on named rows and columns, with interval and control where the result has them.
 
-    `limit` ends the colour scale (shared by all panels of a field). `control` says in words what the null band is,
-    `chance` how many cells leave it by chance alone (empty where they are too few to tell, or on a curve).
+    `limit` ends the colour scale (shared by all panels of a field). `control` describes the null band, `chance` the
+    number of cells that leave it by chance alone (empty where cells are too few to tell, or on a curve).
     Bars and graphs have one column, rows sorted by size; a line has one row per curve; a strip has one row.
     """
 
@@ -69,9 +70,9 @@ class Picture:
     layout: Layout | None = None
 
     def stands_out(self, r: int, c: int) -> bool | None:
-        """Whether a value has an interval without 0 and lies outside its control's band, as far as there are such.
+        """Return True if a value's interval excludes 0 and it lies outside its control's band, where it has either.
 
-        None where neither can be told.
+        None if it has neither.
         """
         value, verdicts = self.values[r][c], list[bool]()
         if self.low is not None and self.high is not None and not math.isnan(self.low[r][c] + self.high[r][c]):
@@ -85,20 +86,20 @@ class Picture:
 
     @property
     def mark(self) -> str:
-        """What `stands_out` means here, in words; empty if it means nothing. `chance` says how often chance does it."""
+        """The meaning of `stands_out` here, in words; empty if it has none. `chance` says how often chance does it."""
         known = self.low is not None and any(not math.isnan(v) for row in self.low for v in row)
         if not self.chance:
             return "interval without 0" if known else ""
         return f"{'interval without 0 and ' if known else ''}outside the {self.control}"
 
     def place(self, r: int, c: int) -> str:
-        """Row and column of one cell in words."""
+        """Return the row and column of one cell in words."""
         row = self.rows[r] if self.row_axis in ("", "component", "edge") else f"{spoken(self.row_axis)} {self.rows[r]}"
         column = f"{spoken(self.column_axis)} {self.columns[c]}" if self.column_axis else ""
         return " · ".join(p for p in (self.panel, row if self.row_axis else "", column) if p)
 
     def facts(self, r: int, c: int) -> list[str]:
-        """The value, interval and control of one cell as lines of text."""
+        """Return the value, interval and control of one cell as lines of text."""
         value = amount(self.values[r][c], self.unit)
         word = f"“{self.words[r][c]}”, " if self.words else ""
         lines = [f"{word}{spoken(self.title)} {value}"]
@@ -109,7 +110,7 @@ class Picture:
         return lines
 
     def extent(self) -> tuple[float, float]:
-        """The finite range of everything drawn, with 0 in it unless the unit is a rank."""
+        """Return the finite range of everything drawn, with 0 in it unless the unit is a rank."""
         grids = [g for g in (self.values, self.low, self.high, self.null_low, self.null_high) if g is not None]
         found = [v for g in grids for row in g for v in row if math.isfinite(v)]
         if self.unit == "rank":
@@ -119,7 +120,7 @@ class Picture:
 
 
 def fields(result: Result) -> list[str]:
-    """The fields worth a picture of their own: no intervals, controls or ids that only carry words."""
+    """Return the fields worth a picture of their own: no intervals, controls or ids that only carry words."""
     beside = {n for n, a in result.axes().items() if a and a[-1] in ("bound", "sample")}
     hidden = beside | {n for n in result.tensors() if is_structure(result, n)}
     drawn = [n for n in result.tensors() if n not in hidden and not _is_ids(result, n)]
@@ -127,7 +128,7 @@ def fields(result: Result) -> list[str]:
 
 
 def checked(result: Result, field: str | None) -> str:
-    """The name of a field that can be drawn: the first one if None.
+    """Return the name of a field that can be drawn: the first one if None.
 
     Raises:
         Refused: no such field, or one without numbers.
@@ -145,13 +146,13 @@ def checked(result: Result, field: str | None) -> str:
 
 
 def with_beside(result: Result, field: str) -> list[str]:
-    """A field with its interval and its null, as far as the result has them."""
+    """Return a field with its interval and its null, as far as the result has them."""
     beside = (_partner(result, field, "interval", "bound"), _partner(result, field, "null", "sample"))
     return [field, *(n for n in beside if n is not None)]
 
 
 def interval_of(result: Result, field: str) -> Tensor | None:
-    """The interval of a field, its bounds on the last axis, if the result has one."""
+    """Return the interval of a field, its bounds on the last axis, if the result has one."""
     name = _partner(result, field, "interval", "bound")
     if name is None or result.axes()[name][:-1] != result.axes()[field]:
         return None
@@ -170,7 +171,7 @@ def pictures(
     panels: int = MOST_PANELS,
     edges: int = MOST_EDGES,
 ) -> list[Picture]:
-    """The pictures of one field, one a panel; entries with units of their own have a panel a unit.
+    """Return the pictures of one field, one per panel; entries with units of their own have a panel per unit.
 
     Args:
         result: what to draw.
@@ -206,9 +207,15 @@ def pictures(
     words = _words(result, text or field, axes)
     finite = ground[torch.isfinite(ground)]
     limit = float(finite.abs().max()) if finite.numel() else 0.0
-    common = {"title": title or field, "unit": result.units.get(field, ""), "limit": limit,
-              "signed": bool((finite < 0).any()), "note": note,
-              "control": beside.says if beside else "", "chance": beside.chance if beside else ""}  # fmt: skip
+    common = {
+        "title": title or field,
+        "unit": result.units.get(field, ""),
+        "limit": limit,
+        "signed": bool((finite < 0).any()),
+        "note": note,
+        "control": beside.says if beside else "",
+        "chance": beside.chance if beside else "",
+    }
     kind, lead, row_axis, column_axis = _layout(axes, {a: len(n) for a, n in names.items()})
     drawn = layout(result) if is_graph(result, field) else None
     kind, bars = ("graph", edges) if drawn is not None else (kind, bars)
@@ -220,26 +227,24 @@ def pictures(
         part = {n: _matrix(t, axes, lead, index, row_axis, column_axis) for n, t in layers.items()}
         shown = _cell_words(words, axes, lead, index, row_axis, column_axis) if words else None
         picture = Picture(
-            kind=kind, panel=panel, row_axis=row_axis, column_axis=column_axis,
-            rows=names.get(row_axis, ("",)), columns=names.get(column_axis, ("",)), words=shown,
-            layout=drawn, **_grids(part), **common,
-        )  # fmt: skip
+            kind=kind,
+            panel=panel,
+            row_axis=row_axis,
+            column_axis=column_axis,
+            rows=names.get(row_axis, ("",)),
+            columns=names.get(column_axis, ("",)),
+            words=shown,
+            layout=drawn,
+            **_grids(part),
+            **common,
+        )
         out.append(_fitted(picture, part, bars, rows, columns))
     hidden = math.prod(len(names[a]) for a in lead) - len(out)
     return [replace(p, note=_join(p.note, f"{hidden} more panels")) if hidden > 0 else p for p in out]
 
 
-def amount(value: float, unit: str = "", sign: bool = False) -> str:
-    """A number with three significant digits and its unit; probabilities as percentages."""
-    if math.isnan(value):
-        return "no value"
-    if unit == "probability":
-        return f"{number(100 * value, sign=sign)} %"
-    return f"{number(value, sign=sign)} {unit}".rstrip() if unit != "rank" else number(value)
-
-
 def aligned(value: float, picture: Picture) -> str:
-    """A value with as many decimals as its neighbours in a column: three digits of the largest one."""
+    """Return a value with as many decimals as its neighbours in a column: three digits of the largest one."""
     percent = picture.unit == "probability"
     if not math.isfinite(value):
         return number(value)
@@ -250,67 +255,13 @@ def aligned(value: float, picture: Picture) -> str:
     return f"{text} %" if percent else text
 
 
-def number(value: float, sign: bool = False, digits: int = 3) -> str:
-    """A number with so many significant digits, a true minus sign, and no needless exponent."""
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞" if value > 0 else "−∞"
-    if value == int(value) and abs(value) < 1e6:
-        text = str(int(value))
-    else:
-        text = f"{value:.{digits}g}"
-        if "e" in text and 1e3 <= abs(value) < 1e7:
-            text = f"{value:.0f}"
-        elif "e" in text:
-            mantissa, exponent = text.split("e")
-            text = f"{mantissa}e{int(exponent)}"
-    text = text.replace("-", "−")
-    return f"+{text}" if sign and value > 0 else text
-
-
-def span(low: float, high: float, unit: str = "") -> str:
-    """An interval as text."""
-    if math.isnan(low + high):
-        return "none (too few prompts)"
-    if unit == "probability":
-        return f"[{number(100 * low)}, {number(100 * high)}] %"
-    return f"[{number(low)}, {number(high)}]"
-
-
-def spoken(name: str) -> str:
-    """A field or axis name as words."""
-    return {"q_pos": "query", "k_pos": "key"}.get(name, name.replace("_", " "))
-
-
-def visible(label: Any) -> str:
-    """A label that can be seen: no leading space, control characters shown, nothing empty."""
-    if isinstance(label, float):
-        return number(label)
-    text = str(label)
-    if not text.strip(" "):
-        return "␣" * len(text) if text else "∅"
-    text = text.removeprefix(" ").replace("\n", "⏎").replace("\t", "⇥").replace("\r", "↵")
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
-def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers that cover a range."""
-    if not high > low:
-        return [low]
-    raw = (high - low) / most
-    power = 10 ** math.floor(math.log10(raw))
-    gap = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= raw * 0.999)
-    return [round(i * gap, 12) for i in range(math.ceil(low / gap - 1e-9), math.floor(high / gap + 1e-9) + 1)]
-
-
 def _is_ids(result: Result, field: str) -> bool:
     t = result.tensors()[field]
     return not t.is_floating_point() and field in result.labels and field not in result.sizes()
 
 
 def _ground(result: Result, field: str) -> Tensor:
-    """What colours the cells: the field, or for a field of ids the first field of numbers with its axes."""
+    """Return the numbers that colour the cells: the field, or for a field of ids the first field with the same axes."""
     tensors, axes = result.tensors(), result.axes()
     if _is_ids(result, field):
         same = (n for n, t in tensors.items() if axes[n] == axes[field] and t.is_floating_point())
@@ -321,7 +272,9 @@ def _ground(result: Result, field: str) -> Tensor:
 
 
 def _owner(result: Result, name: str) -> str | None:
-    """The field that `interval` or `null` belongs to: the main one if the axes allow it, else the first that fits."""
+    """Return the field that `interval` or `null` belongs to: the main one if the axes allow it, else the first that
+    fits.
+    """
     lead = result.axes()[name][:-1]
     exact = result.axes()[name][-1] == "bound"
     candidates = [n for n in result.tensors() if not set(result.axes()[n]) & {"bound", "sample"}]
@@ -370,7 +323,7 @@ def _names(result: Result, axis: str, size: int) -> tuple[str, ...]:
 
 
 def _layout(axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[Kind, tuple[str, ...], str, str]:
-    """Kind of picture, panel axes, row axis, column axis."""
+    """Return the kind of picture, panel axes, row axis, column axis."""
     if not axes:
         return "number", (), "", ""
     lead, last = axes[:-1], axes[-1]
@@ -390,7 +343,7 @@ def _layout(axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[Kind, tuple[s
 def _panels(
     lead: tuple[str, ...], names: dict[str, tuple[str, ...]], ground: Tensor, most: int
 ) -> list[tuple[tuple[int, ...], str]]:
-    """Indices and words of the panels, in their order; of too many, those with the largest values."""
+    """Return the indices and words of the panels, in their order; of too many, those with the largest values."""
     found = list(itertools.product(*(range(len(names[a])) for a in lead)))
     if len(found) > most:
         size = ground.abs().nan_to_num(-1.0, posinf=math.inf).flatten(len(lead)).amax(-1).flatten()
@@ -399,7 +352,7 @@ def _panels(
 
 
 def _by_unit(result: Result, field: str) -> list[tuple[str, Result]]:
-    """A result in parts whose entries share a unit, where the entries of the field have units of their own."""
+    """Return a result in parts whose entries share a unit, where the entries of the field have units of their own."""
     axes, units = result.axes()[field], result.units
     labels = result.labels.get(axes[0], []) if axes else []
     if not any(x in units for x in labels if isinstance(x, str)):
@@ -407,8 +360,10 @@ def _by_unit(result: Result, field: str) -> list[tuple[str, Result]]:
     groups: dict[str, list[Any]] = {}
     for label in labels:
         groups.setdefault(str(units.get(label, "")), []).append(label)
-    return [(unit, replace(result.select(**{axes[0]: found}), units=result.units | {field: unit}))
-            for unit, found in groups.items()]  # fmt: skip
+    return [
+        (unit, replace(result.select(**{axes[0]: found}), units=result.units | {field: unit}))
+        for unit, found in groups.items()
+    ]
 
 
 def _matrix(
@@ -476,7 +431,7 @@ def _pooled(p: Picture, part: dict[str, Tensor], rows: int, columns: int) -> Pic
 
 
 def _pool(stack: Tensor, values: int, most: int) -> tuple[Tensor, int]:
-    """Groups of entries along axis 1, each represented by its entry of largest magnitude."""
+    """Return the groups of entries along axis 1, each represented by its entry of largest magnitude."""
     every = math.ceil(stack.shape[1] / most)
     groups = math.ceil(stack.shape[1] / every)
     padded = torch.full((len(stack), groups * every, stack.shape[2]), math.nan)

@@ -1,4 +1,4 @@
-"""What else a result says, in a few lines of text: every field but the one drawn, by its axes.
+"""Summary of the fields that a picture leaves out, in a few lines of text, by their axes.
 
 a few named entries (statistic), and mappings of numbers in the record → each with its interval
 no axis                                                                → the number
@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from cutaway.core.result import Result
-from cutaway.views.spec import DEPTHS, EXAMPLES, amount, interval_of, span, spoken, visible
+from cutaway.views.spec import DEPTHS, EXAMPLES, interval_of
+from cutaway.views.wording import amount, span, spoken, visible
 
 _SPEAKING = ("component", "edge", "node")  # labels that need no axis beside them
 _FEW = 6  # named entries that fit a line
@@ -25,7 +26,7 @@ _RUN = ("cost", "versions", "machine", "options", "subjects", "model", "task")
 
 
 def summary(result: Result, drawn: str, most: int = 3) -> list[str]:
-    """At most so many lines about what a picture of the field `drawn` leaves out, what matters most first."""
+    """Return at most `most` lines about what a picture of the field `drawn` leaves out, the most important first."""
     lines: list[str] = []
     for rule in (_named, _compared, _numbers, _where_largest, _deep, _over_prompts):
         lines += rule(result, drawn)
@@ -57,7 +58,7 @@ def _numbers(result: Result, drawn: str) -> Iterator[str]:
 
 
 def _where_largest(result: Result, drawn: str) -> Iterator[str]:
-    """Fields on the drawn one's grid, at its largest entry."""
+    """Yield the fields on the drawn one's grid, at its largest entry."""
     t, axes = result.tensors()[drawn].detach().float().cpu(), result.axes()[drawn]
     if not axes or axes in [(d,) for d in DEPTHS] or not bool(t.isfinite().any()):
         return
@@ -82,7 +83,7 @@ def _largest(t: Tensor) -> tuple[int, ...]:
 
 
 def _deep(result: Result, drawn: str) -> Iterator[str]:
-    """Curves over depth: their ends if the drawn one is such a curve, else their largest value."""
+    """Yield the curves over depth: their ends if the drawn one is such a curve, else their largest value."""
     axes, said = result.axes()[drawn], []
     for name, t in _others(result, drawn):
         here = result.axes()[name]

@@ -18,15 +18,16 @@ from rich.text import Text
 
 from cutaway.core.result import Result
 from cutaway.views import palette
-from cutaway.views.spec import RANKED, Picture, aligned, amount, number, pictures, span, spoken
+from cutaway.views.spec import RANKED, Picture, aligned, pictures
+from cutaway.views.wording import amount, number, span, spoken
 
 _POSITIVE, _NEGATIVE, _WEAK = "#5b9bd8", "#dd8a3a", "grey58"
-_UNIT = 12  # a unit of so many columns fits into the head of a table
-_CELL = 8  # a word in a heat map gets at most so many columns
+_UNIT = 12  # the longest unit, in columns, that fits into the head of a table
+_CELL = 8  # the most columns that a word gets in a heat map
 
 
 def terminal(result: Result, field: str | None = None, **options: Any) -> RenderableType:
-    """One field as a rich renderable chosen by its axes.
+    """Draw one field as a rich renderable chosen by its axes.
 
     Args:
         result: what to draw.
@@ -42,7 +43,7 @@ def terminal(result: Result, field: str | None = None, **options: Any) -> Render
 
 
 def table(result: Result, field: str | None = None, *, n: int = 10) -> RenderableType:
-    """The `n` largest entries of a field as a table with interval and control; of several curves some of each."""
+    """Tabulate the `n` largest entries of a field with interval and control; of several curves, some of each."""
     drawn = Table(box=None, pad_edge=False, header_style="dim")
     rows: list[tuple[float, bool, list[str]]] = []
     for p in pictures(result, field, bars=10**6, edges=10**6):
@@ -65,7 +66,12 @@ def table(result: Result, field: str | None = None, *, n: int = 10) -> Renderabl
 
 @dataclass(frozen=True)
 class Pen:
-    """What the console can show: ASCII only, and colour."""
+    """Abilities of the console.
+
+    Attributes:
+        ascii: True if it shows ASCII only.
+        colour: True if it shows colours.
+    """
 
     ascii: bool
     colour: bool
@@ -73,7 +79,7 @@ class Pen:
 
 @dataclass(frozen=True)
 class Drawn:
-    """One picture as rich draws it: fitted to the width of the console that asks."""
+    """A picture as a rich renderable, fitted to the width of the console."""
 
     picture: Picture
 
@@ -114,7 +120,7 @@ def _key(p: Picture, pen: Pen) -> list[Text]:
 
 
 def _meaning(sign: str, p: Picture) -> list[Text]:
-    """What a mark says, and how often chance alone makes it."""
+    """Return the meaning of a mark, and how often chance alone makes it."""
     return [Text(f"  {x}", "dim") for x in ([f"{sign} {p.mark}", p.chance] if p.mark else []) if x]
 
 
@@ -145,7 +151,7 @@ def _bars(p: Picture, width: int, pen: Pen) -> list[Text]:
 
 
 def _track(p: Picture, r: int, room: int, pen: Pen) -> Text:
-    """A bar from zero, laid over its null band, with the whisker on top: one character a step."""
+    """Return a bar from zero, laid over its null band, with the whisker on top: one character a step."""
     low, high = p.extent()
     glyph, value = _glyphs(pen), p.values[r][0]
 
@@ -199,14 +205,16 @@ def _heading(p: Picture, c: int, width: int, pen: Pen) -> str:
 
 
 def _cell_width(p: Picture, c: int, pen: Pen) -> int:
-    """Characters of one column: its longest word with a block and a gap, or a number or a block with its mark."""
+    """Return the characters of one column: its longest word with a block and a gap, or a number or a block with its
+    mark.
+    """
     if not p.words:
         return 5 if pen.colour else 4
     return min(_CELL, max(cell_len(w) for w in (p.columns[c], *(line[c] for line in p.words)))) + 3
 
 
 def _packed(cells: list[int], room: int) -> list[list[int]]:
-    """Columns in as many bands as the width demands."""
+    """Return the columns in as many bands as the width demands."""
     bands: list[list[int]] = [[]]
     for c, cell in enumerate(cells):
         if bands[-1] and sum(cells[i] for i in bands[-1]) + cell > room + 1:
@@ -216,7 +224,7 @@ def _packed(cells: list[int], room: int) -> list[list[int]]:
 
 
 def _heat_cell(p: Picture, r: int, c: int, width: int, pen: Pen) -> Text:
-    """A word or a number on its colour; without colour, a sign and a block say how large the value is."""
+    """Return a word or a number on its colour; without colour, a sign and a block say how large the value is."""
     value = p.values[r][c]
     n = palette.step(value, p.limit)
     if math.isnan(value):
@@ -232,7 +240,7 @@ def _heat_cell(p: Picture, r: int, c: int, width: int, pen: Pen) -> Text:
 
 
 def _brief(value: float, p: Picture) -> str:
-    """A value in four characters, and only where it matters."""
+    """Return a value in four characters, and only where it matters."""
     if abs(value) < 0.1 * p.limit or p.limit <= 0:
         return "·"
     value = 100 * value if p.unit == "probability" else value
@@ -246,7 +254,7 @@ def _minus(value: float) -> str:
 
 
 def _line(p: Picture, width: int, pen: Pen) -> list[Text]:
-    """One row of blocks a curve, with first and last value; a rank's best is drawn tallest."""
+    """Draw one row of blocks per curve, with first and last value; the best rank is drawn tallest."""
     p = _thinned(p, max(8, width - 46))
     low, high = p.extent()
     step = 2 if 2 * len(p.columns) + 46 <= width else 1
@@ -285,7 +293,7 @@ def _ends(p: Picture, r: int) -> Iterator[Text]:
 
 
 def _thinned(p: Picture, most: int) -> Picture:
-    """A long curve by every n-th of its points, its last among them."""
+    """Return a long curve by every n-th of its points, its last among them."""
     every = math.ceil(len(p.columns) / most)
     at = sorted(range(len(p.columns) - 1, -1, -every))
     grids = {
@@ -321,7 +329,7 @@ _DRAW = {"heat": _heat, "bars": _bars, "line": _line, "strip": _strip, "number":
 
 
 def _block(size: int, pen: Pen) -> str:
-    """One character whose ink grows with a size from 0 to 10."""
+    """Return a character whose ink grows with a size from 0 to 10."""
     marks = " .:-=+*#%@@" if pen.ascii else " ▁▁▂▃▄▄▅▆▇█"
     return marks[max(0, min(10, abs(size)))]
 
@@ -344,7 +352,7 @@ def _cut(text: str, width: int, right: bool = False) -> str:
 
 
 def _safe(line: Text) -> Text:
-    """The line in ASCII: a true minus becomes a hyphen, what cannot be said becomes its escape."""
+    """Return the line in ASCII: a true minus becomes a hyphen, what cannot be said becomes its escape."""
     out = Text(style=line.style, no_wrap=line.no_wrap)
     swap = str.maketrans({"−": "-", "×": "x", "…": "~", "→": ">", "·": ".", "“": '"', "”": '"', "⏎": "~", "–": "-"})
     for text, style in _pieces(line):

@@ -40,9 +40,7 @@ LEFT: dict[str, tuple[int, int, int]] = {
     "patching": (9, 2, 11),
     "streams": (28, 4, 15),
     "suites": (3, 4, 2),
-    "tasks": (20, 3, 10),
     "training": (2, 3, 1),
-    "views": (20, 9, 6),
     "zoo": (2, 0, 0),
     "zoo/miniworld": (11, 3, 28),
 }

@@ -11,7 +11,8 @@ from cutaway.core.refuse import Refused
 from cutaway.core.stats import null_band
 from cutaway.views import palette
 from cutaway.views.band import plural
-from cutaway.views.spec import aligned, amount, fields, number, pictures, span, ticks, visible
+from cutaway.views.spec import aligned, fields, pictures
+from cutaway.views.wording import amount, number, span, ticks, visible
 from tests.views import samples
 
 

@@ -22,7 +22,7 @@ def _show(console: Any, file: str, made: dict[str, Any]) -> None:
     from rich.table import Table
 
     from cutaway.suites.dictionary_cards import summary
-    from cutaway.views.spec import number, span
+    from cutaway.views.wording import number, span
 
     others = list(next(iter(made["scores"].values()))["controls"])
     shown = Table(title=made["dictionary"], title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
@@ -45,7 +45,7 @@ def _alike(made: dict[str, Any]) -> str:
     seeds = made["seeds"]
     if "none" in seeds:
         return ""
-    from cutaway.views.spec import number, span
+    from cutaway.views.wording import number, span
 
     pairs = range(len(seeds["alike"]))
     low = min(pairs, key=lambda i: seeds["alike"][i])
@@ -82,7 +82,7 @@ class Bar:
 
     def update(self, p: Any) -> None:
         """Show one progress report."""
-        from cutaway.views.spec import number
+        from cutaway.views.wording import number
 
         speed, fvu = f"{p.tokens_per_second:,.0f} tokens/s", number(p.fvu)
         self.live.update(self.task, completed=p.tokens, total=p.of, fvu=fvu, speed=speed, visible=True)

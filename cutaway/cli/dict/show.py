@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from cutaway.views.spec import number, span
+from cutaway.views.wording import number, span
 
 if TYPE_CHECKING:
     from pathlib import Path
