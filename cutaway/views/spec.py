@@ -195,49 +195,38 @@ def pictures(
     ground = _ground(result, field)
     shape = dict(zip(axes, ground.shape, strict=True))
     names = {a: _names(result, a, n) for a, n in shape.items()}
-    layers, note = {"values": ground}, ""
-    if (bounds := interval_of(result, field)) is not None:
-        layers |= {"low": bounds[..., 0], "high": bounds[..., -1]}
-    beside = _band(result, field, shape, curves=_layout(axes, shape)[0] == "line")
-    if beside is not None:
-        layers |= {"null_low": beside.low, "null_high": beside.high}
+    beside, note = _band(result, field, shape, curves=_layout(axes, shape)[0] == "line"), ""
+    layers = _layers(ground, interval_of(result, field), beside)
     if len(axes) > 1 and axes[-1] in CHOICES and (axes[:-1] == ("position",) or len(axes) > 2):
         note = f"first of {ground.shape[-1]} by {axes[-1]}"
         axes, layers = axes[:-1], {n: t[..., 0] for n, t in layers.items()}
     words = _words(result, text or field, axes)
     finite = ground[torch.isfinite(ground)]
     limit = float(finite.abs().max()) if finite.numel() else 0.0
+    kind, lead, row_axis, column_axis = _layout(axes, {a: len(n) for a, n in names.items()})
+    drawn = layout(result) if is_graph(result, field) else None
+    if drawn is not None:
+        kind, bars, names["edge"] = "graph", edges, _edge_names(result)
     common = {
+        "kind": kind,
         "title": title or field,
         "unit": result.units.get(field, ""),
+        "row_axis": row_axis,
+        "column_axis": column_axis,
+        "rows": names.get(row_axis, ("",)),
+        "columns": names.get(column_axis, ("",)),
         "limit": limit,
         "signed": bool((finite < 0).any()),
         "note": note,
         "control": beside.says if beside else "",
         "chance": beside.chance if beside else "",
+        "layout": drawn,
     }
-    kind, lead, row_axis, column_axis = _layout(axes, {a: len(n) for a, n in names.items()})
-    drawn = layout(result) if is_graph(result, field) else None
-    kind, bars = ("graph", edges) if drawn is not None else (kind, bars)
-    if drawn is not None:
-        nodes, ends = result.labels["node"], (result.tensors()[n].tolist() for n in ("source", "target"))
-        names["edge"] = tuple(f"{nodes[s]}→{nodes[t]}" for s, t in zip(*ends, strict=True))
     out = []
     for index, panel in _panels(lead, names, ground, panels):
         part = {n: _matrix(t, axes, lead, index, row_axis, column_axis) for n, t in layers.items()}
         shown = _cell_words(words, axes, lead, index, row_axis, column_axis) if words else None
-        picture = Picture(
-            kind=kind,
-            panel=panel,
-            row_axis=row_axis,
-            column_axis=column_axis,
-            rows=names.get(row_axis, ("",)),
-            columns=names.get(column_axis, ("",)),
-            words=shown,
-            layout=drawn,
-            **_grids(part),
-            **common,
-        )
+        picture = Picture(panel=panel, words=shown, **_grids(part), **common)
         out.append(_fitted(picture, part, bars, rows, columns))
     hidden = math.prod(len(names[a]) for a in lead) - len(out)
     return [replace(p, note=_join(p.note, f"{hidden} more panels")) if hidden > 0 else p for p in out]
@@ -253,6 +242,21 @@ def aligned(value: float, picture: Picture) -> str:
     places = 0 if whole else max(0, min(9, 2 - math.floor(math.log10(picture.limit * factor))))
     text = f"{value * factor:{'+' if picture.signed else ''}.{places}f}".replace("-", "−")
     return f"{text} %" if percent else text
+
+
+def _layers(ground: Tensor, bounds: Tensor | None, beside: Band | None) -> dict[str, Tensor]:
+    """Return the values of a field with their interval and their control's band, as far as there are any."""
+    layers = {"values": ground}
+    if bounds is not None:
+        layers |= {"low": bounds[..., 0], "high": bounds[..., -1]}
+    if beside is not None:
+        layers |= {"null_low": beside.low, "null_high": beside.high}
+    return layers
+
+
+def _edge_names(result: Result) -> tuple[str, ...]:
+    nodes, ends = result.labels["node"], (result.tensors()[n].tolist() for n in ("source", "target"))
+    return tuple(f"{nodes[s]}→{nodes[t]}" for s, t in zip(*ends, strict=True))
 
 
 def _is_ids(result: Result, field: str) -> bool:
