@@ -202,7 +202,6 @@ def pictures(
         axes, layers = axes[:-1], {n: t[..., 0] for n, t in layers.items()}
     words = _words(result, text or field, axes)
     finite = ground[torch.isfinite(ground)]
-    limit = float(finite.abs().max()) if finite.numel() else 0.0
     kind, lead, row_axis, column_axis = _layout(axes, {a: len(n) for a, n in names.items()})
     drawn = layout(result) if is_graph(result, field) else None
     if drawn is not None:
@@ -215,7 +214,7 @@ def pictures(
         "column_axis": column_axis,
         "rows": names.get(row_axis, ("",)),
         "columns": names.get(column_axis, ("",)),
-        "limit": limit,
+        "limit": float(finite.abs().max()) if finite.numel() else 0.0,
         "signed": bool((finite < 0).any()),
         "note": note,
         "control": beside.says if beside else "",
