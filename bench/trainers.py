@@ -76,7 +76,7 @@ def bfloat16(job: Job, first: Any) -> Trainer:
 
 
 def cutaway(job: Job, first: Any, select: Any = "float32") -> Trainer:
-    """One step of a run of `train.train`, with the bookkeeping around it."""
+    """One step of a run of `training.train`, with the bookkeeping around it."""
     import torch
 
     from cutaway.dictionaries import training as train

@@ -28,7 +28,7 @@ def made():
     stream = LiveStream(both, WorldDocuments(base.world), SITE, packing=Packing(64), batch=256, window=1024)
     sites = [f"{n}:{SITE}" for n in both]
     plan = tr.Plan(tokens=256 * 60, select="float32", products="plain")
-    return tr.train(stream, tr.crosscoder(sites, 96, tr.TrainBatchTopK(8), rate=3e-2), plan)[0].dictionary, stream, new
+    return tr.train(stream, tr.crosscoder(sites, 96, tr.TrainBatchTopK(8), rate=3e-2), plan).dictionary, stream, new
 
 
 def test_the_changed_part_has_a_latent_of_one_model_and_the_rest_is_shared(made):

@@ -77,7 +77,7 @@ def test_a_gate_of_one_file_is_trained_saved_opened_and_judged(doubled, tmp_path
     recipe = tr.autoencoder(SITE, 24, doubled.train(2), rate=1e-2)
     assert [type(t).__name__ for t in recipe.terms] == ["AuxK"]
     assert tr.recipe_of(json.loads(json.dumps(recipe.as_dict()))) == recipe
-    (done,) = tr.train(tr.Held({SITE: x}, batch=512), recipe, tr.Plan(tokens=40 * 512))
+    done = tr.train(tr.Held({SITE: x}, batch=512), recipe, tr.Plan(tokens=40 * 512))
     d = open_dictionary(save(done.dictionary, tmp_path / "d.safetensors"))
     assert isinstance(d.gate, doubled.frozen)
     assert torch.equal(d.forward(x), done.dictionary.forward(x))

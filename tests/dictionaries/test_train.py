@@ -90,7 +90,7 @@ def test_every_kind_learns_and_the_dictionary_is_what_was_learned():
 )
 def test_a_killed_run_goes_on_with_the_same_bits(recipe, select, tmp_path):
     sites, recipe = (A, B, C, Z), GATES[recipe]
-    whole = tr.train(held(sites=sites), recipe, plan(select=select), out=tmp_path / "whole")[0]
+    whole = tr.train(held(sites=sites), recipe, plan(select=select), out=tmp_path / "whole")
 
     class Killed(BaseException):
         pass
@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on_with_the_same_bits(recipe, select, tmp_path):
 
     with pytest.raises(Killed):
         tr.train(held(sites=sites), recipe, plan(select=select), out=tmp_path / "part", progress=kill)
-    again = tr.train(held(sites=sites), recipe, plan(select=select), out=tmp_path / "part")[0]
+    again = tr.train(held(sites=sites), recipe, plan(select=select), out=tmp_path / "part")
     assert same(whole.dictionary, again.dictionary)
     assert [c["loss"] for c in whole.curves[f"{whole.rate:.3g}"]] == [
         c["loss"] for c in again.curves[f"{again.rate:.3g}"]
@@ -118,8 +118,8 @@ def test_a_checkpoint_of_the_first_layout_is_taken_up(tmp_path):
     acts = {A: amount @ torch.nn.functional.normalize(torch.randn(16, 8, generator=g))}
     recipe, how = tr.autoencoder(A, 12, tr.TrainTopK(2)), plan(tokens=32 * 48)
     shutil.copytree(Path(__file__).parent / "data" / "unfinished", tmp_path / "run")
-    again = tr.train(tr.Held(acts, 32), recipe, how, out=tmp_path / "run")[0]
-    whole = tr.train(tr.Held(acts, 32), recipe, how)[0]
+    again = tr.train(tr.Held(acts, 32), recipe, how, out=tmp_path / "run")
+    whole = tr.train(tr.Held(acts, 32), recipe, how)
     assert (again.tokens, again.rate, len(again.curves)) == (32 * 48, whole.rate, 3)
     other = described(whole.dictionary)[0]
     assert all(torch.allclose(t, other[n], atol=1e-5) for n, t in described(again.dictionary)[0].items())
@@ -206,8 +206,8 @@ def test_moments_that_a_source_has_are_taken_and_no_batch_is_read_for_them():
 
 
 def test_a_finished_run_is_not_trained_further(tmp_path):
-    first = tr.train(held(), topk(), plan(tokens=128 * 20), out=tmp_path)[0]
-    again = tr.train(held(), topk(), plan(tokens=128 * 20), out=tmp_path)[0]
+    first = tr.train(held(), topk(), plan(tokens=128 * 20), out=tmp_path)
+    again = tr.train(held(), topk(), plan(tokens=128 * 20), out=tmp_path)
     assert same(first.dictionary, again.dictionary)
     assert again.tokens == 128 * 20
 
@@ -215,13 +215,13 @@ def test_a_finished_run_is_not_trained_further(tmp_path):
 def test_dictionaries_on_one_stream_are_those_of_single_runs():
     recipes = [topk(seed=0), topk(seed=1), tr.autoencoder(A, F, tr.TrainRelu(), (ob.L1(0.4),), rate=1e-3)]
     together = tr.train(held(), recipes, plan())
-    alone = [tr.train(held(), r, plan())[0] for r in recipes]
+    alone = [tr.train(held(), r, plan()) for r in recipes]
     assert all(same(a.dictionary, b.dictionary) for a, b in zip(together, alone, strict=True))
     assert not same(together[0].dictionary, together[1].dictionary)
 
 
 def test_the_probe_tries_three_rates_keeps_the_best_and_reports_all(tmp_path):
-    done = tr.train(held(), topk(rate=None), plan(tokens=128 * 72), out=tmp_path)[0]
+    done = tr.train(held(), topk(rate=None), plan(tokens=128 * 72), out=tmp_path)
     assert len(done.curves) == 3
     rates = sorted(float(r) for r in done.curves)
     assert rates[1] / rates[0] == pytest.approx(3, rel=1e-2)
@@ -237,13 +237,13 @@ def test_the_probe_tries_three_rates_keeps_the_best_and_reports_all(tmp_path):
 def test_the_probe_drops_a_rate_that_explodes():
     source = held()
     source.acts[A] = source.acts[A] * 1e3
-    done = tr.train(source, topk(rate=None, scaled=False), plan(tokens=128 * 24))[0]
+    done = tr.train(source, topk(rate=None, scaled=False), plan(tokens=128 * 24))
     assert torch.isfinite(done.dictionary.encoder[0][A]).all()
 
 
 def test_a_loss_that_is_no_number_changes_nothing_and_three_of_them_end_the_run():
     source = held()
-    good = tr.train(held(), topk(), plan(tokens=128 * 10))[0]
+    good = tr.train(held(), topk(), plan(tokens=128 * 10))
     learner = tr.Learner(topk(), tr.Moments.of(source.acts))
     before = {n: w.detach().clone() for n, w in learner.weights.items()}
     assert learner.step({A: torch.full((4, D), float("nan"))}, 1e-3, 0.0) is None
@@ -319,7 +319,7 @@ def test_the_schedule_rises_and_falls():
 
 def test_fused_adam_is_there_and_its_fallback_agrees(monkeypatch):
     assert adams.has_fused("cpu", torch.float32)
-    one = tr.train(held(), topk(), plan(tokens=128 * 5))[0].dictionary
+    one = tr.train(held(), topk(), plan(tokens=128 * 5)).dictionary
 
     def missing(*_):
         raise AttributeError("no such operation")
@@ -328,7 +328,7 @@ def test_fused_adam_is_there_and_its_fallback_agrees(monkeypatch):
     adams.has_fused.cache_clear()
     try:
         assert not adams.has_fused("cpu", torch.float32)
-        other = tr.train(held(), topk(), plan(tokens=128 * 5))[0].dictionary
+        other = tr.train(held(), topk(), plan(tokens=128 * 5)).dictionary
     finally:
         adams.has_fused.cache_clear()
     assert all(torch.allclose(t, described(other)[0][n], atol=1e-5) for n, t in described(one)[0].items())
@@ -347,7 +347,7 @@ def test_a_source_that_ends_ends_the_run():
                 raise StopIteration
             return super().__next__()
 
-    done = tr.train(Short(held().acts, 128), topk(), plan(log_every=5))[0]
+    done = tr.train(Short(held().acts, 128), topk(), plan(log_every=5))
     assert done.tokens == 7 * 128
     assert done.curves[f"{done.rate:.3g}"][-1]["tokens"] == 7 * 128
 

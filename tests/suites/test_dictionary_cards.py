@@ -90,7 +90,7 @@ def test_the_card_is_plain_data_with_curves_and_speed(run):
 def test_the_threshold_of_a_batch_gate_gives_the_sparsity_trained_for():
     source = Fresh()
     recipe = tr.autoencoder(A, 48, tr.TrainBatchTopK(3), rate=1e-2)
-    done = tr.train(source, recipe, tr.Plan(tokens=256 * 80, select="float32", products="plain"))[0]
+    done = tr.train(source, recipe, tr.Plan(tokens=256 * 80, select="float32", products="plain"))
     gate = done.dictionary.gate
     assert gate.threshold is not None
     assert not math.isnan(gate.threshold)
@@ -102,7 +102,7 @@ def test_a_card_warns_of_what_was_trained_on_and_of_what_is_worse_than_the_mean(
     acts = torch.cat([next(Fresh())[A] for _ in range(2)])
     source = tr.Held({A: acts}, 256)
     plan = tr.Plan(tokens=256 * 4, select="float32", products="plain")
-    done = tr.train(source, tr.autoencoder(A, 24, tr.TrainTopK(3), rate=1e3), plan)
+    done = tr.train(source, [tr.autoencoder(A, 24, tr.TrainTopK(3), rate=1e3)], plan)
     (made,) = cards.card(done, source, tokens=600)
     assert made["held_out"] is False
     assert [w.split(":")[0].split(" is")[0] for w in made["warnings"]] == [
@@ -112,7 +112,7 @@ def test_a_card_warns_of_what_was_trained_on_and_of_what_is_worse_than_the_mean(
     (fresh,) = cards.card(done, Fresh(), tokens=600)
     assert fresh["held_out"] is None
     source = tr.Held({A: torch.cat([acts] * 4)}, 256)
-    done = tr.train(source, tr.autoencoder(A, 24, tr.TrainTopK(3), rate=1e-3), plan)
+    done = tr.train(source, [tr.autoencoder(A, 24, tr.TrainTopK(3), rate=1e-3)], plan)
     (unseen,) = cards.card(done, source, tokens=256)
     assert unseen["held_out"] is True
     assert not unseen["warnings"]

@@ -1,8 +1,8 @@
 """Training of dictionaries: recipes (what), plans (how long), and the run that follows them.
 
-from cutaway.dictionaries import training as train
-recipe = train.autoencoder("resid_post.3", 1024, train.TrainTopK(16))
-trained = train.train(stream, recipe, train.Plan(tokens=2_000_000), out="runs/my_dictionary")
+from cutaway.dictionaries import training
+recipe = training.autoencoder("resid_post.3", 1024, training.TrainTopK(16))
+trained = training.train(stream, recipe, training.Plan(tokens=2_000_000), out="runs/my_dictionary")
 """
 
 from cutaway.core.cursor import Source

@@ -21,7 +21,7 @@ from cutaway.dictionaries.kernels import precision
 from cutaway.dictionaries.training.mesh import Shards, mesh
 from cutaway.dictionaries.training.plan import Plan
 from cutaway.dictionaries.training.recipe import Recipe
-from cutaway.dictionaries.training.update import DictionaryUpdate, Trained
+from cutaway.dictionaries.training.update import DictionaryUpdate
 from cutaway.models.sweep.processes import processes
 from cutaway.training.loop import Loop
 from cutaway.training.wandb_log import numbers
@@ -53,12 +53,12 @@ def train(
     progress: Callable[[Progress], None] | None = None,
     on_log: Callable[[dict[str, Any]], None] | None = None,
     stop_after: int | None = None,
-) -> list[Trained]:
-    """Train one or several dictionaries on one stream of activations.
+) -> Any:
+    """Train a dictionary, or several on the same stream of activations.
 
     Args:
         source: batches of activations with an exact cursor: a stream, a truth's stream, or `Held`.
-        recipes: what to train; all see the same batches.
+        recipes: a recipe, or a list of recipes that see the same batches.
         plan: how long and how exactly.
         out: folder of the run, for checkpoints and the log; None keeps nothing.
         resume: go on from the checkpoint in `out`, if there is one.
@@ -68,9 +68,12 @@ def train(
         on_log: called with every line of the log, in the main process; `wandb_log` makes one.
         stop_after: end at this step with a checkpoint, as an interruption would.
 
+    Returns:
+        The `Trained` dictionary of one recipe, or a list of them.
+
     Raises:
         Refused: a source without a cursor or tokens, a checkpoint of another run, a folder or device that cannot be
-            used, or a loss that is no number.
+            used, or a loss that is not a number.
         KeyboardInterrupt: as it came; with `out`, the last whole step is in the checkpoint, and the same call goes on.
     """
     if isinstance(device, torch.device | str):
@@ -91,7 +94,8 @@ def train(
 
     with precision.products(update.choice):
         loop.run(stop_after, report)
-    return update.results(loop)
+    results = update.results(loop)
+    return results[0] if isinstance(recipes, Recipe) else results
 
 
 def _check_device(device: torch.device | str) -> None:
