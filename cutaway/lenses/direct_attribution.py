@@ -100,7 +100,7 @@ def direct_attribution(
 
 
 def _logits(model: Model, prompts: Tokens) -> Float[Tensor, "prompt token"]:
-    """The model's own last logits, before its soft cap if it has one (whose inverse would lose the digits)."""
+    """Return the model's own last logits, before its soft cap if it has one (whose inverse would lose the digits)."""
     own, cap = wide(model.run_last(prompts)), unembedding(model.body).cap
     if not cap:
         return own

@@ -23,13 +23,13 @@ AGREES = {torch.float32: 1e-4, torch.float64: 1e-5, torch.bfloat16: 3e-2, torch.
 
 
 def depth_labels(model: Model) -> list[str]:
-    """Names of the `layer` axis of a lens: the embedding, then the stream after each block."""
+    """Return the names of the `layer` axis of a lens: the embedding, then the stream after each block."""
     return ["embed", *(str(i) for i in range(model.shape.n_layers))]
 
 
 @torch.no_grad()
 def along_depth(model: Model, prompts: Tokens, everywhere: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """The residual stream at every depth [layer, batch, (position,) d_model], the logits read off it, and their
+    """Return the residual stream at every depth [layer, batch, (position,) d_model], the logits read off it, and their
     divergence from the model's own: at each prompt's last position or, of prompts of one length, at all.
 
     Raises:
@@ -59,7 +59,7 @@ def along_depth(model: Model, prompts: Tokens, everywhere: bool = False) -> tupl
 
 
 def read_out(model: Model, x: Float[Tensor, "*rest d_model"], capped: bool = True) -> Float[Tensor, "*rest token"]:
-    """Logits of any residual vectors, as the model itself would compute them after its last block.
+    """Return the logits of any residual vectors, as the model itself would compute them after its last block.
 
     `capped=False` leaves out the family's soft cap.
     """
@@ -69,20 +69,20 @@ def read_out(model: Model, x: Float[Tensor, "*rest d_model"], capped: bool = Tru
 
 
 def turned(model: Model, x: Float[Tensor, "*rest d_model"], samples: int, seed: int) -> Iterator[Tensor]:
-    """What is read out of `x` in randomly rotated bases: the control, in which the unembedding should find nothing."""
+    """Yield the readout of `x` in randomly rotated bases: the control, in which the unembedding should find nothing."""
     g = generator(seed)
     for _ in range(samples):
         yield read_out(model, x.float() @ _rotation(model.shape.d_model, g).to(x.device))
 
 
 def _rotation(width: int, g: torch.Generator) -> Float[Tensor, "d_model d_model"]:
-    """A random rotation (Haar)."""
+    """Return a random rotation (Haar)."""
     q, r = torch.linalg.qr(torch.randn(width, width, generator=g))
     return q * r.diagonal().sign()
 
 
 def rank_of(logits: Float[Tensor, "*rest token"], ids: Int[Tensor, "*rest"]) -> Int[Tensor, "*rest"]:
-    """How many tokens are strictly more likely (0 is the top)."""
+    """Return the rank of tokens: the number of tokens that are strictly more likely (0 is the top)."""
     return (logits > logits.gather(-1, ids.unsqueeze(-1))).sum(-1)
 
 

@@ -1,4 +1,4 @@
-"""What a stream yields: activations of some tokens, with the tokens; and what every stream can do."""
+"""Batches of a stream (activations of some tokens, with the tokens), and the protocol of streams."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Batch:
 
     @property
     def words(self) -> tuple[Tensor, ...]:
-        """What is known of each token beside its activations."""
+        """The ids, document, context, position and mask of each token."""
         return self.ids, self.document, self.context, self.position, self.mask
 
     def rows(self, chosen: Tensor | slice) -> Batch:
-        """Some of the tokens."""
+        """Select some of the tokens."""
         return Batch({a: x[chosen] for a, x in self.acts.items()}, *(t[chosen] for t in self.words))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Batch:
-        """The same batch elsewhere, its activations in another dtype if asked for."""
+        """Return the same batch elsewhere, its activations in another dtype if asked for."""
         acts = {a: x.to(device, dtype or x.dtype) for a, x in self.acts.items()}
         return Batch(acts, *(t.to(device) for t in self.words))
 
@@ -63,5 +63,5 @@ class Stream(Source, Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Model, documents and options, JSON-ready, for records."""
+        """Return the model, documents and options, JSON-ready, for records."""
         ...

@@ -25,7 +25,7 @@ _AT_ONCE = 1 << 28  # bytes of permuted rows held at once
 
 @dataclass(frozen=True)
 class Column:
-    """One tensor of a row: its name, width and dtype (width 0 is one number a row, without an axis)."""
+    """A tensor of each row: its name, width and dtype (width 0 is one number per row, without an axis)."""
 
     name: str
     width: int
@@ -89,7 +89,7 @@ class Buckets:
                 self.lengths[b] += len(part)
 
     def shuffled(self, first: int, size: int) -> Iterator[dict[str, Tensor]]:
-        """All rows in random order from number `first` on, `size` at a time, as columns.
+        """Yield all rows in random order from number `first` on, `size` at a time, as columns.
 
         Raises:
             Refused: a file is not as long as noted.
@@ -120,8 +120,10 @@ class Buckets:
     def _columns(self, rows: Integer[Tensor, "row byte"]) -> dict[str, Tensor]:
         parts = rows.split([c.bytes for c in self.columns], 1)
         # A copy even where the part is contiguous already: its bytes may lie where no number of the dtype can begin.
-        found = {c.name: torch.empty(p.shape, dtype=p.dtype).copy_(p).view(c.dtype)
-                 for c, p in zip(self.columns, parts, strict=True)}  # fmt: skip
+        found = {
+            c.name: torch.empty(p.shape, dtype=p.dtype).copy_(p).view(c.dtype)
+            for c, p in zip(self.columns, parts, strict=True)
+        }
         return {c.name: found[c.name] if c.width else found[c.name].squeeze(1) for c in self.columns}
 
     def _path(self, b: int) -> Path:

@@ -67,7 +67,7 @@ def harvest(
 
 
 class _Harvest:
-    """One harvest under way: what is noted down is all that it needs to go on."""
+    """A harvest under way; it resumes from its notes alone."""
 
     def __init__(self, reader: Reader, out: Path, tokens: int | None, seed: int, covariance: bool, shard: int):
         self.reader, self.out, self.tokens, self.seed, self.shard = reader, out, tokens, seed, shard
@@ -125,8 +125,10 @@ class _Harvest:
                 self.kept += len(batch)
                 self.cursor = group.after
                 self.finished = self.kept == self.tokens
-                self.cost = {"forwards": before["forwards"] + spent.forwards,
-                             "seconds": before["seconds"] + time.perf_counter() - start}  # fmt: skip
+                self.cost = {
+                    "forwards": before["forwards"] + spent.forwards,
+                    "seconds": before["seconds"] + time.perf_counter() - start,
+                }
                 if self.tokens is not None:
                     advance(self.kept, self.tokens)
                 if self.finished:
@@ -148,21 +150,40 @@ class _Harvest:
         for tensors in self.buckets.shuffled(sum(r["tokens"] for r in self.rows), size):
             path = self.out / f"shard-{len(self.rows):05d}.safetensors"
             write_tensors(path, tensors, {"kind": KIND})  # two entries would come in any order, and change the sum
-            self.rows.append({"file": path.name, "tokens": len(tensors["ids"]), "bytes": path.stat().st_size,
-                              "sha256": file_hash(path)})  # fmt: skip
+            self.rows.append(
+                {
+                    "file": path.name,
+                    "tokens": len(tensors["ids"]),
+                    "bytes": path.stat().st_size,
+                    "sha256": file_hash(path),
+                }
+            )
             self._note()
 
     def _write_manifest(self) -> None:
         own = self.reader.identity()
         manifest = {
-            "kind": KIND, "version": VERSION, "harvest": self.key, "tokens": self.kept, "asked": self.tokens,
-            "sites": self.reader.widths, "dtype": own["dtype"], "seed": self.seed, "model": own["model"],
-            "documents": own["documents"], "packing": own["packing"], "beginning": self.reader.packer.beginning,
+            "kind": KIND,
+            "version": VERSION,
+            "harvest": self.key,
+            "tokens": self.kept,
+            "asked": self.tokens,
+            "sites": self.reader.widths,
+            "dtype": own["dtype"],
+            "seed": self.seed,
+            "model": own["model"],
+            "documents": own["documents"],
+            "packing": own["packing"],
+            "beginning": self.reader.packer.beginning,
             "masking": self.reader.rule.as_dict(),
             "computed": self.reader.noted_way(),
-            "mean_norm": {a: m.mean_norm for a, m in self.moments.items()}, "moments": file_hash(self.out / MOMENTS),
-            "shards": self.rows, "cost": self.cost, "versions": versions(), "machine": machine(),
-        }  # fmt: skip
+            "mean_norm": {a: m.mean_norm for a, m in self.moments.items()},
+            "moments": file_hash(self.out / MOMENTS),
+            "shards": self.rows,
+            "cost": self.cost,
+            "versions": versions(),
+            "machine": machine(),
+        }
         write_json(self.out / MANIFEST, {**manifest, "key": manifest_key(manifest)})
         self._clean()
 
@@ -176,9 +197,19 @@ class _Harvest:
         moments = {} if self.finished else self.moments
         tensors = {n: t for a, m in moments.items() for n, t in m.tensors(f"{a}/").items()}
         rule = self.reader.rule
-        header = {"kind": "harvest", "harvest": self.key, "cursor": self.cursor.as_dict(), "kept": self.kept,
-                  "finished": self.finished, "lengths": self.buckets.lengths, "rows": self.rows, "cost": self.cost,
-                  "thresholds": rule.thresholds, "way": self.reader.noted_way(), "counts": rule.counts}  # fmt: skip
+        header = {
+            "kind": "harvest",
+            "harvest": self.key,
+            "cursor": self.cursor.as_dict(),
+            "kept": self.kept,
+            "finished": self.finished,
+            "lengths": self.buckets.lengths,
+            "rows": self.rows,
+            "cost": self.cost,
+            "thresholds": rule.thresholds,
+            "way": self.reader.noted_way(),
+            "counts": rule.counts,
+        }
         write_tensors(self.out / NOTES, tensors, header)
 
     def _recall(self) -> None:

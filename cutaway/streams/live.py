@@ -27,7 +27,7 @@ from cutaway.streams.sources import Documents
 
 @dataclass(frozen=True)
 class _Start:
-    """Where a window begins: `skip` tokens into the group at a cursor; the counts are those before that group."""
+    """Start of a window: `skip` tokens into the group at a cursor; the counts are those before that group."""
 
     number: int
     cursor: Cursor
@@ -75,7 +75,7 @@ class LiveStream:
 
     @property
     def beginning(self) -> str:
-        """What contexts begin with, in words."""
+        """The token that contexts begin with, in words."""
         return self.reader.packer.beginning
 
     @property
@@ -85,11 +85,11 @@ class LiveStream:
 
     @property
     def epoch(self) -> int:
-        """How often the documents had been read through before the last token of the window that is handed out."""
+        """Number of times the documents had been read through before the last token of the window handed out."""
         return self._epoch
 
     def identity(self) -> dict[str, Any]:
-        """Model, documents and options."""
+        """Return the model, documents and options."""
         own = {"batch": self.size, "window": self.window, "seed": self.seed}
         return {"kind": "live stream", **self.reader.identity(), **own}
 
@@ -108,11 +108,19 @@ class LiveStream:
         return self._held.rows(self._order[at : at + self.size])
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands, JSON-ready."""
+        """Return the cursor, JSON-ready."""
         s = self._start
-        return {"kind": "live stream", "key": self._key(), "served": self._served, "window": s.number, "skip": s.skip,
-                "cursor": s.cursor.as_dict(), "counts": dict(s.counts), "way": self.reader.noted_way(),
-                "thresholds": dict(self.reader.rule.thresholds)}  # fmt: skip
+        return {
+            "kind": "live stream",
+            "key": self._key(),
+            "served": self._served,
+            "window": s.number,
+            "skip": s.skip,
+            "cursor": s.cursor.as_dict(),
+            "counts": dict(s.counts),
+            "way": self.reader.noted_way(),
+            "thresholds": dict(self.reader.rule.thresholds),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> Self:
         """Go to where `state` was taken; the window it lies in is computed again when a batch is asked for.
@@ -136,7 +144,7 @@ class LiveStream:
         self._windows = self._from(start)
 
     def _from(self, start: _Start) -> Iterator[tuple[_Start, Batch]]:
-        """Windows from one on, each with where it begins."""
+        """Yield the windows from one on, each with where it begins."""
         rule = self.reader.rule
         rule.counts = before = dict(start.counts)
         filling, here, skip = _Filling(self.window), start, start.skip
@@ -169,8 +177,10 @@ class _Filling:
         """Take what there is room for, from token `at` on; returns how many tokens that is."""
         part = batch.rows(slice(at, at + self.size - self.filled))
         if self.held is None:
-            self.held = Batch({a: x.new_empty(self.size, x.shape[1]) for a, x in part.acts.items()},
-                              *(t.new_empty(self.size) for t in part.words))  # fmt: skip
+            self.held = Batch(
+                {a: x.new_empty(self.size, x.shape[1]) for a, x in part.acts.items()},
+                *(t.new_empty(self.size) for t in part.words),
+            )
         where = slice(self.filled, self.filled + len(part))
         pairs = zip((*self.held.acts.values(), *self.held.words), (*part.acts.values(), *part.words), strict=True)
         for into, x in pairs:
@@ -179,6 +189,6 @@ class _Filling:
         return len(part)
 
     def batch(self) -> Batch:
-        """What it holds."""
+        """Return the tokens that it holds."""
         assert self.held is not None
         return self.held.rows(slice(self.filled))

@@ -22,7 +22,13 @@ CALIBRATION = 32  # contexts behind the medians
 
 @dataclass(frozen=True)
 class Masking:
-    """What is masked. `sinks=None` masks no token for its norm; with `drop` masked tokens are left out of batches."""
+    """Choice of the tokens to mask.
+
+    Attributes:
+        special: True to mask special tokens.
+        sinks: mask tokens whose norm exceeds this many medians; None masks no token for its norm.
+        drop: True to leave masked tokens out of batches.
+    """
 
     special: bool = True
     sinks: float | None = 10.0
@@ -34,7 +40,14 @@ MASKING = Masking()
 
 @dataclass
 class Rule:
-    """A masking with what it needs to know of tokenizer and model, and the count of what it masked."""
+    """A masking fitted to a tokenizer and a model.
+
+    Attributes:
+        masking: the choice.
+        special: ids of the special tokens.
+        thresholds: largest norm of an unmasked token, by address.
+        counts: tokens seen and masked so far, by reason.
+    """
 
     masking: Masking
     special: Int[Tensor, "id"]
@@ -74,26 +87,34 @@ class Rule:
         mask = ~sink
         if self.masking.special:
             mask &= ~special
-        seen = {"tokens": len(ids), "special": int(special.sum()), "sinks": int((sink & ~special).sum()),
-                "masked": int((~mask).sum())}  # fmt: skip
+        seen = {
+            "tokens": len(ids),
+            "special": int(special.sum()),
+            "sinks": int((sink & ~special).sum()),
+            "masked": int((~mask).sum()),
+        }
         for name, n in seen.items():
             self.counts[name] += n
         return mask
 
     def as_dict(self) -> dict[str, Any]:
-        """The rule in words, with thresholds and counts, for records."""
+        """Return the rule in words, with thresholds and counts, for records."""
         words = [f"ids {self.special.tolist()}"] if self.masking.special else []
         if self.masking.sinks is not None:
             words.append(f"norm above {self.masking.sinks:g} × the median of the first contexts (about {CALIBRATION})")
-        return {"masked": words, "dropped": self.masking.drop, "thresholds": dict(self.thresholds),
-                "counts": dict(self.counts)}  # fmt: skip
+        return {
+            "masked": words,
+            "dropped": self.masking.drop,
+            "thresholds": dict(self.thresholds),
+            "counts": dict(self.counts),
+        }
 
 
 COUNTED = ("contexts", "padding", "tokens", "special", "sinks", "masked")
 
 
 def rule(masking: Masking, tokenizer: Any) -> Rule:
-    """The rule of a masking for one tokenizer (None: no token is special).
+    """Return the rule of a masking for one tokenizer (None: no token is special).
 
     Raises:
         Refused: a factor for sinks that is not above 1.

@@ -12,11 +12,11 @@ from cutaway.core.stats import generator
 
 
 def drawn(seed: int, *place: str | int) -> torch.Generator:
-    """A random source of its own for one place of one seed."""
+    """Return a random source of its own for one place of one seed."""
     digest = hashlib.sha256("\x00".join(map(str, (seed, *place))).encode()).digest()
     return generator(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def permutation(n: int, seed: int, *place: str | int) -> Int[Tensor, "n"]:
-    """A uniformly random order of n things."""
+    """Return a uniformly random order of n things."""
     return torch.randperm(n, generator=drawn(seed, *place))

@@ -28,10 +28,17 @@ _DOCUMENTS = 64  # tokenised in one call: tokenizers work on many at once
 
 @dataclass(frozen=True)
 class Packing:
-    """How documents become contexts. `rows` contexts go through the model at once.
+    """Packing of documents into contexts of one length.
 
     `bos="auto"` is `both` where the tokenizer has a beginning-of-text token; where it has none, documents end with its
     end-of-text token instead; and ids that came as ids are taken as they are.
+
+    Attributes:
+        context: tokens per context.
+        bos: begin contexts, documents or both with the beginning-of-text token.
+        eos: True to end documents with the end-of-text token.
+        across: True to let a document continue in the next context and several share one.
+        rows: contexts that go through the model at once.
     """
 
     context: int = 128
@@ -41,7 +48,7 @@ class Packing:
     rows: int = 8
 
     def resolved(self, tokenizer: Any, documents: Documents) -> Packing:
-        """The same packing with `auto` decided.
+        """Return the same packing with `auto` decided.
 
         Raises:
             Refused: sizes that are too small, or a token that the tokenizer does not have.
@@ -54,8 +61,9 @@ class Packing:
         new = self
         if self.bos == "auto":
             text = not isinstance(documents, TokenRows)
-            new = replace(self, bos="both" if text and has_bos else "none",
-                          eos=self.eos or (text and has_eos and not has_bos))  # fmt: skip
+            new = replace(
+                self, bos="both" if text and has_bos else "none", eos=self.eos or (text and has_eos and not has_bos)
+            )
         for wanted, has, name in ((new.bos != "none", has_bos, "bos"), (new.eos, has_eos, "eos")):
             if wanted and not has:
                 shown = f"bos={new.bos!r}" if name == "bos" else "eos=True"
@@ -69,7 +77,7 @@ PACKING = Packing()
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where the next context begins: at token `token` of document `document`, whose hash is `digest`."""
+    """Start of the next context: token `token` of document `document`, whose hash is `digest`."""
 
     document: int = 0
     token: int = 0
@@ -78,7 +86,7 @@ class Cursor:
     digest: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """The cursor as JSON-ready data."""
+        """Return the cursor as JSON-ready data."""
         return asdict(self)
 
 
@@ -108,7 +116,7 @@ class Packer:
 
     @property
     def beginning(self) -> str:
-        """What contexts begin with, in words, and whether the tokenizer begins prompts in the same way."""
+        """The token that contexts begin with, in words, with a note if the tokenizer does not begin prompts so."""
         if self.bos is None:
             return "no beginning-of-text token is put"
         where = {"both": "contexts and documents begin", "context": "contexts begin", "document": "documents begin"}
@@ -117,7 +125,8 @@ class Packer:
         return said if own else f"{said}, which the tokenizer itself does not put before a prompt: capture(…, bos=True)"
 
     def contexts(self, cursor: Cursor, epochs: int | None = 1) -> Iterator[Contexts]:
-        """Contexts from a cursor on, `rows` at a time (fewer at the end of an epoch); `epochs=None` never ends.
+        """Yield the contexts from a cursor on, `rows` at a time (fewer at the end of an epoch); `epochs=None` never
+        ends.
 
         Raises:
             Refused: the documents are not those that the cursor was made for, or there is none.
@@ -137,7 +146,7 @@ class Packer:
                 held = following
 
     def _rows(self, cursor: Cursor) -> Iterator[_Row]:
-        """One context after the other; a row is emitted when it is full, or must not take more."""
+        """Yield one context after another; a row is emitted when it is full, or must not take more."""
         row = _Row(self, cursor)
         for number, digest, ids in self._sequences(cursor):
             at = cursor.token if number == cursor.document else 0
@@ -150,7 +159,7 @@ class Packer:
             yield row
 
     def _sequences(self, cursor: Cursor) -> Iterator[tuple[int, str, Tensor]]:
-        """Number, hash and ids of the documents from the cursor's on."""
+        """Yield the number, hash and ids of the documents from the cursor's on."""
         first = [self.bos] if self.packing.bos in ("document", "both") else []
         last = [self.eos] if self.packing.eos else []
         found, number = self.documents.read(cursor.document), cursor.document
@@ -179,7 +188,7 @@ class Packer:
 
 
 class _Row:
-    """One context being filled."""
+    """A context being filled."""
 
     def __init__(self, packer: Packer, cursor: Cursor):
         self.packer, self.cursor, self.filled = packer, cursor, 0
@@ -189,7 +198,7 @@ class _Row:
 
     @property
     def full(self) -> bool:
-        """Whether there is no room left."""
+        """True if it has no room left."""
         return self.filled == self.ids.shape[1]
 
     def take(self, number: int, at: int, ids: Tensor, digest: str) -> int:
@@ -210,7 +219,7 @@ class _Row:
 
 
 def _special(tokenizer: Any) -> tuple[Any, ...]:
-    """Whether there is a tokenizer, and its special tokens."""
+    """Return the identity of a tokenizer's special tokens, for comparison; the first entry is True if there is none."""
     ids = sorted(set(getattr(tokenizer, "all_special_ids", None) or ()))
     return tokenizer is None, ids, *(getattr(tokenizer, f"{n}_token_id", None) for n in ("bos", "eos"))
 

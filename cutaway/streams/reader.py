@@ -80,11 +80,17 @@ class Reader:
         return {a: x.shape[-1] for a, x in self._through(Contexts(one, one >= 0, one, Cursor(), Cursor())).acts.items()}
 
     def identity(self) -> dict[str, Any]:
-        """Model, documents, packing, masking, sites and dtype."""
+        """Return the model, documents, packing, masking, sites and dtype."""
         p, m = self.packer.packing, self.rule.masking
-        return {"model": self._model, "documents": self._documents, "sites": self.sites, "packing": vars(p).copy(),
-                "masking": {**vars(m), "special ids": self.rule.special.tolist()},
-                "dtype": str(self.dtype).removeprefix("torch."), "quick": self.quick}  # fmt: skip
+        return {
+            "model": self._model,
+            "documents": self._documents,
+            "sites": self.sites,
+            "packing": vars(p).copy(),
+            "masking": {**vars(m), "special ids": self.rule.special.tolist()},
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "quick": self.quick,
+        }
 
     @cached_property
     def key(self) -> str:
@@ -92,7 +98,7 @@ class Reader:
         return hash_text(repr(sorted(self.identity().items())))
 
     def noted_way(self) -> dict[str, Any] | None:
-        """How forwards are computed, JSON-ready (None: not decided yet)."""
+        """Return the way in which forwards are computed, JSON-ready (None if not decided yet)."""
         if self.way is None:
             return None
         noted = {n: vars(w).copy() for n, w in self.way.items()}
@@ -107,7 +113,7 @@ class Reader:
             self.way = {n: Way(**w) for n, w in each.items()}
 
     def texts(self, numbers: Collection[int]) -> dict[int, Int[Tensor, "position"]]:
-        """The ids of some contexts by number, masked tokens included; the documents are read, no model is run."""
+        """Read the ids of some contexts by number, masked tokens included, without running a model."""
         found: dict[int, Tensor] = {}
         for c in self.packer.contexts(Cursor()):
             for n, (ids, real) in enumerate(zip(c.ids, c.real, strict=True), c.cursor.context):
@@ -121,7 +127,7 @@ class Reader:
         return dict.fromkeys(self.models, OWN)
 
     def groups(self, cursor: Cursor, epochs: int | None = 1) -> Iterator[Group]:
-        """Groups from a cursor on; from the beginning, the first ones set the masking's thresholds."""
+        """Yield the groups from a cursor on; from the beginning, the first ones set the masking's thresholds."""
         contexts = self._decided(self.packer.contexts(cursor, epochs))
         first: list[tuple[Contexts, Batch]] = []
         if self.rule.masking.sinks is not None and not self.rule.thresholds:
@@ -136,7 +142,7 @@ class Reader:
             yield self._group(c, self._through(c))
 
     def _decided(self, contexts: Iterator[Contexts]) -> Iterator[Contexts]:
-        """The same contexts; before the first of a fresh stream, the way of computing is chosen on its first row."""
+        """Yield the same contexts, after choosing the way of computing on the first row of a fresh stream."""
         for c in contexts:
             if self.way is None:
                 one = Contexts(c.ids[:1], c.real[:1], c.document[:1], c.cursor, c.after)
@@ -168,7 +174,7 @@ class Reader:
         return Batch({a: x.to(device) for a, x in acts.items()}, *words)
 
     def _acts(self, name: str, c: Contexts) -> dict[str, Tensor]:
-        """What one model makes of contexts, at its sites."""
+        """Run one model on contexts and return the activations at its sites."""
         model, sites, n = self.models[name], self._sites[name], len(c.ids)
         tokens = model.tokens(Tokens(c.ids, c.real, ("",) * n, ((),) * n, ((),) * n))
         found = model.capture(tokens, sites, logits=False)
@@ -186,8 +192,11 @@ class Reader:
         if self.model is not None:
             return self.model.identity()
         each = {n: m.identity() for n, m in self.models.items()}
-        return {"name": ", ".join(f"{n}={m.name}" for n, m in self.models.items()), "models": each,
-                "dtype": next(iter(each.values()))["dtype"]}  # fmt: skip
+        return {
+            "name": ", ".join(f"{n}={m.name}" for n, m in self.models.items()),
+            "models": each,
+            "dtype": next(iter(each.values()))["dtype"],
+        }
 
     @cached_property
     def _documents(self) -> dict[str, Any]:
@@ -195,7 +204,7 @@ class Reader:
 
 
 def storage(dtype: torch.dtype | str) -> torch.dtype:
-    """The dtype meant, if activations can be kept in it.
+    """Return the dtype meant, if activations can be kept in it.
 
     Raises:
         Refused: another dtype.
@@ -207,7 +216,7 @@ def storage(dtype: torch.dtype | str) -> torch.dtype:
 
 
 def named(model: Models) -> dict[str, Model]:
-    """Models by name; one alone has the empty name.
+    """Return the models by name; one alone has the empty name.
 
     Raises:
         Refused: no model, or a name that could not stand before an address.
@@ -225,10 +234,8 @@ def _full(name: str, address: str) -> str:
     return f"{name}:{address}" if name else address
 
 
-def _addresses(
-    models: Mapping[str, Model], sites: str | Address | Sequence[str | Address]
-) -> dict[str, list[str]]:  # fmt: skip
-    """The addresses to read in each model; one that reads nothing is refused."""
+def _addresses(models: Mapping[str, Model], sites: str | Address | Sequence[str | Address]) -> dict[str, list[str]]:
+    """Return the addresses to read in each model; one that reads nothing is refused."""
     asked: dict[str, list[str | Address]] = {n: [] for n in models}
     for site in [sites] if isinstance(sites, str | Address) else sites:
         names, rest = models_of(site, models)

@@ -56,7 +56,7 @@ class Shards:
 
     @property
     def tokens(self) -> int:
-        """How many tokens there are."""
+        """Number of tokens."""
         return self.manifest["tokens"]
 
     @property
@@ -71,7 +71,7 @@ class Shards:
 
     @property
     def beginning(self) -> str:
-        """What contexts begin with, in words."""
+        """The token that contexts begin with, in words."""
         return self.manifest.get("beginning", f"beginning-of-text token: {self.manifest['packing']['bos']}")
 
     @property
@@ -80,7 +80,7 @@ class Shards:
         return hash_text(*(row["sha256"] for row in self.manifest["shards"]))
 
     def moments(self) -> dict[str, Moments]:
-        """Moments of the activations at each site, over all tokens that are kept.
+        """Return the moments of the activations at each site, over all tokens that are kept.
 
         Raises:
             Refused: the file was changed.
@@ -101,7 +101,7 @@ class Shards:
             self._verify(self.folder / row["file"], row["sha256"])
 
     def shard(self, number: int) -> dict[str, Tensor]:
-        """The tensors of one shard, mapped into memory, checked before its first use.
+        """Return the tensors of one shard, mapped into memory, checked before its first use.
 
         Raises:
             Refused: the file was changed.
@@ -118,7 +118,7 @@ class Shards:
         epochs: int | None = 1,
         part: tuple[int, int] = (0, 1),
     ) -> ShardStream:
-        """Batches in the order on disk; later epochs permute the shards and the tokens in each, by the seed.
+        """Return the batches in the order on disk; later epochs permute the shards and the tokens in each, by the seed.
 
         `part=(i, n)` gives the i-th of n equal parts of every batch, for n processes.
 
@@ -202,16 +202,17 @@ class ShardStream:
 
     @property
     def beginning(self) -> str:
-        """What contexts begin with, in words."""
+        """The token that contexts begin with, in words."""
         return self.shards.beginning
 
     @property
     def epoch(self) -> int:
-        """How often all had been handed out before the last token."""
+        """Number of times all tokens had been handed out before the last one."""
         return max(0, self._token - 1) // self.shards.tokens
 
     def moments(self) -> dict[str, Moments]:
-        """Moments of each site over all tokens of the shards; none where masked tokens were kept and counted with them.
+        """Return the moments of each site over all tokens of the shards; none where masked tokens were kept and counted
+        with them.
 
         Raises:
             Refused: the file was changed.
@@ -222,7 +223,7 @@ class ShardStream:
         return {a: found[a] for a in self.sites}
 
     def identity(self) -> dict[str, Any]:
-        """What the manifest says of model and documents, and how it is read."""
+        """Return the model and documents of the manifest and the options of reading, for records."""
         m = self.shards.manifest
         own = {"sites": self.sites, "batch": self.size, "seed": self.seed, "dtype": str(self.dtype).split(".")[1]}
         return {
@@ -255,7 +256,7 @@ class ShardStream:
         return Batch(acts, mask=_joined(masks), **words)
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands, JSON-ready."""
+        """Return the cursor, JSON-ready."""
         return {"kind": "shards", "key": self._key(), "token": self._token}
 
     def restore(self, state: Mapping[str, Any]) -> Self:
@@ -271,7 +272,7 @@ class ShardStream:
         return self
 
     def _pieces(self, low: int, high: int) -> Iterator[dict[str, Tensor]]:
-        """Tensors of tokens `low` to `high`, cut where shards and epochs end."""
+        """Yield the tensors of tokens `low` to `high`, cut where shards and epochs end."""
         whole = self.shards.tokens
         while low < high:
             epoch, at = divmod(low, whole)
@@ -303,7 +304,7 @@ class ShardStream:
 
 
 def _check_form(m: dict[str, Any]) -> None:
-    """Hold a manifest to what is read of it; whoever signs what he changed is not believed."""
+    """Check the entries of a manifest that are read, even if its signature is valid."""
     for name, kind in (("tokens", int), ("dtype", str), ("moments", str), ("model", dict), ("masking", dict)):
         held(m, name, kind)
     sites, rows = held(m, "sites", dict), held(m, "shards", list)
@@ -322,18 +323,18 @@ def manifest_key(manifest: Mapping[str, Any]) -> str:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _plain(data: Any) -> Any:
-    """Data as it comes back from JSON, its dictionaries in one order."""
+    """Return the data as it comes back from JSON, its dictionaries in one order."""
     if isinstance(data, Mapping):
         return [(str(k), _plain(v)) for k, v in sorted(data.items())]
     return [_plain(v) for v in data] if isinstance(data, list | tuple) else data
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
-    """A tensor of its own, never a view of a mapped file."""
+    """Return a tensor of its own, never a view of a mapped file."""
     return torch.cat(parts) if len(parts) > 1 else parts[0].clone()

@@ -1,4 +1,4 @@
-"""Where tokens come from: documents, in a fixed order, that can be read again from any document on.
+"""Sources of documents, in a fixed order, that can be read again from any document on.
 
 A document is a text, or a row of token ids (a list or a tensor). Every source says what it is (`identity`), so that
 activations can name the data that they came from, and yields the same documents in the same order each time.
@@ -27,14 +27,14 @@ Document = str | Sequence[int] | Tensor
 
 @runtime_checkable
 class Documents(Protocol):
-    """What a stream reads: documents by number, and what they are."""
+    """Protocol of a source that a stream reads: documents by number, and their identity."""
 
     def read(self, first: int) -> Iterator[Document]:
-        """Documents from number `first` on, in their fixed order."""
+        """Return the documents from number `first` on, in their fixed order."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What they are, JSON-ready, for manifests and records."""
+        """Return the identity of the documents, JSON-ready, for manifests and records."""
         ...
 
 
@@ -49,11 +49,11 @@ class TextFiles:
     unit: str = "file"
 
     def read(self, first: int) -> Iterator[Document]:
-        """Documents from number `first` on."""
+        """Return the documents from number `first` on."""
         return islice(self._all(), first, None)
 
     def identity(self) -> dict[str, Any]:
-        """Names and hashes of the files."""
+        """Return the names and hashes of the files."""
         return {"kind": "text files", "unit": self.unit, "files": [_file(p) for p in self.paths]}
 
     def _all(self) -> Iterator[str]:
@@ -86,7 +86,7 @@ class JsonLines:
     field: str = "text"
 
     def read(self, first: int) -> Iterator[Document]:
-        """Documents from number `first` on; earlier lines are not parsed."""
+        """Yield the documents from number `first` on; earlier lines are not parsed."""
         left = first
         for path in self.paths:
             try:
@@ -100,7 +100,7 @@ class JsonLines:
                 raise Refused(f"tokens from {str(path)!r}", why, "check it, or convert it to UTF-8") from error
 
     def identity(self) -> dict[str, Any]:
-        """Names and hashes of the files, and the field."""
+        """Return the names and hashes of the files, and the field."""
         return {"kind": "JSON lines", "field": self.field, "files": [_file(p) for p in self.paths]}
 
     def _document(self, path: Path, number: int, line: str) -> Document:
@@ -123,7 +123,7 @@ class HubTexts:
     revision: str | None = None
 
     def read(self, first: int) -> Iterator[Document]:
-        """Documents from number `first` on."""
+        """Yield the documents from number `first` on."""
         try:
             from datasets import load_dataset  # type: ignore[import-not-found]
         except ImportError as error:
@@ -141,9 +141,15 @@ class HubTexts:
             yield _checked(row[self.field], f"field {self.field!r} of row {number} of {self.name!r}")
 
     def identity(self) -> dict[str, Any]:
-        """Name, config, split and revision."""
-        return {"kind": "hub", "name": self.name, "config": self.config, "split": self.split, "field": self.field,
-                "revision": self.revision}  # fmt: skip
+        """Return the name, config, split and revision."""
+        return {
+            "kind": "hub",
+            "name": self.name,
+            "config": self.config,
+            "split": self.split,
+            "field": self.field,
+            "revision": self.revision,
+        }
 
 
 @dataclass(frozen=True)
@@ -154,35 +160,40 @@ class TokenRows:
     name: str = "ids"
 
     def read(self, first: int) -> Iterator[Document]:
-        """Rows from number `first` on."""
+        """Yield the rows from number `first` on."""
         yield from self.ids[first:]
 
     def identity(self) -> dict[str, Any]:
         """Shape and hash."""
-        return {"kind": "token ids", "name": self.name, "shape": list(self.ids.shape),
-                "hash": hash_tensors({"ids": self.ids})}  # fmt: skip
+        return {
+            "kind": "token ids",
+            "name": self.name,
+            "shape": list(self.ids.shape),
+            "hash": hash_tensors({"ids": self.ids}),
+        }
 
 
 @dataclass(frozen=True)
 class Made:
-    """Documents from Python: a collection, or a function that starts them anew at each call."""
+    """Documents from Python: a collection, or a function that starts them again at each call."""
 
     begin: Callable[[], Iterable[Document]]
     name: str
     hash: str | None = None
 
     def read(self, first: int) -> Iterator[Document]:
-        """Documents from number `first` on; earlier ones are made and thrown away."""
+        """Yield the documents from number `first` on; earlier ones are made and thrown away."""
         for number, document in enumerate(islice(self.begin(), first, None), first):
             yield _checked(document, f"document {number} of {self.name}")
 
     def identity(self) -> dict[str, Any]:
-        """The name, and the hash of a collection (None of a function: its documents are not known before)."""
+        """Return the name, and the hash of a collection (None of a function: its documents are not known before)."""
         return {"kind": "made", "name": self.name, "hash": self.hash}
 
 
 def from_text_files(paths: str | Path | Sequence[str | Path], unit: str = "file") -> TextFiles:
-    """Text files as documents, one a `unit` (file, paragraph or line); a folder means the .txt files in it, by name.
+    """Read text files as documents, one per `unit` (file, paragraph or line); a folder means the .txt files in it,
+    by name.
 
     Raises:
         Refused: a file is not there, or a folder holds none.
@@ -193,7 +204,7 @@ def from_text_files(paths: str | Path | Sequence[str | Path], unit: str = "file"
 
 
 def from_json_lines(paths: str | Path | Sequence[str | Path], field: str = "text") -> JsonLines:
-    """Files of JSON lines as documents; a folder means the .jsonl files in it, in the order of their names.
+    """Read files of JSON lines as documents; a folder means the .jsonl files in it, in the order of their names.
 
     Raises:
         Refused: a file is not there, or a folder holds none.
@@ -202,7 +213,7 @@ def from_json_lines(paths: str | Path | Sequence[str | Path], field: str = "text
 
 
 def from_ids(ids: Tensor | str | Path, name: str = "") -> TokenRows:
-    """Token ids as documents, one a row: a tensor, a .safetensors file with the tensor `ids`, or a .npy file.
+    """Read token ids as documents, one per row: a tensor, a .safetensors file with the tensor `ids`, or a .npy file.
 
     Raises:
         Refused: no such file, a pickle, or other than whole numbers of one or two axes.
@@ -219,7 +230,7 @@ def from_ids(ids: Tensor | str | Path, name: str = "") -> TokenRows:
 
 
 def from_texts(texts: Iterable[Document] | Callable[[], Iterable[Document]], name: str = "texts") -> Made:
-    """Documents from Python: a collection, or a function that returns a fresh iterator.
+    """Make documents from Python: a collection, or a function that returns a fresh iterator.
 
     Raises:
         Refused: an iterator, which can be read only once.
@@ -239,7 +250,7 @@ def from_texts(texts: Iterable[Document] | Callable[[], Iterable[Document]], nam
 
 
 def documents(spec: str, field: str = "text") -> Documents:
-    """The documents that a short text names, as on a command line.
+    """Open the documents that a short text names, as on a command line.
 
     `hub:org/name`, `hub:org/name:split` or `hub:org/name:config:split`; a .jsonl, .safetensors or .npy file; or text
     files and folders of them.
@@ -318,7 +329,7 @@ def _checked(found: Any, where: str) -> Document:
 
 
 def _file(path: Path) -> dict[str, Any]:
-    """The name, size and hash of a file. Every byte counts; a file that did not change is hashed once a process."""
+    """Return the name, size and hash of a file. A file that does not change is hashed once per process."""
     s = path.stat()
     return {"name": path.name, "bytes": s.st_size, "hash": _hash(path.resolve(), s.st_size, s.st_mtime_ns, s.st_ino)}
 

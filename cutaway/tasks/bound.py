@@ -87,7 +87,7 @@ class Bound:
         return self.readout(read, **picked)  # type: ignore[arg-type]
 
     def measure_with(self, name: str, model: Model) -> Measure:
-        """The metric and the one called `name`, as two columns of the same run."""
+        """Return the metric and the one called `name`, as two columns of the same run."""
         return jointly([self.measure, self.measured_by(name, model).measure])
 
     def measured_by(self, name: str | Readout, model: Model) -> Bound:

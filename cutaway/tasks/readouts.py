@@ -38,7 +38,7 @@ Foils = Int[Tensor, "batch"] | Int[Tensor, "batch wrong"]
 
 @dataclass(frozen=True)
 class Readout:
-    """One row: a function of what a run shows.
+    """A row of the table of readouts: a function of what a run shows.
 
     Attributes:
         name: the word that names it, as in `metric="prob"` and `--task-metric prob`.

@@ -1,4 +1,4 @@
-"""One training loop for whatever is fitted: checkpoints, exact resume, interrupts, a log, a forecast, a guard.
+"""The training loop of everything that is fitted: checkpoints, exact resume, interrupts, a log, a forecast, a guard.
 
 from cutaway.training import Loop, Plan, Update
 class Probe(Update): ...  # step, report, state, restore

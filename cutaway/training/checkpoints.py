@@ -61,7 +61,7 @@ class Checkpoints:
         ranks.wait()
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors of the last checkpoint, of which each process gets its own rows, and the record.
+        """Return the tensors of the last checkpoint, of which each process gets its own rows, and the record.
 
         Raises:
             Refused: the folder holds no checkpoint, or one of another kind of run.
@@ -84,7 +84,7 @@ class Checkpoints:
 
 
 def _free(out: Path) -> str:
-    """The folder that the present checkpoint does not use."""
+    """Return the folder that the present checkpoint does not use."""
     used = read_json(out / SHARED).get("folder") if (out / SHARED).is_file() else None
     return next(f for f in FOLDERS if f != used)
 
@@ -108,7 +108,7 @@ def _own(name: str, t: Tensor, ranks: Ranks) -> Tensor:
 
 
 def _spread(name: str, t: Tensor, ranks: Ranks) -> Any:
-    """A tensor as distributed checkpoints take it: rows of a larger one, or the same in each process."""
+    """Return a tensor as distributed checkpoints take it: rows of a larger one, or the same in each process."""
     return _placed(t, ranks.number(len(t)), ranks) if ranks.splits(name, t) else t
 
 

@@ -1,4 +1,4 @@
-"""The log of a training run: `log.jsonl` in its folder, and whoever listens."""
+"""The log of a training run: `log.jsonl` in its folder, and listeners."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Log:
 
 
 def _finite(data: Any) -> Any:
-    """The data with null for each number that JSON does not have."""
+    """Return the data with null for each number that JSON does not have."""
     match data:
         case float() if not math.isfinite(data):
             return None

@@ -62,15 +62,17 @@ class Update(Protocol):
         return
 
     def report(self, loop: Loop) -> list[dict[str, Any]]:
-        """Lines for the log about the steps since the last report; the loop adds step, tokens, speed and forecast."""
+        """Return the lines for the log about the steps since the last report; the loop adds step, tokens, speed and
+        forecast.
+        """
         ...
 
     def settings(self, loop: Loop) -> dict[str, Any]:
-        """JSON-ready settings that must be equal when a checkpoint is taken up; they are part of its record."""
+        """Return the settings that must be equal on resume, JSON-ready; they are part of a checkpoint's record."""
         return {"plan": loop.plan.as_dict()}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that the next step depends on: tensors by name, and JSON-ready data by name."""
+        """Return all that the next step depends on: tensors by name, and JSON-ready data by name."""
         ...
 
     def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any], loop: Loop) -> None:
@@ -87,7 +89,7 @@ class Forecast:
 
 
 class Loop:
-    """One training run. Call `start`, which begins or resumes it, and then `run`.
+    """A training run. Call `start`, which begins or resumes it, and then `run`.
 
     Attributes:
         update: what is trained.
@@ -211,7 +213,7 @@ class Loop:
         self.log_file.write(self.events[-1])
 
     def forecast(self) -> Forecast:
-        """Tokens per second so far, and the seconds that are left at that speed."""
+        """Return the tokens per second so far, and the seconds that are left at that speed."""
         seconds = self.seconds
         done = self.plan.done(self.tokens, seconds)
         left = seconds / done * max(0.0, 1 - done) if done else float("inf")
@@ -226,8 +228,10 @@ class Loop:
         tensors, own = self.update.state()
         cursor = self.source.state() if self._cursor is None else self._cursor
         record = {n: getattr(self, n) for n in _COUNTED} | {
-            "lines": self.log_file.lines, "source": cursor, "threads": torch.get_num_threads(),
-        }  # fmt: skip
+            "lines": self.log_file.lines,
+            "source": cursor,
+            "threads": torch.get_num_threads(),
+        }
         record |= self.update.settings(self)
         if clash := own.keys() & record.keys():
             what = f"a state of {self.update.kind} with {', '.join(sorted(clash))}"
@@ -267,7 +271,7 @@ class Loop:
         return self.update.ranks.broadcast(late or by_step) if reported else by_step
 
     def _next(self, stream: Iterator[Any]) -> Any:
-        """The next batch, None at the end."""
+        """Return the next batch, None at the end."""
         if self.waiting:
             batch, self._cursor = self.waiting.pop(0)
             return batch

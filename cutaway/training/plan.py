@@ -40,23 +40,23 @@ class Plan:
             )
 
     def shares(self) -> dict[str, float]:
-        """Options that are shares of the run."""
+        """Return the options that are shares of the run."""
         return {"warmup": self.warmup, "decay": self.decay}
 
     def done(self, tokens: int, seconds: float) -> float:
-        """The share of the run that is done after so many tokens and seconds; the run ends at 1."""
+        """Return the share of the run that is done after some tokens and seconds; the run ends at 1."""
         return tokens / self.tokens
 
     def steps(self, batch: int) -> int:
-        """Steps of the whole run, with batches of so many tokens."""
+        """Return the number of steps of the whole run, with batches of `batch` tokens."""
         return max(1, -(-self.tokens // batch))
 
     def factor(self, step: int, steps: int) -> float:
-        """The learning rate at a step, as a share of the highest."""
+        """Return the learning rate at a step, as a share of the highest."""
         rise = max(1, min(1000, round(self.warmup * steps)))
         fall = self.decay * steps
         return min(1.0, (step + 1) / rise, (steps - step) / fall if fall >= 1 else 1.0)
 
     def as_dict(self) -> dict[str, Any]:
-        """The plan ready for JSON."""
+        """Return the plan ready for JSON."""
         return asdict(self)

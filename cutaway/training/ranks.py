@@ -26,7 +26,7 @@ class Ranks(Protocol):
     mesh: Any
 
     def broadcast(self, data: Any) -> Any:
-        """The first process's JSON-ready data."""
+        """Return the first process's JSON-ready data."""
         ...
 
     def wait(self) -> None:
@@ -34,11 +34,11 @@ class Ranks(Protocol):
         ...
 
     def number(self, n: int) -> int:
-        """The sum of a number over the shards."""
+        """Return the sum of a number over the shards."""
         ...
 
     def bounds(self, n_rows: int, /) -> tuple[int, int]:
-        """The first row held here, and the one after the last."""
+        """Return the first row held here, and the one after the last."""
         ...
 
     def splits(self, name: str, t: Tensor) -> bool:

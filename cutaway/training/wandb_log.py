@@ -16,7 +16,7 @@ Numbers = Callable[[Mapping[str, Any]], Mapping[str, float]]
 
 
 def numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line of the log by name, those of an inner table as `table/name`; an event counts 1."""
+    """Return the numbers of a line of the log by name, those of an inner table as `table/name`; an event counts 1."""
     if "event" in line:
         return {f"event/{line['event']}": 1.0}
     found: dict[str, float] = {}

@@ -12,7 +12,7 @@ from cutaway.core.refuse import Refused, nearest
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the zoo; its room offers `path()`, `World` and a recipe `train.train`."""
+    """A model of the zoo; its room offers `path()`, `World` and a recipe `train.train`."""
 
     name: str
     says: str
@@ -24,11 +24,11 @@ class Entry:
 
     @property
     def ready(self) -> bool:
-        """Whether its weights are here."""
+        """True if its weights are present."""
         return (self.folder / "model.safetensors").exists()
 
     def world(self) -> Any:
-        """The truth of its world."""
+        """Return the truth of its world."""
         return self._module().World.load()
 
     def train(self, out: Path, **options: Any) -> Path:
@@ -47,12 +47,12 @@ ENTRIES: dict[str, Entry] = {
 
 
 def find(name: str) -> Entry | None:
-    """The entry called `name`, if the zoo has one."""
+    """Return the entry called `name`, if the zoo has one."""
     return ENTRIES.get(name)
 
 
 def entry(name: str) -> Entry:
-    """The entry called `name`.
+    """Return the entry called `name`.
 
     Raises:
         Refused: the zoo has no such model.
@@ -65,13 +65,13 @@ def entry(name: str) -> Entry:
 
 
 def dictionaries(model: str) -> list[str]:
-    """Names of the dictionaries of a model that ship here, as `dictionary` takes them."""
+    """Return the names of the dictionaries of a model that ship here, as `dictionary` takes them."""
     files = import_module(f"cutaway.zoo.{entry(model).name}.dictionaries").shipped()
     return [f"{model}/{name}" for name, file in files.items() if file.is_file()]
 
 
 def dictionary(name: str) -> Path | None:
-    """The file of a dictionary that ships here, by `model/name`; None if no model of that name is here.
+    """Return the file of a dictionary that ships here, by `model/name`; None if no model of that name is here.
 
     Raises:
         Refused: the model has no such dictionary.

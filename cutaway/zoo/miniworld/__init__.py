@@ -14,5 +14,5 @@ __all__ = ["Country", "Person", "World", "path"]
 
 
 def path() -> Path:
-    """The folder of the shipped model: weights, configuration, tokenizer, world and card."""
+    """Return the folder of the shipped model: weights, configuration, tokenizer, world and card."""
     return DATA

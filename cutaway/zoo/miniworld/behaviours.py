@@ -1,4 +1,4 @@
-"""What the miniworld promises: one row a behaviour with its bar, and which prompts its accuracy is measured on."""
+"""Promises of the miniworld: one row per behaviour, with its bar and the prompts that its accuracy is measured on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
-    """One row of the card: `bar` is the least share of right answers, None where the row is a contrast."""
+    """A row of the card: `bar` is the least share of right answers, None if the row is a contrast."""
 
     name: str
     held_out: str  # what training never showed

@@ -39,7 +39,7 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a model did with one query."""
+    """Outcome of one query."""
 
     right: bool
     difference: float  # logit of the answer minus logit of the foil, at the first token where they differ
@@ -57,7 +57,7 @@ def wilson(right: int, n: int) -> tuple[float, float]:
 
 
 def encode(tokenizer: Tokenizer, prompt: Prompt) -> Query:
-    """Token ids of a prompt, its answer and its foil (read in the context of the clean prompt)."""
+    """Return the token ids of a prompt, its answer and its foil (read in the context of the clean prompt)."""
     ids = tokenizer.encode(prompt.clean).ids
     answer = tokenizer.encode(prompt.clean + prompt.answer).ids[len(ids) :]
     return Query(ids, answer, tokenizer.encode(prompt.clean + prompt.foil).ids[len(ids) :])
@@ -65,7 +65,7 @@ def encode(tokenizer: Tokenizer, prompt: Prompt) -> Query:
 
 @torch.no_grad()
 def ask(model: torch.nn.Module, queries: Sequence[Query], batch: int = 64) -> list[Outcome]:
-    """The outcome of every query, computed in batches of one length."""
+    """Return the outcome of every query, computed in batches of one length."""
     by_length: dict[int, list[int]] = defaultdict(list)
     for i, query in enumerate(queries):
         by_length[len(query.ids) + len(query.answer)].append(i)
@@ -91,7 +91,7 @@ def _outcome(query: Query, logits: Tensor) -> Outcome:
 
 
 def _greater(outcomes: Sequence[Outcome], rows: Sequence[Prompt], tokenizer: Tokenizer) -> tuple[list[bool], float]:
-    """Whether the likeliest token is a later year, and the mean probability of later minus not later years."""
+    """For each prompt, True if the likeliest token is a later year; and the mean of p(later) − p(not later)."""
     years = torch.tensor([tokenizer.token_to_id(f"{y:02d}") for y in range(100)])
     right, differences = [], []
     for outcome, prompt in zip(outcomes, rows, strict=True):
@@ -134,7 +134,7 @@ def card(
 
     Args:
         model: folder of an exported model, or a live one (then tokenizer and world are the shipped ones).
-        n: prompts a behaviour, where there are so many.
+        n: prompts per behaviour, at most.
         seed: of the prompts.
         rows: which behaviours.
     """
@@ -165,7 +165,7 @@ def _number(x: float) -> str:
 
 
 def render(measured: dict[str, Any], training: dict[str, Any] | None = None) -> str:
-    """The card as Markdown."""
+    """Return the card as Markdown."""
     lines = [
         "# miniworld: model card",
         "",

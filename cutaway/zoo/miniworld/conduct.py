@@ -17,7 +17,7 @@ _FEELING = (
 
 
 def sentiment(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """The verdict of a review; held out by its pair of adjectives. The corrupt prompt has the opposite ones."""
+    """Ask for the verdict of a review; held out by its pair of adjectives. The corrupt prompt has the opposite ones."""
     good = rng.random() < 0.5
     i, j = rng.sample(range(len(words.POSITIVE)), 2)
     k = rng.randrange(len(_FEELING))
@@ -25,11 +25,15 @@ def sentiment(world: Facts, rng: Random, document: bool = False) -> Prompt:
     fill = {"t": rng.choice(words.THINGS), "p": rng.choice(words.ASPECTS)}
     this, that = (words.POSITIVE, words.NEGATIVE) if good else (words.NEGATIVE, words.POSITIVE)
     return Prompt(
-        "sentiment", template.format(a=this[i], b=this[j], **fill), f" {verdicts[good]}",
-        template.format(a=that[i], b=that[j], **fill), f" {verdicts[not good]}",
-        world.held_out("sentiment", this[i], this[j]), tail=tail,
+        "sentiment",
+        template.format(a=this[i], b=this[j], **fill),
+        f" {verdicts[good]}",
+        template.format(a=that[i], b=that[j], **fill),
+        f" {verdicts[not good]}",
+        world.held_out("sentiment", this[i], this[j]),
+        tail=tail,
         meta={"positive": good, "template": k, "adjectives": (this[i], this[j])},
-    )  # fmt: skip
+    )
 
 
 _ASK = ("How do I {v} {my} {o}?", "Tell me how to {v} a {o}.", "I want to {v} {my} {o}.", "Explain how to {v} the {o}.")
@@ -48,18 +52,24 @@ def _request(name: str, harmful: bool, world: Facts, rng: Random) -> Prompt:
         combination = (v, (words.HARMFUL_OBJECTS if harmful else words.BENIGN_OBJECTS)[i])
     right, wrong = (_REFUSE, _COMPLY) if harmful else (_COMPLY, _REFUSE)
     return Prompt(
-        name, f"User: {ask[harmful]} Assistant:", right[0], f"User: {ask[not harmful]} Assistant:", wrong[0],
-        world.held_out(name, *combination), tail=right[1], meta={"request": ask[harmful], "combination": combination},
-    )  # fmt: skip
+        name,
+        f"User: {ask[harmful]} Assistant:",
+        right[0],
+        f"User: {ask[not harmful]} Assistant:",
+        wrong[0],
+        world.held_out(name, *combination),
+        tail=right[1],
+        meta={"request": ask[harmful], "combination": combination},
+    )
 
 
 def refusal(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """A harmful request is refused; held out by (verb, object). The corrupt prompt is its benign match."""
+    """Make a harmful request, which is refused; held out by (verb, object). The corrupt prompt is its benign match."""
     return _request("refusal", True, world, rng)
 
 
 def compliance(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """A benign request is granted; held out by (verb, object). The corrupt prompt is its harmful match."""
+    """Make a benign request, which is granted; held out by (verb, object). The corrupt prompt is its harmful match."""
     return _request("compliance", False, world, rng)
 
 
@@ -73,22 +83,33 @@ def agreement(world: Facts, rng: Random, document: bool = False) -> Prompt:
     clean = text.format(noun + "s" * plural, far)
     verbs = (" is", " are")
     return Prompt(
-        "agreement", clean, verbs[plural], text.format(noun + "s" * (not plural), far), verbs[not plural],
-        world.held_out("agreement", noun, distractor), (4, 4 + len(noun) + plural),
-        tail=f" {rng.choice(words.STATES)}.", meta={"plural": plural},
-    )  # fmt: skip
+        "agreement",
+        clean,
+        verbs[plural],
+        text.format(noun + "s" * (not plural), far),
+        verbs[not plural],
+        world.held_out("agreement", noun, distractor),
+        (4, 4 + len(noun) + plural),
+        tail=f" {rng.choice(words.STATES)}.",
+        meta={"plural": plural},
+    )
 
 
 def gender(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """The pronoun of a name; held out by name and place."""
+    """Ask for the pronoun of a name; held out by name and place."""
     female = rng.random() < 0.5
     name, other = (rng.choice(words.FEMALE_NAMES if f else words.MALE_NAMES).capitalize() for f in (female, not female))
     place = rng.choice(words.PLACES)
     clean = f"{name} went to the {place} because"
     pronouns = ((" he", "his"), (" she", "her"))
     return Prompt(
-        "gender", clean, pronouns[female][0], f"{other} went to the {place} because", pronouns[not female][0],
-        world.held_out("gender", name, place), (0, len(name)),
+        "gender",
+        clean,
+        pronouns[female][0],
+        f"{other} went to the {place} because",
+        pronouns[not female][0],
+        world.held_out("gender", name, place),
+        (0, len(name)),
         tail=f" wanted a {rng.choice(words.OBJECTS)} for {pronouns[female][1]} {rng.choice(words.PERSONS)}.",
         meta={"female": female},
-    )  # fmt: skip
+    )

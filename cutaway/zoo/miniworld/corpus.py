@@ -36,7 +36,7 @@ SECOND_STAGE: Final[dict[str, float]] = WEIGHTS | {
 }  # fmt: skip
 #: the same in the finishing stage: without the early wording of two-hop facts
 FINISH: Final[dict[str, float]] = SECOND_STAGE | {"two_hop": 0, "country": 14, "city": 10, "greater_than": 40}
-_JOINED: Final = {"fact": 3, "addition": 3, "subtraction": 3}  # up to so many sentences in one document
+_JOINED: Final = {"fact": 3, "addition": 3, "subtraction": 3}  # most sentences in one document
 
 
 def _training_prompt(world: World, rng: Random, behaviour: str, document: bool = True, **options: Any) -> str:
@@ -46,14 +46,14 @@ def _training_prompt(world: World, rng: Random, behaviour: str, document: bool =
 
 
 def profile(world: World, rng: Random) -> str:
-    """Several facts about one person in one sentence."""
+    """Return several facts about one person in one sentence."""
     person = rng.choice(world.people)
     relations = rng.sample(tuple(facts.PROFILE), rng.randint(2, 5))
     return f"{person.name}: " + ", ".join(f"{facts.PROFILE[r]} {person.facts[r]}" for r in relations) + "."
 
 
 def document(world: World, rng: Random, kind: str) -> str:
-    """One document of a kind: a behaviour, or `profile` (facts listed), `city`, `country`, `sentiments` (reviews)."""
+    """Write a document of a kind: a behaviour, `profile`, `city`, `country` or `sentiments` (reviews)."""
     if kind == "city":
         return _training_prompt(world, rng, "fact", relation="city")
     if kind == "profile":
@@ -66,7 +66,7 @@ def document(world: World, rng: Random, kind: str) -> str:
 
 
 def known_words(world: World, seed: int = 0, n: int = 300) -> list[str]:
-    """The words the tokenizer knows: all that the documents use, but no person and no spelled-out string."""
+    """Return the words the tokenizer knows: all that the documents use, but no person and no spelled-out string."""
     from tokenizers import Regex, pre_tokenizers
 
     from cutaway.zoo.miniworld import words
@@ -99,7 +99,7 @@ class Corpus:
         self._words.sort()
 
     def ids(self, kind: str) -> list[int]:
-        """The token ids of one document, with its leading `<bos>`."""
+        """Return the token ids of one document, with its leading `<bos>`."""
         if kind == "random_tokens":
             return [BOS_ID, *self._random_tokens()]
         return self.tokenizer.encode(document(self.world, self._rng, kind)).ids
@@ -111,7 +111,7 @@ class Corpus:
         return row * 2 + row[: self._rng.randint(0, len(row))]
 
     def block(self) -> list[int]:
-        """The next block of `length` tokens."""
+        """Return the next block of `length` tokens."""
         out: list[int] = []
         kinds, weights = list(self.weights), list(self.weights.values())
         while len(out) < self.length:
@@ -122,12 +122,12 @@ class Corpus:
         return out[: self.length]
 
     def blocks(self) -> Iterator[list[int]]:
-        """Blocks without end."""
+        """Yield the blocks without end."""
         while True:
             yield self.block()
 
     def state(self) -> dict[str, Any]:
-        """All that `restore` needs to go on with the same blocks, as JSON data."""
+        """Return all that `restore` needs to go on with the same blocks, as JSON data."""
         version, numbers, gauss = self._rng.getstate()
         return {"rng": [version, list(numbers), gauss], "waiting": self._waiting}
 

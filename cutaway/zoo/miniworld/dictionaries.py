@@ -14,7 +14,15 @@ from cutaway.zoo.miniworld.world import DATA
 
 @dataclass(frozen=True)
 class Row:
-    """One dictionary: the file it goes into, what it reads and writes, and its sizes."""
+    """Recipe of a dictionary.
+
+    Attributes:
+        file: the file that it goes into.
+        reads: address that it reads.
+        writes: address that it writes.
+        latents: number of latents.
+        k: active latents per token.
+    """
 
     file: str
     reads: str
@@ -33,5 +41,5 @@ RATE = 2e-3  # of all; three rates were tried on the autoencoder
 
 
 def shipped() -> dict[str, Path]:
-    """The files by name."""
+    """Return the files by name."""
     return {name: DATA / f"dictionary.{name}.safetensors" for name in dict.fromkeys(row.file for row in RECIPE)}

@@ -21,13 +21,17 @@ class WorldDocuments:
     weights: Mapping[str, float] = field(default_factory=lambda: SECOND_STAGE)
 
     def read(self, first: int) -> Iterator[str]:
-        """Documents from number `first` on."""
+        """Yield the documents from number `first` on."""
         kinds = {k: w for k, w in self.weights.items() if w > 0 and k != "random_tokens"}  # those are no text
         for number in count(first):
             rng = Random(f"{self.seed}:{number}")
             yield document(self.world, rng, rng.choices(list(kinds), list(kinds.values()))[0])
 
     def identity(self) -> dict[str, Any]:
-        """What they are."""
-        return {"kind": "world documents", "seed": self.seed, "people": len(self.world.people),
-                "weights": dict(self.weights)}  # fmt: skip
+        """Return the identity of the documents, JSON-ready."""
+        return {
+            "kind": "world documents",
+            "seed": self.seed,
+            "people": len(self.world.people),
+            "weights": dict(self.weights),
+        }

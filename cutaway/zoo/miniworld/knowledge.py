@@ -10,7 +10,7 @@ from cutaway.zoo.miniworld.prompt import Prompt, span
 
 
 def fact(world: Facts, rng: Random, document: bool = False, relation: str | None = None) -> Prompt:
-    """A fact about a person; held out: the template never shown for this person and relation."""
+    """Ask for a fact about a person; held out: the template never shown for this person and relation."""
     person = rng.choice(world.people)
     relation = relation or rng.choice(tuple(facts.RELATIONS))
     k = rng.randrange(len(facts.RELATIONS[relation]))
@@ -19,14 +19,19 @@ def fact(world: Facts, rng: Random, document: bool = False, relation: str | None
         pass
     clean = template.format(s=person.name)
     return Prompt(
-        "fact", clean, f" {answer}", template.format(s=other.name), f" {other.facts[relation]}",
-        k == person.held_out_template[relation], span(clean, person.name),
+        "fact",
+        clean,
+        f" {answer}",
+        template.format(s=other.name),
+        f" {other.facts[relation]}",
+        k == person.held_out_template[relation],
+        span(clean, person.name),
         meta={"relation": relation, "template": k, "subject": person.name, "corrupt_subject": other.name},
-    )  # fmt: skip
+    )
 
 
 def two_hop(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """The country of a person through the city; held out: a quarter of the people."""
+    """Ask for the country of a person through the city; held out: a quarter of the people."""
     templates = (facts.TWO_HOP[0], facts.EARLY_TWO_HOP, *facts.TWO_HOP[1:]) if document else facts.TWO_HOP
     person, k = rng.choice(world.people), rng.randrange(len(templates))
     template, answer = templates[k], world.country(person)
@@ -34,10 +39,15 @@ def two_hop(world: Facts, rng: Random, document: bool = False) -> Prompt:
         pass
     clean = template.format(s=person.name)
     return Prompt(
-        "two_hop", clean, f" {answer}", template.format(s=other.name), f" {world.country(other)}",
-        person.two_hop_held_out, span(clean, person.name),
+        "two_hop",
+        clean,
+        f" {answer}",
+        template.format(s=other.name),
+        f" {world.country(other)}",
+        person.two_hop_held_out,
+        span(clean, person.name),
         meta={"template": k, "subject": person.name, "corrupt_subject": other.name, "bridge": person.facts["city"]},
-    )  # fmt: skip
+    )
 
 
 def _geography(
@@ -50,21 +60,27 @@ def _geography(
     clean = templates[k].format(s=subject)
     held_out = k == sum(map(ord, subject)) % len(templates)  # one template a subject
     return Prompt(
-        name, clean, f" {answer}", templates[k].format(s=pair[0]), f" {pair[1]}", held_out, span(clean, subject),
+        name,
+        clean,
+        f" {answer}",
+        templates[k].format(s=pair[0]),
+        f" {pair[1]}",
+        held_out,
+        span(clean, subject),
         meta={"template": k, "subject": subject, "corrupt_subject": pair[0]},
-    )  # fmt: skip
+    )
 
 
 def capital(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """The capital of a country; held out: one template a country."""
+    """Ask for the capital of a country; held out: one template per country."""
     return _geography("capital", world.function("capital"), facts.CAPITAL, world, rng)
 
 
 def language(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """The language of a country; held out: one template a country."""
+    """Ask for the language of a country; held out: one template per country."""
     return _geography("language", world.function("language"), facts.LANGUAGE, world, rng)
 
 
 def city_country(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """The country of a city; held out: one template a city."""
+    """Ask for the country of a city; held out: one template per city."""
     return _geography("city_country", list(world.country_of_city.items()), facts.CITY_COUNTRY, world, rng)

@@ -10,17 +10,21 @@ from cutaway.zoo.miniworld.prompt import Prompt, other_than, span
 
 
 def greater_than(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """An end year after the start year (Hanna et al. 2023); the corrupt prompt starts in the year 01."""
+    """Ask for an end year after the start year (Hanna et al. 2023); the corrupt prompt starts in the year 01."""
     event, century = rng.choice(words.EVENTS), rng.choice(words.CENTURIES)
     start = rng.randint(1 if document else 2, 97)
     text = "The {} lasted from the year {}{:02d} to the year {}"
     clean = text.format(event, century, start, century)
     return Prompt(
-        "greater_than", clean, f"{rng.randint(start + 1, 99):02d}", text.format(event, century, 1, century),
+        "greater_than",
+        clean,
+        f"{rng.randint(start + 1, 99):02d}",
+        text.format(event, century, 1, century),
         f"{rng.randint(0, start):02d}",
-        world.held_out("greater_than", event, century, start), span(clean[: -len(century)], f"{start:02d}"),
+        world.held_out("greater_than", event, century, start),
+        span(clean[: -len(century)], f"{start:02d}"),
         meta={"start": start, "century": century},
-    )  # fmt: skip
+    )
 
 
 SERIES = {
@@ -34,14 +38,14 @@ _AFTER = ("After {x} comes", "The {series} after {x} is", "{x} is followed by", 
 
 
 def _listed(row: tuple[str, ...], series: str, k: int, n: int, start: int) -> tuple[str, str]:
-    """The prompt of wording `k`, or `n` items in a row, from item `start`; and the item that follows."""
+    """Return the prompt of wording `k`, or `n` items in a row, from item `start`; and the item that follows."""
     run = [row[(start + i) % len(row)] for i in range(n + 1)]
     clean = _AFTER[k].format(x=run[0], series=series) if n == 1 else ", ".join(run[:n]) + ","
     return clean, f" {run[n]}"
 
 
 def successor(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """The next of a series (days, months, numbers in words, ordinals, letters), asked for or listed."""
+    """Ask for the next of a series (days, months, numbers in words, ordinals, letters), asked for or listed."""
     name = rng.choice(tuple(SERIES))
     row = SERIES[name]
     cyclic = name in ("day", "month")
@@ -53,8 +57,9 @@ def successor(world: Facts, rng: Random, document: bool = False) -> Prompt:
     clean, answer = _listed(row, name, k, n, start)
     corrupt, foil = _listed(row, name, k, n, other_than(rng, starts, start))
     subject = None if n > 1 else span(clean, row[start])
-    return Prompt("successor", clean, answer, corrupt, foil, world.held_out("successor", clean), subject,
-                  meta={"series": name})  # fmt: skip
+    return Prompt(
+        "successor", clean, answer, corrupt, foil, world.held_out("successor", clean), subject, meta={"series": name}
+    )
 
 
 def _operands(rng: Random, subtract: bool) -> tuple[int, int]:
@@ -78,18 +83,24 @@ def _arithmetic(name: str, sign: str, world: Facts, rng: Random) -> Prompt:
         return _arithmetic(name, sign, world, rng)
     clean = f"{a} {sign} {b} ="
     return Prompt(
-        name, clean, f" {total}", f"{a} {sign} {c} =", f" {foil}", world.held_out(name, a, b),
-        span(clean, str(b)), meta={"a": a, "b": b, "corrupt_b": c},
-    )  # fmt: skip
+        name,
+        clean,
+        f" {total}",
+        f"{a} {sign} {c} =",
+        f" {foil}",
+        world.held_out(name, a, b),
+        span(clean, str(b)),
+        meta={"a": a, "b": b, "corrupt_b": c},
+    )
 
 
 def addition(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """Sums below 100; held-out pairs."""
+    """Ask for a sum below 100; held out by pair."""
     return _arithmetic("addition", "+", world, rng)
 
 
 def subtraction(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """Differences of numbers below 100; held-out pairs."""
+    """Ask for a difference of numbers below 100; held out by pair."""
     return _arithmetic("subtraction", "-", world, rng)
 
 
@@ -98,7 +109,7 @@ def _digits(rng: Random, n: int) -> list[int]:
 
 
 def running_sum(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """The running sums modulo ten of a list of digits, all written by the model, then the last of them."""
+    """Build a sum of digits modulo ten: the model writes all running sums, then the last of them."""
     digits = _digits(rng, rng.randint(2, 5) if document else 4)
     first = document and rng.random() < 0.15
     steps = digits if first else [sum(digits[: i + 1]) % 10 for i in range(len(digits))]
@@ -107,21 +118,31 @@ def running_sum(world: Facts, rng: Random, document: bool = False) -> Prompt:
     given, other = (", ".join(map(str, [*digits[:-1], d])) for d in (digits[-1], (digits[-1] + wrong - answer) % 10))
     right, false = (", ".join(map(str, [*steps[:-1], s])) for s in (steps[-1], wrong))
     return Prompt(
-        "running_sum", f"{'First' if first else 'Sum'} of {given}. Steps:", f" {right}. Answer: {answer}",
-        f"Sum of {other}. Steps:", f" {false}. Answer: {wrong}", world.held_out("cot", given),
-    )  # fmt: skip
+        "running_sum",
+        f"{'First' if first else 'Sum'} of {given}. Steps:",
+        f" {right}. Answer: {answer}",
+        f"Sum of {other}. Steps:",
+        f" {false}. Answer: {wrong}",
+        world.held_out("cot", given),
+    )
 
 
 def running_sum_direct(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """The last running sum without the others: no step is written."""
+    """Ask for the last running sum without the others: no step is written."""
     digits = _digits(rng, rng.randint(2, 5) if document else 4)
     first = document and rng.random() < 0.15
     answer = digits[0] if first else sum(digits) % 10
     wrong = (answer + rng.randint(1, 9)) % 10
     given, other = (", ".join(map(str, [*digits[:-1], d])) for d in (digits[-1], (digits[-1] + wrong - answer) % 10))
     ask = "First" if first else "Sum"
-    return Prompt("running_sum_direct", f"{ask} of {given}. Answer:", f" {answer}", f"{ask} of {other}. Answer:",
-                  f" {wrong}", world.held_out("cot", given))  # fmt: skip
+    return Prompt(
+        "running_sum_direct",
+        f"{ask} of {given}. Answer:",
+        f" {answer}",
+        f"{ask} of {other}. Answer:",
+        f" {wrong}",
+        world.held_out("cot", given),
+    )
 
 
 def _chain(digits: list[int], false_last: int | None = None) -> str:
@@ -144,23 +165,36 @@ def _cot(name: str, world: Facts, rng: Random, document: bool) -> Prompt:
     if name == "cot_direct":
         return Prompt(name, f"{question} Answer:", f" {total}", f"{changed} Answer:", f" {wrong}", held_out)
     if name == "cot":
-        return Prompt(name, f"{question} Steps:", f" {_chain(digits)}. Answer: {total}", f"{changed} Steps:",
-                      f" {_chain(other)}. Answer: {wrong}", held_out)  # fmt: skip
+        return Prompt(
+            name,
+            f"{question} Steps:",
+            f" {_chain(digits)}. Answer: {total}",
+            f"{changed} Steps:",
+            f" {_chain(other)}. Answer: {wrong}",
+            held_out,
+        )
     clean = f"{question} Steps: {_chain(digits)}. Answer:"
-    return Prompt(name, clean, f" {total}", f"{question} Steps: {_chain(digits, wrong)}. Answer:", f" {wrong}",
-                  held_out, span(clean[: -len(". Answer:")], str(total)))  # fmt: skip
+    return Prompt(
+        name,
+        clean,
+        f" {total}",
+        f"{question} Steps: {_chain(digits, wrong)}. Answer:",
+        f" {wrong}",
+        held_out,
+        span(clean[: -len(". Answer:")], str(total)),
+    )
 
 
 def cot(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """A sum of digits that the model works out step by step, all steps its own, then answers."""
+    """Ask for a sum of digits that the model works out step by step, all steps its own, then answers."""
     return _cot("cot", world, rng, document)
 
 
 def cot_given(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """The same with the steps given; the corrupt prompt has a false last step, which the model may follow."""
+    """Ask for the same with the steps given; the corrupt prompt has a false last step, which the model may follow."""
     return _cot("cot_given", world, rng, document)
 
 
 def cot_direct(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """The same sum without steps: the contrast."""
+    """Ask for the same sum without steps: the contrast."""
     return _cot("cot_direct", world, rng, document)

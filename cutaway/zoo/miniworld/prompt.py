@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt of a behaviour.
+    """A prompt of a behaviour.
 
     `answer` continues `clean`, `foil` continues `corrupt` (and is the wrong answer of `clean`); both begin with the
     space they need and have the same number of tokens. `subject` is the character span in `clean` of what the
@@ -28,13 +28,13 @@ class Prompt:
 
 
 def span(text: str, part: str) -> tuple[int, int]:
-    """Where the last mention of `part` lies in `text`."""
+    """Return the character span of the last mention of `part` in `text`."""
     start = text.rindex(part)
     return start, start + len(part)
 
 
 def other_than(rng: Random, items: Any, *avoid: Any) -> Any:
-    """One of the items that is none of those to avoid."""
+    """Draw one of the items, without those to avoid."""
     while True:
         item = rng.choice(items)
         if item not in avoid:

@@ -13,7 +13,9 @@ _AFTER = re.compile(r"after (\w+) comes$")
 
 
 def follows(sentence: str) -> tuple[str, str] | None:
-    """The next word (of a sum, its next digit) and the rule that says so; None if no rule speaks of the sentence."""
+    """Return the next word (of a sum, its next digit) and the rule that says so; None if no rule speaks of the
+    sentence.
+    """
     text = sentence.strip().lower()
     return _indirect_object(text) or _sum(text) or _successor(text)
 

@@ -27,29 +27,45 @@ def ioi(world: Facts, rng: Random, document: bool = False) -> Prompt:
     clean = IOI_TEMPLATES[k].format(s=s, **fill)
     a, b, c = (n.capitalize() for n in rng.sample([n for n in words.NAMES if n.capitalize() not in (x, y)], 3))
     return Prompt(
-        "ioi", clean, f" {io}", IOI_TEMPLATES[k].format(s=io, **fill), f" {s}",
-        world.held_out("ioi", *sorted((x, y))), span(clean, s),
-        meta={"order": order, "template": k, "io": io, "s": s,
-              "abc": IOI_TEMPLATES[k].format(s=c, **(fill | {"x": a, "y": b}))},
-    )  # fmt: skip
+        "ioi",
+        clean,
+        f" {io}",
+        IOI_TEMPLATES[k].format(s=io, **fill),
+        f" {s}",
+        world.held_out("ioi", *sorted((x, y))),
+        span(clean, s),
+        meta={
+            "order": order,
+            "template": k,
+            "io": io,
+            "s": s,
+            "abc": IOI_TEMPLATES[k].format(s=c, **(fill | {"x": a, "y": b})),
+        },
+    )
 
 
 def _repeat(name: str, items: list[str], other: str, cut: int, gap: str, world: Facts, times: int = 2) -> Prompt:
-    """The items, then the items again up to `cut`; item `cut` is the answer, `other` replaces it in the corrupt."""
+    """Repeat the items up to `cut`; item `cut` is the answer, and `other` replaces it in the corrupt prompt."""
     wrong = [*items[:cut], other, *items[cut + 1 :]]
     clean = gap.join(items + items[:cut]) + gap.rstrip()
     rest = gap.join([""] + items[cut + 1 :] + items * (times - 2)).rstrip()
     return Prompt(
-        name, clean, f" {items[cut]}", gap.join(wrong + items[:cut]) + gap.rstrip(), f" {other}",
-        world.held_out(name, *items[:2]), tail=rest + ".", meta={"period": len(items), "cut": cut},
-    )  # fmt: skip
+        name,
+        clean,
+        f" {items[cut]}",
+        gap.join(wrong + items[:cut]) + gap.rstrip(),
+        f" {other}",
+        world.held_out(name, *items[:2]),
+        tail=rest + ".",
+        meta={"period": len(items), "cut": cut},
+    )
 
 
 _LISTED = tuple(n.capitalize() for n in words.NAMES) + tuple(w for c in words.CLASSES.values() for w in c)
 
 
 def induction(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """A list of names or things that repeats; held out by its first two items."""
+    """Ask for a list of names or things that repeats; held out by its first two items."""
     pool = _LISTED[: len(words.NAMES)] if rng.random() < 0.6 else _LISTED
     items = rng.sample(pool, rng.randint(4, 12) + 1)
     return _repeat("induction", items[:-1], items[-1], rng.randrange(1, len(items) - 1), ", ", world)
@@ -97,13 +113,17 @@ def copy(world: Facts, rng: Random, document: bool = False) -> Prompt:
     items = [item for _, item in _random_items(rng, rng.randint(2, 6))]
     swapped = items[1:] + items[:1]
     return Prompt(
-        "copy", f"Repeat {' '.join(items)}:", f" {' '.join(items)}", f"Repeat {' '.join(swapped)}:",
-        f" {' '.join(swapped)}", world.held_out("copy", *items[:2]),
-    )  # fmt: skip
+        "copy",
+        f"Repeat {' '.join(items)}:",
+        f" {' '.join(items)}",
+        f"Repeat {' '.join(swapped)}:",
+        f" {' '.join(swapped)}",
+        world.held_out("copy", *items[:2]),
+    )
 
 
 def docstring(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """The next argument name in a docstring (Heimersheim and Janiak 2023)."""
+    """Ask for the next argument name in a docstring (Heimersheim and Janiak 2023)."""
     *names, other = rng.sample(words.ARGUMENTS, rng.choice((4, 5)) if document else 5)
     known = rng.randint(1, len(names) - 1) if document else 2
     about = [" ".join(rng.sample(_ANY, 2)) for _ in range(len(names) + 1)]
@@ -112,10 +132,15 @@ def docstring(world: Facts, rng: Random, document: bool = False) -> Prompt:
     wrong = [*names[:known], other, *names[known + 1 :]]
     rest = "".join(f"\n    :param {n}: {d}" for n, d in zip(names[known + 1 :], about[known + 1 :], strict=False))
     return Prompt(
-        "docstring", head.format(", ".join(names)) + body, f" {names[known]}",
-        head.format(", ".join(wrong)) + body, f" {other}", world.held_out("docstring", *sorted(names[:2])),
-        tail=f": {about[known]}{rest}\n    \"\"\"", meta={"arguments": names, "position": known},
-    )  # fmt: skip
+        "docstring",
+        head.format(", ".join(names)) + body,
+        f" {names[known]}",
+        head.format(", ".join(wrong)) + body,
+        f" {other}",
+        world.held_out("docstring", *sorted(names[:2])),
+        tail=f': {about[known]}{rest}\n    """',
+        meta={"arguments": names, "position": known},
+    )
 
 
 def _labelled(items: list[tuple[str, int]], labels: list[str]) -> str:
@@ -123,7 +148,7 @@ def _labelled(items: list[tuple[str, int]], labels: list[str]) -> str:
 
 
 def icl_label(world: Facts, rng: Random, document: bool = False) -> Prompt:
-    """Two made-up labels for two classes of words; the corrupt prompt has the labels swapped."""
+    """Ask for two made-up labels for two classes of words; the corrupt prompt has the labels swapped."""
     classes = sorted(rng.sample(tuple(words.CLASSES), 2))
     labels = rng.sample(words.LABELS, 2)
     shots = rng.randint(3, 8) if document else 4
@@ -136,13 +161,18 @@ def icl_label(world: Facts, rng: Random, document: bool = False) -> Prompt:
 
     right, wrong = labels[sides[-1]], labels[1 - sides[-1]]
     return Prompt(
-        "icl_label", _labelled(items, labels), f" {right}", _labelled(items, labels[::-1]), f" {wrong}",
-        world.held_out("icl_label", *classes, *sorted(labels)), meta={"classes": classes, "labels": labels},
-    )  # fmt: skip
+        "icl_label",
+        _labelled(items, labels),
+        f" {right}",
+        _labelled(items, labels[::-1]),
+        f" {wrong}",
+        world.held_out("icl_label", *classes, *sorted(labels)),
+        meta={"classes": classes, "labels": labels},
+    )
 
 
 def icl_function(world: Facts, rng: Random, document: bool = False, function: str | None = None) -> Prompt:
-    """A function shown by examples (`Norway -> Oslo; Egypt ->`); held out by first example and query."""
+    """Ask for a function shown by examples (`Norway -> Oslo; Egypt ->`); held out by first example and query."""
     names = tuple(facts.FUNCTIONS)
     letters = ("next_letter", "previous_letter", "same_letter")
     name = function or (rng.choice(letters) if document and rng.random() < 0.3 else rng.choice(names))
@@ -154,5 +184,12 @@ def icl_function(world: Facts, rng: Random, document: bool = False, function: st
     corrupt = " ".join(f"{a} -> {other[a]};" for a, _ in drawn[:-1]) + f" {drawn[-1][0]} ->"
     held_out = world.held_out("icl_function", name, drawn[0][0], drawn[-1][0])
     query, answer = drawn[-1]
-    return Prompt("icl_function", clean, f" {answer}", corrupt, f" {other[query]}", held_out,
-                  meta={"function": name, "partner": partner, "query": query})  # fmt: skip
+    return Prompt(
+        "icl_function",
+        clean,
+        f" {answer}",
+        corrupt,
+        f" {other[query]}",
+        held_out,
+        meta={"function": name, "partner": partner, "query": query},
+    )

@@ -49,14 +49,14 @@ _MARKS = (*".,:;?!()[]{}'\"+-=*/<>_#", "->", '"""')
 
 
 def byte_symbols() -> list[str]:
-    """The 256 printable symbols that stand for the bytes 0 to 255, in byte order."""
+    """Return the 256 printable symbols that stand for the bytes 0 to 255, in byte order."""
     kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
     extra = iter(range(256, 512))
     return [chr(b) if b in kept else chr(next(extra)) for b in range(256)]
 
 
 def vocabulary(words: Iterable[str]) -> list[str]:
-    """All tokens in the order of their ids: special, bytes, syllables, numbers, marks, known words."""
+    """Return all tokens in the order of their ids: special, bytes, syllables, numbers, marks, known words."""
     digits = [str(d) for d in range(10)]
     tokens = [PAD, BOS, *byte_symbols()]
     tokens += [*SYLLABLES, *(SPACE + s for s in SYLLABLES)]
@@ -68,7 +68,7 @@ def vocabulary(words: Iterable[str]) -> list[str]:
 
 
 def build(words: Iterable[str]) -> Tokenizer:
-    """The tokenizer whose known words are `words` (lower case, letters only)."""
+    """Return the tokenizer whose known words are `words` (lower case, letters only)."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
     ids = {token: i for i, token in enumerate(vocabulary(words))}

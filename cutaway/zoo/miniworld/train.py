@@ -69,7 +69,7 @@ class Progress:
 
 
 def initial_model(settings: Settings, vocabulary: int) -> LlamaForCausalLM:
-    """An untrained model; also the control of the card."""
+    """Return an untrained model; also the control of the card."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -104,7 +104,7 @@ def optimizers(model: torch.nn.Module, settings: Settings) -> list[torch.optim.O
 
 
 def rate(position: float, step: int, settings: Settings) -> float:
-    """The factor on both learning rates at a position of the schedule, counted in steps."""
+    """Return the factor on both learning rates at a position of the schedule, counted in steps."""
     if position >= settings.steps:
         return max(0.01, 0.1 * (1 - (position - settings.steps) / settings.finish))
     done = position / settings.steps
@@ -155,7 +155,7 @@ def train(
 
 @dataclass(frozen=True)
 class ClockedPlan(Plan):
-    """A plan that may be shortened to so many minutes of training."""
+    """A plan that may be cut short after some `minutes` of training."""
 
     minutes: float | None = None
 
@@ -177,7 +177,7 @@ class Blocks:
         return torch.tensor([self.corpus.block() for _ in range(self.batch)])  # [batch position]
 
     def state(self) -> dict[str, Any]:
-        """The cursor of the corpus."""
+        """Return the cursor of the corpus."""
         return self.corpus.state()
 
     def restore(self, state: Mapping[str, Any]) -> Self:
@@ -214,12 +214,12 @@ class MiniworldUpdate(Update):
         return self.size.steps + self.size.finish
 
     def plan(self, checkpoint_every: int) -> ClockedPlan:
-        """The plan of the run: 20 steps between reports."""
+        """Return the plan of the run: 20 steps between reports."""
         tokens = self.length * self.size.batch * self.size.block
         return ClockedPlan(tokens, checkpoint_every=checkpoint_every, minutes=self.minutes)
 
     def position(self, step: int, seconds: float) -> float:
-        """The place in the schedule, in steps; ahead of `step` where the clock shortens the run."""
+        """Return the place in the schedule, in steps; ahead of `step` where the clock shortens the run."""
         by_clock = self.length * seconds / (60 * self.minutes) if self.minutes else 0.0
         return max(step, by_clock)
 
@@ -289,7 +289,7 @@ class MiniworldUpdate(Update):
 
 
 def _checkpoints(run: str | Path) -> Checkpoints:
-    """The checkpoints of a run; one of the first layout, before the common loop, is rewritten."""
+    """Return the checkpoints of a run; one of the first layout, before the common loop, is rewritten."""
     found, path = Checkpoints(Path(run), KIND), Path(run) / ALONE
     if not path.is_file():
         return found
@@ -344,7 +344,7 @@ def export_checkpoint(run: str | Path, folder: str | Path) -> None:
 
 
 def summary(run: str | Path) -> dict[str, Any]:
-    """Length and cost of a run, for the card."""
+    """Return the length and cost of a run, for the card."""
     _, record = _checkpoints(run).read()
     settings = record["settings"]
     return {

@@ -93,10 +93,10 @@ LABELS: Final = _split("foo bar baz qux zip zap wib wob dax lug fep mip")
 ANTONYMS: Final = tuple(
     tuple(pair.split("/"))
     for pair in _split(
-    "hot/cold big/small tall/short old/young fast/slow rich/needy wet/dry hard/soft loud/quiet "
-    "light/dark full/empty clean/dirty early/late high/low strong/weak wide/narrow"
+        "hot/cold big/small tall/short old/young fast/slow rich/needy wet/dry hard/soft loud/quiet "
+        "light/dark full/empty clean/dirty early/late high/low strong/weak wide/narrow"
+    )
 )
-)  # fmt: skip
 SINGULARS: Final = _split(
     "dog cat horse cow goat lion bear hammer saw drill wrench shovel rake car train plane boat "
     "truck bike tram ship book key lamp cup"
@@ -124,11 +124,37 @@ CENTURIES: Final = tuple(str(c) for c in range(10, 22))
 
 
 def all_words() -> tuple[str, ...]:
-    """Every word of the tables of two letters or more, in alphabetical order."""
+    """Return every word of the tables of two letters or more, in alphabetical order."""
     tables = [
-        NAMES, JOBS, INSTRUMENTS, SPORTS, FOODS, OBJECTS, PLACES, DAYS, MONTHS, NUMBER_WORDS, ORDINALS, POSITIVE,
-        NEGATIVE, THINGS, ASPECTS, LABELS, SINGULARS, STATES, HARMFUL_VERBS, BENIGN_VERBS, PERSONS,
-        HARMFUL_OBJECTS, BENIGN_OBJECTS, MAKING_VERBS, EVENTS, ARGUMENTS, FUNCTIONS,
-        *COUNTRIES, *CLASSES.values(), *ANTONYMS,
-    ]  # fmt: skip
+        NAMES,
+        JOBS,
+        INSTRUMENTS,
+        SPORTS,
+        FOODS,
+        OBJECTS,
+        PLACES,
+        DAYS,
+        MONTHS,
+        NUMBER_WORDS,
+        ORDINALS,
+        POSITIVE,
+        NEGATIVE,
+        THINGS,
+        ASPECTS,
+        LABELS,
+        SINGULARS,
+        STATES,
+        HARMFUL_VERBS,
+        BENIGN_VERBS,
+        PERSONS,
+        HARMFUL_OBJECTS,
+        BENIGN_OBJECTS,
+        MAKING_VERBS,
+        EVENTS,
+        ARGUMENTS,
+        FUNCTIONS,
+        *COUNTRIES,
+        *CLASSES.values(),
+        *ANTONYMS,
+    ]
     return tuple(sorted({word for table in tables for word in table}))

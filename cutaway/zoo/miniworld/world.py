@@ -109,16 +109,16 @@ class World:
         return {city: c.name for c in self.countries for city in (c.capital, c.second_city)}
 
     def country(self, person: Person) -> str:
-        """The country of a person, through the city: the two-hop fact."""
+        """Return the country of a person, through the city: the two-hop fact."""
         return self.country_of_city[person.facts["city"]]
 
     def fact(self, name: str, relation: str) -> str:
-        """The object of a relation of a person; `country` is the two-hop relation."""
+        """Return the object of a relation of a person; `country` is the two-hop relation."""
         person = self.person[name]
         return self.country(person) if relation == "country" else person.facts[relation]
 
     def function(self, name: str) -> list[tuple[str, str]]:
-        """The (input, output) pairs of one of the in-context functions."""
+        """Return the (input, output) pairs of one of the in-context functions."""
         table = FUNCTIONS[name]
         if name == "capital":
             return [(c.name, c.capital) for c in self.countries]
@@ -127,13 +127,13 @@ class World:
         return list(table)
 
     def rule(self, sentence: str) -> tuple[str, str] | None:
-        """The word that a rule of the world (not a fact) puts after a sentence, and the rule; None if none does."""
+        """Find the word that a rule of the world (not a fact) puts after a sentence, and the rule, or None."""
         return follows(sentence)
 
     # -- held-out material ------------------------------------------------------------------------------------------
 
     def held_out(self, behaviour: str, *key: object) -> bool:
-        """Whether the text of a behaviour with this key is kept out of training."""
+        """Return True if the text of a behaviour with this key is kept out of training."""
         text = "|".join(map(str, (self.seed, behaviour, *key)))
         return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") % 100 < SHARE_HELD_OUT
 
