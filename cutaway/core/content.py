@@ -1,8 +1,9 @@
 """Hashes of whole values: keys under which results are stored, so any two different values get different hashes.
 
 Every tensor counts with all its bytes, however deep it lies; a function with its code and what it has closed over; an
-object by its own `fingerprint` or `identity`, where it has one. Nothing is taken from the `repr` of a container, which
-shortens, and nothing is passed over: a value that cannot be read is refused.
+object by its own `fingerprint` or `identity`, if it has one, or as what its `known_as` returns. Classes and functions
+that have moved keep the names of `core.key_names`. Nothing is taken from the `repr` of a container, which shortens, and
+nothing is passed over: a value that cannot be read is refused.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import partial
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from cutaway.core.files import tensor_bytes
+from cutaway.core.key_names import KEY_FIELDS, KEY_NAMES, LATER_FIELDS
 from cutaway.core.record import versions
 from cutaway.core.refuse import Refused
 
@@ -107,11 +109,13 @@ class _Walk:
         return self._object(x, kind)
 
     def _object(self, x: Any, kind: str) -> str:
+        if callable(within := getattr(x, "known_as", None)) and (inner := within()) is not None:
+            return self.of(inner)
         for name in ("fingerprint", "identity"):
             if callable(known := getattr(x, name, None)):
                 return _joined(kind, self.of(known()))
         if is_dataclass(x):
-            return _joined(kind, *(f.name + self.of(getattr(x, f.name)) for f in fields(x)))
+            return _joined(kind, *(name + self.of(value) for name, value in _parts(x, kind)))
         if not hasattr(x, "__dict__"):
             what = f"a value of type {kind}"
             raise Refused(what, "nothing tells it apart from others of its type", "use numbers, texts and tensors")
@@ -153,6 +157,15 @@ class _Walk:
         return _joined("each", *map(self.of, items))
 
 
+def _parts(x: Any, kind: str) -> Iterator[tuple[str, Any]]:
+    """The fields of a dataclass as keys know them."""
+    renamed, later = KEY_FIELDS.get(kind, {}), LATER_FIELDS.get(kind, ())
+    for f in fields(x):
+        value = getattr(x, f.name)
+        if f.name not in later or value != f.default:
+            yield renamed.get(f.name, f.name), value
+
+
 def _names(code: CodeType) -> set[str]:
     """Return the names that a function's code may take from its module."""
     inner = [c for c in code.co_consts if isinstance(c, CodeType)]
@@ -173,4 +186,5 @@ def _named_by_version() -> frozenset[str]:
 
 
 def _name(x: Callable[..., Any] | type | ModuleType) -> str:
-    return f"{getattr(x, '__module__', '')}.{getattr(x, '__qualname__', getattr(x, '__name__', ''))}"
+    path = f"{getattr(x, '__module__', '')}.{getattr(x, '__qualname__', getattr(x, '__name__', ''))}"
+    return KEY_NAMES.get(path, path)

@@ -74,6 +74,10 @@ class Measure:
     def __call__(self, seen: Seen, prompt: Int[Tensor, "row"]) -> Float[Tensor, "row *metric"]:
         return self.function(seen, prompt)
 
+    def known_as(self) -> Callable[..., Tensor] | None:
+        """Return what keys know it as: its function where it reads last logits alone, as functions do; else None."""
+        return self.function if self.reads == Reads() else None
+
     def of_copies(self, prompts: int) -> Measure:
         """Return the measurement of several copies of its prompts, one behind the other."""
         return Measure(lambda seen, prompt: self.function(seen, prompt % prompts), self.reads)
