@@ -94,13 +94,13 @@ def judged(d: Any, evidence: Any, truth: Any, seed: int) -> Any:
     from cutaway.dictionaries.evaluation.controls import random_dictionary
     from cutaway.dictionaries.evaluation.evidence import observe
     from cutaway.dictionaries.evaluation.matching import recovery
-    from cutaway.dictionaries.evaluation.reconstruction import reconstruction
+    from cutaway.dictionaries.evaluation.reconstruction import reconstruction_scores
     from cutaway.dictionaries.evaluation.scores import joined
 
     seen = observe(d, evidence)
     null = [observe(random_dictionary(d, evidence, seen.l0, seed=seed), evidence)]
     return joined([
-        reconstruction(seen, null=null),
+        reconstruction_scores(seen, null=null),
         recovery(seen, truth.directions, null=null, seed=seed),
         planted_absorption(seen, truth.directions, truth.law, null=null, most=32, seed=seed),
     ])  # fmt: skip

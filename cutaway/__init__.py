@@ -47,7 +47,8 @@ __version__ = "0.1.0"
 
 #: the modules of rooms without methods that enter rows in the table of subjects
 _SUBJECTS = ("cutaway.zoo.load", "cutaway.tasks.subject", "cutaway.dictionaries.opening")
-METHOD_ROOMS = ("lenses", "patching", "features")  # every room whose modules enter rows in the method table
+METHOD_ROOMS = ("lenses", "patching", "dictionaries", "features")  # every room that enters rows in the method table
+_METHODS = {"dictionaries": "dictionaries.evaluation"}  # where a room's methods are, if not in the room itself
 _ROOMS = (
     "models",
     "tasks",
@@ -55,7 +56,6 @@ _ROOMS = (
     "zoo",
     "views",
     "interventions",
-    "dictionaries",
     "suites",
     "training",
     *METHOD_ROOMS,
@@ -125,8 +125,8 @@ def methods() -> dict[str, Method]:
     for name in _SUBJECTS:
         import_module(name)
     for room in METHOD_ROOMS:
-        package = import_module(f"cutaway.{room}")
-        for module in walk_packages(package.__path__, f"cutaway.{room}."):
+        package = import_module(f"cutaway.{_METHODS.get(room, room)}")
+        for module in walk_packages(package.__path__, f"{package.__name__}."):
             import_module(module.name)
     return dict(sorted(METHODS.items(), key=lambda item: METHOD_ROOMS.index(item[1].room)))
 

@@ -14,6 +14,7 @@ import cutaway as ca
 from cutaway.core.method import Method, Option
 from cutaway.core.rung import WORDS
 from cutaway.core.sites import SITES
+from cutaway.core.subject import with_needs
 from tools import benchmarks, families, real
 
 ROOT = Path(__file__).parents[1]
@@ -72,7 +73,7 @@ def card(row: Method) -> str:
     """The card of one method."""
     module = sys.modules[inspect.unwrap(row.function).__module__]
     subjects = ", ".join(row.subjects)
-    command = f"cutaway {row.name.replace('.', ' ')} " + " ".join(f"--{s} …" for s in row.subjects)
+    command = f"cutaway {row.name.replace('.', ' ')} " + " ".join(f"--{s} …" for s in with_needs(row.subjects))
     results = "\n\n".join(_result(row, r) for r in row.results)
     return f"""{GENERATED}# {row.name}
 

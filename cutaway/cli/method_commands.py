@@ -17,7 +17,7 @@ from cutaway.cli.shell import Reply, as_data, working
 from cutaway.cli.subjects import parameters as flags_of
 from cutaway.core.method import Method, Option
 from cutaway.core.result import Result
-from cutaway.core.subject import open_subjects
+from cutaway.core.subject import open_subjects, with_needs
 
 #: methods that have a command of their own beside the one in their room
 SHORT = {"patch": "patching.activation", "trace": "patching.causal_trace"}
@@ -49,7 +49,7 @@ def command(row: Method) -> Any:
                 result = row.function(*subjects, **given)
         return reply(result, out)
 
-    parameters = [p for s in row.subjects for p in flags_of(s)]
+    parameters = [p for s in with_needs(row.subjects) for p in flags_of(s)]
     parameters += [_parameter(o) for o in row.options]
     for name, hint in (("out", _OUT), ("resume", _RESUME)):
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))

@@ -126,7 +126,7 @@ class Method:
         given = {n: str(v.absolute()) if isinstance(v, Path) else v for n, v in options.items()}
         defaults = {o.name: o.default for o in self.options}
         return {
-            "python": again.python(self.name, how, given),
+            "python": again.python(self.name, subjects, how, given),
             "command": again.command(self.name, how, given, defaults),
         }
 

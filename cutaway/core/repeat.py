@@ -7,7 +7,7 @@ Python. An object made by hand, or changed since, has no command, as a wrong one
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ class Made:
         needs: subjects that the expression uses, each with the expression that made it.
         look: returns the present state of the object, by aspect.
         seen: that state when the object was made.
+        sources: recipes of what it was made from and a method may not take itself, by subject.
     """
 
     python: str = ""
@@ -36,6 +37,7 @@ class Made:
     needs: Mapping[str, str] = field(default_factory=dict)
     look: Look | None = None
     seen: Mapping[str, Any] = field(default_factory=dict)
+    sources: Mapping[str, Made] = field(default_factory=dict)
 
     def of(self, thing: Any, look: Look) -> Made:
         """Return the recipe tied to an object in its present state."""
@@ -63,8 +65,9 @@ def made(name: str, thing: Any) -> Made:
 
 
 def together(subjects: Mapping[str, Any]) -> dict[str, Made]:
-    """Return the recipes of the subjects of one call, checked against each other."""
-    found = {n: made(n, s) for n, s in subjects.items()}
+    """Return the recipes of the subjects of one call and of what they were made from, checked against each other."""
+    own = {n: made(n, s) for n, s in subjects.items()}
+    found = {n: source for how in own.values() for n, source in how.sources.items() if n not in own} | own
     for n, how in found.items():
         for need, then in how.needs.items():
             if need in found and found[need].python != then and not found[need].no_python:
@@ -88,10 +91,10 @@ def command(name: str, subjects: Mapping[str, Made], options: Mapping[str, Any],
     return NO_COMMAND + "; ".join(why) if why else shlex.join(out)
 
 
-def python(name: str, subjects: Mapping[str, Made], options: Mapping[str, Any]) -> str:
-    """Return a line of Python that makes the subjects and calls the method, or "no line of Python: …" and why."""
+def python(name: str, taken: Iterable[str], subjects: Mapping[str, Made], options: Mapping[str, Any]) -> str:
+    """Return a line of Python that makes the subjects and calls the method on those `taken`, or why there is none."""
     why = [how.no_python for how in subjects.values() if how.no_python]
-    given = ", ".join([*subjects, *(f"{n}={v!r}" for n, v in options.items())])
+    given = ", ".join([*taken, *(f"{n}={v!r}" for n, v in options.items())])
     if why:
         return f"{NO_PYTHON}{'; '.join(why)}; with what you have: ca.{name}({given})"
     lines = [f"{subject} = {how.python}" for subject, how in subjects.items()]

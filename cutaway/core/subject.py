@@ -47,6 +47,7 @@ class Subject:
         example: builds a small thing that suits the subjects opened before it, for the conformance suite.
         split: separates a batch of prompts into things of one prompt each; None if it is not a batch.
         join: makes one batch of several; None if it is not a batch.
+        needs: subjects that it is opened from; a command asks for them even if the method does not take them.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Subject:
     example: Callable[[Mapping[str, Any]], Any]
     split: Callable[[Any], list[Any]] | None = None
     join: Callable[[Sequence[Any]], Any] | None = None
+    needs: tuple[str, ...] = ()
 
 
 SUBJECTS: dict[str, Subject] = {}
@@ -88,20 +90,26 @@ def subject(name: str) -> Subject:
     return SUBJECTS[name]
 
 
+def with_needs(names: Sequence[str]) -> list[str]:
+    """Return the subjects in the order in which they are opened: what they need comes first."""
+    needed = [need for name in names for need in subject(name).needs]
+    return list(dict.fromkeys([*(with_needs(needed) if needed else ()), *names]))
+
+
 def open_subjects(names: Sequence[str], given: dict[str, Any]) -> list[Any]:
     """Open the subjects of a method, in order, from all flags together; removes their flags from `given`."""
     opened: dict[str, Any] = {}
-    for name in names:
+    for name in with_needs(names):
         row = subject(name)
         flags = {f.name: given.pop(f.name, f.default) for f in row.flags}
         opened[name] = row.open(flags, opened)
-    return list(opened.values())
+    return [opened[name] for name in names]
 
 
 def examples(names: Sequence[str], given: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Build an example of every subject named, each to suit those before it; those `given` stay as they are."""
     built = dict(given or {})
-    for name in names:
+    for name in with_needs(names):
         if name not in built:
             built[name] = subject(name).example(built)
     return {name: built[name] for name in names}

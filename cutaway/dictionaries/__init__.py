@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cutaway.dictionaries.code import SparseCode
     from cutaway.dictionaries.dictionary import Dictionary
+    from cutaway.dictionaries.evaluation import compare, features, firing, geometry, loss_recovered, reconstruction
     from cutaway.dictionaries.formats import l0_check, load
     from cutaway.dictionaries.parts import Block
     from cutaway.dictionaries.readout import latent
@@ -24,12 +25,18 @@ _LAZY = {
     "ablate_latents": ("splice", "ablate_latents"),
     "add_to_latents": ("splice", "add_to_latents"),
     "autoencoder": ("transforms", "autoencoder"),
+    "compare": ("evaluation.stability", "compare"),
+    "features": ("evaluation.features", "features"),
+    "firing": ("evaluation.firing", "firing"),
     "fold": ("transforms", "fold"),
+    "geometry": ("evaluation.geometry", "geometry"),
     "l0_check": ("formats", "l0_check"),
     "latent": ("readout", "latent"),
     "load": ("formats", "load"),
+    "loss_recovered": ("evaluation.loss", "loss_recovered"),
     "one_block": ("transforms", "one_block"),
     "open": ("store", "open_dictionary"),
+    "reconstruction": ("evaluation.reconstruction", "reconstruction"),
     "save": ("store", "save"),
     "scale_latents": ("splice", "scale_latents"),
     "set_latents": ("splice", "set_latents"),
@@ -38,8 +45,9 @@ _LAZY = {
 _PACKAGES = ("benchmarks", "evaluation", "formats", "gates", "objectives", "training")
 
 __all__ = [
-    "Block", "Dictionary", "SparseCode", "Splice", "ablate_latents", "add_to_latents", "autoencoder", "fold",
-    "l0_check", "latent", "load", "one_block", "open", "save", "scale_latents", "set_latents", "together",
+    "Block", "Dictionary", "SparseCode", "Splice", "ablate_latents", "add_to_latents", "autoencoder", "compare",
+    "features", "firing", "fold", "geometry", "l0_check", "latent", "load", "loss_recovered", "one_block", "open",
+    "reconstruction", "save", "scale_latents", "set_latents", "together",
 ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from cutaway.dictionaries import formats
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.gates import Relu
 from cutaway.dictionaries.transforms import autoencoder
+from cutaway.models.model import Model
 
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false"}
 
@@ -137,18 +138,32 @@ def spelled(refusal: Refused, path: str, options: bool) -> Refused:
 
 
 def _open(flags: Mapping[str, Any], given: Mapping[str, Any]) -> Dictionary:
-    found = opened(flags["dictionary"])
+    (named,) = flags.values()
+    found = opened(named)
     wide = torch.promote_types(found.dtype, torch.float32)  # stored in half, computed in single precision
     return found.to(given["model"].device if "model" in given else "cpu", wide)
 
 
 def _example(given: Mapping[str, Any]) -> Dictionary:
     """Random latents of the middle of the model, about half of them active on a token."""
-    model, n = given["model"], 24
-    g = torch.Generator().manual_seed(n)
+    return _latents(given["model"], 24)
+
+
+def _latents(model: Model, seed: int, n: int = 24) -> Dictionary:
+    g = torch.Generator().manual_seed(seed)
     rows = torch.nn.functional.normalize(torch.randn(n, model.shape.d_model, generator=g), dim=1)
     return autoencoder("resid_post.1", rows, 0.5 * rows, torch.zeros(n), torch.zeros(model.shape.d_model), Relu())
 
 
 _HELP = "a sparse dictionary: a file or folder, or miniworld/NAME; with choices: FILE?site=resid_post.6"
 DICTIONARY = register(Subject("dictionary", Dictionary, (Flag("dictionary", str, REQUIRED, _HELP),), _open, _example))
+_SECOND = f"the dictionary to compare with: {_HELP.removeprefix('a sparse dictionary: ')}"
+SECOND = register(
+    Subject(
+        "second",
+        Dictionary,
+        (Flag("second", str, REQUIRED, _SECOND),),
+        _open,
+        lambda given: _latents(given["model"], 25),
+    )
+)

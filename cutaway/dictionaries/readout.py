@@ -33,8 +33,8 @@ def latent(dictionary: Dictionary, index: int, position: int | None = None) -> R
 
     def measure(acts: Activations, answers: Tensor, foils: Tensor, reference: Tensor | None) -> Tensor:
         if position is not None:
-            return dictionary.encode_block(block, {s: acts[f"{s}@{position}"] for s in sites}).columns([local])[:, 0]
-        values = dictionary.encode_block(block, {s: acts[s].flatten(0, 1) for s in sites}).columns([local])[:, 0]
+            return dictionary.encode({s: acts[f"{s}@{position}"] for s in sites}, block).columns([local])[:, 0]
+        values = dictionary.encode({s: acts[s].flatten(0, 1) for s in sites}, block).columns([local])[:, 0]
         return mean_over_tokens(values.view(acts.tokens.ids.shape), acts)
 
     says = "the value of a dictionary's latent"

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
-import torch
-
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import wilson
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.evaluation.controls import controls, random_dictionary
-from cutaway.dictionaries.evaluation.evidence import Evidence, observe
+from cutaway.dictionaries.evaluation.controls import judge
+from cutaway.dictionaries.evaluation.evidence import Evidence
 from cutaway.dictionaries.evaluation.firing import firing_scores
-from cutaway.dictionaries.evaluation.reconstruction import reconstruction
+from cutaway.dictionaries.evaluation.reconstruction import reconstruction_scores
 from cutaway.dictionaries.evaluation.scores import Scores, joined
 from cutaway.dictionaries.evaluation.stability import stability
 from cutaway.dictionaries.training.endtoend import WholeBatch
@@ -49,17 +47,13 @@ def card(trained: Sequence[Trained], source: Any, *, tokens: int = 16384, seed: 
     return made
 
 
-@torch.no_grad()
 def judged(dictionary: Dictionary, evidence: Evidence, seed: int = 0, nulls: int = 2) -> Scores:
-    """Reconstruction and firing of a dictionary beside random dictionaries and the controls that fit it."""
-    fit, rest = evidence.parted()
-    seen = observe(dictionary, rest)
-    random = [observe(random_dictionary(dictionary, fit, seen.l0, seed=seed + i), rest) for i in range(nulls)]
-    others = {n: observe(d, rest) for n, d in controls(dictionary, fit, seen.l0).items()}
+    """Score reconstruction and firing of a dictionary beside random dictionaries and the controls that fit it."""
+    found = judge(dictionary, evidence, nulls, seed)
     return joined(
         [
-            reconstruction(seen, null=random, control=others),
-            firing_scores(seen, null=random, control=others),
+            reconstruction_scores(found.seen, null=found.null, control=found.control),
+            firing_scores(found.seen, null=found.null, control=found.control),
         ]
     )
 

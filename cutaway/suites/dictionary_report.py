@@ -10,12 +10,11 @@ known. `judge_on_truth` is the same for a dictionary of a synthetic benchmark.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cutaway.core.address import parse
@@ -27,24 +26,21 @@ from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.controls import controls, mlp_neurons, neuron_sites, random_dictionary
 from cutaway.dictionaries.evaluation.evaluate import evaluate
 from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
-from cutaway.dictionaries.evaluation.features import By, context, features
-from cutaway.dictionaries.evaluation.firing import firing
+from cutaway.dictionaries.evaluation.features import By, context, features_of
+from cutaway.dictionaries.evaluation.firing import firing_of
 from cutaway.dictionaries.evaluation.letters import letter_absorption, letter_evidence
-from cutaway.dictionaries.evaluation.loss import loss_recovered
+from cutaway.dictionaries.evaluation.loss import splice_loss, unfitted
 from cutaway.dictionaries.evaluation.probing import Probing, probing
+from cutaway.dictionaries.evaluation.reading import BATCH, HELD_OUT, beginning, gathered, held_out, reading
 from cutaway.dictionaries.evaluation.scores import Scores, control_seed, joined
-from cutaway.dictionaries.evaluation.stability import Comparison, Splitting, compare, splitting
+from cutaway.dictionaries.evaluation.stability import Comparison, Splitting, comparison, splitting
 from cutaway.dictionaries.formats import L0Check
 from cutaway.dictionaries.gates import row_of
 from cutaway.dictionaries.transforms import alone, together
 from cutaway.models import shuffled
 from cutaway.models.model import Model
-from cutaway.models.tokens import batch
-from cutaway.streams import Documents, LiveStream, Packing, documents, from_texts
-from cutaway.zoo.miniworld.documents import WorldDocuments
+from cutaway.streams import LiveStream, Packing, from_texts
 
-HELD_OUT = 1_000_003  # seed of a world's documents that no training run uses
-BATCH = 2048
 NEURONS = 1 << 28  # values of MLP neurons that are held as evidence at most
 
 
@@ -74,11 +70,8 @@ class DictionaryReport:
     on_stage: Callable[[str], None] = field(default=lambda stage: None)
 
     def __post_init__(self) -> None:
-        if models := self.dictionary.models:
-            why = f"its sites name models ({', '.join(models)}), and activations are read from one model here"
-            way = "judge it in Python, on evidence of all its sites"
-            raise Refused(f"judging {self.dictionary!r}", why, way)
-        self.documents = _documents(self.model, self.text)
+        self.documents = held_out(self.model, self.text)
+        self._reading = self._stream(self.model, tuple(dict.fromkeys((*self.sites, *self.neurons))))
 
     @cached_property
     def neurons(self) -> tuple[str, ...]:
@@ -89,15 +82,7 @@ class DictionaryReport:
 
     def _stream(self, model: Model, sites: Sequence[str], batch: int = BATCH) -> LiveStream:
         """Stream activations of the documents from their beginning."""
-        packing = Packing(self.context, self.bos)
-        return LiveStream(model, self.documents, sites, packing=packing, batch=batch, window=self.tokens)
-
-    @cached_property
-    def bos(self) -> str:
-        """Placement of beginning-of-text tokens: as in the training, if the dictionary's file says it."""
-        policy = trained_bos(self.dictionary.about)
-        has = getattr(self.model.tokenizer, "bos_token_id", None) is not None
-        return policy if policy is not None and (has or policy == "none") else "auto"
+        return reading(model, self.dictionary, self.documents, sites, self.tokens, self.context, batch)
 
     @cached_property
     def sites(self) -> tuple[str, ...]:
@@ -105,14 +90,10 @@ class DictionaryReport:
         return tuple(dict.fromkeys((*self.dictionary.reads, *self.dictionary.writes)))
 
     @cached_property
-    def _reading(self) -> LiveStream:
-        return self._stream(self.model, tuple(dict.fromkeys((*self.sites, *self.neurons))))
-
-    @cached_property
     def evidence(self) -> Evidence:
         """Held-out activations of what the dictionary reads and writes, and of MLP neurons."""
         self.on_stage("reading activations …")
-        return Evidence.gather(self._reading, self.tokens)
+        return gathered(self._reading, self.tokens)
 
     @cached_property
     def parts(self) -> tuple[Evidence, Evidence]:
@@ -172,7 +153,7 @@ class DictionaryReport:
 
     def density(self) -> dict[str, Any]:
         """Count latents by how often they fire, in decades, beside random dictionaries."""
-        fired = firing(self.seen, null=[observe(d, self.parts[1]) for d in self.random])
+        fired = firing_of(self.seen, null=[observe(d, self.parts[1]) for d in self.random])
         random = [[float(v) for v in row] for row in fired.density_null]
         decades = [str(n) for n in fired.labels["decade"]]
         return {"decades": decades, "latents": fired.density.tolist(), "random": random}
@@ -180,15 +161,14 @@ class DictionaryReport:
     def features(self, n: int, by: By = "focus") -> list[dict[str, Any]]:
         """Choose `n` latents `by` focus, frequency or size, with the contexts in which they are largest."""
         seen, rows = observe(self.dictionary, self.evidence), []
-        found = features(seen, n=n, by=by, seed=self.seed)
-        assert self.evidence.context is not None
-        texts = self.contexts({int(self.evidence.context[t]) for t in found.token.flatten().tolist() if t >= 0})
+        found = features_of(seen, n=n, by=by, seed=self.seed)
+        assert self.evidence.text is not None
         for i, latent in enumerate(found.latent.tolist()):
             shown = []
             for value, token in zip(found.largest[i].tolist(), found.token[i].tolist(), strict=True):
                 if token < 0:
                     continue
-                before, piece, after = context(seen, token, texts=texts).texts(self.model)
+                before, piece, after = context(seen, token, texts=self.evidence.text.contexts).texts(self.model)
                 shown.append({"value": value, "before": before, "token": piece, "after": after})
             rows.append(
                 {
@@ -228,18 +208,10 @@ class DictionaryReport:
     def loss(self, sequences: int) -> Scores:
         """Measure what the model can still do with the dictionary in it, on contexts that no control was fitted on."""
         self.on_stage("recovering the loss …")
-        fit, rest = self.parts
-        assert fit.context is not None
-        assert rest.context is not None
-        chosen = sorted(set(rest.context.tolist()) - set(fit.context.tolist()))[:sequences]
-        reader = self._reading.reader
-        rows = [ids.tolist() for _, ids in sorted(self.contexts(chosen).items())]
-        if not rows:
-            raise Refused("the loss", "no context is free of tokens that controls were fitted on", "give more text")
-        tokens = batch(rows, pad=reader.packer.pad)
-        special = torch.isin(tokens.ids, reader.rule.special)
-        beside = controls(self.dictionary, fit, self.fit_l0) | self.mlp_neurons()
-        return loss_recovered(self.model, self.dictionary, tokens, special=special, null=self.random, control=beside)
+        self.on_stage("recovering the loss …")
+        tokens, special = unfitted(*self.parts, sequences)
+        beside = controls(self.dictionary, self.parts[0], self.fit_l0) | self.mlp_neurons()
+        return splice_loss(self.model, self.dictionary, tokens, special=special, null=self.random, control=beside)
 
     def _with_shuffled_weights(self, tokens: int) -> tuple[Dictionary, Evidence, str]:
         """Train the same recipe on the model with shuffled weights: a dictionary, its evidence, and how it was made.
@@ -281,17 +253,14 @@ class DictionaryReport:
         self.on_stage("comparing …")
         here, there = self.seen, observe(other, self.parts[1])
         narrow, wide = sorted((here, there), key=lambda s: s.dictionary.n_latents)
-        return {"comparison": compare(here, there), "splitting": splitting(narrow, wide)}
+        return {"comparison": comparison(here, there), "splitting": splitting(narrow, wide)}
 
     @property
     def fed(self) -> str:
         """Beginning of the contexts that it is judged on, and whether that is known of its training."""
-        known = "as in its training" if trained_bos(self.dictionary.about) == self.bos else "its training is not known"
+        same = trained_bos(self.dictionary.about) == beginning(self.model, self.dictionary)
+        known = "as in its training" if same else "its training is not known"
         return f"{self._reading.beginning} ({known})"
-
-    def contexts(self, numbers: Collection[int]) -> dict[int, Tensor]:
-        """Return the ids of some contexts of the text, special tokens and sinks included."""
-        return self._reading.reader.texts(numbers)
 
     def texts(self, texts: Sequence[str]) -> Evidence:
         """Gather the activations of texts, one sequence each."""
@@ -310,15 +279,6 @@ def recipe_like(d: Dictionary, l0: float) -> tr.Recipe:
     return tr.Recipe(
         d.blocks, gating, gating.customary(), decoder="unit" if own else "free", subtract=own, skip=bool(d.skip)
     )
-
-
-def _documents(model: Model, text: str | None) -> Documents:
-    if text is not None:
-        return documents(text)
-    if model.world is None:
-        why = "only models of the zoo have text of their own"
-        raise Refused(f"judging on {model.name} without text=", why, "give text=FILE")
-    return WorldDocuments(model.world, seed=HELD_OUT)
 
 
 def judge_on_truth(

@@ -16,6 +16,7 @@ from cutaway.cli import app
 from cutaway.cli.shell import as_data, plain
 from cutaway.core.method import Method
 from cutaway.core.repeat import NO_COMMAND, NO_PYTHON
+from cutaway.core.subject import with_needs
 from cutaway.dictionaries.transforms import fold
 from tests.conformance import subjects
 from tests.conformance.test_methods import NAMED, QUICK
@@ -34,6 +35,8 @@ def files(tmp_path, monkeypatch):
     Path("two pairs.jsonl").write_text("\n".join(map(json.dumps, (PAIR, OTHER))), "utf-8")
     Path("plain model").symlink_to(ca.zoo.ENTRIES["miniworld"].folder)
     ca.dictionaries.save(subjects.dictionary(128, "resid_post.3"), "some latents.safetensors")
+    ca.dictionaries.save(subjects.dictionary(128, "resid_post.3", 20), "other latents.safetensors")
+    Path("some text.txt").write_text("\n\n".join(subjects.corpus() * 2), "utf-8")
     return folder
 
 
@@ -67,12 +70,21 @@ TASKS = (
 )
 
 
+#: further subjects that a command line must name, or that are made small
+SUBJECTS = {
+    "dictionary": ["--dictionary", "some latents.safetensors"],
+    "second": ["--second", "other latents.safetensors?format=house"],
+    "evidence": ["--evidence", "some text.txt", "--evidence-tokens", "600", "--evidence-context", "24"],
+}
+
+
 def asked(row: Method, task: list[str]) -> list[str]:
     """The words of one quick call."""
     options = {o.name: QUICK[o.name] for o in row.options if o.name in QUICK} | NAMED.get(row.name, {})
     words = [w for n, v in options.items() for w in (f"--{n}", str(v))]
-    latents = ["--dictionary", "some latents.safetensors"] if "dictionary" in row.subjects else []
-    return [*row.name.split("."), *task, *latents, *words]
+    task = task if "task" in row.subjects else ["--model", "plain model"] if "model" in with_needs(row.subjects) else []
+    flags = [w for name in with_needs(row.subjects) for w in SUBJECTS.get(name, [])]
+    return [*row.name.split("."), *task, *flags, *words]
 
 
 @pytest.mark.parametrize(("name", "turn"), [(n, i) for i, n in enumerate(ROWS)])

@@ -1,14 +1,16 @@
 """How good is a dictionary? Measures on held-out activations, each beside its interval, its null and its controls.
 
-evidence = judge.Evidence.gather(stream, 50_000)
+evidence = judge.read_evidence(model, dictionary, "held_out.txt")
 scores = judge.evaluate(dictionary, evidence)               # all that needs activations only
-loss = judge.loss_recovered(model, dictionary, prompts)     # and what the model can still do with it
+loss = judge.loss_recovered(model, dictionary, evidence)    # and what the model can still do with it
 """
 
 # The functions are imported here, so that they and not their modules are what `judge.NAME` means.
 from cutaway.dictionaries.evaluation.absorption import planted_absorption
 from cutaway.dictionaries.evaluation.controls import (
+    Judged,
     controls,
+    judge,
     linear_map,
     mlp_neurons,
     neuron_sites,
@@ -17,24 +19,33 @@ from cutaway.dictionaries.evaluation.controls import (
     random_dictionary,
 )
 from cutaway.dictionaries.evaluation.evaluate import evaluate
-from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
-from cutaway.dictionaries.evaluation.features import Features, Passage, context, features
-from cutaway.dictionaries.evaluation.firing import Firing, firing, firing_scores
+from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, Text, observe
+from cutaway.dictionaries.evaluation.features import Features, Passage, context, features, features_of
+from cutaway.dictionaries.evaluation.firing import Firing, firing, firing_of, firing_scores
 from cutaway.dictionaries.evaluation.geometry import Geometry, decoder_rows, geometry, geometry_scores
 from cutaway.dictionaries.evaluation.letters import letter_absorption, letter_evidence
-from cutaway.dictionaries.evaluation.loss import loss_recovered
+from cutaway.dictionaries.evaluation.loss import loss_recovered, splice_loss
 from cutaway.dictionaries.evaluation.matching import mcc, mmcs, recovery, uniqueness
 from cutaway.dictionaries.evaluation.probing import Probing, probing
-from cutaway.dictionaries.evaluation.reconstruction import fvu, reconstruction
+from cutaway.dictionaries.evaluation.reading import read_evidence
+from cutaway.dictionaries.evaluation.reconstruction import fvu, reconstruction, reconstruction_scores
 from cutaway.dictionaries.evaluation.scores import Scores, joined, over_seeds
-from cutaway.dictionaries.evaluation.stability import Comparison, Splitting, Stability, compare, splitting, stability
+from cutaway.dictionaries.evaluation.stability import (
+    Comparison,
+    Splitting,
+    Stability,
+    compare,
+    comparison,
+    splitting,
+    stability,
+)
 
 __all__ = [
-    "Comparison", "Evidence", "Features", "Firing", "Geometry", "Passage", "Probing", "Scores", "Seen", "Splitting",
-    "Stability",
-    "compare", "context", "controls", "decoder_rows", "evaluate", "features", "firing", "firing_scores", "fvu",
-    "geometry", "geometry_scores", "joined", "letter_absorption", "letter_evidence", "linear_map", "loss_recovered",
-    "mcc", "mlp_neurons", "mmcs", "neuron_sites", "neurons", "observe", "over_seeds", "pca_dictionary",
-    "planted_absorption", "probing", "random_dictionary", "reconstruction", "recovery", "splitting",
-    "stability", "uniqueness",
+    "Comparison", "Evidence", "Features", "Firing", "Geometry", "Judged", "Passage", "Probing", "Scores", "Seen",
+    "Splitting", "Stability", "Text", "compare", "comparison", "context", "controls", "decoder_rows", "evaluate",
+    "features", "features_of", "firing", "firing_of", "firing_scores", "fvu", "geometry", "geometry_scores",
+    "joined", "judge", "letter_absorption", "letter_evidence", "linear_map", "loss_recovered", "mcc", "mlp_neurons",
+    "mmcs", "neuron_sites", "neurons", "observe", "over_seeds", "pca_dictionary", "planted_absorption", "probing",
+    "random_dictionary", "read_evidence", "reconstruction", "reconstruction_scores", "recovery", "splice_loss",
+    "splitting", "stability", "uniqueness",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ neurons, are controls that only the caller has; see `evaluate`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -27,7 +27,7 @@ from torch.nn.functional import normalize
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.evaluation.evidence import Evidence, observe
+from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
 from cutaway.dictionaries.evaluation.scores import control_generator
 from cutaway.dictionaries.gates import AbsTopK, BatchTopK, Gate, TopK
 from cutaway.dictionaries.parts import decoder_norms
@@ -36,6 +36,42 @@ from cutaway.dictionaries.transforms import autoencoder, fold, one_block, subtra
 from cutaway.models.model import Model
 
 WIDEST = 8192  # coordinates that an affine map is fitted from
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A dictionary on the part of the evidence that it is judged on, beside what it is compared with.
+
+    Attributes:
+        seen: the dictionary.
+        null: random dictionaries with the same norms and L0.
+        control: the controls that fit it, by name.
+    """
+
+    seen: Seen
+    null: list[Seen]
+    control: dict[str, Seen]
+
+
+@torch.no_grad()
+def judge(dictionary: Dictionary, evidence: Evidence, samples: int, seed: int, fitted: bool = True) -> Judged:
+    """Fit controls on a first quarter of the evidence, and run them and the dictionary over the rest.
+
+    Args:
+        dictionary: the dictionary judged.
+        evidence: held-out activations.
+        samples: number of random dictionaries.
+        seed: seed of the first of them.
+        fitted: also run the controls that fit the dictionary.
+
+    Raises:
+        Refused: evidence of other sites, or too little of it.
+    """
+    fit, rest = evidence.parted()
+    seen = observe(dictionary, rest)
+    null = [observe(random_dictionary(dictionary, fit, seen.l0, seed=seed + i), rest) for i in range(samples)]
+    found = controls(dictionary, fit, seen.l0) if fitted else {}
+    return Judged(seen, null, {n: observe(d, rest) for n, d in found.items()})
 
 
 def random_dictionary(dictionary: Dictionary, fit: Evidence, l0: float, *, seed: int = 0) -> Dictionary:

@@ -13,12 +13,12 @@ import torch
 from cutaway.dictionaries.benchmarks.truth import Truth
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.absorption import planted_absorption
-from cutaway.dictionaries.evaluation.controls import controls, random_dictionary
+from cutaway.dictionaries.evaluation.controls import judge
 from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
 from cutaway.dictionaries.evaluation.firing import firing_scores
 from cutaway.dictionaries.evaluation.geometry import geometry_scores
 from cutaway.dictionaries.evaluation.matching import recovery
-from cutaway.dictionaries.evaluation.reconstruction import reconstruction
+from cutaway.dictionaries.evaluation.reconstruction import reconstruction_scores
 from cutaway.dictionaries.evaluation.scores import Scores, joined
 
 
@@ -40,13 +40,11 @@ def evaluate(
     Raises:
         Refused: evidence of other sites, or too little of it.
     """
-    fit, rest = evidence.parted()
-    seen = observe(dictionary, rest)
-    null = [observe(random_dictionary(dictionary, fit, seen.l0, seed=seed + i), rest) for i in range(nulls)]
-    own = {n: observe(d, rest) for n, d in controls(dictionary, fit, seen.l0).items()}
+    judged = judge(dictionary, evidence, nulls, seed)
+    seen, null, own = judged.seen, judged.null, judged.control
     foreign = {n: observe(d, e) for n, (d, e) in (others or {}).items()}
     parts = [
-        reconstruction(seen, null=null, control=own | _alike(foreign, seen)),
+        reconstruction_scores(seen, null=null, control=own | _alike(foreign, seen)),
         firing_scores(seen, null=null, control=own | foreign),
         geometry_scores(dictionary, samples=max(nulls, 1), seed=seed),
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,7 +11,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cutaway.core.record import hash_tensors
 from cutaway.core.refuse import NoTokens, Refused
+from cutaway.core.repeat import Made
 from cutaway.dictionaries.code import SparseCode, below
 from cutaway.dictionaries.dictionary import Dictionary
 
@@ -23,13 +25,30 @@ _EACH = ("sequence", "ids", "position", "context")  # what may be known of each 
 
 
 @dataclass(frozen=True, eq=False)
+class Text:
+    """Text that evidence was read from.
+
+    Attributes:
+        contexts: ids of each context by its number, with the special tokens and sinks that evidence leaves out.
+        special: ids of special tokens.
+        pad: id that pads contexts of several lengths.
+        record: model, documents and packing, ready for JSON.
+    """
+
+    contexts: dict[int, Int[Tensor, "position"]]
+    special: Int[Tensor, "token"]
+    pad: int
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
 class Evidence:
     """Activations by site, one row a token; special tokens are not among them.
 
     `sequence` numbers the sequence (document) of each token: tokens of one sequence are resampled together, or those of
     one `context` where fewer than 20 sequences fill more contexts than that. `position` is a token's place in its
     context (in its sequence, where contexts are not known); `ids` is the token itself, and `truth` the true code, where
-    it is known.
+    is known. `text` is what it was read from.
     """
 
     acts: dict[str, Float[Tensor, "token _"]]
@@ -38,6 +57,8 @@ class Evidence:
     position: Int[Tensor, "token"] | None = None
     truth: SparseCode | None = None
     context: Int[Tensor, "token"] | None = None
+    text: Text | None = None
+    made: Made | None = field(default=None, repr=False)
 
     def __post_init__(self):
         sizes = {s: len(x) for s, x in self.acts.items()}
@@ -77,7 +98,16 @@ class Evidence:
         """The evidence of some tokens."""
         given = {n: t[chosen] for n in _EACH if (t := getattr(self, n)) is not None}
         truth = None if self.truth is None else self.truth.rows(chosen)
-        return Evidence({s: x[chosen] for s, x in self.acts.items()}, truth=truth, **given)
+        return Evidence({s: x[chosen] for s, x in self.acts.items()}, truth=truth, text=self.text, **given)
+
+    def identity(self) -> dict[str, Any]:
+        """Sites, tokens, and a hash of the activations; and the text, where it is known."""
+        origin = {} if self.text is None else self.text.record
+        return {"sites": list(self.acts), "tokens": len(self), "hash": hash_tensors(self.acts), **origin}
+
+    def sizes(self) -> dict[str, int]:
+        """Number of tokens, for costs."""
+        return {"tokens": len(self)}
 
     @cached_property
     def units(self) -> tuple[str, Int[Tensor, "token"]]:

@@ -3,7 +3,10 @@
 For every chosen latent: how often it fires, its mean where active, and the tokens on which it is largest, each with its
 place, so that its context can be shown. Latents are ranked by how clear they are: by the share of a latent's activation
 that falls on one token id (`focus`), or by frequency or size. A `focus` of 1 says that a latent is a token detector;
-`focus_null` is that of a latent that fires as often on random tokens.
+`focus_null` is that of a latent that fires as often on random tokens. Such contexts are what Bricken et al. 2023 read.
+
+Control: the same latents with the tokens in random order. Cost: no forward; the dictionary is run over the evidence
+once.
 """
 
 from __future__ import annotations
@@ -17,11 +20,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cutaway.core.method import method
 from cutaway.core.record import machine, versions
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.dictionaries.code import SparseCode
-from cutaway.dictionaries.evaluation.evidence import Seen
+from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
 from cutaway.dictionaries.evaluation.scores import control_generator
 from cutaway.models.model import Model
 
@@ -47,10 +52,46 @@ class Features(Result, kind="dictionary_features"):
     latent: Int[Tensor, "chosen"]
 
 
+@method(
+    answers="Which latents are worth reading, and where do they fire?",
+    paper="Bricken et al. 2023, Towards Monosemanticity",
+    cost="0",
+    control="shuffled_tokens",
+    rung="observational",
+)
 def features(
+    dictionary: Dictionary,
+    evidence: Evidence,
+    /,
+    *,
+    n: int = 10,
+    by: By = "focus",
+    contexts: int = 8,
+    least: int = 10,
+    samples: int = 2,
+    seed: int = 0,
+) -> Features:
+    """Choose latents by focus, frequency or size, with the tokens on which they are largest.
+
+    Args:
+        n: number of latents.
+        by: rank latents by focus, by frequency, or by size (the mean where active).
+        contexts: number of largest activations of each.
+        least: number of tokens on which a latent must fire.
+        samples: number of draws of the null of the focus.
+        seed: seed of the null.
+
+    Raises:
+        Refused: the evidence has no token ids, or no latent fires often enough.
+    """
+    seen = observe(dictionary, evidence)
+    return features_of(seen, n=n, by=by, contexts=contexts, least=least, samples=samples, seed=seed)
+
+
+def features_of(
     seen: Seen, *, n: int = 10, by: By = "focus", contexts: int = 8, least: int = 10, samples: int = 2, seed: int = 0
 ) -> Features:
-    """The `n` clearest (most frequent, largest) latents and their largest activations.
+    """Choose the `n` clearest (most frequent, largest) latents, with their largest activations.
 
     Args:
         seen: a dictionary on evidence with token ids.
@@ -121,7 +162,7 @@ class Passage:
     after: bool
 
     def texts(self, model: Model) -> tuple[str, str, str]:
-        """What stands before the token, the token, and what stands after it; cuts and unknown tokens are "…"."""
+        """Return the text before the token, the token, and the text after it; cuts and unknown tokens are "…"."""
         parts: list[str] = []
         for known, run in groupby(self.ids, lambda i: i >= 0):
             ids = list(run)

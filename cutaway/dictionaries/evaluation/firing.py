@@ -2,7 +2,10 @@
 
 `frequency`: share of tokens on which a latent is active (whatever the sign); `mean_active`: its mean value on those.
 A latent is dead if it is active on none of the N tokens judged (N is in the record: a latent that fires less than about
-3/N cannot be told from a dead one), dense if it is active on more than `dense` of them.
+3/N cannot be told from a dead one; Bricken et al. 2023), dense if it is active on more than `dense` of them.
+
+Control: the density of random dictionaries with the same norms and L0. Cost: no forward; the dictionary and each random
+one is run over the evidence once.
 """
 
 from __future__ import annotations
@@ -15,10 +18,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cutaway.core.method import method
 from cutaway.core.record import machine, versions
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, wilson
-from cutaway.dictionaries.evaluation.evidence import Seen
+from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.evaluation.controls import judge
+from cutaway.dictionaries.evaluation.evidence import Evidence, Seen
 from cutaway.dictionaries.evaluation.reconstruction import over_units
 from cutaway.dictionaries.evaluation.scores import Score, Scores, collect
 
@@ -40,8 +46,29 @@ class Firing(Result, kind="dictionary_firing"):
     density_null: Float[Tensor, "decade sample"]
 
 
-def firing(seen: Seen, *, null: Sequence[Seen] = ()) -> Firing:
-    """Frequency, strength and density of every latent, beside the density of random dictionaries."""
+@method(
+    answers="How often does each latent fire, and how strongly?",
+    paper="Bricken et al. 2023, Towards Monosemanticity",
+    cost="0",
+    control="random_dictionary",
+    rung="observational",
+)
+def firing(dictionary: Dictionary, evidence: Evidence, /, *, samples: int = 2, seed: int = 0) -> Firing:
+    """Measure frequency, strength and density of every latent on held-out activations.
+
+    Args:
+        samples: number of random dictionaries that make the null of the density.
+        seed: seed of the random dictionaries.
+
+    Raises:
+        Refused: evidence of other sites, or too little of it.
+    """
+    judged = judge(dictionary, evidence, samples, seed, fitted=False)
+    return firing_of(judged.seen, null=judged.null)
+
+
+def firing_of(seen: Seen, *, null: Sequence[Seen] = ()) -> Firing:
+    """Measure frequency, strength and density of every latent, beside the density of random dictionaries."""
     tokens, fires = len(seen.evidence), seen.code.fires()
     code = seen.code
     index, value = code.index.reshape(-1).cpu(), code.value.reshape(-1).double().cpu()

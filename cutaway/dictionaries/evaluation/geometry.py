@@ -1,7 +1,10 @@
 """How do the decoder's directions lie to each other?
 
 `nearest`: the largest cosine of each latent's decoder row with another one. Rows drawn at random in the same number of
-dimensions are the null. Latents that write nothing have cosine 0 with everything.
+dimensions are the null. Latents that write nothing have cosine 0 with everything. Nearly parallel rows are latents that
+stand for one thing twice (Sharkey et al. 2022).
+
+Control: random rows of the same number and width. Cost: no forward, and (1 + samples) products of all rows with all.
 """
 
 from __future__ import annotations
@@ -13,7 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cutaway.core.method import method
 from cutaway.core.record import machine, versions
+from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.reconstruction import over_units
@@ -44,8 +49,29 @@ def decoder_rows(dictionary: Dictionary, site: str | None = None) -> Float[Tenso
     return torch.cat(blocks)
 
 
-def geometry(dictionary: Dictionary, *, samples: int = 2, seed: int = 0) -> Geometry:
-    """The nearest other decoder row of every latent, and of random rows."""
+@method(
+    answers="How do the decoder's directions lie to each other?",
+    paper="Sharkey et al. 2022, Taking features out of superposition",
+    cost="0",
+    control="random_rows",
+    rung="observational",
+)
+def geometry(dictionary: Dictionary, /, *, samples: int = 2, seed: int = 0) -> Geometry:
+    """Find the nearest other decoder row of every latent, and of random rows.
+
+    Args:
+        samples: number of draws of random rows.
+        seed: seed of the random rows.
+
+    Raises:
+        Refused: a dictionary of one latent.
+    """
+    if dictionary.n_latents < 2:
+        raise Refused(f"geometry of {dictionary!r}", "its latent has no other beside it", "give one of several latents")
+    return _geometry(dictionary, samples, seed)
+
+
+def _geometry(dictionary: Dictionary, samples: int, seed: int) -> Geometry:
     rows = decoder_rows(dictionary).cpu()
     g = control_generator(seed)
     near, who = nearest(rows)
@@ -60,7 +86,7 @@ def geometry(dictionary: Dictionary, *, samples: int = 2, seed: int = 0) -> Geom
 
 def geometry_scores(dictionary: Dictionary, *, samples: int = 2, seed: int = 0) -> Scores:
     """Mean cosine with the nearest other decoder row, and the share of rows with one above 0.9."""
-    found = geometry(dictionary, samples=samples, seed=seed)
+    found = _geometry(dictionary, samples, seed)
     rows, *null = [_scores(near) for near in (found.nearest, *found.nearest_null.unbind(-1))]
     rows = [r.against([n[i] for n in null], {}) for i, r in enumerate(rows)]
     return collect(rows, {"dictionary": dictionary.fingerprint(), "interval": "over latents"})

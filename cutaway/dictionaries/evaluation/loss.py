@@ -9,8 +9,12 @@ for each ablation a. Recovery against zero ablation flatters (zero is far from a
 side by side, with ΔCE = CE_spliced − CE_clean. Special tokens are neither spliced nor ablated, and what is predicted at
 them does not count. A dictionary that reads a site after one that it writes (a crosscoder of several layers) cannot be
 spliced into one forward: it and what it is compared with stand in as reconstructions of the clean run, every site
-replaced in a second one. Intervals: over sequences. Null: random dictionaries. Cost: 4 forwards and one more
-for each dictionary in `null` and `control`.
+replaced in a second one (Gao et al. 2024, arXiv:2406.04093 ask what a model loses in this way). Intervals: over
+sequences.
+
+Control: random dictionaries (`null`), and principal components and the like as dictionaries (`control`), spliced in the
+same way on contexts that none of them was fitted on. Cost: 5 forwards and one more for each dictionary in `null` and
+`control`.
 """
 
 from __future__ import annotations
@@ -24,10 +28,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway.core.address import Address
+from cutaway.core.method import method
 from cutaway.core.progress import advance
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import ratio_interval
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.evaluation.controls import controls, random_dictionary
+from cutaway.dictionaries.evaluation.evidence import Evidence, observe
 from cutaway.dictionaries.evaluation.scores import Score, Scores, collect
 from cutaway.dictionaries.splice import Splice, SpliceWrite, late_reads
 from cutaway.models.access.positions import ForwardFrame
@@ -35,9 +42,10 @@ from cutaway.models.edits.edit import Edit, as_edits
 from cutaway.models.edits.library import Ablate, Replace
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
+from cutaway.models.tokens import batch as batch_of
 
 ABLATIONS = ("zero", "mean")
-_OF_THE_MODEL = ("CE clean", "CE zero-ablated", "CE mean-ablated")  # the same whatever the dictionary
+_OF_THE_MODEL: tuple[str, ...] = ("CE clean", "CE zero-ablated", "CE mean-ablated")  # the same whatever the dictionary
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +72,63 @@ class Only(Edit):
         return torch.where(keep, self.edit.apply(x, frame), x)
 
 
+@method(
+    answers="How much of what a model can do survives when a dictionary stands in for its activations?",
+    paper="Gao et al. 2024, arXiv:2406.04093",
+    cost="sequences * (10 + samples) * F",
+    control="random_dictionary",
+    rung="interventional",
+)
+@torch.no_grad()
 def loss_recovered(
+    model: Model,
+    dictionary: Dictionary,
+    evidence: Evidence,
+    /,
+    *,
+    sequences: int = 32,
+    samples: int = 2,
+    seed: int = 0,
+) -> Scores:
+    """Splice a dictionary into the model on held-out contexts, against zero and mean ablation.
+
+    Args:
+        sequences: number of contexts, none of which has tokens that controls were fitted on.
+        samples: number of random dictionaries that make the null.
+        seed: seed of the random dictionaries.
+
+    Raises:
+        Refused: evidence without its text, no context free of fitted tokens, or a dictionary that cannot be spliced.
+    """
+    fit, rest = evidence.parted()
+    tokens, special = unfitted(fit, rest, sequences)
+    l0 = observe(dictionary, fit).l0
+    null = [random_dictionary(dictionary, fit, l0, seed=seed + i) for i in range(samples)]
+    return splice_loss(model, dictionary, tokens, special=special, null=null, control=controls(dictionary, fit, l0))
+
+
+def unfitted(fit: Evidence, rest: Evidence, sequences: int) -> tuple[Tokens, Bool[Tensor, "batch position"]]:
+    """Return contexts of which no token was fitted on, and where their special tokens are.
+
+    Raises:
+        Refused: the evidence does not know its text, or all contexts were fitted on.
+    """
+    if fit.text is None or fit.context is None or rest.context is None:
+        why = "the evidence does not know the contexts that it was read from"
+        raise Refused("the loss", why, "use read_evidence of the model")
+    chosen = sorted(set(rest.context.tolist()) - set(fit.context.tolist()))[:sequences]
+    if not chosen:
+        raise Refused("the loss", "no context is free of tokens that controls were fitted on", "give more text")
+    tokens = batch_of([fit.text.contexts[n].tolist() for n in chosen], pad=fit.text.pad)
+    return tokens, torch.isin(tokens.ids, fit.text.special)
+
+
+def splice_loss(
     model: Model, dictionary: Dictionary, prompts: str | Sequence[str] | Tensor | Tokens, *,
     special: Bool[Tensor, "batch position"] | None = None, null: Sequence[Dictionary] = (),
     control: Mapping[str, Dictionary] | None = None, batch: int = 16,
 ) -> Scores:  # fmt: skip
-    """Cross-entropy and KL of a model with a dictionary spliced in, against zero and mean ablation.
+    """Measure the cross-entropy and KL of a model with a dictionary spliced in, against zero and mean ablation.
 
     Args:
         model: the model whose sites the dictionary writes.
@@ -81,9 +140,11 @@ def loss_recovered(
         batch: sequences a forward.
 
     Raises:
-        Refused: no prediction counts, or the dictionary cannot be spliced: it is of several models, or its code of a
-            token depends on other tokens.
+        Refused: an encoder, no prediction that counts, or a dictionary that cannot be spliced: it is of several models,
+            or its code of a token depends on other tokens.
     """
+    if not model.family.causal:
+        raise Refused(f"the loss of {model.name}", "an encoder predicts no next token", "use a causal language model")
     if dictionary.models:
         why = f"its sites name models ({', '.join(dictionary.models)}), and a splice is into one model"
         raise Refused(f"the loss with {dictionary!r}", why, "judge it by its activations alone")
@@ -110,7 +171,9 @@ def loss_recovered(
     }  # fmt: skip
     if run.twice:
         record["splice"] = "every site replaced by its reconstruction of the clean run: it reads after it writes"
-    return collect(found, record, dict.fromkeys((s.name for s in found), "one sequence") if len(tokens) < 2 else {})
+    reasons: dict[str, str] = dict.fromkeys(_OF_THE_MODEL, "of the model alone: no null")
+    reasons |= dict.fromkeys((s.name for s in found), "one sequence") if len(tokens) < 2 else {}
+    return collect(found, record, reasons)
 
 
 class _Run:

@@ -7,7 +7,11 @@
   arXiv:2404.16014): what x̂ would have to be divided by. cosine: mean of cos(x, x̂).
 
 All are of the sites written, against their true values; special tokens are no evidence. Intervals: over groups of
-tokens or sequences.
+tokens or sequences. Controls are fitted on a first quarter of the evidence, everything is judged on the rest.
+
+Control: random dictionaries with the same norms and L0 (`null`), and what simpler ways reach with as many numbers per
+token (`control`): principal components, single coordinates, the best affine map. Cost: no forward; the dictionary and
+each of these is run over the evidence once.
 """
 
 from __future__ import annotations
@@ -19,31 +23,57 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from cutaway.core.method import method
 from cutaway.core.stats import mean_interval, ratio_interval
-from cutaway.dictionaries.evaluation.evidence import Seen
+from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.evaluation.controls import judge
+from cutaway.dictionaries.evaluation.evidence import Evidence, Seen
 from cutaway.dictionaries.evaluation.scores import Score, Scores, collect
 
 _ANY, _POSITIVE = (-math.inf, math.inf), (0.0, math.inf)  # where a score can lie
 
 
-def reconstruction(seen: Seen, *, null: Sequence[Seen] = (), control: Mapping[str, Seen] | None = None) -> Scores:
-    """Sparsity and reconstruction of a dictionary, beside random dictionaries and controls.
+@method(
+    answers="How well and how sparsely does a dictionary reconstruct?",
+    paper="Rajamanoharan et al. 2024, arXiv:2404.16014",
+    cost="0",
+    control="random_dictionary",
+    rung="observational",
+)
+def reconstruction(dictionary: Dictionary, evidence: Evidence, /, *, samples: int = 2, seed: int = 0) -> Scores:
+    """Measure sparsity and reconstruction on held-out activations.
+
+    Args:
+        samples: number of random dictionaries that make the null.
+        seed: seed of the random dictionaries.
+
+    Raises:
+        Refused: evidence of other sites, or too little of it.
+    """
+    judged = judge(dictionary, evidence, samples, seed)
+    return reconstruction_scores(judged.seen, null=judged.null, control=judged.control)
+
+
+def reconstruction_scores(
+    seen: Seen, *, null: Sequence[Seen] = (), control: Mapping[str, Seen] | None = None
+) -> Scores:
+    """Score the sparsity and reconstruction of a dictionary, beside random dictionaries and controls.
 
     Args:
         seen: the dictionary on its evidence.
         null: random dictionaries on evidence of the same tokens.
         control: other dictionaries by name, each on its own evidence.
     """
-    own = reconstruction_scores(seen)
-    random = [reconstruction_scores(s) for s in null]
-    others = {n: reconstruction_scores(s) for n, s in (control or {}).items()}
+    own = _scores(seen)
+    random = [_scores(s) for s in null]
+    others = {n: _scores(s) for n, s in (control or {}).items()}
     rows = [s.against([r[i] for r in random], {n: o[i] for n, o in others.items()}) for i, s in enumerate(own)]
     record = {"tokens": len(seen.evidence), "interval": seen.evidence.how, "dictionary": seen.dictionary.fingerprint()}
     return collect(rows, record)
 
 
-def reconstruction_scores(seen: Seen) -> list[Score]:
-    """The scores of this family, without controls; L0 first."""
+def _scores(seen: Seen) -> list[Score]:
+    """Return the scores of this family without controls, L0 first."""
     groups = seen.evidence.groups
     found = [mean_score("L0", seen.code.counts(), groups, "latents a token", _POSITIVE)]
     for site, out in seen.output.items():

@@ -6,6 +6,9 @@
 * widths: which latents of a wider dictionary a latent of a narrower one has split into.
 
 The null of a matching is the same matching with random rows: with many latents in few dimensions it is far from 0.
+
+Control: random rows in the place of the other dictionary's, and its firing on tokens in random order. Cost: no forward;
+both dictionaries are run over the evidence once, and matched 1 + samples times.
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from cutaway.core.method import method
 from cutaway.core.record import machine, versions
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.evaluation.evidence import Seen
+from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
 from cutaway.dictionaries.evaluation.geometry import cosines, decoder_rows
 from cutaway.dictionaries.evaluation.matching import matched, mcc
 from cutaway.dictionaries.evaluation.scores import control_generator
@@ -44,7 +48,7 @@ class Stability(Result, kind="dictionary_stability"):
 
 
 def stability(dictionaries: Sequence[Dictionary], *, samples: int = 2, seed: int = 0) -> Stability:
-    """How alike dictionaries trained with several seeds are, pair by pair.
+    """Compare dictionaries trained with several seeds, pair by pair.
 
     Intervals: over matched pairs of latents. Null: each with random rows in the place of the other's.
 
@@ -89,7 +93,29 @@ class Comparison(Result, kind="dictionary_comparison"):
     partner: Int[Tensor, "latent"]
 
 
-def compare(a: Seen, b: Seen, *, samples: int = 2, seed: int = 0) -> Comparison:
+@method(
+    answers="Are the latents of two dictionaries the same?",
+    paper="Song et al. 2025, arXiv:2505.20254",
+    cost="0",
+    control="random_rows",
+    rung="observational",
+)
+def compare(
+    dictionary: Dictionary, second: Dictionary, evidence: Evidence, /, *, samples: int = 2, seed: int = 0
+) -> Comparison:
+    """Match the latents of two dictionaries one to one by direction, and see whether partners fire together.
+
+    Args:
+        samples: number of draws of random rows, and of random orders of tokens.
+        seed: seed of the draws.
+
+    Raises:
+        Refused: evidence of other sites, or decoders of other widths.
+    """
+    return comparison(observe(dictionary, evidence), observe(second, evidence), samples=samples, seed=seed)
+
+
+def comparison(a: Seen, b: Seen, *, samples: int = 2, seed: int = 0) -> Comparison:
     """Match the latents of two dictionaries one to one by direction, and see whether partners fire together.
 
     Raises:
@@ -135,7 +161,7 @@ def overlap(a: SparseCode, b: SparseCode, partner: Int[Tensor, "latent"]) -> Flo
 
 @dataclass(frozen=True, kw_only=True)
 class Splitting(Result, kind="dictionary_splitting"):
-    """What became of each latent of a narrow dictionary in a wider one.
+    """Parts of each latent of a narrow dictionary in a wider one.
 
     `parts`: latents of the wider one that fire nearly only where it fires and point its way. `covered`: share of its
     tokens on which one of its parts fires; `covered_null`: the same with the wider code's tokens shuffled.
@@ -185,7 +211,7 @@ def splitting(
 def _parts(
     a: SparseCode, b: SparseCode, small: Tensor, large: Tensor, within: float, alike: float
 ) -> tuple[Float[Tensor, "latent"], Float[Tensor, "latent"]]:
-    """How many parts each latent of `a` has in `b`, and on what share of its tokens one of them fires."""
+    """Count the parts of each latent of `a` in `b`, and the share of its tokens on which one of them fires."""
     from scipy.sparse import csr_matrix
 
     one, two = _matrix(a), _matrix(b)
@@ -208,7 +234,7 @@ def _nearest(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, 
 
 
 def _matrix(code: SparseCode) -> Any:
-    """Where a code is active, as a scipy matrix."""
+    """Return where a code is active, as a scipy matrix."""
     from scipy.sparse import csr_matrix
 
     code = code.csr()

@@ -14,8 +14,9 @@ from cutaway.core.result import open_result
 from cutaway.core.stats import generator
 from cutaway.dictionaries import autoencoder, load, save
 from cutaway.dictionaries.benchmarks import RECIPES, Recipe
+from cutaway.dictionaries.evaluation.reading import HELD_OUT
 from cutaway.dictionaries.gates import TopK
-from cutaway.suites.dictionary_report import HELD_OUT, DictionaryReport
+from cutaway.suites.dictionary_report import DictionaryReport
 from cutaway.zoo.miniworld.documents import WorldDocuments
 from tests.conformance.subjects import miniworld
 
@@ -120,10 +121,10 @@ def test_a_dictionary_of_shuffled_weights_is_a_control(capsys, tmp_path, width):
 @pytest.mark.parametrize(("policy", "first"), [("none", "no beginning-of-text token"), ("both", "contexts and doc")])
 def test_a_dictionary_is_fed_as_it_was_trained(policy, first, width, tmp_path):
     d = load(saved(tmp_path / "d.safetensors", width, stream={"packing": {"bos": policy}}))
-    job = DictionaryReport(d, miniworld(), None, 600, 32, 1)
-    assert job.fed.startswith(first)
-    assert job.fed.endswith("(as in its training)")
-    begins = job.contexts({0, 1})[1][0] == miniworld().tokenizer.bos_token_id
+    report = DictionaryReport(d, miniworld(), None, 600, 32, 1)
+    assert report.fed.startswith(first)
+    assert report.fed.endswith("(as in its training)")
+    begins = report.evidence.text.contexts[1][0] == miniworld().tokenizer.bos_token_id
     assert begins == (policy == "both")
 
 

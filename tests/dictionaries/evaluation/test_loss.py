@@ -8,7 +8,7 @@ import torch
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
 from cutaway.dictionaries import autoencoder, one_block
-from cutaway.dictionaries.evaluation.loss import loss_recovered
+from cutaway.dictionaries.evaluation.loss import splice_loss
 from cutaway.dictionaries.gates import AbsTopK, BatchTopK, Relu
 from cutaway.models.edits.library import Replace
 from tests.conformance.subjects import family
@@ -57,7 +57,7 @@ def test_losses_are_those_of_a_slow_reference(model):
     special = torch.zeros_like(ids, dtype=torch.bool)
     special[:, 0] = True
     d = identity(32, k=6)
-    got = loss_recovered(model, d, ids, special=special, batch=2)
+    got = splice_loss(model, d, ids, special=special, batch=2)
     acts = model.capture(ids, SITE)[SITE]
     mean = acts[~special].mean(0)
     clean, spliced, kl = reference(model, ids, lambda x: d.forward(x), special)
@@ -77,7 +77,7 @@ def test_losses_are_those_of_a_slow_reference(model):
 
 
 def test_a_perfect_dictionary_recovers_everything_and_a_zero_one_nothing(model):
-    got = loss_recovered(
+    got = splice_loss(
         model, identity(32), prompts(), null=[identity(32, scale=0.0)], control={"half": identity(32, scale=0.5)}
     )
     for a in ("zero", "mean"):
@@ -93,7 +93,7 @@ def test_a_crosscoder_of_two_layers_is_replaced_in_a_second_pass(model):
     eye, zero = torch.eye(32), torch.zeros(32)
     half = dict.fromkeys(sites, eye / 2)  # reads the mean of both, writes it to both
     d = one_block(half, dict.fromkeys(sites, eye), zero, dict.fromkeys(sites, zero), AbsTopK(32))
-    got = loss_recovered(model, d, ids, batch=2, control={"half": replace(d, decoder=(half,))})
+    got = splice_loss(model, d, ids, batch=2, control={"half": replace(d, decoder=(half,))})
     acts = model.capture(ids, list(sites))
     mean = (acts[sites[0]] + acts[sites[1]]) / 2
     logs = model.run(ids, [Replace(s, mean) for s in sites])[:, :-1].log_softmax(-1)
@@ -103,20 +103,20 @@ def test_a_crosscoder_of_two_layers_is_replaced_in_a_second_pass(model):
     assert got.control.shape[1] == 1
     whole = replace(d, gates=(BatchTopK(3),))
     with pytest.raises(Refused, match="threshold"):
-        loss_recovered(model, whole, ids)
+        splice_loss(model, whole, ids)
     names = {s: f"a:{s}" for s in sites}
     two = one_block({names[s]: t for s, t in half.items()}, dict.fromkeys(names.values(), eye), zero,
                     dict.fromkeys(names.values(), zero), AbsTopK(32))  # fmt: skip
     with pytest.raises(Refused, match="name models"):
-        loss_recovered(model, two, ids)
+        splice_loss(model, two, ids)
 
 
 def test_padding_and_special_tokens_do_not_count(model):
     short = [[1, 5, 6, 7], [1, 9, 8]]
     from cutaway.models.tokens import batch
 
-    got = loss_recovered(model, identity(32, k=4), batch(short, pad=0))
-    both = [loss_recovered(model, identity(32, k=4), torch.tensor([r])) for r in short]
+    got = splice_loss(model, identity(32, k=4), batch(short, pad=0))
+    both = [splice_loss(model, identity(32, k=4), torch.tensor([r])) for r in short]
     weights = [b.record["predictions"] for b in both]
     assert got.record["predictions"] == sum(weights)
     for name in ("CE clean", "CE spliced", "KL spliced", "CE zero-ablated"):
@@ -127,10 +127,10 @@ def test_padding_and_special_tokens_do_not_count(model):
 
 def test_refusals(model):
     with pytest.raises(Refused, match="no prediction"):
-        loss_recovered(model, identity(32), torch.tensor([[5]]))
+        splice_loss(model, identity(32), torch.tensor([[5]]))
     whole = autoencoder(SITE, torch.eye(32), torch.eye(32), torch.zeros(32), torch.zeros(32), BatchTopK(3))
     with pytest.raises(Refused, match="threshold"):
-        loss_recovered(model, whole, prompts())
+        splice_loss(model, whole, prompts())
     wide = autoencoder(SITE, torch.eye(8), torch.eye(8), torch.zeros(8), torch.zeros(8), Relu())
     with pytest.raises(Refused):
-        loss_recovered(model, wide, prompts())
+        splice_loss(model, wide, prompts())

@@ -19,9 +19,9 @@ from cutaway.dictionaries.evaluation.controls import (
     random_dictionary,
 )
 from cutaway.dictionaries.evaluation.evidence import ANY, Evidence, observe
-from cutaway.dictionaries.evaluation.firing import firing, firing_scores
+from cutaway.dictionaries.evaluation.firing import firing_of, firing_scores
 from cutaway.dictionaries.evaluation.geometry import cosines, decoder_rows, geometry, geometry_scores, nearest
-from cutaway.dictionaries.evaluation.reconstruction import fvu, ratio_score, reconstruction
+from cutaway.dictionaries.evaluation.reconstruction import fvu, ratio_score, reconstruction_scores
 from cutaway.dictionaries.evaluation.scores import Scores, joined, over_seeds
 from cutaway.dictionaries.gates import BatchTopK, JumpRelu, MatchingPursuit, TopK
 from cutaway.streams.batch import Batch
@@ -38,7 +38,7 @@ def test_reconstruction_is_what_the_definitions_say(signed):
     x, s = seen(signed)
     d = s.dictionary
     f, out = s.code.dense().double(), d.forward(x).double()
-    got = reconstruction(s)
+    got = reconstruction_scores(s)
     wide = x.double()
     length = wide.norm(dim=-1)
     want = {
@@ -98,7 +98,7 @@ def test_special_tokens_are_no_evidence():
     assert e.acts[made.SITE].max() < 100
     assert e.sequence is not None
     assert e.sequence.bincount().tolist() == [9, 9, 9, 9]
-    plain = reconstruction(observe(made.random_autoencoder(), e))
+    plain = reconstruction_scores(observe(made.random_autoencoder(), e))
     want = fvu(e.of(made.SITE), made.random_autoencoder().forward(e.of(made.SITE)))
     assert plain["FVU"].value == pytest.approx(want, rel=1e-5)
 
@@ -133,8 +133,8 @@ def test_sequences_are_parted_and_resampled_whole():
     assert int(e.groups.max()) == 14
     assert int(Evidence({made.SITE: made.activations(1000)}).groups.max()) == 255
     s = observe(made.random_autoencoder(), e)
-    tokens = reconstruction(observe(made.random_autoencoder(), Evidence({made.SITE: x})))
-    assert not torch.equal(reconstruction(s).interval, tokens.interval)
+    tokens = reconstruction_scores(observe(made.random_autoencoder(), Evidence({made.SITE: x})))
+    assert not torch.equal(reconstruction_scores(s).interval, tokens.interval)
     with pytest.raises(Refused):
         Evidence({made.SITE: x}, sequence=order * 0).parted()
 
@@ -226,7 +226,7 @@ def test_a_transcoder_is_compared_with_a_linear_map():
     both = Evidence({**e.acts, "mlp_out.1": 2 * y})
     got = observe(controls(two, both, 1.0)["linear"], both).output
     assert max(fvu(both.of(w), got[w]) for w in writes) < 1e-4
-    names = reconstruction(observe(two, both)).labels["score"]
+    names = reconstruction_scores(observe(two, both)).labels["score"]
     assert [n for n in names if n.startswith("FVU")] == ["FVU of mlp_out.0", "FVU of mlp_out.1"]
 
 
@@ -289,7 +289,7 @@ def test_scores_stand_beside_null_and_controls_and_are_saved(tmp_path):
     e = s.evidence
     null = [observe(random_dictionary(s.dictionary, e, s.l0, seed=i), e) for i in range(3)]
     other = {n: observe(d, e) for n, d in controls(s.dictionary, e, s.l0).items()}
-    a, b = reconstruction(s, null=null, control=other), firing_scores(s, null=null, control=other)
+    a, b = reconstruction_scores(s, null=null, control=other), firing_scores(s, null=null, control=other)
     got = joined([a, b])
     assert got.null.shape == (8, 3)
     assert got.labels["control"] == ["pca", "pca first", "neurons"]
@@ -314,7 +314,7 @@ def test_firing_is_counted():
     _, s = seen()
     e = Evidence({made.SITE: made.activations(4)})
     s = replace(s, evidence=e, code=SparseCode.from_dense(f))
-    got = firing(s, null=[s, s])
+    got = firing_of(s, null=[s, s])
     assert got.frequency.tolist() == [0, 0.75, 0.25, 0.25]
     assert got.mean_active.nan_to_num(-9).tolist() == [-9, 4, 0.5, -1]
     assert got.largest.tolist() == [0, 6, 0.5, 1]
@@ -337,7 +337,7 @@ def test_density_counts_latents_by_decade():
     f[0, 2] = 1
     _, s = seen()
     s = replace(s, evidence=Evidence({made.SITE: made.activations(1000)}), code=SparseCode.from_dense(f))
-    got = firing(s)
+    got = firing_of(s)
     hits = {name: int(n) for name, n in zip(got.labels["decade"], got.density.tolist(), strict=True) if n}
     assert hits == {"10^0": 1, "10^-2": 1, "10^-3": 1}
 

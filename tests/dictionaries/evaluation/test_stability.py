@@ -9,10 +9,10 @@ from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
 from cutaway.dictionaries import SparseCode
 from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
-from cutaway.dictionaries.evaluation.features import Passage, concentration, context, features
+from cutaway.dictionaries.evaluation.features import Passage, concentration, context, features_of
 from cutaway.dictionaries.evaluation.geometry import cosines, decoder_rows
 from cutaway.dictionaries.evaluation.matching import mcc
-from cutaway.dictionaries.evaluation.stability import compare, overlap, splitting, stability
+from cutaway.dictionaries.evaluation.stability import comparison, overlap, splitting, stability
 from tests.dictionaries.evaluation import made
 
 
@@ -51,7 +51,7 @@ def test_a_comparison_matches_partners_and_sees_whether_they_fire_together():
     order = torch.tensor([3, 1, 0, 5, 2])  # the other has five of the six, in another order
     other = f[:, order].clone()
     other[:100, 0] = 0  # partner of latent 3 misses half of its tokens
-    got = compare(with_code(f, rows), with_code(other, rows[order]), samples=2)
+    got = comparison(with_code(f, rows), with_code(other, rows[order]), samples=2)
     assert got.partner.tolist() == [2, 1, 4, 0, -1, 3]
     assert torch.allclose(got.cosine.nan_to_num(0), torch.tensor([1.0, 1, 1, 1, 0, 1]), atol=1e-5)
     want = float((f[100:, 3] > 0).sum() / (f[:, 3] > 0).sum())
@@ -59,7 +59,7 @@ def test_a_comparison_matches_partners_and_sees_whether_they_fire_together():
     assert got.overlap_null[:3].max() < 0.5
     assert got.record["left over"] == {"first": 1, "second": 0}
     short = with_code(f[:50], rows)
-    for function in (compare, splitting):
+    for function in (comparison, splitting):
         with pytest.raises(Refused):
             function(short, with_code(f, rows))
 
@@ -119,7 +119,7 @@ def test_features_are_ranked_by_how_clear_they_are():
     f[:3, 2] = 9  # too rare
     f[:50, 3] = 1
     s = with_code(f, torch.eye(4), ids=ids)
-    got = features(s, n=2)
+    got = features_of(s, n=2)
     assert got.latent.tolist() == [0, 1] or got.latent.tolist() == [0, 3]
     assert got.focus[0] == 1
     assert got.focus_null[0].max() < 0.6
@@ -128,14 +128,14 @@ def test_features_are_ranked_by_how_clear_they_are():
     assert set(got.ids[0].tolist()) == {2}
     assert got.frequency[0] == pytest.approx(0.2)
     assert got.mean_active[0] == pytest.approx(10.5)
-    assert features(s, n=1, by="frequency").latent.tolist() == [1]
-    assert features(s, n=1, by="size", least=1).latent.tolist() == [0]
-    assert features(s, n=9).latent.shape == (3,)
-    assert features(s, n=3, least=1, contexts=200).largest.shape == (3, 200)
+    assert features_of(s, n=1, by="frequency").latent.tolist() == [1]
+    assert features_of(s, n=1, by="size", least=1).latent.tolist() == [0]
+    assert features_of(s, n=9).latent.shape == (3,)
+    assert features_of(s, n=3, least=1, contexts=200).largest.shape == (3, 200)
     with pytest.raises(Refused, match="no token ids"):
-        features(with_code(f, torch.eye(4)))
+        features_of(with_code(f, torch.eye(4)))
     with pytest.raises(Refused, match="none does"):
-        features(s, least=500)
+        features_of(s, least=500)
 
 
 def test_concentration_by_brute_force():
