@@ -130,8 +130,8 @@ def test_other_precisions(dtype):
 def test_shares_that_miss_the_logits_are_refused(monkeypatch):
     from cutaway.models.anatomy.weights import Weights
 
-    o = Weights.o
-    monkeypatch.setattr(Weights, "o", lambda self, layer: o(self, layer) * 1.1)
+    view = vars(Weights)["o"]
+    monkeypatch.setattr(view, "of", lambda weights, layer, of=view.of: of(weights, layer) * 1.1)
     with pytest.raises(Refused, match="miss the logits"):
         attribute(subjects.family("llama_gqa"), subjects.numbered_task())
 
