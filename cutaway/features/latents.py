@@ -103,7 +103,7 @@ def latents(
 
 
 def encoded(d: Dictionary, acts: Mapping[str, Tensor]) -> SparseCode:
-    """The code of captured activations, one row a token."""
+    """Return the code of captured activations, one row a token."""
     return d.encode({s: acts[s].flatten(0, 1).flatten(1) for s in d.reads})
 
 
@@ -116,7 +116,7 @@ class Stepper:
         self.now = self._decoded(self.own)
 
     def of(self, latent: int) -> Steps:
-        """One latent takes the other run's values."""
+        """Return the steps by which one latent takes the other run's values."""
         return self._shaped(self._change(latent))
 
     def along(self, latent: int, other: int) -> Steps:
@@ -131,7 +131,7 @@ class Stepper:
         return self._shaped({s: g / sizes[s] * wanted[s] for s, g in given.items()})
 
     def whole(self) -> tuple[Steps, Steps]:
-        """Every latent exchanged; and only the reconstruction error exchanged."""
+        """Return the steps that exchange every latent, and those that exchange only the reconstruction error."""
         d = self.d
         given = {s: self.x.donor[s].flatten(0, 1).flatten(1) for s in d.reads}
         there = d.decode(self.donor, given)

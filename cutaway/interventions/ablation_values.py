@@ -1,4 +1,4 @@
-"""What stands in for a removed activation, and the random steps of equal length that a removal is compared with.
+"""Values that replace an ablated activation, and the random steps of equal length that an ablation is compared with.
 
 * `corrupt`: the value in the same prompt's corrupt partner; removes what tells the two apart, and nothing else.
 * `zero`: zeros. Outside of what the model has seen: later layers also lose the activation's mean.
@@ -63,7 +63,7 @@ class Removal:
         return Replace(a, self._stand(donor)[str(a)], since=self.since)
 
     def random(self, a: Address, seed: int, donor: int = 0) -> Edit:
-        """A step as long as the removal's, in a random direction."""
+        """Return a step as long as the removal's, in a random direction."""
         return RandomStep(a, self.own[str(a)], self._stand(donor)[str(a)], seed, since=self.since)
 
     def swept(
@@ -73,7 +73,7 @@ class Removal:
         chance: Sequence[Sequence[Edit]] = (),
         measure: Metric | None = None,
     ) -> tuple[Float[Tensor, "variant prompt *metric"], Float[Tensor, "chance prompt *metric"]]:
-        """The metric under `variants(donor)`, mean over donors, and under the edits of a control, made once."""
+        """Return the metric under `variants(donor)`, mean over donors, and under the edits of a control, made once."""
         each = [[list(v) for v in variants(d)] for d in range(len(self.stands))]
         made = [v for part in each for v in part]
         values = sweep(model, self.bound.clean, [*made, *chance], measure or self.bound.measure)
@@ -82,7 +82,7 @@ class Removal:
         return mean, values[len(made) :]
 
     def notes(self) -> dict[str, Any]:
-        """What the record says beyond the options."""
+        """Return the entries of the record beyond the options."""
         return self.says | {"unablated": float(self.clean.mean()), "sign": "positive is more answer"}
 
     def _stand(self, donor: int) -> Activations:
@@ -127,7 +127,8 @@ SINKS = "each prompt's first token, and special tokens before its last"
 
 
 def ordinary(model: Model, tokens: Tokens, sinks: bool = False) -> Bool[Tensor, "batch position"]:
-    """The tokens that a mean is taken over and that it replaces; with `sinks` all, else without first and special ones.
+    """Return the tokens that a mean is taken over and that it replaces; with `sinks` all, else without first and
+    special ones.
 
     A special token at the end stays in: the answer is read there.
 
@@ -169,7 +170,7 @@ class RandomStep(Edit):
         return at_places(self, x, frame, lambda old: old + fitting(self, self.step(), old))
 
     def step(self) -> Float[Tensor, "..."]:
-        """What is added to every prompt, the same at every call."""
+        """Return the step added to every prompt, the same at every call."""
         a, step = parse(self.address), self.donor.float() - self.own.float()
         noise = torch.randn(step.shape, generator=generator(self.seed)).to(step.device)
         if a.unit is not None and a.row.axes.split()[-1] == unit_axis(a.row):
@@ -194,7 +195,9 @@ def _stand(
 
 
 def _alike(bound: Bound, how: str) -> tuple[Bound, list[list[int]], str]:
-    """The prompts that share their length with another, in groups of one length, and what was left out, in words."""
+    """Return the prompts that share their length with another, in groups of one length, and what was left out, in
+    words.
+    """
     parts = [p for p in bound.buckets() if len(p) > 1]
     lengths = bound.clean.lengths.tolist()
     kept = [i for i, n in enumerate(lengths) if lengths.count(n) > 1]

@@ -1,11 +1,11 @@
-"""How far an estimate can be trusted: exact effects at a sample of places, and how well the estimate agrees with all.
+"""Audit of estimates: exact effects at a sample of places, and how well the estimate agrees with all.
 
 Half of the sample are the places of largest |estimate|; the other half is drawn at random from strata of the ranks of
 the rest, so that places an estimate calls unimportant are looked at too. Every statistic is one of all places: each
 place drawn counts for as many as it was drawn from. Every estimate of this room is audited by it.
 
 The interval holds what measuring all places would give. It is the wider of two: resampled weights of the places drawn
-(Rao & Wu 1988; Rubin 1981), for ranks with one more place of any rank, and the textbook's for so many places (Fisher's
+(Rao & Wu 1988; Rubin 1981), for ranks with one more place of any rank, and the textbook's for as many places (Fisher's
 z, Wilson's score, a slope's standard error), both without the part that was measured whole. Tests draw many samples
 where all places are known.
 """
@@ -34,7 +34,13 @@ _SURE = 1.96  # standard errors on either side of 95 %
 
 @dataclass(frozen=True)
 class Sample:
-    """The places that are measured, ascending, and the stratum of each: how many places it has, all measured or not."""
+    """The places that are measured.
+
+    Attributes:
+        chosen: their numbers, ascending.
+        stratum: the stratum of each.
+        sizes: places in each stratum, measured or not.
+    """
 
     chosen: tuple[int, ...]
     stratum: tuple[int, ...]
@@ -47,17 +53,19 @@ class Sample:
 
     @property
     def taken(self) -> tuple[int, ...]:
-        """How many of each stratum are measured."""
+        """Number of places measured in each stratum."""
         return tuple(self.stratum.count(s) for s in range(len(self.sizes)))
 
     @property
     def weights(self) -> Float[Tensor, "chosen"]:
-        """How many places each stands for."""
+        """Number of places that each measured one represents."""
         taken = self.taken
         return torch.tensor([self.sizes[s] / taken[s] for s in self.stratum], dtype=torch.double)
 
     def resampled(self, rng: np.random.Generator) -> Float[Tensor, "draw chosen"]:
-        """Weights as other samples might have given them: 1 for itself, and a random share of its stratum's rest."""
+        """Return the weights as other samples might have given them: 1 for itself, and a random share of its
+        stratum's rest.
+        """
         out = torch.ones(_DRAWS, len(self.chosen), dtype=torch.double)
         for s, (size, n) in enumerate(zip(self.sizes, self.taken, strict=True)):
             mine = [i for i, of in enumerate(self.stratum) if of == s]
@@ -93,7 +101,7 @@ class Audit:
     effects: Float[Tensor, "chosen prompt"]
 
     def exact_interval(self, places: int) -> Float[Tensor, "node bound"]:
-        """The interval over prompts of each exact effect, NaN where none was measured."""
+        """Return the interval over prompts of each exact effect, NaN where none was measured."""
         out = torch.full((places, 2), torch.nan)
         out[list(self.sample.chosen)] = mean_interval(self.effects.T)
         return out
@@ -119,12 +127,13 @@ def audit(
 
 
 def rounding(model: Model, values: Float[Tensor, "run prompt"]) -> float:
-    """How large an effect can be by rounding alone, beside such values of the metric."""
+    """Return the largest effect that rounding alone can make, given values of the metric."""
     return _STEPS * torch.finfo(model.dtype).eps * float(values.abs().max())
 
 
 def drawn(size: Float[Tensor, "node"], n: int, seed: int = 0) -> Sample:
-    """A sample of `n` places: half of them those of largest `size`, the others drawn from strata of the rest by rank.
+    """Return a sample of `n` places: half of them those of largest `size`, the others drawn from strata of the rest by
+    rank.
 
     Sizes that differ by rounding only count as equal, and equal ones keep their order.
     """
@@ -192,8 +201,11 @@ def _with_another(
 
 
 def _textbook(values: Float[Tensor, "statistic"], sample: Sample) -> Float[Tensor, "statistic bound"]:
-    """What the formulas for independent places say: of as many as were measured, or for ranks and signs, which weigh
-    every place alike, of as many as so weighted ones are worth."""
+    """Return the intervals of the formulas for independent places.
+
+    Their number is that of the places measured or, for ranks and signs, which weigh all places alike, the effective
+    number of the weighted ones.
+    """
     pearson, spearman, wrong, slope = values.tolist()
     w, n = sample.weights, len(sample.chosen)
     left, worth = math.sqrt(1 - n / sample.places), float(w.sum() ** 2 / (w**2).sum())
@@ -211,7 +223,7 @@ def _textbook(values: Float[Tensor, "statistic"], sample: Sample) -> Float[Tenso
 
 
 def _pearson(a: Tensor, b: Tensor, w: Float[Tensor, "draw chosen"], least: float = 0.0) -> Float[Tensor, "draw"]:
-    """Row by row; NaN where a row does not vary by more than `least`, or has fewer than three places."""
+    """Return Pearson's r per row of weights; NaN where values vary by under `least`, or for under three places."""
     total = w.sum(-1, keepdim=True)
     a, b = a - (w * a).sum(-1, keepdim=True) / total, b - (w * b).sum(-1, keepdim=True) / total
     size = [(w * t * t).sum(-1).sqrt() for t in (a, b)]

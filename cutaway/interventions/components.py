@@ -21,7 +21,7 @@ def positions(tokens: Tokens) -> list[int]:
 
 
 def all_components(model: Model, mlps: bool = True) -> list[Address]:
-    """Every head, and with `mlps` every MLP, in order of depth.
+    """Return every head, and with `mlps` every MLP, in order of depth.
 
     Raises:
         Refused: the model has none.
@@ -67,6 +67,6 @@ def random_sets(
 
 
 def _enough(groups: Sequence[Hashable], chosen: Sequence[int]) -> bool:
-    """Whether every group has as many others as chosen ones."""
+    """Return True if every group has as many others as chosen ones."""
     wanted = [groups[i] for i in chosen]
     return all(2 * wanted.count(g) <= groups.count(g) for g in set(wanted))

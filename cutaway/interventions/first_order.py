@@ -1,6 +1,6 @@
-"""What every linear estimate starts from: slopes of the metric at named places, and the step that a patch would make.
+"""First-order estimates of patching effects: metric gradients at the patched sites times the activation difference.
 
-Estimate of a place = Σ slope · (donor − own) over its tensor, where `slope` is a gradient, or what stands in for one.
+Estimate of a place = Σ slope · (donor − own) over its tensor, where `slope` is a gradient, or its substitute.
 Prompts go in parts, forward and backward, so that memory does not grow with their number: to a bound on their
 activations, and half as many where memory runs out. Every number is one prompt's own, random steps included, so that
 no result depends on the parts.
@@ -58,17 +58,17 @@ class Nodes:
 
     @cached_property
     def whole(self) -> list[Address]:
-        """What is read for them: the site, layer by layer."""
+        """The addresses captured for them: the site, layer by layer."""
         return list(dict.fromkeys(a.place for a in self.places))
 
     @property
     def units(self) -> bool:
-        """Whether each is one unit."""
+        """True if each is one unit."""
         return self.places[0].unit is not None
 
     @property
     def placed(self) -> bool:
-        """Whether each is at one position."""
+        """True if each is at one position."""
         return self.places[0].position is not None
 
 
@@ -77,7 +77,7 @@ Take = Callable[[Model, Exchange, Nodes, Mapping[str, Tensor]], Step]
 
 
 def nodes(model: Model, bound: Bound, site: str, by: By = "auto") -> list[Nodes]:
-    """What one or several patterns with commas mean; a place meant twice counts once.
+    """Return the places meant by one or several patterns; a place meant twice counts once.
 
     Raises:
         Refused: a place that cannot be exchanged, or `by` for a pattern that names its places itself.
@@ -108,7 +108,7 @@ def slopes(
     cuts: Sequence[Cut] = ((),),
     relevance: Attention | None = None,
 ) -> tuple[Exchange, list[Activations]]:
-    """Two forwards (donor and target) and one backward a cut, for all sites and these prompts at once.
+    """Run two forwards (donor and target) and one backward per cut, for all sites and these prompts at once.
 
     `beside` are further sites at which slopes and own activations, but no donor values, are needed.
 
@@ -128,17 +128,17 @@ def slopes(
 
 
 def _runs(bound: Bound, direction: Direction) -> tuple[Tokens, Tokens]:
-    """The run that is patched, and the one that gives."""
+    """Return the run that is patched, and the one that gives."""
     return (bound.corrupt, bound.clean) if direction == "denoise" else (bound.clean, bound.corrupt)
 
 
 def tangent(model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor]) -> Step:
-    """slope · (donor − own) at whole sites."""
+    """Return the step whose products are slope · (donor − own), at whole sites."""
     return lambda slope: {a: slope[str(a)].float() * (donor[str(a)].float() - x.own[str(a)].float()) for a in n.whole}
 
 
 def cellwise(n: Nodes, products: Mapping[Address, Tensor], tokens: Tokens) -> Float[Tensor, "cell prompt"]:
-    """Products at whole sites, summed over what each place holds."""
+    """Sum products at whole sites over the entries of each place."""
     row, grid = site_row(n.site), n.grid
     if grid is not None:
         columns = torch.stack([tokens.column(p) for p in positions(grid.tokens)], dim=1) if grid.place else None
@@ -152,7 +152,7 @@ def cellwise(n: Nodes, products: Mapping[Address, Tensor], tokens: Tokens) -> Fl
 
 
 def _held(row: Site, product: Tensor, units: bool, columns: Tensor | None) -> Tensor:
-    """A product summed over all but its prompts, its units if they are cut, and the columns of chosen positions."""
+    """Sum a product over all but its prompts, its units if they are cut, and the columns of chosen positions."""
     axes, x = row.axes.split(), product.float()
     kept = [
         a for a in axes if a == "batch" or (units and a == unit_axis(row)) or (a == "position" and columns is not None)
@@ -167,7 +167,9 @@ def _held(row: Site, product: Tensor, units: bool, columns: Tensor | None) -> Te
 
 
 def random_donor(x: Exchange, n: Nodes, chances: Sequence[torch.Generator]) -> dict[str, Tensor]:
-    """Values as far from one's own as the donor's, in random directions; every prompt has its own source of chance."""
+    """Return the values as far from one's own as the donor's, in random directions; every prompt has its own source
+    of chance.
+    """
     out, axes = {}, site_row(n.site).axes.split()
     signs = n.units and axes[-1] == unit_axis(site_row(n.site))  # one dimension each: only the sign can be random
     for a in map(str, n.whole):
@@ -181,16 +183,20 @@ def random_donor(x: Exchange, n: Nodes, chances: Sequence[torch.Generator]) -> d
 
 
 def only_effect(n: Nodes, each: Iterable[Float[Tensor, "cell prompt"]]) -> Float[Tensor, "quantity cell prompt"]:
-    """The estimates of the first backward pass."""
+    """Return the estimates of the first backward pass."""
     return next(iter(each))[None]
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What tells estimates apart.
+    """Definition of one kind of estimate.
 
-    `take` makes products out of slopes, `reads` quantities out of the cells' sums, one of them a backward pass
-    (`cuts`); the first quantity is the effect. `beside` are sites that it needs, too.
+    Attributes:
+        take: turns slopes into products with the step.
+        reads: turns the cells' sums, one per backward pass, into quantities; the first is the effect.
+        beside: further sites that it needs.
+        cuts: places where each backward pass is cut.
+        relevance: rule for attention in place of its gradient, if any.
     """
 
     take: Take = tangent
@@ -202,14 +208,14 @@ class Rule:
     def quantities(
         self, model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor], found: Sequence[Activations]
     ) -> Float[Tensor, "quantity cell prompt"]:
-        """What is estimated for one donor, prompt by prompt."""
+        """Return the quantities estimated for one donor, per prompt."""
         step = self.take(model, x, n, donor)
         return self.reads(n, (cellwise(n, step(slope), x.target) for slope in found)).cpu()
 
 
 @dataclass(frozen=True)
 class _Part:
-    """One part of the prompts; of the null only sums over them are kept, of the runs only whole ones."""
+    """Estimates of one part of the prompts; the null is a sum over them; `runs` is kept if it is all prompts."""
 
     rows: Sequence[int]
     runs: Exchange | None
@@ -256,15 +262,21 @@ class Estimates:
         return self.grid.shape if self.grid is not None else (len(self.places),)
 
     def labels(self, statistics: Sequence[str]) -> dict[str, list[Any]]:
-        """The entries of every axis of a result."""
+        """Return the entries of every axis of a result."""
         own = self.grid.labels() if self.grid is not None else {"node": named(self.places, self.bound)}
         return own | {"bound": BOUNDS} | ({"statistic": list(statistics)} if statistics else {})
 
 
 def estimates(
-    model: Model, task: Task, site: str, by: By, direction: Direction, rule: Callable[[list[Nodes]], Rule],
-    samples: int, seed: int,
-) -> Estimates:  # fmt: skip
+    model: Model,
+    task: Task,
+    site: str,
+    by: By,
+    direction: Direction,
+    rule: Callable[[list[Nodes]], Rule],
+    samples: int,
+    seed: int,
+) -> Estimates:
     """Estimate all places of one or several patterns, in parts of the prompts.
 
     Raises:
@@ -278,8 +290,9 @@ def estimates(
 
     def work(rows: Sequence[int]) -> None:
         part, sites = bound.rows(rows), list(dict.fromkeys(a for w in wanted for a in w.whole))
-        x, found = slopes(model, part, sites, direction, task.corruption, beside=how.beside, cuts=how.cuts,
-                          relevance=how.relevance)  # fmt: skip
+        x, found = slopes(
+            model, part, sites, direction, task.corruption, beside=how.beside, cuts=how.cuts, relevance=how.relevance
+        )
         chances, values, null = [generator(seeds[i]) for i in rows], [], []
         with fitting(x.target), torch.no_grad():
             for w in wanted:
@@ -298,7 +311,7 @@ def estimates(
 
 
 def _in_parts(rows: Sequence[int], size: int, work: Callable[[Sequence[int]], None]) -> None:
-    """Some prompts at a time, and half as many where memory runs out.
+    """Call `work` on some prompts at a time, and on half as many where memory runs out.
 
     Processes that share a plan must cut it alike, so none of them halves on its own.
     """
@@ -310,10 +323,18 @@ def _in_parts(rows: Sequence[int], size: int, work: Callable[[Sequence[int]], No
 
 
 def _size(model: Model, bound: Bound, wanted: Sequence[Nodes], how: Rule) -> int:
-    """How many prompts a part has, for its activations to fit the bound on memory."""
+    """Return the number of prompts per part for which activations fit the bound on memory."""
     s, length = model.shape, bound.clean.ids.shape[1]
-    long = {"d_model": s.d_model, "head": s.n_heads, "kv_head": s.n_kv_heads, "d_head": s.d_head, "neuron": s.d_mlp,
-            "channel": s.d_inner, "state": s.d_state, "k_pos": length}  # fmt: skip
+    long = {
+        "d_model": s.d_model,
+        "head": s.n_heads,
+        "kv_head": s.n_kv_heads,
+        "d_head": s.d_head,
+        "neuron": s.d_mlp,
+        "channel": s.d_inner,
+        "state": s.d_state,
+        "k_pos": length,
+    }
     read = {a for n in wanted for a in n.whole} | {a.place for a in model.places(list(how.beside))}
     one = sum(math.prod(long.get(axis, 1) for axis in a.row.axes.split()) for a in read)
     graph = _GRAPH * s.n_layers * model.body.widest(length)
@@ -330,7 +351,7 @@ def audited(
     size: Float[Tensor, "cell"] | None = None,
     seed: int = 0,
 ) -> Audit | None:
-    """The exact effects of patching `n` of the places, beside their estimates; None if none is asked for."""
+    """Return the exact effects of patching `n` of the places, beside their estimates; None if none is asked for."""
     if not n:
         return None
     least = rounding(model, torch.stack([e.clean, e.corrupt]))
@@ -338,7 +359,7 @@ def audited(
 
 
 def _exact(model: Model, e: Estimates, places: Sequence[Address]) -> Float[Tensor, "cell prompt"]:
-    """The effects of patching some places, measured."""
+    """Return the effects of patching some places, measured."""
     found: list[Tensor] = []
 
     def work(rows: Sequence[int]) -> None:
@@ -357,7 +378,7 @@ def _exact(model: Model, e: Estimates, places: Sequence[Address]) -> Float[Tenso
 
 
 def said(e: Estimates, done: Audit | None, ranked: str = "|estimate|") -> dict[str, Any]:
-    """What the record of an estimate says beyond its options."""
+    """Return the entries of an estimate's record beyond its options."""
     checked: dict[str, Any] = {"audited": f"none of {len(e.places)} cells: none was asked for"}
     if done is not None:
         checked = {"agreement": str(done.sample), "audited": f"by ranks of {ranked}: {_cells(e, done.sample)}"}
@@ -373,35 +394,44 @@ def reasons(e: Estimates, found: Iterable[str]) -> dict[str, str]:
 
 
 def _cells(e: Estimates, sample: Sample) -> str:
-    """How many of how many cells of each stratum were measured."""
+    """Return the number of cells measured, in all and in each stratum, in words."""
     strata = [f"{n} of {m}" for n, m in zip(sample.taken, sample.sizes, strict=True)]
     return f"{len(sample.chosen)} of {len(e.places)} cells ({', '.join(strata)})"
 
 
 def fields(e: Estimates, done: Audit | None) -> dict[str, Any]:
-    """The fields that all estimates share, shaped as their axes are."""
+    """Return the fields that all estimates share, shaped as their axes are."""
     shape, effect = e.shape, e.values[0]
     mean = effect.mean(-1)
     tensors = {
-        "effect": mean, "interval": mean_interval(effect.T), "null": e.null[0], "recovered": mean / e.gap,
-    }  # fmt: skip
+        "effect": mean,
+        "interval": mean_interval(effect.T),
+        "null": e.null[0],
+        "recovered": mean / e.gap,
+    }
     whole: dict[str, Tensor] = {}
     if done is not None:
         tensors |= {"exact": done.exact, "exact_interval": done.exact_interval(len(mean))}
         whole = {"agreement": done.agreement, "agreement_interval": done.interval}
-    return {name: t.reshape(*shape, *t.shape[1:]).clone() for name, t in tensors.items()} | whole | {
-        "clean": e.clean, "corrupt": e.corrupt, "gap": e.gap,
-    }  # fmt: skip
+    return (
+        {name: t.reshape(*shape, *t.shape[1:]).clone() for name, t in tensors.items()}
+        | whole
+        | {
+            "clean": e.clean,
+            "corrupt": e.corrupt,
+            "gap": e.gap,
+        }
+    )
 
 
 def units(e: Estimates, names: Iterable[str]) -> dict[str, str]:
-    """The units of a result's fields."""
+    """Return the units of a result's fields."""
     plain = {"agreement", "agreement_interval", "gap"}
     return dict.fromkeys([n for n in names if n not in plain], e.bound.unit) | {"recovered": "share of clean − corrupt"}
 
 
 def effects(model: Model, e: Estimates, *, audits: int, seed: int) -> Effects:
-    """The estimates of all places as a result, audited."""
+    """Return the estimates of all places as a result, audited."""
     done = audited(model, e, e.values[0].mean(-1), audits, seed=seed)
     found = fields(e, done)
     labels = e.labels(STATISTICS if done else ())

@@ -49,19 +49,19 @@ class Cells:
         return (len(self.layers), *(len(names) for names in (self.unit, self.place) if names))
 
     def labels(self) -> dict[str, list[Any]]:
-        """The entries of every axis."""
+        """Return the entries of every axis."""
         second = {self.unit_axis: list(self.unit)} if self.unit else {}
         return {"layer": list(self.layers)} | second | ({"position": list(self.place)} if self.place else {})
 
     def addresses(self) -> list[Address]:
-        """Every cell, in the order of the grid."""
+        """Return every cell, in the order of the grid."""
         units = range(len(self.unit)) if self.unit else [None]
         places = positions(self.tokens) if self.place else [None]
         return [Address(self.site, i, u, p) for i in self.layers for u in units for p in places]
 
 
 def cells(model: Model, bound: Bound, pattern: str, by: By = "auto") -> Cells | None:
-    """The grid that `site` or `site.layer` means; None for a pattern that names units or positions itself.
+    """Return the grid that `site` or `site.layer` means; None for a pattern that names units or positions itself.
 
     Raises:
         Refused: a site whose activations cannot be exchanged in this way, or one that this model does not have.
@@ -89,7 +89,7 @@ def cells(model: Model, bound: Bound, pattern: str, by: By = "auto") -> Cells | 
 
 
 def named(addresses: Sequence[Address], bound: Bound) -> list[str]:
-    """Addresses in words: the site, layer and unit, and what a position is called where there is one."""
+    """Return the addresses in words: the site, layer and unit, and what a position is called where there is one."""
     tokens_at = dict(zip(positions(bound.clean), position_names(bound), strict=True))
     if not bound.clean.padded:
         tokens_at |= {p - len(tokens_at): name for p, name in tokens_at.items()}
@@ -101,12 +101,12 @@ def named(addresses: Sequence[Address], bound: Bound) -> list[str]:
 
 
 def several(text: str) -> list[str]:
-    """Patterns separated by commas, each once."""
+    """Return the patterns separated by commas, each once."""
     return list(dict.fromkeys(s.strip() for s in text.split(",")))
 
 
 def window_of(layer: int, window: int, layers: Sequence[int]) -> list[int]:
-    """The layers exchanged together around one: [l − w // 2, l − w // 2 + w), as far as there are any.
+    """Return the layers exchanged together around one: [l − w // 2, l − w // 2 + w), as far as there are any.
 
     Raises:
         Refused: a window without layers, or wider than the one that reaches all layers from each of them.

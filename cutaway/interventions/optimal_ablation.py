@@ -24,7 +24,7 @@ _RATE = 0.1  # of Adam, in standard deviations of the activation
 def optimal_constants(
     model: Model, tokens: Tokens, where: Bool[Tensor, "batch position"], places: list[Address], steps: int
 ) -> tuple[dict[Address, Float[Tensor, "width"]], Float[Tensor, "place step"]]:
-    """The constant of each head or layer site, put in at `where`, and the loss [place, step] on the way there."""
+    """Fit the constant of each head or layer site, put in at `where`; returns them and the loss [place, step]."""
     own = model.capture(tokens, list(dict.fromkeys(a.place for a in places)), logits=False)
     target = model.run_last(tokens).float().log_softmax(-1)
     found: dict[Address, Tensor] = {}
@@ -48,7 +48,7 @@ def _fit(
     target: Float[Tensor, "batch token"],
     steps: int,
 ) -> tuple[Float[Tensor, "place width"], Float[Tensor, "place step"]]:
-    """Constants of some units of one place; each has a copy of the prompts as its rows."""
+    """Return the constants of some units of one place; each has a copy of the prompts as its rows."""
     n, place = len(tokens), units[0].place
     where = where.to(own[str(place)].device)
     seen = torch.stack([own[str(a)][where].float() for a in units])  # unit token width
@@ -77,5 +77,5 @@ def _fit(
 
 
 def _unit(x: Tensor, a: Address) -> Tensor:
-    """One head's part of a site's tensor, or all of it."""
+    """Return one head's part of a site's tensor, or all of it."""
     return x if a.unit is None else x[:, :, a.unit]

@@ -1,4 +1,4 @@
-"""What every patching method starts from: two runs of one task, their activations, and the metric of each."""
+"""Clean and corrupt runs of a task, with their activations and metrics; every patching method starts from them."""
 
 from __future__ import annotations
 
@@ -29,9 +29,18 @@ Direction = Literal["denoise", "noise"]
 
 @dataclass(frozen=True)
 class Exchange:
-    """The run that is patched (`target`, with its own activations) and the one that gives (`donor`).
+    """A run that is patched, and the run that gives the values.
 
-    `baseline` is the metric of the unpatched target, `gap` the mean of clean − corrupt, which recovery is a share of.
+    Attributes:
+        bound: the task as tokens of the model.
+        target: the prompts that are patched.
+        own: their activations.
+        donor: activations of the giving run.
+        clean: metric of the clean run, per prompt.
+        corrupt: metric of the corrupt run, per prompt.
+        baseline: metric of the unpatched target, per prompt.
+        gap: mean of clean − corrupt; recovery is a share of it.
+        corruption: the corruption in words.
     """
 
     bound: Bound
@@ -45,12 +54,12 @@ class Exchange:
     corruption: str
 
     def notes(self) -> dict[str, Any]:
-        """What the record of a patching result says beyond its options."""
+        """Return the entries of a patching result's record beyond its options."""
         return notes(self.corruption)
 
 
 def notes(corruption: str) -> dict[str, Any]:
-    """What the record of a patching result says beyond its options."""
+    """Return the entries of a patching result's record beyond its options."""
     return {"corruption": corruption, "sign": "positive is more answer"}
 
 
@@ -103,7 +112,7 @@ def run(
 
 
 def difference(task: Task, clean: Float[Tensor, "prompt"], corrupt: Float[Tensor, "prompt"]) -> float:
-    """The mean of clean − corrupt.
+    """Return the mean of clean − corrupt.
 
     Raises:
         Refused: there is none, or it is not a number.
@@ -118,7 +127,9 @@ def difference(task: Task, clean: Float[Tensor, "prompt"], corrupt: Float[Tensor
 
 
 def first_changed(model: Model, bound: Bound) -> int:
-    """The first position where any corrupt prompt has another token: before it a causal model's two runs are one."""
+    """Return the first position where any corrupt prompt has another token: before it a causal model's two runs are
+    one.
+    """
     changed = bound.changed
     front = torch.where(changed.any(1), changed.int().argmax(1) - bound.clean.column(0), bound.clean.lengths)
     return int(front.min()) if model.family.causal and bool(changed.any()) else 0

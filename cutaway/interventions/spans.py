@@ -1,8 +1,8 @@
-"""What each token of a prompt is to its question, so that prompts of other lengths and words can be averaged.
+"""Roles of tokens in a prompt (subject, next, last …), so that prompts of different lengths and words can be averaged.
 
 As Meng et al. 2022 average: the subject's first, middle and last tokens, the token after it, further ones, and the
 prompt's last. Every token has one role: a subject of one token is its last, a subject at the end leaves the prompt no
-last token, and a last token right after the subject is no next one. Where no pair names a subject, the tokens that the
+last token, and the last token is never called next. Where no pair names a subject, the tokens that the
 corruption changes stand for it, with what lies between them. A position over prompts of different words has the name of
 its role, for the word of one prompt would speak for all.
 """
@@ -37,8 +37,8 @@ class Roles:
     def averaged(
         self, values: Float[Tensor, "*cell token prompt"], rows: list[int]
     ) -> Float[Tensor, "*cell role prompt"]:
-        """Values of every token of some prompts of one length, as means over each role's tokens; NaN where a prompt has
-        none.
+        """Return the values of every token of some prompts of one length, as means over each role's tokens; NaN
+        where a prompt has none.
         """
         index = self.index[rows, : values.shape[-2]]
         tokens = (index == torch.arange(len(self.names))[:, None, None]).to(values.dtype)  # [role prompt token]
@@ -57,14 +57,14 @@ def subject_or_changed(bound: Bound) -> tuple[Bool[Tensor, "batch position"], st
 
 
 def differ(bound: Bound) -> bool:
-    """Whether prompts have other lengths, or what they ask about at other positions, and all have such tokens."""
+    """Return True if prompts differ in length or in where their subject stands, and all have one."""
     where, _ = subject_or_changed(bound)
     lengths, moved = bound.clean.lengths, bool((where != where[:1]).any())
     return bool(where.any(1).all()) and (bool((lengths != lengths[0]).any()) or moved)
 
 
 def roles(bound: Bound) -> Roles:
-    """The role of every token of every prompt.
+    """Return the role of every token of every prompt.
 
     Raises:
         Refused: a pair that names no subject and whose corruption changes nothing.
@@ -90,7 +90,7 @@ def roles(bound: Bound) -> Roles:
 
 
 def position_names(bound: Bound) -> list[str]:
-    """What each position is called: the word, where all prompts have the same one there, else its role.
+    """Return the name of each position: its word, if all prompts share it there, else its role.
 
     Names that repeat have the position behind them, and so have all where prompts differ in length. A position with
     different roles is called by its number alone.
@@ -114,7 +114,7 @@ def position_names(bound: Bound) -> list[str]:
 
 
 def _called(length: int, span: list[int], word: str) -> list[str]:
-    """The role of every token of one prompt in a word or two."""
+    """Return the role of every token of one prompt in a word or two."""
     first, last = (span[0], span[-1]) if span else (length, length)
     names = ["before" if p < first else f"middle {word}" if p < last else "further" for p in range(length)]
     names[0] = "first"

@@ -112,7 +112,7 @@ def ablate(
 
 
 def _axes(site: str, by_position: bool) -> tuple[str, ...]:
-    """The axes along which a site is removed."""
+    """Return the axes along which a site is removed."""
     row = site_row(site)
     if row.scope != "layer" or not row.writable or not row.axes.startswith("batch position ") or site == "router":
         why = "it is no activation of one layer with positions that can be written"
@@ -137,7 +137,7 @@ def _layers(model: Model, site: str, wanted: tuple[int, ...]) -> list[int]:
 
 
 def _places(model: Model, site: str, axes: Sequence[str], layers: list[int], tokens: Tokens) -> list[Address]:
-    """One address a number of the result, in the order of its axes."""
+    """Return the address of each number of the result, in the order of its axes."""
     unit = component_axis(site_row(site))
     units = range(model.sizes()[unit]) if unit is not None else [None]
     at = positions(tokens) if "position" in axes else [None]
@@ -145,7 +145,7 @@ def _places(model: Model, site: str, axes: Sequence[str], layers: list[int], tok
 
 
 def _form(places: list[Address]) -> list[int]:
-    """The shape in which the places lie."""
+    """Return the shape in which the places lie."""
     parts = [{a.layer for a in places}, {a.unit for a in places}, {a.position for a in places}]
     return [len(p) for p in parts if p != {None}]
 
@@ -153,7 +153,7 @@ def _form(places: list[Address]) -> list[int]:
 def _optimal(
     model: Model, task: Task, site: str, axes: tuple[str, ...], layers: list[int], steps: int, sinks: bool
 ) -> tuple[Removal, dict[str, Any]]:
-    """Constants fitted on one half of the prompts, as what stands in for the activations of the other half."""
+    """Fit constants on one half of the prompts, to replace the activations of the other half."""
     row = site_row(site)
     if axes not in (("layer", "head"), ("layer",)) or row.axes.split()[-1] == "state":
         why = "a constant is fitted for a head or a whole layer"

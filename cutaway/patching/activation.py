@@ -58,12 +58,19 @@ _PART_BYTES = 1 << 32  # of both runs' activations at the exchanged sites
 
 @dataclass(frozen=True)
 class Run:
-    """One part of the prompts: effects of the cells, of the cells alone [cell prompt metric], and of chance."""
+    """Effects on one part of the prompts.
+
+    Attributes:
+        x: the two runs.
+        real: effects of the cells [cell prompt metric].
+        alone: effects of the cells' layers alone, where cells are windows [cell prompt metric].
+        null: effects of random steps [sample cell prompt metric].
+    """
 
     x: Exchange
     real: Tensor
     alone: Tensor
-    null: Tensor  # [sample cell prompt metric]
+    null: Tensor
 
 
 @method(
@@ -125,12 +132,12 @@ def activation(
 
 
 def _values(model: Model, bound: Bound) -> list[Tensor]:
-    """The metric of every clean and every corrupt prompt."""
+    """Return the metric of every clean and every corrupt prompt."""
     return [model.measure(t, bound.measure).float() for t in (bound.clean, bound.corrupt)]
 
 
 def _named_places(model: Model, bound: Bound, site: str) -> list[Address]:
-    """The cells of several patterns, or of one that names its units or positions."""
+    """Return the cells of several patterns, or of one that names its units or positions."""
     found: list[Address] = []
     for pattern in several(site):
         grid = cells(model, bound, pattern)
@@ -144,10 +151,15 @@ def _windows(grid: Cells, window: int) -> list[list[Address]]:
 
 
 def _parts(model: Model, bound: Bound, places: Sequence[Address]) -> list[list[int]]:
-    """The prompts in parts whose activations fit the bound on memory."""
+    """Return the prompts in parts whose activations fit the bound on memory."""
     s, sites, length = model.shape, {a.place for a in places}, bound.clean.ids.shape[1]
-    widths = {"neuron": s.d_mlp, "head": s.n_heads * s.d_head, "k_pos": s.n_heads * length, "channel": s.d_inner,
-              "state": s.d_inner * s.d_state}  # fmt: skip
+    widths = {
+        "neuron": s.d_mlp,
+        "head": s.n_heads * s.d_head,
+        "k_pos": s.n_heads * length,
+        "channel": s.d_inner,
+        "state": s.d_inner * s.d_state,
+    }
     one = sum(max([s.d_model, *(w for n, w in widths.items() if n in a.row.axes.split())]) for a in sites)
     size = max(1, _PART_BYTES // (8 * length * one))
     return [list(range(at, min(at + size, len(bound)))) for at in range(0, len(bound), size)]
@@ -182,8 +194,9 @@ def _run(
     effects = torch.zeros(len(made), len(base), len(read))
     if some:
         effects[some] = (sweep(model, x.target, [made[n] for n in some], measure) - base).float().cpu()
-    return Run(x, effects[: len(wide)], effects[len(wide) : len(real)],
-               effects[len(real) :].unflatten(0, (samples, len(wide))))  # fmt: skip
+    return Run(
+        x, effects[: len(wide)], effects[len(wide) : len(real)], effects[len(real) :].unflatten(0, (samples, len(wide)))
+    )
 
 
 def _result(
@@ -222,7 +235,7 @@ def _result(
 
 
 def _changed(bound: Bound) -> tuple[int, ...]:
-    """Indices into the position axis where any corrupt prompt has another token."""
+    """Return the indices into the position axis where any corrupt prompt has another token."""
     rows = range(len(bound))
     pairs = [(bound.clean.row(i).ids[0], bound.corrupt.row(i).ids[0]) for i in rows]
     return tuple(n for n, p in enumerate(positions(bound.clean)) if any(bool(a[p] != b[p]) for a, b in pairs))

@@ -124,7 +124,7 @@ def attribution_star(
 
 
 def _taken(model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor]) -> Step:
-    """Products for one donor: behind the pattern for queries and keys, elsewhere at the places themselves."""
+    """Return products for one donor: behind the pattern for queries and keys, elsewhere at the places themselves."""
     if n.site not in _FIXED:
         return tangent(model, x, n, donor)
     behind = _one_key if n.site == "k" and n.placed else _together
@@ -166,8 +166,8 @@ def _one_key(model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor]) -
 class _Moved:
     """Patterns [batch head q_pos k_pos] in double precision, and what each key alone would do to its row.
 
-    What is almost 1 is held by what is left to 1: the largest of each row apart from the `others`, with the share of a
-    `sink` that is no key.
+    A probability close to 1 is stored by its distance to 1: the largest of each row (`top`) apart from the `others`,
+    with the share of a `sink` outside the keys.
     """
 
     pattern: Tensor
@@ -200,7 +200,7 @@ class _Moved:
 def _new(
     model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor], site: str
 ) -> list[tuple[Address, Address, Tensor]]:
-    """Every layer's scores or pattern with the donor's queries or keys, and nothing else changed."""
+    """Return every layer's scores or pattern with the donor's queries or keys, and nothing else changed."""
     streams = [str(Address("resid_pre", a.layer)) for a in n.whole]
     edits = [*(Replace(s, x.own[s]) for s in streams), *(Replace(a, donor[str(a)]) for a in n.whole)]
     there = [Address(site, a.layer) for a in n.whole]
@@ -209,7 +209,7 @@ def _new(
 
 
 def _shared(x: Exchange, a: Address, each: Float[Tensor, "prompt head *rest"]) -> Float[Tensor, "prompt kv_head *rest"]:
-    """A key's effects counted for all heads that share it."""
+    """Return a key's effects counted for all heads that share it."""
     return each.unflatten(1, (x.own[str(a)].shape[2], -1)).sum(2)
 
 
@@ -219,8 +219,8 @@ def _as_site(each: Float[Tensor, "prompt head place"]) -> Float[Tensor, "prompt 
 
 
 def _effect_and_score(n: Nodes, each: Iterable[Float[Tensor, "cell prompt"]]) -> Float[Tensor, "quantity cell prompt"]:
-    """The effect, and mean |effect| over the dropped layers; a place inside a layer's attention or MLP has none if that
-    is dropped.
+    """Return the effect, and mean |effect| over the dropped layers; a place inside a layer's attention or MLP has
+    none if that is dropped.
     """
     found = iter(each)
     effect = next(found)
@@ -234,7 +234,7 @@ def _effect_and_score(n: Nodes, each: Iterable[Float[Tensor, "cell prompt"]]) ->
 
 
 def _checked(done: Audit | None, score: Float[Tensor, "cell"], least: float) -> dict[str, Tensor]:
-    """The audit's statistics with that of the score."""
+    """Return the audit's statistics with that of the score."""
     if done is None:
         return {}
     chosen = list(done.sample.chosen)

@@ -113,18 +113,18 @@ class Corrupted:
     says: str
 
     def base(self, draws: Sequence[int]) -> list[Edit]:
-        """The noises of some draws as one edit of as many copies of the prompts."""
+        """Return the noises of some draws as one edit of as many copies of the prompts."""
         chosen = [x for d in draws if (x := self.noises[d]) is not None]
         return [Add("embed", torch.cat(chosen))] if chosen else []
 
     def of(self, rows: Sequence[int], tokens: Tokens) -> Corrupted:
-        """The same run of some prompts, which `tokens` are, without the padding that only others need."""
+        """Return the same run of some prompts, which `tokens` are, without the padding that only others need."""
         keep, index = self.tokens.mask[list(rows)].any(0), list(rows)
         noises = [None if x is None else x[index][:, keep.to(x.device)] for x in self.noises]
         return replace(self, tokens=tokens, noises=noises)
 
     def together(self) -> list[range]:
-        """The draws in groups that one sweep runs side by side."""
+        """Return the draws in groups that one sweep runs side by side."""
         size = max(1, _TOGETHER // self.tokens.ids.numel())
         return [range(i, min(i + size, len(self.noises))) for i in range(0, len(self.noises), size)]
 
@@ -212,7 +212,7 @@ def causal_trace(
 
 
 def corrupted(model: Model, bound: Bound, corruption: str, draws: int, seed: int) -> Corrupted:
-    """The corrupted run of a task.
+    """Return the corrupted run of a task.
 
     Raises:
         Refused: noise for a pair without a subject whose corruption changes nothing.
@@ -236,7 +236,7 @@ def corrupted(model: Model, bound: Bound, corruption: str, draws: int, seed: int
 def _traced(
     model: Model, bound: Bound, run: Corrupted, named: Roles | None, site: str, window: int, samples: int, seed: int
 ) -> Traced:
-    """All prompts at once by position; by role, those of one length together and every token by itself.
+    """Trace all prompts at once by position; by role, those of one length together and every token by itself.
 
     Raises:
         Refused: a corruption that does not change the metric.
@@ -295,8 +295,9 @@ def _trace(model: Model, bound: Bound, run: Corrupted, site: str, window: int, s
 def _restored(
     model: Model, run: Corrupted, places: Sequence[Sequence[Address]], clean: Activations, measure: Measure, of: int
 ) -> tuple[Float[Tensor, "draw prompt 2"], Float[Tensor, "variant prompt 2"]]:
-    """The values of every corrupted run, and the mean effect of restoring clean values; draws run side by side, as the
-    first of `of` parts of the work."""
+    """Return the values of every corrupted run, and the mean effect of restoring clean values; draws run side by
+    side, as the first of `of` parts of the work.
+    """
     n, worse, effects = len(run.tokens), [], []
     for i, draws in enumerate(run.together()):
         many, base = run.tokens.rows(list(range(n)) * len(draws)), run.base(draws)
@@ -318,9 +319,14 @@ def _steps(places: Sequence[Address], own: Activations, clean: Activations, seed
 
 
 def _result(
-    model: Model, task: Task, bound: Bound, site: str, made: list[Corrupted], traced: list[Traced],
+    model: Model,
+    task: Task,
+    bound: Bound,
+    site: str,
+    made: list[Corrupted],
+    traced: list[Traced],
     named: Roles | None,
-) -> Trace:  # fmt: skip
+) -> Trace:
     t, share = traced[0], "share of clean − corrupted"
     found: dict[str, Tensor] = {}
     for name, values, null in (
@@ -369,7 +375,7 @@ def _interval(values: Float[Tensor, "layer place prompt"]) -> Float[Tensor, "lay
 
 
 def _axis(bound: Bound, named: Roles | None) -> dict[str, Any]:
-    """What the record says about the axis of positions."""
+    """Return the entries of the record about the axis of positions."""
     if named is None:
         return {"by": "position"}
     counts = dict(zip(named.names, named.has.sum(1).tolist(), strict=True))
@@ -398,7 +404,7 @@ def _notes(task: Task, made: list[Corrupted], found: dict[str, Tensor]) -> dict[
 
 
 def agreement(a: Float[Tensor, "*cell"], b: Float[Tensor, "*cell"]) -> dict[str, Any]:
-    """How far two maps agree: Pearson and Spearman correlation, and the share of common cells in the largest tenth."""
+    """Return the agreement of two maps: Pearson's and Spearman's r, and the cells that their top tenths share."""
     from scipy.stats import rankdata
 
     x, y = (t.double().reshape(-1) for t in (a, b))

@@ -122,15 +122,14 @@ def group(
         single_interval=mean_interval(single),
         gap=gap,
         labels={"component": [str(a) for a in chosen], "bound": BOUNDS},
-        units={"recovered": "share of clean − corrupt"}
-        | {n: unit for n in GroupEffect.schema() if n != "recovered"},
+        units={"recovered": "share of clean − corrupt"} | {n: unit for n in GroupEffect.schema() if n != "recovered"},
         reasons=one_prompt(len(r.bound), "effect", "interaction", "single"),
         record=said | notes(task.corruption) | {"random sets": matched} | known,
-    )  # fmt: skip
+    )
 
 
 def _chosen(model: Model, task: Task, names: tuple[str, ...]) -> tuple[list[Address], dict[str, str]]:
-    """The components named, else those known; and for the record where they are known from."""
+    """Return the components named, else those known; and for the record where they are known from."""
     if names:
         return components(model, names), {}
     if task.truth is None or not task.truth.components:

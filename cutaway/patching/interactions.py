@@ -37,7 +37,7 @@ from cutaway.tasks.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Interactions(Result, kind="interactions"):
-    """How much removing two components together differs from the sum of removing each."""
+    """Differences between removing two components together and the sum of removing each."""
 
     effect: Float[Tensor, "component partner"]
     interval: Float[Tensor, "component partner bound"]
@@ -111,7 +111,11 @@ def interactions(
 
 
 def _pairs(rest: list[Address], samples: int, seed: int) -> list[list[Address]]:
-    """Random pairs out of what is left; refused if there is no pair."""
+    """Draw random pairs out of the rest.
+
+    Raises:
+        Refused: the rest has fewer than two heads.
+    """
     if len(rest) < 2:
         why = f"only {len(rest)} of the heads are left for the control"
         raise Refused("interactions of so many heads", why, "choose a smaller set")

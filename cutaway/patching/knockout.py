@@ -58,7 +58,7 @@ Sources = tuple[tuple[int, ...], ...]  # positions of each group, in the order o
 
 @dataclass(frozen=True, kw_only=True)
 class Knockouts(Result, kind="knockouts"):
-    """What the last position loses when it may not attend to a group of positions in a window of layers."""
+    """Losses of the last position when it may not attend to a group of positions in a window of layers."""
 
     effect: Float[Tensor, "source layer"]
     interval: Float[Tensor, "source layer bound"]
@@ -124,18 +124,25 @@ def knockout(model: Model, task: Task, /, *, window: int = 0, samples: int = 4, 
         clean=clean[:, 0].clone(),
         clean_probability=clean[:, 1].clone(),
         labels={"source": list(SOURCES), "update": list(UPDATES), "layer": layers, "bound": BOUNDS},
-        units={**dict.fromkeys(("effect", "interval", "null", "single", "single_interval"), share),
-               **dict.fromkeys(("difference", "difference_interval", "clean"), bound.unit),
-               **{name + end: "share of prompts" for name in rates for end in ("", "_interval")}},
-        record={"window": width, "subject": says, "blocked": "edges to the last position",
-                "sign": "negative is less answer", "least probability": float(clean[:, 1].min()),
-                "extraction in any layer": ever},
+        units={
+            **dict.fromkeys(("effect", "interval", "null", "single", "single_interval"), share),
+            **dict.fromkeys(("difference", "difference_interval", "clean"), bound.unit),
+            **{name + end: "share of prompts" for name in rates for end in ("", "_interval")},
+        },
+        record={
+            "window": width,
+            "subject": says,
+            "blocked": "edges to the last position",
+            "sign": "negative is less answer",
+            "least probability": float(clean[:, 1].min()),
+            "extraction in any layer": ever,
+        },
         reasons=one_prompt(len(bound), "effect", "single", "difference"),
-    )  # fmt: skip
+    )
 
 
 def source_groups(bound: Bound) -> tuple[list[Sources], str]:
-    """The positions of each group in each prompt, and what `subject` means here.
+    """Return the positions of each group in each prompt, and what `subject` means here.
 
     Raises:
         Refused: a prompt in which a group would be empty.
@@ -173,7 +180,7 @@ def _blocked(
 
 
 def _alike(bound: Bound, groups: list[Sources]) -> Iterator[tuple[Bound, list[int], Sources]]:
-    """The prompts whose groups lie at the same positions, without padding, so that keys and values can be reused."""
+    """Yield prompts whose groups lie at the same positions, without padding, so that keys and values can be reused."""
     alike: dict[tuple[int, Sources], list[int]] = {}
     for i, sources in enumerate(groups):
         alike.setdefault((int(bound.clean.lengths[i]), sources), []).append(i)
@@ -189,9 +196,9 @@ def _random(keys: tuple[int, ...], length: int, g: torch.Generator) -> tuple[int
 
 
 def extraction(model: Model, bound: Bound, layers: list[int]) -> Float[Tensor, "role update layer prompt"]:
-    """Where the attention, and the MLP, of each layer writes the answer (then the foil) more than any other token.
+    """Mark where the attention, and the MLP, of each layer writes the answer (or the foil) more than any other token.
 
-    NaN where a layer has no MLP.
+    Values are 1 or 0, and NaN where a layer has no MLP.
     """
     there = model.places(["attn_out", *(["mlp_out"] if model.sites()["mlp_out"].startswith("read") else [])])
     acts = model.capture(bound.clean, there, logits=False)
@@ -206,7 +213,7 @@ def extraction(model: Model, bound: Bound, layers: list[int]) -> Float[Tensor, "
 def _unread(
     model: Model, bound: Bound, groups: list[Sources], layers: list[int]
 ) -> Float[Tensor, "source layer prompt"]:
-    """Where each layer's attention writes the answer although this layer may not read a source."""
+    """Mark where each layer's attention writes the answer although this layer may not read a source."""
     out = torch.empty(len(SOURCES), len(layers), len(bound))
     for part, chosen, sources in _alike(bound, groups):
         entering = model.capture(part.clean, [f"resid_pre.{i}" for i in layers], logits=False)
@@ -221,11 +228,14 @@ def _unread(
 
 
 def _said(model: Model, bound: Bound, x: Float[Tensor, "prompt d_model"]) -> Float[Tensor, "role prompt"]:
-    """Whether an update says the answer, and the foil, before every other token, read through the final norm's linear
-    part (its scale does not change an order) and the unembedding."""
+    """Return 1 if an update ranks the answer (or the foil) first, else 0.
+
+    It is read through the final norm's linear part (its scale does not change an order) and the unembedding.
+    """
     right = replace(bound, readout=READOUTS["accuracy"])
-    wrong = replace(right, answers=right.foils, foils=right.answers,
-                    answer_sets=right.foil_sets, foil_sets=right.answer_sets)  # fmt: skip
+    wrong = replace(
+        right, answers=right.foils, foils=right.answers, answer_sets=right.foil_sets, foil_sets=right.answer_sets
+    )
     final, w = model.body.top("final"), model.weights.unembed.detach().float()
     x = x.float().to(w.device)
     if final is not None:

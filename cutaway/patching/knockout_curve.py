@@ -122,7 +122,7 @@ def knockout_curve(
 
 
 def _halves(task: Task) -> tuple[Task, Task, str]:
-    """Prompts to rank on, prompts to measure on, and a sentence about them."""
+    """Return the prompts to rank on, prompts to measure on, and a sentence about them."""
     try:
         first, second = task.split(0.5, seed=0)
     except Refused:
@@ -133,7 +133,7 @@ def _halves(task: Task) -> tuple[Task, Task, str]:
 
 
 def _ranked(model: Model, r: Removal, pool: list[Address]) -> list[Address]:
-    """The components, most costly removal first."""
+    """Return the components, most costly removal first."""
     values, _ = r.swept(model, lambda donor: [[r.edit(a, donor)] for a in pool])
     return [pool[i] for i in values.mean(1).argsort(stable=True).tolist()]
 
@@ -162,9 +162,7 @@ def _random(
             how = "as many, with removed ones where the others are too few"
         sets.append(drawn)
         says.append(how)
-    return sets, {
-        f"{says.index(h)} to {len(says) - 1 - says[::-1].index(h)}": h for h in dict.fromkeys(says)
-    }  # fmt: skip
+    return sets, {f"{says.index(h)} to {len(says) - 1 - says[::-1].index(h)}": h for h in dict.fromkeys(says)}
 
 
 def _mixed(pool: list[Address], removed: Sequence[Address], seed: int) -> list[Address]:

@@ -90,8 +90,11 @@ def path(
     x = between(model, task.bind(model), list(dict.fromkeys(["z", site])), direction, task.corruption)
     difference(task, x.clean, x.corrupt)
     frozen = _frozen(model, x, freeze_mlps, freeze_norms)
-    sending = [a for a in model.places("z.*.*" if site == "z" else site)
-               if not ends or any(precedes(model.body, a, end) for end in ends)]  # fmt: skip
+    sending = [
+        a
+        for a in model.places("z.*.*" if site == "z" else site)
+        if not ends or any(precedes(model.body, a, end) for end in ends)
+    ]
     if not sending:
         why = f"no {'head' if site == 'z' else 'MLP'} comes before it"
         raise Refused(f"receiver {receiver!r}", why, "choose one in a later layer")
@@ -109,11 +112,20 @@ def path(
         sent = [_sent(x, a, seeds[s - 1][i] if s else None) for i, a in enumerate(sending)]
         patches = [EdgePatch(e, ends or ("logits",), frozen) for e in sent]
         each[s, where[:, 0], where[:, 1]] = (sweep_edges(model, x.target, patches, measure) - before).float().cpu()
-    return _result(each if site == "z" else each[:, :, 0], x, before[:, 1].abs().cpu(), layers, {
-        "receiver": [str(a) for a in ends] or "logits",
-        "frozen": ["other heads" if site == "z" else "heads", *(["MLPs"] if freeze_mlps else []),
-                   *(["divisors of norms"] if freeze_norms else [])],
-    })  # fmt: skip
+    return _result(
+        each if site == "z" else each[:, :, 0],
+        x,
+        before[:, 1].abs().cpu(),
+        layers,
+        {
+            "receiver": [str(a) for a in ends] or "logits",
+            "frozen": [
+                "other heads" if site == "z" else "heads",
+                *(["MLPs"] if freeze_mlps else []),
+                *(["divisors of norms"] if freeze_norms else []),
+            ],
+        },
+    )
 
 
 def _result(
@@ -123,7 +135,9 @@ def _result(
     layers: list[int],
     said: dict[str, Any],
 ) -> Effects:
-    """The result from changes of the metric and of the answer's logit: the senders' own, then those of the control."""
+    """Return the result from changes of the metric and of the answer's logit: the senders' own, then those of the
+    control.
+    """
     effect, relative, unit = each[0, ..., 0], each[0, ..., 1] / logit, x.bound.unit
     share = "share of the answer's |logit|"
     heads = {"head": [str(h) for h in range(effect.shape[1])]} if effect.ndim == 3 else {}
@@ -138,16 +152,22 @@ def _result(
         clean=x.clean.cpu(),
         corrupt=x.corrupt.cpu(),
         labels={"layer": layers, "bound": BOUNDS, **heads},
-        units={"effect": unit, "interval": unit, "null": unit, "recovered": "share of clean − corrupt",
-               "relative": share, "relative_interval": share},
+        units={
+            "effect": unit,
+            "interval": unit,
+            "null": unit,
+            "recovered": "share of clean − corrupt",
+            "relative": share,
+            "relative_interval": share,
+        },
         gap=x.gap,
         reasons=one_prompt(len(x.bound), "effect", "relative"),
         record=x.notes() | said | {"least |logit|": float(logit.min())},
-    )  # fmt: skip
+    )
 
 
 def receivers(model: Model, text: str) -> tuple[Address, ...]:
-    """The places named as receivers; none for the logits.
+    """Return the places named as receivers; none for the logits.
 
     Raises:
         Refused: another form, or no such place.

@@ -99,9 +99,12 @@ def self_repair(
     random = others.mean(-1).reshape(samples, *direct.shape[1:], 2)
     repair, unit = total - direct, bound.unit
     parts = {
-        "direct": direct, "total": total, "norm": norm - direct,
-        "attention": (attention - norm + total - mlp) / 2, "mlp": (mlp - norm + total - attention) / 2,
-    }  # fmt: skip
+        "direct": direct,
+        "total": total,
+        "norm": norm - direct,
+        "attention": (attention - norm + total - mlp) / 2,
+        "mlp": (mlp - norm + total - attention) / 2,
+    }
     each_part: dict[str, Any] = {name: x.mean(0) for name, x in parts.items()}
     each_part |= {f"{name}_interval": mean_interval(x) for name, x in parts.items()}
     share = repair.mean(0) / -direct.mean(0)
@@ -129,7 +132,7 @@ class _Freezing:
         self.clean = model.capture(tokens, ["attn_out", "mlp_out", "final.scale"], logits=False)
 
     def variants(self, edit: Edit, a: Address) -> list[list[Edit]]:
-        """All frozen; norm let go; norm and attention; norm and MLPs; nothing frozen."""
+        """Return the edits with all frozen; without the norm; norm and attention; norm and MLPs; with nothing."""
         attention, mlp, norm = self._later(a)
         return [
             [edit, *attention, *mlp, norm],
@@ -140,7 +143,7 @@ class _Freezing:
         ]
 
     def ends(self, edit: Edit, a: Address) -> list[list[Edit]]:
-        """All frozen, and nothing."""
+        """Return the edits with all frozen, and with nothing."""
         full, *_, free = self.variants(edit, a)
         return [full, free]
 

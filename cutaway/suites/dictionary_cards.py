@@ -22,7 +22,7 @@ MATCHED = 4096  # latents up to which seeds are matched one to one
 
 
 def card(trained: Sequence[Trained], source: Any, *, tokens: int = 16384, seed: int = 0, nulls: int = 2) -> list[dict]:
-    """Scores with intervals, nulls and controls of every dictionary of a run, and how alike their seeds are.
+    """Return the scores with intervals, nulls and controls of every dictionary of a run, and how alike their seeds are.
 
     The tokens are those that the source gives next: after a run, the ones behind those trained on. Whether they were
     trained on all the same, because the source had to begin again, is in `held_out` (None: the source does not say),
@@ -125,7 +125,7 @@ def _warnings(rows: dict[str, Any], held_out: bool | None) -> list[str]:
 
 
 def summary(made: dict[str, Any], names: Sequence[str] = ("FVU", "L0", "dead")) -> list[dict[str, Any]]:
-    """The rows of a card that are shown first: value, interval, random, controls.
+    """Return the rows of a card that are shown first: value, interval, random, controls.
 
     Raises:
         Refused: a score that the card does not have.

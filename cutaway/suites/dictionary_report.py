@@ -127,7 +127,7 @@ class DictionaryReport:
         return isinstance(trained, dict) and trained.get("documents") == self.documents.identity()
 
     def scores(self, sequences: int = 32, random_weights: int = 0) -> Scores:
-        """Every score beside random dictionaries and controls, with what is known of how they were measured.
+        """Return every score beside random dictionaries and controls, with what is known of how they were measured.
 
         Args:
             sequences: contexts on which the loss is recovered; 0 leaves that out.

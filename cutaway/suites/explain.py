@@ -78,7 +78,7 @@ class Predictions(Result, kind="predictions"):
 
 
 class Results(TypedDict, total=False):
-    """What each method found over the sentence and its siblings; `together` only if heads stood out."""
+    """Results of each method over the sentence and its siblings; `together` only if heads stood out."""
 
     predictions: Required[Predictions]
     depth: Required[LensCurve]
@@ -102,7 +102,14 @@ class Own(TypedDict):
 
 @dataclass(frozen=True)
 class Claim:
-    """One sentence read off the numbers, the control it stands beside, and whether the two differ."""
+    """A sentence of the report.
+
+    Attributes:
+        about: the result that it is about.
+        text: the sentence.
+        control: its control, in words.
+        supported: True if the effect differs from the control.
+    """
 
     about: str
     text: str
@@ -125,7 +132,13 @@ class Doubt:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A comparison with the known truth: True agrees, False disagrees, None cannot be told."""
+    """A comparison with the known truth.
+
+    Attributes:
+        text: the verdict in words.
+        agrees: True or False, or None if the truth is not known.
+        detail: the truth, in words.
+    """
 
     text: str
     agrees: bool | None
@@ -180,7 +193,7 @@ def explain(
         corrupt: the counterfactual sentence, if you have one.
         effort: how many siblings and random samples; quick by default for models over 20 M parameters.
         seed: of every random choice.
-        step: told what is being done.
+        step: called with a line of text at each stage of the work.
 
     Raises:
         Refused: no counterfactual of equal length, an answer of several tokens, an unreadable model.
@@ -200,10 +213,8 @@ def explain(
         results, own = _measure(model, one, many, held, samples, seed, step)
     pair = one.pairs[0]
     claims = tuple(_claims(words, results, foil is None and corrupt is None))
-    return Explanation(
-        model.name, pair.clean, *words, pair.corrupt, one.corruption, len(many) - 1,
-        results, own, claims, tuple(_verdicts(one)), doubt, spent,
-    )  # fmt: skip
+    about = (model.name, pair.clean, *words, pair.corrupt, one.corruption, len(many) - 1)
+    return Explanation(*about, results, own, claims, tuple(_verdicts(one)), doubt, spent)
 
 
 def _measure(
@@ -250,11 +261,11 @@ def _predictions(model: Model, one: Task, n: int = 8) -> Predictions:
         rank=int((clean > clean[asked[0]]).sum()),
         reasons={"probability": "the model's own probabilities of one sentence"},
         record={"control": "the corrupt sentence", "corrupt": bound.corrupt.texts[0]},
-    )  # fmt: skip
+    )
 
 
 def _distinct(texts: list[str]) -> list[str]:
-    """Words as they are read; where two read the same, with the space before them."""
+    """Return the words as they are read; where two read the same, with the space before them."""
     seen = [_seen(t) for t in texts]
     told = [t if seen.count(t) == 1 else whole.replace(" ", "␣") for t, whole in zip(seen, texts, strict=True)]
     return [t if told.count(t) == 1 else f"{t}·{n}" for n, t in enumerate(told)]
@@ -283,7 +294,8 @@ def _doubt(model: Model, one: Task, answer: str) -> Doubt | None:
 
 
 def standing_out(result: Result, most: int = 3, positive: bool = True) -> list[dict[str, Any]]:
-    """The largest entries whose interval excludes zero and which lie outside the control's band, each with its band.
+    """Return the largest entries whose interval excludes zero and which lie outside the control's band, each with its
+    band.
 
     The band is the one that pictures mark by: pooled over the cells where samples are few. No entry is listed that lies
     inside the band of another that is. Without an interval (a single prompt) only the control decides.
@@ -328,7 +340,7 @@ def _claims(words: tuple[str, str], found: Results, proposed: bool) -> list[Clai
         claims[1:] = [
             replace(c, control=f"{c.control}; of this sentence alone, so without an interval") for c in claims[1:]
         ]
-    if proposed and not claims[0].supported:  # it is the foil that moves, and nobody asked for it
+    if proposed and not claims[0].supported:  # the foil moved it, and the user did not ask for that foil
         return [replace(c, supported=False) for c in claims]
     return claims
 
@@ -423,7 +435,7 @@ def _together(g: GroupEffect) -> Claim:
 
 
 def _verdicts(one: Task) -> list[Verdict]:
-    """What the known truth says about the answer."""
+    """Compare the answer with the known truth."""
     truth, answer = one.truth, one.pairs[0].answer.strip()
     if truth is None:
         return []
@@ -445,7 +457,7 @@ def _words(model: Model, pair: Pair) -> tuple[str, str]:
 
 
 def _seen(text: str) -> str:
-    """A word without the space before it, or what is no visible word as Python writes it."""
+    """Return a word without the space before it; invisible text is written as Python writes it."""
     return text.strip() if text.strip() and text.strip().isprintable() else repr(text)
 
 
@@ -454,20 +466,20 @@ def _is_changed(e: Effects, position: int) -> bool:
 
 
 def _gap(e: Effects | GroupEffect) -> float:
-    """The mean of clean − corrupt, which every exchange between the two runs measures."""
+    """Return the mean of clean − corrupt, which every exchange between the two runs measures."""
     assert e.gap is not None
     return e.gap
 
 
 def _share(p: float) -> str:
-    """A probability or share in per cent."""
+    """Return a probability or share in per cent."""
     if abs(p) < 0.0005:
         return "0 %" if p == 0 else "under 0.1 %"
     return (f"{100 * p:.1f} %" if abs(p) < 0.1 else f"{100 * p:.0f} %").replace("-", "−")
 
 
 def _most(p: float) -> str:
-    """The reach of a control as a share."""
+    """Return the reach of a control as a share."""
     said = _share(p)
     return said if said.startswith("under") else f"at most {said}"
 
@@ -478,7 +490,9 @@ def _bounds(interval: Any, form: Callable[[float], str] = lambda v: f"{v:.1f}") 
 
 
 def _at(label: str) -> str:
-    """A position as a quoted word without the marks of repetition, or by its role where prompts have other words."""
+    """Return a position as a quoted word without the marks of repetition, or by its role where prompts have other
+    words.
+    """
     if _ROLE.fullmatch(str(label)):
         return f"the {label} token" if str(label) in ("first", "next", "last", "changed") else f"the {label}"
     return f"“{str(label).split('·')[0] or label}”"

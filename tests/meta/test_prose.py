@@ -27,8 +27,6 @@ LEFT: dict[str, tuple[int, int, int]] = {
     "dictionaries/kernels": (7, 0, 0),
     "dictionaries/objectives": (6, 0, 1),
     "dictionaries/training": (6, 5, 10),
-    "features": (1, 0, 0),
-    "interventions": (27, 2, 5),
     "models": (12, 6, 4),
     "models/access": (24, 4, 4),
     "models/anatomy": (21, 5, 6),
@@ -36,8 +34,6 @@ LEFT: dict[str, tuple[int, int, int]] = {
     "models/edits": (1, 1, 0),
     "models/loading": (6, 5, 1),
     "models/sweep": (11, 6, 1),
-    "patching": (9, 2, 11),
-    "suites": (3, 4, 2),
 }
 NONE = (0, 0, 0)
 
