@@ -27,6 +27,7 @@ from cutaway.core.files import held, read_tensors, reading, write_tensors
 from cutaway.core.old_kinds import OLD_KINDS, OldKind, fields_of_record
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.render import RENDERERS
+from cutaway.core.stats import correlation
 
 KINDS: dict[str, type[Result]] = {}
 COMMON = ("grid", "labels", "units", "reasons", "record")
@@ -368,8 +369,7 @@ def _gap(a: Tensor, b: Tensor) -> dict[str, float]:
     if not len(x):
         return dict.fromkeys(("largest", "mean", "pearson"), float("nan"))
     gap = (x - y).abs()
-    pearson = float(torch.corrcoef(torch.stack([x, y]))[0, 1]) if len(x) > 1 else float("nan")
-    return {"largest": float(gap.max()), "mean": float(gap.mean()), "pearson": pearson}
+    return {"largest": float(gap.max()), "mean": float(gap.mean()), "pearson": correlation(x, y)}
 
 
 def _axes_of(hint: Any) -> tuple[str, ...] | None:

@@ -94,19 +94,27 @@ def _reaches(away: Float[Tensor, "prompt cell"], level: float) -> list[Float[Ten
 
 
 def share_interval(hits: Float[Tensor, "prompt *cell"], *, level: float = 0.95) -> Float[Tensor, "*cell bound"]:
-    """Wilson's score interval of the share of prompts with value 1, for every cell of zeros and ones.
+    """Return Wilson's score interval of the share of prompts with value 1, for every cell of zeros and ones.
 
     One prompt gives NaN, as everywhere.
     """
+    if len(hits) < 2:
+        return torch.full((*hits.shape[1:], 2), math.nan, dtype=torch.float32)
+    return wilson_interval(hits.double().mean(0).cpu(), len(hits), level=level).float()
+
+
+def wilson_interval(share: Float[Tensor, "*cell"], trials: int, *, level: float = 0.95) -> Float[Tensor, "*cell bound"]:
+    """Return the score interval of proportions, each out of `trials` (Wilson 1927), in the dtype of `share`.
+
+    It begins at 0 where nothing succeeded and ends at 1 where everything did, exactly.
+    """
     from scipy import stats
 
-    n, shape = len(hits), (*hits.shape[1:], 2)
-    if n < 2:
-        return torch.full(shape, math.nan, dtype=torch.float32)
-    z2, p = float(stats.norm.ppf((1 + level) / 2)) ** 2, hits.double().mean(0).cpu()
-    half = (z2 * (p * (1 - p) / n + z2 / (4 * n * n))).sqrt()
-    bounds = torch.stack([p + z2 / (2 * n) - half, p + z2 / (2 * n) + half], -1) / (1 + z2 / n)
-    return bounds.clamp(0, 1).float()
+    z2, n = float(stats.norm.ppf((1 + level) / 2)) ** 2, trials
+    half = (z2 * (share * (1 - share) / n + z2 / (4 * n * n))).sqrt()
+    bounds = torch.stack([share + z2 / (2 * n) - half, share + z2 / (2 * n) + half], -1) / (1 + z2 / n)
+    low, high = bounds.clamp(0, 1).unbind(-1)
+    return torch.stack([low.masked_fill(share == 0, 0.0), high.masked_fill(share == 1, 1.0)], -1)
 
 
 def bootstrap(
@@ -137,13 +145,18 @@ def bootstrap(
 
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> tuple[float, float]:
-    """Score interval of a proportion (Wilson 1927)."""
-    from scipy import stats
-
+    """Return the score interval of one proportion; NaN without trials."""
     if trials == 0:
         return math.nan, math.nan
-    interval = stats.binomtest(successes, trials).proportion_ci(level, method="wilson")
-    return float(interval.low), float(interval.high)
+    low, high = wilson_interval(torch.tensor(successes / trials, dtype=torch.double), trials, level=level).tolist()
+    return low, high
+
+
+def correlation(x: Float[Tensor, "cell"], y: Float[Tensor, "cell"]) -> float:
+    """Return Pearson's correlation; NaN of fewer than two values, or where one side does not vary."""
+    if len(x) < 2 or float(x.std()) == 0 or float(y.std()) == 0:
+        return math.nan
+    return float(torch.corrcoef(torch.stack([x, y]))[0, 1])
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.sites import WRITERS
 from cutaway.core.sites import site as site_row
-from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
+from cutaway.core.stats import BOUNDS, correlation, generator, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.components import positions
 from cutaway.interventions.grid import window_of
@@ -411,14 +411,6 @@ def agreement(a: Float[Tensor, "*cell"], b: Float[Tensor, "*cell"]) -> dict[str,
     k = max(1, len(x) // 10)
     tops = [set(v.abs().argsort(descending=True, stable=True)[:k].tolist()) for v in (x, y)]
     ranks = [torch.from_numpy(rankdata(v.numpy())) for v in (x, y)]
-    return {
-        "pearson": _correlation(x, y),
-        "spearman": _correlation(*ranks),
-        "common of the largest tenth": len(tops[0] & tops[1]) / k,
-    }
-
-
-def _correlation(x: Float[Tensor, "cell"], y: Float[Tensor, "cell"]) -> float | None:
-    if len(x) < 2 or float(x.std()) == 0 or float(y.std()) == 0:
-        return None
-    return float(torch.corrcoef(torch.stack([x, y]))[0, 1])
+    found = {"pearson": correlation(x, y), "spearman": correlation(*ranks)}
+    found["common of the largest tenth"] = len(tops[0] & tops[1]) / k
+    return {name: None if math.isnan(value) else value for name, value in found.items()}

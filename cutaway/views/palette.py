@@ -52,7 +52,7 @@ def contrast(a: str, b: str) -> float:
 
 def name(number: int) -> str:
     """CSS class of a step: `n10` … `z0` … `p10`."""
-    return f"z{0}" if number == 0 else f"{'p' if number > 0 else 'n'}{abs(number)}"
+    return "z0" if number == 0 else f"{'p' if number > 0 else 'n'}{abs(number)}"
 
 
 def css(theme: Theme) -> str:

@@ -21,6 +21,7 @@ from cutaway.core.stats import (
     ratio_interval,
     share_interval,
     wilson,
+    wilson_interval,
 )
 
 #: values of prompts with a known mean: [prompt experiment] from uniform and normal numbers of that shape
@@ -121,6 +122,18 @@ def test_wilson_against_published_values(successes, trials, low, high):
 
 def test_wilson_of_nothing_is_nothing():
     assert all(math.isnan(b) for b in wilson(0, 0))
+
+
+@pytest.mark.parametrize("trials", [1, 3, 114, 4096])
+def test_wilson_of_many_shares_is_scipys_of_each(trials):
+    hits = sorted({*range(0, trials + 1, max(1, trials // 7)), trials})
+    got = wilson_interval(torch.tensor(hits, dtype=torch.double) / trials, trials)
+    from scipy import stats
+
+    want = [stats.binomtest(k, trials).proportion_ci(method="wilson") for k in hits]
+    assert torch.allclose(got, torch.tensor([[w.low, w.high] for w in want], dtype=torch.double), rtol=1e-12, atol=0)
+    assert got[0, 0] == 0.0
+    assert got[-1, 1] == 1.0
 
 
 def test_permutation_finds_a_difference_and_no_other():

@@ -179,7 +179,7 @@ def test_large_fields_stay_small():
 
 def test_importing_and_drawing_html_leaves_matplotlib_alone():
     code = (
-        "import sys, torch; from tests.views import samples; import cutaway.views; cutaway.views.register();"
+        "import sys, torch; from tests.views import samples; import cutaway;"
         "from cutaway.views.page import report, Section; from cutaway.views.terminal import terminal;"
         "from rich.console import Console;"
         "report('t', [Section('s', shows=samples.every())]); samples.heads()._repr_html_();"

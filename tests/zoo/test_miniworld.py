@@ -54,10 +54,3 @@ def test_it_writes_a_text_and_stops():
     with torch.random.fork_rng():
         out = model.generate(ids, max_new_tokens=8, do_sample=False)
     assert tokenizer.decode(out[0], skip_special_tokens=True).strip() == "the capital of norway is oslo."
-
-
-@pytest.mark.parametrize(
-    ("right", "n", "low", "high"), [(10, 10, 0.722, 1.0), (0, 10, 0.0, 0.278), (5, 10, 0.237, 0.763)]
-)
-def test_wilson(right, n, low, high):
-    assert cards.wilson(right, n) == pytest.approx((low, high), abs=1e-3)

@@ -21,7 +21,7 @@ from torch import Tensor
 from cutaway.core.method import method
 from cutaway.core.record import machine, versions
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, wilson
+from cutaway.core.stats import BOUNDS, wilson, wilson_interval
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.controls import judge
 from cutaway.dictionaries.evaluation.evidence import Evidence, Seen
@@ -77,7 +77,7 @@ def firing_of(seen: Seen, *, null: Sequence[Seen] = ()) -> Firing:
     edges = [-5.0 + 0.5 * i for i in range(11)]
     return Firing(
         frequency=fires / tokens,
-        frequency_interval=_wilson(fires, tokens),
+        frequency_interval=wilson_interval(fires.double() / tokens, tokens).float(),
         mean_active=(total / fires).float(),
         largest=largest,
         density=_density(fires, tokens, edges),
@@ -121,11 +121,3 @@ def _density(fires: Tensor, tokens: int, edges: list[float]) -> Float[Tensor, "d
     place = torch.bucketize(log, torch.tensor(edges[1:], dtype=torch.double), right=True)
     counts = torch.bincount(place, minlength=len(edges)).float()
     return torch.cat([(fires == 0).sum().float()[None], counts])
-
-
-def _wilson(successes: Tensor, trials: int, z: float = 1.959963984540054) -> Float[Tensor, "latent bound"]:
-    """Score interval of many proportions at once (Wilson 1927)."""
-    p = successes.double() / trials
-    centre = (p + z**2 / (2 * trials)) / (1 + z**2 / trials)
-    half = z / (1 + z**2 / trials) * (p * (1 - p) / trials + z**2 / (4 * trials**2)).sqrt()
-    return torch.stack([centre - half, centre + half], -1).float()

@@ -194,8 +194,8 @@ def described(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]
     s = simple(jumping(dictionary), NAME, skip=True, norms=True)
     coder, gate, address = s.site != s.target, s.gate, parse(s.site)
     kind = _kind(dictionary, s, coder)
-    tensors = {"W_dec": s.decoder, "b_dec": s.b_dec} | {} if s.encoder is None else {
-        "W_enc": s.encoder.T, "W_dec": s.decoder, "b_dec": s.b_dec}  # fmt: skip
+    tensors = {"W_enc": s.encoder.T} if s.encoder is not None else {}
+    tensors |= {"W_dec": s.decoder, "b_dec": s.b_dec}
     config: dict[str, Any] = {
         "architecture": kind, "d_in": dictionary.width(s.site), "d_sae": len(s.decoder), "dtype": "float32",
         "device": "cpu", "apply_b_dec_to_input": s.subtract, "normalize_activations": _how(dictionary, s, coder),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import torch
 
+from cutaway.core.stats import wilson
 from cutaway.zoo.miniworld.behaviours import ROWS, Behaviour, random_tokens
 from cutaway.zoo.miniworld.world import DATA, World
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from cutaway.zoo.miniworld.prompts import Prompt
 
-Z_95: Final = 1.959964
 GREATER_BAR: Final = 0.90  # probability difference; Hanna et al. 2023 measure 0.817 on GPT-2 small
 
 
@@ -44,16 +44,6 @@ class Outcome:
     right: bool
     difference: float  # logit of the answer minus logit of the foil, at the first token where they differ
     last: Tensor  # logits at the last token of the prompt
-
-
-def wilson(right: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share."""
-    if n == 0:
-        return 0.0, 1.0
-    p, z2 = right / n, Z_95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z_95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return centre - half, centre + half
 
 
 def encode(tokenizer: Tokenizer, prompt: Prompt) -> Query:
