@@ -9,6 +9,7 @@ import inspect
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import cutaway as ca
 from cutaway.core.method import Method, Option
@@ -114,12 +115,16 @@ def _described(kind: type[ca.Result], filled: list[str]) -> str:
 def _options(row: Method) -> str:
     if not row.options:
         return "None."
-    lines = [f"| `{o.name}` | {_type(o)} | `{o.default}` | {o.help} |" for o in row.options]
+    lines = [f"| `{o.name}` | {_type(o)} | `{_default(o)}` | {o.help} |" for o in row.options]
     return "\n".join(["| option | type | default | meaning |", "|---|---|---|---|", *lines])
 
 
+def _default(option: Option) -> Any:
+    return ",".join(map(str, option.default)) if option.several and option.default else option.default
+
+
 def _type(option: Option) -> str:
-    kind = " · ".join(option.choices) if option.choices else option.type.__name__
+    kind = " · ".join(option.choices) if option.choices else option.type.__name__.replace("Address", "address")
     return kind + (" list" if option.several else "") + (", optional" if option.optional else "")
 
 

@@ -63,6 +63,8 @@ class Address:
         return replace(self, position=position)
 
 
+Pattern = str | Address  # one address, or a text that means several: z, resid_pre.*@-1
+
 UNIT_AXES = ("head", "kv_head", "neuron", "expert", "channel", "ssm_head")
 
 
@@ -93,6 +95,11 @@ def parse(text: str | Address) -> Address:
     layer = numbers[0] if row.scope == "layer" else None
     unit = numbers[least] if len(numbers) > least else None
     return Address(name, layer, unit, position, model)
+
+
+def listed(patterns: Iterable[Pattern]) -> str:
+    """Write patterns as the one text with commas that an option takes."""
+    return ",".join(map(str, patterns))
 
 
 def written(parts: list[str], position: int | None, model: str) -> str:

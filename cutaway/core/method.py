@@ -25,6 +25,7 @@ from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 import torch
 
 from cutaway.core import repeat as again
+from cutaway.core.address import Address, Pattern
 from cutaway.core.finite import finite
 from cutaway.core.record import counting, machine, versions
 from cutaway.core.refuse import Refused, nearest
@@ -33,6 +34,7 @@ from cutaway.core.rung import Rung
 
 METHODS: dict[str, Method] = {}
 _SIMPLE = (int, float, bool, str, Path)
+_LISTED: dict[Any, type] = {str: str, int: int, Pattern: Address}  # what a list may hold, and the type it is called
 _LEAST = {"samples": 1}  # no result without its control; all other whole numbers start at 0
 
 
@@ -54,12 +56,12 @@ class Option:
 
     Attributes:
         name: name of the keyword.
-        type: type of a value, or of each value of a list.
+        type: type of a value, or of each entry of a list; `Address` stands for addresses and patterns, as texts.
         choices: the values allowed; empty if any value of the type is.
         optional: True if None is allowed.
         default: the default value.
         help: the meaning, from the function's docstring.
-        several: True if the option takes a list.
+        several: True if the option takes a list, which shells write as one text with commas.
     """
 
     name: str
@@ -230,6 +232,7 @@ def _listed(row: Method, given: Mapping[str, Any]) -> dict[str, Any]:
         parts = parse_list(value) if isinstance(value, str) else value
         parts = tuple(parts) if isinstance(parts, list | tuple) else (parts,)
         whole = lists[name].type is int
+        parts = [str(p) if isinstance(p, Address) else p for p in parts]
         out[name] = tuple(int(p) if whole and isinstance(p, str) and p.isdecimal() else p for p in parts)
     return out
 
@@ -241,7 +244,9 @@ def _misfit(option: Option, value: Any) -> str | None:
     if option.several:
         if not isinstance(value, tuple):
             return "a list, or a text with commas"
-        one = replace(option, several=False)
+        if option.default and not value:
+            return "a list, or a text with commas, of at least one"
+        one = replace(option, several=False, type=str if option.type is Address else option.type)
         form = next((f for v in value if (f := _misfit(one, v)) is not None), None)
         return None if form is None else f"a list, or a text with commas, each {form}"
     kinds: tuple[type, ...] = {float: (int, float), Path: (str, Path)}.get(option.type, (option.type,))
@@ -302,14 +307,15 @@ def _plain(value: Any) -> Any:
 def _option(p: inspect.Parameter, hint: Any, doc: Mapping[str, str]) -> Option:
     parts = [a for a in get_args(hint) if a is not type(None)] if type(None) in get_args(hint) else [hint]
     kind, choices, several = parts[0], (), False
-    if get_origin(kind) is tuple and get_args(kind)[1:] == (...,) and get_args(kind)[0] in (str, int):
-        kind, several = get_args(kind)[0], True
+    listed = get_args(kind)[0] if get_origin(kind) is tuple and get_args(kind)[1:] == (...,) else None
+    if listed in _LISTED:
+        kind, several = _LISTED[listed], True
     if get_origin(kind) is Literal:
         kind, choices = str, tuple(get_args(kind))
-    if len(parts) > 1 or kind not in _SIMPLE:
+    if len(parts) > 1 or not (several or kind in _SIMPLE):
         raise TypeError(
-            f"option {p.name!r}: {hint} is outside the vocabulary {[s.__name__ for s in _SIMPLE]}, tuple[str, ...], "
-            "tuple[int, ...] and Literal"
+            f"option {p.name!r}: {hint} is outside the vocabulary {[s.__name__ for s in _SIMPLE]}, Literal and tuples "
+            f"(…, ...) of str, int or Pattern"
         )
     if p.default is p.empty:
         raise TypeError(f"option {p.name!r} needs a default")

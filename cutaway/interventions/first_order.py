@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.address import Address, unit_axis
+from cutaway.core.address import Address, Pattern, listed, unit_axis
 from cutaway.core.halving import in_halves
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import Site
@@ -27,7 +27,7 @@ from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.interventions.audit import STATISTICS, Audit, Sample, audit, rounding
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
-from cutaway.interventions.grid import By, Cells, cells, named, several
+from cutaway.interventions.grid import By, Cells, cells, named
 from cutaway.interventions.paired_runs import Direction, Exchange, difference, first_changed, notes, run
 from cutaway.models.access.backward import Attention, Cut, fitting, gradients
 from cutaway.models.access.capture import Activations
@@ -76,19 +76,19 @@ Step = Callable[[Activations], Mapping[Address, Tensor]]
 Take = Callable[[Model, Exchange, Nodes, Mapping[str, Tensor]], Step]
 
 
-def nodes(model: Model, bound: Bound, site: str, by: By = "auto") -> list[Nodes]:
-    """Return the places meant by one or several patterns; a place meant twice counts once.
+def nodes(model: Model, bound: Bound, site: Sequence[Pattern], by: By = "auto") -> list[Nodes]:
+    """Return the places that patterns mean; a place meant twice counts once.
 
     Raises:
         Refused: a place that cannot be exchanged, or `by` for a pattern that names its places itself.
     """
     out: list[Nodes] = []
     seen: dict[Address, None] = {}
-    for pattern in several(site):
+    for pattern in site:
         grid = cells(model, bound, pattern, by)
         if grid is None and by != "auto":
             why = f"the pattern {pattern!r} names its places itself"
-            raise Refused(f"cells of {site!r} by {by}", why, "leave out by=, or name whole sites")
+            raise Refused(f"cells of {listed(site)!r} by {by}", why, "leave out by=, or name whole sites")
         found = grid.addresses() if grid is not None else model.places(pattern)
         new = tuple(a for a in found if a not in seen)
         seen |= dict.fromkeys(new)
@@ -270,7 +270,7 @@ class Estimates:
 def estimates(
     model: Model,
     task: Task,
-    site: str,
+    site: Sequence[Pattern],
     by: By,
     direction: Direction,
     rule: Callable[[list[Nodes]], Rule],

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from cutaway.core.address import Address, component_axis, unit_axis
+from cutaway.core.address import Address, Pattern, component_axis, unit_axis
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME
 from cutaway.core.sites import site as site_row
@@ -60,7 +60,7 @@ class Cells:
         return [Address(self.site, i, u, p) for i in self.layers for u in units for p in places]
 
 
-def cells(model: Model, bound: Bound, pattern: str, by: By = "auto") -> Cells | None:
+def cells(model: Model, bound: Bound, pattern: Pattern, by: By = "auto") -> Cells | None:
     """Return the grid that `site` or `site.layer` means; None for a pattern that names units or positions itself.
 
     Raises:
@@ -98,11 +98,6 @@ def named(addresses: Sequence[Address], bound: Bound) -> list[str]:
         bare = str(Address(a.site, a.layer, a.unit))
         said.append(bare if a.position is None else f"{bare} {tokens_at.get(a.position, f'@{a.position}')}")
     return said
-
-
-def several(text: str) -> list[str]:
-    """Return the patterns separated by commas, each once."""
-    return list(dict.fromkeys(s.strip() for s in text.split(",")))
 
 
 def window_of(layer: int, window: int, layers: Sequence[int]) -> list[int]:

@@ -10,7 +10,7 @@ bring the answer back. In `noise`, the clean prompt runs with one activation fro
   [layer, position]. A site with heads or neurons (`z`, `q`, `pattern`, `mlp_post` …) at one layer and unit, at all
   positions at once: [layer, head], [layer, neuron]. `by` cuts such a site by position or by both: [layer, head,
   position]. `z.5` is one layer; a pattern that names units or positions itself (`z.*.3`, `mlp_post.2.17@-1`), or
-  several patterns with commas, give a list: [node].
+  several patterns, give a list: [node].
 * `window`: attn_out, mlp_out or ssm.out in the layers [l − w // 2, l − w // 2 + w) together, beside layer l alone
   (`single`).
 * `metrics`: further metrics of the same runs [metric, …], each in its own unit, with interval and null.
@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.core.address import Address
+from cutaway.core.address import Address, Pattern, listed
 from cutaway.core.method import method
 from cutaway.core.progress import part
 from cutaway.core.refuse import Refused
@@ -43,7 +43,7 @@ from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
-from cutaway.interventions.grid import By, Cells, cells, named, several, window_of
+from cutaway.interventions.grid import By, Cells, cells, named, window_of
 from cutaway.interventions.paired_runs import Direction, Exchange, between, difference, first_changed, notes
 from cutaway.models.access.reading import jointly
 from cutaway.models.edits.edit import Edit
@@ -86,7 +86,7 @@ def activation(
     task: Task,
     /,
     *,
-    site: str = "resid_pre",
+    site: tuple[Pattern, ...] = ("resid_pre",),
     by: By = "auto",
     direction: Direction = "denoise",
     window: int = 1,
@@ -97,7 +97,7 @@ def activation(
     """Exchange one activation at a time between the clean and the corrupt run.
 
     Args:
-        site: a pattern such as resid_pre, z, z.5 or mlp_post.2.17@-1, or several with commas.
+        site: a pattern such as resid_pre, z, z.5 or mlp_post.2.17@-1, or several.
         by: cut a site by position, by unit (head or neuron), or by both; auto takes units where there are any.
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         window: how many layers are patched together, centred on each (attn_out, mlp_out and ssm.out only).
@@ -108,14 +108,15 @@ def activation(
     Raises:
         Refused: a place that cannot be exchanged, or a corruption that does not change the metric.
     """
-    if window < 1 or (window > 1 and not f"{site}.".startswith(tuple(f"{w}." for w in WRITERS))):
+    what = listed(site)
+    if window < 1 or (window > 1 and not f"{what}.".startswith(tuple(f"{w}." for w in WRITERS))):
         why = "nothing would be patched" if window < 1 else "a window is for what the sublayers write"
-        raise Refused(f"activation(window={window}) of {site!r}", why, f"use window=1, or one of {', '.join(WRITERS)}")
+        raise Refused(f"activation(window={window}) of {what!r}", why, f"use window=1, or one of {', '.join(WRITERS)}")
     bound = task.bind(model)
-    grid = cells(model, bound, site, by) if "," not in site else None
+    grid = cells(model, bound, site[0], by) if len(site) == 1 else None
     if grid is None and (by != "auto" or window > 1):
         why = "the pattern names its places itself"
-        raise Refused(f"activation(site={site!r}, by={by!r}, window={window})", why, "leave out by= and window=")
+        raise Refused(f"activation(site={what!r}, by={by!r}, window={window})", why, "leave out by= and window=")
     places = grid.addresses() if grid is not None else _named_places(model, bound, site)
     wide = [[a] for a in places] if grid is None or window == 1 else _windows(grid, window)
     alone = [[a] for a in places] if window > 1 else []
@@ -136,10 +137,10 @@ def _values(model: Model, bound: Bound) -> list[Tensor]:
     return [model.measure(t, bound.measure).float() for t in (bound.clean, bound.corrupt)]
 
 
-def _named_places(model: Model, bound: Bound, site: str) -> list[Address]:
+def _named_places(model: Model, bound: Bound, site: Sequence[Pattern]) -> list[Address]:
     """Return the cells of several patterns, or of one that names its units or positions."""
     found: list[Address] = []
-    for pattern in several(site):
+    for pattern in site:
         grid = cells(model, bound, pattern)
         found += model.places(pattern) if grid is None else grid.addresses()
     return list(dict.fromkeys(found))

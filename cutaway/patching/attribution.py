@@ -24,6 +24,7 @@ backward for all places of all sites asked for, where activation patching needs 
 
 from __future__ import annotations
 
+from cutaway.core.address import Pattern
 from cutaway.core.method import method
 from cutaway.interventions.effects import Effects
 from cutaway.interventions.first_order import ESTIMATED, Rule, effects, estimates
@@ -46,7 +47,7 @@ def attribution(
     task: Task,
     /,
     *,
-    site: str = "z",
+    site: tuple[Pattern, ...] = ("z",),
     by: By = "auto",
     direction: Direction = "denoise",
     audit: int = 24,
@@ -56,7 +57,7 @@ def attribution(
     """Estimate the effect of exchanging each activation between the clean and the corrupt run.
 
     Args:
-        site: a pattern such as z, resid_pre, z.5 or mlp_post.2.17@-1, or several with commas.
+        site: a pattern such as z, resid_pre, z.5 or mlp_post.2.17@-1, or several.
         by: cut a site by position, by unit (head or neuron), or by both; auto takes units where there are any.
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         audit: at how many places the exact effect is measured beside the estimate.

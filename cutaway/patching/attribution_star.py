@@ -33,7 +33,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.address import Address
+from cutaway.core.address import Address, Pattern
 from cutaway.core.method import method
 from cutaway.core.stats import mean_interval
 from cutaway.interventions.audit import STATISTICS, Audit, agreement, rounding
@@ -78,7 +78,7 @@ def attribution_star(
     task: Task,
     /,
     *,
-    site: str = "q",
+    site: tuple[Pattern, ...] = ("q",),
     by: By = "auto",
     direction: Direction = "denoise",
     audit: int = 24,
@@ -88,7 +88,7 @@ def attribution_star(
     """Estimate effects with exact attention and without cancellation between layers.
 
     Args:
-        site: a pattern such as q, resid_pre, k.5 or z.2.1@-1, or several with commas; q and k get the QK-fix.
+        site: a pattern such as q, resid_pre, k.5 or z.2.1@-1, or several; q and k get the QK-fix.
         by: cut a site by position, by unit (head or neuron), or by both; auto takes units where there are any.
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         audit: at how many places the exact effect is measured beside the estimate.

@@ -4,7 +4,7 @@ Path patching (Wang et al. 2022, arXiv:2211.00593). One head (the sender) takes 
 other heads are frozen at the target's own values, and only the receiver hears of it.
 
 * `receiver="logits"`: the metric is read in that run. Heads and MLPs (`q.9.6`, `k.9.6`, `v.9.6`, `mlp_in.5`, also at a
-  position as `q.9.6@-1`, several by commas): their inputs in that run are put into the unfrozen target, all at once,
+  position as `q.9.6@-1`, or several): their inputs in that run are put into the unfrozen target, all at once,
   and the metric is read there.
 * `senders="mlps"`: one MLP sends instead of a head; all heads are frozen, and of the other MLPs what is frozen above.
 * MLPs and norms between sender and receiver are recomputed, as in the paper, unless `freeze_mlps` or `freeze_norms`
@@ -27,13 +27,14 @@ other heads are frozen at the target's own values, and only the receiver hears o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.address import Address
+from cutaway.core.address import Address, Pattern, listed
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
@@ -63,7 +64,7 @@ def path(
     task: Task,
     /,
     *,
-    receiver: str = "logits",
+    receiver: tuple[Pattern, ...] = ("logits",),
     senders: Literal["heads", "mlps"] = "heads",
     direction: Direction = "noise",
     freeze_mlps: bool = False,
@@ -74,7 +75,7 @@ def path(
     """Exchange one head or MLP at a time between the clean and the corrupt run, for one receiver only.
 
     Args:
-        receiver: logits, or inputs of heads and MLPs (q.9.6, k.9.6, v.9.6@-1, mlp_in.5) separated by commas.
+        receiver: logits, or inputs of heads and MLPs (q.9.6, k.9.6, v.9.6@-1, mlp_in.5), one or several.
         senders: whether heads or MLPs send, one at a time.
         direction: noise sends corrupt values in the clean run, denoise clean values in the corrupt run.
         freeze_mlps: hold every MLP's output at its value in the target run.
@@ -97,7 +98,7 @@ def path(
     ]
     if not sending:
         why = f"no {'head' if site == 'z' else 'MLP'} comes before it"
-        raise Refused(f"receiver {receiver!r}", why, "choose one in a later layer")
+        raise Refused(f"receiver {listed(receiver)!r}", why, "choose one in a later layer")
     measure = x.bound.measure_with("logit", model)
     before = model.measure(x.target, measure)
     if not bool(before[:, 1].abs().gt(0).all()):
@@ -166,19 +167,20 @@ def _result(
     )
 
 
-def receivers(model: Model, text: str) -> tuple[Address, ...]:
+def receivers(model: Model, names: Sequence[Pattern]) -> tuple[Address, ...]:
     """Return the places named as receivers; none for the logits.
 
     Raises:
         Refused: another form, or no such place.
     """
-    names = [n.strip() for n in text.split(",") if n.strip()]
-    if names == ["logits"]:
+    if [str(n) for n in names] == ["logits"]:
         return ()
     found = model.places(names)
     fits = all(a.site in ("q", "k", "v", "mlp_in") and (a.unit is None) == (a.site == "mlp_in") for a in found)
     if not found or not fits:
-        raise Refused(f"receiver {text!r}", "a path ends at q, k or v of a head, at an MLP, or at the logits", _FORM)
+        raise Refused(
+            f"receiver {listed(names)!r}", "a path ends at q, k or v of a head, at an MLP, or at the logits", _FORM
+        )
     return tuple(found)
 
 

@@ -23,6 +23,7 @@ large.
 
 from __future__ import annotations
 
+from cutaway.core.address import Pattern
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.interventions.effects import Effects
@@ -49,7 +50,7 @@ def relevance(
     task: Task,
     /,
     *,
-    site: str = "z",
+    site: tuple[Pattern, ...] = ("z",),
     by: By = "auto",
     direction: Direction = "denoise",
     attention: Attention = "gradient",
@@ -60,7 +61,7 @@ def relevance(
     """Estimate the effect of exchanging each activation, by relevance instead of gradients.
 
     Args:
-        site: a pattern such as z, resid_pre, z.5 or mlp_post.2.17@-1, or several with commas.
+        site: a pattern such as z, resid_pre, z.5 or mlp_post.2.17@-1, or several.
         by: cut a site by position, by unit (head or neuron), or by both; auto takes units where there are any.
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         attention: the rule for attention: gradient (none), constant patterns, or half for each factor of its products.

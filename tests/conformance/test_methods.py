@@ -18,6 +18,7 @@ import transformers as tf
 from torch import nn
 
 import cutaway as ca
+from cutaway.core.address import Address
 from cutaway.core.method import Method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
@@ -429,10 +430,11 @@ def test_wrong_options_are_refused(name):
     with pytest.raises(Refused, match="no such option"):
         row.function(*given(name, "llama"), **{f"{row.options[0].name}s": 1})
     for o in row.options:
-        wrong: list[Any] = {int: [-1, 2**63, 1.5, "3", True], bool: [1, "yes"], str: [3], float: [float("nan"), "x"],
-                            Path: [3]}[o.type]  # fmt: skip
-        if o.several:
-            wrong = {int: [-1, [-1], 1.5, "x", [1.5], [True]], str: [3, [3]]}[o.type]
+        plain: dict[type, list[Any]] = {int: [-1, 2**63, 1.5, "3", True], bool: [1, "yes"], str: [3],
+                                        float: [float("nan"), "x"], Path: [3]}  # fmt: skip
+        lists: dict[type, list[Any]] = {int: [-1, [-1], 1.5, "x", [1.5], [True]], str: [3, [3]],
+                                        Address: [3, ["z", 3], [], ""]}  # fmt: skip
+        wrong = (lists if o.several else plain)[o.type]
         for value in [*wrong, *(["sideways"] if o.choices else []), *([] if o.optional else [None])]:
             with pytest.raises(Refused) as refusal:
                 row.function(*given(name, "llama"), **{o.name: value})

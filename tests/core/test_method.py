@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 import cutaway as ca
+from cutaway.core.address import Address
 from cutaway.core.method import METHODS, Method, _listed, _misfit, evaluate, method
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
@@ -184,3 +185,13 @@ def test_lists_come_as_lists_as_a_text_with_commas_or_as_one_value():
     layers = next(o for o in row.options if o.name == "layers")
     assert [_misfit(layers, v) is None for v in ((), (3,), ("first",), None)] == [True, True, False, False]
     assert command("patching.ablate", {}, {"layers": (0, 3)}, {"layers": ()}) == "cutaway patching ablate --layers 0,3"
+
+
+def test_lists_of_addresses_take_addresses_and_patterns_and_come_as_texts():
+    row = ca.methods()["patching.activation"]
+    given = {"site": "z.5, resid_pre.1@-1"}, {"site": [Address("z", 5), "resid_pre.1@-1"]}
+    assert [_listed(row, g)["site"] for g in given] == [("z.5", "resid_pre.1@-1")] * 2
+    assert _listed(row, {"site": Address("z", 5)}) == {"site": ("z.5",)}
+    site = next(o for o in row.options if o.name == "site")
+    assert (site.type, site.several, site.default) == (Address, True, ("resid_pre",))
+    assert [_misfit(site, v) is None for v in (("z",), (), (3,))] == [True, False, False]
