@@ -80,7 +80,7 @@ def _flags() -> frozenset[str]:
     methods = {o.name for row in cutaway.methods().values() for o in row.options}
     subjects = flag_names()
     other = {"resume", "sinks", "batch", "window", "bos", "covariance", "tokens", "shard", "gate", "decoder", "format",
-             "replicas", "text", "declared_l0"}  # fmt: skip
+             "replicas", "text", "declared_l0", "labels", "words"}  # fmt: skip
     return frozenset(n.replace("_", "-") for n in methods | subjects | other)
 
 

@@ -94,7 +94,7 @@ def _beside(
     report: DictionaryReport, features: tuple[int, By], labels: str | None, words: str | None
 ) -> dict[str, Any]:
     """What stands beside the scores: density, latents in context, probes, absorption."""
-    from cutaway.cli.dict import labels as lb
+    from cutaway.suites import labelled_texts as lb
 
     found: dict[str, Any] = {"density": report.density()}
     if features[0]:

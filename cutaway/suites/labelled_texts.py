@@ -1,27 +1,27 @@
-"""Texts with labels and words, on which `cutaway dict eval` probes a dictionary: from files, or of a world."""
+"""Labelled texts and words on which a dictionary is probed: from files, or of the world that a model knows."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from jaxtyping import Bool
+from torch import Tensor
 
 from cutaway.core.refuse import Refused
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from cutaway.models.model import Model
+from cutaway.models.model import Model
+from cutaway.zoo.miniworld.facts import RELATIONS
+from cutaway.zoo.miniworld.words import all_words
 
 WORLD = "world"
 MOST, FEWEST = 6, 12  # concepts probed at most; texts that show one at least
 
 
-def labelled(spec: str, model: Model) -> tuple[list[str], list[str], Tensor]:
-    """Texts, names of concepts, and which text shows which [text, concept]: of a .jsonl file, or of the model's world.
+def labelled(spec: str, model: Model) -> tuple[list[str], list[str], Bool[Tensor, "text concept"]]:
+    """Return texts, names of concepts, and which text shows which, from a .jsonl file or the model's `world`.
 
     A line of the file is {"text": …, "label": …}; a label is a word, true or false, or a list of words. The most
     frequent concepts are kept.
@@ -36,32 +36,28 @@ def labelled(spec: str, model: Model) -> tuple[list[str], list[str], Tensor]:
         kept = kept[:1]  # the other one says the same
     if not kept:
         why = f"none of the {len(counts)} labels is on {FEWEST} texts or more and off as many"
-        raise Refused(f"--labels {spec}", why, "give more texts of each label")
+        raise Refused(f"labels={spec}", why, "give more texts of each label")
     return texts, kept, torch.tensor([[c in own for c in kept] for own in labels])
 
 
 def words(spec: str, model: Model) -> list[str]:
-    """Words of a file, or those that the tokenizer of a world knows.
+    """Return the words of a file, or those that the tokenizer of a `world` knows.
 
     Raises:
         Refused: no such file, or no world.
     """
     if spec == WORLD and not Path(spec).exists():
-        _world(model, "--words world")
-        from cutaway.zoo.miniworld.words import all_words
-
+        _world(model, "words=world")
         return list(all_words())
-    return _read(Path(spec), "--words").split()
+    return _read(Path(spec), "words").split()
 
 
 def _of_world(model: Model) -> tuple[list[str], list[set[str]]]:
-    """Prompts that ask which instrument a person plays, labelled with it: what the model has to recall.
+    """Return prompts that ask which instrument a person plays, labelled with it: what the model has to recall.
 
-    People who play one of the four most frequent ones, so that each is a quarter of the texts.
+    The people play one of the four most frequent instruments, so that each is about a quarter of the texts.
     """
-    from cutaway.zoo.miniworld.facts import RELATIONS
-
-    world, template = _world(model, "--labels world"), RELATIONS["instrument"][0]
+    world, template = _world(model, "labels=world"), RELATIONS["instrument"][0]
     counts = Counter(p.facts["instrument"] for p in world.people)
     kept = {name for name, _ in counts.most_common(4)}
     people = [p for p in world.people if p.facts["instrument"] in kept]
@@ -76,7 +72,7 @@ def _world(model: Model, what: str) -> Any:
 
 def _of_file(path: Path) -> tuple[list[str], list[set[str]]]:
     texts, labels = [], []
-    for n, line in enumerate(_read(path, "--labels").splitlines(), 1):
+    for n, line in enumerate(_read(path, "labels").splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -84,7 +80,7 @@ def _of_file(path: Path) -> tuple[list[str], list[set[str]]]:
             text, label = row["text"], row["label"]
         except (ValueError, KeyError, TypeError):
             why = f'line {n} is not {{"text": …, "label": …}}'
-            raise Refused(f"--labels {path}", why, "write one such line a text") from None
+            raise Refused(f"labels={path}", why, "write one such line per text") from None
         texts.append(str(text))
         labels.append({str(x) for x in label} if isinstance(label, list) else {str(label)})
     return texts, labels
@@ -94,5 +90,5 @@ def _read(path: Path, option: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        near = "; of a zoo model: world" if option in ("--labels", "--words") else ""
-        raise Refused(f"{option} {path}", f"it cannot be read: {error}", f"give a text file{near}") from error
+        near = "; of a zoo model: world" if option in ("labels", "words") else ""
+        raise Refused(f"{option}={path}", f"it cannot be read: {error}", f"give a text file{near}") from error
