@@ -53,10 +53,10 @@ class Editable(Protocol):
 
 
 def continuations(model: Editable, t: Tokens, new: int, edits: Sequence[Edit], options: dict[str, Any]) -> list[str]:
-    """Each prompt's continuation as text (ids as words where there is no tokenizer).
+    """Return each prompt's continuation as text (ids as words if the model has no tokenizer).
 
     Raises:
-        Refused: an encoder, nothing to generate, more tokens than the model's context, or an option that cannot be.
+        Refused: an encoder, nothing to generate, more tokens than the model's context, or an unsuitable option.
     """
     if not model.body.family.causal:
         raise Refused(
@@ -86,7 +86,7 @@ def continuations(model: Editable, t: Tokens, new: int, edits: Sequence[Edit], o
 
 
 def _together(model: Editable, t: Tokens, new: int, options: dict[str, Any]) -> list[tuple[list[int], dict[str, Any]]]:
-    """The prompts that may grow together, and how: without kept keys where rotary frequencies change on the way."""
+    """Group the prompts that may grow together, with options: no cache where rotary frequencies change on the way."""
     lengths, found = t.lengths.tolist(), dict[Any, list[int]]()
     for i, n in enumerate(lengths):
         sides = {rope.side(model.body, n), rope.side(model.body, n + new - 1)}
@@ -97,7 +97,7 @@ def _together(model: Editable, t: Tokens, new: int, options: dict[str, Any]) -> 
 
 
 def generated_ids(model: Editable, t: Tokens, new: int, edits: Sequence[Edit], options: dict[str, Any]) -> torch.Tensor:
-    """The new token ids, [batch, step].
+    """Return the new token ids, [batch, step].
 
     Raises:
         Refused: an option that is unknown, has its own place here, or that transformers refuses.
@@ -184,18 +184,19 @@ def _check_options(model: Editable, options: Mapping[str, Any], edits: Sequence[
 def _unfit(options: Mapping[str, Any], error: Exception) -> Refused:
     reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:240]
     return Refused(
-        f"generate({', '.join(f'{n}={v!r}' for n, v in options.items())})", f"transformers cannot: {reason}",
+        f"generate({', '.join(f'{n}={v!r}' for n, v in options.items())})",
+        f"transformers cannot: {reason}",
         "change these options",
-    )  # fmt: skip
+    )
 
 
 def _roomy(cache: Any) -> bool:
-    """Whether a cache has a fixed size, and so columns that hold nothing yet."""
+    """Return True if a cache has a fixed size, and so columns that hold nothing yet."""
     return any(hasattr(layer, "max_cache_len") for layer in getattr(cache, "layers", ()))
 
 
 def _past(kw: dict[str, Any], width: int, ran: dict[int, int]) -> int:
-    """How many columns the cache of a call holds; recurrent states do not say, so theirs are counted in `ran`."""
+    """Return the number of columns in the cache of a call; those of recurrent states are counted in `ran`."""
     if kw.get("past_key_values") is not None:
         return int(kw["past_key_values"].get_seq_length())
     if kw.get("cache_params") is None:

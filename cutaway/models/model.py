@@ -53,7 +53,7 @@ class Model:
         self.hf, self.tokenizer, self.world = hf, tokenizer, world
         self.body = Anatomy(hf, family_of(hf), measured)
         self.name = name or getattr(hf.config, "name_or_path", "") or self.family.name
-        self.made: Made | None = None  # how it was loaded; of a live model nobody here knows
+        self.made: Made | None = None  # how it was loaded; unknown of a live model
         self.disabled = self.body.disabled  # what is wrong on this model, by name, with the reason
         self.disabled.update(shards.split_sites(hf) | (disabled or {}))
 
@@ -69,7 +69,7 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """Where the embeddings, and so the tokens, live."""
+        """Device of the embeddings, and so of the tokens."""
         return leading(self.hf).device
 
     @property
@@ -85,31 +85,44 @@ class Model:
     # --- what there is
 
     def sizes(self) -> dict[str, int]:
-        """Sizes by axis name and plural, for addresses and cost expressions."""
+        """Return the sizes by axis name and plural, for addresses and cost expressions."""
         s = self.shape
         return {
-            "layer": s.n_layers, "head": s.n_heads, "kv_head": s.n_kv_heads, "neuron": s.d_mlp, "expert": s.n_experts,
-            "channel": s.d_inner, "ssm_head": s.n_ssm_heads,
-            "layers": s.n_layers, "heads": s.n_heads, "neurons": s.d_mlp, "vocabulary": s.d_vocab,
-        }  # fmt: skip
+            "layer": s.n_layers,
+            "head": s.n_heads,
+            "kv_head": s.n_kv_heads,
+            "neuron": s.d_mlp,
+            "expert": s.n_experts,
+            "channel": s.d_inner,
+            "ssm_head": s.n_ssm_heads,
+            "layers": s.n_layers,
+            "heads": s.n_heads,
+            "neurons": s.d_mlp,
+            "vocabulary": s.d_vocab,
+        }
 
     def identity(self) -> dict[str, Any]:
-        """Name, family, hashes and active rewrites of weights, for records."""
+        """Return the name, family, hashes and active rewrites of weights, for records."""
         active = list(REWRITES.get(self.hf, ()))
-        return {"name": self.name, "family": self.family.name, "config": self.body.configuration(),
-                "weights": self.fingerprint(), "dtype": str(self.dtype).removeprefix("torch."),
-                **({"rewrites": active} if active else {})}  # fmt: skip
+        return {
+            "name": self.name,
+            "family": self.family.name,
+            "config": self.body.configuration(),
+            "weights": self.fingerprint(),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            **({"rewrites": active} if active else {}),
+        }
 
     def fingerprint(self, fresh: bool = False) -> str:
         """Hash of every module's type, settings and attachments, and of every byte of parameters and buffers.
 
         Of weights that are offloaded only names and shapes count, and it says so. Weights are hashed again only where
-        a change is noticed, or `anew` (`core.record.hash_tensors` says what is noticed).
+        a change is noticed, or with `fresh` (see `core.record.hash_tensors`).
         """
         return fingerprint(self.hf, fresh)
 
     def sites(self) -> dict[str, str]:
-        """Every site with "read and write", "read", or the reason why this model does not have it."""
+        """Return every site with "read and write", "read", or the reason why this model does not have it."""
         out = {}
         for row in SITES:
             places = (
@@ -128,7 +141,7 @@ class Model:
         return out
 
     def places(self, patterns: str | Address | Sequence[str | Address]) -> list[Address]:
-        """The addresses meant by one or several patterns; a pattern over layers skips those without the site.
+        """Return the addresses meant by one or several patterns; a pattern over layers skips those without the site.
 
         Raises:
             Refused: no such site or index, or one this model does not have.
@@ -162,7 +175,7 @@ class Model:
     # --- tokens
 
     def tokens(self, prompts: Prompts, side: Side = "right", bos: bool | None = None) -> Tokens:
-        """Prompts as tokens on the model's device.
+        """Return the prompts as tokens on the model's device.
 
         `bos` puts the beginning-of-text token in front where the tokenizer puts none (True: as streams of activations
         have it by default), or leaves it off (False). Behind the prompts stands nothing, whatever the tokenizer puts
@@ -205,12 +218,12 @@ class Model:
     # --- running
 
     def run(self, prompts: Prompts, edits: Edit | Sequence[Edit] = ()) -> Float[Tensor, "batch position token"]:
-        """Logits at every position (padding included), under edits."""
+        """Return the logits at every position (padding included), under edits."""
         t = self.tokens(prompts)
         return rope.in_order(*_in_parts(self, t, edits, lambda some: forward.all_logits(self.body, some)))
 
     def run_last(self, prompts: Prompts, edits: Edit | Sequence[Edit] = ()) -> Float[Tensor, "batch token"]:
-        """Logits after the last real token of each prompt; only those are unembedded.
+        """Return the logits after the last real token of each prompt; only those are unembedded.
 
         Where memory runs out, the prompts are run in halves (but not inside `edited`, whose values are of them all).
         """
@@ -225,7 +238,7 @@ class Model:
         logits: bool = True,
         bos: bool | None = None,
     ) -> Activations:
-        """Activations at the asked addresses (patterns allowed), under edits.
+        """Return the activations at the asked addresses (patterns allowed), under edits.
 
         With `logits=False` the model stops as soon as the deepest of them, and every edit, has been reached. `bos` is
         that of `tokens`.
@@ -258,8 +271,9 @@ class Model:
         t, what = self.tokens(prompts), measure_of(metric)
         done, parts = _in_parts(self, t, edits, lambda some: observe(self.body, some, what.reads), halves=True)
         with torch.no_grad():
-            values = [what(seen, torch.tensor(rows, device=t.ids.device))
-                      for seen, rows in zip(parts, done, strict=True)]  # fmt: skip
+            values = [
+                what(seen, torch.tensor(rows, device=t.ids.device)) for seen, rows in zip(parts, done, strict=True)
+            ]
         return rope.in_order(done, values)
 
     def gradients(
@@ -329,8 +343,10 @@ class Model:
 def _in_parts(
     model: Model, t: Tokens, edits: Edit | Sequence[Edit], run: Callable[[Tokens], T], halves: bool = False
 ) -> tuple[list[Sequence[int]], list[T]]:
-    """What `run` makes of the prompts that may run together under edits, and of half as many where memory runs out;
-    under edits already open, of all prompts at once."""
+    """Call `run` on the prompts that may run together under edits, and return the rows and outcome of each call.
+
+    With `halves`, prompts are halved where memory runs out. Under edits already open, all prompts run at once.
+    """
     made, done, out = as_edits(edits), list[Sequence[int]](), list[T]()
 
     def work(rows: Sequence[int]) -> None:

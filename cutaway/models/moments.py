@@ -101,20 +101,20 @@ class Moments:
         return math.sqrt(self.width) / self.mean_norm if self.mean_norm > 0 else 1.0
 
     def tensors(self, prefix: str = "") -> dict[str, Tensor]:
-        """Everything as float64 tensors, for files; `from_tensors` gives back the same bits."""
+        """Return everything as float64 tensors, for files; `from_tensors` gives back the same bits."""
         numbers = torch.tensor([float(self.count), self.mean_norm], dtype=torch.double)
         return {f"{prefix}numbers": numbers, f"{prefix}mean": self.mean, f"{prefix}spread": self.spread}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], prefix: str = "") -> Self:
-        """Moments from what `tensors` gave."""
+        """Return the moments from what `tensors` gave."""
         numbers, mean, spread = (tensors[f"{prefix}{n}"] for n in ("numbers", "mean", "spread"))
         made = cls(len(mean), covariance=spread.ndim == 2)
         made.count, made.mean_norm, made.mean, made.spread = int(numbers[0]), float(numbers[1]), mean, spread
         return made
 
     def gathered(self, device: torch.device | str = "cpu") -> Moments:
-        """The moments of what all processes have seen, the same in each; `device` is that of the process group."""
+        """Return the moments over all processes, the same in each; `device` is that of the process group."""
         whole = Moments(self.width, self.with_covariance)
         if processes() == 1:
             return whole.merge(self)

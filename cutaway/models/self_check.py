@@ -34,7 +34,15 @@ _TOLERANCE: dict[torch.dtype, dict[Kind, float]] = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one check found."""
+    """Outcome of one check.
+
+    Attributes:
+        name: name of the check.
+        sites: the sites that a failure disables.
+        error: relative error; None if the check does not apply.
+        passed: True if it passed.
+        why: the reason, if it failed.
+    """
 
     name: str
     sites: tuple[str, ...]
@@ -73,7 +81,7 @@ def _outcomes(model: Model) -> list[Outcome]:
 
 @contextmanager
 def _short_chunks(model: Model) -> Iterator[None]:
-    """While open, a scan in chunks takes short ones.
+    """Within the block, a scan in chunks takes short ones.
 
     It costs the square of a chunk however short the prompt, minutes where everything else takes seconds; no identity
     depends on the length, and with four positions there are several.
@@ -95,7 +103,7 @@ def disabled_sites(outcomes: list[Outcome]) -> dict[str, str]:
 
 
 def checked(model: Model, cache: Path | None) -> dict[str, str]:
-    """The sites to disable on this model; the outcome is kept in `cache`, so that it is found out once.
+    """Return the sites to disable on this model; the outcome is kept in `cache`, so that it is found out once.
 
     That all is well is kept by what the model is (`identity.anatomy`) and by the versions of what ran it. A failure is
     kept for these very weights alone. Nothing is kept of a model with something attached that cannot be read, or while
@@ -108,7 +116,7 @@ def checked(model: Model, cache: Path | None) -> dict[str, str]:
     own = hash_text(sort, model.fingerprint())
     for key in (sort, own):
         if (cache / f"{key}.json").exists():
-            with suppress(Refused):  # a file that cannot be read is written anew
+            with suppress(Refused):  # an unreadable file is written again
                 return read_json(cache / f"{key}.json")
     disabled = disabled_sites(self_check(model))
     with suppress(OSError, Refused):  # a read-only home only costs the next load its seconds of checking
@@ -117,7 +125,7 @@ def checked(model: Model, cache: Path | None) -> dict[str, str]:
 
 
 def _versions(model: Model) -> dict[str, str]:
-    """Versions of the packages that the model's modules are from, and of what else ran it."""
+    """Return the versions of the packages that the model's modules are from, and of what else ran it."""
     known = versions()
     out = {name: known[name] for name in ("cutaway", "torch", "transformers")}
     for package in {type(m).__module__.partition(".")[0] for m in model.hf.modules()} - {*out}:
@@ -127,5 +135,5 @@ def _versions(model: Model) -> dict[str, str]:
 
 
 def _source() -> str:
-    """The checks' and taps' own text: a changed tap must be checked again."""
+    """Return the checks' and taps' own text: a changed tap must be checked again."""
     return hash_text(*(p.read_text(encoding="utf-8") for p in sorted(Path(__file__).parent.rglob("*.py"))))

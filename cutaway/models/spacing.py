@@ -1,4 +1,4 @@
-"""How a word goes on from a text: joined to it, or after a space."""
+"""Continuations of a text by a word: joined to it, or after a space."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _UNSPACED = ((0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x2E80, 0x10
 
 
 def forms(prompt: str, answer: str, joined: bool = False) -> tuple[str, ...]:
-    """The ways in which `answer` can follow `prompt`: what is written after it, the usual way first.
+    """Return the ways in which `answer` can follow `prompt`: what is written after it, the usual way first.
 
     There is one way between two words (a space), where either side brings white space of its own, and where `joined`
     says that the answer goes on with the last word. After or before a mark, between digits, and in scripts that write
@@ -36,10 +36,10 @@ def forms(prompt: str, answer: str, joined: bool = False) -> tuple[str, ...]:
 
 
 def word_ids(tokenizer: Any, word: str) -> list[int]:
-    """The tokens that `word` becomes after other words; a leading space is added where the tokenizer wants one.
+    """Return the tokens that `word` becomes after other words; a leading space is added where the tokenizer wants one.
 
     Raises:
-        Refused: it is empty or no text, or there is no tokenizer.
+        Refused: it is empty or not text, or the model has no tokenizer.
     """
     if not isinstance(word, str) or not word.strip():
         why = "there is nothing in it" if isinstance(word, str) else f"it is {type(word).__name__}, not text"
@@ -55,7 +55,7 @@ def word_ids(tokenizer: Any, word: str) -> list[int]:
 
 
 def _opens(prompt: str) -> bool:
-    """Whether the mark at the end of a prompt usually joins what comes next: it opens, or stands within a word."""
+    """Return True if the mark at the end of a prompt usually joins the next word: it opens, or stands within a word."""
     mark = prompt[-1]
     before = prompt.rstrip(mark)[-1:]
     apart = not before or before.isspace()

@@ -50,7 +50,7 @@ class Tokens:
 
     @cached_property
     def padded(self) -> bool:
-        """Whether any prompt is shorter than the batch."""
+        """True if any prompt is shorter than the batch."""
         return not bool(self.mask.all())
 
     @property
@@ -81,7 +81,7 @@ class Tokens:
         return where + (self.ids.shape[1] - lengths if self.side == "left" else 0)
 
     def row(self, i: int) -> Tokens:
-        """One prompt, without padding."""
+        """Return one prompt, without padding."""
         return replace(
             self,
             ids=self.ids[i][self.mask[i]][None],
@@ -92,14 +92,14 @@ class Tokens:
         )
 
     def rows(self, chosen: Sequence[int] | slice) -> Tokens:
-        """Some prompts, padded as before."""
+        """Return some prompts, padded as before."""
         index = list(range(len(self)))[chosen] if isinstance(chosen, slice) else list(chosen)
         pick = torch.tensor(index, device=self.ids.device)
         parts = {n: tuple(getattr(self, n)[i] for i in index) for n in ("texts", "pieces", "offsets")}
         return replace(self, ids=self.ids[pick], mask=self.mask[pick], **parts)
 
     def find(self, i: int, text: str) -> list[int]:
-        """Positions in prompt `i` of the tokens that overlap `text`: its first occurrence, in whatever case.
+        """Return the positions in prompt `i` of the tokens that overlap `text`: its first occurrence, in whatever case.
 
         An occurrence as a whole word goes before one inside a word, and equal case before another.
 
@@ -109,7 +109,8 @@ class Tokens:
         return self.occurrences(i, text)[0]
 
     def occurrences(self, i: int, text: str) -> list[list[int]]:
-        """Positions of the tokens that overlap each occurrence of `text` in prompt `i`, in the order of `find`.
+        """Return the positions of the tokens that overlap each occurrence of `text` in prompt `i`, in the order of
+        `find`.
 
         Raises:
             Refused: the prompt does not contain it, or the tokenizer does not say where its tokens stand.
@@ -126,12 +127,12 @@ class Tokens:
         ]
 
     def labels(self, i: int = 0) -> list[str]:
-        """Axis labels for the real tokens of one prompt: the piece, with its position where it repeats."""
+        """Return the axis labels for the real tokens of one prompt: the piece, with its position where it repeats."""
         pieces = [p.strip() or repr(p)[1:-1] for p in self.pieces[i]]
         return [f"{p}·{n}" if pieces.count(p) > 1 else p for n, p in enumerate(pieces)]
 
     def to(self, device: torch.device | str) -> Tokens:
-        """The same tokens on another device."""
+        """Return the same tokens on another device."""
         return replace(self, ids=self.ids.to(device), mask=self.mask.to(device))
 
 
@@ -143,7 +144,7 @@ def tokenize(
     bos: bool | None = None,
     causal: bool = True,
 ) -> Tokens:
-    """Prompts as `Tokens`, with the special tokens that the tokenizer puts in front.
+    """Return the prompts as `Tokens`, with the special tokens that the tokenizer puts in front.
 
     For a causal model a prompt that begins with the beginning-of-text token itself gets no second one, and what the
     tokenizer puts behind a text is left off, for nothing follows it; a warning and the record say so. `bos` puts one
@@ -187,7 +188,7 @@ def batch(
     pieces: Sequence[tuple[str, ...]] | None = None,
     offsets: Sequence[tuple[Any, ...]] | None = None,
 ) -> Tokens:
-    """Token ids as a padded batch."""
+    """Return the token ids as a padded batch."""
     width = max(len(r) for r in rows)
     ids = torch.full((len(rows), width), pad, dtype=torch.long)
     mask = torch.zeros(len(rows), width, dtype=torch.bool)
@@ -206,8 +207,11 @@ def batch(
 
 
 def running_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
-    """What each token adds to the text before it, so that the parts joined are the text; one that completes a
-    character adds all of it. A tokenizer that rewrites what stands before gives its tokens' own texts."""
+    """Return the text that each token adds, so that the parts joined are the text.
+
+    A token that completes a character adds all of it. If the tokenizer rewrites earlier text, each token has its own
+    text instead.
+    """
     texts, so_far = [], ""
     for n in range(1, len(ids) + 1):
         longer = tokenizer.decode(ids[:n], clean_up_tokenization_spaces=False)
@@ -223,7 +227,7 @@ _Places = list[tuple[int, int] | None]
 
 
 def _encode(tokenizer: Any, text: str) -> tuple[list[int], _Places, list[bool]]:
-    """The tokens of a text, where they stand in it, and which of them the tokenizer has put around it."""
+    """Return the tokens of a text, where they stand in it, and which of them the tokenizer has put around it."""
     if not getattr(tokenizer, "is_fast", False):
         ids, bare = (list(tokenizer(text, **kw)["input_ids"]) for kw in ({}, {"add_special_tokens": False}))
         start = next((k for k in range(len(ids)) if ids[k : k + len(bare)] == bare), 0)
@@ -238,7 +242,7 @@ def _encode(tokenizer: Any, text: str) -> tuple[list[int], _Places, list[bool]]:
 
 
 def _framed(tokenizer: Any, text: str, bos: bool | None) -> tuple[list[int], _Places]:
-    """The tokens of a prompt that a causal model goes on with: one beginning of text, and nothing behind."""
+    """Return the tokens of a prompt that a causal model goes on with: one beginning of text, and nothing behind."""
     ids, places, put = _encode(tokenizer, text)
     start = next((n for n, p in enumerate(put) if not p), len(ids))
     end = next((n for n in range(len(ids), start, -1) if not put[n - 1]), len(ids))
@@ -271,7 +275,7 @@ def _tell(text: str) -> None:
 
 
 def _told_offsets(tokenizer: Any, ids: list[int], text: str) -> list[tuple[int, int] | None]:
-    """Where tokens stand that are told only by what they decode to; unknown unless that is the text itself."""
+    """Return the character span of each token from decoded texts alone; None unless these join to the text itself."""
     special = set(getattr(tokenizer, "all_special_ids", ()))
     own = [i for i in ids if i not in special]
     parts = running_texts(tokenizer, own)

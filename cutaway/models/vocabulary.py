@@ -14,7 +14,7 @@ from cutaway.models.tokens import Tokens, running_texts
 
 
 class Prediction(NamedTuple):
-    """One candidate for the next token."""
+    """A candidate for the next token."""
 
     text: str
     probability: float

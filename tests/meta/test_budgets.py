@@ -12,7 +12,7 @@ BUDGETS = {
     "": 130,
     "core": 2_000,
     "views": 1_700,
-    "models": 6_400,
+    "models": 6_700,
     "tasks": 2_100,
     "streams": 1_400,
     "zoo": 1_800,

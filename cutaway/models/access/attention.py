@@ -47,7 +47,7 @@ def watching(
     opens: Switch | None = None,
     closes: Switch | None = None,
 ) -> Iterator[None]:
-    """While open, each attention module's watcher gets its q, k, v, scores or pattern, of those sites only.
+    """Within the block, each attention module's watcher gets its q, k, v, scores or pattern, of those sites only.
 
     The tensors are raw: [batch, head, position, …]. `opens` and `closes` prepare a module of another kind.
     """
@@ -71,17 +71,17 @@ def watching(
 
 
 def is_watched(module: nn.Module) -> bool:
-    """Whether anything sees this module at present."""
+    """Return True if the module is watched at present."""
     return module in _WATCHED
 
 
 def watchers(module: nn.Module, site: str) -> list[Callable[[Tensor], Tensor]]:
-    """The functions that see one site of a module, outermost first."""
+    """Return the functions that see one site of a module, outermost first."""
     return [partial(see, site) for sites, see in _WATCHED.get(module, ()) if site in sites]
 
 
 def uses_interface(module: nn.Module) -> bool:
-    """Whether the module hands its attention to transformers' registry."""
+    """Return True if the module hands its attention to transformers' registry."""
     return _calls_interface(type(module))
 
 
@@ -91,7 +91,7 @@ def _calls_interface(kind: type) -> bool:
 
 
 def seen(module: nn.Module, site: str, x: Tensor) -> Tensor:
-    """What the watchers of a site make of its tensor."""
+    """Pass a site's tensor through its watchers and return the outcome."""
     for sites, see in _WATCHED[module]:
         if site in sites:
             x = see(site, x)
@@ -99,9 +99,9 @@ def seen(module: nn.Module, site: str, x: Tensor) -> Tensor:
 
 
 def shown(module: nn.Module, site: str, x: Tensor, keys: int) -> Tensor:
-    """What the watchers make of k, v, scores or pattern, of whose columns the first `keys` are tokens.
+    """Pass the first `keys` columns of k, v, scores or pattern, which are tokens, through their watchers.
 
-    The others are sinks of the softmax, or what a cache of fixed size has left over; they stay as they are.
+    The other columns are sinks of the softmax, or what a cache of fixed size has left over; they stay as they are.
     """
     axis = -1 if site in FORMED else -2
     more = x.shape[axis] - keys
@@ -118,7 +118,7 @@ def _filled(keys: int) -> int:
 
 
 def wants(module: nn.Module, *sites: str) -> bool:
-    """Whether anything sees one of these sites of a module."""
+    """Return True if one of these sites of a module is watched."""
     return any(s in wanted for wanted, _ in _WATCHED.get(module, ()) for s in sites)
 
 
@@ -188,7 +188,7 @@ def _dispatcher(name: str, original: Callable[..., Any] | None) -> Callable[...,
 
 
 def _additive(module: nn.Module, q: Tensor, k: Tensor, mask: Tensor | None, causal: bool | None) -> Tensor | None:
-    """The additive mask that the eager form needs, from what the fused kernel was given (None or boolean)."""
+    """Return the additive mask that the eager form needs, from what the fused kernel was given (None or boolean)."""
     causal = getattr(module, "is_causal", True) if causal is None else causal
     if mask is None and causal and q.shape[2] > 1:
         key = (q.shape[2], k.shape[2], q.dtype, q.device)
@@ -275,7 +275,7 @@ class _InlineTap(TorchFunctionMode):
 
 
 def _is_batched(args: Any, kwargs: Any) -> bool:
-    """Whether a product is of two activations, not of an activation and a weight matrix."""
+    """Return True if a product is of two activations, not of an activation and a weight matrix."""
     other = kwargs.get("batch2", args[1] if len(args) > 1 else None)
     return isinstance(other, Tensor) and other.ndim >= 3
 

@@ -147,7 +147,9 @@ def _propagating(body: Anatomy, layers: range) -> Iterator[None]:
 
 
 def _norms(body: Anatomy) -> list[nn.Module]:
-    """Every norm of the blocks (those of queries and keys included), and the final one; none where it was taken out."""
+    """Return every norm of the blocks (those of queries and keys included), and the final one; none where it was
+    taken out.
+    """
     found = [body.part(i, n) for i in range(len(body.blocks)) for n in ("ln1", "ln2", "ln1_post", "ln2_post")]
     leaves = [m for b in body.blocks for m in b.modules() if not any(True for _ in m.children())]
     found += [m for m in leaves if (p := list(m.parameters())) and all(t.ndim == 1 for t in p)]
@@ -155,7 +157,7 @@ def _norms(body: Anatomy) -> list[nn.Module]:
 
 
 def _constant_scale(module: nn.Module, args: Any, kw: Any, out: Tensor) -> Tensor | None:
-    """The norm's output, with the gradient of its linear part only."""
+    """Run a norm, with the gradient of its linear part only."""
     x = args[0] if args else kw["hidden_states"]
     if not (torch.is_grad_enabled() and x.requires_grad):
         return None
@@ -170,9 +172,10 @@ def _activation_rules(body: Anatomy, layer: int) -> dict[Address, Callable[[Tens
     neurons = Address("mlp_post", layer)
     if not sources or port(body, neurons) is None:
         raise Refused(
-            f"relevance through the MLP of layer {layer}", "its activation function is not at a named place",
+            f"relevance through the MLP of layer {layer}",
+            "its activation function is not at a named place",
             "use patching.attribution, which needs only gradients",
-        )  # fmt: skip
+        )
     seen: dict[Address, Tensor] = {}
 
     def note(place: Address) -> Callable[[Tensor], Tensor]:

@@ -32,7 +32,7 @@ class NotCaptured(Refused, KeyError):
 
 @dataclass(frozen=True, kw_only=True)
 class Activation(Result, kind="activation"):
-    """One activation of one prompt, with the axes of its site and its tokens as labels."""
+    """An activation of one prompt, with the axes of its site and its tokens as labels."""
 
     activation: Float[Tensor, "*cell"]
 
@@ -80,7 +80,7 @@ class Activations(Mapping[str, Tensor]):
         return id(self)
 
     def _found(self, key: object) -> Address:
-        """The address of a key whose place was captured and whose position every prompt has."""
+        """Return the address of a key whose place was captured and whose position every prompt has."""
         if not isinstance(key, str | Address):
             raise NotCaptured(f"activation {key!r}", f"a {type(key).__name__} names no place", "write resid_post.3")
         try:
@@ -96,11 +96,11 @@ class Activations(Mapping[str, Tensor]):
         return address
 
     def layers(self, site: str) -> list[int]:
-        """The captured layers of a site, in order."""
+        """Return the captured layers of a site, in order."""
         return sorted(a.layer for a in self._values if a.site == site and a.layer is not None)
 
     def stack(self, site: str) -> Tensor:
-        """All captured layers of a site as one tensor, `layer` in front."""
+        """Return all captured layers of a site as one tensor, `layer` in front."""
         layers = self.layers(site)
         if not layers:
             raise NotCaptured(f"activation {site!r}", "no layer of it was captured", "capture it")
@@ -137,7 +137,7 @@ class Activations(Mapping[str, Tensor]):
         return self.result(address, prompt).plot(**{"title": str(address), **options})
 
     def to(self, device: torch.device | str) -> Activations:
-        """The same activations on another device."""
+        """Return the same activations on another device."""
         return Activations({a: self[str(a)].to(device) for a in self._values}, self.tokens.to(device))
 
     def _select(self, value: Tensor, address: Address) -> Tensor:
@@ -161,7 +161,7 @@ def _is_layered(key: object) -> bool:
 
 
 def _axes(address: Address) -> list[str]:
-    """The axes that are left of a site where an address chooses a position or a unit."""
+    """Return the axes that are left of a site where an address chooses a position or a unit."""
     unit = unit_axis(address.row) if address.unit is not None else None
     position = "position" if address.position is not None else None
     return [a for a in address.row.axes.split() if a not in (unit, position)]
@@ -192,7 +192,7 @@ class Collector:
                 self.places[a] = None
 
     def see(self, place: Address) -> Callable[[Tensor], Tensor]:
-        """The function that stores one place's tensor."""
+        """Return the function that stores one place's tensor."""
         return partial(self._store, place)
 
     def _store(self, place: Address, x: Tensor) -> Tensor:
@@ -216,7 +216,7 @@ class Collector:
             notice(list(self.found.values())[-1], tokens.mask)
 
     def activations(self, tokens: Tokens) -> Activations:
-        """Everything asked for, as a mapping."""
+        """Return everything asked for, as a mapping."""
         values: dict[Address, Any] = {a: self._deferred(a) if a in self.later else self.found[a] for a in self.asked}
         return Activations(values, tokens)
 
@@ -237,7 +237,7 @@ class Collector:
 
 @dataclass(frozen=True)
 class Derivation:
-    """How a site follows from another: a function of that tensor and of a module's weights."""
+    """Derivation of a site from another, by a function of that tensor and of a module's weights."""
 
     base: Address
     module: nn.Module
@@ -269,7 +269,7 @@ def _derivation(body: Anatomy, a: Address) -> Derivation | None:
 
 
 def _stamp(module: nn.Module) -> tuple[Any, ...]:
-    """What tells whether weights were exchanged or written to, or an adapter switched on or off."""
+    """Return a stamp that changes when weights are exchanged or written to, or an adapter is switched on or off."""
     if not module._modules:  # the walk costs more than the rest
         return tuple([(id(p), p._version) for p in module._parameters.values() if p is not None])
     return *((id(p), p._version) for p in module.parameters()), described(module)[0]

@@ -1,10 +1,10 @@
-"""A quicker forward of the same function, for runs over many tokens.
+"""A faster forward of the same function, for runs over many tokens.
 
-Three things cost time without need: float32 products that PyTorch gives to the slower of its processor libraries,
-weights that oneDNN lays out anew at every call, and activation functions written out in many steps that have a fused
-form. Inside `Ways.running` they are exchanged; the model itself stays as it is. None is taken on trust: `Ways.choose`
-compares one forward with the model's own and takes the most that stays within rounding, by that alone and not by the
-clock, so the choice repeats.
+Three things waste time: float32 products that PyTorch gives to the slower of its processor libraries, weights that
+oneDNN lays out again at every call, and activation functions written out in many steps that have a fused form. Inside
+`Ways.running` they are exchanged; the model itself stays as it is. None is taken on trust: `Ways.choose` compares one
+forward with the model's own and takes the most that stays within rounding, by that alone and not by the clock, so the
+choice repeats.
 """
 
 from __future__ import annotations
@@ -35,7 +35,14 @@ _ROWS = 1024  # the number of rows that the layout is made for; it is right for 
 
 @dataclass(frozen=True)
 class Way:
-    """How forwards are computed: fused activations, oneDNN's float32 products, weights laid out once; how far off."""
+    """A choice of kernels for forwards.
+
+    Attributes:
+        fused: True to use fused activation functions.
+        onednn: True to use oneDNN's float32 products.
+        laid_out: True to lay out weights once.
+        error: measured distance from the model's own forward.
+    """
 
     fused: bool = False
     onednn: bool = False
@@ -54,7 +61,7 @@ class Ways:
         self._layouts: dict[nn.Module, tuple[Tensor, int, Tensor]] = {}  # weight, its version, its layout
 
     def choose(self, read: Callable[[], Sequence[Tensor]]) -> Way:
-        """The quickest way that keeps what `read` reads within `TOLERANCE` of the model's own."""
+        """Return the quickest way that keeps what `read` reads within `TOLERANCE` of the model's own."""
         weight = self.body.hf.get_input_embeddings().weight
         if weight.dtype not in TOLERANCE:
             return OWN
@@ -91,12 +98,12 @@ class Ways:
                 switch.fp32_precision = before
 
     def _written_out(self) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
-        """The activation modules that have a fused form and no forward of their own."""
+        """Return the activation modules that have a fused form and no forward of their own."""
         known = [(m, _FUSED[type(m).__name__]) for m in self.body.hf.modules() if type(m).__name__ in _FUSED]
         return [(m, f) for m, f in known if "forward" not in m.__dict__]
 
     def _linear(self) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
-        """The linear maps of the blocks, on layouts of their weights, if oneDNN is there and they fit."""
+        """Return the linear maps of the blocks, on layouts of their weights, if oneDNN is there and they fit."""
         if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or not torch.backends.mkldnn.is_available():
             return []
         free = (m for b in self.body.blocks for m in b.modules() if "forward" not in m.__dict__)
@@ -130,7 +137,7 @@ def _switch() -> Any:
 
 
 def _apart(x: Tensor, y: Tensor) -> float:
-    """Norm of the difference over the norm; infinite where either is no number."""
+    """Return the norm of the difference over the norm; infinite where either is not finite."""
     x, y = x.float(), y.float()
     error = float((x - y).norm() / y.norm().clamp_min(1e-30))
     return error if math.isfinite(error) else math.inf

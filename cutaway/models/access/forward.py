@@ -34,14 +34,15 @@ _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
 def all_logits(body: Anatomy, t: Tokens) -> Float[Tensor, "batch position token"]:
-    """Logits at every position, or the last hidden state of a model without unembedding."""
+    """Return the logits at every position, or the last hidden state of a model without unembedding."""
     logits = _call(body, t, len(t))
     notice(logits, t.mask)
     return logits
 
 
 def last_logits(body: Anatomy, t: Tokens, share: float = 1.0) -> Float[Tensor, "batch token"]:
-    """Logits at each prompt's last real token; only those are unembedded, unless the logits themselves are tapped.
+    """Return the logits at each prompt's last real token; only those are unembedded, unless the logits themselves are
+    tapped.
 
     `share` is the part of the model that really runs, for the count of forwards.
     """
@@ -62,7 +63,7 @@ class Enough(Exception):
 
 
 def streams(body: Anatomy, t: Tokens, share: float, whole: float = 1.0) -> None:
-    """A forward for its taps' sake: no position is unembedded but the last, and `Enough` ends it early.
+    """Run a forward for its taps: only the last position is unembedded, and `Enough` ends it early.
 
     `share` is the part of the model that runs until then, and `whole` the part that runs otherwise, for the count of
     forwards.
@@ -78,7 +79,7 @@ def streams(body: Anatomy, t: Tokens, share: float, whole: float = 1.0) -> None:
 
 @contextmanager
 def alone(hf: nn.Module) -> Iterator[None]:
-    """One thread at a time: hooks belong to the module, so a second thread would run under this one's edits."""
+    """Within the block, other threads wait: hooks belong to the module, so they would run under this thread's edits."""
     with _LOCKS.get(hf) or _LOCKS.setdefault(hf, threading.RLock()):
         yield
 

@@ -15,7 +15,7 @@ from cutaway.models.tokens import Tokens
 
 @dataclass
 class ForwardFrame:
-    """Where the positions of the prompts are in one forward, or in the rows of one of its variants.
+    """Positions of the prompts in one forward, or in the rows of one of its variants.
 
     The model sets it around each forward; ports read it, and every edit is given it. A batch of several variants has
     one frame per variant (`of_variant`), whose edits get that variant's rows alone.
@@ -28,7 +28,7 @@ class ForwardFrame:
         roomy: True if the cache has columns behind those, which hold nothing yet.
         masks: the additive attention masks made in this forward.
         variant: the number of the variant among those of the batch.
-        scratch: what edits of this variant tell each other within this forward, by keys of their own.
+        scratch: values that edits of this variant share within this forward, by keys of their own.
     """
 
     tokens: Tokens | None

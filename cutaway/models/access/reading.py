@@ -24,7 +24,7 @@ OfLogits = Callable[[Float[Tensor, "row token"], Int[Tensor, "row"]], Float[Tens
 
 @dataclass(frozen=True)
 class Reads:
-    """What a measurement takes from a forward.
+    """The parts of a forward that a measurement reads.
 
     Attributes:
         last_logits: True if it takes the logits after each prompt's last token.
@@ -53,7 +53,7 @@ class Reads:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a forward showed to a measurement; absent is what it does not read."""
+    """The parts of a forward that a measurement has read; None for those that it does not read."""
 
     last_logits: Float[Tensor, "row token"] | None = None
     activations: Activations | None = None

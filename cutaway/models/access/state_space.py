@@ -58,7 +58,7 @@ def _close(module: nn.Module) -> None:
 
 @cache
 def _namespace(kind: type) -> dict[str, Any]:
-    """Where the names in a layer's forward are looked up."""
+    """Return the globals in which a layer's forward looks up names."""
     return inspect.unwrap(kind.forward).__globals__  # type: ignore[attr-defined]
 
 
@@ -130,10 +130,19 @@ def _convolve(layer: _Layer, original: Callable[..., Any], *args: Any, **kw: Any
 
 
 def _scan_channels(
-    layer: _Layer, original: Callable[..., Any], x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, *,
-    D: Tensor, z: Tensor, **kw: Any,
-) -> Any:  # fmt: skip
-    """The first generation: x and dt [batch channel position], B and C [batch state position]; z is the gate."""
+    layer: _Layer,
+    original: Callable[..., Any],
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    D: Tensor,
+    z: Tensor,
+    **kw: Any,
+) -> Any:
+    """Run the scan of Mamba 1: x and dt [batch channel position], B and C [batch state position]; z is the gate."""
     bias = kw.get("delta_bias")
     size = layer.step_size(dt.transpose(1, 2), kw, bias, lambda new: new.transpose(1, 2))
     B, C = (
@@ -158,7 +167,7 @@ def _scan_channels(
 def _scan_heads(
     layer: _Layer, original: Callable[..., Any], x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, **kw: Any
 ) -> Any:
-    """The second generation: x [batch position head width], dt [batch position head], B and C [… group state]."""
+    """Run the scan of Mamba 2: x [batch position head width], dt [batch position head], B and C [… group state]."""
     bias, first, wide = kw.get("dt_bias"), kw.get("initial_states"), x.shape[3]
     size = layer.step_size(dt, kw, bias, lambda new: new)
     B, C = (layer.shown(f"ssm.{n}", t, lambda new: new, t) for n, t in (("B", B), ("C", C)))
@@ -181,10 +190,20 @@ def _scan_heads(
 
 
 def _step_channels(
-    layer: _Layer, original: Callable[..., Any], state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
-    D: Tensor, *, z: Tensor, **kw: Any,
-) -> Tensor:  # fmt: skip
-    """One position of the first generation: x and dt [batch channel], B and C [batch state]."""
+    layer: _Layer,
+    original: Callable[..., Any],
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    *,
+    z: Tensor,
+    **kw: Any,
+) -> Tensor:
+    """Run one position of Mamba 1: x and dt [batch channel], B and C [batch state]."""
     layer.step_size(dt[:, None], kw, kw.get("dt_bias"), lambda new: new[:, 0])
     B, C = (layer.shown(f"ssm.{n}", t[:, None, None], lambda new: new[:, 0, 0], t) for n, t in (("B", B), ("C", C)))
     if not attention.wants(layer.module, "ssm.state", "ssm.y"):
@@ -195,10 +214,18 @@ def _step_channels(
 
 
 def _step_heads(
-    layer: _Layer, original: Callable[..., Any], state: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor,
-    D: Tensor, **kw: Any,
-) -> Tensor:  # fmt: skip
-    """One position of the second generation: x and dt [batch head width], B and C [batch group state]."""
+    layer: _Layer,
+    original: Callable[..., Any],
+    state: Tensor,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor,
+    **kw: Any,
+) -> Tensor:
+    """Run one position of Mamba 2: x and dt [batch head width], B and C [batch group state]."""
     bias, (heads, wide) = kw.get("dt_bias"), x.shape[1:]
     bias = bias[:, 0] if bias is not None else None
     layer.step_size(dt[:, None, :, 0], kw, bias, lambda new: new[:, 0, :, None].expand(x.shape))
@@ -233,7 +260,7 @@ class _Recurrence:
     first: Float[Tensor, "batch channel state"] | None
 
     def run(self, at: int, before: Tensor | None) -> Float[Tensor, "batch later channel state"]:
-        """The states from position `at` on, after the state `before`.
+        """Return the states from position `at` on, after the state `before`.
 
         What flows back stays at its position: `summed` carries it on, so that it counts once.
         """
@@ -244,7 +271,7 @@ class _Recurrence:
         return torch.stack(out, 1)
 
     def summed(self, h: Float[Tensor, "batch position channel state"]) -> Float[Tensor, "batch position channel state"]:
-        """The same states, with the gradient that each has through all later ones."""
+        """Return the same states, with the gradient that each has through all later ones."""
         total, out = None, []
         for t in range(h.shape[1]):
             fresh = h[:, t] if t == 0 else h[:, t] - (self.decay[:, t] * h[:, t - 1]).detach()
@@ -256,7 +283,7 @@ class _Recurrence:
 def _through(
     layer: _Layer, y: Float[Tensor, "batch position channel"], recurrence: Callable[[], _Recurrence]
 ) -> tuple[Float[Tensor, "batch position channel"], Float[Tensor, "batch channel state"] | None]:
-    """The scan's output and last state when the watchers of the states have had their say; None if unchanged."""
+    """Re-run the scan with edited states. Returns (output, last state), the state None if no watcher changed any."""
     sees = attention.watchers(layer.module, "ssm.state")
     if not sees:
         return y, None
@@ -273,7 +300,7 @@ def _through(
 
 
 def _settled(sees: list[Callable[[Tensor], Tensor]], r: _Recurrence, own: Tensor) -> Tensor:
-    """The states after every watcher, each position following from the replaced states before it.
+    """Pass the states through every watcher, each position following from the replaced states before it.
 
     A watcher is shown a position again whenever an earlier one has changed, and the next watcher only what is final
     for those before it.
@@ -306,7 +333,7 @@ def _settled(sees: list[Callable[[Tensor], Tensor]], r: _Recurrence, own: Tensor
 
 
 def _stepped(layer: _Layer, state: Tensor, y: Float[Tensor, "batch channel"], read: Tensor) -> Tensor:
-    """One position: the state has been updated in place, and so is what the watchers make of it."""
+    """Apply the watchers of the state at one position, where it has been updated in place; returns the new y."""
     own = state.reshape(len(state), 1, -1, state.shape[-1]).clone()
     new = layer.shown("ssm.state", own, lambda new: new, None)
     if new is None:

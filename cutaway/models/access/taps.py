@@ -37,7 +37,7 @@ class Fired:
         self.forwards = 0
 
     def ran(self, *_: Any) -> None:
-        """The hook of the whole model: one forward has run to its end."""
+        """Notice the end of a forward (the hook of the whole model)."""
         self.forwards += 1
 
     def check(self) -> None:
@@ -60,9 +60,9 @@ class _Tap:
 
 
 class _Point:
-    """One side of one module where taps are open: a single hook, in which the taps of one place form a chain.
+    """The hook on one side of one module, in which the taps of a place form a chain.
 
-    Later taps of a place get what earlier ones made of it (nested edits add up, captures see edits), and places
+    Later taps of a place get the output of earlier ones (nested edits add up, captures see edits), and places
     follow each other in the order of the site table (head_out before attn_out), whenever they were opened.
     """
 
@@ -114,12 +114,12 @@ _LOCK = threading.RLock()
 
 
 def around(body: Anatomy) -> list[tuple[str, See]]:
-    """What is attached to this model at present: each place with its function, in the order they were attached."""
+    """Return the open taps of this model, each place with its function, in the order they were attached."""
     return [(str(t.place), t.see) for fired in _OPEN if fired.body is body for t in fired.taps]
 
 
 def tapped(body: Anatomy, place: Address) -> bool:
-    """Whether anything is attached to a place at present."""
+    """Return True if a tap is open at a place."""
     if not _POINTS:
         return False
     p = port(body, place)
@@ -128,20 +128,21 @@ def tapped(body: Anatomy, place: Address) -> bool:
 
 
 def waiting(body: Anatomy) -> bool:
-    """Whether any open tap of this model has not fired yet."""
+    """Return True if any open tap of this model has not fired yet."""
     return any(not t.heard for fired in _OPEN if fired.body.hf is body.hf for t in fired.taps)
 
 
 def busy(body: Anatomy) -> bool:
-    """Whether any tap of this model is open."""
+    """Return True if any tap of this model is open."""
     own = set(body.hf.modules())
     return any(module in own for module, _ in _POINTS) or any(attention.is_watched(m) for m in own)
 
 
 @contextmanager
 def asleep(body: Anatomy) -> Iterator[None]:
-    """While open, no hooked tap of this model sees or changes anything, and none is missed: for runs about the model
-    that are not the user's."""
+    """Within the block, no hooked tap of this model sees or changes anything, and none is missed: for runs about the
+    model that are not the user's.
+    """
     own, ran = set(body.hf.modules()), [(f, f.forwards) for f in _OPEN if f.body.hf is body.hf]
     points = [(p, p.chains) for (module, _), p in _POINTS.items() if module in own]
     try:
@@ -245,14 +246,14 @@ def _pass(chain: Sequence[_Tap], x: Any, y: Any) -> tuple[Any, Any]:
 
 
 def tensor_of(out: Any) -> Any:
-    """The tensor in what a module returns: itself, the logits, or the first of a tuple."""
+    """Return the tensor in what a module returns: itself, the logits, or the first of a tuple."""
     if isinstance(out, Tensor):
         return out
     return out["logits"] if hasattr(out, "keys") else out[0]
 
 
 def with_tensor(out: Any, y: Tensor) -> Any:
-    """What a module returns, with another tensor in that place."""
+    """Return a module's output with another tensor in its place."""
     if isinstance(out, Tensor):
         return y
     if hasattr(out, "keys"):

@@ -81,7 +81,7 @@ class Anatomy:
 
     @cached_property
     def parallel(self) -> bool:
-        """Whether attention and MLP read the same residual stream."""
+        """True if attention and MLP read the same residual stream."""
         return any(key == "always" or bool(getattr(self.config, key, False)) for key in self.family.parallel)
 
     @cached_property
@@ -93,7 +93,7 @@ class Anatomy:
 
     @cached_property
     def blocks_return_tuples(self) -> bool:
-        """Whether a block returns (stream, attention …) instead of the bare stream, read off its code."""
+        """True if a block returns (stream, attention …) instead of the bare stream, read off its code."""
         last = [n for n in ast.walk(_source(type(self.blocks[0]))) if isinstance(n, ast.Return)][-1]
         return isinstance(last.value, ast.Tuple) or getattr(last.value, "id", "") == "outputs"
 
@@ -103,7 +103,7 @@ class Anatomy:
         return self.hf.get_output_embeddings() if hasattr(self.hf, "get_output_embeddings") else None
 
     def in_training(self) -> list[nn.Module]:
-        """The modules in training mode, whatever the root's mode is."""
+        """Return the modules in training mode, whatever the root's mode is."""
         # Asked before every forward: reading all flags must cost next to nothing.
         if self._watched is None or self._watched[0] != self._watched[1]:
             modules = list(self.hf.modules())
@@ -114,11 +114,11 @@ class Anatomy:
         return [m for m in self.hf.modules() if m.training]
 
     def part(self, layer: int, name: str) -> nn.Module | None:
-        """A module of a block by the family row's field name (`o`, `ln1`, `down` …), or None."""
+        """Return a module of a block by the family row's field name (`o`, `ln1`, `down` …), or None."""
         return _noted(trace(self.blocks[layer], getattr(self.family, name)))
 
     def top(self, name: str) -> nn.Module | None:
-        """A module of the root by the family row's field name (`embed`, `pos`, `final`), or None."""
+        """Return a module of the root by the family row's field name (`embed`, `pos`, `final`), or None."""
         return _noted(trace(self.root, getattr(self.family, name)))
 
     def remember(self, key: Hashable, make: Callable[[], T]) -> T:
@@ -142,11 +142,11 @@ class Anatomy:
         return _noted(kept)
 
     def norm(self, module: nn.Module) -> Norm:
-        """The affine form of a norm module, measured anew (its weights may have been edited)."""
+        """Measure the affine form of a norm module (its weights may have been edited since)."""
         return measure(module, self.shape.d_model)
 
     def resid_mid_reader(self, layer: int) -> nn.Module | None:
-        """The module whose input tensor is the residual stream between attention and MLP, or None if parallel."""
+        """Return the module whose input is the residual stream between attention and MLP, or None if parallel."""
         if self.parallel or self.family.post_norm or (self.family.ln2 is None and self.family.ln1_post is None):
             return None
         return self.part(layer, "ln2") or self.part(layer, "mlp")
@@ -166,23 +166,36 @@ class Anatomy:
         down = next((m for i in range(len(self.blocks)) if (m := self.part(i, "down")) is not None), None)
         kv = self._kv_heads(n_heads, d_head)
         return Shape(
-            len(self.blocks), n_heads, kv, d_model, d_head, (_in_width(down) or 0) if down is not None else 0,
+            len(self.blocks),
+            n_heads,
+            kv,
+            d_model,
+            d_head,
+            (_in_width(down) or 0) if down is not None else 0,
             c.vocab_size,
             _first(c, "max_position_embeddings", "n_positions", "seq_length", "n_ctx") or 1 << 30,
             (_first(c, "num_local_experts", "num_experts") or 0) if self.family.router else 0,
-        )  # fmt: skip
+        )
 
     def _state_space_shape(self, d_model: int) -> Shape:
         mixer: Any = need(self.blocks[0], self.family.ssm, "the state-space layer")
         return Shape(
-            len(self.blocks), 0, 0, d_model, 0, 0, self.config.vocab_size, 1 << 30,
+            len(self.blocks),
+            0,
+            0,
+            d_model,
+            0,
+            0,
+            self.config.vocab_size,
+            1 << 30,
             d_inner=_in_width(need(self.blocks[0], self.family.ssm_out, "its output projection")) or 0,
-            d_state=int(mixer.ssm_state_size), n_ssm_heads=len(mixer.A_log),
+            d_state=int(mixer.ssm_state_size),
+            n_ssm_heads=len(mixer.A_log),
             n_groups=int(getattr(mixer, "n_groups", 1)),
-        )  # fmt: skip
+        )
 
     def widest(self, positions: int) -> int:
-        """The numbers that the widest activation of a block holds for each position of a prompt of that length."""
+        """Return the size of a block's widest activation per position of a prompt of that length."""
         s, chunk = self.shape, int(getattr(self.config, "chunk_size", 0) or 0)
         # A scan in chunks forms a square of each, however short the prompt.
         squares = s.n_ssm_heads * chunk * chunk * math.ceil(positions / chunk) // positions if chunk else 0

@@ -18,7 +18,7 @@ QKV = Literal["separate", "concat", "grouped", "unknown"]
 
 @dataclass(frozen=True)
 class Family:
-    """Where the named places of one architecture are.
+    """Paths of the named places in one architecture.
 
     `qkv`: how W_Q, W_K, W_V lie in the weights: three modules; one, concatenated; one, grouped per key-value head as
     [kv_head, queries of the group + k + v, d_head]; or one in an unknown order. `parallel`: config keys that make
@@ -93,9 +93,14 @@ _OLMO2 = replace(
     ln2_post="post_feedforward_layernorm", qk_norm=("self_attn.q_norm",),
 )  # fmt: skip
 _PHI3 = replace(
-    _LLAMA, name="phi3", fused="self_attn.qkv_proj", qkv="concat", up="mlp.gate_up_proj", gate="mlp.gate_up_proj",
+    _LLAMA,
+    name="phi3",
+    fused="self_attn.qkv_proj",
+    qkv="concat",
+    up="mlp.gate_up_proj",
+    gate="mlp.gate_up_proj",
     fused_gate=True,
-)  # fmt: skip
+)
 _MOE: dict[str, Any] = {"router": "mlp.gate"}
 _QWEN3 = replace(_LLAMA, name="qwen3", qk_norm=("self_attn.q_norm",))
 _GLM = replace(_LLAMA, name="glm", up="mlp.gate_up_proj", gate="mlp.gate_up_proj", fused_gate=True)
@@ -112,9 +117,16 @@ _GPTJ = Family(
     parallel=("always",),
 )  # fmt: skip
 _NEO = replace(
-    _GPT2, name="gpt_neo", attn="attn.attention", o="attn.attention.out_proj", fused=None, qkv="separate",
-    q="attn.attention.q_proj", k="attn.attention.k_proj", v="attn.attention.v_proj",
-)  # fmt: skip
+    _GPT2,
+    name="gpt_neo",
+    attn="attn.attention",
+    o="attn.attention.out_proj",
+    fused=None,
+    qkv="separate",
+    q="attn.attention.q_proj",
+    k="attn.attention.k_proj",
+    v="attn.attention.v_proj",
+)
 _OPT = Family(
     "opt", root="model.decoder", embed="project_in|embed_tokens", pos="embed_positions", final="final_layer_norm",
     o="self_attn.out_proj", pre_norm="do_layer_norm_before",
@@ -173,13 +185,13 @@ FAMILIES: dict[str, Family] = {
 
 
 def reads_as_encoder(config: Any) -> bool:
-    """Whether a configuration is that of a bidirectional encoder here."""
+    """Return True if a configuration is read as a bidirectional encoder."""
     row = FAMILIES.get(config.model_type)
     return row is not None and not row.causal and not getattr(config, "is_decoder", False)
 
 
 def find(module: nn.Module, path: str | None) -> nn.Module | None:
-    """The submodule at a path with `|` alternatives, or None."""
+    """Return the submodule at a path with `|` alternatives, or None."""
     return trace(module, path)[0]
 
 

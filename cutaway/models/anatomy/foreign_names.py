@@ -37,7 +37,7 @@ _MLP = {"mlp.hook_pre": ("mlp_pre", "mlp_gate"), "mlp.hook_pre_linear": (None, "
 
 
 def from_transformer_lens(name: str, gated: bool = False) -> Address:
-    """The address of a TransformerLens hook name such as `blocks.5.attn.hook_z`.
+    """Return the address of a TransformerLens hook name such as `blocks.5.attn.hook_z`.
 
     Raises:
         Refused: a name that has no counterpart here.
@@ -54,7 +54,7 @@ def from_transformer_lens(name: str, gated: bool = False) -> Address:
 
 
 def meant(name: str, gated: bool = False) -> str:
-    """The address that a TransformerLens name stands for; empty if it is none.
+    """Return the address that a TransformerLens name stands for; empty if it is none.
 
     `blocks.3.hook_resid_post@-1` is `resid_post.3@-1`; a name without its block, `hook_z`, is the site alone.
     """
@@ -66,7 +66,7 @@ def meant(name: str, gated: bool = False) -> str:
 
 
 def parsed(text: str | Address, gated: bool = False) -> Address:
-    """The address written as `text`; a name that another tool gives to a site is refused with the site meant.
+    """Return the address written as `text`; a name that another tool gives to a site is refused with the site meant.
 
     Raises:
         Refused: unknown site, a missing or surplus index, or an asterisk.
@@ -78,7 +78,7 @@ def parsed(text: str | Address, gated: bool = False) -> Address:
 
 
 def foreign(refusal: Refused, text: object, gated: bool = False) -> Refused:
-    """A refusal of an address, in better words where `text` is the name that another tool gives to a site."""
+    """Return a refusal of an address, in better words where `text` is the name that another tool gives to a site."""
     site = meant(text, gated) if isinstance(text, str) else ""
     if not site:
         return refusal
@@ -86,7 +86,7 @@ def foreign(refusal: Refused, text: object, gated: bool = False) -> Refused:
 
 
 def to_transformer_lens(address: Address, gated: bool = False) -> str:
-    """The TransformerLens hook name of a site at a layer.
+    """Return the TransformerLens hook name of a site at a layer.
 
     Raises:
         Refused: that vocabulary has no name for it.
@@ -124,7 +124,8 @@ _OUTPUTS = {None: "resid_post", "mlp": "mlp_out", "attn": "attn_out", "self_attn
 
 
 def site_of_hook(name: str) -> tuple[Address, bool]:
-    """The site that a dictionary's file names, and whether it is meant before the norm's weight is multiplied in.
+    """Return the site that a dictionary's file names, and whether it is meant before the norm's weight is multiplied
+    in.
 
     Raises:
         Refused: a name that has no counterpart here.
@@ -138,12 +139,12 @@ def site_of_hook(name: str) -> tuple[Address, bool]:
 
 
 def hook_in_layer(layer: int, name: str) -> str:
-    """The full name of a hook inside a block."""
+    """Return the full name of a hook inside a block."""
     return f"blocks.{layer}.{name}"
 
 
 def hook_of_site(site: str | Address) -> str:
-    """The name under which a site is entered in a dictionary's file.
+    """Return the name under which a site is entered in a dictionary's file.
 
     Raises:
         Refused: that vocabulary has no name for it.
@@ -153,7 +154,8 @@ def hook_of_site(site: str | Address) -> str:
 
 
 def site_of_module(path: str) -> Address:
-    """The site that the output of a Hugging Face module is: `layers.10` the stream after it, `layers.10.mlp` its MLP.
+    """Return the site that the output of a Hugging Face module is: `layers.10` the stream after it, `layers.10.mlp` its
+    MLP.
 
     Raises:
         Refused: another module.

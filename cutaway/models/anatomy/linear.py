@@ -27,16 +27,16 @@ MERGE = "merge the adapter (merge_and_unload()), or load the model unquantised a
 
 
 def matrix(module: nn.Module) -> Float[Tensor, "inputs outputs"]:
-    """The matrix that a linear module applies, inputs first; a view of the stored weight where that is it.
+    """Return the matrix that a linear module applies, inputs first; a view of the stored weight where that is it.
 
     Raises:
-        Refused: the module is no linear map (quantised activations, say).
+        Refused: the module is not a linear map (quantised activations, say).
     """
     return affine(module)[0]
 
 
 def bias(module: nn.Module) -> Float[Tensor, "outputs"]:
-    """The bias that a linear module adds, zeros where it has none."""
+    """Return the bias that a linear module adds, zeros where it has none."""
     w, b = affine(module)
     return b if b is not None else torch.zeros(w.shape[1], dtype=w.dtype, device=w.device)
 
@@ -58,7 +58,7 @@ def affine(module: nn.Module) -> Map:
 
 
 def stored(module: nn.Module) -> Map | None:
-    """The weight and bias that lie in a module as numbers, if they do."""
+    """Return the weight and bias that lie in a module as numbers, if they do."""
     w, b = getattr(module, "weight", None), getattr(module, "bias", None)
     if not isinstance(w, Tensor) or w.ndim != 2 or not w.is_floating_point() or w.is_quantized:
         return None
@@ -66,13 +66,13 @@ def stored(module: nn.Module) -> Map | None:
 
 
 def has_bias(module: nn.Module | None) -> bool:
-    """Whether a module holds a bias, in whatever form."""
+    """Return True if a module holds a bias, in whatever form."""
     own: Any = getattr(module, "bias", None)
     return (own() if callable(own) and not isinstance(own, Tensor) else own) is not None
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether a module looks like a linear map: it has two widths, or a weight with two axes."""
+    """Return True if a module looks like a linear map: it has two widths, or a weight with two axes."""
     if getattr(module, "num_embeddings", None) is not None:
         return False
     widths = (getattr(module, "in_features", None), getattr(module, "nx", None))
@@ -80,7 +80,7 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def table(module: nn.Module) -> Float[Tensor, "d_vocab d_model"]:
-    """An embedding's stored rows.
+    """Return an embedding's stored rows.
 
     Raises:
         Refused: what the module returns is not those rows: an adapter stands on it, or it is quantised.
@@ -99,7 +99,9 @@ def table(module: nn.Module) -> Float[Tensor, "d_vocab d_model"]:
 
 
 def leading(hf: Any) -> Tensor:
-    """The weight whose device and dtype are the model's: the embedding's, or where that is packed the first tensor."""
+    """Return the weight whose device and dtype are the model's: the embedding's, or where that is packed the first
+    tensor.
+    """
     weight = getattr(hf.get_input_embeddings(), "weight", None)
     if isinstance(weight, Tensor) and weight.is_floating_point():
         return weight
@@ -108,7 +110,7 @@ def leading(hf: Any) -> Tensor:
 
 
 def _ordinary(module: nn.Module) -> bool:
-    """Whether a module surely applies what it stores."""
+    """Return True if a module is known to apply the weights that it stores."""
     kind = type(module)
     plain = kind.forward is nn.Linear.forward or (kind.__name__, kind.__module__) == (
         "Conv1D",
@@ -118,7 +120,7 @@ def _ordinary(module: nn.Module) -> bool:
 
 
 def _patched(module: nn.Module) -> bool:
-    """Whether a forward was put on this very module; accelerate's only fetches weights, and ours computes the same."""
+    """Return True if a forward was put on this very module, other than accelerate's and our own."""
     own = module.__dict__.get("forward")
     if own is None or "_hf_hook" in module.__dict__:
         return False
@@ -126,7 +128,7 @@ def _patched(module: nn.Module) -> bool:
 
 
 def _agrees(module: nn.Module, known: Map) -> bool:
-    """Whether a module makes of two vectors what this matrix and bias make of them, up to rounding."""
+    """Return True if a module maps two vectors as this matrix and bias do, up to rounding."""
     w, b = known
     x = torch.randn(2, w.shape[0], generator=torch.Generator().manual_seed(0)).to(w.device, w.dtype)
     given = _call(module, x)
@@ -140,7 +142,11 @@ def _agrees(module: nn.Module, known: Map) -> bool:
 
 
 def _measured(module: nn.Module) -> Map:
-    """What a module makes of nothing and of the unit vectors; refused unless it makes the same of their sums."""
+    """Measure the matrix and bias of a module on zero and the unit vectors.
+
+    Raises:
+        Refused: its outputs on their sums show that it is not affine.
+    """
     n = getattr(module, "in_features", None) or getattr(module, "nx", None)
     like = next((t for t in (*module.parameters(), *module.buffers()) if t.is_floating_point()), torch.empty(0))
     what = f"the matrix of {type(module).__name__}"
@@ -159,7 +165,7 @@ def _measured(module: nn.Module) -> Map:
 
 
 def _call(module: nn.Module, x: Tensor) -> Tensor:
-    """The module's forward without the hooks that are on it."""
+    """Call a module's forward without the hooks that are on it."""
     try:
         with present(module):
             out = module.forward(x)

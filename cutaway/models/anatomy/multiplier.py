@@ -1,6 +1,6 @@
-"""What the blocks of a family without a row multiply their contributions with before adding them, measured.
+"""Measured multiplier of contributions to the stream, in families without a row.
 
-Known numbers take the place of what attention and MLP write, zeros of the stream that enters each block; what leaves
+Known numbers replace the outputs of attention and MLP, and zeros the stream that enters each block; what leaves
 it is then multiplier · (attention's numbers + MLP's numbers), or something else is added or done to the stream, and
 the self-check disables the sites.
 """
@@ -20,7 +20,7 @@ from cutaway.models.anatomy.unembedding import FAULTS, quietly, ratio, same
 
 
 def measured(body: Anatomy) -> float:
-    """The one factor of every contribution, 1 where there is none or not one for all."""
+    """Return the one factor of every contribution, 1 where there is none or not one for all."""
     if any(p.is_meta for p in body.hf.parameters()):
         return 1.0
     known: dict[nn.Module, Tensor] = {}
@@ -39,8 +39,13 @@ def measured(body: Anatomy) -> float:
     def leave(i: int, module: nn.Module, args: Any, out: Any) -> None:
         left[i] = taps.tensor_of(out)
 
-    writers = [(body.part(i, "ln1_post") or body.part(i, "o"), body.part(i, "ln2_post") or body.part(i, "down")
-                or body.part(i, "mlp")) for i in range(len(body.blocks))]  # fmt: skip
+    writers = [
+        (
+            body.part(i, "ln1_post") or body.part(i, "o"),
+            body.part(i, "ln2_post") or body.part(i, "down") or body.part(i, "mlp"),
+        )
+        for i in range(len(body.blocks))
+    ]
     with ExitStack() as stack:
         for i, (block, pair) in enumerate(zip(body.blocks, writers, strict=True)):
             stack.callback(block.register_forward_pre_hook(empty, with_kwargs=True).remove)

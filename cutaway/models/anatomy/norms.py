@@ -20,7 +20,14 @@ from cutaway.models.anatomy.offload import present
 
 @dataclass(frozen=True)
 class Norm:
-    """One norm: `weight` and `bias` are effective, [d_model], in float32 or better."""
+    """A norm in affine form.
+
+    Attributes:
+        weight: effective weight [d_model], in float32 or better.
+        bias: effective bias [d_model].
+        centred: True if it subtracts the mean.
+        eps: added to the variance.
+    """
 
     weight: Float[Tensor, "d_model"]
     bias: Float[Tensor, "d_model"]
@@ -32,13 +39,13 @@ class Norm:
         return x - x.mean(-1, keepdim=True) if self.centred else x
 
     def scale(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest"]:
-        """The divisor √(mean square + ε) of each vector."""
+        """Return the divisor √(mean square + ε) of each vector."""
         return (self.centre(wide(x)).pow(2).mean(-1) + self.eps).sqrt()
 
     def linear(
         self, x: Float[Tensor, "*rest d_model"], scale: Float[Tensor, "*rest"]
     ) -> Float[Tensor, "*rest d_model"]:
-        """The norm's linear part with its scale frozen: additive over summands of x; the bias is left out."""
+        """Return the norm's linear part with its scale frozen: additive over summands of x; the bias is left out."""
         return self.centre(x) / scale.unsqueeze(-1) * self.weight.to(x.dtype)
 
 
@@ -48,7 +55,7 @@ def wide(x: Tensor) -> Tensor:
 
 
 def measure(module: nn.Module, width: int) -> Norm:
-    """The affine form of a norm module, measured by calling it on a few vectors.
+    """Return the affine form of a norm module, measured by calling it on a few vectors.
 
     Raises:
         Refused: the module is not a LayerNorm- or RMSNorm-like map.
@@ -72,7 +79,7 @@ def _measured(module: nn.Module, width: int) -> Norm:
 
 
 def _fit(call: nn.Module, probes: Float[Tensor, "probe d_model"]) -> Norm | None:
-    """The affine form that explains a norm's values at some probes, or None if none does."""
+    """Return the affine form that explains a norm's values at some probes, or None if none does."""
     probes[1] += 3.0
     bias = call(torch.zeros_like(probes[:1]))[0]
     out = call(probes[:, None])[:, 0] - bias
@@ -92,7 +99,7 @@ def _fit(call: nn.Module, probes: Float[Tensor, "probe d_model"]) -> Norm | None
 
 
 def _shadow(module: nn.Module) -> nn.Module:
-    """The same norm in float64 on the CPU, without hooks, so that measuring never touches the user's model."""
+    """Return the same norm in float64 on the CPU, without hooks, so that measuring never touches the user's model."""
     shadow = copy(module)
     shadow.__dict__ = dict(module.__dict__)
     for kind in ("_parameters", "_buffers"):

@@ -9,13 +9,13 @@ from torch import nn
 
 
 def offloaded(module: nn.Module) -> bool:
-    """Whether weights of the module are elsewhere, to be fetched by accelerate's hook when it runs."""
+    """Return True if weights of the module are fetched by accelerate's hook when it runs."""
     return hasattr(module, "_hf_hook") and any(p.is_meta for p in module.parameters())
 
 
 @contextmanager
 def present(module: nn.Module) -> Iterator[None]:
-    """While open, the module's weights are in it."""
+    """Within the block, the module's weights are in it."""
     if not offloaded(module):
         yield
         return

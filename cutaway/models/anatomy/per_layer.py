@@ -53,7 +53,7 @@ class Factored:
 
 @dataclass(frozen=True)
 class PerLayer:
-    """One weight of every layer, indexed like a tensor with the axis `layer` in front.
+    """A weight of every layer, indexed like a tensor with the axis `layer` in front.
 
     `q[5]` is layer 5, a view of the model's own memory where its layout allows; `q[5, 1]` head 1 of it; `q[:]` and
     `q[2:6]` stack layers into a new tensor; iteration gives one layer after the other.
@@ -87,7 +87,7 @@ def within(index: Any, size: int, what: str, axis: str) -> int:
     """Return an index along an axis counted from 0; negative ones count from the end.
 
     Raises:
-        Refused: it is not a whole number, or there is no such entry.
+        Refused: it is not a whole number, or outside the axis.
     """
     if isinstance(index, bool) or not isinstance(index, int) or not -size <= index < size:
         raise Refused(f"{axis} {index!r} of {what}", "there is no such entry", f"use 0 to {size - 1}")

@@ -22,7 +22,7 @@ _QK_NORM = ("q_norm", "q_layernorm", "query_layernorm", "query_norm")
 
 
 def probe(hf: Any) -> Family:
-    """A family row read off an unknown model's structure.
+    """Return a family row read off an unknown model's structure.
 
     Looks for the one list of blocks with attention, in a block for attention, MLP and norms by the words that
     architectures use, and for embeddings and final norm beside the list. Whatever is not found stays absent; whatever
@@ -44,15 +44,24 @@ def probe(hf: Any) -> Family:
     embed = hf.get_input_embeddings()
     tables = [c for c, m in top.named_children() if isinstance(m, nn.Embedding) and m is not embed]
     return Family(
-        hf.config.model_type, root=root, layers=layers, attn=attn, o=f"{attn}.{o}", mlp=mlp, probed=True,
+        hf.config.model_type,
+        root=root,
+        layers=layers,
+        attn=attn,
+        o=f"{attn}.{o}",
+        mlp=mlp,
+        probed=True,
         embed=next((p for p, m in top.named_modules() if m is embed), ""),
         pos=next((c for c in tables if "pos" in c or c == "wpe"), None),
         final=next((c for c, m in top.named_children() if _is_norm(m) and "emb" not in c.lower()), None),
         qk_norm=tuple(f"{attn}.{c}" for c, _ in getattr(block, attn).named_children() if c in _QK_NORM),
-        fused=_path(attn, fused) or None, qkv="unknown" if fused else "separate",
+        fused=_path(attn, fused) or None,
+        qkv="unknown" if fused else "separate",
         parallel=("always",) if len(norms) == 1 else (),
-        **inside, **_mlp_parts(block, mlp), **_norm_parts(norms),
-    )  # fmt: skip
+        **inside,
+        **_mlp_parts(block, mlp),
+        **_norm_parts(norms),
+    )
 
 
 _PROJECTIONS = {"q": _QUERY, "k": _KEY, "v": _VALUE}
@@ -85,7 +94,7 @@ def _refused(hf: Any, why: str) -> Refused:
 
 
 def _mlp(block: nn.Module) -> str | None:
-    """The child that is no attention and no norm, and holds linear maps or experts."""
+    """Find the child, other than attention and norms, that holds linear maps or experts."""
     rest = [c for c, m in block.named_children() if not _is_norm(m) and not any(w in c.lower() for w in _ATTENTION)]
     named = [c for c in rest if any(w in c.lower() for w in ("mlp", "ffn", "feed_forward", "moe"))]
     return next(iter(named), None) or _linear(block, _UP)  # OPT-like blocks hold the two maps themselves
@@ -104,7 +113,9 @@ def _mlp_parts(block: nn.Module, name: str) -> dict[str, Any]:
 
 
 def _norm_parts(norms: list[str]) -> dict[str, Any]:
-    """Norms by position: two before their readers, two after their writers, four around both, or one for both."""
+    """Return the norms by position: two before their readers, two after their writers, four around both, or one for
+    both.
+    """
     after = [c for c in norms if "post" in c.lower()]
     before = [c for c in norms if c not in after]
     pairs: dict[str, str | None]

@@ -50,13 +50,13 @@ class _Writer:
     multiplier: float
 
     def scale(self) -> Float[Tensor, "batch"]:
-        """The post-norm's divisor for the units' sum."""
+        """Return the post-norm's divisor for the units' sum."""
         assert self.post is not None
         total = torch.einsum("buw,uwd->bd", self.act, self.weight) + self.bias
         return self.post.scale(total)
 
     def contributions(self) -> Float[Tensor, "batch name d_model"]:
-        """What each unit, and last the bias, adds to the stream."""
+        """Return the contributions of each unit, and last of the bias, to the stream."""
         rest = self.bias.expand(len(self.act), 1, -1)
         parts = torch.cat([torch.einsum("buw,uwd->bud", self.act, self.weight), rest], dim=1)
         if self.post is not None:
@@ -117,7 +117,8 @@ def decompose(
 def logit_contributions(
     model: Model, parts: Decomposition, tokens: Int[Tensor, "batch"], foils: Int[Tensor, "batch"] | None = None
 ) -> tuple[Float[Tensor, "batch component"], Float[Tensor, "batch"]]:
-    """Each component's share of the logit of `tokens` (minus that of `foils`), and the share of the final biases.
+    """Return each component's share of the logit of `tokens` (minus that of `foils`), and the share of the final
+    biases.
 
     Units are logits before any soft cap; the final norm's scale is frozen, its centring and weight are applied to
     every component. Components plus biases sum to the logit (difference).
@@ -135,7 +136,7 @@ def logit_shares(
     *,
     neurons: bool = False,
 ) -> tuple[list[str], Float[Tensor, "pair batch component"], Float[Tensor, "pair batch"]]:
-    """Names, shares and the final biases' share of several logit differences at each prompt's last token.
+    """Return the names, shares and the final biases' share of several logit differences at each prompt's last token.
 
     Equal to `decompose` with `logit_contributions`, without forming d_model numbers for every neuron.
     """
@@ -205,7 +206,8 @@ def _reader(
     tokens: Int[Tensor, "pair batch"],
     foils: Int[Tensor, "pair batch"] | None,
 ) -> tuple[Float[Tensor, "pair batch d_model"], Float[Tensor, "pair batch"]]:
-    """The vector whose dot product with a summand of the stream is its share of the logit, and the biases' share.
+    """Return the vector whose dot product with a summand of the stream is its share of the logit, and the biases'
+    share.
 
     In float64. With its scale frozen the final norm is linear, so its transpose is applied to the unembedding once.
     """

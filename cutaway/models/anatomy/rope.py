@@ -21,12 +21,12 @@ Side = tuple[int, ...]  # lengths of one side have the same frequencies
 
 
 def side(body: Anatomy, length: int) -> Side:
-    """What tells lengths of other frequencies apart; the same for all where none depend on it."""
+    """Return a key that differs between lengths with different frequencies; one key if none depend on length."""
     return tuple(max(length, n) if dynamic else int(length > n) for dynamic, n in _switches(body))
 
 
 def apart(body: Anatomy, tokens: Tokens) -> list[list[int]]:
-    """The rows of a batch that may run together."""
+    """Return the rows of a batch that may run together."""
     if not _switches(body):
         return [list(range(len(tokens)))]
     found: dict[Side, list[int]] = {}
@@ -48,7 +48,7 @@ def check(body: Anatomy, tokens: Tokens) -> None:
 
 
 def in_order(rows: Sequence[Sequence[int]], parts: Sequence[Tensor]) -> Tensor:
-    """Parts of a batch, each of some rows, as the whole batch."""
+    """Return the parts of a batch, each of some rows, as the whole batch."""
     if len(parts) == 1:
         return parts[0]
     order = torch.tensor([i for part in rows for i in part]).argsort()

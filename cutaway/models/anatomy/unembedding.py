@@ -63,17 +63,19 @@ class Unembedding:
 
     @property
     def linear(self) -> bool:
-        """Whether the head reads a linear map of the final norm's output."""
+        """True if the head reads a linear map of the final norm's output."""
         return not self.before and all(isinstance(m, nn.Linear) for m in self.between)
 
     def logits(self, x: Float[Tensor, "*rest d_head_in"], capped: bool = True) -> Float[Tensor, "*rest token"]:
-        """Logits of what the head reads, as the model itself makes them; `capped=False` leaves out the soft cap."""
+        """Return the logits of what the head reads, as the model itself makes them; `capped=False` leaves out the
+        soft cap.
+        """
         y = self.head(x)[..., : self.width]
         y = y * self.scale if self.scale != 1.0 else y
         return self.cap * torch.tanh(y / self.cap) if capped and self.cap else y
 
     def read(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_head_in"]:
-        """What the head would read if `x` were the last residual stream."""
+        """Return the head's input if `x` were the last residual stream."""
         y = self.final(x) if self.final is not None else x
         for m in self.between:
             y = m(y)
@@ -81,7 +83,8 @@ class Unembedding:
 
 
 def unembedding(body: Anatomy) -> Unembedding:
-    """The way of a model, measured when it is first asked for and again when its head or final norm is exchanged.
+    """Return the way of a model, measured when it is first asked for and again when its head or final norm is
+    exchanged.
 
     Raises:
         Refused: the model has no unembedding.
@@ -93,7 +96,7 @@ def unembedding(body: Anatomy) -> Unembedding:
 
 
 def readable(body: Anatomy, what: str) -> Unembedding:
-    """The way of a model of which logits can be read at any depth.
+    """Return the way of a model of which logits can be read at any depth.
 
     Raises:
         Refused: it has no unembedding, or one that does not read its residual stream in a known way.
@@ -106,13 +109,23 @@ def readable(body: Anatomy, what: str) -> Unembedding:
 
 @dataclass
 class _Seen:
-    """What passed in one forward, and what stood in its place."""
+    """Tensors seen in one forward, and the known numbers that replaced them.
+
+    Attributes:
+        stream: the last residual stream.
+        normed: input of the final norm.
+        given: the known numbers behind the final norm.
+        read: input of the head.
+        ramp: the known numbers behind the head.
+        logits: the output.
+        between: linear maps between the final norm and the head.
+    """
 
     stream: Tensor | None = None
-    normed: Tensor | None = None  # what entered the final norm
-    given: Tensor | None = None  # the known numbers behind the final norm
-    read: Tensor | None = None  # what entered the head
-    ramp: Tensor | None = None  # the known numbers behind the head
+    normed: Tensor | None = None
+    given: Tensor | None = None
+    read: Tensor | None = None
+    ramp: Tensor | None = None
     logits: Tensor | None = None
     between: list[nn.Module] = field(default_factory=list)
 
@@ -136,7 +149,7 @@ def _measure(body: Anatomy, head: nn.Module, final: nn.Module | None) -> Unembed
 
 
 def _before(seen: _Seen, between: tuple[nn.Module, ...]) -> tuple[float, str]:
-    """The gain of the head's input, and why it does not follow from the last stream."""
+    """Return the gain of the head's input, and why it does not follow from the last stream."""
     if seen.read is None or seen.given is None or seen.stream is None:
         return 1.0, "its final norm or its unembedding did not run"
     if seen.normed is not None and not same(seen.normed, seen.stream):
@@ -181,14 +194,14 @@ def ratio(a: Tensor, b: Tensor) -> float:
 
 
 def same(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are the same numbers, whatever their shape."""
+    """Return True if two tensors hold the same numbers, whatever their shape."""
     a, eps = a.reshape(-1), 4 * torch.finfo(a.dtype).eps
     b = b.reshape(-1)
     return a.shape == b.shape and bool((a.double() - b.double()).abs().max() <= eps * a.double().abs().max())
 
 
 def _forward(body: Anatomy, head: nn.Module, final: nn.Module | None, exact: bool) -> _Seen:
-    """One forward of two tokens, with known numbers behind final norm and head."""
+    """Run one forward of two tokens, with known numbers behind final norm and head."""
     seen, table = _Seen(), body.hf.get_input_embeddings().weight
     g = torch.Generator().manual_seed(0)
 
@@ -239,7 +252,9 @@ def _forward(body: Anatomy, head: nn.Module, final: nn.Module | None, exact: boo
 
 
 def quietly(body: Anatomy) -> Tensor:
-    """Logits of one forward of two tokens that belongs to no run: unseen by taps and frames, and not counted."""
+    """Return the logits of one forward of two tokens that belongs to no run: unseen by taps and frames, and not
+    counted.
+    """
     device = body.hf.get_input_embeddings().weight.device
     ids = torch.arange(2, device=device)[None] % body.shape.d_vocab
     kw = {"use_cache": False} if "use_cache" in inspect.signature(type(body.hf).forward).parameters else {}
@@ -253,7 +268,9 @@ def quietly(body: Anatomy) -> Tensor:
 
 
 def _others(body: Anatomy, head: nn.Module, final: nn.Module | None) -> list[nn.Module]:
-    """Modules that may stand between final norm and head: no block, nor anything that holds or belongs to one."""
+    """Return the modules that may stand between final norm and head: no block, nor anything that holds or belongs to
+    one.
+    """
     blocks = set(body.blocks)
     inside = {m for b in blocks for m in b.modules()}
     rest = [m for m in body.hf.modules() if m not in inside and m not in (head, final) and not isinstance(m, _IDLE)]

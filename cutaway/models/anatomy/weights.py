@@ -56,7 +56,7 @@ class Weights:
     is_folded: bool = False
 
     def folded(self) -> Weights:
-        """The same views with norms folded in.
+        """Return the same views with norms folded in.
 
         Raises:
             Refused: the family norms outputs or the raw stream, where folding is not an identity.
@@ -239,7 +239,7 @@ def unembed_rows(
     """Return the rows of the unembedding that give the logits of some tokens (by default of all), and their biases.
 
     Raises:
-        Refused: there is no unembedding, it is not a linear map of the final norm's output, or it is quantised.
+        Refused: the model has no unembedding, or one that is quantised or not linear in the final norm's output.
     """
     way = unembedding(body)
     if why := body.disabled.get("weights.unembed"):

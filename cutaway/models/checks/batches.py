@@ -24,14 +24,14 @@ from cutaway.models.tokens import Side, Tokens, batch
 
 
 def prefix(model: Model, t: Tokens) -> float | None:
-    """Variants joining at their own layer, over the keys and values of a prefix, against whole forwards."""
+    """Compare variants joining at their own layer, over the keys and values of a prefix, with whole forwards."""
     if not model.family.causal or model.family.fixed_batch or model.body.unembed is None or model.shape.n_layers < 2:
         return None
     return _swept(model, t, [[Add(f"resid_pre.{i}@{p}", _step(model))] for i in _layers(model) for p in (2, -1)])
 
 
 def resumed(model: Model, t: Tokens) -> float | None:
-    """Variants restarted at their layer, the blocks before it left out, against whole forwards."""
+    """Compare variants restarted at their layer, the blocks before it left out, with whole forwards."""
     if model.body.unembed is None or model.shape.n_layers < 2:
         return None
     variants = [[Add(f"resid_pre.{i}", _step(model))] for i in _layers(model)[1:]]
@@ -40,7 +40,7 @@ def resumed(model: Model, t: Tokens) -> float | None:
 
 
 def padded(model: Model, t: Tokens, side: Side) -> float | None:
-    """The logits of a prompt padded to the length of a longer one, against those of the prompt alone."""
+    """Compare the logits of a prompt padded to the length of a longer one with those of the prompt alone."""
     if model.body.unembed is None or PADDING[side] in model.disabled:
         return None
     mixed = _mixed(model, t, side)
@@ -52,7 +52,7 @@ def padded(model: Model, t: Tokens, side: Side) -> float | None:
 
 
 def continued(model: Model, t: Tokens) -> float | None:
-    """The logits of a new token over the cache, under an edit of the prompt, against those of a whole forward."""
+    """Compare the logits of a new token over the cache, under an edit of the prompt, with those of a whole forward."""
     if not model.family.causal or model.body.unembed is None or not hasattr(model.hf, "generate"):
         return None
     edits: list[Edit] = [Add("resid_pre.0@1", _step(model))]

@@ -30,15 +30,19 @@ Kind = Literal["same", "sum", "run"]
 
 @dataclass(frozen=True)
 class Check:
-    """One identity: `error` is relative to the compared numbers, `sites` what a failure disables.
+    """An identity that reads and edits must satisfy.
 
-    `kind` says what rounding may do: nothing where the same kernels get the same numbers; a unit of the last place or
-    two in a sum, number by number; and in runs with other kernels or batches what it has grown to at their end.
+    Attributes:
+        name: name of the identity.
+        sites: the sites that a failure disables.
+        error: measures the error relative to the compared numbers; None if the identity does not apply.
+        kind: rounding allowed: none where the same kernels get the same numbers; one or two units of the last place,
+            number by number, in a sum; and what it has grown to at the end of runs with other kernels or batches.
     """
 
     name: str
     sites: tuple[str, ...]
-    error: Callable[[Trial], float | None]  # None: the identity does not apply to this model
+    error: Callable[[Trial], float | None]
     kind: Kind = "same"
 
 
@@ -73,10 +77,20 @@ def _has_shape(site: str) -> Callable[[Trial], float | None]:
         if not t.has(site) or site == "logits":
             return None
         shape, (batch_, position) = t.model.shape, t.tokens.ids.shape
-        sizes = {"batch": batch_, **dict.fromkeys(("position", "q_pos", "k_pos"), position), "d_model": shape.d_model,
-                 "head": shape.n_heads, "kv_head": shape.n_kv_heads, "d_head": shape.d_head, "neuron": shape.d_mlp,
-                 "expert": shape.n_experts, "channel": shape.d_inner, "state": shape.d_state,
-                 "ssm_head": shape.n_ssm_heads, "group": shape.n_groups}  # fmt: skip
+        sizes = {
+            "batch": batch_,
+            **dict.fromkeys(("position", "q_pos", "k_pos"), position),
+            "d_model": shape.d_model,
+            "head": shape.n_heads,
+            "kv_head": shape.n_kv_heads,
+            "d_head": shape.d_head,
+            "neuron": shape.d_mlp,
+            "expert": shape.n_experts,
+            "channel": shape.d_inner,
+            "state": shape.d_state,
+            "ssm_head": shape.n_ssm_heads,
+            "group": shape.n_groups,
+        }
         expected = tuple(sizes[axis] for axis in BY_NAME[site].axes.split())
         acts = t.formed if site in FORMED else t.acts
         return 0.0 if all(tuple(acts[str(a)].shape) == expected for a in t.model.places(site) if a in acts) else 1.0
@@ -98,7 +112,9 @@ def _layer_sum(t: Trial) -> float | None:
 
 
 def _layer_ends(t: Trial) -> float | None:
-    """The output projection makes ssm.out of ssm.post, which is zero without the recurrence's output or the gate's."""
+    """Check that the output projection maps ssm.post to ssm.out, which is zero without the recurrence's output or the
+    gate's.
+    """
     if not t.has("ssm.y", "ssm.gate", "ssm.post", "ssm.out"):
         return None
     i = t.model.shape.n_layers // 2
@@ -112,7 +128,7 @@ def _layer_ends(t: Trial) -> float | None:
 
 
 def _states_read(t: Trial) -> float | None:
-    """The states, which are computed here, against what the model's own scan makes of the same prompt."""
+    """Compare the states, which are computed here, with the model's own scan on the same prompt."""
     if not t.has("ssm.state", "ssm.C", "ssm.conv", "ssm.y"):
         return None
     i = t.model.shape.n_layers // 2
@@ -124,7 +140,7 @@ def _states_read(t: Trial) -> float | None:
 
 
 def _states_follow(t: Trial) -> float | None:
-    """A state moved at one position decays on: twice the step moves every later state twice as far."""
+    """Check that a state moved at one position decays on: twice the step moves every later state twice as far."""
     if not t.has("ssm.state"):
         return None
     i = t.model.shape.n_layers // 2
@@ -147,7 +163,7 @@ def _middle_sum(t: Trial) -> float | None:
 
 
 def _middle_is_read_twice(t: Trial) -> float | None:
-    """What is added to the middle stream reaches the MLP's norm and the sum after it."""
+    """Check that an addition to the middle stream reaches the MLP's norm and the sum after it."""
     if t.model.family.post_norm or not t.has("resid_mid", "attn_out", "mlp_in", "mlp_out"):
         return None
     d, worst = torch.randn(t.model.shape.d_model, generator=generator(1)).to(t.model.device), 0.0
@@ -196,7 +212,7 @@ def _zero_pattern(t: Trial) -> float | None:
 
 
 def _branches(t: Trial) -> float | None:
-    """What is added to attn_in is added to the inputs of all branches; in one head's input it moves that head alone."""
+    """Check that an addition to attn_in reaches all branches, and one to a head's input moves that head alone."""
     if not t.has("q_in", "k_in", "v_in", "q", "k", "v"):
         return None
     d, worst = torch.randn(t.model.shape.d_model, generator=generator(4)).to(t.model.device), 0.0
@@ -260,7 +276,7 @@ def _linear_branch(t: Trial) -> float | None:
 
 
 def _norms(name: str) -> Callable[[Trial], float | None]:
-    """What a norm returns against its measured form, which the scales and every folded weight are taken from."""
+    """Compare a norm's output with its measured form, from which the scales and every folded weight are taken."""
 
     def error(t: Trial) -> float | None:
         body, kept = t.model.body, dict[nn.Module, tuple[Tensor, Tensor]]()
@@ -290,7 +306,7 @@ def _norms(name: str) -> Callable[[Trial], float | None]:
 
 
 def _view(name: str, reads: str, writes: str) -> Callable[[Trial], float | None]:
-    """A weight view with its bias makes of what the module reads what it returns."""
+    """Check that a weight view with its bias maps the module's input to its output."""
 
     def error(t: Trial) -> float | None:
         layers, w, worst = t.near(reads, writes), t.model.weights, 0.0
@@ -310,7 +326,9 @@ def _view(name: str, reads: str, writes: str) -> Callable[[Trial], float | None]
 
 
 def _unembedded(t: Trial) -> float | None:
-    """The way from the last stream to the logits, as lenses and sweeps go it, against the model's own logits: all."""
+    """Compare the way from the last stream to the logits, as lenses and sweeps go it, with the model's own logits:
+    all.
+    """
     body, last = t.model.body, f"resid_post.{t.model.shape.n_layers - 1}"
     if body.unembed is None or not body.family.causal or not t.has("resid_post") or unembedding(body).why:
         return None
@@ -321,7 +339,7 @@ def _unembedded(t: Trial) -> float | None:
 
 
 def _shares(t: Trial) -> float | None:
-    """The written-out rows of the unembedding on the normed stream, against the model's own logits."""
+    """Compare the written-out rows of the unembedding on the normed stream with the model's own logits."""
     body, last = t.model.body, f"resid_post.{t.model.shape.n_layers - 1}"
     if body.unembed is None or not body.family.causal or not t.has("resid_post") or not unembedding(body).linear:
         return None

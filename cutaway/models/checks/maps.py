@@ -19,7 +19,7 @@ from cutaway.models.model import Model
 
 
 def values(model: Model, acts: Activations, i: int) -> float:
-    """W_V x + b_V against the values."""
+    """Compare W_V x + b_V with the values."""
     made = torch.einsum("bpd,hde->bphe", acts[f"attn_in.{i}"], model.weights.v[i]) + model.weights.v_bias[i]
     return _apart(made, acts[f"v.{i}"])
 
@@ -37,7 +37,7 @@ def products(model: Model, acts: Activations, i: int) -> float:
 def worst(
     error: Callable[[Model, Activations, int], float], sites: tuple[str, ...], model: Model, acts: Activations
 ) -> float | None:
-    """The largest error of the layers at which these sites were captured; None if no view is to be had."""
+    """Return the largest error of the layers at which these sites were captured; None if no view is to be had."""
     found: list[float] = []
     for i in range(model.shape.n_layers):
         if all(f"{s}.{i}" in acts for s in sites):

@@ -64,7 +64,7 @@ class Trial:
             self.plain = self._captured(self.tokens, [s for s in places if s not in FORMED])
 
     def _captured(self, tokens: Tokens, sites: Sequence[str]) -> Activations:
-        """Sites at once; if that fails, those that can be captured alone, and why the others cannot."""
+        """Return the sites at once; if that fails, those that can be captured alone, and why the others cannot."""
         try:
             return self.model.capture(tokens, self.there(sites))
         except FAULTS:
@@ -77,24 +77,24 @@ class Trial:
         return self.model.capture(tokens, self.there([s for s in sites if s not in self.broken]))
 
     def there(self, sites: Sequence[str]) -> list[Address]:
-        """The addresses of sites, of the blocks that run at present."""
+        """Return the addresses of sites, of the blocks that run at present."""
         layers = getattr(self, "layers", None)
         found = [a for s in sites for a in self.model.places(s)]
         return found if layers is None else [a for a in found if a.layer is None or a.layer in layers]
 
     @contextmanager
     def short(self) -> Iterator[None]:
-        """While open, only the blocks of `layers` do anything."""
+        """Within the block, only the blocks of `layers` do anything."""
         rest = [i for i in range(self.model.shape.n_layers) if i not in self.layers]
         with without(self.model.body, rest):
             yield
 
     def run(self, *edits: Edit) -> Tensor:
-        """Logits of the whole model, or the last residual stream of one without unembedding."""
+        """Return the logits of the whole model, or the last residual stream of one without unembedding."""
         return self.model.run(self.tokens, edits).float()
 
     def end(self, *edits: Edit, formed: bool = False) -> Tensor:
-        """What the unembedding reads in a short run under edits; with `formed`, attention is computed step by step."""
+        """Return the unembedding's input in a short run under edits; `formed`: attention is computed step by step."""
         if not edits and formed in self._ends:
             return self._ends[formed]
         head = self.model.body.unembed
@@ -111,38 +111,40 @@ class Trial:
         return out
 
     def seen(self, place: str, *edits: Edit) -> Tensor:
-        """One place of a short run under edits, which goes no further than it must."""
+        """Return one place of a short run under edits, which goes no further than it must."""
         return self.several([place], *edits)[place]
 
     def several(self, places: Sequence[str], *edits: Edit) -> Activations:
-        """Several places of one short run under edits; where one is a pattern, so is attention before it."""
+        """Return several places of one short run under edits; where one is a pattern, so is attention before it."""
         deepest = max((a.layer or 0 for a in map(parse, places)), default=0)
         formed = [f"pattern.{i}" for i in self.layers if i <= deepest and any(p.startswith("pattern") for p in places)]
         with self.short():
             return self.model.capture(self.tokens, [*places, *formed], edits, logits=False)
 
     def has(self, *sites: str) -> bool:
-        """Whether the model offers all these sites."""
+        """Return True if the model offers all these sites."""
         return set(sites) <= set(self.here)
 
     def near(self, *sites: str) -> list[int]:
-        """The layers of edited runs at which all these sites exist."""
+        """Return the layers of edited runs at which all these sites exist."""
         found = [set(self.formed.layers(s)) for s in sites]
         return sorted(set.intersection(*found)) if self.has(*sites) else []
 
     def bare(self) -> Tensor:
-        """Logits of transformers alone, nothing attached."""
+        """Return the logits of transformers alone, nothing attached."""
         with torch.no_grad(), evaluating(self.model.body):
             out = self.model.hf(self.tokens.ids)
         return (out.logits if getattr(out, "logits", None) is not None else out[0]).float()
 
     def gap(self, a: Tensor, b: Tensor) -> float:
-        """Largest difference, relative to the largest number of the second; infinite where either is none."""
+        """Return the largest difference, relative to the largest number of the second; inf if either is not finite."""
         a, b = a.detach().float(), b.detach().float()
         return _worst((a - b).abs() / b.abs().max().clamp_min(1e-9))
 
     def sum_gap(self, parts: Sequence[Tensor], whole: Tensor) -> float:
-        """Largest difference of a sum from what it should be, number by number relative to the size of the summands."""
+        """Return the largest difference of a sum from what it should be, number by number relative to the size of
+        the summands.
+        """
         total = torch.stack([p.detach().float() for p in parts]).sum(0)
         size = torch.stack([p.detach().float().abs() for p in (*parts, whole)]).sum(0)
         size = size + size.mean(-1, keepdim=True)
@@ -154,12 +156,12 @@ def _worst(x: Tensor) -> float:
 
 
 def said(fault: Exception) -> str:
-    """A fault in one line."""
+    """Return a fault in one line."""
     return fault.why if isinstance(fault, Refused) else f"{type(fault).__name__}: {fault}".splitlines()[0]
 
 
 def _one_of_each(model: Model) -> list[int]:
-    """The first and the last layer of every kind of block."""
+    """Return the first and the last layer of every kind of block."""
     n = model.shape.n_layers
     if n <= _FEW:
         return list(range(n))

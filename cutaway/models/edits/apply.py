@@ -65,7 +65,7 @@ class Apply(Edit):
         return new
 
     def identity(self) -> str:
-        """Refuse to be told apart from other functions, as files of sweeps ask.
+        """Refuse to be identified, as files of sweeps require.
 
         Raises:
             Refused: always.

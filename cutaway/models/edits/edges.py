@@ -64,7 +64,7 @@ class EdgePatch:
         return [Edge(self.sender.where, parse(r)) for r in self.receivers]
 
     def heard(self, body: Anatomy) -> list[Address]:
-        """The receivers that hear the sender; none for the logits."""
+        """Return the receivers that hear the sender; none for the logits."""
         ends = [parse(r) for r in self.receivers]
         return [a for a in ends if a.site != "logits" and precedes(body, self.sender.where, a)]
 

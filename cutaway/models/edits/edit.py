@@ -26,12 +26,12 @@ WITH_CACHE = ("k", "v")
 
 
 class Edit(ABC):
-    """One change at one address.
+    """A change of an activation at one address.
 
     Attributes:
         address: the place, as text or parsed.
         positions: several positions, in place of one in the address; None without.
-        since: the first position that changes, of those it acts on: before it the run has these values anyway.
+        since: the first position that really changes; before it the run has the same values anyway.
         local: True if the change depends on nothing but the value at its own place.
         whole_batch: True if it may read across prompts, so that a plan must not divide them.
     """

@@ -1,4 +1,4 @@
-"""What a model is: its modules and their settings, whatever is attached to them, and every byte of its weights.
+"""Identity of a model: its modules and their settings, whatever is attached to them, and every byte of its weights.
 
 Two models of one configuration may differ in all of it: an adapter, quantised maps, a hook of another library, a
 forward that was put on one module. What is kept about a model (its self-check, a sweep half done) is kept under this.
@@ -32,8 +32,8 @@ REWRITES: WeakKeyDictionary[Any, list[dict[str, Any]]] = WeakKeyDictionary()
 
 
 def described(hf: nn.Module) -> tuple[str, list[str]]:
-    """Every module with its type, plain settings, hooks and own forward, in order; and where what is attached cannot
-    be read.
+    """Return every module with its type, plain settings, hooks and own forward, in order; and where what is attached
+    cannot be read.
 
     That enters by a token, which lasts as long as the object. Taps of this package are not counted: they come and go.
     """
@@ -62,7 +62,7 @@ def described(hf: nn.Module) -> tuple[str, list[str]]:
 
 
 def configured(config: Any) -> str:
-    """A configuration as text: its fields and the attention implementation, without what saving adds."""
+    """Return a configuration as text: its fields and the attention implementation, without what saving adds."""
     fields = {k: v for k, v in config.to_dict().items() if k not in _SAVING}
     return f"{sorted(fields.items(), key=str)}{getattr(config, '_attn_implementation', '')}"
 
@@ -82,7 +82,7 @@ def _attached(module: nn.Module) -> Iterator[Any]:
 
 
 def _plain(value: Any, depth: int = 0) -> str | None:
-    """A value of numbers and texts, or None for any other."""
+    """Return a value of numbers and texts, or None for any other."""
     if value is None or isinstance(value, int | float | complex | str | bytes | torch.dtype | torch.device):
         return repr(value)
     if depth > 4:
@@ -98,7 +98,7 @@ def _plain(value: Any, depth: int = 0) -> str | None:
 
 
 def _token(f: Any) -> str:
-    """A token of one object for as long as it lives; a new one each time where it cannot be kept."""
+    """Return a token of one object for as long as it lives; a new one each time where it cannot be kept."""
     try:
         return _TOKENS.setdefault(getattr(f, "__func__", f), secrets.token_hex(8))
     except TypeError:
@@ -106,7 +106,9 @@ def _token(f: Any) -> str:
 
 
 def tensors(hf: nn.Module) -> dict[str, Any]:
-    """Every parameter, buffer and packed weight under its name; rotary frequencies that each forward writes are not."""
+    """Return every parameter, buffer and packed weight under its name; rotary frequencies that each forward writes
+    are not.
+    """
     found: dict[str, Any] = hf.state_dict(keep_vars=True)
     for name, module in hf.named_modules(remove_duplicate=False):
         passing = any(word in str(module.__dict__.get("rope_type")) for word in _WRITTEN_BY_FORWARD)
@@ -120,9 +122,9 @@ def tensors(hf: nn.Module) -> dict[str, Any]:
 
 
 def fingerprint(hf: nn.Module, fresh: bool = False) -> str:
-    """Hash of what a model is; of weights that are offloaded only names and shapes, and it says so.
+    """Hash the identity of a model; offloaded weights count by name and shape alone, and the hash says so.
 
-    `anew` hashes every byte again, whether or not a change has been noticed (`core.record.hash_tensors`).
+    With `fresh`, every byte is hashed again, whether or not a change has been noticed (`core.record.hash_tensors`).
     """
     plain, other = dict[str, Tensor](), list[str]()
     for name, value in tensors(hf).items():
@@ -135,10 +137,10 @@ def fingerprint(hf: nn.Module, fresh: bool = False) -> str:
 
 
 def anatomy(hf: nn.Module) -> tuple[str, list[str]]:
-    """`described`, with how its weights look: shapes, dtypes, devices, which are tied, and which hold one value only.
+    """Return `described` with the look of the weights: shapes, dtypes, devices, ties, and weights of one value only.
 
-    What is true of the reads and edits of one model is true of another with the same text: a bias of zeros would hide
-    that it is forgotten, so models are told apart by that as well.
+    Outcomes of the self-check hold for all models with the same text. A bias of zeros would hide that it is forgotten,
+    so the text tells zeros from other values.
     """
     text, unread = described(hf)
     lines, first = [text], dict[int, str]()
@@ -154,7 +156,7 @@ def anatomy(hf: nn.Module) -> tuple[str, list[str]]:
 
 
 def _even(t: Tensor) -> str:
-    """The value that every number of a tensor has, if it is one."""
+    """Return the value that every number of a tensor has, if it is one."""
     flat = t.detach().reshape(-1)
     if not len(flat) or not bool((flat[:64] == flat[0]).all()) or not bool((flat == flat[0]).all()):
         return ""
@@ -162,7 +164,7 @@ def _even(t: Tensor) -> str:
 
 
 def packed(name: str, value: Any) -> str:
-    """The hash of weights that are no plain tensor: quantised, packed, of another library, or a dtype or shape."""
+    """Hash weights that are not a plain tensor: quantised, packed, of another library, or a dtype or shape."""
     if isinstance(value, list | tuple):
         return hash_text(*(packed(f"{name}.{i}", v) for i, v in enumerate(value)))
     if isinstance(value, Tensor):

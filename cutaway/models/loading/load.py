@@ -35,7 +35,8 @@ def load(
     attention: str | None = None,
     check: bool = True,
 ) -> Model:
-    """A `Model` from a Hugging Face id (`org/name`, `org/name@revision`), a local folder, or a live `PreTrainedModel`.
+    """Return a `Model` from a Hugging Face id (`org/name`, `org/name@revision`), a local folder, or a live
+    `PreTrainedModel`.
 
     Loaded weights are float32 on the CPU and the checkpoint's dtype elsewhere, unless `dtype` says otherwise; a live
     model is taken as it is. `device` is one device; "auto" or a map from modules to devices spreads the model over
@@ -46,8 +47,15 @@ def load(
     Raises:
         Refused: unknown or broken source, remote code, pickled weights, too little memory, unknown structure.
     """
-    options = {"tokenizer": tokenizer, "name": name, "world": world, "device": device, "dtype": dtype,
-               "attention": attention, "check": check}  # fmt: skip
+    options = {
+        "tokenizer": tokenizer,
+        "name": name,
+        "world": world,
+        "device": device,
+        "dtype": dtype,
+        "attention": attention,
+        "check": check,
+    }
     if isinstance(x, torch.nn.Module):
         hf = inner(x)
         if device is not None or dtype is not None:
@@ -118,7 +126,7 @@ def _from_source(
 
 
 def _revised(source: str) -> tuple[str, dict[str, str]]:
-    """A source and its revision, where a name of the hub has one: `org/name@revision`."""
+    """Return a source and its revision, where a name of the hub has one: `org/name@revision`."""
     if Path(source).expanduser().exists() or "@" not in source:
         return source, {}
     name, _, revision = source.partition("@")
@@ -126,7 +134,7 @@ def _revised(source: str) -> tuple[str, dict[str, str]]:
 
 
 def _spread(device: str | dict[str, Any]) -> dict[str, Any]:
-    """How transformers is to place the weights; nothing where one device takes all of them.
+    """Return the options by which transformers places the weights; none if one device takes all of them.
 
     Raises:
         Refused: a placement that needs accelerate, or several processes, without them.
@@ -175,7 +183,7 @@ def _check_memory(folder: Path, dtype: torch.dtype | str) -> None:
 
 
 def _free_memory() -> int | None:
-    """Bytes that can be had; file caches, which the system gives up when asked, count as free."""
+    """Return the bytes that can be had; file caches, which the system gives up when asked, count as free."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         found = [line.split() for line in meminfo.read_text().splitlines() if line.startswith("MemAvailable:")]

@@ -1,4 +1,4 @@
-"""How a model was loaded, and what it is like: so that a record can say how to load it again, or why that is no use."""
+"""Record of how a model was loaded and of its state since, from which commands that load it again are made."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OBJECTS = ("tokenizer", "world")
 
 
 def loaded(model: Model, source: str, given: Mapping[str, Any]) -> Made:
-    """How `load(source, …)` made a model with the options given; those left as usual do not count."""
+    """Return the recipe of a model made by `load(source, …)`; options left at their defaults do not count."""
     given = {n: _plain(v) for n, v in given.items() if v not in (None, "", True)}
     objects = [n for n in given if n in _OBJECTS]
     told = {n: v for n, v in given.items() if n not in _OBJECTS}
@@ -34,7 +34,7 @@ def loaded(model: Model, source: str, given: Mapping[str, Any]) -> Made:
 
 
 def pinned(model: Model, source: str) -> str:
-    """The name of a source that means the same from everywhere and for good: a whole path, a commit of the hub."""
+    """Return an absolute name of a source: a whole path, or a commit of the hub."""
     at = Path(source).expanduser()
     if at.exists():
         return str(at.absolute())
@@ -43,7 +43,7 @@ def pinned(model: Model, source: str) -> str:
 
 
 def look(model: Model) -> dict[str, Any]:
-    """What numbers depend on beside the code: every aspect by its name, in a form that is quickly compared."""
+    """Return the state that numbers depend on, by aspect, in a form that is quickly compared."""
     hf = model.hf
     held = {n: t for n, t in identity.tensors(hf).items() if isinstance(t, Tensor)}
     return {
@@ -59,7 +59,7 @@ def look(model: Model) -> dict[str, Any]:
 
 
 def _held(t: Tensor) -> tuple[Any, int]:
-    """The memory of a tensor, known even when it is given to another one, and how often it was written to."""
+    """Return the memory of a tensor, known even when it is given to another one, and how often it was written to."""
     local: Tensor = t.to_local() if hasattr(t, "to_local") else t  # type: ignore[operator]
     version = -1 if local.is_inference() else local._version
     if local.is_meta:  # weights that are elsewhere come and go
@@ -71,7 +71,7 @@ def _held(t: Tensor) -> tuple[Any, int]:
 
 
 def _plain(value: Any) -> Any:
-    """An option's value in words that repeat it."""
+    """Return an option's value in words that repeat it."""
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
     return str(value) if isinstance(value, torch.device) else value

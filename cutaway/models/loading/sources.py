@@ -1,4 +1,4 @@
-"""What can be loaded from where: what a path holds that is no model, dtypes and devices that there are, and no bars."""
+"""Checks of sources, dtypes and devices before loading, and the progress of loading."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def check_device(device: str) -> None:
 
 @contextmanager
 def own_progress() -> Iterator[None]:
-    """While open, loading is told as progress of this house (`core.progress`), and transformers draws no bar of it."""
+    """Within the block, loading reports to `core.progress`, and transformers draws no bar of its own."""
     from transformers.utils import logging
 
     hook: Any = getattr(logging, "set_tqdm_hook", None)

@@ -12,7 +12,8 @@ _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def inner(x: nn.Module) -> Any:
-    """The transformers model that a wrapper (torch.compile, PEFT, data parallelism) stands around; itself if none.
+    """Return the transformers model that a wrapper (torch.compile, PEFT, data parallelism) stands around; itself if
+    none.
 
     An adapter's layers are live inside that model and belong to it.
 

@@ -35,7 +35,7 @@ _FOLDER: ContextVar[Path | None] = ContextVar("cutaway_resuming", default=None)
 
 @contextmanager
 def resuming(folder: Path | str) -> Iterator[None]:
-    """While open, what sweeps have done is kept in `folder`, also when they are interrupted, and not done again.
+    """Within the block, what sweeps have done is kept in `folder`, also when they are interrupted, and not done again.
 
     Raises:
         Refused: the folder is a file, or cannot be written.
@@ -55,12 +55,12 @@ def resuming(folder: Path | str) -> Iterator[None]:
 
 
 def kept() -> Path | None:
-    """The folder in which sweeps are kept at present."""
+    """Return the folder in which sweeps are kept at present."""
     return _FOLDER.get()
 
 
 def opened(variants: int, prompts: int, path: Path | None, key: Callable[[], str]) -> Ledger:
-    """The ledger of a sweep: in its own file, in the folder that is open, or in memory only."""
+    """Return the ledger of a sweep: in its own file, in the folder that is open, or in memory only."""
     folder = _FOLDER.get()
     if path is None and folder is None:
         return Ledger(variants, prompts)
@@ -110,7 +110,7 @@ class Ledger:
 
 
 def sweep_key(model: Model, tokens: Tokens, variants: Sequence[Sequence[Edit]], metric: Measure | OfLogits) -> str:
-    """What ties a ledger to its sweep: the versions, the model, the edits around it, prompts, edits and metric, whole.
+    """Return the key that ties a file to its sweep: versions, model, edits around it, prompts, edits and metric, whole.
 
     A metric is known by what it is and, if it reads last logits alone, by what it makes of seeded random ones.
 

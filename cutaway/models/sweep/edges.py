@@ -42,8 +42,10 @@ def sweep_edges(
             through.setdefault(tuple(map(id, p.frozen)), []).append(i)
         else:
             inside.append(i)
-    parts = [(found, sweep(model, tokens, [[patches[i].sender] for i in found], metric, base=patches[found[0]].frozen))
-             for found in through.values()]  # fmt: skip
+    parts = [
+        (found, sweep(model, tokens, [[patches[i].sender] for i in found], metric, base=patches[found[0]].frozen))
+        for found in through.values()
+    ]
     if inside:
         heard = _heard(model, tokens, [patches[i] for i in inside])
         parts.append((inside, sweep(model, tokens, heard, metric)))
@@ -54,7 +56,7 @@ def sweep_edges(
 
 
 def _heard(model: Model, tokens: Tokens, patches: Sequence[EdgePatch]) -> list[list[Edit]]:
-    """What the receivers of each patch read in its first run, as edits."""
+    """Return the inputs of each patch's receivers in its first run, as edits."""
     alike: dict[tuple[int, tuple[Address, ...], tuple[int, ...]], list[int]] = {}
     for i, p in enumerate(patches):
         key = p.sender.where.layer or 0, tuple(p.heard(model.body)), tuple(map(id, p.frozen))
@@ -65,7 +67,7 @@ def _heard(model: Model, tokens: Tokens, patches: Sequence[EdgePatch]) -> list[l
         clean = clean_run(model, tokens, sorted({layer for layer, _, _ in alike}), keys=False)
         for (layer, ends, _), members in sorted(alike.items(), key=lambda item: item[0][0]):
             if not ends:
-                continue  # nobody hears these senders
+                continue  # no receiver reads these senders
 
             def run(some: Sequence[int], layer: int = layer, ends: tuple[Address, ...] = ends) -> None:
                 edits = _received(model, tokens, [patches[i] for i in some], layer, ends, clean)

@@ -64,7 +64,7 @@ def sweep(
     budget: int | None = None,
     resume: Path | None = None,
 ) -> Float[Tensor, "variant batch *metric"]:
-    """The metric of every prompt under every variant's edits.
+    """Measure every prompt under every variant's edits.
 
     `base` holds edits made in every variant, before its own: their run takes the place of the clean one, so that what
     a variant does not change in it is not computed again either.
@@ -72,7 +72,7 @@ def sweep(
     number; it returns one number per row, or one row of several. A `Measure` gets what it reads instead, and forwards
     end at the deepest place that is read. `budget` is the largest number of rows × positions run
     at once (but one prompt always fits it). With `resume`, what is done is kept in that file, also when interrupted,
-    and taken from it the next time. Progress is told to whoever listens (`core.progress`). In a process group the plan
+    and taken from it the next time. Reports progress to `core.progress` listeners. In a process group the plan
     is shared, and every process returns everything and counts the forwards of all.
 
     Raises:
@@ -162,7 +162,7 @@ def streamed(model: Model, parts: Iterable[Part], *, budget: int | None = None) 
 
 @dataclass(frozen=True)
 class _Work:
-    """What a sweep is to do, and what is done."""
+    """A sweep with its state of completion."""
 
     model: Model
     tokens: Tokens
@@ -194,12 +194,12 @@ class _Group:
         self.waiting: list[tuple[Job, Tensor]] = []  # final streams, until enough share one unembedding
 
     def share(self) -> frozenset[int]:
-        """The variants that this process runs, of those not done."""
+        """Return the variants that this process runs, of those not done."""
         jobs = shards.mine(self.jobs(), lambda j: cost(self.model, self.tokens, self.first, j))
         return frozenset(i for j in jobs for i in j.variants)
 
     def jobs(self) -> list[Job]:
-        """What is not done yet."""
+        """Plan the jobs that are not done yet."""
         done = self.ledger.done[:, list(self.prompts.rows)].all(1)
         if self.own is not None:
             done[[i for i in range(len(done)) if i not in self.own]] = True

@@ -34,11 +34,11 @@ Variants = Sequence[Sequence[Edit]]
 
 @dataclass
 class Clean:
-    """What one run without the variants' edits left behind.
+    """State of one run without the variants' edits.
 
     Attributes:
-        streams: what entered blocks.
-        added: what MLPs added.
+        streams: inputs of blocks, by layer.
+        added: outputs of MLPs, by layer.
         keys: keys and values of every layer.
         read: the activations that the metric reads.
     """
@@ -218,7 +218,7 @@ def without(body: Anatomy, layers: Iterable[int]) -> Iterator[None]:
 
 @contextmanager
 def injecting(block: nn.Module, stream: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While open, what enters the block is replaced, before any tap sees it."""
+    """Within the block, what enters the block is replaced, before any tap sees it."""
 
     def inject(module: nn.Module, args: Any, kw: Any) -> Any:
         new = stream(args[0] if args else kw["hidden_states"])
@@ -232,7 +232,7 @@ def injecting(block: nn.Module, stream: Callable[[Tensor], Tensor]) -> Iterator[
 
 
 def _joined(stream: Tensor | None, alone: bool, frame: ForwardFrame) -> Callable[[Tensor], Tensor]:
-    """The rows so far, then those that start here; the frame is told how many run."""
+    """Return a function that appends the rows that start here to the rows so far, and updates the frame's batch."""
 
     def join(x: Tensor) -> Tensor:
         x = stream if stream is not None and alone else x if stream is None else torch.cat([x, stream])
@@ -244,7 +244,7 @@ def _joined(stream: Tensor | None, alone: bool, frame: ForwardFrame) -> Callable
 
 @contextmanager
 def entered(model: Model, layer: int, stream: Float[Tensor, "batch position d_model"]) -> Iterator[None]:
-    """While open, forwards of these prompts begin at a block, with the stream that entered it in another run."""
+    """Within the block, forwards of these prompts begin at a block, with the stream that entered it in another run."""
     with passing(model.body, layer), injecting(model.body.blocks[layer], lambda x: stream):
         yield
 
@@ -319,8 +319,10 @@ def _see(chains: Variants, n: int, frames: Sequence[ForwardFrame]) -> Callable[[
 
 
 def _prefix(clean: Clean, start: int) -> Any:
-    """A cache with the clean keys and values of the first columns, which are laid out for the rows of a layer only when
-    its attention asks for them, and kept by nobody: copies for all layers at once would outgrow everything else.
+    """Return a cache with the clean keys and values of the first columns.
+
+    They are laid out for the rows of a layer only when its attention asks for them, and not stored: copies for all
+    layers at once would outgrow everything else.
     """
     from transformers import DynamicCache
     from transformers.cache_utils import DynamicLayer

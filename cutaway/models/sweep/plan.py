@@ -107,7 +107,7 @@ def plan(
 
 
 def _attended(model: Model, width: int) -> int:
-    """Rows whose keys and values of all columns, which attention reads at once, fit the budget."""
+    """Return the rows whose keys and values of all columns, which attention reads at once, fit the budget."""
     s = model.shape
     return max(1, _BUDGET_BYTES // max(1, 8 * width * max(s.n_heads, s.n_kv_heads) * s.d_head))
 
@@ -120,13 +120,13 @@ def reaching(model: Model, variants: Sequence[Variant], reads: Reads) -> list[Va
 
 
 def halved(job: Job) -> Iterator[Job]:
-    """The job as two, of half as many variants."""
+    """Return the job as two, of half as many variants."""
     half = len(job.variants) // 2
     return (replace(job, variants=part) for part in (job.variants[:half], job.variants[half:]))
 
 
 def room(model: Model, width: int, budget: int | None = None) -> int:
-    """Rows × positions that one batch may have, for prompts of some width."""
+    """Return the rows × positions that one batch may have, for prompts of some width."""
     if budget is None:
         budget = _BUDGET_BYTES // (4 * model.body.widest(width))
         budget = min(budget, _BUDGET_CPU) if model.device.type == "cpu" else budget
@@ -134,20 +134,20 @@ def room(model: Model, width: int, budget: int | None = None) -> int:
 
 
 def cost(model: Model, tokens: Tokens, first: Sequence[int], job: Job) -> float:
-    """What a job costs, in columns through a block."""
+    """Return the cost of a job, in columns through a block."""
     layers = sum(model.shape.n_layers - (first[i] if job.grows else job.low) for i in job.variants)
     return layers * len(tokens) * (tokens.ids.shape[1] - job.start)
 
 
 def first_layer(model: Model, variant: Variant) -> int:
-    """The first block that must run again; everything before it is the clean run's."""
+    """Return the first block that must run again; everything before it is the clean run's."""
     if RESUME in model.disabled:
         return 0
     return min((_entry(model, e) for e in variant), default=0)
 
 
 def running(model: Model, base: Variant, variant: Variant, first: int, able: bool) -> Variant:
-    """A variant's edits after those of the base that the injected stream does not hold already."""
+    """Return a variant's edits after those of the base that the injected stream does not hold already."""
     edits = [*(b for b in base if (_entry(model, b), b.where.site not in _ENTERING) > (first, False)), *variant]
     injected = first > 0 or (able and all(grows(model, e) for e in edits))
     return edits if injected else [*base, *variant]
@@ -164,14 +164,14 @@ def can_grow(model: Model, tokens: Tokens, reads: Reads = Reads()) -> bool:  # n
 
 
 def grows(model: Model, e: Edit) -> bool:
-    """Whether a variant with this edit may join a growing batch."""
+    """Return True if a variant with this edit may join a growing batch."""
     return e.where.site != "logits" and not (
         e.where.site in ("embed", "pos_embed") and model.body.top("pos") is not None
     )
 
 
 def _within(model: Model, whole: BatchSlice, budget: int | None) -> list[BatchSlice]:
-    """Prompts of one batch as parts that fit the budget, of nearly equal size."""
+    """Return the prompts of one batch as parts that fit the budget, of nearly equal size."""
     most = max(1, room(model, whole.width, budget) // whole.width)
     parts = -(-len(whole) // most)
     edges = [len(whole) * i // parts for i in range(parts + 1)]
@@ -202,7 +202,7 @@ def _entry(model: Model, e: Edit) -> int:
 
 
 def _start(e: Edit, width: int) -> int:
-    """The first column an edit touches."""
+    """Return the first column an edit touches."""
     if not isinstance(e, Knockout) and not BY_NAME[e.where.site].has_position:
         return 0
     touched = e.queries if isinstance(e, Knockout) else e.places()  # cut edges change what their queries read

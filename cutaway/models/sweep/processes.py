@@ -1,4 +1,4 @@
-"""One plan over several processes: each takes its share of the jobs, and all end with all results.
+"""Sharing of a plan over processes: each takes its share of the jobs, and all end with all results.
 
 Started by `torchrun --nproc-per-node N cutaway …`; without a process group there is one process and nothing to do.
 Every process holds the whole model and does the clean run itself; only numbers travel. A model that is itself split
@@ -19,17 +19,17 @@ _SPLIT = ("q", "k", "v", "scores", "pattern", "z", "head_out", "mlp_pre", "mlp_g
 
 
 def processes() -> int:
-    """How many processes share the work."""
+    """Return the number of processes that share the work."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """The number of this process."""
+    """Return the number of this process."""
     return dist.get_rank() if processes() > 1 else 0
 
 
 def split(hf: nn.Module) -> bool:
-    """Whether tensor parallelism has split weights of the model over processes."""
+    """Return True if tensor parallelism has split weights of the model over processes."""
     if processes() == 1:
         return False
     from torch.distributed.tensor import DTensor
@@ -38,13 +38,13 @@ def split(hf: nn.Module) -> bool:
 
 
 def split_sites(hf: nn.Module) -> dict[str, str]:
-    """The sites of which each process holds a part only, with the reason why they cannot be read or edited."""
+    """Return the sites of which each process holds a part only, with the reason why they cannot be read or edited."""
     reason = f"tensor parallelism splits its heads or neurons over {processes()} processes: load without it, or place"
     return dict.fromkeys(_SPLIT, reason + " the model with device='auto'") if split(hf) else {}
 
 
 def mine(jobs: Sequence[T], cost: Callable[[T], float]) -> list[T]:
-    """This process's share of the jobs: the dearest first, each to whoever has least so far."""
+    """Return the jobs of this rank: greedy, largest cost first, to the least-loaded rank."""
     n = processes()
     load, shares = [0.0] * n, [list[T]() for _ in range(n)]
     for job in sorted(jobs, key=cost, reverse=True):
@@ -56,15 +56,15 @@ def mine(jobs: Sequence[T], cost: Callable[[T], float]) -> list[T]:
 
 
 def others(spent: float, device: torch.device) -> float:
-    """What all other processes spent, where each says its own."""
+    """Sum the spending of all other processes."""
     total = torch.tensor(spent, dtype=torch.float64).to(device if device.type != "mps" else "cpu")
     dist.all_reduce(total)
     return float(total) - spent
 
 
 def gathered(values: Tensor | None, device: torch.device, shared: bool = True) -> Tensor:
-    """The sum over processes, each of which filled its own entries and left zeros elsewhere (None: it had no share);
-    without `shared`, what this process has.
+    """Return the sum over processes, each of which filled its own entries and left zeros elsewhere (None: it had no
+    share); without `shared`, what this process has.
     """
     if shared and processes() > 1:
         shapes: list[tuple[int, ...] | None] = [None] * processes()
