@@ -20,7 +20,7 @@ LEFT: dict[str, tuple[int, int, int]] = {
     "cli/dict": (9, 3, 5),
     "dictionaries": (18, 2, 9),
     "dictionaries/benchmarks": (8, 0, 2),
-    "dictionaries/evaluation": (8, 3, 32),
+    "dictionaries/evaluation": (1, 0, 5),
     "dictionaries/formats": (19, 7, 46),
     "dictionaries/formats/shared": (7, 4, 3),
     "dictionaries/gates": (4, 2, 0),

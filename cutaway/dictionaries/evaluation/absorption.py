@@ -51,10 +51,13 @@ class Absorbed:
 
 
 def absorbed(
-    code: SparseCode, rows: Float[Tensor, "latent d"], x: Float[Tensor, "token d"], probe: Float[Tensor, "d"],
+    code: SparseCode,
+    rows: Float[Tensor, "latent d"],
+    x: Float[Tensor, "token d"],
+    probe: Float[Tensor, "d"],
     own: Int[Tensor, "own"],
-) -> Absorbed:  # fmt: skip
-    """Full absorption and its fraction on tokens that show a concept, given the probe and the concept's own latents.
+) -> Absorbed:
+    """Measure full absorption and its fraction on tokens that show a concept, given its probe and its own latents.
 
     A token on which the probe reads nothing (x·w ≤ 0) shows no absorption.
     """
@@ -80,7 +83,7 @@ def absorbed(
 
 
 def own_latents(code: SparseCode, shows: Bool[Tensor, "token"], *, seed: int = 0) -> Int[Tensor, "own"]:
-    """The latents of a concept: the best one, then the next while a probe's F1 rises by more than 0.03; at most 10.
+    """Find the latents of a concept: the best, then the next while a probe's F1 rises by more than 0.03; at most 10.
 
     Candidates are the 64 whose means differ most between tokens with and without the concept; their order is that of
     the weights of an L1 probe on latents scaled to their largest value. F1 is that on as many tokens without the
@@ -101,16 +104,21 @@ def own_latents(code: SparseCode, shows: Bool[Tensor, "token"], *, seed: int = 0
 
 
 def best_latent(code: SparseCode, shows: Bool[Tensor, "token"]) -> Int[Tensor, "1"]:
-    """The latent whose firing detects a concept with the best F1."""
+    """Find the latent whose firing detects a concept with the best F1."""
     fires, hits = code.fires(), code.rows(shows).fires()
     return (2 * hits / (fires + shows.sum())).argmax().reshape(1)
 
 
 def planted_absorption(
-    seen: Seen, directions: Float[Tensor, "feature d"], law: Law, *, null: Sequence[Seen] = (), most: int = 64,
+    seen: Seen,
+    directions: Float[Tensor, "feature d"],
+    law: Law,
+    *,
+    null: Sequence[Seen] = (),
+    most: int = 64,
     seed: int = 0,
-) -> Scores:  # fmt: skip
-    """Absorption of true features that have children, beside features that have none and random dictionaries.
+) -> Scores:
+    """Measure absorption of true features that have children, beside features without and random dictionaries.
 
     Args:
         seen: a dictionary on evidence with a true code.
@@ -128,13 +136,18 @@ def planted_absorption(
     random = [_planted(s, directions, parents, seed) for s in null]
     others = {"features without children": _planted(seen, directions, childless, seed)} if childless else {}
     rows = [s.against([r[i] for r in random], {n: o[i] for n, o in others.items()}) for i, s in enumerate(rows)]
-    record = {"tokens": len(seen.evidence), "concepts": len(parents), "without children": len(childless),
-              "interval": "over features", "dictionary": seen.dictionary.fingerprint()}  # fmt: skip
+    record = {
+        "tokens": len(seen.evidence),
+        "concepts": len(parents),
+        "without children": len(childless),
+        "interval": "over features",
+        "dictionary": seen.dictionary.fingerprint(),
+    }
     return collect(rows, record)
 
 
 def summary(found: Sequence[Absorbed], unit: str = "concept") -> list[Score]:
-    """Means over concepts of the rate of full absorption, its fraction and the number of own latents."""
+    """Average the rate of full absorption, its fraction and the number of own latents over concepts."""
     return [
         over_units(
             "full absorption", torch.stack([a.full.double().mean() for a in found]), "share of tokens", (0.0, 1.0)
@@ -178,7 +191,7 @@ def _concepts(seen: Seen, law: Law, most: int) -> tuple[list[int], list[int]]:
 
 
 def _largest(given: Tensor, code: SparseCode, k: int) -> tuple[Float[Tensor, "token k"], Int[Tensor, "token k"]]:
-    """The k largest entries of each token and where they are; 0 and −1 where a token has fewer."""
+    """Return the k largest entries of each token and their places; 0 and −1 where a token has fewer."""
     order = given.argsort(descending=True, stable=True)
     order = order[code.tokens[order].argsort(stable=True)]
     token = code.tokens[order]
@@ -191,8 +204,10 @@ def _largest(given: Tensor, code: SparseCode, k: int) -> tuple[Float[Tensor, "to
 
 
 def _candidates(code: SparseCode, y: Tensor) -> Int[Tensor, "candidate"]:
-    sums = [torch.zeros(code.n_latents).index_add_(0, part.index.reshape(-1), part.value.reshape(-1).float()) / n
-            for part, n in ((code.rows(y), int(y.sum())), (code.rows(~y), int((~y).sum())))]  # fmt: skip
+    sums = [
+        torch.zeros(code.n_latents).index_add_(0, part.index.reshape(-1), part.value.reshape(-1).float()) / n
+        for part, n in ((code.rows(y), int(y.sum())), (code.rows(~y), int((~y).sum())))
+    ]
     return (sums[0] - sums[1]).abs().topk(min(CANDIDATES, code.n_latents)).indices
 
 
@@ -211,7 +226,7 @@ def _f1(probe: object, x: Tensor, y: Tensor) -> float:
 
 
 def _balanced(shows: Tensor, g: torch.Generator) -> Int[Tensor, "token"]:
-    """As many tokens without the concept as with it, at most 4 000 in all."""
+    """Draw as many tokens without the concept as with it, at most 4,000 in all."""
     yes, no = shows.nonzero().squeeze(1), (~shows).nonzero().squeeze(1)
     n = min(len(yes), len(no), _TOKENS // 2)
     pick = [part[torch.randperm(len(part), generator=g)[:n]] for part in (yes, no)]
@@ -219,7 +234,7 @@ def _balanced(shows: Tensor, g: torch.Generator) -> Int[Tensor, "token"]:
 
 
 def by_concept(found: Mapping[str, Absorbed]) -> dict[str, dict[str, float]]:
-    """Absorption of every concept by name."""
+    """Return the absorption of every concept by name, ready for JSON."""
     return {
         n: {"full": float(a.full.double().mean()), "fraction": float(a.fraction.double().mean()), "tokens": len(a.full)}
         for n, a in found.items()

@@ -1,13 +1,13 @@
 """Controls: what a dictionary is compared with.
 
-* random: directions drawn anew, decoder rows as long as those of the dictionary, as many active latents
-* pca: as many principal components a token as the dictionary has latents active, those that matter most to the token
+* random: new random directions, decoder rows as long as those of the dictionary, as many active latents
+* pca: as many principal components per token as the dictionary has latents active, those that matter most to the token
 * pca first: the same number of leading components, the same ones on every token
-* neurons: the coordinates of the site themselves, as many a token
+* neurons: the coordinates of the site themselves, as many per token
 * linear: where the output is another site, the best affine map
-* mlp neurons: of a dictionary that writes `mlp_out`, the model's own neurons, as many a token (`mlp_neurons`)
+* mlp neurons: of a dictionary that writes `mlp_out`, the model's own neurons, as many per token (`mlp_neurons`)
 
-Of a dictionary of several sites every site has its own, with as many a token as latents that write it are active: the
+Of a dictionary of several sites every site has its own, with as many per token as latents that write it are active: the
 L0 of such a control counts all sites. What is fitted (means, components, the length of random encoders, the affine map)
 is fitted on other tokens than those judged on. A dictionary of a model with random weights, and the model's own
 neurons, are controls that only the caller has; see `evaluate`.
@@ -75,7 +75,7 @@ def judge(dictionary: Dictionary, evidence: Evidence, samples: int, seed: int, f
 
 
 def random_dictionary(dictionary: Dictionary, fit: Evidence, l0: float, *, seed: int = 0) -> Dictionary:
-    """A dictionary of random directions with the decoder norms, biases and L0 of another.
+    """Make a dictionary of random directions with the decoder norms, biases and L0 of another.
 
     Encoder rows point along the new decoder rows of what is read (or anywhere, where something else is written) and are
     so long that the reconstruction of `fit` is as near as one factor can bring it. Top-k gates keep their k; others
@@ -94,10 +94,15 @@ def random_dictionary(dictionary: Dictionary, fit: Evidence, l0: float, *, seed:
     share = [l0 * b.n_latents / made.n_latents for b in made.blocks]
     gates = tuple(_gate(old, k) for old, k in zip(made.gates, share, strict=True))
     made = replace(
-        made, encoder=tuple(encoder), decoder=tuple(decoder), gates=gates, norm_aware=False,
-        b_dec={w: b.cpu() for w, b in made.b_dec.items()}, b_enc=tuple(torch.zeros(b.n_latents) for b in made.blocks),
+        made,
+        encoder=tuple(encoder),
+        decoder=tuple(decoder),
+        gates=gates,
+        norm_aware=False,
+        b_dec={w: b.cpu() for w, b in made.b_dec.items()},
+        b_enc=tuple(torch.zeros(b.n_latents) for b in made.blocks),
         about={"control": "random", "seed": seed},
-    )  # fmt: skip
+    )
     made = _to_length(made, fit)
     return _with_thresholds(made, fit).to(device=dictionary.device)
 
@@ -107,7 +112,7 @@ def _gate(old: Gate, l0: float) -> Gate:
 
 
 def _to_length(made: Dictionary, fit: Evidence) -> Dictionary:
-    """Encoders multiplied by the factor that brings the latents' part of the output nearest to what is left for it."""
+    """Multiply encoders by the factor that brings the latents' part of the output nearest to what is left for it."""
     seen = observe(made, fit.rows(torch.arange(min(len(fit), 4096))))
     zero = replace(made, decoder=tuple({w: torch.zeros_like(t) for w, t in d.items()} for d in made.decoder))
     base = observe(zero, seen.evidence).output
@@ -120,7 +125,7 @@ def _to_length(made: Dictionary, fit: Evidence) -> Dictionary:
 
 
 def _with_thresholds(made: Dictionary, fit: Evidence) -> Dictionary:
-    """Batch top-k gates with the smallest value they kept as their threshold, so that tokens are on their own."""
+    """Give batch top-k gates the smallest value that they kept as their threshold, so that tokens are on their own."""
     code = observe(made, fit).code
     codes = [code.select(torch.arange(a, z)) for a, z in pairwise(made.starts)]
     kept = [c.value[c.value > 0] for c in codes]
@@ -132,7 +137,7 @@ def _with_thresholds(made: Dictionary, fit: Evidence) -> Dictionary:
 
 
 def principal(x: Float[Tensor, "token d"]) -> tuple[Float[Tensor, "d"], Float[Tensor, "component d"]]:
-    """The mean and the principal components of activations, largest first (float64)."""
+    """Return the mean and the principal components of activations, largest first (float64)."""
     wide = x.double()
     mean = wide.mean(0)
     return mean.float(), torch.linalg.eigh((wide - mean).T @ (wide - mean)).eigenvectors.flip(1).T.float()
@@ -141,14 +146,14 @@ def principal(x: Float[Tensor, "token d"]) -> tuple[Float[Tensor, "d"], Float[Te
 def pca_dictionary(
     x: Float[Tensor, "token d"], k: int, *, site: str = "resid_post.0", first: bool = False
 ) -> Dictionary:
-    """Principal components as a dictionary: the k that matter most on each token, or always the `first` k."""
+    """Make a dictionary of principal components: the k that matter most on each token, or always the `first` k."""
     mean, rows = principal(x)
     rows = rows[:k].contiguous() if first else rows
     return _orthonormal(site, rows, mean, k, "pca first" if first else "pca")
 
 
 def neurons(x: Float[Tensor, "token d"], k: int, *, site: str = "resid_post.0") -> Dictionary:
-    """The coordinates of a site as a dictionary: the k farthest from their mean on each token."""
+    """Make a dictionary of the coordinates of a site: the k farthest from their mean on each token."""
     return _orthonormal(site, torch.eye(x.shape[1]), x.double().mean(0).float(), k, "neurons")
 
 
@@ -161,7 +166,7 @@ def _orthonormal(site: str, rows: Tensor, mean: Tensor, k: int, name: str) -> Di
 def linear_map(
     x: Float[Tensor, "token d_in"], y: Float[Tensor, "token d_out"], *, reads: str, writes: str, ridge: float = 1e-4
 ) -> Dictionary:
-    """The best affine map from one site to another, as the skip of a dictionary whose one latent writes nothing.
+    """Fit the best affine map from one site to another, as the skip of a dictionary whose one latent writes nothing.
 
     `ridge` is relative to the mean variance of a coordinate.
     """
@@ -169,7 +174,7 @@ def linear_map(
 
 
 def _affine(reads: Mapping[str, Tensor], y: Tensor, write: str, ridge: float = 1e-4) -> Dictionary:
-    """The best affine map from some sites together to another."""
+    """Fit the best affine map from some sites together to another."""
     x = torch.cat([t.double() for t in reads.values()], 1)
     mx, my = x.mean(0), y.double().mean(0)
     a, b = x - mx, y.double() - my
@@ -179,13 +184,18 @@ def _affine(reads: Mapping[str, Tensor], y: Tensor, write: str, ridge: float = 1
     parts = matrix.float().split([t.shape[1] for t in reads.values()], 1)
     zeros = {s: torch.zeros(1, t.shape[1]) for s, t in reads.items()}
     return one_block(
-        zeros, {write: torch.zeros(1, y.shape[1])}, torch.zeros(1), {write: (my - matrix @ mx).float()}, TopK(1),
-        skip={(s, write): m.contiguous() for s, m in zip(reads, parts, strict=True)}, about={"control": "linear"},
-    )  # fmt: skip
+        zeros,
+        {write: torch.zeros(1, y.shape[1])},
+        torch.zeros(1),
+        {write: (my - matrix @ mx).float()},
+        TopK(1),
+        skip={(s, write): m.contiguous() for s, m in zip(reads, parts, strict=True)},
+        about={"control": "linear"},
+    )
 
 
 def mlp_neurons(model: Model, dictionary: Dictionary, fit: Evidence, l0: float) -> Dictionary | None:
-    """The neurons behind each `mlp_out` that a dictionary writes: as many a token as it has latents active there.
+    """Make a dictionary of the neurons behind each `mlp_out` that another writes, as many active per token.
 
     Those whose values are farthest from their mean, counted in the length of what they write; the others stay at their
     mean on `fit`, which has to hold the sites of `neuron_sites`. None where it has none of them.
@@ -205,13 +215,21 @@ def mlp_neurons(model: Model, dictionary: Dictionary, fit: Evidence, l0: float) 
             return None  # a norm or a scale follows the neurons
         mean = values.mean(0)
         gate, settings = AbsTopK(min(k, len(rows))), {"norm_aware": True, "about": {"control": "mlp neurons"}}
-        made.append(one_block({read: torch.eye(len(rows))}, {write: rows.float()}, -mean.float(),
-                              {write: (bias + mean @ rows).float()}, gate, **settings))  # fmt: skip
+        made.append(
+            one_block(
+                {read: torch.eye(len(rows))},
+                {write: rows.float()},
+                -mean.float(),
+                {write: (bias + mean @ rows).float()},
+                gate,
+                **settings,
+            )
+        )
     return _together(made).to(device=dictionary.device)
 
 
 def neuron_sites(model: Model, dictionary: Dictionary) -> dict[str, str]:
-    """The `mlp_post` site behind each `mlp_out` that a dictionary writes, where the model's neurons can be read."""
+    """Find the `mlp_post` site behind each `mlp_out` that a dictionary writes, where neurons can be read."""
     found = {}
     for write in dictionary.writes:
         a = parse(write)
@@ -226,7 +244,7 @@ def neuron_sites(model: Model, dictionary: Dictionary) -> dict[str, str]:
 
 
 def controls(dictionary: Dictionary, fit: Evidence, l0: float) -> dict[str, Dictionary]:
-    """The controls that fit a dictionary, by name; random ones apart.
+    """Fit the controls that suit a dictionary, by name; random ones apart.
 
     Sites that are read and written are compared with their components and coordinates, others that are written with
     affine maps from all that they follow from; of a dictionary with both kinds, components and maps make one control.
@@ -254,18 +272,21 @@ def _together(parts: Sequence[Dictionary]) -> Dictionary:
 
 
 def _at(site: str, x: Tensor, k: int) -> dict[str, Dictionary]:
-    return {"pca": pca_dictionary(x, k, site=site), "pca first": pca_dictionary(x, k, site=site, first=True),
-            "neurons": neurons(x, k, site=site)}  # fmt: skip
+    return {
+        "pca": pca_dictionary(x, k, site=site),
+        "pca first": pca_dictionary(x, k, site=site, first=True),
+        "neurons": neurons(x, k, site=site),
+    }
 
 
 def _active(d: Dictionary, sites: Sequence[str], l0: float) -> list[int]:
-    """How many active latents write each site, all blocks being as active."""
+    """Count the active latents that write each site, if all blocks are equally active."""
     writing = [sum(b.n_latents for b in d.blocks if s in b.writes) for s in sites]
     return [max(1, round(l0 * n / d.n_latents)) for n in writing]
 
 
 def _near(d: Dictionary, fit: Evidence, write: str) -> dict[str, Tensor]:
-    """What a written site follows from; of too many coordinates only those of the site that was read last."""
+    """Return what a written site follows from; of too many coordinates, those of the site that was read last."""
     reads = needed(d, write)
     kept = reads if sum(d.width(r) for r in reads) <= WIDEST else reads[-1:]
     return {r: fit.of(r).cpu() for r in kept}

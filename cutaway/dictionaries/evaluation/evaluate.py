@@ -1,4 +1,4 @@
-"""All that can be said of a dictionary on held-out activations, in one result.
+"""Every score of a dictionary on held-out activations, in one result.
 
 Reconstruction, firing and geometry; where the truth is known also recovery and planted absorption. Everything fitted
 for the controls is fitted on a first quarter of the evidence, everything judged on the rest.
@@ -24,18 +24,23 @@ from cutaway.dictionaries.evaluation.scores import Scores, joined
 
 @torch.no_grad()
 def evaluate(
-    dictionary: Dictionary, evidence: Evidence, *, truth: Truth | None = None, nulls: int = 2,
-    others: Mapping[str, tuple[Dictionary, Evidence]] | None = None, seed: int = 0,
-) -> Scores:  # fmt: skip
-    """Every score of a dictionary that needs activations only, beside random dictionaries and controls.
+    dictionary: Dictionary,
+    evidence: Evidence,
+    *,
+    truth: Truth | None = None,
+    nulls: int = 2,
+    others: Mapping[str, tuple[Dictionary, Evidence]] | None = None,
+    seed: int = 0,
+) -> Scores:
+    """Measure every score that needs activations only, beside random dictionaries and controls.
 
     Args:
-        dictionary: what is judged.
+        dictionary: the dictionary judged.
         evidence: held-out activations of the sites that it reads and writes.
-        truth: what the activations were made from, if the evidence has a true code.
-        nulls: how many random dictionaries.
+        truth: source of the activations, if the evidence has a true code.
+        nulls: number of random dictionaries.
         others: further controls by name, each with its own evidence: the dictionary of a model with random weights.
-        seed: of random dictionaries.
+        seed: seed of the random dictionaries.
 
     Raises:
         Refused: evidence of other sites, or too little of it.
@@ -56,5 +61,5 @@ def evaluate(
 
 
 def _alike(foreign: Mapping[str, Seen], seen: Seen) -> dict[str, Seen]:
-    """Those that write as many sites, so that their scores can stand in the same rows."""
+    """Return those that write as many sites, so that their scores can stand in the same rows."""
     return {n: s for n, s in foreign.items() if len(s.output) == len(seen.output)}

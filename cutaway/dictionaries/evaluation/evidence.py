@@ -1,4 +1,4 @@
-"""Evidence: held-out activations on which dictionaries are judged, and what a dictionary does on them."""
+"""Evidence: held-out activations on which dictionaries are judged, and the runs of dictionaries over them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cutaway.dictionaries.code import SparseCode, below
 from cutaway.dictionaries.dictionary import Dictionary
 
 PART = 4096  # tokens encoded at a time
-GROUPS = 256  # at most so many units are resampled
+GROUPS = 256  # units that are resampled at most
 FEW = 20  # with fewer sequences than this their contexts are the units
 ANY = "acts"  # the name of activations that come without the name of a site
 _EACH = ("sequence", "ids", "position", "context")  # what may be known of each token
@@ -43,7 +43,7 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """Activations by site, one row a token; special tokens are not among them.
+    """Activations by site, one row per token; special tokens are not among them.
 
     `sequence` numbers the sequence (document) of each token: tokens of one sequence are resampled together, or those of
     one `context` where fewer than 20 sequences fill more contexts than that. `position` is a token's place in its
@@ -73,7 +73,7 @@ class Evidence:
 
     @classmethod
     def gather(cls, source: Iterable[Any], tokens: int) -> Evidence:
-        """The first `tokens` tokens of a source without its special tokens.
+        """Gather the first `tokens` tokens of a source without its special tokens.
 
         A source gives tensors [token, width]; mappings from sites to them; pairs of a tensor and its true code (as a
         `Truth`); or the batches of a stream, whose mask is true where a token counts.
@@ -95,23 +95,23 @@ class Evidence:
         return parts[0] if len(parts) == 1 else _joined(parts)
 
     def rows(self, chosen: Int[Tensor, "chosen"]) -> Evidence:
-        """The evidence of some tokens."""
+        """Return the evidence of some tokens."""
         given = {n: t[chosen] for n in _EACH if (t := getattr(self, n)) is not None}
         truth = None if self.truth is None else self.truth.rows(chosen)
         return Evidence({s: x[chosen] for s, x in self.acts.items()}, truth=truth, text=self.text, **given)
 
     def identity(self) -> dict[str, Any]:
-        """Sites, tokens, and a hash of the activations; and the text, where it is known."""
+        """Return sites, tokens and a hash of the activations, and the text where it is known."""
         origin = {} if self.text is None else self.text.record
         return {"sites": list(self.acts), "tokens": len(self), "hash": hash_tensors(self.acts), **origin}
 
     def sizes(self) -> dict[str, int]:
-        """Number of tokens, for costs."""
+        """Return the number of tokens, for costs."""
         return {"tokens": len(self)}
 
     @cached_property
     def units(self) -> tuple[str, Int[Tensor, "token"]]:
-        """What is independent of what: the name of the unit, and the number of each token's unit (from 0)."""
+        """Resampling unit of the bootstrap: its name, and the index of each token's unit (from 0)."""
         if self.sequence is None:
             return "single tokens", torch.arange(len(self))
         one = self.sequence.unique(return_inverse=True)[1].cpu()
@@ -121,7 +121,7 @@ class Evidence:
         return ("contexts", two) if int(two.max()) > int(one.max()) else ("sequences", one)
 
     def parted(self, share: float = 0.25) -> tuple[Evidence, Evidence]:
-        """A first part to fit controls on and the rest to judge on; no unit (sequence, context) is in both.
+        """Split into a first part to fit controls on and the rest to judge on; no unit (sequence, context) is in both.
 
         Raises:
             Refused: there is one unit only.
@@ -143,7 +143,7 @@ class Evidence:
         return unit if count <= GROUPS else unit * GROUPS // count
 
     def of(self, site: str) -> Float[Tensor, "token _"]:
-        """The activations of a site; activations without a name stand for any.
+        """Return the activations of a site; activations without a name stand for any.
 
         Raises:
             Refused: the site is missing.
@@ -155,12 +155,12 @@ class Evidence:
         raise Refused(f"evidence at {site}", f"there are activations of {', '.join(self.acts)}", "capture that site")
 
     def sites(self, names: Iterable[str]) -> dict[str, Float[Tensor, "token _"]]:
-        """The activations of several sites."""
+        """Return the activations of several sites."""
         return {s: self.of(s) for s in names}
 
     @property
     def how(self) -> str:
-        """What the intervals are over, in words."""
+        """Units that the intervals are over, in words."""
         count, shown = int(self.units[1].max()) + 1, int(self.groups.max()) + 1
         if count == shown:
             return f"95 % over {count} {self.units[0]}"
@@ -169,7 +169,7 @@ class Evidence:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What a dictionary does on evidence: its code, and its reconstruction of every site it writes."""
+    """Run of a dictionary over evidence: its code, and its reconstruction of every site it writes."""
 
     dictionary: Dictionary
     evidence: Evidence
@@ -178,7 +178,7 @@ class Seen:
 
     @cached_property
     def l0(self) -> float:
-        """Active latents a token; negative ones count."""
+        """Mean number of active latents per token; negative ones count."""
         return float(self.code.counts().double().mean())
 
 

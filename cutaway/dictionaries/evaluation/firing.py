@@ -82,19 +82,31 @@ def firing_of(seen: Seen, *, null: Sequence[Seen] = ()) -> Firing:
         largest=largest,
         density=_density(fires, tokens, edges),
         density_null=torch.stack([_density(n.code.fires(), len(n.evidence), edges) for n in null], -1)
-        if null else torch.full((len(edges) + 1, 0), math.nan),
+        if null
+        else torch.full((len(edges) + 1, 0), math.nan),
         labels={"decade": ["dead", *(f"10^{e:g}" for e in edges)], "bound": BOUNDS},
-        units={"frequency": "probability", "frequency_interval": "probability", "mean_active": "activation",
-               "largest": "activation", "density": "latents", "density_null": "latents"},
-        record={"tokens": tokens, "dictionary": seen.dictionary.fingerprint(), "versions": versions(),
-                "machine": machine(), "interval": "Wilson score interval, tokens taken as independent"},
-    )  # fmt: skip
+        units={
+            "frequency": "probability",
+            "frequency_interval": "probability",
+            "mean_active": "activation",
+            "largest": "activation",
+            "density": "latents",
+            "density_null": "latents",
+        },
+        record={
+            "tokens": tokens,
+            "dictionary": seen.dictionary.fingerprint(),
+            "versions": versions(),
+            "machine": machine(),
+            "interval": "Wilson score interval, tokens taken as independent",
+        },
+    )
 
 
 def firing_scores(
     seen: Seen, *, null: Sequence[Seen] = (), control: Mapping[str, Seen] | None = None, dense: float = DENSE
 ) -> Scores:
-    """Shares of dead and of dense latents, and the mean of log₁₀ frequency of the living."""
+    """Measure the shares of dead and of dense latents, and the mean of log₁₀ frequency of the living."""
     rows = _scores(seen, dense)
     random = [_scores(s, dense) for s in null]
     others = {n: _scores(s, dense) for n, s in (control or {}).items()}

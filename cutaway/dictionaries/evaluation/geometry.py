@@ -37,7 +37,7 @@ class Geometry(Result, kind="dictionary_geometry"):
 
 
 def decoder_rows(dictionary: Dictionary, site: str | None = None) -> Float[Tensor, "latent d"]:
-    """Decoder rows of all latents; those of several sites side by side, unless one site is named.
+    """Return the decoder rows of all latents; those of several sites side by side, unless one site is named.
 
     A latent that does not write a site has zeros there.
     """
@@ -77,15 +77,17 @@ def _geometry(dictionary: Dictionary, samples: int, seed: int) -> Geometry:
     near, who = nearest(rows)
     null = [nearest(torch.randn(rows.shape, generator=g))[0] for _ in range(samples)]
     return Geometry(
-        nearest=near, nearest_null=torch.stack(null, -1), neighbour=who,
+        nearest=near,
+        nearest_null=torch.stack(null, -1),
+        neighbour=who,
         units={"nearest": "cosine", "nearest_null": "cosine", "neighbour": "latent"},
         reasons={"nearest": "a property of the weights alone; see `over_seeds`"},
         record={"dictionary": dictionary.fingerprint(), "seed": seed, "versions": versions(), "machine": machine()},
-    )  # fmt: skip
+    )
 
 
 def geometry_scores(dictionary: Dictionary, *, samples: int = 2, seed: int = 0) -> Scores:
-    """Mean cosine with the nearest other decoder row, and the share of rows with one above 0.9."""
+    """Measure the mean cosine with the nearest other decoder row, and the share of rows with one above 0.9."""
     found = _geometry(dictionary, samples, seed)
     rows, *null = [_scores(near) for near in (found.nearest, *found.nearest_null.unbind(-1))]
     rows = [r.against([n[i] for n in null], {}) for i, r in enumerate(rows)]
@@ -100,7 +102,7 @@ def _scores(near: Tensor) -> list[Score]:
 
 
 def nearest(rows: Float[Tensor, "latent d"]) -> tuple[Float[Tensor, "latent"], Int[Tensor, "latent"]]:
-    """The largest cosine of every row with another row, and that row's number."""
+    """Find the largest cosine of every row with another row, and that row's index."""
     unit = normalize(rows, dim=-1)
     best, who = [], []
     for first in range(0, len(unit), _ROWS):
@@ -114,5 +116,5 @@ def nearest(rows: Float[Tensor, "latent d"]) -> tuple[Float[Tensor, "latent"], I
 
 
 def cosines(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    """Cosines of all pairs of rows; a row of zeros has cosine 0 with everything."""
+    """Compute the cosines of all pairs of rows; a row of zeros has cosine 0 with everything."""
     return normalize(a.float(), dim=-1) @ normalize(b.float(), dim=-1).T

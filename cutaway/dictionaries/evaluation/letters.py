@@ -30,10 +30,16 @@ LEAST_F1, LEAST_WORDS = 0.6, 10
 
 
 def letter_evidence(
-    model: Model, site: str, words: Sequence[str], *, template: str = TEMPLATE, examples: int = 4, batch: int = 32,
+    model: Model,
+    site: str,
+    words: Sequence[str],
+    *,
+    template: str = TEMPLATE,
+    examples: int = 4,
+    batch: int = 32,
     seed: int = 0,
-) -> tuple[Evidence, list[str]]:  # fmt: skip
-    """Activations at the last token of each word, shown after some examples; and the words, without repetitions.
+) -> tuple[Evidence, list[str]]:
+    """Read activations at the last token of each word, shown after some examples; the words come without repetitions.
 
     Args:
         model: the model that reads the words.
@@ -73,7 +79,7 @@ def letter_evidence(
 def letter_absorption(
     seen: Seen, words: Sequence[str], *, null: Sequence[Seen] = (), train: float = 0.6, seed: int = 0
 ) -> Scores:
-    """Absorption of first letters by a dictionary that was run on `letter_evidence`.
+    """Measure the absorption of first letters by a dictionary that was run on `letter_evidence`.
 
     Args:
         seen: the dictionary on the evidence.
@@ -96,9 +102,13 @@ def letter_absorption(
     own = _judged(seen, words, probes, fit, seed)
     random = [summary(list(_judged(s, words, probes, fit, seed).values()), "letter") for s in null]
     rows = [s.against([r[i] for r in random], {}) for i, s in enumerate(summary(list(own.values()), "letter"))]
-    told = {n: {**v, "probe F1": probes[n][2]} for n, v in by_concept(own).items()}
-    record = {"letters": told, "words": len(words), "interval": "over letters",
-              "dictionary": seen.dictionary.fingerprint()}  # fmt: skip
+    probed = {n: {**v, "probe F1": probes[n][2]} for n, v in by_concept(own).items()}
+    record = {
+        "letters": probed,
+        "words": len(words),
+        "interval": "over letters",
+        "dictionary": seen.dictionary.fingerprint(),
+    }
     return collect(rows, record)
 
 
@@ -112,7 +122,7 @@ def _judged(seen: Seen, words: Sequence[str], probes: dict[str, Any], fit: Tenso
 
 
 def _probes(x: Float[Tensor, "word d"], words: Sequence[str], fit: Tensor, test: Tensor) -> dict[str, Any]:
-    """For every letter that can be told: the probe's direction, the held-out words it gets right, its F1."""
+    """Fit a probe for every letter: its direction, the held-out words it gets right, and its F1."""
     from sklearn.metrics import f1_score
 
     out = {}
@@ -134,7 +144,7 @@ def _starts(words: Sequence[str], letter: str) -> Bool[Tensor, "word"]:
 
 
 def _token_before(offsets: Sequence[Any], end: int, word: str) -> int:
-    """The token in which a word ends."""
+    """Return the index of the token in which a word ends."""
     for i, o in enumerate(offsets):
         if o is not None and o[0] < end <= o[1]:
             return i

@@ -31,24 +31,24 @@ _SAMPLES = 300
 
 
 def mmcs(truth: Float[Tensor, "feature d"], rows: Float[Tensor, "latent d"]) -> float:
-    """Mean over true features of the largest |cosine| with a latent."""
+    """Average the largest |cosine| of each true feature with a latent."""
     return float(cosines(truth, rows).abs().max(1).values.mean())
 
 
 def uniqueness(truth: Float[Tensor, "feature d"], rows: Float[Tensor, "latent d"]) -> float:
-    """Different best-matching features per latent."""
+    """Count the different best-matching features, per latent."""
     return len(cosines(rows, truth).abs().argmax(1).unique()) / len(rows)
 
 
 def mcc(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
-    """Mean |cosine| of the best one-to-one matching of rows; the smaller set is matched whole."""
+    """Average the |cosine| of the best one-to-one matching of rows; the smaller set is matched whole."""
     return float(matched(a, b)[2].mean())
 
 
 def matched(
     a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]
 ) -> tuple[Int[Tensor, "pair"], Int[Tensor, "pair"], Float[Tensor, "pair"]]:
-    """The one-to-one matching with the largest sum of |cosines|: rows of a, rows of b, and the |cosines|."""
+    """Find the one-to-one matching with the largest sum of |cosines|: rows of a, rows of b, and the |cosines|."""
     from scipy.optimize import linear_sum_assignment
 
     near = cosines(a, b).abs().cpu()
@@ -60,7 +60,7 @@ def matched(
 def counts(
     code: SparseCode, truth: SparseCode, match: Int[Tensor, "latent"], groups: Int[Tensor, "token"]
 ) -> tuple[Float[Tensor, "group latent"], Float[Tensor, "group latent"], Float[Tensor, "group latent"]]:
-    """Hits, firings of the latent and firings of its feature, by group of tokens."""
+    """Count hits, firings of the latent and firings of its feature, by group of tokens."""
     code, truth = code.csr(), truth.csr()
     n, shape = truth.n_latents, (int(groups.max()) + 1, code.n_latents)
     there = truth.tokens * n + truth.index  # ascending, as csr is
@@ -76,16 +76,20 @@ def counts(
 
 
 def rates(hits: Tensor, fires: Tensor, true: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Precision, recall and F1 from counts; 0 where they are not defined."""
+    """Compute precision, recall and F1 from counts; 0 where they are not defined."""
     precision, recall = (torch.where(n > 0, hits / n, 0) for n in (fires, true))
     return precision, recall, torch.where(hits > 0, 2 * hits / (fires + true), 0)
 
 
 def recovery(
-    seen: Seen, truth: Float[Tensor, "feature d"], *, null: Sequence[Seen] = (),
-    control: Mapping[str, Seen] | None = None, seed: int = 0,
-) -> Scores:  # fmt: skip
-    """How well the latents of a dictionary are the true features, beside random dictionaries and controls.
+    seen: Seen,
+    truth: Float[Tensor, "feature d"],
+    *,
+    null: Sequence[Seen] = (),
+    control: Mapping[str, Seen] | None = None,
+    seed: int = 0,
+) -> Scores:
+    """Measure how well the latents of a dictionary are the true features, beside random dictionaries and controls.
 
     Args:
         seen: the dictionary on evidence with a true code.
@@ -102,13 +106,16 @@ def recovery(
     others = {n: recovery_scores(s, truth, seed) for n, s in (control or {}).items()}
     rows = [s.against([r[i] for r in random], {n: o[i] for n, o in others.items()}) for i, s in enumerate(rows)]
     how = {"MMCS": "over features", "MCC": "over matched pairs"}
-    record = {"tokens": len(seen.evidence), "dictionary": seen.dictionary.fingerprint(),
-              "interval": {**how, "F1": seen.evidence.how}}  # fmt: skip
+    record = {
+        "tokens": len(seen.evidence),
+        "dictionary": seen.dictionary.fingerprint(),
+        "interval": {**how, "F1": seen.evidence.how},
+    }
     return collect(rows, record, {"uniqueness": "a count of weights alone; see over_seeds"})
 
 
 def recovery_scores(seen: Seen, truth: Float[Tensor, "feature d"], seed: int = 0) -> list[Score]:
-    """The scores of this family, without controls.
+    """Return the scores of this family without controls.
 
     Raises:
         Refused: the evidence has no true code, or the directions have another width.
@@ -126,8 +133,10 @@ def recovery_scores(seen: Seen, truth: Float[Tensor, "feature d"], seed: int = 0
     found = counts(seen.code, code, match, coarse)
     point = [float(r.mean()) for r in rates(*(c.sum(0) for c in found))]
     spread = _resampled(found, seed)
-    firing = [Score(n, v, (float(low), float(high))) for n, v, (low, high) in
-              zip(("precision", "recall", "F1"), point, spread, strict=True)]  # fmt: skip
+    firing = [
+        Score(n, v, (float(low), float(high)))
+        for n, v, (low, high) in zip(("precision", "recall", "F1"), point, spread, strict=True)
+    ]
     return [
         over_units("MMCS", near.max(0).values, within=(0.0, 1.0)),
         over_units("MCC", matched(rows, truth)[2], within=(0.0, 1.0)),
@@ -137,7 +146,7 @@ def recovery_scores(seen: Seen, truth: Float[Tensor, "feature d"], seed: int = 0
 
 
 def _resampled(found: tuple[Tensor, Tensor, Tensor], seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Intervals of mean precision, recall and F1 over resampled groups."""
+    """Bootstrap the intervals of mean precision, recall and F1 over groups."""
     n, g = len(found[0]), generator(seed)
     if n < 2:
         return [(torch.tensor(torch.nan), torch.tensor(torch.nan))] * 3

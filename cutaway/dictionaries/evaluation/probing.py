@@ -46,19 +46,25 @@ class Probing(Result, kind="dictionary_probing"):
 
 
 def probing(
-    seen: Seen, labels: Bool[Tensor, "text concept"], *, random: Sequence[Seen] = (), ks: Sequence[int] = KS,
-    train: float = 0.75, samples: int = 2, seed: int = 0,
-) -> Probing:  # fmt: skip
+    seen: Seen,
+    labels: Bool[Tensor, "text concept"],
+    *,
+    random: Sequence[Seen] = (),
+    ks: Sequence[int] = KS,
+    train: float = 0.75,
+    samples: int = 2,
+    seed: int = 0,
+) -> Probing:
     """Probe concepts from a dictionary's latents and from what else there is.
 
     Args:
         seen: a dictionary on evidence with `sequence`: one sequence a text.
-        labels: whether each text (in the order of the sequence numbers) shows each concept.
+        labels: True where a text (in the order of the sequence numbers) shows a concept.
         random: random dictionaries on the same evidence.
-        ks: how many coordinates a probe may read.
+        ks: numbers of coordinates that a probe may read.
         train: share of the texts that probes are fitted on.
-        samples: how often the training labels are shuffled for the null.
-        seed: of the split and the shuffles.
+        samples: number of shuffles of the training labels for the null.
+        seed: seed of the split and the shuffles.
 
     Raises:
         Refused: the evidence has no texts or another number of them, or a concept is on one side of the split only.
@@ -88,17 +94,25 @@ def probing(
     rows = by_text.movedim(-1, 0)
     spread = share_interval(rows) if alone else mean_interval(rows, within=(0.0, 1.0))
     return Probing(
-        accuracy=by_text.mean(-1), interval=spread, null=null.mean(2),
-        each=hits.mean(-1), labels={"method": methods, "k": [str(k) for k in ks], "bound": BOUNDS},
+        accuracy=by_text.mean(-1),
+        interval=spread,
+        null=null.mean(2),
+        each=hits.mean(-1),
+        labels={"method": methods, "k": [str(k) for k in ks], "bound": BOUNDS},
         units=dict.fromkeys(("accuracy", "interval", "null", "each"), "probability"),
-        record={"dictionary": seen.dictionary.fingerprint(), "texts": {"train": len(fit), "test": len(test)},
-                "interval": f"95 % over {len(test)} held-out texts", "null": "shuffled training labels",
-                "versions": versions(), "machine": machine()},
-    )  # fmt: skip
+        record={
+            "dictionary": seen.dictionary.fingerprint(),
+            "texts": {"train": len(fit), "test": len(test)},
+            "interval": f"95 % over {len(test)} held-out texts",
+            "null": "shuffled training labels",
+            "versions": versions(),
+            "machine": machine(),
+        },
+    )
 
 
 def pooled(code: SparseCode, groups: Int[Tensor, "token"]) -> Float[Tensor, "text latent"]:
-    """The mean code of every text."""
+    """Average the code over the tokens of every text."""
     n = int(groups.max()) + 1
     count = torch.bincount(groups, minlength=n)[:, None]
     cell = groups[code.tokens.cpu()] * code.n_latents + code.index.reshape(-1).cpu()
@@ -107,13 +121,13 @@ def pooled(code: SparseCode, groups: Int[Tensor, "token"]) -> Float[Tensor, "tex
 
 
 def choose(x: Float[Tensor, "text width"], y: Bool[Tensor, "text"], k: int) -> Int[Tensor, "k"]:
-    """The k coordinates whose means differ most between the classes."""
+    """Choose the k coordinates whose means differ most between the classes."""
     gap = (x[y].mean(0) - x[~y].mean(0)).abs()
     return gap.topk(min(k, x.shape[1])).indices
 
 
 def logistic(x: Float[Tensor, "text width"], y: Bool[Tensor, "text"], strength: float = 1.0) -> Any:
-    """A logistic probe on coordinates scaled to unit spread; `strength` is the inverse of its L2 penalty."""
+    """Fit a logistic probe on coordinates scaled to unit spread; `strength` is the inverse of its L2 penalty."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -125,7 +139,7 @@ def logistic(x: Float[Tensor, "text width"], y: Bool[Tensor, "text"], strength: 
 def _correct(
     name: str, x: Tensor, y: Tensor, taught: Tensor, fit: Tensor, test: Tensor, k: int
 ) -> Float[Tensor, "text"]:
-    """Which held-out texts a probe gets right that was fitted with the labels `taught`."""
+    """Return the held-out texts that a probe gets right which was fitted with the labels `taught`."""
     if name == "frequent class" or taught.all() or not taught.any():
         return (y[test] == (taught.float().mean() > 0.5)).float()
     columns = torch.arange(x.shape[1]) if name == "linear probe" else choose(x[fit], taught, k)
@@ -145,7 +159,7 @@ def _texts(seen: Seen, labels: Tensor) -> Int[Tensor, "token"]:
 
 
 def _readings(seen: Seen, random: Sequence[Seen], groups: Tensor, fit: Tensor) -> Mapping[str, Tensor]:
-    """What the probes may read of every text; principal components come from the training texts."""
+    """Return what the probes may read of every text; principal components come from the training texts."""
     site = seen.dictionary.reads[0]
     x = seen.evidence.of(site).float().cpu()
     n = int(groups.max()) + 1
@@ -159,5 +173,8 @@ def _two_sided(labels: Tensor, fit: Tensor, test: Tensor) -> None:
     for part, name in ((fit, "training"), (test, "held-out")):
         share = labels[part].float().mean(0)
         if not len(part) or bool(((share == 0) | (share == 1)).any()):
-            raise Refused(f"probing {labels.shape[1]} concepts", f"among the {name} texts one is always or never there",
-                          "give more texts, or leave that concept out")  # fmt: skip
+            raise Refused(
+                f"probing {labels.shape[1]} concepts",
+                f"among the {name} texts one is always or never there",
+                "give more texts, or leave that concept out",
+            )

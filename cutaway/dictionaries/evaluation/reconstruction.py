@@ -1,8 +1,8 @@
 """How well and how sparsely does a dictionary reconstruct?
 
-* L0: mean number of active latents a token, negative values counted as active.
+* L0: mean number of active latents per token, negative values counted as active.
 * FVU: Σ‖x − x̂‖² / Σ‖x − μ‖², one mean μ of all tokens, both sums over all tokens in float64; 1 − FVU is the explained
-  variance. Not the mean of ratios a token, and not the variance about zero.
+  variance. Not the mean of ratios per token, and not the variance about zero.
 * norm ratio: mean of ‖x̂‖ / ‖x‖ (shrinkage below 1). relative bias: Σ‖x̂‖² / Σ x·x̂ (Rajamanoharan et al. 2024,
   arXiv:2404.16014): what x̂ would have to be divided by. cosine: mean of cos(x, x̂).
 
@@ -83,7 +83,7 @@ def _scores(seen: Seen) -> list[Score]:
 
 
 def fvu(x: Float[Tensor, "token d"], reconstructed: Float[Tensor, "token d"]) -> float:
-    """Fraction of variance unexplained, about one mean, as a ratio of sums in float64."""
+    """Compute the fraction of variance unexplained, about one mean, as a ratio of sums in float64."""
     wide = x.double()
     return float(((wide - reconstructed.double()) ** 2).sum() / ((wide - wide.mean(0)) ** 2).sum())
 
@@ -110,24 +110,31 @@ def _of_site(x: Tensor, out: Tensor, groups: Int[Tensor, "token"], name: str) ->
 
 
 def by_group(values: Shaped[Tensor, "token"], groups: Int[Tensor, "token"]) -> Float[Tensor, "group"]:
-    """Sums of per-token values over each group, in float64; values that are not finite are left out."""
+    """Sum per-token values over each group, in float64; values that are not finite are left out."""
     values = values.double().cpu().nan_to_num(0.0, 0.0, 0.0)
     return torch.zeros(int(groups.max()) + 1, dtype=torch.double).index_add_(0, groups, values)
 
 
 def mean_score(
-    name: str, values: Shaped[Tensor, "token"], groups: Int[Tensor, "token"], unit: str = "",
+    name: str,
+    values: Shaped[Tensor, "token"],
+    groups: Int[Tensor, "token"],
+    unit: str = "",
     within: tuple[float, float] = _ANY,
-) -> Score:  # fmt: skip
-    """The mean over tokens where the value is finite, its interval over groups."""
+) -> Score:
+    """Average over tokens where the value is finite, with an interval over groups."""
     return ratio_score(name, values, torch.isfinite(values.double()), groups, unit, within)
 
 
 def ratio_score(
-    name: str, above: Shaped[Tensor, "token"], below: Shaped[Tensor, "token"], groups: Int[Tensor, "token"],
-    unit: str = "", within: tuple[float, float] = _ANY,
-) -> Score:  # fmt: skip
-    """A ratio of sums over tokens, its interval over groups."""
+    name: str,
+    above: Shaped[Tensor, "token"],
+    below: Shaped[Tensor, "token"],
+    groups: Int[Tensor, "token"],
+    unit: str = "",
+    within: tuple[float, float] = _ANY,
+) -> Score:
+    """Divide sums over tokens, with an interval over groups."""
     a, b = by_group(above, groups), by_group(below, groups)
     value = float(a.sum() / b.sum()) if float(b.sum()) != 0 else float("nan")
     low, high = ratio_interval(a, b, within=within).tolist()
@@ -135,6 +142,6 @@ def ratio_score(
 
 
 def over_units(name: str, values: Float[Tensor, "unit"], unit: str = "", within: tuple[float, float] = _ANY) -> Score:
-    """The mean over units such as latents or features, with its interval."""
+    """Average over units such as latents or features, with an interval."""
     low, high = mean_interval(values, within=within).tolist()
     return Score(name, float(values.double().mean()), (low, high), unit)

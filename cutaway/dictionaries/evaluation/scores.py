@@ -80,7 +80,7 @@ class Score:
     control: Mapping[str, float] = field(default_factory=dict)
 
     def against(self, null: Sequence[Score], control: Mapping[str, Score]) -> Score:
-        """The same score with the values of random and other dictionaries beside it."""
+        """Return the score with the values of random and other dictionaries beside it."""
         return replace(self, null=[s.value for s in null], control={n: s.value for n, s in control.items()})
 
 
@@ -103,18 +103,19 @@ def collect(found: Sequence[Score], record: Mapping[str, Any], reasons: Mapping[
         score=torch.tensor([s.value for s in found], dtype=torch.float32),
         interval=torch.tensor([s.interval for s in found], dtype=torch.float32).reshape(-1, 2),
         null=torch.tensor(null, dtype=torch.float32).reshape(len(found), width),
-        control=torch.tensor([[s.control.get(c, math.nan) for c in controls] for s in found], dtype=torch.float32)
-        .reshape(len(found), len(controls)),
+        control=torch.tensor(
+            [[s.control.get(c, math.nan) for c in controls] for s in found], dtype=torch.float32
+        ).reshape(len(found), len(controls)),
         labels={"score": [s.name for s in found], "control": controls, "bound": BOUNDS},
         units=dict.fromkeys(("score", "interval", "null", "control"), "each in its own unit")
         | {s.name: s.unit for s in found if s.unit},
         reasons=dict(reasons or {}),
         record={"versions": versions(), "machine": machine(), **record},
-    )  # fmt: skip
+    )
 
 
 def joined(parts: Iterable[Scores]) -> Scores:
-    """Several results of one dictionary as one. Where their records differ, each is kept beside its scores' names."""
+    """Join several results of one dictionary. Where their records differ, each is kept beside its scores' names."""
     rows: list[Score] = []
     record: dict[str, Any] = {}
     parts = list(parts)
@@ -132,7 +133,7 @@ def joined(parts: Iterable[Scores]) -> Scores:
 
 
 def over_seeds(runs: Sequence[Scores], level: float = 0.95) -> Scores:
-    """Mean of every score over dictionaries that differ in their seed, with Student's interval of that mean.
+    """Average every score over dictionaries that differ in their seed, with Student's interval of that mean.
 
     Raises:
         Refused: no runs, or runs with other scores.
@@ -146,8 +147,11 @@ def over_seeds(runs: Sequence[Scores], level: float = 0.95) -> Scores:
     reach = values.std(0) / n**0.5 * stats.t.ppf((1 + level) / 2, n - 1) if n > 1 else torch.full_like(mean, math.nan)
     how = f"Student's interval of the mean over {n} seeds" if n > 1 else "one seed has no interval over seeds"
     return replace(
-        runs[0], score=mean.float(), interval=torch.stack([mean - reach, mean + reach], -1).float(),
-        null=torch.cat([r.null for r in runs], 1), control=torch.stack([r.control for r in runs]).mean(0),
+        runs[0],
+        score=mean.float(),
+        interval=torch.stack([mean - reach, mean + reach], -1).float(),
+        null=torch.cat([r.null for r in runs], 1),
+        control=torch.stack([r.control for r in runs]).mean(0),
         reasons={} if n > 1 else dict.fromkeys(runs[0].labels["score"], how),
         record=runs[0].record | {"seeds": n, "interval": how},
-    )  # fmt: skip
+    )

@@ -71,11 +71,13 @@ def stability(dictionaries: Sequence[Dictionary], *, samples: int = 2, seed: int
             )
     names = [str(d.about.get("seed", k)) for k, d in enumerate(dictionaries)]
     return Stability(
-        alike=value, alike_interval=interval, alike_null=null,
+        alike=value,
+        alike_interval=interval,
+        alike_null=null,
         labels={"seed": names, "other": names, "bound": BOUNDS},
         units={"alike": "cosine", "alike_interval": "cosine", "alike_null": "cosine"},
         record=_record([d.fingerprint() for d in dictionaries], "over matched pairs of latents"),
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,18 +139,26 @@ def comparison(a: Seen, b: Seen, *, samples: int = 2, seed: int = 0) -> Comparis
         order = torch.randperm(len(a.evidence), generator=g)
         shuffled[:, s] = overlap(a.code, b.code.rows(order), partner)
     return Comparison(
-        cosine=cosine, cosine_null=null, overlap=overlap(a.code, b.code, partner),
-        overlap_null=shuffled, partner=partner,
-        units={"cosine": "cosine", "cosine_null": "cosine", "overlap": "share of tokens", "partner": "latent",
-               "overlap_null": "share of tokens"},
+        cosine=cosine,
+        cosine_null=null,
+        overlap=overlap(a.code, b.code, partner),
+        overlap_null=shuffled,
+        partner=partner,
+        units={
+            "cosine": "cosine",
+            "cosine_null": "cosine",
+            "overlap": "share of tokens",
+            "partner": "latent",
+            "overlap_null": "share of tokens",
+        },
         reasons=dict.fromkeys(("cosine", "overlap"), _EACH_LATENT),
         record=_record([a.dictionary.fingerprint(), b.dictionary.fingerprint()], None)
         | {"left over": {"first": int((partner < 0).sum()), "second": len(two) - len(j)}},
-    )  # fmt: skip
+    )
 
 
 def overlap(a: SparseCode, b: SparseCode, partner: Int[Tensor, "latent"]) -> Float[Tensor, "latent"]:
-    """Tokens on which a latent and its partner both fire, over those on which either does; NaN where none."""
+    """Divide the tokens on which a latent and its partner both fire by those on which either does; NaN where none."""
     a, b = a.csr(), b.csr()
     there = b.tokens * b.n_latents + b.index
     mate = partner[a.index]
@@ -178,7 +188,7 @@ class Splitting(Result, kind="dictionary_splitting"):
 def splitting(
     narrow: Seen, wide: Seen, *, within: float = 0.8, alike: float = 0.3, samples: int = 2, seed: int = 0
 ) -> Splitting:
-    """Which latents of a wider dictionary a latent of a narrower one has split into (Bricken et al. 2023).
+    """Find the latents of a wider dictionary that a latent of a narrower one has split into (Bricken et al. 2023).
 
     A latent of the wider one is a part if, of its tokens, a share of `within` or more has the narrow latent active, and
     its decoder row has a cosine of `alike` or more.
@@ -198,14 +208,22 @@ def splitting(
         null.append(_parts(a, b.rows(torch.randperm(len(b), generator=g)), small, large, within, alike)[1])
         strangers.append(_nearest(small, torch.randn(large.shape, generator=g)))
     return Splitting(
-        parts=part, covered=covered, covered_null=torch.stack(null, -1), nearest=_nearest(small, large),
+        parts=part,
+        covered=covered,
+        covered_null=torch.stack(null, -1),
+        nearest=_nearest(small, large),
         nearest_null=torch.stack(strangers, -1),
-        units={"parts": "latents", "covered": "share of tokens", "covered_null": "share of tokens",
-               "nearest": "cosine", "nearest_null": "cosine"},
+        units={
+            "parts": "latents",
+            "covered": "share of tokens",
+            "covered_null": "share of tokens",
+            "nearest": "cosine",
+            "nearest_null": "cosine",
+        },
         reasons=dict.fromkeys(("parts", "covered", "nearest"), _EACH_LATENT),
         record=_record([narrow.dictionary.fingerprint(), wide.dictionary.fingerprint()], None)
         | {"within": within, "alike": alike},
-    )  # fmt: skip
+    )
 
 
 def _parts(
@@ -219,8 +237,12 @@ def _parts(
     i, j, n = (torch.from_numpy(t.copy()).long() for t in (both.row, both.col, both.data))
     kept = n >= within * b.fires()[j]
     i, j = i[kept], j[kept]
-    cosine = torch.cat([(normalize(small[x], dim=-1) * normalize(large[y], dim=-1)).sum(1)
-                        for x, y in zip(i.split(_PAIRS), j.split(_PAIRS), strict=True)])  # fmt: skip
+    cosine = torch.cat(
+        [
+            (normalize(small[x], dim=-1) * normalize(large[y], dim=-1)).sum(1)
+            for x, y in zip(i.split(_PAIRS), j.split(_PAIRS), strict=True)
+        ]
+    )
     i, j = i[cosine >= alike], j[cosine >= alike]
     of = csr_matrix(([1.0] * len(i), (j.numpy(), i.numpy())), shape=(b.n_latents, a.n_latents))
     reached = one.multiply((two @ of) > 0)  # where a latent of `a` fires together with one of its parts
@@ -229,7 +251,7 @@ def _parts(
 
 
 def _nearest(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, "n"]:
-    """The largest cosine of each row of `a` with a row of `b`, a few rows at a time."""
+    """Find the largest cosine of each row of `a` with a row of `b`, a few rows at a time."""
     return torch.cat([cosines(rows, b).max(1).values for rows in a.split(1024)])
 
 
