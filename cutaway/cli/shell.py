@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from cutaway.cli import stdio
 from cutaway.cli.processes import speaks
 from cutaway.cli.words import spelled
 from cutaway.core.halving import is_out_of_memory
+from cutaway.core.json_lines import finite
 from cutaway.core.refuse import Refused, nearest
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class Reply:
 def deliver(reply: Reply, as_json: bool) -> None:
     """Write a reply to stdout."""
     if as_json:
-        sys.stdout.write(stdio.as_json(plain(reply.data)))
+        sys.stdout.write(stdio.as_json(finite(reply.data)))
     else:
         from rich.console import Console
 
@@ -49,18 +49,6 @@ def deliver(reply: Reply, as_json: bool) -> None:
 
 def _gone() -> None:
     raise BrokenPipeError
-
-
-def plain(data: Any) -> Any:
-    """JSON-ready data without the numbers that JSON does not have: they become null."""
-    match data:
-        case float() if not math.isfinite(data):
-            return None
-        case dict():
-            return {str(k): plain(v) for k, v in data.items()}
-        case list() | tuple():
-            return [plain(v) for v in data]
-    return data
 
 
 def as_data(result: Result, field: str | None = None) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
@@ -43,11 +43,16 @@ def train(
 ) -> Reply:
     """Train a model of the zoo again from its recipe, with live progress; an interrupted run can be resumed."""
     from cutaway import zoo
+    from cutaway.cli.bar import Bar
 
     entry = zoo.entry(model)
     folder = out or Path("runs") / entry.name
-    with _Bar(entry.name) as bar:
-        entry.train(folder, minutes=minutes, threads=threads, resume=resume, progress=bar.update)
+    with Bar(entry.name) as bar:
+
+        def report(p: Any) -> None:
+            bar.show(p.step, p.steps, "steps", f"loss {p.loss:.3f}", p.tokens_per_second, p.seconds_left)
+
+        entry.train(folder, minutes=minutes, threads=threads, resume=resume, progress=report)
     data = {"model": entry.name, "folder": str(folder)}
     said = f"trained: {shlex.join(['cutaway', 'explain', '…', '--model', str(folder)])}"
     return Reply(data, lambda console: console.print(said, style="bold", markup=False, soft_wrap=True))
@@ -62,13 +67,14 @@ def dictionaries(
     resume: Annotated[bool, Parameter(help="go on from the checkpoint in the folder, if there is one")] = True,
 ) -> Reply:
     """Train the dictionaries of the miniworld again from their recipe, all on one stream; resumable."""
+    from cutaway.cli.bar import Bar
     from cutaway.cli.dict.app import computing_threads
-    from cutaway.cli.dict.cards import Bar, show_cards
+    from cutaway.cli.dict.cards import show_cards, showing
     from cutaway.cli.subjects import load_model
     from cutaway.suites.dictionary_runs import train_shipped
 
     with computing_threads(threads), Bar("training") as bar:
-        done = train_shipped(load_model("miniworld"), out, tokens, resume=resume, progress=bar.update)
+        done = train_shipped(load_model("miniworld"), out, tokens, resume=resume, progress=showing(bar))
     files = [str(f) for f in done.files]
     data = {"dictionaries": files, "cards": done.cards}
 
@@ -76,35 +82,3 @@ def dictionaries(
         show_cards(console, files, done.cards)
 
     return Reply(data, show)
-
-
-class _Bar:
-    """Live progress of a training run on stderr; plain lines where that is no terminal."""
-
-    def __init__(self, name: str):
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.console = Console(stderr=True)
-        words = TextColumn(
-            "step {task.completed:.0f}/{task.total:.0f} · loss {task.fields[loss]:.3f} · {task.fields[speed]}"
-        )
-        self.live = Progress(TextColumn(name), BarColumn(), words, TimeRemainingColumn(), console=self.console)
-        self.task = self.live.add_task(name, total=None, loss=float("nan"), speed="")
-
-    def __enter__(self) -> _Bar:
-        if self.console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.live.stop()
-
-    def update(self, p: object) -> None:
-        """Show one progress report of the recipe."""
-        step, steps, loss = p.step, p.steps, p.loss  # type: ignore[attr-defined]
-        speed = f"{p.tokens_per_second:,.0f} tokens/s"  # type: ignore[attr-defined]
-        self.live.update(self.task, completed=step, total=steps, loss=loss, speed=speed)
-        if not self.console.is_terminal:
-            left = p.seconds_left / 60  # type: ignore[attr-defined]
-            self.console.print(f"step {step}/{steps} · loss {loss:.3f} · {speed} · {left:.0f} min left")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,18 @@ def written(data: Any, indent: int | None = None, ascii_only: bool = False) -> s
     """
     text = json.dumps(data, ensure_ascii=ascii_only, indent=indent)
     return _UNSAFE.sub(lambda m: f"\\u{ord(m[0]):04x}", text)
+
+
+def finite(data: Any) -> Any:
+    """Return JSON-ready data with null for each number that JSON does not have."""
+    match data:
+        case float() if not math.isfinite(data):
+            return None
+        case dict():
+            return {str(k): finite(v) for k, v in data.items()}
+        case list() | tuple():
+            return [finite(v) for v in data]
+    return data
 
 
 def numbered(path: str | Path) -> Iterator[tuple[int, str]]:

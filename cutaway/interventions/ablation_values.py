@@ -33,6 +33,7 @@ from cutaway.models.edits.library import Add, Replace
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import Metric, sweep
 from cutaway.models.tokens import Tokens
+from cutaway.models.vocabulary import special_ids
 from cutaway.tasks.bound import Bound
 
 Baseline = Literal["corrupt", "zero", "mean", "position_mean", "resample"]
@@ -137,8 +138,7 @@ def ordinary(model: Model, tokens: Tokens, sinks: bool = False) -> Bool[Tensor, 
     """
     if sinks:
         return tokens.mask
-    ids = list(getattr(model.tokenizer, "all_special_ids", ()))
-    special = torch.isin(tokens.ids, torch.tensor(ids, dtype=tokens.ids.dtype, device=tokens.ids.device))
+    special = torch.isin(tokens.ids, special_ids(model.tokenizer).to(tokens.ids.device))
     special.scatter_(1, tokens.last[:, None], False)
     where = tokens.mask & ~special
     where.scatter_(1, tokens.column(0)[:, None], False)

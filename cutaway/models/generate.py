@@ -111,7 +111,11 @@ def generated_ids(model: Editable, t: Tokens, new: int, edits: Sequence[Edit], o
         offset = _past(kw, ids.shape[1], ran)
         beams = len(ids) // len(t)
         rows = t if beams == 1 else t.rows([i for i in range(len(t)) for _ in range(beams)])
-        FRAME.set(ForwardFrame(rows, len(ids), ids.shape[1], offset, _roomy(kw.get("past_key_values"))))
+        cached = getattr(kw.get("past_key_values"), "layers", ())
+        roomy = any(
+            hasattr(layer, "max_cache_len") for layer in cached
+        )  # of a fixed size: columns that hold nothing yet
+        FRAME.set(ForwardFrame(rows, len(ids), ids.shape[1], offset, roomy))
         count(forwards=len(ids) * ids.shape[1] / t.ids.shape[1])
 
     given = {n: v for n, v in options.items() if n in _OBJECTS}
@@ -188,11 +192,6 @@ def _unfit(options: Mapping[str, Any], error: Exception) -> Refused:
         f"transformers cannot: {reason}",
         "change these options",
     )
-
-
-def _roomy(cache: Any) -> bool:
-    """Return True if a cache has a fixed size, and so columns that hold nothing yet."""
-    return any(hasattr(layer, "max_cache_len") for layer in getattr(cache, "layers", ()))
 
 
 def _past(kw: dict[str, Any], width: int, ran: dict[int, int]) -> int:

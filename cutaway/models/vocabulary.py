@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
+from jaxtyping import Int
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
@@ -19,6 +21,12 @@ class Prediction(NamedTuple):
     text: str
     probability: float
     id: int
+
+
+def special_ids(tokenizer: Any) -> Int[Tensor, "id"]:
+    """Return the ids of a tokenizer's special tokens, in order; without a tokenizer no token is special."""
+    ids = getattr(tokenizer, "all_special_ids", None) or ()
+    return torch.tensor(sorted(set(ids)), dtype=torch.long)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ special. (Attention sinks carry norms of ten to a hundred times the usual: Sun e
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
+from cutaway.models.vocabulary import special_ids
 
 CALIBRATION = 32  # contexts behind the medians
 
@@ -121,8 +122,7 @@ def rule(masking: Masking, tokenizer: Any) -> Rule:
     """
     if masking.sinks is not None and not masking.sinks > 1:
         raise Refused(f"sinks={masking.sinks}", "tokens of usual norm would be masked", "use a factor such as 10")
-    ids: Sequence[int] = getattr(tokenizer, "all_special_ids", None) or []
-    return Rule(masking, torch.tensor(sorted(set(ids)), dtype=torch.long))
+    return Rule(masking, special_ids(tokenizer))
 
 
 def norm(x: Float[Tensor, "token width"]) -> Float[Tensor, "token"]:

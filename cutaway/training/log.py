@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cutaway.core.json_lines import written
+from cutaway.core.json_lines import finite, written
 
 OnLog = Callable[[dict[str, Any]], None]
 
@@ -33,7 +32,7 @@ class Log:
             return
         if self.path is not None:
             with self.path.open("a", encoding="utf-8") as f:
-                f.write(written(_finite(line)) + "\n")
+                f.write(written(finite(line)) + "\n")
         if self.on_log is not None:
             self.on_log(line)
 
@@ -43,13 +42,3 @@ class Log:
             kept = self.path.read_text("utf-8").splitlines(keepends=True)[:lines] if lines else []
             self.path.write_text("".join(kept), encoding="utf-8")
         self.lines = lines
-
-
-def _finite(data: Any) -> Any:
-    """Return the data with null for each number that JSON does not have."""
-    match data:
-        case float() if not math.isfinite(data):
-            return None
-        case dict():
-            return {n: _finite(v) for n, v in data.items()}
-    return data

@@ -12,6 +12,7 @@ import torch
 import cutaway as ca
 from cutaway.cli import app, shell
 from cutaway.cli.method_commands import command
+from cutaway.core.json_lines import finite
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
 
@@ -133,7 +134,7 @@ def test_interrupts_and_memory_have_their_own_ends(capsys):
 
 
 def test_json_has_no_numbers_that_json_does_not_have():
-    assert shell.plain({"a": (float("nan"), 1.5), 2: float("inf")}) == {"a": [None, 1.5], "2": None}
+    assert finite({"a": (float("nan"), 1.5), 2: float("inf")}) == {"a": [None, 1.5], "2": None}
 
 
 def test_the_real_program_has_exit_codes():
@@ -183,5 +184,5 @@ def test_training_shows_progress_on_stderr_and_its_folder_on_stdout(capsys, monk
     assert code == 0
     assert json.loads(out) == {"model": "miniworld", "folder": str(tmp_path)}
     assert given == {"minutes": 3.0, "threads": 2, "resume": False}
-    assert "step 20/100" in err
+    assert "20/100 steps (20%)" in err
     assert "loss 3.250" in err

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
-from cutaway.cli.dict.cards import Bar, show_cards
+from cutaway.cli.dict.cards import show_cards, showing
 from cutaway.cli.dict.recipes import Asked, names, recipes
 from cutaway.cli.dict.source import From, Origin, opened
 from cutaway.cli.repeat import repeated
@@ -56,6 +56,7 @@ def train(
     Flags that may be repeated (--latents, --k, --seed) make one dictionary for each combination, all on one stream.
     """
     given = dict(locals())
+    from cutaway.cli.bar import Bar
     from cutaway.dictionaries import training as tr
     from cutaway.models.sweep.processes import processes, rank
     from cutaway.suites.dictionary_runs import finish
@@ -73,7 +74,7 @@ def train(
             about = {"model": of.model, "recipes": [r.as_dict() for r in made], "plan": plan.as_dict()}
             on_log = stack.enter_context(tr.wandb_log(wandb, about)) if wandb and rank() == 0 else None
             done = tr.train(
-                stream, made, plan, out=out, resume=resume, device=where, progress=bar.update, on_log=on_log
+                stream, made, plan, out=out, resume=resume, device=where, progress=showing(bar), on_log=on_log
             )
         if rank() > 0:  # the first process judges and writes
             return Reply({}, lambda console: None)

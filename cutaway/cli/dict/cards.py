@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cutaway.cli.bar import Bar
+    from cutaway.dictionaries.training import Progress
 
 
 def show_cards(console: Any, files: list[str], cards: list[dict[str, Any]], beginning: str | None = None) -> None:
@@ -57,36 +62,8 @@ def _alike(made: dict[str, Any]) -> str:
     return f"{latents} latents, seeds {who}: cosine of matched ones {found}{least}; of random ones {number(null)}"
 
 
-class Bar:
-    """Live progress of a training run on stderr; plain lines where that is no terminal."""
+def showing(bar: Bar) -> Callable[[Progress], None]:
+    """Return the callback that shows the reports of a training run on a bar."""
+    from cutaway.views.wording import number
 
-    def __init__(self, name: str):
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.console = Console(stderr=True)
-        words = TextColumn(
-            "{task.completed:,.0f}/{task.total:,.0f} tokens · FVU {task.fields[fvu]} · {task.fields[speed]}"
-        )
-        self.live = Progress(TextColumn(name), BarColumn(), words, TimeRemainingColumn(), console=self.console)
-        self.task = self.live.add_task(name, total=None, fvu="", speed="", visible=False)
-
-    def __enter__(self) -> Bar:
-        if self.console.is_terminal:
-            self.live.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.console.is_terminal:
-            self.live.stop()
-
-    def update(self, p: Any) -> None:
-        """Show one progress report."""
-        from cutaway.views.wording import number
-
-        speed, fvu = f"{p.tokens_per_second:,.0f} tokens/s", number(p.fvu)
-        self.live.update(self.task, completed=p.tokens, total=p.of, fvu=fvu, speed=speed, visible=True)
-        if not self.console.is_terminal:
-            share, left = min(p.tokens / p.of, 1.0), p.seconds_left / 60  # the last batch may go over
-            line = f"{p.tokens:,}/{p.of:,} tokens ({share:.0%}) · FVU {fvu} · {speed} · {left:.1f} min left"
-            self.console.print(line, soft_wrap=True)
+    return lambda p: bar.show(p.tokens, p.of, "tokens", f"FVU {number(p.fvu)}", p.tokens_per_second, p.seconds_left)

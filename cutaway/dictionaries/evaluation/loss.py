@@ -43,6 +43,7 @@ from cutaway.models.edits.library import Ablate, Replace
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.models.tokens import batch as batch_of
+from cutaway.models.vocabulary import special_ids
 
 ABLATIONS = ("zero", "mean")
 _OF_THE_MODEL: tuple[str, ...] = ("CE clean", "CE zero-ablated", "CE mean-ablated")  # the same whatever the dictionary
@@ -149,7 +150,8 @@ def splice_loss(
         why = f"its sites name models ({', '.join(dictionary.models)}), and a splice is into one model"
         raise Refused(f"the loss with {dictionary!r}", why, "judge it by its activations alone")
     tokens = model.tokens(prompts)
-    left = _special(model, tokens) if special is None else special.to(tokens.ids.device)
+    ids = tokens.ids
+    left = torch.isin(ids, special_ids(model.tokenizer).to(ids.device)) if special is None else special.to(ids.device)
     keep = tokens.mask & ~left
     others = {f"null {i}": d for i, d in enumerate(null)} | dict(control or {})
     run = _Run(model, tokens, keep, batch, [dictionary, *others.values()])
@@ -241,11 +243,6 @@ def _cross_entropy(logs: Tensor, some: Tokens, counted: Tensor) -> Float[Tensor,
 
 def _spliced(d: Dictionary, keep: Tensor) -> list[Edit]:
     return [Only(e, keep) if isinstance(e, SpliceWrite) else e for e in as_edits(Splice(d))]
-
-
-def _special(model: Model, tokens: Tokens) -> Bool[Tensor, "batch position"]:
-    ids = sorted(set(getattr(model.tokenizer, "all_special_ids", ())))
-    return torch.isin(tokens.ids, torch.tensor(ids, dtype=torch.long, device=tokens.ids.device))
 
 
 def _scores(run: _Run, which: int) -> list[Score]:

@@ -65,7 +65,9 @@ def gradients(
     closed: set[Address] = set()
     reads, layers = metric.reads if isinstance(metric, Measure) else Reads(), body.shape.n_layers
     deepest = reads.deepest(layers)
-    weights = _attention_rules(body, relevance) | {a.place: 1.0 for cut in cuts for a in cut}
+    factors = _ATTENTION[relevance or "gradient"]
+    weights = {Address(site, i): f for i in range(layers) for site, f in factors.items()}
+    weights |= {a.place: 1.0 for cut in cuts for a in cut}
     weights = {a: w for a, w in weights.items() if depth(a, layers) <= deepest}
     collector = Collector(body, places, live=True)
     with fitting(tokens), torch.enable_grad(), forward.rooted(body), ExitStack() as stack:
@@ -124,11 +126,6 @@ def _weighted(place: Address, weight: float, closed: set[Address]) -> Callable[[
         return x
 
     return see
-
-
-def _attention_rules(body: Anatomy, relevance: Attention | None) -> dict[Address, float]:
-    factors = _ATTENTION[relevance or "gradient"]
-    return {Address(site, i): f for i in range(len(body.blocks)) for site, f in factors.items()}
 
 
 @contextmanager
