@@ -352,7 +352,7 @@ def test_what_attention_has_is_refused(name):
             m.capture(IDS, where)
     for read in (m.weights.q, m.weights.o, m.weights.mlp_out):
         with pytest.raises(Refused, match="none there"):
-            read(0)
+            read[0]
     assert "heads" not in repr(m)
 
 
