@@ -44,7 +44,7 @@ COMMANDS: dict[str, tuple[str, Group, str]] = {
 
 
 def build() -> App:
-    """The whole tree."""
+    """Return the whole tree."""
     app = App(
         name="cutaway",
         group_commands=Group("About", sort_key=9),
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def first_line(module: str) -> str:
-    """The first line of a module's docstring, read without importing it."""
+    """Return the first line of a module's docstring, read without importing it."""
     spec = find_spec(module)
     assert spec is not None
     assert spec.origin is not None

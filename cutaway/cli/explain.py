@@ -75,16 +75,25 @@ def explain(
 
 
 def data(e: Explanation, command: str, html: Path | None) -> dict[str, Any]:
-    """Everything found, JSON-ready."""
+    """Return everything found, JSON-ready."""
     return {
-        "model": e.model, "prompt": e.prompt, "answer": e.answer, "foil": e.foil, "corrupt": e.corrupt,
-        "corruption": e.corruption, "siblings": e.siblings, "summary": e.summary,
+        "model": e.model,
+        "prompt": e.prompt,
+        "answer": e.answer,
+        "foil": e.foil,
+        "corrupt": e.corrupt,
+        "corruption": e.corruption,
+        "siblings": e.siblings,
+        "summary": e.summary,
         "doubt": None if e.doubt is None else e.doubt.text,
-        "claims": [vars(c) for c in e.claims], "verdicts": [vars(v) for v in e.verdicts],
-        "results": _all_data(e.results), "own": _all_data(e.own),
+        "claims": [vars(c) for c in e.claims],
+        "verdicts": [vars(v) for v in e.verdicts],
+        "results": _all_data(e.results),
+        "own": _all_data(e.own),
         "cost": {"forwards": e.spent.forwards, "seconds": round(e.spent.seconds, 3)},
-        "command": command, "html": None if html is None else str(html),
-    }  # fmt: skip
+        "command": command,
+        "html": None if html is None else str(html),
+    }
 
 
 def _all_data(results: Any) -> dict[str, Any]:
@@ -92,7 +101,7 @@ def _all_data(results: Any) -> dict[str, Any]:
 
 
 def show(console: Console, e: Explanation, command: str, html: Path | None, other: str | None = None) -> None:
-    """The answer for the eyes: prompt, summary, and the four rankings behind it."""
+    """Print the answer: prompt, summary, and the four rankings behind it."""
     from rich.text import Text
 
     from cutaway.suites.explain import UNSUPPORTED
@@ -130,7 +139,7 @@ def show(console: Console, e: Explanation, command: str, html: Path | None, othe
 
 
 def write(e: Explanation, path: Path, command: str, other: str | None = None) -> None:
-    """The explanation as one self-contained HTML file."""
+    """Write the explanation as one self-contained HTML file."""
     from cutaway.views.page import Badge, Opening, report
 
     tone: dict[bool | None, Any] = {True: "agrees", False: "disagrees", None: "unknown"}
@@ -147,46 +156,61 @@ def write(e: Explanation, path: Path, command: str, other: str | None = None) ->
 
 
 def sections(e: Explanation) -> list[Section]:
-    """The report's questions, in reading order."""
+    """Return the report's questions, in reading order."""
     from cutaway.views.page import Section, Show
 
     r, said = e.results, {c.about: [f"{c.text} ({c.control})."] for c in e.claims if c.supported}
     out = [
         Section(
-            "What it predicts", "Which words come next, and which after the counterfactual?",
+            "What it predicts",
+            "Which words come next, and which after the counterfactual?",
             said.get("the prediction", ()),
-            [Show(r["predictions"], "probability", f"after “{e.prompt}”"),
-             Show(r["predictions"], "after_corrupt", f"the control: after “{e.corrupt}”")],
+            [
+                Show(r["predictions"], "probability", f"after “{e.prompt}”"),
+                Show(r["predictions"], "after_corrupt", f"the control: after “{e.corrupt}”"),
+            ],
         ),
         Section(
-            "Where along depth the answer appears", "What would the model say if it ended at this depth?",
+            "Where along depth the answer appears",
+            "What would the model say if it ended at this depth?",
             said.get("the depth", ()),
-            [Show(r["depth"], "probability", "the answer at the last position, with interval and control"),
-             Show(r["depth"], "rank", "how many words are ahead of it (median)"),
-             Show(r["grid"], "probability", "the lens at every depth and position of this sentence")],
+            [
+                Show(r["depth"], "probability", "the answer at the last position, with interval and control"),
+                Show(r["depth"], "rank", "how many words are ahead of it (median)"),
+                Show(r["grid"], "probability", "the lens at every depth and position of this sentence"),
+            ],
         ),
         Section(
-            "Which components write it", f"What adds to “{e.answer}” over “{e.foil}” at the last position?",
+            "Which components write it",
+            f"What adds to “{e.answer}” over “{e.foil}” at the last position?",
             [*said.get("the writers", ()), _closure(r["writers"])],
-            [Show(r["writers"], "effect", "embedding, heads, biases and MLPs, over the siblings", {"bars": 16}),
-             Show(e.own["writers"], "effect", "the same for this sentence alone", {"bars": 16}),
-             Show(r["neurons"], "effect", "with every MLP split into its neurons", {"bars": 16})],
+            [
+                Show(r["writers"], "effect", "embedding, heads, biases and MLPs, over the siblings", {"bars": 16}),
+                Show(e.own["writers"], "effect", "the same for this sentence alone", {"bars": 16}),
+                Show(r["neurons"], "effect", "with every MLP split into its neurons", {"bars": 16}),
+            ],
         ),
         Section(
-            "Which positions carry it", "Where does the clean run's activation bring the answer back?",
+            "Which positions carry it",
+            "Where does the clean run's activation bring the answer back?",
             said.get("the positions", ()),
-            [Show(r["resid_pre"], "effect", "the residual stream entering each block"),
-             Show(r["attn_out"], "effect", "what attention adds"),
-             Show(r["mlp_out"], "effect", "what the MLP adds"),
-             Show(e.own["resid_pre"], "effect", "the residual stream, this sentence alone")],
+            [
+                Show(r["resid_pre"], "effect", "the residual stream entering each block"),
+                Show(r["attn_out"], "effect", "what attention adds"),
+                Show(r["mlp_out"], "effect", "what the MLP adds"),
+                Show(e.own["resid_pre"], "effect", "the residual stream, this sentence alone"),
+            ],
         ),
         Section(
-            "Which heads carry it", "Which heads suffice to bring the answer back, and which are needed?",
+            "Which heads carry it",
+            "Which heads suffice to bring the answer back, and which are needed?",
             said.get("the heads", ()),
-            [Show(r["heads"], "effect", "denoise: clean output in the corrupt run (suffices)"),
-             Show(r["heads_noise"], "effect", "noise: corrupt output in the clean run (needed)")],
+            [
+                Show(r["heads"], "effect", "denoise: clean output in the corrupt run (suffices)"),
+                Show(r["heads_noise"], "effect", "noise: corrupt output in the clean run (needed)"),
+            ],
         ),
-    ]  # fmt: skip
+    ]
     if "together" in r:
         together = [
             Show(r["together"], "effect", "all of them exchanged at once"),

@@ -53,11 +53,17 @@ def harvest(
         source = load_model(model, model_dtype, model_device)
         step("harvesting …")
         shards = streams.harvest(
-            source, _documents(source, text, field, tokens), sites, out,
+            source,
+            _documents(source, text, field, tokens),
+            sites,
+            out,
             packing=streams.Packing(context, bos, eos, across, rows),
             masking=streams.Masking(special=not special, sinks=sinks or None),
-            tokens=tokens, dtype=dtype, seed=seed, covariance=covariance,
-        )  # fmt: skip
+            tokens=tokens,
+            dtype=dtype,
+            seed=seed,
+            covariance=covariance,
+        )
     command = repeated("harvest", harvest, given | {"model": pinned(source, model)})
     data = {"folder": str(out), **shards.manifest, "command": command}
     return Reply(data, lambda console: _show(console, shards, command))
@@ -87,8 +93,10 @@ def _show(console: Any, shards: Shards, command: str) -> None:
     console.print(f"[bold]{shards.tokens:,}[/] tokens of {escape(m['model']['name'])}, {size / 2**20:.1f} MiB{speed}")
     for site, width in shards.widths.items():
         console.print(f"  {site}  width {width}, {m['dtype']}, mean norm {m['mean_norm'][site]:.4g}")
-    console.print(f"masked: {counts['special']:,} special, {counts['sinks']:,} sinks of {counts['tokens']:,}; "
-                  f"padding {counts['padding']:,}")  # fmt: skip
+    console.print(
+        f"masked: {counts['special']:,} special, {counts['sinks']:,} sinks of {counts['tokens']:,}; "
+        f"padding {counts['padding']:,}"
+    )
     console.print(escape(shards.beginning), soft_wrap=True)
     if m["asked"] is not None and m["asked"] > shards.tokens:
         console.print(f"the documents ended before the {m['asked']:,} tokens asked for")

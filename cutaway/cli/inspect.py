@@ -21,10 +21,18 @@ if TYPE_CHECKING:
 def methods() -> Reply:
     """List what can be asked, with paper, cost, control and rung."""
     rows = [
-        {"method": r.name, "answers": r.answers, "paper": r.paper, "cost": r.cost, "control": r.control, "rung": r.rung,
-         "results": [c.__name__ for c in r.results], "options": [o.name for o in r.options]}
+        {
+            "method": r.name,
+            "answers": r.answers,
+            "paper": r.paper,
+            "cost": r.cost,
+            "control": r.control,
+            "rung": r.rung,
+            "results": [c.__name__ for c in r.results],
+            "options": [o.name for o in r.options],
+        }
         for r in cutaway.methods().values()
-    ]  # fmt: skip
+    ]
     return table(
         "Methods", rows, ["method", "answers", "paper", "control", "rung"], "one of them: cutaway ROOM METHOD --help"
     )
@@ -106,7 +114,7 @@ def open_file(
 
 
 def table(title: str, rows: list[dict[str, Any]], columns: list[str], last: str = "") -> Reply:
-    """Rows as a reply: all of them as data, some columns for the eyes."""
+    """Return the rows as a reply: all of them as data, some columns for the eyes."""
 
     def show(console: Console) -> None:
         from rich import box

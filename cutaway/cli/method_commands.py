@@ -1,4 +1,4 @@
-"""One command group a room and one command a method, all derived from the method table."""
+"""Commands of methods, one group per room and one command per method, all derived from the method table."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def __getattr__(name: str) -> Any:
 
 
 def command(row: Method) -> Any:
-    """A method as a command: flags for its subjects, an option for each of its options, `--out` and `--resume`."""
+    """Make a method a command: flags for its subjects, an option for each of its options, `--out` and `--resume`."""
 
     def run(*, out: Path | None = None, resume: Path | None = None, **given: Any) -> Reply:
         check_out(out)  # before the work, not after
@@ -61,7 +61,7 @@ def command(row: Method) -> Any:
 
 @contextmanager
 def kept(folder: Path | None) -> Iterator[None]:
-    """While open, sweeps are kept in the folder, if there is one."""
+    """Within the block, sweeps are kept in the folder, if there is one."""
     if folder is None:
         yield
         return
@@ -72,7 +72,7 @@ def kept(folder: Path | None) -> Iterator[None]:
 
 
 def reply(result: Result, out: Path | None = None, field: str | None = None) -> Reply:
-    """A result, or one field of it, as the answer of a command, saved if asked for."""
+    """Return a result, or one field of it, as the answer of a command, saved if asked for."""
     if out is not None:
         save(result, out, field)
 

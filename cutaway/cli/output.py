@@ -61,10 +61,10 @@ def save(result: Result, out: Path, field: str | None = None) -> None:
 
 
 def opened(file: Path) -> Result:
-    """The result saved in a file.
+    """Open the result saved in a file.
 
     Raises:
-        Refused: no result; a sparse dictionary is told what else can be done with it.
+        Refused: not a result; for a sparse dictionary, the refusal says what else can be done with it.
     """
     try:
         return cutaway.open(file)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 def speaks() -> bool:
-    """Whether this process prints and saves: the only one, or the first of those that torchrun started."""
+    """Return True if this process prints and saves: the only one, or the first that torchrun started."""
     return not _several() or os.environ["RANK"] == "0"
 
 

@@ -1,4 +1,4 @@
-"""The command that repeats a command which is no method: `explain`, `harvest`, and those of dictionaries."""
+"""Commands that repeat `explain`, `harvest` and the commands of dictionaries, which are not methods."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _PLACES = ("file", "model", "text", "other", "seeds", "labels", "words", "choice
 
 
 def repeated(name: str, function: Callable[..., Any], given: Mapping[str, Any], *leave: str) -> str:
-    """The command line of a function with these values, whole paths for relative ones; what is usual is left out.
+    """Write the command line of a function with these values: relative paths made whole, defaults left out.
 
-    Where the outcome is written (the group "Output", and flags named in `leave`) is no part of it.
+    Flags that say where the outcome is written (the group "Output", and those named in `leave`) are left out too.
     """
     first, out = list[str](), ["cutaway", *name.split()]
     for flag, value, usual, positional in _values(function, given):
@@ -42,12 +42,12 @@ def repeated(name: str, function: Callable[..., Any], given: Mapping[str, Any], 
 
 
 def pinned(model: Model, name: str) -> str:
-    """The name that a model was asked for by, as it means the same from everywhere and for good."""
+    """Return the name that a model was asked for by, as it means the same from everywhere and for good."""
     return name if model.made is None else str(model.made.flags[""])
 
 
 def _values(function: Callable[..., Any], given: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any, bool]]:
-    """Every flag with its value, what it usually is, and whether it has no name; groups of flags one by one."""
+    """Yield each flag's name, value and default, and True if it is positional; groups of flags one by one."""
     hints = get_type_hints(function, include_extras=True)
     for p in inspect.signature(function).parameters.values():
         value = given[p.name]
@@ -64,7 +64,7 @@ def _marks(hint: Any) -> list[Any]:
 
 
 def _placed(flag: str, value: Any) -> Any:
-    """A value with whole paths where it names what lies here, also as `NAME=PLACE` or `PLACE?choices`."""
+    """Return a value with whole paths where it names what lies here, also as `NAME=PLACE` or `PLACE?choices`."""
     if isinstance(value, list | tuple):
         return [_placed(flag, v) for v in value]
     if isinstance(value, Path):

@@ -1,4 +1,4 @@
-"""What every command shares: replies on stdout as text or JSON, progress on stderr, refusals with exit code 2."""
+"""Common parts of all commands: replies on stdout as text or JSON, progress on stderr, refusals with exit code 2."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ command_line: ContextVar[tuple[str, ...]] = ContextVar("command_line", default=(
 
 @dataclass(frozen=True)
 class Reply:
-    """What a command answers: JSON-ready data, and the same for the eyes."""
+    """The reply of a command.
+
+    Attributes:
+        data: JSON-ready data.
+        show: prints the same on a console.
+    """
 
     data: Any
     show: Callable[[Console], None]
@@ -52,7 +57,7 @@ def _gone() -> None:
 
 
 def as_data(result: Result, field: str | None = None) -> dict[str, Any]:
-    """A result as JSON-ready data: all of its fields, or one with its interval and control."""
+    """Return a result as JSON-ready data: all of its fields, or one with its interval and control."""
     from cutaway.views.spec import checked, with_beside
 
     kept = result.tensors() if field is None else with_beside(result, checked(result, field))
@@ -78,7 +83,7 @@ def working(text: str) -> Iterator[None]:
 
 @contextmanager
 def stages() -> Iterator[Callable[[str], None]]:
-    """Like `working`, for a job of several stages: what is yielded is told the name of each."""
+    """Within the block, show progress as `working` does; call the function yielded with the name of each stage."""
     from rich.console import Console
 
     console = Console(stderr=True)
@@ -132,7 +137,7 @@ def refused(error: BaseException, command: str, as_json: bool) -> int:
 
 
 def as_refusal(error: BaseException, command: str) -> Refused | None:
-    """An error as a refusal, if it is the caller's to mend."""
+    """Return an error as a refusal, if it is the caller's to mend."""
     from cyclopts import CycloptsError, UnknownCommandError, UnknownOptionError
 
     if isinstance(error, Refused):

@@ -10,7 +10,7 @@ from cutaway.views.spec import RANKED, fields, pictures
 from cutaway.views.summary import summary
 from cutaway.views.terminal import table, terminal
 
-_PANELS = 2  # more than so many heat maps push everything else out of sight
+_PANELS = 2  # more heat maps would push everything else out of sight
 
 
 def draw(console: Console, result: Result, field: str | None = None, entries: int = 8) -> None:

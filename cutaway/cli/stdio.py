@@ -1,4 +1,4 @@
-"""Where a command writes: whatever encoding, width and state stdout and stderr are in, nothing ends in a traceback."""
+"""Safe output on stdout and stderr: whatever their encoding, width and state, nothing ends in a traceback."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def prepare() -> None:
 
 
 def as_json(data: Any) -> str:
-    """Data as one line of JSON that stdout can hold as it is: other letters are escaped where it is not UTF-8."""
+    """Return the data as one line of JSON that stdout can hold as it is: other letters are escaped where it is not
+    UTF-8.
+    """
     encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "").replace("_", "")
     return written(data, ascii_only=encoding != "utf8") + "\n"
 
@@ -51,12 +53,13 @@ def abandon(stream: Any) -> None:
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
-    except (OSError, ValueError, AttributeError):  # a stream that is no file
+    except (OSError, ValueError, AttributeError):  # a stream that is not a file
         return
 
 
 def ordered(words: Sequence[str]) -> list[str]:
-    """A command line in which a text may begin with a hyphen: `-- "-5 plus 3 is"` may stand before flags, or nothing.
+    """Return a command line in which a text may begin with a hyphen: `-- "-5 plus 3 is"` may stand before flags, or
+    nothing.
 
     Words behind `--` are texts up to the next flag, the first in any case. A word with a hyphen first that cannot be a
     flag (it has a space) is the text of the flag before it, or one by itself.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def parameters(name: str) -> list[inspect.Parameter]:
-    """The flags of a subject as parameters of a command's signature."""
+    """Return the flags of a subject as parameters of a command's signature."""
     return [_parameter(name, flag) for flag in subject(name).flags]
 
 
@@ -27,7 +27,7 @@ def _parameter(name: str, flag: Flag) -> inspect.Parameter:
 
 
 def flag_names() -> set[str]:
-    """The names of the flags of all subjects."""
+    """Return the names of the flags of all subjects."""
     return {flag.name for row in SUBJECTS.values() for flag in row.flags}
 
 

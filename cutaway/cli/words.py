@@ -42,7 +42,7 @@ _PAIR = re.compile(
 
 
 def spelled(refusal: Refused, typed: Sequence[str] = ()) -> Refused:
-    """The same refusal as someone at a command line says it; `typed` are the words of the command."""
+    """Return the same refusal as someone at a command line says it; `typed` are the words of the command."""
     model = _after("--model", typed) or "miniworld"
     return Refused(*(_said(text, shlex.quote(model)) for text in (refusal.what, refusal.why, refusal.instead)))
 
@@ -73,14 +73,30 @@ def _as_flags(text: str) -> str:
 
 @cache
 def _flags() -> frozenset[str]:
-    """Every flag of the methods and of what they are asked about."""
+    """Return every flag of the methods and of what they are asked about."""
     import cutaway
     from cutaway.cli.subjects import flag_names
 
     methods = {o.name for row in cutaway.methods().values() for o in row.options}
     subjects = flag_names()
-    other = {"resume", "sinks", "batch", "window", "bos", "covariance", "tokens", "shard", "gate", "decoder", "format",
-             "replicas", "text", "declared_l0", "labels", "words"}  # fmt: skip
+    other = {
+        "resume",
+        "sinks",
+        "batch",
+        "window",
+        "bos",
+        "covariance",
+        "tokens",
+        "shard",
+        "gate",
+        "decoder",
+        "format",
+        "replicas",
+        "text",
+        "declared_l0",
+        "labels",
+        "words",
+    }
     return frozenset(n.replace("_", "-") for n in methods | subjects | other)
 
 

@@ -23,10 +23,15 @@ def list_models() -> Reply:
     from cutaway import zoo
 
     rows = [
-        {"model": e.name, "about": e.says, "ready": e.ready, "dictionaries": zoo.dictionaries(e.name),
-         "folder": str(e.folder)}
+        {
+            "model": e.name,
+            "about": e.says,
+            "ready": e.ready,
+            "dictionaries": zoo.dictionaries(e.name),
+            "folder": str(e.folder),
+        }
         for e in zoo.ENTRIES.values()
-    ]  # fmt: skip
+    ]
     last = "load one: cutaway explain --model NAME, cutaway dict eval NAME/DICTIONARY, or ca.load(NAME)"
     return table("Zoo", rows, ["model", "about", "ready", "dictionaries"], last)
 

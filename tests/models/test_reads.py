@@ -111,7 +111,7 @@ def test_identities(name):
     if "pos_embed" in sites(m):
         assert gap(acts["embed"] + acts["pos_embed"], acts["resid_pre.0"]) < 1e-6
     if not m.family.ln1_post:
-        biases = torch.stack([m.weights.o_bias(i) for i in range(m.shape.n_layers)])[:, None, None]
+        biases = torch.stack([m.weights.o_bias[i] for i in range(m.shape.n_layers)])[:, None, None]
         assert gap((acts["head_out"].sum(3) + biases) * m.body.multiplier, acts["attn_out"]) < 1e-5
 
 

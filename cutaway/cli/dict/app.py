@@ -110,7 +110,7 @@ def _plan(tokens: int, batch: int, select: Literal["auto", "float32", "bfloat16"
 
 
 def _spliced(what: Asked, origin: Origin) -> tuple[Term, ...]:
-    """The end-to-end term that is asked for: a nat of divergence counts like the squared error of the whole."""
+    """Return the end-to-end term that is asked for: a nat of divergence counts like the squared error of the whole."""
     if what.end_to_end is None:
         return ()
     if what.recipe is not None or origin.shards is not None or origin.named:
@@ -153,7 +153,7 @@ def _resumable(out: Path) -> Iterator[None]:
 
 
 def _here(t: Trained) -> Trained:
-    """The same result with its dictionary on the processor."""
+    """Return the same result with its dictionary on the processor."""
     from dataclasses import replace
 
     return replace(t, dictionary=t.dictionary.to("cpu"))

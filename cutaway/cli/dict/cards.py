@@ -1,4 +1,4 @@
-"""What is shown of a training run: live progress, and the cards at its end."""
+"""Display of a training run: live progress, and the cards at its end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def show_cards(console: Any, files: list[str], cards: list[dict[str, Any]], beginning: str | None = None) -> None:
-    """Every card as a table, and what contexts began with; a file may hold several dictionaries."""
+    """Print every card as a table, and what contexts began with; a file may hold several dictionaries."""
     for n, made in enumerate(cards):
         _show(console, files[min(n, len(files) - 1)], made)
     for line in dict.fromkeys(_alike(made) for made in cards):
@@ -46,7 +46,7 @@ def _show(console: Any, file: str, made: dict[str, Any]) -> None:
 
 
 def _alike(made: dict[str, Any]) -> str:
-    """How alike seeds are, in one line; empty where that was not measured."""
+    """Return the similarity of seeds in one line; empty if it was not measured."""
     seeds = made["seeds"]
     if "none" in seeds:
         return ""

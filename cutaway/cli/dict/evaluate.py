@@ -93,7 +93,7 @@ def evaluate(
 def _beside(
     report: DictionaryReport, features: tuple[int, By], labels: str | None, words: str | None
 ) -> dict[str, Any]:
-    """What stands beside the scores: density, latents in context, probes, absorption."""
+    """Measure what is shown beside the scores: density, latents in context, probes, absorption."""
     from cutaway.suites import labelled_texts as lb
 
     found: dict[str, Any] = {"density": report.density()}

@@ -64,7 +64,7 @@ def convert(
 
 
 def _read_back(d: Dictionary, where: Path, format: str) -> dict[str, Any]:
-    """The largest difference between what was written and what is read from there, on random tokens."""
+    """Return the largest difference between what was written and what is read from there, on random tokens."""
     import inspect
 
     import torch

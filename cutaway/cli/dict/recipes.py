@@ -1,4 +1,4 @@
-"""What `cutaway dict train` trains: recipes from flags (all combinations of repeated ones), or from a file."""
+"""Recipes that `cutaway dict train` trains, from flags (all combinations of repeated ones) or from a file."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Asked:
 
 
 def recipes(asked: Asked, places: Places, extra: Sequence[Term] = ()) -> list[Recipe]:
-    """The recipes that the flags mean, each once; `places` gives the addresses that patterns mean.
+    """Return the recipes that the flags mean, each once; `places` gives the addresses that patterns mean.
 
     Raises:
         Refused: flags that contradict each other, or two equal recipes.
@@ -94,12 +94,16 @@ def recipes(asked: Asked, places: Places, extra: Sequence[Term] = ()) -> list[Re
 
 
 def names(made: Sequence[Recipe]) -> list[str]:
-    """A file's name for each recipe, of what they differ in."""
+    """Return a file's name for each recipe, of what they differ in."""
     if len(made) == 1:
         return ["dictionary"]
-    parts = [[_sites(r) for r in made], [r.gating.name.lower() for r in made],
-             [f"latents{r.blocks[0].n_latents}" for r in made], [f"k{getattr(r.gating, 'k', '')}" for r in made],
-             [f"seed{r.seed}" for r in made]]  # fmt: skip
+    parts = [
+        [_sites(r) for r in made],
+        [r.gating.name.lower() for r in made],
+        [f"latents{r.blocks[0].n_latents}" for r in made],
+        [f"k{getattr(r.gating, 'k', '')}" for r in made],
+        [f"seed{r.seed}" for r in made],
+    ]
     told = ["-".join(["dictionary", *p]) for p in zip(*(c for c in parts if len(set(c)) > 1), strict=True)]
     if len(set(told)) == len(made):
         return told
@@ -108,7 +112,7 @@ def names(made: Sequence[Recipe]) -> list[str]:
 
 
 def from_file(path: Path, asked: Asked) -> list[Recipe]:
-    """Recipes from JSON, from the cards of a run, or from a dictionary that says how it was made.
+    """Return the recipes from JSON, from the cards of a run, or from a dictionary that says how it was made.
 
     Raises:
         Refused: no recipe there, or flags that would say it otherwise.
@@ -129,7 +133,7 @@ def from_file(path: Path, asked: Asked) -> list[Recipe]:
 
 
 def _bare(row: Any, path: Path) -> Mapping[str, Any]:
-    """The recipe itself, which a card or a dictionary's `about` calls `recipe`."""
+    """Return the recipe itself, which a card or a dictionary's `about` calls `recipe`."""
     found = row.get("recipe", row) if isinstance(row, Mapping) else row
     if not isinstance(found, Mapping):
         raise Refused(f"--recipe {path}", f"{str(found)[:40]!r} is no recipe", "give what a card.json calls recipe")

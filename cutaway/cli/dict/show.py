@@ -25,7 +25,7 @@ BAR = 30  # characters of the longest bar
 
 
 def show(console: Console, scores: Scores, beside: dict[str, Any], saved: Path | None) -> None:
-    """Scores, what they are compared with, and what else was asked for."""
+    """Print scores, their comparisons, and everything else that was asked for."""
     console.print(_scores(scores, str(scores.record["file"])))
     _controls(console, scores)
     _notes(console, scores)
@@ -53,7 +53,7 @@ def show(console: Console, scores: Scores, beside: dict[str, Any], saved: Path |
 
 
 def reach(values: Sequence[float], digits: int = 3) -> str:
-    """The lowest and the highest of some values, the ones that are no number left out."""
+    """Return the lowest and the highest of some values, the ones that are no number left out."""
     known = sorted(v for v in values if v == v)
     if not known:
         return "–"
@@ -62,7 +62,7 @@ def reach(values: Sequence[float], digits: int = 3) -> str:
 
 
 def plain(title: str, *columns: str) -> Table:
-    """A table whose first column wraps and whose numbers are never cut."""
+    """Return a table whose first column wraps and whose numbers are never cut."""
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1))
     for n, name in enumerate(columns):
         made.add_column(name, style="cyan" if n == 0 else "", overflow="fold", justify="left" if n == 0 else "right")
@@ -87,7 +87,7 @@ def _scores(scores: Scores, title: str) -> Table:
 
 
 def _controls(console: Console, scores: Scores) -> None:
-    """What controls reach, as many side by side as there is room for."""
+    """Print the scores of controls, as many side by side as there is room for."""
     names = [str(n) for n in scores.labels["control"]]
     known = [i for i in range(len(scores.labels["score"])) if not bool(scores.control[i].isnan().all())]
     if not known:
@@ -96,8 +96,14 @@ def _controls(console: Console, scores: Scores) -> None:
     at_once = max(1, (console.width - min(first, 24) - 14) // 13)
     for start in range(0, len(names), at_once):
         some = range(start, min(start + at_once, len(names)))
-        rows = [[str(scores.labels["score"][i]), number(float(scores.score[i])),
-                 *(number(float(scores.control[i, c])) for c in some)] for i in known]  # fmt: skip
+        rows = [
+            [
+                str(scores.labels["score"][i]),
+                number(float(scores.score[i])),
+                *(number(float(scores.control[i, c])) for c in some),
+            ]
+            for i in known
+        ]
         console.print(_filled(plain("Controls", "score", "value", *(names[c] for c in some)), rows))
 
 
@@ -118,7 +124,7 @@ def _notes(console: Console, scores: Scores) -> None:
 
 
 def _density(console: Console, density: dict[str, Any]) -> None:
-    """Latents by how often they fire."""
+    """Print the density of latents, by how often they fire."""
     most = max(density["latents"])
     rows = [
         [name, number(n), reach(random), "█" * round(BAR * n / max(most, 1))]
@@ -151,11 +157,15 @@ def _probing(console: Console, found: Probing) -> None:
 def _seeds(console: Console, found: Stability) -> None:
     names = [str(n) for n in found.labels["seed"]]
     rows = [
-        [f"{names[j]} – {names[i]}" if len(set(names)) == len(names) else f"{j + 1} – {i + 1}",
-         number(float(found.alike[i, j])), span(*found.alike_interval[i, j].tolist()),
-         reach(found.alike_null[i, j].tolist())]
-        for i in range(len(names)) for j in range(i)
-    ]  # fmt: skip
+        [
+            f"{names[j]} – {names[i]}" if len(set(names)) == len(names) else f"{j + 1} – {i + 1}",
+            number(float(found.alike[i, j])),
+            span(*found.alike_interval[i, j].tolist()),
+            reach(found.alike_null[i, j].tolist()),
+        ]
+        for i in range(len(names))
+        for j in range(i)
+    ]
     title = "Seeds: mean |cosine| of latents matched one to one"
     console.print(_filled(plain(title, "pair", "alike", "95 % interval", "random"), rows))
 
@@ -175,7 +185,7 @@ def _feature(console: Console, row: dict[str, Any]) -> None:
 
 
 def _compared(console: Console, found: Comparison, split: Splitting) -> None:
-    """Two dictionaries in a few numbers."""
+    """Print the comparison of two dictionaries."""
     matched = found.partner >= 0
     alive = matched & ~found.overlap.isnan()
     left = found.record["left over"]
@@ -186,15 +196,27 @@ def _compared(console: Console, found: Comparison, split: Splitting) -> None:
 
     rows = [
         row("mean |cosine| of partners", found.cosine[matched].mean(), found.cosine_null.nanmean(0)),
-        row("partners with |cosine| above 0.7", (found.cosine[matched] > 0.7).float().mean(),
-            (found.cosine_null > 0.7).float().mean(0)),
-        row("mean share of tokens on which partners fire together", found.overlap[alive].mean(),
-            found.overlap_null.nanmean(0)),
-        row("partners that fire together on half of their tokens", (found.overlap[alive] > 0.5).float().mean(),
-            (found.overlap_null > 0.5).float().mean(0)),
+        row(
+            "partners with |cosine| above 0.7",
+            (found.cosine[matched] > 0.7).float().mean(),
+            (found.cosine_null > 0.7).float().mean(0),
+        ),
+        row(
+            "mean share of tokens on which partners fire together",
+            found.overlap[alive].mean(),
+            found.overlap_null.nanmean(0),
+        ),
+        row(
+            "partners that fire together on half of their tokens",
+            (found.overlap[alive] > 0.5).float().mean(),
+            (found.overlap_null > 0.5).float().mean(0),
+        ),
         row("narrow latents split into two or more", (parts >= 2).float().mean(), []),
-        row("mean share of a narrow latent's tokens that its parts cover", split.covered.nanmean(),
-            split.covered_null.nanmean(0)),
-    ]  # fmt: skip
+        row(
+            "mean share of a narrow latent's tokens that its parts cover",
+            split.covered.nanmean(),
+            split.covered_null.nanmean(0),
+        ),
+    ]
     console.print(_filled(plain("Beside the other dictionary", "", "value", "random"), rows))
     console.print(f"left over: {left['first']} latents of this one, {left['second']} of the other", style="dim")

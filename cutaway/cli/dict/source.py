@@ -1,4 +1,4 @@
-"""Where `cutaway dict train` gets activations: a model on text, several models on the same text, or a harvest."""
+"""Sources of activations for `cutaway dict train`: a model on text, several models on the same text, or a harvest."""
 
 from __future__ import annotations
 
@@ -51,14 +51,20 @@ class From:
 
 @dataclass(frozen=True)
 class Origin:
-    """Where activations come from, opened: shards, or models (by name, if there are several)."""
+    """An opened source of activations.
+
+    Attributes:
+        flags: the flags that name it.
+        shards: the harvest, if it is one.
+        models: the models by name; one alone has the empty name.
+    """
 
     flags: From
     shards: Shards | None = None
     models: Mapping[str, Model] = field(default_factory=dict)
 
     def places(self, patterns: Sequence[str]) -> list[str]:
-        """The addresses that patterns mean; of several models, each of them in every model that is not named.
+        """Return the addresses that patterns mean; of several models, each of them in every model that is not named.
 
         Raises:
             Refused: no such address here.
@@ -67,7 +73,7 @@ class Origin:
         return list(dict.fromkeys(found))
 
     def stream(self, sites: Sequence[str], batch: int, tokens: int) -> Any:
-        """Batches of activations, with a cursor; they begin anew where the text or the harvest ends."""
+        """Return batches of activations, with a cursor; they begin again where the text or the harvest ends."""
         if self.shards is not None:
             return self.shards.stream(list(sites), batch=batch, epochs=None)
         from cutaway.streams import LiveStream, Masking
@@ -75,15 +81,21 @@ class Origin:
         window = max(4 * batch, min(1 << 16, tokens // 8))  # tokens that are shuffled together
         subject = self.models if self.named else self.model
         return LiveStream(
-            subject, self.documents, list(sites), packing=self.packing, masking=Masking(sinks=self.flags.sinks or None),
-            batch=batch, window=window, epochs=None,
-        )  # fmt: skip
+            subject,
+            self.documents,
+            list(sites),
+            packing=self.packing,
+            masking=Masking(sinks=self.flags.sinks or None),
+            batch=batch,
+            window=window,
+            epochs=None,
+        )
 
     def whole(self, sites: Sequence[str], batch: int, tokens: int) -> Whole:
-        """Whole contexts, for objectives that run the model: as many as the tokens, or all that there are.
+        """Return whole contexts, for objectives that run the model: as many as the tokens, or all of them.
 
         Raises:
-            Refused: there is no model that runs, or no text for a batch.
+            Refused: the source has no single model, or too little text for a batch.
         """
         import torch
 
@@ -110,7 +122,7 @@ class Origin:
 
     @property
     def named(self) -> bool:
-        """Whether models have names."""
+        """True if models have names."""
         return "" not in self.models
 
     @property
@@ -120,7 +132,7 @@ class Origin:
 
     @property
     def packing(self) -> Packing:
-        """How documents become contexts."""
+        """Packing of documents into contexts."""
         from cutaway.streams import Packing
 
         return Packing(self.flags.context, self.flags.bos)
