@@ -1,4 +1,4 @@
-"""What the file of a dictionary says about its training, whoever wrote it."""
+"""Facts about its training in the file of a dictionary, of any tool."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def trained_bos(about: Mapping[str, Any]) -> str | None:
-    """Where the contexts of the training had a beginning-of-text token, as a policy of `streams.Packing`.
+    """Return the policy (of `streams.Packing`) for beginning-of-text tokens that the dictionary was trained with.
 
     None where the file does not say it. SAELens' `prepend_bos` puts the token before every context; with and without
     it, the token also stands between documents.

@@ -37,21 +37,24 @@ class SparseCode:
 
     @classmethod
     def from_dense(cls, f: Float[Tensor, "token latent"]) -> SparseCode:
-        """The code whose dense form is `f`; gradients flow through its values."""
+        """Make the code whose dense form is `f`; gradients flow through its values."""
         token, latent = f.nonzero(as_tuple=True)
         return cls(latent, f[token, latent], f.shape[1], _pointers(token, len(f)))
 
     @classmethod
     def of_entries(
-        cls, token: Int[Tensor, "entry"], latent: Int[Tensor, "entry"], value: Float[Tensor, "entry"],
+        cls,
+        token: Int[Tensor, "entry"],
+        latent: Int[Tensor, "entry"],
+        value: Float[Tensor, "entry"],
         shape: tuple[int, int],
-    ) -> SparseCode:  # fmt: skip
-        """The code of single entries in any order; `shape` is (tokens, latents)."""
+    ) -> SparseCode:
+        """Make the code of single entries in any order; `shape` is (tokens, latents)."""
         order = torch.argsort(token * shape[1] + latent, stable=True)
         return cls(latent[order], value[order], shape[1], _pointers(token[order], shape[0]))
 
     def __len__(self) -> int:
-        """Number of tokens."""
+        """Return the number of tokens."""
         return len(self.index) if self.indptr is None else len(self.indptr) - 1
 
     @property
@@ -63,12 +66,12 @@ class SparseCode:
         return every.repeat_interleave(self.indptr.diff(), output_size=len(self.index))
 
     def dense(self) -> Float[Tensor, "token latent"]:
-        """The whole code as one tensor."""
+        """Return the whole code as one tensor."""
         out = self.value.new_zeros(len(self), self.n_latents)
         return out.index_put((self.tokens, self.index.reshape(-1)), self.value.reshape(-1), accumulate=True)
 
     def csr(self) -> SparseCode:
-        """The same code in compressed rows, its latents ascending in each token, without inactive entries."""
+        """Return the same code in compressed rows, its latents ascending in each token, without inactive entries."""
         value = self.value.reshape(-1)
         active = value != 0
         return self.of_entries(
@@ -76,20 +79,20 @@ class SparseCode:
         )
 
     def counts(self) -> Int[Tensor, "token"]:
-        """How many latents are active on each token (the L0 of that token)."""
+        """Count the active latents of each token (its L0)."""
         out = torch.zeros(len(self), dtype=torch.int64, device=self.index.device)
         return out.index_add(0, self.tokens, (self.value.reshape(-1) != 0).long())
 
     def fires(self) -> Int[Tensor, "latent"]:
-        """On how many tokens each latent is active."""
+        """Count the tokens on which each latent is active."""
         return torch.bincount(self.index.reshape(-1)[self.value.reshape(-1) != 0], minlength=self.n_latents)
 
     def columns(self, latents: Int[Tensor, "chosen"] | Sequence[int]) -> Float[Tensor, "token chosen"]:
-        """The values of some latents on every token, as one tensor."""
+        """Return the values of some latents on every token, as one tensor."""
         return self.select(latents).dense()
 
     def select(self, latents: Int[Tensor, "chosen"] | Sequence[int]) -> SparseCode:
-        """The code of some latents only, renumbered in the order given.
+        """Return the code of some latents only, renumbered in the order given.
 
         Raises:
             Refused: a latent outside the code, or named twice.
@@ -102,7 +105,7 @@ class SparseCode:
         return self.of_entries(self.tokens[kept], new[kept], self.value.reshape(-1)[kept], (len(self), len(chosen)))
 
     def put(self, latents: Int[Tensor, "chosen"] | Sequence[int], values: Float[Tensor, "token chosen"]) -> SparseCode:
-        """The code with the values of some latents replaced on every token."""
+        """Return the code with the values of some latents replaced on every token."""
         chosen = self._latents(latents)
         away = torch.zeros(self.n_latents, dtype=torch.bool, device=chosen.device)
         away[chosen] = True
@@ -116,7 +119,7 @@ class SparseCode:
         )
 
     def rows(self, tokens: Tensor | Sequence[int] | slice) -> SparseCode:
-        """The code of some tokens: indices, a mask or a slice."""
+        """Return the code of some tokens: indices, a mask or a slice."""
         chosen = torch.arange(len(self), device=self.index.device)[tokens]
         if self.indptr is None:
             return SparseCode(self.index[chosen], self.value[chosen], self.n_latents)
@@ -128,11 +131,11 @@ class SparseCode:
         return SparseCode(self.index[entry], self.value[entry], self.n_latents, F.pad(ends, (1, 0)))
 
     def scaled(self, factor: Float[Tensor, "latent"]) -> SparseCode:
-        """The code with the values of every latent multiplied by its own factor."""
+        """Multiply the values of every latent by its own factor."""
         return SparseCode(self.index, self.value * factor[self.index], self.n_latents, self.indptr)
 
     def times(self, rows: Float[Tensor, "latent width"]) -> Float[Tensor, "token width"]:
-        """The sum of the latents' rows weighted by their values: what a decoder makes of the code.
+        """Sum the latents' rows weighted by their values, as a decoder does.
 
         Raises:
             Refused: another number of rows than latents.
@@ -152,7 +155,7 @@ class SparseCode:
         )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> SparseCode:
-        """The same code on another device, its values in another dtype."""
+        """Return the same code on another device, its values in another dtype."""
         there = device if device is not None else self.index.device
         ends = None if self.indptr is None else self.indptr.to(there)
         return SparseCode(self.index.to(there), self.value.to(there, dtype), self.n_latents, ends)
@@ -168,7 +171,7 @@ class SparseCode:
 
 
 def beside(codes: Sequence[SparseCode]) -> SparseCode:
-    """Codes of the same tokens as one code: the latents of the first, then those of the second, …
+    """Join codes of the same tokens: the latents of the first, then those of the second, …
 
     Raises:
         Refused: codes of different numbers of tokens, or none.
@@ -191,7 +194,7 @@ def beside(codes: Sequence[SparseCode]) -> SparseCode:
 
 
 def below(codes: Sequence[SparseCode]) -> SparseCode:
-    """Codes of the same latents as one code: the tokens of the first, then those of the second, …
+    """Join codes of the same latents: the tokens of the first, then those of the second, …
 
     Raises:
         Refused: codes of different numbers of latents, or none.

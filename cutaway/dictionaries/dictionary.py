@@ -1,7 +1,7 @@
 """The dictionary: latents that read some sites and write some sites.
 
 One class for all of them. A sparse autoencoder is one block that reads and writes one site; a transcoder reads one and
-writes another; a per-layer set has one block a layer; in a cross-layer transcoder block l reads layer l and writes
+writes another; a per-layer set has one block per layer; in a cross-layer transcoder block l reads layer l and writes
 layers l and up; a crosscoder is one block over many sites. With x̄ the (normalised) activations, on each token
 
     π_b = Σ_read W_e[b, read] (x̄[read] − p[read]) + b_enc[b]        p = b_dec if `subtract_b_dec`, else 0
@@ -42,7 +42,7 @@ _CHUNK = 1 << 24  # pre-activations held at once by `encode`
 
 @dataclass(frozen=True)
 class Read:
-    """What a dictionary sees of one site: normalised values, one row a token, and what its normalisation measured."""
+    """Input of a dictionary from one site: normalised values, one row per token, and the numbers that were measured."""
 
     x: Float[Tensor, "token width"]
     measured: Measured = ()
@@ -118,11 +118,11 @@ class Dictionary:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(iter(self.b_dec.values())).device
 
     def width(self, site: str) -> int:
-        """The width of a site that is read or written."""
+        """Return the width of a site that is read or written."""
         if site in self.b_dec:
             return len(self.b_dec[site])
         for weights in self.encoder:
@@ -132,8 +132,8 @@ class Dictionary:
             if read == site:
                 return matrix.shape[1]
         close = nearest(site, [*self.reads, *self.writes])
-        raise Refused(f"site {site!r}", "the dictionary does not use it" + (f"; near: {close}" if close else ""),
-                      f"it reads {', '.join(self.reads)} and writes {', '.join(self.writes)}")  # fmt: skip
+        why = "the dictionary does not use it" + (f"; near: {close}" if close else "")
+        raise Refused(f"site {site!r}", why, f"it reads {', '.join(self.reads)} and writes {', '.join(self.writes)}")
 
     def __repr__(self) -> str:
         kinds = ", ".join(dict.fromkeys(type(g).__name__ for g in self.gates))
@@ -143,7 +143,7 @@ class Dictionary:
     # --- running
 
     def forward(self, acts: Acts) -> Any:
-        """The reconstruction, with everything in it: decoder, biases, skips and normalisations.
+        """Reconstruct activations, with everything in it: decoder, biases, skips and normalisations.
 
         `acts` is the activation of the one site that is read, or a mapping from sites to activations; leading axes
         are kept, and heads may be flattened or not. A tensor gives a tensor where one site is written, everything
@@ -165,13 +165,13 @@ class Dictionary:
         return beside([self._encoded(b, reads) for b in range(len(self.blocks))])
 
     def pre_activations(self, block: int, acts: Acts) -> Float[Tensor, "token latent"]:
-        """What the gate of one block is given: π, or π n where gating is norm-aware."""
+        """Compute the input of one block's gate: π, or π n where gating is norm-aware."""
         if self.gates[block].greedy:
             raise Refused("pre-activations", f"{type(self.gates[block]).__name__} has none", "use encode")
         return self._pre(block, self.read(acts, self.blocks[block].reads))
 
     def decode(self, code: SparseCode, acts: Acts | None = None) -> Any:
-        """What a code stands for: a tensor where one site is written, else a mapping from the sites written.
+        """Decode a code: to a tensor where one site is written, else to a mapping from the sites written.
 
         `acts` are needed where the dictionary has a skip or measures every token: without them the reconstruction
         would be incomplete.
@@ -206,7 +206,7 @@ class Dictionary:
         return norm.push(found[None])[0] if isinstance(norm, FixedNorm) else found
 
     def _split(self, code: SparseCode) -> list[SparseCode]:
-        """One code for each block."""
+        """Split a code into one for each block."""
         if len(self.blocks) == 1:
             return [code]
         device = code.index.device
@@ -215,7 +215,7 @@ class Dictionary:
         ]
 
     def read(self, acts: Acts, sites: Sequence[str] | None = None) -> dict[str, Read]:
-        """What the dictionary sees of the sites it reads, one row a token.
+        """Normalise activations of the sites it reads, one row per token.
 
         Raises:
             Refused: a site is missing, or an activation has another width.
@@ -233,7 +233,7 @@ class Dictionary:
     def write(
         self, codes: Mapping[int, SparseCode], reads: Mapping[str, Read] | None, sites: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
-        """The sites written (all, or `sites`), from the codes of the blocks that write them and from the reads."""
+        """Compute the sites written (all, or `sites`) from the codes of their blocks and from the reads."""
         out = {}
         for site in self.writes if sites is None else sites:
             y = self.b_dec[site].to(self._wide)
@@ -250,7 +250,7 @@ class Dictionary:
     # --- other forms of the same dictionary
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dictionary:
-        """The same dictionary on another device or in another dtype."""
+        """Return the same dictionary on another device or in another dtype."""
 
         def by_site(weights: Mapping[K, Tensor]) -> dict[K, Tensor]:
             return {site: t.to(device, dtype) for site, t in weights.items()}
@@ -269,16 +269,21 @@ class Dictionary:
         return provenance.moved(made, self, device, dtype)
 
     def sizes(self) -> dict[str, int]:
-        """Sizes that declared costs are expressions of."""
+        """Return the sizes that declared costs are expressions of."""
         return {"latents": self.n_latents}
 
     def identity(self) -> dict[str, Any]:
-        """What the record of a result says about the dictionary."""
-        return {"name": str(self.about.get("path") or self), "hash": self.fingerprint(), "reads": list(self.reads),
-                "writes": list(self.writes), "latents": self.n_latents}  # fmt: skip
+        """Return the entry of the dictionary in the record of a result."""
+        return {
+            "name": str(self.about.get("path") or self),
+            "hash": self.fingerprint(),
+            "reads": list(self.reads),
+            "writes": list(self.writes),
+            "latents": self.n_latents,
+        }
 
     def fingerprint(self) -> str:
-        """Hash of everything that determines the map."""
+        """Hash everything that determines the map."""
         tensors, header = described(self)
         return hash_text(hash_tensors(tensors), json.dumps({k: v for k, v in header.items() if k != "about"}))
 
@@ -348,10 +353,10 @@ class Dictionary:
 
 
 def place_of(d: Dictionary, latent: int) -> tuple[int, int]:
-    """The block of a latent (numbered over all blocks), and its number within that block.
+    """Return the block of a latent (numbered over all blocks) and its number within that block.
 
     Raises:
-        Refused: there is no such latent.
+        Refused: the dictionary has fewer latents.
     """
     if not 0 <= latent < d.n_latents:
         raise Refused(f"latent {latent}", "there is no such latent", f"use 0 to {d.n_latents - 1}")

@@ -92,12 +92,12 @@ class Parts(Protocol):
 
     @property
     def about(self) -> dict[str, Any]:
-        """What its file says about it, ready for JSON."""
+        """Metadata of its file, ready for JSON."""
         ...
 
     @property
     def made(self) -> Made | None:
-        """How it was opened."""
+        """Recipe by which it was opened."""
         ...
 
     @property
@@ -121,26 +121,29 @@ class Parts(Protocol):
 
 
 def measured_at(blocks: Sequence[Block], write: str) -> str | None:
-    """The read whose measured numbers take a written site back: itself, or the one site that its blocks read."""
+    """Find the read whose measured numbers take a written site back: itself, or the one site that its blocks read."""
     reads = tuple(dict.fromkeys(r for b in blocks if write in b.writes for r in b.reads))
     return write if write in reads else reads[0] if len(reads) == 1 else None
 
 
 def decoder_norms(decoder: Mapping[str, Tensor]) -> Float[Tensor, "latent"]:
-    """The norm of each latent's decoder rows, over all the sites written."""
+    """Compute the norm of each latent's decoder rows, over all the sites written."""
     squares = [t.to(torch.promote_types(t.dtype, torch.float32)).pow(2).sum(1) for t in decoder.values()]
     return torch.stack(squares).sum(0).sqrt()
 
 
 def described(d: Parts) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A dictionary's tensors by name, and everything else ready for JSON."""
+    """Return a dictionary's tensors by name, and everything else ready for JSON."""
     header: dict[str, Any] = {
-        "kind": KIND, "version": VERSION,
+        "kind": KIND,
+        "version": VERSION,
         "blocks": [{"n_latents": b.n_latents, "reads": b.reads, "writes": b.writes} for b in d.blocks],
         "gates": [numbers_of(g) for g in d.gates],
         "skip": [list(edge) for edge in d.skip],
-        "subtract_b_dec": d.subtract_b_dec, "norm_aware": d.norm_aware, "about": d.about,
-    }  # fmt: skip
+        "subtract_b_dec": d.subtract_b_dec,
+        "norm_aware": d.norm_aware,
+        "about": d.about,
+    }
     tensors: dict[str, Tensor] = {}
     for b in range(len(d.blocks)):
         tensors |= {f"encoder.{b}.{site}": t for site, t in d.encoder[b].items()}

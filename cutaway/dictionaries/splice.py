@@ -57,18 +57,18 @@ def scale_latents(*latents: int, factor: float, positions: tuple[int, ...] | Non
 
 
 def set_latents(*latents: int, value: float, positions: tuple[int, ...] | None = None) -> LatentChange:
-    """Hold latents at a value, whether they would be active or not."""
+    """Hold latents at a value, active or not."""
     return LatentChange(latents, 0.0, value, positions)
 
 
 def add_to_latents(*latents: int, value: float, positions: tuple[int, ...] | None = None) -> LatentChange:
-    """Add a value to latents, whether they would be active or not (steering)."""
+    """Add a value to latents, active or not (steering)."""
     return LatentChange(latents, 1.0, value, positions)
 
 
 @dataclass(frozen=True, eq=False)
 class Splice(Edit):
-    """A dictionary in the place of what it reconstructs.
+    """Edit that puts a dictionary in the place of what it reconstructs.
 
     Attributes:
         dictionary: the dictionary.
@@ -128,7 +128,7 @@ class Splice(Edit):
         raise Refused(f"splice of {self.dictionary!r}", "it edits several places", "give it as edits= or to edited()")
 
     def identity(self) -> str:
-        """Hash what tells this splice from any other, for the files of sweeps."""
+        """Hash all that distinguishes this splice, for the files of sweeps."""
         return hash_text(self.dictionary.fingerprint(), repr(self))
 
 
@@ -183,7 +183,7 @@ class SpliceWrite(Edit):
 
 
 class _Seen:
-    """What one variant of one forward has shown so far.
+    """Activations that one variant of one forward has shown so far.
 
     Attributes:
         sites: the tensor at each read site, [batch, position, …], with the splice's unit still among others.
@@ -196,7 +196,7 @@ class _Seen:
 
 
 class SpliceUse:
-    """One use of a splice among the edits of a run: its reads leave in the frame's scratch what its writes need.
+    """Use of a splice among the edits of a run: its reads leave in the frame's scratch what its writes need.
 
     Attributes:
         splice: the splice.
@@ -207,7 +207,7 @@ class SpliceUse:
         self.splice, self.reads = splice, reads
 
     def identity(self) -> str:
-        """Hash what tells this use from any other: its splice."""
+        """Hash all that distinguishes this use: its splice."""
         return self.splice.identity()
 
     def keep(self, site: str, x: Tensor, frame: ForwardFrame) -> None:

@@ -46,7 +46,7 @@ def open_dictionary(path: str | Path, dtype: torch.dtype | None = None) -> Dicti
 
 
 def _made(tensors: dict[str, Tensor], header: dict[str, Any]) -> Dictionary:
-    """The dictionary that tensors and a header describe.
+    """Build the dictionary that tensors and a header describe.
 
     Raises:
         ValueError, KeyError, TypeError: the header holds something else.
@@ -64,9 +64,12 @@ def _made(tensors: dict[str, Tensor], header: dict[str, Any]) -> Dictionary:
         _under(tensors, "b_dec."),
         tuple(gate_of(g, _under(tensors, f"gate.{b}.")) for b, g in enumerate(gates)),
         {(r, w): tensors[f"skip.{r}>{w}"] for r, w in held(header, "skip", list)},
-        held(header, "subtract_b_dec", bool), held(header, "norm_aware", bool),
-        _norms(tensors, header, "reading"), _norms(tensors, header, "writing"), held(header, "about", dict),
-    )  # fmt: skip
+        held(header, "subtract_b_dec", bool),
+        held(header, "norm_aware", bool),
+        _norms(tensors, header, "reading"),
+        _norms(tensors, header, "writing"),
+        held(header, "about", dict),
+    )
 
 
 def _block(b: Any) -> tuple[int, list[str], list[str]]:
@@ -77,7 +80,7 @@ def _block(b: Any) -> tuple[int, list[str], list[str]]:
 
 
 def _typed(kind: type, numbers: dict[str, Any]) -> dict[str, Any]:
-    """The numbers of a gate or a normalisation, each of the type that its class says."""
+    """Check that the numbers of a gate or a normalisation are each of the type that its class says."""
     hints = get_type_hints(kind)
     for name, value in numbers.items():
         allowed = [get_origin(k) or k for k in get_args(hints.get(name)) or [hints.get(name)]]
@@ -91,7 +94,7 @@ def _typed(kind: type, numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _under(tensors: dict[str, Tensor], prefix: str, order: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Tensors whose names begin so, by the rest of the name; sums over sites are taken in the order they had."""
+    """Find tensors by the beginning of their names, keyed by the rest; sites keep their order, as sums over them do."""
     found = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
     return {n: found[n] for n in (*(o for o in order if o in found), *(n for n in found if n not in order))}
 

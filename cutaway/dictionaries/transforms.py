@@ -17,10 +17,14 @@ from cutaway.dictionaries.parts import Block, decoder_norms
 
 
 def one_block(
-    reads: Mapping[str, Tensor], writes: Mapping[str, Tensor], b_enc: Tensor, b_dec: Mapping[str, Tensor],
-    gate: Gate, **settings: Any,
-) -> Dictionary:  # fmt: skip
-    """A dictionary of one block from its encoder and decoder by site (rows are latents).
+    reads: Mapping[str, Tensor],
+    writes: Mapping[str, Tensor],
+    b_enc: Tensor,
+    b_dec: Mapping[str, Tensor],
+    gate: Gate,
+    **settings: Any,
+) -> Dictionary:
+    """Make a dictionary of one block from its encoder and decoder by site (rows are latents).
 
     One site read and written: a sparse autoencoder. One read, another written: a transcoder (with `skip=`, a skip
     transcoder). Several of each: a crosscoder.
@@ -32,12 +36,12 @@ def one_block(
 def autoencoder(
     site: str, encoder: Tensor, decoder: Tensor, b_enc: Tensor, b_dec: Tensor, gate: Gate, **settings: Any
 ) -> Dictionary:
-    """A sparse autoencoder of one site; weights are [latent, width]."""
+    """Make a sparse autoencoder of one site; weights are [latent, width]."""
     return one_block({site: encoder}, {site: decoder}, b_enc, {site: b_dec}, gate, **settings)
 
 
 def together(dictionaries: Sequence[Dictionary]) -> Dictionary:
-    """Dictionaries that write different sites as one: a per-layer set.
+    """Join dictionaries that write different sites: a per-layer set.
 
     Raises:
         Refused: none, a site written twice, or settings that differ.
@@ -96,11 +100,15 @@ def fold(d: Dictionary) -> Dictionary:
             b_dec[write] = b_dec[write] - _seen(moved, ins[read].origin)
         skip[read, write] = moved
     return replace(
-        d, encoder=tuple(encoder), b_enc=tuple(b_enc), b_dec=b_dec, skip=skip,
+        d,
+        encoder=tuple(encoder),
+        b_enc=tuple(b_enc),
+        b_dec=b_dec,
+        skip=skip,
         decoder=tuple({s: outs[s].push(w) if s in outs else w for s, w in ws.items()} for ws in d.decoder),
         reading={s: n for s, n in d.reading.items() if s not in ins},
         writing={s: n for s, n in d.writing.items() if s not in outs},
-    )  # fmt: skip
+    )
 
 
 def _seen(rows: Tensor, origin: Tensor | float) -> Tensor:
@@ -108,7 +116,7 @@ def _seen(rows: Tensor, origin: Tensor | float) -> Tensor:
 
 
 def subtracting(d: Dictionary, subtract: bool) -> Dictionary:
-    """The same map with b_dec subtracted from what is read, or not; the encoders' biases make up for it.
+    """Subtract b_dec from what is read, or not, with the same map; the encoders' biases make up for it.
 
     Raises:
         Refused: it cannot be subtracted, or not be left, without changing the map.
@@ -133,15 +141,16 @@ def _unit_norms(d: Dictionary) -> Dictionary:
     norms = [decoder_norms(w).to(next(iter(w.values())).dtype) for w in d.decoder]
     inverse = [n.reciprocal().nan_to_num(posinf=0.0) for n in norms]
     return replace(
-        d, norm_aware=False,
+        d,
+        norm_aware=False,
         encoder=tuple({s: t * n[:, None] for s, t in w.items()} for w, n in zip(d.encoder, norms, strict=True)),
         b_enc=tuple(b * n for b, n in zip(d.b_enc, norms, strict=True)),
         decoder=tuple({s: t * i[:, None] for s, t in w.items()} for w, i in zip(d.decoder, inverse, strict=True)),
-    )  # fmt: skip
+    )
 
 
 def _merged(parts: Sequence[Mapping[Any, Any]]) -> dict[Any, Any]:
-    """All entries of several mappings; what two of them hold must be the same."""
+    """Merge mappings; what two of them hold must be the same."""
     out: dict[Any, Any] = {}
     for part in parts:
         for key, value in part.items():
@@ -152,12 +161,17 @@ def _merged(parts: Sequence[Mapping[Any, Any]]) -> dict[Any, Any]:
 
 
 def alone(d: Dictionary, b: int) -> Dictionary:
-    """The dictionary of one block; b_dec and skips of the sites it writes go along."""
+    """Cut out the dictionary of one block; b_dec and skips of the sites it writes go along."""
     one = d.blocks[b]
     return replace(
-        d, blocks=(one,), encoder=(d.encoder[b],), decoder=(d.decoder[b],), b_enc=(d.b_enc[b],),
-        b_dec={w: d.b_dec[w] for w in one.writes}, gates=(d.gates[b],),
+        d,
+        blocks=(one,),
+        encoder=(d.encoder[b],),
+        decoder=(d.decoder[b],),
+        b_enc=(d.b_enc[b],),
+        b_dec={w: d.b_dec[w] for w in one.writes},
+        gates=(d.gates[b],),
         skip={(r, w): m for (r, w), m in d.skip.items() if w in one.writes},
         reading={s: n for s, n in d.reading.items() if s in one.reads},
         writing={s: n for s, n in d.writing.items() if s in one.writes},
-    )  # fmt: skip
+    )

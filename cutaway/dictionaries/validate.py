@@ -19,7 +19,9 @@ def check(d: Parts) -> None:
     counts = {"encoder": len(d.encoder), "decoder": len(d.decoder), "b_enc": len(d.b_enc), "gates": len(d.gates)}
     wrong = [f"{n} has {c}" for n, c in counts.items() if c != len(d.blocks)]
     if wrong or not d.blocks:
-        raise Refused("dictionary", f"{len(d.blocks)} blocks, but {', '.join(wrong) or 'one is needed'}", "one a block")
+        raise Refused(
+            "dictionary", f"{len(d.blocks)} blocks, but {', '.join(wrong) or 'one is needed'}", "one per block"
+        )
     for site in dict.fromkeys([*d.reads, *d.writes]):
         parse(site)
     if set(d.b_dec) != set(d.writes):
