@@ -87,13 +87,13 @@ def cutaway(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
 
     def attribution() -> Any:
         bound = task.bind(model)
-        asked = nodes(model, bound, "z,mlp_out")
+        asked = nodes(model, bound, ["z", "mlp_out"])
         x, found = slopes(model, bound, ["z", "mlp_out"], "denoise")
         steps = [tangent(model, x, n, x.donor)(found[0]) for n in asked]
         return torch.cat([cellwise(n, s, x.target).flatten() for n, s in zip(asked, steps, strict=True)])
 
     def called() -> Any:
-        return ca.patching.attribution(model, task, site="z,mlp_out", audit=0).effect
+        return ca.patching.attribution(model, task, site=["z", "mlp_out"], audit=0).effect
 
     def trace() -> Any:
         many = clean.rows([0] * DRAWS)

@@ -13,7 +13,8 @@ import torch
 
 import cutaway as ca
 from cutaway.cli import app
-from cutaway.cli.shell import as_data, plain
+from cutaway.cli.shell import as_data
+from cutaway.core.json_lines import finite
 from cutaway.core.method import Method
 from cutaway.core.repeat import NO_COMMAND, NO_PYTHON
 from cutaway.core.subject import with_needs
@@ -58,7 +59,7 @@ def check(capsys, monkeypatch, tmp_path, found: dict[str, Any]) -> None:
     assert again["record"]["command"] == record["command"]
     names: dict[str, Any] = {}
     exec(record["python"], names)
-    assert plain(as_data(names["result"]))["fields"] == found["fields"], record["python"]
+    assert finite(as_data(names["result"]))["fields"] == found["fields"], record["python"]
 
 
 #: the subjects by turns, so that every kind of them meets some methods
@@ -138,7 +139,7 @@ def test_what_python_made_is_repeated_by_the_line_of_python(capsys, monkeypatch,
     narrowed = ca.tasks.from_jsonl("two pairs.jsonl").narrow(ca.load("miniworld"))
     found = as_data(ca.lenses.logit_lens(ca.load("miniworld"), narrowed, samples=1))
     assert "--task-narrow" in found["record"]["command"]
-    check(capsys, monkeypatch, tmp_path, json.loads(json.dumps(plain(found))))
+    check(capsys, monkeypatch, tmp_path, json.loads(json.dumps(finite(found))))
 
 
 def test_what_cannot_be_repeated_is_said_in_words(files):

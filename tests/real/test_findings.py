@@ -84,7 +84,7 @@ def test_one_head_brings_the_capital(model, results, capitals):
     assert 0.6 < float(capitals.recovered[23, 4]) < 0.8, "0.70 in the first look"
     assert float(min(capitals.interval[29, 1, 0], capitals.interval[23, 5, 0])) > 0
     assert float(capitals.interval[29, 0, 1]) < 0, "29.0 works against it"
-    named = ",".join(f"z.{h}" for h in ("23.4", "29.1", "23.5", "29.0"))
+    named = [f"z.{h}" for h in ("23.4", "29.1", "23.5", "29.0")]
     country = ca.patching.activation(model, first(model, "fact_country"), site=named, samples=4)
     for i, node in enumerate(country.labels["node"]):
         row = measure(country.effect[i], country.interval[i], country.null[i])
@@ -171,7 +171,7 @@ def test_induction_heads(model, results, order):
         assert float(fresh[i].mean()) > 5 * float(control[i].mean())
     results.row(ATTENTION, "induction: all others", 6, attention={"value": float(rest.mean()), "range": _range(rest)})
     words = sets.task(model, "induction_words", 10)
-    found = ca.patching.group(model, words, heads=",".join(names), samples=20)
+    found = ca.patching.group(model, words, heads=names, samples=20)
     parts = {"effect": measure(found.effect, found.interval, found.null),
              "recovered": {"value": float(found.recovered)}}  # fmt: skip
     results.row(TOGETHER, f"random words: {', '.join(names)}", len(words), **parts)
