@@ -96,7 +96,9 @@ def card(row: Method) -> str:
 """
 
 
-def _result(row: Method, kind: type[ca.Result]) -> str:
+def _result(row: Method, kind: type) -> str:
+    if not issubclass(kind, ca.Result):
+        return f"## Returns: `{kind.__name__}`\n\n{inspect.getdoc(kind)}"
     schema, filled = kind.schema(), row.fields(kind)
     fields = "\n".join(f"- `{n}`" + (f" [{' '.join(schema[n])}]" if n in schema else "") for n in filled)
     return f"## Result: `{kind.__name__}`\n\n{_described(kind, filled)}\n\n{fields}"

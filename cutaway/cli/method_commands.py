@@ -16,6 +16,7 @@ from cutaway.cli.output import OUT_HELP, RESULT, check_out, save
 from cutaway.cli.shell import Reply, as_data, working
 from cutaway.cli.subjects import parameters as flags_of
 from cutaway.core.method import Method, Option
+from cutaway.core.outcome import Outcome
 from cutaway.core.result import Result
 from cutaway.core.subject import open_subjects, with_needs
 
@@ -42,12 +43,12 @@ def command(row: Method) -> Any:
     """Make a method a command: flags for its subjects, an option for each of its options, `--out` and `--resume`."""
 
     def run(*, out: Path | None = None, resume: Path | None = None, **given: Any) -> Reply:
-        check_out(out)  # before the work, not after
+        check_out(out, row.results)  # before the work, not after
         with working(f"{row.name} …"):
             subjects = open_subjects(row.subjects, given)
             with kept(resume):
-                result = row.function(*subjects, **given)
-        return reply(result, out)
+                outcome = row.function(*subjects, **given)
+        return replies(outcome, out)
 
     parameters = [p for s in with_needs(row.subjects) for p in flags_of(s)]
     parameters += [_parameter(o) for o in row.options]
@@ -71,24 +72,39 @@ def kept(folder: Path | None) -> Iterator[None]:
         yield
 
 
-def reply(result: Result, out: Path | None = None, field: str | None = None) -> Reply:
+def replies(outcome: Any, out: Path | None = None) -> Reply:
+    """Return the answer of a method's command: of several outcomes all, each saved in a file with its number."""
+    if not isinstance(outcome, tuple):
+        return reply(outcome, out)
+    files = [None if out is None else out.with_suffix(f".{i}{out.suffix}") for i in range(1, len(outcome) + 1)]
+    parts = [reply(thing, file) for thing, file in zip(outcome, files, strict=True)]
+
+    def show(console: Any) -> None:
+        for part in parts:
+            part.show(console)
+
+    return Reply([part.data for part in parts], show)
+
+
+def reply(result: Outcome, out: Path | None = None, field: str | None = None) -> Reply:
     """Return a result, or one field of it, as the answer of a command, saved if asked for."""
     if out is not None:
         save(result, out, field)
 
     def show(console: Any) -> None:
-        from cutaway.cli.show import draw
+        from cutaway.cli.show import draw, state
 
-        draw(console, result, field)
+        draw(console, result, field) if isinstance(result, Result) else state(console, result)
         if out is not None:
             from rich.text import Text
 
             line = Text(f"saved to {out}")
-            if out.suffix == RESULT:
+            if out.suffix == RESULT and isinstance(result, Result):
                 line.append("; show it again with ").append(shlex.join(["cutaway", "open", str(out)]), "bold")
             console.print(line, soft_wrap=True)
 
-    return Reply(as_data(result, field), show)
+    own = {"kind": type(result).__name__, "record": dict(result.record)}
+    return Reply(as_data(result, field) if isinstance(result, Result) else own, show)
 
 
 def _parameter(option: Option) -> inspect.Parameter:

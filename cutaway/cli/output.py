@@ -12,6 +12,9 @@ from cutaway.cli.processes import speaks
 from cutaway.core.refuse import Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from cutaway.core.outcome import Outcome
     from cutaway.core.result import Result
 
 RESULT = ".safetensors"
@@ -19,28 +22,35 @@ WRITES = {RESULT: "the result", ".png": "a figure", ".svg": "a figure", ".html":
 OUT_HELP = "file to save in: the result (.safetensors), a figure (.png, .svg) or a page (.html)"
 
 
-def check_out(out: Path | None) -> None:
-    """Refuse a file that `save` could not write, before anything is computed.
+def check_out(out: Path | None, kinds: Iterable[type] = ()) -> None:
+    """Refuse a file that `save` could not write of outcomes of these kinds, before anything is computed.
 
     Raises:
-        Refused: another suffix.
+        Refused: another suffix, or a picture of what has none.
     """
+    from cutaway.core.result import Result
+
+    other = next((k.__name__ for k in kinds if not issubclass(k, Result)), None)
+    if out is not None and other is not None and out.suffix.lower() != RESULT:
+        raise Refused(f"--out {out}", f"a {other.lower()} has no picture", f"give a file that ends in {RESULT}")
     if out is not None and out.suffix.lower() not in WRITES:
         why = f"its suffix {out.suffix!r} says nothing of what to write" if out.suffix else "it has no suffix"
         raise Refused(f"--out {out}", why, f"use one of {', '.join(f'{s} ({w})' for s, w in WRITES.items())}")
 
 
-def save(result: Result, out: Path, field: str | None = None) -> None:
-    """Write a result as its suffix says; of several processes, the first one does. `field` chooses what is drawn.
+def save(result: Outcome, out: Path, field: str | None = None) -> None:
+    """Write a result as the file's suffix says; of several processes, the first one does. `field` is what is drawn.
 
     Raises:
         Refused: another suffix, no such field, or a file that cannot be written.
     """
-    check_out(out)
+    from cutaway.core.result import Result
+
+    check_out(out, [type(result)])
     if not speaks():
         return
     suffix = out.suffix.lower()
-    if suffix == RESULT:
+    if suffix == RESULT or not isinstance(result, Result):
         result.save(out)
     elif suffix == ".html":
         from cutaway.views.page import Section, Show, report

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console
 from rich.text import Text
 
+from cutaway.core.outcome import Outcome
 from cutaway.core.result import Result
 from cutaway.views.spec import RANKED, fields, pictures
 from cutaway.views.summary import summary
@@ -15,10 +19,8 @@ _PANELS = 2  # more heat maps would push everything else out of sight
 
 def draw(console: Console, result: Result, field: str | None = None, entries: int = 8) -> None:
     """Draw a field of a result (the first if None), rank its entries, say what else it found and how to repeat it."""
-    record, shown = result.record, field or fields(result)[0]
-    console.print(
-        Text(str(record.get("method", result.kind)), "bold").append(f"  {record.get('answers', '')}", "not bold")
-    )
+    shown = field or fields(result)[0]
+    _asked(console, result.record, result.kind)
     found = pictures(result, shown)
     many = len(found) > _PANELS and len({p.unit for p in found}) == 1
     console.print(terminal(result, shown, **({"panels": 1} if many else {})))
@@ -31,6 +33,21 @@ def draw(console: Console, result: Result, field: str | None = None, entries: in
     rest = [n for n in fields(result) if n != shown]
     if rest:
         console.print(Text(f"also in it (cutaway open FILE --field NAME): {', '.join(rest)}", "dim"))
+    _spent(console, result.record)
+
+
+def state(console: Console, outcome: Outcome) -> None:
+    """State what a method made, such as a rewrite of weights, and how to repeat it."""
+    _asked(console, outcome.record, type(outcome).__name__)
+    console.print(Text(repr(outcome)), soft_wrap=True)
+    _spent(console, outcome.record)
+
+
+def _asked(console: Console, record: Mapping[str, Any], kind: str) -> None:
+    console.print(Text(str(record.get("method", kind)), "bold").append(f"  {record.get('answers', '')}", "not bold"))
+
+
+def _spent(console: Console, record: Mapping[str, Any]) -> None:
     if "cost" in record:
         cost = record["cost"]
         spent = f"{cost['forwards']:.1f} forwards, {cost['backwards']:.1f} backwards, {cost['seconds']:.2f} s"

@@ -4,10 +4,10 @@
             cost="prompts * (2 + layers * heads) * F", control="random_source", rung="interventional")
     def activation(model: Model, task: Task, /, *, sites: str = "z", ...) -> Effects: ...
 
-The decorated function runs unchanged; its result leaves with a complete record. `rung` says how strong a claim the
-numbers support, and so which verbs generated text may use (`core.rung`). `cost` is an upper bound, an
-arithmetic expression over sizes of the model, the task and the options in units of F (one prompt forward) and
-B (one prompt backward).
+The decorated function runs unchanged; what it returns (a result, something else that saves itself, or a tuple of these)
+leaves with a complete record. `rung` says how strong a claim the numbers support, and so which verbs generated text may
+use (`core.rung`). `cost` is an upper bound, an arithmetic expression over sizes of the model, the task and the options
+in units of F (one prompt forward) and B (one prompt backward).
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import torch
 from cutaway.core import repeat as again
 from cutaway.core.address import Address, Pattern
 from cutaway.core.finite import finite
+from cutaway.core.outcome import kinds, recorded
 from cutaway.core.record import counting, machine, versions
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.result import COMMON, Result
@@ -87,7 +88,7 @@ class Method:
         rung: strength of the claims that its numbers support.
         subjects: names of its positional arguments.
         options: its keyword options.
-        results: the classes that it may return.
+        results: the classes of its outcomes: of the one that its options decide, or of several together.
     """
 
     name: str
@@ -99,7 +100,7 @@ class Method:
     rung: Rung
     subjects: tuple[str, ...]
     options: tuple[Option, ...]
-    results: tuple[type[Result], ...]
+    results: tuple[type, ...]
     fills: tuple[str, ...] | None = None  # optional fields of its result that it can fill; None is all
 
     def fields(self, result: type[Result]) -> list[str]:
@@ -109,8 +110,8 @@ class Method:
         return [f.name for f in own if f.default is not None or self.fills is None or f.name in known]
 
     @property
-    def result(self) -> type[Result]:
-        """The class of its result; the first one where the options decide between several."""
+    def result(self) -> type:
+        """The class of its outcome; the first one where there are several."""
         return self.results[0]
 
     @property
@@ -151,17 +152,17 @@ def method(
         options = tuple(_option(p, hints[p.name], doc) for p in parameters if p.kind is p.KEYWORD_ONLY)
 
         @functools.wraps(function)
-        def run(*args: Any, **given: Any) -> Result:
+        def run(*args: Any, **given: Any) -> Any:
             _check_subjects(row, [hints[s] for s in row.subjects], args)
             given = _listed(row, given)
             _check_options(row, given)
             dtype = next((d for a in args if isinstance(d := getattr(a, "dtype", None), torch.dtype)), None)
             with finite(name, dtype), counting() as spent:
-                result = function(*args, **given)
+                outcome = function(*args, **given)
             values = {o.name: given.get(o.name, o.default) for o in options}
-            return replace(result, record=_record(row, args, values, spent, result.record))
+            return recorded(outcome, lambda own: _record(row, args, values, spent, own))
 
-        results = tuple(get_args(hints["return"])) or (hints["return"],)
+        results = kinds(hints["return"])
         row = Method(name, run, answers, paper, cost, control, rung, subjects, options, results, fills)
         METHODS[name] = row
         run.row = row  # type: ignore[attr-defined]
@@ -273,7 +274,7 @@ def _check_subjects(row: Method, kinds: Sequence[Any], args: tuple[Any, ...]) ->
 
 
 def _record(
-    row: Method, args: tuple[Any, ...], options: dict[str, Any], spent: Any, own: dict[str, Any]
+    row: Method, args: tuple[Any, ...], options: dict[str, Any], spent: Any, own: Mapping[str, Any]
 ) -> dict[str, Any]:
     subjects = dict(zip(row.subjects, args, strict=False))
     repeated = row.repeated(subjects, options)

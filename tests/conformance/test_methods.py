@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import nn
 import cutaway as ca
 from cutaway.core.address import Address
 from cutaway.core.method import Method
+from cutaway.core.outcome import each
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.subject import SUBJECTS, Subject, examples, subject
@@ -60,25 +61,35 @@ QUICK = {"samples": 2, "steps": 4, "draws": 2}
 NAMED: dict[str, dict[str, Any]] = {"patching.group": {"heads": "0.0"}}
 
 
-def call(name: str, asked: Any, **options: Any) -> Result:
-    """One quick call of a method."""
+def outcomes(name: str, asked: Any, **options: Any) -> tuple[Any, ...]:
+    """What one quick call of a method returns."""
     quick = {o.name: QUICK[o.name] for o in ROWS[name].options if o.name in QUICK}
-    return ROWS[name].function(*asked, **{**quick, **NAMED.get(name, {}), **options})
+    return each(ROWS[name].function(*asked, **{**quick, **NAMED.get(name, {}), **options}))
+
+
+def call(name: str, asked: Any, **options: Any) -> Result:
+    """The first result of one quick call of a method."""
+    return next(r for r in outcomes(name, asked, **options) if isinstance(r, Result))
 
 
 @cache
+def everything(name: str, kind: str, **options: Any) -> tuple[Any, ...]:
+    """What a method returns; on the Llama half in training, and watched."""
+    return watched(name, **options)[0] if kind == "llama" else outcomes(name, given(name, kind), **options)
+
+
 def found(name: str, kind: str, **options: Any) -> Result:
-    """What a method finds; on the Llama half in training, and watched."""
-    return watched(name, **options)[0] if kind == "llama" else call(name, given(name, kind), **options)
+    """The first result of a method."""
+    return next(r for r in everything(name, kind, **options) if isinstance(r, Result))
 
 
 @cache
-def watched(name: str, **options: Any) -> tuple[Result, bool]:
-    """What a method finds on a Llama half in training, and whether it left the model and all chance as they were."""
+def watched(name: str, **options: Any) -> tuple[tuple[Any, ...], bool]:
+    """What a method returns on a Llama half in training, and whether it left the model and all chance as they were."""
     model = half_trained()
     asked, spy = arguments(name, model, subjects.llama_task()), Spy(model)
     before = spy.state()
-    return call(name, asked, **options), spy.state() == before
+    return outcomes(name, asked, **options), spy.state() == before
 
 
 #: calls in which an option can be used that no call with it alone can
@@ -134,6 +145,7 @@ def beside(result: Result, kind: str) -> str | None:
 
 methods = pytest.mark.parametrize("name", list(ROWS))
 of_models = pytest.mark.parametrize("name", [n for n, r in ROWS.items() if "model" in r.subjects])
+numeric = pytest.mark.parametrize("name", [n for n, r in ROWS.items() if any(issubclass(k, Result) for k in r.results)])
 of_prompts = pytest.mark.parametrize("name", [n for n, r in ROWS.items() if any(subject(s).split for s in r.subjects)])
 kinds = pytest.mark.parametrize("kind", ["llama", "miniworld"])
 with_options = pytest.mark.parametrize(("name", "options"), [(n, o) for n, row in ROWS.items() for o in variants(row)])
@@ -158,7 +170,7 @@ def test_subjects_are_registered_with_the_type_that_the_method_takes(name):
     assert all(subject(s).type is hints[s] for s in ROWS[name].subjects)
 
 
-@methods
+@numeric
 @kinds
 def test_another_seed_changes_only_what_is_drawn(name, kind):
     assert "seed" in {o.name for o in ROWS[name].options}
@@ -206,11 +218,12 @@ def half_trained() -> Model:
 
 @with_options
 def test_the_model_and_all_chance_stay_untouched(name, options):
-    result, untouched = watched(name, **options)
+    parts, untouched = watched(name, **options)
     assert untouched
-    assert all(not t.requires_grad for t in result.tensors().values())
+    assert all(not t.requires_grad for part in parts for t in part.tensors().values())
     if not options or options in TOGETHER.get(name, []):  # the same seed, the same bits; dropout was off while it ran
-        assert same(result, call(name, given(name, "llama"), **options), set(result.tensors()))
+        again = outcomes(name, given(name, "llama"), **options)
+        assert all(same(a, b, set(a.tensors())) for a, b in zip(parts, again, strict=True))
 
 
 @of_models
@@ -228,7 +241,7 @@ def test_a_failing_call_leaves_the_model_untouched_too(name, monkeypatch):
     with monkeypatch.context() as m:
         m.setattr(type(model.hf.model.norm), "forward", failing)
         with pytest.raises((MemoryError, Refused)):
-            call(name, arguments(name, model, subjects.llama_task()))
+            outcomes(name, arguments(name, model, subjects.llama_task()))
     assert Spy(model).state() == before
 
 
@@ -283,9 +296,17 @@ def test_left_and_right_padding_agree(name, monkeypatch):
 
 @methods
 @kinds
-def test_results_survive_file_frame_and_every_picture(name, kind, tmp_path):
-    result = found(name, kind)
-    assert isinstance(result, ROWS[name].results)
+def test_outcomes_survive_files_and_every_picture(name, kind, tmp_path):
+    for part in everything(name, kind):
+        assert isinstance(part, ROWS[name].results)
+        if isinstance(part, Result):
+            survives(part, tmp_path)
+        else:
+            assert part.save(tmp_path / "a.safetensors").exists()
+
+
+def survives(result: Result, tmp_path: Path) -> None:
+    """A result comes back from its file, and is shown as a table, in the terminal, as a figure and as a page."""
     back = ca.open(result.save(tmp_path / "a.safetensors"))
     assert type(back) is type(result)
     assert same(back, result, set(result.tensors()))
@@ -314,15 +335,21 @@ def test_results_survive_file_frame_and_every_picture(name, kind, tmp_path):
 @methods
 @kinds
 def test_the_record_is_complete(name, kind):
-    row, record = ROWS[name], found(name, kind).record
+    for part in everything(name, kind):
+        complete(ROWS[name], part.record, given(name, kind)[0])
+
+
+def complete(row: Method, record: Mapping[str, Any], asked: Model) -> None:
+    """A record says all that it must about a call on a model."""
+    name = row.name
     assert record["method"] == name
     assert (record["paper"], record["control"], record["answers"]) == (row.paper, row.control, row.answers)
     assert record["rung"] == row.rung
     assert set(record["subjects"]) == set(row.subjects)
     if "model" in row.subjects:
         model = record["subjects"]["model"]
-        assert model["name"] == given(name, kind)[0].name
-        assert model["weights"] == given(name, kind)[0].fingerprint()
+        assert model["name"] == asked.name
+        assert model["weights"] == asked.fingerprint()
     if "task" in row.subjects:
         assert re.fullmatch(r"[0-9a-f]{16}", record["subjects"]["task"]["hash"])
     options = {o.name: QUICK.get(o.name, o.default) for o in row.options} | NAMED.get(name, {})
@@ -336,13 +363,13 @@ def test_the_record_is_complete(name, kind):
 
 @with_options
 def test_declared_cost_is_an_upper_bound(name, options):
-    row, result = ROWS[name], found(name, "llama", **options)
+    row, result = ROWS[name], everything(name, "llama", **options)[0]
     # An axis that this result does not have counts nothing.
     sizes: dict[str, float] = {n.id: 0 for n in ast.walk(ast.parse(row.cost)) if isinstance(n, ast.Name)}
     sizes |= {n: v for n, v in result.record["options"].items() if isinstance(v, int)}
     for thing in given(name, "llama"):
         sizes.update(thing.sizes())
-    sizes.update(result.sizes())
+    sizes.update(result.sizes() if isinstance(result, Result) else {})
     forwards, backwards = row.bound(sizes)
     cost = result.record["cost"]
     assert cost["forwards"] <= forwards + 1e-6
@@ -351,7 +378,7 @@ def test_declared_cost_is_an_upper_bound(name, options):
     assert counted > 0 if "model" in row.subjects else counted == 0
 
 
-@methods
+@numeric
 def test_a_method_fills_the_fields_that_its_card_lists(name):
     results, listed = [found(name, "llama", **o) for o in variants(ROWS[name])], set[str]()
     for kind in ROWS[name].results:
@@ -359,7 +386,7 @@ def test_a_method_fills_the_fields_that_its_card_lists(name):
     assert {n for r in results for n in (*r.tensors(), *r.facts())} == listed
 
 
-@methods
+@numeric
 @kinds
 def test_the_control_runs(name, kind):
     row, result = ROWS[name], found(name, kind)
@@ -380,7 +407,7 @@ def test_the_control_runs(name, kind):
     assert (null.std(-1) > 0).any(), "all samples of the null are the same"
 
 
-@methods
+@numeric
 @pytest.mark.parametrize("prompts", [1, 3])
 def test_an_interval_is_there_or_a_reason_is(name, prompts):
     subject = [s.take(prompts) if isinstance(s, Task) else s for s in given(name, "llama")]

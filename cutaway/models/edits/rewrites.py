@@ -112,6 +112,10 @@ class Rewrite:
         parts = [t.to(old.device, wide) for t in self.tensors().values()]
         return (old.to(wide) + (parts[0] @ parts[1] if self.factors is not None else parts[0])).to(old.dtype)
 
+    def save(self, path: str | Path) -> Path:
+        """Write the rewrite to a safetensors file, which `open_rewrites` opens."""
+        return save_rewrites(path, self)
+
     def shape(self) -> tuple[int, ...]:
         """Return the shape of the slice that changes.
 
