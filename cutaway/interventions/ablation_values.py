@@ -198,20 +198,18 @@ def _alike(bound: Bound, how: str) -> tuple[Bound, list[list[int]], str]:
     """Return the prompts that share their length with another, in groups of one length, and what was left out, in
     words.
     """
-    parts = [p for p in bound.buckets() if len(p) > 1]
-    lengths = bound.clean.lengths.tolist()
-    kept = [i for i, n in enumerate(lengths) if lengths.count(n) > 1]
+    groups = [rows for rows in bound.clean.by_length().values() if len(rows) > 1]
+    kept = sorted(i for rows in groups for i in rows)
     if not kept:
         why = "there is one prompt" if len(bound) == 1 else "no two prompts have the same length"
         raise Refused(f"{how} ablation", why, "use how='corrupt' or 'mean', or prompts of one length")
-    left = (
-        ""
-        if len(kept) == len(bound)
-        else f"{len(bound) - len(kept)} of {len(bound)} prompts, whose length no other has"
-    )
-    some = parts[0] if len(parts) == 1 else bound.rows(kept) if left else bound
-    lengths = some.clean.lengths.tolist()
-    return some, [[i for i, m in enumerate(lengths) if m == n] for n in dict.fromkeys(lengths)], left
+    gone = len(bound) - len(kept)
+    left = f"{gone} of {len(bound)} prompts, whose length no other has" if gone else ""
+    if len(groups) == 1:  # without padding
+        some = next(p for p in bound.buckets() if len(p) > 1)
+    else:
+        some = bound.rows(kept) if left else bound
+    return some, list(some.clean.by_length().values()), left
 
 
 def derangements(groups: Sequence[Sequence[int]], count: int, seed: int) -> list[list[int]]:

@@ -8,7 +8,6 @@ no result depends on the parts.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -324,20 +323,10 @@ def _in_parts(rows: Sequence[int], size: int, work: Callable[[Sequence[int]], No
 
 def _size(model: Model, bound: Bound, wanted: Sequence[Nodes], how: Rule) -> int:
     """Return the number of prompts per part for which activations fit the bound on memory."""
-    s, length = model.shape, bound.clean.ids.shape[1]
-    long = {
-        "d_model": s.d_model,
-        "head": s.n_heads,
-        "kv_head": s.n_kv_heads,
-        "d_head": s.d_head,
-        "neuron": s.d_mlp,
-        "channel": s.d_inner,
-        "state": s.d_state,
-        "k_pos": length,
-    }
+    length = bound.clean.ids.shape[1]
     read = {a for n in wanted for a in n.whole} | {a.place for a in model.places(list(how.beside))}
-    one = sum(math.prod(long.get(axis, 1) for axis in a.row.axes.split()) for a in read)
-    graph = _GRAPH * s.n_layers * model.body.widest(length)
+    one = sum(model.body.held(a.row, length) for a in read)
+    graph = _GRAPH * model.shape.n_layers * model.body.widest(length)
     # Own and donor values, slopes of every backward pass, and a random donor with its products.
     held = one * (4 + len(how.cuts))
     return max(1, _PART_BYTES // (model.dtype.itemsize * length * (graph + held)))

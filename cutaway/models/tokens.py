@@ -98,6 +98,13 @@ class Tokens:
         parts = {n: tuple(getattr(self, n)[i] for i in index) for n in ("texts", "pieces", "offsets")}
         return replace(self, ids=self.ids[pick], mask=self.mask[pick], **parts)
 
+    def by_length(self) -> dict[int, list[int]]:
+        """Return the prompts of each length, shortest first."""
+        found: dict[int, list[int]] = {}
+        for i, n in enumerate(self.lengths.tolist()):
+            found.setdefault(n, []).append(i)
+        return dict(sorted(found.items()))
+
     def find(self, i: int, text: str) -> list[int]:
         """Return the positions in prompt `i` of the tokens that overlap `text`: its first occurrence, in whatever case.
 

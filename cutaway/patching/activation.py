@@ -153,15 +153,8 @@ def _windows(grid: Cells, window: int) -> list[list[Address]]:
 
 def _parts(model: Model, bound: Bound, places: Sequence[Address]) -> list[list[int]]:
     """Return the prompts in parts whose activations fit the bound on memory."""
-    s, sites, length = model.shape, {a.place for a in places}, bound.clean.ids.shape[1]
-    widths = {
-        "neuron": s.d_mlp,
-        "head": s.n_heads * s.d_head,
-        "k_pos": s.n_heads * length,
-        "channel": s.d_inner,
-        "state": s.d_inner * s.d_state,
-    }
-    one = sum(max([s.d_model, *(w for n, w in widths.items() if n in a.row.axes.split())]) for a in sites)
+    length = bound.clean.ids.shape[1]
+    one = sum(max(model.shape.d_model, model.body.held(a.row, length)) for a in {a.place for a in places})
     size = max(1, _PART_BYTES // (8 * length * one))
     return [list(range(at, min(at + size, len(bound)))) for at in range(0, len(bound), size)]
 

@@ -241,8 +241,7 @@ def _traced(
     Raises:
         Refused: a corruption that does not change the metric.
     """
-    lengths = bound.clean.lengths.tolist()
-    rows = [[i for i, n in enumerate(lengths) if n == m] for m in sorted(set(lengths))]
+    rows = list(bound.clean.by_length().values())
     if named is None:
         done = _trace(model, bound, run, site, window, samples, seed)
     else:

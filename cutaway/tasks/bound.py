@@ -146,9 +146,7 @@ class Bound:
 
     def buckets(self) -> list[Bound]:
         """Return the pairs by token length, shortest first, each bucket without padding."""
-        lengths = self.clean.lengths.tolist()
-        chosen = [[i for i, m in enumerate(lengths) if m == n] for n in sorted(set(lengths))]
-        parts = [self.rows(c) for c in chosen]
+        parts = [self.rows(chosen) for chosen in self.clean.by_length().values()]
         return [replace(p, clean=_unpadded(p.clean), corrupt=_unpadded(p.corrupt)) for p in parts]
 
     def _ids(self, role: str) -> Tensor:

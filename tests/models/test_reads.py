@@ -281,3 +281,12 @@ def test_one_prompts_activation_is_a_result_with_its_tokens_and_draws_itself(tmp
         acts.plot("pattern.1", prompt=2)
     with pytest.raises(Refused, match="not captured"):
         acts.plot("pattern.0")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama_gqa", "mixtral", "mamba", "mamba2"])
+def test_a_site_holds_as_many_numbers_per_position_as_are_captured(name):
+    m = model(name)
+    acts = m.capture(IDS, sites(m))
+    for place in map(Address, *zip(*((a.site, a.layer) for a in m.places(sites(m))), strict=True)):
+        held = m.body.held(place.row, IDS.ids.shape[1])
+        assert acts[str(place)].numel() == IDS.ids.numel() * held, place

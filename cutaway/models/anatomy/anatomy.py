@@ -17,6 +17,7 @@ from torch import nn
 
 from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused
+from cutaway.core.sites import Site
 from cutaway.models.anatomy.families import Family, Step, need, trace
 from cutaway.models.anatomy.norms import Norm, measure
 
@@ -200,6 +201,25 @@ class Anatomy:
         # A scan in chunks forms a square of each, however short the prompt.
         squares = s.n_ssm_heads * chunk * chunk * math.ceil(positions / chunk) // positions if chunk else 0
         return max(s.d_mlp, 4 * s.d_model, s.n_heads * positions, 2 * s.d_inner * s.d_state, squares)
+
+    def held(self, site: Site, positions: int) -> int:
+        """Return the size of a site's activation per position of a prompt of that length."""
+        s = self.shape
+        sizes = {
+            "head": s.n_heads,
+            "kv_head": s.n_kv_heads,
+            "d_head": s.d_head,
+            "d_model": s.d_model,
+            "neuron": s.d_mlp,
+            "k_pos": positions,
+            "expert": s.n_experts,
+            "channel": s.d_inner,
+            "state": s.d_state,
+            "group": s.n_groups,
+            "ssm_head": s.n_ssm_heads,
+            "token": s.d_vocab,
+        }
+        return math.prod(sizes.get(axis, 1) for axis in site.axes.split())
 
     def _kv_heads(self, n_heads: int, d_head: int) -> int:
         fused, k = self.part(0, "fused"), self.part(0, "k")

@@ -55,9 +55,7 @@ def groups(
 
     Edits that may read across prompts keep all of them together, whatever the budget.
     """
-    apart: dict[int, list[int]] = {}
-    for i, length in enumerate(tokens.lengths.tolist()):
-        apart.setdefault(length, []).append(i)
+    apart = tokens.by_length().values()
     whole = [BatchSlice.of(tokens, range(len(tokens)), False)]
     if any(e.whole_batch for v in (base, *variants) for e in v):
         return whole
@@ -66,7 +64,7 @@ def groups(
     if len(sides) > 1:
         found = [_within(model, BatchSlice.of(tokens, rows, True), budget) for rows in sides]
     if len(apart) > 1 and all(e.local for v in variants for e in v):
-        by_length = [_within(model, BatchSlice.of(tokens, rows, True), budget) for _, rows in sorted(apart.items())]
+        by_length = [_within(model, BatchSlice.of(tokens, rows, True), budget) for rows in apart]
         apart_only = PADDING[tokens.side] in model.disabled
         if apart_only or _price(model, tokens, variants, by_length, budget) < _price(
             model, tokens, variants, found, budget
