@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.core.sites import BY_NAME, Site, site
 
 
@@ -180,7 +180,7 @@ def _expand_one(item: str | Address, known: tuple[tuple[str, int], ...]) -> tupl
 def _numbers(axis: str, index: str, sizes: Mapping[str, int], item: str | Address) -> list[int | None]:
     size = sizes.get(axis, 0)
     if not size:
-        raise Refused(f"address {str(item)!r}", f"this model has no {axis}", "see model.sites()")
+        raise Refused(f"address {str(item)!r}", f"this model has no {axis}", ("see ", Code("model.sites()")))
     if index == "*":
         return list(range(size))
     n = _integer(index, str(item))

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 import torch
 from torch import Tensor
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Keyword, Refused
 
 _LARGEST: ContextVar[list[Tensor] | None] = ContextVar("cutaway_largest", default=None)  # of the innermost block
 
@@ -68,6 +68,8 @@ def refusal(what: str, dtype: torch.dtype | None) -> Refused:
     """Return the refusal of work that gave infinite or undefined numbers."""
     if dtype == torch.float16:
         why = "the model gave numbers that are none: float16 ends at 65504, and its activations pass that"
-        return Refused(what, why, "use bfloat16: load(…, dtype='bfloat16'), on the command line --model-dtype bfloat16")
+        return Refused(what, why, ("use ", Keyword("dtype", "bfloat16", of="model")))
     why = "the model gave numbers that are none (infinite or undefined)"
-    return Refused(what, why, "look at run_last(prompts): weights, edits or a whole attention row may be at fault")
+    return Refused(
+        what, why, (Code("look at run_last(prompts): "), "weights, edits or a whole attention row may be at fault")
+    )

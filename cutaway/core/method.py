@@ -29,7 +29,7 @@ from cutaway.core.address import Address, Pattern
 from cutaway.core.finite import finite
 from cutaway.core.outcome import kinds, recorded
 from cutaway.core.record import counting, machine, versions
-from cutaway.core.refuse import Refused, nearest
+from cutaway.core.refuse import Call, Refused, nearest
 from cutaway.core.result import COMMON, Result
 from cutaway.core.rung import Rung
 
@@ -204,17 +204,15 @@ def _check_options(row: Method, given: Mapping[str, Any]) -> None:
         if name not in known:
             near = nearest(name, known)
             raise Refused(
-                f"{row.name}({name}=…)",
+                Call(row.name, {name: ...}),
                 "it has no such option" + (f"; near: {near}" if near else ""),
                 f"its options are {', '.join(known)}",
             )
-        option = next(o for o in row.options if o.name == name)
+        option, asked = next(o for o in row.options if o.name == name), Call(row.name, {name: value})
         if option.choices and not option.several and value not in option.choices:
-            raise Refused(
-                f"{row.name}({name}={value!r})", "that is not a choice", f"choose one of {', '.join(option.choices)}"
-            )
+            raise Refused(asked, "that is not a choice", f"choose one of {', '.join(option.choices)}")
         if (form := _misfit(option, value)) is not None:
-            raise Refused(f"{row.name}({name}={value!r})", f"it must be {form}", f"the default is {option.default!r}")
+            raise Refused(asked, f"it must be {form}", f"the default is {option.default!r}")
 
 
 def parse_list(text: str) -> tuple[str, ...]:

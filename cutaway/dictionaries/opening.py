@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from cutaway import zoo
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused, Word
 from cutaway.core.subject import REQUIRED, Flag, Subject, register
 from cutaway.dictionaries import formats
 from cutaway.dictionaries.dictionary import Dictionary
@@ -130,11 +129,16 @@ def _file(path: str) -> Path:
 
 
 def spelled(refusal: Refused, path: str, options: bool) -> Refused:
-    """Return the same refusal, its `name=…` as the command line has it."""
+    """Return the same refusal with the choices of a format as the command line takes them."""
     choice, format = ("--choice ", "--format ") if options else (f"{path}?", f"{path}?format=")
-    text = re.sub(r"\bformat=", format, refusal.instead)
-    text = re.sub(r"(?<![\w?.-])([a-z]\w*)=(?=…|\"|'|\w)", rf"{choice}\1=", text)
-    return Refused(refusal.what, refusal.why, text.replace('"', ""))
+
+    def word(w: Word) -> str | Word:
+        if not isinstance(w, Keyword) or w.of:
+            return w
+        value = "…" if w.value is ... else w.value
+        return f"{format}{value}" if w.name == "format" else f"{choice}{w.name}={value}"
+
+    return refusal.said(word)
 
 
 def _open(flags: Mapping[str, Any], given: Mapping[str, Any]) -> Dictionary:

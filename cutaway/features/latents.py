@@ -30,7 +30,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.method import method
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary, place_of
@@ -177,7 +177,9 @@ def _largest(guess: Float[Tensor, "prompt latent"], n: int) -> list[int]:
     size = guess.mean(0).abs()
     n = min(n, int((size > 0).sum()))
     if n < 1:
-        raise Refused("exchanging latents", "no latent differs between the two runs", "name them with latents=")
+        raise Refused(
+            "exchanging latents", "no latent differs between the two runs", ("name them with ", Keyword("latents"))
+        )
     return size.topk(n).indices.tolist()
 
 

@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway.core.address import Address, parse, unit_axis
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.stats import generator
 from cutaway.interventions.paired_runs import first_changed
 from cutaway.models.access.capture import Activations
@@ -144,7 +144,9 @@ def ordinary(model: Model, tokens: Tokens, sinks: bool = False) -> Bool[Tensor, 
     where.scatter_(1, tokens.column(0)[:, None], False)
     if not bool(where.any()):
         raise Refused(
-            "mean ablation", "the prompts have one token each, which a mean leaves in place", "use how='zero'"
+            "mean ablation",
+            "the prompts have one token each, which a mean leaves in place",
+            ("use ", Keyword("how", "zero")),
         )
     return where
 
@@ -202,14 +204,17 @@ def _alike(bound: Bound, how: str) -> tuple[Bound, list[list[int]], str]:
     kept = sorted(i for rows in groups for i in rows)
     if not kept:
         why = "there is one prompt" if len(bound) == 1 else "no two prompts have the same length"
-        raise Refused(f"{how} ablation", why, "use how='corrupt' or 'mean', or prompts of one length")
+        raise Refused(
+            f"{how} ablation", why, ("use ", Keyword("how", "corrupt"), " or 'mean', or prompts of one length")
+        )
     gone = len(bound) - len(kept)
     left = f"{gone} of {len(bound)} prompts, whose length no other has" if gone else ""
     if len(groups) == 1:  # without padding
         some = next(p for p in bound.buckets() if len(p) > 1)
     else:
         some = bound.rows(kept) if left else bound
-    return some, list(some.clean.by_length().values()), left
+    groups_of = some.clean.by_length()
+    return some, [groups_of[n] for n in dict.fromkeys(some.clean.lengths.tolist())], left  # in order: draws stay
 
 
 def derangements(groups: Sequence[Sequence[int]], count: int, seed: int) -> list[list[int]]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cutaway.core.address import Address, Pattern, listed, unit_axis
 from cutaway.core.halving import in_halves
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.sites import Site
 from cutaway.core.sites import site as site_row
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
@@ -87,7 +87,8 @@ def nodes(model: Model, bound: Bound, site: Sequence[Pattern], by: By = "auto") 
         grid = cells(model, bound, pattern, by)
         if grid is None and by != "auto":
             why = f"the pattern {pattern!r} names its places itself"
-            raise Refused(f"cells of {listed(site)!r} by {by}", why, "leave out by=, or name whole sites")
+            what = f"cells of {listed(site)!r} by {by}"
+            raise Refused(what, why, ("leave out ", Keyword("by"), ", or name whole sites"))
         found = grid.addresses() if grid is not None else model.places(pattern)
         new = tuple(a for a in found if a not in seen)
         seen |= dict.fromkeys(new)

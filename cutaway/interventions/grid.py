@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cutaway.core.address import Address, Pattern, component_axis, unit_axis
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.sites import BY_NAME
 from cutaway.core.sites import site as site_row
 from cutaway.interventions.components import positions
@@ -78,10 +78,12 @@ def cells(model: Model, bound: Bound, pattern: Pattern, by: By = "auto") -> Cell
     by = ("unit" if axis else "position") if by == "auto" else by
     if by in ("unit", "both") and not axis:
         raise Refused(
-            f"cells of {site!r} by {by}", f"its axes are {row.axes}, so it has no units to cut", "use by='position'"
+            f"cells of {site!r} by {by}",
+            f"its axes are {row.axes}, so it has no units to cut",
+            ("use ", Keyword("by", "position")),
         )
     if by in ("position", "both") and not row.has_position:
-        raise Refused(f"cells of {site!r} by {by}", f"its axes are {row.axes}", "use by='unit'")
+        raise Refused(f"cells of {site!r} by {by}", f"its axes are {row.axes}", ("use ", Keyword("by", "unit")))
     layers = tuple(a.layer for a in places if a.layer is not None)
     unit = tuple(f"{'kv ' if axis == 'kv_head' else ''}{u}" for u in range(model.sizes()[str(axis)])) if axis else None
     place = tuple(position_names(bound)) if by != "unit" else None

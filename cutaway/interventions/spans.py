@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.interventions.components import positions
 from cutaway.tasks.bound import Bound
 
@@ -71,7 +71,9 @@ def roles(bound: Bound) -> Roles:
     """
     where, _ = subject_or_changed(bound)
     if not bool(where.any(1).all()):
-        raise Refused("roles of tokens", "a pair names no subject and changes nothing", "give pairs with subject=")
+        raise Refused(
+            "roles of tokens", "a pair names no subject and changes nothing", ("give ", Code("pairs with subject="))
+        )
     lengths, front = bound.clean.lengths.tolist(), bound.clean.column(0).tolist()
     index = torch.full((len(bound), max(lengths)), -1)
     for i, n in enumerate(lengths):

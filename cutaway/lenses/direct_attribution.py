@@ -22,7 +22,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.core.method import method
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.lenses.readout import AGREES, read_out
@@ -109,7 +109,7 @@ def _logits(model: Model, prompts: Tokens) -> Float[Tensor, "prompt token"]:
     missed = float((cap * torch.tanh(raw / cap) - own).abs().max())
     if missed > AGREES.get(model.dtype, 1e-3) * float(own.abs().max()):
         why = f"its logits miss those of its own last stream by {missed:.2g}"
-        raise Refused(f"direct attribution on {model.name}", why, "see self_check(model)")
+        raise Refused(f"direct attribution on {model.name}", why, ("see ", Code("self_check(model)")))
     return raw
 
 
@@ -127,8 +127,12 @@ def _close(model: Model, residual: Tensor, total: Tensor, shares: Tensor) -> Non
         raise Refused(
             f"direct attribution on {model.name}",
             f"the shares miss the logits by {worst:.2g} of {size:.2g}",
-            ("use prompts whose answers differ more, or dtype='float32'; " if half else "")
-            + "see self_check(model): a site of this family may be wrong",
+            (
+                *(("use prompts whose answers differ more, or ", Keyword("dtype", "float32", of="model"), "; ") * half),
+                "see ",
+                Code("self_check(model)"),
+                ": a site of this family may be wrong",
+            ),
         )
 
 

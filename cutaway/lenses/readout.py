@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.core.stats import generator
 from cutaway.models.access.capture import Collector
 from cutaway.models.access.forward import all_logits, last_logits
@@ -54,7 +54,9 @@ def along_depth(model: Model, prompts: Tokens, everywhere: bool = False) -> tupl
     missed, size = float((logits[-1] - own).abs().max()), float(own.abs().max())
     if missed > AGREES.get(model.dtype, 1e-3) * size:
         why = f"at the last layer it misses the model's own logits by {missed:.2g} of {size:.2g}"
-        raise Refused(f"lens on {model.name}", why, "see self_check(model): a site of this family may be wrong")
+        raise Refused(
+            f"lens on {model.name}", why, ("see ", Code("self_check(model)"), ": a site of this family may be wrong")
+        )
     return x, logits, divergence(own, logits)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cutaway.core.address import Address, expand
 from cutaway.core.halving import in_halves
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Keyword, Refused
 from cutaway.core.repeat import Made
 from cutaway.core.sites import SITES
 from cutaway.models.access import backward, forward, taps
@@ -38,6 +38,9 @@ from cutaway.models.vocabulary import Vocabulary
 
 Prompts = str | Sequence[str] | Tokens | Tensor
 T = TypeVar("T")
+
+
+_SEE_SITES = ("see ", Code("model.sites()"))
 
 
 class Model:
@@ -150,7 +153,7 @@ class Model:
         found = self.body.remember(("places", *exact), lambda: self._there(exact))
         for a in {a.site: a for a in found}.values():
             if a.site in self.disabled:
-                raise Refused(f"site {a.site} of {self.name}", self.disabled[a.site], "see model.sites()")
+                raise Refused(f"site {a.site} of {self.name}", self.disabled[a.site], _SEE_SITES)
         return list(found)
 
     def _there(self, patterns: Sequence[str | Address]) -> list[Address]:
@@ -162,7 +165,7 @@ class Model:
             gone = [a for a in found if a.place in absent]
             if any(str(a) in exact for a in gone) or {a.site for a in gone} - {a.site for a in left}:
                 family = self.family.name
-                raise Refused(f"site {gone[0]}", f"this {family} model has no such place", "see model.sites()")
+                raise Refused(f"site {gone[0]}", f"this {family} model has no such place", _SEE_SITES)
             found = left
         return found
 
@@ -185,7 +188,9 @@ class Model:
             Refused: empty or too long prompts, ids outside the vocabulary, or no tokenizer.
         """
         if bos is not None and isinstance(prompts, Tokens | Tensor):
-            raise Refused(f"bos={bos} with token ids", "ids are taken as they are", "put the id there, or give texts")
+            raise Refused(
+                (Keyword("bos", bos), " with token ids"), "ids are taken as they are", "put the id there, or give texts"
+            )
         if isinstance(prompts, Tokens):
             t = prompts
         elif isinstance(prompts, Tensor):
@@ -194,7 +199,7 @@ class Model:
             raise Refused(
                 f"prompt {prompts!r}",
                 "this model was loaded without a tokenizer",
-                "give token ids, or load(…, tokenizer=…)",
+                ("give token ids, or ", Code("load(…, tokenizer=…)")),
             )
         else:
             t = tokenize(self.tokenizer, prompts, side, self.shape.context, bos, self.family.causal)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.models.sweep.processes import processes
 
 
@@ -82,7 +82,7 @@ class Moments:
             Refused: it was not asked for.
         """
         if not self.with_covariance:
-            raise Refused("covariance", "only variances were counted", "count with covariance=True")
+            raise Refused("covariance", "only variances were counted", ("count with ", Keyword("covariance", True)))
         return self.spread / max(1, self.count)
 
     @property

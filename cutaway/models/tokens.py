@@ -14,7 +14,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.core.record import note
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.text import check_encodable, occurrences
 
 Side = Literal["left", "right"]
@@ -165,7 +165,7 @@ def tokenize(
     if not texts:
         raise Refused("an empty list of prompts", "there is nothing to run", "give at least one prompt")
     if bos is not None and not causal:
-        raise Refused(f"bos={bos}", "the model is an encoder, whose texts are framed in one way", "leave it out")
+        raise Refused(Keyword("bos", bos), "the model is an encoder, whose texts are framed in one way", "leave it out")
     for text in texts:
         if not isinstance(text, str):
             raise Refused(f"prompt {text!r}", f"it is {type(text).__name__}, not text", "give texts, or token ids")
@@ -261,7 +261,9 @@ def _framed(tokenizer: Any, text: str, bos: bool | None) -> tuple[list[int], _Pl
     what = f"prompt {_short(text)!r}"
     if own and (bos is False or (start and own > 1)):
         why = f"it begins with {own} × {tokenizer.decode([first])!r}"
-        raise Refused(what if bos is None else f"{what} with bos={bos}", why, "write it once, or leave it out")
+        raise Refused(
+            what if bos is None else (f"{what} with ", Keyword("bos", bos)), why, "write it once, or leave it out"
+        )
     if start and not own and first in ids[start:end]:
         count = ids[:end].count(first)
         _tell(f"{what} holds {count} × {tokenizer.decode([first])!r}, that of the tokenizer among them")
@@ -271,7 +273,7 @@ def _framed(tokenizer: Any, text: str, bos: bool | None) -> tuple[list[int], _Pl
         return [*ids[: start - 1], *ids[start:end]], [*places[: start - 1], None, *places[start + 1 : end]]
     if bos and not start and not own:
         if first is None:
-            raise Refused("bos=True", "the tokenizer has no beginning-of-text token", "leave it out")
+            raise Refused(Keyword("bos", True), "the tokenizer has no beginning-of-text token", "leave it out")
         return [first, *ids[:end]], [None, *places[:end]]
     return ids[:end], places[:end]
 

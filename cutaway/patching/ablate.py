@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 from cutaway.core.address import Address, component_axis
 from cutaway.core.method import method
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.sites import site as site_row
 from cutaway.core.stats import BOUNDS, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import Removal, ordinary, removal
@@ -124,7 +124,11 @@ def _axes(site: str, by_position: bool) -> tuple[str, ...]:
         return ("layer", "head", "position") if by_position else ("layer", "head")
     if by_position:
         why = "a neuron is removed at all positions at once"
-        raise Refused(f"ablation of site {site!r} by position", why, "leave each_position=False, or use mlp_out")
+        raise Refused(
+            f"ablation of site {site!r} by position",
+            why,
+            ("leave ", Keyword("each_position", False), ", or use mlp_out"),
+        )
     return ("layer", "neuron")
 
 
@@ -157,9 +161,15 @@ def _optimal(
     row = site_row(site)
     if axes not in (("layer", "head"), ("layer",)) or row.axes.split()[-1] == "state":
         why = "a constant is fitted for a head or a whole layer"
-        raise Refused(f"optimal ablation of site {site!r} here", why, "use a head site, or each_position=False")
+        raise Refused(
+            f"optimal ablation of site {site!r} here", why, ("use a head site, or ", Keyword("each_position", False))
+        )
     if steps < 1:
-        raise Refused("optimal ablation with steps=0", "nothing would be fitted", "use how='mean', or more steps")
+        raise Refused(
+            ("optimal ablation with ", Keyword("steps", 0)),
+            "nothing would be fitted",
+            ("use ", Keyword("how", "mean"), ", or more steps"),
+        )
     fitted, held = (part.bind(model) for part in task.split(0.5, seed=0))
     places = _places(model, site, axes, layers, held.clean)
     constants, curve = optimal_constants(model, fitted.clean, ordinary(model, fitted.clean, sinks), places, steps)

@@ -37,7 +37,7 @@ from torch import Tensor
 from cutaway.core.address import Address, Pattern, listed
 from cutaway.core.method import method
 from cutaway.core.progress import part
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Call, Keyword, Refused
 from cutaway.core.sites import WRITERS
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import RandomStep
@@ -111,12 +111,20 @@ def activation(
     what = listed(site)
     if window < 1 or (window > 1 and not f"{what}.".startswith(tuple(f"{w}." for w in WRITERS))):
         why = "nothing would be patched" if window < 1 else "a window is for what the sublayers write"
-        raise Refused(f"activation(window={window}) of {what!r}", why, f"use window=1, or one of {', '.join(WRITERS)}")
+        raise Refused(
+            (Call("activation", {"window": window}), f" of {what!r}"),
+            why,
+            ("use ", Keyword("window", 1), f", or one of {', '.join(WRITERS)}"),
+        )
     bound = task.bind(model)
     grid = cells(model, bound, site[0], by) if len(site) == 1 else None
     if grid is None and (by != "auto" or window > 1):
         why = "the pattern names its places itself"
-        raise Refused(f"activation(site={what!r}, by={by!r}, window={window})", why, "leave out by= and window=")
+        raise Refused(
+            Call("activation", {"site": what, "by": by, "window": window}),
+            why,
+            ("leave out ", Keyword("by"), " and ", Keyword("window")),
+        )
     places = grid.addresses() if grid is not None else _named_places(model, bound, site)
     wide = [[a] for a in places] if grid is None or window == 1 else _windows(grid, window)
     alone = [[a] for a in places] if window > 1 else []

@@ -45,7 +45,7 @@ from torch import Tensor
 from cutaway.core.address import Address, parse
 from cutaway.core.method import method
 from cutaway.core.progress import part
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Call, Code, Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.sites import WRITERS
 from cutaway.core.sites import site as site_row
@@ -200,9 +200,13 @@ def causal_trace(
         raise Refused(f"tracing site {site!r}", why, "use resid_post, mlp_out or attn_out, or ssm.state, ssm.out …")
     if window < 1 or (window > 1 and site not in WRITERS):
         why = "nothing would be restored" if window < 1 else "a later state overwrites an earlier one at its position"
-        raise Refused(f"causal_trace(window={window})", why, f"use window=1, or site= one of {', '.join(WRITERS)}")
+        raise Refused(
+            Call("causal_trace", {"window": window}),
+            why,
+            ("use ", Keyword("window", 1), ", or ", Keyword("site"), f" one of {', '.join(WRITERS)}"),
+        )
     if draws < 1:
-        raise Refused(f"causal_trace(draws={draws})", "there would be no noise", "ask for at least one")
+        raise Refused(Call("causal_trace", {"draws": draws}), "there would be no noise", "ask for at least one")
     bound = task.bind(model)
     runs = [corruption, *(["noise" if corruption == "symmetric" else "symmetric"] if both else [])]
     made = [corrupted(model, bound, c, draws, seed) for c in runs]
@@ -221,7 +225,9 @@ def corrupted(model: Model, bound: Bound, corruption: str, draws: int, seed: int
         return Corrupted(bound.corrupt, [None], "symmetric: the task's corrupt prompt")
     where, says = subject_or_changed(bound)
     if not bool(where.any(1).all()):
-        raise Refused("noise on the subject", "a pair names none and changes nothing", "give pairs with subject=")
+        raise Refused(
+            "noise on the subject", "a pair names none and changes nothing", ("give ", Code("pairs with subject="))
+        )
     x, g = model.capture(bound.clean, "embed", logits=False)["embed"], generator(seed)
     sigma = float(x[where.to(x.device)].float().std())
     noises = []

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from cutaway.core.address import Address, component_axis, unit_axis
 from cutaway.core.method import method
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.sites import site as site_row
 from cutaway.core.stats import BOUNDS, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import RandomStep
@@ -114,7 +114,11 @@ def _same_kind(model: Model, other: Model, bound: Bound) -> None:
     what = f"patching {model.name} from {other.name}"
     if (model.dtype, model.device) != (other.dtype, other.device):
         why = f"one is {model.dtype} on {model.device}, the other {other.dtype} on {other.device}"
-        raise Refused(what, why, "load both with the same dtype= and device=")
+        raise Refused(
+            what,
+            why,
+            ("load both with the same ", Keyword("dtype", of="model"), " and ", Keyword("device", of="model")),
+        )
     if (model.family.name, model.shape) != (other.family.name, other.shape):
         forms = f"one is a {model.family.name} of {model.shape}, the other a {other.family.name} of {other.shape}"
         raise Refused(what, forms, "use a checkpoint of the same architecture")

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.method import method
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import Baseline, removal
@@ -98,7 +98,11 @@ def group(
     bound, denoise = task.bind(model), direction == "denoise"
     if denoise and how != "corrupt":
         why = "denoise removes nothing: it puts clean values into the corrupt run"
-        raise Refused(f"group with how={how!r} and direction='denoise'", why, "leave one of the two out")
+        raise Refused(
+            ("group with ", Keyword("how", how), " and ", Keyword("direction", "denoise")),
+            why,
+            "leave one of the two out",
+        )
     turned = replace(bound, clean=bound.corrupt, corrupt=bound.clean) if denoise else bound
     r = removal(model, turned, [*chosen, *pool], how, seed)
     before, other = r.clean.cpu(), model.measure(r.bound.corrupt, r.bound.measure).float().cpu()
@@ -134,5 +138,9 @@ def _chosen(model: Model, task: Task, names: tuple[str, ...]) -> tuple[list[Addr
         return components(model, names), {}
     if task.truth is None or not task.truth.components:
         why = f"no circuit is known for task {task.name!r} in {model.name!r}"
-        raise Refused("a group without a set", why, "name one, for example heads='3.1,mlp_out.4' (see patching.ablate)")
+        raise Refused(
+            "a group without a set",
+            why,
+            ("name one, for example ", Keyword("heads", "3.1,mlp_out.4"), " (see ", Code("patching.ablate"), ")"),
+        )
     return components(model, task.truth.components), {"set": f"known from {task.truth.source}"}

@@ -33,7 +33,7 @@ from torch import Tensor
 from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.progress import part
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt, share_interval
 from cutaway.interventions.ablation_values import Baseline, Removal, removal
@@ -89,7 +89,9 @@ def knockout_curve(
         Refused: a baseline that these prompts do not allow, or nothing to remove.
     """
     if top < 1:
-        raise Refused(f"knockout_curve(top={top})", "nothing would be removed", "ask for at least one component")
+        raise Refused(
+            Call("knockout_curve", {"top": top}), "nothing would be removed", "ask for at least one component"
+        )
     pool = all_components(model, mlps)
     first, second, split = _halves(task)
     ranking, held = first.bind(model), second.bind(model)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from cutaway.core.address import Pattern
 from cutaway.core.method import method
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.interventions.effects import Effects
 from cutaway.interventions.first_order import ESTIMATED, Nodes, Rule, effects, estimates
 from cutaway.interventions.grid import By
@@ -78,8 +78,8 @@ def relevance(
         if attention == "constant" and (behind := [n.site for n in nodes if n.site in _BEHIND]):
             raise Refused(
                 f"relevance of site {behind[0]!r}",
-                "it acts through the pattern, which attention='constant' holds fixed",
-                "use attention='gradient' or 'half'",
+                ("it acts through the pattern, which ", Keyword("attention", "constant"), " holds fixed"),
+                ("use ", Keyword("attention", "gradient"), " or 'half'"),
             )
         return Rule(relevance=attention)
 

@@ -20,7 +20,7 @@ from cutaway.core.address import Address
 from cutaway.core.files import read_tensors, write_json, write_tensors
 from cutaway.core.progress import advance
 from cutaway.core.record import counting, hash_text, machine, versions
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.models.moments import Moments
 from cutaway.streams.buckets import MOST, Buckets, Column
 from cutaway.streams.masks import MASKING, Masking
@@ -61,7 +61,7 @@ def harvest(
         Refused: a folder with something else, too little room on the disk, or what `LiveStream` refuses.
     """
     if (tokens is not None and tokens < 1) or shard < 1:
-        raise Refused(f"tokens={tokens}, shard={shard}", "both are at least 1", "leave them out")
+        raise Refused((Keyword("tokens", tokens), f", shard={shard}"), "both are at least 1", "leave them out")
     reader = Reader(model, documents, sites, packing, masking, dtype, quick)
     return _Harvest(reader, Path(out), tokens, seed, covariance, shard).run()
 

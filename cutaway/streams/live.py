@@ -16,7 +16,7 @@ import torch
 
 from cutaway.core.address import Address
 from cutaway.core.record import hash_text
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.streams.batch import Batch
 from cutaway.streams.masks import MASKING, Masking
 from cutaway.streams.order import permutation
@@ -62,7 +62,11 @@ class LiveStream:
         quick: bool = True,
     ):
         if batch < 1 or window < 1:
-            raise Refused(f"batch={batch}, window={window}", "both are at least 1", "use for example 4096 and 65536")
+            raise Refused(
+                (Keyword("batch", batch), ", ", Keyword("window", window)),
+                "both are at least 1",
+                "use for example 4096 and 65536",
+            )
         self.reader = Reader(model, documents, sites, packing, masking, dtype, quick)
         self.size, self.seed, self.epochs = batch, seed, epochs
         self.window = -(-window // batch) * batch  # whole batches

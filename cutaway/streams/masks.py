@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.models.vocabulary import special_ids
 
 CALIBRATION = 32  # contexts behind the medians
@@ -66,7 +66,11 @@ class Rule:
                 norms.setdefault(a, []).append(norm(x[usual]))
         medians = {a: torch.cat(n) for a, n in norms.items()}
         if any(len(n) == 0 for n in medians.values()):
-            raise Refused("sinks", "the first contexts hold special tokens only", "give other documents, or sinks=None")
+            raise Refused(
+                "sinks",
+                "the first contexts hold special tokens only",
+                ("give other documents, or ", Keyword("sinks", None)),
+            )
         self.thresholds = {a: self.masking.sinks * float(n.median()) for a, n in medians.items()}
 
     def mask(self, ids: Int[Tensor, "token"], acts: Mapping[str, Tensor]) -> Bool[Tensor, "token"]:
@@ -121,7 +125,9 @@ def rule(masking: Masking, tokenizer: Any) -> Rule:
         Refused: a factor for sinks that is not above 1.
     """
     if masking.sinks is not None and not masking.sinks > 1:
-        raise Refused(f"sinks={masking.sinks}", "tokens of usual norm would be masked", "use a factor such as 10")
+        raise Refused(
+            Keyword("sinks", masking.sinks), "tokens of usual norm would be masked", "use a factor such as 10"
+        )
     return Rule(masking, special_ids(tokenizer))
 
 

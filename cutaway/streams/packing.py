@@ -19,7 +19,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.core.record import hash_tensors
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.streams.sources import Document, Documents, TokenRows
 
 BOS = ("auto", "both", "context", "document", "none")
@@ -56,7 +56,7 @@ class Packing:
         if self.context < 2 or self.rows < 1:
             raise Refused(f"contexts of {self.context} × {self.rows}", "that is too small", "use at least 2 × 1")
         if self.bos not in BOS:
-            raise Refused(f"bos={self.bos!r}", "it is no policy", f"use {', '.join(BOS)}")
+            raise Refused(Keyword("bos", self.bos), "it is no policy", f"use {', '.join(BOS)}")
         has_bos, has_eos = (getattr(tokenizer, f"{n}_token_id", None) is not None for n in ("bos", "eos"))
         new = self
         if self.bos == "auto":
@@ -66,9 +66,9 @@ class Packing:
             )
         for wanted, has, name in ((new.bos != "none", has_bos, "bos"), (new.eos, has_eos, "eos")):
             if wanted and not has:
-                shown = f"bos={new.bos!r}" if name == "bos" else "eos=True"
-                instead = "use bos='none'" if name == "bos" else "use eos=False"
-                raise Refused(shown, f"the tokenizer has no {name} token, or there is none", instead)
+                asked, other = (new.bos, "none") if name == "bos" else (True, False)
+                why = f"the tokenizer has no {name} token, or there is none"
+                raise Refused(Keyword(name, asked), why, ("use ", Keyword(name, other)))
         return new
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from cutaway.core.address import parse
-from cutaway.core.refuse import NoTokens, Refused
+from cutaway.core.refuse import Keyword, NoTokens, Refused
 from cutaway.dictionaries import training as tr
 from cutaway.dictionaries.about import trained_bos
 from cutaway.dictionaries.benchmarks import synthetic
@@ -320,6 +320,6 @@ def check_declared_l0(d: Dictionary, scores: Scores, declared: float | None = No
     if declared is None:
         return {}
     if declared <= 0:
-        raise Refused(f"declared_l0={declared:g}", "a dictionary has active latents", "give the L0 that is stated")
+        raise Refused(Keyword("declared_l0", declared), "a dictionary has active latents", "give the L0 that is stated")
     check = L0Check(scores["L0"].value, float(declared))
     return {"declared L0": {"declared": check.declared, "measured": check.measured, "agrees": check.agrees}}

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.models.model import Model
 from cutaway.zoo.miniworld.facts import RELATIONS
 from cutaway.zoo.miniworld.words import all_words
@@ -36,7 +36,7 @@ def labelled(spec: str, model: Model) -> tuple[list[str], list[str], Bool[Tensor
         kept = kept[:1]  # the other one says the same
     if not kept:
         why = f"none of the {len(counts)} labels is on {FEWEST} texts or more and off as many"
-        raise Refused(f"labels={spec}", why, "give more texts of each label")
+        raise Refused(Keyword("labels", spec), why, "give more texts of each label")
     return texts, kept, torch.tensor([[c in own for c in kept] for own in labels])
 
 
@@ -80,7 +80,7 @@ def _of_file(path: Path) -> tuple[list[str], list[set[str]]]:
             text, label = row["text"], row["label"]
         except (ValueError, KeyError, TypeError):
             why = f'line {n} is not {{"text": …, "label": …}}'
-            raise Refused(f"labels={path}", why, "write one such line per text") from None
+            raise Refused(Keyword("labels", path), why, "write one such line per text") from None
         texts.append(str(text))
         labels.append({str(x) for x in label} if isinstance(label, list) else {str(label)})
     return texts, labels

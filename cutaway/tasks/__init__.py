@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from cutaway.core.refuse import Refused, nearest
+from cutaway.core.refuse import Code, Keyword, Refused, nearest
 from cutaway.core.repeat import Made, called
 from cutaway.models.model import Model
 from cutaway.tasks.bound import Bound
@@ -68,13 +68,17 @@ def load(
     """
     if not 1 <= n <= MOST:
         why = "there would be no prompts" if n < 1 else f"at most {MOST:,} are made at once"
-        raise Refused(f"task {name!r} with n={n}", why, "ask for at least one" if n < 1 else "ask for fewer")
+        raise Refused(
+            (f"task {name!r} with ", Keyword("n", n, of="task")),
+            why,
+            "ask for at least one" if n < 1 else "ask for fewer",
+        )
     known = names(model)
     parts = {b for task in known for b in behaviours(task)} if getattr(model, "world", None) is not None else set()
     if name not in known and name not in parts:
         close = nearest(name, known)
         why = "no task has that name" + (f"; did you mean {close}?" if close else "")
-        raise Refused(f"task {name!r}", why, f"use one of: {', '.join(known)}, or from_jsonl(path)")
+        raise Refused(f"task {name!r}", why, (f"use one of: {', '.join(known)}, or ", Code("from_jsonl(path)")))
     if getattr(model, "world", None) is not None:
         task = from_world(model, name, n, seed, corruption, split or "test")
     else:
@@ -93,7 +97,11 @@ def _from_templates(name: str, model: Model, n: int, seed: int, corruption: str 
         raise Refused(f"corruption {chosen!r} of task {name!r}", "the task does not have it", f"use one of: {have}")
     if split is not None:
         why = "templates have no material withheld from training"
-        raise Refused(f"task {name!r} with split={split!r}", why, "leave it out, or use task.split()")
+        raise Refused(
+            (f"task {name!r} with ", Keyword("split", split, of="task")),
+            why,
+            ("leave it out, or use ", Code("task.split()")),
+        )
     how = row.corruptions[chosen]
     pairs = tuple(sample(row, model, n, seed, how))
     truth = KNOWN.get((name, str(model.name).removeprefix("openai-community/")))

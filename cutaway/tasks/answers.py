@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.models.model import Model
 from cutaway.models.spacing import forms
 
@@ -56,7 +56,7 @@ def single_tokens(
     for prompt, text, ids in zip(prompts, continuations, next_tokens(model, prompts, continuations), strict=True):
         if ids is None or len(ids) != 1:
             refused = _not_single(model, prompt, text, ids, role)
-            more = f"{refused.instead}, or let task.narrow(model) take the first that differs"
+            more = (refused.instead, ", or let ", Code("task.narrow(model)"), " take the first that differs")
             raise Refused(refused.what, refused.why, more) if task and ids is not None else refused
         found.append(ids[0])
     return found

@@ -69,7 +69,7 @@ def _pair(line: str, where: str) -> Pair:
     try:
         return Pair(**{k: read(data[k]) for k, read in _READ.items() if k in data})
     except Refused as refusal:
-        raise Refused(f"{where}: {refusal.what}", refusal.why, refusal.instead) from None
+        raise Refused(f"{where}: {refusal.what}", *refusal.args[1:]) from None
 
 
 def _check(key: str, value: Any, where: str) -> None:

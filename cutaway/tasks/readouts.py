@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cutaway.core.address import Address, parse
 from cutaway.core.record import hash_tensors
-from cutaway.core.refuse import Refused, nearest
+from cutaway.core.refuse import Code, Refused, nearest
 from cutaway.models.access.capture import Activations
 from cutaway.models.access.reading import Reads
 from cutaway.models.anatomy.norms import wide
@@ -94,7 +94,9 @@ class Readout:
             Refused: it compares with reference logits and none were given, or it gave no number per prompt.
         """
         if self.needs_reference and reference is None:
-            raise Refused(f"metric {self.name!r}", "it compares with the logits of another run", "give reference=…")
+            raise Refused(
+                f"metric {self.name!r}", "it compares with the logits of another run", Code("give reference=…")
+            )
         values = self.function(read.float() if isinstance(read, Tensor) else read, answers, foils, reference)
         if not isinstance(values, Tensor) or values.shape != answers.shape[:1]:
             got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__

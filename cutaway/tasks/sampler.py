@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Mapping
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Keyword, Refused
 from cutaway.models.model import Model
 from cutaway.tasks.answers import single_words
 from cutaway.tasks.bound import askable
@@ -43,7 +43,9 @@ def sample(row: Row, model: Model, n: int, seed: int, corruption: Corruption) ->
         raise Refused(
             f"{n} prompts of task {row.name!r} for this tokenizer",
             f"only {len(found)} have pairs of equal token length and answers of one token",
-            f"ask for n={len(found)}" if found else "use another task, or your own prompts through from_jsonl",
+            ("ask for ", Keyword("n", len(found), of="task"))
+            if found
+            else ("use another task, or ", Code("your own prompts through from_jsonl")),
         )
     return found
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.models.model import Model
 from cutaway.tasks.bound import askable, narrowed
 from cutaway.tasks.pair import Pair, Truth
@@ -96,7 +96,11 @@ def from_world(model: Model, name: str, n: int, seed: int, corruption: str | Non
         if len(found) >= n:
             break
     if not found:
-        raise Refused(f"task {name!r} with split={split!r}", "the world has no such prompts", "use another split")
+        raise Refused(
+            (f"task {name!r} with ", Keyword("split", split, of="task")),
+            "the world has no such prompts",
+            "use another split",
+        )
     kept = dict(list(found.items())[:n])
     says = more[chosen][1] if chosen in more else "; ".join(dict.fromkeys(SAYS.get(b, _ANY) for b in parts))
     options = {"n": n, "seed": seed, "split": split} | ({"corruption": chosen} if corruption else {})

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cutaway.core.cursor import Source
 from cutaway.core.progress import advance
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.training.checkpoints import Checkpoints, shared_storage
 from cutaway.training.interrupts import Interrupts, held_back
 from cutaway.training.log import Log, OnLog
@@ -260,7 +260,9 @@ class Loop:
     def _check_same(self, name: str, record: Mapping[str, Any], value: Any) -> None:
         if json.dumps(record[name], sort_keys=True) != json.dumps(value, sort_keys=True):
             why = f"its checkpoint was written with other {name}"
-            raise Refused(f"resuming in {self.out}", why, "use the same, another folder, or resume=False")
+            raise Refused(
+                f"resuming in {self.out}", why, ("use the same, another folder, or ", Keyword("resume", False))
+            )
 
     def _due(self, reported: bool) -> bool:
         """True if it is time for a checkpoint; of several processes the first decides, where they report anyway."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Plan:
     checkpoint_seconds: float = 60.0
 
     def __post_init__(self) -> None:
-        wrong = [f"{n}={v}" for n, v in self.shares().items() if not 0 <= v < 1]
-        if self.tokens < 1 or self.log_every < 1 or self.checkpoint_every < 1:
-            wrong.append(f"tokens={self.tokens}, every={self.log_every}, {self.checkpoint_every}")
+        wrong: list[str | Keyword] = [Keyword(n, v) for n, v in self.shares().items() if not 0 <= v < 1]
+        counts = {n: getattr(self, n) for n in ("tokens", "log_every", "checkpoint_every")}
+        wrong += [Keyword(n, v) for n, v in counts.items() if v < 1]
         if not self.checkpoint_seconds > 0:
             wrong.append(f"checkpoint_seconds={self.checkpoint_seconds}")
         if wrong:
-            raise Refused(
-                f"a plan with {', '.join(wrong)}", "numbers count from 1, shares from 0 to below 1", "change them"
-            )
+            named = [part for k in wrong for part in (", ", k)]
+            why = "numbers count from 1, shares from 0 to below 1"
+            raise Refused(("a plan with ", *named[1:]), why, "change them")
 
     def shares(self) -> dict[str, float]:
         """Return the options that are shares of the run."""

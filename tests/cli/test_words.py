@@ -8,11 +8,12 @@ import re
 import pytest
 
 from cutaway.cli import app
-from cutaway.cli.words import spelled
-from cutaway.core.refuse import Refused
+from cutaway.cli.words import CODE, flag, spelled
+from cutaway.core.refuse import Call, Code, Keyword, Refused
 from tests.meta.tree import calls, sources
 
 PYTHON = re.compile(r"[a-z_]\([a-z….)]|\bca\.|(?<![\w?&=/.-])[a-z]\w*=(?![=X])|\bmodel\.|\btask\.[a-z]")
+REFUSALS = ("Refused", "OutOfMemory", "NoTokens", "NotCaptured")
 #: modules whose refusals no command line reaches: what they ask about is made in Python only
 IN_PYTHON = (
     "cutaway/core/result.py", "cutaway/core/stats.py", "cutaway/core/graph.py", "cutaway/dictionaries/dictionary.py",
@@ -40,6 +41,8 @@ def literal(node: ast.AST) -> str:
             return f"{literal(body)} | {literal(orelse)}"
         case ast.BinOp(left=left, right=right):
             return literal(left) + literal(right)
+        case ast.Tuple(elts=parts):
+            return "".join(map(literal, parts))
     return "X"
 
 
@@ -47,9 +50,8 @@ def python_left(path: str, tree: ast.AST) -> list[str]:
     """Texts of refusals in which Python is left for someone at a command line."""
     wrong = []
     for name, call in calls(tree):
-        if name.split(".")[-1] == "Refused" and len(call.args) == 3:
-            said = spelled(Refused(*map(literal, call.args)))
-            wrong += [f"{path}:{call.lineno}: {t}" for t in (said.what, said.why, said.instead) if PYTHON.search(t)]
+        if name.split(".")[-1] in REFUSALS and len(call.args) == 3:
+            wrong += [f"{path}:{call.lineno}: {t}" for t in map(literal, call.args) if PYTHON.search(t)]
     return wrong
 
 
@@ -64,23 +66,56 @@ def test_the_check_sees(source):
     assert python_left("x.py", ast.parse(source))
 
 
+def marked(kind: str) -> list[tuple[str, ast.Call]]:
+    """Every keyword or piece of code that a refusal of a command marks, with its module."""
+    return [(path, call) for path, tree in sources().items() for name, call in calls(tree)
+            if name == kind and path.startswith("cutaway/") and path not in IN_PYTHON]  # fmt: skip
+
+
+def test_every_piece_of_code_has_other_words_and_every_words_are_said():
+    said = {ast.literal_eval(call.args[0]) for _, call in marked("Code")}
+    assert said == set(CODE)
+
+
+def flags() -> set[str]:
+    """Every flag of every command."""
+    found, apps = set[str](), [app.build()]
+    while apps:
+        one = apps.pop()
+        apps += [one[name] for name in one if not name.startswith("-")]
+        if one.default_command is not None:
+            found |= {n.removeprefix("--") for a in one.assemble_argument_collection() for n in a.names}
+    return found
+
+
+def test_every_keyword_is_a_flag_of_some_command():
+    known, wrong = flags(), []
+    for path, call in marked("Keyword"):
+        if isinstance(call.args[0], ast.Constant) and not path.startswith(FIELDS[0]):
+            of = next((k.value.value for k in call.keywords if k.arg == "of"), "")  # type: ignore[attr-defined]
+            name = flag(Keyword(str(call.args[0].value), of=of)).removeprefix("--")
+            wrong += [f"{path}:{call.lineno}: {name}"] if name not in known else []
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("words", "python", "shell"),
     [
-        ("patching.activation(site='z', window=3)", "--site z, --window 3"),
-        ("patching.path(freeze_mlps=1)", "--freeze-mlps 1"),
-        ("leave out by= and window=", "leave out --by and --window"),
-        ("use how='a b' or each_position=False", "use --how 'a b' or --no-each-position"),
-        ("task 'ioi' with n=3", "task 'ioi' with --task-n 3"),
-        ("the prompt 'n=3, site=z and task.narrow(model)'", "the prompt 'n=3, site=z and task.narrow(model)'"),
-        ("give --choice site=z or d.x?site=z&k=3", "give --choice site=z or d.x?site=z&k=3"),
-        ("see model.sites()", "see cutaway sites --model 'a model'"),
-        ("use dtype='bfloat16'", "use --model-dtype bfloat16"),
-        ("heads='3.1,mlp_out.4' (see patching.ablate)", "--heads 3.1,mlp_out.4 (see cutaway patching ablate)"),
+        (Call("activation", {"site": "z", "window": 3}), "activation(site='z', window=3)", "--site z, --window 3"),
+        (("leave out ", Keyword("by"), " and ", Keyword("window")), "leave out by=… and window=…",
+         "leave out --by and --window"),
+        (("use ", Keyword("how", "a b"), " or ", Keyword("each_position", False)),
+         "use how='a b' or each_position=False", "use --how 'a b' or --no-each-position"),
+        (("task 'ioi' with ", Keyword("n", 3, of="task")), "task 'ioi' with n=3", "task 'ioi' with --task-n 3"),
+        ("the prompt 'n=3, site=z'", "the prompt 'n=3, site=z'", "the prompt 'n=3, site=z'"),
+        (("see ", Code("model.sites()")), "see model.sites()", "see cutaway sites --model 'a model'"),
+        (Keyword("heads", ("3.1", "mlp_out.4")), "heads=('3.1', 'mlp_out.4')", "--heads 3.1,mlp_out.4"),
+        (Keyword("sinks", None), "sinks=None", "no --sinks"),
     ],
-)
-def test_python_becomes_flags(text, said):
-    assert spelled(Refused(text, "b", "c"), ["x", "--model", "a model"]).what == said
+)  # fmt: skip
+def test_python_becomes_flags(words, python, shell):
+    refusal = Refused(words, "b", "c")
+    assert (refusal.what, spelled(refusal, ["x", "--model", "a model"]).what) == (python, shell)
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from cutaway.cli.dict.source import From, Origin, opened
 from cutaway.cli.repeat import repeated
 from cutaway.cli.shell import Reply, command_line
 from cutaway.cli.stdio import tell
+from cutaway.cli.words import spelled
 from cutaway.core.refuse import Refused
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def train(
 def _finished(done: Finished, beginning: str | None, command: str) -> Reply:
     """Show the cards, or why there are none."""
     files = [str(f) for f in done.files]
-    if (why := done.refusal) is not None:
+    if done.refusal is not None:
+        why = spelled(done.refusal, command_line.get())
         data = {"dictionaries": files, "cards": [], "not judged": why.as_dict(), "command": command}
         return Reply(data, lambda console: _show_unjudged(console, files, why))
     data = {"dictionaries": files, "cards": done.cards, "beginning": beginning, "command": command}

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from cutaway.core.method import method
 from cutaway.core.record import machine, versions
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.core.result import Result
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary
@@ -115,7 +115,9 @@ def features_of(
     often = fires >= least
     if not bool(often.any()):
         raise Refused(
-            f"latents that fire on {least} tokens", f"none does on {len(ids)}", "give more tokens, or least=1"
+            f"latents that fire on {least} tokens",
+            f"none does on {len(ids)}",
+            Code("give more tokens, or least=1"),
         )
     focus = concentration(code, ids)
     key = {"focus": focus, "frequency": fires.float(), "size": mean}[by]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.core import repeat as again
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.repeat import Made, called
 from cutaway.core.subject import Flag, Subject, register
 from cutaway.dictionaries.about import trained_bos
@@ -66,7 +66,7 @@ def held_out(model: Model, text: str | None) -> Documents:
         return documents(text)
     if model.world is None:
         why = "only models of the zoo have text of their own"
-        raise Refused(f"judging on {model.name} without text=", why, "give text=FILE")
+        raise Refused((f"judging on {model.name} without ", Keyword("text")), why, ("give ", Keyword("text", "FILE")))
     return WorldDocuments(model.world, seed=HELD_OUT)
 
 

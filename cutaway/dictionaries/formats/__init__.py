@@ -12,7 +12,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from cutaway.core.refuse import Refused, nearest
+from cutaway.core.refuse import Keyword, Refused, nearest
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.shared.located import located, pinned
 from cutaway.dictionaries.formats.shared.source import Source
@@ -60,7 +60,9 @@ def load(path: str | Path, format: str | None = None, **choices: Any) -> Diction
             seen = ", ".join(source.files("*", "*/*")[:8]) or "no file"
             raise Refused(f"path {str(path)!r}", f"no known format fits ({seen})", f"formats: {', '.join(FORMATS)}")
         if len(fitting) > 1:
-            raise Refused(f"path {str(path)!r}", f"it may be {' or '.join(fitting)}", "say which: format=…")
+            raise Refused(
+                f"path {str(path)!r}", f"it may be {' or '.join(fitting)}", ("say which: ", Keyword("format"))
+            )
         format = fitting[0]
     read = module(format).read
     allowed = [n for n, p in inspect.signature(read).parameters.items() if p.kind is p.KEYWORD_ONLY]

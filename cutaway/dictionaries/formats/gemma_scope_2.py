@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cutaway.core.address import parse
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
 from cutaway.dictionaries.formats.shared.source import Source, asked, layer_in, taken, write_config, write_plain
@@ -87,7 +87,11 @@ def _module(path: str) -> str:
     for end, site in _MODULES.items():
         if layer is not None and path.endswith(f"layers.{layer}.{end}"):
             return f"{site}.{layer}"
-    raise Refused(f"module {path!r}", "it is no site known by that name", "give site= (and target=)")
+    raise Refused(
+        f"module {path!r}",
+        "it is no site known by that name",
+        ("give ", Keyword("site"), " (and ", Keyword("target"), ")"),
+    )
 
 
 def _cross_layer(source: Source, layers: dict[int, str]) -> Dictionary:

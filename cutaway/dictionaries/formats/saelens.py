@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cutaway.core.address import Address, parse
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.dictionaries.about import trained_bos
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.shared.simple import Simple, before_weight, simple, unheld
@@ -173,7 +173,11 @@ def _centred(
         return norm
     if reads != writes or norm is not None:
         why = "it writes what is centred, or normalises it as well, and only autoencoders without are known here"
-        raise Refused(f"dictionary at {str(source.path)!r}", why, "say centered=False and centre what you give it")
+        raise Refused(
+            f"dictionary at {str(source.path)!r}",
+            why,
+            ("say ", Keyword("centered", False), " and centre what you give it"),
+        )
     return TokenMean()
 
 

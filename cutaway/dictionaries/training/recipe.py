@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from cutaway.core.address import parse
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.dictionaries.gates import TrainGate, train_gate_of
 from cutaway.dictionaries.objectives import Matryoshka, Term, term_of
 from cutaway.dictionaries.parts import Block
@@ -67,7 +67,7 @@ class Recipe:
             raise Refused("subtract=True", "b_dec exists only for sites that are written", "use subtract=False")
         if self.decoder == "norm_aware" and not self.gating.fixed:
             what = f"norm-aware gating of {self.gating.name}"
-            raise Refused(what, "its threshold already learns the unit", 'use decoder="free"')
+            raise Refused(what, "its threshold already learns the unit", ("use ", Keyword("decoder", "free")))
         if not self.gating.encodes and (
             self.decoder != "unit"
             or not self.subtract

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.gates import Chosen
 from cutaway.dictionaries.kernels.topk import Encoder
@@ -138,4 +138,6 @@ def _check(recipe: Recipe, shards: Shards) -> None:
         recipe.gating.check(block.n_latents, size)
     if shards.replicas > 1 and any(isinstance(t, Spliced) for t in recipe.terms):
         why = "the model needs the reconstruction of every token"
-        raise Refused("an end-to-end objective over replicas", why, "spread the latents alone, replicas=1")
+        raise Refused(
+            "an end-to-end objective over replicas", why, ("spread the latents alone, ", Keyword("replicas", 1))
+        )

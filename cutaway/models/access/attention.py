@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.models.access.positions import FRAME
 
 # Watched module -> functions that see (site, raw tensor) and return it or its replacement, outermost first.
@@ -165,7 +165,7 @@ def _dispatcher(name: str, original: Callable[..., Any] | None) -> Callable[...,
         own = original or eager
         if own is None:
             raise Refused(
-                f"attention of {type(module).__name__}", "it has no eager form", "load it with attention='sdpa'"
+                f"attention of {type(module).__name__}", "it has no eager form", Code("load it with attention='sdpa'")
             )
         if module not in _WATCHED:
             return own(module, query, key, value, attention_mask, **kw)
@@ -177,7 +177,7 @@ def _dispatcher(name: str, original: Callable[..., Any] | None) -> Callable[...,
             raise Refused(
                 f"scores of {type(module).__name__} under {name!r} attention",
                 "that kernel never forms them and its masks have another shape",
-                "load the model with attention='sdpa' or 'eager'",
+                Code("load the model with attention='sdpa' or 'eager'"),
             )
         mask = _additive(module, q, k, attention_mask, kw.get("is_causal")) if name == "sdpa" else attention_mask
         with _SoftmaxTap(module, keys):

@@ -88,7 +88,7 @@ class Activations(Mapping[str, Tensor]):
             if address.place in self._values and address.position is not None:
                 self.tokens.column(address.position)
         except Refused as refusal:
-            raise NotCaptured(refusal.what, refusal.why, refusal.instead) from None
+            raise NotCaptured(*refusal.args) from None
         if address.place not in self._values:
             close = nearest(str(address.place), list(self))
             why = "it was not captured" + (f"; near: {close}" if close else "")

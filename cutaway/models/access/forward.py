@@ -18,7 +18,7 @@ from cutaway.core.address import Address
 from cutaway.core.finite import notice
 from cutaway.core.halving import raising_out_of_memory
 from cutaway.core.record import count
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.models.access import taps
 from cutaway.models.access.positions import FRAME, ForwardFrame
 from cutaway.models.anatomy import rope
@@ -105,7 +105,11 @@ def told(body: Anatomy) -> Iterator[None]:
         held: Any = kw.get("past_key_values")
         if held is not None and FRAME.get() is None and int(held.get_seq_length()):
             what = "an edit at positions, in your own forward over a key-value cache"
-            raise Refused(what, "it does not say where the prompts' positions are", "use model.generate, or no cache")
+            raise Refused(
+                what,
+                "it does not say where the prompts' positions are",
+                Code("use model.generate, or no cache"),
+            )
 
     handle = body.hf.register_forward_pre_hook(enter, with_kwargs=True)
     try:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from cutaway.core.address import Address
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.core.sites import SITES
 from cutaway.models.access import attention
 from cutaway.models.access import state_space as scan
@@ -46,7 +46,9 @@ class Fired:
         if self.forwards and silent:
             names = ", ".join(sorted(silent))
             raise Refused(
-                f"tap at {names}", "the forward ran and never passed there", "see model.sites() for what this model has"
+                f"tap at {names}",
+                "the forward ran and never passed there",
+                ("see ", Code("model.sites()"), " for what this model has"),
             )
 
 
@@ -174,7 +176,9 @@ def attached(body: Anatomy, sees: Mapping[Address, See], gradient: bool = False)
     for place, see in sees.items():
         p = port(body, place)
         if p is None:
-            raise Refused(f"site {place}", f"a {body.family.name} model has no such place", "see model.sites()")
+            raise Refused(
+                f"site {place}", f"a {body.family.name} model has no such place", ("see ", Code("model.sites()"))
+            )
         tap = _Tap(place, p, see, gradient)
         fired.taps.append(tap)
         if p.side in watched:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from cutaway.core.record import hash_text
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.core.sites import Site
 from cutaway.models.anatomy.families import Family, Step, need, trace
 from cutaway.models.anatomy.norms import Norm, measure
@@ -244,7 +244,9 @@ def _first(config: Any, *names: str) -> int:
             value = getattr(config, name, None)
         except RuntimeError as error:  # transformers' own: it may differ between layers
             why = f"its configuration gives {name} for each layer, where one number is needed"
-            raise Refused(f"model type {config.model_type!r}", why, "read its modules through model.hf") from error
+            raise Refused(
+                f"model type {config.model_type!r}", why, Code("read its modules through model.hf")
+            ) from error
         if isinstance(value, int):
             return int(value)
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from cutaway.core.address import Address, parse
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 
 # TransformerLens hook names inside a block; the layer is written before them.
 _BLOCK = {
@@ -163,4 +163,4 @@ def site_of_module(path: str) -> Address:
     found = _MODULE.fullmatch(path)
     if found and found[2] in _OUTPUTS:
         return Address(_OUTPUTS[found[2]], int(found[1]))
-    raise Refused(f"module {path!r}", "its output is no site known by that name", "give site=")
+    raise Refused(f"module {path!r}", "its output is no site known by that name", ("give ", Keyword("site")))

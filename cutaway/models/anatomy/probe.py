@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.models.anatomy.families import Family, find
 from cutaway.models.anatomy.linear import is_linear
 
@@ -89,7 +89,7 @@ def _refused(hf: Any, why: str) -> Refused:
     return Refused(
         f"model type {hf.config.model_type!r}",
         f"it has no family row, and {why}",
-        "use a family of docs/families.md, or read its modules through model.hf with plain torch hooks",
+        ("use a family of docs/families.md, or ", Code("read its modules through model.hf"), " with plain torch hooks"),
     )
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cutaway.core.finite import finite
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.core.result import Result
 from cutaway.models.access.capture import Activations
 from cutaway.models.anatomy.norms import Norm
@@ -154,7 +154,9 @@ def _stream(model: Model, prompts: Prompts, position: int, neurons: Collection[i
     body, n = model.body, model.shape.n_layers
     for name in ("attn_out", "mlp_out", "head_out", "decomposition"):
         if why := body.disabled.get(name):
-            raise Refused(f"decomposition of {model.name}", f"{name} is disabled: {why}", "see self_check(model)")
+            raise Refused(
+                f"decomposition of {model.name}", f"{name} is disabled: {why}", ("see ", Code("self_check(model)"))
+            )
     if body.family.post_norm:
         why = "its residual stream is normed after every addition"
         raise Refused(f"decomposition of {model.name}", why, "capture resid_post instead")

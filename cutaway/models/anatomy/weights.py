@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.models.anatomy.anatomy import Anatomy
 from cutaway.models.anatomy.families import find
 from cutaway.models.anatomy.linear import bias, is_linear, matrix, table
@@ -159,7 +159,7 @@ class Weights:
     def _vouched(self, name: str) -> None:
         """Refuse a view that the self-check found to be another than what the model does."""
         if why := self.body.disabled.get(f"weights.{name}"):
-            raise Refused(f"weights.{name} of {self.body.family.name}", why, "read the weights through model.hf")
+            raise Refused(f"weights.{name} of {self.body.family.name}", why, Code("read the weights through model.hf"))
 
     def _qkv(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         self._vouched("v")
@@ -228,7 +228,9 @@ class Weights:
         module = self.body.part(layer, name)
         if module is None:
             raise Refused(
-                f"weight {name!r} of layer {layer}", f"{self.body.family.name} has none there", "see model.sites()"
+                f"weight {name!r} of layer {layer}",
+                f"{self.body.family.name} has none there",
+                ("see ", Code("model.sites()")),
             )
         return module
 

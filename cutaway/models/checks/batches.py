@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.core.stats import generator
 from cutaway.models.access.forward import PADDING, check_padding
 from cutaway.models.edits.edit import Edit
@@ -86,7 +86,9 @@ def _step(model: Model) -> Tensor:
 def _apart(a: Tensor, b: Tensor) -> float:
     a, b = a.float(), b.float()
     if a.shape != b.shape:
-        raise Refused("logits", f"{tuple(a.shape)} where {tuple(b.shape)} was expected", "see model.sites()")
+        raise Refused(
+            "logits", f"{tuple(a.shape)} where {tuple(b.shape)} was expected", ("see ", Code("model.sites()"))
+        )
     return float((a - b).abs().max() / b.abs().max().clamp_min(1e-9))
 
 

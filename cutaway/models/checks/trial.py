@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cutaway.core.address import Address, parse
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.core.sites import SITES
 from cutaway.core.stats import generator
 from cutaway.models.access.capture import Activations
@@ -177,7 +177,9 @@ def _check_stream(model: Model, tokens: Tokens) -> None:
     wanted = (*tokens.ids.shape, model.shape.d_model)
     if tuple(x.shape) != wanted:
         why = f"its blocks hand on {list(x.shape)}, not one residual stream of {list(wanted)}"
-        raise Refused(f"model {model.name}", why, "read its modules through model.hf with plain torch hooks")
+        raise Refused(
+            f"model {model.name}", why, (Code("read its modules through model.hf"), " with plain torch hooks")
+        )
 
 
 def _no_forward(model: Model, tokens: Tokens, fault: Exception) -> Refused:
@@ -193,4 +195,4 @@ def _no_forward(model: Model, tokens: Tokens, fault: Exception) -> Refused:
         why = f"it does not run, by itself either: {said(own)}{place}"
         return Refused(f"model {model.name}", why, f"mend it until {call} runs")
     why = f"{call} runs, but not as it is read here: it does not run with {said(fault)}"
-    return Refused(f"model {model.name}", why, "read its modules through model.hf with plain torch hooks")
+    return Refused(f"model {model.name}", why, (Code("read its modules through model.hf"), " with plain torch hooks"))

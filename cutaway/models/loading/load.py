@@ -11,7 +11,7 @@ import torch
 
 from cutaway.core.files import read_json
 from cutaway.core.halving import is_out_of_memory
-from cutaway.core.refuse import OutOfMemory, Refused
+from cutaway.core.refuse import Keyword, OutOfMemory, Refused
 from cutaway.models.anatomy.families import reads_as_encoder
 from cutaway.models.loading.provenance import loaded, pinned
 from cutaway.models.loading.sources import check_device, check_dtype, check_path, own_progress
@@ -60,7 +60,9 @@ def load(
         hf = inner(x)
         if device is not None or dtype is not None:
             raise Refused(
-                "device= or dtype= with a live model", "your model stays as it is", "move it yourself before load"
+                (Keyword("device", of="model"), " or ", Keyword("dtype", of="model"), " with a live model"),
+                "your model stays as it is",
+                "move it yourself before load",
             )
     else:
         hf, tokenizer = _from_source(str(x), tokenizer, device, dtype, attention)
@@ -113,7 +115,9 @@ def _from_source(
     except Exception as error:
         if is_out_of_memory(error):
             why = "the memory is not enough for its weights"
-            raise OutOfMemory(f"model {source!r}", why, "use a smaller one or dtype='bfloat16'") from error
+            raise OutOfMemory(
+                f"model {source!r}", why, ("use a smaller one or ", Keyword("dtype", "bfloat16", of="model"))
+            ) from error
         raise _unloadable(source, folder.exists(), error) from error
     hf.requires_grad_(False)
     if tokenizer is None:
@@ -141,13 +145,19 @@ def _spread(device: str | dict[str, Any]) -> dict[str, Any]:
     """
     if device == "tensor_parallel":
         if shards.processes() == 1:
-            raise Refused("device='tensor_parallel'", "there is one process", "start with torchrun --nproc-per-node N")
+            raise Refused(
+                Keyword("device", "tensor_parallel", of="model"),
+                "there is one process",
+                "start with torchrun --nproc-per-node N",
+            )
         return {"tp_plan": "auto"}
     if device != "auto" and not isinstance(device, dict):
         return {}
     if find_spec("accelerate") is None:
         raise Refused(
-            f"device={device!r}", "placing a model on several devices needs accelerate", "pip install accelerate"
+            Keyword("device", device, of="model"),
+            "placing a model on several devices needs accelerate",
+            "pip install accelerate",
         )
     return {"device_map": device}
 

@@ -11,7 +11,7 @@ import torch
 
 from cutaway.core.files import read_json
 from cutaway.core.progress import advance
-from cutaway.core.refuse import Refused, nearest
+from cutaway.core.refuse import Keyword, Refused, nearest
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 _MERGE = "peft.AutoPeftModelForCausalLM.from_pretrained({path!r}).merge_and_unload().save_pretrained('merged')"
@@ -52,7 +52,7 @@ def check_dtype(dtype: Any) -> None:
         close = nearest(name, DTYPES, 1)
         whole = "weights in whole numbers are quantised, and no model is computed in them" if "int" in name else ""
         why = whole or "no model is computed in that" + (f"; did you mean {close}?" if close else "")
-        raise Refused(f"dtype={name!r}", why, f"use one of {', '.join(DTYPES)}")
+        raise Refused(Keyword("dtype", name, of="model"), why, f"use one of {', '.join(DTYPES)}")
 
 
 def check_device(device: str) -> None:
@@ -67,14 +67,14 @@ def check_device(device: str) -> None:
     except RuntimeError as error:
         near = nearest(device, ("cpu", "cuda", "mps", "auto", "tensor_parallel"), 1)
         why = f"it is no device{f'; did you mean {near}?' if near else ''}"
-        raise Refused(f"device={device!r}", why, "use cpu, cuda, cuda:0, mps or auto") from error
+        raise Refused(Keyword("device", device, of="model"), why, "use cpu, cuda, cuda:0, mps or auto") from error
     if kind is None or wanted.type == "cpu":
         return
     count = kind.device_count() if kind.is_available() else 0
     if count <= (wanted.index or 0):
         there = f"this machine has {count} of them: {wanted.type}:0 to {wanted.type}:{count - 1}"
         why = there if count else f"this machine has no {wanted.type} device that PyTorch can use"
-        raise Refused(f"device={device!r}", why, "use cpu" if not count else f"use {wanted.type}:0")
+        raise Refused(Keyword("device", device, of="model"), why, "use cpu" if not count else f"use {wanted.type}:0")
 
 
 @contextmanager

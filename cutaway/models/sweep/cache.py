@@ -20,7 +20,7 @@ from torch import Tensor
 from cutaway.core.content import content
 from cutaway.core.files import read_tensors, reading, write_tensors
 from cutaway.core.record import versions
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.stats import generator
 from cutaway.models.access import taps
 from cutaway.models.access.reading import Measure, OfLogits, Seen, measure_of
@@ -45,7 +45,7 @@ def resuming(folder: Path | str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Refused(
-            f"resume={str(folder)!r}", f"it is no folder to write in ({error.strerror})", "name another"
+            Keyword("resume", str(folder)), f"it is no folder to write in ({error.strerror})", "name another"
         ) from error
     token = _FOLDER.set(folder)
     try:
@@ -101,7 +101,7 @@ class Ledger:
         tensors, header = read_tensors(path)
         if header.get("sweep") != self.key:
             why = "it belongs to another sweep: other model, prompts, edits or metric"
-            raise Refused(f"resume={str(path)!r}", why, "give the file of this sweep, or a new name")
+            raise Refused(Keyword("resume", str(path)), why, "give the file of this sweep, or a new name")
         with reading(path):
             values, done = tensors["values"], tensors["done"].bool()
             if done.shape != self.done.shape or values.shape[:2] != done.shape:

@@ -23,7 +23,7 @@ from cutaway.core.finite import finite, notice
 from cutaway.core.halving import in_halves
 from cutaway.core.progress import advance
 from cutaway.core.record import count, counting
-from cutaway.core.refuse import OutOfMemory, Refused
+from cutaway.core.refuse import Keyword, OutOfMemory, Refused
 from cutaway.models.access import taps
 from cutaway.models.access.reading import Measure, OfLogits, Seen, measure_of
 from cutaway.models.anatomy.unembedding import UNEMBEDDED, unembedding
@@ -83,7 +83,7 @@ def sweep(
         return torch.empty(0, len(tokens), device=model.device)
     shared = shards.processes() > 1 and not shards.split(model.hf)
     if (resume or kept()) and shards.processes() > 1:
-        raise Refused(f"resume={str(resume or kept())!r}", "several processes share this sweep", "resume with one")
+        raise Refused(Keyword("resume", str(resume or kept())), "several processes share this sweep", "resume with one")
     base, variants = expand_edits(base, variants)
     _check(model, tokens, [base, *variants])
     measure = measure_of(metric)

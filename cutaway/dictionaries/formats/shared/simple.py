@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.gates import BatchTopK, Gate, Gated, JumpRelu, TopK
 from cutaway.dictionaries.norms import Norm
@@ -100,7 +100,9 @@ def before_weight(d: Dictionary, site: str, weight: Tensor, bias: Tensor | None 
     weight = weight.to(d.device, d.dtype)
     shift = torch.zeros_like(weight) if bias is None else bias.to(d.device, d.dtype)
     if site in d.reading:
-        raise Refused(f"norm weight for {site}", "what is read is normalised once more", "fold the dictionary first")
+        raise Refused(
+            f"norm weight for {site}", "what is read is normalised once more", Code("fold the dictionary first")
+        )
     b_dec, skip = dict(d.b_dec), dict(d.skip)
     for (read, write), matrix in d.skip.items():
         if read == site:

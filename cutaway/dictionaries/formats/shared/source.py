@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cutaway.core.files import read_json, write_bytes, write_text
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.dictionaries.formats.shared.pt import read_pt
 
 T = TypeVar("T")
@@ -186,8 +186,8 @@ def asked_all(source: Source, choices: Mapping[str, tuple[T | None, str]]) -> li
     """
     open_ = {name: question for name, (given, question) in choices.items() if given is None}
     if open_:
-        say = " ".join(f"{name}=…" for name in open_)
-        raise Refused(f"dictionary at {str(source.path)!r}", "; ".join(open_.values()), f"say it: {say}")
+        say = (word for name in open_ for word in (" ", Keyword(name)))
+        raise Refused(f"dictionary at {str(source.path)!r}", "; ".join(open_.values()), ("say it:", *say))
     return [given for given, _ in choices.values() if given is not None]
 
 
