@@ -10,7 +10,7 @@ from tests.meta.tree import ROOT, room_of, sources
 #: lines of code (no blanks, comments or docstrings) that a room may have; see docs/decisions/11-budgets.md
 BUDGETS = {
     "": 130,
-    "core": 2_000,
+    "core": 2_150,
     "views": 1_700,
     "models": 6_700,
     "tasks": 2_100,
