@@ -1,4 +1,4 @@
-"""Facts about its training in the file of a dictionary, of any tool."""
+"""Training settings read from the file of a dictionary, in any tool's words."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 
 def trained_bos(about: Mapping[str, Any]) -> str | None:
-    """Return the policy (of `streams.Packing`) for beginning-of-text tokens that the dictionary was trained with.
+    """Return the policy for beginning-of-text tokens in training, as `streams.Packing` names it.
 
-    None where the file does not say it. SAELens' `prepend_bos` puts the token before every context; with and without
+    None if the file does not say it. SAELens' `prepend_bos` puts the token before every context; with and without
     it, the token also stands between documents.
     """
     about = next(iter(about["parts"]), {}) if about.get("parts") else about

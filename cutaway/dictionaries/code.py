@@ -37,7 +37,7 @@ class SparseCode:
 
     @classmethod
     def from_dense(cls, f: Float[Tensor, "token latent"]) -> SparseCode:
-        """Make the code whose dense form is `f`; gradients flow through its values."""
+        """Return the code whose dense form is `f`; gradients flow through its values."""
         token, latent = f.nonzero(as_tuple=True)
         return cls(latent, f[token, latent], f.shape[1], _pointers(token, len(f)))
 
@@ -49,7 +49,7 @@ class SparseCode:
         value: Float[Tensor, "entry"],
         shape: tuple[int, int],
     ) -> SparseCode:
-        """Make the code of single entries in any order; `shape` is (tokens, latents)."""
+        """Return the code of single entries in any order; `shape` is (tokens, latents)."""
         order = torch.argsort(token * shape[1] + latent, stable=True)
         return cls(latent[order], value[order], shape[1], _pointers(token[order], shape[0]))
 
@@ -79,7 +79,7 @@ class SparseCode:
         )
 
     def counts(self) -> Int[Tensor, "token"]:
-        """Count the active latents of each token (its L0)."""
+        """Return the number of active latents per token (the L0 of that token)."""
         out = torch.zeros(len(self), dtype=torch.int64, device=self.index.device)
         return out.index_add(0, self.tokens, (self.value.reshape(-1) != 0).long())
 
@@ -131,11 +131,11 @@ class SparseCode:
         return SparseCode(self.index[entry], self.value[entry], self.n_latents, F.pad(ends, (1, 0)))
 
     def scaled(self, factor: Float[Tensor, "latent"]) -> SparseCode:
-        """Multiply the values of every latent by its own factor."""
+        """Return the code with the values of every latent multiplied by its own factor."""
         return SparseCode(self.index, self.value * factor[self.index], self.n_latents, self.indptr)
 
     def times(self, rows: Float[Tensor, "latent width"]) -> Float[Tensor, "token width"]:
-        """Sum the latents' rows weighted by their values, as a decoder does.
+        """Return the sum of the latents' rows weighted by their values: what a decoder makes of the code.
 
         Raises:
             Refused: another number of rows than latents.
@@ -171,7 +171,7 @@ class SparseCode:
 
 
 def beside(codes: Sequence[SparseCode]) -> SparseCode:
-    """Join codes of the same tokens: the latents of the first, then those of the second, …
+    """Return the codes of the same tokens as one code: the latents of the first, then those of the second, …
 
     Raises:
         Refused: codes of different numbers of tokens, or none.
@@ -194,7 +194,7 @@ def beside(codes: Sequence[SparseCode]) -> SparseCode:
 
 
 def below(codes: Sequence[SparseCode]) -> SparseCode:
-    """Join codes of the same latents: the tokens of the first, then those of the second, …
+    """Return the codes of the same latents as one code: the tokens of the first, then those of the second, …
 
     Raises:
         Refused: codes of different numbers of latents, or none.

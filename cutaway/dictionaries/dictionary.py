@@ -42,7 +42,14 @@ _CHUNK = 1 << 24  # pre-activations held at once by `encode`
 
 @dataclass(frozen=True)
 class Read:
-    """Input of a dictionary from one site: normalised values, one row per token, and the numbers that were measured."""
+    """Input of a dictionary at one site.
+
+    Attributes:
+        x: normalised values, one row per token.
+        measured: what the normalisation measured on each token.
+        lead: leading axes of the activations, before they were flattened to tokens.
+        shape: shape of the activations as given.
+    """
 
     x: Float[Tensor, "token width"]
     measured: Measured = ()
@@ -132,8 +139,11 @@ class Dictionary:
             if read == site:
                 return matrix.shape[1]
         close = nearest(site, [*self.reads, *self.writes])
-        why = "the dictionary does not use it" + (f"; near: {close}" if close else "")
-        raise Refused(f"site {site!r}", why, f"it reads {', '.join(self.reads)} and writes {', '.join(self.writes)}")
+        raise Refused(
+            f"site {site!r}",
+            "the dictionary does not use it" + (f"; near: {close}" if close else ""),
+            f"it reads {', '.join(self.reads)} and writes {', '.join(self.writes)}",
+        )
 
     def __repr__(self) -> str:
         kinds = ", ".join(dict.fromkeys(type(g).__name__ for g in self.gates))
@@ -143,7 +153,7 @@ class Dictionary:
     # --- running
 
     def forward(self, acts: Acts) -> Any:
-        """Reconstruct activations, with everything in it: decoder, biases, skips and normalisations.
+        """Return the reconstruction, with everything in it: decoder, biases, skips and normalisations.
 
         `acts` is the activation of the one site that is read, or a mapping from sites to activations; leading axes
         are kept, and heads may be flattened or not. A tensor gives a tensor where one site is written, everything
@@ -165,13 +175,13 @@ class Dictionary:
         return beside([self._encoded(b, reads) for b in range(len(self.blocks))])
 
     def pre_activations(self, block: int, acts: Acts) -> Float[Tensor, "token latent"]:
-        """Compute the input of one block's gate: π, or π n where gating is norm-aware."""
+        """Return the gate's input in one block: π, or π n where gating is norm-aware."""
         if self.gates[block].greedy:
             raise Refused("pre-activations", f"{type(self.gates[block]).__name__} has none", "use encode")
         return self._pre(block, self.read(acts, self.blocks[block].reads))
 
     def decode(self, code: SparseCode, acts: Acts | None = None) -> Any:
-        """Decode a code: to a tensor where one site is written, else to a mapping from the sites written.
+        """Decode a code: return a tensor if one site is written, else a mapping from the sites written.
 
         `acts` are needed where the dictionary has a skip or measures every token: without them the reconstruction
         would be incomplete.
@@ -215,7 +225,7 @@ class Dictionary:
         ]
 
     def read(self, acts: Acts, sites: Sequence[str] | None = None) -> dict[str, Read]:
-        """Normalise activations of the sites it reads, one row per token.
+        """Normalise the activations of the sites it reads, one row per token.
 
         Raises:
             Refused: a site is missing, or an activation has another width.
@@ -233,7 +243,7 @@ class Dictionary:
     def write(
         self, codes: Mapping[int, SparseCode], reads: Mapping[str, Read] | None, sites: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
-        """Compute the sites written (all, or `sites`) from the codes of their blocks and from the reads."""
+        """Return the sites written (all, or `sites`), from the codes of the blocks that write them and from the reads."""
         out = {}
         for site in self.writes if sites is None else sites:
             y = self.b_dec[site].to(self._wide)
@@ -273,7 +283,7 @@ class Dictionary:
         return {"latents": self.n_latents}
 
     def identity(self) -> dict[str, Any]:
-        """Return the entry of the dictionary in the record of a result."""
+        """Return the description of the dictionary for records: name, hash, sites and size."""
         return {
             "name": str(self.about.get("path") or self),
             "hash": self.fingerprint(),
@@ -353,10 +363,10 @@ class Dictionary:
 
 
 def place_of(d: Dictionary, latent: int) -> tuple[int, int]:
-    """Return the block of a latent (numbered over all blocks) and its number within that block.
+    """Return the block of a latent (numbered over all blocks), and its number within that block.
 
     Raises:
-        Refused: the dictionary has fewer latents.
+        Refused: no such latent.
     """
     if not 0 <= latent < d.n_latents:
         raise Refused(f"latent {latent}", "there is no such latent", f"use 0 to {d.n_latents - 1}")

@@ -21,17 +21,17 @@ Measured = tuple[Tensor, ...]  # per-token numbers, each [token, 1]
 
 
 class Norm(ABC):
-    """Normalisation of one site."""
+    """The normalisation of one site."""
 
     per_token: bool
 
     @abstractmethod
     def into(self, x: Float[Tensor, "token width"]) -> tuple[Float[Tensor, "token width"], Measured]:
-        """Normalise activations; also returns what was measured on each token."""
+        """Return the activations in the dictionary's space, and what was measured on each token."""
 
     @abstractmethod
     def back(self, y: Float[Tensor, "token width"], measured: Measured) -> Float[Tensor, "token width"]:
-        """Take a reconstruction back to the site's own space."""
+        """Return a reconstruction in the site's own space."""
 
 
 class FixedNorm(Norm):
@@ -41,11 +41,11 @@ class FixedNorm(Norm):
 
     @abstractmethod
     def pull(self, rows: Float[Tensor, "row width"]) -> Float[Tensor, "row width"]:
-        """Return rows that read raw activations as `rows` read normalised ones, but for the origin."""
+        """Return the rows that read the raw activations as `rows` read the normalised ones, but for the origin."""
 
     @abstractmethod
     def push(self, rows: Float[Tensor, "row width"]) -> Float[Tensor, "row width"]:
-        """Take rows to the site's space, but for the origin."""
+        """Return the rows in the site's space, but for the origin."""
 
     @property
     @abstractmethod
@@ -169,7 +169,7 @@ def moved_norm(norm: Norm, device: torch.device | str | None, dtype: torch.dtype
 
 
 def same(a: Norm | None, b: Norm | None) -> bool:
-    """True if two normalisations are the same map."""
+    """Return True if two normalisations are the same map."""
     if type(a) is not type(b) or a is None or b is None:
         return a is b
     pairs = [(getattr(a, f.name), getattr(b, f.name)) for f in fields(a)]  # type: ignore[arg-type]

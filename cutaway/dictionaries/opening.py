@@ -48,7 +48,7 @@ def opened(named: str, choices: Iterable[str] = (), format: str | None = None, o
 
 
 def _parted(named: str) -> tuple[str, str]:
-    """The path and the choices behind its question mark; a path that exists may have question marks of its own."""
+    """Return the path and the choices behind its question mark; a path that exists may have question marks of its own."""
     ends = [n for n, letter in enumerate(named) if letter == "?"]
     path = next((named[:n] for n in (len(named), *reversed(ends)) if Path(named[:n]).exists()), None)
     path = named.partition("?")[0] if path is None else path
@@ -56,7 +56,9 @@ def _parted(named: str) -> tuple[str, str]:
 
 
 def _again(found: Dictionary, path: str, choices: list[str]) -> Dictionary:
-    """The dictionary with the words that open it again: they are the caller's own, whole paths for relative ones."""
+    """Return the dictionary with the words that open it again: they are the caller's own, whole paths for relative
+    ones.
+    """
     how = found.made
     if how is None:
         return found

@@ -92,12 +92,12 @@ class Parts(Protocol):
 
     @property
     def about(self) -> dict[str, Any]:
-        """Metadata of its file, ready for JSON."""
+        """Settings of its file, ready for JSON."""
         ...
 
     @property
     def made(self) -> Made | None:
-        """Recipe by which it was opened."""
+        """The recipe that opens it again."""
         ...
 
     @property
@@ -121,13 +121,13 @@ class Parts(Protocol):
 
 
 def measured_at(blocks: Sequence[Block], write: str) -> str | None:
-    """Find the read whose measured numbers take a written site back: itself, or the one site that its blocks read."""
+    """Return the read whose measured numbers take a written site back: itself, or the one site that its blocks read."""
     reads = tuple(dict.fromkeys(r for b in blocks if write in b.writes for r in b.reads))
     return write if write in reads else reads[0] if len(reads) == 1 else None
 
 
 def decoder_norms(decoder: Mapping[str, Tensor]) -> Float[Tensor, "latent"]:
-    """Compute the norm of each latent's decoder rows, over all the sites written."""
+    """Return the norm of each latent's decoder rows, over all the sites written."""
     squares = [t.to(torch.promote_types(t.dtype, torch.float32)).pow(2).sum(1) for t in decoder.values()]
     return torch.stack(squares).sum(0).sqrt()
 

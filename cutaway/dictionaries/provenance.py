@@ -1,4 +1,4 @@
-"""Recipes by which dictionaries were opened, so that a record can say how to open them again."""
+"""Recipes of how dictionaries were opened, from which records say how to open them again."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NARROW = "the command line computes with the dictionary in float32"
 
 
 def loaded(d: P, name: str, format: str | None, choices: Mapping[str, Any]) -> P:
-    """Note on a dictionary that `load(name, format, …)` found it."""
+    """Return the dictionary that `load(name, format, …)` found, with how it was found."""
     name = str(Path(name).expanduser().absolute()) if Path(name).expanduser().exists() else name
     tensors = [n for n, v in choices.items() if isinstance(v, Tensor | dict)]
     why = f"the dictionary was opened with tensors as its {' and '.join(tensors)}" if tensors else ""
@@ -35,14 +35,14 @@ def loaded(d: P, name: str, format: str | None, choices: Mapping[str, Any]) -> P
 
 
 def opened(d: P, path: str | Path, dtype: torch.dtype | None) -> P:
-    """Note on a dictionary that `open(path)` read it."""
+    """Return the dictionary that `open(path)` read, with how it was read."""
     whole = str(Path(path).expanduser().absolute())
     more = [] if dtype is None else [str(dtype)]
     return _with(d, Made(called("ca.dictionaries.open", repr(whole), *more), {"": whole}))
 
 
 def moved(d: P, before: P, device: Any, dtype: torch.dtype | None) -> P:
-    """Note on a dictionary that `before.to(device, dtype)` made it."""
+    """Return the dictionary after `before.to(device, dtype)`, with how it was made."""
     how = before.made
     if how is None or look(before) != how.seen:
         return replace(d, made=None)
@@ -53,7 +53,7 @@ def moved(d: P, before: P, device: Any, dtype: torch.dtype | None) -> P:
 
 
 def look(d: Parts) -> dict[str, Any]:
-    """Return all that a dictionary's numbers depend on, in a form that is quickly compared."""
+    """Return the state that a dictionary's numbers depend on, in a form that is quickly compared."""
     tensors, header = described(d)
     held = [(n, t.dtype, StorageWeakRef(t.untyped_storage()), t._version) for n, t in tensors.items()]
     return {"weights": held, "settings": json.dumps({n: v for n, v in header.items() if n != "about"})}

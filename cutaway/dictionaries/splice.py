@@ -183,7 +183,7 @@ class SpliceWrite(Edit):
 
 
 class _Seen:
-    """Activations that one variant of one forward has shown so far.
+    """State of a splice in the current forward, for one variant of the batch.
 
     Attributes:
         sites: the tensor at each read site, [batch, position, …], with the splice's unit still among others.
@@ -196,7 +196,7 @@ class _Seen:
 
 
 class SpliceUse:
-    """Use of a splice among the edits of a run: its reads leave in the frame's scratch what its writes need.
+    """A use of a splice among the edits of a run; its reads leave in the frame's scratch what its writes need.
 
     Attributes:
         splice: the splice.
@@ -207,7 +207,7 @@ class SpliceUse:
         self.splice, self.reads = splice, reads
 
     def identity(self) -> str:
-        """Hash all that distinguishes this use: its splice."""
+        """Return a hash of its splice, which identifies this use."""
         return self.splice.identity()
 
     def keep(self, site: str, x: Tensor, frame: ForwardFrame) -> None:

@@ -46,7 +46,7 @@ def open_dictionary(path: str | Path, dtype: torch.dtype | None = None) -> Dicti
 
 
 def _made(tensors: dict[str, Tensor], header: dict[str, Any]) -> Dictionary:
-    """Build the dictionary that tensors and a header describe.
+    """Return the dictionary that tensors and a header describe.
 
     Raises:
         ValueError, KeyError, TypeError: the header holds something else.
@@ -80,7 +80,7 @@ def _block(b: Any) -> tuple[int, list[str], list[str]]:
 
 
 def _typed(kind: type, numbers: dict[str, Any]) -> dict[str, Any]:
-    """Check that the numbers of a gate or a normalisation are each of the type that its class says."""
+    """Return the numbers of a gate or a normalisation, each of the type that its class says."""
     hints = get_type_hints(kind)
     for name, value in numbers.items():
         allowed = [get_origin(k) or k for k in get_args(hints.get(name)) or [hints.get(name)]]
@@ -94,7 +94,9 @@ def _typed(kind: type, numbers: dict[str, Any]) -> dict[str, Any]:
 
 
 def _under(tensors: dict[str, Tensor], prefix: str, order: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Find tensors by the beginning of their names, keyed by the rest; sites keep their order, as sums over them do."""
+    """Return the tensors whose names begin so, by the rest of the name; sums over sites are taken in the order they
+    had.
+    """
     found = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
     return {n: found[n] for n in (*(o for o in order if o in found), *(n for n in found if n not in order))}
 

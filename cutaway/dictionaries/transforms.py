@@ -24,7 +24,7 @@ def one_block(
     gate: Gate,
     **settings: Any,
 ) -> Dictionary:
-    """Make a dictionary of one block from its encoder and decoder by site (rows are latents).
+    """Build a dictionary of one block from its encoder and decoder by site (rows are latents).
 
     One site read and written: a sparse autoencoder. One read, another written: a transcoder (with `skip=`, a skip
     transcoder). Several of each: a crosscoder.
@@ -36,12 +36,12 @@ def one_block(
 def autoencoder(
     site: str, encoder: Tensor, decoder: Tensor, b_enc: Tensor, b_dec: Tensor, gate: Gate, **settings: Any
 ) -> Dictionary:
-    """Make a sparse autoencoder of one site; weights are [latent, width]."""
+    """Build a sparse autoencoder of one site; weights are [latent, width]."""
     return one_block({site: encoder}, {site: decoder}, b_enc, {site: b_dec}, gate, **settings)
 
 
 def together(dictionaries: Sequence[Dictionary]) -> Dictionary:
-    """Join dictionaries that write different sites: a per-layer set.
+    """Return the dictionaries that write different sites as one: a per-layer set.
 
     Raises:
         Refused: none, a site written twice, or settings that differ.
@@ -116,7 +116,7 @@ def _seen(rows: Tensor, origin: Tensor | float) -> Tensor:
 
 
 def subtracting(d: Dictionary, subtract: bool) -> Dictionary:
-    """Subtract b_dec from what is read, or not, with the same map; the encoders' biases make up for it.
+    """Return the same map with b_dec subtracted from what is read, or not; the encoders' biases make up for it.
 
     Raises:
         Refused: it cannot be subtracted, or not be left, without changing the map.
@@ -150,7 +150,7 @@ def _unit_norms(d: Dictionary) -> Dictionary:
 
 
 def _merged(parts: Sequence[Mapping[Any, Any]]) -> dict[Any, Any]:
-    """Merge mappings; what two of them hold must be the same."""
+    """Return all entries of several mappings; what two of them hold must be the same."""
     out: dict[Any, Any] = {}
     for part in parts:
         for key, value in part.items():
@@ -161,7 +161,7 @@ def _merged(parts: Sequence[Mapping[Any, Any]]) -> dict[Any, Any]:
 
 
 def alone(d: Dictionary, b: int) -> Dictionary:
-    """Cut out the dictionary of one block; b_dec and skips of the sites it writes go along."""
+    """Return the dictionary of one block; b_dec and skips of the sites it writes go along."""
     one = d.blocks[b]
     return replace(
         d,

@@ -29,7 +29,7 @@ def orthogonal_directions(features: int, d: int, g: torch.Generator) -> Float[Te
 def pushed_apart(
     directions: Float[Tensor, "feature d"], *, steps: int = 100, lr: float = 3e-4
 ) -> Float[Tensor, "feature d"]:
-    """Directions after some Adam steps that lower their overlaps, normalised.
+    """Return the directions after some Adam steps that lower their overlaps, normalised.
 
     The loss is Σ_{i≠j} (w_i·w_j)² + n Σ_i (w_i·w_i − 1)², as in SynthSAEBench. Its gradient needs the moment matrix
     WᵀW only: 4·(W WᵀW)_i − 4‖w_i‖² w_i + 4n(‖w_i‖² − 1) w_i, so a step costs 4·n·d² operations instead of 6·n²·d.

@@ -28,11 +28,15 @@ REACH = 2.2  # standard deviations of own noise beyond which a rare feature is a
 
 @dataclass(frozen=True)
 class Law:
-    """How features fire together, as data.
+    """Joint distribution of features, as data.
 
-    `probability` is that of firing before the forest has its say. `parent` is −1 at the top. `factor` gives the
-    Gaussian correlation of features i ≠ j as factor_i · factor_j; without it they are independent. `uniform` magnitudes
-    lie between 0 and 2·mean instead.
+    Attributes:
+        probability: probability of firing, before the forest of parents is applied.
+        parent: parent of each feature, without which it does not fire; −1 at the top.
+        mean: mean magnitude.
+        spread: standard deviation of magnitudes.
+        factor: gives the Gaussian correlation of features i ≠ j as factor_i · factor_j; None if independent.
+        uniform: True if magnitudes are uniform between 0 and 2·mean instead.
     """
 
     probability: Float[Tensor, "feature"]
@@ -60,7 +64,7 @@ class Law:
 
     @cached_property
     def threshold(self) -> Float[Tensor, "feature"]:
-        """Where the feature's standard normal variable must exceed for it to fire."""
+        """The value that a feature's standard normal variable must exceed for it to fire."""
         return torch.special.ndtri(1 - self.probability.double()).float()
 
     @cached_property
@@ -82,7 +86,7 @@ class Law:
 
     @cached_property
     def depth(self) -> Int[Tensor, "feature"]:
-        """How many ancestors each feature has."""
+        """Number of ancestors of each feature."""
         depth = torch.zeros(len(self), dtype=torch.long)
         for _ in range(len(self)):
             deeper = torch.where(self.parent >= 0, depth[self.parent.clamp(min=0)] + 1, 0)
@@ -98,7 +102,7 @@ class Law:
         return often.nonzero().squeeze(1), (top & ~often & (self.probability > 0)).nonzero().squeeze(1)
 
     def draw(self, tokens: int, g: torch.Generator) -> Active:
-        """The active features of `tokens` tokens and their magnitudes."""
+        """Return the active features of `tokens` tokens and their magnitudes."""
         parts = [self._some(min(ROWS, tokens - first), g).moved(first) for first in range(0, tokens, ROWS)]
         return Active.join(parts)
 
@@ -184,7 +188,7 @@ class Active:
     value: Float[Tensor, "entry"] = field(repr=False)
 
     def moved(self, rows: int) -> Active:
-        """The same entries `rows` rows further down."""
+        """Return the same entries `rows` rows further down."""
         return Active(self.row + rows, self.feature, self.value)
 
     def where(self, keep: Bool[Tensor, "entry"]) -> Active:
@@ -193,12 +197,12 @@ class Active:
 
     @classmethod
     def join(cls, parts: list[Active]) -> Active:
-        """All entries one after another."""
+        """Return all entries one after another."""
         return cls(*(torch.cat([getattr(p, n) for p in parts]) for n in ("row", "feature", "value")))
 
 
 def _points(cells: int, probability: float, g: torch.Generator) -> Int[Tensor, "point"]:
-    """Cells chosen independently with one probability, found by jumping over the gaps between them."""
+    """Return the cells chosen independently with one probability, found by jumping over the gaps between them."""
     expected = cells * probability
     room, last, found = int(expected + 6 * math.sqrt(expected) + 16), -1, []
     while last < cells:
@@ -210,6 +214,6 @@ def _points(cells: int, probability: float, g: torch.Generator) -> Int[Tensor, "
 
 
 def _one_of(alive: Bool[Tensor, "entry sibling"], g: torch.Generator) -> Bool[Tensor, "entry sibling"]:
-    """One sibling of each row, each living one as likely."""
+    """Choose one sibling in each row, every living one with equal probability."""
     lot = torch.rand(alive.shape, generator=g) + alive.float()
     return torch.zeros_like(alive).scatter_(1, lot.argmax(1, keepdim=True), True)

@@ -39,7 +39,7 @@ class TruthStream:
         return Batch({self.site: x}, zeros, own, own, zeros, torch.ones(n, dtype=torch.bool))
 
     def state(self) -> dict[str, Any]:
-        """Where the stream stands."""
+        """Return the cursor."""
         return dict(self.batches.state())
 
     def restore(self, state: Mapping[str, Any]) -> Self:
@@ -52,6 +52,6 @@ class TruthStream:
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What the activations are made of."""
+        """Return the truth and the settings that the activations are drawn from."""
         weights = hash_tensors({"directions": self.truth.directions, "probability": self.truth.law.probability})
         return {"truth": self.truth.about, "weights": weights, **self.state(), "site": self.site}

@@ -56,10 +56,14 @@ class Recipe:
         factor = torch.randn(self.features, self.rank, generator=generator(self.seed + 4)) * self.correlation
         length = factor.norm(dim=-1, keepdim=True)
         law = Law(
-            compensated(base, parent), parent, torch.linspace(self.loud, self.quiet, self.features),
+            compensated(base, parent),
+            parent,
+            torch.linspace(self.loud, self.quiet, self.features),
             (low + torch.randn(self.features, generator=generator(self.seed + 1)) * wide).abs(),
-            factor * (0.99**0.5 / length).clamp(max=1), exclusive=True, scaled=True,
-        )  # fmt: skip
+            factor * (0.99**0.5 / length).clamp(max=1),
+            exclusive=True,
+            scaled=True,
+        )
         steps, lr = self.apart
         return Truth(
             pushed_apart(directions, steps=steps, lr=lr), bias / bias.norm() * self.bias, law, {"recipe": asdict(self)}
@@ -76,7 +80,7 @@ WIDTHS: dict[str, tuple[int, int]] = {"1k": (256, 5), "4k": (1024, 12), "16k": (
 
 
 def synthetic(name: str) -> Truth:
-    """The synthetic benchmark of a name.
+    """Return the synthetic benchmark of a name.
 
     Raises:
         Refused: there is none of that name.
@@ -90,7 +94,7 @@ def synthetic(name: str) -> Truth:
 
 
 def forest(features: int, roots: int, branching: int, depth: int) -> Int[Tensor, "feature"]:
-    """Parents of features numbered level by level; −1 for roots and for what is left over."""
+    """Return the parents of features numbered level by level; −1 for roots and for what is left over."""
     parent = torch.full((features,), -1)
     above, first = 0, min(roots, features)
     for _ in range(depth):
@@ -101,13 +105,13 @@ def forest(features: int, roots: int, branching: int, depth: int) -> Int[Tensor,
 
 
 def zipf(features: int, exponent: float, most: float, least: float) -> Float[Tensor, "feature"]:
-    """Frequencies that fall as rank^−exponent, stretched to reach from `most` to `least`."""
+    """Return the frequencies that fall as rank^−exponent, stretched to reach from `most` to `least`."""
     p = torch.arange(1, features + 1).float() ** -exponent
     return least + (most - least) * (p - p[-1]) / (p[0] - p[-1])
 
 
 def compensated(base: Float[Tensor, "feature"], parent: Int[Tensor, "feature"]) -> Float[Tensor, "feature"]:
-    """Probabilities before the forest that bring the frequencies after it near `base`.
+    """Return the probabilities before the forest that bring the frequencies after it near `base`.
 
     A child needs its parent, so it gets 1 / base[parent]; and it competes with siblings, so it gets
     (1 + Σ base[siblings] / base[parent]); at most 1, which is why frequent families fire less than `base` says.

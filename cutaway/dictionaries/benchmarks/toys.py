@@ -24,7 +24,8 @@ from cutaway.dictionaries.benchmarks.truth import Truth
 
 
 def absorption(*, d: int = 50, parent: float = 0.25, child: float = 0.2, others: int = 2, seed: int = 0) -> Truth:
-    """A parent (feature 0), its child (feature 1, firing on `child` of all tokens), and unrelated others, orthogonal.
+    """Return a parent (feature 0), its child (feature 1, firing on `child` of all tokens), and unrelated others,
+    orthogonal.
 
     All magnitudes are 1. A dictionary with the directions (parent + child, parent) reconstructs as well as the truth
     with a smaller L0: that is why absorption happens.
@@ -43,7 +44,8 @@ def absorption(*, d: int = 50, parent: float = 0.25, child: float = 0.2, others:
 
 
 def hedging(*, d: int = 50, frequency: float = 0.3, correlation: float = 0.5, seed: int = 0) -> Truth:
-    """Two orthogonal features of one frequency and a Gaussian correlation; what a dictionary of one latent must mix.
+    """Return two orthogonal features of one frequency and a Gaussian correlation; what a dictionary of one latent must
+    mix.
 
     Raises:
         Refused: a correlation outside [0, 1).
@@ -60,7 +62,8 @@ def hedging(*, d: int = 50, frequency: float = 0.3, correlation: float = 0.5, se
 def superposition(
     *, features: int = 5, d: int = 2, frequency: float = 0.05, importance: float = 1.0, seed: int = 0, steps: int = 2000
 ) -> Truth:
-    """The directions that a toy model of superposition learns: x̂ = ReLU(WᵀW x + b) on sparse uniform magnitudes.
+    """Return the directions that a toy model of superposition learns: x̂ = ReLU(WᵀW x + b) on sparse uniform
+    magnitudes.
 
     Feature i has importance `importance`^i in the loss. Activations are W x. Directions of features that the model does
     not represent are short; they stay as they are.
@@ -69,8 +72,13 @@ def superposition(
     weight = torch.tensor(importance) ** torch.arange(features)
     w = (torch.randn(d, features, generator=g) * 0.5).requires_grad_()
     b = torch.zeros(features, requires_grad=True)
-    law = Law(torch.full((features,), frequency), torch.full((features,), -1), torch.full((features,), 0.5),
-              torch.zeros(features), uniform=True)  # fmt: skip
+    law = Law(
+        torch.full((features,), frequency),
+        torch.full((features,), -1),
+        torch.full((features,), 0.5),
+        torch.zeros(features),
+        uniform=True,
+    )
     optimiser = torch.optim.Adam([w, b], lr=1e-2)
     for step in range(steps):
         optimiser.param_groups[0]["lr"] = 1e-2 * (1 - step / steps)

@@ -39,7 +39,7 @@ class Truth:
 
     @property
     def n_features(self) -> int:
-        """How many true features there are."""
+        """Number of true features."""
         return len(self.directions)
 
     @property
@@ -48,17 +48,19 @@ class Truth:
         return self.directions.shape[1]
 
     def draw(self, tokens: int, seed: int) -> tuple[Float[Tensor, "token d"], SparseCode]:
-        """Activations of `tokens` tokens and the true code that they were made from; the same for the same seed."""
+        """Return the activations of `tokens` tokens and the true code that they were made from; the same for the
+        same seed.
+        """
         active = self.law.draw(tokens, generator(seed))
         code = SparseCode.of_entries(active.row, active.feature, active.value, (tokens, self.n_features))
         return self.activations(code), code
 
     def activations(self, code: SparseCode) -> Float[Tensor, "token d"]:
-        """What a true code looks like."""
+        """Return the activations of a true code."""
         return code.times(self.directions) + self.bias
 
     def batches(self, tokens: int, *, seed: int = 0) -> Batches:
-        """An endless, resumable stream of batches; another seed is another stream (held-out data)."""
+        """Return an endless, resumable stream of batches; another seed is another stream (held-out data)."""
         return Batches(self, tokens, seed)
 
     def save(self, path: str | Path) -> Path:
@@ -70,7 +72,7 @@ class Truth:
 
     @classmethod
     def open(cls, path: str | Path) -> Truth:
-        """The truth saved at `path`.
+        """Return the truth saved at `path`.
 
         Raises:
             Refused: the file holds something else.
@@ -97,12 +99,12 @@ class Batches:
             yield self.batch(number)
 
     def batch(self, number: int) -> tuple[Float[Tensor, "token d"], SparseCode]:
-        """The batch of a number, wherever the cursor is."""
+        """Return the batch of a number, wherever the cursor is."""
         # 32 bits are what torch's generator keeps of a seed; numbers of one stream never meet
         return self.truth.draw(self.tokens, ((self.seed * SPREAD >> 16) + number) % (1 << 32))
 
     def state(self) -> dict[str, int]:
-        """The cursor."""
+        """Return the cursor."""
         return {"number": self.number, "tokens": self.tokens, "seed": self.seed}
 
     def restore(self, state: dict[str, int]) -> None:

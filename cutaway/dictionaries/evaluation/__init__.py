@@ -1,4 +1,4 @@
-"""How good is a dictionary? Measures on held-out activations, each beside its interval, its null and its controls.
+"""Measures of a dictionary on held-out activations, each beside its interval, its null and its controls.
 
 evidence = judge.read_evidence(model, dictionary, "held_out.txt")
 scores = judge.evaluate(dictionary, evidence)               # all that needs activations only

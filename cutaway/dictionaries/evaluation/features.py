@@ -126,20 +126,36 @@ def features_of(
     null = [concentration(code, ids[torch.randperm(len(ids), generator=g)])[chosen] for _ in range(samples)]
     top, token = _largest(code, chosen, contexts)
     return Features(
-        focus=focus[chosen], focus_null=torch.stack(null, -1), frequency=fires[chosen] / len(ids),
-        mean_active=mean[chosen], largest=top, token=token, latent=chosen,
-        ids=torch.where(token >= 0, ids[token.clamp(min=0)], -1), 
+        focus=focus[chosen],
+        focus_null=torch.stack(null, -1),
+        frequency=fires[chosen] / len(ids),
+        mean_active=mean[chosen],
+        largest=top,
+        token=token,
+        latent=chosen,
+        ids=torch.where(token >= 0, ids[token.clamp(min=0)], -1),
         labels={"chosen": [f"latent {i}" for i in chosen.tolist()]},
-        units={"focus": "share of activation", "focus_null": "share of activation", "frequency": "probability",
-               "mean_active": "activation", "largest": "activation"},
+        units={
+            "focus": "share of activation",
+            "focus_null": "share of activation",
+            "frequency": "probability",
+            "mean_active": "activation",
+            "largest": "activation",
+        },
         reasons={"focus": "the null tells what a latent that knows no token would show"},
-        record={"dictionary": seen.dictionary.fingerprint(), "tokens": len(ids), "by": by, "least": least,
-                "versions": versions(), "machine": machine()},
-    )  # fmt: skip
+        record={
+            "dictionary": seen.dictionary.fingerprint(),
+            "tokens": len(ids),
+            "by": by,
+            "least": least,
+            "versions": versions(),
+            "machine": machine(),
+        },
+    )
 
 
 def concentration(code: SparseCode, ids: Int[Tensor, "token"]) -> Float[Tensor, "latent"]:
-    """The share of each latent's |activation| on the token id that has most of it; 0 for a dead latent."""
+    """Return the share of each latent's |activation| on the token id that has most of it; 0 for a dead latent."""
     code = code.csr()
     value = code.value.float().abs()
     cell = code.index * (int(ids.max()) + 1) + ids[code.tokens]
@@ -176,7 +192,7 @@ class Passage:
 def context(
     seen: Seen, token: int, width: int = 8, texts: Mapping[int, Int[Tensor, "position"]] | None = None
 ) -> Passage:
-    """The text around one token of the evidence: up to `width` tokens on either side, of its own context.
+    """Return the text around one token of the evidence: up to `width` tokens on either side, of its own context.
 
     Args:
         seen: a dictionary on evidence with ids, sequence and position.

@@ -125,10 +125,15 @@ def unfitted(fit: Evidence, rest: Evidence, sequences: int) -> tuple[Tokens, Boo
 
 
 def splice_loss(
-    model: Model, dictionary: Dictionary, prompts: str | Sequence[str] | Tensor | Tokens, *,
-    special: Bool[Tensor, "batch position"] | None = None, null: Sequence[Dictionary] = (),
-    control: Mapping[str, Dictionary] | None = None, batch: int = 16,
-) -> Scores:  # fmt: skip
+    model: Model,
+    dictionary: Dictionary,
+    prompts: str | Sequence[str] | Tensor | Tokens,
+    *,
+    special: Bool[Tensor, "batch position"] | None = None,
+    null: Sequence[Dictionary] = (),
+    control: Mapping[str, Dictionary] | None = None,
+    batch: int = 16,
+) -> Scores:
     """Measure the cross-entropy and KL of a model with a dictionary spliced in, against zero and mean ablation.
 
     Args:
@@ -161,16 +166,22 @@ def splice_loss(
     rows = _scores(run, 0)
     beside = {name: _scores(run, i + 1) for i, name in enumerate(others)}
     found = [
-        s if s.name in _OF_THE_MODEL
-        else s.against([b[i] for k, b in beside.items() if k.startswith("null ")],
-                       {k: b[i] for k, b in beside.items() if not k.startswith("null ")})
+        s
+        if s.name in _OF_THE_MODEL
+        else s.against(
+            [b[i] for k, b in beside.items() if k.startswith("null ")],
+            {k: b[i] for k, b in beside.items() if not k.startswith("null ")},
+        )
         for i, s in enumerate(rows)
-    ]  # fmt: skip
+    ]
     record = {
-        "predictions": int(n.sum()), "sequences": len(tokens),
+        "predictions": int(n.sum()),
+        "sequences": len(tokens),
         "special tokens left alone": int((tokens.mask & left).sum()),
-        "interval": "95 % over sequences", "dictionary": dictionary.fingerprint(), "model": model.identity(),
-    }  # fmt: skip
+        "interval": "95 % over sequences",
+        "dictionary": dictionary.fingerprint(),
+        "model": model.identity(),
+    }
     if run.twice:
         record["splice"] = "every site replaced by its reconstruction of the clean run: it reads after it writes"
     reasons: dict[str, str] = dict.fromkeys(_OF_THE_MODEL, "of the model alone: no null")
@@ -213,7 +224,7 @@ class _Run:
             advance(done, 2 * len(parts))
 
     def _means(self, sites: Sequence[str], parts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        """The mean of every site over the tokens that count, of all prompts."""
+        """Return the mean of every site over the tokens that count, of all prompts."""
         total: dict[str, Tensor] = {}
         for done, part in enumerate(parts):
             acts = self.model.capture(self.tokens.rows(part), sites, logits=False)
@@ -253,8 +264,12 @@ def _scores(run: _Run, which: int) -> list[Score]:
         value = float(above.sum() / below.sum()) if float(below.sum()) != 0 else math.nan
         return Score(name, value, (low, high), unit)
 
-    found = [ratio("CE clean", clean, n, "nats a token"), ratio("CE spliced", ce, n, "nats a token"),
-             ratio("ΔCE", ce - clean, n, "nats a token"), ratio("KL spliced", kl, n, "nats a token")]  # fmt: skip
+    found = [
+        ratio("CE clean", clean, n, "nats a token"),
+        ratio("CE spliced", ce, n, "nats a token"),
+        ratio("ΔCE", ce - clean, n, "nats a token"),
+        ratio("KL spliced", kl, n, "nats a token"),
+    ]
     for a, name in enumerate(ABLATIONS):
         found += [
             ratio(f"CE {name}-ablated", run.ce[a], n, "nats a token"),

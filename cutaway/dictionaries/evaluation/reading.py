@@ -122,7 +122,7 @@ def _open(flags: Mapping[str, Any], opened: Mapping[str, Any]) -> Evidence:
 
 
 def _example(opened: Mapping[str, Any]) -> Evidence:
-    """Activations on a few short sentences."""
+    """Return the activations on a few short sentences."""
     model, dictionary = opened["model"], opened["dictionary"]
     names = ("Mary", "John", "Anna", "Peter", "Tom", "Lucy")
     texts = [f"When {a} and {b} went to the store, {b} gave a book to {a}." for a in names for b in names if a != b]

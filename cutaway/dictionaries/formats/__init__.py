@@ -1,4 +1,4 @@
-"""Dictionaries on disk in everybody's formats: told apart by content, read, and written.
+"""Dictionaries on disk in the formats of many tools: recognised by content, read, and written.
 
 Each module of this package is one format with three functions: `detect(source)`, `read(source, **choices)` and
 `write(dictionary, path)`. What a format's files leave open is a choice; a choice that was not made is asked for.
@@ -27,7 +27,7 @@ FORMATS = (
 
 @dataclass(frozen=True)
 class L0Check:
-    """Measured and declared mean number of active latents a token; `agrees` if neither is `factor` times the other."""
+    """Measured and declared mean number of active latents per token; they agree within `factor`."""
 
     measured: float
     declared: float
@@ -35,12 +35,12 @@ class L0Check:
 
     @property
     def agrees(self) -> bool:
-        """Whether the two are within the factor."""
+        """True if the two are within the factor."""
         return self.declared / self.factor <= self.measured <= self.declared * self.factor
 
 
 def load(path: str | Path, format: str | None = None, **choices: Any) -> Dictionary:
-    """The dictionary at a path (a folder or a file) in whatever format it is.
+    """Return the dictionary at a path (a folder or a file) in whatever format it is.
 
     Where nothing lies at the path, it may name one of the zoo (`miniworld/transcoders`), or a repository of the Hugging
     Face hub and a folder in it (`org/repo`, `org/repo/layer_20/width_16k`), from which only what is needed is fetched.
@@ -84,12 +84,12 @@ def write(dictionary: Dictionary, path: str | Path, format: str, **options: Any)
 
 
 def detect(path: str | Path) -> list[str]:
-    """The formats that the content of a path fits, or of what a name as for `load` leads to."""
+    """Return the formats that the content of a path fits, or of what a name as for `load` leads to."""
     return _fitting(Source(located(path)))[0]
 
 
 def _fitting(source: Source) -> tuple[list[str], Refused | None]:
-    """The formats that fit, and the first thing that could not be looked into: it may be another tool's own."""
+    """Return the formats that fit, and the first thing that could not be looked into: it may be another tool's own."""
     found, trouble = [], None
     for name in FORMATS:
         try:
@@ -101,20 +101,23 @@ def _fitting(source: Source) -> tuple[list[str], Refused | None]:
 
 
 def module(name: str) -> Any:
-    """The module of one format.
+    """Return the module of one format.
 
     Raises:
         Refused: there is none of that name.
     """
     if name not in FORMATS:
         close = nearest(name, FORMATS)
-        raise Refused(f"format {name!r}", "it is not known" + (f"; near: {close}" if close else ""),
-                      f"use one of: {', '.join(FORMATS)}")  # fmt: skip
+        raise Refused(
+            f"format {name!r}",
+            "it is not known" + (f"; near: {close}" if close else ""),
+            f"use one of: {', '.join(FORMATS)}",
+        )
     return import_module(f"cutaway.dictionaries.formats.{name}")
 
 
 def l0_check(dictionary: Dictionary, acts: Any, declared: float | None = None, factor: float = 2.0) -> L0Check:
-    """Whether a dictionary's measured L0 on activations agrees with the declared one: the check of a doubtful reading.
+    """Compare a dictionary's measured L0 on activations with the declared one, to check a doubtful reading.
 
     `declared` is taken from `dictionary.about` if it is not given. They agree within a factor.
 

@@ -1,10 +1,10 @@
-"""circuit-tracer: a folder with `config.yaml` and one transcoder a layer, or one cross-layer transcoder.
+"""circuit-tracer: a folder with `config.yaml` and one transcoder per layer, or one cross-layer transcoder.
 
 A set has `layer_{i}.safetensors` with `W_enc` [latent, width], `W_dec` [latent, width] (in older files transposed),
 `b_enc`, `b_dec`, optionally `activation_function.threshold`, `k`, and `W_skip` (y += x W_skipᵀ). A cross-layer
 transcoder has `W_enc_{i}.safetensors` (`W_enc_i`, `b_enc_i`, `b_dec_i`, optionally `threshold_i` and `W_skip_i`, here
 y += x W_skip) and `W_dec_{i}.safetensors` (`W_dec_i` [latent, layers from i on, width]). Gates pass negative values:
-x where x > θ, and x on the k largest x. Position 0 is left out of graphs there, which is no part of the files.
+x where x > θ, and x on the k largest x. Position 0 is left out of graphs there, which the files do not record.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NormWeights = dict[int, Tensor] | Literal["included"]
 
 
 def detect(source: Source) -> bool:
-    """Whether a folder (or the file of one layer) holds dictionaries in this format."""
+    """True if a folder (or the file of one layer) holds dictionaries in this format."""
     shapes = source.shapes(next(iter(_layers(source).values()), None))
     single = set(shapes) >= _PLAIN and set(shapes) <= _PLAIN | {_THRESHOLD, "k", "W_skip"}
     crossing = next(iter(_crossing(source)), None)
@@ -63,19 +63,21 @@ def read(
     k: int | None = None,
     norm_weights: NormWeights | None = None,
 ) -> Dictionary:
-    """The set, or the cross-layer transcoder; the file of one layer gives its transcoder alone.
+    """Read the set, or the cross-layer transcoder; the file of one layer gives its transcoder alone.
 
-    `site` and `target` name what every layer reads and writes (`mlp_in`, `mlp_out`) where there is no configuration;
+    `site` and `target` name what every layer reads and writes (`mlp_in`, `mlp_out`) without a configuration;
     `activation` and `k` what it does not say. `norm_weights` are needed, by layer, where the norm before the MLP is
-    read without its weight ("included": leave that to whoever captures).
+    read without its weight ("included": the captured activations are without it already).
     """
     config = source.yaml(CONFIG)
     reads, bare = _hook(config.get("feature_input_hook"), site)
     writes, _ = _hook(config.get("feature_output_hook"), target)
     kind, size = activation or config.get("activation"), k if k is not None else config.get("k")
     which = "which site each layer {} is not in a configuration (its name without a layer, such as {})"
-    choices: dict[str, Any] = {"site": (reads, which.format("reads", "mlp_in")),
-                               "target": (writes, which.format("writes", "mlp_out"))}  # fmt: skip
+    choices: dict[str, Any] = {
+        "site": (reads, which.format("reads", "mlp_in")),
+        "target": (writes, which.format("writes", "mlp_out")),
+    }
     if kind == "topk" and not all("k" in source.shapes(f) for f in _layers(source).values()):
         choices["k"] = size, "its gate is top-k, and no file says of how many"
     reads, writes, *_ = asked_all(source, choices)
@@ -171,13 +173,20 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
     one = all(b.reads == (ins[i],) and b.writes == (outs[i],) for i, b in enumerate(d.blocks))
     cross = all(b.reads == (ins[i],) and set(b.writes) == set(outs[i:]) for i, b in enumerate(d.blocks))
     if not (one or cross) or d.reading or d.writing or any(e not in zip(ins, outs, strict=True) for e in d.skip):
-        raise Refused(f"{d!r} as {NAME}", "the format holds one transcoder a layer from 0 on, or a cross-layer one",
-                      "write its blocks in another format")  # fmt: skip
+        raise Refused(
+            f"{d!r} as {NAME}",
+            "the format holds one transcoder a layer from 0 on, or a cross-layer one",
+            "write its blocks in another format",
+        )
     for i in range(n):
         skip = d.skip.get((ins[i], outs[i]))
         if one:
-            tensors = {"W_enc": d.encoder[i][ins[i]], "W_dec": d.decoder[i][outs[i]], "b_enc": d.b_enc[i],
-                       "b_dec": d.b_dec[outs[i]]} | _gate(d, i)  # fmt: skip
+            tensors = {
+                "W_enc": d.encoder[i][ins[i]],
+                "W_dec": d.decoder[i][outs[i]],
+                "b_enc": d.b_enc[i],
+                "b_dec": d.b_dec[outs[i]],
+            } | _gate(d, i)
             write_plain(root / f"layer_{i}.safetensors", tensors if skip is None else {**tensors, "W_skip": skip})
             continue
         tensors = {f"W_enc_{i}": d.encoder[i][ins[i]], f"b_enc_{i}": d.b_enc[i], f"b_dec_{i}": d.b_dec[outs[i]]}
@@ -190,10 +199,12 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
         decoder = torch.stack([d.decoder[i][w] for w in outs[i:]], 1)
         write_plain(root / f"W_dec_{i}.safetensors", {f"W_dec_{i}": decoder})
     config: dict[str, Any] = {
-        "model_name": d.about.get("model"), "model_kind": "transcoder_set" if one else "cross_layer_transcoder",
+        "model_name": d.about.get("model"),
+        "model_kind": "transcoder_set" if one else "cross_layer_transcoder",
         "feature_input_hook": hook_of_site(ins[0]).split(".", 2)[2],
-        "feature_output_hook": hook_of_site(outs[0]).split(".", 2)[2], "scan": d.about.get("scan"),
-    }  # fmt: skip
+        "feature_output_hook": hook_of_site(outs[0]).split(".", 2)[2],
+        "scan": d.about.get("scan"),
+    }
     gate = d.gates[0]
     if isinstance(gate, TopK):
         config |= {"activation": "topk", "k": gate.k}

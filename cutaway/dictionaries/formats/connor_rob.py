@@ -21,7 +21,7 @@ _KEYS = ["W_enc", "W_dec", "b_enc", "b_dec"]
 
 
 def detect(source: Source) -> bool:
-    """Whether a file, or the only one in a folder, holds a dictionary in this format."""
+    """True if a file, or the only one in a folder, holds a dictionary in this format."""
     file = _file(source)
     shapes = source.shapes(file)
     return "act_name" in _config(source, file) and set(shapes) == set(_KEYS) and shapes["W_enc"][1:] == shapes["b_enc"]
@@ -36,15 +36,22 @@ def _config(source: Source, file: str | None) -> dict[str, Any]:
 
 
 def read(source: Source, *, site: str | None = None) -> Dictionary:
-    """The dictionary; `site` stands in for what the configuration says it reads."""
+    """Read the dictionary; `site` stands in for what the configuration says it reads."""
     file = str(_file(source))
     config = _config(source, file)
     encoder, decoder, b_enc, b_dec = taken(source, file, _KEYS, source.tensors(file))
     site = site or str(site_of_hook(str(config["act_name"]))[0])
     return Simple(
-        site, site, encoder.T, decoder, b_enc, b_dec, Relu(), subtract=True,
+        site,
+        site,
+        encoder.T,
+        decoder,
+        b_enc,
+        b_dec,
+        Relu(),
+        subtract=True,
         about={"format": NAME, "model": config.get("model_name"), "config": config},
-    ).dictionary()  # fmt: skip
+    ).dictionary()
 
 
 def write(dictionary: Dictionary, path: str | Path) -> Path:
@@ -58,7 +65,11 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
         raise unheld(dictionary, NAME, s.gate)
     parts = (s.encoder.T.contiguous(), s.decoder, s.b_enc, s.b_dec)
     write_pt(Path(path) / "sae.pt", dict(zip(_KEYS, parts, strict=True)))
-    config = {"act_name": hook_of_site(s.site), "act_size": s.decoder.shape[1], "dict_size": len(s.decoder),
-              "model_name": s.about.get("model")}  # fmt: skip
+    config = {
+        "act_name": hook_of_site(s.site),
+        "act_size": s.decoder.shape[1],
+        "dict_size": len(s.decoder),
+        "model_name": s.about.get("model"),
+    }
     write_config(Path(path) / "sae_cfg.json", config)
     return Path(path)

@@ -35,7 +35,7 @@ _OLD = "encoder_module.feature_"
 
 
 def detect(source: Source) -> bool:
-    """Whether a folder holds a dictionary in this format."""
+    """True if a folder holds a dictionary in this format."""
     keys = {_short(n) for n in source.shapes(_file(source))}
     return "num_features" in source.json(CONFIG) and "encoders.0.weight" in keys
 
@@ -51,7 +51,8 @@ def _short(name: str) -> str:
 def read(
     source: Source, *, site: str | None = None, target: str | None = None, normalised: Literal["before"] | None = None
 ) -> Dictionary:
-    """The cross-layer transcoder; `site` and `target` name what each layer reads and writes (`mlp_in`, `mlp_out`).
+    """Read the cross-layer transcoder; `site` and `target` name what each layer reads and writes (`mlp_in`,
+    `mlp_out`).
 
     `normalised="before"` says that activations will be brought into the scale of training before they are given.
     """
@@ -83,14 +84,18 @@ def read(
     biases = [t[f"encoders.{i}.bias"] for i in range(n)]
     return Dictionary(
         tuple(Block(len(b), (r,), tuple(w)) for b, r, w in zip(biases, ins, decoder, strict=True)),
-        tuple({r: t[f"encoders.{i}.weight"]} for i, r in enumerate(ins)), tuple(decoder), tuple(biases), b_dec,
-        tuple(JumpRelu(t["log_threshold"][i].exp()) if "log_threshold" in t else Relu() for i in range(n)), skip,
+        tuple({r: t[f"encoders.{i}.weight"]} for i, r in enumerate(ins)),
+        tuple(decoder),
+        tuple(biases),
+        b_dec,
+        tuple(JumpRelu(t["log_threshold"][i].exp()) if "log_threshold" in t else Relu() for i in range(n)),
+        skip,
         about={"format": NAME, "model": config.get("model_name"), "config": config},
-    )  # fmt: skip
+    )
 
 
 def _name(source: int, target: int, tying: str) -> str:
-    """What the decoder from one layer to another is called."""
+    """Return the name of the decoder from one layer to another."""
     return {"per_source": str(source), "per_target": str(target)}.get(tying, f"{source}->{target}")
 
 
@@ -131,8 +136,10 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
     none = torch.zeros_like(d.b_dec[d.writes[0]])
     tensors = {}
     for i in range(n):
-        tensors |= {f"encoder_module.encoders.{i}.weight": d.encoder[i][d.reads[i]],
-                    f"encoder_module.encoders.{i}.bias_param": d.b_enc[i]}  # fmt: skip
+        tensors |= {
+            f"encoder_module.encoders.{i}.weight": d.encoder[i][d.reads[i]],
+            f"encoder_module.encoders.{i}.bias_param": d.b_enc[i],
+        }
     for (read, write), name in places.items():
         s = d.reads.index(read)
         own = s == d.writes.index(write)
@@ -146,9 +153,16 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
         if bool((theta < 0).any()):
             raise Refused(f"{d!r} as {NAME}", "the format has thresholds ≥ 0", "choose another format")
         tensors["theta_manager.log_threshold"] = theta.log()
-    config = {"num_features": d.blocks[0].n_latents, "num_layers": n, "d_model": len(none),
-              "model_name": d.about.get("model"), "activation_fn": "jumprelu" if isinstance(gate, JumpRelu) else "relu",
-              "normalization_method": "none", "decoder_tying": "none", "skip_connection": bool(d.skip)}  # fmt: skip
+    config = {
+        "num_features": d.blocks[0].n_latents,
+        "num_layers": n,
+        "d_model": len(none),
+        "model_name": d.about.get("model"),
+        "activation_fn": "jumprelu" if isinstance(gate, JumpRelu) else "relu",
+        "normalization_method": "none",
+        "decoder_tying": "none",
+        "skip_connection": bool(d.skip),
+    }
     write_plain(Path(path) / WEIGHTS, tensors)
     write_config(Path(path) / CONFIG, config)
     return Path(path)

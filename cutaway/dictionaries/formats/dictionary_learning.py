@@ -1,4 +1,4 @@
-"""dictionary_learning: `ae.pt` (or `ae_N.pt`) and `config.json`, six classes told apart by their tensors.
+"""dictionary_learning: `ae.pt` (or `ae_N.pt`) and `config.json`, six classes recognised by their tensors.
 
     AutoEncoder           bias, encoder.weight [latent, width], encoder.bias, decoder.weight [width, latent]
     AutoEncoderNew        the same with decoder.bias in place of bias, which is not subtracted
@@ -46,7 +46,7 @@ _CLASSES: dict[str, set[str]] = {
 
 
 def detect(source: Source) -> bool:
-    """Whether a folder or file holds a dictionary in this format."""
+    """True if a folder or file holds a dictionary in this format."""
     kind = _class(source)
     # What other tools' plain linear pairs look like too is only taken with this tool's configuration beside it.
     return kind is not None and (kind != "AutoEncoderNew" or "trainer" in _config(source))
@@ -69,7 +69,9 @@ def _config(source: Source) -> dict[str, Any]:
 
 
 def read(source: Source, *, site: str | None = None, kind: Kind | None = None) -> Dictionary:
-    """The dictionary; `site` and, between the two top-k classes, `kind` are asked for where no configuration tells."""
+    """Read the dictionary; `site` and, between the two top-k classes, `kind` are asked for where no configuration
+    tells.
+    """
     held, found = source.held(str(_file(source))), _class(source)
     trainer = _config(source).get("trainer", {})
     question = "no configuration tells which site it reads"
@@ -131,8 +133,13 @@ def write(dictionary: Dictionary, path: str | Path, kind: str | None = None) -> 
         Refused: the format cannot hold it.
     """
     gate = fold(dictionary).gates[0]
-    kinds = {Relu: "AutoEncoder", Gated: "GatedAutoEncoder", TopK: "AutoEncoderTopK", BatchTopK: "BatchTopKSAE",
-             JumpRelu: "JumpReluAutoEncoder"}  # fmt: skip
+    kinds = {
+        Relu: "AutoEncoder",
+        Gated: "GatedAutoEncoder",
+        TopK: "AutoEncoderTopK",
+        BatchTopK: "BatchTopKSAE",
+        JumpRelu: "JumpReluAutoEncoder",
+    }
     name = kind or kinds.get(type(gate), "")
     d = jumping(dictionary) if name == "JumpReluAutoEncoder" else dictionary
     s = simple(d, NAME, subtract=name not in ("AutoEncoderNew", "JumpReluAutoEncoder"))
@@ -160,8 +167,14 @@ def write(dictionary: Dictionary, path: str | Path, kind: str | None = None) -> 
             f"{dictionary!r} as {name}", f"that class has another gate than {type(gate).__name__}", "leave kind="
         )
     address = parse(s.site)
-    trainer = {"dict_class": name, "activation_dim": s.encoder.shape[1], "dict_size": len(s.decoder),
-               "layer": address.layer, "lm_name": s.about.get("model"), "submodule_name": _module(s.site)}  # fmt: skip
+    trainer = {
+        "dict_class": name,
+        "activation_dim": s.encoder.shape[1],
+        "dict_size": len(s.decoder),
+        "layer": address.layer,
+        "lm_name": s.about.get("model"),
+        "submodule_name": _module(s.site),
+    }
     write_pt(Path(path) / "ae.pt", content)
     write_config(Path(path) / CONFIG, {"trainer": trainer, "buffer": {}})
     return Path(path)

@@ -37,7 +37,7 @@ _ALMOST = 1e-8  # the tool divides by its scale and this
 
 
 def detect(source: Source) -> bool:
-    """Whether a folder or file holds a dictionary in this format."""
+    """True if a folder or file holds a dictionary in this format."""
     shapes = {n.removeprefix(_COMPILED): s for n, s in source.shapes(_file(source)).items()}
     return set(shapes) >= set(_KEYS) and len(shapes["encoder.weight"]) == len(shapes["decoder.weight"]) == 3
 
@@ -55,7 +55,7 @@ def read(
     code_normalization: CodeNorm | None = None,
     mix: Sequence[float] | None = None,
 ) -> Dictionary:
-    """The crosscoder; `sites` names what its layers are, in order (a list, or one text with commas).
+    """Read the crosscoder; `sites` names what its layers are, in order (a list, or one text with commas).
 
     `code_normalization` is asked for where an older file has none, and for "mixed" `mix`, the weights of "sae" and
     "crosscoder", where no configuration tells them.
@@ -89,9 +89,11 @@ def read(
         tuple(Block(len(b_enc), names, writes) for _, _, writes in parts),
         tuple({s: w * u[:, None] for s, w in inside.items()} for u, _, _ in parts),
         tuple({s: outside[s] * v[:, None] for s in writes} for v, (_, _, writes) in zip(inverse, parts, strict=True)),
-        tuple(b_enc * u for u, _, _ in parts), {s: b_dec[i] / back + mean[i] for i, s in enumerate(names)},
-        tuple(g for _, g, _ in parts), about={"format": NAME, "model": trainer.get("lm_name"), "config": trainer},
-    )  # fmt: skip
+        tuple(b_enc * u for u, _, _ in parts),
+        {s: b_dec[i] / back + mean[i] for i, s in enumerate(names)},
+        tuple(g for _, g, _ in parts),
+        about={"format": NAME, "model": trainer.get("lm_name"), "config": trainer},
+    )
 
 
 def _sites(source: Source, given: str | Sequence[str] | None, n: int) -> tuple[str, ...]:
@@ -123,8 +125,8 @@ def _unit(source: Source, kind: str, norms: Tensor, trainer: dict[str, Any], mix
 
 
 def _normaliser(source: Source, held: dict[str, Tensor], kind: str | None, like: Tensor) -> tuple[Tensor, float, float]:
-    """Mean [layer, width] of what it reads, the factor on the way in, the divisor on the way back."""
-    none = like.new_tensor(torch.nan)  # how the tool writes that there is no normaliser
+    """Return the mean [layer, width] of what it reads, the factor on the way in, the divisor on the way back."""
+    none = like.new_tensor(torch.nan)  # the tool's word for a missing normaliser
     mean, std = held.get("activation_mean", none), held.get("activation_std", none)
     if bool(mean.isnan().any() or std.isnan().any()):
         return torch.zeros_like(like), 1.0, 1.0
@@ -164,14 +166,25 @@ def write(dictionary: Dictionary, path: str | Path, k: int | None = None) -> Pat
         "decoder.bias": torch.stack([d.b_dec[s] for s in sites]),
         "code_normalization_id": torch.tensor(1 + get_args(CodeNorm).index("none")),
     }
-    trainer = {"dict_class": "CrossCoder", "activation_dim": d.width(sites[0]), "dict_size": block.n_latents,
-               "num_layers": len(sites), "sites": list(sites), "lm_name": d.about.get("model"),
-               "code_normalization": "NONE"}  # fmt: skip
+    trainer = {
+        "dict_class": "CrossCoder",
+        "activation_dim": d.width(sites[0]),
+        "dict_size": block.n_latents,
+        "num_layers": len(sites),
+        "sites": list(sites),
+        "lm_name": d.about.get("model"),
+        "code_normalization": "NONE",
+    }
     if isinstance(gate, BatchTopK):
         none, theta = torch.full_like(content["decoder.bias"], torch.nan), gate.threshold
-        content |= {"k": torch.tensor(gate.k, dtype=torch.int32), "activation_mean": none,
-                    "activation_std": none.clone(), "threshold": torch.tensor(-1.0 if theta is None else theta),
-                    "target_rms": torch.tensor(1.0), "activation_global_scale": torch.tensor(1.0)}  # fmt: skip
+        content |= {
+            "k": torch.tensor(gate.k, dtype=torch.int32),
+            "activation_mean": none,
+            "activation_std": none.clone(),
+            "threshold": torch.tensor(-1.0 if theta is None else theta),
+            "target_rms": torch.tensor(1.0),
+            "activation_global_scale": torch.tensor(1.0),
+        }
         trainer |= {"dict_class": "BatchTopKCrossCoder", "k": gate.k}
     write_pt(Path(path) / "ae.pt", content)
     write_config(Path(path) / CONFIG, {"trainer": trainer, "buffer": {}})

@@ -1,6 +1,6 @@
 """Gemma Scope 1: `params.npz` with `W_enc` [width, latent], `W_dec` [latent, width], `b_enc`, `b_dec`, `threshold`.
 
-There is no configuration: layer, width and L0 are in the path (`layer_20/width_16k/average_l0_71`), the site is in the
+It has no configuration: layer, width and L0 are in the path (`layer_20/width_16k/average_l0_71`), the site is in the
 repository's name (`…-pt-res`, `-mlp`, `-att`, `-transcoders`). Those of embeddings were trained on embeddings divided
 by √width. The transcoders read the norm before the MLP without its weight, which was folded into the MLP
 (Lieberum et al. 2024, arXiv:2408.05147).
@@ -27,7 +27,7 @@ _KEYS = {"w_enc": "W_enc", "w_dec": "W_dec"}
 
 
 def detect(source: Source) -> bool:
-    """Whether a folder or file holds a dictionary in this format."""
+    """True if a folder or file holds a dictionary in this format."""
     found = source.shapes(source.only("*.npz"))
     return {_KEYS.get(n, n) for n in found} >= {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
 
@@ -40,7 +40,7 @@ def read(
     embedding: bool | None = None,
     norm_weight: Tensor | Literal["included"] | None = None,
 ) -> Dictionary:
-    """The dictionary. What the path does not say must be said: `site`, for a transcoder `target`, `embedding`.
+    """Read the dictionary. What the path does not say must be said: `site`, for a transcoder `target`, `embedding`.
 
     `norm_weight` is the weight of the norm before the MLP as it multiplies (1 + w in this family); a transcoder was
     trained before it. "included" leaves the dictionary as it is.
@@ -65,9 +65,15 @@ def read(
         encoder, decoder = encoder / root, decoder * root
     l0 = layer_in(words, r"average_l0_(\d+)")
     made = Simple(
-        site, target or site, encoder.T, decoder, b_enc, b_dec, JumpRelu(threshold),
+        site,
+        target or site,
+        encoder.T,
+        decoder,
+        b_enc,
+        b_dec,
+        JumpRelu(threshold),
         about={"format": NAME, "declared_l0": l0},
-    ).dictionary()  # fmt: skip
+    ).dictionary()
     if not coder:
         return made
     weight = asked(norm_weight, "norm_weight", f"it reads {site} before the norm's weight is multiplied in", source)
@@ -92,7 +98,12 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
     s = simple(jumping(dictionary), NAME, subtract=False)
     if not isinstance(s.gate, JumpRelu) or s.encoder is None:
         raise unheld(dictionary, NAME, s.gate)
-    tensors = {"W_enc": s.encoder.T, "W_dec": s.decoder, "b_enc": s.b_enc, "b_dec": s.b_dec,
-               "threshold": s.gate.threshold}  # fmt: skip
+    tensors = {
+        "W_enc": s.encoder.T,
+        "W_dec": s.decoder,
+        "b_enc": s.b_enc,
+        "b_dec": s.b_dec,
+        "threshold": s.gate.threshold,
+    }
     write_npz(Path(path) / "params.npz", {n: t.to(torch.float32) for n, t in tensors.items() if t is not None})
     return Path(path)

@@ -37,14 +37,14 @@ _LAYER_FILE = re.compile(r"params_layer_(\d+)\.safetensors")
 
 
 def detect(source: Source) -> bool:
-    """Whether a folder or file holds a dictionary in this format."""
+    """True if a folder or file holds a dictionary in this format."""
     file = source.only("*.safetensors") or next(iter(_layers(source).values()), None)
     shapes = source.shapes(file)
     return set(shapes) - {_SKIP} == set(_NEEDED) and len(shapes["w_enc"]) == 2
 
 
 def read(source: Source, *, site: str | None = None, target: str | None = None) -> Dictionary:
-    """The dictionary; `site` and `target` are asked for where neither a configuration nor the path tells them."""
+    """Read the dictionary; `site` and `target` are asked for where neither a configuration nor the path tells them."""
     layers = _layers(source)
     if layers and (source.path.is_dir() or len(source.shapes(source.path.name)["w_dec"]) == 3):
         return _cross_layer(source, layers)
@@ -58,9 +58,16 @@ def read(source: Source, *, site: str | None = None, target: str | None = None) 
     site = asked(site or found[0], "site", "which site it reads is neither in a configuration nor in its path", source)
     skip = tensors.get(_SKIP)
     return Simple(
-        site, target or found[1] or site, encoder.T, decoder, b_enc, b_dec, JumpRelu(threshold),
-        None if skip is None else skip.T, about={"format": NAME, "model": config.get("model_name")},
-    ).dictionary()  # fmt: skip
+        site,
+        target or found[1] or site,
+        encoder.T,
+        decoder,
+        b_enc,
+        b_dec,
+        JumpRelu(threshold),
+        None if skip is None else skip.T,
+        about={"format": NAME, "model": config.get("model_name")},
+    ).dictionary()
 
 
 def _layers(source: Source) -> dict[int, str]:
@@ -114,8 +121,16 @@ def _cross_layer(source: Source, layers: dict[int, str]) -> Dictionary:
         if _SKIP in tensors:
             skip[reads[i], writes[i]] = tensors[_SKIP].T.contiguous()
     blocks = tuple(Block(len(b_enc[i]), (reads[i],), tuple(writes[i:])) for i in range(n))
-    d = Dictionary(blocks, tuple(encoder), tuple(decoder), tuple(b_enc), b_dec, tuple(gates), skip,
-                   about={"format": NAME, "model": source.json("config.json").get("model_name")})  # fmt: skip
+    d = Dictionary(
+        blocks,
+        tuple(encoder),
+        tuple(decoder),
+        tuple(b_enc),
+        b_dec,
+        tuple(gates),
+        skip,
+        about={"format": NAME, "model": source.json("config.json").get("model_name")},
+    )
     return d.to(dtype=torch.promote_types(d.dtype, torch.float32))
 
 
@@ -131,13 +146,22 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
     s = simple(dictionary, NAME, subtract=False, skip=True)
     if not isinstance(s.gate, JumpRelu) or s.encoder is None or s.b_enc is None:
         raise unheld(dictionary, NAME, s.gate)
-    tensors = {"w_enc": s.encoder.T, "w_dec": s.decoder, "b_enc": s.b_enc, "b_dec": s.b_dec,
-               "threshold": _passing(dictionary, s.gate)}  # fmt: skip
+    tensors = {
+        "w_enc": s.encoder.T,
+        "w_dec": s.decoder,
+        "b_enc": s.b_enc,
+        "b_dec": s.b_dec,
+        "threshold": _passing(dictionary, s.gate),
+    }
     if s.skip is not None:
         tensors[_SKIP] = s.skip.T
     write_plain(Path(path) / "params.safetensors", tensors)
-    config = {"architecture": "jump_relu", "model_name": s.about.get("model"), "hf_hook_point_in": _path(s.site),
-              "affine_connection": s.skip is not None}  # fmt: skip
+    config = {
+        "architecture": "jump_relu",
+        "model_name": s.about.get("model"),
+        "hf_hook_point_in": _path(s.site),
+        "affine_connection": s.skip is not None,
+    }
     if s.target != s.site:
         config["hf_hook_point_out"] = _path(s.target)
     write_config(Path(path) / "config.json", config)
@@ -169,8 +193,13 @@ def _write_layers(d: Dictionary, path: Path) -> Path:
             raise unheld(d, NAME, gate)
         none = torch.zeros_like(d.decoder[i][writes[i]])
         slices = [d.decoder[i].get(w, none) for w in writes]
-        tensors = {"w_enc": d.encoder[i][reads[i]].T, "w_dec": torch.stack(slices, 1), "b_enc": d.b_enc[i],
-                   "b_dec": d.b_dec[writes[i]], "threshold": _passing(d, gate)}  # fmt: skip
+        tensors = {
+            "w_enc": d.encoder[i][reads[i]].T,
+            "w_dec": torch.stack(slices, 1),
+            "b_enc": d.b_enc[i],
+            "b_dec": d.b_dec[writes[i]],
+            "threshold": _passing(d, gate),
+        }
         if (reads[i], writes[i]) in d.skip:
             tensors[_SKIP] = d.skip[reads[i], writes[i]].T
         write_plain(path / f"params_layer_{i}.safetensors", tensors)

@@ -24,7 +24,7 @@ def _keys(pair: tuple[str, str]) -> list[str]:
 
 
 def detect(source: Source) -> bool:
-    """Whether a folder or file holds a dictionary in this format."""
+    """True if a folder or file holds a dictionary in this format."""
     if "trainer" in source.json("config.json"):
         return False  # the same tensors, of a tool that writes down what they are
     shapes = source.shapes(source.only(*(f"*{e}" for e in PT)))
@@ -32,14 +32,15 @@ def detect(source: Source) -> bool:
 
 
 def read(source: Source, *, site: str | None = None) -> Dictionary:
-    """The dictionary; `site` is asked for where the file's name does not tell the layer of a residual stream."""
+    """Read the dictionary; `site` is asked for where the file's name does not tell the layer of a residual stream."""
     file = str(source.only(*(f"*{e}" for e in PT)))
     tensors = source.tensors(file)
     pair = next(p for p in _NAMES if set(tensors) == set(_keys(p)))
     encoder, b_enc, decoder, b_dec = taken(source, file, _keys(pair), tensors)
     layer = layer_in(Path(file).stem, r"(?:^|[-_])l(\d+)$", r"-l(\d+)-")
-    site = asked(site or (None if layer is None else f"resid_post.{layer}"), "site", "which site it reads is not told",
-                 source)  # fmt: skip
+    site = asked(
+        site or (None if layer is None else f"resid_post.{layer}"), "site", "which site it reads is not told", source
+    )
     return Simple(site, site, encoder, decoder.T, b_enc, b_dec, Relu(), about={"format": NAME}).dictionary()
 
 

@@ -13,7 +13,7 @@ NAME = "house"
 
 
 def detect(source: Source) -> bool:
-    """Whether a file, or the only one of its kind in a folder, holds a dictionary in this format."""
+    """True if a file, or the only one of its kind in a folder, holds a dictionary in this format."""
     from safetensors import SafetensorError, safe_open
 
     file = source.only("*.safetensors")
@@ -27,7 +27,7 @@ def detect(source: Source) -> bool:
 
 
 def read(source: Source) -> Dictionary:
-    """The dictionary; nothing is left open."""
+    """Read the dictionary; nothing is left open."""
     return open_dictionary(source.root / str(source.only("*.safetensors")))
 
 

@@ -29,7 +29,7 @@ _KEYS = ["encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"]
 
 
 def detect(source: Source) -> bool:
-    """Whether a folder holds a dictionary in this format."""
+    """True if a folder holds a dictionary in this format."""
     return "dataset_average_activation_norm" in source.json(CONFIG) and set(source.shapes(WEIGHTS)) >= set(_KEYS[:3])
 
 
@@ -40,7 +40,7 @@ def read(
     target: str | None = None,
     threshold_space: Literal["scaled", "raw"] | None = None,
 ) -> Dictionary:
-    """The dictionary, its scales kept (`fold` moves them into the weights).
+    """Read the dictionary, its scales kept (`fold` moves them into the weights).
 
     `threshold_space` says what θ is compared with; it is asked for where the gate has a θ above 0.
     """
@@ -66,11 +66,19 @@ def read(
     else:
         raise Refused(f"dictionary at {str(source.path)!r}", f"its gate {kind!r} is not known", "convert it")
     return Simple(
-        reads, writes, encoder, decoder.T, b_enc, tensors.get("decoder.bias", torch.zeros(len(decoder))), gate,
+        reads,
+        writes,
+        encoder,
+        decoder.T,
+        b_enc,
+        tensors.get("decoder.bias", torch.zeros(len(decoder))),
+        gate,
         subtract=bool(config.get("apply_decoder_bias_to_pre_encoder", False)) and reads == writes,
-        norm_aware=bool(config.get("sparsity_include_decoder_norm", False)), reading=reading, writing=writing,
+        norm_aware=bool(config.get("sparsity_include_decoder_norm", False)),
+        reading=reading,
+        writing=writing,
         about={"format": NAME, "declared_l0": config.get("top_k")},
-    ).dictionary()  # fmt: skip
+    ).dictionary()
 
 
 def write(dictionary: Dictionary, path: str | Path) -> Path:
@@ -82,11 +90,17 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
     s = simple(jumping(dictionary), NAME)
     if s.encoder is None or s.b_enc is None or not isinstance(s.gate, JumpRelu | Relu | TopK):
         raise unheld(dictionary, NAME, s.gate)
-    config = {"d_model": s.encoder.shape[1], "d_sae": len(s.decoder), "norm_activation": "inference",
-              "act_fn": {JumpRelu: "jumprelu", Relu: "relu", TopK: "topk"}[type(s.gate)],
-              "dataset_average_activation_norm": {"in": 1.0, "out": 1.0}, SITE_IN: hook_of_site(s.site),
-              SITE_OUT: hook_of_site(s.target), "sparsity_include_decoder_norm": False,
-              "apply_decoder_bias_to_pre_encoder": s.subtract}  # fmt: skip
+    config = {
+        "d_model": s.encoder.shape[1],
+        "d_sae": len(s.decoder),
+        "norm_activation": "inference",
+        "act_fn": {JumpRelu: "jumprelu", Relu: "relu", TopK: "topk"}[type(s.gate)],
+        "dataset_average_activation_norm": {"in": 1.0, "out": 1.0},
+        SITE_IN: hook_of_site(s.site),
+        SITE_OUT: hook_of_site(s.target),
+        "sparsity_include_decoder_norm": False,
+        "apply_decoder_bias_to_pre_encoder": s.subtract,
+    }
     if isinstance(s.gate, JumpRelu):
         if bool((s.gate.threshold != s.gate.threshold[0]).any()) or (s.gate.signed and s.gate.threshold[0] < 0):
             raise Refused(f"{dictionary!r} as {NAME}", "the format has one θ ≥ 0 for all latents", "choose another")

@@ -52,7 +52,7 @@ Norms = Mapping[str, float] | Literal["folded"]
 
 
 def detect(source: Source) -> bool:
-    """Whether a folder holds a dictionary in this format."""
+    """True if a folder holds a dictionary in this format."""
     shapes, config = source.shapes(WEIGHTS), source.json(CONFIG)
     new = {"W_E", "b_E"} <= set(shapes) and ("W_D" in shapes or "W_D.0" in shapes)
     return "d_model" in config and (new or set(shapes) >= _OLD)
@@ -61,7 +61,7 @@ def detect(source: Source) -> bool:
 def read(
     source: Source, *, site: str | None = None, target: str | None = None, average_norms: Norms | None = None
 ) -> Dictionary:
-    """The dictionary, its scales kept (`fold` moves them into the weights).
+    """Read the dictionary, its scales kept (`fold` moves them into the weights).
 
     `average_norms` (by site, or "folded") are asked for where activations are to be scaled and no file says by what.
     """
@@ -86,11 +86,19 @@ def read(
             f"dictionary at {str(source.path)!r}", "each token's output is scaled by its own norm", "retrain it"
         )
     return Simple(
-        reads, writes, encoder, decoder, b_enc, decoder.new_zeros(decoder.shape[1]) if b_dec is None else b_dec,
-        _gate(config, tensors, len(b_enc)), norm_aware=_aware(config), reading=norms[0], writing=norms[1],
+        reads,
+        writes,
+        encoder,
+        decoder,
+        b_enc,
+        decoder.new_zeros(decoder.shape[1]) if b_dec is None else b_dec,
+        _gate(config, tensors, len(b_enc)),
+        norm_aware=_aware(config),
+        reading=norms[0],
+        writing=norms[1],
         subtract=bool(config.get("apply_decoder_bias_to_pre_encoder", False)) and reads == writes,
         about={"format": NAME},
-    ).dictionary()  # fmt: skip
+    ).dictionary()
 
 
 def _site(hook: str) -> str:
@@ -140,11 +148,15 @@ def _cross_layer(source: Source, config: dict[str, Any], tensors: dict[str, Tens
         s: _norm(source, config, tensors, h, given) for s, h in zip([*reads, *writes], [*ins, *outs], strict=True)
     }
     return _made(
-        blocks, [{reads[i]: encoder[i].T.contiguous()} for i in range(n)],
+        blocks,
+        [{reads[i]: encoder[i].T.contiguous()} for i in range(n)],
         [{writes[m]: tensors[f"W_D.{m}"][i].contiguous() for m in range(i, n)} for i in range(n)],
-        list(b_enc), {writes[m]: tensors[f"b_D.{m}"] for m in range(n)},
-        [_gate(config, tensors, b_enc.shape[1], i) for i in range(n)], scales, config,
-    )  # fmt: skip
+        list(b_enc),
+        {writes[m]: tensors[f"b_D.{m}"] for m in range(n)},
+        [_gate(config, tensors, b_enc.shape[1], i) for i in range(n)],
+        scales,
+        config,
+    )
 
 
 def _crosscoder(source: Source, config: dict[str, Any], tensors: dict[str, Tensor], given: Norms | None) -> Dictionary:
@@ -156,29 +168,53 @@ def _crosscoder(source: Source, config: dict[str, Any], tensors: dict[str, Tenso
     gate = _gate(config, tensors, n)
     if isinstance(gate, Relu):
         d = _made(
-            (Block(n, tuple(sites), tuple(sites)),), [shared], [dict(zip(sites, decoder, strict=True))], [bias],
-            dict(zip(sites, b_dec, strict=True)), [gate], scales, config,
-        )  # fmt: skip
+            (Block(n, tuple(sites), tuple(sites)),),
+            [shared],
+            [dict(zip(sites, decoder, strict=True))],
+            [bias],
+            dict(zip(sites, b_dec, strict=True)),
+            [gate],
+            scales,
+            config,
+        )
         return replace(d, norm_aware=False)
     return _made(
-        tuple(Block(n, tuple(sites), (s,)) for s in sites), [shared for _ in sites],
-        [{s: d} for s, d in zip(sites, decoder, strict=True)], [bias for _ in sites],
-        dict(zip(sites, b_dec, strict=True)), [gate for _ in sites], scales, config,
-    )  # fmt: skip
+        tuple(Block(n, tuple(sites), (s,)) for s in sites),
+        [shared for _ in sites],
+        [{s: d} for s, d in zip(sites, decoder, strict=True)],
+        [bias for _ in sites],
+        dict(zip(sites, b_dec, strict=True)),
+        [gate for _ in sites],
+        scales,
+        config,
+    )
 
 
 def _made(
-    blocks: tuple[Block, ...], encoder: list[dict[str, Tensor]], decoder: list[dict[str, Tensor]], b_enc: list[Tensor],
-    b_dec: dict[str, Tensor], gates: list[Gate], scales: dict[str, Norm | None], config: Mapping[str, Any],
-) -> Dictionary:  # fmt: skip
+    blocks: tuple[Block, ...],
+    encoder: list[dict[str, Tensor]],
+    decoder: list[dict[str, Tensor]],
+    b_enc: list[Tensor],
+    b_dec: dict[str, Tensor],
+    gates: list[Gate],
+    scales: dict[str, Norm | None],
+    config: Mapping[str, Any],
+) -> Dictionary:
     reads = {s for b in blocks for s in b.reads}
     if any(isinstance(n, TokenNorm) for n in scales.values()):
         raise Refused("dictionary", "each token's outputs are scaled by their own norms", "retrain it")
     d = Dictionary(
-        blocks, tuple(encoder), tuple(decoder), tuple(b_enc), b_dec, tuple(gates), norm_aware=_aware(config),
+        blocks,
+        tuple(encoder),
+        tuple(decoder),
+        tuple(b_enc),
+        b_dec,
+        tuple(gates),
+        norm_aware=_aware(config),
         reading={s: n for s, n in scales.items() if n is not None and s in reads},
-        writing={s: n for s, n in scales.items() if n is not None and s in b_dec}, about={"format": NAME},
-    )  # fmt: skip
+        writing={s: n for s, n in scales.items() if n is not None and s in b_dec},
+        about={"format": NAME},
+    )
     return d.to(dtype=torch.promote_types(d.dtype, torch.float32))
 
 
@@ -199,13 +235,19 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
         gates: list[Gate] = [s.gate]
     elif all(set(b.reads) == set(d.writes) for b in d.blocks) and (len(d.blocks) == 1 or _each_writes_one(d)):
         tensors, gates = _together(d) if len(d.blocks) == 1 else (_heads(d), [d.gates[0]])
-        config |= {"sae_type": "crosscoder", SITES_BOTH: [hook_of_site(s) for s in d.writes],
-                   "sparsity_include_decoder_norm": True}  # fmt: skip
+        config |= {
+            "sae_type": "crosscoder",
+            SITES_BOTH: [hook_of_site(s) for s in d.writes],
+            "sparsity_include_decoder_norm": True,
+        }
     else:
         d = subtracting(fold(d), False)
         tensors, gates = _layers(d), list(d.gates)
-        config |= {"sae_type": "clt", SITES_IN: [hook_of_site(s) for s in d.reads],
-                   SITES_OUT: [hook_of_site(s) for s in d.writes]}  # fmt: skip
+        config |= {
+            "sae_type": "clt",
+            SITES_IN: [hook_of_site(s) for s in d.reads],
+            SITES_OUT: [hook_of_site(s) for s in d.writes],
+        }
     more, words = _gated(d, gates)
     width = tensors["W_E"].shape[-2]
     config |= words | {"d_model": width, "expansion_factor": tensors["W_E"].shape[-1] / width}
@@ -235,7 +277,7 @@ def _each_writes_one(d: Dictionary) -> bool:
 
 
 def _together(d: Dictionary) -> tuple[dict[str, Tensor], list[Gate]]:
-    """A crosscoder whose sites share one gate: each of the format's compares π with θ / n of its own decoder."""
+    """Return a crosscoder whose sites share one gate: each of the format's compares π with θ / n of its own decoder."""
     d = subtracting(fold(d), False)
     if d.reading or d.writing or d.skip or len({d.width(s) for s in d.writes}) > 1:
         why = "its crosscoders have sites of one width, no skip, and scale all tokens alike"
@@ -251,8 +293,12 @@ def _together(d: Dictionary) -> tuple[dict[str, Tensor], list[Gate]]:
         raise unheld(d, f"{NAME} crosscoder", gate)
     bias = torch.zeros(len(d.writes), len(d.b_enc[0]), dtype=d.dtype)
     bias[0] = d.b_enc[0]
-    tensors = {"W_E": torch.stack([d.encoder[0][s].T for s in d.writes]), "b_E": bias, "W_D": decoder,
-               "b_D": torch.stack([d.b_dec[s] for s in d.writes])}  # fmt: skip
+    tensors = {
+        "W_E": torch.stack([d.encoder[0][s].T for s in d.writes]),
+        "b_E": bias,
+        "W_D": decoder,
+        "b_D": torch.stack([d.b_dec[s] for s in d.writes]),
+    }
     return tensors, [gate]
 
 
@@ -265,13 +311,19 @@ def _heads(d: Dictionary) -> dict[str, Tensor]:
         torch.equal(g[n], t) for g in learned for n, t in learned[0].items()
     )
     if not (shared and same and gates_same and d.norm_aware) or d.reading or d.writing or d.subtract_b_dec or d.skip:
-        raise Refused(f"{d!r} as {NAME}", "its crosscoders share one encoder and gate each site by its decoder's norm",
-                      "choose another format")  # fmt: skip
+        raise Refused(
+            f"{d!r} as {NAME}",
+            "its crosscoders share one encoder and gate each site by its decoder's norm",
+            "choose another format",
+        )
     bias = torch.zeros(len(sites), len(d.b_enc[0]), dtype=d.dtype)
     bias[0] = d.b_enc[0]
-    return {"W_E": torch.stack([first[s].T for s in sites]), "b_E": bias,
-            "W_D": torch.stack([d.decoder[i][s] for i, s in enumerate(sites)]),
-            "b_D": torch.stack([d.b_dec[s] for s in sites])}  # fmt: skip
+    return {
+        "W_E": torch.stack([first[s].T for s in sites]),
+        "b_E": bias,
+        "W_D": torch.stack([d.decoder[i][s] for i, s in enumerate(sites)]),
+        "b_D": torch.stack([d.b_dec[s] for s in sites]),
+    }
 
 
 def _layers(d: Dictionary) -> dict[str, Tensor]:
@@ -281,8 +333,10 @@ def _layers(d: Dictionary) -> dict[str, Tensor]:
     )
     if not fits or d.reading or d.writing or d.skip or len({b.n_latents for b in d.blocks}) > 1:
         raise Refused(f"{d!r} as {NAME}", "the format holds cross-layer transcoders without skip", "write its blocks")
-    tensors = {"W_E": torch.stack([e[r].T for e, r in zip(d.encoder, d.reads, strict=True)]),
-               "b_E": torch.stack(list(d.b_enc))}  # fmt: skip
+    tensors = {
+        "W_E": torch.stack([e[r].T for e, r in zip(d.encoder, d.reads, strict=True)]),
+        "b_E": torch.stack(list(d.b_enc)),
+    }
     for m, w in enumerate(writes):
         tensors |= {f"W_D.{m}": torch.stack([d.decoder[i][w] for i in range(m + 1)]), f"b_D.{m}": d.b_dec[w]}
     return tensors

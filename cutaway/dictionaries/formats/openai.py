@@ -27,7 +27,7 @@ _LOCATIONS = {
 
 
 def detect(source: Source) -> bool:
-    """Whether a folder or file holds a dictionary in this format."""
+    """True if a folder or file holds a dictionary in this format."""
     return set(source.shapes(_file(source))) >= {"pre_bias", "latent_bias", "encoder.weight"}
 
 
@@ -36,7 +36,7 @@ def _file(source: Source) -> str | None:
 
 
 def read(source: Source, *, site: str | None = None) -> Dictionary:
-    """The dictionary; `site` is asked for where the path does not tell location and layer."""
+    """Read the dictionary; `site` is asked for where the path does not tell location and layer."""
     file = str(_file(source))
     held = source.held(file)
     encoder, b_enc, b_dec = taken(source, file, ["encoder.weight", "latent_bias", "pre_bias"], source.tensors(file))
@@ -56,9 +56,18 @@ def read(source: Source, *, site: str | None = None) -> Dictionary:
     norm = TokenLayerNorm(1e-5) if activation == "TopK" else None
     gate = TopK(int(k)) if activation == "TopK" else Relu()
     return Simple(
-        site, site, encoder, decoder, b_enc, b_dec, gate, subtract=True, reading=norm, writing=norm,
+        site,
+        site,
+        encoder,
+        decoder,
+        b_enc,
+        b_dec,
+        gate,
+        subtract=True,
+        reading=norm,
+        writing=norm,
         about={"format": NAME},
-    ).dictionary()  # fmt: skip
+    ).dictionary()
 
 
 def write(dictionary: Dictionary, path: str | Path) -> Path:
@@ -77,11 +86,15 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
         raise Refused(f"{dictionary!r} as {NAME}", "TopK normalises every token there, ReLU none", "choose another")
     n = len(s.decoder)
     content = {
-        "pre_bias": s.b_dec, "latent_bias": s.b_enc, "encoder.weight": s.encoder,
-        "decoder.weight": s.decoder.T.contiguous(), "stats_last_nonzero": torch.zeros(n, dtype=torch.int64),
-        "latents_activation_frequency": torch.ones(n), "latents_mean_square": torch.zeros(n),
+        "pre_bias": s.b_dec,
+        "latent_bias": s.b_enc,
+        "encoder.weight": s.encoder,
+        "decoder.weight": s.decoder.T.contiguous(),
+        "stats_last_nonzero": torch.zeros(n, dtype=torch.int64),
+        "latents_activation_frequency": torch.ones(n),
+        "latents_mean_square": torch.zeros(n),
         "activation": "TopK" if top else "ReLU",
-    }  # fmt: skip
+    }
     if isinstance(s.gate, TopK):
         content["activation_state_dict"] = {"k": s.gate.k, "postact_fn": "ReLU"}
     return write_pt(path, content)

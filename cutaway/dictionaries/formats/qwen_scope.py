@@ -19,13 +19,13 @@ _KEYS = ["W_enc", "W_dec", "b_enc", "b_dec"]
 
 
 def detect(source: Source) -> bool:
-    """Whether a folder or file holds a dictionary in this format."""
+    """True if a folder or file holds a dictionary in this format."""
     shapes = source.shapes(source.only(*(f"*{e}" for e in PT)))
     return set(shapes) == set(_KEYS) and shapes["W_enc"][:1] == shapes["b_enc"]
 
 
 def read(source: Source, *, site: str | None = None, k: int | None = None) -> Dictionary:
-    """The dictionary; `site` and `k` are asked for where the path does not tell them."""
+    """Read the dictionary; `site` and `k` are asked for where the path does not tell them."""
     file = str(source.only(*(f"*{e}" for e in PT)))
     encoder, decoder, b_enc, b_dec = taken(source, file, _KEYS, source.tensors(file))
     if tuple(decoder.shape) != (len(b_dec), len(b_enc)):

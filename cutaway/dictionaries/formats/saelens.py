@@ -41,7 +41,7 @@ _SIMPLE = {Relu: "standard", JumpRelu: "jumprelu", TopK: "topk", AbsTopK: "absto
 
 
 def detect(source: Source) -> bool:
-    """Whether a folder holds a dictionary in this format."""
+    """True if a folder holds a dictionary in this format."""
     return source.has(WEIGHTS) and "metadata" in source.json(CONFIG) and "W_dec" in source.shapes(WEIGHTS)
 
 
@@ -54,7 +54,7 @@ def read(
     norm_bias: Tensor | None = None,
     centered: bool | None = None,
 ) -> Dictionary:
-    """The dictionary; `site` and `target` stand in for what the file says it reads and writes.
+    """Read the dictionary; `site` and `target` stand in for what the file says it reads and writes.
 
     Where it reads a norm's output before the norm's weight, `norm_weight` (and `norm_bias`) tells it, or "included"
     says that the activations it is given will be those before the weight. `centered` says, where the configuration
@@ -67,11 +67,17 @@ def read(
 
 
 def assembled(
-    source: Source, config: Mapping[str, Any], tensors: dict[str, Tensor], name: str, site: str | None,
-    target: str | None, norm_weight: Tensor | Literal["included"] | None, norm_bias: Tensor | None,
+    source: Source,
+    config: Mapping[str, Any],
+    tensors: dict[str, Tensor],
+    name: str,
+    site: str | None,
+    target: str | None,
+    norm_weight: Tensor | Literal["included"] | None,
+    norm_bias: Tensor | None,
     centered: bool | None,
-) -> Dictionary:  # fmt: skip
-    """The dictionary of a configuration and its tensors, whatever the version."""
+) -> Dictionary:
+    """Return the dictionary of a configuration and its tensors, whatever the version."""
     kind = str(config.get("architecture", "standard"))
     coder = kind.endswith("transcoder")
     reads, bare = _site(config, "hook_name", "hook_head_index", site)
@@ -86,14 +92,25 @@ def assembled(
         why = "what it reads is normalised, and its skip adds what is not"
         raise Refused(f"dictionary at {str(source.path)!r}", why, "only skips without normalisation are known here")
     made = Simple(
-        reads, writes, None if greedy else taken(source, WEIGHTS, ["W_enc"], tensors)[0].T, decoder,
-        tensors.get("b_enc"), torch.zeros_like(b_dec) if greedy and not subtract else b_dec, gate,
-        tensors.get("W_skip"), subtract,
-        bool(config.get("rescale_acts_by_decoder_norm", False)), reading,
+        reads,
+        writes,
+        None if greedy else taken(source, WEIGHTS, ["W_enc"], tensors)[0].T,
+        decoder,
+        tensors.get("b_enc"),
+        torch.zeros_like(b_dec) if greedy and not subtract else b_dec,
+        gate,
+        tensors.get("W_skip"),
+        subtract,
+        bool(config.get("rescale_acts_by_decoder_norm", False)),
+        reading,
         None if coder and reading is not None and reading.per_token else reading,
-        {"format": name, "model": config.get("model_name"), "architecture": kind,
-         "prepend_bos": config.get("prepend_bos")},
-    ).dictionary()  # fmt: skip
+        {
+            "format": name,
+            "model": config.get("model_name"),
+            "architecture": kind,
+            "prepend_bos": config.get("prepend_bos"),
+        },
+    ).dictionary()
     if not bare or site is not None:
         return made
     weight = asked(norm_weight, "norm_weight", f"it reads {reads} before the norm's weight is multiplied in", source)
@@ -155,7 +172,7 @@ _STREAM = ("embed", "pos_embed", "resid_pre", "resid_mid", "resid_post", "head_o
 def _centred(
     norm: Norm | None, reads: str, writes: str, config: Mapping[str, Any], centered: bool | None, source: Source
 ) -> Norm | None:
-    """The normalisation with the centring of the model that the dictionary was trained on.
+    """Return the normalisation with the centring of the model that the dictionary was trained on.
 
     Centred writing weights take the mean over the width out of all that is added to the residual stream, and leave
     every other activation as it is. TransformerLens centres models with LayerNorm only, and which those are is not in
@@ -194,22 +211,30 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
 
 
 def described(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and tensors of a dictionary."""
+    """Return the configuration and tensors of a dictionary."""
     s = simple(jumping(dictionary), NAME, skip=True, norms=True)
     coder, gate, address = s.site != s.target, s.gate, parse(s.site)
     kind = _kind(dictionary, s, coder)
     tensors = {"W_enc": s.encoder.T} if s.encoder is not None else {}
     tensors |= {"W_dec": s.decoder, "b_dec": s.b_dec}
     config: dict[str, Any] = {
-        "architecture": kind, "d_in": dictionary.width(s.site), "d_sae": len(s.decoder), "dtype": "float32",
-        "device": "cpu", "apply_b_dec_to_input": s.subtract, "normalize_activations": _how(dictionary, s, coder),
+        "architecture": kind,
+        "d_in": dictionary.width(s.site),
+        "d_sae": len(s.decoder),
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": s.subtract,
+        "normalize_activations": _how(dictionary, s, coder),
         "reshape_activations": FLATTENED_HEADS if address.site == "z" and address.unit is None else "none",
-    }  # fmt: skip
+    }
     if isinstance(gate, Gated):
         tensors |= {"r_mag": gate.r_mag, "b_gate": gate.b_gate, "b_mag": gate.b_mag}
     elif isinstance(gate, MatchingPursuit):
-        config |= {"residual_threshold": gate.residual, "max_iterations": gate.steps,
-                   "stop_on_duplicate_support": gate.stop_on_repeat}  # fmt: skip
+        config |= {
+            "residual_threshold": gate.residual,
+            "max_iterations": gate.steps,
+            "stop_on_duplicate_support": gate.stop_on_repeat,
+        }
         if not s.subtract and bool((s.b_dec != 0).any()):
             raise Refused(f"{dictionary!r} as {NAME}", "the format adds only the bias that it subtracts", "retrain it")
     else:
@@ -218,8 +243,12 @@ def described(dictionary: Dictionary) -> tuple[dict[str, Any], dict[str, Tensor]
         tensors["threshold"] = gate.threshold
     elif isinstance(gate, TopK | AbsTopK):
         config |= {"k": gate.k, "rescale_acts_by_decoder_norm": False}
-    metadata: dict[str, Any] = {"model_name": s.about.get("model"), "hook_name": hook_of_site(s.site),
-                                "hook_head_index": address.unit, "sae_lens_version": "6.0.0"}  # fmt: skip
+    metadata: dict[str, Any] = {
+        "model_name": s.about.get("model"),
+        "hook_name": hook_of_site(s.site),
+        "hook_head_index": address.unit,
+        "sae_lens_version": "6.0.0",
+    }
     if isinstance(s.reading, TokenMean):
         metadata["model_from_pretrained_kwargs"] = {"center_writing_weights": True}
     if (bos := trained_bos(s.about)) is not None:

@@ -21,7 +21,7 @@ CONFIG, WEIGHTS = saelens.CONFIG, saelens.WEIGHTS
 
 
 def detect(source: Source) -> bool:
-    """Whether a folder holds a dictionary in this format."""
+    """True if a folder holds a dictionary in this format."""
     config = source.json(CONFIG)
     return source.has(WEIGHTS) and bool(config) and "metadata" not in config and "W_dec" in source.shapes(WEIGHTS)
 
@@ -36,7 +36,7 @@ def read(
     centered: bool | None = None,
     use_scaling_factor: bool | None = None,
 ) -> Dictionary:
-    """The dictionary; choices as for later versions.
+    """Read the dictionary; choices as for later versions.
 
     `use_scaling_factor` says whether a `scaling_factor` counts where the configuration does not say it.
     """
@@ -54,7 +54,7 @@ def read(
 
 
 def modern(config: dict[str, Any]) -> dict[str, Any]:
-    """A flat configuration in later words."""
+    """Return a flat configuration in later words."""
     new = {"prepend_bos": True, **{OLDER_KEYS.get(k, k): v for k, v in config.items()}}
     k = (new.get("activation_fn_kwargs") or {}).get("k")
     if new.get("activation_fn") == "topk" and k is not None:

@@ -23,12 +23,12 @@ _INPUTS = {"mlp_out": "mlp_in", "attn_out": "attn_in", "resid_post": "resid_pre"
 
 
 def detect(source: Source) -> bool:
-    """Whether a folder holds a dictionary in this format."""
+    """True if a folder holds a dictionary in this format."""
     return set(source.shapes(WEIGHTS)) >= {"encoder.weight", "encoder.bias", "b_dec"} and bool(source.json(CONFIG))
 
 
 def read(source: Source, *, site: str | None = None, target: str | None = None) -> Dictionary:
-    """The dictionary; `site` (and `target`) stand in for what the folder's name says."""
+    """Read the dictionary; `site` (and `target`) stand in for what the folder's name says."""
     config, tensors = source.json(CONFIG), source.tensors(WEIGHTS)
     encoder, b_enc, decoder, b_dec = taken(
         source, WEIGHTS, ["encoder.weight", "encoder.bias", "W_dec", "b_dec"], tensors
@@ -41,9 +41,17 @@ def read(source: Source, *, site: str | None = None, target: str | None = None) 
     if site is None or (coder and target is None):
         site, target = _named(source, coder, site, target)
     return Simple(
-        site, target if coder and target else site, encoder, decoder, b_enc, b_dec, gate, tensors.get("W_skip"),
-        subtract=not coder, about={"format": NAME, "config": config},
-    ).dictionary()  # fmt: skip
+        site,
+        target if coder and target else site,
+        encoder,
+        decoder,
+        b_enc,
+        b_dec,
+        gate,
+        tensors.get("W_skip"),
+        subtract=not coder,
+        about={"format": NAME, "config": config},
+    ).dictionary()
 
 
 def _named(source: Source, coder: bool, site: str | None, target: str | None) -> tuple[str, str]:
@@ -74,11 +82,16 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
         raise unheld(dictionary, NAME, s.gate)
     top = isinstance(s.gate, TopK)
     config = {
-        "activation": "topk" if top else "groupmax", "d_in": s.encoder.shape[1], "num_latents": len(s.decoder),
-        "expansion_factor": max(1, len(s.decoder) // s.encoder.shape[1]), "k": s.gate.k,
-        "multi_topk": isinstance(s.gate, TopK) and s.gate.multi, "normalize_decoder": False,
-        "skip_connection": s.skip is not None, "transcode": coder,
-    }  # fmt: skip
+        "activation": "topk" if top else "groupmax",
+        "d_in": s.encoder.shape[1],
+        "num_latents": len(s.decoder),
+        "expansion_factor": max(1, len(s.decoder) // s.encoder.shape[1]),
+        "k": s.gate.k,
+        "multi_topk": isinstance(s.gate, TopK) and s.gate.multi,
+        "normalize_decoder": False,
+        "skip_connection": s.skip is not None,
+        "transcode": coder,
+    }
     tensors = {"encoder.weight": s.encoder, "encoder.bias": s.b_enc, "W_dec": s.decoder, "b_dec": s.b_dec}
     write_plain(Path(path) / WEIGHTS, tensors if s.skip is None else {**tensors, "W_skip": s.skip})
     write_config(Path(path) / CONFIG, config)
@@ -86,7 +99,7 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
 
 
 def folder(dictionary: Dictionary) -> str:
-    """The name under which a dictionary's folder is expected: the module whose output it writes."""
+    """Return the name under which a dictionary's folder is expected: the module whose output it writes."""
     a = parse(dictionary.writes[0])
     end = {"resid_post": "", "mlp_out": ".mlp", "attn_out": ".attn"}.get(a.site)
     if end is None:

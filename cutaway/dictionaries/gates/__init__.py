@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One gate: the name of its frozen class and the module that holds it, loaded when a form is first used."""
+    """A row of the table of gates: its frozen class and the module that holds it, loaded when a form is first used."""
 
     name: str
     module: str

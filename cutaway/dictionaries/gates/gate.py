@@ -20,7 +20,7 @@ from cutaway.dictionaries.code import SparseCode
 
 @dataclass(frozen=True, eq=False)
 class Gate(ABC):  # noqa: B024 (the abstract method is that of the two kinds below)
-    """How a block turns its input into a code; a gate is an `EncoderGate` or a `GreedyGate`.
+    """The nonlinearity that turns a block's input into a code; a gate is an `EncoderGate` or a `GreedyGate`.
 
     The rest of the house asks a gate for the properties below and never for its class.
 

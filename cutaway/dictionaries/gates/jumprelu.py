@@ -139,7 +139,7 @@ class _Jump(torch.autograd.Function):
 
 
 def _parts(theta: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """A few rows of each tensor at a time, with the thresholds; all at once where there is one number a pair."""
+    """Yield a few rows of each tensor at a time, with the thresholds; all at once where there is one number a pair."""
     if tensors[0].ndim == 1:
         yield (*tensors, theta)
         return

@@ -28,7 +28,7 @@ from cutaway.dictionaries.objectives.active import Active
 class MatchingPursuit(GreedyGate):
     """Greedy: take the decoder row that explains most of what is left, subtract it, and go on.
 
-    There is no encoder. Each step adds max_i ⟨residual, W_d,i⟩ (at least 0) to its latent, for at most `steps` steps
+    It has no encoder. Each step adds max_i ⟨residual, W_d,i⟩ (at least 0) to its latent, for at most `steps` steps
     (None: no limit) and until a token's residual norm is below `residual` or, with `stop_on_repeat`, a step adds no new
     latent. (Costa et al. 2025, arXiv:2506.03093.)
     """

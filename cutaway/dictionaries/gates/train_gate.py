@@ -54,7 +54,7 @@ class Flags:
 
 
 class TrainGate(ABC):
-    """One gate in training.
+    """A gate in training.
 
     Attributes:
         fixed: True if the gate chooses a set number of latents, and so needs no dense form.
@@ -77,7 +77,7 @@ class TrainGate(ABC):
 
     @property
     def offers(self) -> frozenset[str]:
-        """What terms of the objective may read (`Term.needs`)."""
+        """Quantities that terms of the objective may read (`Term.needs`)."""
         return frozenset({"encoder"} if self.encodes else ())
 
     def parameters(self, n: int) -> dict[str, Tensor]:
@@ -89,7 +89,7 @@ class TrainGate(ABC):
         return {}
 
     def check(self, n_latents: int, shard: int | None = None) -> None:  # noqa: B027 (most gates fit any number)
-        """Refuse a number of latents that the gate cannot have, or a shard of so many that it cannot be cut into."""
+        """Refuse a number of latents that the gate cannot have, or a size of shards that it cannot be cut into."""
 
     @abstractmethod
     def choose(self, x: Tensor, encoder: Encoder, own: Own) -> Chosen:

@@ -31,17 +31,26 @@ SAME = 0.9995  # share of chosen latents that must be those of float32
 
 @dataclass(frozen=True)
 class Choice:
-    """How products are computed, and what was measured when that was decided."""
+    """Choice of kernels for products, with the measurements behind it.
+
+    Attributes:
+        onednn: True to use oneDNN for float32 products.
+        select: precision in which candidates of top-k gates are found.
+        onednn_error: relative error of oneDNN's products.
+        onednn_speed: its speed-up.
+        select_same: share of chosen latents that float32 chooses too.
+        select_speed: speed-up of the selection.
+    """
 
     onednn: bool = False
     select: Selection = "float32"
     onednn_error: float = float("nan")
-    onednn_speed: float = float("nan")  # times as quick
-    select_same: float = float("nan")  # share of chosen latents that float32 chooses too
+    onednn_speed: float = float("nan")
+    select_same: float = float("nan")
     select_speed: float = float("nan")
 
     def as_dict(self) -> dict[str, Any]:
-        """The choice as JSON-ready data."""
+        """Return the choice as JSON-ready data."""
         return asdict(self)
 
 
@@ -63,7 +72,7 @@ def measure(
 
 
 def agreement(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
-    """The share of the active latents of one choice that are active in the other."""
+    """Return the share of the active latents of one choice that are active in the other."""
 
     def active(choice: tuple[Tensor, Tensor]) -> set[tuple[int, int]]:
         token, place = (choice[1] != 0).nonzero(as_tuple=True)
@@ -105,7 +114,7 @@ def _measure_product(d: int, device: torch.device) -> Choice:
 
 
 def _times(work: Callable[[], Any], n: int = 3) -> float:
-    """Seconds of the quickest of n runs, after one that is not counted."""
+    """Return the seconds of the quickest of n runs, after one that is not counted."""
     work()
     best = float("inf")
     for _ in range(n):

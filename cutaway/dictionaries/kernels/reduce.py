@@ -12,26 +12,26 @@ from torch import Tensor
 
 
 class Across:
-    """One process: everything is whole already."""
+    """Reductions in a single process, where everything is whole already."""
 
     def latents(self, part: Tensor) -> Tensor:
-        """The sum over shards of latents; its gradient reaches every shard as it is."""
+        """Return the sum over shards of latents; its gradient reaches every shard as it is."""
         return part
 
     def tokens(self, mean: Tensor) -> Tensor:
-        """The mean over all tokens, from the mean over the tokens of each process."""
+        """Return the mean over all tokens, from the mean over the tokens of each process."""
         return mean
 
     def number(self, n: int) -> int:
-        """The sum over shards of a number of latents."""
+        """Return the sum over shards of a number of latents."""
         return n
 
     def highest(self, floor: float) -> float:
-        """The highest of what each process found."""
+        """Return the highest of what each process found."""
         return floor
 
     def least(self, t: Tensor) -> Tensor:
-        """The elementwise minimum over all processes."""
+        """Return the elementwise minimum over all processes."""
         return t
 
     def largest(self, value: Float[Tensor, "token candidate"], k: int) -> Float[Tensor, "token candidate"]:
@@ -42,7 +42,7 @@ class Across:
         return torch.ones_like(value)
 
     def enough(self, found: int, wanted: int) -> bool:
-        """Whether all processes together found what they want together."""
+        """Return True if all processes together found as many as they want."""
         return found >= wanted
 
     def largest_of_all(self, score: Float[Tensor, "entry"], n: int) -> Int[Tensor, "kept"]:

@@ -36,7 +36,7 @@ class Pairs:
 
     @staticmethod
     def fixed(index: Int[Tensor, "token k"], n_latents: int) -> Pairs:
-        """Pairs of a code that has the same number of entries on every token."""
+        """Return the pairs of a code that has the same number of entries on every token."""
         n, k = index.shape
         return Pairs(index.reshape(-1), torch.arange(n + 1, device=index.device) * k, n_latents)
 
@@ -63,7 +63,8 @@ class Pairs:
         return self.token[self.order], self.index[self.order], starts
 
     def split(self, widths: tuple[int, ...]) -> tuple[Pairs, Int[Tensor, "entry"]]:
-        """The same pairs as rows (token, group), where `widths` cuts the latents into groups, and their new order.
+        """Return the same pairs as rows (token, group), where `widths` cuts the latents into groups, and their new
+        order.
 
         Group g holds the latents from widths[g-1] up to widths[g]; row t · groups + g of the answer is token t.
         """
@@ -77,7 +78,7 @@ class Pairs:
 
 
 def dots(x: Float[Tensor, "token d"], w: Float[Tensor, "latent d"], pairs: Pairs) -> Float[Tensor, "entry"]:
-    """The dot product x[token] · w[latent] of every pair."""
+    """Return the dot product x[token] · w[latent] of every pair."""
     token, latent, _ = pairs.by_latent
     out = torch.empty(len(latent), dtype=x.dtype, device=x.device)
     out[pairs.order] = row_dots(x, w, token, latent)
@@ -87,7 +88,9 @@ def dots(x: Float[Tensor, "token d"], w: Float[Tensor, "latent d"], pairs: Pairs
 def row_dots(
     x: Float[Tensor, "row d"], w: Float[Tensor, "other d"], rows: Int[Tensor, "entry"], others: Int[Tensor, "entry"]
 ) -> Float[Tensor, "entry"]:
-    """The dot product x[rows[e]] · w[others[e]] for every e, without gathering rows where PyTorch has the kernel."""
+    """Return the dot product x[rows[e]] · w[others[e]] for every e, without gathering rows where PyTorch has the
+    kernel.
+    """
     if len(rows) == 0:
         return x.new_zeros(0)
     if has_twins(x.device.type, x.dtype):
@@ -99,7 +102,7 @@ def row_dots(
 
 @cache
 def has_row_dots(device: str, dtype: torch.dtype) -> bool:
-    """Whether PyTorch's own kernel for gathered dots (private, so looked at first) is there and right."""
+    """Return True if PyTorch's own kernel for gathered dot products, which is private, exists and is right."""
     x, w = (torch.arange(n, device=device).remainder(7).to(dtype).reshape(-1, 8) for n in (24, 40))
     rows, others = (torch.tensor(i, device=device) for i in ([0, 2, 1, 2, 0], [4, 0, 3, 1, 4]))
     try:
@@ -111,7 +114,7 @@ def has_row_dots(device: str, dtype: torch.dtype) -> bool:
 
 @cache
 def has_twins(device: str, dtype: torch.dtype) -> bool:
-    """Whether the Triton twins can serve here: on a GPU, where Triton is there and they agree with PyTorch."""
+    """Return True if the Triton kernels can be used: on a GPU, with Triton, where they agree with PyTorch."""
     if device != "cuda" or dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return False
     twins = _twins()
@@ -122,7 +125,7 @@ def has_twins(device: str, dtype: torch.dtype) -> bool:
 
 
 def agree(twins: Any, device: str, dtype: torch.dtype) -> bool:
-    """Whether twins of the kernels compute what PyTorch does, on a small example with an empty bag."""
+    """Return True if the kernels' twins agree with PyTorch on a small example with an empty bag."""
     x, w = (torch.arange(n, device=device).remainder(7).to(dtype).reshape(-1, 150) for n in (450, 750))
     rows, others = (torch.tensor(i, device=device) for i in ([0, 0, 1, 2, 2], [4, 0, 3, 1, 4]))
     starts, value = torch.tensor([0, 2, 2, 5], device=device), torch.tensor([1, 2, 0, 3, 1], device=device).to(dtype)
@@ -149,18 +152,18 @@ def _row_dots_gathered(x: Tensor, w: Tensor, rows: Tensor, others: Tensor) -> Te
 
 
 def mix(pairs: Pairs, value: Float[Tensor, "entry"], w: Float[Tensor, "latent d"]) -> Float[Tensor, "token d"]:
-    """The sum of value · w[latent] over the pairs of each token."""
+    """Return the sum of value · w[latent] over the pairs of each token."""
     return _bags(pairs.index, value, w, pairs.indptr)
 
 
 def spread(pairs: Pairs, value: Float[Tensor, "entry"], dense: Float[Tensor, "token d"]) -> Float[Tensor, "latent d"]:
-    """The sum of value · dense[token] over the pairs of each latent."""
+    """Return the sum of value · dense[token] over the pairs of each latent."""
     token, _, starts = pairs.by_latent
     return _bags(token, value[pairs.order], dense, starts)
 
 
 def total(pairs: Pairs, value: Float[Tensor, "entry"]) -> Float[Tensor, "latent"]:
-    """The sum of the values of each latent, added in float64."""
+    """Return the sum of the values of each latent, added in float64."""
     sums = torch.zeros(pairs.n_latents, dtype=torch.float64, device=value.device)
     return sums.index_add_(0, pairs.index, value.double()).to(value.dtype)
 

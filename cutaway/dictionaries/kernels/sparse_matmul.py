@@ -40,7 +40,7 @@ def follow(
     value: Float[Tensor, "entry"],
     tangent: bool = False,
 ) -> Float[Tensor, "entry"]:
-    """The values that matching pursuit found at pairs, as many a token, in the order of its steps.
+    """Return the values that matching pursuit found at pairs, as many a token, in the order of its steps.
 
     Step s gives max(r_s · w, 0) and leaves r_{s+1} = r_s − value · w, from r_0 = x − p on; the choices are held fixed.
     """
@@ -50,7 +50,7 @@ def follow(
 def write(
     value: Float[Tensor, "entry"], w: Float[Tensor, "latent d"], pairs: Pairs, tangent: bool = False
 ) -> Float[Tensor, "token d"]:
-    """The sum of value · w[latent] of each token.
+    """Return the sum of value · w[latent] of each token.
 
     With `tangent`, the gradient of w has no part along w itself: rows of norm one that are scaled back after the step.
     """
@@ -60,7 +60,7 @@ def write(
 def dense_read(
     x: Float[Tensor, "token d"], w: Float[Tensor, "latent d"], b: Float[Tensor, "latent"], p: Tensor | None
 ) -> Float[Tensor, "token latent"]:
-    """All pre-activations; the subtracted bias enters through the latents' bias, so no gradient of x is formed."""
+    """Return all pre-activations; the subtracted bias enters through the latents' bias, so no gradient of x is formed."""
     return torch.addmm(b if p is None else b - w @ p, x, w.T)
 
 

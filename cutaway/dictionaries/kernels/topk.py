@@ -29,7 +29,7 @@ _CROWDED = 8  # times as many entries above the floor as wanted: ties, better le
 
 @dataclass(frozen=True, eq=False)
 class Encoder:
-    """What selection reads: π = w (x − p) + b, times `scale` where latents are compared in units of their own."""
+    """Input of the selection: π = w (x − p) + b, times `scale` where latents are compared in units of their own."""
 
     w: Float[Tensor, "latent d"]
     b: Float[Tensor, "latent"]
@@ -45,7 +45,7 @@ class Shadow:
 
     @staticmethod
     def of(w: Float[Tensor, "latent d"], b: Float[Tensor, "latent"], scale: Tensor | None = None) -> Shadow:
-        """The shadow of an encoder."""
+        """Return the shadow of an encoder."""
         shadow = Shadow(torch.empty(w.shape[0], w.shape[1] + 2, dtype=torch.bfloat16, device=w.device))
         shadow.refresh(w, b, scale)
         return shadow
@@ -62,7 +62,7 @@ class Shadow:
 def top_k(
     x: Float[Tensor, "token d"], encoder: Encoder, k: int, signed: bool = False
 ) -> tuple[Int[Tensor, "token k"], Float[Tensor, "token k"]]:
-    """The k largest positive pre-activations of every token; where there are fewer, the rest has value 0.
+    """Return the k largest positive pre-activations of every token; where there are fewer, the rest has value 0.
 
     With `signed`, those largest in absolute value, with their sign. Values are never multiplied by `encoder.scale`.
     """
@@ -83,7 +83,7 @@ def top_k(
 def batch_top_k(
     x: Float[Tensor, "token d"], encoder: Encoder, n: int, hint: float = 0.0, across: Across = ALONE
 ) -> tuple[Pairs, Float[Tensor, "entry"], float]:
-    """The n largest positive pre-activations of the whole batch, their values, and the smallest one chosen.
+    """Return the n largest positive pre-activations of the whole batch, their values, and the smallest one chosen.
 
     Entries above a floor are collected and the n-th largest among them decides, which is exact if there are n. The
     floor comes from a few tokens, or is the `hint` (three quarters of an earlier answer is a good one); it is lowered
@@ -114,7 +114,7 @@ def batch_top_k(
 def above(
     x: Float[Tensor, "token d"], encoder: Encoder, floor: Float[Tensor, "latent"] | float
 ) -> tuple[Pairs, Float[Tensor, "entry"]]:
-    """Every pre-activation greater than the floor of its latent, in float32, and its value.
+    """Return every pre-activation greater than the floor of its latent, in float32, and its value.
 
     The floor is compared with the scaled pre-activation; the value is not scaled.
     """
@@ -125,7 +125,7 @@ def above(
 def group_max(
     x: Float[Tensor, "token d"], encoder: Encoder, groups: int
 ) -> tuple[Int[Tensor, "token group"], Float[Tensor, "token group"]]:
-    """The largest pre-activation of each of equal groups of neighbouring latents, at least 0."""
+    """Return the largest pre-activation of each of equal groups of neighbouring latents, at least 0."""
     parts = [chunk.unflatten(1, (groups, -1)).max(-1) for chunk in _chunks(x, Encoder(encoder.w, encoder.b))]
     width = len(encoder.w) // groups
     index = torch.cat([p.indices for p in parts]) + torch.arange(groups, device=x.device) * width
@@ -135,7 +135,7 @@ def group_max(
 def largest(
     scores: Float[Tensor, "token latent"], k: int, signed: bool = False
 ) -> tuple[Int[Tensor, "token k"], Float[Tensor, "token k"]]:
-    """The k largest positive entries of each row (with `signed`, by absolute value), padded with zeros."""
+    """Return the k largest positive entries of each row (with `signed`, by absolute value), padded with zeros."""
     ranked = scores.abs() if signed else scores
     index = _staged(ranked, k) if ranked.device.type == "cpu" and ranked.dtype in _BITS else None
     if index is None:
@@ -145,7 +145,7 @@ def largest(
 
 
 def kept(pairs: Pairs, entries: Int[Tensor, "kept"]) -> Pairs:
-    """Some of the pairs, given by ascending position."""
+    """Return some of the pairs, given by ascending position."""
     counts = torch.bincount(pairs.token[entries], minlength=len(pairs))
     return Pairs(pairs.index[entries], _ends(counts), pairs.n_latents)
 
@@ -155,7 +155,9 @@ _BITS = {torch.float32: torch.float32, torch.bfloat16: torch.int16}
 
 
 def _staged(ranked: Tensor, k: int) -> Tensor | None:
-    """Positions of the k largest entries of each row, -1 where fewer are positive; None where a sort is better."""
+    """Return the positions of the k largest entries of each row, -1 where fewer are positive; None where a sort is
+    better.
+    """
     n, width = ranked.shape
     groups = max(64, 1 << (4 * k - 1).bit_length())
     if groups * 4 > width or k > groups // 2:
@@ -179,7 +181,7 @@ def _staged(ranked: Tensor, k: int) -> Tensor | None:
 
 
 def _least(bits: Tensor) -> float | int:
-    """The smallest positive number, so that what is not positive is never found."""
+    """Return the smallest positive number, so that what is not positive is never found."""
     return 1 if bits.dtype == torch.int16 else torch.finfo(torch.float32).tiny
 
 
@@ -202,7 +204,7 @@ def _chunks(x: Tensor, encoder: Encoder) -> Iterator[Tensor]:
 
 
 def _above(x: Tensor, encoder: Encoder, floor: Tensor | float) -> tuple[Pairs, Tensor]:
-    """Pairs whose scaled pre-activation is greater than the floor, in the order of tokens, and that number."""
+    """Return the pairs whose scaled pre-activation is greater than the floor, in the order of tokens, and that number."""
     index, counts, values = [], [], []
     for chunk in _chunks(x, encoder):
         flat = _where_greater(chunk, floor)

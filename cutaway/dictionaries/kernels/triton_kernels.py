@@ -62,7 +62,7 @@ def _bags(index, value, w, starts, out, d):
 
 
 def row_dots(x: Tensor, w: Tensor, rows: Tensor, others: Tensor) -> Tensor:
-    """The dot product x[rows[e]] · w[others[e]] for every e."""
+    """Return the dot product x[rows[e]] · w[others[e]] for every e."""
     n, d = len(rows), x.shape[1]
     out = torch.empty(n, dtype=x.dtype, device=x.device)
     _dots[(triton.cdiv(n, PAIRS),)](x.contiguous(), w.contiguous(), rows, others, out, n, d)
@@ -70,7 +70,7 @@ def row_dots(x: Tensor, w: Tensor, rows: Tensor, others: Tensor) -> Tensor:
 
 
 def bags(index: Tensor, value: Tensor, w: Tensor, starts: Tensor) -> Tensor:
-    """The sum of value · w[index] over the entries of each bag; bag b is starts[b] to starts[b + 1]."""
+    """Return the sum of value · w[index] over the entries of each bag; bag b is starts[b] to starts[b + 1]."""
     n, d = len(starts) - 1, w.shape[1]
     out = torch.empty(n, d, dtype=w.dtype, device=w.device)
     _bags[(n, triton.cdiv(d, WIDTH))](index, value.contiguous(), w.contiguous(), starts, out, d)

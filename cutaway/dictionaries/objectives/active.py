@@ -1,4 +1,4 @@
-"""What a block did with a batch, at the pairs it used or, where most latents are active, at all of them."""
+"""Activations of a block on a batch, at the pairs it used or, where most latents are active, at all of them."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class Active:
     more: Mapping[str, Tensor] = field(default_factory=dict)  # what the gate's own loss needs
 
     def at(self, per_latent: Tensor) -> Tensor:
-        """A number of each latent, where the values stand."""
+        """Return a number of each latent, where the values stand."""
         return per_latent if self.pairs is None else per_latent.index_select(0, self.pairs.index)
 
     def by_latent(self, numbers: Tensor, n_latents: int) -> Tensor:
-        """The sum over tokens of numbers that stand where the values stand."""
+        """Return the sum over tokens of numbers that stand where the values stand."""
         if self.pairs is None:
             return numbers.sum(0)
         return numbers.new_zeros(n_latents).index_add(0, self.pairs.index, numbers)
 
     def decode(self, numbers: Tensor, w: Tensor, tangent: bool = False) -> Tensor:
-        """The sum over latents of numbers times rows of w."""
+        """Return the sum over latents of numbers times rows of w."""
         if self.pairs is not None:
             return write(numbers, w, self.pairs, tangent)
         return numbers @ (w if not tangent else tangential(w))
@@ -53,7 +53,7 @@ class Active:
         return torch.bincount(self.pairs.index[value != 0], minlength=self.pairs.n_latents)
 
     def count(self) -> Tensor:
-        """How many latents are active, over all tokens."""
+        """Return the number of active latents, over all tokens."""
         return self.fires.sum()
 
 
@@ -70,5 +70,5 @@ class _Tangential(torch.autograd.Function):
 
 
 def tangential(w: Tensor) -> Tensor:
-    """The same rows; their gradient loses its part along the row, for rows of norm one."""
+    """Return the same rows; their gradient loses its part along the row, for rows of norm one."""
     return _Tangential.apply(w)  # type: ignore[return-value]

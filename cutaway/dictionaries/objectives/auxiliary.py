@@ -75,8 +75,9 @@ class Matryoshka(Term):
     def of(self, p: Pass) -> Tensor:
         losses = [
             (part.target - out).pow(2).sum() / len(out)
-            for part, nested in zip(p.parts, p.nested, strict=True) for out in nested[:-1]
-        ]  # fmt: skip
+            for part, nested in zip(p.parts, p.nested, strict=True)
+            for out in nested[:-1]
+        ]
         return sum(losses, torch.zeros(()))
 
 

@@ -35,7 +35,7 @@ class L1(Term):
         return sum((self._plain(part) for part in p.parts), torch.zeros(()))
 
     def power_at(self, done: float) -> float:
-        """The power at a share of the run."""
+        """Return the power at a share of the run."""
         if self.anneal <= 0:
             return self.power
         return 1 + (self.power - 1) * min(1.0, max(0.0, (done - self.rise) / self.anneal))

@@ -13,7 +13,7 @@ from cutaway.dictionaries.objectives.term import Pass, Term
 
 @dataclass(frozen=True)
 class Spliced(Term):
-    """What the model does with the reconstruction in place of the activation (Braun et al. 2024, arXiv:2405.12241).
+    """Loss of the model with the reconstruction in the activation's place (Braun et al. 2024, arXiv:2405.12241).
 
     `score` gets the reconstructions by site, in the sites' units and with gradients, and the stream's batch; it answers
     with a differentiable loss, such as the divergence of the next-token distributions.

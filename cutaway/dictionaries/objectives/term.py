@@ -15,7 +15,7 @@ from cutaway.dictionaries.objectives.active import Active
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """One block in one pass: what it read and is to write, its weights, and which latents have been silent."""
+    """A block in one pass: what it read and is to write, its weights, and how long its latents have been silent."""
 
     x: Tensor  # [token, widths of the reads]
     p: Tensor | None  # what is subtracted from x
@@ -32,7 +32,9 @@ class Part:
     across: Across = ALONE  # the latents are a shard of all, the tokens a part, where several processes train
 
     def norms(self, kind: Literal["together", "sum", "none"] = "together") -> Tensor | None:
-        """Norms of the decoder rows: over all sites together, or added over the sites; None where they are one."""
+        """Return the norms of the decoder rows: over all sites together, or added over the sites; None where they
+        are one.
+        """
         if kind == "none" or (self.unit and kind == "together"):
             return None
         if kind == "together":
@@ -43,7 +45,7 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """One batch through the dictionary that is trained."""
+    """A batch through the dictionary that is trained."""
 
     parts: Sequence[Part]
     outs: Mapping[str, Tensor]  # reconstruction by site, in the site's own units
@@ -57,10 +59,10 @@ class Pass:
 
 
 class Term(ABC):
-    """One term: its loss is `weight` times `of`, the weight growing from zero over the first `rise` of the run.
+    """A term of the objective: `weight` times `of`, the weight growing from zero over the first `rise` of the run.
 
     Attributes:
-        needs: what the gate must offer (`TrainGate.offers`) for the term to be defined, if anything.
+        needs: the quantity that the gate must offer (`TrainGate.offers`) for the term to be defined, if any.
     """
 
     needs: ClassVar[str | None] = None
@@ -69,12 +71,12 @@ class Term(ABC):
 
     @abstractmethod
     def of(self, p: Pass) -> Tensor:
-        """The term of a batch, a mean over tokens, differentiable."""
+        """Return the term of a batch, a mean over tokens, differentiable."""
 
     def now(self, done: float) -> float:
-        """The weight at a share of the run."""
+        """Return the weight at a share of the run."""
         return self.weight * (min(1.0, done / self.rise) if self.rise > 0 else 1.0)
 
     def as_dict(self) -> dict[str, Any]:
-        """Kind and numbers, ready for JSON."""
+        """Return the kind and numbers, ready for JSON."""
         return {"kind": type(self).__name__, **asdict(self)}  # type: ignore[call-overload]

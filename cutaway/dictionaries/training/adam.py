@@ -42,7 +42,7 @@ class Adam:
             update(weights, found, first, second, self.steps, rate, self.settings)
 
     def state(self) -> dict[str, Tensor]:
-        """The moments by name, for a checkpoint."""
+        """Return the moments by name, for a checkpoint."""
         return {f"{kind}/{n}": t for kind in ("first", "second") for n, t in getattr(self, kind).items()}
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
@@ -77,9 +77,20 @@ def has_fused(device: str, dtype: torch.dtype) -> bool:
 def _fused(weights: Any, gradients: Any, first: Any, second: Any, step: int, rate: float, s: AdamSettings) -> None:
     steps = [torch.tensor(float(step), device=w.device) for w in weights]
     torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
-        weights, gradients, first, second, [], steps, lr=rate, beta1=s.beta1, beta2=s.beta2, weight_decay=0.0,
-        eps=s.eps, amsgrad=False, maximize=False,
-    )  # fmt: skip
+        weights,
+        gradients,
+        first,
+        second,
+        [],
+        steps,
+        lr=rate,
+        beta1=s.beta1,
+        beta2=s.beta2,
+        weight_decay=0.0,
+        eps=s.eps,
+        amsgrad=False,
+        maximize=False,
+    )
 
 
 def _plain(weights: Any, gradients: Any, first: Any, second: Any, step: int, rate: float, s: AdamSettings) -> None:

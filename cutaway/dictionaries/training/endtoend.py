@@ -42,7 +42,7 @@ class WholeBatch:
     context: Int[Tensor, "row"]  # the number of each
 
     def tokens(self) -> Batch:
-        """The same as a batch of tokens; a context is a document of its own."""
+        """Return the same as a batch of tokens; a context is a document of its own."""
         number = self.context[:, None].expand_as(self.ids).flatten()
         position = torch.arange(self.ids.shape[1]).expand_as(self.ids).flatten()
         mask = torch.ones_like(number, dtype=torch.bool)
@@ -50,14 +50,20 @@ class WholeBatch:
 
 
 class Whole(Rounds):
-    """Contexts of one length through the model, shuffled anew in every round, without end."""
+    """Contexts of one length through the model, shuffled again in every round, without end."""
 
     SIZE = "rows"
 
     def __init__(
-        self, model: Model, ids: Int[Tensor, "row position"], sites: tuple[str, ...], *, later: tuple[str, ...] = (),
-        rows: int = 8, seed: int = 0,
-    ):  # fmt: skip
+        self,
+        model: Model,
+        ids: Int[Tensor, "row position"],
+        sites: tuple[str, ...],
+        *,
+        later: tuple[str, ...] = (),
+        rows: int = 8,
+        seed: int = 0,
+    ):
         if not 1 <= rows <= len(ids):
             raise Refused(f"batches of {rows} contexts", f"there are {len(ids)}", "give as many, or fewer a batch")
         super().__init__(len(ids), rows, seed)
@@ -72,15 +78,15 @@ class Whole(Rounds):
         return WholeBatch(acts, t.ids, found["logits"], {s: found[s].flatten(2) for s in self.later}, shapes, chosen)
 
     def identity(self) -> dict[str, Any]:
-        """Model and contexts."""
+        """Return the model and contexts."""
         return {"kind": "whole contexts", "model": self.model.identity(), "ids": hash_tensors({"ids": self.ids})}
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far the model's answers move when reconstructions replace the sites written; for `Spliced`.
+    """Change of the model's predictions when reconstructions replace the sites written; for `Spliced`.
 
-    `answer` "kl" is KL(model ‖ spliced) of the next-token distributions, in nats a token; "ce" the loss on the text.
+    `answer` "kl" is KL(model ‖ spliced) of the next-token distributions, in nats per token; "ce" the loss on the text.
     `later` adds the mean squared error, relative to the variance, at the source's later sites (Braun et al. 2024).
     """
 
@@ -89,7 +95,7 @@ class Divergence:
     later: float = 0.0
 
     def __call__(self, outs: Mapping[str, Tensor], batch: WholeBatch) -> Tensor:
-        """The divergence, differentiable by the reconstructions."""
+        """Return the divergence, differentiable by the reconstructions."""
         body, t = self.model.body, whole(batch.ids, self.model)
         edits = [Replace(s, y.view(*batch.ids.shape, *batch.shapes[s])) for s, y in outs.items()]
         collector = Collector(body, [parse(s) for s in batch.later], live=True) if self.later else None
@@ -113,6 +119,6 @@ class Divergence:
 
 
 def whole(ids: Int[Tensor, "row position"], model: Model) -> Tokens:
-    """Contexts without padding, as the model takes them."""
+    """Return the contexts without padding, as the model takes them."""
     n = len(ids)
     return model.tokens(Tokens(ids, torch.ones_like(ids, dtype=torch.bool), ("",) * n, ((),) * n, ((),) * n))

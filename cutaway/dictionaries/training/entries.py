@@ -42,20 +42,23 @@ class Entry:
         self.steps += 1
 
     def line(self, tokens: int) -> dict[str, Any]:
-        """Return the sums over so many tokens as a line, and begin anew."""
+        """Return the sums over the last `tokens` tokens as a line of the log, and reset them."""
         s = {n: float(t) for n, t in self.sums.items()}
         self.sums, steps, self.steps = {}, self.steps, 0
         if not steps:
             return {"loss": float("nan"), "fvu": float("nan"), "l0": float("nan"), "silent": self.learner.silent()}
         terms = {n.removeprefix("term "): v / steps for n, v in s.items() if n.startswith("term ")}
         return {
-            "loss": s["loss"] / steps, "fvu": s["error"] / max(s["deviation"], 1e-300), "l0": s["active"] / tokens,
-            "silent": self.learner.silent(), "terms": terms,
-        }  # fmt: skip
+            "loss": s["loss"] / steps,
+            "fvu": s["error"] / max(s["deviation"], 1e-300),
+            "l0": s["active"] / tokens,
+            "silent": self.learner.silent(),
+            "terms": terms,
+        }
 
 
 def late(curve: Sequence[dict[str, Any]]) -> float:
-    """The mean loss of the last third of a curve; one that is not a number is the worst."""
+    """Return the mean loss of the last third of a curve; one that is not a number is the worst."""
     part = [c["loss"] for c in curve[-max(1, len(curve) // 3) :]]
     mean = sum(part) / len(part) if part else float("inf")
     return mean if mean == mean else float("inf")

@@ -15,7 +15,7 @@ from cutaway.core.refuse import Refused
 
 
 class Held(Rounds):
-    """Activations that are held in memory, shuffled anew in every round, without end.
+    """Activations that are held in memory, shuffled again in every round, without end.
 
     Attributes:
         acts: the activations by site.
@@ -38,7 +38,7 @@ class Held(Rounds):
 
 
 def acts_of(batch: Any, sites: tuple[str, ...], device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """The activations of a batch by site, float32, without tokens that are masked.
+    """Return the activations of a batch by site, float32, without tokens that are masked.
 
     Raises:
         Refused: a site is missing, or an unnamed tensor where there are several sites.

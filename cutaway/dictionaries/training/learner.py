@@ -1,4 +1,4 @@
-"""One dictionary in training: its weights, one step on a batch, and the dictionary it has become."""
+"""A dictionary in training: its weights, one step on a batch, and the dictionary it has become."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Moments:
 
     @staticmethod
     def known(found: Mapping[str, Running]) -> Moments:
-        """Moments that were counted elsewhere, over more tokens."""
+        """Return the moments that were counted elsewhere, over more tokens."""
         return Moments(
             {s: m.mean.float() for s, m in found.items()},
             {s: m.mean_norm for s, m in found.items()},
@@ -46,7 +46,7 @@ class Moments:
 
     @staticmethod
     def of(acts: Mapping[str, Tensor]) -> Moments:
-        """Moments of some tokens."""
+        """Return the moments of some tokens."""
         mean = {s: x.double().mean(0) for s, x in acts.items()}
         return Moments(
             {s: m.float() for s, m in mean.items()},
@@ -126,7 +126,7 @@ class Learner:
         return Pass(parts, units, whole, self.silent_after, self.variance, done, batch, xs, outs)
 
     def losses(self, p: Pass) -> tuple[Report, Tensor]:
-        """The loss of a pass and its parts."""
+        """Return the loss of a pass and its parts."""
         xs, ys = p.xs, p.ys
         errors = torch.stack([(xs[s] - y).pow(2).sum() for s, y in ys.items()])
         tokens = len(next(iter(xs.values())))
@@ -144,7 +144,7 @@ class Learner:
     # --- what it has become
 
     def dictionary(self, **about: Any) -> Dictionary:
-        """The dictionary as it stands."""
+        """Return the dictionary as it stands."""
         blocks = self.recipe.blocks
         w = {n: t.detach().clone() for n, t in self.weights.items()}
         reading: dict[str, Norm] = {s: Scale(self.scale[s]) for s in self.recipe.reads if self.scale[s] != 1.0}
@@ -165,17 +165,23 @@ class Learner:
         )
 
     def silent(self) -> float:
-        """The share of latents, of all blocks, that count as silent."""
+        """Return the share of latents, of all blocks, that count as silent."""
         each = [self.buffers[f"silent.{b}"] >= self.silent_after for b in range(len(self.recipe.blocks))]
         return float(torch.cat(each).float().mean())
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything that the next step depends on: tensors by name, and JSON-ready numbers."""
+        """Return everything that the next step depends on: tensors by name, and JSON-ready numbers."""
         tensors = {f"weight/{n}": w.detach() for n, w in self.weights.items()}
         tensors |= {f"buffer/{n}": b for n, b in self.buffers.items()}
         tensors |= {f"mean/{s}": m for s, m in self.mean.items()} | self.adam.state()
-        numbers = {"scale": self.scale, "variance": self.variance, "steps": self.adam.steps, "dense": self.dense,
-                   "shadows": sorted(self.shadows), "silent_after": self.silent_after}  # fmt: skip
+        numbers = {
+            "scale": self.scale,
+            "variance": self.variance,
+            "steps": self.adam.steps,
+            "dense": self.dense,
+            "shadows": sorted(self.shadows),
+            "silent_after": self.silent_after,
+        }
         return tensors, numbers
 
     @torch.no_grad()
@@ -199,13 +205,13 @@ class Learner:
                 self.shadows[b] = Shadow.of(*self.encoder(b))
 
     def inputs(self, b: int, acts: Mapping[str, Tensor]) -> Tensor:
-        """The input of a block's encoder, for activations in the sites' own units."""
+        """Return the input of a block's encoder, for activations in the sites' own units."""
         p = self._p(b)
         x = self._x(b, {s: acts[s] * self.scale[s] for s in self.recipe.blocks[b].reads})
         return x if p is None else x - p.detach()
 
     def encoder(self, b: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Weights, bias and scale by which a block selects."""
+        """Return the weights, bias and scale by which a block selects."""
         return self._rows(b).detach(), self._bias(b, self.weights).detach(), self._scale(b)
 
     # --- parts of a step
@@ -233,11 +239,11 @@ class Learner:
         return self.recipe.gating.choose(centred, encoder, self._own(b))
 
     def _prefixes(self, b: int) -> tuple[int, ...]:
-        """How many of the latents held here are in each prefix of the objective."""
+        """Return the number of latents held here in each prefix of the objective."""
         return self.recipe.prefixes
 
     def _decoded(self, b: int, active: Active) -> list[Tensor]:
-        """The outputs of a block from each prefix of the objective, the whole last."""
+        """Return the outputs of a block from each prefix of the objective, the whole last."""
         w, unit = self.weights[f"decoder.{b}"], self.recipe.decoder == "unit"
         widths = self._prefixes(b)
         if not widths:
@@ -255,10 +261,20 @@ class Learner:
     def _part(self, b: int, xs: Mapping[str, Tensor], outs: Mapping[str, Tensor], own: Tensor, active: Active) -> Part:
         writes = self.recipe.blocks[b].writes
         return Part(
-            self._x(b, xs), self._p(b), _joined([xs[s] for s in writes]), _joined([outs[s] for s in writes]), own,
-            active, self._rows(b), self._bias(b, self.weights), self.weights[f"decoder.{b}"],
-            self._widths(writes), self.buffers[f"silent.{b}"], self.recipe.decoder == "unit", self.across,
-        )  # fmt: skip
+            self._x(b, xs),
+            self._p(b),
+            _joined([xs[s] for s in writes]),
+            _joined([outs[s] for s in writes]),
+            own,
+            active,
+            self._rows(b),
+            self._bias(b, self.weights),
+            self.weights[f"decoder.{b}"],
+            self._widths(writes),
+            self.buffers[f"silent.{b}"],
+            self.recipe.decoder == "unit",
+            self.across,
+        )
 
     @torch.no_grad()
     def _after(self, p: Pass) -> None:
@@ -287,11 +303,11 @@ class Learner:
         return self.weights[f"decoder.{b}"].detach().norm(dim=1) if self.recipe.decoder == "norm_aware" else None
 
     def _rows(self, b: int) -> Tensor:
-        """The rows that a block reads with: its encoder, or its decoder if the gate has no encoder."""
+        """Return the rows that a block reads with: its encoder, or its decoder if the gate has no encoder."""
         return self.weights[f"{'encoder' if self.recipe.gating.encodes else 'decoder'}.{b}"]
 
     def _encoder_of(self, b: int, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The finished encoder of a block, by site."""
+        """Return the finished encoder of a block, by site."""
         reads = self.recipe.blocks[b].reads
         return _cut(weights[f"encoder.{b}"], reads, self._widths(reads)) if self.recipe.gating.encodes else {}
 
@@ -301,7 +317,7 @@ class Learner:
         return weights[name] if name in weights else self.buffers[name]
 
     def _own(self, b: int) -> dict[str, Tensor]:
-        """The buffers and weights of a block's gate, by name."""
+        """Return the buffers and weights of a block's gate, by name."""
         prefix = f"gate.{b}."
         held = self.weights | self.buffers
         return {n.removeprefix(prefix): t for n, t in held.items() if n.startswith(prefix)}

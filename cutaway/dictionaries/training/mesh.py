@@ -27,13 +27,13 @@ PER_LATENT = ("encoder", "decoder", "b_enc", "silent", "gate")
 
 
 def mesh(replicas: int = 1) -> DeviceMesh:
-    """The processes of this run as replicas (parts of the tokens) × shards of latents.
+    """Arrange the processes of this run as replicas (parts of the tokens) × shards of latents.
 
     Every process reads the whole stream and takes its part of each batch: replicas share the training, not the model's
     forwards. Where those cost most, harvest once and train on the shards.
 
     Raises:
-        Refused: no process group, or not so many processes.
+        Refused: no process group, or a number of replicas that does not divide the processes.
     """
     if not (dist.is_available() and dist.is_initialized()):
         raise Refused("a mesh of processes", "there is one process without a group", "start the run with torchrun")
@@ -58,15 +58,16 @@ class Shards(Across):
         self.replica, self.shard = over.get_local_rank("data"), over.get_local_rank("latent")
         self.rank, self.processes = dist.get_rank(), dist.get_world_size()
         self._groups = {
-            "all": (None, self.processes), "data": (over.get_group("data"), self.replicas),
+            "all": (None, self.processes),
+            "data": (over.get_group("data"), self.replicas),
             "latent": (over.get_group("latent"), self.count),
-        }  # fmt: skip
+        }
         self.here = self.all = 1  # tokens of the batch: this process's, and all
 
     # --- whose is what
 
     def bounds(self, n_latents: int) -> tuple[int, int]:
-        """The first latent held here and the one behind the last: equal shards, the last may be smaller."""
+        """Return the first latent held here and the one behind the last: equal shards, the last may be smaller."""
         size = -(-n_latents // self.count)
         return min(n_latents, self.shard * size), min(n_latents, (self.shard + 1) * size)
 
@@ -140,7 +141,7 @@ class Shards(Across):
     # --- other exchanges
 
     def summed(self, t: Tensor, over: str = "all") -> Tensor:
-        """The sum over all processes, or over one side of the mesh; without gradient."""
+        """Return the sum over all processes, or over one side of the mesh; without gradient."""
         group, n = self._groups[over]
         if n == 1:
             return t.detach()
@@ -149,19 +150,19 @@ class Shards(Across):
         return total
 
     def least(self, t: Tensor) -> Tensor:
-        """The smallest over all processes."""
+        """Return the smallest over all processes."""
         found = t.detach().clone()
         dist.all_reduce(found, dist.ReduceOp.MIN)
         return found
 
     def whole(self, part: Tensor, n_latents: int) -> Tensor:
-        """All rows of what the shards hold rows of, on the processor."""
+        """Return all rows of what the shards hold rows of, on the processor."""
         size = -(-n_latents // self.count)
         mine = torch.cat([part, part.new_zeros(size - len(part), *part.shape[1:])])
         return self._gathered(mine, "latent").flatten(0, 1)[:n_latents].cpu()
 
     def broadcast(self, data: Any) -> Any:
-        """The first process's JSON-ready data."""
+        """Return the first process's JSON-ready data."""
         text = torch.frombuffer(bytearray(json.dumps(data).encode()), dtype=torch.uint8).to(self.device)
         size = torch.tensor(len(text), device=self.device)
         dist.broadcast(size, 0)
@@ -197,7 +198,7 @@ def per_latent(name: str, t: Tensor) -> bool:
 
 
 def flat_sum(tensors: Sequence[Tensor], shards: Shards) -> list[Tensor]:
-    """Tensors summed over all processes in one exchange."""
+    """Return the tensors summed over all processes in one exchange."""
     total = shards.summed(torch.cat([t.reshape(-1) for t in tensors]))
     parts = total.split([t.numel() for t in tensors])
     return [p.view_as(t) for p, t in zip(parts, tensors, strict=True)]

@@ -16,7 +16,7 @@ SILENT = 10_000_000  # tokens
 
 @dataclass(frozen=True)
 class Plan(training.Plan):
-    """How long and how exactly to train dictionaries.
+    """Length and precision of the training of dictionaries.
 
     Args:
         tokens: budget; the last batch may go a little over it.
@@ -38,13 +38,13 @@ class Plan(training.Plan):
     card_tokens: int = 16384
 
     def shares(self) -> dict[str, float]:
-        """Options that are shares of the run."""
+        """Return the options that are shares of the run."""
         return super().shares() | {"probe": self.probe}
 
     def probing(self, steps: int) -> int:
-        """Steps on which learning rates are tried: the share, at least 50, at most a quarter of the run."""
+        """Return the steps on which learning rates are tried: the share, at least 50, at most a quarter of the run."""
         return min(max(50, round(self.probe * steps)), max(1, steps // 4)) if self.probe else 0
 
     def silent_after(self) -> int:
-        """Tokens after which a latent counts as silent: ten million, or a twentieth of the run."""
+        """Return the tokens after which a latent counts as silent: ten million, or a twentieth of the run."""
         return max(1, min(SILENT, self.tokens // 20))

@@ -19,7 +19,7 @@ Decoder = Literal["unit", "free", "norm_aware"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """One dictionary to train.
+    """Recipe of a dictionary to train.
 
     Args:
         blocks: what is read and written; see `autoencoder`, `transcoder`, `crosscoder`, `cross_layer`.
@@ -115,7 +115,7 @@ class Recipe:
         return 2e-4 / size**0.5 * min(10.0, max(1.0, (50_000 / max(steps, 1)) ** 0.5))
 
     def as_dict(self) -> dict[str, Any]:
-        """The recipe ready for JSON."""
+        """Return the recipe ready for JSON."""
         plain = {n: getattr(self, n) for n in ("decoder", "subtract", "skip", "scaled", "rate", "seed", "squared")}
         return plain | {
             "blocks": [{"n_latents": b.n_latents, "reads": [*b.reads], "writes": [*b.writes]} for b in self.blocks],
@@ -126,7 +126,7 @@ class Recipe:
 
 
 def recipe_of(data: Mapping[str, Any]) -> Recipe:
-    """The recipe that `as_dict` described; what it leaves out is as in `Recipe`.
+    """Return the recipe that `as_dict` described; what it leaves out is as in `Recipe`.
 
     Raises:
         Refused: parts that are missing or that no recipe has.
@@ -140,9 +140,10 @@ def recipe_of(data: Mapping[str, Any]) -> Recipe:
     try:
         given = dict(data) | {
             "blocks": tuple(Block(b["n_latents"], tuple(b["reads"]), tuple(b["writes"])) for b in data["blocks"]),
-            "gating": train_gate_of(data["gating"]), "terms": tuple(term_of(t) for t in data.get("terms", ())),
+            "gating": train_gate_of(data["gating"]),
+            "terms": tuple(term_of(t) for t in data.get("terms", ())),
             "adam": AdamSettings(**data.get("adam", {})),
-        }  # fmt: skip
+        }
         return Recipe(**given)
     except (TypeError, KeyError, AttributeError) as error:
         raise Refused("a recipe", f"a part of it cannot be read: {error}", "write it as a card.json has it") from error
@@ -151,14 +152,14 @@ def recipe_of(data: Mapping[str, Any]) -> Recipe:
 def autoencoder(
     site: str, n_latents: int, gating: TrainGate, terms: Sequence[Term] | None = None, **more: Any
 ) -> Recipe:
-    """A sparse autoencoder of one site, with the customary objective of its gate unless `terms` are given."""
+    """Make the recipe of a sparse autoencoder of one site, with the customary objective of its gate unless `terms` are given."""
     return autoencoders([site], n_latents, gating, terms, **more)
 
 
 def autoencoders(
     sites: Sequence[str], n_latents: int, gating: TrainGate, terms: Sequence[Term] | None = None, **more: Any
 ) -> Recipe:
-    """A set of sparse autoencoders, a block for each site."""
+    """Make the recipe of a set of sparse autoencoders, a block for each site."""
     free = not gating.fixed
     chosen = gating.customary() if terms is None else tuple(terms)
     blocks = tuple(Block(n_latents, (site,), (site,)) for site in sites)
@@ -168,15 +169,19 @@ def autoencoders(
 def transcoder(
     read: str, write: str, n_latents: int, gating: TrainGate, terms: Sequence[Term] | None = None, **more: Any
 ) -> Recipe:
-    """A transcoder from one site to another; `skip=True` adds a linear map beside it."""
+    """Make the recipe of a transcoder from one site to another; `skip=True` adds a linear map beside it."""
     return transcoders([read], [write], n_latents, gating, terms, **more)
 
 
 def transcoders(
-    reads: Sequence[str], writes: Sequence[str], n_latents: int, gating: TrainGate, terms: Sequence[Term] | None = None,
+    reads: Sequence[str],
+    writes: Sequence[str],
+    n_latents: int,
+    gating: TrainGate,
+    terms: Sequence[Term] | None = None,
     **more: Any,
-) -> Recipe:  # fmt: skip
-    """A set of transcoders: block l reads reads[l] and writes writes[l]."""
+) -> Recipe:
+    """Make the recipe of a set of transcoders: block l reads `reads[l]` and writes `writes[l]`."""
     if len(reads) != len(writes):
         raise Refused("a set of transcoders", f"{len(reads)} reads and {len(writes)} writes", "give as many of each")
     chosen = gating.customary() if terms is None else tuple(terms)
@@ -185,20 +190,28 @@ def transcoders(
 
 
 def crosscoder(
-    reads: Sequence[str], n_latents: int, gating: TrainGate, terms: Sequence[Term] | None = None,
-    writes: Sequence[str] | None = None, **more: Any,
-) -> Recipe:  # fmt: skip
-    """A crosscoder: one block that reads several sites and writes them, or others (a weakly causal one)."""
+    reads: Sequence[str],
+    n_latents: int,
+    gating: TrainGate,
+    terms: Sequence[Term] | None = None,
+    writes: Sequence[str] | None = None,
+    **more: Any,
+) -> Recipe:
+    """Make the recipe of a crosscoder: one block that reads several sites and writes them, or others."""
     chosen = gating.customary() if terms is None else tuple(terms)
     block = Block(n_latents, tuple(reads), tuple(reads if writes is None else writes))
     return Recipe((block,), gating, chosen, **({"decoder": "free", "subtract": False} | more))
 
 
 def cross_layer(
-    reads: Sequence[str], writes: Sequence[str], n_latents: int, gating: TrainGate, terms: Sequence[Term] | None = None,
+    reads: Sequence[str],
+    writes: Sequence[str],
+    n_latents: int,
+    gating: TrainGate,
+    terms: Sequence[Term] | None = None,
     **more: Any,
-) -> Recipe:  # fmt: skip
-    """A cross-layer transcoder: block l reads reads[l] and writes writes[l] and all behind it."""
+) -> Recipe:
+    """Make the recipe of a cross-layer transcoder: block l reads `reads[l]` and writes `writes[l:]`."""
     if len(reads) != len(writes):
         raise Refused(
             "a cross-layer transcoder", f"{len(reads)} reads and {len(writes)} writes", "give as many of each"

@@ -122,7 +122,7 @@ def wandb_log(project: str, about: Mapping[str, Any]) -> Iterator[Callable[[Mapp
 
 
 def _numbers(line: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a line, those of one dictionary under its prefix."""
+    """Return the numbers of a line, those of one dictionary under its prefix."""
     if "event" in line:
         return numbers(line)
     prefix = f"{line['recipe']}@{line['rate']:.3g}"

@@ -1,4 +1,4 @@
-"""One dictionary in training over several processes, each with a shard of the latents and a part of the tokens.
+"""A dictionary in training over several processes, each with a shard of the latents and a part of the tokens.
 
 The steps are those of `Learner`; this adds the exchanges (`training/mesh.py`). Rows of encoder, decoder, biases,
 thresholds, their optimiser state and the counters of silent latents belong to one shard; b_dec and skips are held by
@@ -47,7 +47,7 @@ class ShardedLearner(Learner):
         return super().forward(acts, done, batch)
 
     def losses(self, p: Pass) -> tuple[Report, Tensor]:
-        """The report of all tokens, and this replica's share of the loss."""
+        """Return the report of all tokens, and this replica's share of the loss."""
         own, loss = super().losses(p)
         share, alike = self.shards.share, 1 / self.shards.count
         numbers = [own.loss * share, own.error, own.deviation, *(t * share for t in own.terms.values())]
@@ -56,7 +56,7 @@ class ShardedLearner(Learner):
         return Report(total, error, deviation, active, dict(zip(own.terms, terms, strict=True))), loss * share
 
     def dictionary(self, **about: Any) -> Dictionary:
-        """The whole dictionary, on the processor of every process."""
+        """Return the whole dictionary, on the processor of every process."""
         whole = copy(self)
         whole.weights = {n: self._whole(n, w.detach()) for n, w in self.weights.items()}
         whole.buffers = {n: self._whole(n, b) for n, b in self.buffers.items()}

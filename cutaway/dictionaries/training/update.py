@@ -101,13 +101,13 @@ class DictionaryUpdate(Update):
         return ShardedLearner(recipe, moments, self.shards, silent_after)
 
     def _counted(self, source: Any) -> dict[str, Any]:
-        """The moments of all sites, if the source has them."""
+        """Return the moments of all sites, if the source has them."""
         given = getattr(source, "moments", None)
         found: Any = given() if callable(given) else {}
         return {s: found[s] for s in self.sites} if all(s in found for s in self.sites) else {}
 
     def _first(self, loop: Loop, tokens: int) -> tuple[dict[str, Tensor], int]:
-        """The activations of the first batches by site, and the tokens of one batch."""
+        """Return the activations of the first batches by site, and the tokens of one batch."""
         parts, held = [], 0
         for batch in loop.peek():
             parts.append(acts_of(batch, self.sites, self.device))
@@ -197,7 +197,7 @@ class DictionaryUpdate(Update):
                     del e.learner.shadows[b]
 
     def report(self, loop: Loop) -> list[dict[str, Any]]:
-        """A line per dictionary."""
+        """Return a line per dictionary."""
         lines, factor = [], self.plan.factor(loop.step - 1, self.steps)
         for e in self.entries:
             line = {"recipe": e.recipe, "rate": e.rate, "factor": factor} | e.line(loop.tokens - loop.logged_tokens)
@@ -238,12 +238,12 @@ class DictionaryUpdate(Update):
         return Entry(saved["recipe"], saved["rate"], learner, guard, saved["curve"], sums, saved["steps"])
 
     def best(self) -> tuple[float, float]:
-        """Loss and FVU of the dictionary with the lowest loss, at the last report."""
+        """Return the loss and FVU of the dictionary with the lowest loss, at the last report."""
         best = min((e.curve[-1] for e in self.entries if e.curve), key=lambda c: c["loss"], default=None)
         return (best["loss"], best["fvu"]) if best else (float("nan"), float("nan"))
 
     def results(self, loop: Loop) -> list[Trained]:
-        """The dictionaries as they stand, one per recipe."""
+        """Return the dictionaries as they stand, one per recipe."""
         found, seconds = [], loop.seconds
         for i in range(len(self.recipes)):
             e = min((e for e in self.entries if e.recipe == i), key=lambda e: late(e.curve))

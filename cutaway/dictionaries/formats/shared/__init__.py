@@ -1,1 +1,1 @@
-"""What several formats share: finding and opening files, and the simple layout that most of them have."""
+"""Common parts of the formats: finding and opening files, and the simple layout that most of them have."""

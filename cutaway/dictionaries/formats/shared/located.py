@@ -1,7 +1,7 @@
-"""Where a dictionary's name leads: a path on this machine, a dictionary of the zoo, a folder of the Hugging Face hub.
+"""Resolution of a dictionary's name: a local path, a dictionary of the zoo, or a folder of the Hugging Face hub.
 
-Of a repository only what a dictionary can be read from is fetched: the files of one folder, safetensors and npz before
-PyTorch's own (which are read as plain tensors, whoever wrote them). No code is ever fetched.
+Of a repository only the files that a dictionary can be read from are fetched: those of one folder, safetensors and npz
+before PyTorch's own (which are always read as plain tensors). No code is ever fetched.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BELOW = "checkpoints/final.safetensors"  # the one file that a format keeps in 
 
 
 def located(name: str | Path) -> Path:
-    """The path on this machine that a name means; what is only on the hub is fetched.
+    """Return the path on this machine that a name means; what is only on the hub is fetched.
 
     Raises:
         Refused: nothing of that name is here, and the hub does not have it or cannot be reached.
@@ -41,7 +41,7 @@ def located(name: str | Path) -> Path:
 
 
 def pinned(name: str | Path, source: Source) -> str:
-    """The name of a place that means the same for good: of the hub, with the commit that was fetched."""
+    """Return the name of a place that means the same for good: of the hub, with the commit that was fetched."""
     found = _REPOSITORY.fullmatch(Path(name).as_posix())
     parts = source.root.parts
     if found is None or "snapshots" not in parts or Path(name).expanduser().exists():
@@ -68,10 +68,10 @@ def _fetched(name: str, repository: str, revision: str | None, inside: str) -> P
 
 
 def _snapshot(name: str, repository: str, revision: str | None, wanted: list[str], unwanted: list[str]) -> Path:
-    """The folder of a repository with the files wanted.
+    """Fetch the folder of a repository with the files wanted.
 
     Raises:
-        Refused: there is no such repository, or it cannot be reached.
+        Refused: no such repository, or it cannot be reached.
     """
     from huggingface_hub import errors, snapshot_download
 

@@ -15,7 +15,7 @@ from cutaway.core.refuse import Refused
 
 
 def read_pt(path: str | Path) -> dict[str, Any]:
-    """What a `.pt` file holds, if it holds nothing but tensors, numbers and text by name.
+    """Read a `.pt` file that holds nothing but tensors, numbers and text by name.
 
     Raises:
         Refused: the file is missing or broken, or would run code.
@@ -31,9 +31,10 @@ def read_pt(path: str | Path) -> dict[str, Any]:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"{named[1]}, which is code" if named else "something else, or is broken"
         raise Refused(
-            f"file {str(path)!r}", f"it should hold tensors, numbers and text, and holds {what}",
+            f"file {str(path)!r}",
+            f"it should hold tensors, numbers and text, and holds {what}",
             "ask its author for safetensors; code in files is never run",
-        ) from None  # fmt: skip
+        ) from None
     if not isinstance(found, dict):
         raise Refused(f"file {str(path)!r}", f"it holds a {type(found).__name__}", "give a file of named tensors")
     return found

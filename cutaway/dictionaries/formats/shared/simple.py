@@ -1,4 +1,4 @@
-"""What most formats can hold: one block from one site to one site, its weights as they stand."""
+"""The layout that most formats can hold: one block from one site to one site, its weights as they are stored."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cutaway.dictionaries.transforms import fold, one_block, subtracting
 
 @dataclass(frozen=True)
 class Simple:
-    """One block; `encoder` and `decoder` are [latent, width]."""
+    """A dictionary of one block from one site to one site; `encoder` and `decoder` are [latent, width]."""
 
     site: str
     target: str
@@ -34,24 +34,29 @@ class Simple:
     about: dict[str, Any] = field(default_factory=dict)
 
     def dictionary(self) -> Dictionary:
-        """The dictionary itself, in single precision or better."""
+        """Return the dictionary itself, in single precision or better."""
         wide = torch.promote_types(self.decoder.dtype, torch.float32)
         n = len(self.decoder)
         b_enc = self.b_enc if self.b_enc is not None else self.decoder.new_zeros(n)
         made = one_block(
             {} if self.encoder is None else {self.site: self.encoder.contiguous()},
-            {self.target: self.decoder.contiguous()}, b_enc, {self.target: self.b_dec}, self.gate,
+            {self.target: self.decoder.contiguous()},
+            b_enc,
+            {self.target: self.b_dec},
+            self.gate,
             skip={} if self.skip is None else {(self.site, self.target): self.skip.contiguous()},
-            subtract_b_dec=self.subtract, norm_aware=self.norm_aware,
+            subtract_b_dec=self.subtract,
+            norm_aware=self.norm_aware,
             reading={} if self.reading is None else {self.site: self.reading},
             writing={} if self.writing is None else {self.target: self.writing},
             about=self.about,
-        )  # fmt: skip
+        )
         return made.to(dtype=wide)
 
 
 def simple(d: Dictionary, what: str, subtract: bool | None = None, skip: bool = False, norms: bool = False) -> Simple:
-    """A dictionary as one plain block, folded; `subtract` brings it to a form in which b_dec is subtracted or not.
+    """Return a dictionary as one plain block, folded; `subtract` brings it to a form in which b_dec is subtracted or
+    not.
 
     Raises:
         Refused: the format (`what`) cannot hold it.
@@ -74,13 +79,24 @@ def simple(d: Dictionary, what: str, subtract: bool | None = None, skip: bool = 
         b_mag = gate.b_mag + gate.r_mag.exp() * b_enc
         gate, b_enc = replace(gate, b_gate=gate.b_gate + b_enc, b_mag=b_mag), torch.zeros_like(b_enc)
     return Simple(
-        site, target, d.encoder[0].get(site), d.decoder[0][target], b_enc, d.b_dec[target], gate,
-        d.skip.get((site, target)), d.subtract_b_dec, d.norm_aware, d.reading.get(site), d.writing.get(target), d.about,
-    )  # fmt: skip
+        site,
+        target,
+        d.encoder[0].get(site),
+        d.decoder[0][target],
+        b_enc,
+        d.b_dec[target],
+        gate,
+        d.skip.get((site, target)),
+        d.subtract_b_dec,
+        d.norm_aware,
+        d.reading.get(site),
+        d.writing.get(target),
+        d.about,
+    )
 
 
 def unheld(d: Dictionary, what: str, gate: Gate) -> Refused:
-    """The refusal of a gate that a format does not know."""
+    """Return the refusal of a gate that a format does not know."""
     name = type(gate).__name__
     if isinstance(gate, BatchTopK) and gate.threshold is None:
         name += " without a threshold, which compares the tokens of a batch"
@@ -88,7 +104,7 @@ def unheld(d: Dictionary, what: str, gate: Gate) -> Refused:
 
 
 def before_weight(d: Dictionary, site: str, weight: Tensor, bias: Tensor | None = None) -> Dictionary:
-    """A dictionary trained on a norm's output before its weight and bias, made to read the site after them.
+    """Return a dictionary trained on a norm's output before its weight and bias, made to read the site after them.
 
     (x − bias) / weight is what it was trained on; the division is moved into the encoder and skip, exactly.
 

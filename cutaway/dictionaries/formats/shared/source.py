@@ -1,6 +1,6 @@
-"""What lies at a path: a folder or a file of somebody's dictionary, looked into without reading the weights.
+"""Inspection of a folder or a file of any tool's dictionary, without reading the weights.
 
-Formats are told apart by what files hold (keys and shapes of tensors, keys of configurations), not by their names.
+Formats are recognised by what files hold (keys and shapes of tensors, keys of configurations), not by their names.
 """
 
 from __future__ import annotations
@@ -49,29 +49,29 @@ class Source:
         return (self.root.resolve() / self.path.name if self.path.is_file() else self.path.resolve()).as_posix()
 
     def has(self, name: str) -> bool:
-        """Whether a file lies in the folder."""
+        """Return True if a file lies in the folder."""
         return (self.root / name).is_file()
 
     def files(self, *patterns: str) -> list[str]:
-        """The file that was named, or those of the folder, that match a pattern; in order."""
+        """Return the file that was named, or those of the folder, that match a pattern; in order."""
         if self.path.is_file():
             return [self.path.name] if any(self.path.match(p) for p in patterns) else []
         return sorted({p.relative_to(self.root).as_posix() for w in patterns for p in self.root.glob(w) if p.is_file()})
 
     def only(self, *patterns: str) -> str | None:
-        """The one file that matches, or None if none or several do."""
+        """Return the one file that matches, or None if none or several do."""
         found = self.files(*patterns)
         return found[0] if len(found) == 1 else None
 
     def json(self, name: str) -> dict[str, Any]:
-        """A configuration; empty if the file is not there."""
+        """Return a configuration; empty if the file is not there."""
         if not self.has(name):
             return {}
         found = read_json(self.root / name)
         return found if isinstance(found, dict) else {}
 
     def yaml(self, name: str) -> dict[str, Any]:
-        """A configuration in YAML; empty if the file is not there."""
+        """Return a configuration in YAML; empty if the file is not there."""
         if not self.has(name):
             return {}
         import yaml
@@ -83,7 +83,7 @@ class Source:
         return found if isinstance(found, dict) else {}
 
     def shapes(self, name: str | None) -> Shapes:
-        """The tensors of a file by name, with their shapes; empty if there is no such file."""
+        """Return the tensors of a file by name, with their shapes; empty if the file is missing."""
         if name is None or not self.has(name):
             return {}
         if name not in self._shapes:
@@ -105,13 +105,13 @@ class Source:
             raise Refused(f"file {str(self.root / name)!r}", f"it is broken: {error}", "fetch it again") from error
 
     def held(self, name: str) -> dict[str, Any]:
-        """All that a `.pt` file holds."""
+        """Return all that a `.pt` file holds."""
         if name not in self._held:
             self._held[name] = read_pt(self.root / name)
         return self._held[name]
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of a file."""
+        """Return the tensors of a file."""
         if not self.has(name):
             raise Refused(f"file {str(self.root / name)!r}", "it is missing", "fetch the whole folder")
         if name.endswith(PT):
@@ -158,7 +158,7 @@ def write_config(path: str | Path, config: Mapping[str, Any]) -> Path:
 
 
 def taken(source: Source, file: str, names: Iterable[str], tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """Tensors by name.
+    """Return the tensors by name.
 
     Raises:
         Refused: one is missing.
@@ -170,7 +170,7 @@ def taken(source: Source, file: str, names: Iterable[str], tensors: Mapping[str,
 
 
 def asked(given: T | None, name: str, question: str, source: Source) -> T:
-    """A choice that the files leave open.
+    """Return a choice that the files leave open.
 
     Raises:
         Refused: it was not made; the refusal asks the question.
@@ -179,7 +179,7 @@ def asked(given: T | None, name: str, question: str, source: Source) -> T:
 
 
 def asked_all(source: Source, choices: Mapping[str, tuple[T | None, str]]) -> list[T]:
-    """Choices that the files leave open, by name: what was given, and the question that it answers.
+    """Return the choices that the files leave open, by name: what was given, and the question that it answers.
 
     Raises:
         Refused: some were not made; the refusal asks all their questions at once.
@@ -192,7 +192,7 @@ def asked_all(source: Source, choices: Mapping[str, tuple[T | None, str]]) -> li
 
 
 def layer_in(words: str, *patterns: str) -> int | None:
-    """The number that the first matching pattern finds in a path; the last place counts."""
+    """Return the number that the first matching pattern finds in a path; the last place counts."""
     import re
 
     for pattern in patterns:
