@@ -139,11 +139,8 @@ class Dictionary:
             if read == site:
                 return matrix.shape[1]
         close = nearest(site, [*self.reads, *self.writes])
-        raise Refused(
-            f"site {site!r}",
-            "the dictionary does not use it" + (f"; near: {close}" if close else ""),
-            f"it reads {', '.join(self.reads)} and writes {', '.join(self.writes)}",
-        )
+        why = "the dictionary does not use it" + (f"; near: {close}" if close else "")
+        raise Refused(f"site {site!r}", why, f"it reads {', '.join(self.reads)} and writes {', '.join(self.writes)}")
 
     def __repr__(self) -> str:
         kinds = ", ".join(dict.fromkeys(type(g).__name__ for g in self.gates))
@@ -243,7 +240,7 @@ class Dictionary:
     def write(
         self, codes: Mapping[int, SparseCode], reads: Mapping[str, Read] | None, sites: Sequence[str] | None = None
     ) -> dict[str, Tensor]:
-        """Return the sites written (all, or `sites`), from the codes of the blocks that write them and from the reads."""
+        """Return the sites written (all, or `sites`), from the codes of their blocks and from the reads."""
         out = {}
         for site in self.writes if sites is None else sites:
             y = self.b_dec[site].to(self._wide)

@@ -48,7 +48,7 @@ def opened(named: str, choices: Iterable[str] = (), format: str | None = None, o
 
 
 def _parted(named: str) -> tuple[str, str]:
-    """Return the path and the choices behind its question mark; a path that exists may have question marks of its own."""
+    """Return the path and the choices behind its question mark; an existing path may contain question marks."""
     ends = [n for n, letter in enumerate(named) if letter == "?"]
     path = next((named[:n] for n in (len(named), *reversed(ends)) if Path(named[:n]).exists()), None)
     path = named.partition("?")[0] if path is None else path

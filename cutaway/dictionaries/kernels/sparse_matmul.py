@@ -60,7 +60,7 @@ def write(
 def dense_read(
     x: Float[Tensor, "token d"], w: Float[Tensor, "latent d"], b: Float[Tensor, "latent"], p: Tensor | None
 ) -> Float[Tensor, "token latent"]:
-    """Return all pre-activations; the subtracted bias enters through the latents' bias, so no gradient of x is formed."""
+    """Return all pre-activations; p enters through the latents' bias, so no gradient of x is formed."""
     return torch.addmm(b if p is None else b - w @ p, x, w.T)
 
 

@@ -204,7 +204,7 @@ def _chunks(x: Tensor, encoder: Encoder) -> Iterator[Tensor]:
 
 
 def _above(x: Tensor, encoder: Encoder, floor: Tensor | float) -> tuple[Pairs, Tensor]:
-    """Return the pairs whose scaled pre-activation is greater than the floor, in the order of tokens, and that number."""
+    """Return the pairs with a scaled pre-activation above the floor, in the order of tokens, and their values."""
     index, counts, values = [], [], []
     for chunk in _chunks(x, encoder):
         flat = _where_greater(chunk, floor)

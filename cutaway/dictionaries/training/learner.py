@@ -174,14 +174,8 @@ class Learner:
         tensors = {f"weight/{n}": w.detach() for n, w in self.weights.items()}
         tensors |= {f"buffer/{n}": b for n, b in self.buffers.items()}
         tensors |= {f"mean/{s}": m for s, m in self.mean.items()} | self.adam.state()
-        numbers = {
-            "scale": self.scale,
-            "variance": self.variance,
-            "steps": self.adam.steps,
-            "dense": self.dense,
-            "shadows": sorted(self.shadows),
-            "silent_after": self.silent_after,
-        }
+        numbers = {"scale": self.scale, "variance": self.variance, "steps": self.adam.steps, "dense": self.dense}
+        numbers |= {"shadows": sorted(self.shadows), "silent_after": self.silent_after}
         return tensors, numbers
 
     @torch.no_grad()
@@ -260,21 +254,11 @@ class Learner:
 
     def _part(self, b: int, xs: Mapping[str, Tensor], outs: Mapping[str, Tensor], own: Tensor, active: Active) -> Part:
         writes = self.recipe.blocks[b].writes
-        return Part(
-            self._x(b, xs),
-            self._p(b),
-            _joined([xs[s] for s in writes]),
-            _joined([outs[s] for s in writes]),
-            own,
-            active,
-            self._rows(b),
-            self._bias(b, self.weights),
-            self.weights[f"decoder.{b}"],
-            self._widths(writes),
-            self.buffers[f"silent.{b}"],
-            self.recipe.decoder == "unit",
-            self.across,
-        )
+        target, out = (_joined([values[s] for s in writes]) for values in (xs, outs))
+        rows, bias, decoder = self._rows(b), self._bias(b, self.weights), self.weights[f"decoder.{b}"]
+        widths, silent, unit = self._widths(writes), self.buffers[f"silent.{b}"], self.recipe.decoder == "unit"
+        x, p = self._x(b, xs), self._p(b)
+        return Part(x, p, target, out, own, active, rows, bias, decoder, widths, silent, unit, self.across)
 
     @torch.no_grad()
     def _after(self, p: Pass) -> None:

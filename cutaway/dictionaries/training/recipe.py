@@ -152,7 +152,7 @@ def recipe_of(data: Mapping[str, Any]) -> Recipe:
 def autoencoder(
     site: str, n_latents: int, gating: TrainGate, terms: Sequence[Term] | None = None, **more: Any
 ) -> Recipe:
-    """Make the recipe of a sparse autoencoder of one site, with the customary objective of its gate unless `terms` are given."""
+    """Make the recipe of a sparse autoencoder of one site; `terms` defaults to the usual objective of its gate."""
     return autoencoders([site], n_latents, gating, terms, **more)
 
 

@@ -110,7 +110,7 @@ class Activations(Mapping[str, Tensor]):
         """Return one activation of one prompt as a result, without padding: for frames, files and pictures.
 
         Raises:
-            Refused: it was not captured, or there is no such prompt.
+            Refused: it was not captured, or the prompt does not exist.
         """
         if not 0 <= prompt < len(self.tokens):
             raise Refused(f"prompt {prompt}", f"{len(self.tokens)} were captured", f"use 0 to {len(self.tokens) - 1}")
@@ -132,7 +132,7 @@ class Activations(Mapping[str, Tensor]):
         """Draw one activation of one prompt as a matplotlib figure: attention as query × key, a panel per head.
 
         Raises:
-            Refused: it was not captured, or there is no such prompt.
+            Refused: it was not captured, or the prompt does not exist.
         """
         return self.result(address, prompt).plot(**{"title": str(address), **options})
 
@@ -211,7 +211,7 @@ class Collector:
         return max([*whole, *(a.layer + (a.site != "resid_pre") for a in self.places if a.layer is not None)]) / n
 
     def notice(self, tokens: Tokens) -> None:
-        """Look whether the deepest tensor holds numbers: what is none in a stream stays so behind it."""
+        """Record the largest value of the deepest tensor: a NaN in the residual stream reaches every later layer."""
         if self.found:
             notice(list(self.found.values())[-1], tokens.mask)
 
