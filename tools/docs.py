@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,10 @@ rung says how strong a claim the numbers support, and so which words a report ma
 def card(row: Method) -> str:
     """The card of one method."""
     module = sys.modules[inspect.unwrap(row.function).__module__]
-    subjects = ", ".join(row.subjects)
-    command = f"cutaway {row.name.replace('.', ' ')} " + " ".join(f"--{s} …" for s in with_needs(row.subjects))
+    calls, flags = list[str](), list[str]()
+    for names in product(*row.takes()):
+        calls.append(f"`ca.{row.name}({', '.join(names)})`")
+        flags.append(f"`cutaway {row.name.replace('.', ' ')} {' '.join(f'--{s} …' for s in with_needs(names))}`")
     results = "\n\n".join(_result(row, r) for r in row.results)
     return f"""{GENERATED}# {row.name}
 
@@ -82,8 +85,8 @@ def card(row: Method) -> str:
 
 {inspect.cleandoc(module.__doc__ or "").strip()}
 
-- In Python: `ca.{row.name}({subjects})`
-- On the command line: `{command}`
+- In Python: {" or ".join(calls)}
+- On the command line: {" or ".join(flags)}
 - Cost at most: `{row.cost}` (F: one prompt forward, B: one prompt backward)
 - Control: `{row.control}`
 - Rung: {row.rung} ({WORDS[row.rung].examples})

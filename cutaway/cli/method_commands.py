@@ -18,7 +18,7 @@ from cutaway.cli.subjects import parameters as flags_of
 from cutaway.core.method import Method, Option
 from cutaway.core.outcome import Outcome
 from cutaway.core.result import Result
-from cutaway.core.subject import open_subjects, with_needs
+from cutaway.core.subject import choose, open_subjects
 
 #: methods that have a command of their own beside the one in their room
 SHORT = {"patch": "patching.activation", "trace": "patching.causal_trace"}
@@ -42,16 +42,17 @@ def __getattr__(name: str) -> Any:
 def command(row: Method) -> Any:
     """Make a method a command: flags for its subjects, an option for each of its options, `--out` and `--resume`."""
 
+    takes = row.takes()
+
     def run(*, out: Path | None = None, resume: Path | None = None, **given: Any) -> Reply:
         check_out(out, row.results)  # before the work, not after
         with working(f"{row.name} …"):
-            subjects = open_subjects(row.subjects, given)
+            subjects = open_subjects([choose(names, given) for names in takes], given)
             with kept(resume):
                 outcome = row.function(*subjects, **given)
         return replies(outcome, out)
 
-    parameters = [p for s in with_needs(row.subjects) for p in flags_of(s)]
-    parameters += [_parameter(o) for o in row.options]
+    parameters = [*flags_of(takes), *(_parameter(o) for o in row.options)]
     for name, hint in (("out", _OUT), ("resume", _RESUME)):
         parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

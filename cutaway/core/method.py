@@ -17,10 +17,11 @@ import functools
 import inspect
 import math
 import operator
+import types
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -32,6 +33,7 @@ from cutaway.core.record import counting, machine, versions
 from cutaway.core.refuse import Call, Refused, nearest
 from cutaway.core.result import COMMON, Result
 from cutaway.core.rung import Rung
+from cutaway.core.subject import SUBJECTS, alternatives
 
 METHODS: dict[str, Method] = {}
 _SIMPLE = (int, float, bool, str, Path)
@@ -89,6 +91,7 @@ class Method:
         subjects: names of its positional arguments.
         options: its keyword options.
         results: the classes of its outcomes: of the one that its options decide, or of several together.
+        kinds: the types that each positional argument takes, its own subject's first.
     """
 
     name: str
@@ -101,6 +104,7 @@ class Method:
     subjects: tuple[str, ...]
     options: tuple[Option, ...]
     results: tuple[type, ...]
+    kinds: tuple[tuple[Any, ...], ...] = ()
     fills: tuple[str, ...] | None = None  # optional fields of its result that it can fill; None is all
 
     def fields(self, result: type[Result]) -> list[str]:
@@ -118,6 +122,10 @@ class Method:
     def room(self) -> str:
         """The folder the method lives in."""
         return self.name.split(".")[0]
+
+    def takes(self) -> list[tuple[str, ...]]:
+        """Return the subjects that each positional argument takes, its own first."""
+        return [alternatives(n, kinds) for n, kinds in zip(self.subjects, self.kinds, strict=True)]
 
     def bound(self, sizes: Mapping[str, float]) -> tuple[float, float]:
         """Declared upper bound of forwards and backwards for these sizes."""
@@ -153,17 +161,17 @@ def method(
 
         @functools.wraps(function)
         def run(*args: Any, **given: Any) -> Any:
-            _check_subjects(row, [hints[s] for s in row.subjects], args)
+            about = _subjects(row, args)
             given = _listed(row, given)
             _check_options(row, given)
-            dtype = next((d for a in args if isinstance(d := getattr(a, "dtype", None), torch.dtype)), None)
+            dtype = next((d for a in about.values() if isinstance(d := getattr(a, "dtype", None), torch.dtype)), None)
             with finite(name, dtype), counting() as spent:
-                outcome = function(*args, **given)
+                outcome = function(*about.values(), **given)
             values = {o.name: given.get(o.name, o.default) for o in options}
-            return recorded(outcome, lambda own: _record(row, args, values, spent, own))
+            return recorded(outcome, lambda own: _record(row, about, values, spent, own))
 
-        results = kinds(hints["return"])
-        row = Method(name, run, answers, paper, cost, control, rung, subjects, options, results, fills)
+        results, taken = kinds(hints["return"]), tuple(_parts(hints[s]) for s in subjects)
+        row = Method(name, run, answers, paper, cost, control, rung, subjects, options, results, taken, fills)
         METHODS[name] = row
         run.row = row  # type: ignore[attr-defined]
         return run
@@ -261,20 +269,46 @@ def _misfit(option: Option, value: Any) -> str | None:
     return None
 
 
-def _check_subjects(row: Method, kinds: Sequence[Any], args: tuple[Any, ...]) -> None:
-    fits = len(args) == len(kinds) and all(
-        isinstance(a, k) for a, k in zip(args, kinds, strict=True) if isinstance(k, type)
-    )
-    if not fits:
-        given = ", ".join(type(a).__name__ for a in args)
-        names = ", ".join(getattr(k, "__name__", str(k)) for k in kinds)
-        raise Refused(f"{row.name}({given})", f"it takes {names}", f"call {row.name}({', '.join(row.subjects)}, …)")
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """Return the types of a union, or the one type that it is."""
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _subjects(row: Method, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Return the positional arguments by the names of the subjects that they are.
+
+    What a subject accepts in its place, such as a text for prompts, is made one of it.
+
+    Raises:
+        Refused: one of them is not what the method takes there, or there are too few or too many.
+    """
+    takes = row.takes()
+    found = [_as_subject(*one) for one in zip(takes, row.kinds, args, strict=False)]
+    if len(args) == len(takes) and None not in found:
+        return dict(one for one in found if one is not None)
+    given = ", ".join(type(a).__name__ for a in args)
+    names = ", ".join(" or ".join(getattr(k, "__name__", str(k)) for k in kinds) for kinds in row.kinds)
+    wrong = [n for n, one in zip(row.subjects, found, strict=False) if one is None and n in SUBJECTS]
+    advice = [f"; {n} = {SUBJECTS[n].advice}" for n in wrong if SUBJECTS[n].advice]
+    call = f"call {row.name}({', '.join(row.subjects)}, …)"
+    raise Refused(f"{row.name}({given})", f"it takes {names}", call + "".join(advice))
+
+
+def _as_subject(names: Sequence[str], kinds: Sequence[Any], thing: Any) -> tuple[str, Any] | None:
+    """Return the subject that a positional argument is, by its name; None if it is none that may stand there."""
+    for name, kind in zip(names, kinds, strict=True):
+        if not isinstance(kind, type) or isinstance(thing, kind):
+            return name, thing
+    for name in names:
+        accept = SUBJECTS[name].accept if name in SUBJECTS else None
+        if accept is not None and (found := accept(thing)) is not None:
+            return name, found
+    return None
 
 
 def _record(
-    row: Method, args: tuple[Any, ...], options: dict[str, Any], spent: Any, own: Mapping[str, Any]
+    row: Method, subjects: Mapping[str, Any], options: dict[str, Any], spent: Any, own: Mapping[str, Any]
 ) -> dict[str, Any]:
-    subjects = dict(zip(row.subjects, args, strict=False))
     repeated = row.repeated(subjects, options)
     return {
         "method": row.name,

@@ -2,8 +2,9 @@
 
     register(Subject("task", Task, (Flag("task", str, REQUIRED, "name, file or sentence"),), open_task, example_task))
 
-A method names its subjects by its positional arguments: `def activation(model: Model, task: Task, /, …)`. A room that
-brings a subject of its own registers it beside the methods that take it.
+A method names its subjects by its positional arguments: `def activation(model: Model, task: Task, /, …)`. An argument
+may take other subjects in place of its own: `task: Task | Prompts`. A room that brings a subject of its own registers
+it beside the methods that take it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cutaway.core.refuse import Refused, nearest
+from cutaway.core.refuse import Keyword, Refused, nearest
 
 #: the default of a flag that has none and must be given
 REQUIRED: Any = ...
@@ -48,6 +49,8 @@ class Subject:
         split: separates a batch of prompts into things of one prompt each; None if it is not a batch.
         join: makes one batch of several; None if it is not a batch.
         needs: subjects that it is opened from; a command asks for them even if the method does not take them.
+        accept: makes one of what a caller has in hand, such as a text; returns None if it cannot.
+        advice: how one is made in Python, for refusals.
     """
 
     name: str
@@ -58,6 +61,8 @@ class Subject:
     split: Callable[[Any], list[Any]] | None = None
     join: Callable[[Sequence[Any]], Any] | None = None
     needs: tuple[str, ...] = ()
+    accept: Callable[[Any], Any | None] | None = None
+    advice: str = ""
 
 
 SUBJECTS: dict[str, Subject] = {}
@@ -88,6 +93,35 @@ def subject(name: str) -> Subject:
         why = "no subject has that name" + (f"; near: {near}" if near else "")
         raise Refused(f"subject {name!r}", why, f"use one of {', '.join(SUBJECTS)}, or register your own")
     return SUBJECTS[name]
+
+
+def alternatives(name: str, kinds: Sequence[Any]) -> tuple[str, ...]:
+    """Return the subjects that an argument called `name` takes, itself first, given the types in its annotation."""
+    return (name, *(row.name for kind in kinds[1:] for row in SUBJECTS.values() if row.type is kind))
+
+
+def choose(names: Sequence[str], given: dict[str, Any]) -> str:
+    """Return the subject that the flags name, of those that an argument takes; removes the others' flags from `given`.
+
+    Raises:
+        Refused: the flags name none of them, or more than one.
+    """
+    if len(names) == 1:
+        return names[0]
+    flags = {n: subject(n).flags for n in names}
+    said = {n: [f for f in own if given.get(f.name) not in (f.default, None)] for n, own in flags.items()}
+    named = [n for n in names if said[n]]
+    if len(named) != 1:
+        why = "both are given" if named else "neither is given"
+        either = [w for n in names for w in (" or ", Keyword(n))][1:]
+        raise Refused(tuple(either), why, "give one of them")
+    (name,) = named
+    if missing := [f.name for f in flags[name] if f.default is REQUIRED and f not in said[name]]:
+        need = Keyword(missing[0])
+        raise Refused(Keyword(said[name][0].name), ("it says nothing without ", need), ("give ", need, " too"))
+    for flag in (f for n in names if n != name for f in flags[n]):
+        given.pop(flag.name, None)
+    return name
 
 
 def with_needs(names: Sequence[str]) -> list[str]:

@@ -2,13 +2,15 @@
 
 Direct logit attribution (Elhage et al. 2021; nostalgebraist 2020): the residual stream of the last position is the
 exact sum of embedding, heads, attention biases and MLPs (or neurons); through the final norm with its scale frozen at
-its value in this run, and the unembedding, each summand has a share of logit(answer) − logit(foil).
+its value in this run, and the unembedding, each summand has a share of logit(answer) − logit(foil). Prompts alone have
+no foil: then each has a share of logit(answer), the answer being `answer` or what the model itself says next.
 
 * `effect[component]`: mean over prompts, in logits; positive writes the answer. `interval`: 95 %, over prompts.
 * Closure: the shares plus the final biases sum to the model's own logit difference; `residual` is what is left of each
   prompt, and one above 1e-3 of the totals' size (1e-6 in float64, a tenth in bfloat16, 2 % in float16) is a refusal.
 * Control: the same decomposition read toward random pairs of vocabulary tokens (`null`): what any component writes in
-  any direction.
+  any direction. Of prompts alone, toward random tokens: a part of a logit that all tokens share changes no probability,
+  and the null has it too. The model's own next token was chosen for its logit, so its sum lies above the null's.
 * Assumption: direct paths only. A component whose work is read by later layers can have a share near zero.
 * Families that cap their logits: shares are of the uncapped logits. Cost: two forwards, with a cap three.
 """
@@ -25,12 +27,13 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Code, Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
-from cutaway.lenses.readout import AGREES, read_out
+from cutaway.lenses.readout import AGREES, question, read_out
 from cutaway.models.anatomy.norms import wide
 from cutaway.models.anatomy.residual import logit_shares
 from cutaway.models.anatomy.unembedding import unembedding
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
+from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.task import Task
 
 #: largest residual, of the root mean square of the totals; half precision rounds at every addition to the stream
@@ -40,7 +43,7 @@ _ROUNDING = 1e-6  # of the shares' sizes together: what their own sum in float32
 
 @dataclass(frozen=True, kw_only=True)
 class DirectAttribution(Result, kind="direct_attribution"):
-    """Each component's share of the answer's logit over the foil's."""
+    """Each component's share of the answer's logit over the foil's, or of the logit alone, without a foil."""
 
     effect: Float[Tensor, "component"]
     interval: Float[Tensor, "component bound"]
@@ -57,11 +60,20 @@ class DirectAttribution(Result, kind="direct_attribution"):
     rung="observational",
 )
 def direct_attribution(
-    model: Model, task: Task, /, *, neurons: bool = False, top: int = 0, samples: int = 20, seed: int = 0
+    model: Model,
+    task: Task | Prompts,
+    /,
+    *,
+    answer: str | None = None,
+    neurons: bool = False,
+    top: int = 0,
+    samples: int = 20,
+    seed: int = 0,
 ) -> DirectAttribution:
-    """Split logit(answer) − logit(foil) into the shares of components.
+    """Split logit(answer) − logit(foil) into the shares of components; of prompts alone, logit(answer).
 
     Args:
+        answer: of prompts without a task, the answer whose logit is split [default: what the model itself says next].
         neurons: split every MLP into its neurons.
         top: keep only this many largest components, the rest as one sum (0 keeps all).
         samples: how many random token pairs make the null.
@@ -70,13 +82,14 @@ def direct_attribution(
     Raises:
         Refused: no exact sum exists for this model, or the sum misses the logits.
     """
-    bound = task.bind(model, "logit_diff")
-    g, n = generator(seed), len(bound)
-    pairs = torch.randint(model.shape.d_vocab, (2, samples, n), generator=g).to(bound.answers.device)
-    answers = torch.cat([bound.answers[None], pairs[0]])
-    foils = torch.cat([bound.foils[None], pairs[1]])
-    names, shares, offset = logit_shares(model, bound.clean, answers, foils, neurons=neurons)
-    total = _difference(_logits(model, bound.clean), bound.answers, bound.foils)
+    asked = question(model, task, answer)
+    g, n, logits = generator(seed), len(asked.prompts), _logits(model, asked.prompts)
+    own = logits.argmax(-1) if asked.answers is None else asked.answers
+    pairs = torch.randint(model.shape.d_vocab, (2, samples, n), generator=g).to(own.device)
+    answers = torch.cat([own[None], pairs[0]])
+    foils = None if asked.foils is None else torch.cat([asked.foils[None], pairs[1]])
+    names, shares, offset = logit_shares(model, asked.prompts, answers, foils, neurons=neurons)
+    total = _toward(logits, own) if asked.foils is None else _toward(logits, own) - _toward(logits, asked.foils)
     residual = total.double() - shares[0].double().sum(-1) - offset[0].double()
     _close(model, residual, total, shares[0].abs().sum(-1) + offset[0].abs())
     names, shares = [*names, "final bias"], torch.cat([shares, offset[..., None]], dim=-1)
@@ -94,6 +107,8 @@ def direct_attribution(
             "final norm": "scale frozen at its value in this run; centring and weight applied to every component",
             "closure": {"largest residual": float(residual.abs().max()), "mean total": float(total.mean())},
             "soft cap": "shares are of the uncapped logits" if unembedding(model.body).cap else "none",
+            "shares of": "logit(answer)" if foils is None else "logit(answer) − logit(foil)",
+            **asked.record,
         },
         reasons=one_prompt(n, "effect"),
     )
@@ -113,9 +128,8 @@ def _logits(model: Model, prompts: Tokens) -> Float[Tensor, "prompt token"]:
     return raw
 
 
-def _difference(logits: Tensor, answers: Int[Tensor, "prompt"], foils: Int[Tensor, "prompt"]) -> Tensor:
-    rows = torch.arange(len(logits), device=logits.device)
-    return logits[rows, answers] - logits[rows, foils]
+def _toward(logits: Float[Tensor, "prompt token"], ids: Int[Tensor, "prompt"]) -> Float[Tensor, "prompt"]:
+    return logits[torch.arange(len(logits), device=logits.device), ids]
 
 
 def _close(model: Model, residual: Tensor, total: Tensor, shares: Tensor) -> None:

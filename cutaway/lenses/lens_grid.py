@@ -1,7 +1,8 @@
 """What would the model say at every depth and position of one prompt?
 
-The logit lens (nostalgebraist 2020) as a grid: for the first prompt of a task, the top token of the lens after the
-embedding and after each block at every position, its probability, and the probability and rank of the answer there.
+The logit lens (nostalgebraist 2020) as a grid: for the first prompt of a task, or of prompts alone, the top token of
+the lens after the embedding and after each block at every position, its probability, and the probability and rank of
+the answer there. Of prompts alone the answer is `answer`, or what the model itself says next.
 
 * Control: the top token's probability in a randomly rotated basis (`null`, pooled over one rotation per sample).
 * It describes one prompt: there is no interval, as `reasons` says. `logit_lens` gives the curve with intervals.
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from cutaway.core.method import method
 from cutaway.core.result import Result
-from cutaway.lenses.readout import along_depth, depth_labels, rank_of, turned
+from cutaway.lenses.readout import along_depth, depth_labels, question, rank_of, turned
 from cutaway.models.model import Model
+from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.task import Task
 
 
@@ -42,32 +44,35 @@ class LensGrid(Result, kind="lens_grid"):
     control="rotated_basis",
     rung="observational",
 )
-def lens_grid(model: Model, task: Task, /, *, samples: int = 4, seed: int = 0) -> LensGrid:
+def lens_grid(
+    model: Model, task: Task | Prompts, /, *, answer: str | None = None, samples: int = 4, seed: int = 0
+) -> LensGrid:
     """Read the top token and the answer off the residual stream at every depth and position of the first prompt.
 
     Args:
+        answer: of prompts without a task, the answer to follow [default: what the model itself says next].
         samples: how many random rotations make the null.
         seed: of the rotations.
 
     Raises:
         Refused: the model's residual stream shares no basis with an unembedding.
     """
-    bound = task.take(1).bind(model, "logit_diff")
-    tokens = bound.clean.row(0)
+    asked = question(model, task.take(1), answer)
+    tokens = asked.prompts.row(0)
     x, logits, apart = (t[:, 0] for t in along_depth(model, tokens, everywhere=True))
     p, top = logits.softmax(-1).max(-1)
-    answer = bound.answers[0].expand(top.shape)
+    followed = (top[-1, -1] if asked.answers is None else asked.answers[0]).expand(top.shape)
     null = [t.softmax(-1).amax(-1) for t in turned(model, x, samples, seed)]
     words = [model.text.token_texts(row) for row in top]
     return LensGrid(
         probability=p.cpu(),
         null=torch.stack(null, dim=-1).cpu(),
         token=top.cpu(),
-        answer_probability=logits.softmax(-1).gather(-1, answer.unsqueeze(-1))[..., 0].cpu(),
-        answer_rank=rank_of(logits, answer).cpu(),
+        answer_probability=logits.softmax(-1).gather(-1, followed.unsqueeze(-1))[..., 0].cpu(),
+        answer_rank=rank_of(logits, followed).cpu(),
         divergence=apart.cpu(),
         labels={"layer": depth_labels(model), "position": tokens.labels(), "token": words, "probability": words},
         units={"probability": "probability", "answer_probability": "probability", "divergence": "nats"},
         reasons={"probability": "one prompt; logit_lens has intervals over prompts"},
-        record={"prompt": tokens.texts[0]},
+        record={"prompt": tokens.texts[0] or " ".join(tokens.pieces[0]), **asked.record},
     )

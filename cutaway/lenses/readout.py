@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cutaway.core.refuse import Code, Refused
+from cutaway.core.refuse import Code, Keyword, Refused
 from cutaway.core.stats import generator
 from cutaway.models.access.capture import Collector
 from cutaway.models.access.forward import all_logits, last_logits
@@ -17,6 +19,53 @@ from cutaway.models.anatomy.rope import apart, in_order
 from cutaway.models.anatomy.unembedding import readable
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
+from cutaway.tasks.answers import check_predicts, single_tokens
+from cutaway.tasks.prompts import Prompts
+from cutaway.tasks.spelling import spelled
+from cutaway.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Question:
+    """The prompts that a lens reads, and the tokens it looks for.
+
+    Attributes:
+        prompts: the prompts as tokens.
+        answers: the answer of each prompt [prompt]; None stands for the model's own next tokens.
+        foils: the foil of each prompt [prompt]; None if prompts alone were given.
+        record: where the answers come from.
+    """
+
+    prompts: Tokens
+    answers: Int[Tensor, "prompt"] | None
+    foils: Int[Tensor, "prompt"] | None
+    record: dict[str, Any]
+
+
+def question(model: Model, about: Task | Prompts, answer: str | None = None) -> Question:
+    """Return what a lens reads: a task's clean prompts with answer and foil, or prompts with the model's own next
+    tokens or `answer` as their answers.
+
+    Raises:
+        Refused: a model that predicts no next token, an answer of several tokens, or one beside those of a task.
+    """
+    if isinstance(about, Task):
+        if answer is not None:
+            why = "the task has answers of its own"
+            raise Refused((Keyword("answer", answer), " with a task"), why, "give its prompts alone")
+        bound = about.bind(model, "logit_diff")
+        return Question(bound.clean, bound.answers, bound.foils, {})
+    check_predicts(model)
+    prompts = about.bind(model)
+    if answer is None:
+        return Question(prompts, None, None, {"answer": "the model's own next token"})
+    if about.ids is None:
+        texts = [spelled(model, prompt, [answer])[0] for prompt in about]
+        ids = single_tokens(model, list(about), texts, task=False)
+    else:
+        ids = [model.text.token_id(answer)] * len(prompts)
+    return Question(prompts, torch.tensor(ids, device=prompts.ids.device), None, {"answer": answer})
+
 
 #: largest difference of logits that are the same but for rounding, relative to the largest of them
 AGREES = {torch.float32: 1e-4, torch.float64: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}

@@ -7,11 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from cutaway.core.refuse import Refused
 from cutaway.core.subject import REQUIRED, Flag, Subject, register
 from cutaway.models.model import Model
-from cutaway.tasks import from_jsonl, from_sentence, load, with_siblings
-from cutaway.tasks.prompts import Contrast, Prompts, contrast, joined, read_prompts
+from cutaway.models.tokens import Tokens
+from cutaway.tasks.jsonl import from_jsonl
+from cutaway.tasks.named import load
+from cutaway.tasks.prompts import Contrast, Prompts, as_prompts, contrast, joined, read_prompts
+from cutaway.tasks.sentence import from_sentence
+from cutaway.tasks.siblings import with_siblings
 from cutaway.tasks.task import Task
 
 _FLAGS = (
@@ -91,11 +97,21 @@ def _contrast(opened: Mapping[str, Any]) -> Contrast:
     return Contrast(one, Prompts(tuple(reversed([t.rsplit(" ", 1)[0] for t in one]))))
 
 
+_IN_HAND = (str, list, tuple, Tensor, Tokens)
 _A_TEXT = "one prompt in quotes, or a .txt file with a prompt per line"
-TASK = register(
-    Subject("task", Task, _FLAGS, _open_task, lambda opened: load("facts", opened["model"], 2), _split, _join)
+register(
+    Subject(
+        "task",
+        Task,
+        _FLAGS,
+        _open_task,
+        lambda opened: load("facts", opened["model"], 2),
+        _split,
+        _join,
+        advice="ca.tasks.from_sentence(model, text), which finds a foil and a corrupt prompt, or another task",
+    )
 )
-PROMPTS = register(
+register(
     Subject(
         "prompts",
         Prompts,
@@ -104,9 +120,11 @@ PROMPTS = register(
         _prompts,
         Prompts.split,
         joined,
+        accept=lambda source: as_prompts(source) if isinstance(source, _IN_HAND) else None,
+        advice="a text, a list of texts, or token ids",
     )
 )
-CONTRAST = register(
+register(
     Subject(
         "contrast",
         Contrast,

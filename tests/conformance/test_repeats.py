@@ -107,6 +107,8 @@ SENTENCE = "The capital of Norway is"
         [*LENS, "--task", SENTENCE, "--task-target", " oslo", "--task-siblings", "3", "--task-seed", "2"],
         [*LENS, "--task", "sentence", "--task-sentence=-5 plus 3 is", "--task-narrow"],
         [*LENS, "--task", "capital", "--task-n", "2", "--task-metric", "prob"],
+        [*LENS, "--prompts", SENTENCE, "--answer", "oslo"],
+        ["lenses", "direct_attribution", "--samples", "1", "--prompts", "some text.txt", "--model", "plain model"],
         ["patching", "cross_model", "--task", "ioi", "--task-n", "1", "--samples", "1", "--other", "other model"],
         ["features", "latents", "--task", "ioi", "--task-n", "1", "--samples", "1", "--dictionary",
          "some latents.safetensors?format=house"],

@@ -10,15 +10,15 @@ from tests.meta.tree import ROOT, room_of, sources
 #: lines of code (no blanks, comments or docstrings) that a room may have; see docs/decisions/11-budgets.md
 BUDGETS = {
     "": 130,
-    "core": 2_150,
+    "core": 2_200,
     "views": 1_700,
     "models": 6_700,
-    "tasks": 2_100,
+    "tasks": 2_200,
     "streams": 1_400,
     "zoo": 1_800,
     "training": 600,
     "interventions": 1_200,
-    "lenses": 300,
+    "lenses": 350,
     "patching": 1_900,
     "dictionaries": 8_600,
     "features": 200,

@@ -132,11 +132,12 @@ def logit_shares(
     model: Model,
     prompts: Prompts,
     tokens: Int[Tensor, "pair batch"],
-    foils: Int[Tensor, "pair batch"],
+    foils: Int[Tensor, "pair batch"] | None,
     *,
     neurons: bool = False,
 ) -> tuple[list[str], Float[Tensor, "pair batch component"], Float[Tensor, "pair batch"]]:
-    """Return the names, shares and the final biases' share of several logit differences at each prompt's last token.
+    """Return the names, shares and the final biases' share of several logit differences at each prompt's last token;
+    without foils, of logits.
 
     Equal to `decompose` with `logit_contributions`, without forming d_model numbers for every neuron.
     """
