@@ -151,5 +151,5 @@ def _drawing(module: str, function: str) -> Any:
     return draw
 
 
-RENDERERS["figure"] = _drawing("cutaway.views.figure", "figure")
+RENDERERS["figure"] = _drawing("cutaway.views.draw.figure", "figure")
 RENDERERS["html"] = _drawing("cutaway.views.html", "html")

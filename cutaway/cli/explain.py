@@ -105,7 +105,7 @@ def show(console: Console, e: Explanation, command: str, html: Path | None, othe
     from rich.text import Text
 
     from cutaway.suites.explain import UNSUPPORTED
-    from cutaway.views.terminal import terminal
+    from cutaway.views.draw.terminal import terminal
 
     r = e.results
     head = Text().append(e.prompt, "bold").append(f" {e.answer}", "bold green").append(f"   not {e.foil}", "red")

@@ -10,9 +10,10 @@ from rich.text import Text
 
 from cutaway.core.outcome import Outcome
 from cutaway.core.result import Result
-from cutaway.views.spec import RANKED, fields, pictures
+from cutaway.views.draw.terminal import table, terminal
+from cutaway.views.kinds import KINDS
+from cutaway.views.spec import fields, pictures
 from cutaway.views.summary import summary
-from cutaway.views.terminal import table, terminal
 
 _PANELS = 2  # more heat maps would push everything else out of sight
 
@@ -26,7 +27,7 @@ def draw(console: Console, result: Result, field: str | None = None, entries: in
     console.print(terminal(result, shown, **({"panels": 1} if many else {})))
     if many:
         console.print(Text("the panel of the largest value; all of them: --out FILE.html or FILE.png", "dim"))
-    if found[0].kind not in (*RANKED, "number"):
+    if found[0].kind != "number" and not KINDS[found[0].kind].ranked:
         console.print(table(result, shown, n=entries))
     for line in summary(result, shown):
         console.print(Text(line))

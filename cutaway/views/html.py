@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.core.result import Result
-from cutaway.views import markup, palette
+from cutaway.views import palette
+from cutaway.views.draw import markup
 from cutaway.views.spec import fields, pictures
 from cutaway.views.wording import spoken
 

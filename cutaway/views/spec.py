@@ -14,28 +14,21 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
+from cutaway.views.axes import has_role
 from cutaway.views.band import Band, band
 from cutaway.views.graph_layout import MOST_EDGES, Layout, is_graph, is_structure, layout
+from cutaway.views.kinds import KINDS, kind_of
 from cutaway.views.wording import amount, number, span, spoken, visible
 
-Kind = Literal["number", "bars", "line", "strip", "heat", "graph"]
-RANKED = ("bars", "graph")  # one column, rows sorted by size
 Grid = tuple[tuple[float, ...], ...]
 
-PLACES = ("position", "q_pos", "k_pos")
-DEPTHS = ("layer", "step")
-EXAMPLES = ("batch", "prompt", "example")
-CHOICES = ("rank", "top", "choice")
-_GRIDS = (*PLACES, "head", "kv_head", "neuron", "latent", "d_model", "d_head", "expert", "node")
-_WIDE = 64  # more cells in a single row than this are shown as bars
-_FEW = 6  # the eye does not separate more curves in one frame
 MOST_PANELS = 12
 
 
@@ -48,7 +41,7 @@ class Picture:
     Bars and graphs have one column, rows sorted by size; a line has one row per curve; a strip has one row.
     """
 
-    kind: Kind
+    kind: str
     title: str
     panel: str
     unit: str
@@ -195,17 +188,17 @@ def pictures(
     ground = _ground(result, field)
     shape = dict(zip(axes, ground.shape, strict=True))
     names = {a: _names(result, a, n) for a, n in shape.items()}
-    beside, note = _band(result, field, shape, curves=_layout(axes, shape)[0] == "line"), ""
+    beside, note = _band(result, field, shape, curves=kind_of(result, field, shape)[0] == "line"), ""
     layers = _layers(ground, interval_of(result, field), beside)
-    if len(axes) > 1 and axes[-1] in CHOICES and (axes[:-1] == ("position",) or len(axes) > 2):
+    if len(axes) > 1 and has_role(axes[-1], "choice") and (axes[:-1] == ("position",) or len(axes) > 2):
         note = f"first of {ground.shape[-1]} by {axes[-1]}"
         axes, layers = axes[:-1], {n: t[..., 0] for n, t in layers.items()}
     words = _words(result, text or field, axes)
     finite = ground[torch.isfinite(ground)]
-    kind, lead, row_axis, column_axis = _layout(axes, {a: len(n) for a, n in names.items()})
+    kind, (lead, row_axis, column_axis) = kind_of(result, field, {a: shape[a] for a in axes})
     drawn = layout(result) if is_graph(result, field) else None
     if drawn is not None:
-        kind, bars, names["edge"] = "graph", edges, _edge_names(result)
+        bars, names["edge"] = edges, _edge_names(result)
     common = {
         "kind": kind,
         "title": title or field,
@@ -312,7 +305,7 @@ def _words(result: Result, field: str, axes: tuple[str, ...]) -> list[Any] | Non
     for name in (field, *known):
         if name in known and known[name] == axes:
             return result.labels[name]
-        if name in known and known[name][:-1] == axes and known[name][-1] in CHOICES:
+        if name in known and known[name][:-1] == axes and has_role(known[name][-1], "choice"):
             return _first(result.labels[name], len(axes))
     return None
 
@@ -323,24 +316,6 @@ def _first(nested: Any, depth: int) -> Any:
 
 def _names(result: Result, axis: str, size: int) -> tuple[str, ...]:
     return tuple(visible(x) for x in result.labels.get(axis, range(size)))
-
-
-def _layout(axes: tuple[str, ...], sizes: dict[str, int]) -> tuple[Kind, tuple[str, ...], str, str]:
-    """Return the kind of picture, panel axes, row axis, column axis."""
-    if not axes:
-        return "number", (), "", ""
-    lead, last = axes[:-1], axes[-1]
-    if len(axes) == 2 and sizes[axes[0]] == 1 and sizes[last] > _WIDE and last not in PLACES:
-        return "bars", lead, last, ""  # one row of very many cells: the largest by name tell more than stripes
-    if len(axes) == 1 or (len(axes) == 2 and axes[0] in EXAMPLES and last in PLACES):
-        kind: Kind = "strip" if last in PLACES else "line" if last in DEPTHS else "bars"
-        return (kind, lead, last, "") if kind == "bars" else (kind, lead, "", last)
-    lead, first = axes[:-2], axes[-2]
-    if first in DEPTHS and last not in (*_GRIDS, *DEPTHS) and sizes[last] <= _FEW:
-        return "line", lead, last, first
-    if last in DEPTHS and first not in (*_GRIDS, *DEPTHS) and sizes[first] <= _FEW:
-        return "line", lead, first, last
-    return "heat", lead, first, last
 
 
 def _panels(
@@ -399,7 +374,7 @@ def _grids(part: dict[str, Tensor]) -> dict[str, Grid | None]:
 
 
 def _fitted(picture: Picture, part: dict[str, Tensor], bars: int, rows: int, columns: int) -> Picture:
-    if picture.kind in RANKED:
+    if KINDS[picture.kind].ranked:
         return _sorted(picture, bars)
     if picture.kind == "heat" and (len(picture.rows) > rows or len(picture.columns) > columns):
         return _pooled(picture, part, rows, columns)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from cutaway.core.result import Result
-from cutaway.views.spec import DEPTHS, EXAMPLES, interval_of
+from cutaway.views.axes import has_role
+from cutaway.views.spec import interval_of
 from cutaway.views.wording import amount, span, spoken, visible
 
 _SPEAKING = ("component", "edge", "node")  # labels that need no axis beside them
@@ -37,7 +38,11 @@ def _named(result: Result, drawn: str) -> Iterator[str]:
     for name, t in _others(result, drawn):
         axes = result.axes()[name]
         labels = result.labels.get(axes[0], []) if len(axes) == 1 else []
-        if 0 < len(labels) <= _FEW and axes[0] not in (*DEPTHS, *EXAMPLES) and all(isinstance(x, str) for x in labels):
+        if (
+            0 < len(labels) <= _FEW
+            and not has_role(axes[0], "depth", "example")
+            and all(isinstance(x, str) for x in labels)
+        ):
             said = (f"{label} {_value(result, name, (i,))}" for i, label in enumerate(labels))
             if not t.isnan().all():
                 about = result.record.get(name)  # what it is measured on, where the record has words of that name
@@ -60,7 +65,7 @@ def _numbers(result: Result, drawn: str) -> Iterator[str]:
 def _where_largest(result: Result, drawn: str) -> Iterator[str]:
     """Yield the fields on the drawn one's grid, at its largest entry."""
     t, axes = result.tensors()[drawn].detach().float().cpu(), result.axes()[drawn]
-    if not axes or axes in [(d,) for d in DEPTHS] or not bool(t.isfinite().any()):
+    if not axes or (len(axes) == 1 and has_role(axes[0], "depth")) or not bool(t.isfinite().any()):
         return
     at = _largest(t)
     said, apart = [], []
@@ -87,7 +92,7 @@ def _deep(result: Result, drawn: str) -> Iterator[str]:
     axes, said = result.axes()[drawn], []
     for name, t in _others(result, drawn):
         here = result.axes()[name]
-        deep = here[-1:] in [(d,) for d in DEPTHS] and len(here) < 3 and t.numel() and bool(t.isfinite().all())
+        deep = here and has_role(here[-1], "depth") and len(here) < 3 and t.numel() and bool(t.isfinite().all())
         if not deep or (here == axes and len(here) == 2):  # the latter is said where the drawn one is largest
             continue
         if here == axes:

@@ -28,8 +28,8 @@ from cutaway.core.subject import SUBJECTS, Subject, examples, subject
 from cutaway.models.model import Model
 from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.task import Task
+from cutaway.views.draw.terminal import terminal
 from cutaway.views.spec import fields
-from cutaway.views.terminal import terminal
 from tests.conformance import subjects
 
 #: every method, and once more on each subject that may stand in place of its own

@@ -37,7 +37,7 @@ def test_rows_import_only_from_below():
     ("path", "source"),
     [
         ("cutaway/core/x.py", "from cutaway.models import tokens"),
-        ("cutaway/core/x.py", "def f():\n    import cutaway.views.figure"),
+        ("cutaway/core/x.py", "def f():\n    import cutaway.views.draw.figure"),
         ("cutaway/tasks/x.py", "from ..zoo import miniworld"),
         ("cutaway/lenses/x.py", "import cutaway as ca"),
         ("cutaway/lenses/x.py", "from cutaway import load"),

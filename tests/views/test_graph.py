@@ -8,9 +8,10 @@ import torch
 from rich.console import Console
 
 from cutaway.core.graph import graph
-from cutaway.views import figure, html
+from cutaway.views import html
+from cutaway.views.draw import figure
+from cutaway.views.draw.terminal import table, terminal
 from cutaway.views.spec import fields, pictures
-from cutaway.views.terminal import table, terminal
 
 EDGES = [
     "embed@0→latent.0.7@0", "latent.0.7@0→z.1.2@2", "z.1.2@2→latent.1.3@2", "error.1@2→logit.9@2",

@@ -180,7 +180,7 @@ def test_large_fields_stay_small():
 def test_importing_and_drawing_html_leaves_matplotlib_alone():
     code = (
         "import sys, torch; from tests.views import samples; import cutaway;"
-        "from cutaway.views.page import report, Section; from cutaway.views.terminal import terminal;"
+        "from cutaway.views.page import report, Section; from cutaway.views.draw.terminal import terminal;"
         "from rich.console import Console;"
         "report('t', [Section('s', shows=samples.every())]); samples.heads()._repr_html_();"
         "Console(file=open(__import__('os').devnull, 'w')).print(terminal(samples.heads()));"

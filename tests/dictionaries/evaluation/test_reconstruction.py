@@ -303,7 +303,7 @@ def test_scores_stand_beside_null_and_controls_and_are_saved(tmp_path):
     assert float(seeds.interval[0, 1] - seeds.score[0]) == pytest.approx(4.3027 * 3**0.5 / 3**0.5, rel=1e-3)
     with pytest.raises(Refused):
         over_seeds([a, b])
-    from cutaway.views.terminal import terminal
+    from cutaway.views.draw.terminal import terminal
 
     assert terminal(got, "score") is not None
     assert "<div" in got._repr_html_()

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from html import escape
 
 from cutaway.views import palette
-from cutaway.views.graph_markup import draw_graph
-from cutaway.views.spec import DEPTHS, PLACES, RANKED, Picture, aligned
+from cutaway.views.axes import has_role
+from cutaway.views.kinds import KINDS, drawer
+from cutaway.views.spec import Picture, aligned
 from cutaway.views.wording import amount, number, span, spoken, ticks
 
 _ROWS_IN_TABLE = 400
@@ -20,7 +21,7 @@ _ROWS_IN_TABLE = 400
 
 def draw(picture: Picture, key: bool = True) -> str:
     """Draw a picture as a `<figure>`, with or without its legend."""
-    body = _DRAW[picture.kind](picture) + (legend(picture) if key else "")
+    body = drawer(picture.kind, "markup")(picture) + (legend(picture) if key else "")
     return f'<figure class="cw-fig cw-{picture.kind}">{_caption(picture)}{body}</figure>'
 
 
@@ -85,12 +86,13 @@ def legend(p: Picture) -> str:
         parts.append(f"<span><i class=cw-nullkey></i>{escape(p.control)}</span>")
     if p.kind == "graph":
         parts.append("<span><i class=cw-solid></i>positive</span><span><i class=cw-dashed></i>negative</span>")
-    if p.kind in RANKED and p.mark and _any_inside(p):
+    if KINDS[p.kind].ranked and p.mark and _any_inside(p):
         parts.append(f"<span><i class=cw-weakkey></i>unless {escape(_meaning(p))}</span>")
     return f"<p class=cw-key>{''.join(parts)}</p>" if parts else ""
 
 
-def _heat(p: Picture) -> str:
+def draw_heat(p: Picture) -> str:
+    """Draw a heat map as a table."""
     heads = "".join(f"<th scope=col><span>{escape(name)}</span></th>" for name in p.columns)
     rows = []
     for r, name in enumerate(p.rows):
@@ -99,7 +101,7 @@ def _heat(p: Picture) -> str:
     tall = p.words is None and max((len(n) for n in p.columns), default=0) > 3
     style = "cw-grid" + (" cw-words" if p.words else "") + (" cw-tall" if tall else "")
     # The last position is where a language model speaks, so a long row opens at its end.
-    start = " data-end" if p.column_axis in PLACES else ""
+    start = " data-end" if has_role(p.column_axis, "place") else ""
     label = escape(f"{spoken(p.title)} by {spoken(p.row_axis)} and {spoken(p.column_axis)}", quote=True)
     return (
         f'<div class=cw-scroll tabindex=0 role=region aria-label="{label}"{start}><table class="{style}"><thead><tr>'
@@ -129,7 +131,8 @@ def _tip(p: Picture, r: int, c: int) -> str:
     return escape("\n".join([p.place(r, c), *p.facts(r, c)]).strip(), quote=True)
 
 
-def _bars(p: Picture) -> str:
+def draw_bars(p: Picture) -> str:
+    """Draw a table with an SVG track per row."""
     x = _scale(*p.extent())
     rows = []
     for r, name in enumerate(p.rows):
@@ -166,7 +169,8 @@ def _rect(style: str, a: float, b: float, y: float, height: float) -> str:
     )
 
 
-def _line(p: Picture) -> str:
+def draw_line(p: Picture) -> str:
+    """Draw curves as SVG, with their key."""
     low, high = p.extent()
     y = _rank_scale(high) if p.unit == "rank" else _scale(low, high, 96, 4)
     marks = _rank_ticks(high) if p.unit == "rank" else ticks(low, high, 4)
@@ -183,7 +187,7 @@ def _line(p: Picture) -> str:
     shown = [c for c in range(0, len(p.columns), max(every, 1)) if not (wide and c == every)]
     foot = "".join(f'<span style="left:{x(c):.2f}%">{escape(p.columns[c])}</span>' for c in shown)
     stretched = f'<svg viewBox="0 0 100 100" preserveAspectRatio=none width="100%" height="100%">{bands}</svg>'
-    axis = spoken(p.column_axis) + (" → depth" if p.column_axis in DEPTHS[:1] else "")
+    axis = spoken(p.column_axis) + (" → depth" if p.column_axis == "layer" else "")
     label = escape(f"{spoken(p.title)} over {spoken(p.column_axis)}", quote=True)
     return (
         f"{_curves_key(p)}<div class=cw-chart><div class=cw-side>{side}</div>"
@@ -223,7 +227,8 @@ def _dot(p: Picture, r: int, c: int, x: Callable[[float], float], y: Callable[[f
     )
 
 
-def _strip(p: Picture) -> str:
+def draw_strip(p: Picture) -> str:
+    """Draw the tokens of a prompt as a list."""
     tokens = []
     for c, name in enumerate(p.columns):
         value = p.values[0][c]
@@ -234,16 +239,11 @@ def _strip(p: Picture) -> str:
     return f"<ol class=cw-tokens>{''.join(tokens)}</ol>"
 
 
-def _number(p: Picture) -> str:
+def draw_number(p: Picture) -> str:
+    """Write a single number as a paragraph."""
     facts = p.facts(0, 0)[1:]
     more = f" <small>{escape(', '.join(facts))}</small>" if facts else ""
     return f"<p><span>{escape(spoken(p.title))}</span> <b>{escape(amount(p.values[0][0], p.unit))}</b>{more}</p>"
-
-
-_DRAW: dict[str, Callable[[Picture], str]] = {
-    "heat": _heat, "bars": _bars, "line": _line, "strip": _strip, "number": _number,
-    "graph": draw_graph,
-}  # fmt: skip
 
 
 def _scale(low: float, high: float, start: float = 1.5, end: float = 98.5) -> Callable[[float], float]:
@@ -285,6 +285,3 @@ def _meaning(p: Picture) -> str:
 
 def _unit(title: str, unit: str) -> str:
     return f"{title} ({unit})" if unit not in ("", title) else title
-
-
-__all__ = ["draw", "legend", "table"]

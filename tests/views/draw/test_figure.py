@@ -9,7 +9,7 @@ import torch
 
 import cutaway  # noqa: F401 (results draw once it is imported)
 from cutaway.core.refuse import Refused
-from cutaway.views.figure import figure
+from cutaway.views.draw.figure import figure
 from cutaway.views.spec import fields
 from tests.views import samples
 

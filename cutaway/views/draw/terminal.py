@@ -18,7 +18,8 @@ from rich.text import Text
 
 from cutaway.core.result import Result
 from cutaway.views import palette
-from cutaway.views.spec import RANKED, Picture, aligned, pictures
+from cutaway.views.kinds import KINDS, drawer
+from cutaway.views.spec import Picture, aligned, pictures
 from cutaway.views.wording import amount, number, span, spoken
 
 _POSITIVE, _NEGATIVE, _WEAK = "#5b9bd8", "#dd8a3a", "grey58"
@@ -85,7 +86,7 @@ class Drawn:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         p, pen = self.picture, Pen(options.ascii_only, console.color_system is not None and not console.no_color)
-        body = _DRAW[p.kind](p, options.max_width, pen) if p.rows and p.columns else [Text("  no entries")]
+        body = drawer(p.kind, "terminal")(p, options.max_width, pen) if p.rows and p.columns else [Text("  no entries")]
         for line in [_title(p), *body, *_key(p, pen)]:
             line.no_wrap = p.kind != "strip" and line in body
             if line:
@@ -107,7 +108,7 @@ def _key(p: Picture, pen: Pen) -> list[Text]:
             text.append("  " if pen.colour else _minus(n).strip() + _block(n, pen), style=_ground(n))
         text.append(f" {amount(p.limit, p.unit)}")
         return [text, *_meaning("*", p)] if not p.words and p.kind == "heat" else [text]
-    if p.kind in RANKED and (p.low is not None or p.null_low is not None):
+    if KINDS[p.kind].ranked and (p.low is not None or p.null_low is not None):
         text = Text("  ", style="dim")
         text.append(f"{_glyphs(pen)['whisker']} interval   " if p.low is not None else "")
         text.append(f"{_glyphs(pen)['null']} {p.control}" if p.null_low is not None else "")
@@ -132,7 +133,8 @@ def _numbers(p: Picture, r: int, c: int) -> list[str]:
     return out
 
 
-def _bars(p: Picture, width: int, pen: Pen) -> list[Text]:
+def draw_bars(p: Picture, width: int, pen: Pen) -> list[Text]:
+    """Draw one bar per row over its null band, with value and interval."""
     share = 2 if p.kind == "graph" else 4  # an edge names two nodes
     label = min(max((cell_len(n) for n in p.rows), default=1), max(8, width // share))
     values = [aligned(p.values[r][0], p) for r in range(len(p.rows))]
@@ -180,7 +182,8 @@ def _track(p: Picture, r: int, room: int, pen: Pen) -> Text:
     return text
 
 
-def _heat(p: Picture, width: int, pen: Pen) -> list[Text]:
+def draw_heat(p: Picture, width: int, pen: Pen) -> list[Text]:
+    """Draw a heat map in as many bands of columns as the width demands."""
     side = min(max([len(spoken(p.row_axis)), *(cell_len(n) for n in p.rows)]), max(8, width // 4))
     cells = [_cell_width(p, c, pen) for c in range(len(p.columns))]
     lines: list[Text] = []
@@ -253,7 +256,7 @@ def _minus(value: float) -> str:
     return "−" if value < 0 else " "
 
 
-def _line(p: Picture, width: int, pen: Pen) -> list[Text]:
+def draw_line(p: Picture, width: int, pen: Pen) -> list[Text]:
     """Draw one row of blocks per curve, with first and last value; the best rank is drawn tallest."""
     p = _thinned(p, max(8, width - 46))
     low, high = p.extent()
@@ -311,7 +314,8 @@ def _height(value: float, low: float, high: float, unit: str) -> int | None:
     return max(1, round(10 * (value - low) / (high - low)))
 
 
-def _strip(p: Picture, width: int, pen: Pen) -> list[Text]:
+def draw_strip(p: Picture, width: int, pen: Pen) -> list[Text]:
+    """Write the tokens of a prompt on their colours."""
     text = Text("  ")
     for c, name in enumerate(p.columns):
         n = palette.step(p.values[0][c], p.limit)
@@ -320,12 +324,10 @@ def _strip(p: Picture, width: int, pen: Pen) -> list[Text]:
     return [text]
 
 
-def _number(p: Picture, width: int, pen: Pen) -> list[Text]:
+def draw_number(p: Picture, width: int, pen: Pen) -> list[Text]:
+    """Write a single number with its interval and control."""
     first, *more = p.facts(0, 0)
     return [Text(first, style="bold").append("".join(f"  {m}" for m in more), style="not bold dim")]
-
-
-_DRAW = {"heat": _heat, "bars": _bars, "line": _line, "strip": _strip, "number": _number, "graph": _bars}
 
 
 def _block(size: int, pen: Pen) -> str:

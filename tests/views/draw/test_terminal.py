@@ -10,8 +10,8 @@ import pytest
 import torch
 from rich.console import Console
 
+from cutaway.views.draw.terminal import table, terminal
 from cutaway.views.spec import fields
-from cutaway.views.terminal import table, terminal
 from tests.views import samples
 
 EVERY = [(r, f) for r in samples.every() for f in fields(r)]

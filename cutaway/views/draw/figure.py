@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from cutaway.core.result import Result
 from cutaway.views import palette
-from cutaway.views.graph_figure import draw_graph, graph_size
+from cutaway.views.kinds import drawer
 from cutaway.views.spec import Picture, pictures
 from cutaway.views.wording import amount, number, spoken
 
@@ -43,11 +43,11 @@ def figure(result: Result, field: str | None = None, *, width: float = 7.0, **op
     found = pictures(result, field, **{"rows": 256, "columns": 256, **options})
     across = 1 if len(found) == 1 else 2
     down = math.ceil(len(found) / across)
-    size = _size(found[0], width)
+    size = drawer(found[0].kind, "size")(found[0], width)
     drawing = matplotlib.figure.Figure(figsize=(size[0] * across, size[1] * down), layout="constrained")
     frames = drawing.subplots(down, across, squeeze=False).reshape(-1)
     for picture, frame in zip(found, frames, strict=False):
-        _DRAW[picture.kind](picture, frame)
+        drawer(picture.kind, "figure")(picture, frame)
         _finish(picture, frame)
     for frame in frames[len(found) :]:
         frame.set_axis_off()
@@ -62,23 +62,33 @@ def _png(drawing: Figure) -> bytes:
     return out.getvalue()
 
 
-def _size(p: Picture, width: float) -> tuple[float, float]:
-    match p.kind:
-        case "heat":
-            across = 0.62 if p.words else 0.36
-            return (
-                min(max(3.6, 1.8 + across * len(p.columns)), max(width, 14.0 if p.words else width)),
-                min(max(2.2, 1.1 + 0.3 * len(p.rows)), 11.0),
-            )
-        case "bars":
-            return width * 0.85, 0.9 + 0.24 * max(len(p.rows), 2)
-        case "graph":
-            return graph_size(p, width)
-        case "strip":
-            return min(max(3.6, 0.55 * len(p.columns)), 14.0), 1.7
-        case "number":
-            return 3.6, 1.0
+def usual_size(p: Picture, width: float) -> tuple[float, float]:
+    """Return the size of a panel in inches."""
     return width * 0.85, 3.0
+
+
+def heat_size(p: Picture, width: float) -> tuple[float, float]:
+    """Return the size of a heat map in inches: wider cells where words are written into them."""
+    across = 0.62 if p.words else 0.36
+    return (
+        min(max(3.6, 1.8 + across * len(p.columns)), max(width, 14.0 if p.words else width)),
+        min(max(2.2, 1.1 + 0.3 * len(p.rows)), 11.0),
+    )
+
+
+def bars_size(p: Picture, width: float) -> tuple[float, float]:
+    """Return the size of bars in inches."""
+    return width * 0.85, 0.9 + 0.24 * max(len(p.rows), 2)
+
+
+def strip_size(p: Picture, width: float) -> tuple[float, float]:
+    """Return the size of a strip in inches."""
+    return min(max(3.6, 0.55 * len(p.columns)), 14.0), 1.7
+
+
+def number_size(p: Picture, width: float) -> tuple[float, float]:
+    """Return the size of a single number in inches."""
+    return 3.6, 1.0
 
 
 def _finish(p: Picture, frame: Axes) -> None:
@@ -90,7 +100,8 @@ def _finish(p: Picture, frame: Axes) -> None:
         spine.set_color(_SOFT)
 
 
-def _heat(p: Picture, frame: Axes) -> None:
+def draw_heat(p: Picture, frame: Axes) -> None:
+    """Draw a heat map, with the words or marks of its cells."""
     image = _image(p, frame)
     frame.set_xlabel(spoken(p.column_axis), fontsize=9)
     frame.set_ylabel(spoken(p.row_axis), fontsize=9)
@@ -152,7 +163,8 @@ def _names(frame: Axes, names: tuple[str, ...], side: str) -> None:
     )
 
 
-def _bars(p: Picture, frame: Axes) -> None:
+def draw_bars(p: Picture, frame: Axes) -> None:
+    """Draw bars over their null bands, with intervals."""
     for r in range(len(p.rows)):
         value = p.values[r][0]
         if p.null_low is not None and p.null_high is not None:
@@ -172,7 +184,8 @@ def _bars(p: Picture, frame: Axes) -> None:
     _legend(frame)
 
 
-def _line(p: Picture, frame: Axes) -> None:
+def draw_line(p: Picture, frame: Axes) -> None:
+    """Draw a curve per row, with its interval and control."""
     x = list(range(len(p.columns)))
     for r, name in enumerate(p.rows):
         if p.null_low is not None and p.null_high is not None:
@@ -220,7 +233,8 @@ def _null_band(p: Picture, frame: Axes, r: int, x: list[int]) -> None:
     frame.fill_between(x, p.null_low[r], p.null_high[r], label=_once(p.control, r), **look)
 
 
-def _strip(p: Picture, frame: Axes) -> None:
+def draw_strip(p: Picture, frame: Axes) -> None:
+    """Draw the tokens of a prompt on their colours."""
     _image(p, frame)
     for c, name in enumerate(p.columns):
         frame.text(c, 0, _plain(name), ha="center", va="center", fontsize=8, color=_ink(p, 0, c))
@@ -229,14 +243,12 @@ def _strip(p: Picture, frame: Axes) -> None:
     frame.set_xlabel(_plain(p.unit or spoken(p.title)), fontsize=8)
 
 
-def _number(p: Picture, frame: Axes) -> None:
+def draw_number(p: Picture, frame: Axes) -> None:
+    """Write a single number with its interval and control."""
     lines = [amount(p.values[0][0], p.unit), *p.facts(0, 0)[1:]]
     frame.text(0, 0.4, _plain("\n".join(lines)), fontsize=11, va="center", transform=frame.transAxes)
     frame.set_xticks([])
     frame.set_yticks([])
-
-
-_DRAW = {"heat": _heat, "bars": _bars, "line": _line, "strip": _strip, "number": _number, "graph": draw_graph}
 
 
 def _once(label: str, r: int) -> str | None:

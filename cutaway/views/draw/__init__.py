@@ -1,0 +1,1 @@
+"""Media: pictures as figures, as HTML with SVG, and in a terminal."""
