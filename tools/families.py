@@ -83,7 +83,7 @@ def probed_line(kind: str) -> str:
         first = next(o.name for o in there.outcomes if not o.passed and name in o.sites)
         why.setdefault(first, []).append(name)
     wrong = [f"{_and(names)}: {check}" for check, names in why.items()]
-    way = unembedding(there.model.body)
+    way = unembedding(there.model.anatomy)
     wrong += [f"lens and shares: {way.why}"] if way.why else [] if way.linear else ["shares: its head is not linear"]
     return f"| `{kind}` | {len(right)} | {_and(absent)} | {'; '.join(wrong) or 'nothing'} |"
 

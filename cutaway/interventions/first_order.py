@@ -120,7 +120,7 @@ def slopes(
     given, donor = run(model, giver, sites, bound)
     with model.edited():
         places = model.places([*sites, *beside])
-        value, found, own = gradients(model.body, target, places, bound.measure, cuts, relevance)
+        value, found, own = gradients(model.anatomy, target, places, bound.measure, cuts, relevance)
     value = value.float()
     clean, corrupt = (given, value) if denoise else (value, given)
     gap = float((clean - corrupt).mean())
@@ -326,8 +326,8 @@ def _size(model: Model, bound: Bound, wanted: Sequence[Nodes], how: Rule) -> int
     """Return the number of prompts per part for which activations fit the bound on memory."""
     length = bound.clean.ids.shape[1]
     read = {a for n in wanted for a in n.whole} | {a.place for a in model.places(list(how.beside))}
-    one = sum(model.body.held(a.row, length) for a in read)
-    graph = _GRAPH * model.shape.n_layers * model.body.widest(length)
+    one = sum(model.anatomy.held(a.row, length) for a in read)
+    graph = _GRAPH * model.shape.n_layers * model.anatomy.widest(length)
     # Own and donor values, slopes of every backward pass, and a random donor with its products.
     held = one * (4 + len(how.cuts))
     return max(1, _PART_BYTES // (model.dtype.itemsize * length * (graph + held)))

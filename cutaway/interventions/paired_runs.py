@@ -93,15 +93,15 @@ def run(
 
     def work(rows: Sequence[int]) -> None:
         some = tokens if len(rows) == len(tokens) else tokens.rows(rows)
-        collector = Collector(model.body, places, live=False)
+        collector = Collector(model.anatomy, places, live=False)
         with model.edited(), torch.no_grad():
-            with taps.attached(model.body, {p: collector.see(p) for p in collector.places}):
-                seen = observe(model.body, some, measure.reads)
+            with taps.attached(model.anatomy, {p: collector.see(p) for p in collector.places}):
+                seen = observe(model.anatomy, some, measure.reads)
             prompt = torch.tensor(rows, device=tokens.ids.device)
             parts.append((measure(seen, prompt).float(), collector.activations(some)))
             done.append(rows)
 
-    for rows in rope.apart(model.body, tokens):
+    for rows in rope.apart(model.anatomy, tokens):
         in_halves(rows, room(model, tokens.ids.shape[1]) // tokens.ids.shape[1], work)
     if len(parts) == 1:
         return parts[0]

@@ -106,7 +106,7 @@ def direct_attribution(
         record={
             "final norm": "scale frozen at its value in this run; centring and weight applied to every component",
             "closure": {"largest residual": float(residual.abs().max()), "mean total": float(total.mean())},
-            "soft cap": "shares are of the uncapped logits" if unembedding(model.body).cap else "none",
+            "soft cap": "shares are of the uncapped logits" if unembedding(model.anatomy).cap else "none",
             "shares of": "logit(answer)" if foils is None else "logit(answer) − logit(foil)",
             **asked.record,
         },
@@ -116,7 +116,7 @@ def direct_attribution(
 
 def _logits(model: Model, prompts: Tokens) -> Float[Tensor, "prompt token"]:
     """Return the model's own last logits, before its soft cap if it has one (whose inverse would lose the digits)."""
-    own, cap = wide(model.run_last(prompts)), unembedding(model.body).cap
+    own, cap = wide(model.run_last(prompts)), unembedding(model.anatomy).cap
     if not cap:
         return own
     last = f"resid_post.{model.shape.n_layers - 1}"

@@ -85,16 +85,16 @@ def along_depth(model: Model, prompts: Tokens, everywhere: bool = False) -> tupl
         Refused: the stream is normed between blocks (BERT), or something else than the last stream is unembedded, so
             that its depths share no basis with the unembedding; or the last depth misses the model's own logits.
     """
-    if model.family.post_norm or model.body.unembed is None:
+    if model.family.post_norm or model.anatomy.unembed is None:
         why = "it has no unembedding that reads its residual stream directly"
         raise Refused(f"lens on {model.name}", why, "use a causal language model")
-    readable(model.body, f"lens on {model.name}")
-    at, rows = "" if everywhere else "@-1", apart(model.body, prompts)
+    readable(model.anatomy, f"lens on {model.name}")
+    at, rows = "" if everywhere else "@-1", apart(model.anatomy, prompts)
     places, found = model.places(["resid_pre.0", "resid_post"]), list[tuple[Tensor, Tensor]]()
     for some in [prompts] if len(rows) == 1 else [prompts.rows(part) for part in rows]:
-        collector = Collector(model.body, places, live=False)
-        with model.edited(), attached(model.body, {p: collector.see(p) for p in collector.places}):
-            own = (all_logits if everywhere else last_logits)(model.body, some).float()
+        collector = Collector(model.anatomy, places, live=False)
+        with model.edited(), attached(model.anatomy, {p: collector.see(p) for p in collector.places}):
+            own = (all_logits if everywhere else last_logits)(model.anatomy, some).float()
         acts = collector.activations(some)
         found.append((torch.stack([acts[f"{p}{at}"] for p in places], dim=1), own))
     streams, own = (in_order(rows, parts) for parts in zip(*found, strict=True))
@@ -114,7 +114,7 @@ def read_out(model: Model, x: Float[Tensor, "*rest d_model"], capped: bool = Tru
 
     `capped=False` leaves out the family's soft cap.
     """
-    way = readable(model.body, f"lens on {model.name}")
+    way = readable(model.anatomy, f"lens on {model.name}")
     with torch.no_grad():
         return way.logits(way.read(x.to(model.dtype)), capped).float()
 

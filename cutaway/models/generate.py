@@ -45,7 +45,7 @@ class Editable(Protocol):
     hf: Any
     tokenizer: Any
     name: str
-    body: Anatomy
+    anatomy: Anatomy
 
     def edited(self, *edits: Edit) -> AbstractContextManager[Any]:
         """Run everything within the block under edits."""
@@ -58,14 +58,16 @@ def continuations(model: Editable, t: Tokens, new: int, edits: Sequence[Edit], o
     Raises:
         Refused: an encoder, nothing to generate, more tokens than the model's context, or an unsuitable option.
     """
-    if not model.body.family.causal:
+    if not model.anatomy.family.causal:
         raise Refused(
             f"generate with {model.name}", "an encoder does not continue text", "load a causal language model"
         )
-    if GENERATION in model.body.disabled:
-        raise Refused(f"generate with {model.name}", model.body.disabled[GENERATION], "run the longer prompt instead")
-    if new < 1 or t.ids.shape[1] + new > model.body.shape.context:
-        room = model.body.shape.context - t.ids.shape[1]
+    if GENERATION in model.anatomy.disabled:
+        raise Refused(
+            f"generate with {model.name}", model.anatomy.disabled[GENERATION], "run the longer prompt instead"
+        )
+    if new < 1 or t.ids.shape[1] + new > model.anatomy.shape.context:
+        room = model.anatomy.shape.context - t.ids.shape[1]
         raise Refused(
             f"generate {new} tokens", f"there is room for 1 to {room}", "ask for fewer, or shorten the prompt"
         )
@@ -89,7 +91,7 @@ def _together(model: Editable, t: Tokens, new: int, options: dict[str, Any]) -> 
     """Group the prompts that may grow together, with options: no cache where rotary frequencies change on the way."""
     lengths, found = t.lengths.tolist(), dict[Any, list[int]]()
     for i, n in enumerate(lengths):
-        sides = {rope.side(model.body, n), rope.side(model.body, n + new - 1)}
+        sides = {rope.side(model.anatomy, n), rope.side(model.anatomy, n + new - 1)}
         found.setdefault(sides.pop() if len(sides) == 1 else n, []).append(i)
     return [
         (rows, options if isinstance(key, tuple) else {**options, "use_cache": False}) for key, rows in found.items()
@@ -102,7 +104,7 @@ def generated_ids(model: Editable, t: Tokens, new: int, edits: Sequence[Edit], o
     Raises:
         Refused: an option that is unknown, has its own place here, or that transformers refuses.
     """
-    forward.check_padding(model.body, t)
+    forward.check_padding(model.anatomy, t)
     _check_options(model, options, edits)
     ran: dict[int, int] = {}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -54,21 +55,21 @@ class Model:
         self, hf: Any, tokenizer: Any = None, name: str = "", world: Any = None, disabled: dict[str, str] | None = None
     ):
         self.hf, self.tokenizer, self.world = hf, tokenizer, world
-        self.body = Anatomy(hf, family_of(hf), measured)
+        self.anatomy = Anatomy(hf, family_of(hf), measured)
         self.name = name or getattr(hf.config, "name_or_path", "") or self.family.name
         self.made: Made | None = None  # how it was loaded; unknown of a live model
-        self.disabled = self.body.disabled  # what is wrong on this model, by name, with the reason
+        self.disabled = self.anatomy.disabled  # what is wrong on this model, by name, with the reason
         self.disabled.update(shards.split_sites(hf) | (disabled or {}))
 
     @property
     def family(self) -> Family:
         """The row of family data."""
-        return self.body.family
+        return self.anatomy.family
 
     @property
     def shape(self) -> Shape:
         """Sizes: n_layers, n_heads, n_kv_heads, d_model, d_head, d_mlp, d_vocab, context."""
-        return self.body.shape
+        return self.anatomy.shape
 
     @property
     def device(self) -> torch.device:
@@ -110,7 +111,7 @@ class Model:
         return {
             "name": self.name,
             "family": self.family.name,
-            "config": self.body.configuration(),
+            "config": self.anatomy.configuration(),
             "weights": self.fingerprint(),
             "dtype": str(self.dtype).removeprefix("torch."),
             **({"rewrites": active} if active else {}),
@@ -133,7 +134,7 @@ class Model:
                 if row.scope == "layer"
                 else [Address(row.name)]
             )
-            found = [p for p in places if port(self.body, p) is not None]
+            found = [p for p in places if port(self.anatomy, p) is not None]
             if row.name in self.disabled:
                 out[row.name] = f"disabled: {self.disabled[row.name]}"
             elif not found:
@@ -150,7 +151,7 @@ class Model:
             Refused: no such site or index, or one this model does not have.
         """
         exact = [patterns] if isinstance(patterns, str | Address) else list(patterns)
-        found = self.body.remember(("places", *exact), lambda: self._there(exact))
+        found = self.anatomy.remember(("places", *exact), lambda: self._there(exact))
         for a in {a.site: a for a in found}.values():
             if a.site in self.disabled:
                 raise Refused(f"site {a.site} of {self.name}", self.disabled[a.site], _SEE_SITES)
@@ -158,7 +159,7 @@ class Model:
 
     def _there(self, patterns: Sequence[str | Address]) -> list[Address]:
         found = list(dict.fromkeys(a for p in patterns for a in self._meant(p)))
-        absent = {a.place for a in found if port(self.body, a) is None}
+        absent = {a.place for a in found if port(self.anatomy, a) is None}
         if absent:
             exact = {str(p) for p in patterns}
             left = [a for a in found if a.place not in absent]
@@ -173,7 +174,7 @@ class Model:
         try:
             return expand([pattern], self.sizes())
         except Refused as refusal:
-            raise foreign(refusal, pattern, self.body.part(0, "gate") is not None) from None
+            raise foreign(refusal, pattern, self.anatomy.part(0, "gate") is not None) from None
 
     # --- tokens
 
@@ -225,7 +226,7 @@ class Model:
     def run(self, prompts: Prompts, edits: Edit | Sequence[Edit] = ()) -> Float[Tensor, "batch position token"]:
         """Return the logits at every position (padding included), under edits."""
         t = self.tokens(prompts)
-        return rope.in_order(*_in_parts(self, t, edits, lambda some: forward.all_logits(self.body, some)))
+        return rope.in_order(*_in_parts(self, t, edits, partial(forward.all_logits, self.anatomy)))
 
     def run_last(self, prompts: Prompts, edits: Edit | Sequence[Edit] = ()) -> Float[Tensor, "batch token"]:
         """Return the logits after the last real token of each prompt; only those are unembedded.
@@ -233,7 +234,7 @@ class Model:
         Where memory runs out, the prompts are run in halves (but not inside `edited`, whose values are of them all).
         """
         t = self.tokens(prompts)
-        return rope.in_order(*_in_parts(self, t, edits, lambda some: forward.last_logits(self.body, some), halves=True))
+        return rope.in_order(*_in_parts(self, t, edits, partial(forward.last_logits, self.anatomy), halves=True))
 
     def capture(
         self,
@@ -251,12 +252,12 @@ class Model:
         t, asked = self.tokens(prompts, bos=bos), self.places(sites)
 
         def run(some: Tokens) -> Activations:
-            collector = Collector(self.body, asked, live=False, stops=not logits)
-            with taps.attached(self.body, {p: collector.see(p) for p in collector.places}):
+            collector = Collector(self.anatomy, asked, live=False, stops=not logits)
+            with taps.attached(self.anatomy, {p: collector.see(p) for p in collector.places}):
                 if logits:
-                    forward.all_logits(self.body, some)
+                    forward.all_logits(self.anatomy, some)
                 else:
-                    forward.streams(self.body, some, collector.share)
+                    forward.streams(self.anatomy, some, collector.share)
             collector.notice(some)
             return collector.activations(some)
 
@@ -274,7 +275,7 @@ class Model:
         The metric takes the last logits and the index of each row's prompt, or is a `Measure` of whatever it reads.
         """
         t, what = self.tokens(prompts), measure_of(metric)
-        done, parts = _in_parts(self, t, edits, lambda some: observe(self.body, some, what.reads), halves=True)
+        done, parts = _in_parts(self, t, edits, lambda some: observe(self.anatomy, some, what.reads), halves=True)
         with torch.no_grad():
             values = [
                 what(seen, torch.tensor(rows, device=t.ids.device)) for seen, rows in zip(parts, done, strict=True)
@@ -298,7 +299,7 @@ class Model:
         """
         t, asked = self.tokens(prompts), self.places(sites)
         with self.edited(*as_edits(edits)):
-            values, slopes, given = backward.gradients(self.body, t, asked, metric)
+            values, slopes, given = backward.gradients(self.anatomy, t, asked, metric)
         return values, slopes[0], given
 
     def generate(
@@ -326,7 +327,7 @@ class Model:
             Refused: an edit that cannot be made, or one that was never reached by a forward.
         """
         if not edits:
-            with forward.alone(self.hf), forward.evaluating(self.body):
+            with forward.alone(self.hf), forward.evaluating(self.anatomy):
                 yield self
             return
         sees: dict[Address, list[Edit]] = {}
@@ -335,14 +336,14 @@ class Model:
             sees.setdefault(e.where.place, []).append(e)
         scratch = dict[Any, Any]()
         chains = {p: _chain(es, scratch) for p, es in sees.items()}
-        told = forward.told(self.body) if any(e.placed for es in sees.values() for e in es) else nullcontext()
-        with forward.alone(self.hf), forward.evaluating(self.body), told, taps.attached(self.body, chains):
+        told = forward.told(self.anatomy) if any(e.placed for es in sees.values() for e in es) else nullcontext()
+        with forward.alone(self.hf), forward.evaluating(self.anatomy), told, taps.attached(self.anatomy, chains):
             yield self
 
     @property
     def weights(self) -> Weights:
         """Weights as views under the field's names."""
-        return Weights(self.body)
+        return Weights(self.anatomy)
 
 
 def _in_parts(
@@ -360,10 +361,10 @@ def _in_parts(
             out.append(run(t if prompts.everything else prompts.tokens(t)))
         done.append(rows)
 
-    if taps.busy(model.body):
+    if taps.busy(model.anatomy):
         work(range(len(t)))
     else:
-        for rows in rope.apart(model.body, t):
+        for rows in rope.apart(model.anatomy, t):
             in_halves(rows, len(rows), work) if halves else work(rows)
     return done, out
 

@@ -20,7 +20,7 @@ from cutaway.core.refuse import Refused
 from cutaway.models.access.forward import alone
 from cutaway.models.checks.identities import CHECKS, Kind
 from cutaway.models.checks.trial import FAULTS, Trial, said
-from cutaway.models.loading.identity import REWRITES, anatomy
+from cutaway.models.loading.identity import REWRITES, structure
 from cutaway.models.model import Model
 
 # By kind of identity. Most families norm in float32 even where everything else is float64.
@@ -86,7 +86,7 @@ def _short_chunks(model: Model) -> Iterator[None]:
     It costs the square of a chunk however short the prompt, minutes where everything else takes seconds; no identity
     depends on the length, and with four positions there are several.
     """
-    layers = [model.body.part(i, "ssm") for i in range(model.shape.n_layers)]
+    layers = [model.anatomy.part(i, "ssm") for i in range(model.shape.n_layers)]
     kept = [(m, m.__dict__["chunk_size"]) for m in layers if m is not None and "chunk_size" in m.__dict__]
     try:
         for m, _ in kept:
@@ -105,11 +105,11 @@ def disabled_sites(outcomes: list[Outcome]) -> dict[str, str]:
 def checked(model: Model, cache: Path | None) -> dict[str, str]:
     """Return the sites to disable on this model; the outcome is kept in `cache`, so that it is found out once.
 
-    That all is well is kept by what the model is (`identity.anatomy`) and by the versions of what ran it. A failure is
+    Success is kept by what the model is (`identity.structure`) and by the versions of what ran it. A failure is
     kept for these very weights alone. Nothing is kept of a model with something attached that cannot be read, or while
     its weights are rewritten: zeros in a rewritten weight could hide what fails on the model itself.
     """
-    text, unread = anatomy(model.hf)
+    text, unread = structure(model.hf)
     if cache is None or unread or REWRITES.get(model.hf):
         return disabled_sites(self_check(model))
     sort = hash_text(text, *sorted(f"{k} {v}" for k, v in _versions(model).items()), _source())

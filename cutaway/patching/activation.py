@@ -162,7 +162,7 @@ def _windows(grid: Cells, window: int) -> list[list[Address]]:
 def _parts(model: Model, bound: Bound, places: Sequence[Address]) -> list[list[int]]:
     """Return the prompts in parts whose activations fit the bound on memory."""
     length = bound.clean.ids.shape[1]
-    one = sum(max(model.shape.d_model, model.body.held(a.row, length)) for a in {a.place for a in places})
+    one = sum(max(model.shape.d_model, model.anatomy.held(a.row, length)) for a in {a.place for a in places})
     size = max(1, _PART_BYTES // (8 * length * one))
     return [list(range(at, min(at + size, len(bound)))) for at in range(0, len(bound), size)]
 

@@ -236,8 +236,8 @@ def _said(model: Model, bound: Bound, x: Float[Tensor, "prompt d_model"]) -> Flo
     wrong = replace(
         right, answers=right.foils, foils=right.answers, answer_sets=right.foil_sets, foil_sets=right.answer_sets
     )
-    final, w = model.body.top("final"), model.weights.unembed.detach().float()
+    final, w = model.anatomy.top("final"), model.weights.unembed.detach().float()
     x = x.float().to(w.device)
     if final is not None:
-        x = model.body.norm(final).linear(x, torch.ones(len(x), device=x.device))
+        x = model.anatomy.norm(final).linear(x, torch.ones(len(x), device=x.device))
     return torch.stack([part.metric(x @ w) for part in (right, wrong)]).cpu()

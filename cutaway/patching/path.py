@@ -94,7 +94,7 @@ def path(
     sending = [
         a
         for a in model.places("z.*.*" if site == "z" else site)
-        if not ends or any(precedes(model.body, a, end) for end in ends)
+        if not ends or any(precedes(model.anatomy, a, end) for end in ends)
     ]
     if not sending:
         why = f"no {'head' if site == 'z' else 'MLP'} comes before it"

@@ -65,7 +65,7 @@ class Reader:
         self.packer = Packer(documents, first.tokenizer, packing, [m.tokenizer for m in others])
         self.rule: Rule = rule(masking, first.tokenizer)
         self.dtype = storage(dtype if dtype is not None else first.dtype)
-        self.quick, self.ways = quick, {n: Ways(m.body) for n, m in self.models.items()}
+        self.quick, self.ways = quick, {n: Ways(m.anatomy) for n, m in self.models.items()}
         self.way: dict[str, Way] | None = None if quick else self._own()  # None until the first context
 
     @property

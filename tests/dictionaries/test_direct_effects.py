@@ -43,17 +43,17 @@ def linear(model, acts, start, layer):
 
     Returns what each later layer's MLP and attention read of it, and what the final norm reads.
     """
-    body, w, step, mlp_reads, attention_reads = model.body, model.weights, start, {}, {}
+    anatomy, w, step, mlp_reads, attention_reads = model.anatomy, model.weights, start, {}, {}
     for i in range(layer + 1, LAYERS):
-        ln1, ln2 = (body.norm(body.part(i, n)) for n in ("ln1", "ln2"))
+        ln1, ln2 = (anatomy.norm(anatomy.part(i, n)) for n in ("ln1", "ln2"))
         x = ln1.linear(step, acts[f"ln1.scale.{i}"][0])
         values = torch.einsum("pd,hde->hpe", x, w.v[i])
         z = torch.einsum("hqk,hke->hqe", acts[f"pattern.{i}"][0].double(), values)
         after = step + torch.einsum("hqe,hed->qd", z, w.o[i])
         attention_reads[i] = x
-        mlp_reads[i] = ln2.linear(step if body.parallel else after, acts[f"ln2.scale.{i}"][0])
+        mlp_reads[i] = ln2.linear(step if anatomy.parallel else after, acts[f"ln2.scale.{i}"][0])
         step = after
-    return mlp_reads, attention_reads, body.norm(body.top("final")).linear(step, acts["final.scale"][0])
+    return mlp_reads, attention_reads, anatomy.norm(anatomy.top("final")).linear(step, acts["final.scale"][0])
 
 
 def edges_of(model, d, acts, source):

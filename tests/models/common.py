@@ -67,5 +67,5 @@ def metric(logits: torch.Tensor) -> torch.Tensor:
 
 def uncapped(m: Model, logits: torch.Tensor) -> torch.Tensor:
     """Logits before the family's soft cap."""
-    cap = unembedding(m.body).cap
+    cap = unembedding(m.anatomy).cap
     return cap * torch.atanh(logits.double() / cap) if cap else logits

@@ -17,7 +17,7 @@ MODES = ("gradient", "constant", "half")
 def coefficients(name: str, sites: list[str] | str, mode: Any = "gradient", metric: Any = common.metric) -> Any:
     m = common.model(name)
     with m.edited():
-        values, slopes, given = gradients(m.body, common.IDS, m.places(sites), metric, relevance=mode)
+        values, slopes, given = gradients(m.anatomy, common.IDS, m.places(sites), metric, relevance=mode)
     return values, slopes[0], given
 
 
@@ -26,7 +26,7 @@ def test_a_cut_lets_nothing_back_and_the_rest_is_what_freezing_leaves():
     cut = m.places(["attn_out.1", "mlp_out.1"])
     with m.edited():
         places = m.places(["z", "resid_pre"])
-        values, slopes, _ = gradients(m.body, common.IDS, places, common.metric, cuts=[(), cut])
+        values, slopes, _ = gradients(m.anatomy, common.IDS, places, common.metric, cuts=[(), cut])
     plain = m.gradients(common.IDS, ["z", "resid_pre"], common.metric)
     assert torch.equal(values, plain[0])
     assert all(torch.equal(slopes[0][k], plain[1][k]) for k in plain[1])
@@ -110,11 +110,11 @@ def test_what_has_no_rule_is_refused():
     for name in (*MIXTURES, "bert"):
         m = common.model(name)
         with pytest.raises(Refused), m.edited():
-            gradients(m.body, common.IDS, m.places("resid_pre"), common.metric, relevance="gradient")
+            gradients(m.anatomy, common.IDS, m.places("resid_pre"), common.metric, relevance="gradient")
     m = common.model("gpt2")
     with pytest.raises(Refused, match="does not depend"), m.edited():
         gradients(
-            m.body,
+            m.anatomy,
             common.IDS,
             [Address("z", 2)],
             lambda logits: 0.0 * logits[:, 0].detach() + logits.new_ones(2).requires_grad_(),
@@ -133,6 +133,6 @@ def test_memory_that_runs_out_in_a_backward_pass_is_a_refusal_of_the_batch():
 
     m = common.model("gpt2")
     with pytest.raises(OutOfMemory, match="memory") as refusal, m.edited():
-        gradients(m.body, common.IDS, m.places("z"), lambda logits: Never.apply(common.metric(logits)))
+        gradients(m.anatomy, common.IDS, m.places("z"), lambda logits: Never.apply(common.metric(logits)))
     assert "fewer prompts" in refusal.value.instead
     assert not any(x._forward_hooks or x._forward_pre_hooks for x in m.hf.modules())

@@ -49,7 +49,7 @@ def test_a_written_input_goes_through_its_head_alone(model):
 def test_all_branches_together_are_attn_in(model):
     d = torch.randn(model.shape.d_model, generator=torch.Generator().manual_seed(1))
     whole = model.run(IDS, [Add("attn_in.0@1", d)])
-    if model.body.parallel and model.body.part(0, "ln2") is None:  # there the MLP reads a tensor of its own
+    if model.anatomy.parallel and model.anatomy.part(0, "ln2") is None:  # there the MLP reads a tensor of its own
         torch.testing.assert_close(
             model.capture(IDS, "z.0", [Add("attn_in.0@1", d)])["z.0"],
             model.capture(IDS, "z.0", [Add(f"{s}_in.0@1", d) for s, _ in LETTERS])["z.0"], atol=2e-6, rtol=1e-5,

@@ -43,13 +43,13 @@ def test_who_hears_whom_is_what_the_model_does(name):
         got = m.capture(IDS, [*readers, "final.scale"], edits)
         for reader in [*readers, "final.scale"]:
             moved = not torch.allclose(got[reader], values[reader], atol=1e-6, rtol=1e-6)
-            assert moved == precedes(m.body, parse(writer), parse(reader)), (writer, reader)
+            assert moved == precedes(m.anatomy, parse(writer), parse(reader)), (writer, reader)
 
 
 def by_hand(m, tokens, patch):
     """The sender's run with what is frozen, then the receivers' values put into the run alone."""
     first = [*patch.frozen, patch.sender]
-    ends = patch.heard(m.body)
+    ends = patch.heard(m.anatomy)
     if str(patch.receivers[0]) == "logits":
         return m.run_last(tokens, first)
     got = m.capture(tokens, [a.place for a in ends], first, logits=False) if ends else {}
@@ -101,7 +101,7 @@ def test_ends_of_another_kind_are_refused(sender, receivers, word):
         EdgePatch(Add(sender, torch.zeros(1)), receivers)
     if receivers and "logits" not in receivers:
         with pytest.raises(Refused):
-            precedes(model("gpt2").body, parse(sender), parse(receivers[0]))
+            precedes(model("gpt2").anatomy, parse(sender), parse(receivers[0]))
 
 
 def test_places_outside_the_model_are_refused():

@@ -35,7 +35,7 @@ def test_a_zero_head_is_one_change_by_z_pattern_head_out_and_values(name):
 def test_the_middle_stream_reaches_both_branches(name):
     m, d = model(name), noise(32)
     if "resid_mid" not in sites(m):
-        pytest.fail(name) if not m.body.parallel else None
+        pytest.fail(name) if not m.anatomy.parallel else None
         return
     # what attention adds is added to the middle: behind the norm where the stream itself is normed
     add = Add("attn_out.1", d)
@@ -106,9 +106,9 @@ def test_scales_divide(name):
     for ln, read in (("ln1", "attn_in"), ("ln2", "mlp_in")):
         if f"{ln}.scale" in sites(m):
             plain, doubled = (m.capture(IDS, f"{read}.1", e)[f"{read}.1"] for e in ((), Scale(f"{ln}.scale.1", 2.0)))
-            b = m.body.norm(m.body.part(1, ln)).bias
+            b = m.anatomy.norm(m.anatomy.part(1, ln)).bias
             assert gap(doubled - b, (plain - b) / 2) < 1e-5
-    if unembedding(m.body).cap is None:
+    if unembedding(m.anatomy).cap is None:
         offset = m.run(IDS, Scale("final.scale", 1e9))
         assert gap(m.run(IDS, Scale("final.scale", 2.0)) - offset, (m.run(IDS) - offset) / 2) < 1e-5
 

@@ -122,7 +122,7 @@ def check_readout(m: Model, can: set[str]) -> None:
     last = m.capture(SAME, f"resid_post.{m.shape.n_layers - 1}@-1", logits=False)[
         f"resid_post.{m.shape.n_layers - 1}@-1"
     ]
-    if unembedding(m.body).why:
+    if unembedding(m.anatomy).why:
         with pytest.raises(Refused):
             read_out(m, last)
     else:
@@ -133,7 +133,7 @@ def check_readout(m: Model, can: set[str]) -> None:
         return
     parts = decompose(m, SAME)
     assert gap(parts.contribution.sum(1), parts.total) < NEAR
-    if not unembedding(m.body).linear:
+    if not unembedding(m.anatomy).linear:
         with pytest.raises(Refused, match="not linear"):
             logit_contributions(m, parts, tokens)
         return

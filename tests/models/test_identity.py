@@ -9,7 +9,7 @@ import torch
 from cutaway.core import record
 from cutaway.core.refuse import Refused
 from cutaway.models.edits.library import Ablate, Add
-from cutaway.models.loading.identity import anatomy, described
+from cutaway.models.loading.identity import described, structure
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
 from tests.models.common import IDS, model
@@ -124,16 +124,16 @@ def changed(what, hf):
 def test_models_of_one_configuration_are_told_apart():
     what = ["nothing", "hook", "other hook", "forward", "unread", "setting", "epsilon", "kernel"]
     found = [changed(w, build("llama")) for w in what]
-    assert len({anatomy(hf)[0] for hf in found}) == len({Model(hf).fingerprint() for hf in found}) == len(what)
+    assert len({structure(hf)[0] for hf in found}) == len({Model(hf).fingerprint() for hf in found}) == len(what)
     assert [described(hf)[1] for hf in found] == [["model.layers.1.mlp"] * (w == "unread") for w in what]
-    assert anatomy(changed("hook", build("llama", seed=1)))[0] == anatomy(changed("hook", build("llama")))[0]
-    assert anatomy(build("llama", dtype=torch.float64))[0] != anatomy(build("llama"))[0]
+    assert structure(changed("hook", build("llama", seed=1)))[0] == structure(changed("hook", build("llama")))[0]
+    assert structure(build("llama", dtype=torch.float64))[0] != structure(build("llama"))[0]
 
 
 def test_values_do_not_make_another_anatomy_but_zeros_do():
     one, other, zeros = build("gpt2"), build("gpt2", seed=5), build("gpt2")
     torch.nn.init.zeros_(zeros.transformer.h[1].attn.c_proj.bias)
-    assert anatomy(one)[0] == anatomy(other)[0] != anatomy(zeros)[0]
+    assert structure(one)[0] == structure(other)[0] != structure(zeros)[0]
 
 
 def test_a_kept_sweep_is_not_taken_for_that_of_a_patched_model_or_one_under_edits(tmp_path):

@@ -402,4 +402,4 @@ def test_full_sizes_on_the_meta_device():
         s = m.shape
         assert (s.n_layers, s.d_model, s.d_inner, s.d_state, s.n_ssm_heads, s.n_groups) == shape
         assert set(sites(m)) == set(sites(model("mamba")))
-        assert m.body.widest(16) >= 2 * s.d_inner * s.d_state
+        assert m.anatomy.widest(16) >= 2 * s.d_inner * s.d_state

@@ -115,7 +115,9 @@ def test_the_first_and_the_last_layer_have_the_sites_of_a_tiny_model_of_the_fami
     kinds = {FULL[name][0], ALIKE.get(FULL[name][0])}
     tiny = [set(sites(model(n))) for n, (kind, _) in CONFIGS.items() if kind in kinds]
     for i in (0, m.shape.n_layers - 1):
-        found = {s.name for s in SITES if port(m.body, Address(s.name, i if s.scope == "layer" else None)) is not None}
+        found = {
+            s.name for s in SITES if port(m.anatomy, Address(s.name, i if s.scope == "layer" else None)) is not None
+        }
         assert found in tiny
 
 
@@ -135,7 +137,7 @@ def test_weight_views_have_their_shapes_at_both_ends(name):
         if s.d_mlp:
             assert w.mlp_in[i].shape == (s.d_model, s.d_mlp)
             assert w.mlp_out[i].shape == (s.d_mlp, s.d_model)
-        if s.d_mlp and m.body.part(i, "gate") is not None:
+        if s.d_mlp and m.anatomy.part(i, "gate") is not None:
             assert w.mlp_gate[i].shape == (s.d_model, s.d_mlp)
     assert w.embed.shape == (s.d_vocab, s.d_model)
     assert w.unembed.shape == (s.d_model, s.d_vocab)

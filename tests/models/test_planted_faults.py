@@ -25,30 +25,34 @@ def of_port(site, change):
     def plant(patch):
         plain = ports._port
         patch.setattr(
-            ports, "_port", lambda body, a: change(body, a, p) if (p := plain(body, a)) and a.site == site else p
+            ports,
+            "_port",
+            lambda anatomy, a: change(anatomy, a, p) if (p := plain(anatomy, a)) and a.site == site else p,
         )
 
     return plant
 
 
 def reads(f):
-    return lambda body, a, p: ports.Port(p.module, p.side, lambda x, y: f(p.read(x, y)), p.write, p.derived)
+    return lambda anatomy, a, p: ports.Port(p.module, p.side, lambda x, y: f(p.read(x, y)), p.write, p.derived)
 
 
 def writes(f):
-    return lambda body, a, p: ports.Port(p.module, p.side, p.read, lambda new, x, y: p.write(f(new), x, y), p.derived)
+    return lambda anatomy, a, p: ports.Port(
+        p.module, p.side, p.read, lambda new, x, y: p.write(f(new), x, y), p.derived
+    )
 
 
-def deaf(body, a, p):
+def deaf(anatomy, a, p):
     return ports.Port(p.module, p.side, p.read, lambda new, x, y: y if p.side == "out" else x, p.derived)
 
 
-def one_branch(body, a, p):
+def one_branch(anatomy, a, p):
     return ports.Port(p.module, "in", p.read, p.write)
 
 
 def other(name):
-    return lambda body, a, p: ports.Port(body.part(a.layer, name), p.side, p.read, p.write, p.derived)
+    return lambda anatomy, a, p: ports.Port(anatomy.part(a.layer, name), p.side, p.read, p.write, p.derived)
 
 
 def of(module, name, change):

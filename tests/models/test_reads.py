@@ -56,7 +56,7 @@ def test_nothing_captured_is_written_over_later_in_the_forward(name):
     m, kept, handles = model(name), {}, []
     wanted = [s for s in sites(m, *FORMED, "q", "k", "v") if not s.endswith(".scale")]
     for a in m.places(wanted):
-        p = port(m.body, a)
+        p = port(m.anatomy, a)
 
         def before(module, args, kw, a=a, p=p):
             kept[a] = p.read((args[0] if args else kw["hidden_states"]).clone(), None)
@@ -112,7 +112,7 @@ def test_identities(name):
         assert gap(acts["embed"] + acts["pos_embed"], acts["resid_pre.0"]) < 1e-6
     if not m.family.ln1_post:
         biases = torch.stack([m.weights.o_bias[i] for i in range(m.shape.n_layers)])[:, None, None]
-        assert gap((acts["head_out"].sum(3) + biases) * m.body.multiplier, acts["attn_out"]) < 1e-5
+        assert gap((acts["head_out"].sum(3) + biases) * m.anatomy.multiplier, acts["attn_out"]) < 1e-5
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -124,7 +124,7 @@ def test_scales_are_the_divisors_of_the_norms(name):
         stream = stream if stream in sites(m) else "resid_pre"
         acts = m.capture(IDS, [f"{ln}.scale", stream, read])
         for i in range(m.shape.n_layers):
-            norm = m.body.norm(m.body.part(i, ln))
+            norm = m.anatomy.norm(m.anatomy.part(i, ln))
             out = norm.linear(acts[f"{stream}.{i}"], acts[f"{ln}.scale.{i}"]) + norm.bias
             assert gap(out, acts[f"{read}.{i}"]) < 1e-5
 
@@ -134,7 +134,7 @@ def test_router_logits_are_the_gates_map_of_what_the_mlp_reads(name):
     m = model(name)
     acts = m.capture(IDS, ["router", "mlp_in"])
     for i in acts.layers("router"):
-        assert gap(acts[f"router.{i}"], acts[f"mlp_in.{i}"] @ m.body.part(i, "router").weight.T) < 1e-5
+        assert gap(acts[f"router.{i}"], acts[f"mlp_in.{i}"] @ m.anatomy.part(i, "router").weight.T) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "dtype"), [*((n, torch.bfloat16) for n in ALL), *((n, torch.float16) for n in KINDS)])
@@ -288,5 +288,5 @@ def test_a_site_holds_as_many_numbers_per_position_as_are_captured(name):
     m = model(name)
     acts = m.capture(IDS, sites(m))
     for place in map(Address, *zip(*((a.site, a.layer) for a in m.places(sites(m))), strict=True)):
-        held = m.body.held(place.row, IDS.ids.shape[1])
+        held = m.anatomy.held(place.row, IDS.ids.shape[1])
         assert acts[str(place)].numel() == IDS.ids.numel() * held, place

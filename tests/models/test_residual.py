@@ -14,7 +14,7 @@ ROWS = torch.arange(2)
 
 
 def neurons(m):
-    return [i for i in range(m.shape.n_layers) if m.body.part(i, "down") is not None]
+    return [i for i in range(m.shape.n_layers) if m.anatomy.part(i, "down") is not None]
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -43,7 +43,7 @@ def test_components_are_what_was_captured_under_their_names(name):
         heads = torch.stack([part[f"head_out.{i}.{h}"] for h in range(m.shape.n_heads)], dim=1)
         assert gap(heads.sum(1) + part[f"attn_bias.{i}"], acts[f"attn_out.{i}@3"]) < 1e-5
         if not m.family.ln1_post:
-            assert gap(heads, acts[f"head_out.{i}@3"] * m.body.multiplier) < 1e-5
+            assert gap(heads, acts[f"head_out.{i}@3"] * m.anatomy.multiplier) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama_gqa", "gemma2", "olmo2", "granite", "falcon_7b", "cohere"])

@@ -47,7 +47,7 @@ def model() -> Model:
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_prompts_of_both_sides_have_the_values_they_have_alone(side):
     m, t = model(), batch(ROWS, side=side)
-    assert rope.apart(m.body, t) == [[0, 2], [1, 3]]
+    assert rope.apart(m.anatomy, t) == [[0, 2], [1, 3]]
     edits: list[Edit] = [Ablate("z.1.2@-1"), Freeze("mlp_out.0", m.capture(t, "mlp_out.0"))]
     last, whole, acts = m.run_last(t, edits), m.run(t, edits), m.capture(t, ["pattern.1", "resid_post.2"], edits)
     swept = sweep(m, t, [[Ablate("resid_pre.1@2")], [Ablate("pattern.2")]], lambda logits, prompt: logits)
@@ -107,5 +107,5 @@ def test_dynamic_frequencies_know_every_longer_length():
         vocab_size=V, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48,
         max_position_embeddings=16, rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0},
     )  # fmt: skip
-    body = Model(tf.LlamaForCausalLM(config).eval()).body
-    assert rope.side(body, 3) == rope.side(body, 16) != rope.side(body, 17) != rope.side(body, 18)
+    anatomy = Model(tf.LlamaForCausalLM(config).eval()).anatomy
+    assert rope.side(anatomy, 3) == rope.side(anatomy, 16) != rope.side(anatomy, 17) != rope.side(anatomy, 18)

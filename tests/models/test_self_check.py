@@ -54,7 +54,9 @@ def test_it_holds_in_other_precisions(name, dtype):
 def test_a_failed_identity_disables_its_site_and_nothing_else_runs_otherwise(monkeypatch):
     plain = ports._port
     deaf = lambda p: ports.Port(p.module, p.side, p.read, lambda new, x, y: y, p.derived)  # noqa: E731
-    monkeypatch.setattr(ports, "_port", lambda body, a: deaf(plain(body, a)) if a.site == "mlp_out" else plain(body, a))
+    monkeypatch.setattr(
+        ports, "_port", lambda anatomy, a: deaf(plain(anatomy, a)) if a.site == "mlp_out" else plain(anatomy, a)
+    )
     m = Model(build("llama_gqa"))
     m.disabled.update(disabled_sites(self_check(m)))
     assert m.sites()["mlp_out"].startswith("disabled: self-check failed")

@@ -12,7 +12,7 @@ from tests.models.common import IDS, KINDS, PADDED, bare, gap, model, noise, sit
 def blocks_run(m, run):
     """Which blocks begin while `run()` runs."""
     begun: list[int] = []
-    hooks = [b.register_forward_pre_hook(lambda *_, i=i: begun.append(i)) for i, b in enumerate(m.body.blocks)]
+    hooks = [b.register_forward_pre_hook(lambda *_, i=i: begun.append(i)) for i, b in enumerate(m.anatomy.blocks)]
     try:
         run()
     finally:
@@ -66,6 +66,6 @@ def test_a_shallow_edit_is_seen_and_a_deeper_one_is_still_reached():
 
 def test_an_edit_that_the_forward_never_passes_is_still_refused(monkeypatch):
     m = model("llama")
-    monkeypatch.setitem(m.body.blocks[2].__dict__, "forward", lambda x, *a, **k: x)
+    monkeypatch.setitem(m.anatomy.blocks[2].__dict__, "forward", lambda x, *a, **k: x)
     with pytest.raises(Refused, match="never passed"):
         m.capture(IDS, "resid_pre.1", Ablate("z.2.0"), logits=False)

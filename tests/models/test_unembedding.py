@@ -69,7 +69,7 @@ def test_logits_are_read_as_the_model_makes_them(name, half):
     model, task = scaled(name), numbered_task()
     if half:
         model = Model(deepcopy(model.hf).bfloat16(), model.tokenizer, name, disabled=model.disabled)
-    way, (gain, scale, cap) = unembedding(model.body), SCALED[name][1]
+    way, (gain, scale, cap) = unembedding(model.anatomy), SCALED[name][1]
     assert (way.gain, way.scale, way.cap, way.why) == (gain, pytest.approx(scale, rel=1e-6), cap, "")
     bound = task.bind(model)
     own = model.run_last(bound.clean).float()
@@ -131,13 +131,13 @@ def test_logits_of_another_form_are_left_to_the_model(bend, words):
 def test_measuring_sees_no_edits_and_is_seen_by_none():
     model = Model(build("cohere"))
     with model.edited(Scale("logits", 3.0), Scale("final.scale", 2.0), Ablate("resid_post.2")):
-        assert unembedding(model.body).scale == 0.5
+        assert unembedding(model.anatomy).scale == 0.5
         model.run(IDS)
-    assert unembedding(model.body) is unembedding(model.body)
+    assert unembedding(model.anatomy) is unembedding(model.anatomy)
 
 
 def test_another_head_is_measured_anew():
     model = Model(build("llama_gqa"))
-    before = unembedding(model.body)
+    before = unembedding(model.anatomy)
     model.hf.lm_head = torch.nn.Sequential(torch.nn.Linear(D, V))
-    assert unembedding(model.body).head is model.hf.lm_head is not before.head
+    assert unembedding(model.anatomy).head is model.hf.lm_head is not before.head

@@ -18,13 +18,13 @@ def apply(x, w, b):
 
 def projected(m, i, part):
     """What the projections return, before rotation and norms of queries and keys: hooked by hand."""
-    kept, path = {}, m.body.part(i, "fused") or m.body.part(i, part)
+    kept, path = {}, m.anatomy.part(i, "fused") or m.anatomy.part(i, part)
     handle = path.register_forward_hook(lambda module, args, out: kept.update(out=out))
     m.run(IDS)
     handle.remove()
     out, s = kept["out"], m.shape
     width = {"q": s.n_heads, "k": s.n_kv_heads, "v": s.n_kv_heads}
-    if m.body.part(i, "fused") is None:
+    if m.anatomy.part(i, "fused") is None:
         return out.view(2, 7, width[part], s.d_head)
     if m.family.qkv == "concat":
         return out.split([n * s.d_head for n in width.values()], dim=-1)["qkv".index(part)].reshape(2, 7, -1, s.d_head)
@@ -70,7 +70,7 @@ def test_outputs_reproduce_heads_and_neurons(name):
     if f"mlp_gate.{i}" in acts:
         assert gap(acts[f"mlp_in.{i}"] @ w.mlp_gate[i] + w.mlp_gate_bias[i], acts[f"mlp_gate.{i}"]) < 1e-5
     if not (m.family.ln2_post or m.family.post_norm):
-        out = (acts[f"mlp_post.{i}"] @ w.mlp_out[i] + w.mlp_out_bias[i]) * m.body.multiplier
+        out = (acts[f"mlp_post.{i}"] @ w.mlp_out[i] + w.mlp_out_bias[i]) * m.anatomy.multiplier
         assert gap(out, acts[f"mlp_out.{i}"]) < 1e-5
 
 
@@ -80,7 +80,7 @@ def test_folded_views_read_the_normalised_stream(name):
     w, acts = m.weights.folded(), m.capture(IDS, sites(m))
 
     def normalised(stream, ln):
-        norm = m.body.norm(m.body.part(i, ln))
+        norm = m.anatomy.norm(m.anatomy.part(i, ln))
         return norm.centre(acts[f"{stream}.{i}"]) / acts[f"{ln}.scale.{i}"][..., None]
 
     for part in "qkv":
@@ -97,11 +97,11 @@ def test_unembedding_views_reproduce_the_logits(name):
     m = model(name)
     acts = m.capture(IDS, [f"resid_post.{m.shape.n_layers - 1}", "final.scale", "logits"])
     stream, logits = acts[f"resid_post.{m.shape.n_layers - 1}"], uncapped(m, acts["logits"])
-    norm = m.body.norm(m.body.top("final"))
+    norm = m.anatomy.norm(m.anatomy.top("final"))
     read = norm.centre(stream) / acts["final.scale"][..., None]
     plain = (read * norm.weight + norm.bias) @ m.weights.unembed + m.weights.unembed_bias
     assert gap(plain, logits) < 2e-5
-    if unembedding(m.body).cap:
+    if unembedding(m.anatomy).cap:
         with pytest.raises(Refused, match="soft cap"):
             _ = m.weights.folded().unembed
     elif name in FOLDABLE:

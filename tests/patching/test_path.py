@@ -209,10 +209,10 @@ def test_with_all_frozen_paths_to_the_logits_are_direct_attributions(family):
         hf = tf.AutoModelForCausalLM.from_config(getattr(tf, kind)(**{**sizes, "vocab_size": len(tokenizer())})).eval()
     model, task = Model(hf, tokenizer(), family), llama_task()
     bound = task.bind(model)
-    end, final = f"resid_post.{model.shape.n_layers - 1}", model.body.top("final")
+    end, final = f"resid_post.{model.shape.n_layers - 1}", model.anatomy.top("final")
     assert final is not None
     own, other = (model.capture(t, ["z", end]) for t in (bound.clean, bound.corrupt))
-    norm = model.body.norm(final)
+    norm = model.anatomy.norm(final)
     scale, rows = norm.scale(own[f"{end}@-1"]), torch.arange(len(bound))
     want = torch.zeros(model.shape.n_layers, model.shape.n_heads)
     for i in range(model.shape.n_layers):

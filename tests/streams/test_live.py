@@ -87,7 +87,7 @@ def test_sinks_are_tokens_far_above_the_median_norm_at_any_site():
 
 def test_the_model_stops_after_the_deepest_site_and_no_context_runs_twice():
     m, begun = lettered(), []
-    hook = m.body.blocks[2].register_forward_pre_hook(lambda *_: begun.append(1))
+    hook = m.anatomy.blocks[2].register_forward_pre_hook(lambda *_: begun.append(1))
     with counting() as spent:
         options = {"packing": Packing(8, rows=4), "batch": 16, "window": 64, "quick": False}
         list(LiveStream(m, from_ids(ids(40, 8)), "resid_post.0", **options))

@@ -96,14 +96,14 @@ class Divergence:
 
     def __call__(self, outs: Mapping[str, Tensor], batch: WholeBatch) -> Tensor:
         """Return the divergence, differentiable by the reconstructions."""
-        body, t = self.model.body, whole(batch.ids, self.model)
+        anatomy, t = self.model.anatomy, whole(batch.ids, self.model)
         edits = [Replace(s, y.view(*batch.ids.shape, *batch.shapes[s])) for s, y in outs.items()]
-        collector = Collector(body, [parse(s) for s in batch.later], live=True) if self.later else None
+        collector = Collector(anatomy, [parse(s) for s in batch.later], live=True) if self.later else None
         with torch.enable_grad(), self.model.edited(*edits), ExitStack() as stack:
             if collector is not None:
                 sees = {p: collector.see(p) for p in collector.places}
-                stack.enter_context(taps.attached(body, sees, gradient=True))
-            logits = forward.all_logits(body, t).float()
+                stack.enter_context(taps.attached(anatomy, sees, gradient=True))
+            logits = forward.all_logits(anatomy, t).float()
         loss = self._answered(logits, batch)
         for a, found in (collector.found if collector is not None else {}).items():
             true = batch.later[str(a)]

@@ -39,7 +39,7 @@ _ATTENTION: dict[str, dict[str, float]] = {
 
 
 def gradients(
-    body: Anatomy,
+    anatomy: Anatomy,
     tokens: Tokens,
     places: Sequence[Address],
     metric: Measure | Callable[[Float[Tensor, "batch token"]], Float[Tensor, "batch"]],
@@ -63,20 +63,20 @@ def gradients(
             `relevance`, an MLP whose activation function cannot be seen, or a norm of another form.
     """
     closed: set[Address] = set()
-    reads, layers = metric.reads if isinstance(metric, Measure) else Reads(), body.shape.n_layers
+    reads, layers = metric.reads if isinstance(metric, Measure) else Reads(), anatomy.shape.n_layers
     deepest = reads.deepest(layers)
     factors = _ATTENTION[relevance or "gradient"]
     weights = {Address(site, i): f for i in range(layers) for site, f in factors.items()}
     weights |= {a.place: 1.0 for cut in cuts for a in cut}
     weights = {a: w for a, w in weights.items() if depth(a, layers) <= deepest}
-    collector = Collector(body, places, live=True)
-    with fitting(tokens), torch.enable_grad(), forward.rooted(body), ExitStack() as stack:
+    collector = Collector(anatomy, places, live=True)
+    with fitting(tokens), torch.enable_grad(), forward.rooted(anatomy), ExitStack() as stack:
         if relevance is not None:
-            stack.enter_context(_propagating(body, range(min(deepest + 1, layers))))
+            stack.enter_context(_propagating(anatomy, range(min(deepest + 1, layers))))
         # Weights come after the collector, so that what is collected counts what its reader's rule takes away.
-        stack.enter_context(taps.attached(body, {p: collector.see(p) for p in collector.places}, gradient=True))
-        with taps.attached(body, {p: _weighted(p, w, closed) for p, w in weights.items()}, gradient=True):
-            seen = observe(body, tokens, reads)
+        stack.enter_context(taps.attached(anatomy, {p: collector.see(p) for p in collector.places}, gradient=True))
+        with taps.attached(anatomy, {p: _weighted(p, w, closed) for p, w in weights.items()}, gradient=True):
+            seen = observe(anatomy, tokens, reads)
             if isinstance(metric, Measure):
                 values = metric(seen, torch.arange(len(tokens), device=tokens.ids.device))
             else:
@@ -129,28 +129,28 @@ def _weighted(place: Address, weight: float, closed: set[Address]) -> Callable[[
 
 
 @contextmanager
-def _propagating(body: Anatomy, layers: range) -> Iterator[None]:
+def _propagating(anatomy: Anatomy, layers: range) -> Iterator[None]:
     """Within the block, norms, and the activation functions and gates of these layers, hand back relevance."""
-    if body.family.post_norm:
+    if anatomy.family.post_norm:
         raise Refused(
-            f"relevance in a {body.family.name} model", "its residual stream itself is normed", "use plain gradients"
+            f"relevance in a {anatomy.family.name} model", "its residual stream itself is normed", "use plain gradients"
         )
-    rules = {p: see for i in layers for p, see in _activation_rules(body, i).items()}
+    rules = {p: see for i in layers for p, see in _activation_rules(anatomy, i).items()}
     with ExitStack() as stack:
-        for module in _norms(body):
+        for module in _norms(anatomy):
             stack.callback(module.register_forward_hook(_constant_scale, with_kwargs=True).remove)
-        stack.enter_context(taps.attached(body, rules, gradient=True))
+        stack.enter_context(taps.attached(anatomy, rules, gradient=True))
         yield
 
 
-def _norms(body: Anatomy) -> list[nn.Module]:
+def _norms(anatomy: Anatomy) -> list[nn.Module]:
     """Return every norm of the blocks (those of queries and keys included), and the final one; none where it was
     taken out.
     """
-    found = [body.part(i, n) for i in range(len(body.blocks)) for n in ("ln1", "ln2", "ln1_post", "ln2_post")]
-    leaves = [m for b in body.blocks for m in b.modules() if not any(True for _ in m.children())]
+    found = [anatomy.part(i, n) for i in range(len(anatomy.blocks)) for n in ("ln1", "ln2", "ln1_post", "ln2_post")]
+    leaves = [m for b in anatomy.blocks for m in b.modules() if not any(True for _ in m.children())]
     found += [m for m in leaves if (p := list(m.parameters())) and all(t.ndim == 1 for t in p)]
-    return [m for m in dict.fromkeys([*found, body.top("final")]) if m is not None and type(m) is not nn.Identity]
+    return [m for m in dict.fromkeys([*found, anatomy.top("final")]) if m is not None and type(m) is not nn.Identity]
 
 
 def _constant_scale(module: nn.Module, args: Any, kw: Any, out: Tensor) -> Tensor | None:
@@ -163,11 +163,11 @@ def _constant_scale(module: nn.Module, args: Any, kw: Any, out: Tensor) -> Tenso
     return out.detach() + norm.linear(step, norm.scale(x.detach())).to(out.dtype)
 
 
-def _activation_rules(body: Anatomy, layer: int) -> dict[Address, Callable[[Tensor], Tensor]]:
+def _activation_rules(anatomy: Anatomy, layer: int) -> dict[Address, Callable[[Tensor], Tensor]]:
     """Identity rule for the activation function, half rule for a gate: both at the neurons of one layer."""
-    sources = [a for n in ("mlp_pre", "mlp_gate") if port(body, a := Address(n, layer)) is not None]
+    sources = [a for n in ("mlp_pre", "mlp_gate") if port(anatomy, a := Address(n, layer)) is not None]
     neurons = Address("mlp_post", layer)
-    if not sources or port(body, neurons) is None:
+    if not sources or port(anatomy, neurons) is None:
         raise Refused(
             f"relevance through the MLP of layer {layer}",
             "its activation function is not at a named place",

@@ -177,15 +177,15 @@ class Collector:
     With `stops` it ends the forward as soon as it has everything and no edit waits for its turn.
     """
 
-    def __init__(self, body: Anatomy, places: Sequence[Address], live: bool, stops: bool = False):
-        self.body, self.live, self.stops = body, live, stops
+    def __init__(self, anatomy: Anatomy, places: Sequence[Address], live: bool, stops: bool = False):
+        self.anatomy, self.live, self.stops = anatomy, live, stops
         self.asked = list(dict.fromkeys(a.place for a in places))
         self.found: dict[Address, Tensor] = {}
         # Derived sites follow from a view site, unless gradients must reach them or an edit has its say there.
         self.later: dict[Address, Derivation] = {}
         self.places: dict[Address, None] = {}
         for a in self.asked:
-            if not live and (d := derivation(body, a)) is not None and not taps.tapped(body, a):
+            if not live and (d := derivation(anatomy, a)) is not None and not taps.tapped(anatomy, a):
                 self.later[a] = d
                 self.places[d.base] = None
             else:
@@ -197,16 +197,16 @@ class Collector:
 
     def _store(self, place: Address, x: Tensor) -> Tensor:
         self.found[place] = x
-        if self.stops and len(self.found) == len(self.places) and not taps.waiting(self.body):
+        if self.stops and len(self.found) == len(self.places) and not taps.waiting(self.anatomy):
             raise forward.Enough
-        if place.site in ("mlp_out", "attn_out") and self.body.family.adds_in_place:
+        if place.site in ("mlp_out", "attn_out") and self.anatomy.family.adds_in_place:
             return x.clone()  # the model then adds to the copy
         return x
 
     @property
     def share(self) -> float:
         """The part of the model's blocks that must run for these places."""
-        n = self.body.shape.n_layers
+        n = self.anatomy.shape.n_layers
         whole = [n if a.layer is None and a.site not in ("embed", "pos_embed") else 0 for a in self.places]
         return max([*whole, *(a.layer + (a.site != "resid_pre") for a in self.places if a.layer is not None)]) / n
 
@@ -244,28 +244,28 @@ class Derivation:
     function: Callable[[Tensor], Tensor]
 
 
-def derivation(body: Anatomy, a: Address) -> Derivation | None:
+def derivation(anatomy: Anatomy, a: Address) -> Derivation | None:
     """For a site that another determines: how it follows."""
     if a.site == "head_out" or a.site.endswith(".scale"):
-        return body.remember(("derivation", a), lambda: _derivation(body, a))
+        return anatomy.remember(("derivation", a), lambda: _derivation(anatomy, a))
     return None
 
 
-def _derivation(body: Anatomy, a: Address) -> Derivation | None:
+def _derivation(anatomy: Anatomy, a: Address) -> Derivation | None:
     if a.site == "head_out" and a.layer is not None:
-        o = body.part(a.layer, "o")
+        o = anatomy.part(a.layer, "o")
         return Derivation(Address("z", a.layer), o, lambda z: per_head(o, z)) if o is not None else None
-    if body.family.post_norm:
+    if anatomy.family.post_norm:
         return None
     name = a.site.split(".")[0]
-    module = body.top("final") if a.layer is None else body.part(a.layer, name)
+    module = anatomy.top("final") if a.layer is None else anatomy.part(a.layer, name)
     if module is None:
         return None
     if a.layer is None:
-        base = Address("resid_post", body.shape.n_layers - 1)
+        base = Address("resid_post", anatomy.shape.n_layers - 1)
     else:
-        base = Address("resid_mid" if name == "ln2" and not body.parallel else "resid_pre", a.layer)
-    return Derivation(base, module, lambda x: body.norm(module).scale(x))
+        base = Address("resid_mid" if name == "ln2" and not anatomy.parallel else "resid_pre", a.layer)
+    return Derivation(base, module, lambda x: anatomy.norm(module).scale(x))
 
 
 def _stamp(module: nn.Module) -> tuple[Any, ...]:

@@ -56,13 +56,13 @@ OWN = Way()  # the model's own
 class Ways:
     """The ways in which one model can run; holds the laid-out weights while it lives."""
 
-    def __init__(self, body: Anatomy):
-        self.body = body
+    def __init__(self, anatomy: Anatomy):
+        self.anatomy = anatomy
         self._layouts: dict[nn.Module, tuple[Tensor, int, Tensor]] = {}  # weight, its version, its layout
 
     def choose(self, read: Callable[[], Sequence[Tensor]]) -> Way:
         """Return the quickest way that keeps what `read` reads within `TOLERANCE` of the model's own."""
-        weight = self.body.hf.get_input_embeddings().weight
+        weight = self.anatomy.hf.get_input_embeddings().weight
         if weight.dtype not in TOLERANCE:
             return OWN
         fused, onednn, laid_out = bool(self._written_out()), self._can_onednn(), bool(self._linear())
@@ -99,14 +99,14 @@ class Ways:
 
     def _written_out(self) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
         """Return the activation modules that have a fused form and no forward of their own."""
-        known = [(m, _FUSED[type(m).__name__]) for m in self.body.hf.modules() if type(m).__name__ in _FUSED]
+        known = [(m, _FUSED[type(m).__name__]) for m in self.anatomy.hf.modules() if type(m).__name__ in _FUSED]
         return [(m, f) for m, f in known if "forward" not in m.__dict__]
 
     def _linear(self) -> list[tuple[nn.Module, Callable[[Tensor], Tensor]]]:
         """Return the linear maps of the blocks, on layouts of their weights, if oneDNN is there and they fit."""
         if not hasattr(torch.ops.mkldnn, "_linear_pointwise") or not torch.backends.mkldnn.is_available():
             return []
-        free = (m for b in self.body.blocks for m in b.modules() if "forward" not in m.__dict__)
+        free = (m for b in self.anatomy.blocks for m in b.modules() if "forward" not in m.__dict__)
         maps = [m for m in free if type(m) is nn.Linear or (type(m).__name__ == "Conv1D" and hasattr(m, "nf"))]
         weights: list[Any] = [m.weight for m in maps]
         fits = sum(w.numel() * w.element_size() for w in weights) <= ROOM
@@ -126,7 +126,7 @@ class Ways:
         return torch.ops.mkldnn._linear_pointwise(flat, kept[2], module.bias, "none", [], "").view(*x.shape[:-1], -1)
 
     def _can_onednn(self) -> bool:
-        weight = self.body.hf.get_input_embeddings().weight
+        weight = self.anatomy.hf.get_input_embeddings().weight
         return weight.device.type == "cpu" and weight.dtype == torch.float32 and _switch() is not None
 
 

@@ -33,25 +33,25 @@ PADDING: dict[Side, str] = {
 _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 
 
-def all_logits(body: Anatomy, t: Tokens) -> Float[Tensor, "batch position token"]:
+def all_logits(anatomy: Anatomy, t: Tokens) -> Float[Tensor, "batch position token"]:
     """Return the logits at every position, or the last hidden state of a model without unembedding."""
-    logits = _call(body, t, len(t))
+    logits = _call(anatomy, t, len(t))
     notice(logits, t.mask)
     return logits
 
 
-def last_logits(body: Anatomy, t: Tokens, share: float = 1.0) -> Float[Tensor, "batch token"]:
+def last_logits(anatomy: Anatomy, t: Tokens, share: float = 1.0) -> Float[Tensor, "batch token"]:
     """Return the logits at each prompt's last real token; only those are unembedded, unless the logits themselves are
     tapped.
 
     `share` is the part of the model that really runs, for the count of forwards.
     """
-    if body.unembed is None:
+    if anatomy.unembed is None:
         raise Refused("logits", "this model has no unembedding", "capture its residual stream instead")
     # An encoder's head does more than unembed, so its rows are chosen afterwards.
-    early = body.family.causal and not taps.tapped(body, Address("logits"))
-    with _unembedding_last(body.unembed, t) if early else nullcontext():
-        logits = _call(body, t, len(t) * share)
+    early = anatomy.family.causal and not taps.tapped(anatomy, Address("logits"))
+    with _unembedding_last(anatomy.unembed, t) if early else nullcontext():
+        logits = _call(anatomy, t, len(t) * share)
     rows = torch.arange(len(t), device=logits.device)
     logits = logits[:, -1] if early else logits[rows, t.last.to(logits.device)]
     notice(logits)
@@ -62,17 +62,17 @@ class Enough(Exception):
     """Raised by a tap when nothing further of the running forward is needed; `streams` ends it there."""
 
 
-def streams(body: Anatomy, t: Tokens, share: float, whole: float = 1.0) -> None:
+def streams(anatomy: Anatomy, t: Tokens, share: float, whole: float = 1.0) -> None:
     """Run a forward for its taps: only the last position is unembedded, and `Enough` ends it early.
 
     `share` is the part of the model that runs until then, and `whole` the part that runs otherwise, for the count of
     forwards.
     """
     try:
-        if body.unembed is None:
-            _call(body, t, len(t) * whole)
+        if anatomy.unembed is None:
+            _call(anatomy, t, len(t) * whole)
         else:
-            last_logits(body, t, whole)
+            last_logits(anatomy, t, whole)
     except Enough:
         count(forwards=len(t) * share)
 
@@ -85,9 +85,9 @@ def alone(hf: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def evaluating(body: Anatomy) -> Iterator[None]:
+def evaluating(anatomy: Anatomy) -> Iterator[None]:
     """Dropout off, whatever mode the user's model is in; the mode of every module is restored."""
-    modes = body.in_training()
+    modes = anatomy.in_training()
     for m in modes:
         m.training = False
     try:
@@ -98,7 +98,7 @@ def evaluating(body: Anatomy) -> Iterator[None]:
 
 
 @contextmanager
-def told(body: Anatomy) -> Iterator[None]:
+def told(anatomy: Anatomy) -> Iterator[None]:
     """Refuse the user's own forwards over a key-value cache: nothing tells where the prompts' positions are in them."""
 
     def enter(module: nn.Module, args: Any, kw: Any) -> None:
@@ -111,7 +111,7 @@ def told(body: Anatomy) -> Iterator[None]:
                 Code("use model.generate, or no cache"),
             )
 
-    handle = body.hf.register_forward_pre_hook(enter, with_kwargs=True)
+    handle = anatomy.hf.register_forward_pre_hook(enter, with_kwargs=True)
     try:
         yield
     finally:
@@ -119,13 +119,13 @@ def told(body: Anatomy) -> Iterator[None]:
 
 
 @contextmanager
-def rooted(body: Anatomy) -> Iterator[None]:
+def rooted(anatomy: Anatomy) -> Iterator[None]:
     """Make the embeddings require gradients, so that a graph exists even in a frozen model."""
 
     def root(module: nn.Module, args: Any, out: Tensor) -> Tensor:
         return out if out.requires_grad else out.detach().requires_grad_(True)
 
-    modules = [m for n in ("embed", "pos") if (m := body.top(n)) is not None]
+    modules = [m for n in ("embed", "pos") if (m := anatomy.top(n)) is not None]
     handles = [m.register_forward_hook(root, prepend=True) for m in modules]
     try:
         yield
@@ -134,10 +134,10 @@ def rooted(body: Anatomy) -> Iterator[None]:
             h.remove()
 
 
-def _call(body: Anatomy, t: Tokens, cost: float) -> Tensor:
-    check_padding(body, t)
-    rope.check(body, t)
-    takes, kw = parameters(type(body.hf)), dict[str, Any]()
+def _call(anatomy: Anatomy, t: Tokens, cost: float) -> Tensor:
+    check_padding(anatomy, t)
+    rope.check(anatomy, t)
+    takes, kw = parameters(type(anatomy.hf)), dict[str, Any]()
     if t.padded:
         kw["attention_mask"] = t.mask.long()
         if "position_ids" in takes:
@@ -147,30 +147,30 @@ def _call(body: Anatomy, t: Tokens, cost: float) -> Tensor:
     frame = FRAME.set(ForwardFrame(t, len(t), t.ids.shape[1]))
     try:
         with raising_out_of_memory(f"a batch of {len(t)} × {t.ids.shape[1]} tokens"):
-            out = body.hf(t.ids, **kw)
+            out = anatomy.hf(t.ids, **kw)
     finally:
         FRAME.reset(frame)
     count(forwards=cost)
     return out.logits if getattr(out, "logits", None) is not None else out[0]
 
 
-def check_padding(body: Anatomy, t: Tokens) -> None:
+def check_padding(anatomy: Anatomy, t: Tokens) -> None:
     """Refuse padding that would run into the prompts.
 
     State-space layers zero what padding holds, but the bias of an input projection comes after that: their convolution
     would read it at the first tokens of a prompt padded on the left.
     """
-    if t.padded and (why := body.disabled.get(PADDING[t.side])):
-        other = next((s for s, name in PADDING.items() if s != t.side and name not in body.disabled), "")
+    if t.padded and (why := anatomy.disabled.get(PADDING[t.side])):
+        other = next((s for s, name in PADDING.items() if s != t.side and name not in anatomy.disabled), "")
         instead = f"pad on the {other}, or run" if other else "run"
         raise Refused(
-            f"padding on the {t.side} in {body.family.name}", why, f"{instead} prompts of one length at a time"
+            f"padding on the {t.side} in {anatomy.family.name}", why, f"{instead} prompts of one length at a time"
         )
-    ins = body.part(0, "ssm_in")
+    ins = anatomy.part(0, "ssm_in")
     if has_bias(ins) and not bool(t.mask[:, 0].all()):
         why = "its layers' input projections have a bias, which their convolutions would read from the padding"
         raise Refused(
-            f"padding on the left in {body.family.name}", why, "pad on the right, or run one prompt at a time"
+            f"padding on the left in {anatomy.family.name}", why, "pad on the right, or run one prompt at a time"
         )
 
 

@@ -51,91 +51,93 @@ def _new(new: Tensor, x: Any, y: Any) -> Tensor:
     return new
 
 
-def port(body: Anatomy, address: Address) -> Port | None:
+def port(anatomy: Anatomy, address: Address) -> Port | None:
     """Return the port of a site at a layer, or None if this model does not have it."""
-    return body.remember((address.site, address.layer), lambda: _port(body, address))
+    return anatomy.remember((address.site, address.layer), lambda: _port(anatomy, address))
 
 
-def _port(body: Anatomy, address: Address) -> Port | None:
+def _port(anatomy: Anatomy, address: Address) -> Port | None:
     name, i = address.site, address.layer
     if i is None:
-        return _model_port(body, name)
-    block, s = body.blocks[i], body.shape
+        return _model_port(anatomy, name)
+    block, s = anatomy.blocks[i], anatomy.shape
     match name:
         case "resid_pre":
             return Port(block, "in", _same, _new)
         case "resid_post":
             return Port(block, "out", _output, _new)
         case "resid_mid":
-            if body.family.post_norm:
-                return _flat(Port(body.part(i, "mlp") or block, "in_place", _same, _new))
-            module = body.resid_mid_reader(i)
+            if anatomy.family.post_norm:
+                return _flat(Port(anatomy.part(i, "mlp") or block, "in_place", _same, _new))
+            module = anatomy.resid_mid_reader(i)
             return _flat(Port(module, "in_place", _same, _new)) if module is not None else None
         case "attn_in" | "mlp_in":
-            module = body.part(i, name.split("_")[0])
+            module = anatomy.part(i, name.split("_")[0])
             return _flat(Port(module, "in", _same, _new)) if module is not None else None
         case "q_in" | "k_in" | "v_in":
-            return _branch_in(body, i, name[0])  # type: ignore[arg-type]
+            return _branch_in(anatomy, i, name[0])  # type: ignore[arg-type]
         case "q" | "k" | "v" | "scores" | "pattern":
-            module = body.part(i, "attn")
+            module = anatomy.part(i, "attn")
             return _attention_port(module, name, s.n_heads, s.n_kv_heads) if module is not None else None
         case "z":
-            return _heads_in(body.part(i, "o"), s.n_heads)
+            return _heads_in(anatomy.part(i, "o"), s.n_heads)
         case "head_out":
-            return _head_out(body.part(i, "o"), s.n_heads)
+            return _head_out(anatomy.part(i, "o"), s.n_heads)
         case "attn_out":
-            return _contribution(body, body.part(i, "ln1_post") or body.part(i, "o"))
+            return _contribution(anatomy, anatomy.part(i, "ln1_post") or anatomy.part(i, "o"))
         case "mlp_out":
-            return _contribution(body, body.part(i, "ln2_post") or body.part(i, "down") or body.part(i, "mlp"))
+            return _contribution(
+                anatomy, anatomy.part(i, "ln2_post") or anatomy.part(i, "down") or anatomy.part(i, "mlp")
+            )
         case "mlp_pre" | "mlp_gate":
-            module = body.part(i, "up" if name == "mlp_pre" else "gate")
-            if module is None or isinstance(module, nn.ModuleList) or (body.part(i, "down") is None):
+            module = anatomy.part(i, "up" if name == "mlp_pre" else "gate")
+            if module is None or isinstance(module, nn.ModuleList) or (anatomy.part(i, "down") is None):
                 return None
             return (
                 _half(module, 1 if name == "mlp_pre" else 0)
-                if body.family.fused_gate
+                if anatomy.family.fused_gate
                 else _flat(Port(module, "out", _output, _new))
             )
         case "mlp_post":
-            module = body.part(i, "down")
+            module = anatomy.part(i, "down")
             return _flat(Port(module, "in", _same, _new)) if module is not None else None
         case "router":
-            module = body.part(i, "router")
-            return _router(module) if module is not None and body.part(i, "down") is None else None
+            module = anatomy.part(i, "router")
+            return _router(module) if module is not None and anatomy.part(i, "down") is None else None
         case "ln1.scale" | "ln2.scale":
-            module = body.part(i, name.split(".")[0])
-            return _scale(body, module) if module is not None else None
-    return _state_space_port(body, name, i)
+            module = anatomy.part(i, name.split(".")[0])
+            return _scale(anatomy, module) if module is not None else None
+    return _state_space_port(anatomy, name, i)
 
 
-def _state_space_port(body: Anatomy, name: str, i: int) -> Port | None:
-    layer, ins, outs = (body.part(i, n) for n in ("ssm", "ssm_in", "ssm_out"))
+def _state_space_port(anatomy: Anatomy, name: str, i: int) -> Port | None:
+    layer, ins, outs = (anatomy.part(i, n) for n in ("ssm", "ssm_in", "ssm_out"))
     if layer is None or ins is None or outs is None:
         return None
     match name:
         case "ssm.in":
             return Port(layer, "in", _same, _new)
         case "ssm.x" | "ssm.gate":
-            second = (name == "ssm.gate") != body.family.gate_first
-            return _channels(ins, body.shape.d_inner, second, keeps_padding=name == "ssm.x")
+            second = (name == "ssm.gate") != anatomy.family.gate_first
+            return _channels(ins, anatomy.shape.d_inner, second, keeps_padding=name == "ssm.x")
         case "ssm.conv" | "ssm.dt" | "ssm.B" | "ssm.C" | "ssm.state" | "ssm.y":
             return Port(layer, "scan", _same, _new)
         case "ssm.post":
             return Port(outs, "in", _same, _new)
         case "ssm.out":
-            return _contribution(body, outs)
+            return _contribution(anatomy, outs)
     return None
 
 
-def _model_port(body: Anatomy, name: str) -> Port | None:
-    pos, final = body.top("pos"), body.top("final")
+def _model_port(anatomy: Anatomy, name: str) -> Port | None:
+    pos, final = anatomy.top("pos"), anatomy.top("final")
     match name:
         case "embed":
             # Without position embeddings the first block reads the embedding after all of the family's own scaling.
-            module = body.top("embed")
+            module = anatomy.top("embed")
             if pos is not None and module is not None:
                 return Port(module, "out", _output, _new)
-            return Port(body.blocks[0], "in", _same, _new)
+            return Port(anatomy.blocks[0], "in", _same, _new)
         case "pos_embed":
             return (
                 Port(pos, "out", lambda x, y: y.expand(_batch(y), -1, -1), _new, derived=True)
@@ -143,9 +145,9 @@ def _model_port(body: Anatomy, name: str) -> Port | None:
                 else None
             )
         case "final.scale":
-            return _scale(body, final) if final is not None else None
+            return _scale(anatomy, final) if final is not None else None
         case "logits":
-            return Port(body.hf, "out", _output, _new) if body.unembed is not None else None
+            return Port(anatomy.hf, "out", _output, _new) if anatomy.unembed is not None else None
     return None
 
 
@@ -168,23 +170,23 @@ def _flat(p: Port) -> Port:
     return Port(p.module, p.side, read, write, p.derived)
 
 
-def _contribution(body: Anatomy, module: nn.Module | None) -> Port | None:
+def _contribution(anatomy: Anatomy, module: nn.Module | None) -> Port | None:
     """Return the port of what a module adds to the residual stream, including the family's multiplier."""
     if module is None:
         return None
-    m = body.multiplier
+    m = anatomy.multiplier
     if m == 1.0:
         return _flat(Port(module, "out", _output, _new))
     return Port(module, "out", lambda x, y: y * m, lambda new, x, y: new / m, derived=True)
 
 
-def _branch_in(body: Anatomy, layer: int, letter: Letter) -> Port | None:
+def _branch_in(anatomy: Anatomy, layer: int, letter: Letter) -> Port | None:
     """Return the port of a projection's input as each head reads it: one tensor for all heads, unless an edit differs.
 
     The module itself reads one input for all heads. By its linearity, what a head would make of another input is its
     output plus the difference through its columns of the matrix; norms and rotations after it see the sum.
     """
-    found = projection(body, layer, letter)
+    found = projection(anatomy, layer, letter)
     if found is None:
         return None
     module, columns = found
@@ -277,13 +279,13 @@ def _router(module: nn.Module) -> Port:
     return Port(module, "out", read, lambda new, x, y: new.reshape(y.shape))
 
 
-def _scale(body: Anatomy, module: nn.Module) -> Port:
+def _scale(anatomy: Anatomy, module: nn.Module) -> Port:
     def read(x: Tensor, y: Any) -> Tensor:
         t = x if x.ndim == 3 else x.view(_batch(x), -1, x.shape[-1])
-        return body.norm(module).scale(t)
+        return anatomy.norm(module).scale(t)
 
     def write(new: Tensor, x: Tensor, y: Any) -> Tensor:
-        norm = body.norm(module)
+        norm = anatomy.norm(module)
         factor = (norm.scale(x) / new.reshape(x.shape[:-1])).unsqueeze(-1)
         return (norm.bias + (wide(y) - norm.bias) * factor).to(y.dtype)
 

@@ -114,7 +114,7 @@ def depth(place: Address, layers: int) -> int:
     return -1 if place.site in ("embed", "pos_embed") else layers
 
 
-def observe(body: Anatomy, tokens: Tokens, reads: Reads, since: int = 0) -> Seen:
+def observe(anatomy: Anatomy, tokens: Tokens, reads: Reads, since: int = 0) -> Seen:
     """Run a forward and return what a measurement reads of it.
 
     The forward ends early where nothing further is read and no tap waits. `since` blocks pass their input through and
@@ -123,15 +123,15 @@ def observe(body: Anatomy, tokens: Tokens, reads: Reads, since: int = 0) -> Seen
     Raises:
         Refused: a place that this model does not have.
     """
-    skipped = since / body.shape.n_layers
+    skipped = since / anatomy.shape.n_layers
     if not reads.places:
-        return Seen(forward.last_logits(body, tokens, 1.0 - skipped))
-    collector = Collector(body, reads.places, live=True, stops=reads.early)
-    with taps.attached(body, {p: collector.see(p) for p in collector.places}):
+        return Seen(forward.last_logits(anatomy, tokens, 1.0 - skipped))
+    collector = Collector(anatomy, reads.places, live=True, stops=reads.early)
+    with taps.attached(anatomy, {p: collector.see(p) for p in collector.places}):
         if reads.last_logits:
-            last = forward.last_logits(body, tokens, 1.0 - skipped)
+            last = forward.last_logits(anatomy, tokens, 1.0 - skipped)
         else:
             last = None
-            forward.streams(body, tokens, collector.share - skipped, 1.0 - skipped)
+            forward.streams(anatomy, tokens, collector.share - skipped, 1.0 - skipped)
     collector.notice(tokens)
     return Seen(last, collector.activations(tokens))

@@ -31,8 +31,8 @@ _ORDER = {row.name: n for n, row in enumerate(SITES)}
 class Fired:
     """Which taps of one context have fired, and how many forwards have run to their end."""
 
-    def __init__(self, body: Anatomy) -> None:
-        self.body = body
+    def __init__(self, anatomy: Anatomy) -> None:
+        self.anatomy = anatomy
         self.taps: list[_Tap] = []
         self.forwards = 0
 
@@ -115,37 +115,37 @@ _OPEN: list[Fired] = []  # every open context
 _LOCK = threading.RLock()
 
 
-def around(body: Anatomy) -> list[tuple[str, See]]:
+def around(anatomy: Anatomy) -> list[tuple[str, See]]:
     """Return the open taps of this model, each place with its function, in the order they were attached."""
-    return [(str(t.place), t.see) for fired in _OPEN if fired.body is body for t in fired.taps]
+    return [(str(t.place), t.see) for fired in _OPEN if fired.anatomy is anatomy for t in fired.taps]
 
 
-def tapped(body: Anatomy, place: Address) -> bool:
+def tapped(anatomy: Anatomy, place: Address) -> bool:
     """Return True if a tap is open at a place."""
     if not _POINTS:
         return False
-    p = port(body, place)
+    p = port(anatomy, place)
     point = _POINTS.get((p.module, _hooked(p.side))) if p is not None else None
     return point is not None and any(t.place == place for t in point.taps)
 
 
-def waiting(body: Anatomy) -> bool:
+def waiting(anatomy: Anatomy) -> bool:
     """Return True if any open tap of this model has not fired yet."""
-    return any(not t.heard for fired in _OPEN if fired.body.hf is body.hf for t in fired.taps)
+    return any(not t.heard for fired in _OPEN if fired.anatomy.hf is anatomy.hf for t in fired.taps)
 
 
-def busy(body: Anatomy) -> bool:
+def busy(anatomy: Anatomy) -> bool:
     """Return True if any tap of this model is open."""
-    own = set(body.hf.modules())
+    own = set(anatomy.hf.modules())
     return any(module in own for module, _ in _POINTS) or any(attention.is_watched(m) for m in own)
 
 
 @contextmanager
-def asleep(body: Anatomy) -> Iterator[None]:
+def asleep(anatomy: Anatomy) -> Iterator[None]:
     """Within the block, no hooked tap of this model sees or changes anything, and none is missed: for runs about the
     model that are not the user's.
     """
-    own, ran = set(body.hf.modules()), [(f, f.forwards) for f in _OPEN if f.body.hf is body.hf]
+    own, ran = set(anatomy.hf.modules()), [(f, f.forwards) for f in _OPEN if f.anatomy.hf is anatomy.hf]
     points = [(p, p.chains) for (module, _), p in _POINTS.items() if module in own]
     try:
         for point, _ in points:
@@ -159,7 +159,7 @@ def asleep(body: Anatomy) -> Iterator[None]:
 
 
 @contextmanager
-def attached(body: Anatomy, sees: Mapping[Address, See], gradient: bool = False) -> Iterator[Fired]:
+def attached(anatomy: Anatomy, sees: Mapping[Address, See], gradient: bool = False) -> Iterator[Fired]:
     """Attach one function to each place (a site and layer) while open.
 
     `gradient` puts views and derived reads on the computation's path, so that gradients reach them.
@@ -167,17 +167,17 @@ def attached(body: Anatomy, sees: Mapping[Address, See], gradient: bool = False)
     Raises:
         Refused: a place this model does not have, or a tap that did not fire in a forward.
     """
-    fired = Fired(body)
+    fired = Fired(anatomy)
     if not sees:
         yield fired
         return
     watched: dict[Side, dict[nn.Module, dict[str, _Tap]]] = {"dispatch": {}, "scan": {}}
     hooked: dict[tuple[nn.Module, Side], list[_Tap]] = {}
     for place, see in sees.items():
-        p = port(body, place)
+        p = port(anatomy, place)
         if p is None:
             raise Refused(
-                f"site {place}", f"a {body.family.name} model has no such place", ("see ", Code("model.sites()"))
+                f"site {place}", f"a {anatomy.family.name} model has no such place", ("see ", Code("model.sites()"))
             )
         tap = _Tap(place, p, see, gradient)
         fired.taps.append(tap)
@@ -194,7 +194,7 @@ def attached(body: Anatomy, sees: Mapping[Address, See], gradient: bool = False)
         _open(hooked)
         stack.callback(_OPEN.remove, fired)
         _OPEN.append(fired)
-        stack.callback(body.hf.register_forward_hook(fired.ran).remove)
+        stack.callback(anatomy.hf.register_forward_hook(fired.ran).remove)
         yield fired
         fired.check()
 

@@ -19,9 +19,9 @@ from cutaway.models.anatomy.anatomy import Anatomy
 from cutaway.models.anatomy.unembedding import FAULTS, quietly, ratio, same
 
 
-def measured(body: Anatomy) -> float:
+def measured(anatomy: Anatomy) -> float:
     """Return the one factor of every contribution, 1 where there is none or not one for all."""
-    if any(p.is_meta for p in body.hf.parameters()):
+    if any(p.is_meta for p in anatomy.hf.parameters()):
         return 1.0
     known: dict[nn.Module, Tensor] = {}
     left: dict[int, Tensor] = {}
@@ -41,20 +41,20 @@ def measured(body: Anatomy) -> float:
 
     writers = [
         (
-            body.part(i, "ln1_post") or body.part(i, "o"),
-            body.part(i, "ln2_post") or body.part(i, "down") or body.part(i, "mlp"),
+            anatomy.part(i, "ln1_post") or anatomy.part(i, "o"),
+            anatomy.part(i, "ln2_post") or anatomy.part(i, "down") or anatomy.part(i, "mlp"),
         )
-        for i in range(len(body.blocks))
+        for i in range(len(anatomy.blocks))
     ]
     with ExitStack() as stack:
-        for i, (block, pair) in enumerate(zip(body.blocks, writers, strict=True)):
+        for i, (block, pair) in enumerate(zip(anatomy.blocks, writers, strict=True)):
             stack.callback(block.register_forward_pre_hook(empty, with_kwargs=True).remove)
             stack.callback(block.register_forward_hook(partial(leave, i)).remove)
             for module in pair:
                 if module is not None:
                     stack.callback(module.register_forward_hook(written).remove)
         try:
-            quietly(body)
+            quietly(anatomy)
             added = [
                 torch.stack([known[m].reshape(left[i].shape).double() for m in pair if m is not None]).sum(0)
                 for i, pair in enumerate(writers)

@@ -14,17 +14,17 @@ from cutaway.models.anatomy.anatomy import Anatomy
 Letter = Literal["q", "k", "v"]
 
 
-def split_fused(body: Anatomy, w: Float[Tensor, "rows columns"] | Int[Tensor, "rows columns"]) -> list[Tensor]:
+def split_fused(anatomy: Anatomy, w: Float[Tensor, "rows columns"] | Int[Tensor, "rows columns"]) -> list[Tensor]:
     """Split a fused projection into q [head, rows, d_head], k and v [kv_head, rows, d_head].
 
     Raises:
         Refused: the family's order of queries, keys and values is not known.
     """
-    s, rows = body.shape, w.shape[0]
-    if body.family.qkv == "unknown":
+    s, rows = anatomy.shape, w.shape[0]
+    if anatomy.family.qkv == "unknown":
         why = "the order of queries, keys and values in its fused projection is not known"
-        raise Refused(f"W_Q, W_K, W_V of {body.family.name}", why, "capture q, k and v instead")
-    if body.family.qkv == "concat":
+        raise Refused(f"W_Q, W_K, W_V of {anatomy.family.name}", why, "capture q, k and v instead")
+    if anatomy.family.qkv == "concat":
         widths = [s.n_heads * s.d_head, s.n_kv_heads * s.d_head, s.n_kv_heads * s.d_head]
         return [p.reshape(rows, -1, s.d_head).transpose(0, 1) for p in w.split(widths, dim=1)]
     grouped = w.reshape(rows, s.n_kv_heads, s.n_heads // s.n_kv_heads + 2, s.d_head)
@@ -32,13 +32,13 @@ def split_fused(body: Anatomy, w: Float[Tensor, "rows columns"] | Int[Tensor, "r
     return [q, grouped[:, :, -2].transpose(0, 1), grouped[:, :, -1].transpose(0, 1)]
 
 
-def projection(body: Anatomy, layer: int, letter: Letter) -> tuple[nn.Module, Int[Tensor, "head d_head"]] | None:
+def projection(anatomy: Anatomy, layer: int, letter: Letter) -> tuple[nn.Module, Int[Tensor, "head d_head"]] | None:
     """Find the module that makes queries, keys or values, and the output columns of each head (for keys and values:
     of each key-value head). None if this layer has no such module, or one of another form (latent attention, a gate
     beside the queries).
     """
-    s, fused = body.shape, body.part(layer, "fused")
-    module = fused if fused is not None else body.part(layer, letter)
+    s, fused = anatomy.shape, anatomy.part(layer, "fused")
+    module = fused if fused is not None else anatomy.part(layer, letter)
     if module is None or not s.d_head:
         return None
     heads = s.n_heads if letter == "q" else s.n_kv_heads
@@ -48,6 +48,6 @@ def projection(body: Anatomy, layer: int, letter: Letter) -> tuple[nn.Module, In
     columns = torch.arange(width)[None]
     if fused is None:
         return module, columns.reshape(heads, s.d_head)
-    if body.family.qkv == "unknown":
+    if anatomy.family.qkv == "unknown":
         return None
-    return module, split_fused(body, columns)["qkv".index(letter)][:, 0]
+    return module, split_fused(anatomy, columns)["qkv".index(letter)][:, 0]

@@ -141,7 +141,7 @@ def logit_shares(
 
     Equal to `decompose` with `logit_contributions`, without forming d_model numbers for every neuron.
     """
-    layers = [i for i in range(model.shape.n_layers) if model.body.part(i, "down") is not None] if neurons else []
+    layers = [i for i in range(model.shape.n_layers) if model.anatomy.part(i, "down") is not None] if neurons else []
     stream = _stream(model, prompts, -1, layers, ())
     reader, offset = _reader(model, stream.scale, tokens, foils)
     shares = [
@@ -152,17 +152,17 @@ def logit_shares(
 
 
 def _stream(model: Model, prompts: Prompts, position: int, neurons: Collection[int], edits: Sequence[Edit]) -> _Stream:
-    body, n = model.body, model.shape.n_layers
+    anatomy, n = model.anatomy, model.shape.n_layers
     for name in ("attn_out", "mlp_out", "head_out", "decomposition"):
-        if why := body.disabled.get(name):
+        if why := anatomy.disabled.get(name):
             raise Refused(
                 f"decomposition of {model.name}", f"{name} is disabled: {why}", ("see ", Code("self_check(model)"))
             )
-    if body.family.post_norm:
+    if anatomy.family.post_norm:
         why = "its residual stream is normed after every addition"
         raise Refused(f"decomposition of {model.name}", why, "capture resid_post instead")
-    has_pos, final = body.top("pos") is not None, body.top("final")
-    writers = ["ssm.out"] if body.family.ssm else ["z", "mlp_out"]
+    has_pos, final = anatomy.top("pos") is not None, anatomy.top("final")
+    writers = ["ssm.out"] if anatomy.family.ssm else ["z", "mlp_out"]
     sites = ["resid_pre.0", *writers, f"resid_post.{n - 1}", *(f"mlp_post.{i}" for i in neurons)]
     acts = model.capture(prompts, [*sites, "pos_embed"] if has_pos else sites, edits, logits=False)
     first = acts[f"resid_pre.0@{position}"].float()
@@ -171,14 +171,14 @@ def _stream(model: Model, prompts: Prompts, position: int, neurons: Collection[i
         pos = acts[f"pos_embed@{position}"].float()
         parts = [("embed", first - pos), ("pos_embed", pos)]
     for i in range(n):
-        if body.family.ssm:
+        if anatomy.family.ssm:
             parts.append((f"ssm.out.{i}", acts[f"ssm.out.{i}@{position}"].float()))
             continue
         parts.append(_heads(model, i, acts, position))
         whole = (f"mlp_out.{i}", acts[f"mlp_out.{i}@{position}"].float())
         parts.append(_neurons(model, i, acts, position) if i in neurons else whole)
     total = acts[f"resid_post.{n - 1}@{position}"].float()
-    scale = body.norm(final).scale(total) if final is not None else torch.ones(len(total), device=total.device)
+    scale = anatomy.norm(final).scale(total) if final is not None else torch.ones(len(total), device=total.device)
     return _Stream(parts, total, scale)
 
 
@@ -186,21 +186,21 @@ def _heads(model: Model, i: int, acts: Activations, position: int) -> _Writer:
     w = model.weights
     names = [*(f"head_out.{i}.{h}" for h in range(model.shape.n_heads)), f"attn_bias.{i}"]
     z = acts[f"z.{i}@{position}"].float()
-    return _writer(model, names, z, w.o[i].float(), w.o_bias[i].float(), model.body.part(i, "ln1_post"))
+    return _writer(model, names, z, w.o[i].float(), w.o_bias[i].float(), model.anatomy.part(i, "ln1_post"))
 
 
 def _neurons(model: Model, i: int, acts: Activations, position: int) -> _Writer:
     w, post = model.weights, acts[f"mlp_post.{i}@{position}"].float()
     names = [*(f"mlp_post.{i}.{k}" for k in range(post.shape[1])), f"mlp_bias.{i}"]
     out = w.mlp_out[i].float()[:, None]
-    return _writer(model, names, post[..., None], out, w.mlp_out_bias[i].float(), model.body.part(i, "ln2_post"))
+    return _writer(model, names, post[..., None], out, w.mlp_out_bias[i].float(), model.anatomy.part(i, "ln2_post"))
 
 
 def _writer(
     model: Model, names: list[str], act: Tensor, weight: Tensor, rest: Tensor, post: nn.Module | None
 ) -> _Writer:
-    norm = model.body.norm(post) if post is not None else None
-    return _Writer(names, act, weight, rest, norm, model.body.multiplier)
+    norm = model.anatomy.norm(post) if post is not None else None
+    return _Writer(names, act, weight, rest, norm, model.anatomy.multiplier)
 
 
 def _reader(
@@ -214,13 +214,13 @@ def _reader(
 
     In float64. With its scale frozen the final norm is linear, so its transpose is applied to the unembedding once.
     """
-    final = model.body.top("final")
-    direction, offset = unembed_rows(model.body, tokens, torch.float64)
+    final = model.anatomy.top("final")
+    direction, offset = unembed_rows(model.anatomy, tokens, torch.float64)
     if foils is not None:
-        other, own = unembed_rows(model.body, foils, torch.float64)
+        other, own = unembed_rows(model.anatomy, foils, torch.float64)
         direction, offset = direction - other, offset - own
     if final is None:
         return direction, offset
-    norm = model.body.norm(final)
+    norm = model.anatomy.norm(final)
     offset = offset + direction @ norm.bias.double()
     return norm.centre(direction * norm.weight.double()) / scale.double()[:, None], offset

@@ -20,29 +20,29 @@ from cutaway.models.tokens import Tokens
 Side = tuple[int, ...]  # lengths of one side have the same frequencies
 
 
-def side(body: Anatomy, length: int) -> Side:
+def side(anatomy: Anatomy, length: int) -> Side:
     """Return a key that differs between lengths with different frequencies; one key if none depend on length."""
-    return tuple(max(length, n) if dynamic else int(length > n) for dynamic, n in _switches(body))
+    return tuple(max(length, n) if dynamic else int(length > n) for dynamic, n in _switches(anatomy))
 
 
-def apart(body: Anatomy, tokens: Tokens) -> list[list[int]]:
+def apart(anatomy: Anatomy, tokens: Tokens) -> list[list[int]]:
     """Return the rows of a batch that may run together."""
-    if not _switches(body):
+    if not _switches(anatomy):
         return [list(range(len(tokens)))]
     found: dict[Side, list[int]] = {}
     for i, length in enumerate(tokens.lengths.tolist()):
-        found.setdefault(side(body, length), []).append(i)
+        found.setdefault(side(anatomy, length), []).append(i)
     return list(found.values())
 
 
-def check(body: Anatomy, tokens: Tokens) -> None:
+def check(anatomy: Anatomy, tokens: Tokens) -> None:
     """Refuse a batch that would turn some prompts by the frequencies of others.
 
     Raises:
         Refused: it has prompts on both sides of a length at which the frequencies change.
     """
-    if len(apart(body, tokens)) > 1:
-        lengths = ", ".join(str(n) for n in sorted({n for _, n in _switches(body)}))
+    if len(apart(anatomy, tokens)) > 1:
+        lengths = ", ".join(str(n) for n in sorted({n for _, n in _switches(anatomy)}))
         why = f"its rotary frequencies change beyond {lengths} tokens, and in one batch they are those of the longest"
         raise Refused("prompts of these lengths together", why, "run prompts on both sides of it apart")
 
@@ -55,13 +55,13 @@ def in_order(rows: Sequence[Sequence[int]], parts: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(parts)).index_select(0, order.to(parts[0].device))
 
 
-def _switches(body: Anatomy) -> tuple[tuple[bool, int], ...]:
-    return body.remember("rope", lambda: tuple(sorted(set(_found(body)))))
+def _switches(anatomy: Anatomy) -> tuple[tuple[bool, int], ...]:
+    return anatomy.remember("rope", lambda: tuple(sorted(set(_found(anatomy)))))
 
 
-def _found(body: Anatomy) -> Iterable[tuple[bool, int]]:
+def _found(anatomy: Anatomy) -> Iterable[tuple[bool, int]]:
     """(whether every longer length has its own frequencies, the length beyond which they change)."""
-    for module in body.hf.modules():
+    for module in anatomy.hf.modules():
         kind: Any = getattr(module, "rope_type", None)
         config: Any = getattr(module, "config", None)
         for layers, name in kind.items() if isinstance(kind, dict) else [(None, kind)]:

@@ -82,27 +82,27 @@ class Unembedding:
         return y * self.gain if self.gain != 1.0 else y
 
 
-def unembedding(body: Anatomy) -> Unembedding:
+def unembedding(anatomy: Anatomy) -> Unembedding:
     """Return the way of a model, measured when it is first asked for and again when its head or final norm is
     exchanged.
 
     Raises:
         Refused: the model has no unembedding.
     """
-    head = body.unembed
+    head = anatomy.unembed
     if head is None:
         raise Refused("logits", "this model has no unembedding", "capture its residual stream instead")
-    return body.remember(("unembedding", head), lambda: _measure(body, head, body.top("final")))
+    return anatomy.remember(("unembedding", head), lambda: _measure(anatomy, head, anatomy.top("final")))
 
 
-def readable(body: Anatomy, what: str) -> Unembedding:
+def readable(anatomy: Anatomy, what: str) -> Unembedding:
     """Return the way of a model of which logits can be read at any depth.
 
     Raises:
         Refused: it has no unembedding, or one that does not read its residual stream in a known way.
     """
-    way = unembedding(body)
-    if why := way.why or body.disabled.get(UNEMBEDDED, ""):
+    way = unembedding(anatomy)
+    if why := way.why or anatomy.disabled.get(UNEMBEDDED, ""):
         raise Refused(what, why, "read the model's own logits: run or run_last")
     return way
 
@@ -130,13 +130,13 @@ class _Seen:
     between: list[nn.Module] = field(default_factory=list)
 
 
-def _measure(body: Anatomy, head: nn.Module, final: nn.Module | None) -> Unembedding:
+def _measure(anatomy: Anatomy, head: nn.Module, final: nn.Module | None) -> Unembedding:
     if any(p.is_meta for p in head.parameters()) and not offloaded(head):
         return Unembedding(head, final)  # sizes without numbers
     seen, fault = _Seen(), ""
     for exact in (True, False):  # modules between norm and head may not take float32 in a model of half precision
         try:
-            seen = _forward(body, head, final, exact)
+            seen = _forward(anatomy, head, final, exact)
             break
         except FAULTS as error:
             fault = f"it could not be measured: {type(error).__name__}: {error}".splitlines()[0]
@@ -200,9 +200,9 @@ def same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool((a.double() - b.double()).abs().max() <= eps * a.double().abs().max())
 
 
-def _forward(body: Anatomy, head: nn.Module, final: nn.Module | None, exact: bool) -> _Seen:
+def _forward(anatomy: Anatomy, head: nn.Module, final: nn.Module | None, exact: bool) -> _Seen:
     """Run one forward of two tokens, with known numbers behind final norm and head."""
-    seen, table = _Seen(), body.hf.get_input_embeddings().weight
+    seen, table = _Seen(), anatomy.hf.get_input_embeddings().weight
     g = torch.Generator().manual_seed(0)
 
     def block(module: nn.Module, args: Any, out: Any) -> Any:
@@ -237,41 +237,41 @@ def _forward(body: Anatomy, head: nn.Module, final: nn.Module | None, exact: boo
 
     own: torch.dtype = next((p.dtype for p in head.parameters() if p.is_floating_point()), table.dtype)
     hooks: list[tuple[Callable[..., Any], Any]] = [
-        (body.blocks[-1].register_forward_hook, block),
+        (anatomy.blocks[-1].register_forward_hook, block),
         (head.register_forward_pre_hook, entering),
         (head.register_forward_hook, leaving),
-        *((m.register_forward_hook, ran) for m in _others(body, head, final)),
+        *((m.register_forward_hook, ran) for m in _others(anatomy, head, final)),
     ]
     if final is not None:
         hooks.append((final.register_forward_hook, norm))
     with ExitStack() as stack:
         for register, hook in hooks:
             stack.callback(register(hook).remove)
-        seen.logits = quietly(body)
+        seen.logits = quietly(anatomy)
     return seen
 
 
-def quietly(body: Anatomy) -> Tensor:
+def quietly(anatomy: Anatomy) -> Tensor:
     """Return the logits of one forward of two tokens that belongs to no run: unseen by taps and frames, and not
     counted.
     """
-    device = body.hf.get_input_embeddings().weight.device
-    ids = torch.arange(2, device=device)[None] % body.shape.d_vocab
-    kw = {"use_cache": False} if "use_cache" in inspect.signature(type(body.hf).forward).parameters else {}
+    device = anatomy.hf.get_input_embeddings().weight.device
+    ids = torch.arange(2, device=device)[None] % anatomy.shape.d_vocab
+    kw = {"use_cache": False} if "use_cache" in inspect.signature(type(anatomy.hf).forward).parameters else {}
     token = FRAME.set(None)
     try:
-        with alone(body.hf), evaluating(body), taps.asleep(body), torch.no_grad():
-            out = body.hf(ids, **kw)
+        with alone(anatomy.hf), evaluating(anatomy), taps.asleep(anatomy), torch.no_grad():
+            out = anatomy.hf(ids, **kw)
     finally:
         FRAME.reset(token)
     return out.logits if getattr(out, "logits", None) is not None else out[0]
 
 
-def _others(body: Anatomy, head: nn.Module, final: nn.Module | None) -> list[nn.Module]:
+def _others(anatomy: Anatomy, head: nn.Module, final: nn.Module | None) -> list[nn.Module]:
     """Return the modules that may stand between final norm and head: no block, nor anything that holds or belongs to
     one.
     """
-    blocks = set(body.blocks)
+    blocks = set(anatomy.blocks)
     inside = {m for b in blocks for m in b.modules()}
-    rest = [m for m in body.hf.modules() if m not in inside and m not in (head, final) and not isinstance(m, _IDLE)]
+    rest = [m for m in anatomy.hf.modules() if m not in inside and m not in (head, final) and not isinstance(m, _IDLE)]
     return [m for m in rest if not {head, *blocks} & set(m.modules())]

@@ -42,7 +42,7 @@ class View:
         self.name = name
 
     def __get__(self, weights: Weights, owner: type) -> PerLayer:
-        return PerLayer(self.name, weights.body.shape.n_layers, partial(self.of, weights))
+        return PerLayer(self.name, weights.anatomy.shape.n_layers, partial(self.of, weights))
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Weights:
     Folded readers take the *normalised* stream (x − centre) / scale; their biases absorb the norm's bias.
     """
 
-    body: Anatomy
+    anatomy: Anatomy
     is_folded: bool = False
 
     def folded(self) -> Weights:
@@ -61,12 +61,12 @@ class Weights:
         Raises:
             Refused: the family norms outputs or the raw stream, where folding is not an identity.
         """
-        f = self.body.family
+        f = self.anatomy.family
         if f.post_norm or f.ln1 is None:
             raise Refused(
                 f"folded weights of {f.name}", "its norms stand after the layers, not before", "use plain weights"
             )
-        return Weights(self.body, True)
+        return Weights(self.anatomy, True)
 
     q = View("W_Q [layer head d_model d_head]", lambda w, i: w._fold(w._qkv(i)[0], i, "ln1"))
     k = View("W_K [layer kv_head d_model d_head]", lambda w, i: w._fold(w._qkv(i)[1], i, "ln1"))
@@ -90,19 +90,19 @@ class Weights:
     @property
     def embed(self) -> Float[Tensor, "d_vocab d_model"]:
         """W_E as stored (before a family's embedding multiplier), through the projection of a family that has one."""
-        rows, projection = table(self.body.hf.get_input_embeddings()), self.body.top("embed")
+        rows, projection = table(self.anatomy.hf.get_input_embeddings()), self.anatomy.top("embed")
         return rows @ matrix(projection) if projection is not None and is_linear(projection) else rows
 
     @property
     def unembed(self) -> Float[Tensor, "d_model d_vocab"]:
         """W_U with the scale that the family gives its logits; tied weights are untied only in the folded view."""
-        w = unembed_rows(self.body)[0].T
+        w = unembed_rows(self.anatomy)[0].T
         return w * self._final().weight.to(w.dtype)[:, None] if self.is_folded else w
 
     @property
     def unembed_bias(self) -> Float[Tensor, "d_vocab"]:
         """b_U, zeros where there is none."""
-        rows, own = unembed_rows(self.body)
+        rows, own = unembed_rows(self.anatomy)
         return own + rows @ self._final().bias.to(own.dtype) if self.is_folded else own
 
     def ov(self, layer: int | None = None, head: int | None = None) -> Factored:
@@ -125,9 +125,9 @@ class Weights:
         """
 
         def form(i: int, h: int | slice) -> Factored:
-            block = self.body.blocks[i]
-            if self.body.part(i, "attn") is not None and any(
-                find(block, p) is not None for p in self.body.family.qk_norm
+            block = self.anatomy.blocks[i]
+            if self.anatomy.part(i, "attn") is not None and any(
+                find(block, p) is not None for p in self.anatomy.family.qk_norm
             ):
                 named = f"{QK} {i}" + ("" if isinstance(h, slice) else f".{h}")
                 raise Refused(named, "queries and keys are normed: not a bilinear form", "capture scores")
@@ -139,10 +139,10 @@ class Weights:
         self, name: str, layer: int | None, head: int | None, of: Callable[[int, int | slice], Factored]
     ) -> Factored:
         """Return a circuit of one head, of all heads of a layer, or of all layers."""
-        if name in self.body.disabled:
+        if name in self.anatomy.disabled:
             where = " " + ".".join(str(n) for n in (layer, head) if n is not None) if layer is not None else ""
-            raise Refused(f"{name}{where}", self.body.disabled[name], "capture v, z or scores")
-        s = self.body.shape
+            raise Refused(f"{name}{where}", self.anatomy.disabled[name], "capture v, z or scores")
+        s = self.anatomy.shape
         h = slice(None) if head is None else within(head, s.n_heads, name, "head")
         if layer is not None:
             return of(within(layer, s.n_layers, name, "layer"), h)
@@ -151,33 +151,35 @@ class Weights:
 
     def _kv(self, head: int | slice) -> int | Tensor | slice:
         """Return the index of the key-value head of a query head, or those of all heads."""
-        group = self.body.shape.n_heads // self.body.shape.n_kv_heads
+        group = self.anatomy.shape.n_heads // self.anatomy.shape.n_kv_heads
         if isinstance(head, int):
             return head // group
-        return head if group == 1 else torch.arange(self.body.shape.n_heads) // group
+        return head if group == 1 else torch.arange(self.anatomy.shape.n_heads) // group
 
     def _vouched(self, name: str) -> None:
         """Refuse a view that the self-check found to be another than what the model does."""
-        if why := self.body.disabled.get(f"weights.{name}"):
-            raise Refused(f"weights.{name} of {self.body.family.name}", why, Code("read the weights through model.hf"))
+        if why := self.anatomy.disabled.get(f"weights.{name}"):
+            raise Refused(
+                f"weights.{name} of {self.anatomy.family.name}", why, Code("read the weights through model.hf")
+            )
 
     def _qkv(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
         self._vouched("v")
-        s = self.body.shape
-        fused = self.body.part(layer, "fused")
+        s = self.anatomy.shape
+        fused = self.anatomy.part(layer, "fused")
         if fused is None:
             parts = [matrix(self._need(layer, n)) for n in "qkv"]
             q, k, v = (p.reshape(p.shape[0], -1, s.d_head).transpose(0, 1) for p in parts)
             return q, k, v
-        q, k, v = split_fused(self.body, matrix(fused))
+        q, k, v = split_fused(self.anatomy, matrix(fused))
         return q, k, v
 
     def _qkv_bias(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        fused = self.body.part(layer, "fused")
+        fused = self.anatomy.part(layer, "fused")
         if fused is None:
-            q, k, v = (bias(self._need(layer, n)).reshape(-1, self.body.shape.d_head) for n in "qkv")
+            q, k, v = (bias(self._need(layer, n)).reshape(-1, self.anatomy.shape.d_head) for n in "qkv")
         else:
-            q, k, v = (p[:, 0] for p in split_fused(self.body, bias(fused)[None]))
+            q, k, v = (p[:, 0] for p in split_fused(self.anatomy, bias(fused)[None]))
         if not self.is_folded:
             return q, k, v
         shift = self._norm(layer, "ln1").bias
@@ -187,7 +189,7 @@ class Weights:
 
     def _o(self, layer: int) -> Float[Tensor, "head d_head d_model"]:
         w = matrix(self._need(layer, "o"))
-        return w.reshape(self.body.shape.n_heads, -1, w.shape[-1])
+        return w.reshape(self.anatomy.shape.n_heads, -1, w.shape[-1])
 
     def _mlp(self, name: str, layer: int) -> Float[Tensor, "d_model d_mlp"]:
         self._vouched(name)
@@ -206,49 +208,49 @@ class Weights:
 
     def _half(self, name: str, w: Tensor) -> Tensor:
         """Return the columns of a branch of the MLP; a fused projection holds the gate first, then the linear one."""
-        return w.chunk(2, dim=-1)[name == "mlp_in"] if self.body.family.fused_gate else w
+        return w.chunk(2, dim=-1)[name == "mlp_in"] if self.anatomy.family.fused_gate else w
 
     def _fold(self, w: Tensor, layer: int, ln: str) -> Tensor:
         return w * self._norm(layer, ln).weight.to(w.dtype)[:, None] if self.is_folded else w
 
     def _norm(self, layer: int, name: str) -> Any:
         """Return the norm before attention or MLP; a block with one norm has it before both."""
-        module = self.body.part(layer, name) or self.body.part(layer, "ln1")
+        module = self.anatomy.part(layer, name) or self.anatomy.part(layer, "ln1")
         if module is None:
             raise Refused(f"{name} of layer {layer}", "there is no such norm", "use plain weights")
-        return self.body.norm(module)
+        return self.anatomy.norm(module)
 
     def _final(self) -> Any:
-        module = self.body.top("final")
-        if module is None or unembedding(self.body).cap:
+        module = self.anatomy.top("final")
+        if module is None or unembedding(self.anatomy).cap:
             raise Refused("folded W_U", "there is no final norm to fold, or a soft cap follows", "use plain weights")
-        return self.body.norm(module)
+        return self.anatomy.norm(module)
 
     def _need(self, layer: int, name: str) -> nn.Module:
-        module = self.body.part(layer, name)
+        module = self.anatomy.part(layer, name)
         if module is None:
             raise Refused(
                 f"weight {name!r} of layer {layer}",
-                f"{self.body.family.name} has none there",
+                f"{self.anatomy.family.name} has none there",
                 ("see ", Code("model.sites()")),
             )
         return module
 
 
 def unembed_rows(
-    body: Anatomy, ids: Int[Tensor, "*token"] | None = None, dtype: torch.dtype | None = None
+    anatomy: Anatomy, ids: Int[Tensor, "*token"] | None = None, dtype: torch.dtype | None = None
 ) -> tuple[Float[Tensor, "*token d_model"], Float[Tensor, "*token"]]:
     """Return the rows of the unembedding that give the logits of some tokens (by default of all), and their biases.
 
     Raises:
         Refused: the model has no unembedding, or one that is quantised or not linear in the final norm's output.
     """
-    way = unembedding(body)
-    if why := body.disabled.get("weights.unembed"):
-        raise Refused(f"W_U of {body.family.name}", why, "read the model's own logits: run or run_last")
+    way = unembedding(anatomy)
+    if why := anatomy.disabled.get("weights.unembed"):
+        raise Refused(f"W_U of {anatomy.family.name}", why, "read the model's own logits: run or run_last")
     if way.why or not way.linear:
         why = way.why or "what stands between its final norm and its unembedding is not linear"
-        raise Refused(f"W_U of {body.family.name}", why, "read the model's own logits: run or run_last")
+        raise Refused(f"W_U of {anatomy.family.name}", why, "read the model's own logits: run or run_last")
     rows, own = (t[: way.width] if ids is None else t[ids] for t in (matrix(way.head).T, bias(way.head)))
     rows, own = rows.to(dtype or rows.dtype), own.to(dtype or own.dtype)
     for m in reversed(way.between):

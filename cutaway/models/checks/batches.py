@@ -25,14 +25,14 @@ from cutaway.models.tokens import Side, Tokens, batch
 
 def prefix(model: Model, t: Tokens) -> float | None:
     """Compare variants joining at their own layer, over the keys and values of a prefix, with whole forwards."""
-    if not model.family.causal or model.family.fixed_batch or model.body.unembed is None or model.shape.n_layers < 2:
+    if not model.family.causal or model.family.fixed_batch or model.anatomy.unembed is None or model.shape.n_layers < 2:
         return None
     return _swept(model, t, [[Add(f"resid_pre.{i}@{p}", _step(model))] for i in _layers(model) for p in (2, -1)])
 
 
 def resumed(model: Model, t: Tokens) -> float | None:
     """Compare variants restarted at their layer, the blocks before it left out, with whole forwards."""
-    if model.body.unembed is None or model.shape.n_layers < 2:
+    if model.anatomy.unembed is None or model.shape.n_layers < 2:
         return None
     variants = [[Add(f"resid_pre.{i}", _step(model))] for i in _layers(model)[1:]]
     with model.edited(Scale("resid_pre.0", 1.0)):  # under other edits no batch grows
@@ -41,11 +41,11 @@ def resumed(model: Model, t: Tokens) -> float | None:
 
 def padded(model: Model, t: Tokens, side: Side) -> float | None:
     """Compare the logits of a prompt padded to the length of a longer one with those of the prompt alone."""
-    if model.body.unembed is None or PADDING[side] in model.disabled:
+    if model.anatomy.unembed is None or PADDING[side] in model.disabled:
         return None
     mixed = _mixed(model, t, side)
     try:
-        check_padding(model.body, mixed)
+        check_padding(model.anatomy, mixed)
     except Refused:
         return None  # in better words than these
     return _apart(model.run_last(mixed), torch.cat([model.run_last(mixed.row(i)) for i in range(len(mixed))]))
@@ -53,11 +53,11 @@ def padded(model: Model, t: Tokens, side: Side) -> float | None:
 
 def continued(model: Model, t: Tokens) -> float | None:
     """Compare the logits of a new token over the cache, under an edit of the prompt, with those of a whole forward."""
-    if not model.family.causal or model.body.unembed is None or not hasattr(model.hf, "generate"):
+    if not model.family.causal or model.anatomy.unembed is None or not hasattr(model.hf, "generate"):
         return None
     edits: list[Edit] = [Add("resid_pre.0@1", _step(model))]
     # Compared is what the unembedding reads: a large vocabulary read for one row costs seconds in half precision.
-    with held_back(model.body) as read:
+    with held_back(model.anatomy) as read:
         ids = generated_ids(model, t, 2, edits, {"eos_token_id": None})
         if len(read) < 2:
             return None

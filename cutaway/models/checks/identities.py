@@ -123,7 +123,7 @@ def _layer_ends(t: Trial) -> float | None:
         for s in ("ssm.y", "ssm.gate")
     ]
     with torch.no_grad():
-        written = need(t.model.body.blocks[i], t.model.family.ssm_out, "projection")(t.acts[f"ssm.post.{i}"])
+        written = need(t.model.anatomy.blocks[i], t.model.family.ssm_out, "projection")(t.acts[f"ssm.post.{i}"])
     return max(*(float(x.abs().max()) for x in gone), t.gap(written, t.acts[f"ssm.out.{i}"]))
 
 
@@ -132,7 +132,7 @@ def _states_read(t: Trial) -> float | None:
     if not t.has("ssm.state", "ssm.C", "ssm.conv", "ssm.y"):
         return None
     i = t.model.shape.n_layers // 2
-    layer: Any = need(t.model.body.blocks[i], t.model.family.ssm, "state-space layer")
+    layer: Any = need(t.model.anatomy.blocks[i], t.model.family.ssm, "state-space layer")
     state, read, taken = (t.acts[f"ssm.{n}.{i}"].float() for n in ("state", "C", "conv"))
     read = read.repeat_interleave(state.shape[2] // read.shape[2], dim=2)
     skip = taken * layer.D.detach().float().repeat_interleave(taken.shape[2] // len(layer.D))
@@ -179,7 +179,7 @@ def _middle_is_read_twice(t: Trial) -> float | None:
 
 
 def _heads_sum(t: Trial) -> float | None:
-    if not t.has("head_out", "attn_out") or t.model.family.ln1_post or t.model.body.multiplier != 1.0:
+    if not t.has("head_out", "attn_out") or t.model.family.ln1_post or t.model.anatomy.multiplier != 1.0:
         return None
     worst = 0.0
     for i in t.acts.layers("head_out"):
@@ -279,10 +279,10 @@ def _norms(name: str) -> Callable[[Trial], float | None]:
     """Compare a norm's output with its measured form, from which the scales and every folded weight are taken."""
 
     def error(t: Trial) -> float | None:
-        body, kept = t.model.body, dict[nn.Module, tuple[Tensor, Tensor]]()
-        found = [body.top(name)] if name == "final" else [body.part(i, name) for i in t.layers]
+        anatomy, kept = t.model.anatomy, dict[nn.Module, tuple[Tensor, Tensor]]()
+        found = [anatomy.top(name)] if name == "final" else [anatomy.part(i, name) for i in t.layers]
         norms = [m for m in found if m is not None]
-        if not norms or body.family.post_norm or not t.has(f"{name.removesuffix('_post')}.scale"):
+        if not norms or anatomy.family.post_norm or not t.has(f"{name.removesuffix('_post')}.scale"):
             return None
 
         def keep(module: nn.Module, args: Any, out: Tensor) -> None:
@@ -297,7 +297,7 @@ def _norms(name: str) -> Callable[[Trial], float | None]:
                 hook.remove()
         worst = 0.0
         for module, (x, y) in kept.items():
-            norm = body.norm(module)
+            norm = anatomy.norm(module)
             made = norm.linear(x.to(norm.weight.dtype), norm.scale(x)) + norm.bias
             worst = max(worst, t.sum_gap([made], y))
         return worst if kept else None
@@ -329,26 +329,31 @@ def _unembedded(t: Trial) -> float | None:
     """Compare the way from the last stream to the logits, as lenses and sweeps go it, with the model's own logits:
     all.
     """
-    body, last = t.model.body, f"resid_post.{t.model.shape.n_layers - 1}"
-    if body.unembed is None or not body.family.causal or not t.has("resid_post") or unembedding(body).why:
+    anatomy, last = t.model.anatomy, f"resid_post.{t.model.shape.n_layers - 1}"
+    if anatomy.unembed is None or not anatomy.family.causal or not t.has("resid_post") or unembedding(anatomy).why:
         return None
-    way = unembedding(body)
-    with torch.no_grad(), evaluating(body):
+    way = unembedding(anatomy)
+    with torch.no_grad(), evaluating(anatomy):
         made = way.logits(way.read(t.acts[last]).to(t.model.dtype))
     return t.gap(made, t.logits)
 
 
 def _shares(t: Trial) -> float | None:
     """Compare the written-out rows of the unembedding on the normed stream with the model's own logits."""
-    body, last = t.model.body, f"resid_post.{t.model.shape.n_layers - 1}"
-    if body.unembed is None or not body.family.causal or not t.has("resid_post") or not unembedding(body).linear:
+    anatomy, last = t.model.anatomy, f"resid_post.{t.model.shape.n_layers - 1}"
+    if (
+        anatomy.unembed is None
+        or not anatomy.family.causal
+        or not t.has("resid_post")
+        or not unembedding(anatomy).linear
+    ):
         return None
-    way, x = unembedding(body), t.acts[last].float()
+    way, x = unembedding(anatomy), t.acts[last].float()
     try:
-        rows, b = unembed_rows(body, None, torch.float32)
+        rows, b = unembed_rows(anatomy, None, torch.float32)
     except Refused:
         return None
-    norm = body.norm(way.final) if way.final is not None else None
+    norm = anatomy.norm(way.final) if way.final is not None else None
     y = norm.linear(x, norm.scale(x)) + norm.bias if norm is not None else x
     made = y.float() @ rows.T + b
     return t.gap(way.cap * torch.tanh(made / way.cap) if way.cap else made, t.logits)

@@ -25,7 +25,7 @@ from cutaway.core.stats import generator
 from cutaway.models.access.capture import Activations
 from cutaway.models.access.forward import evaluating
 from cutaway.models.edits.edit import Edit
-from cutaway.models.loading.identity import anatomy
+from cutaway.models.loading.identity import structure
 from cutaway.models.model import Model
 from cutaway.models.sweep.partial_forward import held_back, without
 from cutaway.models.tokens import Tokens, batch
@@ -86,7 +86,7 @@ class Trial:
     def short(self) -> Iterator[None]:
         """Within the block, only the blocks of `layers` do anything."""
         rest = [i for i in range(self.model.shape.n_layers) if i not in self.layers]
-        with without(self.model.body, rest):
+        with without(self.model.anatomy, rest):
             yield
 
     def run(self, *edits: Edit) -> Tensor:
@@ -97,13 +97,13 @@ class Trial:
         """Return the unembedding's input in a short run under edits; `formed`: attention is computed step by step."""
         if not edits and formed in self._ends:
             return self._ends[formed]
-        head = self.model.body.unembed
+        head = self.model.anatomy.unembed
         watched = [Address("pattern", i) for i in self.layers] if formed else []
         with self.short():
             if head is None or any(e.where.site == "logits" for e in edits):
                 out = self.run(*edits)
             else:
-                with held_back(self.model.body) as read:
+                with held_back(self.model.anatomy) as read:
                     self.model.capture(self.tokens, watched, edits) if watched else self.model.run(self.tokens, edits)
                 out = read[-1].float()
         if not edits:
@@ -132,7 +132,7 @@ class Trial:
 
     def bare(self) -> Tensor:
         """Return the logits of transformers alone, nothing attached."""
-        with torch.no_grad(), evaluating(self.model.body):
+        with torch.no_grad(), evaluating(self.model.anatomy):
             out = self.model.hf(self.tokens.ids)
         return (out.logits if getattr(out, "logits", None) is not None else out[0]).float()
 
@@ -166,8 +166,8 @@ def _one_of_each(model: Model) -> list[int]:
     if n <= _FEW:
         return list(range(n))
     kinds: dict[str, list[int]] = {}
-    for i, block in enumerate(model.body.blocks):
-        kinds.setdefault(re.sub(r"\|layer_idx=\d+", "", anatomy(block)[0]), []).append(i)
+    for i, block in enumerate(model.anatomy.blocks):
+        kinds.setdefault(re.sub(r"\|layer_idx=\d+", "", structure(block)[0]), []).append(i)
     return sorted({0, n - 1, *(i for own in kinds.values() for i in (own[0], own[-1]))})
 
 
@@ -186,7 +186,7 @@ def _no_forward(model: Model, tokens: Tokens, fault: Exception) -> Refused:
     """Why a model does not run: its own forward's fault if that fails too, else how it is run here."""
     call = f"hf(torch.tensor([{tokens.ids[0].tolist()}]))"
     try:
-        with torch.no_grad(), evaluating(model.body):
+        with torch.no_grad(), evaluating(model.anatomy):
             model.hf(tokens.ids)
     except Exception as own:
         place, trace = "", own.__traceback__

@@ -63,10 +63,10 @@ class EdgePatch:
         """The edges that are patched."""
         return [Edge(self.sender.where, parse(r)) for r in self.receivers]
 
-    def heard(self, body: Anatomy) -> list[Address]:
+    def heard(self, anatomy: Anatomy) -> list[Address]:
         """Return the receivers that hear the sender; none for the logits."""
         ends = [parse(r) for r in self.receivers]
-        return [a for a in ends if a.site != "logits" and precedes(body, self.sender.where, a)]
+        return [a for a in ends if a.site != "logits" and precedes(anatomy, self.sender.where, a)]
 
 
 def writes(site: str) -> bool:
@@ -79,7 +79,7 @@ def reads(site: str) -> bool:
     return site in _READS or site in _ENDS
 
 
-def precedes(body: Anatomy, writer: Address, reader: Address) -> bool:
+def precedes(anatomy: Anatomy, writer: Address, reader: Address) -> bool:
     """True if what `writer` adds to the residual stream is there when `reader` reads it.
 
     Raises:
@@ -95,7 +95,7 @@ def precedes(body: Anatomy, writer: Address, reader: Address) -> bool:
     layer = reader.layer if reader.layer is not None else -1
     if at != layer or reader.site == "resid_post":
         return at <= layer
-    return _READS[reader.site] == MLP and part == ATTENTION and not body.parallel
+    return _READS[reader.site] == MLP and part == ATTENTION and not anatomy.parallel
 
 
 def _list(kind: str, sites: dict[str, int]) -> str:

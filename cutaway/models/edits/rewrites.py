@@ -142,9 +142,9 @@ def rewritten(model: Model, *rewrites: Rewrite) -> Iterator[Model]:
         Refused: a weight that is not there, has another shape, is quantised, offloaded or computed from others, or
             shares its memory with weights that the rewrite does not name (`tied=True` accepts that).
     """
-    if model.body.unembed is not None:  # measured of the model as it is, not of a rewritten one
-        unembedding(model.body)
-    _ = model.body.multiplier
+    if model.anatomy.unembed is not None:  # measured of the model as it is, not of a rewritten one
+        unembedding(model.anatomy)
+    _ = model.anatomy.multiplier
     with alone(model.hf), ExitStack() as undo:
         places = [(r, _place(model, r)) for r in rewrites]
         active = REWRITES.setdefault(model.hf, [])
@@ -252,7 +252,7 @@ def _index(rewrite: Rewrite, view: Tensor) -> tuple[Any, ...]:
 
 def _named(model: Model, house: re.Match[str]) -> tuple[tuple[Tensor, ...], bool]:
     """Return views of a weight under its name in `model.weights`, and True if they are one per head."""
-    name, weights, body = house[1] or house[4], model.weights, model.body
+    name, weights, anatomy = house[1] or house[4], model.weights, model.anatomy
     if house[1] is None:
         return (getattr(weights, name),), False
     layer, what = int(house[2]), f"rewrite of {house[0]}"
@@ -264,8 +264,8 @@ def _named(model: Model, house: re.Match[str]) -> tuple[tuple[Tensor, ...], bool
         return (getattr(weights, name)[layer],), False
     whole = getattr(weights, name)[layer]  # [head, rows, columns]
     views, per_head = (whole,), False
-    fused = body.part(layer, "fused")
-    if name == "q" and fused is not None and body.family.qkv != "concat":
+    fused = anatomy.part(layer, "fused")
+    if name == "q" and fused is not None and anatomy.family.qkv != "concat":
         # [d_model, kv_head, queries of the group, then k, v, d_head]: query heads of several groups are no single view
         grouped = matrix(fused).reshape(len(whole[0]), model.shape.n_kv_heads, -1, model.shape.d_head)
         group = len(whole) // model.shape.n_kv_heads

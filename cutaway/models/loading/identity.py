@@ -136,7 +136,7 @@ def fingerprint(hf: nn.Module, fresh: bool = False) -> str:
     return ("partial-" if away else "") + hash_text(described(hf)[0], hash_tensors(plain, fresh), *other)
 
 
-def anatomy(hf: nn.Module) -> tuple[str, list[str]]:
+def structure(hf: nn.Module) -> tuple[str, list[str]]:
     """Return `described` with the look of the weights: shapes, dtypes, devices, ties, and weights of one value only.
 
     Outcomes of the self-check hold for all models with the same text. A bias of zeros would hide that it is forgotten,

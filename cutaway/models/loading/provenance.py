@@ -51,7 +51,7 @@ def look(model: Model) -> dict[str, Any]:
         "device": [t.device for t in held.values()],
         "weights": [(n, *_held(t)) for n, t in held.items()],
         "modules, settings or hooks": identity.described(hf)[0],
-        "open edits": taps.busy(model.body),
+        "open edits": taps.busy(model.anatomy),
         "tokenizer": (id(model.tokenizer), len(model.tokenizer) if model.tokenizer is not None else 0),
         "world": id(model.world),
         "autocast": any(torch.is_autocast_enabled(d) for d in ("cpu", "cuda")),

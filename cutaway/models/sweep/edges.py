@@ -59,7 +59,7 @@ def _heard(model: Model, tokens: Tokens, patches: Sequence[EdgePatch]) -> list[l
     """Return the inputs of each patch's receivers in its first run, as edits."""
     alike: dict[tuple[int, tuple[Address, ...], tuple[int, ...]], list[int]] = {}
     for i, p in enumerate(patches):
-        key = p.sender.where.layer or 0, tuple(p.heard(model.body)), tuple(map(id, p.frozen))
+        key = p.sender.where.layer or 0, tuple(p.heard(model.anatomy)), tuple(map(id, p.frozen))
         alike.setdefault(key, []).append(i)
     found: list[list[Edit]] = [[] for _ in patches]
     size = room(model, tokens.ids.shape[1]) // tokens.ids.numel()
@@ -92,7 +92,7 @@ def _received(
 
         return see
 
-    with taps.attached(model.body, {a.place: keep(a.place) for a in ends}):
+    with taps.attached(model.anatomy, {a.place: keep(a.place) for a in ends}):
         restart(model, tokens, [[*later, p.sender] for p in patches], layer, clean)
     n = len(tokens)
     parts = [Activations({p: x[i * n : (i + 1) * n] for p, x in seen.items()}, tokens) for i in range(len(patches))]

@@ -183,14 +183,14 @@ class _Group:
         self.base = of_prompts(work.base, prompts)
         variants = [of_prompts(v, prompts) for v in work.variants]
         first, self.added = [first_layer(self.model, v) for v in variants], Added()
-        if not taps.busy(self.model.body) and not self.reads.places:
+        if not taps.busy(self.model.anatomy) and not self.reads.places:
             both = [defer(self.model, self.base, v, f, self.added) for v, f in zip(variants, first, strict=True)]
             variants, first = [v for v, _ in both], [f for _, f in both]
         able = can_grow(self.model, self.tokens, self.reads)
         self.variants = [running(self.model, self.base, v, f, able) for v, f in zip(variants, first, strict=True)]
         self.first = first
         self.room = max(1, _UNEMBED_BYTES // (4 * self.model.shape.d_vocab))
-        self.way = unembedding(self.model.body) if self.reads.last_logits else None
+        self.way = unembedding(self.model.anatomy) if self.reads.last_logits else None
         self.waiting: list[tuple[Job, Tensor]] = []  # final streams, until enough share one unembedding
 
     def share(self) -> frozenset[int]:

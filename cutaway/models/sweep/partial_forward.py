@@ -61,7 +61,7 @@ def clean_run(
     values if asked, and the activations that a metric reads.
     """
     # All keys and values must be there, so a run that keeps them does not end early.
-    clean, collector = Clean(), Collector(model.body, reads.places, live=True, stops=reads.early and not keys)
+    clean, collector = Clean(), Collector(model.anatomy, reads.places, live=True, stops=reads.early and not keys)
 
     def keep(kept: dict[int, Tensor], layer: int) -> Callable[[Tensor], Tensor]:
         def see(x: Tensor) -> Tensor:
@@ -72,14 +72,17 @@ def clean_run(
 
     sees = {Address("resid_pre", i): keep(clean.streams, i) for i in layers}
     sees |= {Address("mlp_out", i): keep(clean.added, i) for i in added}
-    with taps.attached(model.body, sees), taps.attached(model.body, {a: collector.see(a) for a in collector.places}):
+    with (
+        taps.attached(model.anatomy, sees),
+        taps.attached(model.anatomy, {a: collector.see(a) for a in collector.places}),
+    ):
         clean.read = collector.found
         if not keys:
             if reads.early:
-                forward.streams(model.body, tokens, collector.share)
+                forward.streams(model.anatomy, tokens, collector.share)
                 collector.notice(tokens)
             else:
-                forward.last_logits(model.body, tokens)
+                forward.last_logits(model.anatomy, tokens)
             return clean
         from transformers import DynamicCache
 
@@ -105,11 +108,11 @@ def restart(
     sees = _sees(tokens, variants, ForwardFrame(tokens, len(tokens), tokens.ids.shape[1]))
     with ExitStack() as stack:
         if layer > 0:
-            stack.enter_context(passing(model.body, layer))
+            stack.enter_context(passing(model.anatomy, layer))
             stream = clean.streams[layer].repeat(len(variants), 1, 1)
-            stack.enter_context(injecting(model.body.blocks[layer], lambda x: stream))
-        stack.enter_context(taps.attached(model.body, sees))
-        seen = observe(model.body, many, reads.since(layer, model.shape.n_layers), layer)
+            stack.enter_context(injecting(model.anatomy.blocks[layer], lambda x: stream))
+        stack.enter_context(taps.attached(model.anatomy, sees))
+        seen = observe(model.anatomy, many, reads.since(layer, model.shape.n_layers), layer)
     return Seen(seen.last_logits, _completed(tokens, reads, seen.activations or {}, clean, len(variants), 0))
 
 
@@ -131,21 +134,21 @@ def grow(
     the vocabulary's weights only once.
     """
     n, width, layers = len(tokens), tokens.ids.shape[1], model.shape.n_layers
-    collector = Collector(model.body, reads.since(first[0], layers).places, live=True, stops=reads.early)
+    collector = Collector(model.anatomy, reads.since(first[0], layers).places, live=True, stops=reads.early)
     running = [sum(f <= i for f in first) for i in range(layers)]
     own = ForwardFrame(tokens, n, width - start, start)  # of one variant: the batch of `frame` grows
     frame = replace(own)
     low = first[0]
     with ExitStack() as stack:
-        stack.enter_context(passing(model.body, low))
+        stack.enter_context(passing(model.anatomy, low))
         for i in range(low, layers):
             joining = running[i] - (running[i - 1] if i > low else 0)
             stream = clean.streams[i][:, start:].repeat(joining, 1, 1) if joining else None
-            stack.enter_context(injecting(model.body.blocks[i], _joined(stream, i == low, frame)))
-        stack.enter_context(taps.attached(model.body, _sees(tokens, variants, own)))
-        stack.enter_context(taps.attached(model.body, {a: collector.see(a) for a in collector.places}))
-        stack.enter_context(_last_only(model.body, narrow and width - start > 1, Address("logits") in reads.places))
-        read = stack.enter_context(held_back(model.body)) if unread else []
+            stack.enter_context(injecting(model.anatomy.blocks[i], _joined(stream, i == low, frame)))
+        stack.enter_context(taps.attached(model.anatomy, _sees(tokens, variants, own)))
+        stack.enter_context(taps.attached(model.anatomy, {a: collector.see(a) for a in collector.places}))
+        stack.enter_context(_last_only(model.anatomy, narrow and width - start > 1, Address("logits") in reads.places))
+        read = stack.enter_context(held_back(model.anatomy)) if unread else []
         kw = {"past_key_values": _prefix(clean, start), "use_cache": True} if start else {"use_cache": False}
         last = None
         try:
@@ -189,20 +192,20 @@ def _column_axis(a: Address) -> int | None:
 
 
 @contextmanager
-def passing(body: Anatomy, layer: int) -> Iterator[None]:
+def passing(anatomy: Anatomy, layer: int) -> Iterator[None]:
     """Within the block, the layers before `layer` return their input."""
-    with without(body, range(layer)):
+    with without(anatomy, range(layer)):
         yield
 
 
 @contextmanager
-def without(body: Anatomy, layers: Iterable[int]) -> Iterator[None]:
+def without(anatomy: Anatomy, layers: Iterable[int]) -> Iterator[None]:
     """Within the block, these layers return their input."""
-    skipped = [body.blocks[i] for i in layers]
+    skipped = [anatomy.blocks[i] for i in layers]
     before = [b.__dict__.get("forward") for b in skipped]
 
     def skip(hidden_states: Tensor, *args: Any, **kw: Any) -> Any:
-        return (hidden_states, None) if body.blocks_return_tuples else hidden_states
+        return (hidden_states, None) if anatomy.blocks_return_tuples else hidden_states
 
     try:
         for b in skipped:
@@ -245,12 +248,12 @@ def _joined(stream: Tensor | None, alone: bool, frame: ForwardFrame) -> Callable
 @contextmanager
 def entered(model: Model, layer: int, stream: Float[Tensor, "batch position d_model"]) -> Iterator[None]:
     """Within the block, forwards of these prompts begin at a block, with the stream that entered it in another run."""
-    with passing(model.body, layer), injecting(model.body.blocks[layer], lambda x: stream):
+    with passing(model.anatomy, layer), injecting(model.anatomy.blocks[layer], lambda x: stream):
         yield
 
 
 @contextmanager
-def _last_only(body: Anatomy, narrow: bool, everywhere: bool = False) -> Iterator[None]:
+def _last_only(anatomy: Anatomy, narrow: bool, everywhere: bool = False) -> Iterator[None]:
     """Hand the last column only to the unembedding, unless `everywhere`; if `narrow`, the last block writes only there
     too.
 
@@ -265,8 +268,11 @@ def _last_only(body: Anatomy, narrow: bool, everywhere: bool = False) -> Iterato
         x = x[:, -1:].contiguous()  # a strided input would send the linear map down a slow path
         return ((x, *args[1:]), kw) if args else (args, {**kw, "hidden_states": x})
 
-    final = body.shape.n_layers - 1
-    modules = [None if everywhere else body.unembed, *(body.part(final, n) for n in ("o", "mlp", "ssm_out") if narrow)]
+    final = anatomy.shape.n_layers - 1
+    modules = [
+        None if everywhere else anatomy.unembed,
+        *(anatomy.part(final, n) for n in ("o", "mlp", "ssm_out") if narrow),
+    ]
     handles = [m.register_forward_pre_hook(last, with_kwargs=True) for m in modules if m is not None]
     try:
         yield
@@ -276,9 +282,9 @@ def _last_only(body: Anatomy, narrow: bool, everywhere: bool = False) -> Iterato
 
 
 @contextmanager
-def held_back(body: Anatomy) -> Iterator[list[Tensor]]:
+def held_back(anatomy: Anatomy) -> Iterator[list[Tensor]]:
     """Within the block the unembedding is skipped: it stores its input and returns one dummy token."""
-    head, read = body.unembed, list[Tensor]()
+    head, read = anatomy.unembed, list[Tensor]()
     assert head is not None
     before = head.__dict__.get("forward")
 

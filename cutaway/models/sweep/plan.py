@@ -60,7 +60,7 @@ def groups(
     if any(e.whole_batch for v in (base, *variants) for e in v):
         return whole
     found = [_within(model, p, budget) for p in whole]
-    sides = rope.apart(model.body, tokens)
+    sides = rope.apart(model.anatomy, tokens)
     if len(sides) > 1:
         found = [_within(model, BatchSlice.of(tokens, rows, True), budget) for rows in sides]
     if len(apart) > 1 and all(e.local for v in variants for e in v):
@@ -126,7 +126,7 @@ def halved(job: Job) -> Iterator[Job]:
 def room(model: Model, width: int, budget: int | None = None) -> int:
     """Return the rows × positions that one batch may have, for prompts of some width."""
     if budget is None:
-        budget = _BUDGET_BYTES // (4 * model.body.widest(width))
+        budget = _BUDGET_BYTES // (4 * model.anatomy.widest(width))
         budget = min(budget, _BUDGET_CPU) if model.device.type == "cpu" else budget
     return max(width, budget)
 
@@ -158,13 +158,13 @@ def can_grow(model: Model, tokens: Tokens, reads: Reads = Reads()) -> bool:  # n
         return False
     family = model.family
     able = family.causal and not family.fixed_batch and not {PREFIX, RESUME} & model.disabled.keys()
-    return able and not tokens.padded and not taps.busy(model.body)
+    return able and not tokens.padded and not taps.busy(model.anatomy)
 
 
 def grows(model: Model, e: Edit) -> bool:
     """Return True if a variant with this edit may join a growing batch."""
     return e.where.site != "logits" and not (
-        e.where.site in ("embed", "pos_embed") and model.body.top("pos") is not None
+        e.where.site in ("embed", "pos_embed") and model.anatomy.top("pos") is not None
     )
 
 
@@ -180,7 +180,7 @@ def _price(
     model: Model, tokens: Tokens, variants: Sequence[Variant], parts: Sequence[Sequence[BatchSlice]], budget: int | None
 ) -> float:
     """About what the sweep of prompts grouped so costs, in multiplications; `parts` of one group are alike."""
-    block = sum(p.numel() for p in model.body.blocks[0].parameters())
+    block = sum(p.numel() for p in model.anatomy.blocks[0].parameters())
     call, layers = _CALL.get(model.device.type, _CALL["cuda"]), model.shape.n_layers
     first, total = [first_layer(model, v) for v in variants], 0.0
     for alike in parts:
