@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 #: the modules of rooms without methods that enter rows in the table of subjects
-_SUBJECTS = ("cutaway.zoo.load", "cutaway.tasks", "cutaway.dictionaries.opening")
+_SUBJECTS = ("cutaway.zoo.load", "cutaway.tasks", "cutaway.streams", "cutaway.dictionaries.opening")
 METHOD_ROOMS = ("lenses", "patching", "dictionaries", "features")  # every room that enters rows in the method table
 _METHODS = {"dictionaries": "dictionaries.evaluation"}  # where a room's methods are, if not in the room itself
 _ROOMS = (

@@ -56,7 +56,7 @@ class DirectAttribution(Result, kind="direct_attribution"):
     answers="Which components write the answer?",
     paper="Elhage et al. 2021, transformer-circuits.pub/2021/framework",
     cost="3 * prompts * F",
-    control="random_token_pairs",
+    control="random_tokens",
     rung="observational",
 )
 def direct_attribution(
@@ -76,8 +76,8 @@ def direct_attribution(
         answer: of prompts without a task, the answer whose logit is split [default: what the model itself says next].
         neurons: split every MLP into its neurons.
         top: keep only this many largest components, the rest as one sum (0 keeps all).
-        samples: how many random token pairs make the null.
-        seed: of the random pairs.
+        samples: how many random tokens, or pairs of them, make the null.
+        seed: of the random tokens.
 
     Raises:
         Refused: no exact sum exists for this model, or the sum misses the logits.

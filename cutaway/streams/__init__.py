@@ -1,5 +1,6 @@
 """Tokens to activations: documents, packing, truncated forwards, live streams, activations on disk, running moments."""
 
+import cutaway.streams.subject  # noqa: F401  (the row of the table of subjects)
 from cutaway.models.moments import Moments
 from cutaway.streams.batch import Batch, Stream
 from cutaway.streams.harvest import harvest

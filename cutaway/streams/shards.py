@@ -22,6 +22,7 @@ from torch import Tensor
 from cutaway.core.files import held, read_json, read_tensors, reading
 from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused, nearest
+from cutaway.core.repeat import Made
 from cutaway.models.model import Model
 from cutaway.models.moments import Moments
 from cutaway.streams.batch import Batch
@@ -37,6 +38,11 @@ _OPEN = 4  # shards mapped at once
 class Shards:
     """A folder of activations.
 
+    Attributes:
+        folder: where they lie.
+        manifest: what they are.
+        made: how they are opened again.
+
     Raises:
         Refused: no manifest, one that was changed, files missing or of other sizes, or activations of another model
             than the one given.
@@ -51,6 +57,8 @@ class Shards:
         self._check(path)
         if model is not None:
             self._check_model(model)
+        whole = str(self.folder.absolute())
+        self.made: Made | None = Made(f"ca.streams.Shards({whole!r})", {"": whole})
         self._checked: set[str] = set()
         self._map = lru_cache(_OPEN)(self._opened)
 
@@ -78,6 +86,15 @@ class Shards:
     def content(self) -> str:
         """Hash of the activations and their order."""
         return hash_text(*(row["sha256"] for row in self.manifest["shards"]))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the activations are, for records."""
+        of = {n: self.manifest[n] for n in ("model", "documents", "packing", "masking")}
+        return {"hash": self.content, "tokens": self.tokens, "sites": list(self.widths), **of}
+
+    def sizes(self) -> dict[str, int]:
+        """Return the sizes that declared costs are expressions of."""
+        return {"tokens": self.tokens}
 
     def moments(self) -> dict[str, Moments]:
         """Return the moments of the activations at each site, over all tokens that are kept.

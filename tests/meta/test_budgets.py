@@ -14,7 +14,7 @@ BUDGETS = {
     "views": 1_700,
     "models": 6_700,
     "tasks": 2_200,
-    "streams": 1_400,
+    "streams": 1_450,
     "zoo": 1_800,
     "training": 600,
     "interventions": 1_200,
