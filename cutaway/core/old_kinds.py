@@ -49,13 +49,13 @@ OLD_KINDS: dict[str, OldKind] = {
     "self_repair": OldKind("cutaway.patching.self_repair:SelfRepair"),
     "decomposition": OldKind("cutaway.models.anatomy.residual:Decomposition"),
     "predictions": OldKind("cutaway.suites.explain:Predictions"),
-    "dictionary_comparison": OldKind("cutaway.dictionaries.evaluation.stability:Comparison"),
+    "dictionary_comparison": OldKind("cutaway.dictionaries.evaluation.compare:Comparison"),
     "dictionary_features": OldKind("cutaway.dictionaries.evaluation.features:Features"),
     "dictionary_firing": OldKind("cutaway.dictionaries.evaluation.firing:Firing"),
     "dictionary_geometry": OldKind("cutaway.dictionaries.evaluation.geometry:Geometry"),
     "dictionary_probing": OldKind("cutaway.dictionaries.evaluation.probing:Probing"),
     "dictionary_scores": OldKind("cutaway.dictionaries.evaluation.scores:Scores"),
-    "dictionary_splitting": OldKind("cutaway.dictionaries.evaluation.stability:Splitting"),
+    "dictionary_splitting": OldKind("cutaway.dictionaries.evaluation.splitting:Splitting"),
     "dictionary_stability": OldKind("cutaway.dictionaries.evaluation.stability:Stability"),
 }
 

@@ -7,10 +7,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cutaway.dictionaries.code import SparseCode
     from cutaway.dictionaries.dictionary import Dictionary
-    from cutaway.dictionaries.evaluation import compare, features, firing, geometry, loss_recovered, reconstruction
+    from cutaway.dictionaries.evaluation import (
+        compare,
+        features,
+        firing,
+        geometry,
+        loss_recovered,
+        reconstruction,
+        splitting,
+        stability,
+    )
     from cutaway.dictionaries.formats import l0_check, load
     from cutaway.dictionaries.parts import Block
     from cutaway.dictionaries.readout import latent
+    from cutaway.dictionaries.several import Dictionaries
     from cutaway.dictionaries.splice import Splice, ablate_latents, add_to_latents, scale_latents, set_latents
     from cutaway.dictionaries.store import open_dictionary as open
     from cutaway.dictionaries.store import save
@@ -19,13 +29,14 @@ if TYPE_CHECKING:
 # Where each public name lives; modules load when a name of theirs is first used.
 _LAZY = {
     "Block": ("parts", "Block"),
+    "Dictionaries": ("several", "Dictionaries"),
     "Dictionary": ("dictionary", "Dictionary"),
     "SparseCode": ("code", "SparseCode"),
     "Splice": ("splice", "Splice"),
     "ablate_latents": ("splice", "ablate_latents"),
     "add_to_latents": ("splice", "add_to_latents"),
     "autoencoder": ("transforms", "autoencoder"),
-    "compare": ("evaluation.stability", "compare"),
+    "compare": ("evaluation.compare", "compare"),
     "features": ("evaluation.features", "features"),
     "firing": ("evaluation.firing", "firing"),
     "fold": ("transforms", "fold"),
@@ -40,14 +51,16 @@ _LAZY = {
     "save": ("store", "save"),
     "scale_latents": ("splice", "scale_latents"),
     "set_latents": ("splice", "set_latents"),
+    "splitting": ("evaluation.splitting", "splitting"),
+    "stability": ("evaluation.stability", "stability"),
     "together": ("transforms", "together"),
 }
 _PACKAGES = ("benchmarks", "evaluation", "formats", "gates", "objectives", "training")
 
 __all__ = [
-    "Block", "Dictionary", "SparseCode", "Splice", "ablate_latents", "add_to_latents", "autoencoder", "compare",
-    "features", "firing", "fold", "geometry", "l0_check", "latent", "load", "loss_recovered", "one_block", "open",
-    "reconstruction", "save", "scale_latents", "set_latents", "together",
+    "Block", "Dictionaries", "Dictionary", "SparseCode", "Splice", "ablate_latents", "add_to_latents", "autoencoder",
+    "compare", "features", "firing", "fold", "geometry", "l0_check", "latent", "load", "loss_recovered", "one_block",
+    "open", "reconstruction", "save", "scale_latents", "set_latents", "splitting", "stability", "together",
 ]  # fmt: skip
 
 

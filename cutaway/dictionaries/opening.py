@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import load_file
 
 from cutaway import zoo
+from cutaway.core.method import parse_list
 from cutaway.core.refuse import Keyword, Refused, Word
 from cutaway.core.subject import REQUIRED, Flag, Subject, register
 from cutaway.dictionaries import formats
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.gates import Relu
+from cutaway.dictionaries.several import Dictionaries
 from cutaway.dictionaries.transforms import autoencoder
 from cutaway.models.model import Model
 
@@ -150,6 +152,10 @@ def _open(flags: Mapping[str, Any], given: Mapping[str, Any]) -> Dictionary:
     return found.to(given["model"].device if "model" in given else "cpu", wide)
 
 
+def _open_several(flags: Mapping[str, Any], given: Mapping[str, Any]) -> Dictionaries:
+    return Dictionaries(tuple(_open({"dictionary": named}, given) for named in parse_list(flags["dictionaries"])))
+
+
 def _example(given: Mapping[str, Any]) -> Dictionary:
     """Random latents of the middle of the model, about half of them active on a token."""
     return _latents(given["model"], 24)
@@ -171,5 +177,15 @@ SECOND = register(
         (Flag("second", str, REQUIRED, _SECOND),),
         _open,
         lambda given: _latents(given["model"], 25),
+    )
+)
+_SEVERAL = f"dictionaries of one site with commas between them, such as several seeds: each {_HELP.partition(': ')[2]}"
+SEVERAL = register(
+    Subject(
+        "dictionaries",
+        Dictionaries,
+        (Flag("dictionaries", str, REQUIRED, _SEVERAL),),
+        _open_several,
+        lambda given: Dictionaries(tuple(_latents(given["model"], seed) for seed in (24, 25, 26))),
     )
 )

@@ -14,7 +14,7 @@ from cutaway.dictionaries.evaluation.evidence import Evidence
 from cutaway.dictionaries.evaluation.firing import firing_scores
 from cutaway.dictionaries.evaluation.reconstruction import reconstruction_scores
 from cutaway.dictionaries.evaluation.scores import Scores, joined
-from cutaway.dictionaries.evaluation.stability import stability
+from cutaway.dictionaries.evaluation.stability import stability_of
 from cutaway.dictionaries.training.endtoend import WholeBatch
 from cutaway.dictionaries.training.update import Trained
 
@@ -66,7 +66,7 @@ def seeds(dictionaries: Sequence[Dictionary]) -> dict[str, Any]:
     if dictionaries[0].n_latents > MATCHED:
         why = f"matching more than {MATCHED} latents one to one takes too long here"
         return {"none": f"{why}; see dictionaries.evaluation.stability"}
-    found = stability(dictionaries)
+    found = stability_of(dictionaries)
     n = len(dictionaries)
     pairs = [(i, j) for i in range(n) for j in range(i)]
     return {

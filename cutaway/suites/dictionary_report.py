@@ -23,6 +23,7 @@ from cutaway.dictionaries import training as tr
 from cutaway.dictionaries.about import trained_bos
 from cutaway.dictionaries.benchmarks import synthetic
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.evaluation.compare import Comparison, comparison
 from cutaway.dictionaries.evaluation.controls import controls, mlp_neurons, neuron_sites, random_dictionary
 from cutaway.dictionaries.evaluation.evaluate import evaluate
 from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
@@ -33,7 +34,7 @@ from cutaway.dictionaries.evaluation.loss import splice_loss, unfitted
 from cutaway.dictionaries.evaluation.probing import Probing, probing
 from cutaway.dictionaries.evaluation.reading import BATCH, HELD_OUT, beginning, gathered, held_out, reading
 from cutaway.dictionaries.evaluation.scores import Scores, control_seed, joined
-from cutaway.dictionaries.evaluation.stability import Comparison, Splitting, comparison, splitting
+from cutaway.dictionaries.evaluation.splitting import Splitting, splitting_of
 from cutaway.dictionaries.formats import L0Check
 from cutaway.dictionaries.gates import row_of
 from cutaway.dictionaries.transforms import alone, together
@@ -253,7 +254,7 @@ class DictionaryReport:
         self.on_stage("comparing …")
         here, there = self.seen, observe(other, self.parts[1])
         narrow, wide = sorted((here, there), key=lambda s: s.dictionary.n_latents)
-        return {"comparison": comparison(here, there), "splitting": splitting(narrow, wide)}
+        return {"comparison": comparison(here, there), "splitting": splitting_of(narrow, wide)}
 
     @property
     def fed(self) -> str:

@@ -36,7 +36,7 @@ def files(tmp_path, monkeypatch):
     Path("two pairs.jsonl").write_text("\n".join(map(json.dumps, (PAIR, OTHER))), "utf-8")
     Path("plain model").symlink_to(ca.zoo.ENTRIES["miniworld"].folder)
     ca.dictionaries.save(subjects.dictionary(128, "resid_post.3"), "some latents.safetensors")
-    ca.dictionaries.save(subjects.dictionary(128, "resid_post.3", 20), "other latents.safetensors")
+    ca.dictionaries.save(subjects.dictionary(128, "resid_post.3", 28), "other latents.safetensors")
     Path("some text.txt").write_text("\n\n".join(subjects.corpus() * 2), "utf-8")
     return folder
 
@@ -74,6 +74,7 @@ TASKS = (
 #: further subjects that a command line must name, or that are made small
 SUBJECTS = {
     "dictionary": ["--dictionary", "some latents.safetensors"],
+    "dictionaries": ["--dictionaries", "some latents.safetensors,other latents.safetensors?format=house"],
     "second": ["--second", "other latents.safetensors?format=house"],
     "evidence": ["--evidence", "some text.txt", "--evidence-tokens", "600", "--evidence-context", "24"],
 }

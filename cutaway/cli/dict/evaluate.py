@@ -62,9 +62,9 @@ def evaluate(
     dictionary = opened(file, choice or (), format, options=True)
     beside: dict[str, Any] = {}
     if seeds:
-        from cutaway.dictionaries.evaluation.stability import stability
+        from cutaway.dictionaries.evaluation.stability import stability_of
 
-        beside["seeds"] = stability([dictionary, *(opened(s) for s in seeds)], seed=seed)
+        beside["seeds"] = stability_of([dictionary, *(opened(s) for s in seeds)], seed=seed)
     with stages() as step:
         if truth is not None:
             scores = judge_on_truth(dictionary, truth, tokens, nulls, seed, step)

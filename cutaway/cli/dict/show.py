@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
+    from cutaway.dictionaries.evaluation.compare import Comparison
     from cutaway.dictionaries.evaluation.probing import Probing
     from cutaway.dictionaries.evaluation.scores import Scores
-    from cutaway.dictionaries.evaluation.stability import Comparison, Splitting, Stability
+    from cutaway.dictionaries.evaluation.splitting import Splitting
+    from cutaway.dictionaries.evaluation.stability import Stability
 
 BAR = 30  # characters of the longest bar
 

@@ -7,6 +7,7 @@ loss = judge.loss_recovered(model, dictionary, evidence)    # and what the model
 
 # The functions are imported here, so that they and not their modules are what `judge.NAME` means.
 from cutaway.dictionaries.evaluation.absorption import planted_absorption
+from cutaway.dictionaries.evaluation.compare import Comparison, compare, comparison
 from cutaway.dictionaries.evaluation.controls import (
     Judged,
     controls,
@@ -30,15 +31,8 @@ from cutaway.dictionaries.evaluation.probing import Probing, probing
 from cutaway.dictionaries.evaluation.reading import read_evidence
 from cutaway.dictionaries.evaluation.reconstruction import fvu, reconstruction, reconstruction_scores
 from cutaway.dictionaries.evaluation.scores import Scores, joined, over_seeds
-from cutaway.dictionaries.evaluation.stability import (
-    Comparison,
-    Splitting,
-    Stability,
-    compare,
-    comparison,
-    splitting,
-    stability,
-)
+from cutaway.dictionaries.evaluation.splitting import Splitting, splitting, splitting_of
+from cutaway.dictionaries.evaluation.stability import Stability, stability, stability_of
 
 __all__ = [
     "Comparison", "Evidence", "Features", "Firing", "Geometry", "Judged", "Passage", "Probing", "Scores", "Seen",
@@ -47,5 +41,5 @@ __all__ = [
     "joined", "judge", "letter_absorption", "letter_evidence", "linear_map", "loss_recovered", "mcc", "mlp_neurons",
     "mmcs", "neuron_sites", "neurons", "observe", "over_seeds", "pca_dictionary", "planted_absorption", "probing",
     "random_dictionary", "read_evidence", "reconstruction", "reconstruction_scores", "recovery", "splice_loss",
-    "splitting", "stability", "uniqueness",
+    "splitting", "splitting_of", "stability", "stability_of", "uniqueness",
 ]  # fmt: skip

@@ -203,6 +203,16 @@ def observe(dictionary: Dictionary, evidence: Evidence) -> Seen:
     return Seen(dictionary, evidence, below(codes), output)
 
 
+def same_tokens(a: Seen, b: Seen) -> None:
+    """Refuse runs over different numbers of tokens, whose firing cannot be compared.
+
+    Raises:
+        Refused: the numbers differ.
+    """
+    if len(a.evidence) != len(b.evidence):
+        raise Refused("two dictionaries on other tokens", "firing cannot be compared", "observe both on one evidence")
+
+
 def _part(item: Any) -> Evidence | None:
     match item:
         case Tensor():

@@ -57,6 +57,16 @@ def matched(
     return i, j, near[i, j]
 
 
+def same_width(rows: Sequence[Float[Tensor, "latent _"]]) -> None:
+    """Refuse decoder rows of different widths, which have no cosines.
+
+    Raises:
+        Refused: the widths differ.
+    """
+    if len({r.shape[1] for r in rows}) > 1:
+        raise Refused(f"decoders of widths {[r.shape[1] for r in rows]}", "they cannot be compared", "use one site")
+
+
 def counts(
     code: SparseCode, truth: SparseCode, match: Int[Tensor, "latent"], groups: Int[Tensor, "token"]
 ) -> tuple[Float[Tensor, "group latent"], Float[Tensor, "group latent"], Float[Tensor, "group latent"]]:

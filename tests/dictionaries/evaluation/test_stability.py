@@ -8,11 +8,13 @@ import torch
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
 from cutaway.dictionaries import SparseCode
+from cutaway.dictionaries.evaluation.compare import comparison, overlap
 from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
 from cutaway.dictionaries.evaluation.features import Passage, concentration, context, features_of
 from cutaway.dictionaries.evaluation.geometry import cosines, decoder_rows
 from cutaway.dictionaries.evaluation.matching import mcc
-from cutaway.dictionaries.evaluation.stability import comparison, overlap, splitting, stability
+from cutaway.dictionaries.evaluation.splitting import splitting, splitting_of
+from cutaway.dictionaries.evaluation.stability import stability_of
 from tests.dictionaries.evaluation import made
 
 
@@ -32,7 +34,7 @@ def test_seed_stability_is_mcc_of_every_pair():
     a = torch.randn(12, 6, generator=g)
     b = a[torch.randperm(12, generator=g)] * 2
     c = torch.randn(12, 6, generator=g)
-    got = stability([with_rows(r) for r in (a, b, c)], samples=3)
+    got = stability_of([with_rows(r) for r in (a, b, c)], samples=3)
     assert got.alike[0, 1] == pytest.approx(1.0, abs=1e-5)
     assert float(got.alike[0, 2]) == pytest.approx(mcc(a, c), abs=1e-6)
     assert torch.equal(got.alike, got.alike.T)
@@ -41,7 +43,7 @@ def test_seed_stability_is_mcc_of_every_pair():
     assert (got.alike_interval[2, 0, 0] <= got.alike[2, 0]) & (got.alike[2, 0] <= got.alike_interval[2, 0, 1])
     for wrong in ([with_rows(a)], [with_rows(a), with_rows(a[:, :5])]):
         with pytest.raises(Refused):
-            stability(wrong)
+            stability_of(wrong)
 
 
 def test_a_comparison_matches_partners_and_sees_whether_they_fire_together():
@@ -59,7 +61,7 @@ def test_a_comparison_matches_partners_and_sees_whether_they_fire_together():
     assert got.overlap_null[:3].max() < 0.5
     assert got.record["left over"] == {"first": 1, "second": 0}
     short = with_code(f[:50], rows)
-    for function in (comparison, splitting):
+    for function in (comparison, splitting_of):
         with pytest.raises(Refused):
             function(short, with_code(f, rows))
 
@@ -86,7 +88,7 @@ def test_splitting_finds_the_parts_and_what_they_cover():
     wide = torch.stack([f[:, 0] * coin * ~missed, f[:, 0] * ~coin * ~missed, f[:, 1]], 1)
     rows = torch.eye(3)
     large = torch.stack([rows[0] + 0.5 * rows[2], rows[0] - 0.5 * rows[2], rows[1]])
-    got = splitting(with_code(f, rows), with_code(wide, large))
+    got = splitting_of(with_code(f, rows), with_code(wide, large))
     assert got.parts.tolist() == [2, 1, 0]
     want = float(f[80:, 0].sum() / f[:, 0].sum())
     assert got.covered.tolist() == pytest.approx([want, 1, 0])
@@ -94,12 +96,20 @@ def test_splitting_finds_the_parts_and_what_they_cover():
     assert got.nearest[:2].tolist() == pytest.approx([1 / 1.25**0.5, 1], abs=1e-5)
 
 
+def test_splitting_asks_for_the_narrower_dictionary_first():
+    wide, narrow = (with_rows(torch.randn(n, 5, generator=generator(n))) for n in (9, 6))
+    evidence = Evidence({made.SITE: torch.randn(50, 5, generator=generator(1))})
+    assert splitting(narrow, wide, evidence).parts.shape == (6,)
+    with pytest.raises(Refused, match="9 latents, and the second one 6"):
+        splitting(wide, narrow, evidence)
+
+
 def test_splitting_by_brute_force():
     g = generator(8)
     f = (torch.rand(150, 6, generator=g) < 0.3).float()
     wide = f[:, torch.randint(0, 6, (15,), generator=g)] * (torch.rand(150, 15, generator=g) < 0.6)
     small, large = torch.randn(6, 3, generator=g), torch.randn(15, 3, generator=g)
-    got = splitting(with_code(f, small), with_code(wide, large), within=0.7, alike=0.2)
+    got = splitting_of(with_code(f, small), with_code(wide, large), within=0.7, alike=0.2)
     near = cosines(small, large)
     for i in range(6):
         parts = [j for j in range(15) if wide[:, j].any() and near[i, j] >= 0.2
