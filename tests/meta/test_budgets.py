@@ -20,7 +20,7 @@ BUDGETS = {
     "interventions": 1_200,
     "lenses": 350,
     "patching": 1_900,
-    "dictionaries": 8_600,
+    "dictionaries": 8_850,
     "features": 200,
     "suites": 900,
     "cli": 2_200,
