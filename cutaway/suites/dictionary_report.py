@@ -275,7 +275,9 @@ class DictionaryReport:
 def recipe_like(d: Dictionary, l0: float) -> tr.Recipe:
     """Return a recipe for a dictionary of the same blocks, kind of gate and L0."""
     gate = d.gates[0]
-    gating = row_of(type(gate).__name__).train.like(gate, max(1, round(l0 / len(d.blocks))))
+    own_form = row_of(type(gate).__name__).train
+    form = row_of(own_form.retrained_by).train if own_form.retrained_by else own_form
+    gating = form.like(gate, max(1, round(l0 / len(d.blocks))))
     own = gating.fixed and all(b.reads == b.writes and len(b.reads) == 1 for b in d.blocks)
     return tr.Recipe(
         d.blocks, gating, gating.customary(), decoder="unit" if own else "free", subtract=own, skip=bool(d.skip)

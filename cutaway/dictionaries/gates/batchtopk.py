@@ -100,5 +100,5 @@ class TrainBatchTopK(TrainGate):
         return BatchTopK(self.k, float(own["floor"]))
 
     @classmethod
-    def like(cls, gate: BatchTopK, k: int) -> TrainBatchTopK:
-        return cls(gate.k)
+    def like(cls, gate: BatchTopK | JumpRelu, k: int) -> TrainBatchTopK:
+        return cls(gate.k if isinstance(gate, BatchTopK) else k)

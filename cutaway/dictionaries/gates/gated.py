@@ -75,9 +75,5 @@ class TrainGated(TrainGate):
         return (OpenGate(5.0),)
 
     @classmethod
-    def like(cls, gate: Gated, k: int) -> TrainGated:
-        return cls()
-
-    @classmethod
     def of_flags(cls, flags: Flags) -> tuple[TrainGate, tuple[Term, ...]]:
         return cls(), (OpenGate(flags.weight(5.0)),)

@@ -55,6 +55,7 @@ class TrainJumpRelu(TrainGate):
 
     flags: ClassVar = ("penalty", "penalty_kind", "l0")
     penalties: ClassVar = ("step", "tanh", "quadratic")
+    retrained_by: ClassVar = "BatchTopK"  # whose one threshold can be written as a JumpReLU's
     start: float = 0.01
     width: float = 0.05
     to_input: bool = False
@@ -79,10 +80,6 @@ class TrainJumpRelu(TrainGate):
 
     def customary(self) -> tuple[Term, ...]:
         return (L0(0.5),)
-
-    @classmethod
-    def like(cls, gate: JumpRelu, k: int) -> TrainGate:
-        return TrainBatchTopK(k)  # its one threshold can be written as a JumpReLU's
 
     @classmethod
     def of_flags(cls, flags: Flags) -> tuple[TrainGate, tuple[Term, ...]]:

@@ -55,10 +55,6 @@ class TrainRelu(TrainGate):
         return (L1(5.0),)
 
     @classmethod
-    def like(cls, gate: Relu, k: int) -> TrainRelu:
-        return cls()
-
-    @classmethod
     def of_flags(cls, flags: Flags) -> tuple[TrainGate, tuple[Term, ...]]:
         weight = flags.weight(5.0)
         return cls(), (L1(weight) if flags.penalty_kind is None else Tanh(weight),)

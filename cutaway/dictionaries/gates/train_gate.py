@@ -59,6 +59,7 @@ class TrainGate(ABC):
     Attributes:
         fixed: True if the gate chooses a set number of latents, and so needs no dense form.
         encodes: True if it has an encoder; matching pursuit reads with the decoder's rows.
+        retrained_by: name of the gate that trains another dictionary with the same frozen gate; "" for this one.
         needs: terms of the objective without which the gate would not learn.
         flags: names of the `Flags` that the gate understands.
         penalties: values of the flag `penalty_kind` that it understands.
@@ -66,6 +67,7 @@ class TrainGate(ABC):
 
     fixed: ClassVar[bool] = False
     encodes: ClassVar[bool] = True
+    retrained_by: ClassVar[str] = ""
     needs: ClassVar[tuple[type[Term], ...]] = ()
     flags: ClassVar[tuple[str, ...]] = ("k",)
     penalties: ClassVar[tuple[str, ...]] = ()
@@ -117,9 +119,9 @@ class TrainGate(ABC):
         return (AuxK(),) if self.encodes else ()
 
     @classmethod
-    @abstractmethod
     def like(cls, gate: Any, k: int) -> TrainGate:
         """Return a gate in training that ends as one like a frozen `gate`, with about k active latents per token."""
+        return cls.of_k(k)
 
     @classmethod
     def of_flags(cls, flags: Flags) -> tuple[TrainGate, tuple[Term, ...]]:
