@@ -137,7 +137,9 @@ class _Walk:
         return self._function(x) if isinstance(x, FunctionType) else None
 
     def _function(self, f: FunctionType) -> str:
-        known = (f.__module__ or "").split(".")[0] in _named_by_version()
+        # A name and the versions tell functions of these packages apart.
+        by_version = frozenset(versions()) | sys.stdlib_module_names | {"builtins"}
+        known = (f.__module__ or "").split(".")[0] in by_version
         inner: Any = inspect.unwrap(f) if known else f
         cells = [c.cell_contents for c in inner.__closure__ or () if _filled(c)]
         given = [inner.__defaults__, inner.__kwdefaults__]
@@ -178,11 +180,6 @@ def _filled(cell: Any) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _named_by_version() -> frozenset[str]:
-    """Return the packages whose functions a name and the versions tell apart."""
-    return frozenset(versions()) | sys.stdlib_module_names | {"builtins"}
 
 
 def _name(x: Callable[..., Any] | type | ModuleType) -> str:

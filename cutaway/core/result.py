@@ -180,7 +180,7 @@ class Result:
         labels = {
             a: [names[i] for i in chosen[a]] if a in chosen else names for a, names in self.labels.items() if a in size
         }
-        labels |= {a: v for a, v in self.labels.items() if a not in size and self._spared(a, chosen)}
+        labels |= {n: v for n, v in self.labels.items() if n not in size and not set(self.axes()[n]) & set(chosen)}
         return replace(self, **kept, labels=labels)
 
     def to(self, *args: Any, **kw: Any) -> Self:
@@ -261,9 +261,6 @@ class Result:
 
     def _named(self) -> str:
         return type(self).__name__ + (f" over {' and '.join(self.grid)}" if self.grid else "")
-
-    def _spared(self, name: str, chosen: dict[str, list[int]]) -> bool:
-        return not set(self.axes()[name]) & set(chosen)
 
 
 def open_result(path: str | Path) -> Result:

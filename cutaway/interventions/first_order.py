@@ -23,7 +23,7 @@ from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.sites import Site
 from cutaway.core.sites import site as site_row
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
-from cutaway.interventions.audit import STATISTICS, Audit, Sample, audit, rounding
+from cutaway.interventions.audit import STATISTICS, Audit, audit, rounding
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
 from cutaway.interventions.grid import By, Cells, cells, named
@@ -371,7 +371,10 @@ def said(e: Estimates, done: Audit | None, ranked: str = "|estimate|") -> dict[s
     """Return the entries of an estimate's record beyond its options."""
     checked: dict[str, Any] = {"audited": f"none of {len(e.places)} cells: none was asked for"}
     if done is not None:
-        checked = {"agreement": str(done.sample), "audited": f"by ranks of {ranked}: {_cells(e, done.sample)}"}
+        s = done.sample
+        strata = ", ".join(f"{n} of {m}" for n, m in zip(s.taken, s.sizes, strict=True))
+        cells = f"{len(s.chosen)} of {len(e.places)} cells ({strata})"
+        checked = {"agreement": str(s), "audited": f"by ranks of {ranked}: {cells}"}
     return notes(e.corruption) | {"effect is": "an estimate"} | checked
 
 
@@ -381,12 +384,6 @@ def reasons(e: Estimates, found: Iterable[str]) -> dict[str, str]:
     out |= {"exact": "no null: it is measured as patching.activation does, whose null holds for it"}
     out |= one_prompt(len(e.bound), "effect", "score", "exact")
     return {name: why for name, why in out.items() if name in found}
-
-
-def _cells(e: Estimates, sample: Sample) -> str:
-    """Return the number of cells measured, in all and in each stratum, in words."""
-    strata = [f"{n} of {m}" for n, m in zip(sample.taken, sample.sizes, strict=True)]
-    return f"{len(sample.chosen)} of {len(e.places)} cells ({', '.join(strata)})"
 
 
 def fields(e: Estimates, done: Audit | None) -> dict[str, Any]:

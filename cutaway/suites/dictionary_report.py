@@ -122,11 +122,6 @@ class DictionaryReport:
         made = mlp_neurons(self.model, self.dictionary, self.parts[0], self.fit_l0) if self.neurons else None
         return {} if made is None else {"mlp neurons": made}
 
-    def _trained_here(self) -> bool:
-        """True if the dictionary's file says that it was trained on these documents."""
-        trained = self.dictionary.about.get("stream", {})
-        return isinstance(trained, dict) and trained.get("documents") == self.documents.identity()
-
     def scores(self, sequences: int = 32, random_weights: int = 0) -> Scores:
         """Return every score beside random dictionaries and controls, with what is known of how they were measured.
 
@@ -134,9 +129,10 @@ class DictionaryReport:
             sequences: contexts on which the loss is recovered; 0 leaves that out.
             random_weights: tokens to train the same recipe for on the model with shuffled weights, as a control.
         """
+        trained = self.dictionary.about.get("stream", {})  # what its file says it was trained on
         notes: dict[str, Any] = {
             "documents": self.documents.identity(),
-            "trained on them": self._trained_here(),
+            "trained on them": isinstance(trained, dict) and trained.get("documents") == self.documents.identity(),
             "fed": self.fed,
         }
         others = {n: (d, self.parts[1]) for n, d in self.mlp_neurons().items()}

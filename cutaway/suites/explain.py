@@ -397,7 +397,7 @@ def _placed(e: Effects) -> Claim:
     control = "random steps of equal length"
     late = [i for i in range(len(recovered)) if bool((recovered[i:, -1] > 0.5).all())]
     here = next((r for r in rows if late and r["at"] == [late[0], last]), None)
-    if here is None or _is_changed(e, last) or late[0] in (0, len(recovered) - 1):
+    if here is None or last in (e.changed or ()) or late[0] in (0, len(recovered) - 1):
         text = "No layer but the last reads the difference at the last token"
         return Claim("the positions", text, control, False)
     gap = abs(_gap(e))
@@ -459,10 +459,6 @@ def _words(model: Model, pair: Pair) -> tuple[str, str]:
 def _seen(text: str) -> str:
     """Return a word without the space before it; invisible text is written as Python writes it."""
     return text.strip() if text.strip() and text.strip().isprintable() else repr(text)
-
-
-def _is_changed(e: Effects, position: int) -> bool:
-    return position in (e.changed or ())
 
 
 def _gap(e: Effects | GroupEffect) -> float:

@@ -49,11 +49,14 @@ class Checkpoints:
             write_tensors(out / ALONE, tensors, {"kind": self.kind, "run": record})
             _forget(out, ALONE)
             return
-        folder = out / ranks.broadcast(_free(out))
+        used = read_json(out / SHARED).get("folder") if (out / SHARED).is_file() else None
+        folder = out / ranks.broadcast(next(f for f in FOLDERS if f != used))
         if ranks.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
         ranks.wait()
-        _save({n: _spread(n, t.detach(), ranks) for n, t in tensors.items()}, folder)
+        storage = shared_storage()
+        state = {n: _spread(n, t.detach(), ranks) for n, t in tensors.items()}
+        storage.save(state, storage_writer=storage.HuggingFaceStorageWriter(str(folder), save_distributed=True))
         ranks.wait()
         if ranks.rank == 0:
             write_json(out / SHARED, {"kind": self.kind, "folder": folder.name, "run": record})
@@ -81,12 +84,6 @@ class Checkpoints:
         if header.get("kind") != self.kind or not isinstance(header.get("run"), dict) or not tensors:
             raise Refused(f"file {out / name}", f"it is no checkpoint of {self.kind}", "use another folder")
         return tensors, header["run"]
-
-
-def _free(out: Path) -> str:
-    """Return the folder that the present checkpoint does not use."""
-    used = read_json(out / SHARED).get("folder") if (out / SHARED).is_file() else None
-    return next(f for f in FOLDERS if f != used)
 
 
 def _forget(out: Path, but: str) -> None:
@@ -119,11 +116,6 @@ def _placed(t: Tensor, n: int, ranks: Ranks) -> Any:
     return DTensor.from_local(
         t.contiguous(), ranks.mesh, [Replicate(), Shard(0)], run_check=False, shape=whole.shape, stride=whole.stride()
     )
-
-
-def _save(state: dict[str, Any], folder: Path) -> None:
-    storage = shared_storage()
-    storage.save(state, storage_writer=storage.HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 def _load(folder: Path, ranks: Ranks | None) -> dict[str, Tensor]:

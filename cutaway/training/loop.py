@@ -161,7 +161,9 @@ class Loop:
                 stream = iter(self.source)
                 while self.done < 1 and self.step != stop_after:
                     if (batch := self._next(stream)) is None:
-                        self._ended()
+                        self.note("the source ended", tokens=self.tokens)
+                        if self.step % self.plan.log_every:
+                            self.log()
                         break
                     reported = self.advance(batch)
                     advance(self.tokens, self.plan.tokens)
@@ -248,7 +250,10 @@ class Loop:
         assert self.checkpoints is not None
         tensors, record = self.checkpoints.read()
         for name, value in self.update.settings(self).items():
-            self._check_same(name, record, value)
+            if json.dumps(record[name], sort_keys=True) != json.dumps(value, sort_keys=True):
+                why = f"its checkpoint was written with other {name}"
+                instead = ("use the same, another folder, or ", Keyword("resume", False))
+                raise Refused(f"resuming in {self.out}", why, instead)
         self.step, self.tokens, self.logged_tokens = (record[n] for n in _COUNTED[:3])
         self._seconds, self.events = record["seconds"], record["events"]
         self._began = self._saved = time.perf_counter()
@@ -256,13 +261,6 @@ class Loop:
         self.update.restore(tensors, record, self)
         self.source.restore(record["source"])
         self.log_file.cut(record["lines"])
-
-    def _check_same(self, name: str, record: Mapping[str, Any], value: Any) -> None:
-        if json.dumps(record[name], sort_keys=True) != json.dumps(value, sort_keys=True):
-            why = f"its checkpoint was written with other {name}"
-            raise Refused(
-                f"resuming in {self.out}", why, ("use the same, another folder, or ", Keyword("resume", False))
-            )
 
     def _due(self, reported: bool) -> bool:
         """True if it is time for a checkpoint; of several processes the first decides, where they report anyway."""
@@ -282,11 +280,6 @@ class Loop:
             batch = next(stream, None)
         self._cursor = None
         return batch
-
-    def _ended(self) -> None:
-        self.note("the source ended", tokens=self.tokens)
-        if self.step % self.plan.log_every:
-            self.log()
 
 
 def _folder(out: str | Path | None) -> Path | None:

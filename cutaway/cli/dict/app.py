@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,7 +22,7 @@ from cutaway.core.refuse import Refused
 
 if TYPE_CHECKING:
     from cutaway.dictionaries.objectives import Term
-    from cutaway.dictionaries.training import Plan, Trained
+    from cutaway.dictionaries.training import Plan
     from cutaway.suites.dictionary_runs import Finished
 
 app = App(name="dict")
@@ -79,7 +80,8 @@ def train(
             )
         if rank() > 0:  # the first process judges and writes
             return Reply({}, lambda console: None)
-        finished = finish([_here(t) for t in done], names(made), stream, out, plan.card_tokens)
+        here = [replace(t, dictionary=t.dictionary.to("cpu")) for t in done]
+        finished = finish(here, names(made), stream, out, plan.card_tokens)
         beginning = getattr(stream, "beginning", None)  # whole contexts have none of their own
         return _finished(finished, beginning, command)
 
@@ -152,13 +154,6 @@ def _resumable(out: Path) -> Iterator[None]:
             words = [w for w in command_line.get() if w != "--no-resume"]
             tell(f"saved in {out}; go on with: {shlex.join(['cutaway', *words])}\n")
         raise
-
-
-def _here(t: Trained) -> Trained:
-    """Return the same result with its dictionary on the processor."""
-    from dataclasses import replace
-
-    return replace(t, dictionary=t.dictionary.to("cpu"))
 
 
 def _show_unjudged(console: Any, files: list[str], error: Refused) -> None:

@@ -174,7 +174,8 @@ class Law:
             value *= (above.value / self.mean[above.feature])[:, None]
         alive = (z > self.threshold[kin]) & (child >= 0) & (value > 0)
         if self.exclusive:
-            alive &= _one_of(alive, g)
+            lot = torch.rand(alive.shape, generator=g) + alive.float()  # every living sibling equally often
+            alive &= torch.zeros_like(alive).scatter_(1, lot.argmax(1, keepdim=True), True)
         entry, sibling = alive.nonzero(as_tuple=True)
         return Active(above.row[entry], child[entry, sibling], value[entry, sibling])
 
@@ -211,9 +212,3 @@ def _points(cells: int, probability: float, g: torch.Generator) -> Int[Tensor, "
         last = int(found[-1][-1])
     points = torch.cat(found)
     return points[points < cells]
-
-
-def _one_of(alive: Bool[Tensor, "entry sibling"], g: torch.Generator) -> Bool[Tensor, "entry sibling"]:
-    """Choose one sibling in each row, every living one with equal probability."""
-    lot = torch.rand(alive.shape, generator=g) + alive.float()
-    return torch.zeros_like(alive).scatter_(1, lot.argmax(1, keepdim=True), True)

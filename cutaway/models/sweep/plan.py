@@ -97,17 +97,15 @@ def plan(
     jobs = []
     for (grows_, narrow, start, _), members in alike.items():
         members.sort(key=lambda i: first[i])
-        size = max(1, min(budget // max(1, width - start), _attended(model, width) if start else budget) // n)
+        rows = budget // max(1, width - start)
+        if start:  # attention reads keys and values of all columns at once
+            s = model.shape
+            rows = min(rows, max(1, _BUDGET_BYTES // max(1, 8 * width * max(s.n_heads, s.n_kv_heads) * s.d_head)))
+        size = max(1, rows // n)
         for at in range(0, len(members), size):
             part = tuple(members[at : at + size])
             jobs.append(Job(part, first[part[0]], start, grows_, narrow))
     return jobs
-
-
-def _attended(model: Model, width: int) -> int:
-    """Return the rows whose keys and values of all columns, which attention reads at once, fit the budget."""
-    s = model.shape
-    return max(1, _BUDGET_BYTES // max(1, 8 * width * max(s.n_heads, s.n_kv_heads) * s.d_head))
 
 
 def reaching(model: Model, variants: Sequence[Variant], reads: Reads) -> list[Variant]:

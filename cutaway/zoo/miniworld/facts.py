@@ -95,12 +95,8 @@ def _shift(items: Iterable[str], by: int) -> tuple[tuple[str, str], ...]:
     return tuple((x, row[i + by]) for i, x in enumerate(row) if 0 <= i + by < len(row))
 
 
-def _capital(items: Iterable[str]) -> tuple[str, ...]:
-    return tuple(x.capitalize() for x in items)
-
-
 _PAIRS = tuple((a, b) for a, b in words.ANTONYMS) + tuple((b, a) for a, b in words.ANTONYMS)
-_WEEK = _capital(words.DAYS)
+_WEEK = tuple(x.capitalize() for x in words.DAYS)
 #: in-context functions; `capital` and `language` are read from the countries
 FUNCTIONS: Final[dict[str, tuple[tuple[str, str], ...]]] = {
     "capital": (),
