@@ -48,21 +48,21 @@ def harvest(
     seed: int = 0,
     covariance: bool = False,
     shard: int = SHARD,
-    quick: bool = True,
+    fast_kernels: bool = True,
 ) -> Shards:
     """Write the activations at some sites of up to `tokens` tokens to the folder `out`, in a random order.
 
     `tokens` counts those that are kept; without it all documents are read. `dtype` is that of the files (the model's
-    own if None), `covariance` adds the matrices to the moments, `shard` is the size of a file in bytes, `quick` as for
-    `LiveStream`. The same call on the same folder goes on where it was interrupted, and gives back what is there if it
-    had finished.
+    own if None), `covariance` adds the matrices to the moments, `shard` is the size of a file in bytes, `fast_kernels`
+    as for `LiveStream`. The same call on the same folder goes on where it was interrupted, and gives back what is there
+    if it had finished.
 
     Raises:
         Refused: a folder with something else, too little room on the disk, or what `LiveStream` refuses.
     """
     if (tokens is not None and tokens < 1) or shard < 1:
         raise Refused((Keyword("tokens", tokens), f", shard={shard}"), "both are at least 1", "leave them out")
-    reader = Reader(model, documents, sites, packing, masking, dtype, quick)
+    reader = Reader(model, documents, sites, packing, masking, dtype, fast_kernels)
     return _Harvest(reader, Path(out), tokens, seed, covariance, shard).run()
 
 
@@ -176,7 +176,7 @@ class _Harvest:
             "packing": own["packing"],
             "beginning": self.reader.packer.beginning,
             "masking": self.reader.rule.as_dict(),
-            "computed": self.reader.noted_way(),
+            "computed": self.reader.noted_kernels(),
             "mean_norm": {a: m.mean_norm for a, m in self.moments.items()},
             "moments": file_hash(self.out / MOMENTS),
             "shards": self.rows,
@@ -207,7 +207,7 @@ class _Harvest:
             "rows": self.rows,
             "cost": self.cost,
             "thresholds": rule.thresholds,
-            "way": self.reader.noted_way(),
+            "way": self.reader.noted_kernels(),
             "counts": rule.counts,
         }
         write_tensors(self.out / NOTES, tensors, header)
@@ -218,7 +218,7 @@ class _Harvest:
             raise _foreign(self.out)
         self.cursor, self.kept, self.finished = Cursor(**h["cursor"]), h["kept"], h["finished"]
         self.buckets.lengths, self.rows, self.cost = h["lengths"], h["rows"], h["cost"]
-        self.reader.recall_way(h["way"])
+        self.reader.restore_kernels(h["way"])
         self.reader.rule.thresholds, self.reader.rule.counts = h["thresholds"], h["counts"]
         tensors = read_tensors(self.out / MOMENTS)[0] if self.finished else tensors
         self.moments = {a: Moments.from_tensors(tensors, f"{a}/") for a in self.moments}

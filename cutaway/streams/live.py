@@ -39,8 +39,8 @@ class LiveStream:
     """Batches of activations from documents through a model, shuffled in windows; see the module for the order.
 
     Batches have `batch` tokens, but the last. `epochs=None` reads the documents again and again, each time in another
-    order. `dtype` is that of the activations handed out; they are computed in the model's own. With `quick` they
-    are computed in a quicker way that was seen to agree with the model's own within rounding (`models.quick`).
+    order. `dtype` is that of the activations handed out; they are computed in the model's own. With `fast_kernels` they
+    are computed by faster kernels that agree with the model's own within rounding (`models.access.fast_kernels`).
 
     Several models, `{"base": …, "tuned": …}`, read the same contexts: batches have activations under `NAME:ADDRESS`,
     and a token that is masked in one is masked in all. Their tokenizers must agree.
@@ -59,7 +59,7 @@ class LiveStream:
         dtype: torch.dtype | str | None = None,
         seed: int = 0,
         epochs: int | None = 1,
-        quick: bool = True,
+        fast_kernels: bool = True,
     ):
         if batch < 1 or window < 1:
             raise Refused(
@@ -67,7 +67,7 @@ class LiveStream:
                 "both are at least 1",
                 "use for example 4096 and 65536",
             )
-        self.reader = Reader(model, documents, sites, packing, masking, dtype, quick)
+        self.reader = Reader(model, documents, sites, packing, masking, dtype, fast_kernels)
         self.size, self.seed, self.epochs = batch, seed, epochs
         self.window = -(-window // batch) * batch  # whole batches
         self._begin(_Start(0, Cursor(), 0, dict(self.reader.rule.counts)), 0)
@@ -122,7 +122,7 @@ class LiveStream:
             "skip": s.skip,
             "cursor": s.cursor.as_dict(),
             "counts": dict(s.counts),
-            "way": self.reader.noted_way(),
+            "way": self.reader.noted_kernels(),
             "thresholds": dict(self.reader.rule.thresholds),
         }
 
@@ -136,7 +136,7 @@ class LiveStream:
             why = "it is of another stream: other model, documents or options"
             raise Refused("a stream's state", why, "make the stream as it was made then")
         self.reader.rule.thresholds = dict(state["thresholds"])
-        self.reader.recall_way(state["way"])
+        self.reader.restore_kernels(state["way"])
         start = _Start(state["window"], Cursor(**state["cursor"]), state["skip"], dict(state["counts"]))
         self._begin(start, state["served"])
         return self

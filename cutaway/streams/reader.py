@@ -20,7 +20,7 @@ from torch import Tensor
 from cutaway.core.address import Address, split_model
 from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused
-from cutaway.models.access.fast_kernels import OWN, Way, Ways
+from cutaway.models.access.fast_kernels import OWN, FastKernels, KernelChoice
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.streams.batch import Batch
@@ -52,7 +52,7 @@ class Reader:
         packing: Packing,
         masking: Masking,
         dtype: torch.dtype | str | None,
-        quick: bool = True,
+        fast_kernels: bool = True,
     ):
         self.models = named(model)
         for m in self.models.values():
@@ -65,8 +65,8 @@ class Reader:
         self.packer = Packer(documents, first.tokenizer, packing, [m.tokenizer for m in others])
         self.rule: Rule = rule(masking, first.tokenizer)
         self.dtype = storage(dtype if dtype is not None else first.dtype)
-        self.quick, self.ways = quick, {n: Ways(m.anatomy) for n, m in self.models.items()}
-        self.way: dict[str, Way] | None = None if quick else self._own()  # None until the first context
+        self.fast_kernels, self.kernels = fast_kernels, {n: FastKernels(m.anatomy) for n, m in self.models.items()}
+        self.choices: dict[str, KernelChoice] | None = None if fast_kernels else self._own()  # None until a context
 
     @property
     def model(self) -> Model | None:
@@ -89,7 +89,7 @@ class Reader:
             "packing": vars(p).copy(),
             "masking": {**vars(m), "special ids": self.rule.special.tolist()},
             "dtype": str(self.dtype).removeprefix("torch."),
-            "quick": self.quick,
+            "quick": self.fast_kernels,
         }
 
     @cached_property
@@ -97,20 +97,20 @@ class Reader:
         """Hash of the identity."""
         return hash_text(repr(sorted(self.identity().items())))
 
-    def noted_way(self) -> dict[str, Any] | None:
-        """Return the way in which forwards are computed, JSON-ready (None if not decided yet)."""
-        if self.way is None:
+    def noted_kernels(self) -> dict[str, Any] | None:
+        """Return the kernels of the forwards, JSON-ready (None if not decided yet)."""
+        if self.choices is None:
             return None
-        noted = {n: vars(w).copy() for n, w in self.way.items()}
+        noted = {n: vars(w).copy() for n, w in self.choices.items()}
         return noted[""] if self.model is not None else noted
 
-    def recall_way(self, noted: Mapping[str, Any] | None) -> None:
-        """Compute forwards as noted."""
+    def restore_kernels(self, noted: Mapping[str, Any] | None) -> None:
+        """Compute forwards with the noted kernels."""
         if noted is None:
-            self.way = None if self.quick else self._own()
+            self.choices = None if self.fast_kernels else self._own()
         else:
             each = {"": noted} if self.model is not None else noted
-            self.way = {n: Way(**w) for n, w in each.items()}
+            self.choices = {n: KernelChoice(**w) for n, w in each.items()}
 
     def texts(self, numbers: Collection[int]) -> dict[int, Int[Tensor, "position"]]:
         """Read the ids of some contexts by number, masked tokens included, without running a model."""
@@ -123,7 +123,7 @@ class Reader:
                 break
         return found
 
-    def _own(self) -> dict[str, Way]:
+    def _own(self) -> dict[str, KernelChoice]:
         return dict.fromkeys(self.models, OWN)
 
     def groups(self, cursor: Cursor, epochs: int | None = 1) -> Iterator[Group]:
@@ -142,12 +142,12 @@ class Reader:
             yield self._group(c, self._through(c))
 
     def _decided(self, contexts: Iterator[Contexts]) -> Iterator[Contexts]:
-        """Yield the same contexts, after choosing the way of computing on the first row of a fresh stream."""
+        """Yield the same contexts, after choosing the kernels on the first row of a fresh stream."""
         for c in contexts:
-            if self.way is None:
+            if self.choices is None:
                 one = Contexts(c.ids[:1], c.real[:1], c.document[:1], c.cursor, c.after)
-                ways = self.ways.items()
-                self.way = {n: w.choose(lambda one=one, n=n: [*self._acts(n, one).values()]) for n, w in ways}
+                kernels = self.kernels.items()
+                self.choices = {n: k.choose(lambda one=one, n=n: [*self._acts(n, one).values()]) for n, k in kernels}
             yield c
 
     def _group(self, c: Contexts, batch: Batch) -> Group:
@@ -165,7 +165,7 @@ class Reader:
     def _through(self, c: Contexts) -> Batch:
         n, acts = len(c.ids), dict[str, Tensor]()
         for name in self.models:
-            with nullcontext() if self.way is None else self.ways[name].running(self.way[name]):
+            with nullcontext() if self.choices is None else self.kernels[name].running(self.choices[name]):
                 acts |= self._acts(name, c)
         device = next(iter(acts.values())).device
         at = torch.arange(c.ids.shape[1]).expand_as(c.ids)

@@ -89,7 +89,7 @@ def test_the_model_stops_after_the_deepest_site_and_no_context_runs_twice():
     m, begun = lettered(), []
     hook = m.anatomy.blocks[2].register_forward_pre_hook(lambda *_: begun.append(1))
     with counting() as spent:
-        options = {"packing": Packing(8, rows=4), "batch": 16, "window": 64, "quick": False}
+        options = {"packing": Packing(8, rows=4), "batch": 16, "window": 64, "fast_kernels": False}
         list(LiveStream(m, from_ids(ids(40, 8)), "resid_post.0", **options))
     hook.remove()
     assert not begun
@@ -197,7 +197,7 @@ def test_orders_differ_between_windows_epochs_and_seeds_and_hold_the_same_tokens
 def test_dtypes_of_computing_and_keeping(dtype):
     m, rows = tiny("gpt2", dtype), from_ids(ids(3, 8))
     for kept in (None, "float32", torch.bfloat16):
-        options = {"packing": Packing(8, rows=3), "masking": NONE, "batch": 24, "window": 24, "quick": False}
+        options = {"packing": Packing(8, rows=3), "masking": NONE, "batch": 24, "window": 24, "fast_kernels": False}
         stream = LiveStream(m, rows, "mlp_post.1", dtype=kept, **options)
         batch = next(stream)
         want = dtype if kept is None else {"float32": torch.float32}.get(kept, kept)

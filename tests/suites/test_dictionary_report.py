@@ -1,4 +1,4 @@
-"""Reports on dictionaries: an untrained control without a recipe in its file is trained like the dictionary itself."""
+"""Reports on dictionaries: where the file has no recipe, the control is trained by one like the dictionary."""
 
 from dataclasses import replace
 

@@ -2,9 +2,9 @@
 
 Three things waste time: float32 products that PyTorch gives to the slower of its processor libraries, weights that
 oneDNN lays out again at every call, and activation functions written out in many steps that have a fused form. Inside
-`Ways.running` they are exchanged; the model itself stays as it is. None is taken on trust: `Ways.choose` compares one
-forward with the model's own and takes the most that stays within rounding, by that alone and not by the clock, so the
-choice repeats.
+`FastKernels.running` they are exchanged; the model itself stays as it is. None is taken on trust: `FastKernels.choose`
+compares one forward with the model's own and takes the most that stays within rounding, by that alone and not by the
+clock, so the choice repeats.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _ROWS = 1024  # the number of rows that the layout is made for; it is right for 
 
 
 @dataclass(frozen=True)
-class Way:
+class KernelChoice:
     """A choice of kernels for forwards.
 
     Attributes:
@@ -50,46 +50,55 @@ class Way:
     error: float = 0.0
 
 
-OWN = Way()  # the model's own
+OWN = KernelChoice()  # the model's own
 
 
-class Ways:
-    """The ways in which one model can run; holds the laid-out weights while it lives."""
+class FastKernels:
+    """Faster kernels for the forwards of one model.
+
+    `choose` finds kernels that agree with the model's own forward, and within `running(choice)` forwards use them. The
+    object holds the weights that were laid out.
+    """
 
     def __init__(self, anatomy: Anatomy):
         self.anatomy = anatomy
         self._layouts: dict[nn.Module, tuple[Tensor, int, Tensor]] = {}  # weight, its version, its layout
 
-    def choose(self, read: Callable[[], Sequence[Tensor]]) -> Way:
-        """Return the quickest way that keeps what `read` reads within `TOLERANCE` of the model's own."""
+    def choose(self, read: Callable[[], Sequence[Tensor]]) -> KernelChoice:
+        """Return the fastest choice that keeps what `read` reads within `TOLERANCE` of the model's own."""
         weight = self.anatomy.hf.get_input_embeddings().weight
         if weight.dtype not in TOLERANCE:
             return OWN
         fused, onednn, laid_out = bool(self._written_out()), self._can_onednn(), bool(self._linear())
-        candidates = [Way(fused, onednn, laid_out), Way(fused, onednn), Way(False, onednn), Way(fused)]
+        candidates = [
+            KernelChoice(fused, onednn, laid_out),
+            KernelChoice(fused, onednn),
+            KernelChoice(False, onednn),
+            KernelChoice(fused),
+        ]
         with self.running(OWN):
             plain = read()
-        for way in dict.fromkeys(w for w in candidates if w != OWN):
+        for choice in dict.fromkeys(c for c in candidates if c != OWN):
             try:
-                with self.running(way):
+                with self.running(choice):
                     error = max(_apart(x, y) for x, y in zip(read(), plain, strict=True))
             except RuntimeError:
                 continue  # a processor or build of PyTorch that cannot
             if error <= TOLERANCE[weight.dtype]:
-                return Way(way.fused, way.onednn, way.laid_out, error)
+                return KernelChoice(choice.fused, choice.onednn, choice.laid_out, error)
         return OWN
 
     @contextmanager
-    def running(self, way: Way) -> Iterator[None]:
-        """Compute in this way while open, and as before afterwards."""
+    def running(self, choice: KernelChoice) -> Iterator[None]:
+        """Within the block, run forwards with these kernels."""
         switch = _switch()
         before = switch.fp32_precision if switch is not None else None
-        exchanged = [*(self._written_out() if way.fused else []), *(self._linear() if way.laid_out else [])]
+        exchanged = [*(self._written_out() if choice.fused else []), *(self._linear() if choice.laid_out else [])]
         try:
             for module, function in exchanged:
                 module.__dict__["forward"] = function
             if switch is not None:
-                switch.fp32_precision = "bf16" if way.onednn else "none"
+                switch.fp32_precision = "bf16" if choice.onednn else "none"
             yield
         finally:
             for module, _ in exchanged:
