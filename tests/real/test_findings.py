@@ -111,7 +111,7 @@ def test_three_heads_carry_the_capital(model, results):
         ("capital", first(model, "fact_capital")),
         ("capital, other prompts", held_out(model, "fact_capital")),
     ):
-        found = ca.patching.group(model, task, heads="23.4,29.1,23.5", samples=20)
+        found = ca.patching.group(model, task, heads=["23.4", "29.1", "23.5"], samples=20)
         parts = {"effect": measure(found.effect, found.interval, found.null),
                  "recovered": {"value": float(found.recovered)}}  # fmt: skip
         results.row(TOGETHER, f"{what}: 23.4, 29.1, 23.5", N, **parts)
