@@ -5,7 +5,8 @@ other heads are frozen at the target's own values, and only the receiver hears o
 
 * `receiver="logits"`: the metric is read in that run. Heads and MLPs (`q.9.6`, `k.9.6`, `v.9.6`, `mlp_in.5`, also at a
   position as `q.9.6@-1`, or several): their inputs in that run are put into the unfrozen target, all at once,
-  and the metric is read there.
+  and the metric is read there. Likewise the normed stream as a head's projections read it (`q_in.9.6`, `k_in.9.6`,
+  `v_in.9.6`), as all heads of a layer read it (`attn_in.9`), and the stream itself (`resid_pre.9`, `resid_mid.9`).
 * `senders="mlps"`: one MLP sends instead of a head; all heads are frozen, and of the other MLPs what is frozen above.
 * MLPs and norms between sender and receiver are recomputed, as in the paper, unless `freeze_mlps` or `freeze_norms`
   hold them at the target's values (norms: their divisors). Arithmetic (Zhang et al. 2024, arXiv:2409.01659) is
@@ -49,6 +50,7 @@ from cutaway.models.sweep.edges import sweep_edges
 from cutaway.tasks.task import Task
 
 _FORM = "write logits, or for example q.3.1 or q.3.1@-1,mlp_in.4"
+_OF_HEADS, _OF_LAYERS = ("q", "k", "v", "q_in", "k_in", "v_in"), ("resid_pre", "attn_in", "resid_mid", "mlp_in")
 
 
 @method(
@@ -75,7 +77,8 @@ def path(
     """Exchange one head or MLP at a time between the clean and the corrupt run, for one receiver only.
 
     Args:
-        receiver: logits, or inputs of heads and MLPs (q.9.6, k.9.6, v.9.6@-1, mlp_in.5), one or several.
+        receiver: logits, or inputs of heads, layers and MLPs (q.9.6, v.9.6@-1, k_in.9.6, attn_in.9, mlp_in.5,
+            resid_pre.9), one or several.
         senders: whether heads or MLPs send, one at a time.
         direction: noise sends corrupt values in the clean run, denoise clean values in the corrupt run.
         freeze_mlps: hold every MLP's output at its value in the target run.
@@ -176,11 +179,10 @@ def receivers(model: Model, names: Sequence[Pattern]) -> tuple[Address, ...]:
     if [str(n) for n in names] == ["logits"]:
         return ()
     found = model.places(names)
-    fits = all(a.site in ("q", "k", "v", "mlp_in") and (a.unit is None) == (a.site == "mlp_in") for a in found)
-    if not found or not fits:
-        raise Refused(
-            f"receiver {listed(names)!r}", "a path ends at q, k or v of a head, at an MLP, or at the logits", _FORM
-        )
+    if not found or not all(a.site in (_OF_LAYERS if a.unit is None else _OF_HEADS) for a in found):
+        of_heads, of_layers = ", ".join(_OF_HEADS), ", ".join(_OF_LAYERS)
+        why = f"a path ends at {of_heads} of a head, at {of_layers} of a layer, or at the logits"
+        raise Refused(f"receiver {listed(names)!r}", why, _FORM)
     return tuple(found)
 
 

@@ -26,6 +26,22 @@ def llama():
     return random_llama()
 
 
+@cache
+def of_family(name, spread=1.0):
+    """A tiny random model of a family with the tokenizer of the Llama; `spread` makes attention less uniform."""
+    import transformers as tf
+
+    kind, sizes = CONFIGS[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        hf = tf.AutoModelForCausalLM.from_config(getattr(tf, kind)(**{**sizes, "vocab_size": len(tokenizer())})).eval()
+    with torch.no_grad():
+        for p in hf.parameters():
+            if p.ndim > 1 and spread != 1.0:
+                p.mul_(spread)
+    return Model(hf, tokenizer(), name)
+
+
 class Hand:
     """The random Llama by plain hooks: what passes its maps, and runs in which some of it is put in by hand."""
 
@@ -39,6 +55,7 @@ class Hand:
             named |= {("z", i): (block.self_attn.o_proj, True), ("q", i): (block.self_attn.q_proj, False),
                       ("v", i): (block.self_attn.v_proj, False), ("mlp_out", i): (block.mlp, False),
                       ("mlp_in", i): (block.mlp, True), ("ln1", i): (block.input_layernorm, True),
+                      ("resid_pre", i): (block, True), ("attn_in", i): (block.input_layernorm, False),
                       ("ln2", i): (block.post_attention_layernorm, True)}  # fmt: skip
         return named
 
@@ -178,7 +195,16 @@ def test_truth_on_miniworld_arithmetic_heads_hear_the_operator():
 
 
 @pytest.mark.parametrize(("mlps", "norms"), FREEZE)
-@pytest.mark.parametrize(("receiver", "place"), [("q.1.2", ("q", 1)), ("v.1.1", ("v", 1)), ("mlp_in.1", ("mlp_in", 1))])
+@pytest.mark.parametrize(
+    ("receiver", "place"),
+    [
+        ("q.1.2", ("q", 1)),
+        ("v.1.1", ("v", 1)),
+        ("mlp_in.1", ("mlp_in", 1)),
+        ("attn_in.1", ("attn_in", 1)),
+        ("resid_pre.1", ("resid_pre", 1)),
+    ],
+)
 def test_paths_to_a_receiver_equal_the_definition(mlps, norms, receiver, place):
     """Queries are put in before their rotation here and after it there, which is the same."""
     model, task = llama(), llama_task()
@@ -195,19 +221,13 @@ def test_paths_to_a_receiver_equal_the_definition(mlps, norms, receiver, place):
     assert torch.allclose(result.effect, want.mean(-1), atol=1e-4)
     assert result.effect[0].abs().min() > 1e-5
     silent = result.effect[1].abs().max()
-    assert silent > 1e-5 if place[0] == "mlp_in" else silent == 0  # a head of layer 1 comes too late for q and v there
+    assert silent > 1e-5 if place[0] == "mlp_in" else silent == 0  # a head of layer 1 comes too late for others there
     assert result.record["receiver"] == [receiver]
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama_gqa", "gpt_neox_parallel", "cohere"])
 def test_with_all_frozen_paths_to_the_logits_are_direct_attributions(family):
-    import transformers as tf
-
-    kind, sizes = CONFIGS[family]
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        hf = tf.AutoModelForCausalLM.from_config(getattr(tf, kind)(**{**sizes, "vocab_size": len(tokenizer())})).eval()
-    model, task = Model(hf, tokenizer(), family), llama_task()
+    model, task = of_family(family), llama_task()
     bound = task.bind(model)
     end, final = f"resid_post.{model.shape.n_layers - 1}", model.anatomy.top("final")
     assert final is not None
@@ -243,6 +263,55 @@ def test_receivers_at_a_position_and_several_at_once(task):
     assert not torch.allclose(both.effect, every.effect, atol=1e-3)
 
 
+@pytest.mark.parametrize("family", ["gpt2", "llama_gqa", "qwen3"])
+def test_what_projections_read_is_what_they_make_of_it(family):
+    """Queries follow from what the query projection of the head reads, and all three from what the layer's do."""
+    model, task = of_family(family, 8.0), llama_task()
+
+    def effect(receiver):
+        return path(model, task, receiver=receiver, samples=1).effect
+
+    def same(a, b):
+        assert b[0].abs().max() > 1e-3
+        return torch.allclose(a, b, atol=1e-3 * float(b.abs().max()))
+
+    for one in ("q.1.2", "k.1.1", "v.1.1"):
+        assert same(effect(one.replace(".", "_in.", 1)), effect(one))
+    entries = {"q": model.shape.n_heads, "k": model.shape.n_kv_heads, "v": model.shape.n_kv_heads}
+    every = [f"{site}.1.{h}" for site, n in entries.items() for h in range(n)]
+    layer = effect("attn_in.1")
+    assert same(effect(every), layer)
+    assert same(effect("attn_in.1,q_in.1.2"), layer), "the same difference is not put in twice"
+    assert same(effect("attn_in.1@-1"), effect([f"{a}@-1" for a in every]))
+
+
+def in_place(value):
+    """A hook that changes what a module reads, for all who read it."""
+
+    def hook(module, args):
+        args[0].copy_(value)
+
+    return hook
+
+
+def test_the_stream_between_attention_and_mlp_reaches_both_ways():
+    """By hand: the stream is changed in place before the second norm, so that the sum behind the MLP has it, too."""
+    model, task = llama(), llama_task()
+    bound, hand = task.bind(model), Hand(model)
+    (base, own), (_, other) = (hand.run(t.ids) for t in (bound.clean, bound.corrupt))
+    want = torch.zeros(2, 4, len(bound))
+    for sender in [(i, h) for i in range(2) for h in range(4)]:
+        _, heard = hand.run(bound.clean.ids, hand.frozen(own, sender, other["z", sender[0]], False, False))
+        norm = hand.layers[1].post_attention_layernorm
+        hook = norm.register_forward_pre_hook(in_place(heard["ln2", 1]))
+        got, _ = hand.run(bound.clean.ids)
+        hook.remove()
+        want[sender] = bound.metric(got) - bound.metric(base)
+    result = path(model, task, receiver="resid_mid.1", samples=1)
+    assert torch.allclose(result.effect, want.mean(-1), atol=1e-4)
+    assert result.effect.abs().min() > 1e-5
+
+
 def test_an_earlier_receiver_keeps_its_own_value_for_a_later_sender():
     """Heads of layer 0 come too late for a query there, and change nothing by it."""
     with_, without = (path(llama(), llama_task(), receiver=r, samples=1) for r in ("q.0.1,mlp_in.1", "mlp_in.1"))
@@ -251,7 +320,10 @@ def test_an_earlier_receiver_keeps_its_own_value_for_a_later_sender():
         path(llama(), llama_task(), receiver="q.0.1")
 
 
-@pytest.mark.parametrize("text", ["", "q.1", "z.1.2", "mlp_out.1", "resid_pre.1", "logits,q.1.2", "q.7.0", "head 9"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "q.1", "q_in.1", "z.1.2", "mlp_out.1", "resid_post.1", "ln1.scale.1", "logits,q.1.2", "q.7.0", "head 9"],
+)
 def test_other_receivers_are_refused(text):
     with pytest.raises(Refused):
         receivers(llama(), text.split(","))
