@@ -13,6 +13,7 @@ from cutaway.cli.processes import speaks
 from cutaway.cli.repeat import pinned, repeated
 from cutaway.cli.shell import Reply, as_data, stages
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
+from cutaway.core.refuse import Refused
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -46,7 +47,6 @@ def explain(
     Five methods are asked about one sentence: what it predicts, where along depth the answer appears, which components
     write it, and which positions and heads carry it. Every number stands beside its interval and its control.
     """
-    from cutaway.core.refuse import Refused
     from cutaway.suites import explain as suite
 
     given = dict(locals())

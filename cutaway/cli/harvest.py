@@ -10,6 +10,8 @@ from cyclopts import Parameter
 from cutaway.cli.repeat import pinned, repeated
 from cutaway.cli.shell import Reply, stages
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
+from cutaway.core.refuse import Refused
+from cutaway.zoo.miniworld.documents import WorldDocuments
 
 if TYPE_CHECKING:
     from cutaway.models.model import Model
@@ -70,17 +72,23 @@ def harvest(
 
 
 def _documents(model: Model, text: str | None, field: str, tokens: int | None) -> Documents:
-    from cutaway.core.refuse import Refused
+    if text is None and model.world is not None and tokens is None:
+        raise Refused("harvest without --text and --tokens", "a world's text has no end", "give --tokens 1000000")
+    return documents_of(model, text, field, "harvest")
+
+
+def documents_of(model: Model, text: str | None, field: str, what: str) -> Documents:
+    """Return the documents of a file, else those of the model's own world.
+
+    Raises:
+        Refused: neither is there; `what` says what they were wanted for.
+    """
     from cutaway.streams import documents
 
     if text is not None:
         return documents(text, field)
     if model.world is None:
-        raise Refused("harvest without --text", "only models of the zoo have text of their own", "give --text FILE")
-    if tokens is None:
-        raise Refused("harvest without --text and --tokens", "a world's text has no end", "give --tokens 1000000")
-    from cutaway.zoo.miniworld.documents import WorldDocuments
-
+        raise Refused(f"{what} without --text", "only models of the zoo have text of their own", "give --text FILE")
     return WorldDocuments(model.world)
 
 

@@ -12,7 +12,8 @@ import cutaway
 from cutaway.cli.output import OUT_HELP, check_out, opened
 from cutaway.cli.shell import Reply, working
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
-from cutaway.core.files import reading
+from cutaway.core.address import example
+from cutaway.core.sites import SITES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,9 +59,6 @@ def sites(*, model: str | None = None) -> Reply:
     Args:
         model: say what of it can be read and edited, and why not.
     """
-    from cutaway.core.address import example
-    from cutaway.core.sites import SITES
-
     found = load_model(model).sites() if model else {}
     rows = [
         {
@@ -101,6 +99,7 @@ def open_file(
 ) -> Reply:
     """Show a saved result."""
     from cutaway.cli.method_commands import reply
+    from cutaway.core.files import reading
 
     check_out(out)
     with reading(file):

@@ -14,6 +14,7 @@ from cutaway.cli.processes import speaks
 from cutaway.cli.words import spelled
 from cutaway.core.halving import is_out_of_memory
 from cutaway.core.json_lines import finite
+from cutaway.core.progress import listening
 from cutaway.core.refuse import Refused, nearest
 
 if TYPE_CHECKING:
@@ -91,8 +92,6 @@ def stages() -> Iterator[Callable[[str], None]]:
         yield lambda text: None
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    from cutaway.core.progress import listening
 
     columns = (BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), *columns, console=console, transient=True) as bar:

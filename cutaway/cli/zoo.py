@@ -8,8 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
+from cutaway import zoo
+from cutaway.cli.bar import Bar
+from cutaway.cli.dict.app import computing_threads
+from cutaway.cli.dict.cards import show_cards, showing
 from cutaway.cli.inspect import table
 from cutaway.cli.shell import Reply
+from cutaway.cli.subjects import load_model
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,8 +25,6 @@ app = App(name="zoo")
 @app.command(name="list")
 def list_models() -> Reply:
     """List the models that ship with the toolkit, with what is known about them, and their dictionaries."""
-    from cutaway import zoo
-
     rows = [
         {
             "model": e.name,
@@ -47,9 +50,6 @@ def train(
     resume: Annotated[bool, Parameter(help="go on from the checkpoint in the folder, if there is one")] = True,
 ) -> Reply:
     """Train a model of the zoo again from its recipe, with live progress; an interrupted run can be resumed."""
-    from cutaway import zoo
-    from cutaway.cli.bar import Bar
-
     entry = zoo.entry(model)
     folder = out or Path("runs") / entry.name
     with Bar(entry.name) as bar:
@@ -72,10 +72,6 @@ def dictionaries(
     resume: Annotated[bool, Parameter(help="go on from the checkpoint in the folder, if there is one")] = True,
 ) -> Reply:
     """Train the dictionaries of the miniworld again from their recipe, all on one stream; resumable."""
-    from cutaway.cli.bar import Bar
-    from cutaway.cli.dict.app import computing_threads
-    from cutaway.cli.dict.cards import show_cards, showing
-    from cutaway.cli.subjects import load_model
     from cutaway.suites.dictionary_runs import train_shipped
 
     with computing_threads(threads), Bar("training") as bar:

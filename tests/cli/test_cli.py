@@ -11,6 +11,7 @@ import torch
 
 import cutaway as ca
 from cutaway.cli import app, shell
+from cutaway.cli.app import COMMANDS
 from cutaway.cli.method_commands import command
 from cutaway.core.json_lines import finite
 from cutaway.core.refuse import Refused
@@ -33,13 +34,16 @@ def fresh(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_and_version_do_not_load_torch():
+    lines = ["--help", *(f"{name} --help" for name in COMMANDS if name not in ("patch", "trace")),
+             "zoo train --help", "dict train --help", "dict eval --help", "--version"]  # fmt: skip
     code = (
-        "import sys; from cutaway.cli import main; main(['--help']); main(['--version']); print('torch' in sys.modules)"
+        f"import sys; from cutaway.cli import main; [main(line.split()) for line in {lines}];"
+        "print([n for n in ('torch', 'transformers', 'matplotlib') if n in sys.modules])"
     )
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert time.perf_counter() - start < 3
-    assert done.stdout.splitlines()[-1] == "False"
+    assert done.stdout.splitlines()[-1] == "[]"
     assert ca.__version__ in done.stdout
 
 

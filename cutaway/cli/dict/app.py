@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Group, Parameter
 
+from cutaway.cli.bar import Bar
 from cutaway.cli.dict.cards import show_cards, showing
 from cutaway.cli.dict.recipes import Asked, names, recipes
 from cutaway.cli.dict.source import From, Origin, opened
@@ -58,7 +59,6 @@ def train(
     Flags that may be repeated (--latents, --k, --seed) make one dictionary for each combination, all on one stream.
     """
     given = dict(locals())
-    from cutaway.cli.bar import Bar
     from cutaway.dictionaries import training as tr
     from cutaway.models.sweep.processes import processes, rank
     from cutaway.suites.dictionary_runs import finish

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from cutaway.views.wording import number, span
+
 if TYPE_CHECKING:
     from cutaway.cli.bar import Bar
     from cutaway.dictionaries.training import Progress
@@ -27,7 +29,6 @@ def _show(console: Any, file: str, made: dict[str, Any]) -> None:
     from rich.table import Table
 
     from cutaway.suites.dictionary_cards import summary
-    from cutaway.views.wording import number, span
 
     others = list(next(iter(made["scores"].values()))["controls"])
     shown = Table(title=made["dictionary"], title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
@@ -50,7 +51,6 @@ def _alike(made: dict[str, Any]) -> str:
     seeds = made["seeds"]
     if "none" in seeds:
         return ""
-    from cutaway.views.wording import number, span
 
     pairs = range(len(seeds["alike"]))
     low = min(pairs, key=lambda i: seeds["alike"][i])
@@ -64,6 +64,4 @@ def _alike(made: dict[str, Any]) -> str:
 
 def showing(bar: Bar) -> Callable[[Progress], None]:
     """Return the callback that shows the reports of a training run on a bar."""
-    from cutaway.views.wording import number
-
     return lambda p: bar.show(p.tokens, p.of, "tokens", f"FVU {number(p.fvu)}", p.tokens_per_second, p.seconds_left)

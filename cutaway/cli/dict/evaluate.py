@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from cutaway.cli.dict.files import CHOICE, FILE, FORMAT, opened
+from cutaway.cli.dict.show import show as show_scores
 from cutaway.cli.repeat import pinned, repeated
 from cutaway.cli.shell import Reply, as_data, stages
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
@@ -83,9 +84,7 @@ def evaluate(
     data = {"scores": as_data(scores), **others}
 
     def show(console: Any) -> None:
-        from cutaway.cli.dict.show import show
-
-        show(console, scores, beside, saved)
+        show_scores(console, scores, beside, saved)
 
     return Reply(data, show)
 

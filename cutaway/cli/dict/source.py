@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Group, Parameter
 
-from cutaway.cli.harvest import Bos
+from cutaway.cli.harvest import Bos, documents_of
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
 from cutaway.core.refuse import Refused
 
@@ -140,17 +140,7 @@ class Origin:
     @cached_property
     def documents(self) -> Documents:
         """The text."""
-        from cutaway.streams import documents
-
-        if self.flags.text is not None:
-            return documents(self.flags.text, self.flags.field)
-        world = self.model.world
-        if world is None:
-            why = "only models of the zoo have text of their own"
-            raise Refused("training without --text", why, "give --text FILE")
-        from cutaway.zoo.miniworld.documents import WorldDocuments
-
-        return WorldDocuments(world)
+        return documents_of(self.model, self.flags.text, self.flags.field, "training")
 
     def _places(self, pattern: str) -> list[str]:
         if self.shards is not None:

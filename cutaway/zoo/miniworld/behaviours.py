@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from cutaway.zoo.miniworld import facts
 from cutaway.zoo.miniworld.prompts import sample
+from cutaway.zoo.miniworld.tokenizer import BOS_ID
 
 if TYPE_CHECKING:
     from cutaway.zoo.miniworld.prompts import Prompt
@@ -78,8 +79,6 @@ ROWS: Final[tuple[Behaviour, ...]] = (
 
 def random_tokens(vocabulary: int, n: int, seed: int, period: int = 20) -> list[tuple[list[int], int]]:
     """`n` repeated random sequences, cut at a random place of the repeat, each with the token that comes next."""
-    from cutaway.zoo.miniworld.tokenizer import BOS_ID
-
     rng, out = Random(seed), []
     for _ in range(n):
         row = [rng.randrange(BOS_ID + 1, vocabulary) for _ in range(period)]

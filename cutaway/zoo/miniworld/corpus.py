@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-from cutaway.zoo.miniworld import facts
+from cutaway.zoo.miniworld import facts, words
 from cutaway.zoo.miniworld.prompts import BEHAVIOURS
 from cutaway.zoo.miniworld.tokenizer import BOS_ID, PAD, SPACE
 
@@ -68,8 +68,6 @@ def document(world: World, rng: Random, kind: str) -> str:
 def known_words(world: World, seed: int = 0, n: int = 300) -> list[str]:
     """Return the words the tokenizer knows: all that the documents use, but no person and no spelled-out string."""
     from tokenizers import Regex, pre_tokenizers
-
-    from cutaway.zoo.miniworld import words
 
     rng, found = Random(seed), {*words.all_words(), *words.LETTERS}
     cut = pre_tokenizers.Split(Regex("[A-Za-z]+"), "removed", invert=True)
