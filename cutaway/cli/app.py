@@ -13,7 +13,7 @@ from typing import Annotated
 from cyclopts import App, Group, Parameter
 
 import cutaway
-from cutaway.cli.processes import joined, speaks
+from cutaway.cli.processes import is_main_process, joined
 from cutaway.cli.shell import command_line, deliver, refused
 from cutaway.cli.stdio import ordered, prepare
 
@@ -65,7 +65,7 @@ def build() -> App:
     ) -> None:
         with joined():
             reply = app(tokens, **_OURS)
-        if reply is not None and speaks():
+        if reply is not None and is_main_process():
             deliver(reply, json)
 
     return app

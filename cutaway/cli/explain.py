@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from cutaway.cli.processes import speaks
+from cutaway.cli.processes import is_main_process
 from cutaway.cli.repeat import pinned, repeated
 from cutaway.cli.shell import Reply, as_data, stages
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
@@ -67,7 +67,7 @@ def explain(
         told = {"prompt": asked, "corrupt": corrupt, "model": pinned(m, model)}
         command = repeated("explain", explain, given | told)
         other = None if found.doubt is None else repeated("explain", explain, given | told | found.doubt.instead)
-        if html is not None and speaks():
+        if html is not None and is_main_process():
             step("writing the report")
             write(found, html, command, other)
     said = {**data(found, command, html), "instead": other}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import cutaway
-from cutaway.cli.processes import speaks
+from cutaway.cli.processes import is_main_process
 from cutaway.core.refuse import Refused
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def save(result: Outcome, out: Path, field: str | None = None) -> None:
     from cutaway.core.result import Result
 
     check_out(out, [type(result)])
-    if not speaks():
+    if not is_main_process():
         return
     suffix = out.suffix.lower()
     if suffix == RESULT or not isinstance(result, Result):

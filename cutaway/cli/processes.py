@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 
-def speaks() -> bool:
+def is_main_process() -> bool:
     """Return True if this process prints and saves: the only one, or the first that torchrun started."""
     return not _several() or os.environ["RANK"] == "0"
 

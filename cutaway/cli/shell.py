@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cutaway.cli import stdio
-from cutaway.cli.processes import speaks
+from cutaway.cli.processes import is_main_process
 from cutaway.cli.words import spelled
 from cutaway.core.halving import is_out_of_memory
 from cutaway.core.json_lines import finite
@@ -88,7 +88,7 @@ def stages() -> Iterator[Callable[[str], None]]:
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not console.is_terminal or not speaks():
+    if not console.is_terminal or not is_main_process():
         yield lambda text: None
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -127,7 +127,7 @@ def refused(error: BaseException, command: str, as_json: bool) -> int:
         raise error
     if isinstance(error, Refused):
         refusal = spelled(error, command_line.get())
-    if not speaks() and not is_out_of_memory(
+    if not is_main_process() and not is_out_of_memory(
         error
     ):  # the same is refused everywhere; memory may be short in one process
         return REFUSED
