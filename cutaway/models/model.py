@@ -336,8 +336,12 @@ class Model:
             sees.setdefault(e.where.place, []).append(e)
         scratch = dict[Any, Any]()
         chains = {p: _chain(es, scratch) for p, es in sees.items()}
-        told = forward.told(self.anatomy) if any(e.placed for es in sees.values() for e in es) else nullcontext()
-        with forward.alone(self.hf), forward.evaluating(self.anatomy), told, taps.attached(self.anatomy, chains):
+        guard = (
+            forward.refuse_cached_forwards(self.anatomy)
+            if any(e.placed for es in sees.values() for e in es)
+            else nullcontext()
+        )
+        with forward.alone(self.hf), forward.evaluating(self.anatomy), guard, taps.attached(self.anatomy, chains):
             yield self
 
     @property

@@ -98,8 +98,8 @@ def evaluating(anatomy: Anatomy) -> Iterator[None]:
 
 
 @contextmanager
-def told(anatomy: Anatomy) -> Iterator[None]:
-    """Refuse the user's own forwards over a key-value cache: nothing tells where the prompts' positions are in them."""
+def refuse_cached_forwards(anatomy: Anatomy) -> Iterator[None]:
+    """Within the block, refuse the user's own forwards over a key-value cache: they do not say where positions are."""
 
     def enter(module: nn.Module, args: Any, kw: Any) -> None:
         held: Any = kw.get("past_key_values")
