@@ -170,7 +170,7 @@ class SparseCode:
         return chosen
 
 
-def beside(codes: Sequence[SparseCode]) -> SparseCode:
+def concat_latents(codes: Sequence[SparseCode]) -> SparseCode:
     """Return the codes of the same tokens as one code: the latents of the first, then those of the second, …
 
     Raises:
@@ -193,7 +193,7 @@ def beside(codes: Sequence[SparseCode]) -> SparseCode:
     )
 
 
-def below(codes: Sequence[SparseCode]) -> SparseCode:
+def concat_tokens(codes: Sequence[SparseCode]) -> SparseCode:
     """Return the codes of the same latents as one code: the tokens of the first, then those of the second, …
 
     Raises:

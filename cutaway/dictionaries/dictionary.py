@@ -29,7 +29,7 @@ from cutaway.core.record import hash_tensors, hash_text
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.repeat import Made
 from cutaway.dictionaries import provenance
-from cutaway.dictionaries.code import SparseCode, below, beside
+from cutaway.dictionaries.code import SparseCode, concat_latents, concat_tokens
 from cutaway.dictionaries.gates.gate import EncoderGate, Gate, GreedyGate, moved
 from cutaway.dictionaries.norms import FixedNorm, Measured, Norm, moved_norm
 from cutaway.dictionaries.parts import Block, decoder_norms, described, measured_at
@@ -169,7 +169,7 @@ class Dictionary:
         if block is not None:
             return self._encoded(block, self.read(acts, self.blocks[block].reads))
         reads = self.read(acts)
-        return beside([self._encoded(b, reads) for b in range(len(self.blocks))])
+        return concat_latents([self._encoded(b, reads) for b in range(len(self.blocks))])
 
     def pre_activations(self, block: int, acts: Acts) -> Float[Tensor, "token latent"]:
         """Return the gate's input in one block: π, or π n where gating is norm-aware."""
@@ -324,7 +324,7 @@ class Dictionary:
         if n <= step:
             return self._chunk(b, reads)
         parts = range(0, n, step)
-        return below([self._chunk(b, {s: Read(reads[s].x[i : i + step]) for s in sites}) for i in parts])
+        return concat_tokens([self._chunk(b, {s: Read(reads[s].x[i : i + step]) for s in sites}) for i in parts])
 
     def _chunk(self, b: int, reads: Mapping[str, Read]) -> SparseCode:
         gate = self.gates[b]

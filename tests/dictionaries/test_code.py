@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries.code import SparseCode, below, beside
+from cutaway.dictionaries.code import SparseCode, concat_latents, concat_tokens
 
 
 def dense(seed: int, n: int = 6, latents: int = 9, share: float = 0.4) -> torch.Tensor:
@@ -44,11 +44,11 @@ def test_codes_join_side_by_side_and_below_each_other():
     f, g = dense(1), dense(2, latents=4)
     for one, two in ((SparseCode.from_dense(f), SparseCode.from_dense(g)), (fixed(f, 9), fixed(g, 4)),
                      (SparseCode.from_dense(f), fixed(g, 4))):  # fmt: skip
-        assert torch.equal(beside([one, two]).dense(), torch.cat([f, g], 1))
+        assert torch.equal(concat_latents([one, two]).dense(), torch.cat([f, g], 1))
     h = dense(3)
     for one, two in ((SparseCode.from_dense(f), SparseCode.from_dense(h)), (fixed(f, 9), fixed(h, 9)),
                      (SparseCode.from_dense(f), fixed(h, 9))):  # fmt: skip
-        assert torch.equal(below([one, two]).dense(), torch.cat([f, h]))
+        assert torch.equal(concat_tokens([one, two]).dense(), torch.cat([f, h]))
 
 
 def test_wide_codes_are_gathered_and_give_the_same_sums_and_gradients():
@@ -74,10 +74,10 @@ def test_codes_refuse_what_does_not_fit():
     with pytest.raises(Refused, match="belong together"):
         SparseCode(code.index, code.value, 9)
     with pytest.raises(Refused, match="tokens"):
-        beside([code, SparseCode.from_dense(dense(0, n=2))])
+        concat_latents([code, SparseCode.from_dense(dense(0, n=2))])
     with pytest.raises(Refused, match="latents"):
         below([code, SparseCode.from_dense(dense(0, latents=2))])
     with pytest.raises(Refused, match="rows"):
         code.times(torch.zeros(3, 2).double())
     with pytest.raises(Refused, match="none"):
-        beside([])
+        concat_latents([])

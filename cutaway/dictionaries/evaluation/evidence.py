@@ -14,7 +14,7 @@ from torch import Tensor
 from cutaway.core.record import hash_tensors
 from cutaway.core.refuse import NoTokens, Refused
 from cutaway.core.repeat import Made
-from cutaway.dictionaries.code import SparseCode, below
+from cutaway.dictionaries.code import SparseCode, concat_tokens
 from cutaway.dictionaries.dictionary import Dictionary
 
 PART = 4096  # tokens encoded at a time
@@ -233,5 +233,5 @@ def _joined(parts: list[Evidence]) -> Evidence:
         n: torch.cat([getattr(p, n) for p in parts]) for n in _EACH if getattr(first, n) is not None
     }
     if first.truth is not None:
-        given["truth"] = below([p.truth for p in parts if p.truth is not None])
+        given["truth"] = concat_tokens([p.truth for p in parts if p.truth is not None])
     return replace(first, acts={s: torch.cat([p.acts[s] for p in parts]) for s in first.acts}, **given)
