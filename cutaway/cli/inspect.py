@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 import cutaway
-from cutaway.cli.output import OUT_HELP, check_out, opened
+from cutaway.cli.output import OUT_HELP, check_out, open_result
 from cutaway.cli.shell import Reply, working
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
 from cutaway.core.address import example
@@ -103,7 +103,7 @@ def open_file(
 
     check_out(out)
     with reading(file):
-        made = reply(opened(file), out, field)
+        made = reply(open_result(file), out, field)
 
     def show(console: Console) -> None:
         with reading(file):

@@ -70,7 +70,7 @@ def save(result: Outcome, out: Path, field: str | None = None) -> None:
         write_bytes(out, content.getvalue())
 
 
-def opened(file: Path) -> Result:
+def open_result(file: Path) -> Result:
     """Open the result saved in a file.
 
     Raises:

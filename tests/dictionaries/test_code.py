@@ -76,7 +76,7 @@ def test_codes_refuse_what_does_not_fit():
     with pytest.raises(Refused, match="tokens"):
         concat_latents([code, SparseCode.from_dense(dense(0, n=2))])
     with pytest.raises(Refused, match="latents"):
-        below([code, SparseCode.from_dense(dense(0, latents=2))])
+        concat_tokens([code, SparseCode.from_dense(dense(0, latents=2))])
     with pytest.raises(Refused, match="rows"):
         code.times(torch.zeros(3, 2).double())
     with pytest.raises(Refused, match="none"):

@@ -14,7 +14,7 @@ from cyclopts import App, Group, Parameter
 from cutaway.cli.bar import Bar
 from cutaway.cli.dict.cards import show_cards, showing
 from cutaway.cli.dict.recipes import Asked, names, recipes
-from cutaway.cli.dict.source import From, Origin, opened
+from cutaway.cli.dict.source import From, Origin, open_origin
 from cutaway.cli.repeat import repeated
 from cutaway.cli.shell import Reply, command_line
 from cutaway.cli.stdio import tell
@@ -64,7 +64,7 @@ def train(
     from cutaway.suites.dictionary_runs import finish
 
     plan = _plan(tokens, batch, select)
-    origin = opened(of)
+    origin = open_origin(of)
     command = repeated("dict train", train, given | {"of": origin.pinned}, "resume")
     made = recipes(what, origin.places, _spliced(what, origin))
     sites = tuple(dict.fromkeys(s for r in made for s in (*r.reads, *r.writes)))

@@ -157,7 +157,7 @@ class Origin:
         return [f"{n}:{a}" for n in names for a in self.models[n].places(rest)]
 
 
-def opened(flags: From) -> Origin:
+def open_origin(flags: From) -> Origin:
     """Load the models, or open the harvest.
 
     Raises:

@@ -200,7 +200,7 @@ def observe(dictionary: Dictionary, evidence: Evidence) -> Seen:
         named = out if isinstance(out, Mapping) else {dictionary.writes[0]: out}
         outs.append({s: y.cpu() for s, y in named.items()})
     output = {s: torch.cat([o[s] for o in outs]) for s in dictionary.writes}
-    return Seen(dictionary, evidence, below(codes), output)
+    return Seen(dictionary, evidence, concat_tokens(codes), output)
 
 
 def same_tokens(a: Seen, b: Seen) -> None:
