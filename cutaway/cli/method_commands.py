@@ -48,7 +48,7 @@ def command(row: Method) -> Any:
         check_out(out, row.results)  # before the work, not after
         with working(f"{row.name} …"):
             subjects = open_subjects([choose(names, given) for names in takes], given)
-            with kept(resume):
+            with resumable(resume):
                 outcome = row.function(*subjects, **given)
         return replies(outcome, out)
 
@@ -62,7 +62,7 @@ def command(row: Method) -> Any:
 
 
 @contextmanager
-def kept(folder: Path | None) -> Iterator[None]:
+def resumable(folder: Path | None) -> Iterator[None]:
     """Within the block, sweeps are kept in the folder, if there is one."""
     if folder is None:
         yield

@@ -277,9 +277,8 @@ class Model:
         t, what = self.tokens(prompts), measure_of(metric)
         done, parts = _in_parts(self, t, edits, lambda some: observe(self.anatomy, some, what.reads), halves=True)
         with torch.no_grad():
-            values = [
-                what(seen, torch.tensor(rows, device=t.ids.device)) for seen, rows in zip(parts, done, strict=True)
-            ]
+            pairs = zip(parts, done, strict=True)
+            values = [what(seen, torch.tensor(rows, device=t.ids.device)) for seen, rows in pairs]
         return rope.in_order(done, values)
 
     def gradients(
@@ -336,11 +335,8 @@ class Model:
             sees.setdefault(e.where.place, []).append(e)
         scratch = dict[Any, Any]()
         chains = {p: _chain(es, scratch) for p, es in sees.items()}
-        guard = (
-            forward.refuse_cached_forwards(self.anatomy)
-            if any(e.placed for es in sees.values() for e in es)
-            else nullcontext()
-        )
+        placed = any(e.placed for es in sees.values() for e in es)
+        guard = forward.refuse_cached_forwards(self.anatomy) if placed else nullcontext()
         with forward.alone(self.hf), forward.evaluating(self.anatomy), guard, taps.attached(self.anatomy, chains):
             yield self
 

@@ -54,19 +54,9 @@ def resuming(folder: Path | str) -> Iterator[None]:
         _FOLDER.reset(token)
 
 
-def kept() -> Path | None:
-    """Return the folder in which sweeps are kept at present."""
+def ledger_folder() -> Path | None:
+    """Return the folder of the innermost `resuming` block, if any."""
     return _FOLDER.get()
-
-
-def opened(variants: int, prompts: int, path: Path | None, key: Callable[[], str]) -> Ledger:
-    """Return the ledger of a sweep: in its own file, in the folder that is open, or in memory only."""
-    folder = _FOLDER.get()
-    if path is None and folder is None:
-        return Ledger(variants, prompts)
-    made = key()
-    file = path if path is not None or folder is None else folder / f"{made}.safetensors"
-    return Ledger(variants, prompts, file, made)
 
 
 class Ledger:
@@ -79,6 +69,16 @@ class Ledger:
         self.written = time.monotonic()
         if path is not None and path.exists():
             self._read(path)
+
+    @classmethod
+    def open(cls, variants: int, prompts: int, path: Path | None, key: Callable[[], str]) -> Ledger:
+        """Open the ledger of a sweep: in its own file, in the folder of `resuming`, or in memory only."""
+        folder = ledger_folder()
+        if path is None and folder is None:
+            return cls(variants, prompts)
+        made = key()
+        file = path if path is not None or folder is None else folder / f"{made}.safetensors"
+        return cls(variants, prompts, file, made)
 
     def put(self, variants: Sequence[int], rows: Sequence[int], values: Float[Tensor, "some row *metric"]) -> None:
         """Enter the values of some variants on some prompts."""

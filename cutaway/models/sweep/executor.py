@@ -32,7 +32,7 @@ from cutaway.models.edits.edit import expand_edits, of_prompts
 from cutaway.models.model import Model
 from cutaway.models.moments import Moments
 from cutaway.models.sweep import processes as shards
-from cutaway.models.sweep.cache import Ledger, kept, opened, sweep_key
+from cutaway.models.sweep.cache import Ledger, ledger_folder, sweep_key
 from cutaway.models.sweep.merge_edits import Added, defer, layers_added
 from cutaway.models.sweep.partial_forward import Clean, clean_run, grow, restart
 from cutaway.models.sweep.plan import (
@@ -82,8 +82,10 @@ def sweep(
     if not variants:
         return torch.empty(0, len(tokens), device=model.device)
     shared = shards.processes() > 1 and not shards.split(model.hf)
-    if (resume or kept()) and shards.processes() > 1:
-        raise Refused(Keyword("resume", str(resume or kept())), "several processes share this sweep", "resume with one")
+    if (resume or ledger_folder()) and shards.processes() > 1:
+        raise Refused(
+            Keyword("resume", str(resume or ledger_folder())), "several processes share this sweep", "resume with one"
+        )
     base, variants = expand_edits(base, variants)
     _check(model, tokens, [base, *variants])
     measure = measure_of(metric)
@@ -92,7 +94,9 @@ def sweep(
         return sweep(model, tokens, each, metric, base=base, budget=budget, resume=resume)[index]
     if Address("logits") in measure.reads.places:  # at every position, so that batches are smaller
         budget = min(room(model, tokens.ids.shape[1], budget), _UNEMBED_BYTES // (4 * model.shape.d_vocab))
-    ledger = opened(len(variants), len(tokens), resume, lambda: sweep_key(model, tokens, [base, *variants], metric))
+    ledger = Ledger.open(
+        len(variants), len(tokens), resume, lambda: sweep_key(model, tokens, [base, *variants], metric)
+    )
     work = _Work(model, tokens, base, variants, measure, ledger, budget)
     with finite(f"a sweep of {model.name}", model.dtype), counting() as spent:
         try:
