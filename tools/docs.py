@@ -16,7 +16,7 @@ import cutaway as ca
 from cutaway.core.method import Method, Option
 from cutaway.core.rung import WORDS
 from cutaway.core.sites import SITES
-from cutaway.core.subject import with_needs
+from cutaway.core.subject import SUBJECTS, with_needs
 from tools import benchmarks, families, real
 
 ROOT = Path(__file__).parents[1]
@@ -78,6 +78,7 @@ def card(row: Method) -> str:
     for names in product(*row.takes()):
         calls.append(f"`ca.{row.name}({', '.join(names)})`")
         flags.append(f"`cutaway {row.name.replace('.', ' ')} {' '.join(f'--{s} …' for s in with_needs(names))}`")
+    advice = [f"; {n} are {SUBJECTS[n].advice}" for names in row.takes() for n in names[1:] if SUBJECTS[n].advice]
     results = "\n\n".join(_result(row, r) for r in row.results)
     return f"""{GENERATED}# {row.name}
 
@@ -85,7 +86,7 @@ def card(row: Method) -> str:
 
 {inspect.cleandoc(module.__doc__ or "").strip()}
 
-- In Python: {" or ".join(calls)}
+- In Python: {" or ".join(calls)}{"".join(advice)}
 - On the command line: {" or ".join(flags)}
 - Cost at most: `{row.cost}` (F: one prompt forward, B: one prompt backward)
 - Control: `{row.control}`

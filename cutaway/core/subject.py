@@ -96,8 +96,20 @@ def subject(name: str) -> Subject:
 
 
 def alternatives(name: str, kinds: Sequence[Any]) -> tuple[str, ...]:
-    """Return the subjects that an argument called `name` takes, itself first, given the types in its annotation."""
-    return (name, *(row.name for kind in kinds[1:] for row in SUBJECTS.values() if row.type is kind))
+    """Return the subjects that an argument called `name` takes, itself first, given the types in its annotation.
+
+    Another type than its own means the first subject of that type.
+
+    Raises:
+        TypeError: no subject is of such a type.
+    """
+    found = [name]
+    for kind in kinds[1:]:
+        other = next((row.name for row in SUBJECTS.values() if row.type is kind), None)
+        if other is None:
+            raise TypeError(f"argument {name!r} takes {kind}, which is the type of no subject")
+        found.append(other)
+    return tuple(found)
 
 
 def choose(names: Sequence[str], given: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from cutaway.core.record import count
 from cutaway.core.refuse import Refused
 from cutaway.core.repeat import Made, command, words
 from cutaway.core.result import Result
+from cutaway.core.subject import SUBJECTS, alternatives
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,16 @@ def test_a_method_may_choose_between_result_classes():
 
     method(answers="?", paper="none", cost="F", control="none", rung="observational")(either)
     assert METHODS.pop("core.either").results == (Counted, Result)
+
+
+def test_an_argument_takes_the_first_subject_of_each_further_type():
+    ca.methods()
+    dictionary = SUBJECTS["dictionary"].type
+    assert SUBJECTS["second"].type is dictionary
+    assert alternatives("second", (dictionary,)) == ("second",)
+    assert alternatives("task", (SUBJECTS["task"].type, dictionary)) == ("task", "dictionary")
+    with pytest.raises(TypeError, match=r"'task' takes .*Thing"):
+        alternatives("task", (SUBJECTS["task"].type, Thing))
 
 
 def test_the_record_is_complete(row: Method):
