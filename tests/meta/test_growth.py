@@ -130,12 +130,12 @@ from cutaway.dictionaries.gates import Relu
 from cutaway.dictionaries.transforms import autoencoder
 
 
-def detect(source):
-    return bool(source.files("*.toy"))
+def detect(files):
+    return bool(files.matching("*.toy"))
 
 
-def read(source):
-    rows = torch.tensor(source.json(source.only("*.toy"))["rows"])
+def read(files):
+    rows = torch.tensor(files.json(files.only("*.toy"))["rows"])
     n, width = rows.shape
     return autoencoder("resid_post.1", rows, rows, torch.zeros(n), torch.zeros(width), Relu())
 

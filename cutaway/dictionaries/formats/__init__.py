@@ -1,6 +1,6 @@
 """Dictionaries on disk in the formats of many tools: recognised by content, read, and written.
 
-Each module of this package is one format with three functions: `detect(source)`, `read(source, **choices)` and
+Each module of this package is one format with three functions: `detect(files)`, `read(files, **choices)` and
 `write(dictionary, path)`. What a format's files leave open is a choice; a choice that was not made is asked for.
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 
 from cutaway.core.refuse import Keyword, Refused, nearest
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.shared.files import Files
 from cutaway.dictionaries.formats.shared.located import located, pinned
-from cutaway.dictionaries.formats.shared.source import Source
 from cutaway.dictionaries.provenance import loaded
 
 FORMATS = (
@@ -51,13 +51,13 @@ def load(path: str | Path, format: str | None = None, **choices: Any) -> Diction
     Raises:
         Refused: nothing there, no known format, several that fit, or an open question.
     """
-    source, given = Source(located(path)), format
+    files, given = Files(located(path)), format
     if format is None:
-        fitting, trouble = _fitting(source)
+        fitting, trouble = _fitting(files)
         if trouble is not None and not fitting:
             raise trouble
         if not fitting:
-            seen = ", ".join(source.files("*", "*/*")[:8]) or "no file"
+            seen = ", ".join(files.matching("*", "*/*")[:8]) or "no file"
             raise Refused(f"path {str(path)!r}", f"no known format fits ({seen})", f"formats: {', '.join(FORMATS)}")
         if len(fitting) > 1:
             raise Refused(
@@ -70,8 +70,8 @@ def load(path: str | Path, format: str | None = None, **choices: Any) -> Diction
     if strange:
         way = f"it leaves open: {', '.join(allowed) or 'nothing'}"
         raise Refused(f"choice {strange[0]!r}", f"format {format} does not leave that open", way)
-    found = read(source, **choices)
-    return loaded(replace(found, about=found.about | {"path": str(path)}), pinned(path, source), given, choices)
+    found = read(files, **choices)
+    return loaded(replace(found, about=found.about | {"path": str(path)}), pinned(path, files), given, choices)
 
 
 def write(dictionary: Dictionary, path: str | Path, format: str, **options: Any) -> Path:
@@ -85,15 +85,15 @@ def write(dictionary: Dictionary, path: str | Path, format: str, **options: Any)
 
 def detect(path: str | Path) -> list[str]:
     """Return the formats that the content of a path fits, or of what a name as for `load` leads to."""
-    return _fitting(Source(located(path)))[0]
+    return _fitting(Files(located(path)))[0]
 
 
-def _fitting(source: Source) -> tuple[list[str], Refused | None]:
+def _fitting(files: Files) -> tuple[list[str], Refused | None]:
     """Return the formats that fit, and the first thing that could not be looked into: it may be another tool's own."""
     found, trouble = [], None
     for name in FORMATS:
         try:
-            if module(name).detect(source):
+            if module(name).detect(files):
                 found.append(name)
         except Refused as refusal:
             trouble = trouble or refusal

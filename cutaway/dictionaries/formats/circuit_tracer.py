@@ -20,8 +20,8 @@ from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.shared.files import Files, asked, asked_all, taken, write_config, write_plain
 from cutaway.dictionaries.formats.shared.simple import Simple, before_weight, unheld
-from cutaway.dictionaries.formats.shared.source import Source, asked, asked_all, taken, write_config, write_plain
 from cutaway.dictionaries.gates import Gate, JumpRelu, Relu, TopK
 from cutaway.dictionaries.parts import Block
 from cutaway.dictionaries.transforms import fold, jumping, subtracting, together
@@ -34,28 +34,28 @@ _PLAIN = {"W_enc", "W_dec", "b_enc", "b_dec"}
 NormWeights = dict[int, Tensor] | Literal["included"]
 
 
-def detect(source: Source) -> bool:
+def detect(files: Files) -> bool:
     """True if a folder (or the file of one layer) holds dictionaries in this format."""
-    shapes = source.shapes(next(iter(_layers(source).values()), None))
+    shapes = files.shapes(next(iter(_layers(files).values()), None))
     single = set(shapes) >= _PLAIN and set(shapes) <= _PLAIN | {_THRESHOLD, "k", "W_skip"}
-    crossing = next(iter(_crossing(source)), None)
-    return single or (crossing is not None and f"W_enc_{crossing}" in source.shapes(f"W_enc_{crossing}.safetensors"))
+    crossing = next(iter(_crossing(files)), None)
+    return single or (crossing is not None and f"W_enc_{crossing}" in files.shapes(f"W_enc_{crossing}.safetensors"))
 
 
-def _layers(source: Source) -> dict[int, str]:
-    files = source.files("layer_*.safetensors")
-    return dict(sorted((int(m[1]), f) for f in files if (m := re.fullmatch(r"layer_(\d+)\.safetensors", f))))
+def _layers(files: Files) -> dict[int, str]:
+    names = files.matching("layer_*.safetensors")
+    return dict(sorted((int(m[1]), f) for f in names if (m := re.fullmatch(r"layer_(\d+)\.safetensors", f))))
 
 
-def _crossing(source: Source) -> list[int]:
-    if source.path.is_file():
+def _crossing(files: Files) -> list[int]:
+    if files.path.is_file():
         return []
-    files = source.files("W_enc_*.safetensors")
-    return sorted(int(m[1]) for f in files if (m := re.fullmatch(r"W_enc_(\d+)\.safetensors", f)))
+    names = files.matching("W_enc_*.safetensors")
+    return sorted(int(m[1]) for f in names if (m := re.fullmatch(r"W_enc_(\d+)\.safetensors", f)))
 
 
 def read(
-    source: Source,
+    files: Files,
     *,
     site: str | None = None,
     target: str | None = None,
@@ -69,7 +69,7 @@ def read(
     `activation` and `k` what it does not say. `norm_weights` are needed, by layer, where the norm before the MLP is
     read without its weight ("included": the captured activations are without it already).
     """
-    config = source.yaml(CONFIG)
+    config = files.yaml(CONFIG)
     reads, bare = _hook(config.get("feature_input_hook"), site)
     writes, _ = _hook(config.get("feature_output_hook"), target)
     kind, size = activation or config.get("activation"), k if k is not None else config.get("k")
@@ -78,19 +78,19 @@ def read(
         "site": (reads, which.format("reads", "mlp_in")),
         "target": (writes, which.format("writes", "mlp_out")),
     }
-    if kind == "topk" and not all("k" in source.shapes(f) for f in _layers(source).values()):
+    if kind == "topk" and not all("k" in files.shapes(f) for f in _layers(files).values()):
         choices["k"] = size, "its gate is top-k, and no file says of how many"
-    reads, writes, *_ = asked_all(source, choices)
+    reads, writes, *_ = asked_all(files, choices)
     about = {"format": NAME, "model": config.get("model_name"), "scan": config.get("scan")}
-    crossing = _crossing(source)
+    crossing = _crossing(files)
     if crossing:
-        made = _cross_layer(source, crossing, reads, writes, kind, about)
+        made = _cross_layer(files, crossing, reads, writes, kind, about)
     else:
-        files = _layers(source).items()
-        made = together([_single(source, f, f"{reads}.{i}", f"{writes}.{i}", kind, size, about) for i, f in files])
+        layers = _layers(files).items()
+        made = together([_single(files, f, f"{reads}.{i}", f"{writes}.{i}", kind, size, about) for i, f in layers])
     if not bare:
         return made
-    weights = asked(norm_weights, "norm_weights", f"it reads {reads} before the norm's weight is multiplied in", source)
+    weights = asked(norm_weights, "norm_weights", f"it reads {reads} before the norm's weight is multiplied in", files)
     if not isinstance(weights, str):
         for layer, weight in weights.items():
             made = before_weight(made, f"{reads}.{layer}", weight)
@@ -111,17 +111,17 @@ def _hook(name: str | None, given: str | None) -> tuple[str | None, bool]:
 
 
 def _single(
-    source: Source, file: str, reads: str, writes: str, kind: str | None, k: int | None, about: dict[str, Any]
+    files: Files, file: str, reads: str, writes: str, kind: str | None, k: int | None, about: dict[str, Any]
 ) -> Dictionary:
-    tensors = source.tensors(file)
-    encoder, decoder, b_enc, b_dec = taken(source, file, ["W_enc", "W_dec", "b_enc", "b_dec"], tensors)
+    tensors = files.tensors(file)
+    encoder, decoder, b_enc, b_dec = taken(files, file, ["W_enc", "W_dec", "b_enc", "b_dec"], tensors)
     n, width = len(b_enc), len(b_dec)
     if tuple(decoder.shape) == (width, n) and n != width:
         decoder = decoder.T
     gate: Gate
     if kind == "topk":
         k = int(tensors["k"]) if "k" in tensors else k
-        gate = TopK(int(asked(k, "k", "its gate is top-k, and no file says of how many", source)), signed=True)
+        gate = TopK(int(asked(k, "k", "its gate is top-k, and no file says of how many", files)), signed=True)
     elif kind == "relu" or _THRESHOLD not in tensors:
         if kind is None and "k" in tensors:
             gate = TopK(int(tensors["k"]), signed=True)
@@ -134,19 +134,19 @@ def _single(
 
 
 def _cross_layer(
-    source: Source, layers: list[int], reads: str, writes: str, kind: str | None, about: dict[str, Any]
+    files: Files, layers: list[int], reads: str, writes: str, kind: str | None, about: dict[str, Any]
 ) -> Dictionary:
     n = len(layers)
     if layers != list(range(n)):
-        raise Refused(f"folder {str(source.root)!r}", f"it has layers {layers}", "fetch all layers, from 0 on")
+        raise Refused(f"folder {str(files.root)!r}", f"it has layers {layers}", "fetch all layers, from 0 on")
     encoder, decoder, b_enc, b_dec, gates, skip = [], [], [], {}, [], {}
     for i in layers:
         file = f"W_enc_{i}.safetensors"
-        tensors = source.tensors(file)
-        e, b, out = taken(source, file, [f"W_enc_{i}", f"b_enc_{i}", f"b_dec_{i}"], tensors)
-        (d,) = taken(source, f"W_dec_{i}.safetensors", [f"W_dec_{i}"], source.tensors(f"W_dec_{i}.safetensors"))
+        tensors = files.tensors(file)
+        e, b, out = taken(files, file, [f"W_enc_{i}", f"b_enc_{i}", f"b_dec_{i}"], tensors)
+        (d,) = taken(files, f"W_dec_{i}.safetensors", [f"W_dec_{i}"], files.tensors(f"W_dec_{i}.safetensors"))
         if d.shape[1] != n - i:
-            raise Refused(f"folder {str(source.root)!r}", f"layer {i} writes {d.shape[1]} layers", "fetch all layers")
+            raise Refused(f"folder {str(files.root)!r}", f"layer {i} writes {d.shape[1]} layers", "fetch all layers")
         encoder.append({f"{reads}.{i}": e})
         decoder.append({f"{writes}.{i + m}": d[:, m].contiguous() for m in range(n - i)})
         b_enc.append(b)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.shared.files import PT, Files, taken, write_config
 from cutaway.dictionaries.formats.shared.pt import write_pt
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
-from cutaway.dictionaries.formats.shared.source import PT, Source, taken, write_config
 from cutaway.dictionaries.gates import Relu
 from cutaway.models.anatomy.foreign_names import hook_of_site, site_of_hook
 
@@ -20,26 +20,26 @@ NAME = "connor_rob"
 _KEYS = ["W_enc", "W_dec", "b_enc", "b_dec"]
 
 
-def detect(source: Source) -> bool:
+def detect(files: Files) -> bool:
     """True if a file, or the only one in a folder, holds a dictionary in this format."""
-    file = _file(source)
-    shapes = source.shapes(file)
-    return "act_name" in _config(source, file) and set(shapes) == set(_KEYS) and shapes["W_enc"][1:] == shapes["b_enc"]
+    file = _file(files)
+    shapes = files.shapes(file)
+    return "act_name" in _config(files, file) and set(shapes) == set(_KEYS) and shapes["W_enc"][1:] == shapes["b_enc"]
 
 
-def _file(source: Source) -> str | None:
-    return source.only(*(f"*{end}" for end in PT))
+def _file(files: Files) -> str | None:
+    return files.only(*(f"*{end}" for end in PT))
 
 
-def _config(source: Source, file: str | None) -> dict[str, Any]:
-    return {} if file is None else source.json(f"{Path(file).stem}_cfg.json")
+def _config(files: Files, file: str | None) -> dict[str, Any]:
+    return {} if file is None else files.json(f"{Path(file).stem}_cfg.json")
 
 
-def read(source: Source, *, site: str | None = None) -> Dictionary:
+def read(files: Files, *, site: str | None = None) -> Dictionary:
     """Read the dictionary; `site` stands in for what the configuration says it reads."""
-    file = str(_file(source))
-    config = _config(source, file)
-    encoder, decoder, b_enc, b_dec = taken(source, file, _KEYS, source.tensors(file))
+    file = str(_file(files))
+    config = _config(files, file)
+    encoder, decoder, b_enc, b_dec = taken(files, file, _KEYS, files.tensors(file))
     site = site or str(site_of_hook(str(config["act_name"]))[0])
     return Simple(
         site,

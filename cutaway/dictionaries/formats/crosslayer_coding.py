@@ -22,8 +22,8 @@ from torch import Tensor
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.shared.files import PT, Files, asked, taken, write_config, write_plain
 from cutaway.dictionaries.formats.shared.simple import unheld
-from cutaway.dictionaries.formats.shared.source import PT, Source, asked, taken, write_config, write_plain
 from cutaway.dictionaries.gates import JumpRelu, Relu
 from cutaway.dictionaries.parts import Block
 from cutaway.dictionaries.transforms import fold, jumping, subtracting
@@ -34,14 +34,14 @@ _MODULES = ("encoder_module.", "decoder_module.", "theta_manager.")
 _OLD = "encoder_module.feature_"
 
 
-def detect(source: Source) -> bool:
+def detect(files: Files) -> bool:
     """True if a folder holds a dictionary in this format."""
-    keys = {_short(n) for n in source.shapes(_file(source))}
-    return "num_features" in source.json(CONFIG) and "encoders.0.weight" in keys
+    keys = {_short(n) for n in files.shapes(_file(files))}
+    return "num_features" in files.json(CONFIG) and "encoders.0.weight" in keys
 
 
-def _file(source: Source) -> str | None:
-    return source.only("*.safetensors") or source.only(*(f"*{end}" for end in PT))
+def _file(files: Files) -> str | None:
+    return files.only("*.safetensors") or files.only(*(f"*{end}" for end in PT))
 
 
 def _short(name: str) -> str:
@@ -49,25 +49,25 @@ def _short(name: str) -> str:
 
 
 def read(
-    source: Source, *, site: str | None = None, target: str | None = None, normalised: Literal["before"] | None = None
+    files: Files, *, site: str | None = None, target: str | None = None, normalised: Literal["before"] | None = None
 ) -> Dictionary:
     """Read the cross-layer transcoder; `site` and `target` name what each layer reads and writes (`mlp_in`,
     `mlp_out`).
 
     `normalised="before"` says that activations will be brought into the scale of training before they are given.
     """
-    file, config = str(_file(source)), source.json(CONFIG)
-    t = {_short(n).replace("bias_param", "bias"): v.float() for n, v in source.tensors(file).items()}
-    reads = asked(site, "site", "which site each layer reads is not in its files", source)
-    writes = asked(target, "target", "which site each layer writes is not in its files", source)
+    file, config = str(_file(files)), files.json(CONFIG)
+    t = {_short(n).replace("bias_param", "bias"): v.float() for n, v in files.tensors(file).items()}
+    reads = asked(site, "site", "which site each layer reads is not in its files", files)
+    writes = asked(target, "target", "which site each layer writes is not in its files", files)
     if config.get("normalization_method", "none") != "none":
-        asked(normalised, "normalised", "it was trained on activations normalised by numbers not in its files", source)
+        asked(normalised, "normalised", "it was trained on activations normalised by numbers not in its files", files)
     tying, n = str(config.get("decoder_tying", "none")), int(config["num_layers"])
-    _understood(source, config, t)
-    taken(source, file, [f"encoders.{i}.{part}" for i in range(n) for part in ("weight", "bias")], t)
+    _understood(files, config, t)
+    taken(files, file, [f"encoders.{i}.{part}" for i in range(n) for part in ("weight", "bias")], t)
     ins, outs = [f"{reads}.{i}" for i in range(n)], [f"{writes}.{i}" for i in range(n)]
     pairs = [(s, m) for s in range(n) for m in range(s, n)]
-    taken(source, file, [f"decoders.{_name(s, m, tying)}.{p}" for s, m in pairs for p in ("weight", "bias")], t)
+    taken(files, file, [f"decoders.{_name(s, m, tying)}.{p}" for s, m in pairs for p in ("weight", "bias")], t)
     decoder: list[dict[str, Tensor]] = [{} for _ in ins]
     b_dec = {w: torch.zeros(int(config["d_model"])) for w in outs}
     skip = {}
@@ -99,8 +99,8 @@ def _name(source: int, target: int, tying: str) -> str:
     return {"per_source": str(source), "per_target": str(target)}.get(tying, f"{source}->{target}")
 
 
-def _understood(source: Source, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    what, kind = f"dictionary at {str(source.path)!r}", config.get("activation_fn", "jumprelu")
+def _understood(files: Files, config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    what, kind = f"dictionary at {str(files.path)!r}", config.get("activation_fn", "jumprelu")
     if kind not in ("relu", "jumprelu") or (kind == "jumprelu") != ("log_threshold" in tensors):
         raise Refused(what, f"its gate {kind!r} chooses among the latents of all layers", "convert it to jumprelu")
     if any(n.startswith(_OLD) for n in tensors):

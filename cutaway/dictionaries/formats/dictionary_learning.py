@@ -24,9 +24,9 @@ from torch import Tensor
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.shared.files import PT, Files, asked, write_config
 from cutaway.dictionaries.formats.shared.pt import write_pt
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
-from cutaway.dictionaries.formats.shared.source import PT, Source, asked, write_config
 from cutaway.dictionaries.gates import BatchTopK, Gated, JumpRelu, Relu, TopK
 from cutaway.dictionaries.transforms import fold, jumping
 
@@ -45,46 +45,44 @@ _CLASSES: dict[str, set[str]] = {
 }
 
 
-def detect(source: Source) -> bool:
+def detect(files: Files) -> bool:
     """True if a folder or file holds a dictionary in this format."""
-    kind = _class(source)
+    kind = _class(files)
     # What other tools' plain linear pairs look like too is only taken with this tool's configuration beside it.
-    return kind is not None and (kind != "AutoEncoderNew" or "trainer" in _config(source))
+    return kind is not None and (kind != "AutoEncoderNew" or "trainer" in _config(files))
 
 
-def _file(source: Source) -> str | None:
-    return "ae.pt" if source.path.is_dir() and source.has("ae.pt") else source.only(*(f"*{end}" for end in PT))
+def _file(files: Files) -> str | None:
+    return "ae.pt" if files.path.is_dir() and files.has("ae.pt") else files.only(*(f"*{end}" for end in PT))
 
 
-def _class(source: Source) -> str | None:
-    shapes = source.shapes(_file(source))
+def _class(files: Files) -> str | None:
+    shapes = files.shapes(_file(files))
     keys = set(shapes)
     if any(len(s) > 2 for s in shapes.values()):
         return None  # a crosscoder of its fork
     return next((n for n, wanted in _CLASSES.items() if keys == wanted), None)
 
 
-def _config(source: Source) -> dict[str, Any]:
-    return source.json(CONFIG) or source.json("../" + CONFIG)
+def _config(files: Files) -> dict[str, Any]:
+    return files.json(CONFIG) or files.json("../" + CONFIG)
 
 
-def read(source: Source, *, site: str | None = None, kind: Kind | None = None) -> Dictionary:
+def read(files: Files, *, site: str | None = None, kind: Kind | None = None) -> Dictionary:
     """Read the dictionary; `site` and, between the two top-k classes, `kind` are asked for where no configuration
     tells.
     """
-    held, found = source.held(str(_file(source))), _class(source)
-    trainer = _config(source).get("trainer", {})
+    held, found = files.held(str(_file(files))), _class(files)
+    trainer = _config(files).get("trainer", {})
     question = "no configuration tells which site it reads"
-    site = asked(site or _named(trainer), "site", question, source)
+    site = asked(site or _named(trainer), "site", question, files)
     about = {"format": NAME, "model": trainer.get("lm_name"), "config": trainer}
     if found == "TopK":
         question = "its file does not tell whether it encodes by top-k or by a threshold"
-        found = asked(kind or trainer.get("dict_class"), "kind", question, source)
+        found = asked(kind or trainer.get("dict_class"), "kind", question, files)
     made = _MADE.get(str(found))
     if made is None:
-        raise Refused(
-            f"dictionary at {str(source.path)!r}", f"class {found} is not known", f"known: {', '.join(_MADE)}"
-        )
+        raise Refused(f"dictionary at {str(files.path)!r}", f"class {found} is not known", f"known: {', '.join(_MADE)}")
     encoder, decoder, b_enc, b_dec, gate, subtract = made(held)
     return Simple(site, site, encoder, decoder, b_enc, b_dec, gate, subtract=subtract, about=about).dictionary()
 

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.shared.files import PT, Files, asked, taken, write_config
 from cutaway.dictionaries.formats.shared.pt import write_pt
 from cutaway.dictionaries.formats.shared.simple import unheld
-from cutaway.dictionaries.formats.shared.source import PT, Source, asked, taken, write_config
 from cutaway.dictionaries.gates import BatchTopK, Gate, JumpRelu, Relu
 from cutaway.dictionaries.parts import Block
 from cutaway.dictionaries.transforms import fold, subtracting
@@ -36,20 +36,20 @@ _COMPILED = "_orig_mod."  # before every name, if it was saved while compiled
 _ALMOST = 1e-8  # the tool divides by its scale and this
 
 
-def detect(source: Source) -> bool:
+def detect(files: Files) -> bool:
     """True if a folder or file holds a dictionary in this format."""
-    shapes = {n.removeprefix(_COMPILED): s for n, s in source.shapes(_file(source)).items()}
+    shapes = {n.removeprefix(_COMPILED): s for n, s in files.shapes(_file(files)).items()}
     return set(shapes) >= set(_KEYS) and len(shapes["encoder.weight"]) == len(shapes["decoder.weight"]) == 3
 
 
-def _file(source: Source) -> str | None:
-    if source.path.is_dir() and source.has("ae.pt"):
+def _file(files: Files) -> str | None:
+    if files.path.is_dir() and files.has("ae.pt"):
         return "ae.pt"
-    return source.only(*(f"*{end}" for end in PT)) or source.only("*.safetensors")
+    return files.only(*(f"*{end}" for end in PT)) or files.only("*.safetensors")
 
 
 def read(
-    source: Source,
+    files: Files,
     *,
     sites: str | Sequence[str] | None = None,
     code_normalization: CodeNorm | None = None,
@@ -60,27 +60,27 @@ def read(
     `code_normalization` is asked for where an older file has none, and for "mixed" `mix`, the weights of "sae" and
     "crosscoder", where no configuration tells them.
     """
-    file, config = str(_file(source)), source.json(CONFIG)
-    held = {n.removeprefix(_COMPILED): t.float() for n, t in source.tensors(file).items()}
-    encoder, b_enc, decoder, b_dec = taken(source, file, _KEYS, held)
+    file, config = str(_file(files)), files.json(CONFIG)
+    held = {n.removeprefix(_COMPILED): t.float() for n, t in files.tensors(file).items()}
+    encoder, b_enc, decoder, b_dec = taken(files, file, _KEYS, held)
     if len(encoder) != len(decoder):
         why = f"it reads {len(encoder)} layers and writes {len(decoder)}"
-        raise Refused(f"dictionary at {str(source.path)!r}", why, "only those that write what they read are known here")
+        raise Refused(f"dictionary at {str(files.path)!r}", why, "only those that write what they read are known here")
     trainer = config.get("trainer", config)
-    names = _sites(source, sites if sites is not None else trainer.get("sites"), len(encoder))
+    names = _sites(files, sites if sites is not None else trainer.get("sites"), len(encoder))
     kind: CodeNorm | None = code_normalization or _named(held)
     # of each block: the unit of its latents, its gate, what it writes
     parts: list[tuple[Tensor, Gate, tuple[str, ...]]] = [(torch.ones_like(b_enc), Relu(), names)]
     if "k" in held:
-        kind = asked(kind, "code_normalization", "no id in the file tells by what norms it gates", source)
+        kind = asked(kind, "code_normalization", "no id in the file tells by what norms it gates", files)
         norms, k = decoder.norm(dim=2), max(1, int(held["k"]))
         gates = [BatchTopK(k, t if t >= 0 else None) for t in held["threshold"].reshape(-1).tolist()]
         if kind == "decoupled":
             gates = gates * len(norms) if len(gates) == 1 else gates
             parts = [(n, g, (s,)) for n, g, s in zip(norms, gates, names, strict=True)]
         else:
-            parts = [(_unit(source, kind, norms, trainer, mix), gates[0], names)]
-    mean, into, back = _normaliser(source, held, kind, b_dec)
+            parts = [(_unit(files, kind, norms, trainer, mix), gates[0], names)]
+    mean, into, back = _normaliser(files, held, kind, b_dec)
     b_enc = b_enc - torch.einsum("ld,ldf->f", mean * into, encoder)
     inside = {s: encoder[i].T * into for i, s in enumerate(names)}
     outside = {s: decoder[i] / back for i, s in enumerate(names)}
@@ -96,8 +96,8 @@ def read(
     )
 
 
-def _sites(source: Source, given: str | Sequence[str] | None, n: int) -> tuple[str, ...]:
-    found = asked(given, "sites", f"which sites its {n} layers are is not in the file", source)
+def _sites(files: Files, given: str | Sequence[str] | None, n: int) -> tuple[str, ...]:
+    found = asked(given, "sites", f"which sites its {n} layers are is not in the file", files)
     names = tuple(s.strip() for s in (found.split(",") if isinstance(found, str) else found))
     if len(set(names)) != n:
         raise Refused(f"sites={','.join(names)}", f"the crosscoder has {n} layers", "name each of them, once")
@@ -109,7 +109,7 @@ def _named(held: dict[str, Tensor]) -> CodeNorm | None:
     return get_args(CodeNorm)[number - 1] if 1 <= number <= len(get_args(CodeNorm)) else None
 
 
-def _unit(source: Source, kind: str, norms: Tensor, trainer: dict[str, Any], mix: Sequence[float] | None) -> Tensor:
+def _unit(files: Files, kind: str, norms: Tensor, trainer: dict[str, Any], mix: Sequence[float] | None) -> Tensor:
     """n of each latent, from the norms [layer, latent] of its decoder rows."""
     if kind == "none":
         return torch.ones_like(norms[0])
@@ -118,13 +118,13 @@ def _unit(source: Source, kind: str, norms: Tensor, trainer: dict[str, Any], mix
         return summed if kind == "crosscoder" else joint
     told = [trainer[n] for n in ("code_normalization_alpha_sae", "code_normalization_alpha_cc") if n in trainer]
     weights = mix if mix is not None else told or None
-    weights = asked(weights, "mix", "the weights of its mixed norms are not in a configuration", source)
+    weights = asked(weights, "mix", "the weights of its mixed norms are not in a configuration", files)
     if len(weights) != 2:
         raise Refused(f"mix={weights}", "there are two weights", "give that of the joint norm and that of the sum")
     return float(weights[0]) * joint + float(weights[1]) * summed
 
 
-def _normaliser(source: Source, held: dict[str, Tensor], kind: str | None, like: Tensor) -> tuple[Tensor, float, float]:
+def _normaliser(files: Files, held: dict[str, Tensor], kind: str | None, like: Tensor) -> tuple[Tensor, float, float]:
     """Return the mean [layer, width] of what it reads, the factor on the way in, the divisor on the way back."""
     none = like.new_tensor(torch.nan)  # the tool's word for a missing normaliser
     mean, std = held.get("activation_mean", none), held.get("activation_std", none)
@@ -132,7 +132,7 @@ def _normaliser(source: Source, held: dict[str, Tensor], kind: str | None, like:
         return torch.zeros_like(like), 1.0, 1.0
     if kind == "decoupled":
         why = "its code normalises activations twice where layers are decoupled"
-        raise Refused(f"dictionary at {str(source.path)!r}", why, "train it without a normaliser")
+        raise Refused(f"dictionary at {str(files.path)!r}", why, "train it without a normaliser")
     factor = float(held["activation_global_scale"])
     return mean.expand_as(like), factor, factor + _ALMOST
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.shared.files import Files, asked, layer_in, taken, write_npz
 from cutaway.dictionaries.formats.shared.simple import Simple, before_weight, simple, unheld
-from cutaway.dictionaries.formats.shared.source import Source, asked, layer_in, taken, write_npz
 from cutaway.dictionaries.gates import JumpRelu
 from cutaway.dictionaries.transforms import jumping
 
@@ -26,14 +26,14 @@ _SITES = {"res": "resid_post", "mlp": "mlp_out", "att": "z"}
 _KEYS = {"w_enc": "W_enc", "w_dec": "W_dec"}
 
 
-def detect(source: Source) -> bool:
+def detect(files: Files) -> bool:
     """True if a folder or file holds a dictionary in this format."""
-    found = source.shapes(source.only("*.npz"))
+    found = files.shapes(files.only("*.npz"))
     return {_KEYS.get(n, n) for n in found} >= {"W_enc", "W_dec", "b_enc", "b_dec", "threshold"}
 
 
 def read(
-    source: Source,
+    files: Files,
     *,
     site: str | None = None,
     target: str | None = None,
@@ -45,19 +45,19 @@ def read(
     `norm_weight` is the weight of the norm before the MLP as it multiplies (1 + w in this family); a transcoder was
     trained before it. "included" leaves the dictionary as it is.
     """
-    file = str(source.only("*.npz"))
-    tensors = {_KEYS.get(n, n): t for n, t in source.tensors(file).items()}
+    file = str(files.only("*.npz"))
+    tensors = {_KEYS.get(n, n): t for n, t in files.tensors(file).items()}
     encoder, decoder, b_enc, b_dec, threshold = taken(
-        source, file, ["W_enc", "W_dec", "b_enc", "b_dec", "threshold"], tensors
+        files, file, ["W_enc", "W_dec", "b_enc", "b_dec", "threshold"], tensors
     )
-    words = source.words
+    words = files.words
     if embedding is None:
         embedding = "/embedding" in words
     coder = target is not None or (site is None and bool(re.search(r"transcoder", words)))
     layer = layer_in(words, r"layer_(\d+)")
     if site is None:
         site = "embed" if embedding else _named(words, layer, coder)
-    site = asked(site, "site", "which site and layer it reads is not in its path", source)
+    site = asked(site, "site", "which site and layer it reads is not in its path", files)
     if coder and target is None and layer is not None:
         target = f"mlp_out.{layer}"
     if embedding:
@@ -76,7 +76,7 @@ def read(
     ).dictionary()
     if not coder:
         return made
-    weight = asked(norm_weight, "norm_weight", f"it reads {site} before the norm's weight is multiplied in", source)
+    weight = asked(norm_weight, "norm_weight", f"it reads {site} before the norm's weight is multiplied in", files)
     return made if isinstance(weight, str) else before_weight(made, site, weight)
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from cutaway.core.address import parse
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.shared.files import Files, asked, layer_in, taken, write_config, write_plain
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
-from cutaway.dictionaries.formats.shared.source import Source, asked, layer_in, taken, write_config, write_plain
 from cutaway.dictionaries.gates import JumpRelu
 from cutaway.dictionaries.parts import Block
 from cutaway.dictionaries.transforms import fold, jumping
@@ -36,26 +36,26 @@ _FOLDERS = {"resid_post": "resid_post", "attn_out": "z", "mlp_out": "mlp_out"}
 _LAYER_FILE = re.compile(r"params_layer_(\d+)\.safetensors")
 
 
-def detect(source: Source) -> bool:
+def detect(files: Files) -> bool:
     """True if a folder or file holds a dictionary in this format."""
-    file = source.only("*.safetensors") or next(iter(_layers(source).values()), None)
-    shapes = source.shapes(file)
+    file = files.only("*.safetensors") or next(iter(_layers(files).values()), None)
+    shapes = files.shapes(file)
     return set(shapes) - {_SKIP} == set(_NEEDED) and len(shapes["w_enc"]) == 2
 
 
-def read(source: Source, *, site: str | None = None, target: str | None = None) -> Dictionary:
+def read(files: Files, *, site: str | None = None, target: str | None = None) -> Dictionary:
     """Read the dictionary; `site` and `target` are asked for where neither a configuration nor the path tells them."""
-    layers = _layers(source)
-    if layers and (source.path.is_dir() or len(source.shapes(source.path.name)["w_dec"]) == 3):
-        return _cross_layer(source, layers)
-    file = str(source.only("*.safetensors"))
-    tensors = source.tensors(file)
-    encoder, decoder, b_enc, b_dec, threshold = taken(source, file, _NEEDED, tensors)
+    layers = _layers(files)
+    if layers and (files.path.is_dir() or len(files.shapes(files.path.name)["w_dec"]) == 3):
+        return _cross_layer(files, layers)
+    file = str(files.only("*.safetensors"))
+    tensors = files.tensors(file)
+    encoder, decoder, b_enc, b_dec, threshold = taken(files, file, _NEEDED, tensors)
     if decoder.ndim == 3:
         raise Refused(f"file {file!r}", "it is one layer of a cross-layer transcoder", "give the folder of all layers")
-    config = source.json("config.json")
-    found = _sites(config, source.words)
-    site = asked(site or found[0], "site", "which site it reads is neither in a configuration nor in its path", source)
+    config = files.json("config.json")
+    found = _sites(config, files.words)
+    site = asked(site or found[0], "site", "which site it reads is neither in a configuration nor in its path", files)
     skip = tensors.get(_SKIP)
     return Simple(
         site,
@@ -70,8 +70,8 @@ def read(source: Source, *, site: str | None = None, target: str | None = None) 
     ).dictionary()
 
 
-def _layers(source: Source) -> dict[int, str]:
-    names = [p.name for p in source.root.glob("params_layer_*.safetensors")]
+def _layers(files: Files) -> dict[int, str]:
+    names = [p.name for p in files.root.glob("params_layer_*.safetensors")]
     return dict(sorted((int(m[1]), n) for n in names if (m := _LAYER_FILE.fullmatch(n))))
 
 
@@ -101,18 +101,18 @@ def _module(path: str) -> str:
     )
 
 
-def _cross_layer(source: Source, layers: dict[int, str]) -> Dictionary:
+def _cross_layer(files: Files, layers: dict[int, str]) -> Dictionary:
     if list(layers) != list(range(len(layers))):
-        raise Refused(f"folder {str(source.root)!r}", f"it has layers {list(layers)}", "fetch all layers, from 0 on")
+        raise Refused(f"folder {str(files.root)!r}", f"it has layers {list(layers)}", "fetch all layers, from 0 on")
     n = len(layers)
     reads, writes = [f"mlp_in.{i}" for i in range(n)], [f"mlp_out.{i}" for i in range(n)]
     encoder, decoder, b_enc, b_dec, gates, skip = [], [], [], {}, [], {}
     for i, file in layers.items():
-        tensors = source.tensors(file)
-        e, d, b, out, threshold = taken(source, file, _NEEDED, tensors)
+        tensors = files.tensors(file)
+        e, d, b, out, threshold = taken(files, file, _NEEDED, tensors)
         if d.ndim != 3 or d.shape[1] != n:
             why = f"{file} writes {d.shape[1] if d.ndim == 3 else 1} layers where the folder has {n}"
-            raise Refused(f"folder {str(source.root)!r}", why, "fetch all layers")
+            raise Refused(f"folder {str(files.root)!r}", why, "fetch all layers")
         encoder.append({reads[i]: e.T.contiguous()})
         decoder.append({writes[m]: d[:, m].contiguous() for m in range(i, n)})
         b_enc.append(b)
@@ -129,7 +129,7 @@ def _cross_layer(source: Source, layers: dict[int, str]) -> Dictionary:
         b_dec,
         tuple(gates),
         skip,
-        about={"format": NAME, "model": source.json("config.json").get("model_name")},
+        about={"format": NAME, "model": files.json("config.json").get("model_name")},
     )
     return d.to(dtype=torch.promote_types(d.dtype, torch.float32))
 

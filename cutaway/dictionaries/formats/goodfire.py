@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.shared.files import PT, Files, asked, layer_in, taken
 from cutaway.dictionaries.formats.shared.pt import write_pt
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
-from cutaway.dictionaries.formats.shared.source import PT, Source, asked, layer_in, taken
 from cutaway.dictionaries.gates import Relu
 
 NAME = "goodfire"
@@ -23,23 +23,23 @@ def _keys(pair: tuple[str, str]) -> list[str]:
     return [f"{part}.{what}" for part in pair for what in ("weight", "bias")]
 
 
-def detect(source: Source) -> bool:
+def detect(files: Files) -> bool:
     """True if a folder or file holds a dictionary in this format."""
-    if "trainer" in source.json("config.json"):
+    if "trainer" in files.json("config.json"):
         return False  # the same tensors, of a tool that writes down what they are
-    shapes = source.shapes(source.only(*(f"*{e}" for e in PT)))
+    shapes = files.shapes(files.only(*(f"*{e}" for e in PT)))
     return all(len(s) < 3 for s in shapes.values()) and any(set(shapes) == set(_keys(pair)) for pair in _NAMES)
 
 
-def read(source: Source, *, site: str | None = None) -> Dictionary:
+def read(files: Files, *, site: str | None = None) -> Dictionary:
     """Read the dictionary; `site` is asked for where the file's name does not tell the layer of a residual stream."""
-    file = str(source.only(*(f"*{e}" for e in PT)))
-    tensors = source.tensors(file)
+    file = str(files.only(*(f"*{e}" for e in PT)))
+    tensors = files.tensors(file)
     pair = next(p for p in _NAMES if set(tensors) == set(_keys(p)))
-    encoder, b_enc, decoder, b_dec = taken(source, file, _keys(pair), tensors)
+    encoder, b_enc, decoder, b_dec = taken(files, file, _keys(pair), tensors)
     layer = layer_in(Path(file).stem, r"(?:^|[-_])l(\d+)$", r"-l(\d+)-")
     site = asked(
-        site or (None if layer is None else f"resid_post.{layer}"), "site", "which site it reads is not told", source
+        site or (None if layer is None else f"resid_post.{layer}"), "site", "which site it reads is not told", files
     )
     return Simple(site, site, encoder, decoder.T, b_enc, b_dec, Relu(), about={"format": NAME}).dictionary()
 

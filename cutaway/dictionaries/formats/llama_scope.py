@@ -16,8 +16,8 @@ import torch
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.shared.files import Files, asked, taken, write_config, write_plain
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
-from cutaway.dictionaries.formats.shared.source import Source, asked, taken, write_config, write_plain
 from cutaway.dictionaries.gates import JumpRelu, Relu, TopK
 from cutaway.dictionaries.norms import Scale
 from cutaway.dictionaries.transforms import jumping
@@ -28,13 +28,13 @@ CONFIG, WEIGHTS = "hyperparams.json", "checkpoints/final.safetensors"
 _KEYS = ["encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias"]
 
 
-def detect(source: Source) -> bool:
+def detect(files: Files) -> bool:
     """True if a folder holds a dictionary in this format."""
-    return "dataset_average_activation_norm" in source.json(CONFIG) and set(source.shapes(WEIGHTS)) >= set(_KEYS[:3])
+    return "dataset_average_activation_norm" in files.json(CONFIG) and set(files.shapes(WEIGHTS)) >= set(_KEYS[:3])
 
 
 def read(
-    source: Source,
+    files: Files,
     *,
     site: str | None = None,
     target: str | None = None,
@@ -44,13 +44,13 @@ def read(
 
     `threshold_space` says what θ is compared with; it is asked for where the gate has a θ above 0.
     """
-    config, tensors = source.json(CONFIG), source.tensors(WEIGHTS)
-    encoder, b_enc, decoder = taken(source, WEIGHTS, _KEYS[:3], tensors)
+    config, tensors = files.json(CONFIG), files.tensors(WEIGHTS)
+    encoder, b_enc, decoder = taken(files, WEIGHTS, _KEYS[:3], tensors)
     reads = site or str(site_of_hook(str(config[SITE_IN]))[0])
     writes = target or str(site_of_hook(str(config.get(SITE_OUT, config[SITE_IN])))[0])
     how = config.get("norm_activation", "dataset-wise")
     if how not in ("dataset-wise", "inference"):
-        raise Refused(f"dictionary at {str(source.path)!r}", f"normalisation {how!r} is not known", "convert it")
+        raise Refused(f"dictionary at {str(files.path)!r}", f"normalisation {how!r} is not known", "convert it")
     norms, width = config["dataset_average_activation_norm"], encoder.shape[1]
     reading = Scale(width**0.5 / float(norms["in"])) if how == "dataset-wise" else None
     writing = Scale(len(decoder) ** 0.5 / float(norms["out"])) if how == "dataset-wise" else None
@@ -58,13 +58,13 @@ def read(
     if kind == "jumprelu":
         if theta != 0.0 and reading is not None:
             question = "its θ may be meant for scaled or for raw pre-activations"
-            space = asked(threshold_space, "threshold_space", question, source)
+            space = asked(threshold_space, "threshold_space", question, files)
             theta = theta if space == "scaled" else theta * reading.factor
         gate = JumpRelu(torch.full_like(b_enc, theta))
     elif kind in ("relu", "topk"):
         gate = Relu() if kind == "relu" else TopK(int(config["top_k"]))
     else:
-        raise Refused(f"dictionary at {str(source.path)!r}", f"its gate {kind!r} is not known", "convert it")
+        raise Refused(f"dictionary at {str(files.path)!r}", f"its gate {kind!r} is not known", "convert it")
     return Simple(
         reads,
         writes,

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.shared.files import Files, asked, taken, write_config, write_plain
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
-from cutaway.dictionaries.formats.shared.source import Source, asked, taken, write_config, write_plain
 from cutaway.dictionaries.gates import BatchTopK, Gate, JumpRelu, Relu, TopK
 from cutaway.dictionaries.gates.gate import numbers_of, tensors_of
 from cutaway.dictionaries.norms import Norm, Scale, TokenNorm
@@ -51,39 +51,39 @@ _OLD = {"encoder.weight", "encoder.bias", "decoder.weight"}
 Norms = Mapping[str, float] | Literal["folded"]
 
 
-def detect(source: Source) -> bool:
+def detect(files: Files) -> bool:
     """True if a folder holds a dictionary in this format."""
-    shapes, config = source.shapes(WEIGHTS), source.json(CONFIG)
+    shapes, config = files.shapes(WEIGHTS), files.json(CONFIG)
     new = {"W_E", "b_E"} <= set(shapes) and ("W_D" in shapes or "W_D.0" in shapes)
     return "d_model" in config and (new or set(shapes) >= _OLD)
 
 
 def read(
-    source: Source, *, site: str | None = None, target: str | None = None, average_norms: Norms | None = None
+    files: Files, *, site: str | None = None, target: str | None = None, average_norms: Norms | None = None
 ) -> Dictionary:
     """Read the dictionary, its scales kept (`fold` moves them into the weights).
 
     `average_norms` (by site, or "folded") are asked for where activations are to be scaled and no file says by what.
     """
-    config, tensors = source.json(CONFIG), source.tensors(WEIGHTS)
+    config, tensors = files.json(CONFIG), files.tensors(WEIGHTS)
     if config.get("use_glu_encoder"):
-        raise Refused(f"dictionary at {str(source.path)!r}", "its encoder is gated by a second one", "retrain it")
+        raise Refused(f"dictionary at {str(files.path)!r}", "its encoder is gated by a second one", "retrain it")
     if "W_D.0" in tensors:
-        return _cross_layer(source, config, tensors, average_norms)
+        return _cross_layer(files, config, tensors, average_norms)
     if tensors.get("W_E", torch.zeros(0)).ndim == 3:
-        return _crosscoder(source, config, tensors, average_norms)
+        return _crosscoder(files, config, tensors, average_norms)
     hooks = (str(config[SITE_IN]), str(config.get(SITE_OUT, config[SITE_IN])))
     reads, writes = site or _site(hooks[0]), target or (_site(hooks[1]) if site is None else site)
     if "W_E" in tensors:
-        encoder, b_enc, decoder = taken(source, WEIGHTS, ["W_E", "b_E", "W_D"], tensors)
+        encoder, b_enc, decoder = taken(files, WEIGHTS, ["W_E", "b_E", "W_D"], tensors)
         encoder, b_dec = encoder.T, tensors.get("b_D")
     else:
-        encoder, b_enc, decoder = taken(source, WEIGHTS, ["encoder.weight", "encoder.bias", "decoder.weight"], tensors)
+        encoder, b_enc, decoder = taken(files, WEIGHTS, ["encoder.weight", "encoder.bias", "decoder.weight"], tensors)
         decoder, b_dec = decoder.T, tensors.get("decoder.bias")
-    norms = [_norm(source, config, tensors, hook, average_norms) for hook in hooks]
+    norms = [_norm(files, config, tensors, hook, average_norms) for hook in hooks]
     if isinstance(norms[1], TokenNorm) and reads != writes:
         raise Refused(
-            f"dictionary at {str(source.path)!r}", "each token's output is scaled by its own norm", "retrain it"
+            f"dictionary at {str(files.path)!r}", "each token's output is scaled by its own norm", "retrain it"
         )
     return Simple(
         reads,
@@ -121,7 +121,7 @@ def _gate(config: Mapping[str, Any], tensors: Mapping[str, Tensor], n: int, laye
 
 
 def _norm(
-    source: Source, config: Mapping[str, Any], tensors: Mapping[str, Tensor], hook: str, given: Norms | None
+    files: Files, config: Mapping[str, Any], tensors: Mapping[str, Tensor], hook: str, given: Norms | None
 ) -> Norm | None:
     how = config.get("norm_activation", "dataset-wise")
     if how == "inference" or given == "folded":
@@ -129,24 +129,22 @@ def _norm(
     if how == "token-wise":
         return TokenNorm()
     if how != "dataset-wise":
-        raise Refused(f"dictionary at {str(source.path)!r}", f"normalisation {how!r} depends on the batch", "fold it")
+        raise Refused(f"dictionary at {str(files.path)!r}", f"normalisation {how!r} depends on the batch", "fold it")
     held = {**(config.get(_NORM) or {}), **{n: float(t) for n, t in tensors.items() if t.ndim == 0}}
     found = held.get(hook, held.get(f"{_NORM}.{hook}"))
     if found is None and given is not None and not isinstance(given, str):
         found = given.get(_site(hook))
     question = f"activations are scaled by their average norm, and no file tells it for {_site(hook)}"
-    return Scale(int(config["d_model"]) ** 0.5 / float(asked(found, "average_norms", question, source)))
+    return Scale(int(config["d_model"]) ** 0.5 / float(asked(found, "average_norms", question, files)))
 
 
-def _cross_layer(source: Source, config: dict[str, Any], tensors: dict[str, Tensor], given: Norms | None) -> Dictionary:
+def _cross_layer(files: Files, config: dict[str, Any], tensors: dict[str, Tensor], given: Norms | None) -> Dictionary:
     ins, outs = ([str(h) for h in config[key]] for key in (SITES_IN, SITES_OUT))
     reads, writes, n = [_site(h) for h in ins], [_site(h) for h in outs], len(ins)
-    encoder, b_enc = taken(source, WEIGHTS, ["W_E", "b_E"], tensors)
-    taken(source, WEIGHTS, [f"{w}.{m}" for m in range(n) for w in ("W_D", "b_D")], tensors)
+    encoder, b_enc = taken(files, WEIGHTS, ["W_E", "b_E"], tensors)
+    taken(files, WEIGHTS, [f"{w}.{m}" for m in range(n) for w in ("W_D", "b_D")], tensors)
     blocks = tuple(Block(b_enc.shape[1], (reads[i],), tuple(writes[i:])) for i in range(n))
-    scales = {
-        s: _norm(source, config, tensors, h, given) for s, h in zip([*reads, *writes], [*ins, *outs], strict=True)
-    }
+    scales = {s: _norm(files, config, tensors, h, given) for s, h in zip([*reads, *writes], [*ins, *outs], strict=True)}
     return _made(
         blocks,
         [{reads[i]: encoder[i].T.contiguous()} for i in range(n)],
@@ -159,12 +157,12 @@ def _cross_layer(source: Source, config: dict[str, Any], tensors: dict[str, Tens
     )
 
 
-def _crosscoder(source: Source, config: dict[str, Any], tensors: dict[str, Tensor], given: Norms | None) -> Dictionary:
+def _crosscoder(files: Files, config: dict[str, Any], tensors: dict[str, Tensor], given: Norms | None) -> Dictionary:
     hooks = [str(h) for h in config[SITES_BOTH]]
     sites = [_site(h) for h in hooks]
-    encoder, b_enc, decoder, b_dec = taken(source, WEIGHTS, ["W_E", "b_E", "W_D", "b_D"], tensors)
+    encoder, b_enc, decoder, b_dec = taken(files, WEIGHTS, ["W_E", "b_E", "W_D", "b_D"], tensors)
     shared, bias, n = {s: e.T.contiguous() for s, e in zip(sites, encoder, strict=True)}, b_enc.sum(0), b_enc.shape[1]
-    scales = {s: _norm(source, config, tensors, h, given) for s, h in zip(sites, hooks, strict=True)}
+    scales = {s: _norm(files, config, tensors, h, given) for s, h in zip(sites, hooks, strict=True)}
     gate = _gate(config, tensors, n)
     if isinstance(gate, Relu):
         d = _made(

@@ -13,9 +13,9 @@ import torch
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.shared.files import PT, Files, asked, layer_in, taken
 from cutaway.dictionaries.formats.shared.pt import write_pt
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
-from cutaway.dictionaries.formats.shared.source import PT, Source, asked, layer_in, taken
 from cutaway.dictionaries.gates import Relu, TopK
 from cutaway.dictionaries.norms import TokenLayerNorm
 
@@ -26,27 +26,27 @@ _LOCATIONS = {
 }  # fmt: skip
 
 
-def detect(source: Source) -> bool:
+def detect(files: Files) -> bool:
     """True if a folder or file holds a dictionary in this format."""
-    return set(source.shapes(_file(source))) >= {"pre_bias", "latent_bias", "encoder.weight"}
+    return set(files.shapes(_file(files))) >= {"pre_bias", "latent_bias", "encoder.weight"}
 
 
-def _file(source: Source) -> str | None:
-    return source.only(*(f"*{end}" for end in PT))
+def _file(files: Files) -> str | None:
+    return files.only(*(f"*{end}" for end in PT))
 
 
-def read(source: Source, *, site: str | None = None) -> Dictionary:
+def read(files: Files, *, site: str | None = None) -> Dictionary:
     """Read the dictionary; `site` is asked for where the path does not tell location and layer."""
-    file = str(_file(source))
-    held = source.held(file)
-    encoder, b_enc, b_dec = taken(source, file, ["encoder.weight", "latent_bias", "pre_bias"], source.tensors(file))
+    file = str(_file(files))
+    held = files.held(file)
+    encoder, b_enc, b_dec = taken(files, file, ["encoder.weight", "latent_bias", "pre_bias"], files.tensors(file))
     decoder = held["decoder.weight"].T if "decoder.weight" in held else encoder
     activation = held.get("activation", "ReLU")
-    found = next((s for n, s in _LOCATIONS.items() if n in source.words), None)
-    layer = layer_in(source.words, r"/(\d+)\.pt", r"layer_(\d+)")
+    found = next((s for n, s in _LOCATIONS.items() if n in files.words), None)
+    layer = layer_in(files.words, r"/(\d+)\.pt", r"layer_(\d+)")
     if site is None and found is not None and layer is not None:
         site = f"{found}.{layer}"
-    site = asked(site, "site", "which site and layer it reads is not in its path", source)
+    site = asked(site, "site", "which site and layer it reads is not in its path", files)
     if activation not in ("TopK", "ReLU"):
         raise Refused(f"file {file!r}", f"its activation {activation!r} is not known", "convert it")
     k = held.get("activation_state_dict", {}).get("k")

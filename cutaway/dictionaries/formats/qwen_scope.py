@@ -9,32 +9,32 @@ from pathlib import Path
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.shared.files import PT, Files, asked, layer_in, taken
 from cutaway.dictionaries.formats.shared.pt import write_pt
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
-from cutaway.dictionaries.formats.shared.source import PT, Source, asked, layer_in, taken
 from cutaway.dictionaries.gates import TopK
 
 NAME = "qwen_scope"
 _KEYS = ["W_enc", "W_dec", "b_enc", "b_dec"]
 
 
-def detect(source: Source) -> bool:
+def detect(files: Files) -> bool:
     """True if a folder or file holds a dictionary in this format."""
-    shapes = source.shapes(source.only(*(f"*{e}" for e in PT)))
+    shapes = files.shapes(files.only(*(f"*{e}" for e in PT)))
     return set(shapes) == set(_KEYS) and shapes["W_enc"][:1] == shapes["b_enc"]
 
 
-def read(source: Source, *, site: str | None = None, k: int | None = None) -> Dictionary:
+def read(files: Files, *, site: str | None = None, k: int | None = None) -> Dictionary:
     """Read the dictionary; `site` and `k` are asked for where the path does not tell them."""
-    file = str(source.only(*(f"*{e}" for e in PT)))
-    encoder, decoder, b_enc, b_dec = taken(source, file, _KEYS, source.tensors(file))
+    file = str(files.only(*(f"*{e}" for e in PT)))
+    encoder, decoder, b_enc, b_dec = taken(files, file, _KEYS, files.tensors(file))
     if tuple(decoder.shape) != (len(b_dec), len(b_enc)):
         raise Refused(f"file {file!r}", f"its W_dec is {tuple(decoder.shape)}", "this format has [width, latent]")
     layer = layer_in(file, r"layer(\d+)\.sae")
     found = site or (None if layer is None else f"resid_post.{layer}")
-    site = asked(found, "site", "which site it reads is not in the file's name", source)
-    k = k if k is not None else layer_in(source.words, r"-L0_(\d+)")
-    k = asked(k, "k", "how many latents are active is not in its path", source)
+    site = asked(found, "site", "which site it reads is not in the file's name", files)
+    k = k if k is not None else layer_in(files.words, r"-L0_(\d+)")
+    k = asked(k, "k", "how many latents are active is not in its path", files)
     return Simple(
         site, site, encoder, decoder.T, b_enc, b_dec, TopK(k), about={"format": NAME, "declared_l0": k}
     ).dictionary()

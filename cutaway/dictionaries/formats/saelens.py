@@ -17,8 +17,8 @@ from cutaway.core.address import Address, parse
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.dictionaries.about import trained_bos
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.shared.files import Files, asked, taken, write_config, write_plain
 from cutaway.dictionaries.formats.shared.simple import Simple, before_weight, simple, unheld
-from cutaway.dictionaries.formats.shared.source import Source, asked, taken, write_config, write_plain
 from cutaway.dictionaries.gates import (
     AbsTopK,
     BatchTopK,
@@ -40,13 +40,13 @@ _SIMPLE = {Relu: "standard", JumpRelu: "jumprelu", TopK: "topk", AbsTopK: "absto
            Gated: "gated", MatchingPursuit: "matching_pursuit"}  # fmt: skip
 
 
-def detect(source: Source) -> bool:
+def detect(files: Files) -> bool:
     """True if a folder holds a dictionary in this format."""
-    return source.has(WEIGHTS) and "metadata" in source.json(CONFIG) and "W_dec" in source.shapes(WEIGHTS)
+    return files.has(WEIGHTS) and "metadata" in files.json(CONFIG) and "W_dec" in files.shapes(WEIGHTS)
 
 
 def read(
-    source: Source,
+    files: Files,
     *,
     site: str | None = None,
     target: str | None = None,
@@ -61,13 +61,13 @@ def read(
     asks for centred writing weights, whether its model has LayerNorm and so got them: each token's mean over the width
     is then taken away before it is encoded, and given back.
     """
-    config = source.json(CONFIG)
+    config = files.json(CONFIG)
     known = {**config, **config["metadata"]}
-    return assembled(source, known, source.tensors(WEIGHTS), NAME, site, target, norm_weight, norm_bias, centered)
+    return assembled(files, known, files.tensors(WEIGHTS), NAME, site, target, norm_weight, norm_bias, centered)
 
 
 def assembled(
-    source: Source,
+    files: Files,
     config: Mapping[str, Any],
     tensors: dict[str, Tensor],
     name: str,
@@ -82,19 +82,19 @@ def assembled(
     coder = kind.endswith("transcoder")
     reads, bare = _site(config, "hook_name", "hook_head_index", site)
     writes = _site(config, "hook_name_out", "hook_head_index_out", target)[0] if coder else reads
-    reads = asked(reads, "site", "which site it reads is not in the file", source)
-    writes = asked(writes, "target", "which site it writes is not in the file", source)
-    gate, greedy = _gate(kind, config, tensors, source), kind == "matching_pursuit"
+    reads = asked(reads, "site", "which site it reads is not in the file", files)
+    writes = asked(writes, "target", "which site it writes is not in the file", files)
+    gate, greedy = _gate(kind, config, tensors, files), kind == "matching_pursuit"
     subtract = bool(config.get("apply_b_dec_to_input", True)) and not coder
-    decoder, b_dec = taken(source, WEIGHTS, ["W_dec", "b_dec"], tensors)
-    reading = _centred(_norm(source, config), reads, writes, config, centered, source)
+    decoder, b_dec = taken(files, WEIGHTS, ["W_dec", "b_dec"], tensors)
+    reading = _centred(_norm(files, config), reads, writes, config, centered, files)
     if reading is not None and "W_skip" in tensors:
         why = "what it reads is normalised, and its skip adds what is not"
-        raise Refused(f"dictionary at {str(source.path)!r}", why, "only skips without normalisation are known here")
+        raise Refused(f"dictionary at {str(files.path)!r}", why, "only skips without normalisation are known here")
     made = Simple(
         reads,
         writes,
-        None if greedy else taken(source, WEIGHTS, ["W_enc"], tensors)[0].T,
+        None if greedy else taken(files, WEIGHTS, ["W_enc"], tensors)[0].T,
         decoder,
         tensors.get("b_enc"),
         torch.zeros_like(b_dec) if greedy and not subtract else b_dec,
@@ -113,7 +113,7 @@ def assembled(
     ).dictionary()
     if not bare or site is not None:
         return made
-    weight = asked(norm_weight, "norm_weight", f"it reads {reads} before the norm's weight is multiplied in", source)
+    weight = asked(norm_weight, "norm_weight", f"it reads {reads} before the norm's weight is multiplied in", files)
     return made if isinstance(weight, str) else before_weight(made, reads, weight, norm_bias)
 
 
@@ -125,14 +125,14 @@ def _site(config: Mapping[str, Any], key: str, head_key: str, given: str | None)
     return str(Address(address.site, address.layer, head)), bare
 
 
-def _gate(kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: Source) -> Gate:
+def _gate(kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], files: Files) -> Gate:
     base = kind.removesuffix("_transcoder").removesuffix("_skip")
     if base in ("standard", "transcoder", "skip"):
         return Relu()
     if base in ("topk", "abstopk"):
         return TopK(int(config["k"])) if base == "topk" else AbsTopK(int(config["k"]))
     if base == "gated":
-        return Gated(*taken(source, WEIGHTS, ["r_mag", "b_gate", "b_mag"], tensors))
+        return Gated(*taken(files, WEIGHTS, ["r_mag", "b_gate", "b_mag"], tensors))
     if base == "matching_pursuit":
         steps = config.get("max_iterations") or tensors["W_dec"].shape[1]
         stop = bool(config.get("stop_on_duplicate_support", True))
@@ -144,33 +144,33 @@ def _gate(kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], s
             return JumpRelu(tensors["log_threshold"].exp())
         if "topk_threshold" in tensors:
             return BatchTopK(max(1, round(float(config.get("k", 1)))), float(tensors["topk_threshold"]))
-        taken(source, WEIGHTS, ["threshold"], tensors)
-    raise Refused(f"dictionary at {str(source.path)!r}", f"its architecture {kind!r} is not known", "convert it")
+        taken(files, WEIGHTS, ["threshold"], tensors)
+    raise Refused(f"dictionary at {str(files.path)!r}", f"its architecture {kind!r} is not known", "convert it")
 
 
-def _norm(source: Source, config: Mapping[str, Any]) -> Norm | None:
+def _norm(files: Files, config: Mapping[str, Any]) -> Norm | None:
     how = config.get("normalize_activations") or "none"
     if how == "constant_norm_rescale":
         return TokenNorm()
     if how == "layer_norm":
         return TokenLayerNorm(1e-5)
-    factor = source.json(SCALER).get("scaling_factor")
-    if source.has(WHITENING) and source.json(SCALER).get("has_whitening", True):
+    factor = files.json(SCALER).get("scaling_factor")
+    if files.has(WHITENING) and files.json(SCALER).get("has_whitening", True):
         if factor is not None:
             raise Refused(f"file {SCALER!r}", "activations are scaled and whitened", "fold one of them before")
-        return Whitening(*taken(source, WHITENING, ["mean", "matrix", "inverse_matrix"], source.tensors(WHITENING)))
+        return Whitening(*taken(files, WHITENING, ["mean", "matrix", "inverse_matrix"], files.tensors(WHITENING)))
     if factor is not None:
         return Scale(float(factor))
     if how in ("none", "expected_average_only_in", "covariance_whitening"):
         return None  # folded into the weights already
-    raise Refused(f"dictionary at {str(source.path)!r}", f"normalisation {how!r} is not known", "convert it")
+    raise Refused(f"dictionary at {str(files.path)!r}", f"normalisation {how!r} is not known", "convert it")
 
 
 _STREAM = ("embed", "pos_embed", "resid_pre", "resid_mid", "resid_post", "head_out", "attn_out", "mlp_out")
 
 
 def _centred(
-    norm: Norm | None, reads: str, writes: str, config: Mapping[str, Any], centered: bool | None, source: Source
+    norm: Norm | None, reads: str, writes: str, config: Mapping[str, Any], centered: bool | None, files: Files
 ) -> Norm | None:
     """Return the normalisation with the centring of the model that the dictionary was trained on.
 
@@ -186,12 +186,12 @@ def _centred(
         f"{stream[0]} was read with center_writing_weights, which takes each token's mean over the width away if the "
         "model has LayerNorm (true), and does nothing if it has RMSNorm (false)"
     )
-    if not asked(centered, "centered", question, source):
+    if not asked(centered, "centered", question, files):
         return norm
     if reads != writes or norm is not None:
         why = "it writes what is centred, or normalises it as well, and only autoencoders without are known here"
         raise Refused(
-            f"dictionary at {str(source.path)!r}",
+            f"dictionary at {str(files.path)!r}",
             why,
             ("say ", Keyword("centered", False), " and centre what you give it"),
         )

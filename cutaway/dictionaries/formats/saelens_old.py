@@ -13,21 +13,21 @@ from torch import Tensor
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats import saelens
-from cutaway.dictionaries.formats.shared.source import Source, asked, write_config, write_plain
+from cutaway.dictionaries.formats.shared.files import Files, asked, write_config, write_plain
 from cutaway.models.anatomy.foreign_names import OLDER_KEYS
 
 NAME = "saelens_old"
 CONFIG, WEIGHTS = saelens.CONFIG, saelens.WEIGHTS
 
 
-def detect(source: Source) -> bool:
+def detect(files: Files) -> bool:
     """True if a folder holds a dictionary in this format."""
-    config = source.json(CONFIG)
-    return source.has(WEIGHTS) and bool(config) and "metadata" not in config and "W_dec" in source.shapes(WEIGHTS)
+    config = files.json(CONFIG)
+    return files.has(WEIGHTS) and bool(config) and "metadata" not in config and "W_dec" in files.shapes(WEIGHTS)
 
 
 def read(
-    source: Source,
+    files: Files,
     *,
     site: str | None = None,
     target: str | None = None,
@@ -40,17 +40,17 @@ def read(
 
     `use_scaling_factor` says whether a `scaling_factor` counts where the configuration does not say it.
     """
-    config = modern(source.json(CONFIG))
-    tensors = source.tensors(WEIGHTS)
+    config = modern(files.json(CONFIG))
+    tensors = files.tensors(WEIGHTS)
     factor = tensors.pop("scaling_factor", None)
     if factor is not None and bool((factor != 1).any()):
         used = use_scaling_factor
         if used is None and config.get("finetuning_scaling_factor"):
             used = True
         question = "it has a scaling_factor that its configuration does not speak of; does it count?"
-        if asked(used, "use_scaling_factor", question, source):
+        if asked(used, "use_scaling_factor", question, files):
             tensors["W_dec"] = tensors["W_dec"] * factor[:, None]
-    return saelens.assembled(source, config, tensors, NAME, site, target, norm_weight, norm_bias, centered)
+    return saelens.assembled(files, config, tensors, NAME, site, target, norm_weight, norm_bias, centered)
 
 
 def modern(config: dict[str, Any]) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from pathlib import Path
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.formats.shared.files import Files, asked, taken, write_config, write_plain
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
-from cutaway.dictionaries.formats.shared.source import Source, asked, taken, write_config, write_plain
 from cutaway.dictionaries.gates import GroupMax, TopK
 from cutaway.models.anatomy.foreign_names import site_of_module
 
@@ -22,24 +22,24 @@ CONFIG, WEIGHTS = "cfg.json", "sae.safetensors"
 _INPUTS = {"mlp_out": "mlp_in", "attn_out": "attn_in", "resid_post": "resid_pre"}
 
 
-def detect(source: Source) -> bool:
+def detect(files: Files) -> bool:
     """True if a folder holds a dictionary in this format."""
-    return set(source.shapes(WEIGHTS)) >= {"encoder.weight", "encoder.bias", "b_dec"} and bool(source.json(CONFIG))
+    return set(files.shapes(WEIGHTS)) >= {"encoder.weight", "encoder.bias", "b_dec"} and bool(files.json(CONFIG))
 
 
-def read(source: Source, *, site: str | None = None, target: str | None = None) -> Dictionary:
+def read(files: Files, *, site: str | None = None, target: str | None = None) -> Dictionary:
     """Read the dictionary; `site` (and `target`) stand in for what the folder's name says."""
-    config, tensors = source.json(CONFIG), source.tensors(WEIGHTS)
+    config, tensors = files.json(CONFIG), files.tensors(WEIGHTS)
     encoder, b_enc, decoder, b_dec = taken(
-        source, WEIGHTS, ["encoder.weight", "encoder.bias", "W_dec", "b_dec"], tensors
+        files, WEIGHTS, ["encoder.weight", "encoder.bias", "W_dec", "b_dec"], tensors
     )
     coder, kind, k = bool(config.get("transcode")), config.get("activation", "topk"), config.get("k")
     if kind not in ("topk", "groupmax") or config.get("signed") or k is None:
         what = "signed top-k" if config.get("signed") else f"{kind!r} with k = {k}"
-        raise Refused(f"dictionary at {str(source.path)!r}", f"its activation {what} is not known", "convert it")
+        raise Refused(f"dictionary at {str(files.path)!r}", f"its activation {what} is not known", "convert it")
     gate = TopK(int(k), multi=bool(config.get("multi_topk"))) if kind == "topk" else GroupMax(int(k))
     if site is None or (coder and target is None):
-        site, target = _named(source, coder, site, target)
+        site, target = _named(files, coder, site, target)
     return Simple(
         site,
         target if coder and target else site,
@@ -54,15 +54,15 @@ def read(source: Source, *, site: str | None = None, target: str | None = None) 
     ).dictionary()
 
 
-def _named(source: Source, coder: bool, site: str | None, target: str | None) -> tuple[str, str]:
-    names = [p for p in source.words.split("/") if p != WEIGHTS]
+def _named(files: Files, coder: bool, site: str | None, target: str | None) -> tuple[str, str]:
+    names = [p for p in files.words.split("/") if p != WEIGHTS]
     name = names[-2] if names[-1].startswith("seed") else names[-1]
     try:
         output = site_of_module(name)
     except Refused:
         question = f"the folder's name {name!r} does not say what it reads"
-        return asked(site, "site", question, source), asked(
-            target or (None if coder else site), "target", question, source
+        return asked(site, "site", question, files), asked(
+            target or (None if coder else site), "target", question, files
         )
     if not coder:
         return site or str(output), target or str(output)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cutaway import zoo
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries.formats.shared.source import PT, Source
+from cutaway.dictionaries.formats.shared.files import PT, Files
 
 #: org/repo, org/repo/folder, org/repo/folder/file, each with a revision if one is meant: org/repo@revision/folder
 _REPOSITORY = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w.-]+))?(?:/(.+))?")
@@ -40,10 +40,10 @@ def located(name: str | Path) -> Path:
     return _fetched(text, found[1], found[2], found[3] or "")
 
 
-def pinned(name: str | Path, source: Source) -> str:
+def pinned(name: str | Path, files: Files) -> str:
     """Return the name of a place that means the same for good: of the hub, with the commit that was fetched."""
     found = _REPOSITORY.fullmatch(Path(name).as_posix())
-    parts = source.root.parts
+    parts = files.root.parts
     if found is None or "snapshots" not in parts or Path(name).expanduser().exists():
         return str(name)
     commit = parts[len(parts) - parts[::-1].index("snapshots")]

@@ -26,7 +26,7 @@ Shapes = dict[str, tuple[int, ...]]
 PT = (".pt", ".pth", ".bin")
 
 
-class Source:
+class Files:
     """A folder, or one file in its folder; what was looked at is remembered."""
 
     def __init__(self, path: str | Path):
@@ -38,7 +38,7 @@ class Source:
         self._held: dict[str, dict[str, Any]] = {}
 
     def __repr__(self) -> str:
-        return f"Source({str(self.path)!r})"
+        return f"Files({str(self.path)!r})"
 
     @cached_property
     def words(self) -> str:
@@ -52,7 +52,7 @@ class Source:
         """Return True if a file lies in the folder."""
         return (self.root / name).is_file()
 
-    def files(self, *patterns: str) -> list[str]:
+    def matching(self, *patterns: str) -> list[str]:
         """Return the file that was named, or those of the folder, that match a pattern; in order."""
         if self.path.is_file():
             return [self.path.name] if any(self.path.match(p) for p in patterns) else []
@@ -60,7 +60,7 @@ class Source:
 
     def only(self, *patterns: str) -> str | None:
         """Return the one file that matches, or None if none or several do."""
-        found = self.files(*patterns)
+        found = self.matching(*patterns)
         return found[0] if len(found) == 1 else None
 
     def json(self, name: str) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def write_config(path: str | Path, config: Mapping[str, Any]) -> Path:
     return write_text(path, json.dumps(config, indent=1) + "\n")
 
 
-def taken(source: Source, file: str, names: Iterable[str], tensors: Mapping[str, Tensor]) -> list[Tensor]:
+def taken(files: Files, file: str, names: Iterable[str], tensors: Mapping[str, Tensor]) -> list[Tensor]:
     """Return the tensors by name.
 
     Raises:
@@ -165,20 +165,20 @@ def taken(source: Source, file: str, names: Iterable[str], tensors: Mapping[str,
     """
     missing = [n for n in names if n not in tensors]
     if missing:
-        raise Refused(f"file {str(source.root / file)!r}", f"it has no {missing[0]}", f"it has {', '.join(tensors)}")
+        raise Refused(f"file {str(files.root / file)!r}", f"it has no {missing[0]}", f"it has {', '.join(tensors)}")
     return [tensors[n] for n in names]
 
 
-def asked(given: T | None, name: str, question: str, source: Source) -> T:
+def asked(given: T | None, name: str, question: str, files: Files) -> T:
     """Return a choice that the files leave open.
 
     Raises:
         Refused: it was not made; the refusal asks the question.
     """
-    return asked_all(source, {name: (given, question)})[0]
+    return asked_all(files, {name: (given, question)})[0]
 
 
-def asked_all(source: Source, choices: Mapping[str, tuple[T | None, str]]) -> list[T]:
+def asked_all(files: Files, choices: Mapping[str, tuple[T | None, str]]) -> list[T]:
     """Return the choices that the files leave open, by name: what was given, and the question that it answers.
 
     Raises:
@@ -187,7 +187,7 @@ def asked_all(source: Source, choices: Mapping[str, tuple[T | None, str]]) -> li
     open_ = {name: question for name, (given, question) in choices.items() if given is None}
     if open_:
         say = (word for name in open_ for word in (" ", Keyword(name)))
-        raise Refused(f"dictionary at {str(source.path)!r}", "; ".join(open_.values()), ("say it:", *say))
+        raise Refused(f"dictionary at {str(files.path)!r}", "; ".join(open_.values()), ("say it:", *say))
     return [given for given, _ in choices.values() if given is not None]
 
 
