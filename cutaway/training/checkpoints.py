@@ -54,9 +54,7 @@ class Checkpoints:
         if ranks.rank == 0:
             shutil.rmtree(folder, ignore_errors=True)
         ranks.wait()
-        storage = shared_storage()
-        state = {n: _spread(n, t.detach(), ranks) for n, t in tensors.items()}
-        storage.save(state, storage_writer=storage.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        _save({n: _spread(n, t.detach(), ranks) for n, t in tensors.items()}, folder)
         ranks.wait()
         if ranks.rank == 0:
             write_json(out / SHARED, {"kind": self.kind, "folder": folder.name, "run": record})
@@ -116,6 +114,11 @@ def _placed(t: Tensor, n: int, ranks: Ranks) -> Any:
     return DTensor.from_local(
         t.contiguous(), ranks.mesh, [Replicate(), Shard(0)], run_check=False, shape=whole.shape, stride=whole.stride()
     )
+
+
+def _save(state: dict[str, Any], folder: Path) -> None:
+    storage = shared_storage()
+    storage.save(state, storage_writer=storage.HuggingFaceStorageWriter(str(folder), save_distributed=True))
 
 
 def _load(folder: Path, ranks: Ranks | None) -> dict[str, Tensor]:
