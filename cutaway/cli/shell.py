@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from cutaway.cli import stdio
 from cutaway.cli.processes import is_main_process
 from cutaway.cli.words import spelled
-from cutaway.core.halving import is_out_of_memory
 from cutaway.core.json_lines import finite
+from cutaway.core.out_of_memory import is_out_of_memory
 from cutaway.core.progress import listening
 from cutaway.core.refuse import Refused, nearest
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
         stability,
     )
     from cutaway.dictionaries.formats import l0_check, load
+    from cutaway.dictionaries.latent_readout import latent
     from cutaway.dictionaries.parts import Block
-    from cutaway.dictionaries.readout import latent
     from cutaway.dictionaries.several import Dictionaries
     from cutaway.dictionaries.splice import Splice, ablate_latents, add_to_latents, scale_latents, set_latents
     from cutaway.dictionaries.store import open_dictionary as open

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.address import Address, Pattern, listed, unit_axis
-from cutaway.core.halving import in_halves
+from cutaway.core.out_of_memory import in_halves
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.sites import Site
 from cutaway.core.sites import site as site_row

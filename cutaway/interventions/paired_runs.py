@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.address import Address
-from cutaway.core.halving import in_halves
+from cutaway.core.out_of_memory import in_halves
 from cutaway.core.refuse import Refused
 from cutaway.models.access import taps
 from cutaway.models.access.capture import Activations, Collector

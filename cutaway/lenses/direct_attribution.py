@@ -27,7 +27,7 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Code, Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
-from cutaway.lenses.readout import AGREES, question, read_out
+from cutaway.lenses.decode import AGREES, question, read_out
 from cutaway.models.anatomy.norms import wide
 from cutaway.models.anatomy.residual import logit_shares
 from cutaway.models.anatomy.unembedding import unembedding

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cutaway.core.method import method
 from cutaway.core.result import Result
-from cutaway.lenses.readout import along_depth, depth_labels, question, rank_of, turned
+from cutaway.lenses.decode import along_depth, depth_labels, question, rank_of, turned
 from cutaway.models.model import Model
 from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.task import Task

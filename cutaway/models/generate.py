@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from cutaway.core.finite import finite, notice
-from cutaway.core.halving import is_out_of_memory
+from cutaway.core.out_of_memory import is_out_of_memory
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused, nearest
 from cutaway.models.access import forward

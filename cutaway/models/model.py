@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.address import Address, expand
-from cutaway.core.halving import in_halves
+from cutaway.core.out_of_memory import in_halves
 from cutaway.core.refuse import Code, Keyword, Refused
 from cutaway.core.repeat import Made
 from cutaway.core.sites import SITES

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cutaway.core.halving import in_halves, raising_out_of_memory
+from cutaway.core.out_of_memory import in_halves, raising_out_of_memory
 from cutaway.core.refuse import OutOfMemory, Refused, nearest
 
 

@@ -9,7 +9,7 @@ AXES = {"batch", "position", "q_pos", "k_pos", "head", "kv_head", "d_model", "d_
         "channel", "state", "ssm_head", "group"}  # fmt: skip
 
 
-def test_rows_are_unique_and_in_house_axes():
+def test_imports_are_unique_and_in_house_axes():
     assert len({s.name for s in SITES}) == len(SITES)
     for row in SITES:
         assert set(row.axes.split()) <= AXES, row.name

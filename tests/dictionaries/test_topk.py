@@ -57,7 +57,7 @@ def test_staged_choice_is_the_sorted_choice(seed, k, dtype):
     assert all(len(set(i[p].tolist())) == int(p.sum()) for i, p in zip(index, positive, strict=True))
 
 
-def test_rows_of_ties_and_small_widths_are_left_to_a_sort():
+def test_imports_of_ties_and_small_widths_are_left_to_a_sort():
     assert select._staged(torch.ones(4, 2048), 8) is None
     assert select._staged(torch.randn(4, 64, generator=torch.Generator().manual_seed(0)), 8) is None
     index, value = select.largest(torch.ones(4, 2048), 8)

@@ -115,4 +115,4 @@ def test_rotations_of_different_seeds_share_nothing():
 
 def test_an_encoder_has_no_lens():
     with pytest.raises(Refused):
-        ca.lenses.readout.along_depth(m := subjects.family("bert"), m.tokens(torch.tensor([[5, 6, 7]])))
+        ca.lenses.decode.along_depth(m := subjects.family("bert"), m.tokens(torch.tensor([[5, 6, 7]])))

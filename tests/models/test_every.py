@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cutaway.core.refuse import Refused
-from cutaway.lenses.readout import read_out
+from cutaway.lenses.decode import read_out
 from cutaway.models.access.forward import PADDING
 from cutaway.models.anatomy.residual import decompose, logit_contributions
 from cutaway.models.anatomy.unembedding import unembedding

@@ -241,7 +241,7 @@ def test_positions_outside_a_prompt_are_refused():
             t.column(position)
 
 
-def test_rows_keep_the_padding():
+def test_imports_keep_the_padding():
     t = batch([[1, 2, 3], [4], [5, 6]], side="left")
     assert t.rows([1, 2, 1]).ids.tolist() == [[0, 0, 4], [0, 5, 6], [0, 0, 4]]
     assert t.rows(slice(0, 2)).mask.tolist() == [[True] * 3, [False, False, True]]

@@ -8,7 +8,7 @@ from cutaway.zoo.miniworld import dictionaries as shipped
 from tests.conformance.subjects import miniworld
 
 
-def test_rows_of_one_name_share_a_file(tmp_path, monkeypatch):
+def test_imports_of_one_name_share_a_file(tmp_path, monkeypatch):
     both = [shipped.Row("both", f"mlp_in.{i}", f"mlp_out.{i}", 24, 3) for i in (0, 1)]
     monkeypatch.setattr(shipped, "RECIPE", (shipped.Row("one", "resid_post.0", "resid_post.0", 24, 3), *both))
     monkeypatch.setattr(shipped, "BATCH", 256)

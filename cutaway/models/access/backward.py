@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cutaway.core.address import Address
 from cutaway.core.finite import notice
-from cutaway.core.halving import raising_out_of_memory
+from cutaway.core.out_of_memory import raising_out_of_memory
 from cutaway.core.record import count
 from cutaway.core.refuse import Refused
 from cutaway.models.access import forward, taps

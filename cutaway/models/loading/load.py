@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cutaway.core.files import read_json
-from cutaway.core.halving import is_out_of_memory
+from cutaway.core.out_of_memory import is_out_of_memory
 from cutaway.core.refuse import Keyword, OutOfMemory, Refused
 from cutaway.models.anatomy.families import reads_as_encoder
 from cutaway.models.loading.provenance import loaded, pinned

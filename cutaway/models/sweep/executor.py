@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.finite import finite, notice
-from cutaway.core.halving import in_halves
+from cutaway.core.out_of_memory import in_halves
 from cutaway.core.progress import advance
 from cutaway.core.record import count, counting
 from cutaway.core.refuse import Keyword, OutOfMemory, Refused

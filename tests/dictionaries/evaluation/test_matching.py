@@ -41,7 +41,7 @@ def test_mmcs_is_gamed_by_duplicates_and_uniqueness_says_so():
     assert mmcs(truth, rows(3, 2)) == pytest.approx(float(near.max(1).values.mean()), abs=1e-5)
 
 
-def test_rows_of_zeros_match_nothing():
+def test_imports_of_zeros_match_nothing():
     truth = torch.eye(3)
     assert mmcs(truth, torch.zeros(2, 3)) == 0
     assert mcc(truth, torch.zeros(2, 3)) == 0

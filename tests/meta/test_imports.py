@@ -28,7 +28,7 @@ def test_every_folder_is_a_room_of_the_plan():
     assert folders <= set(ROW)
 
 
-def test_rows_import_only_from_below():
+def test_imports_import_only_from_below():
     wrong = [v for path, tree in sources().items() if room_of(path) for v in violations(path, tree)]
     assert not wrong, "\n".join(wrong)
 
