@@ -36,7 +36,7 @@ from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary, place_of
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
-from cutaway.interventions.paired_runs import Direction, Exchange, between, difference
+from cutaway.interventions.paired_runs import Direction, PairedRuns, between, difference
 from cutaway.interventions.spans import position_names
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Add
@@ -110,7 +110,7 @@ def encoded(d: Dictionary, acts: Mapping[str, Tensor]) -> SparseCode:
 class Stepper:
     """Steps at the written sites that exchanging latents would make."""
 
-    def __init__(self, d: Dictionary, x: Exchange, codes: Sequence[SparseCode]):
+    def __init__(self, d: Dictionary, x: PairedRuns, codes: Sequence[SparseCode]):
         self.d, self.x, (self.own, self.donor) = d, x, codes
         self.reads = {s: x.own[s].flatten(0, 1).flatten(1) for s in d.reads}
         self.now = self._decoded(self.own)
@@ -160,7 +160,9 @@ def _edits(steps: Steps, position: int | None, tokens: Tokens) -> list[Edit]:
     return [Add(f"{s}@{position}", t[rows, column]) for s, t in steps.items()]
 
 
-def _estimates(model: Model, d: Dictionary, x: Exchange, codes: Sequence[SparseCode]) -> Float[Tensor, "prompt latent"]:
+def _estimates(
+    model: Model, d: Dictionary, x: PairedRuns, codes: Sequence[SparseCode]
+) -> Float[Tensor, "prompt latent"]:
     """First-order effect of every latent's step, prompt by prompt."""
     _, slopes, _ = model.gradients(x.target, list(d.writes), x.bound.measure)
     change = codes[1].dense() - codes[0].dense()
@@ -190,7 +192,7 @@ def _named(d: Dictionary, latents: Sequence[int]) -> list[int]:
 
 
 def _result(
-    model: Model, x: Exchange, chosen: Sequence[int], by: str, guess: Tensor, values: Tensor, samples: int
+    model: Model, x: PairedRuns, chosen: Sequence[int], by: str, guess: Tensor, values: Tensor, samples: int
 ) -> Effects:
     whole, error = values[0].mean(), values[1].mean()
     cells = (len(values) - 2) // (1 + samples)

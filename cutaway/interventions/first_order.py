@@ -27,7 +27,7 @@ from cutaway.interventions.audit import STATISTICS, Audit, audit, rounding
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
 from cutaway.interventions.grid import By, Cells, cells, named
-from cutaway.interventions.paired_runs import Direction, Exchange, difference, first_changed, notes, run
+from cutaway.interventions.paired_runs import Direction, PairedRuns, difference, first_changed, notes, run
 from cutaway.models.access.backward import Attention, Cut, fitting, gradients
 from cutaway.models.access.capture import Activations
 from cutaway.models.edits.library import Replace
@@ -72,7 +72,7 @@ class Nodes:
 
 
 Step = Callable[[Activations], Mapping[Address, Tensor]]
-Take = Callable[[Model, Exchange, Nodes, Mapping[str, Tensor]], Step]
+Take = Callable[[Model, PairedRuns, Nodes, Mapping[str, Tensor]], Step]
 
 
 def nodes(model: Model, bound: Bound, site: Sequence[Pattern], by: By = "auto") -> list[Nodes]:
@@ -107,7 +107,7 @@ def slopes(
     beside: Sequence[str | Address] = (),
     cuts: Sequence[Cut] = ((),),
     relevance: Attention | None = None,
-) -> tuple[Exchange, list[Activations]]:
+) -> tuple[PairedRuns, list[Activations]]:
     """Run two forwards (donor and target) and one backward per cut, for all sites and these prompts at once.
 
     `beside` are further sites at which slopes and own activations, but no donor values, are needed.
@@ -124,7 +124,7 @@ def slopes(
     value = value.float()
     clean, corrupt = (given, value) if denoise else (value, given)
     gap = float((clean - corrupt).mean())
-    return Exchange(bound, target, own, donor, clean, corrupt, value, gap, corruption), found
+    return PairedRuns(bound, target, own, donor, clean, corrupt, value, gap, corruption), found
 
 
 def _runs(bound: Bound, direction: Direction) -> tuple[Tokens, Tokens]:
@@ -132,7 +132,7 @@ def _runs(bound: Bound, direction: Direction) -> tuple[Tokens, Tokens]:
     return (bound.corrupt, bound.clean) if direction == "denoise" else (bound.clean, bound.corrupt)
 
 
-def tangent(model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor]) -> Step:
+def tangent(model: Model, x: PairedRuns, n: Nodes, donor: Mapping[str, Tensor]) -> Step:
     """Return the step whose products are slope · (donor − own), at whole sites."""
     return lambda slope: {a: slope[str(a)].float() * (donor[str(a)].float() - x.own[str(a)].float()) for a in n.whole}
 
@@ -166,7 +166,7 @@ def _held(row: Site, product: Tensor, units: bool, columns: Tensor | None) -> Te
     return x.gather(-1, where[:, None].expand(-1, x.shape[1], -1) if units else where)
 
 
-def random_donor(x: Exchange, n: Nodes, chances: Sequence[torch.Generator]) -> dict[str, Tensor]:
+def random_donor(x: PairedRuns, n: Nodes, chances: Sequence[torch.Generator]) -> dict[str, Tensor]:
     """Return the values as far from one's own as the donor's, in random directions; every prompt has its own source
     of chance.
     """
@@ -206,7 +206,7 @@ class Rule:
     relevance: Attention | None = None
 
     def quantities(
-        self, model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor], found: Sequence[Activations]
+        self, model: Model, x: PairedRuns, n: Nodes, donor: Mapping[str, Tensor], found: Sequence[Activations]
     ) -> Float[Tensor, "quantity cell prompt"]:
         """Return the quantities estimated for one donor, per prompt."""
         step = self.take(model, x, n, donor)
@@ -218,7 +218,7 @@ class _Part:
     """Estimates of one part of the prompts; the null is a sum over them; `runs` is kept if it is all prompts."""
 
     rows: Sequence[int]
-    runs: Exchange | None
+    runs: PairedRuns | None
     clean: Float[Tensor, "prompt"]
     corrupt: Float[Tensor, "prompt"]
     values: Float[Tensor, "quantity cell prompt"]
@@ -239,7 +239,7 @@ class Estimates:
     values: Float[Tensor, "quantity cell prompt"]
     null: Float[Tensor, "quantity cell sample"]
     parts: Sequence[Sequence[int]]
-    runs: Exchange | None
+    runs: PairedRuns | None
 
     @property
     def places(self) -> list[Address]:

@@ -28,7 +28,7 @@ Direction = Literal["denoise", "noise"]
 
 
 @dataclass(frozen=True)
-class Exchange:
+class PairedRuns:
     """A run that is patched, and the run that gives the values.
 
     Attributes:
@@ -63,7 +63,7 @@ def notes(corruption: str) -> dict[str, Any]:
     return {"corruption": corruption, "sign": "positive is more answer"}
 
 
-def exchange(model: Model, task: Task, site: str, direction: Direction) -> Exchange:
+def run_pairs(model: Model, task: Task, site: str, direction: Direction) -> PairedRuns:
     """Run a task's clean and corrupt prompts and capture a site of both.
 
     Raises:
@@ -76,12 +76,12 @@ def exchange(model: Model, task: Task, site: str, direction: Direction) -> Excha
 
 def between(
     model: Model, bound: Bound, sites: str | Sequence[str | Address], direction: Direction, corruption: str
-) -> Exchange:
+) -> PairedRuns:
     """Run clean and corrupt prompts and capture some sites of both, whatever their difference is."""
     (clean, first), (corrupt, second) = (run(model, t, sites, bound) for t in (bound.clean, bound.corrupt))
     gap, denoise = float((clean - corrupt).mean()), direction == "denoise"
     target, own, donor = (bound.corrupt, second, first) if denoise else (bound.clean, first, second)
-    return Exchange(bound, target, own, donor, clean, corrupt, corrupt if denoise else clean, gap, corruption)
+    return PairedRuns(bound, target, own, donor, clean, corrupt, corrupt if denoise else clean, gap, corruption)
 
 
 def run(

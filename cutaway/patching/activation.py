@@ -44,7 +44,7 @@ from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
 from cutaway.interventions.grid import By, Cells, cells, named, window_of
-from cutaway.interventions.paired_runs import Direction, Exchange, between, difference, first_changed, notes
+from cutaway.interventions.paired_runs import Direction, PairedRuns, between, difference, first_changed, notes
 from cutaway.models.access.reading import jointly
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Replace
@@ -67,7 +67,7 @@ class Run:
         null: effects of random steps [sample cell prompt metric].
     """
 
-    x: Exchange
+    x: PairedRuns
     real: Tensor
     alone: Tensor
     null: Tensor

@@ -52,7 +52,7 @@ from cutaway.interventions.first_order import (
     units,
 )
 from cutaway.interventions.grid import By
-from cutaway.interventions.paired_runs import Direction, Exchange
+from cutaway.interventions.paired_runs import Direction, PairedRuns
 from cutaway.models.access.backward import Cut
 from cutaway.models.access.capture import Activations
 from cutaway.models.edits.library import Replace
@@ -123,7 +123,7 @@ def attribution_star(
     return Effects(grid=found.axes, **out, labels=labels, units=units(found, out), reasons=why, record=record)
 
 
-def _taken(model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor]) -> Step:
+def _taken(model: Model, x: PairedRuns, n: Nodes, donor: Mapping[str, Tensor]) -> Step:
     """Return products for one donor: behind the pattern for queries and keys, elsewhere at the places themselves."""
     if n.site not in _FIXED:
         return tangent(model, x, n, donor)
@@ -131,7 +131,7 @@ def _taken(model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor]) -> 
     return behind(model, x, n, donor)
 
 
-def _together(model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor]) -> Step:
+def _together(model: Model, x: PairedRuns, n: Nodes, donor: Mapping[str, Tensor]) -> Step:
     """With the donor's queries, every position by itself; or with all of the donor's keys at once."""
     moved = {a: new.float() - x.own[str(there)].float() for a, there, new in _new(model, x, n, donor, "pattern")}
 
@@ -144,7 +144,7 @@ def _together(model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor]) 
     return step
 
 
-def _one_key(model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor]) -> Step:
+def _one_key(model: Model, x: PairedRuns, n: Nodes, donor: Mapping[str, Tensor]) -> Step:
     """With the donor's key of one position at a time.
 
     Where key j's score rises by Δ, its probability p rises to p e^Δ / D and all others fall to 1 / D of theirs, with
@@ -198,7 +198,7 @@ class _Moved:
 
 
 def _new(
-    model: Model, x: Exchange, n: Nodes, donor: Mapping[str, Tensor], site: str
+    model: Model, x: PairedRuns, n: Nodes, donor: Mapping[str, Tensor], site: str
 ) -> list[tuple[Address, Address, Tensor]]:
     """Return every layer's scores or pattern with the donor's queries or keys, and nothing else changed."""
     streams = [str(Address("resid_pre", a.layer)) for a in n.whole]
@@ -208,7 +208,9 @@ def _new(
     return [(a, t, new[str(t)]) for a, t in zip(n.whole, there, strict=True)]
 
 
-def _shared(x: Exchange, a: Address, each: Float[Tensor, "prompt head *rest"]) -> Float[Tensor, "prompt kv_head *rest"]:
+def _shared(
+    x: PairedRuns, a: Address, each: Float[Tensor, "prompt head *rest"]
+) -> Float[Tensor, "prompt kv_head *rest"]:
     """Return a key's effects counted for all heads that share it."""
     return each.unflatten(1, (x.own[str(a)].shape[2], -1)).sum(2)
 

@@ -41,7 +41,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.effects import Effects
-from cutaway.interventions.paired_runs import Direction, Exchange, between, difference
+from cutaway.interventions.paired_runs import Direction, PairedRuns, between, difference
 from cutaway.models.edits.edges import EdgePatch, precedes
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Freeze, Replace
@@ -134,7 +134,7 @@ def path(
 
 def _result(
     each: Float[Tensor, "*run prompt 2"],
-    x: Exchange,
+    x: PairedRuns,
     logit: Float[Tensor, "prompt"],
     layers: list[int],
     said: dict[str, Any],
@@ -186,7 +186,7 @@ def receivers(model: Model, names: Sequence[Pattern]) -> tuple[Address, ...]:
     return tuple(found)
 
 
-def _frozen(model: Model, x: Exchange, mlps: bool, norms: bool) -> tuple[Edit, ...]:
+def _frozen(model: Model, x: PairedRuns, mlps: bool, norms: bool) -> tuple[Edit, ...]:
     there = model.sites()
     scales = [s for s in ("ln1.scale", "ln2.scale", "final.scale") if norms and there[s].startswith("read")]
     more = model.places([*(["mlp_out"] if mlps else []), *scales]) if mlps or scales else []
@@ -194,6 +194,6 @@ def _frozen(model: Model, x: Exchange, mlps: bool, norms: bool) -> tuple[Edit, .
     return (*(Freeze(a, x.own) for a in model.places("z")), *(Freeze(a, values) for a in more))
 
 
-def _sent(x: Exchange, a: Address, seed: int | None) -> Edit:
+def _sent(x: PairedRuns, a: Address, seed: int | None) -> Edit:
     own, other = x.own[str(a)], x.donor[str(a)]
     return Replace(a, other) if seed is None else RandomStep(a, own, other, seed)
