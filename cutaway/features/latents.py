@@ -217,5 +217,5 @@ def _result(
         | {"recovered": "share of clean − corrupt"},
         gap=x.gap,
         reasons=one_prompt(len(x.bound), "effect"),
-        record=x.notes() | {"latents with an estimate other than 0": int((guess.mean(0) != 0).sum())},
+        record=x.record() | {"latents with an estimate other than 0": int((guess.mean(0) != 0).sum())},
     )

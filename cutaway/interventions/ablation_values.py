@@ -82,7 +82,7 @@ class Removal:
         mean = values[: len(made)].reshape(len(each), -1, *values.shape[1:]).mean(0)
         return mean, values[len(made) :]
 
-    def notes(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """Return the entries of the record beyond the options."""
         return self.says | {"unablated": float(self.clean.mean()), "sign": "positive is more answer"}
 

@@ -27,7 +27,7 @@ from cutaway.interventions.audit import STATISTICS, Audit, audit, rounding
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
 from cutaway.interventions.grid import By, Cells, cells, named
-from cutaway.interventions.paired_runs import Direction, PairedRuns, difference, first_changed, notes, run
+from cutaway.interventions.paired_runs import Direction, PairedRuns, corruption_record, difference, first_changed, run
 from cutaway.models.access.backward import Attention, Cut, fitting, gradients
 from cutaway.models.access.capture import Activations
 from cutaway.models.edits.library import Replace
@@ -367,7 +367,7 @@ def _exact(model: Model, e: Estimates, places: Sequence[Address]) -> Float[Tenso
     return torch.cat(found, dim=1) - (e.corrupt if e.direction == "denoise" else e.clean)
 
 
-def said(e: Estimates, done: Audit | None, ranked: str = "|estimate|") -> dict[str, Any]:
+def estimate_record(e: Estimates, done: Audit | None, ranked: str = "|estimate|") -> dict[str, Any]:
     """Return the entries of an estimate's record beyond its options."""
     checked: dict[str, Any] = {"audited": f"none of {len(e.places)} cells: none was asked for"}
     if done is not None:
@@ -375,7 +375,7 @@ def said(e: Estimates, done: Audit | None, ranked: str = "|estimate|") -> dict[s
         strata = ", ".join(f"{n} of {m}" for n, m in zip(s.taken, s.sizes, strict=True))
         cells = f"{len(s.chosen)} of {len(e.places)} cells ({strata})"
         checked = {"agreement": str(s), "audited": f"by ranks of {ranked}: {cells}"}
-    return notes(e.corruption) | {"effect is": "an estimate"} | checked
+    return corruption_record(e.corruption) | {"effect is": "an estimate"} | checked
 
 
 def reasons(e: Estimates, found: Iterable[str]) -> dict[str, str]:
@@ -423,4 +423,6 @@ def effects(model: Model, e: Estimates, *, audits: int, seed: int) -> Effects:
     found = fields(e, done)
     labels = e.labels(STATISTICS if done else ())
     why = reasons(e, found)
-    return Effects(grid=e.axes, **found, labels=labels, units=units(e, found), reasons=why, record=said(e, done))
+    return Effects(
+        grid=e.axes, **found, labels=labels, units=units(e, found), reasons=why, record=estimate_record(e, done)
+    )

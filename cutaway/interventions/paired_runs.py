@@ -53,12 +53,12 @@ class PairedRuns:
     gap: float
     corruption: str
 
-    def notes(self) -> dict[str, Any]:
+    def record(self) -> dict[str, Any]:
         """Return the entries of a patching result's record beyond its options."""
-        return notes(self.corruption)
+        return corruption_record(self.corruption)
 
 
-def notes(corruption: str) -> dict[str, Any]:
+def corruption_record(corruption: str) -> dict[str, Any]:
     """Return the entries of a patching result's record beyond its options."""
     return {"corruption": corruption, "sign": "positive is more answer"}
 

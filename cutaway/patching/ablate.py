@@ -107,7 +107,7 @@ def ablate(
         labels={"layer": chosen, "bound": BOUNDS, **names},
         units={"effect": unit, "interval": unit, "null": unit, "clean": unit},
         reasons=one_prompt(len(r.bound), "effect"),
-        record=r.notes() | notes,
+        record=r.record() | notes,
     )
 
 

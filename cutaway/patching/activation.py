@@ -44,7 +44,14 @@ from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
 from cutaway.interventions.grid import By, Cells, cells, named, window_of
-from cutaway.interventions.paired_runs import Direction, PairedRuns, between, difference, first_changed, notes
+from cutaway.interventions.paired_runs import (
+    Direction,
+    PairedRuns,
+    between,
+    corruption_record,
+    difference,
+    first_changed,
+)
 from cutaway.models.access.reading import jointly
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Replace
@@ -232,7 +239,7 @@ def _result(
         gap=gap,
         changed=_changed(bound) if grid is None or grid.place else None,
         reasons=one_prompt(len(bound), *(n for n in ("effect", "single", "metrics") if n in found)),
-        record=notes(task.corruption),
+        record=corruption_record(task.corruption),
     )
 
 

@@ -44,10 +44,10 @@ from cutaway.interventions.first_order import (
     Rule,
     Step,
     audited,
+    estimate_record,
     estimates,
     fields,
     reasons,
-    said,
     tangent,
     units,
 )
@@ -117,7 +117,7 @@ def attribution_star(
         "score_null": found.null[1].reshape(*found.shape, -1),
     }
     out |= _checked(done, score, rounding(model, torch.stack([found.clean, found.corrupt])))
-    record = said(found, done, "score") | {"QK-fix": any(n.site in _FIXED for n in found.nodes)}
+    record = estimate_record(found, done, "score") | {"QK-fix": any(n.site in _FIXED for n in found.nodes)}
     labels = found.labels(_STATISTICS if done else ())
     why = reasons(found, out)
     return Effects(grid=found.axes, **out, labels=labels, units=units(found, out), reasons=why, record=record)

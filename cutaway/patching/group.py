@@ -32,7 +32,7 @@ from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import Baseline, removal
 from cutaway.interventions.components import all_components, components, random_sets
-from cutaway.interventions.paired_runs import Direction, difference, notes
+from cutaway.interventions.paired_runs import Direction, corruption_record, difference
 from cutaway.models.model import Model
 from cutaway.tasks.task import Task
 
@@ -114,7 +114,7 @@ def group(
     )
     joint, single = values[0] - before, (values[1:] - before).T  # prompt; prompt component
     term, unit = joint - single.sum(1), r.bound.unit
-    said = {} if denoise else r.notes()
+    said = {} if denoise else r.record()
     return GroupEffect(
         effect=joint.mean(),
         interval=mean_interval(joint),
@@ -128,7 +128,7 @@ def group(
         labels={"component": [str(a) for a in chosen], "bound": BOUNDS},
         units={"recovered": "share of clean − corrupt"} | {n: unit for n in GroupEffect.schema() if n != "recovered"},
         reasons=one_prompt(len(r.bound), "effect", "interaction", "single"),
-        record=said | notes(task.corruption) | {"random sets": matched} | known,
+        record=said | corruption_record(task.corruption) | {"random sets": matched} | known,
     )
 
 

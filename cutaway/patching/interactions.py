@@ -102,7 +102,7 @@ def interactions(
         labels={"component": names, "partner": names, "bound": BOUNDS},
         units={"effect": unit, "interval": unit, "null": unit, "joint": unit, "single": unit},
         reasons=one_prompt(len(r.bound), "effect"),
-        record=r.notes()
+        record=r.record()
         | {
             "random pairs": [f"{a} {b}" for a, b in drawn],
             "random pairs are": "of any layers, the same beside all pairs",

@@ -119,7 +119,7 @@ def knockout_curve(
         labels={"step": ["nothing", *map(str, ranked)], "bound": BOUNDS},
         units={"metric": unit, "interval": unit, "null": unit} | dict.fromkeys(_SHARES, "share of prompts"),
         reasons=one_prompt(len(r.bound), "metric"),
-        record=r.notes() | {"split": split, "pool": len(pool), "random sets": matched},
+        record=r.record() | {"split": split, "pool": len(pool), "random sets": matched},
     )
 
 

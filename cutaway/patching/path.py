@@ -166,7 +166,7 @@ def _result(
         },
         gap=x.gap,
         reasons=one_prompt(len(x.bound), "effect", "relative"),
-        record=x.notes() | said | {"least |logit|": float(logit.min())},
+        record=x.record() | said | {"least |logit|": float(logit.min())},
     )
 
 

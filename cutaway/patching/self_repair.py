@@ -120,7 +120,7 @@ def self_repair(
         labels={"bound": BOUNDS},
         units={n: _SHARE if n.startswith("share") else unit for n in SelfRepair.schema()},
         reasons=one_prompt(len(r.bound), "effect", "share", *parts),
-        record=r.notes() | {"shares": f"of heads with at least {_LEAST:.0%} of the largest direct effect"},
+        record=r.record() | {"shares": f"of heads with at least {_LEAST:.0%} of the largest direct effect"},
     )
 
 
