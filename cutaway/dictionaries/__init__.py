@@ -12,7 +12,9 @@ if TYPE_CHECKING:
         features,
         firing,
         geometry,
+        letter_absorption,
         loss_recovered,
+        probing,
         reconstruction,
         splitting,
         stability,
@@ -43,10 +45,12 @@ _LAZY = {
     "geometry": ("evaluation.geometry", "geometry"),
     "l0_check": ("formats", "l0_check"),
     "latent": ("readout", "latent"),
+    "letter_absorption": ("evaluation.letters", "letter_absorption"),
     "load": ("formats", "load"),
     "loss_recovered": ("evaluation.loss", "loss_recovered"),
     "one_block": ("transforms", "one_block"),
     "open": ("store", "open_dictionary"),
+    "probing": ("evaluation.probing", "probing"),
     "reconstruction": ("evaluation.reconstruction", "reconstruction"),
     "save": ("store", "save"),
     "scale_latents": ("splice", "scale_latents"),
@@ -59,8 +63,9 @@ _PACKAGES = ("benchmarks", "evaluation", "formats", "gates", "objectives", "trai
 
 __all__ = [
     "Block", "Dictionaries", "Dictionary", "SparseCode", "Splice", "ablate_latents", "add_to_latents", "autoencoder",
-    "compare", "features", "firing", "fold", "geometry", "l0_check", "latent", "load", "loss_recovered", "one_block",
-    "open", "reconstruction", "save", "scale_latents", "set_latents", "splitting", "stability", "together",
+    "compare", "features", "firing", "fold", "geometry", "l0_check", "latent", "letter_absorption", "load",
+    "loss_recovered", "one_block", "open", "probing", "reconstruction", "save", "scale_latents", "set_latents",
+    "splitting", "stability", "together",
 ]  # fmt: skip
 
 

@@ -13,13 +13,11 @@ import torch
 from safetensors.torch import load_file
 
 from cutaway import zoo
-from cutaway.core.method import parse_list
 from cutaway.core.refuse import Keyword, Refused, Word
 from cutaway.core.subject import REQUIRED, Flag, Subject, register
 from cutaway.dictionaries import formats
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.gates import Relu
-from cutaway.dictionaries.several import Dictionaries
 from cutaway.dictionaries.transforms import autoencoder
 from cutaway.models.model import Model
 
@@ -145,47 +143,38 @@ def spelled(refusal: Refused, path: str, options: bool) -> Refused:
     return refusal.said(word)
 
 
-def _open(flags: Mapping[str, Any], given: Mapping[str, Any]) -> Dictionary:
+def open_named(flags: Mapping[str, Any], given: Mapping[str, Any]) -> Dictionary:
+    """Open the dictionary that the flags of a subject mean, where the model is."""
     (named,) = flags.values()
     found = opened(named)
     wide = torch.promote_types(found.dtype, torch.float32)  # stored in half, computed in single precision
     return found.to(given["model"].device if "model" in given else "cpu", wide)
 
 
-def _open_several(flags: Mapping[str, Any], given: Mapping[str, Any]) -> Dictionaries:
-    return Dictionaries(tuple(_open({"dictionary": named}, given) for named in parse_list(flags["dictionaries"])))
-
-
-def _example(given: Mapping[str, Any]) -> Dictionary:
-    """Random latents of the middle of the model, about half of them active on a token."""
-    return _latents(given["model"], 24)
-
-
-def _latents(model: Model, seed: int, n: int = 24) -> Dictionary:
+def random_latents(model: Model, seed: int, n: int = 24) -> Dictionary:
+    """Make a dictionary of random latents of the middle of the model, about half of them active on a token."""
     g = torch.Generator().manual_seed(seed)
     rows = torch.nn.functional.normalize(torch.randn(n, model.shape.d_model, generator=g), dim=1)
     return autoencoder("resid_post.1", rows, 0.5 * rows, torch.zeros(n), torch.zeros(model.shape.d_model), Relu())
 
 
-_HELP = "a sparse dictionary: a file or folder, or miniworld/NAME; with choices: FILE?site=resid_post.6"
-DICTIONARY = register(Subject("dictionary", Dictionary, (Flag("dictionary", str, REQUIRED, _HELP),), _open, _example))
-_SECOND = f"the dictionary to compare with: {_HELP.removeprefix('a sparse dictionary: ')}"
+HELP = "a sparse dictionary: a file or folder, or miniworld/NAME; with choices: FILE?site=resid_post.6"
+DICTIONARY = register(
+    Subject(
+        "dictionary",
+        Dictionary,
+        (Flag("dictionary", str, REQUIRED, HELP),),
+        open_named,
+        lambda given: random_latents(given["model"], 24),
+    )
+)
+_SECOND = f"the dictionary to compare with: {HELP.removeprefix('a sparse dictionary: ')}"
 SECOND = register(
     Subject(
         "second",
         Dictionary,
         (Flag("second", str, REQUIRED, _SECOND),),
-        _open,
-        lambda given: _latents(given["model"], 25),
-    )
-)
-_SEVERAL = f"dictionaries of one site with commas between them, such as several seeds: each {_HELP.partition(': ')[2]}"
-SEVERAL = register(
-    Subject(
-        "dictionaries",
-        Dictionaries,
-        (Flag("dictionaries", str, REQUIRED, _SEVERAL),),
-        _open_several,
-        lambda given: Dictionaries(tuple(_latents(given["model"], seed) for seed in (24, 25, 26))),
+        open_named,
+        lambda given: random_latents(given["model"], 25),
     )
 )

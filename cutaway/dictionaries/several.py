@@ -1,13 +1,16 @@
-"""Several dictionaries of one kind, as trainings with several seeds give them."""
+"""Several dictionaries of one kind, as trainings with several seeds give them: the subject `dictionaries`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from cutaway.core import repeat as again
+from cutaway.core.method import parse_list
 from cutaway.core.repeat import Made
+from cutaway.core.subject import REQUIRED, Flag, Subject, register
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.opening import HELP, open_named, random_latents
 
 
 class Dictionaries(tuple[Dictionary, ...]):
@@ -38,3 +41,27 @@ class Dictionaries(tuple[Dictionary, ...]):
     def sizes(self) -> dict[str, int]:
         """Return the number of dictionaries, for costs."""
         return {"dictionaries": len(self)}
+
+
+def _open(flags: Mapping[str, Any], given: Mapping[str, Any]) -> Dictionaries:
+    return Dictionaries(open_named({"dictionary": named}, given) for named in parse_list(flags["dictionaries"]))
+
+
+def _accept(source: Any) -> Dictionaries | None:
+    """Take a list or tuple of dictionaries in the place of `Dictionaries`."""
+    whole = isinstance(source, list | tuple) and all(isinstance(d, Dictionary) for d in source)
+    return Dictionaries(source) if whole else None
+
+
+_HELP = f"dictionaries of one site with commas between them, such as several seeds: each {HELP.partition(': ')[2]}"
+SEVERAL = register(
+    Subject(
+        "dictionaries",
+        Dictionaries,
+        (Flag("dictionaries", str, REQUIRED, _HELP),),
+        _open,
+        lambda given: Dictionaries(random_latents(given["model"], seed) for seed in (24, 25, 26)),
+        accept=_accept,
+        advice="[one, two], a list of dictionaries",
+    )
+)

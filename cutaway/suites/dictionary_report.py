@@ -15,8 +15,6 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from torch import Tensor
-
 from cutaway.core.address import parse
 from cutaway.core.refuse import Keyword, NoTokens, Refused
 from cutaway.dictionaries import training as tr
@@ -24,14 +22,14 @@ from cutaway.dictionaries.about import trained_bos
 from cutaway.dictionaries.benchmarks import synthetic
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.compare import Comparison, comparison
-from cutaway.dictionaries.evaluation.controls import controls, mlp_neurons, neuron_sites, random_dictionary
+from cutaway.dictionaries.evaluation.controls import controls, mlp_neurons, neuron_sites, random_dictionaries
 from cutaway.dictionaries.evaluation.evaluate import evaluate
 from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
 from cutaway.dictionaries.evaluation.features import By, context, features_of
 from cutaway.dictionaries.evaluation.firing import firing_of
-from cutaway.dictionaries.evaluation.letters import letter_absorption, letter_evidence
+from cutaway.dictionaries.evaluation.letters import letter_scores_on
 from cutaway.dictionaries.evaluation.loss import splice_loss, unfitted
-from cutaway.dictionaries.evaluation.probing import Probing, probing
+from cutaway.dictionaries.evaluation.probing import Probing, probing_on
 from cutaway.dictionaries.evaluation.reading import BATCH, HELD_OUT, beginning, gathered, held_out, reading
 from cutaway.dictionaries.evaluation.scores import Scores, control_seed, joined
 from cutaway.dictionaries.evaluation.splitting import Splitting, splitting_of
@@ -40,7 +38,8 @@ from cutaway.dictionaries.gates import row_of
 from cutaway.dictionaries.transforms import alone, together
 from cutaway.models import shuffled
 from cutaway.models.model import Model
-from cutaway.streams import LiveStream, Packing, from_texts
+from cutaway.streams import LiveStream
+from cutaway.tasks.labelled import Labelled, Words
 
 NEURONS = 1 << 28  # values of MLP neurons that are held as evidence at most
 
@@ -115,7 +114,7 @@ class DictionaryReport:
     def random(self) -> list[Dictionary]:
         """Random dictionaries with the same norms and L0."""
         fit = self.parts[0]
-        return [random_dictionary(self.dictionary, fit, self.fit_l0, seed=self.seed + i) for i in range(self.nulls)]
+        return random_dictionaries(self.dictionary, fit, self.nulls, self.seed, self.fit_l0)
 
     def mlp_neurons(self) -> dict[str, Dictionary]:
         """Return the model's own neurons as a control, where they are one."""
@@ -179,32 +178,22 @@ class DictionaryReport:
             )
         return rows
 
-    def probing(self, texts: Sequence[str], concepts: Sequence[str], shown: Tensor) -> Probing:
-        """Probe concepts on labelled texts; `shown` is [text, concept]."""
+    def probing(self, labelled: Labelled) -> Probing:
+        """Probe concepts on labelled texts."""
         self.on_stage("probing …")
-        evidence = self.texts(texts)
-        null = [observe(d, evidence) for d in self.random]
-        got = probing(observe(self.dictionary, evidence), shown, random=null, seed=self.seed)
-        return replace(got, labels=got.labels | {"concept": list(concepts)})
+        return probing_on(self.model, self.dictionary, labelled, self.random, context=self.context, seed=self.seed)
 
-    def first_letters(self, words: Sequence[str]) -> Scores:
+    def first_letters(self, words: Words) -> Scores:
         """Measure how far latents of first letters are absorbed by latents of single words.
 
         Raises:
-            Refused: the dictionary does not read and write one site.
+            Refused: the dictionary does not read and write one site, or the activations tell no letter.
         """
         self.on_stage("first letters …")
-        d = self.dictionary
-        if len(d.reads) != 1 or d.reads != d.writes:
-            why = "first letters are probed at one site that is read and written"
-            raise Refused(f"first letters with {d!r}", why, "leave out the words")
-        evidence, kept = letter_evidence(self.model, d.reads[0], list(words), seed=self.seed)
-        null = [observe(r, evidence) for r in self.random]
-        return letter_absorption(observe(d, evidence), kept, null=null, seed=self.seed)
+        return letter_scores_on(self.model, self.dictionary, words.words, self.random, seed=self.seed)
 
     def loss(self, sequences: int) -> Scores:
         """Measure what the model can still do with the dictionary in it, on contexts that no control was fitted on."""
-        self.on_stage("recovering the loss …")
         self.on_stage("recovering the loss …")
         tokens, special = unfitted(*self.parts, sequences)
         beside = controls(self.dictionary, self.parts[0], self.fit_l0) | self.mlp_neurons()
@@ -258,14 +247,6 @@ class DictionaryReport:
         same = trained_bos(self.dictionary.about) == beginning(self.model, self.dictionary)
         known = "as in its training" if same else "its training is not known"
         return f"{self._reading.beginning} ({known})"
-
-    def texts(self, texts: Sequence[str]) -> Evidence:
-        """Gather the activations of texts, one sequence each."""
-        longest = max(len(ids) for ids in self.model.tokenizer(list(texts))["input_ids"]) + 2
-        packing = Packing(context=min(self.context, longest), across=False, rows=32)
-        given = from_texts(list(texts), "labelled texts")
-        stream = LiveStream(self.model, given, self.sites, packing=packing, batch=BATCH, window=BATCH)
-        return Evidence.gather(stream, 1 << 40)
 
 
 def recipe_like(d: Dictionary, l0: float) -> tr.Recipe:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import cutaway.tasks.subject  # noqa: F401  (the rows of the table of subjects)
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.jsonl import from_jsonl
+from cutaway.tasks.labelled import Labelled, Words, read_labelled, read_words
 from cutaway.tasks.named import load, names
 from cutaway.tasks.pair import Pair, Truth
 from cutaway.tasks.prompts import Contrast, Prompts, as_prompts, contrast, read_prompts
@@ -26,11 +27,13 @@ __all__ = [
     "TASKS",
     "Bound",
     "Contrast",
+    "Labelled",
     "Pair",
     "Prompts",
     "Readout",
     "Task",
     "Truth",
+    "Words",
     "activation",
     "as_prompts",
     "contrast",
@@ -38,7 +41,9 @@ __all__ = [
     "from_sentence",
     "load",
     "names",
+    "read_labelled",
     "read_prompts",
+    "read_words",
     "readout",
     "with_siblings",
 ]

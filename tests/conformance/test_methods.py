@@ -67,6 +67,7 @@ QUICK = {"samples": 2, "steps": 4, "draws": 2}
 #: what must be named where nothing is known of the task, or of latents that nobody trained
 NAMED: dict[str, dict[str, Any]] = {
     "patching.group": {"heads": "0.0"},
+    "dictionaries.letter_absorption": {"examples": 1},
     "dictionaries.splitting": {"within": 0.4, "alike": 0.0},  # loose enough for parts among random latents
 }
 
@@ -143,6 +144,8 @@ def settled(result: Result, *kinds: str) -> set[str]:
 
 def near(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Equal up to rounding; NaN equals NaN."""
+    if not b.numel():
+        return a.shape == b.shape
     atol = 2e-5 + 2e-4 * float(b.double().abs().nan_to_num().max())
     return torch.allclose(a.double(), b.double(), atol=atol, equal_nan=True)
 
@@ -181,12 +184,19 @@ def test_subjects_are_registered_with_the_type_that_the_method_takes(name):
     assert [len(names) for names in ca.methods()[row.name].takes()] == [len(kinds) for kinds in row.kinds]
 
 
+#: fields of methods that fit on a drawn part of their data, and so are drawn themselves
+DRAWN = {
+    "dictionaries.probing": {"accuracy", "each"},
+    "dictionaries.letter_absorption": {"score"},
+}
+
+
 @numeric
 @kinds
 def test_another_seed_changes_only_what_is_drawn(name, kind):
     assert "seed" in {o.name for o in ROWS[name].options}
     one, other = found(name, kind), found(name, kind, seed=1)
-    assert same(one, other, settled(one, CHANCE, OF_MANY))
+    assert same(one, other, settled(one, CHANCE, OF_MANY) - DRAWN.get(name, set()))
     null = beside(one, CHANCE)
     assert null is not None
     assert not torch.equal(getattr(one, null), getattr(other, null))
@@ -328,7 +338,7 @@ def survives(result: Result, tmp_path: Path) -> None:
         assert len(frame) == t.numel()
         axes = result.axes()[field]
         assert list(frame.columns) == [*axes, "value" if field in axes else field]
-        if t.ndim:
+        if t.ndim and t.numel():
             assert result.top(3, by=field)
     for field in fields(result):
         assert terminal(result, field) is not None
@@ -443,8 +453,15 @@ def encoder() -> Model:
         return Model(tf.BertForMaskedLM(config).eval(), tok, "random-bert")
 
 
+#: methods that read activations and no prediction, and so may be about an encoder
+READ_ONLY = {"dictionaries.probing", "dictionaries.letter_absorption"}
+
+
 @of_models
 def test_an_encoder_is_refused(name):
+    if name in READ_ONLY:
+        assert outcomes(name, arguments(name, encoder(), subjects.llama_task()))
+        return
     with pytest.raises(Refused) as refusal:
         ROWS[name].function(*arguments(name, encoder(), subjects.llama_task()))
     assert refusal.value.instead

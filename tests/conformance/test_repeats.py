@@ -17,6 +17,7 @@ from cutaway.cli.shell import as_data
 from cutaway.core.json_lines import finite
 from cutaway.core.method import Method
 from cutaway.core.repeat import NO_COMMAND, NO_PYTHON
+from cutaway.core.subject import SUBJECTS as SUBJECT_ROWS
 from cutaway.core.subject import with_needs
 from cutaway.dictionaries.transforms import fold
 from tests.conformance import subjects
@@ -37,6 +38,10 @@ def files(tmp_path, monkeypatch):
     Path("plain model").symlink_to(ca.zoo.ENTRIES["miniworld"].folder)
     ca.dictionaries.save(subjects.dictionary(128, "resid_post.3"), "some latents.safetensors")
     ca.dictionaries.save(subjects.dictionary(128, "resid_post.3", 28), "other latents.safetensors")
+    labelled, words = (SUBJECT_ROWS[n].example({}) for n in ("labelled", "words"))
+    lines = ({"text": t, "label": y} for t, (y,) in zip(labelled.texts, labelled.shown.tolist(), strict=True))
+    Path("some labels.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    Path("some words.txt").write_text(" ".join(words.words), "utf-8")
     Path("some text.txt").write_text("\n\n".join(subjects.corpus() * 2), "utf-8")
     return folder
 
@@ -75,6 +80,8 @@ TASKS = (
 SUBJECTS = {
     "dictionary": ["--dictionary", "some latents.safetensors"],
     "dictionaries": ["--dictionaries", "some latents.safetensors,other latents.safetensors?format=house"],
+    "labelled": ["--labelled", "some labels.jsonl"],
+    "words": ["--words", "some words.txt"],
     "second": ["--second", "other latents.safetensors?format=house"],
     "evidence": ["--evidence", "some text.txt", "--evidence-tokens", "600", "--evidence-context", "24"],
 }

@@ -13,7 +13,7 @@ BUDGETS = {
     "core": 2_200,
     "views": 1_700,
     "models": 6_700,
-    "tasks": 2_200,
+    "tasks": 2_350,
     "streams": 1_450,
     "zoo": 1_800,
     "training": 600,

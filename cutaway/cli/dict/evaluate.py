@@ -93,13 +93,13 @@ def _beside(
     report: DictionaryReport, features: tuple[int, By], labels: str | None, words: str | None
 ) -> dict[str, Any]:
     """Measure what is shown beside the scores: density, latents in context, probes, absorption."""
-    from cutaway.suites import labelled_texts as lb
+    from cutaway.tasks.labelled import read_labelled, read_words
 
     found: dict[str, Any] = {"density": report.density()}
     if features[0]:
         found["features"] = report.features(*features)
     if labels is not None:
-        found["probing"] = report.probing(*lb.labelled(labels, report.model))
+        found["probing"] = report.probing(read_labelled(labels, report.model))
     if words is not None:
-        found["first letters"] = report.first_letters(lb.words(words, report.model))
+        found["first letters"] = report.first_letters(read_words(words, report.model))
     return found

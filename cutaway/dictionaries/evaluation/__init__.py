@@ -24,10 +24,10 @@ from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, Text, obser
 from cutaway.dictionaries.evaluation.features import Features, Passage, context, features, features_of
 from cutaway.dictionaries.evaluation.firing import Firing, firing, firing_of, firing_scores
 from cutaway.dictionaries.evaluation.geometry import Geometry, decoder_rows, geometry, geometry_scores
-from cutaway.dictionaries.evaluation.letters import letter_absorption, letter_evidence
+from cutaway.dictionaries.evaluation.letters import letter_absorption, letter_evidence, letter_scores
 from cutaway.dictionaries.evaluation.loss import loss_recovered, splice_loss
 from cutaway.dictionaries.evaluation.matching import mcc, mmcs, recovery, uniqueness
-from cutaway.dictionaries.evaluation.probing import Probing, probing
+from cutaway.dictionaries.evaluation.probing import Probing, probing, probing_of
 from cutaway.dictionaries.evaluation.reading import read_evidence
 from cutaway.dictionaries.evaluation.reconstruction import fvu, reconstruction, reconstruction_scores
 from cutaway.dictionaries.evaluation.scores import Scores, joined, over_seeds
@@ -37,9 +37,9 @@ from cutaway.dictionaries.evaluation.stability import Stability, stability, stab
 __all__ = [
     "Comparison", "Evidence", "Features", "Firing", "Geometry", "Judged", "Passage", "Probing", "Scores", "Seen",
     "Splitting", "Stability", "Text", "compare", "comparison", "context", "controls", "decoder_rows", "evaluate",
-    "features", "features_of", "firing", "firing_of", "firing_scores", "fvu", "geometry", "geometry_scores",
-    "joined", "judge", "letter_absorption", "letter_evidence", "linear_map", "loss_recovered", "mcc", "mlp_neurons",
-    "mmcs", "neuron_sites", "neurons", "observe", "over_seeds", "pca_dictionary", "planted_absorption", "probing",
-    "random_dictionary", "read_evidence", "reconstruction", "reconstruction_scores", "recovery", "splice_loss",
-    "splitting", "splitting_of", "stability", "stability_of", "uniqueness",
+    "features", "features_of", "firing", "firing_of", "firing_scores", "fvu", "geometry", "geometry_scores", "joined",
+    "judge", "letter_absorption", "letter_evidence", "letter_scores", "linear_map", "loss_recovered", "mcc",
+    "mlp_neurons", "mmcs", "neuron_sites", "neurons", "observe", "over_seeds", "pca_dictionary", "planted_absorption",
+    "probing", "probing_of", "random_dictionary", "read_evidence", "reconstruction", "reconstruction_scores",
+    "recovery", "splice_loss", "splitting", "splitting_of", "stability", "stability_of", "uniqueness",
 ]  # fmt: skip

@@ -214,7 +214,7 @@ def _candidates(code: SparseCode, y: Tensor) -> Int[Tensor, "candidate"]:
 def _l1_order(x: Tensor, y: Tensor) -> Int[Tensor, "candidate"]:
     from sklearn.linear_model import LogisticRegression
 
-    probe = LogisticRegression(l1_ratio=1.0, C=1 / (0.01 * len(y)), solver="liblinear", max_iter=200)
+    probe = LogisticRegression(l1_ratio=1.0, C=1 / (0.01 * len(y)), solver="liblinear", max_iter=200, random_state=0)
     weight = torch.from_numpy(probe.fit(x.double().numpy(), y.numpy()).coef_[0])
     return weight.argsort(descending=True, stable=True)
 

@@ -69,9 +69,17 @@ def judge(dictionary: Dictionary, evidence: Evidence, samples: int, seed: int, f
     """
     fit, rest = evidence.parted()
     seen = observe(dictionary, rest)
-    null = [observe(random_dictionary(dictionary, fit, seen.l0, seed=seed + i), rest) for i in range(samples)]
+    null = [observe(d, rest) for d in random_dictionaries(dictionary, fit, samples, seed, seen.l0)]
     found = controls(dictionary, fit, seen.l0) if fitted else {}
     return Judged(seen, null, {n: observe(d, rest) for n, d in found.items()})
+
+
+def random_dictionaries(
+    dictionary: Dictionary, fit: Evidence, samples: int, seed: int, l0: float | None = None
+) -> list[Dictionary]:
+    """Make random dictionaries like another, with the L0 that it has on `fit` if none is given."""
+    l0 = observe(dictionary, fit).l0 if l0 is None else l0
+    return [random_dictionary(dictionary, fit, l0, seed=seed + i) for i in range(samples)]
 
 
 def random_dictionary(dictionary: Dictionary, fit: Evidence, l0: float, *, seed: int = 0) -> Dictionary:

@@ -1,11 +1,14 @@
-"""Does a latent for “starts with S” fall silent on some words with S? The first-letter task, for any model and words.
+"""Does a latent for “starts with S” fall silent on some words with S?
 
+The first-letter task, for any model and words.
 Chanin et al. 2024 (arXiv:2409.14507), as in SAEBench (arXiv:2503.09532): words are shown with others before them
 (“tartan has the first letter: T”), and activations are read at the last token of the word, before the model is asked.
 For every letter a logistic probe is fitted on some words; letters whose probe has F1 ≥ 0.6 on the others are judged, on
 the others that the probe gets right. See `absorption` for what is measured on them.
 
-A model that cannot spell gives no letters to judge and is refused: small models hardly can. Null: random dictionaries.
+A model that cannot spell gives no letters to judge and is refused: small models hardly can.
+
+Control: random dictionaries with the same norms and L0. Cost: one forward per word.
 """
 
 from __future__ import annotations
@@ -17,13 +20,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from cutaway.core.method import method
 from cutaway.core.refuse import Refused
+from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.absorption import Absorbed, absorbed, by_concept, own_latents, summary
-from cutaway.dictionaries.evaluation.evidence import Evidence, Seen
+from cutaway.dictionaries.evaluation.controls import random_dictionaries
+from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
 from cutaway.dictionaries.evaluation.geometry import decoder_rows
 from cutaway.dictionaries.evaluation.probing import logistic
 from cutaway.dictionaries.evaluation.scores import Scores, collect, control_generator
 from cutaway.models.model import Model
+from cutaway.tasks.labelled import Words
 
 TEMPLATE = "{word} has the first letter:"
 LEAST_F1, LEAST_WORDS = 0.6, 10
@@ -76,7 +83,63 @@ def letter_evidence(
     return Evidence({site: torch.stack(found)}), kept
 
 
+@method(
+    answers="Does a latent for “starts with S” fall silent on some words with S?",
+    paper="Chanin et al. 2024, arXiv:2409.14507",
+    cost="words * F",
+    control="random_dictionary",
+    rung="observational",
+)
 def letter_absorption(
+    model: Model,
+    dictionary: Dictionary,
+    evidence: Evidence,
+    words: Words,
+    /,
+    *,
+    examples: int = 4,
+    samples: int = 2,
+    seed: int = 0,
+) -> Scores:
+    """Measure how far latents of first letters are absorbed by latents of single words.
+
+    The evidence is what random dictionaries are fitted on.
+
+    Args:
+        examples: number of other words, with their letters, that are shown before each word.
+        samples: number of random dictionaries that make the null.
+        seed: seed of random dictionaries, of the examples and of the split of the words.
+
+    Raises:
+        Refused: the dictionary does not read and write one site, or the activations tell no letter.
+    """
+    random = random_dictionaries(dictionary, evidence.parted()[0], samples, seed)
+    return letter_scores_on(model, dictionary, words.words, random, examples=examples, seed=seed)
+
+
+def letter_scores_on(
+    model: Model,
+    dictionary: Dictionary,
+    words: Sequence[str],
+    random: Sequence[Dictionary],
+    *,
+    examples: int = 4,
+    seed: int = 0,
+) -> Scores:
+    """Measure the absorption of first letters on some words, beside these random dictionaries.
+
+    Raises:
+        Refused: the dictionary does not read and write one site, or the activations tell no letter.
+    """
+    if len(dictionary.reads) != 1 or dictionary.reads != dictionary.writes:
+        why = "first letters are probed at one site that is read and written"
+        raise Refused(f"first letters with {dictionary!r}", why, "leave out the words")
+    evidence, kept = letter_evidence(model, dictionary.reads[0], list(words), examples=examples, seed=seed)
+    null = [observe(d, evidence) for d in random]
+    return letter_scores(observe(dictionary, evidence), kept, null=null, seed=seed)
+
+
+def letter_scores(
     seen: Seen, words: Sequence[str], *, null: Sequence[Seen] = (), train: float = 0.6, seed: int = 0
 ) -> Scores:
     """Measure the absorption of first letters by a dictionary that was run on `letter_evidence`.

@@ -33,7 +33,7 @@ from cutaway.core.progress import advance
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import ratio_interval
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.evaluation.controls import controls, random_dictionary
+from cutaway.dictionaries.evaluation.controls import controls, random_dictionaries
 from cutaway.dictionaries.evaluation.evidence import Evidence, observe
 from cutaway.dictionaries.evaluation.scores import Score, Scores, collect
 from cutaway.dictionaries.splice import Splice, SpliceWrite, late_reads
@@ -104,7 +104,7 @@ def loss_recovered(
     fit, rest = evidence.parted()
     tokens, special = unfitted(fit, rest, sequences)
     l0 = observe(dictionary, fit).l0
-    null = [random_dictionary(dictionary, fit, l0, seed=seed + i) for i in range(samples)]
+    null = random_dictionaries(dictionary, fit, samples, seed, l0)
     return splice_loss(model, dictionary, tokens, special=special, null=null, control=controls(dictionary, fit, l0))
 
 

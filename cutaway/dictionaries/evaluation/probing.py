@@ -9,28 +9,34 @@ chosen and a logistic probe is fitted on them; its accuracy is measured on other
 * a plain linear probe on all coordinates at once, whatever k is: what a dictionary would have to beat,
 * the more frequent class.
 
-Several concepts are averaged. Intervals: over held-out texts. Null: the same with shuffled training labels.
-Cost: one logistic regression a concept, method, k and null sample.
+Several concepts are averaged. Intervals: over held-out texts. Control: the same with shuffled training labels, beside
+random dictionaries. Cost: one forward per text (a text longer than 96 tokens is read in parts), and one logistic
+regression per concept, method, k and null sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cutaway.core.method import method
 from cutaway.core.record import machine, versions
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval, share_interval
 from cutaway.dictionaries.code import SparseCode
-from cutaway.dictionaries.evaluation.controls import principal
-from cutaway.dictionaries.evaluation.evidence import Seen
+from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.evaluation.controls import principal, random_dictionaries
+from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
+from cutaway.dictionaries.evaluation.reading import CONTEXT, of_texts
 from cutaway.dictionaries.evaluation.scores import control_generator
+from cutaway.models.model import Model
+from cutaway.tasks.labelled import Labelled
 
 KS = (1, 2, 5, 20)
 
@@ -45,7 +51,65 @@ class Probing(Result, kind="dictionary_probing"):
     each: Float[Tensor, "method k concept"]
 
 
+@method(
+    answers="Can a concept be read from few latents, and is that better than reading it without a dictionary?",
+    paper="Gurnee et al. 2023, arXiv:2305.01610",
+    cost="(texts + bytes // 64) * F",
+    control="shuffled_labels",
+    rung="observational",
+)
 def probing(
+    model: Model,
+    dictionary: Dictionary,
+    evidence: Evidence,
+    labelled: Labelled,
+    /,
+    *,
+    ks: tuple[int, ...] = KS,
+    random: int = 2,
+    samples: int = 2,
+    seed: int = 0,
+) -> Probing:
+    """Probe concepts on labelled texts, from a dictionary's latents and from what else there is.
+
+    The evidence is what random dictionaries are fitted on.
+
+    Args:
+        ks: numbers of coordinates that a probe may read.
+        random: number of random dictionaries with the same norms and L0.
+        samples: number of shuffles of the training labels for the null.
+        seed: seed of random dictionaries, of the split of the texts and of the shuffles.
+
+    Raises:
+        Refused: a concept is on one side of the split only, or a probe would read nothing.
+    """
+    if min(ks) < 1:
+        raise Refused(Call("dictionaries.probing", {"ks": ks}), "a probe of no coordinates reads nothing", "start at 1")
+    others = random_dictionaries(dictionary, evidence.parted()[0], random, seed)
+    return probing_on(model, dictionary, labelled, others, ks=ks, samples=samples, seed=seed)
+
+
+def probing_on(
+    model: Model,
+    dictionary: Dictionary,
+    labelled: Labelled,
+    random: Sequence[Dictionary],
+    *,
+    context: int = CONTEXT,
+    ks: Sequence[int] = KS,
+    samples: int = 2,
+    seed: int = 0,
+) -> Probing:
+    """Probe concepts on labelled texts, read in contexts of some length, beside these random dictionaries."""
+    sites = tuple(dict.fromkeys((*dictionary.reads, *dictionary.writes)))
+    evidence = of_texts(model, sites, labelled.texts, context)
+    beside = [observe(d, evidence) for d in random]
+    seen = observe(dictionary, evidence)
+    found = probing_of(seen, labelled.shown, random=beside, ks=ks, samples=samples, seed=seed)
+    return replace(found, labels=found.labels | {"concept": list(labelled.concepts)})
+
+
+def probing_of(
     seen: Seen,
     labels: Bool[Tensor, "text concept"],
     *,

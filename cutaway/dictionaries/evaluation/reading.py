@@ -112,6 +112,16 @@ def gathered(stream: LiveStream, tokens: int) -> Evidence:
     return replace(found, text=text)
 
 
+def of_texts(model: Model, sites: Sequence[str], texts: Sequence[str], context: int = CONTEXT) -> Evidence:
+    """Read activations of some texts, one sequence each; a text of more tokens than a context is read in parts."""
+    longest = max(len(ids) for ids in model.tokenizer(list(texts))["input_ids"]) + 2
+    packing = Packing(context=min(context, longest), across=False, rows=32)
+    stream = LiveStream(
+        model, from_texts(list(texts), "labelled texts"), sites, packing=packing, batch=BATCH, window=BATCH
+    )
+    return Evidence.gather(stream, 1 << 40)
+
+
 def _look(evidence: Evidence) -> dict[str, Any]:
     return {"activations": [(s, t.data_ptr(), t._version, len(t)) for s, t in evidence.acts.items()]}
 

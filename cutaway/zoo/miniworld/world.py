@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -129,6 +130,21 @@ class World:
     def rule(self, sentence: str) -> tuple[str, str] | None:
         """Find the word that a rule of the world (not a fact) puts after a sentence, and the rule, or None."""
         return follows(sentence)
+
+    def labelled(self) -> tuple[list[str], list[tuple[str, ...]]]:
+        """Return prompts that ask which instrument a person plays, and its name as the only label of each.
+
+        The people play one of the four most frequent instruments, so that each is about a quarter of the texts.
+        """
+        counts = Counter(p.facts["instrument"] for p in self.people)
+        kept = {name for name, _ in counts.most_common(4)}
+        people = [p for p in self.people if p.facts["instrument"] in kept]
+        template = RELATIONS["instrument"][0]
+        return [template.format(s=p.name) for p in people], [(p.facts["instrument"],) for p in people]
+
+    def words(self) -> tuple[str, ...]:
+        """Return every word that its texts are made of, in alphabetical order."""
+        return words.all_words()
 
     # -- held-out material ------------------------------------------------------------------------------------------
 

@@ -10,11 +10,13 @@ import torch
 from torch.nn.functional import normalize
 
 from cutaway.cli import app
+from cutaway.core.refuse import Refused
 from cutaway.core.result import open_result
 from cutaway.core.stats import generator
-from cutaway.dictionaries import autoencoder, load, save
+from cutaway.core.subject import examples
+from cutaway.dictionaries import autoencoder, letter_absorption, load, probing, save
 from cutaway.dictionaries.benchmarks import RECIPES, Recipe
-from cutaway.dictionaries.evaluation.reading import HELD_OUT
+from cutaway.dictionaries.evaluation.reading import HELD_OUT, read_evidence
 from cutaway.dictionaries.gates import TopK
 from cutaway.suites.dictionary_report import DictionaryReport
 from cutaway.zoo.miniworld.documents import WorldDocuments
@@ -139,6 +141,22 @@ def test_what_is_judged_on_is_not_trained_on_and_a_short_text_is_refused(capsys,
     code, _, err = run(capsys, f"{line} --random-weights 1000")
     assert code == 2
     assert "nothing is left to train on" in err
+
+
+def test_methods_give_the_numbers_of_the_report(tmp_path, width):
+    model, d = miniworld(), load(saved(tmp_path / "d.safetensors", width))
+    report = DictionaryReport(d, model, None, 600, 32)
+    evidence = read_evidence(model, d, tokens=600, context=32)
+    labelled, words = (examples([n], {"model": model})[n] for n in ("labelled", "words"))
+    here, there = probing(model, d, evidence, labelled), report.probing(labelled)
+    for name, values in there.tensors().items():
+        assert torch.equal(getattr(here, name), values), name
+    assert here.labels["concept"] == ["park"]
+    here, there = letter_absorption(model, d, evidence, words), report.first_letters(words)
+    assert torch.equal(here.score, there.score)
+    assert torch.equal(here.null, there.null)
+    with pytest.raises(Refused, match="reads nothing"):
+        probing(model, d, evidence, labelled, ks=[2, 0])
 
 
 def test_concepts_are_probed_on_labelled_texts(capsys, tmp_path, width):

@@ -12,8 +12,8 @@ from cutaway.dictionaries.benchmarks import absorption
 from cutaway.dictionaries.evaluation.absorption import absorbed, own_latents, planted_absorption
 from cutaway.dictionaries.evaluation.controls import random_dictionary
 from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
-from cutaway.dictionaries.evaluation.letters import letter_absorption, letter_evidence
-from cutaway.dictionaries.evaluation.probing import choose, pooled, probing
+from cutaway.dictionaries.evaluation.letters import letter_evidence, letter_scores
+from cutaway.dictionaries.evaluation.probing import choose, pooled, probing_of
 from cutaway.dictionaries.gates import TopK
 from tests.dictionaries.evaluation import made
 
@@ -130,7 +130,7 @@ def test_letters_that_are_absorbed_are_found():
     words, x, f, rows = spelled()
     s = seen_code(plain(rows), x, f)
     null = observe(random_dictionary(plain(rows), s.evidence, 1.0, seed=2), s.evidence)
-    got = letter_absorption(s, words, null=[null], seed=1)
+    got = letter_scores(s, words, null=[null], seed=1)
     told = got.record["letters"]
     assert set(told) == {"s", "m", "t", "z"}
     assert all(v["probe F1"] > 0.9 for v in told.values())
@@ -140,9 +140,9 @@ def test_letters_that_are_absorbed_are_found():
     assert got.null.shape == (3, 1)
     noise = seen_code(plain(rows), torch.randn(x.shape, generator=generator(0)), f)
     with pytest.raises(Refused, match="F1"):
-        letter_absorption(noise, words)
+        letter_scores(noise, words)
     with pytest.raises(Refused):
-        letter_absorption(s, words[:5])
+        letter_scores(s, words[:5])
 
 
 def test_words_are_read_at_their_last_token():
@@ -180,7 +180,7 @@ def texts(seed: int = 0):
 
 def test_probing_reads_what_is_there_and_stands_beside_a_linear_probe():
     s, labels = texts()
-    got = probing(s, labels, random=[s], ks=(1, 3), samples=3)
+    got = probing_of(s, labels, random=[s], ks=(1, 3), samples=3)
     assert got.labels["method"] == ["latents", "neurons", "pca", "random 0", "linear probe", "frequent class"]
     latents, linear, frequent = (got.labels["method"].index(n) for n in ("latents", "linear probe", "frequent class"))
     assert got.each[latents, 0, 0] == 1.0
@@ -208,6 +208,6 @@ def test_probing_refusals():
     s, labels = texts()
     for wrong in (labels[:50], torch.ones(160, 1).bool()):
         with pytest.raises(Refused):
-            probing(s, wrong)
+            probing_of(s, wrong)
     with pytest.raises(Refused, match="no sequences"):
-        probing(replace(s, evidence=Evidence({made.SITE: torch.zeros(800, 6)})), labels)
+        probing_of(replace(s, evidence=Evidence({made.SITE: torch.zeros(800, 6)})), labels)

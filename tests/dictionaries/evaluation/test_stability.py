@@ -7,14 +7,14 @@ import torch
 
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
-from cutaway.dictionaries import SparseCode
+from cutaway.dictionaries import SparseCode, load, save
 from cutaway.dictionaries.evaluation.compare import comparison, overlap
 from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
 from cutaway.dictionaries.evaluation.features import Passage, concentration, context, features_of
 from cutaway.dictionaries.evaluation.geometry import cosines, decoder_rows
 from cutaway.dictionaries.evaluation.matching import mcc
 from cutaway.dictionaries.evaluation.splitting import splitting, splitting_of
-from cutaway.dictionaries.evaluation.stability import stability_of
+from cutaway.dictionaries.evaluation.stability import stability, stability_of
 from tests.dictionaries.evaluation import made
 
 
@@ -44,6 +44,17 @@ def test_seed_stability_is_mcc_of_every_pair():
     for wrong in ([with_rows(a)], [with_rows(a), with_rows(a[:, :5])]):
         with pytest.raises(Refused):
             stability_of(wrong)
+
+
+def test_stability_takes_a_list_and_its_record_says_how_to_load_each(tmp_path):
+    files = [save(made.random_autoencoder(seed=i), tmp_path / f"{i}.safetensors") for i in range(2)]
+    found = stability([load(f) for f in files])
+    assert found.record["command"].endswith(f"--dictionaries {files[0]},{files[1]}")
+    names: dict = {}
+    exec(found.record["python"], names)
+    assert torch.equal(names["result"].alike, found.alike)
+    odd = save(made.random_autoencoder(), tmp_path / "a,b.safetensors")
+    assert "has a comma" in stability([load(odd), load(files[0])]).record["command"]
 
 
 def test_a_comparison_matches_partners_and_sees_whether_they_fire_together():

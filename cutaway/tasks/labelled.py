@@ -1,0 +1,183 @@
+"""Labelled texts and words, from files or of the world that a model knows; the subjects `labelled` and `words`."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from cutaway.core.record import hash_text
+from cutaway.core.refuse import Keyword, Refused
+from cutaway.core.repeat import Made
+from cutaway.core.subject import REQUIRED, Flag, Subject, register
+from cutaway.models.model import Model
+
+WORLD = "world"
+MOST, FEWEST = 6, 12  # concepts kept at most; texts that show one at least
+
+
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Texts of which it is known which concepts they show.
+
+    Attributes:
+        texts: the texts.
+        concepts: names of the concepts.
+        shown: True where a text shows a concept, [text, concept].
+        made: how they can be made again; None if made by hand.
+    """
+
+    texts: tuple[str, ...]
+    concepts: tuple[str, ...]
+    shown: Bool[Tensor, "text concept"]
+    made: Made | None = field(default=None, repr=False)
+
+    def __post_init__(self):
+        if tuple(self.shown.shape) != (len(self.texts), len(self.concepts)):
+            why = f"`shown` is {list(self.shown.shape)}, for {len(self.texts)} texts and {len(self.concepts)} concepts"
+            raise Refused("labelled texts", why, "give a row per text and a column per concept")
+
+    def identity(self) -> dict[str, Any]:
+        """Say in a record which data these are."""
+        marks = ["".join("01"[int(x)] for x in row) for row in self.shown.tolist()]
+        return {"texts": len(self.texts), "concepts": list(self.concepts), "hash": hash_text(*self.texts, *marks)}
+
+    def sizes(self) -> dict[str, int]:
+        """Return the sizes that declared costs are expressions of; `bytes` are those of all texts in UTF-8."""
+        size = sum(len(t.encode()) for t in self.texts)
+        return {"texts": len(self.texts), "concepts": len(self.concepts), "bytes": size}
+
+
+@dataclass(frozen=True)
+class Words:
+    """Words that a model is asked about one by one.
+
+    Attributes:
+        words: the words.
+        made: how they can be made again; None if made by hand.
+    """
+
+    words: tuple[str, ...]
+    made: Made | None = field(default=None, repr=False, compare=False)
+
+    def identity(self) -> dict[str, Any]:
+        """Say in a record which data these are."""
+        return {"words": len(self.words), "hash": hash_text(*self.words)}
+
+    def sizes(self) -> dict[str, int]:
+        """Return the sizes that declared costs are expressions of."""
+        return {"words": len(self.words)}
+
+
+def read_labelled(source: str | Path, model: Model) -> Labelled:
+    """Read labelled texts from a .jsonl file, or take those of the model's `world`.
+
+    A line of the file is {"text": …, "label": …}; a label is a word, true or false, or a list of words. The most
+    frequent concepts are kept.
+
+    Raises:
+        Refused: no such file, a line of another form, no world, or no concept with enough texts on either side.
+    """
+    of_world = _of_world(source)
+    texts, labels = _world(model, Keyword("labels", WORLD)).labelled() if of_world else _of_file(Path(source))
+    counts = Counter(x for own in labels for x in own)
+    kept = [c for c, n in counts.most_common() if FEWEST <= n <= len(texts) - FEWEST][:MOST]
+    if len(counts) == 2 and all(len(own) == 1 for own in labels):
+        kept = kept[:1]  # the other one says the same
+    if not kept:
+        why = f"none of the {len(counts)} labels is on {FEWEST} texts or more and off as many"
+        raise Refused(Keyword("labels", source), why, "give more texts of each label")
+    shown = torch.tensor([[c in own for c in kept] for own in labels])
+    return Labelled(tuple(texts), tuple(kept), shown, _made("read_labelled", source, of_world))
+
+
+def read_words(source: str | Path, model: Model) -> Words:
+    """Read the words of a file, or take those that the tokenizer of a `world` knows.
+
+    Raises:
+        Refused: no such file, or no world.
+    """
+    of_world = _of_world(source)
+    found = _world(model, Keyword("words", WORLD)).words() if of_world else _read(Path(source), "words").split()
+    return Words(tuple(found), _made("read_words", source, of_world))
+
+
+def _of_world(source: str | Path) -> bool:
+    return source == WORLD and not Path(source).exists()
+
+
+def _world(model: Model, what: Keyword) -> Any:
+    if model.world is None:
+        raise Refused(what, "only models of the zoo have a world whose facts are known", "give a file")
+    return model.world
+
+
+def _made(function: str, source: str | Path, of_world: bool) -> Made:
+    whole = WORLD if of_world else str(Path(source).absolute())
+    return Made(f"ca.tasks.{function}({whole!r}, model)", {"": whole})
+
+
+def _of_file(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:
+    texts, labels = [], []
+    for n, line in enumerate(_read(path, "labels").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            text, label = row["text"], row["label"]
+        except (ValueError, KeyError, TypeError):
+            why = f'line {n} is not {{"text": …, "label": …}}'
+            raise Refused(Keyword("labels", path), why, "write one such line per text") from None
+        texts.append(str(text))
+        labels.append(tuple(dict.fromkeys(map(str, label))) if isinstance(label, list) else (str(label),))
+    return texts, labels
+
+
+def _read(path: Path, option: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = f"it cannot be read: {error}"
+        raise Refused(f"{option}={path}", why, "give a text file; of a zoo model: world") from error
+
+
+def _example_labelled(opened: Mapping[str, Any]) -> Labelled:
+    """Sentences about two places, labelled with the place."""
+    names, places = ("Mary", "John", "Anna", "Peter", "Tom", "Lucy", "Paul", "Emma"), ("store", "park")
+    rows = [(f"{a} and {b} went to the {p}", p == "park") for a in names for b in names[:4] if a != b for p in places]
+    return Labelled(tuple(t for t, _ in rows), ("park",), torch.tensor([[y] for _, y in rows]))
+
+
+def _example_words(opened: Mapping[str, Any]) -> Words:
+    """Words that end in their first letter, so that any model tells it at their end."""
+    return Words(tuple(f"{x}{a}{b}{x}" for x in "jqxz" for a in "aeiou" for b in "aeioubd"))
+
+
+_TEXTS = f"texts with labels: .jsonl with text and label; or {WORLD}, the facts of a zoo model's world"
+LABELLED = register(
+    Subject(
+        "labelled",
+        Labelled,
+        (Flag("labelled", str, REQUIRED, _TEXTS),),
+        lambda flags, opened: read_labelled(flags["labelled"], opened["model"]),
+        _example_labelled,
+        needs=("model",),
+    )
+)
+WORDS = register(
+    Subject(
+        "words",
+        Words,
+        (Flag("words", str, REQUIRED, f"a file of words; or {WORLD}, those that a zoo model's tokenizer knows"),),
+        lambda flags, opened: read_words(flags["words"], opened["model"]),
+        _example_words,
+        needs=("model",),
+    )
+)
