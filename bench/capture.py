@@ -92,8 +92,8 @@ def compare(shape: str, folder: str, interpreters: dict[str, str], rounds: int) 
     for work, pairs_ in found["cutaway"].items():
         row = summary(f"{shape}: {WORDS[work]}", pairs_, UNIT, SHAPES[shape].bars.get(work))
         theirs = {n: summary(work, f[work], UNIT).value for n, f in found.items() if n != "cutaway" and work in f}
-        beside = [row.beside(f"{PEERS[n]} {running[n].about['version']}", value) for n, value in theirs.items()]
-        rows += beside or [row]
+        compared = [row.against(f"{PEERS[n]} {running[n].about['version']}", value) for n, value in theirs.items()]
+        rows += compared or [row]
     return rows
 
 

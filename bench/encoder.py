@@ -105,7 +105,7 @@ def rows(judged: dict[str, Any]) -> list[Row]:
         within = "" if None in interval else ", 95 % interval {:.4g}–{:.4g}".format(*interval)
         row = Row(f"{name} on held-out text{within}", round(value, 4), unit)
         others = [(c, v) for c, v in zip(controls, beside, strict=True) if v is not None] if name == "FVU" else []
-        found += [row.beside(f"control: {c}", round(v, 4)) for c, v in others] or [row]
+        found += [row.against(f"control: {c}", round(v, 4)) for c, v in others] or [row]
     return found
 
 

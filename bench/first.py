@@ -56,11 +56,11 @@ def main() -> int:
                 for which in loads:
                     loads[which].append(fresh(sys.executable, LOAD, model, home=home))
     rows = [
-        *beside("import: modules beyond torch", imports, 1, "modules", 60),
-        *beside("import: CPU time beyond torch", imports, 0, "s", 0.3),
-        *beside("import with all that loading a GPT-2 takes: CPU time beyond torch", ready, 0, "s"),
-        *beside("load a tiny folder for the first time, checked", {"cutaway": loads["first"]}, 0, "s"),
-        *beside("load it again", {"cutaway": loads["second"]}, 0, "s"),
+        *rows_against("import: modules beyond torch", imports, 1, "modules", 60),
+        *rows_against("import: CPU time beyond torch", imports, 0, "s", 0.3),
+        *rows_against("import with all that loading a GPT-2 takes: CPU time beyond torch", ready, 0, "s"),
+        *rows_against("load a tiny folder for the first time, checked", {"cutaway": loads["first"]}, 0, "s"),
+        *rows_against("load it again", {"cutaway": loads["second"]}, 0, "s"),
     ]
     return finish("first", rows, write=not chosen.no_write, label=chosen.label)
 
@@ -74,7 +74,7 @@ def fresh(python: str, code: str, *arguments: str, home: str | None = None) -> l
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def beside(
+def rows_against(
     work: str, samples: dict[str, list[list[float]]], which: int, unit: str, bar: float | None = None
 ) -> list[Row]:
     """One row for each peer, or one alone, of the first or second number that the processes printed."""
@@ -82,7 +82,7 @@ def beside(
     low, middle, high = (round(q, 4) for q in statistics.quantiles(found["cutaway"], n=4))
     row = Row(work, middle, unit, bar, quartiles=(low, high))
     peers = {name: round(statistics.median(values), 4) for name, values in found.items() if name != "cutaway"}
-    return [row.beside(name, value) for name, value in peers.items()] or [row]
+    return [row.against(name, value) for name, value in peers.items()] or [row]
 
 
 if __name__ == "__main__":

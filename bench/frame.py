@@ -57,8 +57,8 @@ class Row:
             held.append(self.ratio >= self.least)
         return all(held) if held else None
 
-    def beside(self, peer: str, value: float, least: float | None = None) -> Row:
-        """The same row beside what a peer got."""
+    def against(self, peer: str, value: float, least: float | None = None) -> Row:
+        """Return the same row with what a peer got and the ratio to it."""
         better = value / self.value if self.sense == "max" else self.value / value
         found = {"peer": peer, "peer_value": value, "ratio": round(better, 3), "least": least}
         return Row(**{**asdict(self), **found})

@@ -157,7 +157,7 @@ def bfloat16(rounds: int) -> list[Row]:
     rounding = torch.finfo(torch.bfloat16).eps * float(same.run_last(corrupt).abs().max())
     errors = [float((x.float() - wanted).abs().mean()) / rounding for x in (swept, alone(half, corrupt, variants))]
     row = Row("bfloat16: error of the sweep", round(errors[0], 4), "roundings")
-    return [cost, row.beside("one run a variant", round(errors[1], 4), 0.67)]
+    return [cost, row.against("one run a variant", round(errors[1], 4), 0.67)]
 
 
 def alone(model: Any, corrupt: Any, variants: list[Any]) -> Any:

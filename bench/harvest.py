@@ -91,13 +91,13 @@ def rows(dtype: str, found: dict[tuple[str, str], list[tuple[float, float]]], ve
     low, middle, high = statistics.quantiles([c for c, _ in ours], n=4)
     row = Row(WORDS[dtype], round(middle), UNIT, sense="min", quartiles=(round(low), round(high)),
               wall=round(statistics.median(w for _, w in ours)))  # fmt: skip
-    beside = []
+    compared = []
     for name, says in PEERS.items():
         if (dtype, name) in found:
             theirs = round(statistics.median(c for c, _ in found[dtype, name]))
             least = LEAST if name == "saelens" else None
-            beside.append(row.beside(says.format(versions[name]), theirs, least))
-    return beside or [row]
+            compared.append(row.against(says.format(versions[name]), theirs, least))
+    return compared or [row]
 
 
 def cutaway(folder: str, ids: Any) -> dict[str, Harvester]:

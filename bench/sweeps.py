@@ -124,7 +124,7 @@ def rows(work: str, pairs: dict[tuple[str, str], list[tuple[float, float]]], abo
     for name in PEERS:
         if (work, name) in pairs:
             says = PEERS[name].says.format(about[name]["version"]) + about[name]["says"].get(work, "")
-            found.append(row.beside(says, summary(w.words, pairs[work, name], w.unit).value, w.least.get(name)))
+            found.append(row.against(says, summary(w.words, pairs[work, name], w.unit).value, w.least.get(name)))
     return found or [row]
 
 

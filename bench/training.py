@@ -117,12 +117,12 @@ def rows_of(work: str, times: Times, about: dict[str, Any]) -> list[Row]:
     for ours in (n for n in w.subjects if n in OURS and (work, n) in times):
         words = f"{w.words}, {OURS[ours]}" if several else w.words
         row = speed(f"{words}, batch {w.job.tokens}", w.job, times[work, ours])
-        beside = [
-            row.beside(PEERS[p][0].format(about[p]["version"]), speed("", w.job, times[at, p]).value,
+        compared = [
+            row.against(PEERS[p][0].format(about[p]["version"]), speed("", w.job, times[at, p]).value,
                        w.least.get((ours, p)))
             for p in PEERS if (at := SAME_AS.get(work, work), p) in times
         ]  # fmt: skip
-        found += beside or [row]
+        found += compared or [row]
         if several:
             found.append(roofline(f"{words}: share of the float32 roofline", times[work, ours], ours == "cutaway"))
     return found
@@ -155,10 +155,10 @@ def memory(peaks: dict[str, float], about: dict[str, Any]) -> list[Row]:
     found = []
     for ours in OURS:
         row = Row(f"peak memory, {OURS[ours]}", round(peaks[ours], 1), "MiB")
-        beside = [
-            row.beside(PEERS[p][0].format(about[p]["version"]), round(peaks[p], 1), 1.0) for p in PEERS if p in peaks
+        compared = [
+            row.against(PEERS[p][0].format(about[p]["version"]), round(peaks[p], 1), 1.0) for p in PEERS if p in peaks
         ]
-        found += beside or [row]
+        found += compared or [row]
     return found
 
 

@@ -66,7 +66,7 @@ def rows(errors: dict[str, dict[float, float]], versions: dict[str, str]) -> lis
     for name, (says, _) in PEERS.items():
         if name in errors:
             rate, value = best(errors[name])
-            found.append(row.beside(f"{says.format(versions[name])}, rate {rate:g}", round(value, 5), LEAST))
+            found.append(row.against(f"{says.format(versions[name])}, rate {rate:g}", round(value, 5), LEAST))
     return found or [row]
 
 

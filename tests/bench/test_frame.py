@@ -34,13 +34,13 @@ def test_a_bar_is_kept_in_its_own_sense(value, bar, sense, kept):
 
 
 def test_a_ratio_above_one_means_that_ours_is_better():
-    assert Row("w", 2.0, "s").beside("them", 6.0).ratio == 3.0
-    assert Row("w", 6.0, "items/s", sense="min").beside("them", 2.0).ratio == 3.0
+    assert Row("w", 2.0, "s").against("them", 6.0).ratio == 3.0
+    assert Row("w", 6.0, "items/s", sense="min").against("them", 2.0).ratio == 3.0
 
 
 def test_results_are_written_and_a_missed_bar_is_an_exit_code(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(frame, "RESULTS", tmp_path)
-    good, bad = Row("good", 1.0, "×", 1.2), Row("bad", 1.3, "×", 1.2).beside("them", 2.6)
+    good, bad = Row("good", 1.0, "×", 1.2), Row("bad", 1.3, "×", 1.2).against("them", 2.6)
     assert finish("x", [good]) == 0
     assert finish("x", [good, bad]) == 1
     data = json.loads((tmp_path / "x.json").read_text("utf-8"))
@@ -57,7 +57,7 @@ def test_results_are_written_and_a_missed_bar_is_an_exit_code(tmp_path, monkeypa
 
 
 def test_a_table_names_what_was_measured():
-    assert "them: 4" in table([Row("w", 2.0, "s").beside("them", 4.0)])
+    assert "them: 4" in table([Row("w", 2.0, "s").against("them", 4.0)])
 
 
 def test_a_subject_answers_from_its_own_process_and_its_end_is_told(tmp_path, monkeypatch):

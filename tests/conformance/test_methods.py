@@ -150,7 +150,7 @@ def near(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a.double(), b.double(), atol=atol, equal_nan=True)
 
 
-def beside(result: Result, kind: str) -> str | None:
+def of_kind(result: Result, kind: str) -> str | None:
     """The field of the interval or null of the main field, or of the first field that has one."""
     names = [f"{result.main}_{kind}", *(n for n in result.tensors() if n.split("_")[-1] == kind)]
     return next((n for n in (kind, *names) if n in result.tensors()), None)
@@ -197,7 +197,7 @@ def test_another_seed_changes_only_what_is_drawn(name, kind):
     assert "seed" in {o.name for o in ROWS[name].options}
     one, other = found(name, kind), found(name, kind, seed=1)
     assert same(one, other, settled(one, CHANCE, OF_MANY) - DRAWN.get(name, set()))
-    null = beside(one, CHANCE)
+    null = of_kind(one, CHANCE)
     assert null is not None
     assert not torch.equal(getattr(one, null), getattr(other, null))
     assert one.sizes() == other.sizes()
@@ -412,7 +412,7 @@ def test_a_method_fills_the_fields_that_its_card_lists(name):
 def test_the_control_runs(name, kind):
     row, result = ROWS[name], found(name, kind)
     assert row.control
-    field = beside(result, CHANCE)
+    field = of_kind(result, CHANCE)
     if field is None:
         assert result.reasons[result.main]
         return
