@@ -170,7 +170,7 @@ def _middle_is_read_twice(t: Trial) -> float | None:
     for i in t.near("resid_mid", "mlp_in"):
         size = float(t.plain[f"resid_mid.{i}"].float().abs().median())
         middle, read, out, after = (f"{s}.{i}" for s in ("resid_mid", "mlp_in", "mlp_out", "resid_post"))
-        new, old = t.several([middle, read, out, after], Add(middle, d * size)), t.plain[middle].float()
+        new, old = t.capture([middle, read, out, after], Add(middle, d * size)), t.plain[middle].float()
         if torch.equal(new[read], t.plain[read]):
             return 1.0
         worst = max(worst, t.sum_gap([old, (d * size).expand_as(old)], new[middle]))
@@ -194,7 +194,7 @@ def _zero_head(t: Trial) -> float | None:
         return None
     worst, layers = 0.0, t.near("z", "head_out", "attn_out")
     for i in layers:
-        one, other = (t.seen(f"attn_out.{i}", Ablate(f"{s}.{i}.1")) for s in ("z", "head_out"))
+        one, other = (t.capture_one(f"attn_out.{i}", Ablate(f"{s}.{i}.1")) for s in ("z", "head_out"))
         # A norm behind the projection spreads the rounding of one number over all.
         worst = max(worst, t.gap(one, other) if t.model.family.ln1_post else t.sum_gap([one], other))
     return worst if layers else None
@@ -206,7 +206,7 @@ def _zero_pattern(t: Trial) -> float | None:
     for i in layers:
         want = t.formed[f"z.{i}"].clone()
         want[:, :, 1] = 0
-        got = t.several([f"z.{i}", f"pattern.{i}"], Ablate(f"pattern.{i}.1"))[f"z.{i}"]
+        got = t.capture([f"z.{i}", f"pattern.{i}"], Ablate(f"pattern.{i}.1"))[f"z.{i}"]
         worst = max(worst, t.gap(got, want))
     return worst if layers else None
 
@@ -219,10 +219,10 @@ def _branches(t: Trial) -> float | None:
     for i in t.near("attn_in", "q_in", "k_in", "v_in", "q", "k", "v"):
         d = d * t.plain[f"attn_in.{i}"].float().abs().mean() / d.abs().mean()
         outs = [f"{s}.{i}" for s in "qkv"]
-        whole, apart = t.several(outs, Add(f"attn_in.{i}", d)), t.several(outs, *(Add(f"{s}_in.{i}", d) for s in "qkv"))
+        whole, apart = t.capture(outs, Add(f"attn_in.{i}", d)), t.capture(outs, *(Add(f"{s}_in.{i}", d) for s in "qkv"))
         worst = max(worst, *(t.gap(apart[o], whole[o]) for o in outs))
         for s, own in zip("qkv", outs, strict=True):
-            one = t.several(outs, Add(f"{s}_in.{i}.0", d))
+            one = t.capture(outs, Add(f"{s}_in.{i}.0", d))
             # A norm of all heads together (OLMo 2) scales the other heads, and leaves their directions.
             made, first, old = (normalize(acts[own].float(), dim=-1) for acts in (one, whole, t.plain))
             worst = max(worst, t.gap(made, torch.cat([first[:, :, :1], old[:, :, 1:]], dim=2)))
@@ -233,7 +233,7 @@ def _branches(t: Trial) -> float | None:
 
 def _zero_values(t: Trial) -> float | None:
     layers = t.near("z", "v")
-    gone = [t.seen(f"z.{i}", Ablate(f"v.{i}")).abs().max() / t.plain[f"z.{i}"].abs().max() for i in layers]
+    gone = [t.capture_one(f"z.{i}", Ablate(f"v.{i}")).abs().max() / t.plain[f"z.{i}"].abs().max() for i in layers]
     return max(map(float, gone), default=None)
 
 
@@ -264,14 +264,16 @@ def _formed(t: Trial) -> float | None:
 def _queries_meet_keys(t: Trial) -> float | None:
     """Zero queries and zero keys leave the same pattern: what the mask and positions make alone."""
     layers = t.near("q", "k", "pattern")
-    pairs = [[t.seen(f"pattern.{i}", Ablate(f"{s}.{i}")) for s in "qk"] for i in layers]
+    pairs = [[t.capture_one(f"pattern.{i}", Ablate(f"{s}.{i}")) for s in "qk"] for i in layers]
     return max((t.gap(*p) for p in pairs), default=None)
 
 
 def _linear_branch(t: Trial) -> float | None:
     """In a gated MLP the neurons are linear in mlp_pre, and not in mlp_gate."""
     layers = t.near("mlp_pre", "mlp_gate", "mlp_post")
-    pairs = [(t.seen(f"mlp_post.{i}", Scale(f"mlp_pre.{i}", 0.5)), 0.5 * t.plain[f"mlp_post.{i}"]) for i in layers]
+    pairs = [
+        (t.capture_one(f"mlp_post.{i}", Scale(f"mlp_pre.{i}", 0.5)), 0.5 * t.plain[f"mlp_post.{i}"]) for i in layers
+    ]
     return max((t.gap(*p) for p in pairs), default=None)
 
 

@@ -110,11 +110,11 @@ class Trial:
             self._ends[formed] = out
         return out
 
-    def seen(self, place: str, *edits: Edit) -> Tensor:
+    def capture_one(self, place: str, *edits: Edit) -> Tensor:
         """Return one place of a short run under edits, which goes no further than it must."""
-        return self.several([place], *edits)[place]
+        return self.capture([place], *edits)[place]
 
-    def several(self, places: Sequence[str], *edits: Edit) -> Activations:
+    def capture(self, places: Sequence[str], *edits: Edit) -> Activations:
         """Return several places of one short run under edits; where one is a pattern, so is attention before it."""
         deepest = max((a.layer or 0 for a in map(parse, places)), default=0)
         formed = [f"pattern.{i}" for i in self.layers if i <= deepest and any(p.startswith("pattern") for p in places)]
