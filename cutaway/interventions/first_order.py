@@ -188,7 +188,7 @@ def only_effect(n: Nodes, each: Iterable[Float[Tensor, "cell prompt"]]) -> Float
 
 
 @dataclass(frozen=True)
-class Rule:
+class EstimateRule:
     """Definition of one kind of estimate.
 
     Attributes:
@@ -273,7 +273,7 @@ def estimates(
     site: Sequence[Pattern],
     by: By,
     direction: Direction,
-    rule: Callable[[list[Nodes]], Rule],
+    rule: Callable[[list[Nodes]], EstimateRule],
     samples: int,
     seed: int,
 ) -> Estimates:
@@ -322,7 +322,7 @@ def _in_parts(rows: Sequence[int], size: int, work: Callable[[Sequence[int]], No
         work(rows[at : at + size])
 
 
-def _size(model: Model, bound: Bound, wanted: Sequence[Nodes], how: Rule) -> int:
+def _size(model: Model, bound: Bound, wanted: Sequence[Nodes], how: EstimateRule) -> int:
     """Return the number of prompts per part for which activations fit the bound on memory."""
     length = bound.clean.ids.shape[1]
     read = {a for n in wanted for a in n.whole} | {a.place for a in model.places(list(how.beside))}

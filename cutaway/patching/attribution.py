@@ -27,7 +27,7 @@ from __future__ import annotations
 from cutaway.core.address import Pattern
 from cutaway.core.method import method
 from cutaway.interventions.effects import Effects
-from cutaway.interventions.first_order import ESTIMATED, Rule, effects, estimates
+from cutaway.interventions.first_order import ESTIMATED, EstimateRule, effects, estimates
 from cutaway.interventions.grid import By
 from cutaway.interventions.paired_runs import Direction
 from cutaway.models.model import Model
@@ -67,5 +67,5 @@ def attribution(
     Raises:
         Refused: a place that cannot be exchanged, or a corruption that does not change the metric.
     """
-    found = estimates(model, task, site, by, direction, lambda _: Rule(), samples, seed)
+    found = estimates(model, task, site, by, direction, lambda _: EstimateRule(), samples, seed)
     return effects(model, found, audits=audit, seed=seed)

@@ -40,8 +40,8 @@ from cutaway.interventions.audit import STATISTICS, Audit, agreement, rounding
 from cutaway.interventions.effects import Effects
 from cutaway.interventions.first_order import (
     ESTIMATED,
+    EstimateRule,
     Nodes,
-    Rule,
     Step,
     audited,
     estimate_record,
@@ -101,11 +101,11 @@ def attribution_star(
     layers = range(model.shape.n_layers)
     cuts: list[Cut] = [(), *([a for a in model.places(_OUTPUTS) if a.layer == i] for i in layers)]
 
-    def rule(nodes: list[Nodes]) -> Rule:
+    def rule(nodes: list[Nodes]) -> EstimateRule:
         fixed = [n for n in nodes if n.site in _FIXED]
         one_key = any(n.site == "k" and n.placed for n in fixed)
         beside = [*(["pattern", "resid_pre"] if fixed else []), *(["scores"] if one_key else [])]
-        return Rule(_taken, _effect_and_score, beside, cuts)
+        return EstimateRule(_taken, _effect_and_score, beside, cuts)
 
     found = estimates(model, task, site, by, direction, rule, samples, seed)
     effect, score = found.values.mean(-1)

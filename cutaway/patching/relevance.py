@@ -27,7 +27,7 @@ from cutaway.core.address import Pattern
 from cutaway.core.method import method
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.interventions.effects import Effects
-from cutaway.interventions.first_order import ESTIMATED, Nodes, Rule, effects, estimates
+from cutaway.interventions.first_order import ESTIMATED, EstimateRule, Nodes, effects, estimates
 from cutaway.interventions.grid import By
 from cutaway.interventions.paired_runs import Direction
 from cutaway.models.access.backward import Attention
@@ -74,14 +74,14 @@ def relevance(
             change the metric, or a model without a rule for one of its parts.
     """
 
-    def rule(nodes: list[Nodes]) -> Rule:
+    def rule(nodes: list[Nodes]) -> EstimateRule:
         if attention == "constant" and (behind := [n.site for n in nodes if n.site in _BEHIND]):
             raise Refused(
                 f"relevance of site {behind[0]!r}",
                 ("it acts through the pattern, which ", Keyword("attention", "constant"), " holds fixed"),
                 ("use ", Keyword("attention", "gradient"), " or 'half'"),
             )
-        return Rule(relevance=attention)
+        return EstimateRule(relevance=attention)
 
     found = estimates(model, task, site, by, direction, rule, samples, seed)
     return effects(model, found, audits=audit, seed=seed)

@@ -40,7 +40,7 @@ MASKING = Masking()
 
 
 @dataclass
-class Rule:
+class MaskRule:
     """A masking fitted to a tokenizer and a model.
 
     Attributes:
@@ -118,7 +118,7 @@ class Rule:
 COUNTED = ("contexts", "padding", "tokens", "special", "sinks", "masked")
 
 
-def rule(masking: Masking, tokenizer: Any) -> Rule:
+def rule(masking: Masking, tokenizer: Any) -> MaskRule:
     """Return the rule of a masking for one tokenizer (None: no token is special).
 
     Raises:
@@ -128,7 +128,7 @@ def rule(masking: Masking, tokenizer: Any) -> Rule:
         raise Refused(
             Keyword("sinks", masking.sinks), "tokens of usual norm would be masked", "use a factor such as 10"
         )
-    return Rule(masking, special_ids(tokenizer))
+    return MaskRule(masking, special_ids(tokenizer))
 
 
 def norm(x: Float[Tensor, "token width"]) -> Float[Tensor, "token"]:

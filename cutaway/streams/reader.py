@@ -24,7 +24,7 @@ from cutaway.models.access.fast_kernels import OWN, FastKernels, KernelChoice
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.streams.batch import Batch
-from cutaway.streams.masks import CALIBRATION, Masking, Rule, norm, rule
+from cutaway.streams.masks import CALIBRATION, Masking, MaskRule, norm, rule
 from cutaway.streams.packing import Contexts, Cursor, Packer, Packing
 from cutaway.streams.sources import Documents
 
@@ -63,7 +63,7 @@ class Reader:
         self.sites = [_full(n, a) for n, addresses in self._sites.items() for a in addresses]
         first, *others = self.models.values()
         self.packer = Packer(documents, first.tokenizer, packing, [m.tokenizer for m in others])
-        self.rule: Rule = rule(masking, first.tokenizer)
+        self.rule: MaskRule = rule(masking, first.tokenizer)
         self.dtype = storage(dtype if dtype is not None else first.dtype)
         self.fast_kernels, self.kernels = fast_kernels, {n: FastKernels(m.anatomy) for n, m in self.models.items()}
         self.choices: dict[str, KernelChoice] | None = None if fast_kernels else self._own()  # None until a context

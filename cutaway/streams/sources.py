@@ -174,7 +174,7 @@ class TokenRows:
 
 
 @dataclass(frozen=True)
-class Made:
+class Generated:
     """Documents from Python: a collection, or a function that starts them again at each call."""
 
     begin: Callable[[], Iterable[Document]]
@@ -229,24 +229,24 @@ def from_ids(ids: Tensor | str | Path, name: str = "") -> TokenRows:
     return TokenRows(torch.atleast_2d(found), name)
 
 
-def from_texts(texts: Iterable[Document] | Callable[[], Iterable[Document]], name: str = "texts") -> Made:
+def from_texts(texts: Iterable[Document] | Callable[[], Iterable[Document]], name: str = "texts") -> Generated:
     """Make documents from Python: a collection, or a function that returns a fresh iterator.
 
     Raises:
         Refused: an iterator, which can be read only once.
     """
     if callable(texts):
-        return Made(texts, name)
+        return Generated(texts, name)
     if isinstance(texts, str):
         raise Refused("one text", "its characters would be the documents", "give a list of texts")
     if iter(texts) is texts:
         why = "an iterator can be read only once, and a stream must be able to go back"
         raise Refused(f"{name}: {type(texts).__name__}", why, "give a list, or a function that returns an iterator")
     if not isinstance(texts, Sequence):
-        return Made(lambda: texts, name)
+        return Generated(lambda: texts, name)
     known = [_checked(t, f"document {n} of {name}") for n, t in enumerate(texts)]
     parts = (t if isinstance(t, str) else ",".join(str(int(i)) for i in t) for t in known)
-    return Made(lambda: known, name, hash_text(*parts))
+    return Generated(lambda: known, name, hash_text(*parts))
 
 
 def documents(spec: str, field: str = "text") -> Documents:

@@ -22,8 +22,8 @@ from cutaway.dictionaries import training as tr
 from cutaway.dictionaries.gates import BatchTopK
 from cutaway.dictionaries.parts import described
 from cutaway.dictionaries.training import sharded
-from cutaway.dictionaries.training.learner import Learner, Moments
-from cutaway.dictionaries.training.mesh import Shards, mesh
+from cutaway.dictionaries.training.learner import Learner, SiteMoments
+from cutaway.dictionaries.training.mesh import LatentShards, mesh
 from cutaway.dictionaries.training.update import KIND
 from cutaway.training import checkpoints
 from cutaway.training.checkpoints import Checkpoints
@@ -125,20 +125,20 @@ def several(rank, folder):
         if rank == 0:
             write_tensors(folder / f"{name}.safetensors", made, {})
     for name in ("topk", "batchtopk"):
-        made = skewed(sharded.ShardedLearner(RECIPES[name], moments(), Shards(latents), 150))
+        made = skewed(sharded.ShardedLearner(RECIPES[name], moments(), LatentShards(latents), 150))
         if rank == 0:
             write_tensors(folder / f"skewed {name}.safetensors", made, {})
-    learner = sharded.ShardedLearner(RECIPES["topk"], moments(), Shards(latents), 150)
+    learner = sharded.ShardedLearner(RECIPES["topk"], moments(), LatentShards(latents), 150)
     learner.compact = False
     made = skewed(learner)
     if rank == 0:
         write_tensors(folder / "skewed padded.safetensors", made, {})
-    equals(Shards(latents))
-    refusals(Shards(tokens), Shards(latents))
+    equals(LatentShards(latents))
+    refusals(LatentShards(tokens), LatentShards(latents))
     tr.train(source(), KILLED, plan(10), out=folder / "whole", device=latents)
     tr.train(source(), KILLED, plan(10), out=folder / "two", device=latents, stop_after=6)
-    tensors, record = Checkpoints(folder / "one", KIND, Shards(latents)).read()
-    Checkpoints(folder / "moved", KIND, Shards(latents)).write(tensors, record)
+    tensors, record = Checkpoints(folder / "one", KIND, LatentShards(latents)).read()
+    Checkpoints(folder / "moved", KIND, LatentShards(latents)).write(tensors, record)
     tr.train(source(), KILLED, plan(10), out=folder / "one", device=latents)
     try:
         tr.train(source(), [RECIPES["topk"]], plan(10), out=folder / "one", device=latents)
@@ -148,19 +148,19 @@ def several(rank, folder):
 
 
 def moments():
-    return Moments.of({A: source().acts[A]})
+    return SiteMoments.of({A: source().acts[A]})
 
 
 def skewed(learner):
     """Some steps of a learner of whose latents only the second half is ever active, on one shard of two."""
     over = learner.across
-    start, end = over.bounds(F) if isinstance(over, Shards) else (0, F)
+    start, end = over.bounds(F) if isinstance(over, LatentShards) else (0, F)
     with torch.no_grad():
         learner.weights["b_enc.0"][: max(0, min(end, 32) - start)] -= 9
     reports = [learner.step({A: b[A]}, 1e-2, 0.5) for _, b in zip(range(6), source(), strict=False)]
     whole = dict(described(learner.dictionary())[0])
     whole["silent"] = torch.tensor([learner.silent()])
-    whole["counters"] = learner.buffers["silent.0"] if not isinstance(over, Shards) else over.whole(
+    whole["counters"] = learner.buffers["silent.0"] if not isinstance(over, LatentShards) else over.whole(
         learner.buffers["silent.0"], F
     )  # fmt: skip
     whole["loss"] = torch.stack([r.loss.double() for r in reports])

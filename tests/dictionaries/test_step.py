@@ -6,7 +6,7 @@ import torch
 from cutaway.dictionaries import gates as gt
 from cutaway.dictionaries import objectives as ob
 from cutaway.dictionaries.training import recipe as rc
-from cutaway.dictionaries.training.learner import Learner, Moments
+from cutaway.dictionaries.training.learner import Learner, SiteMoments
 
 A, B, C, Z = "resid_post.0", "mlp_out.1", "mlp_out.2", "mlp_out.3"
 D, F, N = 12, 320, 60
@@ -24,7 +24,7 @@ def data(seed=0, sites=(A,), n=N):
 
 def learner(recipe, seed=0):
     """A learner away from its start, so that nothing is zero by symmetry."""
-    made = Learner(recipe, Moments.of(data(7, (*recipe.reads, *recipe.writes), 500)))
+    made = Learner(recipe, SiteMoments.of(data(7, (*recipe.reads, *recipe.writes), 500)))
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for n, w in made.weights.items():

@@ -244,7 +244,7 @@ def test_the_probe_drops_a_rate_that_explodes():
 def test_a_loss_that_is_no_number_changes_nothing_and_three_of_them_end_the_run():
     source = held()
     good = tr.train(held(), topk(), plan(tokens=128 * 10))
-    learner = tr.Learner(topk(), tr.Moments.of(source.acts))
+    learner = tr.Learner(topk(), tr.SiteMoments.of(source.acts))
     before = {n: w.detach().clone() for n, w in learner.weights.items()}
     assert learner.step({A: torch.full((4, D), float("nan"))}, 1e-3, 0.0) is None
     assert all(torch.equal(w.detach(), before[n]) for n, w in learner.weights.items())
@@ -258,7 +258,7 @@ def test_a_loss_that_is_no_number_changes_nothing_and_three_of_them_end_the_run(
 def test_silent_latents_are_counted_in_tokens_and_brought_back():
     acts = held().acts[A]
     recipe = tr.autoencoder(A, F, tr.TrainTopK(3), (ob.AuxK(k=8, after=500),), rate=1e-2)
-    learner = tr.Learner(recipe, tr.Moments.of({A: acts}))
+    learner = tr.Learner(recipe, tr.SiteMoments.of({A: acts}))
     with torch.no_grad():
         learner.weights["encoder.0"][:40] *= 1e-3  # positive on some tokens, never among the largest
     for i in range(4):
@@ -279,7 +279,7 @@ def test_silent_latents_are_counted_in_tokens_and_brought_back():
 
 def test_dense_form_gives_way_to_the_sparse_one_as_codes_get_sparse():
     acts = held().acts[A]
-    learner = tr.Learner(tr.autoencoder(A, F, tr.TrainRelu(), (ob.L1(0.0),)), tr.Moments.of({A: acts}))
+    learner = tr.Learner(tr.autoencoder(A, F, tr.TrainRelu(), (ob.L1(0.0),)), tr.SiteMoments.of({A: acts}))
     learner.step({A: acts[:128]}, 0.0, 0.0)
     assert learner.dense == [True]
     with torch.no_grad():

@@ -18,7 +18,7 @@ from cutaway.models.edits.library import Ablate, Add, Freeze, Knockout, Project,
 from cutaway.models.model import Model
 from cutaway.models.sweep import partial_forward as resume
 from cutaway.models.sweep import plan as plans
-from cutaway.models.sweep.executor import Part, streamed, sweep
+from cutaway.models.sweep.executor import SweepPart, streamed, sweep
 from cutaway.models.tokens import Tokens, batch
 from tests.models.common import CAUSAL, PADDED, by_turns, gap, model, noise
 
@@ -209,7 +209,9 @@ def test_moments_of_prompts_seen_in_parts_are_those_of_all(name):
     prompts = [[5 + i, 6, 7 + i, 8, 9] for i in range(7)]
     variants = everywhere(m)[:9]
     whole = torch.cat([sweep(m, batch([p]), variants, lambda x, i: metric(x, i)) for p in prompts], dim=1)
-    seen = (Part(batch(prompts[a:b]), variants, lambda x, i: metric(x, 0 * i)) for a, b in ((0, 3), (3, 4), (4, 7)))
+    seen = (
+        SweepPart(batch(prompts[a:b]), variants, lambda x, i: metric(x, 0 * i)) for a, b in ((0, 3), (3, 4), (4, 7))
+    )
     got = streamed(m, seen)
     assert got.count == 7
     torch.testing.assert_close(got.mean, whole.double().mean(1), atol=1e-6, rtol=1e-5)
@@ -217,7 +219,7 @@ def test_moments_of_prompts_seen_in_parts_are_those_of_all(name):
     with pytest.raises(Refused, match="no prompts"):
         streamed(m, [])
     with pytest.raises(Refused, match="width"):
-        streamed(m, [Part(batch(prompts[:2]), variants[:n], metric) for n in (2, 3)])
+        streamed(m, [SweepPart(batch(prompts[:2]), variants[:n], metric) for n in (2, 3)])
 
 
 def mixed(side: Any) -> Tokens:

@@ -2,7 +2,7 @@
 
 from cutaway.dictionaries.benchmarks.generative import Law
 from cutaway.dictionaries.benchmarks.stream import TruthStream
-from cutaway.dictionaries.benchmarks.synthetic import RECIPES, WIDTHS, Recipe, synthetic
+from cutaway.dictionaries.benchmarks.synthetic import RECIPES, WIDTHS, SyntheticRecipe, synthetic
 from cutaway.dictionaries.benchmarks.toys import absorption, hedging, superposition, zipf_toy
 from cutaway.dictionaries.benchmarks.truth import Batches, Truth
 
@@ -11,7 +11,7 @@ __all__ = [
     "WIDTHS",
     "Batches",
     "Law",
-    "Recipe",
+    "SyntheticRecipe",
     "Truth",
     "TruthStream",
     "absorption",

@@ -20,7 +20,7 @@ from cutaway.dictionaries.benchmarks.truth import Truth
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SyntheticRecipe:
     """A synthetic benchmark as data; `make` builds it, always the same.
 
     The first features are the `roots` of trees of `depth` levels below them, each parent with `branching` exclusive
@@ -70,10 +70,10 @@ class Recipe:
         )
 
 
-RECIPES: dict[str, Recipe] = {
-    "1k": Recipe(1024, 128, roots=8),
-    "4k": Recipe(4096, 256, roots=32),
-    "16k": Recipe(16384, 768, roots=128),
+RECIPES: dict[str, SyntheticRecipe] = {
+    "1k": SyntheticRecipe(1024, 128, roots=8),
+    "4k": SyntheticRecipe(4096, 256, roots=32),
+    "16k": SyntheticRecipe(16384, 768, roots=128),
 }
 #: latents of the dictionaries that are compared on each, and the L0 at which they are compared
 WIDTHS: dict[str, tuple[int, int]] = {"1k": (256, 5), "4k": (1024, 12), "16k": (4096, 25)}

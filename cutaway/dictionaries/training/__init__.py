@@ -20,7 +20,7 @@ from cutaway.dictionaries.gates import (
 from cutaway.dictionaries.training.adam import AdamSettings
 from cutaway.dictionaries.training.endtoend import Divergence, Whole
 from cutaway.dictionaries.training.feed import Held
-from cutaway.dictionaries.training.learner import Learner, Moments
+from cutaway.dictionaries.training.learner import Learner, SiteMoments
 from cutaway.dictionaries.training.mesh import mesh
 from cutaway.dictionaries.training.plan import Plan
 from cutaway.dictionaries.training.recipe import (
@@ -37,8 +37,34 @@ from cutaway.dictionaries.training.run import Progress, train, wandb_log
 from cutaway.dictionaries.training.update import Trained
 
 __all__ = [
-    "AdamSettings", "Divergence", "Held", "Learner", "Moments", "Plan", "Progress", "Recipe", "Source",
-    "TrainAbsTopK", "TrainBatchTopK", "TrainGate", "TrainGated", "TrainGroupMax", "TrainJumpRelu",
-    "TrainMatchingPursuit", "TrainRelu", "TrainTopK", "Trained", "Whole", "autoencoder", "autoencoders",
-    "cross_layer", "crosscoder", "mesh", "recipe_of", "train", "transcoder", "transcoders", "wandb_log",
+    "AdamSettings",
+    "Divergence",
+    "Held",
+    "Learner",
+    "Plan",
+    "Progress",
+    "Recipe",
+    "SiteMoments",
+    "Source",
+    "TrainAbsTopK",
+    "TrainBatchTopK",
+    "TrainGate",
+    "TrainGated",
+    "TrainGroupMax",
+    "TrainJumpRelu",
+    "TrainMatchingPursuit",
+    "TrainRelu",
+    "TrainTopK",
+    "Trained",
+    "Whole",
+    "autoencoder",
+    "autoencoders",
+    "cross_layer",
+    "crosscoder",
+    "mesh",
+    "recipe_of",
+    "train",
+    "transcoder",
+    "transcoders",
+    "wandb_log",
 ]  # fmt: skip

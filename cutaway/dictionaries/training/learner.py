@@ -21,14 +21,14 @@ from cutaway.dictionaries.objectives.active import Active, tangential
 from cutaway.dictionaries.parts import Block
 from cutaway.dictionaries.training.adam import Adam
 from cutaway.dictionaries.training.recipe import Recipe
-from cutaway.models.moments import Moments as Running
+from cutaway.models.moments import Moments
 
 SPARSE_BELOW = 0.015  # share of active latents below which products over pairs are quicker than dense ones
 DENSE_ABOVE = 0.025
 
 
 @dataclass(frozen=True)
-class Moments:
+class SiteMoments:
     """Statistics of the data that a learner starts from, by site and in the site's own units."""
 
     mean: Mapping[str, Tensor]
@@ -36,19 +36,19 @@ class Moments:
     variance: Mapping[str, float]  # E‖x − mean‖²
 
     @staticmethod
-    def known(found: Mapping[str, Running]) -> Moments:
+    def known(found: Mapping[str, Moments]) -> SiteMoments:
         """Return the moments that were counted elsewhere, over more tokens."""
-        return Moments(
+        return SiteMoments(
             {s: m.mean.float() for s, m in found.items()},
             {s: m.mean_norm for s, m in found.items()},
             {s: m.total_variance for s, m in found.items()},
         )
 
     @staticmethod
-    def of(acts: Mapping[str, Tensor]) -> Moments:
+    def of(acts: Mapping[str, Tensor]) -> SiteMoments:
         """Return the moments of some tokens."""
         mean = {s: x.double().mean(0) for s, x in acts.items()}
-        return Moments(
+        return SiteMoments(
             {s: m.float() for s, m in mean.items()},
             {s: float(x.double().norm(dim=1).mean()) for s, x in acts.items()},
             {s: float((x.double() - mean[s]).pow(2).sum(1).mean()) for s, x in acts.items()},
@@ -72,7 +72,7 @@ class Learner:
     across: Across = ALONE
 
     def __init__(
-        self, recipe: Recipe, moments: Moments, device: torch.device | str = "cpu", silent_after: int = 10_000_000
+        self, recipe: Recipe, moments: SiteMoments, device: torch.device | str = "cpu", silent_after: int = 10_000_000
     ):
         self.recipe, self.silent_after = recipe, silent_after
         self.scale = {

@@ -44,7 +44,7 @@ def mesh(replicas: int = 1) -> DeviceMesh:
     return init_device_mesh(kind, (replicas, n // replicas), mesh_dim_names=("data", "latent"))
 
 
-class Shards(Across):
+class LatentShards(Across):
     """This process's place among those that train a dictionary, and the exchanges with them."""
 
     def __init__(self, over: DeviceMesh):
@@ -197,7 +197,7 @@ def per_latent(name: str, t: Tensor) -> bool:
     return t.ndim > 0 and name.split(".")[0] in PER_LATENT
 
 
-def flat_sum(tensors: Sequence[Tensor], shards: Shards) -> list[Tensor]:
+def flat_sum(tensors: Sequence[Tensor], shards: LatentShards) -> list[Tensor]:
     """Return the tensors summed over all processes in one exchange."""
     total = shards.summed(torch.cat([t.reshape(-1) for t in tensors]))
     parts = total.split([t.numel() for t in tensors])

@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from cutaway.core.cursor import Source
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.kernels import precision
-from cutaway.dictionaries.training.mesh import Shards, mesh
+from cutaway.dictionaries.training.mesh import LatentShards, mesh
 from cutaway.dictionaries.training.plan import Plan
 from cutaway.dictionaries.training.recipe import Recipe
 from cutaway.dictionaries.training.update import DictionaryUpdate
@@ -80,7 +80,7 @@ def train(
         _check_device(device)
     shards = None
     if processes() > 1:
-        shards = Shards(device if isinstance(device, DeviceMesh) else mesh())
+        shards = LatentShards(device if isinstance(device, DeviceMesh) else mesh())
         device = shards.device
     update = DictionaryUpdate([recipes] if isinstance(recipes, Recipe) else recipes, plan, device, shards)
     loop = Loop(update, source, plan, out, on_log=on_log)

@@ -21,8 +21,8 @@ from cutaway.dictionaries.gates import Chosen
 from cutaway.dictionaries.kernels.topk import Encoder
 from cutaway.dictionaries.objectives import Pass, Spliced
 from cutaway.dictionaries.objectives.active import Active
-from cutaway.dictionaries.training.learner import Learner, Moments, Report
-from cutaway.dictionaries.training.mesh import Shards, flat_sum, per_latent
+from cutaway.dictionaries.training.learner import Learner, Report, SiteMoments
+from cutaway.dictionaries.training.mesh import LatentShards, flat_sum, per_latent
 from cutaway.dictionaries.training.recipe import Recipe
 
 
@@ -32,7 +32,7 @@ class ShardedLearner(Learner):
     Every process of the mesh makes one and calls the same methods in the same order; `step` is given the whole batch.
     """
 
-    def __init__(self, recipe: Recipe, moments: Moments, shards: Shards, silent_after: int = 10_000_000):
+    def __init__(self, recipe: Recipe, moments: SiteMoments, shards: LatentShards, silent_after: int = 10_000_000):
         _check(recipe, shards)
         self.across = self.shards = shards
         self._inner: dict[str, Tensor] = {}  # b_dec as encoders subtract it: its gradient there is a shard's own
@@ -123,7 +123,7 @@ class ShardedLearner(Learner):
         return self.shards.whole(t, self.recipe.blocks[int(name.split(".")[1])].n_latents)
 
 
-def _check(recipe: Recipe, shards: Shards) -> None:
+def _check(recipe: Recipe, shards: LatentShards) -> None:
     """Refuse what cannot be spread so."""
     if not recipe.gating.encodes:
         why = "each of its steps needs the best latent of all processes"

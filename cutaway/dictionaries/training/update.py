@@ -22,8 +22,8 @@ from cutaway.dictionaries.kernels.precision import Choice
 from cutaway.dictionaries.kernels.topk import Encoder, top_k
 from cutaway.dictionaries.training.entries import Entry, late
 from cutaway.dictionaries.training.feed import acts_of
-from cutaway.dictionaries.training.learner import Learner, Moments
-from cutaway.dictionaries.training.mesh import Shards
+from cutaway.dictionaries.training.learner import Learner, SiteMoments
+from cutaway.dictionaries.training.mesh import LatentShards
 from cutaway.dictionaries.training.plan import TRIED, Plan
 from cutaway.dictionaries.training.recipe import Recipe
 from cutaway.dictionaries.training.sharded import ShardedLearner
@@ -62,7 +62,9 @@ class DictionaryUpdate(Update):
 
     kind = KIND
 
-    def __init__(self, recipes: Sequence[Recipe], plan: Plan, device: torch.device | str, shards: Shards | None = None):
+    def __init__(
+        self, recipes: Sequence[Recipe], plan: Plan, device: torch.device | str, shards: LatentShards | None = None
+    ):
         if not recipes:
             raise Refused("a training run", "no recipe was given", "give at least one")
         self.recipes, self.plan, self.device = list(recipes), plan, device
@@ -85,7 +87,7 @@ class DictionaryUpdate(Update):
         if size > self.plan.tokens:
             what, why = f"a plan of {self.plan.tokens:,} tokens", f"one batch of the source has {size:,}"
             raise Refused(what, why, "plan more tokens, or make smaller batches")
-        moments = Moments.known(counted) if counted else Moments.of(first)
+        moments = SiteMoments.known(counted) if counted else SiteMoments.of(first)
         self.steps, self.probing = self.plan.steps(size), self.plan.probing(self.plan.steps(size))
         for i, recipe in enumerate(self.recipes):
             base = recipe.rate if recipe.rate is not None else recipe.customary_rate(self.steps)
@@ -94,7 +96,7 @@ class DictionaryUpdate(Update):
         self._choose(first)
         loop.note("precision", **self.choice.as_dict())
 
-    def _learner(self, recipe: Recipe, moments: Moments) -> Learner:
+    def _learner(self, recipe: Recipe, moments: SiteMoments) -> Learner:
         silent_after = self.plan.silent_after()
         if self.shards is None:
             return Learner(recipe, moments, self.device, silent_after)
@@ -230,7 +232,9 @@ class DictionaryUpdate(Update):
 
     def _entry(self, saved: dict[str, Any], own: dict[str, Tensor]) -> Entry:
         means = {n.removeprefix("mean/"): t for n, t in own.items() if n.startswith("mean/")}
-        moments = Moments(means, dict.fromkeys(means, 1.0), dict.fromkeys(means, 1.0))  # `restore` brings the true ones
+        moments = SiteMoments(
+            means, dict.fromkeys(means, 1.0), dict.fromkeys(means, 1.0)
+        )  # `restore` brings the true ones
         learner = self._learner(self.recipes[saved["recipe"]], moments)
         learner.restore(own, saved["learner"])
         sums = {n.removeprefix("sum/"): t.to(self.device) for n, t in own.items() if n.startswith("sum/")}

@@ -136,7 +136,7 @@ def _check(model: Model, tokens: Tokens, variants: Sequence[Variant]) -> None:
 
 
 @dataclass(frozen=True)
-class Part:
+class SweepPart:
     """Some of the prompts of a long sweep: the same variants in the same order, with these prompts' own values."""
 
     tokens: Tokens
@@ -145,7 +145,7 @@ class Part:
     base: Variant = ()
 
 
-def streamed(model: Model, parts: Iterable[Part], *, budget: int | None = None) -> Moments:
+def streamed(model: Model, parts: Iterable[SweepPart], *, budget: int | None = None) -> Moments:
     """Running moments over all prompts of every variant's metric, a part at a time.
 
     A part is swept, taken into the moments and forgotten before the next is asked for, so that memory depends on

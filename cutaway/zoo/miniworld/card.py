@@ -38,8 +38,8 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """Outcome of one query."""
+class Scored:
+    """Answer of the model to one query, scored."""
 
     right: bool
     difference: float  # logit of the answer minus logit of the foil, at the first token where they differ
@@ -54,12 +54,12 @@ def encode(tokenizer: Tokenizer, prompt: Prompt) -> Query:
 
 
 @torch.no_grad()
-def ask(model: torch.nn.Module, queries: Sequence[Query], batch: int = 64) -> list[Outcome]:
+def ask(model: torch.nn.Module, queries: Sequence[Query], batch: int = 64) -> list[Scored]:
     """Return the outcome of every query, computed in batches of one length."""
     by_length: dict[int, list[int]] = defaultdict(list)
     for i, query in enumerate(queries):
         by_length[len(query.ids) + len(query.answer)].append(i)
-    out: dict[int, Outcome] = {}
+    out: dict[int, Scored] = {}
     for members in by_length.values():
         for start in range(0, len(members), batch):
             chunk = members[start : start + batch]
@@ -69,7 +69,7 @@ def ask(model: torch.nn.Module, queries: Sequence[Query], batch: int = 64) -> li
     return [out[i] for i in range(len(queries))]
 
 
-def _outcome(query: Query, logits: Tensor) -> Outcome:
+def _outcome(query: Query, logits: Tensor) -> Scored:
     start = len(query.ids) - 1
     guessed = logits[start : start + len(query.answer)].argmax(-1).tolist()
     difference = float("nan")
@@ -77,10 +77,10 @@ def _outcome(query: Query, logits: Tensor) -> Outcome:
         if a != f:
             difference = float(logits[start + k, a] - logits[start + k, f])
             break
-    return Outcome(guessed == query.answer, difference, logits[start])
+    return Scored(guessed == query.answer, difference, logits[start])
 
 
-def _greater(outcomes: Sequence[Outcome], rows: Sequence[Prompt], tokenizer: Tokenizer) -> tuple[list[bool], float]:
+def _greater(outcomes: Sequence[Scored], rows: Sequence[Prompt], tokenizer: Tokenizer) -> tuple[list[bool], float]:
     """For each prompt, True if the likeliest token is a later year; and the mean of p(later) − p(not later)."""
     years = torch.tensor([tokenizer.token_to_id(f"{y:02d}") for y in range(100)])
     right, differences = [], []

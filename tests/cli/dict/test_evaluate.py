@@ -15,7 +15,7 @@ from cutaway.core.result import open_result
 from cutaway.core.stats import generator
 from cutaway.core.subject import examples
 from cutaway.dictionaries import autoencoder, letter_absorption, load, probing, save
-from cutaway.dictionaries.benchmarks import RECIPES, Recipe
+from cutaway.dictionaries.benchmarks import RECIPES, SyntheticRecipe
 from cutaway.dictionaries.evaluation.reading import HELD_OUT, read_evidence
 from cutaway.dictionaries.gates import TopK
 from cutaway.suites.dictionary_report import DictionaryReport
@@ -77,7 +77,9 @@ def test_a_dictionary_is_judged_on_its_model(capsys, tmp_path, width):
 
 
 def test_a_dictionary_is_judged_on_a_truth(capsys, tmp_path, monkeypatch):
-    monkeypatch.setitem(RECIPES, "tiny", Recipe(40, 16, roots=2, branching=2, depth=2, least=0.03, apart=(5, 1e-3)))
+    monkeypatch.setitem(
+        RECIPES, "tiny", SyntheticRecipe(40, 16, roots=2, branching=2, depth=2, least=0.03, apart=(5, 1e-3))
+    )
     d = saved(tmp_path / "d.safetensors", 16)
     code, out, _ = run(capsys, f"dict eval {d} --truth tiny --tokens 900 --nulls 1 --json")
     assert code == 0

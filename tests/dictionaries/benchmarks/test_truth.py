@@ -10,7 +10,7 @@ from cutaway.core.stats import generator
 from cutaway.dictionaries.benchmarks import (
     RECIPES,
     WIDTHS,
-    Recipe,
+    SyntheticRecipe,
     absorption,
     hedging,
     superposition,
@@ -22,7 +22,7 @@ from cutaway.dictionaries.benchmarks.stream import TruthStream
 from cutaway.dictionaries.benchmarks.synthetic import compensated, forest, zipf
 from cutaway.dictionaries.benchmarks.truth import Truth
 
-SMALL = Recipe(300, 32, roots=3, rank=5)
+SMALL = SyntheticRecipe(300, 32, roots=3, rank=5)
 
 
 def test_activations_are_the_sum_of_the_active_directions():
@@ -103,14 +103,14 @@ def test_the_published_benchmark_has_its_forest_and_its_sparsity():
     assert (parent >= 0).sum() == 128 * 84
     base = zipf(recipe.features, recipe.exponent, recipe.most, recipe.least)
     assert (float(base[0]), float(base[-1])) == pytest.approx((0.4, 5e-4))
-    few = Recipe(recipe.features, 2, roots=recipe.roots, apart=(0, 0.0)).make()
+    few = SyntheticRecipe(recipe.features, 2, roots=recipe.roots, apart=(0, 0.0)).make()
     _, code = few.draw(2048, 0)
     assert float(code.counts().float().mean()) == pytest.approx(34, abs=1.0)
 
 
 @pytest.mark.parametrize(("name", "l0"), [("1k", 7.25), ("4k", 16.04)])
 def test_small_benchmarks_are_frozen(name, l0):
-    truth = synthetic(name) if name == "1k" else Recipe(4096, 2, roots=32, apart=(0, 0.0)).make()
+    truth = synthetic(name) if name == "1k" else SyntheticRecipe(4096, 2, roots=32, apart=(0, 0.0)).make()
     _, code = truth.draw(8192, 0)
     assert float(code.counts().float().mean()) == pytest.approx(l0, abs=0.15)
     assert WIDTHS[name][0] * 4 == truth.n_features
@@ -128,7 +128,7 @@ def test_probabilities_are_compensated_for_the_forest():
     base = torch.tensor([0.4, 0.1, 0.2, 0.3])
     got = compensated(base, torch.tensor([-1, 0, 0, -1]))
     assert got.tolist() == pytest.approx([0.4, 0.25 * (1 + 0.5), 0.5 * (1 + 0.25), 0.3])
-    alone = Recipe(2000, 2, roots=1, branching=2, depth=1, apart=(0, 0.0), correlation=0.0).make()
+    alone = SyntheticRecipe(2000, 2, roots=1, branching=2, depth=1, apart=(0, 0.0), correlation=0.0).make()
     _, code = alone.draw(30_000, 1)
     base = zipf(2000, 0.5, 0.4, 5e-4)
     got = code.fires() / 30_000

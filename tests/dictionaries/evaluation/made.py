@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from cutaway.core.stats import generator
 from cutaway.dictionaries import Dictionary, autoencoder
-from cutaway.dictionaries.benchmarks import Recipe, Truth
+from cutaway.dictionaries.benchmarks import SyntheticRecipe, Truth
 from cutaway.dictionaries.evaluation.evidence import Evidence
 from cutaway.dictionaries.gates import AbsTopK, JumpRelu, TopK
 
@@ -16,7 +16,7 @@ SITE = "resid_post.1"
 
 def truth() -> Truth:
     """A small truth with a forest and without superposition."""
-    return Recipe(30, 32, roots=4, branching=2, depth=2, most=0.3, least=0.02, rank=3).make()
+    return SyntheticRecipe(30, 32, roots=4, branching=2, depth=2, most=0.3, least=0.02, rank=3).make()
 
 
 def evidence(of: Truth, tokens: int = 3000, seed: int = 1) -> Evidence:
