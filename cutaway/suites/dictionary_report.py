@@ -41,6 +41,7 @@ from cutaway.models.model import Model
 from cutaway.streams import LiveStream
 from cutaway.tasks.labelled import Labelled, Words
 
+ALIKE, HALF = 0.7, 0.5  # |cosine| of partners that are alike; share of tokens of partners that fire together
 NEURONS = 1 << 28  # values of MLP neurons that are held as evidence at most
 
 
@@ -247,6 +248,42 @@ class DictionaryReport:
         same = trained_bos(self.dictionary.about) == beginning(self.model, self.dictionary)
         known = "as in its training" if same else "its training is not known"
         return f"{self._reading.beginning} ({known})"
+
+
+def partners(found: Comparison, split: Splitting) -> list[tuple[str, float, list[float]]]:
+    """Sum up a comparison: what is counted or averaged, its value, and the same of each draw of the null.
+
+    Partners are alike if the |cosine| of their decoder rows is above 0.7, and fire together if both fire on half of the
+    tokens on which either does. A latent has split if it has two or more parts.
+    """
+    matched = found.partner >= 0
+    alive = matched & ~found.overlap.isnan()
+    cosine, overlap = found.cosine, found.overlap
+    rows = [
+        ("mean |cosine| of partners", cosine[matched].mean(), found.cosine_null.nanmean(0)),
+        (
+            f"partners with |cosine| above {ALIKE}",
+            (cosine[matched] > ALIKE).float().mean(),
+            (found.cosine_null > ALIKE).float().mean(0),
+        ),
+        (
+            "mean share of tokens on which partners fire together",
+            overlap[alive].mean(),
+            found.overlap_null.nanmean(0),
+        ),
+        (
+            "partners that fire together on half of their tokens",
+            (overlap[alive] > HALF).float().mean(),
+            (found.overlap_null > HALF).float().mean(0),
+        ),
+        ("narrow latents split into two or more", (split.parts >= 2).float().mean(), ()),
+        (
+            "mean share of a narrow latent's tokens that its parts cover",
+            split.covered.nanmean(),
+            split.covered_null.nanmean(0),
+        ),
+    ]
+    return [(name, float(value), [float(v) for v in null]) for name, value, null in rows]
 
 
 def recipe_like(d: Dictionary, l0: float) -> tr.Recipe:

@@ -12,10 +12,14 @@ import torch
 from cutaway.core.files import write_json
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries import training as tr
+from cutaway.dictionaries.objectives import Spliced
 from cutaway.dictionaries.store import save
+from cutaway.dictionaries.training.endtoend import Answer
+from cutaway.dictionaries.training.plan import Select
 from cutaway.dictionaries.transforms import together
 from cutaway.models.model import Model
-from cutaway.streams import LiveStream, Packing
+from cutaway.streams import Documents, LiveStream, Packing
+from cutaway.streams.packing import Cursor, Packer
 from cutaway.suites.dictionary_cards import card
 from cutaway.zoo.miniworld import dictionaries as shipped
 from cutaway.zoo.miniworld.documents import WorldDocuments
@@ -34,6 +38,35 @@ class Finished:
     files: tuple[Path, ...]
     cards: list[dict[str, Any]]
     refusal: Refused | None = None
+
+
+def planned(tokens: int, select: Select = "auto") -> tr.Plan:
+    """Plan a run whose card is made on a quarter as many tokens, at least 1,024 and at most 16,384."""
+    return tr.Plan(tokens=tokens, select=select, card_tokens=min(16384, max(1024, tokens // 4)))
+
+
+def shuffled_together(batch: int, tokens: int) -> int:
+    """Return how many tokens of a stream are shuffled together: an eighth of the run, but four batches at least."""
+    return max(4 * batch, min(1 << 16, tokens // 8))
+
+
+def end_to_end(model: Model, answer: Answer = "kl") -> Spliced:
+    """Return the end-to-end term of a run, in which a nat of divergence counts like the squared error of the whole."""
+    return Spliced(tr.Divergence(model, answer), weight=float(model.shape.d_model))
+
+
+def whole_contexts(
+    model: Model, text: Documents, packing: Packing, sites: Sequence[str], batch: int, tokens: int
+) -> tr.Whole:
+    """Return whole contexts for objectives that run the model: as many as the tokens, or all that there are."""
+    size = max(1, batch // packing.context)
+    wanted, rows, held = -(-tokens // packing.context) + 2 * size, [], 0  # the last batches go over the tokens
+    for c in Packer(text, model.tokenizer, packing).contexts(Cursor()):
+        rows.append(c.ids[c.real.all(1)])
+        held += len(rows[-1])
+        if held >= wanted:
+            break
+    return tr.Whole(model, torch.cat(rows)[:wanted], tuple(sites), rows=size)
 
 
 def finish(

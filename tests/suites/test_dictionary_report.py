@@ -1,33 +1,43 @@
-"""Reports on dictionaries: where the file has no recipe, the control is trained by one like the dictionary."""
+"""What a report says of two dictionaries."""
 
-from dataclasses import replace
+from __future__ import annotations
+
+import math
 
 import pytest
 import torch
 
-from cutaway.dictionaries.gates import GATES, AbsTopK, BatchTopK, Gated, GroupMax, JumpRelu, MatchingPursuit, Relu, TopK
-from cutaway.suites.dictionary_report import recipe_like
-from tests.dictionaries.common import A, dictionary
+from cutaway.dictionaries.evaluation import Comparison, Splitting
+from cutaway.suites.dictionary_report import partners
 
-FROZEN = [
-    (TopK(3), 3),
-    (BatchTopK(3), 3),
-    (AbsTopK(3), 3),
-    (GroupMax(5), 5),
-    (MatchingPursuit(0.1, 4), 4),
-    (Relu(), None),
-    (JumpRelu(torch.ones(10)), 2),
-    (Gated(torch.zeros(10), torch.zeros(10), torch.zeros(10)), None),
-]
+NAN = math.nan
 
 
-def test_every_gate_is_tried():
-    assert {type(gate).__name__ for gate, _ in FROZEN} == set(GATES)
-
-
-@pytest.mark.parametrize(("gate", "k"), FROZEN, ids=lambda x: type(x).__name__)
-def test_a_recipe_like_a_dictionary_keeps_its_blocks_and_its_number_of_active_latents(gate, k):
-    d = dictionary([(10, [A], [A])], {A: 5}, "pursuit" if isinstance(gate, MatchingPursuit) else "relu")
-    recipe = recipe_like(replace(d, gates=(gate,)), 2.2)
-    assert recipe.blocks == d.blocks
-    assert getattr(recipe.gating, "k", None) == k
+def test_a_comparison_is_summed_up_over_partners():
+    found = Comparison(
+        cosine=torch.tensor([0.9, 0.5, 0.8, NAN]),
+        cosine_null=torch.tensor([[0.1], [0.8], [0.3], [NAN]]),
+        overlap=torch.tensor([0.6, 0.2, NAN, NAN]),
+        overlap_null=torch.tensor([[0.0], [0.6], [NAN], [NAN]]),
+        partner=torch.tensor([1, 0, 2, -1]),
+        record={},
+    )
+    each = torch.tensor([2.0, 1.0, 0.0, 3.0])
+    null = torch.tensor([[0.1, 0.2], [0.1, 0.2], [NAN, NAN], [0.1, 0.2]])
+    split = Splitting(
+        parts=each, covered=torch.tensor([0.5, 0.1, NAN, 0.9]), covered_null=null, nearest=each / 3, nearest_null=null,
+        record={},
+    )  # fmt: skip
+    rows = {name: (value, random) for name, value, random in partners(found, split)}
+    want = {
+        "mean |cosine| of partners": (2.2 / 3, [0.4]),
+        "partners with |cosine| above 0.7": (2 / 3, [0.25]),
+        "mean share of tokens on which partners fire together": (0.4, [0.3]),
+        "partners that fire together on half of their tokens": (0.5, [0.25]),
+        "narrow latents split into two or more": (0.5, []),
+        "mean share of a narrow latent's tokens that its parts cover": (0.5, [0.1, 0.2]),
+    }
+    assert list(rows) == list(want)
+    for name, (value, random) in want.items():
+        assert rows[name][0] == pytest.approx(value), name
+        assert rows[name][1] == pytest.approx(random), name

@@ -3,7 +3,7 @@
 import torch
 
 from cutaway.dictionaries import open as open_dictionary
-from cutaway.suites.dictionary_runs import train_shipped
+from cutaway.suites.dictionary_runs import end_to_end, planned, shuffled_together, train_shipped
 from cutaway.zoo.miniworld import dictionaries as shipped
 from tests.conformance.subjects import miniworld
 
@@ -19,3 +19,9 @@ def test_imports_of_one_name_share_a_file(tmp_path, monkeypatch):
     assert open_dictionary(done.files[0], torch.float16).dtype == torch.float16
     assert len(done.cards) == 3
     assert (tmp_path / "dictionaries.json").exists()
+
+
+def test_sizes_of_a_run_follow_from_its_tokens():
+    assert [planned(n).card_tokens for n in (100, 40_000, 10**6)] == [1024, 10_000, 16384]
+    assert [shuffled_together(1000, n) for n in (8000, 100_000, 10**7)] == [4000, 12_500, 1 << 16]
+    assert end_to_end(miniworld(), "ce").weight == miniworld().shape.d_model

@@ -103,27 +103,25 @@ def _finished(done: Finished, beginning: str | None, command: str) -> Reply:
 
 
 def _plan(tokens: int, batch: int, select: Literal["auto", "float32", "bfloat16"]) -> Plan:
-    from cutaway.dictionaries.training import Plan
+    from cutaway.suites.dictionary_runs import planned
 
     if tokens < 1:
         raise Refused(f"--tokens {tokens}", "there is nothing to train on", "give for example --tokens 1000000")
     if batch > tokens:
         why = f"a single step would train on {batch:,}"
         raise Refused(f"--tokens {tokens} --batch {batch}", why, f"give --batch {max(1, tokens // 8)}, or more tokens")
-    return Plan(tokens=tokens, select=select, card_tokens=min(16384, max(1024, tokens // 4)))
+    return planned(tokens, select)
 
 
 def _spliced(what: Asked, origin: Origin) -> tuple[Term, ...]:
-    """Return the end-to-end term that is asked for: a nat of divergence counts like the squared error of the whole."""
+    """Return the end-to-end term that is asked for."""
     if what.end_to_end is None:
         return ()
     if what.recipe is not None or origin.shards is not None or origin.named:
         raise Refused("--end-to-end", "one model must run, and flags say the rest", "leave out --recipe, --acts, names")
-    from cutaway.dictionaries.objectives import Spliced
-    from cutaway.dictionaries.training import Divergence
+    from cutaway.suites.dictionary_runs import end_to_end
 
-    width = origin.model.shape.d_model
-    return (Spliced(Divergence(origin.model, what.end_to_end), weight=float(width)),)
+    return (end_to_end(origin.model, what.end_to_end),)
 
 
 @contextmanager

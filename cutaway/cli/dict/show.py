@@ -188,37 +188,9 @@ def _feature(console: Console, row: dict[str, Any]) -> None:
 
 def _compared(console: Console, found: Comparison, split: Splitting) -> None:
     """Print the comparison of two dictionaries."""
-    matched = found.partner >= 0
-    alive = matched & ~found.overlap.isnan()
+    from cutaway.suites.dictionary_report import partners
+
     left = found.record["left over"]
-    parts = split.parts
-
-    def row(name: str, value: Any, null: Any) -> list[str]:
-        return [name, number(float(value)), reach([float(v) for v in null])]
-
-    rows = [
-        row("mean |cosine| of partners", found.cosine[matched].mean(), found.cosine_null.nanmean(0)),
-        row(
-            "partners with |cosine| above 0.7",
-            (found.cosine[matched] > 0.7).float().mean(),
-            (found.cosine_null > 0.7).float().mean(0),
-        ),
-        row(
-            "mean share of tokens on which partners fire together",
-            found.overlap[alive].mean(),
-            found.overlap_null.nanmean(0),
-        ),
-        row(
-            "partners that fire together on half of their tokens",
-            (found.overlap[alive] > 0.5).float().mean(),
-            (found.overlap_null > 0.5).float().mean(0),
-        ),
-        row("narrow latents split into two or more", (parts >= 2).float().mean(), []),
-        row(
-            "mean share of a narrow latent's tokens that its parts cover",
-            split.covered.nanmean(),
-            split.covered_null.nanmean(0),
-        ),
-    ]
+    rows = [[name, number(value), reach(random)] for name, value, random in partners(found, split)]
     console.print(_filled(plain("Beside the other dictionary", "", "value", "random"), rows))
     console.print(f"left over: {left['first']} latents of this one, {left['second']} of the other", style="dim")

@@ -77,8 +77,8 @@ class Origin:
         if self.shards is not None:
             return self.shards.stream(list(sites), batch=batch, epochs=None)
         from cutaway.streams import LiveStream, Masking
+        from cutaway.suites.dictionary_runs import shuffled_together
 
-        window = max(4 * batch, min(1 << 16, tokens // 8))  # tokens that are shuffled together
         subject = self.models if self.named else self.model
         return LiveStream(
             subject,
@@ -87,7 +87,7 @@ class Origin:
             packing=self.packing,
             masking=Masking(sinks=self.flags.sinks or None),
             batch=batch,
-            window=window,
+            window=shuffled_together(batch, tokens),
             epochs=None,
         )
 
@@ -97,21 +97,11 @@ class Origin:
         Raises:
             Refused: the source has no single model, or too little text for a batch.
         """
-        import torch
-
-        from cutaway.dictionaries.training import Whole
-        from cutaway.streams.packing import Cursor, Packer
+        from cutaway.suites.dictionary_runs import whole_contexts
 
         if self.shards is not None or self.named:
             raise Refused("--end-to-end", "the model itself must run, and be one", "give --model alone")
-        context, size = self.flags.context, max(1, batch // self.flags.context)
-        wanted, rows, held = -(-tokens // context) + 2 * size, [], 0  # the last batches go over the tokens
-        for c in Packer(self.documents, self.model.tokenizer, self.packing).contexts(Cursor()):
-            rows.append(c.ids[c.real.all(1)])
-            held += len(rows[-1])
-            if held >= wanted:
-                break
-        return Whole(self.model, torch.cat(rows)[:wanted], tuple(sites), rows=size)
+        return whole_contexts(self.model, self.documents, self.packing, sites, batch, tokens)
 
     @property
     def pinned(self) -> From:
