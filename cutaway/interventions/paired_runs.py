@@ -63,17 +63,6 @@ def corruption_record(corruption: str) -> dict[str, Any]:
     return {"corruption": corruption, "sign": "positive is more answer"}
 
 
-def run_pairs(model: Model, task: Task, site: str, direction: Direction) -> PairedRuns:
-    """Run a task's clean and corrupt prompts and capture a site of both.
-
-    Raises:
-        Refused: the corruption does not change the metric, so that nothing can be brought back.
-    """
-    x = between(model, task.bind(model), site, direction, task.corruption)
-    difference(task, x.clean, x.corrupt)
-    return x
-
-
 def between(
     model: Model, bound: Bound, sites: str | Sequence[str | Address], direction: Direction, corruption: str
 ) -> PairedRuns:

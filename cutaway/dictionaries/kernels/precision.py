@@ -21,6 +21,7 @@ from torch import Tensor
 
 from cutaway.core.stats import generator
 from cutaway.dictionaries.kernels.topk import Encoder, Shadow, top_k
+from cutaway.models.access.fast_kernels import onednn_switch
 
 Selection = Literal["float32", "bfloat16"]
 
@@ -88,7 +89,7 @@ def products(choice: Choice) -> Iterator[None]:
     if not choice.onednn:
         yield
         return
-    switch: Any = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    switch = onednn_switch()
     before = switch.fp32_precision
     switch.fp32_precision = "bf16"
     try:
@@ -98,8 +99,7 @@ def products(choice: Choice) -> Iterator[None]:
 
 
 def _measure_product(d: int, device: torch.device) -> Choice:
-    switch = getattr(getattr(torch.backends, "mkldnn", None), "matmul", None)
-    if device.type != "cpu" or not hasattr(switch, "fp32_precision"):
+    if device.type != "cpu" or onednn_switch() is None:
         return Choice()
     g = generator(0)
     a, b = torch.randn(256, d, generator=g), torch.randn(512, d, generator=g)

@@ -91,7 +91,7 @@ class FastKernels:
     @contextmanager
     def running(self, choice: KernelChoice) -> Iterator[None]:
         """Within the block, run forwards with these kernels."""
-        switch = _switch()
+        switch = onednn_switch()
         before = switch.fp32_precision if switch is not None else None
         exchanged = [*(self._written_out() if choice.fused else []), *(self._linear() if choice.laid_out else [])]
         try:
@@ -136,11 +136,11 @@ class FastKernels:
 
     def _can_onednn(self) -> bool:
         weight = self.anatomy.hf.get_input_embeddings().weight
-        return weight.device.type == "cpu" and weight.dtype == torch.float32 and _switch() is not None
+        return weight.device.type == "cpu" and weight.dtype == torch.float32 and onednn_switch() is not None
 
 
-def _switch() -> Any:
-    """PyTorch's switch for float32 products by oneDNN, where there is one."""
+def onednn_switch() -> Any:
+    """Return PyTorch's switch for float32 products by oneDNN; None where there is none."""
     matmul = getattr(getattr(torch.backends, "mkldnn", None), "matmul", None)
     return matmul if torch.backends.mkldnn.is_available() and hasattr(matmul, "fp32_precision") else None
 
