@@ -92,17 +92,17 @@ def judged(d: Any, evidence: Any, truth: Any, seed: int) -> Any:
     """Reconstruction, recovery and absorption of one dictionary, beside a random one."""
     from cutaway.dictionaries.evaluation.absorption import planted_absorption
     from cutaway.dictionaries.evaluation.controls import random_dictionary
-    from cutaway.dictionaries.evaluation.evidence import observe
+    from cutaway.dictionaries.evaluation.evidence import encode_evidence
     from cutaway.dictionaries.evaluation.matching import recovery
     from cutaway.dictionaries.evaluation.reconstruction import reconstruction_scores
     from cutaway.dictionaries.evaluation.scores import joined
 
-    seen = observe(d, evidence)
-    null = [observe(random_dictionary(d, evidence, seen.l0, seed=seed), evidence)]
+    encoded = encode_evidence(d, evidence)
+    null = [encode_evidence(random_dictionary(d, evidence, encoded.l0, seed=seed), evidence)]
     return joined([
-        reconstruction_scores(seen, null=null),
-        recovery(seen, truth.directions, null=null, seed=seed),
-        planted_absorption(seen, truth.directions, truth.law, null=null, most=32, seed=seed),
+        reconstruction_scores(encoded, null=null),
+        recovery(encoded, truth.directions, null=null, seed=seed),
+        planted_absorption(encoded, truth.directions, truth.law, null=null, most=32, seed=seed),
     ])  # fmt: skip
 
 

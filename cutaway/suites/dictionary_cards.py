@@ -52,8 +52,8 @@ def judged(dictionary: Dictionary, evidence: Evidence, seed: int = 0, nulls: int
     found = judge(dictionary, evidence, nulls, seed)
     return joined(
         [
-            reconstruction_scores(found.seen, null=found.null, control=found.control),
-            firing_scores(found.seen, null=found.null, control=found.control),
+            reconstruction_scores(found.encoded, null=found.null, control=found.control),
+            firing_scores(found.encoded, null=found.null, control=found.control),
         ]
     )
 

@@ -24,7 +24,7 @@ from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.compare import Comparison, comparison
 from cutaway.dictionaries.evaluation.controls import controls, mlp_neurons, neuron_sites, random_dictionaries
 from cutaway.dictionaries.evaluation.evaluate import evaluate
-from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
+from cutaway.dictionaries.evaluation.evidence import EncodedEvidence, Evidence, encode_evidence
 from cutaway.dictionaries.evaluation.features import By, context, features_of
 from cutaway.dictionaries.evaluation.firing import firing_of
 from cutaway.dictionaries.evaluation.letters import letter_scores_on
@@ -104,12 +104,12 @@ class DictionaryReport:
     @cached_property
     def fit_l0(self) -> float:
         """Active latents a token where controls are fitted."""
-        return observe(self.dictionary, self.parts[0]).l0
+        return encode_evidence(self.dictionary, self.parts[0]).l0
 
     @cached_property
-    def seen(self) -> Seen:
+    def encoded(self) -> EncodedEvidence:
         """The dictionary on what is judged on."""
-        return observe(self.dictionary, self.parts[1])
+        return encode_evidence(self.dictionary, self.parts[1])
 
     @cached_property
     def random(self) -> list[Dictionary]:
@@ -150,22 +150,22 @@ class DictionaryReport:
 
     def density(self) -> dict[str, Any]:
         """Count latents by how often they fire, in decades, beside random dictionaries."""
-        fired = firing_of(self.seen, null=[observe(d, self.parts[1]) for d in self.random])
+        fired = firing_of(self.encoded, null=[encode_evidence(d, self.parts[1]) for d in self.random])
         random = [[float(v) for v in row] for row in fired.density_null]
         decades = [str(n) for n in fired.labels["decade"]]
         return {"decades": decades, "latents": fired.density.tolist(), "random": random}
 
     def features(self, n: int, by: By = "focus") -> list[dict[str, Any]]:
         """Choose `n` latents `by` focus, frequency or size, with the contexts in which they are largest."""
-        seen, rows = observe(self.dictionary, self.evidence), []
-        found = features_of(seen, n=n, by=by, seed=self.seed)
+        encoded, rows = encode_evidence(self.dictionary, self.evidence), []
+        found = features_of(encoded, n=n, by=by, seed=self.seed)
         assert self.evidence.text is not None
         for i, latent in enumerate(found.latent.tolist()):
             shown = []
             for value, token in zip(found.largest[i].tolist(), found.token[i].tolist(), strict=True):
                 if token < 0:
                     continue
-                before, piece, after = context(seen, token, texts=self.evidence.text.contexts).texts(self.model)
+                before, piece, after = context(encoded, token, texts=self.evidence.text.contexts).texts(self.model)
                 shown.append({"value": value, "before": before, "token": piece, "after": after})
             rows.append(
                 {
@@ -238,7 +238,7 @@ class DictionaryReport:
             why = f"it is of {its}, and the dictionary judged of {own}"
             raise Refused(f"comparison with {name}", why, "compare dictionaries of the same sites")
         self.on_stage("comparing …")
-        here, there = self.seen, observe(other, self.parts[1])
+        here, there = self.encoded, encode_evidence(other, self.parts[1])
         narrow, wide = sorted((here, there), key=lambda s: s.dictionary.n_latents)
         return {"comparison": comparison(here, there), "splitting": splitting_of(narrow, wide)}
 

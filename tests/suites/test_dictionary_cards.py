@@ -8,7 +8,7 @@ import torch
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries import training as tr
-from cutaway.dictionaries.evaluation.evidence import Evidence, observe
+from cutaway.dictionaries.evaluation.evidence import Evidence, encode_evidence
 from cutaway.suites import dictionary_cards as cards
 
 A = "resid_post.0"
@@ -60,8 +60,8 @@ def test_the_card_says_what_the_dictionary_does_on_fresh_tokens(run):
     assert len(row["random"]) == 2
     assert min(row["random"]) > 2 * fvu
     assert min(row["controls"].values()) > fvu
-    seen = observe(done[0].dictionary, Evidence({A: fresh}))
-    assert made[0]["scores"]["dead"]["value"] == pytest.approx(float((seen.code.fires() == 0).float().mean()))
+    encoded = encode_evidence(done[0].dictionary, Evidence({A: fresh}))
+    assert made[0]["scores"]["dead"]["value"] == pytest.approx(float((encoded.code.fires() == 0).float().mean()))
     low, high = made[0]["scores"]["dead"]["interval"]
     assert low <= made[0]["scores"]["dead"]["value"] <= high
     source.restore({"number": 60})
@@ -94,7 +94,7 @@ def test_the_threshold_of_a_batch_gate_gives_the_sparsity_trained_for():
     gate = done.dictionary.gate
     assert gate.threshold is not None
     assert not math.isnan(gate.threshold)
-    l0 = observe(done.dictionary, Evidence(next(iter(source)))).l0
+    l0 = encode_evidence(done.dictionary, Evidence(next(iter(source)))).l0
     assert l0 == pytest.approx(3, abs=0.4)
 
 

@@ -20,7 +20,7 @@ from cutaway.dictionaries.evaluation.controls import (
     random_dictionary,
 )
 from cutaway.dictionaries.evaluation.evaluate import evaluate
-from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, Text, observe
+from cutaway.dictionaries.evaluation.evidence import EncodedEvidence, Evidence, Text, encode_evidence
 from cutaway.dictionaries.evaluation.features import Features, Passage, context, features, features_of
 from cutaway.dictionaries.evaluation.firing import Firing, firing, firing_of, firing_scores
 from cutaway.dictionaries.evaluation.geometry import Geometry, decoder_rows, geometry, geometry_scores
@@ -35,11 +35,12 @@ from cutaway.dictionaries.evaluation.splitting import Splitting, splitting, spli
 from cutaway.dictionaries.evaluation.stability import Stability, stability, stability_of
 
 __all__ = [
-    "Comparison", "Evidence", "Features", "Firing", "Geometry", "Judged", "Passage", "Probing", "Scores", "Seen",
-    "Splitting", "Stability", "Text", "compare", "comparison", "context", "controls", "decoder_rows", "evaluate",
-    "features", "features_of", "firing", "firing_of", "firing_scores", "fvu", "geometry", "geometry_scores", "joined",
-    "judge", "letter_absorption", "letter_evidence", "letter_scores", "linear_map", "loss_recovered", "mcc",
-    "mlp_neurons", "mmcs", "neuron_sites", "neurons", "observe", "over_seeds", "pca_dictionary", "planted_absorption",
-    "probing", "probing_of", "random_dictionary", "read_evidence", "reconstruction", "reconstruction_scores",
-    "recovery", "splice_loss", "splitting", "splitting_of", "stability", "stability_of", "uniqueness",
+    "Comparison", "EncodedEvidence", "Evidence", "Features", "Firing", "Geometry", "Judged", "Passage", "Probing",
+    "Scores", "Splitting", "Stability", "Text", "compare", "comparison", "context", "controls", "decoder_rows",
+    "encode_evidence", "evaluate", "features", "features_of", "firing", "firing_of", "firing_scores", "fvu",
+    "geometry", "geometry_scores", "joined", "judge", "letter_absorption", "letter_evidence", "letter_scores",
+    "linear_map", "loss_recovered", "mcc", "mlp_neurons", "mmcs", "neuron_sites", "neurons", "over_seeds",
+    "pca_dictionary", "planted_absorption", "probing", "probing_of", "random_dictionary", "read_evidence",
+    "reconstruction", "reconstruction_scores", "recovery", "splice_loss", "splitting", "splitting_of", "stability",
+    "stability_of", "uniqueness",
 ]  # fmt: skip

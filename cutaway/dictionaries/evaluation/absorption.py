@@ -29,7 +29,7 @@ from torch.nn.functional import normalize
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.benchmarks.generative import Law
 from cutaway.dictionaries.code import SparseCode
-from cutaway.dictionaries.evaluation.evidence import Seen
+from cutaway.dictionaries.evaluation.evidence import EncodedEvidence
 from cutaway.dictionaries.evaluation.geometry import decoder_rows
 from cutaway.dictionaries.evaluation.probing import logistic
 from cutaway.dictionaries.evaluation.reconstruction import over_units
@@ -110,18 +110,18 @@ def best_latent(code: SparseCode, shows: Bool[Tensor, "token"]) -> Int[Tensor, "
 
 
 def planted_absorption(
-    seen: Seen,
+    encoded: EncodedEvidence,
     directions: Float[Tensor, "feature d"],
     law: Law,
     *,
-    null: Sequence[Seen] = (),
+    null: Sequence[EncodedEvidence] = (),
     most: int = 64,
     seed: int = 0,
 ) -> Scores:
     """Measure absorption of true features that have children, beside features without and random dictionaries.
 
     Args:
-        seen: a dictionary on evidence with a true code.
+        encoded: a dictionary on evidence with a true code.
         directions: the true directions.
         law: the law of the truth, whose forest says which features have children.
         null: random dictionaries on the same evidence.
@@ -131,17 +131,17 @@ def planted_absorption(
     Raises:
         Refused: no true code, or no feature with children that is frequent enough.
     """
-    parents, childless = _concepts(seen, law, most)
-    rows = _planted(seen, directions, parents, seed)
+    parents, childless = _concepts(encoded, law, most)
+    rows = _planted(encoded, directions, parents, seed)
     random = [_planted(s, directions, parents, seed) for s in null]
-    others = {"features without children": _planted(seen, directions, childless, seed)} if childless else {}
+    others = {"features without children": _planted(encoded, directions, childless, seed)} if childless else {}
     rows = [s.against([r[i] for r in random], {n: o[i] for n, o in others.items()}) for i, s in enumerate(rows)]
     record = {
-        "tokens": len(seen.evidence),
+        "tokens": len(encoded.evidence),
         "concepts": len(parents),
         "without children": len(childless),
         "interval": "over features",
-        "dictionary": seen.dictionary.fingerprint(),
+        "dictionary": encoded.dictionary.fingerprint(),
     }
     return collect(rows, record)
 
@@ -159,12 +159,12 @@ def summary(found: Sequence[Absorbed], unit: str = "concept") -> list[Score]:
     ]
 
 
-def _planted(seen: Seen, directions: Tensor, concepts: Sequence[int], seed: int) -> list[Score]:
-    truth, site = seen.evidence.truth, seen.dictionary.writes[0]
+def _planted(encoded: EncodedEvidence, directions: Tensor, concepts: Sequence[int], seed: int) -> list[Score]:
+    truth, site = encoded.evidence.truth, encoded.dictionary.writes[0]
     assert truth is not None
-    rows, x = decoder_rows(seen.dictionary).cpu(), seen.evidence.of(site).cpu()
+    rows, x = decoder_rows(encoded.dictionary).cpu(), encoded.evidence.of(site).cpu()
     origin = x.double().mean(0) - truth.times(directions).double().mean(0)
-    code, found = seen.code.csr(), []
+    code, found = encoded.code.csr(), []
     for feature in concepts:
         shows = truth.columns([feature])[:, 0] > 0
         chosen = shows.nonzero().squeeze(1)
@@ -175,8 +175,8 @@ def _planted(seen: Seen, directions: Tensor, concepts: Sequence[int], seed: int)
     return summary(found, "feature")
 
 
-def _concepts(seen: Seen, law: Law, most: int) -> tuple[list[int], list[int]]:
-    truth = seen.evidence.truth
+def _concepts(encoded: EncodedEvidence, law: Law, most: int) -> tuple[list[int], list[int]]:
+    truth = encoded.evidence.truth
     if truth is None:
         raise Refused("planted absorption", "the evidence has no true code", "gather it from a Truth")
     fires = truth.fires()

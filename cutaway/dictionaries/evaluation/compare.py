@@ -21,7 +21,7 @@ from cutaway.core.record import machine, versions
 from cutaway.core.result import Result
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe, same_tokens
+from cutaway.dictionaries.evaluation.evidence import EncodedEvidence, Evidence, encode_evidence, same_tokens
 from cutaway.dictionaries.evaluation.geometry import decoder_rows
 from cutaway.dictionaries.evaluation.matching import matched, same_width
 from cutaway.dictionaries.evaluation.scores import control_generator
@@ -63,10 +63,12 @@ def compare(
     Raises:
         Refused: evidence of other sites, or decoders of other widths.
     """
-    return comparison(observe(dictionary, evidence), observe(second, evidence), samples=samples, seed=seed)
+    return comparison(
+        encode_evidence(dictionary, evidence), encode_evidence(second, evidence), samples=samples, seed=seed
+    )
 
 
-def comparison(a: Seen, b: Seen, *, samples: int = 2, seed: int = 0) -> Comparison:
+def comparison(a: EncodedEvidence, b: EncodedEvidence, *, samples: int = 2, seed: int = 0) -> Comparison:
     """Match the latents of two dictionaries one to one by direction, and see whether partners fire together.
 
     Raises:

@@ -27,7 +27,7 @@ from torch.nn.functional import normalize
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
+from cutaway.dictionaries.evaluation.evidence import EncodedEvidence, Evidence, encode_evidence
 from cutaway.dictionaries.evaluation.scores import control_generator
 from cutaway.dictionaries.gates import AbsTopK, BatchTopK, Gate, TopK
 from cutaway.dictionaries.parts import decoder_norms
@@ -43,14 +43,14 @@ class Judged:
     """A dictionary on the part of the evidence that it is judged on, beside what it is compared with.
 
     Attributes:
-        seen: the dictionary.
+        encoded: the dictionary.
         null: random dictionaries with the same norms and L0.
         control: the controls that fit it, by name.
     """
 
-    seen: Seen
-    null: list[Seen]
-    control: dict[str, Seen]
+    encoded: EncodedEvidence
+    null: list[EncodedEvidence]
+    control: dict[str, EncodedEvidence]
 
 
 @torch.no_grad()
@@ -68,17 +68,17 @@ def judge(dictionary: Dictionary, evidence: Evidence, samples: int, seed: int, f
         Refused: evidence of other sites, or too little of it.
     """
     fit, rest = evidence.parted()
-    seen = observe(dictionary, rest)
-    null = [observe(d, rest) for d in random_dictionaries(dictionary, fit, samples, seed, seen.l0)]
-    found = controls(dictionary, fit, seen.l0) if fitted else {}
-    return Judged(seen, null, {n: observe(d, rest) for n, d in found.items()})
+    encoded = encode_evidence(dictionary, rest)
+    null = [encode_evidence(d, rest) for d in random_dictionaries(dictionary, fit, samples, seed, encoded.l0)]
+    found = controls(dictionary, fit, encoded.l0) if fitted else {}
+    return Judged(encoded, null, {n: encode_evidence(d, rest) for n, d in found.items()})
 
 
 def random_dictionaries(
     dictionary: Dictionary, fit: Evidence, samples: int, seed: int, l0: float | None = None
 ) -> list[Dictionary]:
     """Make random dictionaries like another, with the L0 that it has on `fit` if none is given."""
-    l0 = observe(dictionary, fit).l0 if l0 is None else l0
+    l0 = encode_evidence(dictionary, fit).l0 if l0 is None else l0
     return [random_dictionary(dictionary, fit, l0, seed=seed + i) for i in range(samples)]
 
 
@@ -121,12 +121,12 @@ def _gate(old: Gate, l0: float) -> Gate:
 
 def _to_length(made: Dictionary, fit: Evidence) -> Dictionary:
     """Multiply encoders by the factor that brings the latents' part of the output nearest to what is left for it."""
-    seen = observe(made, fit.rows(torch.arange(min(len(fit), 4096))))
+    encoded = encode_evidence(made, fit.rows(torch.arange(min(len(fit), 4096))))
     zero = replace(made, decoder=tuple({w: torch.zeros_like(t) for w, t in d.items()} for d in made.decoder))
-    base = observe(zero, seen.evidence).output
+    base = encode_evidence(zero, encoded.evidence).output
     near, size = 0.0, 0.0
-    for w, out in seen.output.items():
-        part, left = (out - base[w]).double(), (seen.evidence.of(w) - base[w]).double()
+    for w, out in encoded.output.items():
+        part, left = (out - base[w]).double(), (encoded.evidence.of(w) - base[w]).double()
         near, size = near + float((part * left).sum()), size + float((part**2).sum())
     factor = max(near / size, 1e-6) if size > 0 else 1.0  # never 0: the latents stay active
     return replace(made, encoder=tuple({r: t * factor for r, t in e.items()} for e in made.encoder))
@@ -134,7 +134,7 @@ def _to_length(made: Dictionary, fit: Evidence) -> Dictionary:
 
 def _with_thresholds(made: Dictionary, fit: Evidence) -> Dictionary:
     """Give batch top-k gates the smallest value that they kept as their threshold, so that tokens are on their own."""
-    code = observe(made, fit).code
+    code = encode_evidence(made, fit).code
     codes = [code.select(torch.arange(a, z)) for a, z in pairwise(made.starts)]
     kept = [c.value[c.value > 0] for c in codes]
     gates = [

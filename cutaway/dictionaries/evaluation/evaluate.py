@@ -14,7 +14,7 @@ from cutaway.dictionaries.benchmarks.truth import Truth
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.absorption import planted_absorption
 from cutaway.dictionaries.evaluation.controls import judge
-from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
+from cutaway.dictionaries.evaluation.evidence import EncodedEvidence, Evidence, encode_evidence
 from cutaway.dictionaries.evaluation.firing import firing_scores
 from cutaway.dictionaries.evaluation.geometry import geometry_scores
 from cutaway.dictionaries.evaluation.matching import recovery
@@ -46,20 +46,20 @@ def evaluate(
         Refused: evidence of other sites, or too little of it.
     """
     judged = judge(dictionary, evidence, nulls, seed)
-    seen, null, own = judged.seen, judged.null, judged.control
-    foreign = {n: observe(d, e) for n, (d, e) in (others or {}).items()}
+    encoded, null, own = judged.encoded, judged.null, judged.control
+    foreign = {n: encode_evidence(d, e) for n, (d, e) in (others or {}).items()}
     parts = [
-        reconstruction_scores(seen, null=null, control=own | _alike(foreign, seen)),
-        firing_scores(seen, null=null, control=own | foreign),
+        reconstruction_scores(encoded, null=null, control=own | _alike(foreign, encoded)),
+        firing_scores(encoded, null=null, control=own | foreign),
         geometry_scores(dictionary, samples=max(nulls, 1), seed=seed),
     ]
     if truth is not None:
-        parts.append(recovery(seen, truth.directions, null=null, control=own, seed=seed))
+        parts.append(recovery(encoded, truth.directions, null=null, control=own, seed=seed))
         if bool((truth.law.parent >= 0).any()):
-            parts.append(planted_absorption(seen, truth.directions, truth.law, null=null, seed=seed))
+            parts.append(planted_absorption(encoded, truth.directions, truth.law, null=null, seed=seed))
     return joined(parts)
 
 
-def _alike(foreign: Mapping[str, Seen], seen: Seen) -> dict[str, Seen]:
+def _alike(foreign: Mapping[str, EncodedEvidence], encoded: EncodedEvidence) -> dict[str, EncodedEvidence]:
     """Return those that write as many sites, so that their scores can stand in the same rows."""
-    return {n: s for n, s in foreign.items() if len(s.output) == len(seen.output)}
+    return {n: s for n, s in foreign.items() if len(s.output) == len(encoded.output)}

@@ -168,7 +168,7 @@ class Evidence:
 
 
 @dataclass(frozen=True, eq=False)
-class Seen:
+class EncodedEvidence:
     """Run of a dictionary over evidence: its code, and its reconstruction of every site it writes."""
 
     dictionary: Dictionary
@@ -183,7 +183,7 @@ class Seen:
 
 
 @torch.no_grad()
-def observe(dictionary: Dictionary, evidence: Evidence) -> Seen:
+def encode_evidence(dictionary: Dictionary, evidence: Evidence) -> EncodedEvidence:
     """Run a dictionary over evidence, a part of the tokens at a time, where its weights are; what comes out is held
     in main memory.
 
@@ -200,17 +200,19 @@ def observe(dictionary: Dictionary, evidence: Evidence) -> Seen:
         named = out if isinstance(out, Mapping) else {dictionary.writes[0]: out}
         outs.append({s: y.cpu() for s, y in named.items()})
     output = {s: torch.cat([o[s] for o in outs]) for s in dictionary.writes}
-    return Seen(dictionary, evidence, concat_tokens(codes), output)
+    return EncodedEvidence(dictionary, evidence, concat_tokens(codes), output)
 
 
-def same_tokens(a: Seen, b: Seen) -> None:
+def same_tokens(a: EncodedEvidence, b: EncodedEvidence) -> None:
     """Refuse runs over different numbers of tokens, whose firing cannot be compared.
 
     Raises:
         Refused: the numbers differ.
     """
     if len(a.evidence) != len(b.evidence):
-        raise Refused("two dictionaries on other tokens", "firing cannot be compared", "observe both on one evidence")
+        raise Refused(
+            "two dictionaries on other tokens", "firing cannot be compared", "encode the same evidence with both"
+        )
 
 
 def _part(item: Any) -> Evidence | None:

@@ -26,7 +26,7 @@ from cutaway.core.refuse import Code, Refused
 from cutaway.core.result import Result
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
+from cutaway.dictionaries.evaluation.evidence import EncodedEvidence, Evidence, encode_evidence
 from cutaway.dictionaries.evaluation.scores import control_generator
 from cutaway.models.model import Model
 
@@ -84,17 +84,24 @@ def features(
     Raises:
         Refused: the evidence has no token ids, or no latent fires often enough.
     """
-    seen = observe(dictionary, evidence)
-    return features_of(seen, n=n, by=by, contexts=contexts, least=least, samples=samples, seed=seed)
+    encoded = encode_evidence(dictionary, evidence)
+    return features_of(encoded, n=n, by=by, contexts=contexts, least=least, samples=samples, seed=seed)
 
 
 def features_of(
-    seen: Seen, *, n: int = 10, by: By = "focus", contexts: int = 8, least: int = 10, samples: int = 2, seed: int = 0
+    encoded: EncodedEvidence,
+    *,
+    n: int = 10,
+    by: By = "focus",
+    contexts: int = 8,
+    least: int = 10,
+    samples: int = 2,
+    seed: int = 0,
 ) -> Features:
     """Choose the `n` clearest (most frequent, largest) latents, with their largest activations.
 
     Args:
-        seen: a dictionary on evidence with token ids.
+        encoded: a dictionary on evidence with token ids.
         n: how many latents.
         by: focus, frequency, or size (mean where active).
         contexts: how many of the largest activations of each.
@@ -105,20 +112,17 @@ def features_of(
     Raises:
         Refused: the evidence has no token ids, or no latent fires often enough.
     """
-    ids = seen.evidence.ids
+    ids = encoded.evidence.ids
     if ids is None:
         raise Refused("features without tokens", "the evidence has no token ids", "gather it from a stream of a model")
-    ids, code = ids.cpu(), seen.code.csr()
+    ids, code = ids.cpu(), encoded.code.csr()
     fires = code.fires()
     total = torch.zeros(code.n_latents).index_add_(0, code.index, code.value.float().abs())
     mean = total / fires
     often = fires >= least
     if not bool(often.any()):
-        raise Refused(
-            f"latents that fire on {least} tokens",
-            f"none does on {len(ids)}",
-            Code("give more tokens, or least=1"),
-        )
+        why = f"none does on {len(ids)}"
+        raise Refused(f"latents that fire on {least} tokens", why, Code("give more tokens, or least=1"))
     focus = concentration(code, ids)
     key = {"focus": focus, "frequency": fires.float(), "size": mean}[by]
     chosen = torch.where(often, key, -torch.inf).topk(min(n, int(often.sum()))).indices
@@ -144,7 +148,7 @@ def features_of(
         },
         reasons={"focus": "the null tells what a latent that knows no token would show"},
         record={
-            "dictionary": seen.dictionary.fingerprint(),
+            "dictionary": encoded.dictionary.fingerprint(),
             "tokens": len(ids),
             "by": by,
             "least": least,
@@ -190,12 +194,12 @@ class Passage:
 
 
 def context(
-    seen: Seen, token: int, width: int = 8, texts: Mapping[int, Int[Tensor, "position"]] | None = None
+    encoded: EncodedEvidence, token: int, width: int = 8, texts: Mapping[int, Int[Tensor, "position"]] | None = None
 ) -> Passage:
     """Return the text around one token of the evidence: up to `width` tokens on either side, of its own context.
 
     Args:
-        seen: a dictionary on evidence with ids, sequence and position.
+        encoded: a dictionary on evidence with ids, sequence and position.
         token: number of the token in the evidence.
         width: tokens on either side.
         texts: the ids of whole contexts by number (`Reader.texts` of the stream): tokens that the evidence leaves out
@@ -204,7 +208,7 @@ def context(
     Raises:
         Refused: the evidence does not know the order of tokens.
     """
-    e = seen.evidence
+    e = encoded.evidence
     if e.ids is None or e.sequence is None or e.position is None:
         raise Refused(
             "the context of a token", "ids, sequence and position are not all known", "use an unshuffled stream"

@@ -24,7 +24,7 @@ from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, wilson, wilson_interval
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.controls import judge
-from cutaway.dictionaries.evaluation.evidence import Evidence, Seen
+from cutaway.dictionaries.evaluation.evidence import EncodedEvidence, Evidence
 from cutaway.dictionaries.evaluation.reconstruction import over_units
 from cutaway.dictionaries.evaluation.scores import Score, Scores, collect
 
@@ -64,13 +64,13 @@ def firing(dictionary: Dictionary, evidence: Evidence, /, *, samples: int = 2, s
         Refused: evidence of other sites, or too little of it.
     """
     judged = judge(dictionary, evidence, samples, seed, fitted=False)
-    return firing_of(judged.seen, null=judged.null)
+    return firing_of(judged.encoded, null=judged.null)
 
 
-def firing_of(seen: Seen, *, null: Sequence[Seen] = ()) -> Firing:
+def firing_of(encoded: EncodedEvidence, *, null: Sequence[EncodedEvidence] = ()) -> Firing:
     """Measure frequency, strength and density of every latent, beside the density of random dictionaries."""
-    tokens, fires = len(seen.evidence), seen.code.fires()
-    code = seen.code
+    tokens, fires = len(encoded.evidence), encoded.code.fires()
+    code = encoded.code
     index, value = code.index.reshape(-1).cpu(), code.value.reshape(-1).double().cpu()
     total = torch.zeros(code.n_latents, dtype=torch.double).index_add_(0, index, value)
     largest = torch.zeros(code.n_latents).scatter_reduce_(0, index, value.float().abs(), "amax")
@@ -95,7 +95,7 @@ def firing_of(seen: Seen, *, null: Sequence[Seen] = ()) -> Firing:
         },
         record={
             "tokens": tokens,
-            "dictionary": seen.dictionary.fingerprint(),
+            "dictionary": encoded.dictionary.fingerprint(),
             "versions": versions(),
             "machine": machine(),
             "interval": "Wilson score interval, tokens taken as independent",
@@ -104,20 +104,24 @@ def firing_of(seen: Seen, *, null: Sequence[Seen] = ()) -> Firing:
 
 
 def firing_scores(
-    seen: Seen, *, null: Sequence[Seen] = (), control: Mapping[str, Seen] | None = None, dense: float = DENSE
+    encoded: EncodedEvidence,
+    *,
+    null: Sequence[EncodedEvidence] = (),
+    control: Mapping[str, EncodedEvidence] | None = None,
+    dense: float = DENSE,
 ) -> Scores:
     """Measure the shares of dead and of dense latents, and the mean of log₁₀ frequency of the living."""
-    rows = _scores(seen, dense)
+    rows = _scores(encoded, dense)
     random = [_scores(s, dense) for s in null]
     others = {n: _scores(s, dense) for n, s in (control or {}).items()}
     rows = [s.against([r[i] for r in random], {n: o[i] for n, o in others.items()}) for i, s in enumerate(rows)]
     how = "Wilson over latents, on these tokens; with more tokens fewer latents are dead"
-    record = {"dead after tokens": len(seen.evidence), "dense above": dense, "interval of shares": how}
-    return collect(rows, {"dictionary": seen.dictionary.fingerprint(), **record})
+    record = {"dead after tokens": len(encoded.evidence), "dense above": dense, "interval of shares": how}
+    return collect(rows, {"dictionary": encoded.dictionary.fingerprint(), **record})
 
 
-def _scores(seen: Seen, dense: float) -> list[Score]:
-    frequency = seen.code.fires().double().cpu() / len(seen.evidence)
+def _scores(encoded: EncodedEvidence, dense: float) -> list[Score]:
+    frequency = encoded.code.fires().double().cpu() / len(encoded.evidence)
     living = frequency > 0
     n, silent, many = len(frequency), int((~living).sum()), int((frequency > dense).sum())
     name = "log₁₀ frequency"

@@ -25,7 +25,7 @@ from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.absorption import Absorbed, absorbed, by_concept, own_latents, summary
 from cutaway.dictionaries.evaluation.controls import random_dictionaries
-from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
+from cutaway.dictionaries.evaluation.evidence import EncodedEvidence, Evidence, encode_evidence
 from cutaway.dictionaries.evaluation.geometry import decoder_rows
 from cutaway.dictionaries.evaluation.probing import logistic
 from cutaway.dictionaries.evaluation.scores import Scores, collect, control_generator
@@ -135,17 +135,22 @@ def letter_scores_on(
         why = "first letters are probed at one site that is read and written"
         raise Refused(f"first letters with {dictionary!r}", why, "leave out the words")
     evidence, kept = letter_evidence(model, dictionary.reads[0], list(words), examples=examples, seed=seed)
-    null = [observe(d, evidence) for d in random]
-    return letter_scores(observe(dictionary, evidence), kept, null=null, seed=seed)
+    null = [encode_evidence(d, evidence) for d in random]
+    return letter_scores(encode_evidence(dictionary, evidence), kept, null=null, seed=seed)
 
 
 def letter_scores(
-    seen: Seen, words: Sequence[str], *, null: Sequence[Seen] = (), train: float = 0.6, seed: int = 0
+    encoded: EncodedEvidence,
+    words: Sequence[str],
+    *,
+    null: Sequence[EncodedEvidence] = (),
+    train: float = 0.6,
+    seed: int = 0,
 ) -> Scores:
     """Measure the absorption of first letters by a dictionary that was run on `letter_evidence`.
 
     Args:
-        seen: the dictionary on the evidence.
+        encoded: the dictionary on the evidence.
         words: the words of the evidence.
         null: random dictionaries on the same evidence.
         train: share of the words that probes and a letter's own latents are found on.
@@ -154,15 +159,17 @@ def letter_scores(
     Raises:
         Refused: another number of words, or no letter that the activations tell.
     """
-    if len(words) != len(seen.evidence):
-        raise Refused(f"{len(words)} words", f"the evidence has {len(seen.evidence)}", "give those of letter_evidence")
+    if len(words) != len(encoded.evidence):
+        raise Refused(
+            f"{len(words)} words", f"the evidence has {len(encoded.evidence)}", "give those of letter_evidence"
+        )
     order = torch.randperm(len(words), generator=control_generator(seed))
     fit, test = order[: round(train * len(words))], order[round(train * len(words)) :]
-    probes = _probes(seen.evidence.of(seen.dictionary.writes[0]).cpu(), words, fit, test)
+    probes = _probes(encoded.evidence.of(encoded.dictionary.writes[0]).cpu(), words, fit, test)
     if not probes:
         why = f"no letter has a probe of F1 ≥ {LEAST_F1} and {LEAST_WORDS} words on both sides"
         raise Refused(f"the first letters of {len(words)} words", why, "use a model that can spell, or more words")
-    own = _judged(seen, words, probes, fit, seed)
+    own = _judged(encoded, words, probes, fit, seed)
     random = [summary(list(_judged(s, words, probes, fit, seed).values()), "letter") for s in null]
     rows = [s.against([r[i] for r in random], {}) for i, s in enumerate(summary(list(own.values()), "letter"))]
     probed = {n: {**v, "probe F1": probes[n][2]} for n, v in by_concept(own).items()}
@@ -170,14 +177,16 @@ def letter_scores(
         "letters": probed,
         "words": len(words),
         "interval": "over letters",
-        "dictionary": seen.dictionary.fingerprint(),
+        "dictionary": encoded.dictionary.fingerprint(),
     }
     return collect(rows, record)
 
 
-def _judged(seen: Seen, words: Sequence[str], probes: dict[str, Any], fit: Tensor, seed: int) -> dict[str, Absorbed]:
-    x, rows = seen.evidence.of(seen.dictionary.writes[0]).cpu(), decoder_rows(seen.dictionary).cpu()
-    code, out = seen.code, {}
+def _judged(
+    encoded: EncodedEvidence, words: Sequence[str], probes: dict[str, Any], fit: Tensor, seed: int
+) -> dict[str, Absorbed]:
+    x, rows = encoded.evidence.of(encoded.dictionary.writes[0]).cpu(), decoder_rows(encoded.dictionary).cpu()
+    code, out = encoded.code, {}
     for letter, (direction, right, _) in probes.items():
         own = own_latents(code.rows(fit), _starts(words, letter)[fit], seed=seed)
         out[letter] = absorbed(code.rows(right), rows, x[right], direction, own)

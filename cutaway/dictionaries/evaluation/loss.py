@@ -34,7 +34,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.stats import ratio_interval
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.controls import controls, random_dictionaries
-from cutaway.dictionaries.evaluation.evidence import Evidence, observe
+from cutaway.dictionaries.evaluation.evidence import Evidence, encode_evidence
 from cutaway.dictionaries.evaluation.scores import Score, Scores, collect
 from cutaway.dictionaries.splice import Splice, SpliceWrite, late_reads
 from cutaway.models.access.positions import ForwardFrame
@@ -103,7 +103,7 @@ def loss_recovered(
     """
     fit, rest = evidence.parted()
     tokens, special = unfitted(fit, rest, sequences)
-    l0 = observe(dictionary, fit).l0
+    l0 = encode_evidence(dictionary, fit).l0
     null = random_dictionaries(dictionary, fit, samples, seed, l0)
     return splice_loss(model, dictionary, tokens, special=special, null=null, control=controls(dictionary, fit, l0))
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
 from cutaway.dictionaries.code import SparseCode
-from cutaway.dictionaries.evaluation.evidence import Seen
+from cutaway.dictionaries.evaluation.evidence import EncodedEvidence
 from cutaway.dictionaries.evaluation.geometry import cosines, decoder_rows
 from cutaway.dictionaries.evaluation.reconstruction import over_units
 from cutaway.dictionaries.evaluation.scores import NO_INTERVAL, Score, Scores, collect
@@ -92,17 +92,17 @@ def rates(hits: Tensor, fires: Tensor, true: Tensor) -> tuple[Tensor, Tensor, Te
 
 
 def recovery(
-    seen: Seen,
+    encoded: EncodedEvidence,
     truth: Float[Tensor, "feature d"],
     *,
-    null: Sequence[Seen] = (),
-    control: Mapping[str, Seen] | None = None,
+    null: Sequence[EncodedEvidence] = (),
+    control: Mapping[str, EncodedEvidence] | None = None,
     seed: int = 0,
 ) -> Scores:
     """Measure how well the latents of a dictionary are the true features, beside random dictionaries and controls.
 
     Args:
-        seen: the dictionary on evidence with a true code.
+        encoded: the dictionary on evidence with a true code.
         truth: the true directions.
         null: random dictionaries on the same evidence.
         control: other dictionaries by name.
@@ -111,26 +111,26 @@ def recovery(
     Raises:
         Refused: the evidence has no true code, or the directions have another width.
     """
-    rows = recovery_scores(seen, truth, seed)
+    rows = recovery_scores(encoded, truth, seed)
     random = [recovery_scores(s, truth, seed) for s in null]
     others = {n: recovery_scores(s, truth, seed) for n, s in (control or {}).items()}
     rows = [s.against([r[i] for r in random], {n: o[i] for n, o in others.items()}) for i, s in enumerate(rows)]
     how = {"MMCS": "over features", "MCC": "over matched pairs"}
     record = {
-        "tokens": len(seen.evidence),
-        "dictionary": seen.dictionary.fingerprint(),
-        "interval": {**how, "F1": seen.evidence.how},
+        "tokens": len(encoded.evidence),
+        "dictionary": encoded.dictionary.fingerprint(),
+        "interval": {**how, "F1": encoded.evidence.how},
     }
     return collect(rows, record, {"uniqueness": "a count of weights alone; see over_seeds"})
 
 
-def recovery_scores(seen: Seen, truth: Float[Tensor, "feature d"], seed: int = 0) -> list[Score]:
+def recovery_scores(encoded: EncodedEvidence, truth: Float[Tensor, "feature d"], seed: int = 0) -> list[Score]:
     """Return the scores of this family without controls.
 
     Raises:
         Refused: the evidence has no true code, or the directions have another width.
     """
-    code, rows = seen.evidence.truth, decoder_rows(seen.dictionary).cpu()
+    code, rows = encoded.evidence.truth, decoder_rows(encoded.dictionary).cpu()
     if code is None:
         raise Refused("recovery of true features", "the evidence has no true code", "gather it from a Truth")
     if rows.shape[1] != truth.shape[1]:
@@ -138,9 +138,9 @@ def recovery_scores(seen: Seen, truth: Float[Tensor, "feature d"], seed: int = 0
         raise Refused(what, f"the decoder writes {rows.shape[1]}", "use the truth that made its activations")
     near = cosines(rows, truth).abs()
     match = near.argmax(1)
-    groups = seen.evidence.groups
+    groups = encoded.evidence.groups
     coarse = groups * 64 // (int(groups.max()) + 1)  # a group has its own row of counts for every latent
-    found = counts(seen.code, code, match, coarse)
+    found = counts(encoded.code, code, match, coarse)
     point = [float(r.mean()) for r in rates(*(c.sum(0) for c in found))]
     spread = _resampled(found, seed)
     firing = [

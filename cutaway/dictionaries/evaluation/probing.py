@@ -32,7 +32,7 @@ from cutaway.core.stats import BOUNDS, mean_interval, share_interval
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.controls import principal, random_dictionaries
-from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
+from cutaway.dictionaries.evaluation.evidence import EncodedEvidence, Evidence, encode_evidence
 from cutaway.dictionaries.evaluation.reading import CONTEXT, of_texts
 from cutaway.dictionaries.evaluation.scores import control_generator
 from cutaway.models.model import Model
@@ -103,17 +103,17 @@ def probing_on(
     """Probe concepts on labelled texts, read in contexts of some length, beside these random dictionaries."""
     sites = tuple(dict.fromkeys((*dictionary.reads, *dictionary.writes)))
     evidence = of_texts(model, sites, labelled.texts, context)
-    beside = [observe(d, evidence) for d in random]
-    seen = observe(dictionary, evidence)
-    found = probing_of(seen, labelled.shown, random=beside, ks=ks, samples=samples, seed=seed)
+    beside = [encode_evidence(d, evidence) for d in random]
+    encoded = encode_evidence(dictionary, evidence)
+    found = probing_of(encoded, labelled.shown, random=beside, ks=ks, samples=samples, seed=seed)
     return replace(found, labels=found.labels | {"concept": list(labelled.concepts)})
 
 
 def probing_of(
-    seen: Seen,
+    encoded: EncodedEvidence,
     labels: Bool[Tensor, "text concept"],
     *,
-    random: Sequence[Seen] = (),
+    random: Sequence[EncodedEvidence] = (),
     ks: Sequence[int] = KS,
     train: float = 0.75,
     samples: int = 2,
@@ -122,7 +122,7 @@ def probing_of(
     """Probe concepts from a dictionary's latents and from what else there is.
 
     Args:
-        seen: a dictionary on evidence with `sequence`: one sequence a text.
+        encoded: a dictionary on evidence with `sequence`: one sequence a text.
         labels: True where a text (in the order of the sequence numbers) shows a concept.
         random: random dictionaries on the same evidence.
         ks: numbers of coordinates that a probe may read.
@@ -133,13 +133,13 @@ def probing_of(
     Raises:
         Refused: the evidence has no texts or another number of them, or a concept is on one side of the split only.
     """
-    groups = _texts(seen, labels)
+    groups = _texts(encoded, labels)
     g = control_generator(seed)
     order = torch.randperm(len(labels), generator=g)
     cut = round(train * len(labels))
     fit, test = order[:cut], order[cut:]
     _two_sided(labels, fit, test)
-    read = _readings(seen, random, groups, fit)
+    read = _readings(encoded, random, groups, fit)
     methods = [*read, "linear probe", "frequent class"]
     hits = torch.zeros(len(methods), len(ks), labels.shape[1], len(test))
     null = torch.zeros(len(methods), len(ks), labels.shape[1], samples)
@@ -165,7 +165,7 @@ def probing_of(
         labels={"method": methods, "k": [str(k) for k in ks], "bound": BOUNDS},
         units=dict.fromkeys(("accuracy", "interval", "null", "each"), "probability"),
         record={
-            "dictionary": seen.dictionary.fingerprint(),
+            "dictionary": encoded.dictionary.fingerprint(),
             "texts": {"train": len(fit), "test": len(test)},
             "interval": f"95 % over {len(test)} held-out texts",
             "null": "shuffled training labels",
@@ -211,25 +211,27 @@ def _correct(
     return (torch.from_numpy(probe.predict(x[test][:, columns].double().numpy())) == y[test]).float()
 
 
-def _texts(seen: Seen, labels: Tensor) -> Int[Tensor, "token"]:
-    if seen.evidence.sequence is None:
+def _texts(encoded: EncodedEvidence, labels: Tensor) -> Int[Tensor, "token"]:
+    if encoded.evidence.sequence is None:
         raise Refused(
             "probing single tokens", "the evidence has no sequences", "give evidence with one sequence a text"
         )
-    groups = seen.evidence.sequence.unique(return_inverse=True)[1].cpu()
+    groups = encoded.evidence.sequence.unique(return_inverse=True)[1].cpu()
     if int(groups.max()) + 1 != len(labels):
         raise Refused(f"labels of {len(labels)} texts", f"the evidence has {int(groups.max()) + 1}", "one row a text")
     return groups
 
 
-def _readings(seen: Seen, random: Sequence[Seen], groups: Tensor, fit: Tensor) -> Mapping[str, Tensor]:
+def _readings(
+    encoded: EncodedEvidence, random: Sequence[EncodedEvidence], groups: Tensor, fit: Tensor
+) -> Mapping[str, Tensor]:
     """Return what the probes may read of every text; principal components come from the training texts."""
-    site = seen.dictionary.reads[0]
-    x = seen.evidence.of(site).float().cpu()
+    site = encoded.dictionary.reads[0]
+    x = encoded.evidence.of(site).float().cpu()
     n = int(groups.max()) + 1
     mean = torch.zeros(n, x.shape[1]).index_add_(0, groups, x) / torch.bincount(groups, minlength=n)[:, None]
     centre, rows = principal(mean[fit])
-    found = {"latents": pooled(seen.code, groups), "neurons": mean, "pca": (mean - centre) @ rows.T}
+    found = {"latents": pooled(encoded.code, groups), "neurons": mean, "pca": (mean - centre) @ rows.T}
     return found | {f"random {i}": pooled(r.code, groups) for i, r in enumerate(random)}
 
 

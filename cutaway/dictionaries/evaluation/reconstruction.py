@@ -27,7 +27,7 @@ from cutaway.core.method import method
 from cutaway.core.stats import mean_interval, ratio_interval
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.controls import judge
-from cutaway.dictionaries.evaluation.evidence import Evidence, Seen
+from cutaway.dictionaries.evaluation.evidence import EncodedEvidence, Evidence
 from cutaway.dictionaries.evaluation.scores import Score, Scores, collect
 
 _ANY, _POSITIVE = (-math.inf, math.inf), (0.0, math.inf)  # where a score can lie
@@ -51,33 +51,40 @@ def reconstruction(dictionary: Dictionary, evidence: Evidence, /, *, samples: in
         Refused: evidence of other sites, or too little of it.
     """
     judged = judge(dictionary, evidence, samples, seed)
-    return reconstruction_scores(judged.seen, null=judged.null, control=judged.control)
+    return reconstruction_scores(judged.encoded, null=judged.null, control=judged.control)
 
 
 def reconstruction_scores(
-    seen: Seen, *, null: Sequence[Seen] = (), control: Mapping[str, Seen] | None = None
+    encoded: EncodedEvidence,
+    *,
+    null: Sequence[EncodedEvidence] = (),
+    control: Mapping[str, EncodedEvidence] | None = None,
 ) -> Scores:
     """Score the sparsity and reconstruction of a dictionary, beside random dictionaries and controls.
 
     Args:
-        seen: the dictionary on its evidence.
+        encoded: the dictionary on its evidence.
         null: random dictionaries on evidence of the same tokens.
         control: other dictionaries by name, each on its own evidence.
     """
-    own = _scores(seen)
+    own = _scores(encoded)
     random = [_scores(s) for s in null]
     others = {n: _scores(s) for n, s in (control or {}).items()}
     rows = [s.against([r[i] for r in random], {n: o[i] for n, o in others.items()}) for i, s in enumerate(own)]
-    record = {"tokens": len(seen.evidence), "interval": seen.evidence.how, "dictionary": seen.dictionary.fingerprint()}
+    record = {
+        "tokens": len(encoded.evidence),
+        "interval": encoded.evidence.how,
+        "dictionary": encoded.dictionary.fingerprint(),
+    }
     return collect(rows, record)
 
 
-def _scores(seen: Seen) -> list[Score]:
+def _scores(encoded: EncodedEvidence) -> list[Score]:
     """Return the scores of this family without controls, L0 first."""
-    groups = seen.evidence.groups
-    found = [mean_score("L0", seen.code.counts(), groups, "latents a token", _POSITIVE)]
-    for site, out in seen.output.items():
-        x, name = seen.evidence.of(site), "" if len(seen.output) == 1 else f" of {site}"
+    groups = encoded.evidence.groups
+    found = [mean_score("L0", encoded.code.counts(), groups, "latents a token", _POSITIVE)]
+    for site, out in encoded.output.items():
+        x, name = encoded.evidence.of(site), "" if len(encoded.output) == 1 else f" of {site}"
         found += _of_site(x, out, groups, name)
     return found
 

@@ -25,7 +25,7 @@ from cutaway.core.result import Result
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.compare import EACH_LATENT
-from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe, same_tokens
+from cutaway.dictionaries.evaluation.evidence import EncodedEvidence, Evidence, encode_evidence, same_tokens
 from cutaway.dictionaries.evaluation.geometry import cosines, decoder_rows
 from cutaway.dictionaries.evaluation.matching import same_width
 from cutaway.dictionaries.evaluation.scores import control_generator
@@ -81,12 +81,18 @@ def splitting(
     if second.n_latents < dictionary.n_latents:
         sizes = f"it has {dictionary.n_latents} latents, and the second one {second.n_latents}"
         raise Refused(f"splitting of {dictionary!r}", sizes, "give the narrower dictionary first")
-    narrow, wide = observe(dictionary, evidence), observe(second, evidence)
+    narrow, wide = encode_evidence(dictionary, evidence), encode_evidence(second, evidence)
     return splitting_of(narrow, wide, within=within, alike=alike, samples=samples, seed=seed)
 
 
 def splitting_of(
-    narrow: Seen, wide: Seen, *, within: float = 0.8, alike: float = 0.3, samples: int = 2, seed: int = 0
+    narrow: EncodedEvidence,
+    wide: EncodedEvidence,
+    *,
+    within: float = 0.8,
+    alike: float = 0.3,
+    samples: int = 2,
+    seed: int = 0,
 ) -> Splitting:
     """Find the latents of a wider dictionary that each latent of a narrower one has split into.
 

@@ -11,15 +11,15 @@ from cutaway.dictionaries import SparseCode, autoencoder
 from cutaway.dictionaries.benchmarks import absorption
 from cutaway.dictionaries.evaluation.absorption import absorbed, own_latents, planted_absorption
 from cutaway.dictionaries.evaluation.controls import random_dictionary
-from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
+from cutaway.dictionaries.evaluation.evidence import EncodedEvidence, Evidence, encode_evidence
 from cutaway.dictionaries.evaluation.letters import letter_evidence, letter_scores
 from cutaway.dictionaries.evaluation.probing import choose, pooled, probing_of
 from cutaway.dictionaries.gates import TopK
 from tests.dictionaries.evaluation import made
 
 
-def seen_code(d, x: torch.Tensor, f: torch.Tensor, **given) -> Seen:
-    return Seen(d, Evidence({made.SITE: x}, **given), SparseCode.from_dense(f), {made.SITE: x})
+def seen_code(d, x: torch.Tensor, f: torch.Tensor, **given) -> EncodedEvidence:
+    return EncodedEvidence(d, Evidence({made.SITE: x}, **given), SparseCode.from_dense(f), {made.SITE: x})
 
 
 def plain(rows: torch.Tensor):
@@ -101,13 +101,13 @@ def test_planted_absorption_is_found_and_its_absence_too():
     assert (good["own latents"].value, bad["own latents"].value) == (1, 2)
     assert good.labels["control"] == ["features without children"]
     assert good.control.tolist()[:2] == [[0], [0]]
-    random = observe(random_dictionary(plain(w), e, 1.0), e)
+    random = encode_evidence(random_dictionary(plain(w), e, 1.0), e)
     assert planted_absorption(faithful, w, truth.law, null=[random]).null.shape == (3, 1)
     with pytest.raises(Refused, match="no true code"):
         planted_absorption(replace(faithful, evidence=Evidence({"x": e.of("x")})), w, truth.law)
     few = Evidence.gather(truth.batches(60), 60)
     with pytest.raises(Refused, match="fires"):
-        planted_absorption(observe(plain(w), few), w, truth.law)
+        planted_absorption(encode_evidence(plain(w), few), w, truth.law)
 
 
 def spelled():
@@ -129,7 +129,7 @@ def spelled():
 def test_letters_that_are_absorbed_are_found():
     words, x, f, rows = spelled()
     s = seen_code(plain(rows), x, f)
-    null = observe(random_dictionary(plain(rows), s.evidence, 1.0, seed=2), s.evidence)
+    null = encode_evidence(random_dictionary(plain(rows), s.evidence, 1.0, seed=2), s.evidence)
     got = letter_scores(s, words, null=[null], seed=1)
     told = got.record["letters"]
     assert set(told) == {"s", "m", "t", "z"}

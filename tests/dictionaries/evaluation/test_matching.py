@@ -9,7 +9,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
 from cutaway.dictionaries import SparseCode
 from cutaway.dictionaries.evaluation.controls import random_dictionary
-from cutaway.dictionaries.evaluation.evidence import Evidence, observe
+from cutaway.dictionaries.evaluation.evidence import Evidence, encode_evidence
 from cutaway.dictionaries.evaluation.geometry import cosines
 from cutaway.dictionaries.evaluation.matching import counts, matched, mcc, mmcs, rates, recovery, uniqueness
 from tests.dictionaries.evaluation import made
@@ -72,8 +72,8 @@ def test_the_true_dictionary_recovers_everything_and_a_random_one_does_not():
     truth = made.truth()
     e = made.evidence(truth)
     d = made.oracle(truth)
-    null = [observe(random_dictionary(d, e, 4.0, seed=i), e) for i in range(2)]
-    got = recovery(observe(d, e), truth.directions, null=null)
+    null = [encode_evidence(random_dictionary(d, e, 4.0, seed=i), e) for i in range(2)]
+    got = recovery(encode_evidence(d, e), truth.directions, null=null)
     assert got["MMCS"].value == pytest.approx(1, abs=1e-4)
     assert got["MCC"].value == pytest.approx(1, abs=1e-4)
     assert got["uniqueness"].value == 1
@@ -90,6 +90,6 @@ def test_refusals():
     d = made.oracle(truth)
     plain = Evidence({made.SITE: made.evidence(truth, 100).of(made.SITE)})
     with pytest.raises(Refused, match="no true code"):
-        recovery(observe(d, plain), truth.directions)
+        recovery(encode_evidence(d, plain), truth.directions)
     with pytest.raises(Refused, match="width 5"):
-        recovery(observe(d, made.evidence(truth, 100)), torch.eye(5))
+        recovery(encode_evidence(d, made.evidence(truth, 100)), torch.eye(5))

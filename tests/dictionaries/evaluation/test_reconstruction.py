@@ -18,7 +18,7 @@ from cutaway.dictionaries.evaluation.controls import (
     principal,
     random_dictionary,
 )
-from cutaway.dictionaries.evaluation.evidence import ANY, Evidence, observe
+from cutaway.dictionaries.evaluation.evidence import ANY, Evidence, encode_evidence
 from cutaway.dictionaries.evaluation.firing import firing_of, firing_scores
 from cutaway.dictionaries.evaluation.geometry import cosines, decoder_rows, geometry, geometry_scores, nearest
 from cutaway.dictionaries.evaluation.reconstruction import fvu, ratio_score, reconstruction_scores
@@ -30,7 +30,7 @@ from tests.dictionaries.evaluation import made
 
 def seen(signed: bool = False, **changes):
     x = made.activations()
-    return x, observe(made.random_autoencoder(signed=signed), Evidence({made.SITE: x}, **changes))
+    return x, encode_evidence(made.random_autoencoder(signed=signed), Evidence({made.SITE: x}, **changes))
 
 
 @pytest.mark.parametrize("signed", [False, True])
@@ -98,7 +98,7 @@ def test_special_tokens_are_no_evidence():
     assert e.acts[made.SITE].max() < 100
     assert e.sequence is not None
     assert e.sequence.bincount().tolist() == [9, 9, 9, 9]
-    plain = reconstruction_scores(observe(made.random_autoencoder(), e))
+    plain = reconstruction_scores(encode_evidence(made.random_autoencoder(), e))
     want = fvu(e.of(made.SITE), made.random_autoencoder().forward(e.of(made.SITE)))
     assert plain["FVU"].value == pytest.approx(want, rel=1e-5)
 
@@ -132,8 +132,8 @@ def test_sequences_are_parted_and_resampled_whole():
     assert not set(first.sequence.tolist()) & set(rest.sequence.tolist())
     assert int(e.groups.max()) == 14
     assert int(Evidence({made.SITE: made.activations(1000)}).groups.max()) == 255
-    s = observe(made.random_autoencoder(), e)
-    tokens = reconstruction_scores(observe(made.random_autoencoder(), Evidence({made.SITE: x})))
+    s = encode_evidence(made.random_autoencoder(), e)
+    tokens = reconstruction_scores(encode_evidence(made.random_autoencoder(), Evidence({made.SITE: x})))
     assert not torch.equal(reconstruction_scores(s).interval, tokens.interval)
     with pytest.raises(Refused):
         Evidence({made.SITE: x}, sequence=order * 0).parted()
@@ -180,7 +180,7 @@ def test_controls_are_what_they_say():
     values = torch.linalg.eigvalsh(centred.T @ centred)
     first = pca_dictionary(x, 3, first=True)
     assert fvu(x, first.forward(x)) == pytest.approx(float(values[:-3].sum() / values.sum()), rel=1e-4)
-    on = {n: observe(c, judge) for n, c in got.items()}
+    on = {n: encode_evidence(c, judge) for n, c in got.items()}
     assert all(s.l0 == 3 for s in on.values())
     on = {n: fvu(judge.of(made.SITE), s.output[made.SITE]) for n, s in on.items()}
     assert on["pca"] < on["pca first"]
@@ -199,12 +199,12 @@ def test_random_dictionaries_match_norms_and_sparsity(gate):
     else:
         d = replace(d, gates=(gate,))
     e = Evidence({made.SITE: made.activations(2000)})
-    l0 = observe(d, e).l0
+    l0 = encode_evidence(d, e).l0
     r = random_dictionary(d, e, l0, seed=3)
     assert torch.allclose(decoder_rows(r).norm(dim=-1), decoder_rows(d).norm(dim=-1), atol=1e-5)
     assert cosines(decoder_rows(r), decoder_rows(d)).diagonal().abs().max() < 0.95
-    assert observe(r, e).l0 == pytest.approx(l0, abs=0.51)
-    assert fvu(e.of(made.SITE), observe(r, e).output[made.SITE]) < 1.5
+    assert encode_evidence(r, e).l0 == pytest.approx(l0, abs=0.51)
+    assert fvu(e.of(made.SITE), encode_evidence(r, e).output[made.SITE]) < 1.5
     assert r.fingerprint() != random_dictionary(d, e, l0, seed=4).fingerprint()
 
 
@@ -217,16 +217,16 @@ def test_a_transcoder_is_compared_with_a_linear_map():
     e = Evidence({"mlp_in.0": x, "mlp_out.0": y})
     got = controls(d, e, 2.0)
     assert set(got) == {"linear"}
-    assert fvu(y, observe(got["linear"], e).output["mlp_out.0"]) < 1e-4
+    assert fvu(y, encode_evidence(got["linear"], e).output["mlp_out.0"]) < 1e-4
     r = random_dictionary(d, e, 2.0)
-    assert observe(r, e).l0 == pytest.approx(2.0, abs=0.51)
+    assert encode_evidence(r, e).l0 == pytest.approx(2.0, abs=0.51)
     writes = ("mlp_out.0", "mlp_out.1")
     rows, bias = {w: torch.zeros(3, 4) for w in writes}, {w: torch.zeros(4) for w in writes}
     two = one_block({"mlp_in.0": torch.zeros(3, 6)}, rows, torch.zeros(3), bias, BatchTopK(1))
     both = Evidence({**e.acts, "mlp_out.1": 2 * y})
-    got = observe(controls(two, both, 1.0)["linear"], both).output
+    got = encode_evidence(controls(two, both, 1.0)["linear"], both).output
     assert max(fvu(both.of(w), got[w]) for w in writes) < 1e-4
-    names = reconstruction_scores(observe(two, both)).labels["score"]
+    names = reconstruction_scores(encode_evidence(two, both)).labels["score"]
     assert [n for n in names if n.startswith("FVU")] == ["FVU of mlp_out.0", "FVU of mlp_out.1"]
 
 
@@ -236,19 +236,19 @@ def test_every_site_of_a_crosscoder_has_its_own_controls():
     e = Evidence(x)
     rows = {s: torch.randn(8, 6, generator=g) for s in x}
     cross = one_block(rows, rows, torch.zeros(8), {s: torch.zeros(6) for s in x}, TopK(2))
-    got = {n: observe(c, e) for n, c in controls(cross, e, 2.0).items()}
+    got = {n: encode_evidence(c, e) for n, c in controls(cross, e, 2.0).items()}
     assert set(got) == {"pca", "pca first", "neurons"}
     for s, values in x.items():
         assert torch.equal(got["pca"].output[s], pca_dictionary(values, 2, site=s).forward(values))
     assert got["neurons"].l0 == 6  # two at each of three sites
     layers = together([made.random_autoencoder(24), replace_site(made.random_autoencoder(8))])
     apart = Evidence({made.SITE: made.activations(), "resid_post.2": made.activations(seed=6)})
-    on = {n: observe(c, apart).code.counts() for n, c in controls(layers, apart, 8.0).items()}
+    on = {n: encode_evidence(c, apart).code.counts() for n, c in controls(layers, apart, 8.0).items()}
     assert set(on["pca"].tolist()) == {6 + 2}  # 8 latents over blocks of 24 and 8
     causal = one_block({s: rows[s] for s in [*x][:2]}, {s: rows[s] for s in [*x][1:]}, torch.zeros(8),
                        {s: torch.zeros(6) for s in [*x][1:]}, TopK(2))  # fmt: skip
     assert set(controls(causal, e, 2.0)) == {"pca, linear"}
-    assert observe(controls(causal, e, 2.0)["pca, linear"], e).output.keys() == {"resid_post.1", "resid_post.2"}
+    assert encode_evidence(controls(causal, e, 2.0)["pca, linear"], e).output.keys() == {"resid_post.1", "resid_post.2"}
 
 
 def replace_site(d):
@@ -271,14 +271,14 @@ def test_a_transcoder_is_compared_with_the_neurons_that_it_stands_for():
     width = e.of("mlp_post.2").shape[1]
     whole = mlp_neurons(model, d, e, width)
     assert whole is not None
-    assert torch.allclose(observe(whole, e).output["mlp_out.2"], e.of("mlp_out.2"), atol=1e-3)
+    assert torch.allclose(encode_evidence(whole, e).output["mlp_out.2"], e.of("mlp_out.2"), atol=1e-3)
     few = mlp_neurons(model, d, e, 3.0)
     assert few is not None
     x, rows = e.of("mlp_post.2"), model.weights.mlp_out[2]
     size = ((x - x.mean(0)) * rows.norm(dim=1)).abs()
     kept = torch.zeros_like(x).scatter(1, size.topk(3).indices, 1.0)
     want = torch.where(kept > 0, x, x.mean(0)) @ rows + model.weights.mlp_out_bias[2]
-    assert torch.allclose(observe(few, e).output["mlp_out.2"], want, atol=1e-3)
+    assert torch.allclose(encode_evidence(few, e).output["mlp_out.2"], want, atol=1e-3)
     scaled = Evidence(e.acts | {"mlp_out.2": 2 * e.of("mlp_out.2")})  # as if a norm followed
     assert mlp_neurons(model, d, scaled, 3.0) is None
     assert mlp_neurons(model, made.random_autoencoder(), e, 3.0) is None
@@ -287,8 +287,8 @@ def test_a_transcoder_is_compared_with_the_neurons_that_it_stands_for():
 def test_scores_stand_beside_null_and_controls_and_are_saved(tmp_path):
     x, s = seen()
     e = s.evidence
-    null = [observe(random_dictionary(s.dictionary, e, s.l0, seed=i), e) for i in range(3)]
-    other = {n: observe(d, e) for n, d in controls(s.dictionary, e, s.l0).items()}
+    null = [encode_evidence(random_dictionary(s.dictionary, e, s.l0, seed=i), e) for i in range(3)]
+    other = {n: encode_evidence(d, e) for n, d in controls(s.dictionary, e, s.l0).items()}
     a, b = reconstruction_scores(s, null=null, control=other), firing_scores(s, null=null, control=other)
     got = joined([a, b])
     assert got.null.shape == (8, 3)

@@ -9,7 +9,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
 from cutaway.dictionaries import SparseCode, load, save
 from cutaway.dictionaries.evaluation.compare import comparison, overlap
-from cutaway.dictionaries.evaluation.evidence import Evidence, Seen, observe
+from cutaway.dictionaries.evaluation.evidence import EncodedEvidence, Evidence, encode_evidence
 from cutaway.dictionaries.evaluation.features import Passage, concentration, context, features_of
 from cutaway.dictionaries.evaluation.geometry import cosines, decoder_rows
 from cutaway.dictionaries.evaluation.matching import mcc
@@ -23,10 +23,10 @@ def with_rows(rows: torch.Tensor):
     return replace(d, decoder=({made.SITE: rows},))
 
 
-def with_code(f: torch.Tensor, rows: torch.Tensor, **given) -> Seen:
+def with_code(f: torch.Tensor, rows: torch.Tensor, **given) -> EncodedEvidence:
     """A dictionary that has just this code."""
     e = Evidence({made.SITE: torch.zeros(len(f), rows.shape[1])}, **given)
-    return Seen(with_rows(rows), e, SparseCode.from_dense(f), {})
+    return EncodedEvidence(with_rows(rows), e, SparseCode.from_dense(f), {})
 
 
 def test_seed_stability_is_mcc_of_every_pair():
@@ -199,7 +199,7 @@ def test_contexts_are_found_in_shuffled_evidence():
 
 def test_a_seen_dictionary_keeps_what_it_was():
     d = made.random_autoencoder()
-    s = observe(d, Evidence({made.SITE: made.activations(5000)}))  # more than one part
+    s = encode_evidence(d, Evidence({made.SITE: made.activations(5000)}))  # more than one part
     assert len(s.code) == 5000
     assert torch.allclose(s.output[made.SITE], d.forward(made.activations(5000)), atol=1e-5)
     assert decoder_rows(d).shape == (24, 8)
