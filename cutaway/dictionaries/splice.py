@@ -182,7 +182,7 @@ class SpliceWrite(Edit):
         return new
 
 
-class _Seen:
+class _SpliceState:
     """State of a splice in the current forward, for one variant of the batch.
 
     Attributes:
@@ -238,10 +238,10 @@ class SpliceUse:
             del frame.scratch[self]
         return new
 
-    def _seen(self, frame: ForwardFrame) -> _Seen:
-        return frame.scratch.setdefault(self, _Seen())
+    def _seen(self, frame: ForwardFrame) -> _SpliceState:
+        return frame.scratch.setdefault(self, _SpliceState())
 
-    def _code(self, b: int, seen: _Seen, frame: ForwardFrame) -> tuple[SparseCode, SparseCode]:
+    def _code(self, b: int, seen: _SpliceState, frame: ForwardFrame) -> tuple[SparseCode, SparseCode]:
         if b not in seen.codes:
             d = self.splice.dictionary
             code = changed = d.encode({s: seen.sites[s] for s in d.blocks[b].reads}, block=b)
@@ -250,7 +250,9 @@ class SpliceUse:
             seen.codes[b] = code, changed
         return seen.codes[b]
 
-    def _changed(self, b: int, code: SparseCode, change: LatentChange, seen: _Seen, frame: ForwardFrame) -> SparseCode:
+    def _changed(
+        self, b: int, code: SparseCode, change: LatentChange, seen: _SpliceState, frame: ForwardFrame
+    ) -> SparseCode:
         d, start = self.splice.dictionary, self.splice.dictionary.starts[b]
         latents = [i - start for i in change.latents if start <= i < start + code.n_latents]
         if not latents:

@@ -33,8 +33,8 @@ _TOLERANCE: dict[torch.dtype, dict[Kind, float]] = {
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Verdict of one check.
+class CheckOutcome:
+    """Outcome of one check.
 
     Attributes:
         name: name of the check.
@@ -51,7 +51,7 @@ class Verdict:
     why: str = ""
 
 
-def self_check(model: Model) -> list[Verdict]:
+def self_check(model: Model) -> list[CheckOutcome]:
     """Run every identity that applies; the model is left as it was.
 
     Raises:
@@ -61,21 +61,21 @@ def self_check(model: Model) -> list[Verdict]:
         return _outcomes(model)
 
 
-def _outcomes(model: Model) -> list[Verdict]:
+def _outcomes(model: Model) -> list[CheckOutcome]:
     trial = Trial(model)
     tolerances = _TOLERANCE.get(model.dtype, _TOLERANCE[torch.float32])
-    outcomes = [Verdict(f"{s} can be captured", (s,), None, False, why) for s, why in trial.broken.items()]
+    outcomes = [CheckOutcome(f"{s} can be captured", (s,), None, False, why) for s, why in trial.broken.items()]
     for check in CHECKS:
         try:
             error = check.error(trial)
         except FAULTS as fault:
-            outcomes.append(Verdict(check.name, check.sites, None, False, said(fault)))
+            outcomes.append(CheckOutcome(check.name, check.sites, None, False, said(fault)))
             continue
         if error is not None:
             tolerance = tolerances[check.kind]
             passed = error <= tolerance
             why = "" if passed else f"relative error {error:.2g} exceeds {tolerance:.0e}"
-            outcomes.append(Verdict(check.name, check.sites, error, passed, why))
+            outcomes.append(CheckOutcome(check.name, check.sites, error, passed, why))
     return outcomes
 
 
@@ -97,7 +97,7 @@ def _short_chunks(model: Model) -> Iterator[None]:
             m.__dict__["chunk_size"] = size
 
 
-def disabled_sites(outcomes: list[Verdict]) -> dict[str, str]:
+def disabled_sites(outcomes: list[CheckOutcome]) -> dict[str, str]:
     """Site → reason, for every failed identity."""
     return {s: f"self-check failed: {o.name} ({o.why})" for o in outcomes if not o.passed for s in o.sites}
 

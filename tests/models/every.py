@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from cutaway.core.refuse import Refused
 from cutaway.models.anatomy.families import FAMILIES
 from cutaway.models.model import Model
-from cutaway.models.self_check import Verdict, disabled_sites, self_check
+from cutaway.models.self_check import CheckOutcome, disabled_sites, self_check
 
 V, D, H, LAYERS = 160, 32, 4, 3
 
@@ -189,7 +189,7 @@ class Found:
     """What becomes of one family: a model with its wrong sites disabled, or why there is none."""
 
     model: Model | None
-    outcomes: Sequence[Verdict] = ()
+    outcomes: Sequence[CheckOutcome] = ()
     why: str = ""
 
 

@@ -89,7 +89,7 @@ def test_the_outcome_is_kept_by_what_the_model_is_and_by_versions(tmp_path, monk
 
 
 def test_a_kept_failure_disables_these_weights_alone(tmp_path, monkeypatch):
-    failed = [checks.Verdict("planted", ("z",), None, False, "why")]
+    failed = [checks.CheckOutcome("planted", ("z",), None, False, "why")]
     one, same = Model(build("gpt2")), Model(build("gpt2", seed=9))
     with monkeypatch.context() as m:
         m.setattr(checks, "self_check", lambda m: failed)
