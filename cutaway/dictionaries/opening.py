@@ -24,7 +24,9 @@ from cutaway.models.model import Model
 _PLAIN = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
-def opened(named: str, choices: Iterable[str] = (), format: str | None = None, options: bool = False) -> Dictionary:
+def open_dictionary(
+    named: str, choices: Iterable[str] = (), format: str | None = None, options: bool = False
+) -> Dictionary:
     """Open the dictionary that a word of the command line means: PATH, or PATH?name=value&name=value.
 
     `choices` are further `name=value`; with `options` refusals ask for `--choice` and `--format`, else for the part
@@ -146,7 +148,7 @@ def spelled(refusal: Refused, path: str, options: bool) -> Refused:
 def open_named(flags: Mapping[str, Any], given: Mapping[str, Any]) -> Dictionary:
     """Open the dictionary that the flags of a subject mean, where the model is."""
     (named,) = flags.values()
-    found = opened(named)
+    found = open_dictionary(named)
     wide = torch.promote_types(found.dtype, torch.float32)  # stored in half, computed in single precision
     return found.to(given["model"].device if "model" in given else "cpu", wide)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from cutaway.cli.dict.files import CHOICE, FILE, FORMAT, opened
+from cutaway.cli.dict.files import CHOICE, FILE, FORMAT, open_dictionary
 from cutaway.cli.dict.show import show as show_scores
 from cutaway.cli.repeat import pinned, repeated
 from cutaway.cli.shell import Reply, as_data, stages
@@ -60,12 +60,12 @@ def evaluate(
     given = dict(locals())
     from cutaway.suites.dictionary_report import DictionaryReport, check_declared_l0, judge_on_truth
 
-    dictionary = opened(file, choice or (), format, options=True)
+    dictionary = open_dictionary(file, choice or (), format, options=True)
     beside: dict[str, Any] = {}
     if seeds:
         from cutaway.dictionaries.evaluation.stability import stability_of
 
-        beside["seeds"] = stability_of([dictionary, *(opened(s) for s in seeds)], seed=seed)
+        beside["seeds"] = stability_of([dictionary, *(open_dictionary(s) for s in seeds)], seed=seed)
     with stages() as step:
         if truth is not None:
             scores = judge_on_truth(dictionary, truth, tokens, nulls, seed, step)
@@ -74,7 +74,7 @@ def evaluate(
             given["model"] = pinned(loaded, model)
             report = DictionaryReport(dictionary, loaded, text, tokens, context, nulls, seed, step)
             if other is not None:
-                beside |= report.compared(opened(other), other)
+                beside |= report.compared(open_dictionary(other), other)
             scores = report.scores(sequences, random_weights)
             beside |= _beside(report, (features, by), labels, words)
     own = {"file": file, "command": repeated("dict eval", evaluate, given)}

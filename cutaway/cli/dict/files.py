@@ -21,11 +21,13 @@ CHOICE = "what the format's files leave open, such as site=resid_post.6; several
 FORMAT = "name of the format, where the content fits several"
 
 
-def opened(named: str, choices: Iterable[str] = (), format: str | None = None, options: bool = False) -> Dictionary:
+def open_dictionary(
+    named: str, choices: Iterable[str] = (), format: str | None = None, options: bool = False
+) -> Dictionary:
     """Open a dictionary by a word of the command line; see `dictionaries.opening`."""
     from cutaway.dictionaries import opening
 
-    return opening.opened(named, choices, format, options)
+    return opening.open_dictionary(named, choices, format, options)
 
 
 def convert(
@@ -41,7 +43,7 @@ def convert(
     from cutaway.dictionaries import formats
     from cutaway.dictionaries.opening import pairs, valued
 
-    d = opened(file, choice or ())
+    d = open_dictionary(file, choice or ())
     writer = formats.module(format).write
     hints = {n: h for n, h in get_type_hints(writer).items() if n not in ("dictionary", "path", "return")}
     given = pairs(option or ())

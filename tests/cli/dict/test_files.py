@@ -13,7 +13,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
 from cutaway.dictionaries import autoencoder, formats
 from cutaway.dictionaries.gates import Relu, TopK
-from cutaway.dictionaries.opening import opened, valued
+from cutaway.dictionaries.opening import open_dictionary, valued
 
 
 def run(capsys, line: str) -> tuple[int, str, str]:
@@ -32,24 +32,24 @@ def test_choices_stand_behind_the_file_or_beside_it(tmp_path):
     d = made(TopK(5))
     file = formats.write(d, tmp_path / "q.pt", "qwen_scope")
     for got in (
-        opened(f"{file}?site=resid_post.1&k=5"),
-        opened(str(file), ["site=resid_post.1", "k=5"]),
-        opened(f"{file}?site=resid_post.1&format=qwen_scope", ["k=5"]),
+        open_dictionary(f"{file}?site=resid_post.1&k=5"),
+        open_dictionary(str(file), ["site=resid_post.1", "k=5"]),
+        open_dictionary(f"{file}?site=resid_post.1&format=qwen_scope", ["k=5"]),
     ):
         assert got.fingerprint() == d.fingerprint()
     with pytest.raises(Refused, match=r"say it: --choice k=…"):
-        opened(str(file), ["site=resid_post.1"], options=True)
+        open_dictionary(str(file), ["site=resid_post.1"], options=True)
     with pytest.raises(Refused, match=r"say it: .*q\.pt\?site=…"):
-        opened(str(file))
+        open_dictionary(str(file))
     for wrong, why in [("k=x", "whole number"), ("k", "name=value"), ("kk=3", "leaves open: site, k")]:
         with pytest.raises(Refused, match=why):
-            opened(str(file), ["site=resid_post.1", wrong])
+            open_dictionary(str(file), ["site=resid_post.1", wrong])
 
 
 def test_dictionaries_of_the_zoo_are_named_and_listed(capsys):
-    assert opened("miniworld/resid_post.3").reads == ("resid_post.3",)
+    assert open_dictionary("miniworld/resid_post.3").reads == ("resid_post.3",)
     with pytest.raises(Refused, match="transcoders"):
-        opened("miniworld/nothing")
+        open_dictionary("miniworld/nothing")
     code, out, _ = run(capsys, "zoo list --json")
     assert code == 0
     assert json.loads(out)[0]["dictionaries"] == ["miniworld/resid_post.3", "miniworld/transcoders"]
@@ -76,7 +76,7 @@ def test_a_dictionary_is_converted_and_read_back(capsys, tmp_path):
     code, out, err = run(capsys, f"dict convert {file}?site=resid_post.1 {tmp_path / 'o.pt'} --format openai --json")
     assert code == 0, err
     assert json.loads(out)["read back"]["largest difference"] < 1e-5
-    assert opened(f"{tmp_path / 'o.pt'}?site=resid_post.1").n_latents == 24
+    assert open_dictionary(f"{tmp_path / 'o.pt'}?site=resid_post.1").n_latents == 24
     line = f"dict convert {file} {tmp_path / 'h.pth'} --choice site=resid_post.1"
     assert run(capsys, f"{line} --format goodfire --option names=short")[0] == 0
     for more, why in [("goodfire --option names=shrt", "linear, short"), ("goodfire --option k=3", "it has: names"),
