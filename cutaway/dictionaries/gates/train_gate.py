@@ -150,7 +150,7 @@ def top_of_shards(x: Tensor, encoder: Encoder, k: int, signed: bool, across: Acr
     if x.device.type != "cpu" and not signed:  # what did not win stays as 0: counting it would wait for the device
         return Chosen(found, (value * won).reshape(-1))
     entries = won.reshape(-1).nonzero()[:, 0]
-    return Chosen(select.kept(found, entries), value.reshape(-1)[entries])
+    return Chosen(select.take_entries(found, entries), value.reshape(-1)[entries])
 
 
 def ranked(index: Tensor, value: Tensor, encoder: Encoder) -> Tensor:

@@ -98,13 +98,13 @@ def batch_top_k(
             break
         floor = floor / 2 if floor > 1e-6 else 0.0
     keep = across.largest_of_all(score, wanted)
-    pairs, value = kept(found, keep), score[keep]
+    pairs, value = take_entries(found, keep), score[keep]
     if encoder.shadow is not None:
         value = dots(x, encoder.w, pairs) + encoder.b[pairs.index]
         score = value if encoder.scale is None else value * encoder.scale[pairs.index]
         keep = across.largest_of_all(score, n)
         keep = keep[score[keep] > 0]
-        pairs, value = kept(pairs, keep), value[keep]
+        pairs, value = take_entries(pairs, keep), value[keep]
     else:
         value = _unscaled(value, pairs.index, encoder)
     ranked = value if encoder.scale is None else value * encoder.scale[pairs.index]
@@ -144,7 +144,7 @@ def largest(
     return index.clamp(min=0), (value if signed else value.relu()).float()
 
 
-def kept(pairs: Pairs, entries: Int[Tensor, "kept"]) -> Pairs:
+def take_entries(pairs: Pairs, entries: Int[Tensor, "kept"]) -> Pairs:
     """Return some of the pairs, given by ascending position."""
     counts = torch.bincount(pairs.token[entries], minlength=len(pairs))
     return Pairs(pairs.index[entries], _ends(counts), pairs.n_latents)
