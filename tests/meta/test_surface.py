@@ -57,6 +57,13 @@ def test_version_is_the_one_of_the_project():
     assert f"## {ca.__version__}" in (ROOT / "CHANGELOG.md").read_text("utf-8")
 
 
+def test_the_changelog_stays_readable():
+    """Merges once brought back a list of 200 entries behind the short one."""
+    _, *versions = (ROOT / "CHANGELOG.md").read_text("utf-8").split("\n## ")
+    assert versions
+    assert all(v.count("\n- ") <= 30 for v in versions)
+
+
 def test_import_budget():
     code = (
         "import sys, json, torch; before = set(sys.modules); import cutaway;"
