@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from cutaway.dictionaries.formats import l0_check, load
     from cutaway.dictionaries.latent_readout import latent
     from cutaway.dictionaries.parts import Block
-    from cutaway.dictionaries.several import Dictionaries
     from cutaway.dictionaries.splice import Splice, ablate_latents, add_to_latents, scale_latents, set_latents
     from cutaway.dictionaries.store import open_dictionary as open
     from cutaway.dictionaries.store import save
+    from cutaway.dictionaries.subject import Dictionaries
     from cutaway.dictionaries.transforms import autoencoder, fold, one_block, together
 
 # Where each public name lives; modules load when a name of theirs is first used.
 _LAZY = {
     "Block": ("parts", "Block"),
-    "Dictionaries": ("several", "Dictionaries"),
+    "Dictionaries": ("subject", "Dictionaries"),
     "Dictionary": ("dictionary", "Dictionary"),
     "SparseCode": ("code", "SparseCode"),
     "Splice": ("splice", "Splice"),

@@ -26,7 +26,7 @@ from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.evaluation.geometry import decoder_rows
 from cutaway.dictionaries.evaluation.matching import matched, mcc, same_width
 from cutaway.dictionaries.evaluation.scores import control_generator
-from cutaway.dictionaries.several import Dictionaries
+from cutaway.dictionaries.subject import Dictionaries
 
 
 @dataclass(frozen=True, kw_only=True)
