@@ -9,7 +9,7 @@ each position; its naive count is one whole forward a cell and noise, and the ru
 
 Every ratio is to the bare transformers forward of one prompt, measured beside it in the same process. All subjects must
 return the same numbers. Where a peer takes minutes, it is measured on the cells named and the rest is counted alike.
-The textbook loop runs the clean, the corrupt and the patched prompt anew for every cell, and caches everything of the
+The textbook loop runs the clean, the corrupt and the patched prompt again for every cell, and caches everything of the
 first two.
 """
 

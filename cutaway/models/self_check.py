@@ -19,7 +19,7 @@ from cutaway.core.record import hash_text, versions
 from cutaway.core.refuse import Refused
 from cutaway.models.access.forward import alone
 from cutaway.models.checks.identities import CHECKS, Kind
-from cutaway.models.checks.trial import FAULTS, Trial, said
+from cutaway.models.checks.trial import FAULTS, Trial, fault_text
 from cutaway.models.loading.identity import REWRITES, structure
 from cutaway.models.model import Model
 
@@ -69,7 +69,7 @@ def _outcomes(model: Model) -> list[CheckOutcome]:
         try:
             error = check.error(trial)
         except FAULTS as fault:
-            outcomes.append(CheckOutcome(check.name, check.sites, None, False, said(fault)))
+            outcomes.append(CheckOutcome(check.name, check.sites, None, False, fault_text(fault)))
             continue
         if error is not None:
             tolerance = tolerances[check.kind]

@@ -1,4 +1,4 @@
-"""What stands around `make real`: the suite leaves it alone, downloads are pinned, numbers that move are told."""
+"""What stands around `make real`: the suite leaves it alone, downloads are pinned, numbers that move are reported."""
 
 import re
 import tomllib
@@ -22,7 +22,7 @@ def results(value):
     return {"sections": {"s": {"row": {"n": 4, "measures": {"effect": {"value": value, "interval": [1.0, 3.0]}}}}}}
 
 
-def test_numbers_that_move_are_told_and_judged_by_their_interval():
+def test_numbers_that_move_are_reported_and_judged_by_their_interval():
     assert not list(moved(results(2.0), results(2.0001)))
     assert [outside for _, outside in moved(results(2.0), results(2.5))] == [False]
     assert [outside for _, outside in moved(results(2.0), results(3.5))] == [True]

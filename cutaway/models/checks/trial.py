@@ -72,7 +72,7 @@ class Trial:
                 try:
                     self.model.capture(tokens, self.there([site]))
                 except FAULTS as fault:
-                    self.broken[site] = said(fault)
+                    self.broken[site] = fault_text(fault)
         self.here = [s for s in self.here if s not in self.broken]
         return self.model.capture(tokens, self.there([s for s in sites if s not in self.broken]))
 
@@ -155,7 +155,7 @@ def _worst(x: Tensor) -> float:
     return float(x.nan_to_num(float("inf"), float("inf")).max()) if x.numel() else 0.0
 
 
-def said(fault: Exception) -> str:
+def fault_text(fault: Exception) -> str:
     """Return a fault in one line."""
     return fault.why if isinstance(fault, Refused) else f"{type(fault).__name__}: {fault}".splitlines()[0]
 
@@ -192,7 +192,7 @@ def _no_forward(model: Model, tokens: Tokens, fault: Exception) -> Refused:
         place, trace = "", own.__traceback__
         while trace is not None:
             place, trace = f" ({trace.tb_frame.f_code.co_qualname}, line {trace.tb_lineno})", trace.tb_next
-        why = f"it does not run, by itself either: {said(own)}{place}"
+        why = f"it does not run, by itself either: {fault_text(own)}{place}"
         return Refused(f"model {model.name}", why, f"mend it until {call} runs")
-    why = f"{call} runs, but not as it is read here: it does not run with {said(fault)}"
+    why = f"{call} runs, but not as it is read here: it does not run with {fault_text(fault)}"
     return Refused(f"model {model.name}", why, (Code("read its modules through model.hf"), " with plain torch hooks"))
