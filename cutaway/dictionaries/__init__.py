@@ -44,7 +44,7 @@ _LAZY = {
     "fold": ("transforms", "fold"),
     "geometry": ("evaluation.geometry", "geometry"),
     "l0_check": ("formats", "l0_check"),
-    "latent": ("readout", "latent"),
+    "latent": ("latent_readout", "latent"),
     "letter_absorption": ("evaluation.letters", "letter_absorption"),
     "load": ("formats", "load"),
     "loss_recovered": ("evaluation.loss", "loss_recovered"),

@@ -49,6 +49,7 @@ def test_two_processes_give_the_numbers_of_one_and_save_them_once(tmp_path, caps
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
 
 
+@pytest.mark.wide
 def test_an_interrupted_command_goes_on(tmp_path, capsys):
     """Interrupted in the midst of its sweep: what was done by then is written down, and not done again."""
     more = ["--task-n", "16", "--resume", str(tmp_path / "kept")]

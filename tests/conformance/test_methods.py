@@ -161,6 +161,9 @@ of_models = pytest.mark.parametrize("name", [n for n, r in ROWS.items() if "mode
 numeric = pytest.mark.parametrize("name", [n for n, r in ROWS.items() if any(issubclass(k, Result) for k in r.results)])
 of_prompts = pytest.mark.parametrize("name", [n for n, r in ROWS.items() if any(subject(s).split for s in r.subjects)])
 kinds = pytest.mark.parametrize("kind", ["llama", "miniworld"])
+OPTIONS_WIDELY = [
+    pytest.param(n, o, marks=pytest.mark.wide if o else ()) for n, row in ROWS.items() for o in variants(row)
+]
 with_options = pytest.mark.parametrize(("name", "options"), [(n, o) for n, row in ROWS.items() for o in variants(row)])
 
 
@@ -192,7 +195,7 @@ DRAWN = {
 
 
 @numeric
-@kinds
+@pytest.mark.parametrize("kind", ["llama", pytest.param("miniworld", marks=pytest.mark.wide)])
 def test_another_seed_changes_only_what_is_drawn(name, kind):
     assert "seed" in {o.name for o in ROWS[name].options}
     one, other = found(name, kind), found(name, kind, seed=1)
@@ -237,7 +240,7 @@ def half_trained() -> Model:
     return model
 
 
-@with_options
+@pytest.mark.parametrize(("name", "options"), OPTIONS_WIDELY)
 def test_the_model_and_all_chance_stay_untouched(name, options):
     parts, untouched = watched(name, **options)
     assert untouched
@@ -316,7 +319,7 @@ def test_left_and_right_padding_agree(name, monkeypatch):
 
 
 @methods
-@kinds
+@pytest.mark.parametrize("kind", ["llama", pytest.param("miniworld", marks=pytest.mark.wide)])
 def test_outcomes_survive_files_and_every_picture(name, kind, tmp_path):
     for part in everything(name, kind):
         assert isinstance(part, ROWS[name].results)

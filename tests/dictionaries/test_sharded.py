@@ -270,7 +270,10 @@ def agree(made, true, **tolerance):
         torch.testing.assert_close(made[n], true[n], msg=lambda m, n=n: f"{n}: {m}", **tolerance)
 
 
-@pytest.mark.parametrize("over", ["latents", "tokens", "bfloat16"])
+WIDE = [pytest.param(over, marks=pytest.mark.wide) for over in ("tokens", "bfloat16")]
+
+
+@pytest.mark.parametrize("over", ["latents", *WIDE])
 def test_two_processes_train_what_one_trains(folder, over):
     names = {"latents": RECIPES, "tokens": OVER_TOKENS, "bfloat16": ("topk", "batchtopk")}[over]
     how = plan(select="bfloat16" if over == "bfloat16" else "float32")

@@ -13,6 +13,7 @@ from cutaway.lenses import direct_attribution as module_function
 from cutaway.tasks.task import Task
 from tests.conformance import subjects
 from tests.lenses.plain import WIRING, Wiring, frozen, output_rows, run
+from tests.models.common import widely
 from tests.models.tiny import CONFIGS
 
 attribute = module_function
@@ -69,7 +70,7 @@ def test_single_shares_by_hand(name, uneven):
         assert effect == pytest.approx(sum(r[component] for r in rows) / len(rows), abs=1e-5), component
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", widely(CAUSAL))
 @pytest.mark.parametrize("neurons", [False, True])
 def test_shares_close_in_every_family(name, neurons):
     got = attribute(subjects.family(name), subjects.numbered_task(), neurons=neurons, samples=1)

@@ -10,6 +10,7 @@ from cutaway.core.refuse import Refused
 from cutaway.tasks.task import Task
 from tests.conformance import subjects
 from tests.lenses.plain import WIRING, run
+from tests.models.common import widely
 from tests.models.tiny import CONFIGS
 
 CAUSAL = [n for n in CONFIGS if n != "bert"]
@@ -45,7 +46,7 @@ def test_every_depth_by_hand(name, uneven):
     assert got.labels["layer"] == ["embed", *map(str, range(len(logits) - 1))]
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", widely(CAUSAL))
 def test_the_last_depth_is_the_model_itself(name):
     model, task = subjects.family(name), subjects.numbered_task()
     got, bound = ca.lenses.logit_lens(model, task, samples=1), task.bind(model)

@@ -1,8 +1,10 @@
 """The public surface is frozen, small, described, and cheap to import."""
 
 import json
+import pkgutil
 import subprocess
 import sys
+from importlib import import_module
 
 import cutaway as ca
 from tests.meta.tree import PACKAGE, ROOT, ROW
@@ -91,3 +93,10 @@ def test_results_can_draw_themselves_once_the_package_is_imported():
         " kw_only=True); bar = Bar(effect=torch.ones(3)); print(bar._repr_html_()[:4], type(bar.plot()).__name__)"
     )
     assert shown.split() == ["<div", "Figure"]
+
+
+def test_every_lazy_name_of_every_room_is_there():
+    for found in pkgutil.walk_packages(ca.__path__, "cutaway."):
+        if found.ispkg:
+            package = import_module(found.name)
+            assert all(hasattr(package, name) for name in {*dir(package), *getattr(package, "__all__", ())}), found.name

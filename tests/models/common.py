@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterable
 from functools import cache
 from typing import Any
 
+import pytest
 import torch
 
 from cutaway.models.anatomy.unembedding import unembedding
@@ -23,6 +25,16 @@ FORMED = ("scores", "pattern")
 LONG, SHORT = [5, 6, 7, 8, 9, 10, 11], [21, 22, 23]
 IDS = batch([LONG, [31, 32, 33, 34, 35, 36, 37]])
 PADDED = {side: batch([LONG, SHORT], side=side) for side in ("left", "right")}
+
+
+def widely(names: Iterable[str], core: Container[str] = tuple(KINDS)) -> list[Any]:
+    """The names as parameters of a test; those beyond the core are `wide`: `make wide` runs them."""
+    return [pytest.param(name, marks=() if name in core else pytest.mark.wide) for name in names]
+
+
+def by_turns_widely(names: list[str]) -> list[Any]:
+    """`by_turns`; the families beyond the core are `wide`."""
+    return [pytest.param(*pair, marks=() if pair[0] in KINDS else pytest.mark.wide) for pair in by_turns(names)]
 
 
 def by_turns(names: list[str]) -> list[tuple[str, str]]:

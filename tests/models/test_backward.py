@@ -35,7 +35,7 @@ def test_a_cut_lets_nothing_back_and_the_rest_is_what_freezing_leaves():
     torch.testing.assert_close(slopes[1]["z.2"], slopes[0]["z.2"])
 
 
-@pytest.mark.parametrize("name", [n for n in common.CAUSAL if n not in MIXTURES])
+@pytest.mark.parametrize("name", common.widely(n for n in common.CAUSAL if n not in MIXTURES))
 def test_relevance_changes_coefficients_and_no_value(name):
     m = common.model(name)
     plain, slopes, given = m.gradients(common.IDS, "z", common.metric)

@@ -13,7 +13,9 @@ from cutaway.models.sweep.executor import sweep
 from tests.models.common import IDS, KINDS, PADDED, by_turns, gap, metric, model, noise
 
 BATCHES = {"even": IDS, **PADDED}
-FAMILIES = pytest.mark.parametrize(("name", "how"), [*((n, "even") for n in KINDS), *by_turns(KINDS)])
+FAMILIES = pytest.mark.parametrize(
+    ("name", "how"), [*by_turns(KINDS), *(pytest.param(n, "even", marks=pytest.mark.wide) for n in KINDS)]
+)
 
 
 def swept(m, t, variants, base=()):

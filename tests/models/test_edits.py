@@ -15,10 +15,25 @@ from cutaway.models.edits.library import Ablate, Add, Freeze, Knockout, Project,
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import batch
-from tests.models.common import ALIBI, ALL, CAUSAL, IDS, KINDS, LONG, PADDED, SHORT, bare, gap, model, noise, sites
+from tests.models.common import (
+    ALIBI,
+    ALL,
+    CAUSAL,
+    IDS,
+    KINDS,
+    LONG,
+    PADDED,
+    SHORT,
+    bare,
+    gap,
+    model,
+    noise,
+    sites,
+    widely,
+)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", widely(ALL))
 def test_a_zero_head_is_one_change_by_z_pattern_head_out_and_values(name):
     m = model(name)
     by_z = m.run(IDS, Ablate("z.1.2"))
@@ -31,7 +46,7 @@ def test_a_zero_head_is_one_change_by_z_pattern_head_out_and_values(name):
     assert gap(one_kv, m.run(IDS, [Ablate(f"z.1.{h}") for h in range(m.shape.n_heads - group, m.shape.n_heads)])) < 1e-5
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", widely(ALL))
 def test_the_middle_stream_reaches_both_branches(name):
     m, d = model(name), noise(32)
     if "resid_mid" not in sites(m):
@@ -47,7 +62,7 @@ def test_the_middle_stream_reaches_both_branches(name):
     assert torch.equal(m.run(IDS, Replace("resid_mid.1", after)), m.run(IDS, add))
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", widely(ALL))
 def test_scores_make_the_pattern(name):
     m, target = model(name), torch.zeros(7, 7)
     target[torch.arange(7), torch.arange(7) // 2] = 1.0
@@ -58,7 +73,7 @@ def test_scores_make_the_pattern(name):
     assert gap(acts["z.1"], v[:, torch.arange(7) // 2]) < 1e-6
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", widely(ALL))
 def test_zero_queries_attend_evenly_and_equal_zero_keys(name):
     m = model(name)
     by_q, by_k = (m.capture(IDS, "pattern.1", Ablate(f"{s}.1"))["pattern.1"] for s in "qk")
@@ -68,7 +83,7 @@ def test_zero_queries_attend_evenly_and_equal_zero_keys(name):
         assert gap(by_q, seen / seen.sum(-1, keepdim=True)) < 1e-6
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", widely(ALL))
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_knockout_cuts_exactly_its_edges(name, side):
     m, t = model(name), PADDED[side]
@@ -99,7 +114,7 @@ def test_every_site_can_be_held_and_its_own_value_changes_nothing(name):
         assert place == "pos_embed" or gap(held["logits"], plain) > 1e-6, place
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", widely(CAUSAL))
 def test_scales_divide(name):
     """Twice the scale halves what a norm hands on (bias aside), twice the final scale halves the logits likewise."""
     m = model(name)

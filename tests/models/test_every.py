@@ -25,7 +25,7 @@ from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens, batch
 from tests.meta.tree import ROOT
-from tests.models.common import gap
+from tests.models.common import gap, widely
 from tests.models.every import KINDS, found, place
 from tools.families import probed_line
 
@@ -142,7 +142,7 @@ def check_readout(m: Model, can: set[str]) -> None:
     assert gap(shares.sum(1) + rest, uncapped) < NEAR
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", widely(KINDS, core=KINDS[::4]))
 def test_right_disabled_or_refused(kind):
     assert probed_line(kind) in (ROOT / "docs" / "families.md").read_text("utf-8"), "run `make docs`"
     m = found(kind).model

@@ -20,7 +20,7 @@ from cutaway.models.sweep import partial_forward as resume
 from cutaway.models.sweep import plan as plans
 from cutaway.models.sweep.executor import SweepPart, streamed, sweep
 from cutaway.models.tokens import Tokens, batch
-from tests.models.common import CAUSAL, PADDED, by_turns, gap, model, noise
+from tests.models.common import CAUSAL, PADDED, by_turns, by_turns_widely, gap, model, noise
 
 KINDS = ["gpt2", "bloom", "gemma2", "mixtral", "mistral_window"]
 
@@ -52,7 +52,7 @@ def everywhere(m: Model) -> list[list[Edit]]:
     return [v for v in out if all(e.where.site in allowed for e in v)]
 
 
-@pytest.mark.parametrize(("name", "side"), by_turns(CAUSAL))
+@pytest.mark.parametrize(("name", "side"), by_turns_widely(CAUSAL))
 def test_a_sweep_is_one_run_a_variant(name, side):
     m = model(name)
     variants = everywhere(m)

@@ -10,7 +10,7 @@ from cutaway.models.edits.library import Ablate, Add, Freeze, Knockout, Project,
 from cutaway.models.generate import generated_ids
 from cutaway.models.model import Model
 from cutaway.models.tokens import batch
-from tests.models.common import CAUSAL, LONG, SHORT, model, noise
+from tests.models.common import CAUSAL, LONG, SHORT, model, noise, widely
 
 NEW = 4
 T = batch([LONG, SHORT], side="left")
@@ -34,7 +34,7 @@ def ids(m, t, edits, **options):
     return generated_ids(m, t, NEW, edits, {"eos_token_id": [999], **options})
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", widely(CAUSAL))
 def test_cached_equals_uncached_and_padded_equals_single(name):
     m = model(name)
     for group in (EVERYWHERE, AT):

@@ -9,7 +9,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.sites import BY_NAME
 from cutaway.models.edits.library import Ablate, Add, Scale
 from cutaway.models.model import Model
-from tests.models.common import ALL, IDS, KINDS, PADDED, gap, metric, model, noise, sites
+from tests.models.common import ALL, IDS, KINDS, PADDED, gap, metric, model, noise, sites, widely
 from tests.models.tiny import build
 
 STEP = 1e-4  # transformers computes root-mean-square norms in float32 even in a float64 model: no smaller
@@ -53,7 +53,7 @@ def test_each_site_has_the_gradient_of_its_edits(name):
         assert agree(slope(m, IDS, {a: v}), predicted[a]), a
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", widely(ALL))
 def test_all_sites_together_have_the_sum_of_their_gradients(name):
     """Small changes made at every place of the model at once change the metric by the sum of all slopes."""
     m = exact(name)

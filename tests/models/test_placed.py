@@ -93,6 +93,7 @@ def test_a_folder_is_spread_over_devices(tmp_path, monkeypatch):
         ca.load(str(tmp_path), device="tensor_parallel")
 
 
+@pytest.mark.wide
 def test_weights_split_over_two_processes(tmp_path):
     """Sites that every process holds whole are read and swept exactly; the others are refused."""
     build("llama_gqa").save_pretrained(tmp_path)

@@ -16,7 +16,7 @@ from cutaway.models.model import Model
 from cutaway.models.sweep.cache import resuming
 from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens
-from tests.models.common import CAUSAL, PADDED, by_turns, gap, model, noise
+from tests.models.common import CAUSAL, PADDED, by_turns_widely, gap, model, noise
 from tests.models.test_executor import everywhere, metric
 
 WANTED = ("resid_post.0", "resid_pre.1", "z.1", "mlp_out.1", "pattern.1", "resid_mid.2", "embed", "logits")
@@ -56,7 +56,7 @@ def one_by_one(m: Model, t: Tokens, variants: list[list[Edit]], measure: Measure
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize(("name", "side"), by_turns(CAUSAL))
+@pytest.mark.parametrize(("name", "side"), by_turns_widely(CAUSAL))
 def test_a_sweep_of_a_reading_is_one_capture_a_variant(name, side):
     m, t = model(name), PADDED[side]
     variants = everywhere(m)

@@ -11,13 +11,28 @@ from cutaway.core.refuse import Refused
 from cutaway.models.access.ports import port
 from cutaway.models.model import Model
 from cutaway.models.tokens import batch
-from tests.models.common import ALL, CAUSAL, FORMED, IDS, KINDS, LONG, PADDED, SHORT, bare, by_turns, gap, model, sites
+from tests.models.common import (
+    ALL,
+    CAUSAL,
+    FORMED,
+    IDS,
+    KINDS,
+    LONG,
+    PADDED,
+    SHORT,
+    bare,
+    by_turns_widely,
+    gap,
+    model,
+    sites,
+    widely,
+)
 from tests.models.tiny import build
 
 HALF = {torch.bfloat16: 2e-2, torch.float16: 3e-3}
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", widely(ALL))
 def test_logits_are_bit_equal_bare_and_while_every_site_is_read(name):
     m = model(name)
     plain = bare(m.hf)
@@ -26,7 +41,7 @@ def test_logits_are_bit_equal_bare_and_while_every_site_is_read(name):
     assert gap(m.capture(IDS, sites(m))["logits"], plain) < 1e-5
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", widely(ALL))
 def test_under_eager_attention_reading_scores_and_patterns_too_is_bit_equal(name):
     m = model(name, attention="eager")
     plain = bare(m.hf)
@@ -39,7 +54,7 @@ def test_under_eager_attention_reading_scores_and_patterns_too_is_bit_equal(name
         assert gap(model(name).capture(IDS, "pattern")["pattern"], acts["pattern"]) < 1e-5
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", widely(ALL))
 def test_the_stream_is_transformers_hidden_states(name):
     m = model(name)
     with torch.no_grad():
@@ -51,7 +66,7 @@ def test_the_stream_is_transformers_hidden_states(name):
         assert torch.equal(acts[f"resid_post.{i}"], hidden[i + 1])
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", widely(ALL))
 def test_nothing_captured_is_written_over_later_in_the_forward(name):
     m, kept, handles = model(name), {}, []
     wanted = [s for s in sites(m, *FORMED, "q", "k", "v") if not s.endswith(".scale")]
@@ -77,7 +92,7 @@ def test_nothing_captured_is_written_over_later_in_the_forward(name):
         assert torch.equal(acts[str(a)], value) or gap(acts[str(a)], value) < 1e-6, a
 
 
-@pytest.mark.parametrize(("name", "side"), by_turns(ALL))
+@pytest.mark.parametrize(("name", "side"), by_turns_widely(ALL))
 def test_padding_moves_nothing(name, side):
     m = model(name)
     wanted = sites(m)
@@ -95,7 +110,7 @@ def test_padding_moves_nothing(name, side):
     assert gap(m.run_last(PADDED[side])[1], m.run(batch([SHORT]))[0, -1]) < 1e-5
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", widely(ALL))
 def test_identities(name):
     m = model(name)
     acts = m.capture(IDS, sites(m, "logits"))
@@ -115,7 +130,7 @@ def test_identities(name):
         assert gap((acts["head_out"].sum(3) + biases) * m.anatomy.multiplier, acts["attn_out"]) < 1e-5
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", widely(CAUSAL))
 def test_scales_are_the_divisors_of_the_norms(name):
     m = model(name)
     for ln, stream, read in (("ln1", "resid_pre", "attn_in"), ("ln2", "resid_mid", "mlp_in")):

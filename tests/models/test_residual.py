@@ -7,7 +7,7 @@ from cutaway.core.refuse import Refused
 from cutaway.models.anatomy.residual import decompose, logit_contributions, logit_shares
 from cutaway.models.edits.library import Ablate
 from cutaway.models.tokens import batch
-from tests.models.common import CAUSAL, IDS, LONG, PADDED, SHORT, gap, model, uncapped
+from tests.models.common import CAUSAL, IDS, LONG, PADDED, SHORT, gap, model, uncapped, widely
 
 TOKENS, FOILS = torch.tensor([3, 4]), torch.tensor([7, 8])
 ROWS = torch.arange(2)
@@ -17,7 +17,7 @@ def neurons(m):
     return [i for i in range(m.shape.n_layers) if m.anatomy.part(i, "down") is not None]
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", widely(CAUSAL))
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_components_sum_to_the_stream_and_their_shares_to_the_logits(name, side):
     m, t = model(name), PADDED[side]
@@ -32,7 +32,7 @@ def test_components_sum_to_the_stream_and_their_shares_to_the_logits(name, side)
     assert gap(two.sum(1) + rest, logits[ROWS, TOKENS] - logits[ROWS, FOILS]) < 1e-5
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", widely(CAUSAL))
 def test_components_are_what_was_captured_under_their_names(name):
     m = model(name)
     parts = decompose(m, IDS, position=3)

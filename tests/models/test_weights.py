@@ -5,7 +5,7 @@ import torch
 
 from cutaway.core.refuse import Refused
 from cutaway.models.anatomy.unembedding import unembedding
-from tests.models.common import ALIBI, ALL, CAUSAL, IDS, gap, model, noise, sites, uncapped
+from tests.models.common import ALIBI, ALL, CAUSAL, IDS, gap, model, noise, sites, uncapped, widely
 
 NO_ROPE = ("gpt2", "gpt_neo", "opt", "gpt_bigcode", "bert", *ALIBI)
 FOLDABLE = [n for n in CAUSAL if not n.startswith("olmo2") and not n.startswith("olmo3")]
@@ -34,7 +34,7 @@ def projected(m, i, part):
     ]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", widely(ALL))
 def test_projections_reproduce_queries_keys_and_values(name):
     m, i = model(name), 1
     acts = m.capture(IDS, [f"{s}.{i}" for s in ("attn_in", "q", "k", "v")])
@@ -46,7 +46,7 @@ def test_projections_reproduce_queries_keys_and_values(name):
             assert gap(made * scale, acts[f"{part}.{i}"]) < 1e-5, part
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", widely(CAUSAL))
 def test_rotation_keeps_the_length_of_unrotated_queries(name):
     """Where queries are rotated and not normed, each head keeps its length: no two heads are mixed up."""
     m, i = model(name), 1
@@ -58,7 +58,7 @@ def test_rotation_keeps_the_length_of_unrotated_queries(name):
         assert gap(made.norm(dim=-1), acts[f"{part}.{i}"].norm(dim=-1)) < 1e-5
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", widely(ALL))
 def test_outputs_reproduce_heads_and_neurons(name):
     m, i = model(name), 1
     acts = m.capture(IDS, sites(m))
@@ -92,7 +92,7 @@ def test_folded_views_read_the_normalised_stream(name):
         assert gap(x @ w.mlp_in[i] + w.mlp_in_bias[i], acts[f"mlp_pre.{i}"]) < 1e-5
 
 
-@pytest.mark.parametrize("name", CAUSAL)
+@pytest.mark.parametrize("name", widely(CAUSAL))
 def test_unembedding_views_reproduce_the_logits(name):
     m = model(name)
     acts = m.capture(IDS, [f"resid_post.{m.shape.n_layers - 1}", "final.scale", "logits"])

@@ -16,7 +16,7 @@ from cutaway.models.loading.load import load
 from cutaway.models.model import Model
 from cutaway.models.self_check import checked, disabled_sites, self_check
 from cutaway.models.sweep.executor import sweep
-from tests.models.common import IDS, gap, noise
+from tests.models.common import IDS, gap, noise, widely
 from tests.models.tiny import build
 
 EVERYWHERE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -78,7 +78,7 @@ pytestmark = pytest.mark.filterwarnings(
 KINDS = ["lora", "dora", "rslora", "lora_bias", "two", "head", "ia3", "peft", "merged", "disabled"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", widely(KINDS, core=("lora", "two", "ia3", "peft", "merged")))
 def test_reads_weights_edits_and_sums_are_with_the_adapter(kind):
     m = load(adapted(kind))
     assert m.disabled == {}

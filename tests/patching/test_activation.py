@@ -20,6 +20,7 @@ from cutaway.patching import activation
 from cutaway.tasks.task import Task
 from tests.conformance import subjects
 from tests.lenses.plain import WIRING
+from tests.models.common import KINDS
 from tests.models.tiny import CONFIGS
 
 CAUSAL = [n for n in CONFIGS if n != "bert"]
@@ -194,7 +195,11 @@ def away(x: Tensor) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("name", "direction"), [*((n, "denoise") for n in CAUSAL), *((n, "noise") for n in ("gpt2", "gemma2", "mixtral"))]
+    ("name", "direction"),
+    [
+        *(pytest.param(n, "denoise", marks=() if n in KINDS else pytest.mark.wide) for n in CAUSAL),
+        *((n, "noise") for n in ("gpt2", "gemma2", "mixtral")),
+    ],
 )
 def test_the_whole_difference_enters_at_the_changed_position_and_leaves_at_the_last(name, direction):
     model, task = subjects.family(name), subjects.numbered_task()
@@ -314,7 +319,7 @@ def test_a_parallel_block_has_no_middle():
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama_gqa"])
-@pytest.mark.parametrize("direction", BOTH)
+@pytest.mark.parametrize("direction", ["denoise", pytest.param("noise", marks=pytest.mark.wide)])
 def test_neurons_and_units_at_positions_by_hand(name, direction):
     """A neuron or head at all positions or at one, each against a single replaced entry of the other run."""
     model, task = subjects.family(name), subjects.numbered_task()
