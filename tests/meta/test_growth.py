@@ -18,7 +18,6 @@ from cutaway.cli import app
 from cutaway.core import method as table
 from cutaway.core import result as results
 from cutaway.core.subject import SUBJECTS
-from cutaway.dictionaries import formats
 from cutaway.models.edits.rewrites import open_rewrites, rewritten
 from cutaway.tasks.readouts import READOUTS, Readout, register
 from tests.conformance import subjects
@@ -154,7 +153,6 @@ def short_answers(logits, answers, foils, reference):
 @pytest.fixture
 def added(tmp_path, monkeypatch):
     """A method, a readout, a subject and a format."""
-    monkeypatch.setattr(formats, "FORMATS", (*formats.FORMATS, "toyfile"))
     with adding(tmp_path, monkeypatch, ("lenses", "toy", METHOD), ("dictionaries.formats", "toyfile", FORMAT)):
         register(Readout("toy_logit", short_answers, "logits", True, "logit of the answer"))
         yield

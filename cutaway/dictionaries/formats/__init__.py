@@ -1,6 +1,6 @@
 """Dictionaries on disk in the formats of many tools: recognised by content, read, and written.
 
-Each module of this package is one format with three functions: `detect(files)`, `read(files, **choices)` and
+Each file of this folder is one format, found there, with three functions: `detect(files)`, `read(files, **choices)` and
 `write(dictionary, path)`. What a format's files leave open is a choice; a choice that was not made is asked for.
 """
 
@@ -10,6 +10,7 @@ import inspect
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 from cutaway.core.refuse import Keyword, Refused, nearest
@@ -18,11 +19,10 @@ from cutaway.dictionaries.formats.shared.files import Files
 from cutaway.dictionaries.formats.shared.located import located, pinned
 from cutaway.dictionaries.provenance import loaded
 
-FORMATS = (
-    "house", "saelens", "saelens_old", "gemma_scope", "gemma_scope_2", "openai", "sparsify", "dictionary_learning",
-    "dictionary_learning_crosscoder",    "circuit_tracer", "llama_scope", "llamascopium", "goodfire", "qwen_scope",
-    "connor_rob", "crosslayer_coding",
-)  # fmt: skip
+
+def names() -> list[str]:
+    """Return the name of every format: the files of this folder."""
+    return sorted(m.name for m in iter_modules(__path__) if not m.ispkg)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def load(path: str | Path, format: str | None = None, **choices: Any) -> Diction
             raise trouble
         if not fitting:
             seen = ", ".join(files.matching("*", "*/*")[:8]) or "no file"
-            raise Refused(f"path {str(path)!r}", f"no known format fits ({seen})", f"formats: {', '.join(FORMATS)}")
+            raise Refused(f"path {str(path)!r}", f"no known format fits ({seen})", f"formats: {', '.join(names())}")
         if len(fitting) > 1:
             raise Refused(
                 f"path {str(path)!r}", f"it may be {' or '.join(fitting)}", ("say which: ", Keyword("format"))
@@ -91,7 +91,7 @@ def detect(path: str | Path) -> list[str]:
 def _fitting(files: Files) -> tuple[list[str], Refused | None]:
     """Return the formats that fit, and the first thing that could not be looked into: it may be another tool's own."""
     found, trouble = [], None
-    for name in FORMATS:
+    for name in names():
         try:
             if module(name).detect(files):
                 found.append(name)
@@ -106,12 +106,12 @@ def module(name: str) -> Any:
     Raises:
         Refused: there is none of that name.
     """
-    if name not in FORMATS:
-        close = nearest(name, FORMATS)
+    if name not in names():
+        close = nearest(name, names())
         raise Refused(
             f"format {name!r}",
             "it is not known" + (f"; near: {close}" if close else ""),
-            f"use one of: {', '.join(FORMATS)}",
+            f"use one of: {', '.join(names())}",
         )
     return import_module(f"cutaway.dictionaries.formats.{name}")
 

@@ -42,13 +42,13 @@ def test_what_is_written_is_found_again_whatever_the_folder_is_called(tmp_path):
         assert formats.detect(tmp_path / place) == [name]
         again = dictionaries.load(tmp_path / place, **({"site": SITE} if name == "gemma_scope" else {}))
         assert torch.allclose(again.forward(x), d.forward(x), atol=1e-4)
-    assert set(written) < set(formats.FORMATS)
+    assert set(written) < set(formats.names())
 
 
 def test_the_page_names_every_format_and_what_it_may_ask_for():
     rows = re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", (ROOT / "docs/dictionaries.md").read_text("utf-8"), re.MULTILINE)
     told = {name: re.findall(r"`(\w+)`", asks) for name, asks in rows}
-    assert told == {name: list(get_type_hints(formats.module(name).read))[1:-1] for name in formats.FORMATS}
+    assert told == {name: list(get_type_hints(formats.module(name).read))[1:-1] for name in formats.names()}
 
 
 def test_nothing_known_and_nothing_there_are_refused(tmp_path):
@@ -66,7 +66,7 @@ def test_nothing_known_and_nothing_there_are_refused(tmp_path):
 def test_what_fits_two_formats_is_asked_for(tmp_path):
     formats.write(made(), tmp_path, "saelens")
     formats.write(made(), tmp_path, "gemma_scope")
-    with pytest.raises(Refused, match="saelens or gemma_scope"):
+    with pytest.raises(Refused, match="gemma_scope or saelens"):
         dictionaries.load(tmp_path)
     assert dictionaries.load(tmp_path, format="saelens").reads == (SITE,)
 
