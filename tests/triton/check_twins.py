@@ -11,9 +11,9 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import torch
 
+from cutaway.dictionaries.kernels import sparse as kernels
 from cutaway.dictionaries.kernels import triton_kernels as twins
 from cutaway.dictionaries.kernels.sparse import Pairs
-from cutaway.dictionaries.kernels.sparse import sparse as kernels
 
 
 def main() -> int:
