@@ -161,22 +161,13 @@ def random_latents(model: Model, seed: int, n: int = 24) -> Dictionary:
 
 
 HELP = "a sparse dictionary: a file or folder, or miniworld/NAME; with choices: FILE?site=resid_post.6"
-DICTIONARY = register(
-    Subject(
-        "dictionary",
-        Dictionary,
-        (Flag("dictionary", str, REQUIRED, HELP),),
-        open_named,
-        lambda given: random_latents(given["model"], 24),
-    )
-)
-_SECOND = f"the dictionary to compare with: {HELP.removeprefix('a sparse dictionary: ')}"
-SECOND = register(
-    Subject(
-        "second",
-        Dictionary,
-        (Flag("second", str, REQUIRED, _SECOND),),
-        open_named,
-        lambda given: random_latents(given["model"], 25),
-    )
-)
+
+
+def _subject(name: str, help: str, seed: int) -> Subject:
+    """Register a subject that is one dictionary, named on the command line."""
+    flag = Flag(name, str, REQUIRED, help)
+    return register(Subject(name, Dictionary, (flag,), open_named, lambda given: random_latents(given["model"], seed)))
+
+
+DICTIONARY = _subject("dictionary", HELP, 24)
+SECOND = _subject("second", f"the dictionary to compare with: {HELP.removeprefix('a sparse dictionary: ')}", 25)
