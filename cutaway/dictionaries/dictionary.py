@@ -30,7 +30,7 @@ from cutaway.core.refuse import Refused, nearest
 from cutaway.core.repeat import Made
 from cutaway.dictionaries import provenance
 from cutaway.dictionaries.code import SparseCode, concat_latents, concat_tokens
-from cutaway.dictionaries.gates.gate import EncoderGate, Gate, GreedyGate, moved
+from cutaway.dictionaries.gates.shared.gate import EncoderGate, Gate, GreedyGate, moved
 from cutaway.dictionaries.norms import FixedNorm, Measured, Norm, moved_norm
 from cutaway.dictionaries.parts import Block, decoder_norms, described, measured_at
 from cutaway.dictionaries.validate import check

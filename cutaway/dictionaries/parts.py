@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.repeat import Made
-from cutaway.dictionaries.gates.gate import Gate, numbers_of, tensors_of
+from cutaway.dictionaries.gates.shared.gate import Gate, numbers_of, tensors_of
 from cutaway.dictionaries.norms import Norm
 
 KIND, VERSION = "dictionary", 1

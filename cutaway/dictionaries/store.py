@@ -13,7 +13,7 @@ from torch import Tensor
 from cutaway.core.files import LARGE, held, read_tensors, reading, write_tensors
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.gates import gate_of, row_of
+from cutaway.dictionaries.gates import forms_of, gate_of
 from cutaway.dictionaries.norms import NORMS, Norm
 from cutaway.dictionaries.parts import KIND, VERSION, Block, described
 from cutaway.dictionaries.provenance import opened
@@ -53,7 +53,7 @@ def _made(tensors: dict[str, Tensor], header: dict[str, Any]) -> Dictionary:
     """
     written = [_block(b) for b in held(header, "blocks", list)]
     blocks = tuple(Block(n, tuple(reads), tuple(writes)) for n, reads, writes in written)
-    gates = [_typed(row_of(held(g, "kind", str)).frozen, g) for g in held(header, "gates", list)]
+    gates = [_typed(forms_of(held(g, "kind", str)).frozen, g) for g in held(header, "gates", list)]
     if len(gates) != len(blocks):
         raise ValueError(f"there are {len(blocks)} blocks and {len(gates)} gates")
     return Dictionary(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.gates.gate import Gate
+from cutaway.dictionaries.gates.shared.gate import Gate
 from cutaway.dictionaries.norms import FixedNorm, Norm, same
 from cutaway.dictionaries.parts import Block, decoder_norms
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries.gates.gate import tensors_of
+from cutaway.dictionaries.gates.shared.gate import tensors_of
 from cutaway.dictionaries.parts import Parts, measured_at
 
 

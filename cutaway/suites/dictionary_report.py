@@ -34,7 +34,7 @@ from cutaway.dictionaries.evaluation.reading import BATCH, HELD_OUT, beginning, 
 from cutaway.dictionaries.evaluation.scores import Scores, control_seed, joined
 from cutaway.dictionaries.evaluation.splitting import Splitting, splitting_of
 from cutaway.dictionaries.formats import L0Check
-from cutaway.dictionaries.gates import row_of
+from cutaway.dictionaries.gates import forms_of
 from cutaway.dictionaries.transforms import alone, together
 from cutaway.models import shuffled
 from cutaway.models.model import Model
@@ -289,8 +289,8 @@ def partners(found: Comparison, split: Splitting) -> list[tuple[str, float, list
 def recipe_like(d: Dictionary, l0: float) -> tr.Recipe:
     """Return a recipe for a dictionary of the same blocks, kind of gate and L0."""
     gate = d.gates[0]
-    own_form = row_of(type(gate).__name__).train
-    form = row_of(own_form.retrained_by).train if own_form.retrained_by else own_form
+    own_form = forms_of(type(gate).__name__).train
+    form = forms_of(own_form.retrained_by).train if own_form.retrained_by else own_form
     gating = form.like(gate, max(1, round(l0 / len(d.blocks))))
     own = gating.fixed and all(b.reads == b.writes and len(b.reads) == 1 for b in d.blocks)
     return tr.Recipe(

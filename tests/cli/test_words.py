@@ -17,7 +17,7 @@ REFUSALS = ("Refused", "OutOfMemory", "NoTokens", "NotCaptured")
 #: modules whose refusals no command line reaches: what they ask about is made in Python only
 IN_PYTHON = (
     "cutaway/core/result.py", "cutaway/core/stats.py", "cutaway/core/graph.py", "cutaway/dictionaries/dictionary.py",
-    "cutaway/dictionaries/transforms.py", "cutaway/dictionaries/gates/gate.py", "cutaway/dictionaries/norms.py",
+    "cutaway/dictionaries/transforms.py", "cutaway/dictionaries/gates/shared/gate.py", "cutaway/dictionaries/norms.py",
     "cutaway/dictionaries/gates/groupmax.py", "cutaway/dictionaries/gates/matching_pursuit.py",
     "cutaway/dictionaries/validate.py", "cutaway/dictionaries/splice.py", "cutaway/dictionaries/training/mesh.py",
     "cutaway/models/edits/library.py", "cutaway/models/edits/edit.py", "cutaway/models/edits/rewrites.py",

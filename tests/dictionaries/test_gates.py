@@ -17,7 +17,7 @@ from cutaway.dictionaries.gates import (
     TopK,
     gate_of,
 )
-from cutaway.dictionaries.gates.gate import moved, numbers_of, tensors_of
+from cutaway.dictionaries.gates.shared.gate import moved, numbers_of, tensors_of
 
 N, F = 7, 12
 

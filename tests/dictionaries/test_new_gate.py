@@ -1,4 +1,4 @@
-"""A gate is one file and one row: a toy one is trained, saved, opened, judged and named on the command line."""
+"""A gate is one file: a toy one is trained, saved, opened, judged and named on the command line."""
 
 import json
 import subprocess
@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from cutaway.core.refuse import Refused
+from cutaway.dictionaries import gates
 from cutaway.dictionaries import open as open_dictionary
 from cutaway.dictionaries import training as tr
 from cutaway.dictionaries.evaluation.evaluate import evaluate
 from cutaway.dictionaries.evaluation.evidence import Evidence
-from cutaway.dictionaries.gates import GATES, Row
 from cutaway.dictionaries.objectives import L0
 from cutaway.dictionaries.store import save
 
@@ -25,8 +25,8 @@ from typing import Any
 from torch import Tensor
 
 from cutaway.dictionaries.code import SparseCode
-from cutaway.dictionaries.gates.gate import EncoderGate, Gate
-from cutaway.dictionaries.gates.train_gate import Chosen, Own, TrainGate, fixed_pairs, pairs_of
+from cutaway.dictionaries.gates.shared.gate import EncoderGate, Gate
+from cutaway.dictionaries.gates.shared.train_gate import Chosen, Own, TrainGate, fixed_pairs, pairs_of
 from cutaway.dictionaries.kernels import topk as select
 from cutaway.dictionaries.objectives.active import Active
 
@@ -64,11 +64,10 @@ SITE = "resid_post.0"
 
 @pytest.fixture
 def doubled(tmp_path, monkeypatch):
-    (tmp_path / "doubled_gate.py").write_text(FILE, "utf-8")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(GATES, "Doubled", Row("Doubled", "doubled_gate"))
-    yield GATES["Doubled"]
-    sys.modules.pop("doubled_gate", None)
+    (tmp_path / "doubled.py").write_text(FILE, "utf-8")
+    monkeypatch.setattr(gates, "__path__", [*gates.__path__, str(tmp_path)])
+    yield gates.forms_of("Doubled")
+    sys.modules.pop("cutaway.dictionaries.gates.doubled", None)
 
 
 def test_a_gate_of_one_file_is_trained_saved_opened_and_judged(doubled, tmp_path):
@@ -88,17 +87,14 @@ def test_a_gate_of_one_file_is_trained_saved_opened_and_judged(doubled, tmp_path
         tr.autoencoder(SITE, 24, doubled.train(2), (L0(1.0),))
 
 
-def test_the_command_line_knows_a_new_row(doubled, tmp_path):
+def test_the_command_line_knows_a_new_file(doubled, tmp_path):
     code = (
-        "from cutaway.dictionaries.gates import GATES, Row; GATES['Doubled'] = Row('Doubled', 'doubled_gate')\n"
+        f"from cutaway.dictionaries import gates; gates.__path__.append({str(tmp_path)!r})\n"
         "from cutaway.cli.dict.recipes import Asked, recipes\n"
         "import typing, cutaway.cli.dict.recipes as r\n"
         "assert 'doubled' in typing.get_args(r.Gate)\n"
         "(made,) = recipes(Asked(site=['resid_post.0'], gate='doubled', k=[3]), list)\n"
         "print(made.gating.name, made.gating.k)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n{code}"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["Doubled", "3"]

@@ -12,7 +12,8 @@ from cyclopts import Group, Parameter
 
 from cutaway.core.address import split_model
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries.gates import GATES
+from cutaway.dictionaries.gates import forms_of
+from cutaway.dictionaries.gates import names as gate_names
 
 if TYPE_CHECKING:
     from cutaway.dictionaries.gates import TrainGate
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     Gate = str
 else:
-    Gate = Literal[tuple(row.flag for row in GATES.values())]
+    Gate = Literal[tuple(gate_names())]
 
 Kind = Literal["autoencoder", "transcoder", "crosscoder", "cross-layer"]
 PenaltyKind = Literal["step", "tanh", "quadratic"]
@@ -180,12 +181,12 @@ def objective(asked: Asked, k: int) -> tuple[TrainGate, tuple[Term, ...]]:
     from cutaway.dictionaries.gates import Flags
 
     name = asked.gate or "batchtopk"
-    gate = next(row for row in GATES.values() if row.flag == name).train
+    gate = forms_of(name).train
     given: dict[str, Any] = {f.name: getattr(asked, f.name) for f in fields(Flags)} | {"k": k if asked.k else None}
     for flag, value in given.items():
         if value is not None and flag not in gate.flags:
             own = ", ".join(_spelled(f) for f in gate.flags) or "none"
-            others = ", ".join(row.flag for row in GATES.values() if flag in row.train.flags)
+            others = ", ".join(other for other in gate_names() if flag in forms_of(other).train.flags)
             what, why = f"{_spelled(flag)} with --gate {name}", f"the flags of that gate are {own}"
             raise Refused(what, why, f"use those, or --gate {others}")
     kind = asked.penalty_kind

@@ -26,7 +26,7 @@ from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.shared.files import Files, asked, taken, write_config, write_plain
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
 from cutaway.dictionaries.gates import BatchTopK, Gate, JumpRelu, Relu, TopK
-from cutaway.dictionaries.gates.gate import numbers_of, tensors_of
+from cutaway.dictionaries.gates.shared.gate import numbers_of, tensors_of
 from cutaway.dictionaries.norms import Norm, Scale, TokenNorm
 from cutaway.dictionaries.parts import Block
 from cutaway.dictionaries.transforms import fold, jumping, subtracting

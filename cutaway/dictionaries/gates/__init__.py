@@ -1,8 +1,8 @@
-"""Gates: from pre-activations to the active latents. A gate is one file here and one row of `GATES`.
+"""Gates: from pre-activations to the active latents. A gate is one file here.
 
-The file of a gate holds its frozen form (`TopK`), its form in training (`TrainTopK`) with the usual losses, the choice
-over shards of latents and the flags of the command line. Dictionaries, training, controls and the command line ask
-`GATES` and the properties of the two forms; none of them knows a gate by name.
+The file `top_k.py` or `topk.py` of a gate holds its frozen form (`TopK`), its form in training (`TrainTopK`) with the
+usual losses, the choice over shards of latents and the flags of the command line. Dictionaries, training, controls and
+the command line ask `names`, `forms_of` and the properties of the two forms; none of them knows a gate by name.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any
 
 from cutaway.core.refuse import Refused
@@ -19,73 +20,58 @@ if TYPE_CHECKING:
 
     from cutaway.dictionaries.gates.abstopk import AbsTopK, TrainAbsTopK
     from cutaway.dictionaries.gates.batchtopk import BatchTopK, TrainBatchTopK
-    from cutaway.dictionaries.gates.gate import EncoderGate, Gate, GreedyGate
     from cutaway.dictionaries.gates.gated import Gated, TrainGated
     from cutaway.dictionaries.gates.groupmax import GroupMax, TrainGroupMax
     from cutaway.dictionaries.gates.jumprelu import JumpRelu, TrainJumpRelu
     from cutaway.dictionaries.gates.matching_pursuit import MatchingPursuit, TrainMatchingPursuit
     from cutaway.dictionaries.gates.relu import Relu, TrainRelu
+    from cutaway.dictionaries.gates.shared.gate import EncoderGate, Gate, GreedyGate
+    from cutaway.dictionaries.gates.shared.train_gate import Chosen, Flags, TrainGate
     from cutaway.dictionaries.gates.topk import TopK, TrainTopK
-    from cutaway.dictionaries.gates.train_gate import Chosen, Flags, TrainGate
 
 
 @dataclass(frozen=True)
-class Row:
-    """A row of the table of gates: its frozen class and the module that holds it, loaded when a form is first used."""
+class Forms:
+    """The two forms of a gate: frozen, as a dictionary holds it, and in training."""
 
-    name: str
-    module: str
-
-    @property
-    def flag(self) -> str:
-        """The gate's name on the command line."""
-        return self.name.lower()
-
-    @property
-    def frozen(self) -> type[Gate]:
-        """The class of the frozen gate."""
-        return getattr(import_module(self.module), self.name)
-
-    @property
-    def train(self) -> type[TrainGate]:
-        """The class of the gate in training."""
-        return getattr(import_module(self.module), f"Train{self.name}")
+    frozen: type[Gate]
+    train: type[TrainGate]
 
 
-_HERE = "cutaway.dictionaries.gates"
-GATES: dict[str, Row] = {
-    name: Row(name, f"{_HERE}.{file}")
-    for name, file in (
-        ("TopK", "topk"),
-        ("BatchTopK", "batchtopk"),
-        ("AbsTopK", "abstopk"),
-        ("GroupMax", "groupmax"),
-        ("MatchingPursuit", "matching_pursuit"),
-        ("Relu", "relu"),
-        ("JumpRelu", "jumprelu"),
-        ("Gated", "gated"),
-    )
+_SHARED = {
+    "gate": ("EncoderGate", "Gate", "GreedyGate"),
+    "train_gate": ("Chosen", "Flags", "TrainGate"),
 }
-_MORE = {"EncoderGate": "gate", "Gate": "gate", "GreedyGate": "gate",
-         "Chosen": "train_gate", "Flags": "train_gate", "TrainGate": "train_gate"}  # fmt: skip
 
 __all__ = [
-    "GATES", "AbsTopK", "BatchTopK", "Chosen", "EncoderGate", "Flags", "Gate", "Gated", "GreedyGate", "GroupMax",
-    "JumpRelu", "MatchingPursuit", "Relu", "Row", "TopK", "TrainAbsTopK", "TrainBatchTopK", "TrainGate", "TrainGated",
-    "TrainGroupMax", "TrainJumpRelu", "TrainMatchingPursuit", "TrainRelu", "TrainTopK", "gate_of", "row_of",
+    "AbsTopK", "BatchTopK", "Chosen", "EncoderGate", "Flags", "Forms", "Gate", "Gated", "GreedyGate", "GroupMax",
+    "JumpRelu", "MatchingPursuit", "Relu", "TopK", "TrainAbsTopK", "TrainBatchTopK", "TrainGate", "TrainGated",
+    "TrainGroupMax", "TrainJumpRelu", "TrainMatchingPursuit", "TrainRelu", "TrainTopK", "forms_of", "gate_of", "names",
     "train_gate_of",
 ]  # fmt: skip
 
 
-def row_of(name: Any) -> Row:
-    """Return the row of a gate.
+def names() -> list[str]:
+    """Return the name of every gate on the command line: the files of this folder, without underscores."""
+    return list(_files())
+
+
+def forms_of(name: Any) -> Forms:
+    """Return both forms of a gate, by the name of its frozen class (`TopK`) or its name on the command line (`topk`).
 
     Raises:
         Refused: no gate has that name.
     """
-    if name not in GATES:
-        raise Refused(f"gate {name!r}", "no gate has that name", f"use one of: {', '.join(GATES)}")
-    return GATES[name]
+    file = _files().get(name.lower()) if isinstance(name, str) else None
+    if file is None:
+        raise Refused(f"gate {name!r}", "no gate has that name", f"use one of: {', '.join(names())}")
+    module = import_module(f"{__name__}.{file}")
+    train = next(v for n, v in vars(module).items() if n.lower() == f"train{name.lower()}")
+    return Forms(getattr(module, train.__name__.removeprefix("Train")), train)
+
+
+def _files() -> dict[str, str]:
+    return {m.name.replace("_", ""): m.name for m in iter_modules(__path__) if not m.ispkg}
 
 
 def gate_of(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Gate:
@@ -95,7 +81,7 @@ def gate_of(numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Gate:
         Refused: no gate of that kind.
     """
     settings = {n: v for n, v in numbers.items() if n != "kind"}
-    return row_of(numbers.get("kind")).frozen(**settings, **tensors)
+    return forms_of(numbers.get("kind")).frozen(**settings, **tensors)
 
 
 def train_gate_of(numbers: Mapping[str, Any]) -> TrainGate:
@@ -104,12 +90,13 @@ def train_gate_of(numbers: Mapping[str, Any]) -> TrainGate:
     Raises:
         Refused: no gate of that kind.
     """
-    return row_of(numbers.get("kind")).train(**{n: v for n, v in numbers.items() if n != "kind"})
+    return forms_of(numbers.get("kind")).train(**{n: v for n, v in numbers.items() if n != "kind"})
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MORE:
-        return getattr(import_module(f"{_HERE}.{_MORE[name]}"), name)
-    if (frozen := name.removeprefix("Train")) in GATES:
-        return getattr(import_module(GATES[frozen].module), name)
+    shared = next((file for file, held in _SHARED.items() if name in held), None)
+    if shared is not None:
+        return getattr(import_module(f"{__name__}.shared.{shared}"), name)
+    if (file := _files().get(name.removeprefix("Train").lower())) is not None:
+        return getattr(import_module(f"{__name__}.{file}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

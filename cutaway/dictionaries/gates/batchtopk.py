@@ -10,9 +10,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.dictionaries.code import SparseCode
-from cutaway.dictionaries.gates.gate import EncoderGate, Gate, positive, within
 from cutaway.dictionaries.gates.jumprelu import JumpRelu
-from cutaway.dictionaries.gates.train_gate import (
+from cutaway.dictionaries.gates.shared.gate import EncoderGate, Gate, positive, within
+from cutaway.dictionaries.gates.shared.train_gate import (
     Chosen,
     Own,
     TrainGate,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.code import SparseCode
-from cutaway.dictionaries.gates.gate import EncoderGate
-from cutaway.dictionaries.gates.train_gate import (
+from cutaway.dictionaries.gates.shared.gate import EncoderGate
+from cutaway.dictionaries.gates.shared.train_gate import (
     Chosen,
     Flags,
     Own,

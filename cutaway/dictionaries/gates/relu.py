@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.dictionaries.code import SparseCode
-from cutaway.dictionaries.gates.gate import EncoderGate
-from cutaway.dictionaries.gates.train_gate import (
+from cutaway.dictionaries.gates.shared.gate import EncoderGate
+from cutaway.dictionaries.gates.shared.train_gate import (
     Chosen,
     Flags,
     Own,

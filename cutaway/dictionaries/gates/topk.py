@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.dictionaries.code import SparseCode
-from cutaway.dictionaries.gates.gate import EncoderGate, positive, within
-from cutaway.dictionaries.gates.train_gate import (
+from cutaway.dictionaries.gates.shared.gate import EncoderGate, positive, within
+from cutaway.dictionaries.gates.shared.train_gate import (
     Chosen,
     Flags,
     Own,

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor
 
-from cutaway.dictionaries.gates.gate import Gate
+from cutaway.dictionaries.gates.shared.gate import Gate
 from cutaway.dictionaries.kernels import topk as select
 from cutaway.dictionaries.kernels.reduce import ALONE, Across
 from cutaway.dictionaries.kernels.sparse import Pairs
