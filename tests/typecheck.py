@@ -1,7 +1,7 @@
 """The checker that the import hook of `conftest` puts on every function of the package: jaxtyping and beartype.
 
-Shapes are followed where a signature names them, or an alias of one; other functions get beartype alone, and inner
-functions without shapes nothing, because following costs more than most of them do. What jaxtyping's own decorator
+Shapes are followed where a signature names them, or an alias of one; other functions get beartype alone, and private
+and inner functions without shapes nothing, because following costs more than most of them do. What jaxtyping's own decorator
 does beside (binding the arguments, and checking them once more with the result) only words its message.
 """
 
@@ -41,15 +41,23 @@ def _jaxtyped(*, typechecker: Any) -> Callable[[Any], Any]:
         if dataclasses.is_dataclass(what) and _can_be_read(what.__init__):
             what.__init__ = decorate(what.__init__)
             return what
+        if inspect.isfunction(what) and not what.__annotations__ or _is_inner(what):
+            return what
         if not inspect.isfunction(what) or "TYPE_CHECKING" in what.__globals__:
             return _followed(what, typechecker=typechecker)  # it also knows names that are never imported
         if _names_shapes(what):
             if inspect.isgeneratorfunction(what):  # beartype looks at its arguments only when it is first asked
                 return _followed(what, typechecker=typechecker)
             return _remembering(typechecker(what))
-        return what if "<locals>" in what.__qualname__ or not what.__annotations__ else typechecker(what)
+        return typechecker(what)
 
     return decorate
+
+
+def _is_inner(what: Any) -> bool:
+    """Return True for private and local functions without shapes, which the static checker reads as well."""
+    inner = inspect.isfunction(what) and ("<locals>" in what.__qualname__ or what.__name__.startswith("_"))
+    return inner and not what.__name__.startswith("__") and not _names_shapes(what)
 
 
 def _remembering(typed: Any) -> Any:

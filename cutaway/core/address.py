@@ -74,8 +74,11 @@ def parse(text: str | Address) -> Address:
     Raises:
         Refused: unknown site, a missing or surplus index, or an asterisk (those go through `expand`).
     """
-    if isinstance(text, Address):
-        return text
+    return text if isinstance(text, Address) else _parsed(text)
+
+
+@lru_cache(maxsize=1 << 16)
+def _parsed(text: str) -> Address:
     model, body = split_model(text)
     name, indices, position = _split(body)
     if "*" in indices:

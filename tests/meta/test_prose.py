@@ -5,6 +5,7 @@ import io
 import re
 import tokenize
 from collections import Counter
+from functools import cache
 
 import pytest
 
@@ -53,20 +54,21 @@ def _words(value: ast.AST) -> bool:
     return isinstance(value, ast.Call) and len(value.args) == 1 and isinstance(value.args[0], ast.Constant)
 
 
-def habits(text: str) -> tuple[list[str], list[str], list[int]]:
+def habits(text: str, tree: ast.Module | None = None) -> tuple[list[str], list[str], list[int]]:
     """Beginnings and words to avoid, and lines of `# fmt: skip` outside tables of rows, in one source text."""
-    tree = ast.parse(text)
+    tree = tree or ast.parse(text)
     docs, notes, rows = docstrings(tree), comments(text), tables(tree)
     starts = [d.split("\n")[0] for d in docs if START.match(d)]
     words = [w for prose in (*docs, *(c for _, c in notes)) for w in HABITS.findall(prose)]
     return starts, words, [line for line, c in notes if "fmt: skip" in c and line not in rows]
 
 
+@cache
 def counted() -> dict[str, tuple[int, int, int]]:
     """The counts of each room that has any."""
     found: dict[str, Counter[int]] = {}
-    for path in sources():
-        lists = habits((ROOT / path).read_text("utf-8"))
+    for path, tree in sources().items():
+        lists = habits((ROOT / path).read_text("utf-8"), tree)
         found.setdefault(room(path), Counter()).update({n: len(x) for n, x in enumerate(lists)})
     return {r: (c[0], c[1], c[2]) for r, c in found.items() if any(c.values())}
 
