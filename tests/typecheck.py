@@ -1,8 +1,9 @@
 """The checker that the import hook of `conftest` puts on every function of the package: jaxtyping and beartype.
 
 Shapes are followed where a signature names them, or an alias of one; other functions get beartype alone, and private
-and inner functions without shapes nothing, because following costs more than most of them do. What jaxtyping's own decorator
-does beside (binding the arguments, and checking them once more with the result) only words its message.
+and inner functions without shapes nothing: following costs more than most of them do, and the static checker reads
+them. What jaxtyping's own decorator does beside (binding the arguments, and checking them once more with the result)
+only words its message.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ def _jaxtyped(*, typechecker: Any) -> Callable[[Any], Any]:
         if dataclasses.is_dataclass(what) and _can_be_read(what.__init__):
             what.__init__ = decorate(what.__init__)
             return what
-        if inspect.isfunction(what) and not what.__annotations__ or _is_inner(what):
+        if (inspect.isfunction(what) and not what.__annotations__) or _is_inner(what):
             return what
         if not inspect.isfunction(what) or "TYPE_CHECKING" in what.__globals__:
             return _followed(what, typechecker=typechecker)  # it also knows names that are never imported
