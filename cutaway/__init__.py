@@ -101,7 +101,8 @@ __all__ = [
 
 
 def load(x: str | Path | Any, **options: Any) -> Model:
-    """The model meant by `x`: a zoo name, a local folder, a Hugging Face id, or a live `PreTrainedModel`.
+    """The model meant by `x`: a zoo name, a local folder, a GGUF file, a Hugging Face id, or a live
+    `PreTrainedModel`.
 
     A model of the zoo carries the truth about its world as `model.world`.
 

@@ -32,7 +32,7 @@ def explain(
     *,
     target: Annotated[str | None, Parameter(help="the answer in question [default: the model's own]")] = None,
     foil: Annotated[str | None, Parameter(help="the answer to compare with [default: the counterfactual's]")] = None,
-    model: Annotated[str, Parameter(help="zoo name, folder, or Hugging Face id")] = DEFAULT_MODEL,
+    model: Annotated[str, Parameter(help="zoo name, folder, GGUF file, or Hugging Face id")] = DEFAULT_MODEL,
     corrupt: Annotated[str | None, Parameter(help="the counterfactual sentence [default: proposed]")] = None,
     effort: Annotated[
         Literal["quick", "normal", "thorough"] | None, Parameter(help="siblings and samples [default: by model size]")

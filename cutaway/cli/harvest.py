@@ -24,7 +24,7 @@ def harvest(
     *,
     sites: Annotated[list[str], Parameter(help="addresses or patterns, such as resid_post.3 or z", negative=())],
     out: Annotated[Path, Parameter(help="folder of the activations")],
-    model: Annotated[str, Parameter(help="zoo name, folder, or Hugging Face id")] = DEFAULT_MODEL,
+    model: Annotated[str, Parameter(help="zoo name, folder, GGUF file, or Hugging Face id")] = DEFAULT_MODEL,
     model_dtype: Annotated[str | None, Parameter(help="dtype of the weights and of computing")] = None,
     model_device: Annotated[str | None, Parameter(help="device, such as cuda:0")] = None,
     text: Annotated[

@@ -80,7 +80,7 @@ def check(*, model: str = DEFAULT_MODEL) -> Reply:
     """Check that reads and edits of a model keep their identities.
 
     Args:
-        model: zoo name, folder, or Hugging Face id.
+        model: zoo name, folder, GGUF file, or Hugging Face id.
     """
     with working(f"checking {model} …"):
         outcomes = cutaway.self_check(load_model(model))

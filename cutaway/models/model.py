@@ -32,7 +32,7 @@ from cutaway.models.anatomy.weights import Weights
 from cutaway.models.edits.batch_slice import BatchSlice
 from cutaway.models.edits.edit import Edit, as_edits, of_prompts
 from cutaway.models.generate import continuations
-from cutaway.models.loading.identity import REWRITES, fingerprint
+from cutaway.models.loading.identity import beside, fingerprint
 from cutaway.models.sweep import processes as shards
 from cutaway.models.tokens import Side, Tokens, batch, tokenize
 from cutaway.models.vocabulary import Vocabulary
@@ -106,15 +106,14 @@ class Model:
         }
 
     def identity(self) -> dict[str, Any]:
-        """Return the name, family, hashes and active rewrites of weights, for records."""
-        active = list(REWRITES.get(self.hf, ()))
+        """Return the name, family, hashes, and origin and active rewrites of the weights, for records."""
         return {
             "name": self.name,
             "family": self.family.name,
             "config": self.anatomy.configuration(),
             "weights": self.fingerprint(),
             "dtype": str(self.dtype).removeprefix("torch."),
-            **({"rewrites": active} if active else {}),
+            **beside(self.hf),
         }
 
     def fingerprint(self, fresh: bool = False) -> str:

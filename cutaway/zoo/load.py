@@ -16,7 +16,8 @@ from cutaway.zoo import DEFAULT_MODEL, find
 
 
 def load(x: str | Path | Any, **options: Any) -> Model:
-    """Load the model meant by `x`: a zoo name, a local folder, a Hugging Face id, or a live `PreTrainedModel`.
+    """Load the model meant by `x`: a zoo name, a local folder, a GGUF file, a Hugging Face id, or a live
+    `PreTrainedModel`.
 
     A model of the zoo carries the truth about its world as `model.world`.
 
@@ -62,7 +63,7 @@ MODEL = register(
         "model",
         Model,
         (
-            Flag("model", str, DEFAULT_MODEL, "zoo name, folder, or Hugging Face id (org/name@revision)"),
+            Flag("model", str, DEFAULT_MODEL, "zoo name, folder, GGUF file, or Hugging Face id (org/name@revision)"),
             Flag("model_dtype", str | None, None, "dtype of the weights, such as bfloat16"),
             Flag("model_device", str | None, None, _DEVICE),
             Flag(
@@ -78,7 +79,12 @@ OTHER = register(
         "other",
         Model,
         (
-            Flag("other", str, SHUFFLED, f"another checkpoint: zoo name, folder, Hugging Face id, or {SHUFFLED}"),
+            Flag(
+                "other",
+                str,
+                SHUFFLED,
+                f"another checkpoint: zoo name, folder, GGUF file, Hugging Face id, or {SHUFFLED}",
+            ),
             Flag("other_dtype", str | None, None, "dtype of its weights [default: the model's]"),
             Flag("other_device", str | None, None, "its device [default: the model's]"),
             Flag("other_attention", str | None, None, "its implementation of attention"),

@@ -157,7 +157,7 @@ def test_a_home_that_cannot_be_written_costs_only_the_check(folder, monkeypatch,
     [
         ({"adapter_config.json": '{"base_model_name_or_path": "org/base"}'}, {}, ["of PEFT", "org/base", "merge"]),
         ({"adapter_config.json": "[]"}, {}, ["adapter of PEFT only", "merge_and_unload"]),
-        ({"w.gguf": "GGUF"}, {}, ["GGUF", "gguf_file='w.gguf'", "converted"]),
+        ({"w.gguf": "GGUF"}, {}, ["header is damaged or cut off"]),
         ({}, {"dtype": "int8"}, ["dtype='int8'", "quantised", "bfloat16"]),
         ({}, {"dtype": "bf16"}, ["did you mean bfloat16?"]),
         ({}, {"dtype": torch.int32}, ["dtype='int32'"]),

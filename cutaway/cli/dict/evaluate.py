@@ -26,7 +26,7 @@ def evaluate(
     *,
     choice: Annotated[list[str] | None, Parameter(help=CHOICE)] = None,
     format: Annotated[str | None, Parameter(help=FORMAT)] = None,
-    model: Annotated[str, Parameter(help="zoo name, folder, or Hugging Face id")] = DEFAULT_MODEL,
+    model: Annotated[str, Parameter(help="zoo name, folder, GGUF file, or Hugging Face id")] = DEFAULT_MODEL,
     text: Annotated[
         str | None, Parameter(help="held-out text: a file, a folder of them, or .jsonl; a zoo world has its own")
     ] = None,

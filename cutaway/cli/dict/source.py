@@ -34,7 +34,9 @@ class From:
 
     model: Annotated[
         list[str] | None,
-        _flag(f"zoo name, folder, or Hugging Face id [default: {DEFAULT_MODEL}]; NAME=MODEL, repeated: a crosscoder"),
+        _flag(
+            f"as elsewhere (zoo name, folder, file, id) [default: {DEFAULT_MODEL}]; NAME=MODEL, repeated: a crosscoder"
+        ),
     ] = None
     model_dtype: Annotated[str | None, _flag("dtype of the weights and of computing")] = None
     model_device: Annotated[str | None, _flag("device, such as cuda:0")] = None

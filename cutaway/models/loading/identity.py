@@ -29,6 +29,14 @@ _SAVING = ("_name_or_path", "transformers_version", "architectures", "dtype", "t
 _TOKENS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 # The rewrites of weights that are active on a model at present, in order (`models.edits.rewrites`).
 REWRITES: WeakKeyDictionary[Any, list[dict[str, Any]]] = WeakKeyDictionary()
+# What the weights of a model were before they were loaded, where they were something else (`models.loading`).
+ORIGINS: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
+
+
+def beside(hf: nn.Module) -> dict[str, Any]:
+    """Return what a record says of a model's weights beside their hash: their origin and active rewrites, if any."""
+    found = {"origin": ORIGINS.get(hf), "rewrites": list(REWRITES.get(hf, ()))}
+    return {key: value for key, value in found.items() if value}
 
 
 def described(hf: nn.Module) -> tuple[str, list[str]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,10 @@ from cutaway.core.files import read_json
 from cutaway.core.out_of_memory import is_out_of_memory
 from cutaway.core.refuse import Keyword, OutOfMemory, Refused
 from cutaway.models.anatomy.families import reads_as_encoder
+from cutaway.models.loading import gguf
+from cutaway.models.loading.gguf_header import Header
+from cutaway.models.loading.gguf_settings import complete
+from cutaway.models.loading.identity import ORIGINS
 from cutaway.models.loading.provenance import loaded, pinned
 from cutaway.models.loading.sources import check_device, check_dtype, check_path, own_progress
 from cutaway.models.loading.wrappers import inner
@@ -35,8 +41,11 @@ def load(
     attention: str | None = None,
     check: bool = True,
 ) -> Model:
-    """Return a `Model` from a Hugging Face id (`org/name`, `org/name@revision`), a local folder, or a live
+    """Return a `Model` from a Hugging Face id (`org/name`, `org/name@revision`), a local folder, a GGUF file, or a live
     `PreTrainedModel`.
+
+    A GGUF file (with the extra `gguf`) is a path, a blob or manifest of Ollama, or a name that Ollama has pulled
+    (`ollama:llama3.2:1b`); its weights are dequantised.
 
     Loaded weights are float32 on the CPU and the checkpoint's dtype elsewhere, unless `dtype` says otherwise; a live
     model is taken as it is. `device` is one device; "auto" or a map from modules to devices spreads the model over
@@ -65,8 +74,8 @@ def load(
                 "move it yourself before load",
             )
     else:
-        hf, tokenizer = _from_source(str(x), tokenizer, device, dtype, attention)
-        name = name or Path(_revised(str(x))[0]).name
+        hf, tokenizer, own = _from_source(str(x), tokenizer, device, dtype, attention)
+        name = name or own
     model = Model(hf, tokenizer, name, world)
     if check and not next(hf.parameters()).is_meta:
         model.disabled.update(checked(model, None if model.disabled else CACHE.expanduser()))
@@ -81,16 +90,10 @@ def _from_source(
     device: str | dict[str, Any] | None,
     dtype: torch.dtype | str | None,
     attention: str | None,
-) -> tuple[Any, Any]:
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+) -> tuple[Any, Any, str]:
+    """Return the model, the tokenizer or None, and a name."""
+    from transformers import AutoTokenizer
 
-    folder = Path(source).expanduser()
-    if folder.exists():
-        check_path(folder)
-        _check_folder(folder)
-        source = str(folder)
-    source, revision = _revised(source)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     spread = _spread(device)
     if not spread:
@@ -98,35 +101,88 @@ def _from_source(
     if dtype is not None:
         check_dtype(dtype)
     dtype = dtype or (torch.float32 if device == "cpu" or not torch.cuda.is_available() else "auto")
-    if folder.exists() and device == "cpu":
-        _check_memory(folder, dtype)
-    auto: Any
-    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **spread, **revision}
-    if attention is not None:
-        options["attn_implementation"] = attention
+    with _located(source, dtype if device == "cpu" else None) as (where, header):
+        options: dict[str, Any] = {"dtype": dtype, **spread}
+        if attention is not None:
+            options["attn_implementation"] = attention
+        with _translated(source, header):
+            hf = _pretrained(where, header, options)
+            hf = hf if spread else hf.to(device)
+        hf.requires_grad_(False)
+        if tokenizer is None:
+            try:
+                tokenizer = AutoTokenizer.from_pretrained(**where, trust_remote_code=False)
+            except Exception:
+                # A folder without tokenizer is still a model: text prompts are then refused with this as the reason.
+                tokenizer = None
+    if header is None:
+        return hf, tokenizer, Path(_revised(source)[0]).name
+    ORIGINS[hf] = {"format": "GGUF", "stored": header.kind}
+    return hf, tokenizer, gguf.named(source, header)
+
+
+@contextmanager
+def _located(source: str, dtype: torch.dtype | str | None) -> Iterator[tuple[dict[str, Any], Header | None]]:
+    """Within the block, the place that transformers loads a source from, as options; and the header of a GGUF file.
+
+    With `dtype`, weights that will not fit into memory in it are refused.
+    """
+    file = gguf.gguf_file(source)
+    if file is not None:
+        header = gguf.checked_header(file)
+        if dtype is not None:
+            width = _WIDTH.get(str(dtype).removeprefix("torch."), 4)
+            _check_memory(str(file), width * sum(t.numel for t in header.tensors))
+        with gguf.alone(file) as where:
+            yield where, header
+        return
+    folder = Path(source).expanduser()
+    if folder.exists():
+        check_path(folder)
+        _check_folder(folder)
+        source = str(folder)
+        if dtype is not None:
+            _check_memory(source, _needed(folder, dtype))
+    source, revision = _revised(source)
+    yield {"pretrained_model_name_or_path": source, **revision}, None
+
+
+def _pretrained(where: dict[str, Any], header: Header | None, options: dict[str, Any]) -> Any:
+    """Return the model that transformers makes of a place."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
+    if hasattr(config, "text_config") and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        config = config.text_config
+    if header is not None:
+        complete(config, header)
+        options = {**options, **gguf.dequantised()}
+    auto: Any = AutoModelForMaskedLM if reads_as_encoder(config) else AutoModelForCausalLM
+    with own_progress():
+        hf, told = auto.from_pretrained(
+            **where, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
+        )
+    if header is not None:
+        gguf.finish(hf, header, set(told["missing_keys"]))
+    return hf.eval()
+
+
+@contextmanager
+def _translated(source: str, header: Header | None) -> Iterator[None]:
+    """Within the block, what goes wrong while loading becomes a refusal."""
     try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False, **revision)
-        if hasattr(config, "text_config") and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-            config = config.text_config
-        auto = AutoModelForMaskedLM if reads_as_encoder(config) else AutoModelForCausalLM
-        with own_progress():
-            hf = auto.from_pretrained(source, config=config, trust_remote_code=False, **options).eval()
-        hf = hf if spread else hf.to(device)
+        yield
+    except Refused:
+        raise
     except Exception as error:
         if is_out_of_memory(error):
             why = "the memory is not enough for its weights"
-            raise OutOfMemory(
-                f"model {source!r}", why, ("use a smaller one or ", Keyword("dtype", "bfloat16", of="model"))
-            ) from error
-        raise _unloadable(source, folder.exists(), error) from error
-    hf.requires_grad_(False)
-    if tokenizer is None:
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **revision)
-        except Exception:
-            # A folder without tokenizer is still a model: text prompts are then refused with this as the reason.
-            tokenizer = None
-    return hf, tokenizer
+            way = ("use a smaller one or ", Keyword("dtype", "bfloat16", of="model"))
+            raise OutOfMemory(f"model {source!r}", why, way) from error
+        if header is not None:
+            raise gguf.unreadable(header, error) from error
+        raise _unloadable(source, Path(source).expanduser().exists(), error) from error
 
 
 def _revised(source: str) -> tuple[str, dict[str, str]]:
@@ -180,16 +236,21 @@ def _check_folder(folder: Path) -> None:
         raise Refused(f"model {str(folder)!r}", why, "save it as safetensors with save_pretrained")
 
 
-def _check_memory(folder: Path, dtype: torch.dtype | str) -> None:
-    """Refuse weights that will not fit, in the dtype that they are to have."""
+def _needed(folder: Path, dtype: torch.dtype | str) -> float:
+    """Return the bytes that the weights of a folder take in the dtype that they are to have."""
     stored = read_json(folder / "config.json")
     stored = str(stored.get("dtype") or stored.get("torch_dtype") or "float32")
     wanted = stored if dtype == "auto" else str(dtype).removeprefix("torch.")
     growth = _WIDTH.get(wanted, 4) / _WIDTH.get(stored, 4)
-    need, free = growth * sum(p.stat().st_size for p in folder.glob("*.safetensors")), _free_memory()
+    return growth * sum(p.stat().st_size for p in folder.glob("*.safetensors"))
+
+
+def _check_memory(source: str, need: float) -> None:
+    """Refuse weights that will not fit."""
+    free = _free_memory()
     if free is not None and need > free:
         gib = f"its weights need {need / 2**30:.1f} GiB and {free / 2**30:.1f} GiB are free"
-        raise Refused(f"model {str(folder)!r}", gib, "use a smaller one, or a machine with more memory")
+        raise Refused(f"model {source!r}", gib, "use a smaller one, or a machine with more memory")
 
 
 def _free_memory() -> int | None:

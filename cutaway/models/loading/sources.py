@@ -15,9 +15,6 @@ from cutaway.core.refuse import Keyword, Refused, nearest
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
 _MERGE = "peft.AutoPeftModelForCausalLM.from_pretrained({path!r}).merge_and_unload().save_pretrained('merged')"
-_CONVERT = (
-    "transformers.AutoModelForCausalLM.from_pretrained({folder!r}, gguf_file={file!r}).save_pretrained('converted')"
-)
 
 
 def check_path(path: Path) -> None:
@@ -33,12 +30,6 @@ def check_path(path: Path) -> None:
         why = f"it holds an adapter of PEFT only, made for {base!r}" if base else "it holds an adapter of PEFT only"
         merge = _MERGE.format(path=str(path))
         raise Refused(what, why, f"merge it in Python, {merge}, with its tokenizer, and load the folder merged")
-    files = [path] if path.suffix == ".gguf" else sorted(path.glob("*.gguf")) if path.is_dir() else []
-    if files and not (path / "config.json").exists():
-        convert = _CONVERT.format(folder=str(files[0].parent), file=files[0].name)
-        why = "GGUF holds weights that are rounded for llama.cpp, and transformers turns them into a model once"
-        way = f"with the package gguf, in Python: {convert}, its tokenizer likewise, and load the folder converted"
-        raise Refused(what, why, way)
 
 
 def check_dtype(dtype: Any) -> None:
@@ -89,7 +80,7 @@ def own_progress() -> Iterator[None]:
 
     def told(make: Any, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         if options.get("desc") == "Loading weights" and args:
-            return _telling(args[0])
+            return telling(args[0])
         return before(make, args, options) if before is not None else make(*args, **options)
 
     before: Any = hook(told)
@@ -99,7 +90,8 @@ def own_progress() -> Iterator[None]:
         hook(before)
 
 
-def _telling(items: Any) -> Iterator[Any]:
+def telling(items: Any) -> Iterator[Any]:
+    """Yield the items and report each as progress."""
     for n, item in enumerate(items):
         yield item
         advance(n + 1, len(items))
