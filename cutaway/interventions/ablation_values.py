@@ -213,8 +213,7 @@ def _alike(bound: Bound, how: str) -> tuple[Bound, list[list[int]], str]:
         some = next(p for p in bound.buckets() if len(p) > 1)
     else:
         some = bound.rows(kept) if left else bound
-    groups_of = some.clean.by_length()
-    return some, [groups_of[n] for n in dict.fromkeys(some.clean.lengths.tolist())], left  # in order: draws stay
+    return some, sorted(some.clean.by_length().values()), left  # in order: draws stay
 
 
 def derangements(groups: Sequence[Sequence[int]], count: int, seed: int) -> list[list[int]]:

@@ -93,7 +93,7 @@ def cells(model: Model, bound: Bound, pattern: Pattern, by: By = "auto") -> Cell
 def named(addresses: Sequence[Address], bound: Bound) -> list[str]:
     """Return the addresses in words: the site, layer and unit, and what a position is called where there is one."""
     tokens_at = dict(zip(positions(bound.clean), position_names(bound), strict=True))
-    if not bound.clean.padded:
+    if not bound.clean.uneven:
         tokens_at |= {p - len(tokens_at): name for p, name in tokens_at.items()}
     said = []
     for a in addresses:

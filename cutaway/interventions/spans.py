@@ -108,9 +108,9 @@ def position_names(bound: Bound) -> list[str]:
     for p in places:
         words = {row[p].strip() or repr(row[p])[1:-1] for row in tokens.pieces}
         found = words if len(words) == 1 else {roles[p] for roles in each}
-        found = found - {"first"} if tokens.padded and found == {"first", "before"} else found  # counted from the end
+        found = found - {"first"} if tokens.uneven and found == {"first", "before"} else found  # counted from the end
         names.append(found.pop() if len(found) == 1 else "")
-    if tokens.padded:
+    if tokens.uneven:
         return [f"{name}@{p}" for name, p in zip(names, places, strict=True)]
     return [f"@{p}" if not n else f"{n}·{p}" if names.count(n) > 1 else n for n, p in zip(names, places, strict=True)]
 

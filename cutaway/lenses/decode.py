@@ -18,7 +18,7 @@ from cutaway.models.access.taps import attached
 from cutaway.models.anatomy.rope import apart, in_order
 from cutaway.models.anatomy.unembedding import readable
 from cutaway.models.model import Model
-from cutaway.models.tokens import Tokens
+from cutaway.models.tokens import Tokens, uncontinued
 from cutaway.tasks.answers import check_predicts, single_tokens
 from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.spelling import spelled
@@ -54,7 +54,16 @@ def question(model: Model, about: Task | Prompts, answer: str | None = None) -> 
             why = "the task has answers of its own"
             raise Refused((Keyword("answer", answer), " with a task"), why, "give its prompts alone")
         bound = about.bind(model, "logit_diff")
-        return Question(bound.clean, bound.answers, bound.foils, {})
+        if not bound.clean.tails:
+            return Question(bound.clean, bound.answers, bound.foils, {})
+        if bool((bound.answers == bound.foils).any()):
+            raise Refused(
+                f"a lens on task {about.name!r}",
+                "it reads one next token, and an answer and its foil begin with the same",
+                ("let ", Code("task.narrow(model)"), " put what they share behind the prompts"),
+            )
+        said = {"answer": "the first token of each answer, which has several; a lens reads one next token"}
+        return Question(uncontinued(bound.clean), bound.answers, bound.foils, said)
     check_predicts(model)
     prompts = about.bind(model)
     if answer is None:

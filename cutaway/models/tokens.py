@@ -26,6 +26,10 @@ class Tokens:
 
     `texts` are the prompts as the user wrote them ("" where only ids were given), `pieces[row]` the display string
     of every real token, `offsets[row]` its (start, end) in the text (None for special tokens).
+
+    Continuations may stand behind a prompt, each of which goes on with the prompt itself and sees none of the others
+    (`continued`): `tails[row]` are their numbers of tokens. They are columns of the batch, but no positions: lengths,
+    the last token, pieces and offsets are those of the prompt.
     """
 
     ids: Int[Tensor, "batch position"]
@@ -34,6 +38,7 @@ class Tokens:
     pieces: tuple[tuple[str, ...], ...]
     offsets: tuple[tuple[tuple[int, int] | None, ...], ...]
     side: Side = "right"
+    tails: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -41,7 +46,11 @@ class Tokens:
     @property
     def lengths(self) -> Int[Tensor, "batch"]:
         """Number of real tokens of each prompt."""
-        return self.mask.sum(-1)
+        return self.mask.sum(-1) - self._behind if self.tails else self.mask.sum(-1)
+
+    @property
+    def _behind(self) -> Int[Tensor, "batch"]:
+        return torch.tensor([sum(t) for t in self.tails], device=self.mask.device)
 
     @cached_property
     def extremes(self) -> tuple[int, int]:
@@ -50,13 +59,43 @@ class Tokens:
 
     @cached_property
     def padded(self) -> bool:
-        """True if any prompt is shorter than the batch."""
+        """True if any row is shorter than the batch."""
         return not bool(self.mask.all())
+
+    @cached_property
+    def uneven(self) -> bool:
+        """True if a position of the prompts is not one column in all rows."""
+        if not self.tails:
+            return self.padded
+        first, lengths = self.column(0), self.lengths
+        return bool((lengths != lengths[0]).any() | (first != first[0]).any())
+
+    @property
+    def prompt(self) -> Bool[Tensor, "batch position"]:
+        """True at the real tokens of the prompts themselves, without what continues them."""
+        return self.mask & (self.tail_of == 0) if self.tails else self.mask
 
     @property
     def position_ids(self) -> Int[Tensor, "batch position"]:
-        """Position of each token in its own prompt, whatever the padding (padding itself gets 0)."""
-        return (self.mask.long().cumsum(-1) - 1).clamp_min(0)
+        """Position of each token in its own prompt, whatever the padding (padding itself gets 0); a continuation's
+        first token has the one behind its prompt.
+        """
+        counted = (self.mask.long().cumsum(-1) - 1).clamp_min(0)
+        if not self.tails:
+            return counted
+        counts, b = torch.tensor(self.tails, device=self.ids.device), self.tail_of
+        before = (counts.cumsum(1) - counts).gather(1, (b - 1).clamp_min(0))
+        return torch.where(b > 0, counted - before, counted)
+
+    @cached_property
+    def tail_of(self) -> Int[Tensor, "batch position"]:
+        """Number of the continuation that each column belongs to, from 1; 0 in the prompt and in padding."""
+        if not self.tails:
+            return torch.zeros_like(self.ids)
+        ends = torch.tensor(self.tails, device=self.ids.device).cumsum(1)
+        behind = torch.arange(self.ids.shape[1], device=self.ids.device) - self.last[:, None] - 1
+        inside = (behind >= 0) & (behind < ends[:, -1:])
+        return torch.where(inside, 1 + (behind[:, :, None] >= ends[:, None]).sum(-1), 0)
 
     @property
     def last(self) -> Int[Tensor, "batch"]:
@@ -78,7 +117,8 @@ class Tokens:
                 f"the shortest prompt has {shortest} tokens",
                 f"use {-shortest} to {shortest - 1}",
             )
-        return where + (self.ids.shape[1] - lengths if self.side == "left" else 0)
+        front = self.ids.shape[1] - self.mask.sum(-1) if self.side == "left" else 0
+        return where + front
 
     def row(self, i: int) -> Tokens:
         """Return one prompt, without padding."""
@@ -89,6 +129,7 @@ class Tokens:
             texts=self.texts[i : i + 1],
             pieces=self.pieces[i : i + 1],
             offsets=self.offsets[i : i + 1],
+            tails=self.tails[i : i + 1],
         )
 
     def rows(self, chosen: Sequence[int] | slice) -> Tokens:
@@ -96,13 +137,14 @@ class Tokens:
         index = list(range(len(self)))[chosen] if isinstance(chosen, slice) else list(chosen)
         pick = torch.tensor(index, device=self.ids.device)
         parts = {n: tuple(getattr(self, n)[i] for i in index) for n in ("texts", "pieces", "offsets")}
-        return replace(self, ids=self.ids[pick], mask=self.mask[pick], **parts)
+        tails = tuple(self.tails[i] for i in index) if self.tails else ()
+        return replace(self, ids=self.ids[pick], mask=self.mask[pick], tails=tails, **parts)
 
-    def by_length(self) -> dict[int, list[int]]:
-        """Return the prompts of each length, shortest first."""
-        found: dict[int, list[int]] = {}
+    def by_length(self) -> dict[tuple[int, ...], list[int]]:
+        """Return the prompts of each length, shortest first; of each length and those of what continues them."""
+        found: dict[tuple[int, ...], list[int]] = {}
         for i, n in enumerate(self.lengths.tolist()):
-            found.setdefault(n, []).append(i)
+            found.setdefault((n, *(self.tails[i] if self.tails else ())), []).append(i)
         return dict(sorted(found.items()))
 
     def find(self, i: int, text: str) -> list[int]:
@@ -185,6 +227,28 @@ def tokenize(
     pieces = [tuple(_pieces(tokenizer, ids, offsets, t)) for t, (ids, offsets) in zip(texts, encoded, strict=True)]
     pad = next((p for n in ("pad", "eos", "bos") if (p := getattr(tokenizer, f"{n}_token_id", None)) is not None), 0)
     return batch([ids for ids, _ in encoded], pad, side, texts, pieces, [tuple(o) for _, o in encoded])
+
+
+def continued(tokens: Tokens, continuations: Sequence[Sequence[Sequence[int]]]) -> Tokens:
+    """Return prompts with continuations behind them: for each prompt, the token ids of one or several, as many of
+    them for every prompt.
+    """
+    rows = [
+        [*ids[mask].tolist(), *(t for tail in tails for t in tail)]
+        for ids, mask, tails in zip(tokens.ids, tokens.mask, continuations, strict=True)
+    ]
+    pad = next(iter(tokens.ids[~tokens.mask].tolist()), 0)
+    made = batch(rows, pad, tokens.side, tokens.texts, tokens.pieces, tokens.offsets)
+    return replace(made.to(tokens.ids.device), tails=tuple(tuple(map(len, tails)) for tails in continuations))
+
+
+def uncontinued(tokens: Tokens) -> Tokens:
+    """Return the prompts alone, without the continuations behind them."""
+    if not tokens.tails:
+        return tokens
+    rows = [ids[own].tolist() for ids, own in zip(tokens.ids, tokens.prompt, strict=True)]
+    pad = next(iter(tokens.ids[~tokens.mask].tolist()), 0)
+    return batch(rows, pad, tokens.side, tokens.texts, tokens.pieces, tokens.offsets).to(tokens.ids.device)
 
 
 def batch(

@@ -167,7 +167,7 @@ def _blocked(
     g, kinds = generator(seed), 2 + samples
     out = torch.empty(kinds, len(SOURCES), len(layers), len(bound), 2)
     for part, chosen, sources in _alike(bound, groups):
-        variants, length = list[list[Edit]](), part.clean.ids.shape[1]
+        variants, length = list[list[Edit]](), int(part.clean.lengths[0])
         for kind in range(kinds):
             for keys in sources:
                 for i in layers:
@@ -181,9 +181,10 @@ def _blocked(
 
 def _alike(bound: Bound, groups: list[Sources]) -> Iterator[tuple[Bound, list[int], Sources]]:
     """Yield prompts whose groups lie at the same positions, without padding, so that keys and values can be reused."""
-    alike: dict[tuple[int, Sources], list[int]] = {}
+    alike: dict[tuple[tuple[int, ...], Sources], list[int]] = {}
+    layout = {i: n for n, rows in bound.clean.by_length().items() for i in rows}
     for i, sources in enumerate(groups):
-        alike.setdefault((int(bound.clean.lengths[i]), sources), []).append(i)
+        alike.setdefault((layout[i], sources), []).append(i)
     for (_, sources), chosen in alike.items():
         yield bound.rows(chosen).buckets()[0], chosen, sources
 

@@ -14,8 +14,8 @@ other heads are frozen at the target's own values, and only the receiver hears o
   number is `relative`. The two definitions rank heads differently: a map must say which it is.
 * `effect` [layer head] = metric(patched) − metric(target), mean over prompts; `recovered` its share of clean − corrupt;
   `relative` = (logit patched − logit) / |logit| of the answer, mean over prompts (the paper divides by the logit, which
-  is the same where that is above zero; a set of answers counts by the logsumexp of its logits). Senders from which no
-  such path leads have the effect 0.
+  is the same where that is above zero; a set of answers counts by the logsumexp of its logits, an answer of several
+  tokens by its log-probability). Senders from which no such path leads have the effect 0.
 * `interval`, `relative_interval`: 95 %, over prompts. Control (`null`): the sender takes a step of equal length in
   a random direction.
 * Known failures: freezing other heads hides what they would repair; effects of MLPs on the path are counted to the
@@ -102,7 +102,7 @@ def path(
     if not sending:
         why = f"no {'head' if site == 'z' else 'MLP'} comes before it"
         raise Refused(f"receiver {listed(receiver)!r}", why, "choose one in a later layer")
-    measure = x.bound.measure_with("logit", model)
+    measure = x.bound.measure_with("log_prob" if x.bound.clean.tails else "logit", model)
     before = model.measure(x.target, measure)
     if not bool(before[:, 1].abs().gt(0).all()):
         raise Refused(
@@ -143,7 +143,8 @@ def _result(
     control.
     """
     effect, relative, unit = each[0, ..., 0], each[0, ..., 1] / logit, x.bound.unit
-    share = "share of the answer's |logit|"
+    said_of = "log-probability" if x.bound.clean.tails else "logit"
+    share = f"share of the answer's |{said_of}|"
     heads = {"head": [str(h) for h in range(effect.shape[1])]} if effect.ndim == 3 else {}
     return Effects(
         grid=("layer", *heads),
@@ -166,7 +167,7 @@ def _result(
         },
         gap=x.gap,
         reasons=one_prompt(len(x.bound), "effect", "relative"),
-        record=x.record() | said | {"least |logit|": float(logit.min())},
+        record=x.record() | said | {f"least |{said_of}|": float(logit.min())},
     )
 
 

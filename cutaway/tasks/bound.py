@@ -17,6 +17,7 @@ from cutaway.models.access.reading import Measure, Seen, jointly
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.tasks.answers import check_predicts, next_tokens, single_tokens, token_rows, whole_answers
+from cutaway.tasks.continuations import of_several_tokens, stand_behind
 from cutaway.tasks.pair import Pair
 from cutaway.tasks.readouts import Readout, readout
 from cutaway.tasks.spelling import settled
@@ -30,7 +31,8 @@ class Bound:
 
     Attributes:
         pairs: the pairs, with answers spelled as the model has them.
-        clean: the clean prompts; of a metric of whole answers, with the answer behind each.
+        clean: the clean prompts; of a metric of whole answers, with the answer behind each. Where answers are of
+            several tokens, answer and foil are continuations of each (`clean.tails`).
         corrupt: the corrupt prompts, likewise.
         answers: the first token of each answer.
         foils: the first token of each foil.
@@ -94,9 +96,10 @@ class Bound:
         """Return the same prompts under another metric.
 
         Raises:
-            Refused: no metric has that name, or one of the two is of whole answers, with which prompts are others.
+            Refused: no metric has that name, one of the two is of whole answers, with which prompts are others, or
+                this one is of one next token and answers are of several.
         """
-        row = readout(name)
+        row = of_several_tokens(readout(name)) if self.clean.tails else readout(name)
         if row.whole_answer != self.readout.whole_answer:
             whole, other = (row, self.readout) if row.whole_answer else (self.readout, row)
             raise Refused(
@@ -170,8 +173,8 @@ def bind(pairs: Sequence[Pair], row: Readout, model: Model) -> Bound:
     """Return pairs as tokens of one model, measured by one metric.
 
     Raises:
-        Refused: a pair of unequal token length, an answer equal to its foil, or one of several tokens, unless the
-            metric is of whole answers.
+        Refused: a pair of unequal token length, an answer equal to its foil, or one of several tokens under a metric
+            of one next token alone.
     """
     check_predicts(model)
     pairs = settled(model, pairs)
@@ -182,8 +185,11 @@ def bind(pairs: Sequence[Pair], row: Readout, model: Model) -> Bound:
     prompts = [p.clean for p in pairs]
     if row.whole_answer:
         return _with_answers(pairs, row, model)
-    answers = single_tokens(model, prompts, [p.follows(p.answer) for p in pairs], "answer")
-    foils = single_tokens(model, prompts, [p.follows(p.foil) for p in pairs], "foil")
+    texts = {role: [p.follows(getattr(p, role)) for p in pairs] for role in ("answer", "foil")}
+    rows = {role: next_tokens(model, prompts, each) for role, each in texts.items()}
+    if any(ids and len(ids) > 1 for each in rows.values() for ids in each):
+        return _with_continuations(pairs, (clean, corrupt), row, model)
+    answers, foils = (single_tokens(model, prompts, texts[role], role) for role in ("answer", "foil"))
     for pair, answer, foil in zip(pairs, answers, foils, strict=True):
         if answer == foil:
             what = f"answer {pair.answer!r} and foil {pair.foil!r} of the prompt {pair.clean!r}"
@@ -202,15 +208,35 @@ def bind(pairs: Sequence[Pair], row: Readout, model: Model) -> Bound:
     )
 
 
+def _with_continuations(pairs: tuple[Pair, ...], sides: tuple[Tokens, Tokens], row: Readout, model: Model) -> Bound:
+    """Return pairs with answers of several tokens: answer and foil as continuations of every prompt."""
+    row, found = of_several_tokens(row), list[list[list[int]]]()
+    for role in ("answer", "foil"):
+        texts = [p.follows(getattr(p, role)) for p in pairs]
+        steps = whole_answers(model, [p.clean for p in pairs], texts, role)
+        after = whole_answers(model, [p.corrupt for p in pairs], texts, role)
+        _check_same(pairs, role, steps, after)
+        found.append(steps)
+    clean, corrupt = stand_behind(model, pairs, sides, (found[0], found[1]))
+    answers, foils = (torch.tensor([ids[0] for ids in rows], device=clean.ids.device) for rows in found)
+    reference = model.run_last(clean) if row.needs_reference else None
+    return Bound(pairs, clean, corrupt, answers, foils, row, reference=reference)
+
+
+def _check_same(pairs: Sequence[Pair], role: str, steps: list[list[int]], after: list[list[int]]) -> None:
+    """Refuse an answer or foil that is other tokens behind the corrupt prompt than behind the clean one."""
+    for pair, right, other in zip(pairs, steps, after, strict=True):
+        if right != other:
+            what = f"{role} {getattr(pair, role)!r} behind {pair.clean!r} and {pair.corrupt!r}"
+            raise Refused(what, "it is not the same tokens in both", "end both prompts at the end of a word")
+
+
 def _with_answers(pairs: tuple[Pair, ...], row: Readout, model: Model) -> Bound:
     """Return pairs whose prompts run with their answer behind them."""
     texts = [p.follows(p.answer) for p in pairs]
     steps = whole_answers(model, [p.clean for p in pairs], texts)
     after = whole_answers(model, [p.corrupt for p in pairs], texts)
-    for pair, right, other in zip(pairs, steps, after, strict=True):
-        if right != other:
-            what = f"answer {pair.answer!r} behind {pair.clean!r} and {pair.corrupt!r}"
-            raise Refused(what, "it is not the same tokens in both", "end both prompts at the end of a word")
+    _check_same(pairs, "answer", steps, after)
     foils = whole_answers(model, [p.clean for p in pairs], [p.follows(p.foil) for p in pairs], "foil")
     clean, corrupt = (
         model.tokens([p + t for p, t in zip(side, texts, strict=True)])

@@ -11,6 +11,7 @@ One sign convention for all: **higher is more answer**. So `kl`, `rank` and `cro
 0 as their best.
 Answers and foils are token ids, one per prompt, or a set per prompt (a second axis, filled up with −1). A set counts by
 its total probability, so `logit_diff` of two sets is the log odds between them, of two tokens their logit difference.
+Answers of several tokens have forms of these metrics of their own: `tasks.continuations`.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Readout:
         reads: `last_logits`, `logits` at every position, or an address or several (`resid_post.5`, `z.9.6`).
         whole_answer: True if prompts run with their answer behind them, so that all of its tokens count. `answers` are
             then these tokens in their order [batch step], filled up with −1.
+        continuations: True if answer and foil stand behind their prompts as continuations, see `tasks.continuations`.
     """
 
     name: str
@@ -61,10 +63,11 @@ class Readout:
     needs_reference: bool = False
     reads: str | Address | Sequence[str | Address] = LAST_LOGITS
     whole_answer: bool = False
+    continuations: bool = False
 
     def __post_init__(self) -> None:
         """Refuse addresses that are none, and a comparison with the last logits that reads others."""
-        if self.needs_reference and not self.last_logits:
+        if self.needs_reference and not (self.last_logits or self.continuations):
             why = "what it compares with are the last logits of the clean run"
             raise Refused(f"readout {self.name!r} of {self.reads}", why, "leave one of the two out")
         if self.whole_answer and self.last_logits:
@@ -154,7 +157,7 @@ def cross_entropy(acts: Activations, answers: Answers, foils: Foils, reference: 
     if bool((tokens.lengths < 2).any()):
         raise Refused("metric 'cross_entropy'", "a prompt of one token predicts none of its own", "use longer prompts")
     logits = acts["logits"].float()
-    ids, mask = tokens.ids.to(logits.device), tokens.mask.to(logits.device)
+    ids, mask = tokens.ids.to(logits.device), tokens.prompt.to(logits.device)
     said = logits[:, :-1].log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0]
     both = mask[:, 1:] & mask[:, :-1]  # the predicting and the predicted token are real
     return said.where(both, 0.0).sum(1) / both.sum(1)
@@ -203,7 +206,7 @@ def activation(address: str | Address, direction: Tensor | None = None) -> Reado
 
 def mean_over_tokens(x: Float[Tensor, "batch position"], acts: Activations) -> Values:
     """Return the mean over the real tokens of each prompt."""
-    mask = acts.tokens.mask.to(x.device)
+    mask = acts.tokens.prompt.to(x.device)
     return x.where(mask, 0.0).sum(1) / mask.sum(1)
 
 

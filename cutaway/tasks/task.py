@@ -77,8 +77,8 @@ class Task:
         """Return the task as tokens of one model, ready to be measured, by another metric than its own if one is named.
 
         Raises:
-            Refused: a pair of unequal token length, an answer equal to its foil, or one of several tokens, unless the
-                metric is of whole answers.
+            Refused: a pair of unequal token length, an answer equal to its foil, or one of several tokens under a
+                metric of one next token alone.
         """
         return bind(self.pairs, readout(metric or self.metric), model)
 

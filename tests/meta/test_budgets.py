@@ -11,7 +11,7 @@ BUDGETS = {
     "core": 2_200,
     "views": 1_700,
     "models": 7_300,
-    "tasks": 2_350,
+    "tasks": 2_550,
     "streams": 1_450,
     "zoo": 1_800,
     "training": 600,

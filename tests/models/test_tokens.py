@@ -272,4 +272,4 @@ def test_running_texts_of_characters_in_pieces_and_of_rewritten_text():
 
 def test_prompts_by_length():
     tokens = batch([[1, 2], [1], [3, 4], [1, 2, 3]])
-    assert list(tokens.by_length().items()) == [(1, [1]), (2, [0, 2]), (3, [3])]
+    assert list(tokens.by_length().items()) == [((1,), [1]), ((2,), [0, 2]), ((3,), [3])]

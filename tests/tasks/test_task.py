@@ -150,11 +150,15 @@ def test_unequal_lengths_are_refused_with_the_prompts(model):
     assert "tokens" in error.value.why
 
 
-def test_answers_of_several_tokens_are_refused_with_the_prompt(model):
-    with pytest.raises(Refused) as error:
-        Task("t", (Pair(NORWAY.clean, NORWAY.corrupt, "Oslo Tokyo", "Tokyo"),)).bind(model)
-    assert NORWAY.clean in error.value.what
-    assert "2 tokens" in error.value.why
+def test_answers_of_several_tokens_count_whole(model):
+    task = Task("t", (Pair(NORWAY.clean, NORWAY.corrupt, "Oslo Tokyo", "Tokyo"),))
+    bound = task.bind(model)
+    assert bound.clean.tails == ((2, 1),)
+    assert bound.unit == "nats"
+    assert model.text.token_texts(bound.answers)[0].strip() == "Oslo"
+    with pytest.raises(Refused, match="one next token") as error:
+        Task("t", task.pairs, "rank").bind(model)
+    assert "narrow" in str(error.value)
 
 
 def test_a_trailing_space_is_refused_where_it_merges_with_the_answer(gpt2):

@@ -159,6 +159,7 @@ def _dispatcher(name: str, original: Callable[..., Any] | None) -> Callable[...,
     def attend(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any = None, **kw: Any
     ) -> Any:
+        attention_mask = _apart(module, query, key, attention_mask, kw.get("is_causal"))
         if original is not None and module not in _WATCHED:
             return original(module, query, key, value, attention_mask, **kw)
         eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
@@ -185,6 +186,27 @@ def _dispatcher(name: str, original: Callable[..., Any] | None) -> Callable[...,
 
     attend._cutaway = True  # type: ignore[attr-defined]
     return attend
+
+
+def _apart(module: nn.Module, q: Tensor, k: Tensor, mask: Any, causal: bool | None) -> Any:
+    """Return a mask that also hides from each continuation of a prompt the others beside it, where there are several.
+
+    A sliding window counts columns, and a later continuation stands further from its prompt than its positions say: it
+    sees of the prompt what the column of its position sees.
+    """
+    frame = FRAME.get()
+    tails = None if frame is None else frame.tails(q.device)
+    if tails is None:
+        return mask
+    whole = _additive(module, q, k, mask, causal)
+    if whole is None:
+        return torch.zeros_like(tails.hidden, dtype=q.dtype).masked_fill(tails.hidden, torch.finfo(q.dtype).min)[
+            :, None
+        ]
+    whole = whole[..., : tails.hidden.shape[-1]].expand(len(q), -1, -1, -1)
+    rows = tails.origin[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3])
+    whole = torch.where(tails.prompt[:, None, None], whole.gather(2, rows), whole)
+    return whole.masked_fill(tails.hidden[:, None], torch.finfo(q.dtype).min)
 
 
 def _additive(module: nn.Module, q: Tensor, k: Tensor, mask: Tensor | None, causal: bool | None) -> Tensor | None:
@@ -235,7 +257,8 @@ class _InlineTap(TorchFunctionMode):
             return self._product(func, name, args, kwargs)
         if name == "softmax" and self.stage == 1:
             self.stage = 2
-            scores = self._flat(shown(self.module, "scores", self._headed(args[0]), self.keys), args[0])
+            raw = _hiding(self._headed(args[0]))
+            scores = self._flat(shown(self.module, "scores", raw, self.keys), args[0])
             pattern = func(scores, *args[1:], **kwargs)
             return self._flat(shown(self.module, "pattern", self._headed(pattern), self.keys), pattern)
         return func(*args, **kwargs)
@@ -260,10 +283,14 @@ class _InlineTap(TorchFunctionMode):
         keys = _filled(args[1].shape[-2])
         q = seen(self.module, "q", args[0])
         k, v = (shown(self.module, s, x, keys) for s, x in zip("kv", args[1:3], strict=True))
+        given, causal = kwargs.get("attn_mask"), bool(kwargs.get("is_causal"))
+        mask = _apart(self.module, q, k, given, causal)
+        if mask is not given:
+            kwargs = {**kwargs, "attn_mask": mask, "is_causal": False}
         if not wants(self.module, *FORMED):
             return func(q, k, v, *args[3:], **kwargs)
         scores = q @ k.transpose(-1, -2) * (kwargs.get("scale") or 1 / math.sqrt(q.shape[-1]))
-        mask = _additive(self.module, q, k, kwargs.get("attn_mask"), bool(kwargs.get("is_causal")))
+        mask = _additive(self.module, q, k, mask, bool(kwargs.get("is_causal")))
         scores = shown(self.module, "scores", scores if mask is None else scores + mask, keys)
         return shown(self.module, "pattern", scores.softmax(-1), keys).to(v.dtype) @ v
 
@@ -272,6 +299,13 @@ class _InlineTap(TorchFunctionMode):
 
     def _flat(self, new: Tensor, old: Tensor) -> Tensor:
         return new if new.ndim == old.ndim else new.reshape(old.shape)
+
+
+def _hiding(scores: Tensor) -> Tensor:
+    """Hide each continuation of a prompt from the others, in scores [batch, head, query, key]."""
+    frame = FRAME.get()
+    found = None if frame is None else frame.tails(scores.device)
+    return scores if found is None else scores.masked_fill(found.hidden[:, None], torch.finfo(scores.dtype).min)
 
 
 def _is_batched(args: Any, kwargs: Any) -> bool:

@@ -117,7 +117,7 @@ class Activations(Mapping[str, Tensor]):
         stacked, value = _is_layered(address), self[address]
         name = str(address) if stacked else str(parsed(address))
         axes = ["layer", *BY_NAME[name].axes.split()] if stacked else _axes(parsed(address))
-        real = self.tokens.mask[prompt].to(value.device)
+        real = self.tokens.prompt[prompt].to(value.device)
         value = value.detach().select(axes.index("batch"), prompt)
         axes.remove("batch")
         labels: dict[str, list[Any]] = {"layer": self.layers(name)} if stacked else {}

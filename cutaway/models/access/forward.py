@@ -19,7 +19,7 @@ from cutaway.core.finite import notice
 from cutaway.core.out_of_memory import raising_out_of_memory
 from cutaway.core.record import count
 from cutaway.core.refuse import Code, Refused
-from cutaway.models.access import taps
+from cutaway.models.access import continuations, taps
 from cutaway.models.access.positions import FRAME, ForwardFrame
 from cutaway.models.anatomy import rope
 from cutaway.models.anatomy.anatomy import Anatomy
@@ -138,7 +138,7 @@ def _call(anatomy: Anatomy, t: Tokens, cost: float) -> Tensor:
     check_padding(anatomy, t)
     rope.check(anatomy, t)
     takes, kw = parameters(type(anatomy.hf)), dict[str, Any]()
-    if t.padded:
+    if t.padded or t.tails:
         kw["attention_mask"] = t.mask.long()
         if "position_ids" in takes:
             kw["position_ids"] = t.position_ids
@@ -146,7 +146,10 @@ def _call(anatomy: Anatomy, t: Tokens, cost: float) -> Tensor:
         kw["use_cache"] = False
     frame = FRAME.set(ForwardFrame(t, len(t), t.ids.shape[1]))
     try:
-        with raising_out_of_memory(f"a batch of {len(t)} × {t.ids.shape[1]} tokens"):
+        with (
+            raising_out_of_memory(f"a batch of {len(t)} × {t.ids.shape[1]} tokens"),
+            continuations.apart(anatomy, t, "position_ids" in takes),
+        ):
             out = anatomy.hf(t.ids, **kw)
     finally:
         FRAME.reset(frame)

@@ -8,9 +8,25 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.models.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class Tails:
+    """Several continuations of each prompt in one forward.
+
+    Attributes:
+        hidden: True where one continuation would attend to another.
+        origin: the column that each token would have without the continuations before its own.
+        prompt: True at the columns of the prompt, and in padding.
+    """
+
+    hidden: Bool[Tensor, "batch query key"]
+    origin: Int[Tensor, "batch query"]
+    prompt: Bool[Tensor, "batch key"]
 
 
 @dataclass
@@ -49,6 +65,19 @@ class ForwardFrame:
         """The frame of the keys: the same forward with the columns of the cache in front."""
         return ForwardFrame(self.tokens, self.batch, self.offset + self.width)
 
+    def tails(self, device: torch.device) -> Tails | None:
+        """Return what tells continuations of a prompt apart; None if there are not several."""
+        if self.tokens is None or not any(len(t) > 1 for t in self.tokens.tails):
+            return None
+        key = ("tails", device)
+        if key not in self.scratch:
+            t, b = self.tokens, self.tokens.tail_of.to(device)
+            hidden = (b[:, :, None] > 0) & (b[:, None] > 0) & (b[:, :, None] != b[:, None])
+            front = t.column(0)[:, None] + t.position_ids
+            origin = torch.where(t.mask, front, torch.arange(t.ids.shape[1], device=front.device)).to(device)
+            self.scratch[key] = Tails(hidden, origin, b == 0)
+        return self.scratch[key]
+
     @property
     def generating(self) -> bool:
         """True if the whole prompt lies in the cache."""
@@ -70,7 +99,7 @@ class ForwardFrame:
     def columns(self, position: int) -> int | Tensor | None:
         """Return the column of a prompt position in this forward: one for all rows, or one per row (−1 where it is not
         part of it); None if it is part of it in no row (already in the cache, say, while generating)."""
-        if self.tokens is None or not self.tokens.padded:
+        if self.tokens is None or not (self.tokens.padded or self.tokens.tails):
             length = self.tokens.ids.shape[1] if self.tokens is not None else self.width
             column = (position if position >= 0 else length + position) - self.offset
             return column if 0 <= column < self.width else None

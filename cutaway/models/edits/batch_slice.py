@@ -34,7 +34,7 @@ class BatchSlice:
     def of(tokens: Tokens, rows: Sequence[int], trim: bool) -> BatchSlice:
         """Slice some prompts, with `trim` no wider than the longest of them."""
         width = tokens.ids.shape[1]
-        long = int(tokens.lengths[list(rows)].max()) if trim else width
+        long = int(tokens.mask[list(rows)].sum(1).max()) if trim else width
         low = width - long if tokens.side == "left" else 0
         return BatchSlice(tuple(rows), slice(low, low + long), (len(tokens), width))
 

@@ -127,4 +127,5 @@ def sweep_key(model: Model, tokens: Tokens, variants: Sequence[Sequence[Edit]], 
     if unread:
         what, where = "a sweep that is kept", ", ".join(unread)
         raise Refused(what, f"nobody can tell what is attached at {where}", "sweep without resume, or take it off")
-    return content((versions(), who, taps.around(model.anatomy), tokens.ids, tokens.mask, variants, metric, values))
+    prompts = (tokens.ids, tokens.mask, *((tokens.tails,) if tokens.tails else ()))
+    return content((versions(), who, taps.around(model.anatomy), *prompts, variants, metric, values))

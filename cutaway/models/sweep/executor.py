@@ -130,7 +130,7 @@ def _check(model: Model, tokens: Tokens, variants: Sequence[Variant]) -> None:
     """Refuse places that are not there, in any prompt, before anything runs."""
     edits = [e for v in variants for e in v]
     model.places([e.where for e in edits])
-    if tokens.padded:
+    if tokens.padded or tokens.tails:
         for p in dict.fromkeys(p for e in edits for p in e.places() if p is not None):
             tokens.column(p)
 

@@ -156,7 +156,7 @@ def can_grow(model: Model, tokens: Tokens, reads: Reads = Reads()) -> bool:  # n
         return False
     family = model.family
     able = family.causal and not family.fixed_batch and not {PREFIX, RESUME} & model.disabled.keys()
-    return able and not tokens.padded and not taps.busy(model.anatomy)
+    return able and not tokens.padded and not tokens.tails and not taps.busy(model.anatomy)
 
 
 def grows(model: Model, e: Edit) -> bool:
