@@ -25,7 +25,7 @@ from cutaway.models.anatomy import rope
 from cutaway.models.anatomy.anatomy import Anatomy, Shape
 from cutaway.models.anatomy.families import Family
 from cutaway.models.anatomy.foreign_names import foreign
-from cutaway.models.anatomy.linear import leading
+from cutaway.models.anatomy.linear import home, leading
 from cutaway.models.anatomy.multiplier import measured
 from cutaway.models.anatomy.recognise import family_of
 from cutaway.models.anatomy.weights import Weights
@@ -74,7 +74,7 @@ class Model:
     @property
     def device(self) -> torch.device:
         """Device of the embeddings, and so of the tokens."""
-        return leading(self.hf).device
+        return home(self.hf)
 
     @property
     def dtype(self) -> torch.dtype:

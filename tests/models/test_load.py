@@ -155,8 +155,8 @@ def test_a_home_that_cannot_be_written_costs_only_the_check(folder, monkeypatch,
 @pytest.mark.parametrize(
     ("files", "asked", "words"),
     [
-        ({"adapter_config.json": '{"base_model_name_or_path": "org/base"}'}, {}, ["of PEFT", "org/base", "merge"]),
-        ({"adapter_config.json": "[]"}, {}, ["adapter of PEFT only", "merge_and_unload"]),
+        ({"adapter_config.json": '{"base_model_name_or_path": "org/base"}'}, {}, ["adapter of PEFT", "again"]),
+        ({"adapter_config.json": "[]"}, {}, ["does not name the model", "base_model_name_or_path"]),
         ({"w.gguf": "GGUF"}, {}, ["header is damaged or cut off"]),
         ({}, {"dtype": "int8"}, ["dtype='int8'", "quantised", "bfloat16"]),
         ({}, {"dtype": "bf16"}, ["did you mean bfloat16?"]),

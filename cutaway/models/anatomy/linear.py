@@ -109,6 +109,14 @@ def leading(hf: Any) -> Tensor:
     return next((t for t in there if t.is_floating_point()), torch.empty(0))
 
 
+def home(hf: Any) -> torch.device:
+    """Return the device that tokens go to: the embedding's, or where that is offloaded the one it runs on."""
+    at = leading(hf).device
+    hook = hf.get_input_embeddings().__dict__.get("_hf_hook")
+    runs = getattr(hook, "execution_device", None)
+    return at if at.type != "meta" or runs is None else torch.device(runs)
+
+
 def _ordinary(module: nn.Module) -> bool:
     """Return True if a module is known to apply the weights that it stores."""
     kind = type(module)

@@ -19,6 +19,7 @@ from cutaway.core.content import content
 from cutaway.core.record import hash_tensors, hash_text
 from cutaway.core.refuse import Refused
 from cutaway.models.anatomy.offload import offloaded
+from cutaway.models.loading.adapters import live
 
 # What PyTorch keeps in every module, and what does not bear on the numbers.
 _PLUMBING = {*nn.Module().__dict__, "name_or_path", "generation_config", "gradient_checkpointing", "warnings_issued",
@@ -34,8 +35,8 @@ ORIGINS: WeakKeyDictionary[Any, dict[str, Any]] = WeakKeyDictionary()
 
 
 def beside(hf: nn.Module) -> dict[str, Any]:
-    """Return what a record says of a model's weights beside their hash: their origin and active rewrites, if any."""
-    found = {"origin": ORIGINS.get(hf), "rewrites": list(REWRITES.get(hf, ()))}
+    """Return what a record says of a model's weights beside their hash: origin, adapters, active rewrites."""
+    found = {"origin": ORIGINS.get(hf), "adapters": live(hf), "rewrites": list(REWRITES.get(hf, ()))}
     return {key: value for key, value in found.items() if value}
 
 

@@ -15,12 +15,12 @@ from cutaway.core.files import read_json
 from cutaway.core.out_of_memory import is_out_of_memory
 from cutaway.core.refuse import Keyword, OutOfMemory, Refused
 from cutaway.models.anatomy.families import reads_as_encoder
-from cutaway.models.loading import gguf
+from cutaway.models.loading import adapters, gguf
 from cutaway.models.loading.gguf_header import Header
 from cutaway.models.loading.gguf_settings import complete
 from cutaway.models.loading.identity import ORIGINS
 from cutaway.models.loading.provenance import loaded, pinned
-from cutaway.models.loading.sources import check_device, check_dtype, check_path, own_progress
+from cutaway.models.loading.sources import check_device, check_dtype, own_progress
 from cutaway.models.loading.wrappers import inner
 from cutaway.models.model import Model
 from cutaway.models.self_check import checked
@@ -44,6 +44,7 @@ def load(
     """Return a `Model` from a Hugging Face id (`org/name`, `org/name@revision`), a local folder, a GGUF file, or a live
     `PreTrainedModel`.
 
+    A folder or id may be that of an adapter of PEFT (with the extra `peft`), which is merged into the model it names.
     A GGUF file (with the extra `gguf`) is a path, a blob or manifest of Ollama, or a name that Ollama has pulled
     (`ollama:llama3.2:1b`); its weights are dequantised.
 
@@ -77,7 +78,7 @@ def load(
         hf, tokenizer, own = _from_source(str(x), tokenizer, device, dtype, attention)
         name = name or own
     model = Model(hf, tokenizer, name, world)
-    if check and not next(hf.parameters()).is_meta:
+    if check and model.device.type != "meta":
         model.disabled.update(checked(model, None if model.disabled else CACHE.expanduser()))
     if not isinstance(x, torch.nn.Module):
         model.made = loaded(model, pinned(model, str(x)), options)
@@ -94,6 +95,14 @@ def _from_source(
     """Return the model, the tokenizer or None, and a name."""
     from transformers import AutoTokenizer
 
+    name, revision = _revised(source)
+    adapter = adapters.adapter_folder(name, **revision)
+    if adapter is not None:
+        base = adapters.base_of(adapters.read_adapter(adapter))
+        hf, its, _ = _from_source(base, tokenizer, device, dtype, attention)
+        hf, origin = adapters.merged(hf, adapter)
+        ORIGINS[hf.requires_grad_(False)] = origin
+        return hf, tokenizer or adapters.tokenizer_of(adapter, its, AutoTokenizer.from_pretrained), _named(source)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     spread = _spread(device)
     if not spread:
@@ -116,7 +125,7 @@ def _from_source(
                 # A folder without tokenizer is still a model: text prompts are then refused with this as the reason.
                 tokenizer = None
     if header is None:
-        return hf, tokenizer, Path(_revised(source)[0]).name
+        return hf, tokenizer, _named(source)
     ORIGINS[hf] = {"format": "GGUF", "stored": header.kind}
     return hf, tokenizer, gguf.named(source, header)
 
@@ -138,7 +147,6 @@ def _located(source: str, dtype: torch.dtype | str | None) -> Iterator[tuple[dic
         return
     folder = Path(source).expanduser()
     if folder.exists():
-        check_path(folder)
         _check_folder(folder)
         source = str(folder)
         if dtype is not None:
@@ -183,6 +191,10 @@ def _translated(source: str, header: Header | None) -> Iterator[None]:
         if header is not None:
             raise gguf.unreadable(header, error) from error
         raise _unloadable(source, Path(source).expanduser().exists(), error) from error
+
+
+def _named(source: str) -> str:
+    return Path(_revised(source)[0]).name
 
 
 def _revised(source: str) -> tuple[str, dict[str, str]]:

@@ -38,8 +38,14 @@ def pinned(model: Model, source: str) -> str:
     at = Path(source).expanduser()
     if at.exists():
         return str(at.absolute())
-    commit = getattr(model.hf.config, "_commit_hash", None)
-    return source if commit is None else f"{source.partition('@')[0]}@{commit}"
+    from huggingface_hub import try_to_load_from_cache
+
+    name, _, revision = source.partition("@")
+    if name.count("/") != 1:
+        return source
+    file = "adapter_config.json" if identity.ORIGINS.get(model.hf, {}).get("format") == "PEFT" else "config.json"
+    there = try_to_load_from_cache(name, file, revision=revision or None)  # in a folder that is named by its commit
+    return f"{name}@{Path(there).parent.name}" if isinstance(there, str) else source
 
 
 def look(model: Model) -> dict[str, Any]:

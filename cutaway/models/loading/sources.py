@@ -4,32 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from cutaway.core.files import read_json
 from cutaway.core.progress import advance
 from cutaway.core.refuse import Keyword, Refused, nearest
 
 DTYPES = ("float32", "bfloat16", "float16", "float64", "auto")
-_MERGE = "peft.AutoPeftModelForCausalLM.from_pretrained({path!r}).merge_and_unload().save_pretrained('merged')"
-
-
-def check_path(path: Path) -> None:
-    """Refuse what is known and no folder of a model: an adapter alone, or weights in another tool's file.
-
-    Raises:
-        Refused: an adapter of PEFT, or a GGUF file.
-    """
-    what, config = f"model {str(path)!r}", path / "adapter_config.json"
-    if config.is_file() and not (path / "config.json").exists():
-        held = read_json(config)
-        base = held.get("base_model_name_or_path") if isinstance(held, dict) else None
-        why = f"it holds an adapter of PEFT only, made for {base!r}" if base else "it holds an adapter of PEFT only"
-        merge = _MERGE.format(path=str(path))
-        raise Refused(what, why, f"merge it in Python, {merge}, with its tokenizer, and load the folder merged")
 
 
 def check_dtype(dtype: Any) -> None:
