@@ -20,6 +20,7 @@ from cutaway.core.refuse import Code, Keyword, Refused
 from cutaway.models.access import taps
 from cutaway.models.access.capture import Activations
 from cutaway.models.access.forward import all_logits
+from cutaway.models.access.reading import Measure, Seen
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens, batch, continued
 from cutaway.tasks.pair import Pair
@@ -33,6 +34,18 @@ Values = Float[Tensor, "batch"]
 def log_probs(acts: Activations) -> Float[Tensor, "batch continuation"]:
     """Return the log-probability of each continuation behind each prompt: of all its tokens, one after the other."""
     return torch.stack([said.where(given, 0.0).sum(1) for said, _, given in _steps(acts)], dim=1)
+
+
+def said_after(model: Model, prompts: Sequence[str], ids: Sequence[int]) -> Float[Tensor, "prompt"]:
+    """Return the log-probability of one continuation after each prompt."""
+    tokens = continued(model.tokens(list(prompts)), [[ids]] * len(prompts))
+    reads = _WHOLE["log_prob"].reading
+
+    def first(seen: Seen, prompt: Tensor) -> Tensor:
+        assert seen.activations is not None
+        return log_probs(seen.activations)[:, 0]
+
+    return model.measure(tokens, Measure(first, reads))
 
 
 def logit_diff(acts: Activations, answers: Tensor, foils: Tensor, reference: Tensor | None = None) -> Values:

@@ -64,4 +64,9 @@ def cased(new: str, like: str) -> str:
 
 def _form(answer: str) -> tuple[bool, bool, bool, bool]:
     bare = answer.strip()
-    return bare.isdigit(), bare.replace("'", "").isalpha(), bare[:1].isupper(), bare.lower() in FUNCTION_WORDS
+    return (
+        bare.isdigit(),
+        bare.replace("'", "").replace(" ", "").isalpha(),
+        bare[:1].isupper(),
+        bare.lower() in FUNCTION_WORDS,
+    )

@@ -25,8 +25,9 @@ from cutaway.core.text import occurrences
 from cutaway.models.model import Model
 from cutaway.models.spacing import forms
 from cutaway.tasks import replacements, world
-from cutaway.tasks.answers import single_tokens, token_rows
+from cutaway.tasks.answers import token_rows, whole_answers
 from cutaway.tasks.chat import words_of
+from cutaway.tasks.continuations import said_after
 from cutaway.tasks.kinds import FUNCTION_WORDS, Kinds, kinds_of
 from cutaway.tasks.pair import Pair
 from cutaway.tasks.replacements import Replacement, fitting, usual
@@ -44,13 +45,17 @@ _SAYS = {
 
 @dataclass(frozen=True)
 class Tried:
-    """Replacements that were run, and the model's logits after each."""
+    """Replacements that were run, the model's logits after each, and the log-probabilities of whole target and foil
+    where these have several tokens.
+    """
 
     made: list[Replacement]
     logits: Float[Tensor, "run token"]
+    whole: Float[Tensor, "run text"]
 
     def __add__(self, other: Tried) -> Tried:
-        return Tried(self.made + other.made, torch.cat([self.logits, other.logits]))
+        both = torch.cat([self.logits, other.logits]), torch.cat([self.whole, other.whole])
+        return Tried(self.made + other.made, *both)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,8 @@ def from_sentence(
         joined: True if target and foil go on with the sentence's last word, as they are written.
 
     Raises:
-        Refused: no replacement of equal token length, or none that moves the answer; an answer of several tokens.
+        Refused: no replacement of equal token length, or none that moves the answer; a target or foil that the model
+            cannot say next.
     """
     length = len(token_rows(model, [sentence])[0])
     if target is None and re.search(r"\S $", sentence):
@@ -99,12 +105,14 @@ def from_sentence(
         raise Refused(f"the model's prediction after {sentence!r}", why, "take the space off its end")
     given = {r: w for r, w in (("target", target), ("foil", foil)) if w is not None}
     texts = dict(zip(given, spelled(model, sentence, list(given.values()), joined), strict=True))
-    asked = {r: (text, single_tokens(model, [sentence], [text], r, task=False)[0]) for r, text in texts.items()}
-    if len({i for _, i in asked.values()}) < len(asked):
+    rows = {r: whole_answers(model, [sentence], [text], r)[0] for r, text in texts.items()}
+    if len({tuple(ids) for ids in rows.values()}) < len(rows):
         raise Refused(f"target {target!r} and foil {foil!r}", "they are the same token", "give another foil")
+    asked = {r: (text, rows[r][0]) for r, text in texts.items()}
     clean = model.run_last([sentence]).float()[0]
     answer = asked.get("target") or _top(model, sentence, clean)
-    search = _Search(model, sentence, clean, answer, asked.get("foil"), kinds_of(model), length)
+    whole = () if all(len(ids) == 1 for ids in rows.values()) else _in_order(answer, rows)
+    search = _Search(model, sentence, clean, answer, asked.get("foil"), kinds_of(model), length, whole)
     if corrupt is not None:
         tried = search.run([Replacement(corrupt, "", "", "given")])
         best = search.choose(tried)
@@ -113,7 +121,12 @@ def from_sentence(
     pair = Pair(
         sentence, best.made.text, answer[0], best.foil[0], subject or best.made.old or None, "sentence", joined=True
     )
-    return _task(model, pair, metric, _says(pair, best, len(tried.made)))
+    return _task(model, pair, metric, _says(pair, best, len(tried.made), "log P" if whole else "logit"))
+
+
+def _in_order(answer: tuple[str, int], rows: dict[str, list[int]]) -> tuple[list[int], ...]:
+    """Return the tokens of the answer, and of the foil where one is given."""
+    return (rows.get("target", [answer[1]]), *([rows["foil"]] if "foil" in rows else []))
 
 
 def _task(model: Model, pair: Pair, metric: str, says: str) -> Task:
@@ -152,7 +165,18 @@ def _top(model: Model, sentence: str, logits: Float[Tensor, "token"]) -> tuple[s
 
 @dataclass(frozen=True)
 class _Search:
-    """The search for a corruption of one sentence."""
+    """The search for a corruption of one sentence.
+
+    Attributes:
+        model: the model that is asked.
+        sentence: the prompt.
+        clean: its last logits.
+        answer: the answer and its (first) token.
+        foil: the foil and its (first) token; None if it is sought, too.
+        kinds: the kinds of words.
+        length: the number of tokens of the prompt.
+        whole: the tokens of the answer and of a given foil, if any of them has several; else empty.
+    """
 
     model: Model
     sentence: str
@@ -161,6 +185,7 @@ class _Search:
     foil: tuple[str, int] | None
     kinds: Kinds
     length: int
+    whole: tuple[list[int], ...] = ()
 
     def best(self, subject: str | None, most: int, rng: random.Random) -> tuple[Chosen, Tried]:
         """Return the textbook contrast, where a sort of replacement has one, else the largest shift of all."""
@@ -190,16 +215,42 @@ class _Search:
 
     def run(self, proposed: list[Replacement]) -> Tried:
         """Return the model's predictions after each."""
-        return Tried(proposed, self.model.run_last([r.text for r in proposed]).float())
+        texts = [r.text for r in proposed]
+        return Tried(proposed, self.model.run_last(texts).float(), self._said(texts))
+
+    def _said(self, texts: list[str]) -> Float[Tensor, "run text"]:
+        """Return the log-probabilities of the whole answer, and of a given foil, after each text; none if no answer has
+        several tokens.
+        """
+        found = [said_after(self.model, texts, ids).float() for ids in self.whole]
+        return torch.stack(found, dim=1) if found else torch.empty(len(texts), 0)
+
+    def _moved(self, tried: Tried, foils: list[tuple[str, int]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return answer minus foil after each replacement, how far it is from the sentence's own, and the log odds that
+        the answer loses [run]: in logits, or in log-probabilities of whole answers.
+        """
+        runs, answer = tried.logits, self.answer[1]
+        ids = torch.tensor([i for _, i in foils], device=runs.device)
+        if not self.whole:
+            after = runs[:, answer] - runs.gather(1, ids[:, None])[:, 0]
+            return (
+                after,
+                self.clean[answer] - self.clean[ids] - after,
+                _log_odds(self.clean, answer) - _log_odds(runs, answer),
+            )
+        own, said = self._said([self.sentence]), tried.whole
+        if len(self.whole) > 1:
+            foil, before = said[:, 1], own[:, 1]
+        else:  # the foil is what the model says next, one token
+            foil = runs.log_softmax(-1).gather(1, ids[:, None])[:, 0]
+            before = self.clean.log_softmax(-1)[ids]
+        after = said[:, 0] - foil
+        return after, own[:, 0] - before - after, _odds(own[:, 0]) - _odds(said[:, 0])
 
     def choose(self, tried: Tried) -> Chosen:
         """Return a textbook contrast before all others, exchanges before these, else the largest shift."""
-        runs, answer = tried.logits, self.answer[1]
         foils = self._foils(tried)
-        ids = torch.tensor([i for _, i in foils], device=runs.device)
-        after = runs[:, answer] - runs.gather(1, ids[:, None])[:, 0]
-        shifts = self.clean[answer] - self.clean[ids] - after
-        falls = _log_odds(self.clean, answer) - _log_odds(runs, answer)
+        after, shifts, falls = self._moved(tried, foils)
         likes = [self.kinds.alike(self.answer[0], text) for text, _ in foils]
         good = [
             r.sort in ("exchange", "kind", "expected") and like and flips and fall >= FALLS
@@ -260,11 +311,16 @@ def _log_odds(logits: Float[Tensor, "*run token"], token: int) -> Float[Tensor, 
     return logits[..., token] - rest.logsumexp(-1)
 
 
-def _says(pair: Pair, best: Chosen, tried: int) -> str:
+def _odds(log_prob: Float[Tensor, "run"]) -> Float[Tensor, "run"]:
+    """Log odds of something of this log-probability."""
+    return log_prob - torch.log1p(-log_prob.exp().clamp_max(1 - 1e-6))
+
+
+def _says(pair: Pair, best: Chosen, tried: int, of: str) -> str:
     pairs = [(best.made.old, best.made.new)] if best.made.old else dict.fromkeys(pair.changes())
     changes = ", ".join(f"“{a}” → “{b}”" for a, b in pairs)
     answer, foil = (w.strip() or repr(w) for w in (pair.answer, pair.foil))
-    moved = f"it moves logit({answer}) − logit({foil}) by {-best.shift:+.2f}".replace(" by -", " by −")
+    moved = f"it moves {of}({answer}) − {of}({foil}) by {-best.shift:+.2f}".replace(" by -", " by −")
     if best.made.sort == "given":
         return f"{changes} (given; {moved})"
     why = _SAYS[best.made.sort].format(tried) if best.textbook else f"the largest shift of {tried} replacements tried; "

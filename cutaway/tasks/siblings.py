@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -23,12 +24,14 @@ from cutaway.core.repeat import Made
 from cutaway.models.model import Model
 from cutaway.tasks.answers import next_tokens, token_rows
 from cutaway.tasks.chat import words_of
+from cutaway.tasks.continuations import said_after
 from cutaway.tasks.kinds import Kinds, cased, kinds_of
 from cutaway.tasks.pair import Pair
 from cutaway.tasks.spelling import settled
 from cutaway.tasks.task import Task, made
 
 _CLEAR = math.log(2)  # logits between the first and the second prediction that make an answer the one answer
+_PHRASE = 8  # tokens in which an answer of several words ends
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,8 @@ def _answered(model: Model, pair: Pair, drafts: list[_Draft]) -> list[Pair]:
     clear = ((tops.values[:, 0] - tops.values[:, 1]) > _CLEAR).tolist()
     texts = model.text.token_texts(tops.indices[:, 0])
     own = next_tokens(model, [pair.clean] * 2, [pair.follows(pair.answer), pair.follows(pair.foil)])
+    if any(ids is None or len(ids) > 1 for ids in own):
+        return _answered_whole(model, pair, drafts)
     usual, flips = ([int(top)] == ids for top, ids in zip(tops.indices[:2, 0], own, strict=True))
     out, signs = [], _signs(logits[:2], own)
     for n, d in enumerate(drafts):
@@ -164,6 +169,50 @@ def _answered(model: Model, pair: Pair, drafts: list[_Draft]) -> list[Pair]:
         if single and answer.strip() != foil.strip() and _signs(logits[at], ids) == signs:
             out.append(Pair(d.clean, d.corrupt, answer, foil, d.subject, pair.group, joined=True))
     return out
+
+
+def _answered_whole(model: Model, pair: Pair, drafts: list[_Draft]) -> list[Pair]:
+    """Return drafts as pairs whose answers may have several tokens: the known ones, or the words with which the model
+    goes on if the pair's own answer is that. Answers are ahead of their foils where the pair's is.
+    """
+    prompts = [pair.clean, pair.corrupt, *(t for d in drafts for t in (d.clean, d.corrupt))]
+    texts = [_phrase(t, pair.answer) for t in model.generate(prompts, _PHRASE)]
+    usual, flips = (said == given for said, given in zip(texts, (pair.answer, pair.foil), strict=False))
+    signs, out = _whole_signs(model, pair), []
+    for n, d in enumerate(drafts):
+        says, instead = texts[2 + 2 * n : 4 + 2 * n]
+        if d.answer is None and not (usual and says and kinds_of(model).alike(pair.answer, says)):
+            continue
+        answer = d.answer if d.answer is not None else says
+        foil = d.foil if d.foil is not None else instead if flips else pair.foil
+        ids = next_tokens(model, [d.clean, d.clean], [answer, foil])
+        if answer.strip() == foil.strip() or not all(ids) or _begins(ids[0], ids[1]):
+            continue
+        sibling = Pair(d.clean, d.corrupt, answer, foil, d.subject, pair.group, joined=True)
+        if _whole_signs(model, sibling) == signs:
+            out.append(sibling)
+    return out
+
+
+def _phrase(text: str, like: str) -> str:
+    """Return the words at the beginning of a text: as many capitalised ones as follow each other where an answer is
+    capitalised, else one.
+    """
+    word = r"[^\W\d_][\w'’-]*"
+    more = rf"(?: (?=[^\W\d_a-z]){word})*" if like.strip()[:1].isupper() else ""
+    found = re.match(rf"\s*{word}{more}", text)
+    return found[0] if found else ""
+
+
+def _begins(a: list[int] | None, b: list[int] | None) -> bool:
+    return not a or not b or a[: len(b)] == b[: len(a)]
+
+
+def _whole_signs(model: Model, pair: Pair) -> tuple[bool, ...]:
+    """Return, for the clean and the corrupt prompt, True if the whole answer is likelier than the foil."""
+    ids = next_tokens(model, [pair.clean] * 2, [pair.follows(pair.answer), pair.follows(pair.foil)])
+    answer, foil = (said_after(model, [pair.clean, pair.corrupt], i) for i in ids if i)
+    return tuple((answer > foil).tolist())
 
 
 def _signs(logits: Float[Tensor, "2 token"], ids: list[list[int] | None]) -> tuple[bool, ...]:

@@ -165,8 +165,6 @@ def test_the_world_gives_kinds_and_truth(worldly):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"target": "Mary John"}, "instead: choose a target of one token"),
-        ({"target": "Mary John"}, "it is 2 tokens"),
         ({"target": "Mary", "foil": "Mary"}, "same token"),
         ({"target": "Mary", "subject": "Norway"}, "Norway"),
         ({"target": "Mary", "subject": " "}, "quote a part"),
@@ -177,6 +175,41 @@ def test_wrong_requests_are_refused(model, options, words):
         tasks.from_sentence(model, MET, **options)
     assert words in str(error.value)
     assert "narrow" not in str(error.value), "there is no task yet"
+
+
+@pytest.mark.parametrize("given", [{}, {"foil": "John Mary"}, {"foil": "Tom"}])
+def test_targets_of_several_tokens(model, given):
+    """What the corruption is said to move is what the task measures."""
+    task = tasks.from_sentence(model, MET, target="Mary John", **given)
+    pair, bound = task.pairs[0], task.bind(model)
+    assert pair.answer == " Mary John"
+    assert not given or pair.foil == f" {given['foil']}"
+    assert bound.clean.tails == ((2, len(pair.foil.split())),)
+    clean, corrupt = (float(model.measure(t, bound.measure)) for t in (bound.clean, bound.corrupt))
+    said = f"it moves log P(Mary John) − log P({pair.foil.strip()}) by {corrupt - clean:+.2f}"
+    assert said.replace(" by -", " by −") in task.corruption
+    assert clean > corrupt
+
+
+def test_siblings_of_answers_of_several_tokens(worldly, monkeypatch):
+    """A sibling's answer is the words with which the model goes on, and its pair is told apart as the first is."""
+    capitals = {row[0]: row[1] for row in words.table("countries").rows}
+
+    def generate(prompts, most):
+        return [f" New {capitals[p.split()[-2]]}, said {most}" for p in prompts]
+
+    monkeypatch.setattr(worldly, "generate", generate)
+    clean, corrupt = "We know that the king of France is", "We know that the king of Italy is"
+    pair = Pair(clean, corrupt, " New Paris", " New Rome", joined=True)
+    task = tasks.with_siblings(worldly, Task("made", (pair,)), 16)
+    assert len(task) > 4
+    for p in task.pairs:
+        told = (capitals[t.split()[-2]] for t in (p.clean, p.corrupt))
+        assert (p.answer, p.foil) == tuple(f" New {c}" for c in told)
+        assert siblings._whole_signs(worldly, p) == siblings._whole_signs(worldly, pair)
+    assert len(task.bind(worldly).clean.tails) == len(task)
+    assert siblings._phrase(" new york is", " buenos") == " new"
+    assert siblings._phrase("\n- 3", " Oslo") == ""
 
 
 def test_empty_sentences_and_unreplaceable_ones_are_refused(model):
