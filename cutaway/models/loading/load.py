@@ -15,7 +15,7 @@ from cutaway.core.files import read_json
 from cutaway.core.out_of_memory import is_out_of_memory
 from cutaway.core.refuse import Keyword, OutOfMemory, Refused
 from cutaway.models.anatomy.families import reads_as_encoder
-from cutaway.models.loading import adapters, gguf
+from cutaway.models.loading import adapters, gguf, multimodal
 from cutaway.models.loading.gguf_header import Header
 from cutaway.models.loading.gguf_settings import complete
 from cutaway.models.loading.identity import ORIGINS
@@ -77,7 +77,8 @@ def load(
     else:
         hf, tokenizer, own = _from_source(str(x), tokenizer, device, dtype, attention)
         name = name or own
-    model = Model(hf, tokenizer, name, world)
+    with multimodal.said_of(hf if isinstance(x, torch.nn.Module) else None):
+        model = Model(hf, tokenizer, name, world)
     if check and model.device.type != "meta":
         model.disabled.update(checked(model, None if model.disabled else CACHE.expanduser()))
     if not isinstance(x, torch.nn.Module):
@@ -158,21 +159,28 @@ def _located(source: str, dtype: torch.dtype | str | None) -> Iterator[tuple[dic
 def _pretrained(where: dict[str, Any], header: Header | None, options: dict[str, Any]) -> Any:
     """Return the model that transformers makes of a place."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    config = AutoConfig.from_pretrained(**where, trust_remote_code=False)
-    if hasattr(config, "text_config") and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        config = config.text_config
+    whole = AutoConfig.from_pretrained(**where, trust_remote_code=False)
+    config = multimodal.text_part(whole)
+    if config is not whole:
+        options = {**options, "key_mapping": multimodal.key_mapping(config)}
     if header is not None:
         complete(config, header)
         options = {**options, **gguf.dequantised()}
     auto: Any = AutoModelForMaskedLM if reads_as_encoder(config) else AutoModelForCausalLM
-    with own_progress():
+    with own_progress(reports=config is whole):
         hf, told = auto.from_pretrained(
             **where, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
         )
     if header is not None:
         gguf.finish(hf, header, set(told["missing_keys"]))
+    elif missing := sorted(told["missing_keys"]):
+        some = ", ".join(missing[:3])
+        why = f"the checkpoint has no weights for {len(missing)} places of a {type(hf).__name__} ({some})"
+        source = where["pretrained_model_name_or_path"]
+        raise Refused(f"model {source!r}", f"{why}, which would be random", "give a checkpoint of a language model")
+    if config is not whole:
+        ORIGINS[hf] = {"format": "multimodal", "of": whole.model_type, "part": "text"}
     return hf.eval()
 
 

@@ -51,11 +51,24 @@ def check_device(device: str) -> None:
 
 
 @contextmanager
-def own_progress() -> Iterator[None]:
-    """Within the block, loading reports to `core.progress`, and transformers draws no bar of its own."""
+def own_progress(reports: bool = True) -> Iterator[None]:
+    """Within the block, loading reports to `core.progress`, and transformers draws no bar of its own; nor does it print
+    which weights it left out unless `reports`.
+    """
     from transformers.utils import logging
 
-    hook: Any = getattr(logging, "set_tqdm_hook", None)
+    level = logging.get_verbosity()
+    if not reports:
+        logging.set_verbosity_error()
+    try:
+        with _own_bar(getattr(logging, "set_tqdm_hook", None)):
+            yield
+    finally:
+        logging.set_verbosity(level)
+
+
+@contextmanager
+def _own_bar(hook: Any) -> Iterator[None]:
     if hook is None:  # transformers before it could be asked
         yield
         return
