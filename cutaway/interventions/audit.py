@@ -91,7 +91,7 @@ class Sample:
 class Audit:
     """Exact mean effects where they were measured (NaN elsewhere), and the agreement of the estimate with all.
 
-    `effects` are those of the sample, prompt by prompt.
+    `effects` are those of the sample, prompt by prompt; `null` the mean effects of random steps at its places.
     """
 
     exact: Float[Tensor, "node"]
@@ -99,6 +99,7 @@ class Audit:
     interval: Float[Tensor, "statistic bound"]
     sample: Sample
     effects: Float[Tensor, "chosen prompt"]
+    null: Float[Tensor, "node sample"] | None = None
 
     def exact_interval(self, places: int) -> Float[Tensor, "node bound"]:
         """Return the interval over prompts of each exact effect, NaN where none was measured."""

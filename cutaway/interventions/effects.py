@@ -35,6 +35,7 @@ class Effects(Result, kind="effects"):
         single: the effect of the cell alone, where `effect` exchanges a window of layers.
         metrics: further metrics, read in the same runs.
         exact: the measured effect where `effect` is an estimate; NaN where it was not measured.
+        exact_null: the measured effect of random steps at the same places.
         agreement: how well estimates and exact effects agree.
     """
 
@@ -60,6 +61,7 @@ class Effects(Result, kind="effects"):
     metrics_null: Float[Tensor, "metric *cell sample"] | None = None
     exact: Float[Tensor, "*cell"] | None = None
     exact_interval: Float[Tensor, "*cell bound"] | None = None
+    exact_null: Float[Tensor, "*cell sample"] | None = None
     agreement: Float[Tensor, "statistic"] | None = None
     agreement_interval: Float[Tensor, "statistic bound"] | None = None
     gap: float | None = None

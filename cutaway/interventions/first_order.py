@@ -9,7 +9,7 @@ no result depends on the parts.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,6 +23,7 @@ from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.sites import Site
 from cutaway.core.sites import site as site_row
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
+from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.audit import STATISTICS, Audit, audit, rounding
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
@@ -30,6 +31,7 @@ from cutaway.interventions.grid import By, Cells, cells, named
 from cutaway.interventions.paired_runs import Direction, PairedRuns, corruption_record, difference, first_changed, run
 from cutaway.models.access.backward import Attention, Cut, fitting, gradients
 from cutaway.models.access.capture import Activations
+from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Replace
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
@@ -340,31 +342,56 @@ def audited(
     n: int,
     size: Float[Tensor, "cell"] | None = None,
     seed: int = 0,
+    steps: int = 0,
 ) -> Audit | None:
-    """Return the exact effects of patching `n` of the places, beside their estimates; None if none is asked for."""
+    """Return the exact effects of patching `n` of the places, beside their estimates; None if none is asked for.
+
+    Each of these places also receives `steps` random steps of the donor's length, the null of its exact effect.
+    """
     if not n:
         return None
     least = rounding(model, torch.stack([e.clean, e.corrupt]))
-    return audit(lambda chosen: _exact(model, e, [e.places[i] for i in chosen]), mean, n, least, size, seed)
+    null = torch.full((len(mean), steps), torch.nan)
+
+    def measure(chosen: list[int]) -> Float[Tensor, "chosen prompt"]:
+        drawn = torch.randint(1 << 62, (steps, len(chosen)), generator=generator(seed)).tolist()
+        found = _exact(model, e, [e.places[i] for i in chosen], drawn)
+        null[chosen] = found[1:].mean(-1).T
+        return found[0]
+
+    done = audit(measure, mean, n, least, size, seed)
+    return replace(done, null=null) if steps else done
 
 
-def _exact(model: Model, e: Estimates, places: Sequence[Address]) -> Float[Tensor, "cell prompt"]:
-    """Return the effects of patching some places, measured."""
+def _exact(
+    model: Model, e: Estimates, places: Sequence[Address], steps: Sequence[Sequence[int]]
+) -> Float[Tensor, "run cell prompt"]:
+    """Measure the effects of patching some places, and after them those of random steps there, one list of seeds a
+    run.
+    """
     found: list[Tensor] = []
+    whole = list(dict.fromkeys(a.place for a in places))
 
     def work(rows: Sequence[int]) -> None:
         part = e.bound.rows(rows)
         target, giver = _runs(part, e.direction)
-        all_there = e.runs is not None and len(rows) == len(e.bound)
-        whole = list(dict.fromkeys(a.place for a in places))
-        donor = e.runs.donor if all_there and e.runs is not None else model.capture(giver, whole, logits=False)
+        kept = e.runs if len(rows) == len(e.bound) else None
+        donor = kept.donor if kept is not None else model.capture(giver, whole, logits=False)
         since = first_changed(model, part)
-        edits = [[Replace(a, donor[str(a)], since=since)] for a in places]
+        edits: list[list[Edit]] = [[Replace(a, donor[str(a)], since=since)] for a in places]
+        if steps:
+            own = kept.own if kept is not None else model.capture(target, whole, logits=False)
+            edits += [
+                [RandomStep(a, own[str(a)], donor[str(a)], n, since=since)]
+                for seeds in steps
+                for a, n in zip(places, seeds, strict=True)
+            ]
         found.append(sweep(model, target, edits, part.measure).float().cpu())
 
     for rows in e.parts:
         _in_parts(rows, len(rows), work)
-    return torch.cat(found, dim=1) - (e.corrupt if e.direction == "denoise" else e.clean)
+    base = e.corrupt if e.direction == "denoise" else e.clean
+    return (torch.cat(found, dim=1) - base).unflatten(0, (1 + len(steps), len(places)))
 
 
 def estimate_record(e: Estimates, done: Audit | None, ranked: str = "|estimate|") -> dict[str, Any]:
@@ -381,7 +408,8 @@ def estimate_record(e: Estimates, done: Audit | None, ranked: str = "|estimate|"
 def reasons(e: Estimates, found: Iterable[str]) -> dict[str, str]:
     """Say why fields of an estimate have no interval or no null."""
     out = {"recovered": "its interval and null are those of effect, divided by clean − corrupt"}
-    out |= {"exact": "no null: it is measured as patching.activation does, whose null holds for it"}
+    if "exact_null" not in found:
+        out |= {"exact": "no null: it is measured as patching.activation does, whose null holds for it"}
     out |= one_prompt(len(e.bound), "effect", "score", "exact")
     return {name: why for name, why in out.items() if name in found}
 
@@ -399,6 +427,7 @@ def fields(e: Estimates, done: Audit | None) -> dict[str, Any]:
     whole: dict[str, Tensor] = {}
     if done is not None:
         tensors |= {"exact": done.exact, "exact_interval": done.exact_interval(len(mean))}
+        tensors |= {"exact_null": done.null} if done.null is not None else {}
         whole = {"agreement": done.agreement, "agreement_interval": done.interval}
     return (
         {name: t.reshape(*shape, *t.shape[1:]).clone() for name, t in tensors.items()}
@@ -417,9 +446,9 @@ def units(e: Estimates, names: Iterable[str]) -> dict[str, str]:
     return dict.fromkeys([n for n in names if n not in plain], e.bound.unit) | {"recovered": "share of clean − corrupt"}
 
 
-def effects(model: Model, e: Estimates, *, audits: int, seed: int) -> Effects:
+def effects(model: Model, e: Estimates, *, audits: int, seed: int, steps: int = 0) -> Effects:
     """Return the estimates of all places as a result, audited."""
-    done = audited(model, e, e.values[0].mean(-1), audits, seed=seed)
+    done = audited(model, e, e.values[0].mean(-1), audits, seed=seed, steps=steps)
     found = fields(e, done)
     labels = e.labels(STATISTICS if done else ())
     why = reasons(e, found)

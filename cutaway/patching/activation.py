@@ -15,7 +15,8 @@ bring the answer back. In `noise`, the clean prompt runs with one activation fro
   (`single`).
 * `metrics`: further metrics of the same runs [metric, …], each in its own unit, with interval and null.
 * `interval`: 95 %, over prompts. Control (`null`): the same place receives, instead of the other run's value, a
-  step of the same length in a random direction (of a neuron: of random sign).
+  step of the same length in a random direction (of a neuron: of random sign). With `null_cells`, so many places drawn
+  at random make one null for all: every place is held against the band pooled over them.
 * Known failures: single patches miss redundant components; denoising overstates a place that everything passes;
   windows restore more than single layers add up to.
 * Equivalences (tests): patching `resid_pre` of layer 0 at every changed position at once gives the other run; with
@@ -99,6 +100,7 @@ def activation(
     window: int = 1,
     metrics: tuple[str, ...] = (),
     samples: int = 4,
+    null_cells: int = 0,
     seed: int = 0,
 ) -> Effects:
     """Exchange one activation at a time between the clean and the corrupt run.
@@ -110,6 +112,7 @@ def activation(
         window: how many layers are patched together, centred on each (attn_out, mlp_out and ssm.out only).
         metrics: further metrics to read in the same runs (logit_diff, log_prob, prob, kl, rank …).
         samples: how many random steps of equal length make the null of each place.
+        null_cells: at how many places, drawn at random, random steps are made; NaN elsewhere (0: at all of them).
         seed: of the random steps.
 
     Raises:
@@ -140,10 +143,10 @@ def activation(
     both = [_values(model, b) for b, *_ in parts]
     difference(task, *(torch.cat(values) for values in zip(*both, strict=True)))
     chance = generator(seed)
-    runs = []
+    runs, drawn = list[Run](), list[int]()
     for n, own in enumerate(parts):
         with part(n, len(parts)):
-            runs.append(_run(model, own, task.corruption, wide, alone, direction, samples, chance))
+            runs.append(_run(model, own, task.corruption, wide, alone, direction, samples, null_cells, chance, drawn))
     return _result(task, read, runs, grid, places)
 
 
@@ -182,30 +185,37 @@ def _run(
     alone: Sequence[Sequence[Address]],
     direction: Direction,
     samples: int,
+    null_cells: int,
     chance: torch.Generator,
+    drawn: list[int],
 ) -> Run:
-    """Exchange every cell in one part of the prompts."""
+    """Exchange every cell in one part of the prompts; the first part writes into `drawn` which cells make the null."""
     sites = list(dict.fromkeys(a.place for places in wide for a in places))
     x = between(model, read[0], sites, direction, corruption)
     since = first_changed(model, read[0])
     real: list[list[Edit]] = [[Replace(a, x.donor[str(a)], since=since) for a in places] for places in [*wide, *alone]]
     seeds = torch.randint(1 << 62, (samples, len(wide), max(map(len, wide))), generator=chance).tolist()
+    moves = {a: not torch.equal(x.own[a], x.donor[a]) for a in {str(a) for places in wide for a in places}}
+    some = [n for n, places in enumerate(wide) if any(moves[str(a)] for a in places)]  # no step has no effect
+    if null_cells and not drawn:
+        drawn += sorted(some[i] for i in torch.randperm(len(some), generator=chance)[:null_cells].tolist())
+    stepped = [n for n in drawn if n in some] if null_cells else some
     null = [
-        [RandomStep(a, x.own[str(a)], x.donor[str(a)], n, since=since) for a, n in zip(places, drawn, strict=False)]
+        [RandomStep(a, x.own[str(a)], x.donor[str(a)], n, since=since) for a, n in zip(wide[c], each[c], strict=False)]
         for each in seeds
-        for places, drawn in zip(wide, each, strict=True)
+        for c in stepped
     ]
     measure = jointly([b.measure for b in read])
     base = x.baseline[:, None] if len(read) == 1 else model.measure(x.target, measure)
-    made = [*real, *null]
-    moves = {a: not torch.equal(x.own[a], x.donor[a]) for a in {str(a) for places in wide for a in places}}
-    some = [n for n, v in enumerate(made) if any(moves[str(e.address)] for e in v)]  # no step has no effect
-    effects = torch.zeros(len(made), len(base), len(read))
+    some = [*some, *(len(wide) + n for n, (a,) in enumerate(alone) if moves[str(a)])]
+    effects, steps = torch.zeros(len(real), len(base), len(read)), torch.zeros(samples, len(wide), len(base), len(read))
     if some:
-        effects[some] = (sweep(model, x.target, [made[n] for n in some], measure) - base).float().cpu()
-    return Run(
-        x, effects[: len(wide)], effects[len(wide) : len(real)], effects[len(real) :].unflatten(0, (samples, len(wide)))
-    )
+        found = (sweep(model, x.target, [*(real[n] for n in some), *null], measure) - base).float().cpu()
+        effects[some] = found[: len(some)]
+        steps[:, stepped] = found[len(some) :].unflatten(0, (samples, len(stepped)))
+    if null_cells:
+        steps[:, [n for n in range(len(wide)) if n not in drawn]] = torch.nan
+    return Run(x, effects[: len(wide)], effects[len(wide) :], steps)
 
 
 def _result(

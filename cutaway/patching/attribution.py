@@ -12,14 +12,15 @@ backward for all places of all sites asked for, where activation patching needs 
   those of largest |estimate|, half drawn at random from strata of the ranks of the rest. `agreement` says what all
   places would give, each place drawn counting for as many as it was drawn from: Pearson and Spearman correlation, the
   share of sign errors, and the slope of exact effects over estimates (2: the estimates are half as large). Its
-  interval holds that of all places; the record says how many of how many places were measured.
+  interval holds that of all places; the record says how many of how many places were measured. With `exact_null`,
+  these places receive random steps as well: the null of `exact`.
 * Known failures: saturated attention hides queries and keys (`patching.attribution_star` repairs it); effects that
   cancel to first order; large steps, above all whole residual streams, through norms and activation functions
   (`patching.relevance`). A gradient is no intervention: read the audit before the numbers.
 * Equivalences (tests): in a model that is linear from the place on, it equals `patching.activation`; for small steps
   it does everywhere. `patching.activation(…).compare(patching.attribution(…))` holds the two against each other.
-* Cost: 2 forwards and 1 backward, and one forward an audited place. Prompts go in parts of a bounded size, halved
-  where memory runs out; no number depends on the parts.
+* Cost: 2 forwards and 1 backward, and one forward an audited place and step. Prompts go in parts of a bounded size,
+  halved where memory runs out; no number depends on the parts.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from cutaway.tasks.task import Task
 @method(
     answers="What would patching every place change, estimated to first order from one backward pass?",
     paper="Syed et al. 2023, arXiv:2310.10348; Nanda 2023",
-    cost="prompts * ((4 + audit) * F + B)",
+    cost="prompts * ((4 + audit * (1 + samples * exact_null)) * F + B)",
     control="random_direction",
     rung="interventional",
     fills=ESTIMATED,
@@ -51,6 +52,7 @@ def attribution(
     by: By = "auto",
     direction: Direction = "denoise",
     audit: int = 24,
+    exact_null: bool = False,
     samples: int = 4,
     seed: int = 0,
 ) -> Effects:
@@ -61,6 +63,7 @@ def attribution(
         by: cut a site by position, by unit (head or neuron), or by both; auto takes units where there are any.
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         audit: at how many places the exact effect is measured beside the estimate.
+        exact_null: measure random steps at the audited places, too: the null of the exact effects.
         samples: how many random steps of equal length make the null of each place.
         seed: of the random steps and of the audit's places.
 
@@ -68,4 +71,4 @@ def attribution(
         Refused: a place that cannot be exchanged, or a corruption that does not change the metric.
     """
     found = estimates(model, task, site, by, direction, lambda _: EstimateRule(), samples, seed)
-    return effects(model, found, audits=audit, seed=seed)
+    return effects(model, found, audits=audit, seed=seed, steps=samples if exact_null else 0)

@@ -68,7 +68,7 @@ _SURE = 80.0  # in logs: beyond it a softmax gives all or nothing
 @method(
     answers="Which places does attribution patching miss where attention is saturated or effects cancel?",
     paper="Kramár et al. 2024, arXiv:2403.00745",
-    cost="prompts * ((4 + audit + (1 + samples) * max(node, 1)) * F + (1 + layers) * B)",
+    cost="prompts * ((4 + audit * (1 + samples * exact_null) + (1 + samples) * max(node, 1)) * F + (1 + layers) * B)",
     control="random_direction",
     rung="interventional",
     fills=("score", *ESTIMATED),
@@ -82,6 +82,7 @@ def attribution_star(
     by: By = "auto",
     direction: Direction = "denoise",
     audit: int = 24,
+    exact_null: bool = False,
     samples: int = 4,
     seed: int = 0,
 ) -> Effects:
@@ -92,6 +93,7 @@ def attribution_star(
         by: cut a site by position, by unit (head or neuron), or by both; auto takes units where there are any.
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         audit: at how many places the exact effect is measured beside the estimate.
+        exact_null: measure random steps at the audited places, too: the null of the exact effects.
         samples: how many random donors at the donor's distance make the null of each place.
         seed: of the random donors and of the audit's places.
 
@@ -109,7 +111,7 @@ def attribution_star(
 
     found = estimates(model, task, site, by, direction, rule, samples, seed)
     effect, score = found.values.mean(-1)
-    done = audited(model, found, effect, audit, score, seed)
+    done = audited(model, found, effect, audit, score, seed, samples if exact_null else 0)
     out = fields(found, done)
     out |= {
         "score": score.reshape(found.shape),

@@ -40,7 +40,7 @@ _BEHIND = {"q", "k", "scores", "pattern"}  # sites that act through the pattern 
 @method(
     answers="What would patching every place change, estimated with relevance coefficients in place of gradients?",
     paper="Jafari et al. 2025, arXiv:2508.21258",
-    cost="prompts * ((4 + audit) * F + B)",
+    cost="prompts * ((4 + audit * (1 + samples * exact_null)) * F + B)",
     control="random_direction",
     rung="interventional",
     fills=ESTIMATED,
@@ -55,6 +55,7 @@ def relevance(
     direction: Direction = "denoise",
     attention: Attention = "gradient",
     audit: int = 24,
+    exact_null: bool = False,
     samples: int = 4,
     seed: int = 0,
 ) -> Effects:
@@ -66,6 +67,7 @@ def relevance(
         direction: denoise patches clean values into the corrupt run, noise corrupt values into the clean run.
         attention: the rule for attention: gradient (none), constant patterns, or half for each factor of its products.
         audit: at how many places the exact effect is measured beside the estimate.
+        exact_null: measure random steps at the audited places, too: the null of the exact effects.
         samples: how many random steps of equal length make the null of each place.
         seed: of the random steps and of the audit's places.
 
@@ -84,4 +86,4 @@ def relevance(
         return EstimateRule(relevance=attention)
 
     found = estimates(model, task, site, by, direction, rule, samples, seed)
-    return effects(model, found, audits=audit, seed=seed)
+    return effects(model, found, audits=audit, seed=seed, steps=samples if exact_null else 0)

@@ -428,3 +428,18 @@ def test_a_cell_that_is_the_same_in_both_runs_costs_nothing():
     assert float(whole.effect[0, 0]) == float(alone.effect[0]) == 0
     assert float(whole.effect[0, 2]) == pytest.approx(float(alone.effect[1]), rel=1e-4)
     assert one.forwards < all_places.forwards
+
+
+def test_a_null_of_some_cells_costs_less_and_changes_no_effect():
+    model, task = subjects.random_llama(), subjects.llama_task(3)
+    with counting() as every:
+        whole = activation(model, task, samples=6)
+    with counting() as few:
+        some = activation(model, task, samples=6, null_cells=1, seed=2)
+    assert torch.equal(whole.effect, some.effect)
+    assert int(some.null.isfinite().all(-1).sum()) == 1
+    assert few.forwards < 0.92 * every.forwards
+    moving = (whole.null != 0).all(-1)
+    assert bool(moving[some.null.isfinite().all(-1)].all()), "a cell that is equal in both runs makes no null"
+    assert len({tuple(activation(model, task, samples=6, null_cells=1, seed=s).null.isnan().flatten().tolist())
+                for s in range(4)}) > 1  # fmt: skip

@@ -12,7 +12,9 @@ from scipy import stats
 
 import cutaway as ca
 from cutaway.core.refuse import OutOfMemory, Refused
+from cutaway.core.stats import generator
 from cutaway.interventions import first_order as linear
+from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.audit import Sample, agreement, drawn
 from cutaway.patching import activation, attribution, attribution_star, relevance
 from tests.conformance import subjects
@@ -123,6 +125,30 @@ def test_the_audit_measures_what_a_full_sweep_measures():
     torch.testing.assert_close(part.exact[seen], exact[seen])
     assert seen.flatten()[part.effect.abs().argmax()]
     assert "9 of" in part.record["audited"]
+
+
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_the_null_of_exact_effects_are_random_steps_at_the_audited_places(direction):
+    """By hand: the run with a step of the donor's length added there."""
+    model, task = subjects.random_llama(), subjects.llama_task(3)
+    found = attribution(model, task, audit=4, exact_null=True, samples=2, direction=direction)
+    plain = attribution(model, task, audit=4, samples=2, direction=direction)
+    assert torch.equal(found.exact.nan_to_num(), plain.exact.nan_to_num())
+    assert plain.exact_null is None
+    seen = ~found.exact.isnan()
+    assert bool((found.exact_null.isfinite() == seen[..., None]).all())
+    bound, where = task.bind(model), [f"z.{i}.{h}" for i, h in seen.nonzero().tolist()]
+    target, giver = (bound.corrupt, bound.clean) if direction == "denoise" else (bound.clean, bound.corrupt)
+    own, donor = (model.capture(t, "z") for t in (target, giver))
+    seeds = torch.randint(1 << 62, (2, 4), generator=generator(0)).tolist()
+    for cell, place in enumerate(where):
+        for sample in range(2):
+            new = own[place] + RandomStep(place, own[place], donor[place], seeds[sample][cell]).step()
+            with model.edited(ca.models.Replace(place, new)):
+                edited = model.measure(target, bound.measure)
+            effect = edited - model.measure(target, bound.measure)
+            got = found.exact_null[seen][cell, sample]
+            assert float((effect.mean() - got).abs()) < 1e-4 * float(found.exact[seen].abs().max())
 
 
 def test_the_sample_has_the_largest_and_some_of_every_rank():
