@@ -18,7 +18,7 @@ from cutaway.core.refuse import Refused
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cutaway.suites.explain import Explanation
+    from cutaway.suites.explanation import Explanation
     from cutaway.views.page import Section
 
 #: what is asked of the bundled world when nothing is asked
@@ -104,7 +104,7 @@ def show(console: Console, e: Explanation, command: str, html: Path | None, othe
     """Print the answer: prompt, summary, and the four rankings behind it."""
     from rich.text import Text
 
-    from cutaway.suites.explain import UNSUPPORTED
+    from cutaway.suites.explanation import UNSUPPORTED
     from cutaway.views.draw.terminal import terminal
 
     r = e.results

@@ -48,7 +48,7 @@ OLD_KINDS: dict[str, OldKind] = {
     "knockout_curve": OldKind("cutaway.patching.knockout_curve:KnockoutCurve"),
     "self_repair": OldKind("cutaway.patching.self_repair:SelfRepair"),
     "decomposition": OldKind("cutaway.models.anatomy.residual:Decomposition"),
-    "predictions": OldKind("cutaway.suites.explain:Predictions"),
+    "predictions": OldKind("cutaway.suites.explanation:Predictions"),
     "dictionary_comparison": OldKind("cutaway.dictionaries.evaluation.compare:Comparison"),
     "dictionary_features": OldKind("cutaway.dictionaries.evaluation.features:Features"),
     "dictionary_firing": OldKind("cutaway.dictionaries.evaluation.firing:Firing"),

@@ -9,7 +9,7 @@ import pytest
 
 import cutaway as ca
 from cutaway.core.rung import NAMES, WORDS, Rung, exceeding
-from cutaway.suites.explain import BEHIND
+from cutaway.suites.explanation import BEHIND
 from tests.meta.tree import ROOT, sources
 
 ROWS = ca.methods()
@@ -33,7 +33,7 @@ def abouts(node: ast.AST, called: str) -> list[str]:
 
 def templates() -> Iterator[tuple[str, list[str]]]:
     """What a claim or section of a report is about, with every text that it may be made of."""
-    for node in ast.walk(sources()["cutaway/suites/explain.py"]):
+    for node in ast.walk(sources()["cutaway/suites/claims.py"]):
         if isinstance(node, ast.FunctionDef):
             for about in dict.fromkeys(abouts(node, "Claim")):
                 yield about, texts(node)

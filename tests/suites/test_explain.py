@@ -17,8 +17,10 @@ from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.rung import exceeding
 from cutaway.core.stats import null_band
+from cutaway.suites import claims
 from cutaway.suites import explain as suite
-from cutaway.suites.explain import EFFORTS, Explanation, explain
+from cutaway.suites.explain import EFFORTS, explain
+from cutaway.suites.explanation import UNSUPPORTED, Explanation
 from cutaway.tasks.pair import Pair
 from tests.conformance import subjects
 
@@ -67,7 +69,7 @@ def spoken(e: Explanation, about: str) -> set[str]:
             float(x) / gap for t in (result.null, result.interval, torch.tensor(list(values))) for x in t.reshape(-1)
         }
     values |= {float(result.total.mean())} if name == "writers" else set()
-    forms = {suite._share, "{:+.1f}".format, "{:.1f}".format} if name == "writers" else {suite._share}
+    forms = {claims.share, "{:+.1f}".format, "{:.1f}".format} if name == "writers" else {claims.share}
     counts = {str(len(result.null))} if name == "together" else set()
     return {f(sign * v) for v in values for sign in (1, -1) for f in forms} | counts | {"0.1 %"}
 
@@ -117,7 +119,7 @@ def test_the_claims_follow_from_the_numbers():
 def test_no_effect_is_listed_inside_the_band_of_its_control_or_of_another_listed():
     for name in ("resid_pre", "heads", "writers"):
         result = told().results[name]
-        rows = suite.standing_out(result, most=10**6)
+        rows = claims.standing_out(result, most=10**6)
         n = result.effect.shape
         layers = torch.arange(n[0]).repeat_interleave(n[1]) if len(n) == 2 else None  # as pictures pool
         bands = null_band(result.null.reshape(result.effect.numel(), -1), groups=layers)[0].reshape(*n, 2)
@@ -132,19 +134,20 @@ def test_no_effect_is_listed_inside_the_band_of_its_control_or_of_another_listed
 def test_words_are_as_strong_as_the_numbers():
     found = told().results
     writers, depth, heads = found["writers"], found["depth"], found["heads"]
-    assert "on average) is written mostly by" in suite._written(writers, "oslo", "bergen").text
-    small = suite._written(replace(writers, total=10 * writers.total), "oslo", "bergen").text
+    assert "on average) is written mostly by" in claims._written(writers, "oslo", "bergen").text
+    small = claims._written(replace(writers, total=10 * writers.total), "oslo", "bergen").text
     assert "mostly" not in small, "what stands out is less than half of it"
     assert "what stands out is written by" in small
-    assert suite._depth(depth, "oslo").supported
+    assert claims._depth(depth, "oslo").supported
     wide = replace(depth, interval=depth.interval * torch.tensor([0.0, 1.0]))
-    assert not suite._depth(wide, "oslo").supported, "the interval reaches into the control"
-    gap, (row, *_) = heads.gap, suite.standing_out(heads)
-    low, high = (suite._share(x / gap) for x in row["interval"])
+    assert not claims._depth(wide, "oslo").supported, "the interval reaches into the control"
+    gap, (row, *_) = heads.gap, claims.standing_out(heads)
+    low, high = (claims.share(x / gap) for x in row["interval"])
     assert (
-        f"{row['layer']}.{row['head']} ({suite._share(row['recovered'])} [{low}, {high}])" in suite._carried(heads).text
+        f"{row['layer']}.{row['head']} ({claims.share(row['recovered'])} [{low}, {high}])"
+        in claims._carried(heads).text
     )
-    assert (suite._most(1e-5), suite._most(0.5), suite._share(-0.015)) == ("under 0.1 %", "at most 50 %", "−1.5 %")
+    assert (claims._most(1e-5), claims._most(0.5), claims.share(-0.015)) == ("under 0.1 %", "at most 50 %", "−1.5 %")
 
 
 def test_heads_together_are_measured_on_sentences_that_did_not_choose_them():
@@ -202,7 +205,7 @@ def test_nothing_is_claimed_of_a_model_that_nobody_trained(seed, spread):
     assert spread > 1 or not said
     if not said:
         assert [s for s in e.summary if "hardly preferred" not in s] == [
-            f"{suite.UNSUPPORTED}: {', '.join(c.about for c in e.claims)}."
+            f"{UNSUPPORTED}: {', '.join(c.about for c in e.claims)}."
         ]
 
 
