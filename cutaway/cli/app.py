@@ -62,11 +62,12 @@ def build() -> App:
         json: Annotated[
             bool, Parameter(negative="", group="Output", show_default=False, help="data as JSON on stdout")
         ] = False,
-    ) -> None:
+    ) -> int:
         with joined():
             reply = app(tokens, **_OURS)
         if reply is not None and is_main_process():
             deliver(reply, json)
+        return reply.code if reply is not None else 0
 
     return app
 
@@ -77,11 +78,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command_line.set(tuple(words))
     try:
         prepare()
-        build().meta(ordered(words), **_OURS)
+        code = build().meta(ordered(words), **_OURS)
         sys.stdout.flush()
     except BaseException as error:
         return refused(error, shlex.join(["cutaway", *words]), as_json="--json" in words)
-    return 0
+    return code or 0
 
 
 def first_line(module: str) -> str:

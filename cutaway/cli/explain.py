@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,15 +13,16 @@ from cyclopts import Parameter
 
 from cutaway.cli.processes import is_main_process
 from cutaway.cli.repeat import pinned, repeated
-from cutaway.cli.shell import Reply, as_data, stages
+from cutaway.cli.shell import INTERRUPTED, Reply, as_data, console, speaks, stages
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
 from cutaway.core.refuse import Refused
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
     from cutaway.suites.explanation import Explanation
-    from cutaway.views.page import Section
+    from cutaway.views.page import Section, Show
 
 #: what is asked of the bundled world when nothing is asked
 TELLING = "When Mary and John went to the store, John gave a drink to"
@@ -58,12 +61,24 @@ def explain(
     folder = html.absolute().parent if html is not None else Path()
     if html is not None and (html.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
         raise Refused(f"--html {html}", "no file can be written there", "name a file in a folder of yours that exists")
+    shown = Shown(console() if speaks() else None)
     with stages() as step:
         step("loading the model")
         m = load_model(model, model_dtype, model_device)
         asked = TELLING if prompt is None else prompt
         corrupt = TELLING_CORRUPT if prompt is None and corrupt is None else corrupt
-        found = suite.explain(m, asked, target=target, foil=foil, corrupt=corrupt, effort=effort, seed=seed, step=step)
+
+        def each(found: Explanation) -> None:
+            with step.paused():
+                shown.more(found)
+
+        options: dict[str, Any] = {"target": target, "foil": foil, "corrupt": corrupt, "effort": effort, "seed": seed}
+        try:
+            found = suite.explain(m, asked, **options, step=step, each=each)
+        except KeyboardInterrupt:
+            if shown.latest is None:
+                raise
+            found = shown.latest
         told = {"prompt": asked, "corrupt": corrupt, "model": pinned(m, model)}
         command = repeated("explain", explain, given | told)
         other = None if found.doubt is None else repeated("explain", explain, given | told | found.doubt.instead)
@@ -71,7 +86,8 @@ def explain(
             step("writing the report")
             write(found, html, command, other)
     said = {**data(found, command, html), "instead": other}
-    return Reply(said, lambda console: show(console, found, command, html, other))
+    code = INTERRUPTED if found is shown.latest and not found.complete else 0
+    return Reply(said, lambda console: shown.rest(console, found, command, html, other), code)
 
 
 def data(e: Explanation, command: str, html: Path | None) -> dict[str, Any]:
@@ -84,6 +100,7 @@ def data(e: Explanation, command: str, html: Path | None) -> dict[str, Any]:
         "corrupt": e.corrupt,
         "corruption": e.corruption,
         "siblings": e.siblings,
+        "complete": e.complete,
         "summary": e.summary,
         "doubt": None if e.doubt is None else e.doubt.text,
         "claims": [vars(c) for c in e.claims],
@@ -100,42 +117,103 @@ def _all_data(results: Any) -> dict[str, Any]:
     return {name: as_data(result) for name, result in results.items()}
 
 
-def show(console: Console, e: Explanation, command: str, html: Path | None, other: str | None = None) -> None:
-    """Print the answer: prompt, summary, and the four rankings behind it."""
+@dataclass
+class Shown:
+    """The terminal's view of an explanation: each part once, as soon as its result is there.
+
+    Attributes:
+        console: where it is shown at once; None if only the reply shows it.
+        latest: the explanation so far.
+        parts: the parts that were shown.
+    """
+
+    console: Console | None
+    latest: Explanation | None = None
+    parts: set[str] = field(default_factory=set)
+
+    def more(self, e: Explanation) -> None:
+        """Show the parts that are new."""
+        self.latest = e
+        if self.console is not None:
+            for name, part in _parts(e):
+                self._show(self.console, name, part)
+
+    def rest(self, console: Console, e: Explanation, command: str, html: Path | None, other: str | None) -> None:
+        """Show what was not shown yet, what could not be claimed, and how to repeat it."""
+        for name, part in [*_parts(e), ("end", _end(e)), ("again", _again(e, command, html, other))]:
+            self._show(console, name, part)
+
+    def _show(self, console: Console, name: str, part: Iterable[Any]) -> None:
+        if name not in self.parts:
+            self.parts.add(name)
+            for line in part:
+                console.print(line, soft_wrap=name == "again")
+
+
+def _answer(prompt: str, answer: str) -> Text:
+    from rich.text import Text
+
+    return Text("\n").append(prompt, "bold").append(f" {answer}", "bold green")
+
+
+def _parts(e: Explanation) -> Iterator[tuple[str, list[Any]]]:
+    """Yield the parts of an explanation that can be shown by now: claims, each before the picture of its numbers."""
+    from rich.text import Text
+
+    from cutaway.suites.claims import measured
+    from cutaway.views.draw.terminal import terminal
+
+    r, claims = e.results, {c.about: c for c in e.claims if c.supported}
+
+    def said(*about: str) -> list[Any]:
+        found = (claims[a] for a in about if a in claims)
+        return [Text("▸ ").append(c.text).append(f"  ({c.control})", "dim") for c in found]
+
+    yield "answer", [_answer(e.prompt, e.answer)]
+    foil = Text("not ").append(e.foil, "red").append(f"; counterfactual: {e.corruption}", "dim")
+    yield "contrast", [foil, *([Text(f"▲ {e.doubt.text}", "yellow")] if e.doubt is not None else [])]
+    if "heads" not in r:
+        return
+    over = f"and {e.siblings} of the same form" if e.siblings else "alone: none of the same form was found"
+    yield "over", [Text(f"over this sentence {over}, on {e.model}", "dim"), *said("the prediction")]
+    estimates = [Text("first-order estimates of all heads:", "dim")] * (measured(r["heads"]) == "exact")
+    yield "heads", [*said("the heads"), *estimates, terminal(r["heads"], "recovered")]
+    if "resid_pre" in r:
+        yield "positions", [*said("the positions"), terminal(r["resid_pre"], "recovered")]
+    if "together" in r:
+        yield "together", said("the heads together")
+    if "depth" in r:
+        yield "depth", [*said("the depth"), terminal(r["depth"], "probability")]
+    if "writers" in r:
+        yield "writers", [*said("the writers"), terminal(r["writers"], "effect", bars=10)]
+
+
+def _end(e: Explanation) -> Iterator[Any]:
+    """Yield what is not claimed, and the known truth."""
     from rich.text import Text
 
     from cutaway.suites.explanation import UNSUPPORTED
-    from cutaway.views.draw.terminal import terminal
 
-    r = e.results
-    head = Text().append(e.prompt, "bold").append(f" {e.answer}", "bold green").append(f"   not {e.foil}", "red")
-    console.print()
-    console.print(head)
-    console.print(Text(f"counterfactual: {e.corruption}", "dim"))
-    over = f"and {e.siblings} of the same form" if e.siblings else "alone: none of the same form was found"
-    console.print(Text(f"over this sentence {over}, on {e.model}", "dim"))
-    console.print()
-    if e.doubt is not None:
-        console.print(Text(f"▲ {e.doubt.text}", "yellow"))
-    if other is not None and e.doubt is not None and e.doubt.instead:
-        console.print(Text("  the contrast you may mean: ", "yellow").append(other, "bold"), soft_wrap=True)
-    for c in (c for c in e.claims if c.supported):
-        console.print(Text("▸ ").append(c.text).append(f"  ({c.control})", "dim"))
     missing = [c.about for c in e.claims if not c.supported]
     if missing:
-        console.print(Text(f"▹ {UNSUPPORTED}: {', '.join(missing)}", "yellow"))
+        yield Text(f"▹ {UNSUPPORTED}: {', '.join(missing)}", "yellow")
     for v in e.verdicts:
         mark, style = {True: ("✓", "green"), False: ("✗", "red"), None: ("?", "yellow")}[v.agrees]
-        console.print(Text(f"{mark} {v.text}", style).append(f"  {v.detail}", "dim"))
-    console.print()
-    console.print(terminal(r["depth"], "probability"))
-    console.print(terminal(r["writers"], "effect", bars=10))
-    console.print(terminal(r["resid_pre"], "recovered"))
-    console.print(terminal(r["heads"], "recovered"))
-    console.print()
+        yield Text(f"{mark} {v.text}", style).append(f"  {v.detail}", "dim")
+    if not e.complete:
+        yield Text("■ Interrupted: what is above was measured, the rest was not", "yellow")
+
+
+def _again(e: Explanation, command: str, html: Path | None, other: str | None) -> Iterator[Any]:
+    """Yield the report and the commands, unbroken to be copied."""
+    from rich.text import Text
+
+    yield Text()
+    if other is not None and e.doubt is not None and e.doubt.instead:
+        yield Text("the contrast you may mean: ", "yellow").append(other, "bold")
     kept = "(opens from disk, offline)" if html is not None else "add --html report.html for every picture and number"
-    console.print(Text("report: ", "dim").append(f"{html or ''} ", "bold").append(kept, "dim"), soft_wrap=True)
-    console.print(Text("again:  ", "dim").append(command), soft_wrap=True)
+    yield Text("report: ", "dim").append(f"{html or ''} ", "bold").append(kept, "dim")
+    yield Text("again:  ", "dim").append(command)
 
 
 def write(e: Explanation, path: Path, command: str, other: str | None = None) -> None:
@@ -155,70 +233,107 @@ def write(e: Explanation, path: Path, command: str, other: str | None = None) ->
     report(f"Why “{e.answer}”?", sections(e), path, opening=opening)
 
 
-def sections(e: Explanation) -> list[Section]:
-    """Return the report's questions, in reading order."""
-    from cutaway.views.page import Section, Show
+Shows = Callable[..., "list[Show]"]
 
-    r, said = e.results, {c.about: [f"{c.text} ({c.control})."] for c in e.claims if c.supported}
-    out = [
+
+def sections(e: Explanation) -> list[Section]:
+    """Return the report's questions, in reading order, as far as they were asked."""
+    from cutaway.views.page import Show
+
+    def shows(*wanted: tuple[Any, str, str, str]) -> list[Show]:
+        there = [(kept[name], field, text) for kept, name, field, text in wanted if name in kept]
+        return [
+            Show(result, field, text, {"bars": 16} if result.kind == "direct_attribution" else {})
+            for result, field, text in there
+            if field in result.tensors()
+        ]
+
+    said = {c.about: [f"{c.text} ({c.control})."] for c in e.claims if c.supported}
+    return [section for section in [*_reading(e, said, shows), *_exchanging(e, said, shows)] if section.shows]
+
+
+def _reading(e: Explanation, said: dict[str, list[str]], shows: Shows) -> list[Section]:
+    """Return the questions that reading activations answers."""
+    from cutaway.views.page import Section
+
+    r = e.results
+    return [
         Section(
             "What it predicts",
             "Which words come next, and which after the counterfactual?",
             said.get("the prediction", ()),
-            [
-                Show(r["predictions"], "probability", f"after “{e.prompt}”"),
-                Show(r["predictions"], "after_corrupt", f"the control: after “{e.corrupt}”"),
-            ],
+            shows(
+                (r, "predictions", "probability", f"after “{e.prompt}”"),
+                (r, "predictions", "after_corrupt", f"the control: after “{e.corrupt}”"),
+            ),
         ),
         Section(
             "Where along depth the answer appears",
             "What would the model say if it ended at this depth?",
             said.get("the depth", ()),
-            [
-                Show(r["depth"], "probability", "the answer at the last position, with interval and control"),
-                Show(r["depth"], "rank", "how many words are ahead of it (median)"),
-                Show(r["grid"], "probability", "the lens at every depth and position of this sentence"),
-            ],
+            shows(
+                (r, "depth", "probability", "the answer at the last position, with interval and control"),
+                (r, "depth", "rank", "how many words are ahead of it (median)"),
+                (r, "grid", "probability", "the lens at every depth and position of this sentence"),
+            ),
         ),
         Section(
             "Which components write it",
             f"What adds to “{e.answer}” over “{e.foil}” at the last position?",
-            [*said.get("the writers", ()), _closure(r["writers"])],
-            [
-                Show(r["writers"], "effect", "embedding, heads, biases and MLPs, over the siblings", {"bars": 16}),
-                Show(e.own["writers"], "effect", "the same for this sentence alone", {"bars": 16}),
-                Show(r["neurons"], "effect", "with every MLP split into its neurons", {"bars": 16}),
-            ],
+            [*said.get("the writers", ()), *([_closure(r["writers"])] if "writers" in r else [])],
+            shows(
+                (r, "writers", "effect", "embedding, heads, biases and MLPs, over the siblings"),
+                (e.own, "writers", "effect", "the same for this sentence alone"),
+                (r, "neurons", "effect", "with every MLP split into its neurons"),
+            ),
         ),
+    ]
+
+
+def _exchanging(e: Explanation, said: dict[str, list[str]], shows: Shows) -> list[Section]:
+    """Return the questions that exchanging activations answers."""
+    from cutaway.suites.claims import measured
+    from cutaway.views.page import Section
+
+    r = e.results
+    first = ", estimated to first order" if "heads" in r and measured(r["heads"]) == "exact" else ""
+    where = "measured where the estimates are largest, and at random"
+    return [
         Section(
             "Which positions carry it",
             "Where does the clean run's activation bring the answer back?",
             said.get("the positions", ()),
-            [
-                Show(r["resid_pre"], "effect", "the residual stream entering each block"),
-                Show(r["attn_out"], "effect", "what attention adds"),
-                Show(r["mlp_out"], "effect", "what the MLP adds"),
-                Show(e.own["resid_pre"], "effect", "the residual stream, this sentence alone"),
-            ],
+            shows(
+                (r, "resid_pre", "effect", "the residual stream entering each block"),
+                (r, "attn_out", "effect", f"what attention adds{first}"),
+                (r, "attn_out", "exact", f"what attention adds, {where}"),
+                (r, "mlp_out", "effect", f"what the MLP adds{first}"),
+                (r, "mlp_out", "exact", f"what the MLP adds, {where}"),
+                (e.own, "resid_pre", "effect", "the residual stream, this sentence alone"),
+            ),
         ),
         Section(
             "Which heads carry it",
             "Which heads suffice to bring the answer back, and which are needed?",
             said.get("the heads", ()),
-            [
-                Show(r["heads"], "effect", "denoise: clean output in the corrupt run (suffices)"),
-                Show(r["heads_noise"], "effect", "noise: corrupt output in the clean run (needed)"),
-            ],
+            shows(
+                (r, "heads", "effect", f"denoise: clean output in the corrupt run (suffices){first}"),
+                (r, "heads", "exact", f"denoise, {where}"),
+                (r, "heads", "agreement", "how well the estimates agree with what was measured"),
+                (r, "heads_noise", "effect", f"noise: corrupt output in the clean run (needed){first}"),
+                (r, "heads_noise", "exact", f"noise, {where}"),
+            ),
+        ),
+        Section(
+            "The heads together",
+            "Do they take the answer away together, more than random heads?",
+            said.get("the heads together", ()),
+            shows(
+                (r, "together", "effect", "all of them exchanged at once"),
+                (r, "together", "single", "each of them alone"),
+            ),
         ),
     ]
-    if "together" in r:
-        together = [
-            Show(r["together"], "effect", "all of them exchanged at once"),
-            Show(r["together"], "single", "each of them alone"),
-        ]
-        question = "Do they take the answer away together, more than random heads?"
-        out.append(Section("The heads together", question, said.get("the heads together", ()), together))
-    return out
 
 
 def _closure(writers: Any) -> str:

@@ -34,10 +34,12 @@ class Reply:
     Attributes:
         data: JSON-ready data.
         show: prints the same on a console.
+        code: the exit code.
     """
 
     data: Any
     show: Callable[[Console], None]
+    code: int = 0
 
 
 def deliver(reply: Reply, as_json: bool) -> None:
@@ -45,12 +47,22 @@ def deliver(reply: Reply, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(stdio.as_json(finite(reply.data)))
     else:
-        from rich.console import Console
-
-        console = Console(highlight=False)
-        console.on_broken_pipe = _gone  # its own way is to exit with an error
-        reply.show(console)
+        reply.show(console())
     sys.stdout.flush()
+
+
+def console() -> Console:
+    """Return the console of stdout."""
+    from rich.console import Console
+
+    made = Console(highlight=False)
+    made.on_broken_pipe = _gone  # its own way is to exit with an error
+    return made
+
+
+def speaks() -> bool:
+    """Return True if this process prints text as results come: the main one, where JSON was not asked for."""
+    return is_main_process() and "--json" not in command_line.get()
 
 
 def _gone() -> None:
@@ -82,28 +94,48 @@ def working(text: str) -> Iterator[None]:
         yield
 
 
+class Stages:
+    """The progress of a command on stderr: call it with the name of each stage."""
+
+    def __init__(self, bar: Any = None):
+        self._bar = bar
+        self._task = bar.add_task("", total=None) if bar is not None else None
+
+    def __call__(self, text: str) -> None:
+        if self._bar is not None:
+            self._bar.reset(self._task, description=text, total=None)
+
+    def listen(self, done: float, total: float) -> None:
+        """Show how far the stage is."""
+        self._bar.update(self._task, completed=done, total=total)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Within the block, the terminal is free for results."""
+        if self._bar is None:
+            yield
+            return
+        self._bar.stop()
+        yield
+        sys.stdout.flush()
+        self._bar.start()
+
+
 @contextmanager
-def stages() -> Iterator[Callable[[str], None]]:
-    """Within the block, show progress as `working` does; call the function yielded with the name of each stage."""
+def stages() -> Iterator[Stages]:
+    """Within the block, show progress as `working` does, in stages."""
     from rich.console import Console
 
-    console = Console(stderr=True)
-    if not console.is_terminal or not is_main_process():
-        yield lambda text: None
+    errors = Console(stderr=True)
+    if not errors.is_terminal or not is_main_process():
+        yield Stages()
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
     columns = (BarColumn(bar_width=20), TaskProgressColumn(), TimeRemainingColumn())
-    with Progress(SpinnerColumn(), TextColumn("{task.description}"), *columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def step(text: str) -> None:
-            bar.reset(task, description=text, total=None)
-
-        def listen(done: float, total: float) -> None:
-            bar.update(task, completed=done, total=total)
-
-        with listening(listen):
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), *columns, console=errors, transient=True) as bar:
+        step = Stages(bar)
+        with listening(step.listen):
             yield step
 
 

@@ -1,8 +1,8 @@
 """Claims of an explanation, read off its numbers.
 
 Each claim names its control, and none is made that its interval or its control's band does not support, that would be
-true of any model, or where the counterfactual changes the odds by less than a factor of e (as in a random model)
-.
+true of any model, or where the counterfactual changes the odds by less than a factor of e (as in a random
+model).
 """
 
 from __future__ import annotations
@@ -27,29 +27,36 @@ MATERIAL = 1.0  # logits between clean and corrupt below which there is too litt
 _ROLE = re.compile(r"((first|middle|last) )?(subject|changed)|first|before|next|further|last|@-?\d+")  # of positions
 
 
+def measured(result: Result) -> str:
+    """Return the field of the measured effects: `exact` where `effect` holds estimates."""
+    return "exact" if "exact" in result.tensors() else "effect"
+
+
 def standing_out(result: Result, most: int = 3, positive: bool = True) -> list[dict[str, Any]]:
-    """Return the largest entries whose interval excludes zero and which lie outside the control's band, each with its
-    band.
+    """Return the largest measured entries whose interval excludes zero and which lie outside the control's band, each
+    with its band.
 
     The band is the one that pictures mark by: pooled over the cells where samples are few. No entry is listed that lies
     inside the band of another that is. Without an interval (a single prompt) only the control decides.
     """
-    fields = result.tensors()
-    axes, effect, sign = result.axes()["effect"], fields["effect"].float(), 1 if positive else -1
+    fields, name, sign = result.tensors(), measured(result), 1 if positive else -1
+    interval, null = (f"{name}_{kind}" if name == "exact" else kind for kind in ("interval", "null"))
+    axes, effect = result.axes()[name], fields[name].float()
     shape = dict(zip(axes, effect.shape, strict=True))
-    drawn = band(fields["null"].float(), result.axes()["null"], shape, "control")
+    drawn = band(fields[null].float(), result.axes()[null], shape, "control")
     bands = torch.stack([drawn.low, drawn.high], -1).reshape(-1, 2)
-    intervals = fields["interval"].reshape(-1, 2)
+    intervals, values = fields[interval].reshape(-1, 2), effect.reshape(-1)
+    gap = fields.get("recovered") is not None and result.facts().get("gap")
     out, widest = list[dict[str, Any]](), 0.0
-    for flat in (sign * effect.reshape(-1)).argsort(descending=True).tolist():
-        value, (low, high) = float(effect.reshape(-1)[flat]), intervals[flat].tolist()
+    for flat in (sign * values).nan_to_num(-math.inf).argsort(descending=True).tolist():
+        value, (low, high) = float(values[flat]), intervals[flat].tolist()
         reach = max(widest, float(bands[flat].abs().max()))
-        if sign * value <= reach or (low == low and low <= 0 <= high):
+        if not sign * value > reach or (low == low and low <= 0 <= high):
             continue
         at = torch.unravel_index(torch.tensor(flat), effect.shape)
         row = {a: result.labels[a][int(i)] if a in result.labels else int(i) for a, i in zip(axes, at, strict=True)}
-        if "recovered" in fields:
-            row["recovered"] = float(fields["recovered"].reshape(-1)[flat])
+        if gap:
+            row["recovered"] = value / gap
         out.append(row | {"effect": value, "interval": [low, high], "band": reach, "at": [int(i) for i in at]})
         widest = reach
         if len(out) == most:
@@ -58,17 +65,25 @@ def standing_out(result: Result, most: int = 3, positive: bool = True) -> list[d
 
 
 def claims_of(words: tuple[str, str], found: Results, proposed: bool) -> list[Claim]:
-    """Return every claim of the report, supported or not; `proposed` says that the foil was not the user's."""
+    """Return a claim, supported or not, about each result that is there.
+
+    `proposed` says that neither the foil nor the counterfactual was the user's.
+    """
     answer, foil = words
-    claims = [_predicted(found["predictions"], answer), _depth(found["depth"], answer)]
-    claims += [_written(found["writers"], answer, foil), _placed(found["resid_pre"]), _carried(found["heads"])]
+    claims = [_predicted(found["predictions"], answer)]
+    claims += [_depth(found["depth"], answer)] if "depth" in found else []
+    claims += [_written(found["writers"], answer, foil)] if "writers" in found else []
+    claims += [_placed(found["resid_pre"])] if "resid_pre" in found else []
+    claims += [_carried(found["heads"])] if "heads" in found else []
     claims += [_together(found["together"])] if "together" in found else []
-    gap = _gap(found["resid_pre"])
-    if gap < MATERIAL:
+    heads = found.get("heads")
+    if heads is None:
+        return claims
+    if (gap := _gap(heads)) < MATERIAL:
         text = f"The counterfactual takes “{answer}” back against “{foil}” by {gap:.2f} logits on average"
         small = Claim("the difference itself", text, f"a factor of e in the odds: {MATERIAL:.0f} logit", False)
         return [small, *(replace(c, supported=False) for c in claims)]
-    if "effect" in found["heads"].reasons:  # where a sentence has no siblings
+    if "effect" in heads.reasons:  # where a sentence has no siblings
         claims[1:] = [
             replace(c, control=f"{c.control}; of this sentence alone, so without an interval") for c in claims[1:]
         ]
@@ -151,7 +166,11 @@ def _carried(h: Effects) -> Claim:
     gap = abs(_gap(h))
     shares = [f"{share(r['recovered'])}{_bounds([x / gap for x in r['interval']], share)}" for r in rows]
     parts = ", ".join(f"{r['layer']}.{r['head']} ({share})" for r, share in zip(rows, shares, strict=True))
-    text = f"Restored one at a time, the heads that bring back most are {parts}"
+    most = "the heads that bring back most are"
+    if measured(h) == "exact":
+        count = int(h.tensors()["exact"].isfinite().sum())
+        most = f"of {count} heads measured (chosen by first-order estimates of all {h.effect.numel()}), {most}"
+    text = f"Restored one at a time, {most} {parts}"
     return Claim("the heads", text, f"random steps of equal length: {_most(rows[-1]['band'] / gap)}", True)
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Literal, cast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 import torch
 
@@ -21,6 +21,7 @@ from cutaway.core.finite import finite
 from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
+from cutaway.interventions.paired_runs import Direction, difference
 from cutaway.models.model import Model
 from cutaway.suites.claims import MATERIAL, claims_of, share, standing_out
 from cutaway.suites.explanation import Doubt, Explanation, Own, Predictions, Results, Verdict
@@ -30,11 +31,28 @@ from cutaway.tasks.replacements import usual
 from cutaway.tasks.task import Task
 
 Effort = Literal["quick", "normal", "thorough"]
-#: effort → sentences of the form, random samples of a null
-EFFORTS: dict[str, tuple[int, int]] = {"quick": (6, 1), "normal": (8, 3), "thorough": (32, 10)}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """An amount of work.
+
+    Attributes:
+        siblings: how many sentences of the form are measured; as many more test the heads together.
+        samples: random steps that make a cell's null.
+        cells: how many cells of a sweep are measured exactly, chosen by first-order estimates, and how many random ones
+            make the null of the residual stream; 0 measures every cell, each with its null.
+    """
+
+    siblings: int
+    samples: int
+    cells: int
+
+
+EFFORTS: dict[str, Scale] = {"quick": Scale(6, 1, 12), "normal": Scale(8, 1, 24), "thorough": Scale(8, 3, 0)}
 _HELD = 2  # sentences apart from those that chose the heads, below which nothing is claimed of the heads together
 _HARDLY = 2.0  # times as likely as the next word, below which an answer is hardly preferred
-_LARGE = 20_000_000  # parameters beyond which the default effort is quick
+_LARGE = 20_000_000  # parameters beyond which the default effort is normal
 
 
 def explain(
@@ -47,6 +65,7 @@ def explain(
     effort: Effort | None = None,
     seed: int = 0,
     step: Callable[[str], None] = lambda text: None,
+    each: Callable[[Explanation], None] = lambda found: None,
 ) -> Explanation:
     """Ask every method about one sentence.
 
@@ -56,9 +75,12 @@ def explain(
         target: the answer; the model's own prediction if not given.
         foil: the wrong answer; the best other answer after the counterfactual if not given.
         corrupt: the counterfactual sentence, if you have one.
-        effort: how many siblings and random samples; quick by default for models over 20 M parameters.
+        effort: how many siblings, samples and cells (`EFFORTS`). `thorough` measures every cell, which models of up to
+            20 M parameters get by default; larger ones get `normal`, where first-order estimates choose what is
+            measured.
         seed: of every random choice.
         step: called with a line of text at each stage of the work.
+        each: called with the explanation so far, whenever a result is new.
 
     Raises:
         Refused: no counterfactual of equal length, an answer of several tokens, an unreadable model.
@@ -66,47 +88,85 @@ def explain(
     if not 0 <= seed < 1 << 63:
         raise Refused(f"seed {seed}", "it is outside 0 to 2**63 − 1", "use a small whole number")
     large = sum(p.numel() for p in model.hf.parameters()) > _LARGE
-    siblings, samples = EFFORTS[effort or ("quick" if large else "normal")]
+    scale = EFFORTS[effort or ("normal" if large else "thorough")]
     with finite("explain", model.dtype), counting() as spent:
         step("looking for a counterfactual")
         one = tasks.from_sentence(model, prompt, target, foil, corrupt=corrupt, seed=seed)
-        form = tasks.with_siblings(model, one, 2 * siblings, seed)
-        many = form.take(siblings)
-        held = replace(form, pairs=form.pairs[siblings:]) if len(form) >= siblings + _HELD else None
         words = _words(model, one.pairs[0])
         doubt = _doubt(model, one, words[0]) if target is None else None
-        results, own = _measure(model, one, many, held, samples, seed, step)
-    pair = one.pairs[0]
-    claims = tuple(claims_of(words, results, foil is None and corrupt is None))
-    about = (model.name, pair.clean, *words, pair.corrupt, one.corruption, len(many) - 1)
-    return Explanation(*about, results, own, claims, tuple(_verdicts(one)), doubt, spent)
+        predictions, verdicts = _predictions(model, one), tuple(_verdicts(one))
+        bound = one.bind(model)
+        difference(one, *(model.measure(t, bound.measure).float() for t in (bound.clean, bound.corrupt)))
+
+        def so_far(siblings: int, found: dict[str, Result], own: dict[str, Result]) -> Explanation:
+            results = cast(Results, {"predictions": predictions, **found})
+            claims = tuple(claims_of(words, results, foil is None and corrupt is None))
+            pair, alone = one.pairs[0], cast(Own, dict(own))
+            about = (model.name, pair.clean, *words, pair.corrupt, one.corruption, siblings)
+            return Explanation(*about, results, alone, claims, verdicts, doubt, spent)
+
+        each(so_far(0, {}, {}))
+        form = tasks.with_siblings(model, one, 2 * scale.siblings, seed)
+        many = form.take(scale.siblings)
+        held = replace(form, pairs=form.pairs[len(many) :]) if len(form) >= len(many) + _HELD else None
+        found, own = dict[str, Result](), dict[str, Result]()
+        for _ in _measure(model, one, many, held, scale, seed, step, found, own):
+            each(so_far(len(many) - 1, found, own))
+    return so_far(len(many) - 1, found, own)
 
 
 def _measure(
-    model: Model, one: Task, many: Task, held: Task | None, samples: int, seed: int, step: Callable[[str], None]
-) -> tuple[Results, Own]:
-    found: dict[str, Result] = {"predictions": _predictions(model, one)}
-    own: dict[str, Result] = {}
+    model: Model,
+    one: Task,
+    many: Task,
+    held: Task | None,
+    scale: Scale,
+    seed: int,
+    step: Callable[[str], None],
+    found: dict[str, Result],
+    own: dict[str, Result],
+) -> Iterator[None]:
+    """Fill `found` and `own`, what is asked most first, and stop after each result."""
+    rest: Any = {"samples": scale.samples, "seed": seed}
+
+    def sweep(site: str, direction: Direction = "denoise") -> Result:
+        """Measure every cell, or those that first-order estimates choose."""
+        if not scale.cells:
+            return patching.activation(model, many, site=(site,), direction=direction, **rest)
+        chosen: Any = {"audit": scale.cells, "exact_null": True}
+        return patching.attribution(model, many, site=(site,), direction=direction, **chosen, **rest)
+
+    def streams(task: Task) -> Result:
+        """Measure every cell of the residual stream, whose steps are too large for estimates."""
+        return patching.activation(model, task, site=("resid_pre",), null_cells=scale.cells, **rest)
+
+    step("exchanging heads with the counterfactual")
+    found["heads"] = sweep("z")
+    yield
+    step("exchanging the residual stream with the counterfactual")
+    found["resid_pre"] = streams(many)
+    yield
+    heads = standing_out(found["heads"], most=6)
+    if held is not None and heads and 2 * len(heads) <= model.shape.n_layers * model.shape.n_heads:
+        step("exchanging the found heads together, in other sentences")
+        named = tuple(f"{r['layer']}.{r['head']}" for r in heads)
+        sets = max(10, 5 * scale.samples)
+        found["together"] = patching.group(model, held, heads=named, samples=sets, seed=seed)
+        yield
     step("reading the residual stream at every depth")
-    found["depth"] = lenses.logit_lens(model, many, samples=2 * samples, seed=seed)
-    found["grid"] = lenses.lens_grid(model, one, samples=samples, seed=seed)
+    found["depth"] = lenses.logit_lens(model, many, samples=2 * scale.samples, seed=seed)
+    found["grid"] = lenses.lens_grid(model, one, **rest)
+    yield
     step("splitting the answer into its components")
     found["writers"] = lenses.direct_attribution(model, many, samples=20, seed=seed)
     own["writers"] = lenses.direct_attribution(model, one, samples=20, seed=seed)
     found["neurons"] = lenses.direct_attribution(model, many, neurons=True, samples=10, seed=seed)
-    step("exchanging activations with the counterfactual")
-    for site in ("resid_pre", "attn_out", "mlp_out"):
-        found[site] = patching.activation(model, many, site=site, samples=samples, seed=seed)
-    own["resid_pre"] = patching.activation(model, one, site="resid_pre", samples=samples, seed=seed)
-    found["heads"] = patching.activation(model, many, site="z", samples=samples, seed=seed)
-    found["heads_noise"] = patching.activation(model, many, site="z", direction="noise", samples=samples, seed=seed)
-    heads = standing_out(found["heads"], most=6)
-    total = model.shape.n_layers * model.shape.n_heads
-    if held is not None and heads and 2 * len(heads) <= total:
-        step("exchanging the found heads together, in other sentences")
-        named = ",".join(f"{r['layer']}.{r['head']}" for r in heads)
-        found["together"] = patching.group(model, held, heads=named, samples=max(10, 5 * samples), seed=seed)
-    return cast(Results, found), cast(Own, own)
+    yield
+    step("exchanging what heads and sublayers write, in both directions")
+    found["heads_noise"] = sweep("z", "noise")
+    found |= {site: sweep(site) for site in ("attn_out", "mlp_out")}
+    own["resid_pre"] = streams(one)
+    yield
 
 
 def _predictions(model: Model, one: Task, n: int = 8) -> Predictions:

@@ -49,22 +49,26 @@ class Predictions(Result, kind="predictions"):
 
 
 class Results(TypedDict, total=False):
-    """Results of each method over the sentence and its siblings; `together` only if heads stood out."""
+    """Results of each method over the sentence and its siblings, as far as they were made.
+
+    `heads`, `heads_noise`, `attn_out` and `mlp_out` hold estimates, with exact effects at some cells, unless every cell
+    was measured; `together` is there only if heads stood out.
+    """
 
     predictions: Required[Predictions]
-    depth: Required[LensCurve]
-    grid: Required[LensGrid]
-    writers: Required[DirectAttribution]
-    neurons: Required[DirectAttribution]
-    resid_pre: Required[Effects]
-    attn_out: Required[Effects]
-    mlp_out: Required[Effects]
-    heads: Required[Effects]
-    heads_noise: Required[Effects]
+    heads: Effects
+    heads_noise: Effects
+    resid_pre: Effects
+    attn_out: Effects
+    mlp_out: Effects
     together: GroupEffect
+    depth: LensCurve
+    grid: LensGrid
+    writers: DirectAttribution
+    neurons: DirectAttribution
 
 
-class Own(TypedDict):
+class Own(TypedDict, total=False):
     """The same on the sentence alone, where that is worth a look."""
 
     writers: DirectAttribution
@@ -118,7 +122,23 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Everything `explain` found. `own` are the results on the sentence alone, `results` those over its siblings."""
+    """Everything `explain` found so far.
+
+    Attributes:
+        model: the name of the model.
+        prompt: the sentence.
+        answer: the word that is explained.
+        foil: the word that it is compared with.
+        corrupt: the counterfactual sentence.
+        corruption: how it came about, in words.
+        siblings: the number of further sentences of the same form.
+        results: what the methods found over the sentence and its siblings.
+        own: the same on the sentence alone.
+        claims: what the numbers support, and what they do not.
+        verdicts: comparisons with the known truth, where there is one.
+        doubt: says that the answer is hardly preferred.
+        spent: forwards, backwards and seconds.
+    """
 
     model: str
     prompt: str
@@ -133,6 +153,11 @@ class Explanation:
     verdicts: tuple[Verdict, ...]
     doubt: Doubt | None = None
     spent: Cost = field(default_factory=Cost)
+
+    @property
+    def complete(self) -> bool:
+        """True if every method was asked; False if the work was interrupted."""
+        return "resid_pre" in self.own
 
     @property
     def summary(self) -> list[str]:

@@ -112,6 +112,24 @@ def test_a_disk_that_fills_leaves_the_old_report(capsys, tmp_path, monkeypatch, 
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
 
 
+def test_an_interrupted_question_keeps_what_was_found(capsys, tmp_path, monkeypatch):
+    def interrupted(*a: object, **k: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cutaway.suites.explain.lenses.logit_lens", interrupted)
+    target = tmp_path / "r.html"
+    code, out, _ = run(capsys, CAPITAL, "--effort", "quick", "--html", str(target))
+    assert code == 130
+    assert "Restored one at a time" in " ".join(out.split())
+    assert out.count("not tokyo") <= 1, "each part is shown once"
+    assert "Interrupted" in out
+    assert "Which heads carry it" in target.read_text("utf-8")
+    assert "Where along depth" not in target.read_text("utf-8")
+    code, out, _ = run(capsys, CAPITAL, "--effort", "quick", "--json")
+    assert code == 130
+    assert json.loads(out)["complete"] is False
+
+
 def test_a_refused_question_writes_no_report(capsys, tmp_path):
     refused(capsys, CAPITAL, "--target", "oslo paris", "--html", str(tmp_path / "r.html"))
     assert not list(tmp_path.iterdir())

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import cutaway as ca
-from cutaway import tasks
+from cutaway import patching, tasks
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.rung import exceeding
@@ -50,7 +50,7 @@ SOURCES = {
     "the depth": ("depth", ("probability", "interval", "null")),
     "the writers": ("writers", ("effect", "interval", "null")),
     "the positions": ("resid_pre", ("recovered", "interval")),
-    "the heads": ("heads", ("recovered", "null")),
+    "the heads": ("heads", ("exact", "exact_null")),
     "the heads together": ("together", ("recovered", "interval", "null")),
 }
 
@@ -60,17 +60,17 @@ def spoken(e: Explanation, about: str) -> set[str]:
     name, fields = SOURCES[about]
     result = e.results[name]
     values = {x for f in fields for x in getattr(result, f).reshape(-1).double().tolist() if x == x}
-    if "null" in result.tensors() and "effect" in result.tensors() and name != "together":
-        bands = null_band(result.null.reshape(result.effect.numel(), -1))[0]
+    interval, null = (result.tensors().get(f"{fields[0]}_{k}", result.tensors().get(k)) for k in ("interval", "null"))
+    if null is not None and "effect" in result.tensors() and name != "together":
+        bands = null_band(null.reshape(result.effect.numel(), -1))[0]
         values |= set(bands.abs().reshape(-1).tolist())
     if (gap := getattr(result, "gap", None)) is not None:
         gap = abs(gap)
-        values |= {
-            float(x) / gap for t in (result.null, result.interval, torch.tensor(list(values))) for x in t.reshape(-1)
-        }
+        values |= {float(x) / gap for t in (null, interval, torch.tensor(list(values))) for x in t.reshape(-1)}
     values |= {float(result.total.mean())} if name == "writers" else set()
     forms = {claims.share, "{:+.1f}".format, "{:.1f}".format} if name == "writers" else {claims.share}
     counts = {str(len(result.null))} if name == "together" else set()
+    counts |= {str(int(result.exact.isfinite().sum())), str(result.exact.numel())} if name == "heads" else set()
     return {f(sign * v) for v in values for sign in (1, -1) for f in forms} | counts | {"0.1 %"}
 
 
@@ -122,11 +122,12 @@ def test_no_effect_is_listed_inside_the_band_of_its_control_or_of_another_listed
         rows = claims.standing_out(result, most=10**6)
         n = result.effect.shape
         layers = torch.arange(n[0]).repeat_interleave(n[1]) if len(n) == 2 else None  # as pictures pool
-        bands = null_band(result.null.reshape(result.effect.numel(), -1), groups=layers)[0].reshape(*n, 2)
+        effect, null = (result.exact, result.exact_null) if name == "heads" else (result.effect, result.null)
+        bands = null_band(null.reshape(effect.numel(), -1), groups=layers)[0].reshape(*n, 2)
         assert rows
         for row in rows:
             assert row["interval"][0] > 0
-            assert row["effect"] == pytest.approx(float(result.effect[tuple(row["at"])]))
+            assert row["effect"] == pytest.approx(float(effect[tuple(row["at"])]))
             assert row["effect"] > float(bands[tuple(row["at"])].abs().max())
         assert min(r["effect"] for r in rows) > rows[-1]["band"], "as printed: effects beside one bound"
 
@@ -153,7 +154,7 @@ def test_words_are_as_strong_as_the_numbers():
 def test_heads_together_are_measured_on_sentences_that_did_not_choose_them():
     e = told()
     chosen, measured = (e.results[n].record["subjects"]["task"] for n in ("heads", "together"))
-    assert chosen["prompts"] == EFFORTS["quick"][0] == e.siblings + 1
+    assert chosen["prompts"] == EFFORTS["quick"].siblings == e.siblings + 1
     assert measured["prompts"] >= 2
     assert measured["hash"] != chosen["hash"]
     text = next(c.text for c in e.claims if c.about == "the heads together")
@@ -241,13 +242,42 @@ def test_siblings_ask_the_same_question():
 
 
 @pytest.mark.parametrize("effort", list(EFFORTS))
-def test_effort_decides_siblings_and_samples(effort):
+def test_effort_decides_siblings_samples_and_cells(effort):
     e = explain(subjects.random_llama(), "Mary went, Mary gave to", effort=effort)
-    siblings, samples = EFFORTS[effort]
-    assert e.siblings <= siblings - 1
-    assert e.results["resid_pre"].null.shape[-1] == samples
-    assert e.results["depth"].null.shape[-1] == 2 * samples
-    assert e.results["resid_pre"].record["options"]["samples"] == samples
+    scale, streams, heads = EFFORTS[effort], e.results["resid_pre"], e.results["heads"]
+    assert e.siblings <= scale.siblings - 1
+    assert streams.null.shape[-1] == scale.samples
+    assert e.results["depth"].null.shape[-1] == 2 * scale.samples
+    assert streams.record["options"]["samples"] == scale.samples
+    assert ("exact" in heads.tensors()) == bool(scale.cells)
+    assert streams.record["options"]["null_cells"] == scale.cells
+
+
+def test_estimates_choose_what_is_measured_and_it_is_what_patching_measures():
+    e, model = told(), subjects.miniworld()
+    heads, whole = e.results["heads"], explain(model, CAPITAL, effort="thorough").results["heads"]
+    seen = heads.exact.isfinite()
+    assert int(seen.sum()) == EFFORTS["quick"].cells
+    one = tasks.from_sentence(model, CAPITAL)
+    many = tasks.with_siblings(model, one, 2 * EFFORTS["quick"].siblings).take(EFFORTS["quick"].siblings)
+    exact = patching.activation(model, many, site="z", samples=1).effect
+    torch.testing.assert_close(heads.exact[seen], exact[seen], rtol=1e-4, atol=1e-4)
+    (first, *_), (same, *_) = claims.standing_out(heads), claims.standing_out(whole)
+    assert first["at"] == same["at"], "the head that brings back most"
+
+
+def test_results_come_one_after_the_other_and_claims_only_of_what_is_there():
+    seen: list[Explanation] = []
+    last = explain(subjects.miniworld(), CAPITAL, effort="quick", each=seen.append)
+    counts = [len(e.results) + len(e.own) for e in seen]
+    assert counts == sorted(set(counts)), "each brings something new"
+    assert counts[0] == 1
+    assert [e.complete for e in seen] == [False] * (len(seen) - 1) + [True]
+    assert (seen[-1].summary, seen[-1].siblings) == (last.summary, last.siblings)
+    of = {name: about for about, (name, _) in SOURCES.items()}
+    for e in seen:
+        assert {of[n] for n in e.results if n in of} == {c.about for c in e.claims}
+        assert [c for c in e.claims if c in last.claims] == list(e.claims), "no claim is taken back"
 
 
 def test_the_same_seed_tells_the_same_story():
