@@ -140,9 +140,11 @@ def _on_hub(source: str, revision: str | None) -> Path | None:
     """Return the folder of an adapter on the hub, which is asked unless a model of that name is in the cache."""
     from huggingface_hub import hf_hub_download, snapshot_download, try_to_load_from_cache
 
-    if source.count("/") != 1 or isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str):
+    if source.count("/") != 1:
         return None
     try:
+        if isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str):
+            return None
         hf_hub_download(source, CONFIG, revision=revision)
         return Path(snapshot_download(source, allow_patterns=_FILES, revision=revision))
     except Exception:
