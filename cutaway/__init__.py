@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from cutaway.models.self_check import self_check
     from cutaway.models.sweep.cache import resuming
     from cutaway.suites.explain import explain
+    from cutaway.tasks.chat import chat
     from cutaway.tasks.pair import Pair
     from cutaway.tasks.task import Task
 
@@ -65,6 +66,7 @@ _LAZY = {
     "Pair": ("cutaway.tasks.pair", "Pair"),
     "Result": ("cutaway.core.result", "Result"),
     "Task": ("cutaway.tasks.task", "Task"),
+    "chat": ("cutaway.tasks.chat", "chat"),
     "edits": ("cutaway.models", "edits"),
     "explain": ("cutaway.suites.explain", "explain"),
     "open": ("cutaway.core.result", "open_result"),
@@ -78,6 +80,7 @@ __all__ = [
     "Refused",
     "Result",
     "Task",
+    "chat",
     "dictionaries",
     "edits",
     "explain",

@@ -104,9 +104,9 @@ def position_names(bound: Bound) -> list[str]:
         (row.nonzero()[:, 0] - front).tolist() for row, front in zip(where, tokens.column(0).tolist(), strict=True)
     ]
     each = [_called(n, span, word) for n, span in zip(tokens.lengths.tolist(), spans, strict=True)]
-    names = []
+    names, called = [], [tokens.names(i) for i in range(len(tokens))]
     for p in places:
-        words = {row[p].strip() or repr(row[p])[1:-1] for row in tokens.pieces}
+        words = {row[p] for row in called}
         found = words if len(words) == 1 else {roles[p] for roles in each}
         found = found - {"first"} if tokens.uneven and found == {"first", "before"} else found  # counted from the end
         names.append(found.pop() if len(found) == 1 else "")

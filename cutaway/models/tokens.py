@@ -16,6 +16,7 @@ from torch import Tensor
 from cutaway.core.record import note
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.text import check_encodable, occurrences
+from cutaway.models.turns import parts
 
 Side = Literal["left", "right"]
 
@@ -176,9 +177,18 @@ class Tokens:
         ]
 
     def labels(self, i: int = 0) -> list[str]:
-        """Return the axis labels for the real tokens of one prompt: the piece, with its position where it repeats."""
-        pieces = [p.strip() or repr(p)[1:-1] for p in self.pieces[i]]
+        """Return the axis labels for the real tokens of one prompt: its name, with its position where it repeats."""
+        pieces = self.names(i)
         return [f"{p}·{n}" if pieces.count(p) > 1 else p for n, p in enumerate(pieces)]
+
+    def names(self, i: int) -> list[str]:
+        """Return what each real token of one prompt is called: its piece, or what it is in a chat's template."""
+        pieces = [p.strip() or repr(p)[1:-1] for p in self.pieces[i]]
+        for part in parts(self.texts[i]):
+            for n, o in enumerate(self.offsets[i]):
+                if part.name and o is not None and part.start <= o[0] < o[1] <= part.end:
+                    pieces[n] = part.name
+        return pieces
 
     def to(self, device: torch.device | str) -> Tokens:
         """Return the same tokens on another device."""

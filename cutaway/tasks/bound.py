@@ -16,6 +16,7 @@ from cutaway.core.refuse import Refused
 from cutaway.models.access.reading import Measure, Seen, jointly
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
+from cutaway.models.turns import turns
 from cutaway.tasks.answers import check_predicts, next_tokens, single_tokens, token_rows, whole_answers
 from cutaway.tasks.continuations import of_several_tokens, stand_behind
 from cutaway.tasks.pair import Pair
@@ -23,6 +24,7 @@ from cutaway.tasks.readouts import Readout, readout
 from cutaway.tasks.spelling import settled
 
 SPANS = ("changed", "subject", "last")
+ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ class Bound:
         return (self.clean.ids != self.corrupt.ids) & self.clean.mask
 
     def span(self, name: str) -> Bool[Tensor, "batch position"]:
-        """Return the positions called `changed`, `subject` or `last`; a prompt without a subject has none.
+        """Return the positions called `changed`, `subject` or `last`; a prompt without a subject has none. In chats
+        also those of the words of a role: `system`, `user` or `assistant`.
 
         Raises:
             Refused: no span has that name.
@@ -127,8 +130,14 @@ class Bound:
         if name == "last":
             last = self.clean.last if self.steps is None else self.clean.last - (self.steps >= 0).sum(1)
             return where.scatter(1, last[:, None], True)
+        if name in ROLES:
+            for i, text in enumerate(self.clean.texts):
+                where[i, self._words_columns(i, turns(text).get(name, []))] = True
+            return where
         if name != "subject":
-            raise Refused(f"span {name!r}", "no span of a prompt has that name", f"use one of {', '.join(SPANS)}")
+            raise Refused(
+                f"span {name!r}", "no span of a prompt has that name", f"use one of {', '.join((*SPANS, *ROLES))}"
+            )
         for i, pair in enumerate(self.pairs):
             if pair.subject:
                 where[i, self._subject_columns(i, pair.subject)] = True
@@ -157,6 +166,11 @@ class Bound:
             return self.steps
         sets = getattr(self, f"{role}_sets")
         return getattr(self, f"{role}s") if sets is None else sets
+
+    def _words_columns(self, i: int, places: Sequence[tuple[int, int]]) -> list[int]:
+        """Return the columns of the tokens in some places of a clean prompt."""
+        shift, spans = int(self.clean.column(0)[i]), enumerate(self.clean.offsets[i])
+        return [n + shift for n, o in spans if o is not None and any(a < o[1] and o[0] < z for a, z in places)]
 
     def _subject_columns(self, i: int, subject: str) -> list[int]:
         """Return the columns of the subject: of its occurrence that the corruption changed, if it changed one, else the

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any
 
@@ -69,6 +70,29 @@ def random_llama(seed: int = 0, spread: float = 3.0) -> Model:
                 if p.ndim > 1:
                     p.mul_(spread)
     return Model(hf, tokenizer(), "random-llama")
+
+
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}"
+    "{% if m['role'] == 'tool' %}{{ raise_exception('no tools here') }}{% endif %}"
+    "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@cache
+def chatting() -> Model:
+    """A model that nobody trained, with a chat template that writes the beginning of text itself."""
+    tok = copy.deepcopy(tokenizer())
+    tok.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tok.chat_template = CHAT_TEMPLATE
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        hf = tf.LlamaForCausalLM(config(vocab_size=len(tok), max_position_embeddings=256)).eval()
+        with torch.no_grad():
+            for p in hf.parameters():
+                p.mul_(3.0 if p.ndim > 1 else 1.0)
+    return Model(hf, tok, "chatting")
 
 
 @cache

@@ -10,7 +10,7 @@ BUDGETS = {
     "": 130,
     "core": 2_200,
     "views": 1_700,
-    "models": 7_300,
+    "models": 7_600,
     "tasks": 2_550,
     "streams": 1_450,
     "zoo": 1_800,

@@ -80,7 +80,7 @@ def test_where_no_contrast_is_the_textbooks_the_largest_shift_is_taken_and_calle
     ("prompt", "words"),
     [
         ("<|im_start|>system\nBe kind<|im_end|>\n<|im_start|>user\nWho?<|im_end|>\n<|im_start|>assistant\n", "Who"),
-        ("<start_of_turn>user\nName a city<end_of_turn>\n<start_of_turn>model\nA city is", "Name a city A city is"),
+        ("<start_of_turn>user\nName a city<end_of_turn>\n<start_of_turn>model\nA city is", "Name a city A city"),
         ("[INST] <<SYS>>\nBe nice\n<</SYS>>\n\nThe king [/INST]", "The king"),
         ("<|start_header_id|>system<|end_header_id|>\nB<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nHi", "Hi"),
         ("User: hello there\nAssistant: The", "hello there The"),
