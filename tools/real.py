@@ -50,6 +50,12 @@ SECTIONS = {
         "What heads write",
         "Direct attribution toward answer over foil, in logits; chance: toward random pairs of tokens.",
     ),
+    "answers of several tokens, and chats": (
+        "Answers of several tokens, and chats",
+        "log P(answer) − log P(foil) in nats, over all tokens of both; *top-1*: every token is the likeliest. Effects: "
+        "activation patching (denoise) of the heads of two layers. In chats the user asks for a capital and the reply "
+        "has begun (“The capital of France is”); effects are in logits.",
+    ),
     "checks": (
         "Self-check",
         "How many identities were checked and failed at the first load, how many sites were disabled, and CPU seconds "

@@ -25,5 +25,6 @@ KEY_FIELDS: dict[str, dict[str, str]] = {"cutaway.tasks.bound.Bound": {"readout"
 LATER_FIELDS: dict[str, tuple[str, ...]] = {
     "cutaway.core.address.Address": ("model",),
     "cutaway.tasks.bound.Bound": ("steps",),
-    "cutaway.tasks.metrics.Metric": ("reads", "whole_answer"),
+    "cutaway.models.tokens.Tokens": ("tails",),
+    "cutaway.tasks.metrics.Metric": ("reads", "whole_answer", "continuations"),
 }
