@@ -60,9 +60,14 @@ def affine(module: nn.Module) -> Map:
 def stored(module: nn.Module) -> Map | None:
     """Return the weight and bias that lie in a module as numbers, if they do."""
     w, b = getattr(module, "weight", None), getattr(module, "bias", None)
-    if not isinstance(w, Tensor) or w.ndim != 2 or not w.is_floating_point() or w.is_quantized:
+    if not isinstance(w, Tensor) or w.ndim != 2 or not w.is_floating_point() or w.is_quantized or packed(w):
         return None
     return (w if hasattr(module, "nf") else w.T), b if isinstance(b, Tensor) else None
+
+
+def packed(w: Tensor) -> bool:
+    """Return True if a tensor is of another library, which packs numbers in its own form (torchao, bitsandbytes)."""
+    return type(w).__module__.split(".")[0] != "torch"
 
 
 def has_bias(module: nn.Module | None) -> bool:
@@ -89,6 +94,8 @@ def table(module: nn.Module) -> Float[Tensor, "d_vocab d_model"]:
     what = f"embeddings of {type(module).__name__}"
     if not isinstance(w, Tensor) or not w.is_floating_point():
         raise Refused(what, "they are not stored as numbers that can be read", MERGE)
+    if packed(w):
+        raise Refused(what, f"they are stored in another form ({type(w).__name__})", MERGE)
     if isinstance(module, nn.Embedding) and not _patched(module):
         return w  # transformers' own classes may scale what they return; these are the rows as stored
     with torch.no_grad(), _at_rest(module):

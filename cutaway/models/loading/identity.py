@@ -118,7 +118,7 @@ def tensors(hf: nn.Module) -> dict[str, Any]:
     """Return every parameter, buffer and packed weight under its name; rotary frequencies that each forward writes
     are not.
     """
-    found: dict[str, Any] = hf.state_dict(keep_vars=True)
+    found: dict[str, Any] = _unpacked(hf) if _repacks(hf) else hf.state_dict(keep_vars=True)
     for name, module in hf.named_modules(remove_duplicate=False):
         passing = any(word in str(module.__dict__.get("rope_type")) for word in _WRITTEN_BY_FORWARD)
         for key, buffer in module._buffers.items():
@@ -128,6 +128,23 @@ def tensors(hf: nn.Module) -> dict[str, Any]:
             elif buffer is not None:
                 found[path] = buffer
     return found
+
+
+def _repacks(hf: nn.Module) -> bool:
+    """Return True if saving would change the model: bitsandbytes repacks 4-bit weights as it saves, with loss."""
+    return any(type(m).__module__.split(".")[0] == "bitsandbytes" for m in hf.modules())
+
+
+def _unpacked(hf: nn.Module) -> dict[str, Any]:
+    """Return parameters and buffers as they lie, each with what its library keeps beside it to read it."""
+    found: dict[str, Any] = dict(hf.named_parameters(remove_duplicate=False))
+    for name, p in list(found.items()):
+        state, scales = getattr(p, "quant_state", None), getattr(p, "SCB", None)
+        if state is not None:
+            found |= {f"{name}.{k}": v for k, v in state.as_dict(packed=True).items()}
+        if isinstance(scales, Tensor):
+            found[f"{name}.SCB"] = scales
+    return found | dict(hf.named_buffers(remove_duplicate=False))
 
 
 def fingerprint(hf: nn.Module, fresh: bool = False) -> str:
@@ -160,8 +177,17 @@ def structure(hf: nn.Module) -> tuple[str, list[str]]:
         tied = first.setdefault(id(t), name)
         own = type(t) in (Tensor, nn.Parameter) and not t.is_meta and not t.is_quantized
         even = _even(t) if own and tied == name else ""
-        lines.append(f"{name}:{type(t).__qualname__}{tuple(t.shape)}{t.dtype}{t.device.type}{tied}{even}")
+        form = "" if own else _form(t)
+        lines.append(f"{name}:{type(t).__qualname__}{tuple(t.shape)}{t.dtype}{t.device.type}{tied}{even}{form}")
     return "\n".join(lines), unread
+
+
+def _form(t: Tensor) -> str:
+    """Return how a tensor of another library is packed: block sizes, zero points, how activations are rounded."""
+    if not hasattr(t, "__tensor_flatten__") or t.is_meta:
+        return ""
+    inner, about = t.__tensor_flatten__()  # type: ignore[operator]
+    return f"{about}{[(n, getattr(t, n).dtype) for n in inner if isinstance(getattr(t, n), Tensor)]}"
 
 
 def _even(t: Tensor) -> str:

@@ -117,7 +117,7 @@ def _from_source(
             options["attn_implementation"] = attention
         with _translated(source, header):
             hf = _pretrained(where, header, options)
-            hf = hf if spread else hf.to(device)
+            hf = hf if spread or hf.device == torch.device(str(device)) else hf.to(device)
         hf.requires_grad_(False)
         if tokenizer is None:
             try:
