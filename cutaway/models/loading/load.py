@@ -174,7 +174,7 @@ def _pretrained(where: dict[str, Any], header: Header | None, options: dict[str,
         )
     if header is not None:
         gguf.finish(hf, header, set(told["missing_keys"]))
-    elif missing := sorted(told["missing_keys"]):
+    elif missing := _random(hf, set(told["missing_keys"])):
         some = ", ".join(missing[:3])
         why = f"the checkpoint has no weights for {len(missing)} places of a {type(hf).__name__} ({some})"
         source = where["pretrained_model_name_or_path"]
@@ -182,6 +182,13 @@ def _pretrained(where: dict[str, Any], header: Header | None, options: dict[str,
     if config is not whole:
         ORIGINS[hf] = {"format": "multimodal", "of": whole.model_type, "part": "text"}
     return hf.eval()
+
+
+def _random(hf: Any, missing: set[str]) -> list[str]:
+    """Return the parameters that no weight of the checkpoint was put into, also not by being tied to another one."""
+    named = dict(hf.named_parameters(remove_duplicate=False))
+    filled = {id(p) for name, p in named.items() if name not in missing}
+    return sorted(name for name, p in named.items() if id(p) not in filled)
 
 
 @contextmanager
