@@ -18,6 +18,7 @@ _SHARED: dict[str, Any] = {
     "hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": H, "num_key_value_heads": KV,
     "intermediate_size": 96, "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
+_EPS = ("layer_norm_epsilon", "layer_norm_eps", "norm_epsilon")
 _ROPE = {"rope_type": "default", "rope_theta": 5000.0}
 _GEMMA = {**_SHARED, "head_dim": 32, "rms_norm_eps": 3e-3}
 _FULL = {"rope_type": "linear", "factor": 8.0, "rope_theta": 70000.0}
@@ -44,6 +45,14 @@ SHAPES: dict[str, tuple[str, str, dict[str, Any]]] = {
                                     "layer_norm_epsilon": 1e-2, "bos_token_id": 0, "eos_token_id": 0}),
     "starcoder2": ("starcoder2", "Starcoder2Config", {**_SHARED, "rope_parameters": _ROPE, "norm_epsilon": 1e-2,
                                                       "tie_word_embeddings": True}),
+    "qwen3_moe": ("qwen3moe", "Qwen3MoeConfig", {**_SHARED, "head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
+                                                 "moe_intermediate_size": 32, "norm_topk_prob": True,
+                                                 "rope_parameters": _ROPE}),
+    "stablelm": ("stablelm", "StableLmConfig", {**_SHARED, "layer_norm_eps": 1e-2,
+                                                "rope_parameters": {**_ROPE, "partial_rotary_factor": 0.25}}),
+    "falcon": ("falcon", "FalconConfig", {"hidden_size": D, "num_hidden_layers": LAYERS, "num_attention_heads": H,
+                                          "multi_query": True, "parallel_attn": True, "layer_norm_epsilon": 1e-2,
+                                          "max_position_embeddings": 128, "bos_token_id": 0, "eos_token_id": 0}),
     "phi3": ("phi3", "Phi3Config", {**_SHARED, "rope_parameters": _ROPE, "pad_token_id": 0}),
 }  # fmt: skip
 
@@ -102,7 +111,12 @@ def _fields(c: Any, arch: str) -> dict[str, Any]:
         "attention.head_count_kv": getattr(c, "num_key_value_heads", None),
         "attention.key_length": getattr(c, "head_dim", None) if arch != "llama" else None,
         "attention.layer_norm_rms_epsilon": eps,
-        "attention.layer_norm_epsilon": None if eps else getattr(c, "layer_norm_epsilon", None) or c.norm_epsilon,
+        "attention.layer_norm_epsilon": None
+        if eps
+        else next(e for n in _EPS if (e := getattr(c, n, None)) is not None),
+        "expert_count": getattr(c, "num_experts", None),
+        "expert_used_count": getattr(c, "num_experts_per_tok", None),
+        "expert_feed_forward_length": getattr(c, "moe_intermediate_size", None),
         "attention.sliding_window": getattr(c, "sliding_window", None),
         "attn_logit_softcapping": getattr(c, "attn_logit_softcapping", None),
         "final_logit_softcapping": getattr(c, "final_logit_softcapping", None),
@@ -133,6 +147,9 @@ def _tensors(hf: Any, arch: str) -> dict[str, np.ndarray]:
     names = gguf.get_tensor_name_map(number, hf.config.num_hidden_layers)
     found = {}
     for path, p in hf.named_parameters():  # tied weights once
+        if "experts." in path:
+            found |= _experts(path, p.detach())
+            continue
         stem, _, end = path.rpartition(".")
         found[f"{names.get_name(stem)}.{end}"] = _turned(path, p.detach(), arch, hf.config).numpy()
     inner = getattr(hf.model, "rotary_emb", None) if hasattr(hf, "model") else None
@@ -141,6 +158,15 @@ def _tensors(hf: Any, arch: str) -> dict[str, np.ndarray]:
         plain = base ** -(torch.arange(0, D // H, 2) / (D // H))
         found["rope_freqs.weight"] = (plain / inner.inv_freq).float().numpy()
     return found
+
+
+def _experts(path: str, w: torch.Tensor) -> dict[str, np.ndarray]:
+    """The maps of all experts of one layer, gate and up apart."""
+    block = f"blk.{path.split('.')[2]}.ffn_"
+    if path.endswith("down_proj"):
+        return {f"{block}down_exps.weight": w.numpy()}
+    gate, up = w.chunk(2, dim=1)
+    return {f"{block}gate_exps.weight": gate.contiguous().numpy(), f"{block}up_exps.weight": up.contiguous().numpy()}
 
 
 def _turned(path: str, w: torch.Tensor, arch: str, c: Any) -> torch.Tensor:

@@ -84,6 +84,15 @@ def test_models_of_ollama_by_name_manifest_and_blob(file, tmp_path, monkeypatch)
             load(source)
 
 
+def test_a_store_that_may_not_be_read_is_said(file, monkeypatch):
+    def closed(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(file), "is_file", closed)
+    with pytest.raises(Refused, match="may not be read by you"):
+        load("ollama:tiny")
+
+
 MADE = {"template": "sha256:ff", "model": "sha256:0a1b2c"}
 
 

@@ -123,7 +123,12 @@ def test_memory_that_runs_out_while_loading_is_refused(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("source", "word"), [("no-such-model", "no such zoo model"), ("nobody/nothing", "could not be fetched")]
+    ("source", "word"),
+    [
+        ("no-such-model", "no such zoo model"),
+        ("nobody/nothing", "could not be fetched"),
+        ("nobody/nothing-GGUF@v1", r"nobody/nothing-GGUF/FILE\.gguf"),
+    ],
 )
 def test_unknown_names_are_refused_at_once_without_a_network(source, word):
     assert os.environ["HF_HUB_OFFLINE"] == "1"

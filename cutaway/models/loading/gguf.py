@@ -39,6 +39,16 @@ def gguf_file(source: str) -> Path | None:
     Raises:
         Refused: a folder with several files, or a name that the hub or Ollama does not have.
     """
+    try:
+        return _file_of(source)
+    except PermissionError as error:
+        why = f"{error.filename} may not be read by you"
+        raise Refused(
+            f"model {source!r}", why, "copy the file into a folder of yours, or ask for the permission"
+        ) from error
+
+
+def _file_of(source: str) -> Path | None:
     asked, path = _ASKED.fullmatch(source), Path(source).expanduser()
     if asked is not None and not path.exists():
         return _pulled(source, asked["name"], asked["tag"] or "latest")

@@ -1,7 +1,7 @@
 """Settings of a GGUF file that transformers leaves at its own defaults, written into the configuration.
 
-They change no shape, so that a wrong one would go unnoticed: epsilons, rotary bases and their scaling, soft caps,
-windows, the number of active experts, the scale of Gemma's attention.
+Most change no shape, so that a wrong one would go unnoticed: epsilons, rotary bases and their scaling, soft caps,
+windows, the number of active experts, the scale of Gemma's attention. A wrong width of experts would only be refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
     "attn_logit_softcapping": ("attn_logit_softcapping",),
     "final_logit_softcapping": ("final_logit_softcapping",),
     "attention.sliding_window": ("sliding_window",),
+    "expert_count": ("num_experts", "num_local_experts"),
     "expert_used_count": ("num_experts_per_tok",),
+    "expert_feed_forward_length": ("moe_intermediate_size",),
+    "expert_shared_feed_forward_length": ("shared_expert_intermediate_size",),
     "context_length": ("max_position_embeddings", "n_positions"),
     "attention.key_length": ("head_dim",),
 }

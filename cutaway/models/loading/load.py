@@ -168,7 +168,7 @@ def _pretrained(where: dict[str, Any], header: Header | None, options: dict[str,
         complete(config, header)
         options = {**options, **gguf.dequantised()}
     auto: Any = AutoModelForMaskedLM if reads_as_encoder(config) else AutoModelForCausalLM
-    with own_progress(reports=config is whole):
+    with own_progress(reports=config is whole and header is None):
         hf, told = auto.from_pretrained(
             **where, config=config, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **options
         )
@@ -301,8 +301,11 @@ def _unloadable(source: str, local: bool, error: Exception) -> Refused:
         )
     if source.count("/") != 1:
         return Refused(
-            f"model {source!r}", "there is no such zoo model and no such folder", "try miniworld, a folder, or org/name"
+            f"model {source!r}",
+            "there is no such zoo model and no such folder",
+            "try miniworld, a folder, a GGUF file, ollama:NAME, or org/name",
         )
-    return Refused(
-        f"model {source!r}", f"it could not be fetched: {reason}", "check the name and the network, or give a folder"
-    )
+    way = "check the name and the network, or give a folder"
+    if "gguf" in source.lower():
+        way = f"name one of its files ({source.partition('@')[0]}/FILE.gguf), or give a file that you have"
+    return Refused(f"model {source!r}", f"it could not be fetched: {reason}", way)
