@@ -25,6 +25,7 @@ KEY_FIELDS: dict[str, dict[str, str]] = {"cutaway.tasks.bound.Bound": {"readout"
 LATER_FIELDS: dict[str, tuple[str, ...]] = {
     "cutaway.core.address.Address": ("model",),
     "cutaway.tasks.bound.Bound": ("steps",),
+    "cutaway.models.access.reading.Reads": ("continuations",),
     "cutaway.models.tokens.Tokens": ("tails",),
     "cutaway.tasks.metrics.Metric": ("reads", "whole_answer", "continuations"),
 }

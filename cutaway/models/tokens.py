@@ -88,6 +88,12 @@ class Tokens:
         before = (counts.cumsum(1) - counts).gather(1, (b - 1).clamp_min(0))
         return torch.where(b > 0, counted - before, counted)
 
+    @property
+    def predicting(self) -> Int[Tensor, "batch step"]:
+        """Columns from which continuations are predicted: that of the prompt's last token, and those behind it."""
+        steps = torch.arange(max((sum(t) for t in self.tails), default=1), device=self.ids.device)
+        return (self.last[:, None] + steps).clamp_max(self.ids.shape[1] - 1)
+
     @cached_property
     def tail_of(self) -> Int[Tensor, "batch position"]:
         """Number of the continuation that each column belongs to, from 1; 0 in the prompt and in padding."""

@@ -83,7 +83,8 @@ class Bound:
 
     def _measured(self, seen: Seen, prompt: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         """Measure rows that are runs of the prompts with these numbers, in any order."""
-        read = seen.last_logits if self.readout.last_logits else seen.activations
+        read = seen.continuations if self.readout.continuations else seen.activations
+        read = seen.last_logits if self.readout.last_logits else read
         assert read is not None
         device = read.device if isinstance(read, Tensor) else prompt.device
         given = {"answers": self._ids("answer"), "foils": self._ids("foil"), "reference": self.reference}

@@ -18,9 +18,8 @@ from torch import Tensor
 from cutaway.core.record import note
 from cutaway.core.refuse import Code, Keyword, Refused
 from cutaway.models.access import taps
-from cutaway.models.access.capture import Activations
 from cutaway.models.access.forward import all_logits
-from cutaway.models.access.reading import Measure, Seen
+from cutaway.models.access.reading import Continued, Measure, Seen
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens, batch, continued
 from cutaway.tasks.pair import Pair
@@ -31,9 +30,9 @@ _COARSE = 0.3
 Values = Float[Tensor, "batch"]
 
 
-def log_probs(acts: Activations) -> Float[Tensor, "batch continuation"]:
+def log_probs(read: Continued) -> Float[Tensor, "batch continuation"]:
     """Return the log-probability of each continuation behind each prompt: of all its tokens, one after the other."""
-    return torch.stack([said.where(given, 0.0).sum(1) for said, _, given in _steps(acts)], dim=1)
+    return torch.stack([said.where(given, 0.0).sum(1) for said, _, given in _steps(read)], dim=1)
 
 
 def said_after(model: Model, prompts: Sequence[str], ids: Sequence[int]) -> Float[Tensor, "prompt"]:
@@ -42,46 +41,45 @@ def said_after(model: Model, prompts: Sequence[str], ids: Sequence[int]) -> Floa
     reads = _WHOLE["log_prob"].reading
 
     def first(seen: Seen, prompt: Tensor) -> Tensor:
-        assert seen.activations is not None
-        return log_probs(seen.activations)[:, 0]
+        assert seen.continuations is not None
+        return log_probs(seen.continuations)[:, 0]
 
     return model.measure(tokens, Measure(first, reads))
 
 
-def logit_diff(acts: Activations, answers: Tensor, foils: Tensor, reference: Tensor | None = None) -> Values:
+def logit_diff(read: Continued, answers: Tensor, foils: Tensor, reference: Tensor | None = None) -> Values:
     """Log-probability of the answer minus that of the foil."""
-    both = log_probs(acts)
+    both = log_probs(read)
     return both[:, 0] - both[:, 1]
 
 
-def log_prob(acts: Activations, answers: Tensor, foils: Tensor, reference: Tensor | None = None) -> Values:
+def log_prob(read: Continued, answers: Tensor, foils: Tensor, reference: Tensor | None = None) -> Values:
     """Log-probability of the answer."""
-    return log_probs(acts)[:, 0]
+    return log_probs(read)[:, 0]
 
 
-def prob(acts: Activations, answers: Tensor, foils: Tensor, reference: Tensor | None = None) -> Values:
+def prob(read: Continued, answers: Tensor, foils: Tensor, reference: Tensor | None = None) -> Values:
     """Return the probability of the answer."""
-    return log_probs(acts)[:, 0].exp()
+    return log_probs(read)[:, 0].exp()
 
 
-def prob_diff(acts: Activations, answers: Tensor, foils: Tensor, reference: Tensor | None = None) -> Values:
+def prob_diff(read: Continued, answers: Tensor, foils: Tensor, reference: Tensor | None = None) -> Values:
     """Return the probability of the answer minus that of the foil."""
-    both = log_probs(acts).exp()
+    both = log_probs(read).exp()
     return both[:, 0] - both[:, 1]
 
 
-def accuracy(acts: Activations, answers: Tensor, foils: Tensor, reference: Tensor | None = None) -> Values:
+def accuracy(read: Continued, answers: Tensor, foils: Tensor, reference: Tensor | None = None) -> Values:
     """1 where every token of the answer is the top prediction after those before it, else 0."""
-    _, first, given = next(iter(_steps(acts)))
-    return (first | ~given).all(1).to(acts["logits"].dtype)
+    _, first, given = next(iter(_steps(read)))
+    return (first | ~given).all(1).to(read.logits.dtype)
 
 
-def kl(acts: Activations, answers: Tensor, foils: Tensor, reference: Tensor | None = None) -> Values:
+def kl(read: Continued, answers: Tensor, foils: Tensor, reference: Tensor | None = None) -> Values:
     """Minus KL(reference ‖ prediction) after the prompt's last token."""
     assert reference is not None
-    logits, target = acts["logits"], reference.float().log_softmax(-1)
-    said = logits[torch.arange(len(logits), device=logits.device), acts.tokens.last.to(logits.device)].float()
-    return -(target.exp() * (target - said.log_softmax(-1))).sum(-1)
+    target = reference.float().log_softmax(-1)
+    return -(target.exp() * (target - read.logits[:, 0].float().log_softmax(-1))).sum(-1)
 
 
 _WHOLE: dict[str, Readout] = {
@@ -185,22 +183,24 @@ def _error(model: Model, one: Tokens) -> float:
     return float(torch.stack(found).max())
 
 
-def _steps(acts: Activations) -> list[tuple[Tensor, Tensor, Tensor]]:
+def _steps(read: Continued) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Return, for each continuation, its tokens' log-probabilities, where they are the top prediction, and where
     there are any [batch step].
     """
-    tokens, logits = acts.tokens, acts["logits"]
+    tokens, logits = read.tokens, read.logits
     device = logits.device
-    last, counts = tokens.last.to(device), torch.tensor(tokens.tails, device=device)
-    rows, start, out = torch.arange(len(logits), device=device)[:, None], last + 1, []
+    counts, last = torch.tensor(tokens.tails, device=device), tokens.last.to(device)[:, None]
+    rows, out, start = torch.arange(len(logits), device=device)[:, None], [], torch.zeros_like(last)
     for n in range(counts.shape[1]):
         steps = torch.arange(int(counts[:, n].max()), device=device)
         given = steps < counts[:, n, None]
-        own = (start[:, None] + steps).clamp_max(logits.shape[1] - 1)
-        before = torch.where(steps == 0, last[:, None], (own - 1).clamp_min(0))
-        said, ids = logits[rows, before].float().log_softmax(-1), tokens.ids.to(device)[rows, own][..., None]
+        before = torch.where(steps == 0, 0, start + steps).clamp_max(
+            logits.shape[1] - 1
+        )  # counted from the prompt's last
+        columns = (last + 1 + start + steps).clamp_max(tokens.ids.shape[1] - 1)
+        said, ids = logits[rows, before].float().log_softmax(-1), tokens.ids.to(device)[rows, columns][..., None]
         chosen = said.gather(-1, ids)
         others = said.scatter(-1, ids, float("-inf")).amax(-1)
         out.append((chosen[..., 0], chosen[..., 0] > others, given))
-        start = start + counts[:, n]
+        start = start + counts[:, n, None]
     return out

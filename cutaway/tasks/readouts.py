@@ -27,7 +27,7 @@ from cutaway.core.address import Address, parse
 from cutaway.core.record import hash_tensors
 from cutaway.core.refuse import Code, Refused, nearest
 from cutaway.models.access.capture import Activations
-from cutaway.models.access.reading import Reads
+from cutaway.models.access.reading import Continued, Reads
 from cutaway.models.anatomy.norms import wide
 
 LAST_LOGITS = "last_logits"
@@ -85,11 +85,13 @@ class Readout:
         """The part of a run that it is measured on."""
         if self.last_logits:
             return Reads()
+        if self.continuations:
+            return Reads(False, (), True)
         given = [self.reads] if isinstance(self.reads, str | Address) else list(self.reads)
         return Reads(False, tuple(dict.fromkeys(parse(a).place for a in given)))
 
     def __call__(
-        self, read: Logits | Activations, answers: Answers, foils: Foils, reference: Logits | None = None
+        self, read: Logits | Activations | Continued, answers: Answers, foils: Foils, reference: Logits | None = None
     ) -> Values:
         """Measure each prompt.
 

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from cutaway.core.address import Address
+from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
 from cutaway.lenses import direct_attribution, logit_lens
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Freeze
 from cutaway.models.model import Model
+from cutaway.models.sweep.plan import PREFIX
 from cutaway.patching import activation, attribution, causal_trace, group, knockout, knockout_curve, path
 from cutaway.tasks.pair import Pair
 from cutaway.tasks.task import Task
@@ -201,3 +203,21 @@ def test_records_say_what_was_measured():
     model, task = subjects.family("gpt2"), longer(subjects.numbered_task())
     got = activation(model, task, site="z", samples=1)
     assert any("up to 4 tokens" in n for n in got.record["notes"])
+
+
+def test_prompts_of_one_layout_share_what_stands_before_the_first_edit():
+    """As with answers of one token: fewer forwards than running each variant anew, and the same numbers."""
+    model, told = far("mistral_window"), subjects.numbered_task()
+    pairs = [replace(p, answer=f" {p.answer} w11 w12", foil=f" {p.foil} w13", joined=True) for p in told]
+    task = replace(told, pairs=pairs)
+    with counting() as used:
+        got = activation(model, task, site="resid_pre", samples=1)
+    model.disabled[PREFIX] = "for this test"
+    try:
+        with counting() as anew:
+            want = activation(model, task, site="resid_pre", samples=1)
+    finally:
+        del model.disabled[PREFIX]
+    assert torch.allclose(got.effect, want.effect, atol=1e-5)
+    assert torch.allclose(got.null, want.null, atol=1e-5)
+    assert used.forwards < 0.9 * anew.forwards

@@ -196,17 +196,19 @@ def _apart(module: nn.Module, q: Tensor, k: Tensor, mask: Any, causal: bool | No
     """
     frame = FRAME.get()
     tails = None if frame is None else frame.tails(q.device)
-    if tails is None:
+    if frame is None or tails is None:
         return mask
+    own = slice(frame.offset, frame.offset + q.shape[2])
+    several = slice(None) if len(tails.hidden) == len(q) else slice(1)  # a growing batch has prompts of one layout
+    hidden, prompt = tails.hidden[several, own], tails.prompt[several, None, None]
     whole = _additive(module, q, k, mask, causal)
     if whole is None:
-        return torch.zeros_like(tails.hidden, dtype=q.dtype).masked_fill(tails.hidden, torch.finfo(q.dtype).min)[
-            :, None
-        ]
-    whole = whole[..., : tails.hidden.shape[-1]].expand(len(q), -1, -1, -1)
-    rows = tails.origin[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3])
-    whole = torch.where(tails.prompt[:, None, None], whole.gather(2, rows), whole)
-    return whole.masked_fill(tails.hidden[:, None], torch.finfo(q.dtype).min)
+        whole = torch.zeros((), dtype=q.dtype, device=q.device)
+    else:
+        whole = whole[..., : hidden.shape[-1]].expand(max(len(whole), len(hidden)), -1, -1, -1)
+        rows = (tails.origin[several, own] - frame.offset)[:, None, :, None]
+        whole = torch.where(prompt, whole.gather(2, rows.expand(len(whole), whole.shape[1], -1, whole.shape[3])), whole)
+    return whole.masked_fill(hidden[:, None], torch.finfo(q.dtype).min)
 
 
 def _additive(module: nn.Module, q: Tensor, k: Tensor, mask: Tensor | None, causal: bool | None) -> Tensor | None:

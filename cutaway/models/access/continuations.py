@@ -20,7 +20,7 @@ _KERNELS = ("eager", "sdpa")  # whose masks are tensors that say which keys a qu
 
 
 @contextmanager
-def apart(anatomy: Anatomy, tokens: Tokens, placed: bool) -> Iterator[None]:
+def apart(anatomy: Anatomy, tokens: Tokens | None, placed: bool) -> Iterator[None]:
     """Within the block, forwards of these tokens keep the continuations of each prompt apart.
 
     `placed` says that the model takes the positions of its tokens.
@@ -28,7 +28,7 @@ def apart(anatomy: Anatomy, tokens: Tokens, placed: bool) -> Iterator[None]:
     Raises:
         Refused: a model that carries a state from token to token, or whose positions follow from the columns.
     """
-    if not any(len(t) > 1 for t in tokens.tails):
+    if tokens is None or not any(len(t) > 1 for t in tokens.tails):
         yield
         return
     modules = [anatomy.part(i, "attn") for i in range(anatomy.shape.n_layers)]

@@ -11,7 +11,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cutaway.core.address import Address
@@ -46,14 +46,25 @@ def last_logits(anatomy: Anatomy, t: Tokens, share: float = 1.0) -> Float[Tensor
 
     `share` is the part of the model that really runs, for the count of forwards.
     """
+    return _logits_at(anatomy, t, t.last[:, None], share)[:, 0]
+
+
+def next_logits(anatomy: Anatomy, t: Tokens, share: float = 1.0) -> Float[Tensor, "batch step token"]:
+    """Return the logits in front of every token of continuations: after each prompt's last token, and from there on."""
+    return _logits_at(anatomy, t, t.predicting, share)
+
+
+def _logits_at(
+    anatomy: Anatomy, t: Tokens, columns: Int[Tensor, "batch step"], share: float
+) -> Float[Tensor, "batch step token"]:
     if anatomy.unembed is None:
         raise Refused("logits", "this model has no unembedding", "capture its residual stream instead")
     # An encoder's head does more than unembed, so its rows are chosen afterwards.
     early = anatomy.family.causal and not taps.tapped(anatomy, Address("logits"))
-    with _unembedding_last(anatomy.unembed, t) if early else nullcontext():
+    with _unembedding(anatomy.unembed, columns) if early else nullcontext():
         logits = _call(anatomy, t, len(t) * share)
-    rows = torch.arange(len(t), device=logits.device)
-    logits = logits[:, -1] if early else logits[rows, t.last.to(logits.device)]
+    if not early:
+        logits = logits[torch.arange(len(t), device=logits.device)[:, None], columns.to(logits.device)]
     notice(logits)
     return logits
 
@@ -178,13 +189,13 @@ def check_padding(anatomy: Anatomy, t: Tokens) -> None:
 
 
 @contextmanager
-def _unembedding_last(head: nn.Module, t: Tokens) -> Iterator[None]:
-    """Give the unembedding only each prompt's last real token."""
-    rows, columns = torch.arange(len(t)), t.last
+def _unembedding(head: nn.Module, columns: Int[Tensor, "batch step"]) -> Iterator[None]:
+    """Give the unembedding only some columns of each prompt."""
+    rows = torch.arange(len(columns))[:, None]
 
     def gather(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         x = args[0]
-        return (x[rows.to(x.device), columns.to(x.device)][:, None], *args[1:])
+        return (x[rows.to(x.device), columns.to(x.device)], *args[1:])
 
     handle = head.register_forward_pre_hook(gather)
     try:

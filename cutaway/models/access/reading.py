@@ -29,15 +29,17 @@ class Reads:
     Attributes:
         last_logits: True if it takes the logits after each prompt's last token.
         places: the sites that it takes whole, each with its layer.
+        continuations: True if it takes the logits in front of every token of the prompts' continuations.
     """
 
     last_logits: bool = True
     places: tuple[Address, ...] = ()
+    continuations: bool = False
 
     @property
     def early(self) -> bool:
         """True if the forward may end before the logits of the last token."""
-        return bool(self.places) and not self.last_logits
+        return bool(self.places) and not (self.last_logits or self.continuations)
 
     def deepest(self, layers: int) -> int:
         """Return the last block that anything read depends on; `layers` if what follows the blocks is read too."""
@@ -48,7 +50,21 @@ class Reads:
         return replace(self, places=tuple(a for a in self.places if layer == 0 or depth(a, layers) >= layer))
 
     def __or__(self, other: Reads) -> Reads:
-        return Reads(self.last_logits or other.last_logits, tuple(dict.fromkeys((*self.places, *other.places))))
+        places = tuple(dict.fromkeys((*self.places, *other.places)))
+        return Reads(self.last_logits or other.last_logits, places, self.continuations or other.continuations)
+
+
+@dataclass(frozen=True)
+class Continued:
+    """Logits in front of every token of the prompts' continuations.
+
+    Attributes:
+        logits: the logits after each prompt's last token, and after each token behind it.
+        tokens: the prompts with their continuations.
+    """
+
+    logits: Float[Tensor, "row step token"]
+    tokens: Tokens
 
 
 @dataclass(frozen=True)
@@ -57,6 +73,7 @@ class Seen:
 
     last_logits: Float[Tensor, "row token"] | None = None
     activations: Activations | None = None
+    continuations: Continued | None = None
 
 
 @dataclass(frozen=True)
@@ -125,13 +142,23 @@ def observe(anatomy: Anatomy, tokens: Tokens, reads: Reads, since: int = 0) -> S
     """
     skipped = since / anatomy.shape.n_layers
     if not reads.places:
-        return Seen(forward.last_logits(anatomy, tokens, 1.0 - skipped))
+        return Seen(*_logits(anatomy, tokens, reads, 1.0 - skipped))
     collector = Collector(anatomy, reads.places, live=True, stops=reads.early)
     with taps.attached(anatomy, {p: collector.see(p) for p in collector.places}):
-        if reads.last_logits:
-            last = forward.last_logits(anatomy, tokens, 1.0 - skipped)
+        last, more = None, None
+        if not reads.early:
+            last, _, more = _logits(anatomy, tokens, reads, 1.0 - skipped)
         else:
-            last = None
             forward.streams(anatomy, tokens, collector.share - skipped, 1.0 - skipped)
     collector.notice(tokens)
-    return Seen(last, collector.activations(tokens))
+    return Seen(last, collector.activations(tokens), more)
+
+
+def _logits(
+    anatomy: Anatomy, tokens: Tokens, reads: Reads, share: float
+) -> tuple[Tensor | None, None, Continued | None]:
+    """Run a forward to its end and return the logits that are read of it, as `Seen` has them."""
+    if not reads.continuations:
+        return forward.last_logits(anatomy, tokens, share), None, None
+    logits = forward.next_logits(anatomy, tokens, share)
+    return logits[:, 0] if reads.last_logits else None, None, Continued(logits, tokens)

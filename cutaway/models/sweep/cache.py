@@ -23,7 +23,7 @@ from cutaway.core.record import versions
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.stats import generator
 from cutaway.models.access import taps
-from cutaway.models.access.reading import Measure, OfLogits, Seen, measure_of
+from cutaway.models.access.reading import Measure, OfLogits, Reads, Seen, measure_of
 from cutaway.models.edits.edit import Edit
 from cutaway.models.loading.identity import described
 from cutaway.models.model import Model
@@ -118,7 +118,7 @@ def sweep_key(model: Model, tokens: Tokens, variants: Sequence[Sequence[Edit]], 
         Refused: an edit or a metric that holds something whose value cannot be read.
     """
     values, measure = None, measure_of(metric)
-    if not measure.reads.places:
+    if measure.reads == Reads():
         logits = torch.randn(len(tokens), model.shape.d_vocab, generator=generator(0)).to(model.device)
         values = measure(Seen(logits), torch.arange(len(tokens), device=logits.device))
     who = {name: said for name, said in model.identity().items() if name != "name"}

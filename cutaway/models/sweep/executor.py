@@ -94,6 +94,9 @@ def sweep(
         return sweep(model, tokens, each, metric, base=base, budget=budget, resume=resume)[index]
     if Address("logits") in measure.reads.places:  # at every position, so that batches are smaller
         budget = min(room(model, tokens.ids.shape[1], budget), _UNEMBED_BYTES // (4 * model.shape.d_vocab))
+    if measure.reads.continuations:
+        width, read = tokens.ids.shape[1], tokens.predicting.shape[1]
+        budget = min(room(model, width, budget), _UNEMBED_BYTES // (4 * model.shape.d_vocab) * width // read)
     ledger = Ledger.open(
         len(variants), len(tokens), resume, lambda: sweep_key(model, tokens, [base, *variants], metric)
     )

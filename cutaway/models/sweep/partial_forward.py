@@ -20,10 +20,10 @@ from cutaway.core.address import Address
 from cutaway.core.finite import notice
 from cutaway.core.out_of_memory import raising_out_of_memory
 from cutaway.core.record import count
-from cutaway.models.access import forward, taps
+from cutaway.models.access import continuations, forward, taps
 from cutaway.models.access.capture import Activations, Collector
 from cutaway.models.access.positions import FRAME, ForwardFrame
-from cutaway.models.access.reading import Reads, Seen, observe
+from cutaway.models.access.reading import Continued, Reads, Seen, observe
 from cutaway.models.anatomy.anatomy import Anatomy
 from cutaway.models.edits.edit import Edit
 from cutaway.models.model import Model
@@ -113,7 +113,8 @@ def restart(
             stack.enter_context(injecting(model.anatomy.blocks[layer], lambda x: stream))
         stack.enter_context(taps.attached(model.anatomy, sees))
         seen = observe(model.anatomy, many, reads.since(layer, model.shape.n_layers), layer)
-    return Seen(seen.last_logits, _completed(tokens, reads, seen.activations or {}, clean, len(variants), 0))
+    done = _completed(tokens, reads, seen.activations or {}, clean, len(variants), 0)
+    return Seen(seen.last_logits, done, seen.continuations)
 
 
 def grow(
@@ -147,19 +148,25 @@ def grow(
             stack.enter_context(injecting(model.anatomy.blocks[i], _joined(stream, i == low, frame)))
         stack.enter_context(taps.attached(model.anatomy, _sees(tokens, variants, own)))
         stack.enter_context(taps.attached(model.anatomy, {a: collector.see(a) for a in collector.places}))
-        stack.enter_context(_last_only(model.anatomy, narrow and width - start > 1, Address("logits") in reads.places))
+        read_columns = tokens.predicting.shape[1] + 1 if reads.continuations else 1
+        everywhere = Address("logits") in reads.places
+        stack.enter_context(
+            _last_only(model.anatomy, narrow and width - start > 1 == read_columns, everywhere, read_columns)
+        )
         read = stack.enter_context(held_back(model.anatomy)) if unread else []
         kw = {"past_key_values": _prefix(clean, start), "use_cache": True} if start else {"use_cache": False}
-        last = None
+        last = logits = None
         try:
             logits = _call(model, tokens.ids[:1, start:], frame, **kw)
             last = (read[0] if unread else logits)[:, -1] if reads.last_logits else None
         except forward.Enough:
             running = running[: round(collector.share * layers)]
     count(forwards=n * sum(running) * (width - start) / (layers * width))
-    for x in [last] if last is not None else [*collector.found.values()][-1:]:
+    more = logits[:, -read_columns:-1] if reads.continuations and logits is not None else None
+    for x in [y for y in (last, more) if y is not None] or [*collector.found.values()][-1:]:
         notice(x)
-    return Seen(last, _completed(tokens, reads, collector.found, clean, len(variants), start))
+    continued = None if more is None else Continued(more, tokens.rows(list(range(n)) * len(variants)))
+    return Seen(last, _completed(tokens, reads, collector.found, clean, len(variants), start), continued)
 
 
 def _completed(
@@ -253,9 +260,9 @@ def entered(model: Model, layer: int, stream: Float[Tensor, "batch position d_mo
 
 
 @contextmanager
-def _last_only(anatomy: Anatomy, narrow: bool, everywhere: bool = False) -> Iterator[None]:
-    """Hand the last column only to the unembedding, unless `everywhere`; if `narrow`, the last block writes only there
-    too.
+def _last_only(anatomy: Anatomy, narrow: bool, everywhere: bool = False, columns: int = 1) -> Iterator[None]:
+    """Hand the last column (or several) only to the unembedding, unless `everywhere`; if `narrow`, the last block
+    writes only in the last column too.
 
     Its attention output and MLP see one column; adding one column to a stream of many is right at the last and
     unread elsewhere.
@@ -265,7 +272,7 @@ def _last_only(anatomy: Anatomy, narrow: bool, everywhere: bool = False) -> Iter
         x = args[0] if args else kw["hidden_states"]
         if x.ndim != 3:
             return None
-        x = x[:, -1:].contiguous()  # a strided input would send the linear map down a slow path
+        x = x[:, -columns:].contiguous()  # a strided input would send the linear map down a slow path
         return ((x, *args[1:]), kw) if args else (args, {**kw, "hidden_states": x})
 
     final = anatomy.shape.n_layers - 1
@@ -357,11 +364,19 @@ def _behind(prefix: Tensor, new: Tensor) -> Tensor:
 
 
 def _call(model: Model, ids: Tensor, frame: ForwardFrame, **kw: Any) -> Tensor:
-    if "position_ids" in forward.parameters(type(model.hf)):
+    t, placed = frame.tokens, "position_ids" in forward.parameters(type(model.hf))
+    if placed and t is not None and t.tails:
+        kw["position_ids"] = t.position_ids[:1, frame.offset : frame.offset + frame.width]
+        if "past_key_values" not in kw:  # positions that begin again would be taken for several texts in one row
+            kw["attention_mask"] = torch.ones_like(ids)
+    elif placed:
         kw["position_ids"] = torch.arange(frame.offset, frame.offset + frame.width, device=ids.device)[None]
     token = FRAME.set(frame)
     try:
-        with raising_out_of_memory(f"a batch of {frame.batch} × {frame.width} tokens", "give a smaller budget"):
+        with (
+            raising_out_of_memory(f"a batch of {frame.batch} × {frame.width} tokens", "give a smaller budget"),
+            continuations.apart(model.anatomy, t, placed),
+        ):
             return model.hf(ids, **kw).logits
     finally:
         FRAME.reset(token)

@@ -84,6 +84,7 @@ def plan(
 ) -> list[Job]:
     """Group the variants not done yet so that each group computes the least, and cut the groups to the budget."""
     width, n, layers = tokens.ids.shape[1], len(tokens), model.shape.n_layers
+    end = int(tokens.last.max()) + 1 if tokens.tails else width  # of the prompts
     able, budget = can_grow(model, tokens, reads), room(model, width, budget)
     whole_end = any(depth(a, layers) >= layers - 1 for a in reads.places)  # more of the last block is read than its end
     alike: dict[tuple[bool, bool, int, int], list[int]] = {}
@@ -91,7 +92,7 @@ def plan(
         if done and done[i]:
             continue
         grows_ = able and all(grows(model, e) for e in v)
-        start = min((_start(e, width) for e in v), default=0) if grows_ and not model.family.ssm else 0
+        start = min((_start(e, end) for e in v), default=0) if grows_ and not model.family.ssm else 0
         narrow = grows_ and not whole_end and not any(_needs_last_block(model, e) for e in v)
         alike.setdefault((grows_, narrow, start, -1 if grows_ else first[i]), []).append(i)
     jobs = []
@@ -156,7 +157,7 @@ def can_grow(model: Model, tokens: Tokens, reads: Reads = Reads()) -> bool:  # n
         return False
     family = model.family
     able = family.causal and not family.fixed_batch and not {PREFIX, RESUME} & model.disabled.keys()
-    return able and not tokens.padded and not tokens.tails and not taps.busy(model.anatomy)
+    return able and not tokens.padded and len(set(tokens.tails)) <= 1 and not taps.busy(model.anatomy)
 
 
 def grows(model: Model, e: Edit) -> bool:
@@ -198,7 +199,7 @@ def _entry(model: Model, e: Edit) -> int:
 
 
 def _start(e: Edit, width: int) -> int:
-    """Return the first column an edit touches."""
+    """Return the first column an edit touches, of prompts of some width."""
     if not isinstance(e, Knockout) and not BY_NAME[e.where.site].has_position:
         return 0
     touched = e.queries if isinstance(e, Knockout) else e.places()  # cut edges change what their queries read
