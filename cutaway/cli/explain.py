@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from cutaway.models.model import Model
     from cutaway.suites.explanation import Explanation
     from cutaway.views.page import Section, Show
 
@@ -37,6 +38,9 @@ def explain(
     foil: Annotated[str | None, Parameter(help="the answer to compare with [default: the counterfactual's]")] = None,
     model: Annotated[str, Parameter(help="zoo name, folder, GGUF file, or Hugging Face id")] = DEFAULT_MODEL,
     corrupt: Annotated[str | None, Parameter(help="the counterfactual sentence [default: proposed]")] = None,
+    chat: Annotated[
+        str | None, Parameter(help="what a user says; the sentence, if there is one, is how the reply begins")
+    ] = None,
     effort: Annotated[
         Literal["quick", "normal", "thorough"] | None, Parameter(help="siblings and samples [default: by model size]")
     ] = None,
@@ -53,7 +57,7 @@ def explain(
     from cutaway.suites import explain as suite
 
     given = dict(locals())
-    if prompt is None and model != DEFAULT_MODEL:
+    if prompt is None and chat is None and model != DEFAULT_MODEL:
         why = "without a prompt, a sentence of the bundled world is asked, which only the bundled model knows"
         raise Refused(
             f"explain --model {model}", why, f'give a sentence: cutaway explain "…" --model {shlex.quote(model)}'
@@ -65,8 +69,7 @@ def explain(
     with stages() as step:
         step("loading the model")
         m = load_model(model, model_dtype, model_device)
-        asked = TELLING if prompt is None else prompt
-        corrupt = TELLING_CORRUPT if prompt is None and corrupt is None else corrupt
+        asked, corrupt = _asked(m, prompt, corrupt, chat)
 
         def each(found: Explanation) -> None:
             with step.paused():
@@ -79,7 +82,7 @@ def explain(
             if shown.latest is None:
                 raise
             found = shown.latest
-        told = {"prompt": asked, "corrupt": corrupt, "model": pinned(m, model)}
+        told = {"model": pinned(m, model)} | ({"prompt": asked, "corrupt": corrupt} if chat is None else {})
         command = repeated("explain", explain, given | told)
         other = None if found.doubt is None else repeated("explain", explain, given | told | found.doubt.instead)
         if html is not None and is_main_process():
@@ -88,6 +91,18 @@ def explain(
     said = {**data(found, command, html), "instead": other}
     code = INTERRUPTED if found is shown.latest and not found.complete else 0
     return Reply(said, lambda console: shown.rest(console, found, command, html, other), code)
+
+
+def _asked(m: Model, prompt: str | None, corrupt: str | None, said: str | None) -> tuple[str, str | None]:
+    """Return the prompt and its counterfactual: sentences, or chats in which a user says what is in question."""
+    if said is None:
+        telling = TELLING, TELLING_CORRUPT if corrupt is None else corrupt
+        return telling if prompt is None else (prompt, corrupt)
+    from cutaway.tasks.chat import chat
+
+    reply = [] if prompt is None else [{"role": "assistant", "content": prompt}]
+    texts = [None if t is None else chat(m, [{"role": "user", "content": t}, *reply]) for t in (said, corrupt)]
+    return str(texts[0]), texts[1]
 
 
 def data(e: Explanation, command: str, html: Path | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+import cutaway as ca
 from cutaway.cli import app
 from cutaway.cli import explain as command
 from cutaway.cli.subjects import load_model
@@ -55,8 +56,8 @@ def refused(capsys, *words: str) -> str:
         (["🙂"], "no word of it has a replacement"),
         (["日本の首都は"], "no word of it has a replacement"),
         ([CAPITAL + " "], "take the space off its end"),
-        ([CAPITAL, "--target", "zzqxx"], "tokens"),
-        ([CAPITAL, "--target", "oslo paris"], "2 tokens"),
+        ([CAPITAL, "--target", "oslo paris", "--foil", "oslo"], "beginning of the other"),
+        (["--chat", "Hello"], "no chat template"),
         ([CAPITAL, "--target", ""], "no token"),
         ([CAPITAL, "--target", "oslo", "--foil", "oslo"], "same token"),
         ([CAPITAL, "--foil", "oslo"], "less likely"),
@@ -130,8 +131,34 @@ def test_an_interrupted_question_keeps_what_was_found(capsys, tmp_path, monkeypa
     assert json.loads(out)["complete"] is False
 
 
+def test_an_answer_of_several_tokens_is_explained(capsys):
+    code, out, _ = run(capsys, CAPITAL, "--target", "oslo paris", "--effort", "quick", "--json")
+    said = json.loads(out)
+    assert code == 0
+    assert said["answer"].strip() == "oslo paris"
+    assert "oslo paris" in said["command"]
+    assert any("log P(oslo paris)" in text for text in (said["corruption"],))
+
+
+def test_what_a_user_says_is_put_in_the_models_template(capsys, tmp_path):
+    model = subjects.chatting()
+    model.hf.save_pretrained(tmp_path)
+    model.tokenizer.save_pretrained(tmp_path)
+    told = "Mary and John went to the store, John gave a drink to Mary."
+    asked = ["--chat", told, "Then John gave the drink to", "--target", "Mary", "--foil", "John"]
+    code, out, err = run(capsys, *asked, "--model", str(tmp_path), "--effort", "quick", "--json")
+    assert code == 0, err
+    said = json.loads(out)
+    messages = [{"role": "user", "content": told}, {"role": "assistant", "content": "Then John gave the drink to"}]
+    assert said["prompt"] == ca.chat(model, messages)
+    words = shlex.split(said["command"])
+    assert words[words.index("--chat") + 1] == told
+    assert "Then John gave the drink to" in words
+    assert "<|im_start|>" not in said["command"]
+
+
 def test_a_refused_question_writes_no_report(capsys, tmp_path):
-    refused(capsys, CAPITAL, "--target", "oslo paris", "--html", str(tmp_path / "r.html"))
+    refused(capsys, CAPITAL, "--target", "", "--html", str(tmp_path / "r.html"))
     assert not list(tmp_path.iterdir())
 
 

@@ -299,7 +299,8 @@ def test_steps_are_told():
     ("options", "why"),
     [({"seed": -1}, "outside"), ({"seed": 2**70}, "outside"), ({"corrupt": CAPITAL}, "does not change"),
      ({"corrupt": "The capital is"}, "tokens"), ({"target": "oslo", "foil": "Oslo"}, "same token"),
-     ({"target": "oslo paris"}, "2 tokens"), ({"target": ""}, "no token"), ({"foil": "oslo"}, "less likely")],
+     ({"target": "oslo paris", "foil": "oslo"}, "beginning"), ({"target": ""}, "no token"),
+     ({"foil": "oslo"}, "less likely")],
 )  # fmt: skip
 def test_wrong_options_are_refused(options, why):
     with pytest.raises(Refused) as refusal:
