@@ -63,6 +63,13 @@ def test_what_was_rounded_is_said_in_the_record(file):
     assert m.fingerprint() not in {load(original, check=False).fingerprint(), ""}
 
 
+@pytest.mark.parametrize("rule", ["gpt-2", "llama-bpe", "deepseek-coder"])
+def test_a_rule_of_splitting_that_is_not_known_is_said_in_the_record(rule, tmp_path):
+    file = written(tiny("llama"), tmp_path / "m.gguf", "llama", **{"tokenizer.ggml.pre": rule})
+    said = load(file, device="cpu", check=False).identity()["origin"].get("text", "")
+    assert ("'deepseek-coder' is not known" in said) == (rule == "deepseek-coder")
+
+
 def test_models_of_ollama_by_name_manifest_and_blob(file, tmp_path, monkeypatch):
     store = tmp_path / "store"
     manifest = store / "manifests" / "registry.ollama.ai" / "library" / "tiny" / "1b"

@@ -29,6 +29,9 @@ OLLAMA = (Path("~/.ollama/models"), Path("/usr/share/ollama/.ollama/models"))
 _ORIGINAL = "load the checkpoint that the file was made from (org/name, or a folder with config.json)"
 _FREQUENCIES = "rope_freqs.weight"  # factors of the rotary frequencies, which are no weight of the model
 _ON_HUB = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)/(?P<name>[\w./-]+\.gguf)(?:@(?P<revision>.+))?")
+# rules of splitting text for which GPT-2's gives the same tokens: its own, and those that set digits apart
+_AS_GPT2 = ("default", "gpt-2", "gpt2", "mpt", "olmo", "jais", "phi-2", "smollm", "starcoder")
+_BYTE_LEVEL = ("gpt2",)  # the kind of tokenizer that such rules are of
 _ASKED = re.compile(r"ollama:(?P<name>[\w./-]+?)(?::(?P<tag>[\w.-]+))?")
 
 
@@ -134,6 +137,21 @@ def named(source: str, header: Header) -> str:
     if header.path.suffix == ".gguf":
         return header.path.stem
     return str(header.fields.get("general.name") or name) if name.startswith("sha256") else name
+
+
+def origin(header: Header) -> dict[str, Any]:
+    """Return what records say of a model from a file: its type, and a rule of splitting text that was not to be had."""
+    rule = header.fields.get("tokenizer.ggml.pre")
+    found = {"format": "GGUF", "stored": header.kind}
+    if header.fields.get("tokenizer.ggml.model") not in _BYTE_LEVEL or rule in (None, *_AS_GPT2):
+        return found
+    try:
+        from transformers.integrations.gguf import gguf_tokenizer_mapping
+
+        known = gguf_tokenizer_mapping.GGUF_PRE_TOKENIZER_SPLITS
+    except (ImportError, AttributeError):  # a transformers that has one rule for all files
+        known = {}
+    return found if rule in known else {**found, "text": f"split by GPT-2's rule, for {rule!r} is not known here"}
 
 
 def dequantised() -> dict[str, Any]:

@@ -127,7 +127,7 @@ def _from_source(
                 tokenizer = None
     if header is None:
         return hf, tokenizer, _named(source)
-    ORIGINS[hf] = {"format": "GGUF", "stored": header.kind}
+    ORIGINS[hf] = gguf.origin(header)
     return hf, tokenizer, gguf.named(source, header)
 
 
