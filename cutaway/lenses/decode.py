@@ -56,14 +56,11 @@ def question(model: Model, about: Task | Prompts, answer: str | None = None) -> 
         bound = about.bind(model, "logit_diff")
         if not bound.clean.tails:
             return Question(bound.clean, bound.answers, bound.foils, {})
+        said = "the first token of each answer, which has several; a lens reads one next token"
         if bool((bound.answers == bound.foils).any()):
-            raise Refused(
-                f"a lens on task {about.name!r}",
-                "it reads one next token, and an answer and its foil begin with the same",
-                ("let ", Code("task.narrow(model)"), " put what they share behind the prompts"),
-            )
-        said = {"answer": "the first token of each answer, which has several; a lens reads one next token"}
-        return Question(uncontinued(bound.clean), bound.answers, bound.foils, said)
+            bound = about.narrow(model).bind(model, "logit_diff")
+            said = "the first token in which answer and foil differ, after the prompt and what they share"
+        return Question(uncontinued(bound.clean), bound.answers, bound.foils, {"answer": said})
     check_predicts(model)
     prompts = about.bind(model)
     if answer is None:

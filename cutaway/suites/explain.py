@@ -174,7 +174,8 @@ def _predictions(model: Model, one: Task, n: int = 8) -> Predictions:
     clean, corrupt = (model.run_last(t)[0].float().softmax(-1) for t in (bound.clean, bound.corrupt))
     ids = clean.topk(min(n, len(clean))).indices
     asked = torch.stack([bound.answers[0], bound.foils[0]])
-    ids = torch.cat([ids, asked[~torch.isin(asked, ids)]])
+    each = asked[: 1 + int(asked[0] != asked[1])]  # answers of several tokens may begin with the same
+    ids = torch.cat([ids, each[~torch.isin(each, ids)]])
     answer, foil = (int((ids == i).nonzero()) for i in asked)
     return Predictions(
         probability=clean[ids].cpu(),

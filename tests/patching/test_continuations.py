@@ -176,8 +176,10 @@ def test_lenses_read_the_first_token_and_say_so():
             assert torch.allclose(getattr(got, name), tensor, equal_nan=True), name
         assert "first token" in got.record["answer"]
     same = replace(task, pairs=[Pair(p.clean, p.corrupt, " w3 w4", " w3 w5", joined=True) for p in task])
-    with pytest.raises(Refused, match="begin with the same"):
-        logit_lens(model, same)
+    behind = replace(task, pairs=[Pair(f"{p.clean} w3", f"{p.corrupt} w3", "w4", "w5") for p in task])
+    got, want = logit_lens(model, same, samples=1), logit_lens(model, behind, samples=1)
+    assert torch.equal(got.probability, want.probability)
+    assert "what they share" in got.record["answer"]
 
 
 def test_what_cannot_be_compared_is_refused():

@@ -352,3 +352,9 @@ def test_a_false_answer_contradicts_the_truth():
 def test_no_truth_is_claimed_of_what_the_world_does_not_know():
     e = told("and of the")
     assert e.verdicts == ()
+
+
+def test_answers_that_begin_alike_are_explained():
+    """Neither word's first token is among the likeliest, and both are the same."""
+    found = explain(subjects.miniworld(), CAPITAL, target="drink oslo", foil="drink paris", effort="quick")
+    assert found.results["predictions"].answer == found.results["predictions"].foil
