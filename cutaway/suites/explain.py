@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from cutaway import lenses, patching, tasks
 from cutaway.core.finite import finite
@@ -93,9 +95,10 @@ def explain(
         step("looking for a counterfactual")
         one = tasks.from_sentence(model, prompt, target, foil, corrupt=corrupt, seed=seed)
         words = _words(model, one.pairs[0])
-        doubt = _doubt(model, one, words[0]) if target is None else None
-        predictions, verdicts = _predictions(model, one), tuple(_verdicts(one))
         bound = one.bind(model)
+        logits = [model.run_last(t)[0].float() for t in (bound.clean, bound.corrupt)]
+        doubt = _doubt(model, one, words[0], *logits) if target is None else None
+        predictions, verdicts = _predictions(model, one, *logits), tuple(_verdicts(one))
         difference(one, *(model.measure(t, bound.measure).float() for t in (bound.clean, bound.corrupt)))
 
         def so_far(siblings: int, found: dict[str, Result], own: dict[str, Result]) -> Explanation:
@@ -169,9 +172,11 @@ def _measure(
     yield
 
 
-def _predictions(model: Model, one: Task, n: int = 8) -> Predictions:
-    bound = one.bind(model)
-    clean, corrupt = (model.run_last(t)[0].float().softmax(-1) for t in (bound.clean, bound.corrupt))
+def _predictions(
+    model: Model, one: Task, clean: Float[Tensor, "token"], corrupt: Float[Tensor, "token"], n: int = 8
+) -> Predictions:
+    """Return the likeliest words after both prompts, given the logits of each."""
+    bound, clean, corrupt = one.bind(model), clean.softmax(-1), corrupt.softmax(-1)
     ids = clean.topk(min(n, len(clean))).indices
     asked = torch.stack([bound.answers[0], bound.foils[0]])
     each = asked[: 1 + int(asked[0] != asked[1])]  # answers of several tokens may begin with the same
@@ -197,14 +202,15 @@ def _distinct(texts: list[str]) -> list[str]:
     return [t if told.count(t) == 1 else f"{t}·{n}" for n, t in enumerate(told)]
 
 
-def _doubt(model: Model, one: Task, answer: str) -> Doubt | None:
-    """Says by how much an answer is ahead where that is little, and names the word that depends on the counterfactual.
+def _doubt(
+    model: Model, one: Task, answer: str, clean: Float[Tensor, "token"], corrupt: Float[Tensor, "token"]
+) -> Doubt | None:
+    """Say by how much an answer is ahead where that is little, and name the word that depends on the counterfactual.
 
     That is the likely word whose probability falls most, if the answer's own falls less; else the foil is the next one.
     """
-    bound = one.bind(model)
-    clean, corrupt = (model.run_last(t)[0].float().log_softmax(-1) for t in (bound.clean, bound.corrupt))
-    own, falls = int(bound.answers[0]), clean - corrupt
+    clean, corrupt = clean.log_softmax(-1), corrupt.log_softmax(-1)
+    own, falls = int(one.bind(model).answers[0]), clean - corrupt
     found = usual(model, one.pairs[0].clean, clean.topk(min(20, len(clean))).indices.tolist())
     rivals = {i: t for i, t in found.items() if i != own}
     if not rivals or float(clean[own] - clean[next(iter(rivals))]) > math.log(_HARDLY):

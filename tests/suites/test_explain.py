@@ -173,16 +173,22 @@ def test_an_answer_that_is_hardly_preferred_is_called_so_first(monkeypatch):
         return logits
 
     monkeypatch.setattr(model, "run_last", doubtful)
+
+    def doubt_of(one, answer):
+        return suite._doubt(
+            model, one, answer, *(model.run_last(t)[0] for t in (one.pairs[0].clean, one.pairs[0].corrupt))
+        )
+
     one = tasks.from_sentence(model, CAPITAL, target="the", corrupt=CAPITAL.replace("Norway", "France"))
-    doubt = suite._doubt(model, one, suite._words(model, one.pairs[0])[0])
+    doubt = doubt_of(one, suite._words(model, one.pairs[0])[0])
     assert doubt is not None
     assert doubt.instead == {"target": "oslo"}
     assert doubt.text.startswith("“The” is hardly preferred: 52 % against “oslo” 4"), (
         "one token, written as in the sentence"
     )
-    assert suite._doubt(model, tasks.from_sentence(model, CAPITAL, target="oslo"), "oslo") is not None
+    assert doubt_of(tasks.from_sentence(model, CAPITAL, target="oslo"), "oslo") is not None
     monkeypatch.undo()
-    assert suite._doubt(model, tasks.from_sentence(model, CAPITAL), "oslo") is None
+    assert doubt_of(tasks.from_sentence(model, CAPITAL), "oslo") is None
     assert told().doubt is None
 
 

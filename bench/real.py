@@ -1,0 +1,137 @@
+"""What methods cost on real models, as a user starts them: a command in a process of its own.
+
+Needs the folders that `make real` makes (`--folder`). Every command runs on one thread. `explain` takes one sentence;
+the other methods take 16 prompts in pairs of SmolLM2's capitals, and their defaults. CPU seconds are those of the whole
+process (imports and load included), memory is its peak, and the first line is the wall time until a result is on the
+screen. Beside them stands the same process with a plain forward in place of the method.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from bench.frame import ROOT, Row, finish, options, quiet
+
+SETS = ROOT / "tests" / "real" / "sets"
+SENTENCE = {"smollm2": "The capital of France is", "gemma3": "The capital of France is"}
+#: model → bars on the main job: CPU seconds, peak memory in GB
+EXPLAIN = {"smollm2": (40.0, 2.5), "gemma3": (60.0, None)}
+FIRST_LINE = 5.0
+METHOD = 60.0  # CPU seconds that any other method may take at its default
+PROMPTS = 16
+#: method → further options, where one has no default
+METHODS = {
+    "lenses logit_lens": "",
+    "lenses lens_grid": "",
+    "lenses direct_attribution": "",
+    "patching activation": "",
+    "patching activation --site z": "--site z",
+    "patching ablate": "",
+    "patching attribution": "",
+    "patching attribution_star": "",
+    "patching relevance": "",
+    "patching path": "",
+    "patching causal_trace": "",
+    "patching knockout": "",
+    "patching knockout_curve": "",
+    "patching interactions": "",
+    "patching self_repair": "",
+    "patching group": "--heads 23.4,29.1,23.5",
+}
+PLAIN = """
+import sys, torch, cutaway as ca
+model = ca.load(sys.argv[1])
+task = ca.tasks.from_jsonl(sys.argv[2])
+with torch.no_grad():
+    model.run_last([p.clean for p in task.pairs])
+print("done")
+"""
+
+
+def main() -> int:
+    """Measure each command in fresh processes."""
+    parser = options(__doc__, rounds=3)
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "real", help="where `make real` put the models")
+    parser.add_argument("--work", action="append", help="only work whose name contains this text; may be repeated")
+    chosen = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        pairs = Path(home) / "capitals.jsonl"
+        pairs.write_text("\n".join(map(json.dumps, capitals(PROMPTS))), "utf-8")
+        jobs = commands(chosen.folder, pairs)
+        if chosen.work:
+            jobs = {name: words for name, words in jobs.items() if any(part in name for part in chosen.work)}
+        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in jobs}
+        for _ in range(chosen.rounds):
+            for name, words in jobs.items():
+                found[name].append(measured(words, home))
+                print(f"{name}: {found[name][-1][0]:.1f} CPU s", file=sys.stderr, flush=True)
+    rows = [row for name, runs in found.items() for row in rows_of(name, runs)]
+    return finish("real", rows, write=not chosen.no_write, label=chosen.label)
+
+
+def capitals(n: int) -> list[dict[str, str]]:
+    """Return pairs of prompts about capitals, in the layout that `--task` reads."""
+    rows = [json.loads(line) for line in (SETS / "fact_capital.jsonl").read_text("utf-8").splitlines()]
+    rows = [r for r in rows if r["corrupt"] is not None][:n]
+    kept = {"clean": "prompt", "corrupt": "corrupt", "answer": "answer", "foil": "foil", "subject": "subject"}
+    return [{new: r[old] for new, old in kept.items() if r.get(old)} for r in rows]
+
+
+def commands(folder: Path, pairs: Path) -> dict[str, list[str]]:
+    """Return the words of every command by the name of its work."""
+    run = [sys.executable, "-m", "cutaway"]
+    out = {f"{m}: a plain forward": [sys.executable, "-c", PLAIN, str(folder / m), str(pairs)] for m in EXPLAIN}
+    out |= {f"{m}: explain": [*run, "explain", SENTENCE[m], "--model", str(folder / m)] for m in EXPLAIN}
+    task = ["--task", str(pairs), "--model", str(folder / "smollm2")]
+    for name, more in METHODS.items():
+        out[f"smollm2: {name}"] = [*run, *name.split()[:2], *task, *shlex.split(more)]
+    return out
+
+
+def measured(words: Sequence[str], home: str) -> tuple[float, float, float]:
+    """Return CPU seconds, peak memory in GB, and wall seconds to the first line, of one fresh process."""
+    start, first = time.perf_counter(), float("nan")
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            words, cwd=ROOT, env=quiet() | {"HOME": home}, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.strip() and first != first:
+                first = time.perf_counter() - start
+        _, status, used = os.wait4(process.pid, 0)
+        if status:
+            errors.seek(0)
+            raise SystemExit(f"{shlex.join(words)}\n{errors.read()[-2000:]}")
+    return used.ru_utime + used.ru_stime, used.ru_maxrss / 2**20, first
+
+
+def rows_of(name: str, runs: Sequence[tuple[float, float, float]]) -> list[Row]:
+    """Return the rows of one command: medians with quartiles, beside their bars."""
+    model, _, work = name.partition(": ")
+    main = work == "explain"
+    seconds, memory = EXPLAIN[model] if main else (None if work == "a plain forward" else METHOD, None)
+    rows = [_row(f"{name}, whole process", [r[0] for r in runs], "CPU s", seconds)]
+    rows.append(_row(f"{name}, peak memory", [r[1] for r in runs], "GiB", memory))
+    return rows + ([_row(f"{name}, until the first line", [r[2] for r in runs], "s", FIRST_LINE)] if main else [])
+
+
+def _row(work: str, values: Sequence[float], unit: str, bar: float | None) -> Row:
+    middle = round(statistics.median(values), 3)
+    if len(values) < 2:
+        return Row(work, middle, unit, bar)
+    low, _, high = statistics.quantiles(values, n=4)
+    return Row(work, middle, unit, bar, quartiles=(round(low, 3), round(high, 3)))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
