@@ -65,7 +65,9 @@ def main() -> int:
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         pairs = Path(home) / "capitals.jsonl"
-        pairs.write_text("\n".join(map(json.dumps, capitals(PROMPTS))), "utf-8")
+        pairs.write_text(
+            "\n".join(map(json.dumps, capitals(PROMPTS, chosen.folder / "smollm2" / "tokenizer.json"))), "utf-8"
+        )
         jobs = commands(chosen.folder, pairs)
         if chosen.work:
             jobs = {name: words for name, words in jobs.items() if any(part in name for part in chosen.work)}
@@ -78,10 +80,14 @@ def main() -> int:
     return finish("real", rows, write=not chosen.no_write, label=chosen.label)
 
 
-def capitals(n: int) -> list[dict[str, str]]:
-    """Return pairs of prompts about capitals, in the layout that `--task` reads."""
+def capitals(n: int, tokenizer: Path) -> list[dict[str, str]]:
+    """Return pairs of prompts about capitals of one token each, in the layout that `--task` reads."""
+    from tokenizers import Tokenizer
+
+    words = Tokenizer.from_file(str(tokenizer))
     rows = [json.loads(line) for line in (SETS / "fact_capital.jsonl").read_text("utf-8").splitlines()]
-    rows = [r for r in rows if r["corrupt"] is not None][:n]
+    rows = [r for r in rows if r["corrupt"] is not None]
+    rows = [r for r in rows if all(len(words.encode(f" {r[k]}").ids) == 1 for k in ("answer", "foil"))][:n]
     kept = {"clean": "prompt", "corrupt": "corrupt", "answer": "answer", "foil": "foil", "subject": "subject"}
     return [{new: r[old] for new, old in kept.items() if r.get(old)} for r in rows]
 

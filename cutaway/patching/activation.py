@@ -143,10 +143,10 @@ def activation(
     both = [_values(model, b) for b, *_ in parts]
     difference(task, *(torch.cat(values) for values in zip(*both, strict=True)))
     chance = generator(seed)
-    runs, drawn = list[Run](), list[int]()
+    runs, chosen = list[Run](), list[int]()
     for n, own in enumerate(parts):
         with part(n, len(parts)):
-            runs.append(_run(model, own, task.corruption, wide, alone, direction, samples, null_cells, chance, drawn))
+            runs.append(_run(model, own, task.corruption, wide, alone, direction, samples, null_cells, chance, chosen))
     return _result(task, read, runs, grid, places)
 
 
@@ -187,9 +187,9 @@ def _run(
     samples: int,
     null_cells: int,
     chance: torch.Generator,
-    drawn: list[int],
+    chosen: list[int],
 ) -> Run:
-    """Exchange every cell in one part of the prompts; the first part writes into `drawn` which cells make the null."""
+    """Exchange every cell in one part of the prompts; the first part writes into `chosen` which cells make the null."""
     sites = list(dict.fromkeys(a.place for places in wide for a in places))
     x = between(model, read[0], sites, direction, corruption)
     since = first_changed(model, read[0])
@@ -197,9 +197,9 @@ def _run(
     seeds = torch.randint(1 << 62, (samples, len(wide), max(map(len, wide))), generator=chance).tolist()
     moves = {a: not torch.equal(x.own[a], x.donor[a]) for a in {str(a) for places in wide for a in places}}
     some = [n for n, places in enumerate(wide) if any(moves[str(a)] for a in places)]  # no step has no effect
-    if null_cells and not drawn:
-        drawn += sorted(some[i] for i in torch.randperm(len(some), generator=chance)[:null_cells].tolist())
-    stepped = [n for n in drawn if n in some] if null_cells else some
+    if null_cells and not chosen:
+        chosen += sorted(some[i] for i in torch.randperm(len(some), generator=chance)[:null_cells].tolist())
+    stepped = [n for n in some if n in chosen] if null_cells else some
     null = [
         [RandomStep(a, x.own[str(a)], x.donor[str(a)], n, since=since) for a, n in zip(wide[c], each[c], strict=False)]
         for each in seeds
@@ -214,7 +214,7 @@ def _run(
         effects[some] = found[: len(some)]
         steps[:, stepped] = found[len(some) :].unflatten(0, (samples, len(stepped)))
     if null_cells:
-        steps[:, [n for n in range(len(wide)) if n not in drawn]] = torch.nan
+        steps[:, [n for n in range(len(wide)) if n not in chosen]] = torch.nan
     return Run(x, effects[: len(wide)], effects[len(wide) :], steps)
 
 
