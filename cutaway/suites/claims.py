@@ -64,15 +64,19 @@ def standing_out(result: Result, most: int = 3, positive: bool = True) -> list[d
     return out
 
 
-def claims_of(words: tuple[str, str], found: Results, proposed: bool) -> list[Claim]:
+def claims_of(
+    words: tuple[str, str], found: Results, proposed: bool, first: tuple[str, str] | None = None
+) -> list[Claim]:
     """Return a claim, supported or not, about each result that is there.
 
-    `proposed` says that neither the foil nor the counterfactual was the user's.
+    `words` are answer and foil, and `first` the tokens that they begin with, of which alone lenses speak. `proposed`
+    says that neither the foil nor the counterfactual was the user's.
     """
-    answer, foil = words
+    answer, (one, other) = words[0], first or words
+    foil = words[1]
     claims = [_predicted(found["predictions"], answer)]
-    claims += [_depth(found["depth"], answer)] if "depth" in found else []
-    claims += [_written(found["writers"], answer, foil)] if "writers" in found else []
+    claims += [_depth(found["depth"], one)] if "depth" in found else []
+    claims += [_written(found["writers"], one, other)] if "writers" in found else []
     claims += [_placed(found["resid_pre"])] if "resid_pre" in found else []
     claims += [_carried(found["heads"])] if "heads" in found else []
     claims += [_together(found["together"])] if "together" in found else []
@@ -115,9 +119,11 @@ def _depth(d: LensCurve, answer: str) -> Claim:
         return Claim("the depth", text, control, float(low[-1]) > null)
     i = lasting[0]
     if i == len(rank) - 1 and len(rank) > 1:  # the model's own prediction leads there in any model
-        return Claim("the depth", "It leads in the lens at the end alone", control, False)
+        return Claim("the depth", f"“{answer}” leads in the lens at the end alone", control, False)
     where = "already in the embedding" if i == 0 else f"from block {d.labels['layer'][i]} on"
-    text = f"It leads in the lens {where}, there with probability {share(float(p[i]))}{_bounds(bounds[i], share)}"
+    text = (
+        f"“{answer}” leads in the lens {where}, there with probability {share(float(p[i]))}{_bounds(bounds[i], share)}"
+    )
     return Claim("the depth", text, control, float(low[i]) > null)
 
 

@@ -28,6 +28,7 @@ from cutaway.models.model import Model
 from cutaway.suites.claims import MATERIAL, claims_of, share, standing_out
 from cutaway.suites.explanation import Doubt, Explanation, Own, Predictions, Results, Verdict
 from cutaway.tasks.answers import next_tokens
+from cutaway.tasks.bound import Bound
 from cutaway.tasks.pair import Pair
 from cutaway.tasks.replacements import usual
 from cutaway.tasks.task import Task
@@ -85,7 +86,7 @@ def explain(
         each: called with the explanation so far, whenever a result is new.
 
     Raises:
-        Refused: no counterfactual of equal length, an answer of several tokens, an unreadable model.
+        Refused: no counterfactual of equal length, an answer of no token, an unreadable model.
     """
     if not 0 <= seed < 1 << 63:
         raise Refused(f"seed {seed}", "it is outside 0 to 2**63 − 1", "use a small whole number")
@@ -96,14 +97,15 @@ def explain(
         one = tasks.from_sentence(model, prompt, target, foil, corrupt=corrupt, seed=seed)
         words = _words(model, one.pairs[0])
         bound = one.bind(model)
-        logits = [model.run_last(t)[0].float() for t in (bound.clean, bound.corrupt)]
-        doubt = _doubt(model, one, words[0], *logits) if target is None else None
-        predictions, verdicts = _predictions(model, one, *logits), tuple(_verdicts(one))
+        first = _first_tokens(model, bound) if bound.clean.tails else words
+        clean, corrupted = (model.run_last(t)[0].float() for t in (bound.clean, bound.corrupt))
+        doubt = _doubt(model, one, words[0], clean, corrupted) if target is None else None
+        predictions, verdicts = _predictions(model, one, clean, corrupted), tuple(_verdicts(one))
         difference(one, *(model.measure(t, bound.measure).float() for t in (bound.clean, bound.corrupt)))
 
         def so_far(siblings: int, found: dict[str, Result], own: dict[str, Result]) -> Explanation:
             results = cast(Results, {"predictions": predictions, **found})
-            claims = tuple(claims_of(words, results, foil is None and corrupt is None))
+            claims = tuple(claims_of(words, results, foil is None and corrupt is None, first))
             pair, alone = one.pairs[0], cast(Own, dict(own))
             about = (model.name, pair.clean, *words, pair.corrupt, one.corruption, siblings)
             return Explanation(*about, results, alone, claims, verdicts, doubt, spent)
@@ -160,11 +162,13 @@ def _measure(
     found["depth"] = lenses.logit_lens(model, many, samples=2 * scale.samples, seed=seed)
     found["grid"] = lenses.lens_grid(model, one, **rest)
     yield
-    step("splitting the answer into its components")
-    found["writers"] = lenses.direct_attribution(model, many, samples=20, seed=seed)
-    own["writers"] = lenses.direct_attribution(model, one, samples=20, seed=seed)
-    found["neurons"] = lenses.direct_attribution(model, many, neurons=True, samples=10, seed=seed)
-    yield
+    bound = many.bind(model)
+    if not bool((bound.answers == bound.foils).any()):  # of several tokens, the first may be the same
+        step("splitting the answer into its components")
+        found["writers"] = lenses.direct_attribution(model, many, samples=20, seed=seed)
+        own["writers"] = lenses.direct_attribution(model, one, samples=20, seed=seed)
+        found["neurons"] = lenses.direct_attribution(model, many, neurons=True, samples=10, seed=seed)
+        yield
     step("exchanging what heads and sublayers write, in both directions")
     found["heads_noise"] = sweep("z", "noise")
     found |= {site: sweep(site) for site in ("attn_out", "mlp_out")}
@@ -182,17 +186,28 @@ def _predictions(
     each = asked[: 1 + int(asked[0] != asked[1])]  # answers of several tokens may begin with the same
     ids = torch.cat([ids, each[~torch.isin(each, ids)]])
     answer, foil = (int((ids == i).nonzero()) for i in asked)
+    shares, labels = torch.stack([clean[ids], corrupt[ids]]).cpu(), _distinct(model.text.token_texts(ids))
+    if bound.clean.tails:  # the whole answer stands behind the words that may come next
+        prob = bound.measured_by("prob", model).measure
+        whole = torch.stack([model.measure(t, prob).float() for t in (bound.clean, bound.corrupt)]).cpu()
+        answer, shares, labels = len(labels), torch.cat([shares, whole], 1), [*labels, _seen(one.pairs[0].answer)]
     return Predictions(
-        probability=clean[ids].cpu(),
-        after_corrupt=corrupt[ids].cpu(),
-        labels={"token": _distinct(model.text.token_texts(ids))},
+        probability=shares[0],
+        after_corrupt=shares[1],
+        labels={"token": labels},
         units={"probability": "probability", "after_corrupt": "probability"},
         answer=answer,
         foil=foil,
-        rank=int((clean > clean[asked[0]]).sum()),
+        rank=int((clean > float(shares[0, answer])).sum()),
         reasons={"probability": "the model's own probabilities of one sentence"},
         record={"control": "the corrupt sentence", "corrupt": bound.corrupt.texts[0]},
     )
+
+
+def _first_tokens(model: Model, bound: Bound) -> tuple[str, str]:
+    """Return the first tokens of an answer and a foil of several, which is what lenses read."""
+    answer, foil = model.text.token_texts(torch.stack([bound.answers[0], bound.foils[0]]))
+    return _seen(answer), _seen(foil)
 
 
 def _distinct(texts: list[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -245,6 +246,26 @@ def test_siblings_ask_the_same_question():
     p = one.pairs[0]  # answers given bare, as in a file, are spelled the same way
     bare = tasks.Task("bare", (replace(p, answer=p.answer.strip(), foil=p.foil.strip(), joined=False),))
     assert tasks.with_siblings(model, bare, 8).pairs[1:] == many.pairs[1:]
+
+
+def test_an_answer_of_several_tokens_is_one_answer_and_lenses_speak_of_its_first():
+    model = subjects.miniworld()
+    e = told(target="oslo paris")
+    p, gap = e.results["predictions"], e.results["heads"].gap
+    ids = torch.tensor([model.tokenizer(f"{e.prompt} oslo paris")["input_ids"]])
+    with torch.no_grad():
+        logs = model.hf(ids).logits[0].log_softmax(-1)
+    whole = float(logs[-3, ids[0, -2]] + logs[-2, ids[0, -1]])
+    assert (e.answer, p.labels["token"][p.answer]) == ("oslo paris", "oslo paris")
+    assert float(p.probability[p.answer]) == pytest.approx(math.exp(whole), rel=1e-3)
+    assert e.claims[0].text.startswith(
+        "The model gives “oslo paris” probability under 0.1 %; its first choice is “oslo”"
+    )
+    texts = {c.about: c.text for c in e.claims}
+    assert texts["the depth"].startswith("“oslo” leads")
+    assert texts["the writers"].startswith("“oslo” over “athens”")
+    assert gap == pytest.approx(float((e.results["heads"].clean - e.results["heads"].corrupt).mean()))
+    assert e.results["heads"].units["effect"] == "nats"
 
 
 @pytest.mark.parametrize("effort", list(EFFORTS))
