@@ -83,3 +83,19 @@ def test_generation_goes_past_the_window(model, ids):
         assert len(begin) + len(want) > 512
         text = model.tokenizer.decode(want, skip_special_tokens=True)
         assert model.generate(torch.tensor([begin]), 8, edits) == [text]
+
+
+def test_two_answers_of_several_tokens(model, long):
+    """Both stand behind the prompt, and each sees of it what it would see alone: the second no shorter a window."""
+    told = long.pairs[0]
+    task = Task("long", (Pair(told.clean, told.corrupt, "Buenos Aires, Argentina", "New Delhi, India"),))
+    bound = task.bind(model)
+    assert min(bound.clean.tails[0]) > 2
+    got = model.measure(bound.clean, bound.measure)
+    want = []
+    for text in (f" {task.pairs[0].answer}", f" {task.pairs[0].foil}"):
+        before, whole = sets.ids(model.tokenizer, [told.clean, told.clean + text])
+        with torch.no_grad():
+            said = model.hf(torch.tensor([whole])).logits[0].double().log_softmax(-1)
+        want.append(sum(float(said[i - 1, whole[i]]) for i in range(len(before), len(whole))))
+    assert float(got) == pytest.approx(want[0] - want[1], abs=2e-3)

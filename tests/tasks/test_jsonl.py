@@ -25,6 +25,15 @@ def test_lines_become_pairs(tmp_path, model):
     assert task.bind(model).answers.shape == (2,)
 
 
+def test_answers_of_several_tokens_are_read(tmp_path, model):
+    lines = [GOOD, {**GOOD, "answer": "Oslo Tokyo", "foil": "Paris Rome Oslo"}]
+    bound = tasks.from_jsonl(written(tmp_path, *lines)).bind(model)
+    assert bound.clean.tails == ((1, 1), (2, 3))
+    values = model.measure(bound.clean, bound.measure)
+    single = tasks.from_jsonl(written(tmp_path, GOOD)).bind(model)
+    assert float(values[0]) == pytest.approx(float(model.measure(single.clean, single.measure)), abs=1e-4)
+
+
 def test_a_byte_order_mark_does_no_harm(tmp_path):
     path = tmp_path / "bom.jsonl"
     path.write_text("\ufeff" + json.dumps(GOOD), encoding="utf-8")
