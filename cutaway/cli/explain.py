@@ -166,9 +166,20 @@ class Shown:
 
 
 def _answer(prompt: str, answer: str) -> Text:
+    """Return the prompt with its answer; of a chat, what each role says, without the template's marks."""
     from rich.text import Text
 
-    return Text("\n").append(prompt, "bold").append(f" {answer}", "bold green")
+    from cutaway.models.turns import parts
+
+    said = [(p.role, prompt[p.start : p.end]) for p in parts(prompt) if p.role and not p.name]
+    if not said:
+        return Text("\n").append(prompt, "bold").append(f" {answer}", "bold green")
+    if said[-1][0] != "assistant":
+        said.append(("assistant", ""))
+    out = Text()
+    for role, words in said:
+        out.append(f"\n{role}: ", "dim").append(words, "bold")
+    return out.append(f" {answer}" if said[-1][1] else answer, "bold green")
 
 
 def _parts(e: Explanation) -> Iterator[tuple[str, list[Any]]]:

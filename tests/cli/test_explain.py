@@ -113,6 +113,13 @@ def test_a_disk_that_fills_leaves_the_old_report(capsys, tmp_path, monkeypatch, 
     assert [p.name for p in tmp_path.iterdir()] == ["r.html"]
 
 
+def test_a_chat_is_shown_as_what_each_role_says():
+    chat = "<|im_start|>user\nIs it?<|im_end|>\n<|im_start|>assistant\n"
+    assert command._answer(chat, "yes").plain == "\nuser: Is it?\nassistant: yes"
+    assert command._answer(f"{chat}It is", "so").plain == "\nuser: Is it?\nassistant: It is so"
+    assert command._answer("It is", "so").plain == "\nIt is so"
+
+
 def test_an_interrupted_question_keeps_what_was_found(capsys, tmp_path, monkeypatch):
     def interrupted(*a: object, **k: object) -> None:
         raise KeyboardInterrupt
