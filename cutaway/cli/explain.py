@@ -70,6 +70,8 @@ def explain(
         step("loading the model")
         m = load_model(model, model_dtype, model_device)
         asked, corrupt = _asked(m, prompt, corrupt, chat)
+        with step.paused():
+            shown.begin(m, asked, target)
 
         def each(found: Explanation) -> None:
             with step.paused():
@@ -145,6 +147,16 @@ class Shown:
     console: Console | None
     latest: Explanation | None = None
     parts: set[str] = field(default_factory=set)
+
+    def begin(self, model: Model, prompt: str, target: str | None) -> None:
+        """Show the prompt with its answer, which one forward tells, where a person looks on."""
+        if self.console is None or not self.console.is_terminal:
+            return
+        try:
+            answer = target or model.text.predict(prompt, 1)[0].text
+        except Refused:
+            return  # the work that follows refuses it in better words
+        self._show(self.console, "answer", [_answer(prompt, answer.strip() or repr(answer))])
 
     def more(self, e: Explanation) -> None:
         """Show the parts that are new."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
@@ -118,6 +119,19 @@ def test_a_chat_is_shown_as_what_each_role_says():
     assert command._answer(chat, "yes").plain == "\nuser: Is it?\nassistant: yes"
     assert command._answer(f"{chat}It is", "so").plain == "\nuser: Is it?\nassistant: It is so"
     assert command._answer("It is", "so").plain == "\nIt is so"
+
+
+@pytest.mark.parametrize(("prompt", "begins"), [(CAPITAL, f"\n{CAPITAL} oslo\n"), ("", "")])
+def test_a_terminal_shows_the_answer_first(prompt, begins):
+    """Of a prompt that will be refused nothing is shown; off a terminal, as in a pipe, neither."""
+    from rich.console import Console
+
+    out = io.StringIO()
+    for terminal in (False, True):
+        command.Shown(Console(file=out, force_terminal=terminal, no_color=True, width=80)).begin(
+            subjects.miniworld(), prompt, None
+        )
+        assert re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()) == (begins if terminal else "")
 
 
 def test_an_interrupted_question_keeps_what_was_found(capsys, tmp_path, monkeypatch):
