@@ -200,7 +200,7 @@ def _run(
     if null_cells and not chosen:
         chosen += sorted(some[i] for i in torch.randperm(len(some), generator=chance)[:null_cells].tolist())
     stepped = [n for n in some if n in chosen] if null_cells else some
-    null = [
+    null: list[list[Edit]] = [
         [RandomStep(a, x.own[str(a)], x.donor[str(a)], n, since=since) for a, n in zip(wide[c], each[c], strict=False)]
         for each in seeds
         for c in stepped
