@@ -381,11 +381,9 @@ def _exact(
         edits: list[list[Edit]] = [[Replace(a, donor[str(a)], since=since)] for a in places]
         if steps:
             own = kept.own if kept is not None else model.capture(target, whole, logits=False)
-            edits += [
-                [RandomStep(a, own[str(a)], donor[str(a)], n, since=since)]
-                for seeds in steps
-                for a, n in zip(places, seeds, strict=True)
-            ]
+            for seeds in steps:
+                drawn = zip(places, seeds, strict=True)
+                edits += [[RandomStep(a, own[str(a)], donor[str(a)], n, since=since)] for a, n in drawn]
         found.append(sweep(model, target, edits, part.measure).float().cpu())
 
     for rows in e.parts:
