@@ -381,9 +381,8 @@ def _exact(
         edits: list[list[Edit]] = [[Replace(a, donor[str(a)], since=since)] for a in places]
         if steps:
             own = kept.own if kept is not None else model.capture(target, whole, logits=False)
-            for seeds in steps:
-                drawn = zip(places, seeds, strict=True)
-                edits += [[RandomStep(a, own[str(a)], donor[str(a)], n, since=since)] for a, n in drawn]
+            for a, n in [(a, n) for seeds in steps for a, n in zip(places, seeds, strict=True)]:
+                edits.append([RandomStep(a, own[str(a)], donor[str(a)], n, since=since)])
         found.append(sweep(model, target, edits, part.measure).float().cpu())
 
     for rows in e.parts:
