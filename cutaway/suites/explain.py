@@ -183,14 +183,24 @@ def _predictions(
     bound, clean, corrupt = one.bind(model), clean.softmax(-1), corrupt.softmax(-1)
     ids = clean.topk(min(n, len(clean))).indices
     asked = torch.stack([bound.answers[0], bound.foils[0]])
-    each = asked[: 1 + int(asked[0] != asked[1])]  # answers of several tokens may begin with the same
-    ids = torch.cat([ids, each[~torch.isin(each, ids)]])
-    answer, foil = (int((ids == i).nonzero()) for i in asked)
-    shares, labels = torch.stack([clean[ids], corrupt[ids]]).cpu(), _distinct(model.text.token_texts(ids))
-    if bound.clean.tails:  # the whole answer stands behind the words that may come next
-        prob = bound.measured_by("prob", model).measure
-        whole = torch.stack([model.measure(t, prob).float() for t in (bound.clean, bound.corrupt)]).cpu()
-        answer, shares, labels = len(labels), torch.cat([shares, whole], 1), [*labels, _seen(one.pairs[0].answer)]
+    if bound.clean.tails:  # words of several tokens stand behind those that may come next
+        prob, ahead = (
+            torch.stack(
+                [model.measure(t, bound.measured_by(name, model).measure).float() for t in (bound.clean, bound.corrupt)]
+            )
+            for name in ("prob", "prob_diff")
+        )
+        whole = torch.cat([prob, prob - ahead], 1).cpu()
+        labels = [
+            *_distinct(model.text.token_texts(ids)),
+            *(_seen(w) for w in (one.pairs[0].answer, one.pairs[0].foil)),
+        ]
+        shares = torch.cat([torch.stack([clean[ids], corrupt[ids]]).cpu(), whole], 1)
+        answer, foil = len(ids), len(ids) + 1
+    else:
+        ids = torch.cat([ids, asked[~torch.isin(asked, ids)]])
+        answer, foil = (int((ids == i).nonzero()) for i in asked)
+        shares, labels = torch.stack([clean[ids], corrupt[ids]]).cpu(), _distinct(model.text.token_texts(ids))
     return Predictions(
         probability=shares[0],
         after_corrupt=shares[1],
