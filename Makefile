@@ -25,7 +25,8 @@ demo: $(VENV)/.installed
 	@echo
 	@echo "The whole report: report.html (open it in a browser; it needs no internet)."
 	@echo "Next:"
-	@echo "  your own sentence   $(BIN)/cutaway explain \"The capital of France is\" --model gpt2"
+	@echo "  a real model        $(BIN)/cutaway zoo fetch smollm2"
+	@echo "  your own sentence   $(BIN)/cutaway explain \"The capital of France is\" --model smollm2"
 	@echo "  its world           $(BIN)/cutaway zoo list"
 	@echo "  what can be asked   $(BIN)/cutaway methods"
 

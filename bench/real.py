@@ -3,7 +3,8 @@
 Needs the folders that `make real` makes (`--folder`). Every command runs on one thread. `explain` takes one sentence;
 the other methods take 16 prompts in pairs of SmolLM2's capitals, and their defaults. CPU seconds are those of the whole
 process (imports and load included), memory is its peak, and the first line is the wall time until a result is on the
-screen. Beside them stands the same process with a plain forward in place of the method.
+screen. Beside them stands the same process with a plain forward in place of the method; its first round also checks
+the model, which later loads remember.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from bench.frame import ROOT, Row, finish, options, quiet
 
 SETS = ROOT / "tests" / "real" / "sets"
 SENTENCE = {"smollm2": "The capital of France is", "gemma3": "The capital of France is"}
-#: model → bars on the main job: CPU seconds, peak memory in GB
+#: model → bars on the main job: CPU seconds, peak memory in GiB
 EXPLAIN = {"smollm2": (40.0, 2.5), "gemma3": (60.0, None)}
 FIRST_LINE = 5.0
 METHOD = 60.0  # CPU seconds that any other method may take at its default
@@ -105,7 +106,7 @@ def commands(folder: Path, pairs: Path) -> dict[str, list[str]]:
 
 
 def measured(words: Sequence[str], home: str) -> tuple[float, float, float]:
-    """Return CPU seconds, peak memory in GB, and wall seconds to the first line, of one fresh process at a terminal."""
+    """Return CPU seconds, peak memory in GiB, and wall seconds to the first line, of a fresh process at a terminal."""
     start, first = time.perf_counter(), float("nan")
     screen, side = pty.openpty()
     with tempfile.TemporaryFile("w+") as errors:

@@ -72,8 +72,7 @@ def claims_of(
     `words` are answer and foil, and `first` the tokens that they begin with, of which alone lenses speak. `proposed`
     says that neither the foil nor the counterfactual was the user's.
     """
-    answer, (one, other) = words[0], first or words
-    foil = words[1]
+    (answer, foil), (one, other) = words, first or words
     claims = [_predicted(found["predictions"], answer)]
     claims += [_depth(found["depth"], one)] if "depth" in found else []
     claims += [_written(found["writers"], one, other)] if "writers" in found else []
@@ -171,7 +170,7 @@ def _carried(h: Effects) -> Claim:
         return Claim("the heads", "No head stands out", "random steps of equal length", False)
     gap = abs(_gap(h))
     shares = [f"{share(r['recovered'])}{_bounds([x / gap for x in r['interval']], share)}" for r in rows]
-    parts = ", ".join(f"{r['layer']}.{r['head']} ({share})" for r, share in zip(rows, shares, strict=True))
+    parts = ", ".join(f"{r['layer']}.{r['head']} ({part})" for r, part in zip(rows, shares, strict=True))
     most = "the heads that bring back most are"
     if measured(h) == "exact":
         count = int(h.tensors()["exact"].isfinite().sum())
