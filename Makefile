@@ -14,7 +14,8 @@ TRITON := $(shell sed -n 's/^triton==/triton==/p' constraints.txt)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 WORKERS ?= 2
 REAL ?= $(CURDIR)/runs/real
-OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+# empty, not unset, lets Python keep its bytecode: half of the start of every process
+OFFLINE := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 SOURCES := cutaway tests tools $(wildcard bench examples)
 
 .PHONY: demo test wide check browser real twins format docs clean

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from importlib import import_module
 
 import pytest
 import torch
@@ -68,6 +69,13 @@ def test_a_rule_of_splitting_that_is_not_known_is_said_in_the_record(rule, tmp_p
     file = written(tiny("llama"), tmp_path / "m.gguf", "llama", **{"tokenizer.ggml.pre": rule})
     said = load(file, device="cpu", check=False).identity()["origin"].get("text", "")
     assert ("'deepseek-coder' is not known" in said) == (rule == "deepseek-coder")
+
+
+def test_a_file_is_read_after_transformers_made_itself_anew(file, monkeypatch):
+    """Its `processing_utils` puts a fresh module in place, of which loaded submodules are no attributes."""
+    import_module("transformers.modeling_gguf_pytorch_utils")
+    monkeypatch.delattr(sys.modules["transformers"], "modeling_gguf_pytorch_utils", raising=False)
+    assert load(file, device="cpu", check=False).name == "tiny.Q8_0"
 
 
 def test_models_of_ollama_by_name_manifest_and_blob(file, tmp_path, monkeypatch):

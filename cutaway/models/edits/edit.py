@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -54,7 +55,7 @@ class Edit(ABC):
         """Return the edits of single places that this one stands for."""
         return (self,)
 
-    @property
+    @cached_property
     def where(self) -> Address:
         """The parsed address."""
         return parsed(self.address)
@@ -180,7 +181,7 @@ class _OfPrompts(Edit):
     def address(self) -> Address | str:  # type: ignore[override]
         return self.edit.address
 
-    @property
+    @cached_property
     def where(self) -> Address:
         return self.edit.where
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -237,7 +238,7 @@ class Knockout(Edit):
     keys: tuple[int, ...] = ()
     positions: tuple[int, ...] | None = None
 
-    @property
+    @cached_property
     def where(self) -> Address:
         return replace(parsed(self.address), site="scores")
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -114,9 +115,9 @@ def _parsed_once() -> Iterator[None]:
     once; and its bar is reported as progress.
     """
     import gguf
-    import transformers.modeling_gguf_pytorch_utils
 
-    reader: Any = transformers.modeling_gguf_pytorch_utils
+    # no attribute of transformers: its processing_utils puts a fresh `transformers` in place, without submodules
+    reader: Any = import_module("transformers.modeling_gguf_pytorch_utils")
     kept = [(gguf, name, getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")]
     for module, name, make in kept:
         setattr(module, name, lru_cache(make))
