@@ -20,10 +20,10 @@ from cutaway.interventions.effects import Effects
 from cutaway.lenses.direct_attribution import DirectAttribution
 from cutaway.lenses.logit_lens import LensCurve
 from cutaway.patching.group import GroupEffect
-from cutaway.suites.explanation import Claim, Predictions, Results
+from cutaway.suites.explanation import BEHIND, Claim, Predictions, Results
 from cutaway.views.band import band
 
-MATERIAL = 1.0  # logits between clean and corrupt below which there is too little to explain
+MATERIAL = 1.0  # logits, or nats, between clean and corrupt below which there is too little to explain
 _ROLE = re.compile(r"((first|middle|last) )?(subject|changed)|first|before|next|further|last|@-?\d+")  # of positions
 
 
@@ -79,12 +79,15 @@ def claims_of(
     claims += [_placed(found["resid_pre"])] if "resid_pre" in found else []
     claims += [_carried(found["heads"])] if "heads" in found else []
     claims += [_together(found["together"])] if "together" in found else []
+    claims = [replace(c, method=_method(found, c.about)) for c in claims]
     heads = found.get("heads")
     if heads is None:
         return claims
     if (gap := _gap(heads)) < MATERIAL:
-        text = f"The counterfactual takes “{answer}” back against “{foil}” by {gap:.2f} logits on average"
-        small = Claim("the difference itself", text, f"a factor of e in the odds: {MATERIAL:.0f} logit", False)
+        unit = heads.units["effect"]
+        text = f"The counterfactual takes “{answer}” back against “{foil}” by {gap:.2f} {unit} on average"
+        least = f"{MATERIAL:.0f} {unit.removesuffix('s')}"
+        small = Claim("the difference itself", text, f"a factor of e in the odds: {least}", False)
         return [small, *(replace(c, supported=False) for c in claims)]
     if "effect" in heads.reasons:  # where a sentence has no siblings
         claims[1:] = [
@@ -188,6 +191,14 @@ def _together(g: GroupEffect) -> Claim:
     text = f"Exchanging {heads} together takes away {taken} of the difference, in sentences that did not choose them"
     control = f"{len(null)} random sets of as many heads: {share(-float(null.max()))} to {share(-float(null.min()))}"
     return Claim("the heads together", text, control, recovered < float(null.min()) and low > 0)
+
+
+def _method(found: Results, about: str) -> str:
+    """Return the method that made the result behind a claim, as its record has it; empty without one."""
+    if about not in BEHIND:
+        return ""
+    results: dict[str, Any] = {**found}
+    return results[BEHIND[about][0]].record["method"]
 
 
 def _gap(e: Effects | GroupEffect) -> float:

@@ -19,13 +19,13 @@ from cutaway.lenses.logit_lens import LensCurve
 from cutaway.patching.group import GroupEffect
 
 UNSUPPORTED = "Not claimed, because interval or control do not support it"
-#: what a claim is about → the method whose numbers it reads
+#: what a claim is about → the result that it reads, and the methods that make it
 BEHIND = {
-    "the depth": "lenses.logit_lens",
-    "the writers": "lenses.direct_attribution",
-    "the positions": "patching.activation",
-    "the heads": "patching.activation",
-    "the heads together": "patching.group",
+    "the depth": ("depth", ("lenses.logit_lens",)),
+    "the writers": ("writers", ("lenses.direct_attribution",)),
+    "the positions": ("resid_pre", ("patching.activation",)),
+    "the heads": ("heads", ("patching.attribution", "patching.activation")),
+    "the heads together": ("together", ("patching.group",)),
 }
 
 
@@ -84,17 +84,19 @@ class Claim:
         text: the sentence.
         control: its control, in words.
         supported: True if the effect differs from the control.
+        method: the method whose numbers it reads; empty where it reads the model's predictions alone.
     """
 
     about: str
     text: str
     control: str
     supported: bool
+    method: str = ""
 
     @property
     def rung(self) -> Rung:
         """The rung of the method behind the claim, whose words it may use; a claim without one is observational."""
-        return METHODS[BEHIND[self.about]].rung if self.about in BEHIND else "observational"
+        return METHODS[self.method].rung if self.method else "observational"
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ ROWS = ca.methods()
 
 
 def rung(about: str) -> Rung:
-    """The rung of what a claim is about."""
-    return ROWS[BEHIND[about]].rung if about in BEHIND else "observational"
+    """The lowest rung of the methods that a claim may read."""
+    return min((ROWS[m].rung for m in BEHIND[about][1]), key=NAMES.index) if about in BEHIND else "observational"
 
 
 def texts(node: ast.AST) -> list[str]:

@@ -266,6 +266,10 @@ def test_an_answer_of_several_tokens_is_one_answer_and_lenses_speak_of_its_first
     assert texts["the writers"].startswith("“oslo” over “athens”")
     assert gap == pytest.approx(float((e.results["heads"].clean - e.results["heads"].corrupt).mean()))
     assert e.results["heads"].units["effect"] == "nats"
+    tiny: Any = {**e.results, "heads": replace(e.results["heads"], gap=0.25)}
+    small = claims.claims_of((e.answer, e.foil), tiny, False)[0]
+    assert (small.about, small.control) == ("the difference itself", "a factor of e in the odds: 1 nat")
+    assert "by 0.25 nats on average" in small.text
 
 
 @pytest.mark.parametrize("effort", list(EFFORTS))
@@ -290,6 +294,9 @@ def test_estimates_choose_what_is_measured_and_it_is_what_patching_measures():
     exact = patching.activation(model, many, site="z", samples=1).effect
     torch.testing.assert_close(heads.exact[seen], exact[seen], rtol=1e-4, atol=1e-4)
     (first, *_), (same, *_) = claims.standing_out(heads), claims.standing_out(whole)
+    told_by = [claims.claims_of(("oslo", "athens"), {**e.results, "heads": h}, False) for h in (heads, whole)]
+    methods = [next(c.method for c in made if c.about == "the heads") for made in told_by]
+    assert methods == ["patching.attribution", "patching.activation"]
     assert first["at"] == same["at"], "the head that brings back most"
 
 
