@@ -12,7 +12,7 @@ no foil: then each has a share of logit(answer), the answer being `answer` or wh
   any direction. Of prompts alone, toward random tokens: a part of a logit that all tokens share changes no probability,
   and the null has it too. The model's own next token was chosen for its logit, so its sum lies above the null's.
 * Assumption: direct paths only. A component whose work is read by later layers can have a share near zero.
-* Families that cap their logits: shares are of the uncapped logits. Cost: two forwards, with a cap three.
+* Families that cap their logits: shares are of the uncapped logits. Cost: one forward.
 """
 
 from __future__ import annotations
@@ -29,10 +29,9 @@ from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.lenses.decode import AGREES, question, read_out
 from cutaway.models.anatomy.norms import wide
-from cutaway.models.anatomy.residual import logit_shares
+from cutaway.models.anatomy.residual import Stream, last_stream, logit_shares
 from cutaway.models.anatomy.unembedding import unembedding
 from cutaway.models.model import Model
-from cutaway.models.tokens import Tokens
 from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.task import Task
 
@@ -55,7 +54,7 @@ class DirectAttribution(Result, kind="direct_attribution"):
 @method(
     answers="Which components write the answer?",
     paper="Elhage et al. 2021, transformer-circuits.pub/2021/framework",
-    cost="3 * prompts * F",
+    cost="prompts * F",
     control="random_tokens",
     rung="observational",
 )
@@ -83,12 +82,13 @@ def direct_attribution(
         Refused: no exact sum exists for this model, or the sum misses the logits.
     """
     asked = question(model, task, answer)
-    g, n, logits = generator(seed), len(asked.prompts), _logits(model, asked.prompts)
+    stream = last_stream(model, asked.prompts, neurons=neurons)
+    g, n, logits = generator(seed), len(asked.prompts), _logits(model, stream)
     own = logits.argmax(-1) if asked.answers is None else asked.answers
     pairs = torch.randint(model.shape.d_vocab, (2, samples, n), generator=g).to(own.device)
     answers = torch.cat([own[None], pairs[0]])
     foils = None if asked.foils is None else torch.cat([asked.foils[None], pairs[1]])
-    names, shares, offset = logit_shares(model, asked.prompts, answers, foils, neurons=neurons)
+    names, shares, offset = logit_shares(model, stream, answers, foils)
     total = _toward(logits, own) if asked.foils is None else _toward(logits, own) - _toward(logits, asked.foils)
     residual = total.double() - shares[0].double().sum(-1) - offset[0].double()
     _close(model, residual, total, shares[0].abs().sum(-1) + offset[0].abs())
@@ -114,13 +114,13 @@ def direct_attribution(
     )
 
 
-def _logits(model: Model, prompts: Tokens) -> Float[Tensor, "prompt token"]:
+def _logits(model: Model, stream: Stream) -> Float[Tensor, "prompt token"]:
     """Return the model's own last logits, before its soft cap if it has one (whose inverse would lose the digits)."""
-    own, cap = wide(model.run_last(prompts)), unembedding(model.anatomy).cap
+    assert stream.logits is not None
+    own, cap = wide(stream.logits), unembedding(model.anatomy).cap
     if not cap:
         return own
-    last = f"resid_post.{model.shape.n_layers - 1}"
-    raw = read_out(model, model.capture(prompts, last, logits=False)[f"{last}@-1"], capped=False)
+    raw = read_out(model, stream.last, capped=False)
     missed = float((cap * torch.tanh(raw / cap) - own).abs().max())
     if missed > AGREES.get(model.dtype, 1e-3) * float(own.abs().max()):
         why = f"its logits miss those of its own last stream by {missed:.2g}"

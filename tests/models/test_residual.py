@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cutaway.core.refuse import Refused
-from cutaway.models.anatomy.residual import decompose, logit_contributions, logit_shares
+from cutaway.models.anatomy.residual import decompose, last_stream, logit_contributions, logit_shares
 from cutaway.models.edits.library import Ablate
 from cutaway.models.tokens import batch
 from tests.models.common import CAUSAL, IDS, LONG, PADDED, SHORT, gap, model, uncapped, widely
@@ -51,7 +51,7 @@ def test_shares_without_vectors_are_the_same_shares(name):
     m = model(name)
     parts = decompose(m, IDS, neurons=neurons(m))
     expected, rest = logit_contributions(m, parts, TOKENS, FOILS)
-    names, shares, offset = logit_shares(m, IDS, TOKENS[None], FOILS[None], neurons=True)
+    names, shares, offset = logit_shares(m, last_stream(m, IDS, neurons=True), TOKENS[None], FOILS[None])
     assert names == parts.labels["component"]
     assert gap(shares[0], expected) < 1e-5
     assert gap(offset[0] + 1, rest + 1) < 1e-5

@@ -8,8 +8,8 @@ family's residual multiplier is included (Elhage et al. 2021, transformer-circui
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cutaway.core.finite import finite
 from cutaway.core.refuse import Code, Refused
 from cutaway.core.result import Result
-from cutaway.models.access.capture import Activations
+from cutaway.models.access.reading import Measure, Reads, Seen
 from cutaway.models.anatomy.norms import Norm
 from cutaway.models.anatomy.weights import unembed_rows
 from cutaway.models.edits.edit import Edit
@@ -79,12 +79,22 @@ class _Writer:
 
 
 @dataclass(frozen=True)
-class _Stream:
-    """The stream at one position of each prompt, as whole vectors and as writers, in order of depth."""
+class Stream:
+    """The stream at one position of each prompt, as whole vectors and as writers, in order of depth.
+
+    Attributes:
+        parts: the summands: vectors with their names, and writers.
+        last: the stream after the last block, as the model has it.
+        total: the same in float32.
+        scale: the final norm's divisor.
+        logits: the model's own logits there, of the same forward; None if they were not asked for.
+    """
 
     parts: list[tuple[str, Float[Tensor, "batch d_model"]] | _Writer]
+    last: Float[Tensor, "batch d_model"]
     total: Float[Tensor, "batch d_model"]
     scale: Float[Tensor, "batch"]
+    logits: Float[Tensor, "batch token"] | None = None
 
     def names(self) -> list[str]:
         """Component names in the order of `parts`."""
@@ -101,7 +111,9 @@ def decompose(
         Refused: the stream itself is normed between additions (BERT), so that no sum exists.
     """
     with finite(f"decomposition of {model.name}", model.dtype):
-        stream = _stream(model, prompts, position, neurons, edits)
+        sites = _sites(model, neurons)
+        acts = model.capture(prompts, sites, edits, logits=False)
+        stream = _stream(model, {str(a): acts[f"{a}@{position}"] for a in model.places(sites)}, neurons)
     parts = [p.contributions() if isinstance(p, _Writer) else p[1][:, None] for p in stream.parts]
     return Decomposition(
         contribution=torch.cat(parts, dim=1),
@@ -128,21 +140,41 @@ def logit_contributions(
 
 
 @torch.no_grad()
+def last_stream(model: Model, prompts: Prompts, *, neurons: bool = False) -> Stream:
+    """Return the stream at each prompt's last token with the model's own logits there, from one forward; with
+    `neurons`, every MLP by its neurons.
+
+    Raises:
+        Refused: the stream itself is normed between additions (BERT), so that no sum exists.
+    """
+    layers = [i for i in range(model.shape.n_layers) if model.anatomy.part(i, "down") is not None] if neurons else []
+    places = model.places(_sites(model, layers))
+    shapes: dict[str, torch.Size] = {}
+
+    def columns_of(seen: Seen, prompt: Tensor) -> Float[Tensor, "row number"]:
+        assert seen.last_logits is not None
+        assert seen.activations is not None
+        found = {str(a): seen.activations[f"{a}@-1"] for a in places}
+        shapes.update({name: x.shape[1:] for name, x in found.items()})
+        logits = seen.last_logits
+        return torch.cat([logits, *(x.flatten(1).to(logits.device) for x in found.values())], dim=1)
+
+    whole = model.measure(prompts, Measure(columns_of, Reads(places=tuple(places))))
+    widths = [size.numel() for size in shapes.values()]
+    logits, *columns = whole.split([whole.shape[1] - sum(widths), *widths], dim=1)
+    acts = {name: x.unflatten(1, size) for (name, size), x in zip(shapes.items(), columns, strict=True)}
+    return replace(_stream(model, acts, layers), logits=logits)
+
+
+@torch.no_grad()
 def logit_shares(
-    model: Model,
-    prompts: Prompts,
-    tokens: Int[Tensor, "pair batch"],
-    foils: Int[Tensor, "pair batch"] | None,
-    *,
-    neurons: bool = False,
+    model: Model, stream: Stream, tokens: Int[Tensor, "pair batch"], foils: Int[Tensor, "pair batch"] | None
 ) -> tuple[list[str], Float[Tensor, "pair batch component"], Float[Tensor, "pair batch"]]:
     """Return the names, shares and the final biases' share of several logit differences at each prompt's last token;
     without foils, of logits.
 
     Equal to `decompose` with `logit_contributions`, without forming d_model numbers for every neuron.
     """
-    layers = [i for i in range(model.shape.n_layers) if model.anatomy.part(i, "down") is not None] if neurons else []
-    stream = _stream(model, prompts, -1, layers, ())
     reader, offset = _reader(model, stream.scale, tokens, foils)
     shares = [
         p.shares(reader) if isinstance(p, _Writer) else torch.einsum("bd,pbd->pb", p[1].double(), reader)[..., None]
@@ -151,7 +183,12 @@ def logit_shares(
     return stream.names(), torch.cat(shares, dim=-1).float(), offset.float()
 
 
-def _stream(model: Model, prompts: Prompts, position: int, neurons: Collection[int], edits: Sequence[Edit]) -> _Stream:
+def _sites(model: Model, neurons: Collection[int]) -> list[str]:
+    """Return the sites that a decomposition reads.
+
+    Raises:
+        Refused: no sum exists, or one of its sites is disabled.
+    """
     anatomy, n = model.anatomy, model.shape.n_layers
     for name in ("attn_out", "mlp_out", "head_out", "decomposition"):
         if why := anatomy.disabled.get(name):
@@ -161,36 +198,41 @@ def _stream(model: Model, prompts: Prompts, position: int, neurons: Collection[i
     if anatomy.family.post_norm:
         why = "its residual stream is normed after every addition"
         raise Refused(f"decomposition of {model.name}", why, "capture resid_post instead")
-    has_pos, final = anatomy.top("pos") is not None, anatomy.top("final")
     writers = ["ssm.out"] if anatomy.family.ssm else ["z", "mlp_out"]
     sites = ["resid_pre.0", *writers, f"resid_post.{n - 1}", *(f"mlp_post.{i}" for i in neurons)]
-    acts = model.capture(prompts, [*sites, "pos_embed"] if has_pos else sites, edits, logits=False)
-    first = acts[f"resid_pre.0@{position}"].float()
+    return [*sites, "pos_embed"] if anatomy.top("pos") is not None else sites
+
+
+def _stream(model: Model, acts: Mapping[str, Tensor], neurons: Collection[int]) -> Stream:
+    """Split the stream at one position, given what the sites hold there."""
+    anatomy, n = model.anatomy, model.shape.n_layers
+    final = anatomy.top("final")
+    first = acts["resid_pre.0"].float()
     parts: list[tuple[str, Tensor] | _Writer] = [("embed", first)]
-    if has_pos:
-        pos = acts[f"pos_embed@{position}"].float()
+    if "pos_embed" in acts:
+        pos = acts["pos_embed"].float()
         parts = [("embed", first - pos), ("pos_embed", pos)]
     for i in range(n):
         if anatomy.family.ssm:
-            parts.append((f"ssm.out.{i}", acts[f"ssm.out.{i}@{position}"].float()))
+            parts.append((f"ssm.out.{i}", acts[f"ssm.out.{i}"].float()))
             continue
-        parts.append(_heads(model, i, acts, position))
-        whole = (f"mlp_out.{i}", acts[f"mlp_out.{i}@{position}"].float())
-        parts.append(_neurons(model, i, acts, position) if i in neurons else whole)
-    total = acts[f"resid_post.{n - 1}@{position}"].float()
+        parts.append(_heads(model, i, acts[f"z.{i}"].float()))
+        whole = (f"mlp_out.{i}", acts[f"mlp_out.{i}"].float())
+        parts.append(_neurons(model, i, acts[f"mlp_post.{i}"].float()) if i in neurons else whole)
+    last = acts[f"resid_post.{n - 1}"]
+    total = last.float()
     scale = anatomy.norm(final).scale(total) if final is not None else torch.ones(len(total), device=total.device)
-    return _Stream(parts, total, scale)
+    return Stream(parts, last, total, scale)
 
 
-def _heads(model: Model, i: int, acts: Activations, position: int) -> _Writer:
+def _heads(model: Model, i: int, z: Float[Tensor, "batch head d_head"]) -> _Writer:
     w = model.weights
     names = [*(f"head_out.{i}.{h}" for h in range(model.shape.n_heads)), f"attn_bias.{i}"]
-    z = acts[f"z.{i}@{position}"].float()
     return _writer(model, names, z, w.o[i].float(), w.o_bias[i].float(), model.anatomy.part(i, "ln1_post"))
 
 
-def _neurons(model: Model, i: int, acts: Activations, position: int) -> _Writer:
-    w, post = model.weights, acts[f"mlp_post.{i}@{position}"].float()
+def _neurons(model: Model, i: int, post: Float[Tensor, "batch neuron"]) -> _Writer:
+    w = model.weights
     names = [*(f"mlp_post.{i}.{k}" for k in range(post.shape[1])), f"mlp_bias.{i}"]
     out = w.mlp_out[i].float()[:, None]
     return _writer(model, names, post[..., None], out, w.mlp_out_bias[i].float(), model.anatomy.part(i, "ln2_post"))
