@@ -333,16 +333,16 @@ class Dictionary:
             x = reads[site].x - self.b_dec[site].to(self._wide) if self.subtract_b_dec else reads[site].x
             return gate.pursue(x, self.decoder[b][site].to(self._wide))
         assert isinstance(gate, EncoderGate)
-        code = gate.apply(self._pre(b, reads))
+        code = gate.take(self._pre(b, reads))
         return code if not self.norm_aware else code.scaled(self._norms(b).reciprocal().nan_to_num(posinf=0.0))
 
     def _pre(self, b: int, reads: Mapping[str, Read]) -> Float[Tensor, "token latent"]:
-        pre = self.b_enc[b].to(self._wide)
+        pre: Tensor | None = None
         for site, weights in self.encoder[b].items():
-            x = reads[site].x
-            if self.subtract_b_dec:
-                x = x - self.b_dec[site].to(self._wide)
-            pre = pre + x @ weights.to(self._wide).T
+            x = reads[site].x - self.b_dec[site].to(self._wide) if self.subtract_b_dec else reads[site].x
+            part = x @ weights.to(self._wide).T
+            pre = part.add_(self.b_enc[b].to(self._wide)) if pre is None else pre.add_(part)  # one tensor, no copies
+        assert pre is not None, "a gate with an encoder reads a site"
         return pre * self._norms(b) if self.norm_aware else pre
 
     def _norms(self, b: int) -> Float[Tensor, "latent"]:

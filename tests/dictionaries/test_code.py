@@ -65,6 +65,27 @@ def test_wide_codes_are_gathered_and_give_the_same_sums_and_gradients():
         assert torch.allclose(w.grad, v.grad)
 
 
+def test_a_code_as_dense_as_its_tensor_is_never_taken_apart_unless_asked():
+    f, g = dense(4, n=40, share=0.5), dense(5, n=3, share=0.5)
+    x, rows = f.clone().requires_grad_(), torch.randn(9, 4, generator=torch.Generator().manual_seed(0)).double()
+    code = concat_tokens([SparseCode.from_dense(x), SparseCode.from_dense(g)]).scaled(torch.full((9,), 2.0).double())
+    code.rows(slice(0, 40)).times(rows).sum().backward()
+    assert torch.equal(x.grad, 2 * rows.sum(1).expand(40, 9))
+    assert torch.equal(code.counts(), torch.cat([(f != 0).sum(1), (g != 0).sum(1)]))
+    assert code.to(dtype=torch.float32).dense().dtype == torch.float32
+    assert len(code) == 43
+    assert "index" not in vars(code)
+    entries = SparseCode(code.index, code.value, 9, code.indptr)
+    assert torch.equal(entries.dense(), code.dense())
+    assert torch.equal(entries.index, code.csr().index)
+    sparse = SparseCode.from_dense(dense(6, share=0.1))
+    assert "index" in vars(sparse)
+    mixed = concat_tokens([SparseCode.from_dense(g), sparse])
+    assert torch.equal(mixed.dense(), torch.cat([g, dense(6, share=0.1)]))
+    with pytest.raises(AttributeError, match="entries"):
+        getattr(code, "entries")  # noqa: B009
+
+
 def test_codes_refuse_what_does_not_fit():
     code = SparseCode.from_dense(dense(0))
     with pytest.raises(Refused, match="no such latent"):

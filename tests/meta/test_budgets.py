@@ -18,7 +18,7 @@ BUDGETS = {
     "interventions": 1_200,
     "lenses": 350,
     "patching": 1_900,
-    "dictionaries": 8_850,
+    "dictionaries": 8_900,
     "features": 200,
     "suites": 900,
     "cli": 2_200,

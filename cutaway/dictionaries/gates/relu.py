@@ -30,6 +30,9 @@ class Relu(EncoderGate):
     def apply(self, pre: Float[Tensor, "token latent"]) -> SparseCode:
         return SparseCode.from_dense(pre.relu())
 
+    def take(self, pre: Float[Tensor, "token latent"]) -> SparseCode:
+        return SparseCode.from_dense(pre.relu_())
+
 
 @dataclass(frozen=True)
 class TrainRelu(TrainGate):

@@ -76,21 +76,9 @@ def has_fused(device: str, dtype: torch.dtype) -> bool:
 
 def _fused(weights: Any, gradients: Any, first: Any, second: Any, step: int, rate: float, s: AdamSettings) -> None:
     steps = [torch.tensor(float(step), device=w.device) for w in weights]
-    torch._fused_adam_(  # pyright: ignore[reportPrivateImportUsage]
-        weights,
-        gradients,
-        first,
-        second,
-        [],
-        steps,
-        lr=rate,
-        beta1=s.beta1,
-        beta2=s.beta2,
-        weight_decay=0.0,
-        eps=s.eps,
-        amsgrad=False,
-        maximize=False,
-    )
+    fixed = {"weight_decay": 0.0, "amsgrad": False, "maximize": False}
+    fused: Any = torch._fused_adam_  # pyright: ignore[reportPrivateImportUsage]
+    fused(weights, gradients, first, second, [], steps, lr=rate, beta1=s.beta1, beta2=s.beta2, eps=s.eps, **fixed)
 
 
 def _plain(weights: Any, gradients: Any, first: Any, second: Any, step: int, rate: float, s: AdamSettings) -> None:

@@ -55,6 +55,10 @@ class EncoderGate(Gate):
     def apply(self, pre: Float[Tensor, "token latent"]) -> SparseCode:
         """Return the code of pre-activations; gradients flow to the active ones (and to biases the gate holds)."""
 
+    def take(self, pre: Float[Tensor, "token latent"]) -> SparseCode:
+        """Return the code of pre-activations, whose memory the gate may use again."""
+        return self.apply(pre)
+
 
 class GreedyGate(Gate):
     """A gate without encoder, which searches for a code with the decoder's rows."""
