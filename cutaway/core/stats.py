@@ -219,6 +219,8 @@ def null_band(
     their scale) that about one value in `cells`, and at most one in 20, exceeds among those of all cells. A scale lies
     between the cell's own and that of its group (such as its layer), nearer to the group's the less cells differ
     (Smyth 2004), so that cells of large nulls hide no others. NaN samples do not count; a single one deviates from 0.
+    A cell without samples is held against those of other cells, in its group's scale; as samples of one cell may be
+    alike, each cell then counts for one sample in the share.
     """
     cells = cells or len(null)
     count = null.isfinite().sum(-1)
@@ -227,33 +229,55 @@ def null_band(
         bounds = [null.masked_fill(missing, math.inf).amin(-1), null.masked_fill(missing, -math.inf).amax(-1)]
         own = torch.stack(bounds, -1).masked_fill((count == 0)[:, None], math.nan)
         return own, 2 / (null.shape[-1] + 1), False
-    centre, scale, away = _scaled(null.double(), groups)
-    found = away[away.isfinite()].sort(descending=True).values
-    if not len(found):
-        return torch.full((len(null), 2), math.nan), 1.0, True
+    x = null.double()
+    if null.shape[-1] == 1:
+        scaled = [(torch.zeros(len(x)), torch.ones(len(x)), x.abs())]
+    else:
+        n = x.isfinite().sum(-1, keepdim=True).double()
+        apart = torch.where(x.isfinite(), x - x.nanmean(-1, keepdim=True), 0.0)
+        worth, usual = _usual(apart, n, groups)
+        scaled = [_scaled(x, apart, n, worth, usual), _of_others(x, usual.sqrt())]
     own = _OWN if null.shape[-1] > 1 else 1.0
-    beyond = max(1, int((len(found) + 1) / (own * max(cells, 20))))
-    reach, share = found[beyond - 1] * scale, min(1.0, own * beyond / (len(found) + 1))
-    return torch.stack([centre - reach, centre + reach], -1).to(null.dtype), share, True
+    found = [away[away.isfinite()].sort(descending=True).values for _, _, away in scaled]
+    if not len(found[0]):
+        return torch.full((len(null), 2), math.nan), 1.0, True
+    beyond = max(1, int((len(found[0]) + 1) / (own * max(cells, 20))))
+    reaches = [values[beyond - 1] * scale for values, (_, scale, _) in zip(found, scaled, strict=True)]
+    bounds = [torch.stack([c - r, c + r], -1) for (c, *_), r in zip(scaled, reaches, strict=True)]
+    bare = count == 0
+    beyond += (max(beyond, null.shape[-1]) - beyond) * float(bare.double().mean())
+    band = torch.where(bare[:, None], bounds[-1], bounds[0])
+    return band.to(null.dtype), min(1.0, own * beyond / (len(found[0]) + 1)), True
 
 
 def _scaled(
-    null: Float[Tensor, "cell sample"], groups: Int[Tensor, "cell"] | None
+    null: Float[Tensor, "cell sample"],
+    apart: Float[Tensor, "cell sample"],
+    n: Float[Tensor, "cell 1"],
+    worth: float,
+    usual: Float[Tensor, "cell 1"],
 ) -> tuple[Float[Tensor, "cell"], Float[Tensor, "cell"], Float[Tensor, "cell sample"]]:
     """Return each cell's mean and scale, and how far each of its samples lies from the mean of the others, in their
     scale.
     """
-    if null.shape[-1] == 1:
-        return torch.zeros(len(null)), torch.ones(len(null)), null.abs()
-    there = null.isfinite()
-    n = there.sum(-1, keepdim=True).double()
-    centre = null.nanmean(-1, keepdim=True)
-    apart = torch.where(there, null - centre, 0.0)
-    square, worth, usual = apart.square().sum(-1, keepdim=True), *_usual(apart, n, groups)
+    square = apart.square().sum(-1, keepdim=True)
     scale = ((square + worth * usual) / (n - 1 + worth)).sqrt()
     others = (square - apart.square() * n / (n - 1)).clamp_min(0)  # the sum of squares without this sample
     away = (apart * n / (n - 1)).abs() / ((others + worth * usual) / (n - 2 + worth)).sqrt()
-    return centre[:, 0], scale[:, 0], away.masked_fill(~there | (n < 2), math.nan)
+    return null.nanmean(-1), scale[:, 0], away.masked_fill(null.isnan() | (n < 2), math.nan)
+
+
+def _of_others(
+    null: Float[Tensor, "cell sample"], scale: Float[Tensor, "cell 1"]
+) -> tuple[Float[Tensor, "cell"], Float[Tensor, "cell"], Float[Tensor, "cell sample"]]:
+    """Return what a cell without samples is held against: the mean over cells in their groups' scales, that scale,
+    and how far each sample lies from the mean of the other cells.
+    """
+    each = null / scale
+    means = each.nanmean(-1, keepdim=True)
+    there, total = means.isfinite().sum(), means.nansum()
+    others = (total - means) / (there - 1).clamp_min(1)
+    return (total / there) * scale[:, 0], scale[:, 0], (each - others).abs()
 
 
 def _usual(

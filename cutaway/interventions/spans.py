@@ -38,11 +38,19 @@ class Roles:
         self, values: Float[Tensor, "*cell token prompt"], rows: list[int]
     ) -> Float[Tensor, "*cell role prompt"]:
         """Return the values of every token of some prompts of one length, as means over each role's tokens; NaN
-        where a prompt has none.
+        where a prompt has none, or where one of its values is NaN.
         """
-        index = self.index[rows, : values.shape[-2]]
-        tokens = (index == torch.arange(len(self.names))[:, None, None]).to(values.dtype)  # [role prompt token]
-        return torch.einsum("...tp,rpt->...rp", values, tokens) / tokens.sum(-1)
+        tokens = self._of(rows)[..., : values.shape[-2]].to(values.dtype)
+        unknown = torch.einsum("...tp,rpt->...rp", values.isnan().to(values.dtype), tokens) > 0
+        mean = torch.einsum("...tp,rpt->...rp", values.nan_to_num(), tokens) / tokens.sum(-1)
+        return mean.masked_fill(unknown, torch.nan)
+
+    def tokens_of(self, cells: Bool[Tensor, "layer role"], rows: list[int]) -> Bool[Tensor, "layer token"]:
+        """Return the tokens that any of some prompts has in the roles that are True."""
+        return cells.float() @ self._of(rows).any(1).float() > 0
+
+    def _of(self, rows: list[int]) -> Bool[Tensor, "role prompt token"]:
+        return self.index[rows] == torch.arange(len(self.names))[:, None, None]
 
 
 def subject_or_changed(bound: Bound) -> tuple[Bool[Tensor, "batch position"], str]:

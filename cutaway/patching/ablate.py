@@ -13,7 +13,8 @@ arXiv:2409.09951).
   fitted on one half of the prompts; the effect, and all other fields, are then measured on the other half.
 * `mean` and `optimal` leave out and in place each prompt's first token and special tokens, unless `sinks`.
   `resample` and `position_mean` leave out prompts whose length no other has; the record says how many.
-* `interval`: 95 %, over prompts. Control (`null`): a step as long as the removal's, in a random direction.
+* `interval`: 95 %, over prompts. Control (`null`): a step as long as the removal's, in a random direction,
+  at `null_cells` places drawn at random where there are more.
 * Known failures: zeros lie outside what later layers have seen, and removing a mean removes what every prompt shares;
   the size, and for small effects the sign, depend on `how`. Attention rests on first tokens, whose activations can be
   ten times as long as others: zeros there, or with `sinks` a mean, cost what has little to do with the task. Positions
@@ -30,14 +31,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import torch
+
 from cutaway.core.address import Address, component_axis
 from cutaway.core.method import method
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.sites import site as site_row
-from cutaway.core.stats import BOUNDS, mean_interval, one_prompt
+from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import Removal, ordinary, removal
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
+from cutaway.interventions.null_cells import NULL_CELLS, draw_cells, null_cells_record
 from cutaway.interventions.optimal_ablation import optimal_constants
 from cutaway.interventions.spans import position_names
 from cutaway.models.access.capture import Activations
@@ -69,6 +73,7 @@ def ablate(
     sinks: bool = False,
     steps: int = 40,
     samples: int = 4,
+    null_cells: int = NULL_CELLS,
     seed: int = 0,
 ) -> Effects:
     """Remove one component at a time.
@@ -81,6 +86,7 @@ def ablate(
         sinks: with mean and optimal, average in and replace first and special tokens too, as the others always do.
         steps: of the fit of optimal constants.
         samples: how many random steps of equal length make the null of each place.
+        null_cells: at how many places, drawn at random, random steps are made; NaN elsewhere (0: at all of them).
         seed: of the donors and the random steps.
 
     Raises:
@@ -92,22 +98,24 @@ def ablate(
     else:
         r, notes = removal(model, task.bind(model), [Address(site, i) for i in chosen], how, seed, sinks), {}
     places = _places(model, site, axes, chosen, r.bound.clean)
-    chance = [[r.random(a, seed * samples * len(places) + i, i // len(places))] for i, a in enumerate(places * samples)]
+    count, drawn = len(places), draw_cells(range(len(places)), null_cells, generator(seed))
+    chance = [[r.random(places[i], (seed * samples + s) * count + i, s)] for s in range(samples) for i in drawn]
     values, random = r.swept(model, lambda donor: [[r.edit(a, donor)] for a in places], chance)
+    null = torch.full((samples, count), torch.nan)
+    null[:, drawn] = (random - r.clean.cpu()).mean(-1).reshape(samples, -1)
     names = {"position": position_names(r.bound)} if "position" in axes else {}
     each = (values - r.clean.cpu()).movedim(1, 0).reshape(len(r.bound), *_form(places))
-    null = (random - r.clean.cpu()).mean(-1).reshape(samples, *each.shape[1:]).movedim(0, -1)
     unit = r.bound.unit
     return Effects(
         grid=axes,
         effect=each.mean(0),
         interval=mean_interval(each),
-        null=null,
+        null=null.reshape(samples, *each.shape[1:]).movedim(0, -1).clone(),
         clean=r.clean.cpu(),
         labels={"layer": chosen, "bound": BOUNDS, **names},
         units={"effect": unit, "interval": unit, "null": unit, "clean": unit},
         reasons=one_prompt(len(r.bound), "effect"),
-        record=r.record() | notes,
+        record=r.record() | notes | null_cells_record(len(drawn), count),
     )
 
 

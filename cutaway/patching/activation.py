@@ -15,8 +15,8 @@ bring the answer back. In `noise`, the clean prompt runs with one activation fro
   (`single`).
 * `metrics`: further metrics of the same runs [metric, …], each in its own unit, with interval and null.
 * `interval`: 95 %, over prompts. Control (`null`): the same place receives, instead of the other run's value, a
-  step of the same length in a random direction (of a neuron: of random sign). With `null_cells`, so many places drawn
-  at random make one null for all: every place is held against the band pooled over them.
+  step of the same length in a random direction (of a neuron: of random sign). Of more than `null_cells` places,
+  so many drawn at random make one null for all: every place is held against the band pooled over them.
 * Known failures: single patches miss redundant components; denoising overstates a place that everything passes;
   windows restore more than single layers add up to.
 * Equivalences (tests): patching `resid_pre` of layer 0 at every changed position at once gives the other run; with
@@ -45,6 +45,7 @@ from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
 from cutaway.interventions.grid import By, Cells, cells, named, window_of
+from cutaway.interventions.null_cells import NULL_CELLS, draw_cells, null_cells_record
 from cutaway.interventions.paired_runs import (
     Direction,
     PairedRuns,
@@ -100,7 +101,7 @@ def activation(
     window: int = 1,
     metrics: tuple[str, ...] = (),
     samples: int = 4,
-    null_cells: int = 0,
+    null_cells: int = NULL_CELLS,
     seed: int = 0,
 ) -> Effects:
     """Exchange one activation at a time between the clean and the corrupt run.
@@ -147,7 +148,7 @@ def activation(
     for n, own in enumerate(parts):
         with part(n, len(parts)):
             runs.append(_run(model, own, task.corruption, wide, alone, direction, samples, null_cells, chance, chosen))
-    return _result(task, read, runs, grid, places)
+    return _result(task, read, runs, grid, places, null_cells_record(len(chosen), len(wide)))
 
 
 def _values(model: Model, bound: Bound) -> list[Tensor]:
@@ -197,9 +198,10 @@ def _run(
     seeds = torch.randint(1 << 62, (samples, len(wide), max(map(len, wide))), generator=chance).tolist()
     moves = {a: not torch.equal(x.own[a], x.donor[a]) for a in {str(a) for places in wide for a in places}}
     some = [n for n, places in enumerate(wide) if any(moves[str(a)] for a in places)]  # no step has no effect
-    if null_cells and not chosen:
-        chosen += sorted(some[i] for i in torch.randperm(len(some), generator=chance)[:null_cells].tolist())
-    stepped = [n for n in some if n in chosen] if null_cells else some
+    if not chosen:
+        drawn = draw_cells(some, null_cells, chance)
+        chosen += drawn if len(drawn) < len(some) else range(len(wide))
+    stepped = sorted({*some} & {*chosen})
     null: list[list[Edit]] = [
         [RandomStep(a, x.own[str(a)], x.donor[str(a)], n, since=since) for a, n in zip(wide[c], each[c], strict=False)]
         for each in seeds
@@ -213,13 +215,17 @@ def _run(
         found = (sweep(model, x.target, [*(real[n] for n in some), *null], measure) - base).float().cpu()
         effects[some] = found[: len(some)]
         steps[:, stepped] = found[len(some) :].unflatten(0, (samples, len(stepped)))
-    if null_cells:
-        steps[:, [n for n in range(len(wide)) if n not in chosen]] = torch.nan
+    steps[:, sorted({*range(len(wide))} - {*chosen})] = torch.nan
     return Run(x, effects[: len(wide)], effects[len(wide) :], steps)
 
 
 def _result(
-    task: Task, read: Sequence[Bound], runs: Sequence[Run], grid: Cells | None, places: Sequence[Address]
+    task: Task,
+    read: Sequence[Bound],
+    runs: Sequence[Run],
+    grid: Cells | None,
+    places: Sequence[Address],
+    notes: dict[str, str],
 ) -> Effects:
     bound = read[0]
     clean, corrupt = (torch.cat([getattr(r.x, n) for r in runs]).cpu() for n in ("clean", "corrupt"))
@@ -249,7 +255,7 @@ def _result(
         gap=gap,
         changed=_changed(bound) if grid is None or grid.place else None,
         reasons=one_prompt(len(bound), *(n for n in ("effect", "single", "metrics") if n in found)),
-        record=corruption_record(task.corruption),
+        record=corruption_record(task.corruption) | notes,
     )
 
 

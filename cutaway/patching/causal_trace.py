@@ -14,8 +14,9 @@ recommend as the default. The prompt runs corrupted, one state takes its clean v
   what one sublayer writes, also in a `window` of layers, [l − w // 2, l − w // 2 + w), always beside the result of
   layer l alone (`single`).
 * `interval`: 95 %, over prompts. Control (`null`): the same places take, instead of the clean value, a step of the
-  same length from the corrupted value in a random direction; sample i stands on noise i. `single` and `probability`
-  have their own; shares (`recovered`, `other`) have those of effects, over clean − corrupted.
+  same length from the corrupted value in a random direction; sample i stands on noise i. Of more than `null_cells`
+  cells, so many drawn at random do. `single` and `probability` have their own; shares (`recovered`, `other`) have those
+  of effects, over clean − corrupted.
 * `both`: `other` [layer position] is what the other corruption recovers, with interval and null, and the record says
   how far the two agree.
 * `by="role"`: the mean over the tokens of each role (`roles.py`: the subject's first, middle and last, the next token,
@@ -39,7 +40,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.core.address import Address, parse
@@ -53,6 +54,7 @@ from cutaway.core.stats import BOUNDS, correlation, generator, mean_interval, on
 from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.components import positions
 from cutaway.interventions.grid import window_of
+from cutaway.interventions.null_cells import NULL_CELLS, draw_cells, null_cells_record
 from cutaway.interventions.spans import Roles, differ, position_names, roles, subject_or_changed
 from cutaway.models.access.capture import Activations
 from cutaway.models.access.reading import Measure
@@ -130,6 +132,22 @@ class Corrupted:
 
 
 @dataclass(frozen=True)
+class Chance:
+    """Random steps of a null: how many, and at which cells [layer place], a place being a position or a role."""
+
+    samples: int
+    seed: int
+    cells: Bool[Tensor, "layer place"]
+
+    @classmethod
+    def drawn(cls, layers: int, places: int, samples: int, null_cells: int, seed: int) -> Chance:
+        """Draw the cells."""
+        cells = torch.zeros(layers * places, dtype=torch.bool)
+        cells[draw_cells(range(layers * places), null_cells, generator(seed))] = True
+        return cls(samples, seed, cells.unflatten(0, (layers, places)))
+
+
+@dataclass(frozen=True)
 class Traced:
     """Values of prompts [… prompt 2], the last axis holding the metric and the answer's probability.
 
@@ -175,6 +193,7 @@ def causal_trace(
     draws: int = 10,
     both: bool = False,
     samples: int = 4,
+    null_cells: int = NULL_CELLS,
     seed: int = 0,
 ) -> Trace:
     """Restore one clean state at a time in corrupted prompts.
@@ -188,6 +207,7 @@ def causal_trace(
         draws: how many noises each prompt gets.
         both: trace with the other corruption too, and compare.
         samples: how many random steps of equal length make the null of each cell.
+        null_cells: at how many cells, drawn at random, random steps are made; NaN elsewhere (0: at all of them).
         seed: of the noise and the random steps.
 
     Raises:
@@ -211,8 +231,10 @@ def causal_trace(
     runs = [corruption, *(["noise" if corruption == "symmetric" else "symmetric"] if both else [])]
     made = [corrupted(model, bound, c, draws, seed) for c in runs]
     named = roles(bound) if by == "role" or (by == "auto" and differ(bound)) else None
-    traced = [_traced(model, bound, m, named, site, window, samples, seed) for m in made]
-    return _result(model, task, bound, site, made, traced, named)
+    places = len(named.names) if named is not None else len(positions(bound.clean))
+    chance = Chance.drawn(len(model.places(site)), places, samples, null_cells, seed)
+    traced = [_traced(model, bound, m, named, site, window, chance) for m in made]
+    return _result(model, task, bound, site, made, traced, named, chance)
 
 
 def corrupted(model: Model, bound: Bound, corruption: str, draws: int, seed: int) -> Corrupted:
@@ -240,7 +262,7 @@ def corrupted(model: Model, bound: Bound, corruption: str, draws: int, seed: int
 
 
 def _traced(
-    model: Model, bound: Bound, run: Corrupted, named: Roles | None, site: str, window: int, samples: int, seed: int
+    model: Model, bound: Bound, run: Corrupted, named: Roles | None, site: str, window: int, chance: Chance
 ) -> Traced:
     """Trace all prompts at once by position; by role, those of one length together and every token by itself.
 
@@ -249,13 +271,14 @@ def _traced(
     """
     rows = list(bound.clean.by_length().values())
     if named is None:
-        done = _trace(model, bound, run, site, window, samples, seed)
+        done = _trace(model, bound, run, site, window, chance)
     else:
         parts = []
         for i, (chosen, alike) in enumerate(zip(rows, bound.buckets(), strict=True)):
             own = run.of(chosen, alike.clean if run.tokens is bound.clean else alike.corrupt)
             with part(i, len(rows)):
-                parts.append(_by_role(_trace(model, alike, own, site, window, samples, seed), named, chosen))
+                tokens = replace(chance, cells=named.tokens_of(chance.cells, chosen))
+                parts.append(_by_role(_trace(model, alike, own, site, window, tokens), named, chosen))
         order = torch.tensor([i for chosen in rows for i in chosen]).argsort()
         names = ("clean", "corrupt", "restored", "single", "null", "single_null")
         done = Traced(*(torch.cat([getattr(p, n) for p in parts], dim=-2)[..., order, :] for n in names))
@@ -272,7 +295,7 @@ def _by_role(t: Traced, named: Roles, rows: list[int]) -> Traced:
     return replace(t, **{n: mean(getattr(t, n)) for n in ("restored", "single", "null", "single_null")})
 
 
-def _trace(model: Model, bound: Bound, run: Corrupted, site: str, window: int, samples: int, seed: int) -> Traced:
+def _trace(model: Model, bound: Bound, run: Corrupted, site: str, window: int, chance: Chance) -> Traced:
     measure = bound.measure_with("prob", model)
     clean = model.capture(bound.clean, site, logits=False)
     right = model.measure(bound.clean, measure)
@@ -280,19 +303,20 @@ def _trace(model: Model, bound: Bound, run: Corrupted, site: str, window: int, s
     cells = [(i, p) for i in layers for p in places]
     wide = [[Address(site, j, None, p) for j in window_of(i, window, layers)] for i, p in cells]
     asked = wide + ([[Address(site, i, None, p)] for i, p in cells] if window > 1 else [])
-    groups = run.together()
+    groups, samples = run.together(), chance.samples
     worse, effects = _restored(model, run, asked, clean, measure, len(groups) + samples)
-    seeds = torch.randint(1 << 62, (samples, len(asked), window), generator=generator(seed)).tolist()
-    nulls = []
+    seeds = torch.randint(1 << 62, (samples, len(asked), window), generator=generator(chance.seed)).tolist()
+    stepped = chance.cells[:, : len(places)].flatten().repeat(len(asked) // len(cells)).nonzero()[:, 0].tolist()
+    nulls = worse.new_full((samples, len(asked), *worse.shape[1:]), torch.nan)
     for s, own_seeds in enumerate(seeds):
         draw = s % len(run.noises)
         base = run.base([draw])
         own = model.capture(run.tokens, site, base, logits=False)
-        random = [_steps(a, own, clean, chosen) for a, chosen in zip(asked, own_seeds, strict=True)]
+        random = [_steps(asked[i], own, clean, own_seeds[i]) for i in stepped]
         with part(len(groups) + s, len(groups) + samples):
-            nulls.append(sweep(model, run.tokens, random, measure, base=base).to(worse.device) - worse[draw])
+            nulls[s, stepped] = sweep(model, run.tokens, random, measure, base=base).to(worse.device) - worse[draw]
     n = len(cells)
-    found = (effects[:n], effects[-n:], torch.stack(nulls)[:, :n], torch.stack(nulls)[:, -n:])
+    found = (effects[:n], effects[-n:], nulls[:, :n], nulls[:, -n:])
     grids = (x.float().cpu().unflatten(-3, (len(layers), len(places))) for x in found)
     return Traced(right.float().cpu(), worse.mean(0).float().cpu(), *grids)
 
@@ -331,6 +355,7 @@ def _result(
     made: list[Corrupted],
     traced: list[Traced],
     named: Roles | None,
+    chance: Chance,
 ) -> Trace:
     t, share = traced[0], "share of clean − corrupted"
     found: dict[str, Tensor] = {}
@@ -367,7 +392,9 @@ def _result(
         labels=labels,
         units=units,
         reasons=_reasons(bound, named),
-        record=_notes(task, made, found) | _axis(bound, named),
+        record=_notes(task, made, found)
+        | _axis(bound, named)
+        | null_cells_record(int(chance.cells.sum()), chance.cells.numel()),
     )
 
 

@@ -17,7 +17,7 @@ other heads are frozen at the target's own values, and only the receiver hears o
   is the same where that is above zero; a set of answers counts by the logsumexp of its logits, an answer of several
   tokens by its log-probability). Senders from which no such path leads have the effect 0.
 * `interval`, `relative_interval`: 95 %, over prompts. Control (`null`): the sender takes a step of equal length in
-  a random direction.
+  a random direction; of more than `null_cells` senders, so many drawn at random.
 * Known failures: freezing other heads hides what they would repair; effects of MLPs on the path are counted to the
   sender; norms behind attention (Gemma 2) have no divisor to freeze and are always recomputed; a logit has no zero of
   its own, so `relative` compares senders, not models, and a prompt whose logit is near 0 outweighs all others.
@@ -41,6 +41,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.effects import Effects
+from cutaway.interventions.null_cells import NULL_CELLS, draw_cells, null_cells_record
 from cutaway.interventions.paired_runs import Direction, PairedRuns, between, difference
 from cutaway.models.edits.edges import EdgePatch, precedes
 from cutaway.models.edits.edit import Edit
@@ -72,6 +73,7 @@ def path(
     freeze_mlps: bool = False,
     freeze_norms: bool = False,
     samples: int = 4,
+    null_cells: int = NULL_CELLS,
     seed: int = 0,
 ) -> Effects:
     """Exchange one head or MLP at a time between the clean and the corrupt run, for one receiver only.
@@ -84,6 +86,7 @@ def path(
         freeze_mlps: hold every MLP's output at its value in the target run.
         freeze_norms: hold every norm's divisor at its value in the target run.
         samples: how many random steps of equal length make the null of each sender.
+        null_cells: of how many senders, drawn at random, random steps are sent; NaN elsewhere (0: of all of them).
         seed: of the random steps.
 
     Raises:
@@ -94,14 +97,7 @@ def path(
     x = between(model, task.bind(model), list(dict.fromkeys(["z", site])), direction, task.corruption)
     difference(task, x.clean, x.corrupt)
     frozen = _frozen(model, x, freeze_mlps, freeze_norms)
-    sending = [
-        a
-        for a in model.places("z.*.*" if site == "z" else site)
-        if not ends or any(precedes(model.anatomy, a, end) for end in ends)
-    ]
-    if not sending:
-        why = f"no {'head' if site == 'z' else 'MLP'} comes before it"
-        raise Refused(f"receiver {listed(receiver)!r}", why, "choose one in a later layer")
+    sending = _senders(model, site, ends, receiver)
     measure = x.bound.measure_with("log_prob" if x.bound.clean.tails else "logit", model)
     before = model.measure(x.target, measure)
     if not bool(before[:, 1].abs().gt(0).all()):
@@ -111,11 +107,16 @@ def path(
     layers, heads = x.own.layers(site), model.shape.n_heads if site == "z" else 1
     each = torch.zeros(1 + samples, len(layers), heads, len(x.bound), 2)
     where = torch.tensor([[layers.index(a.layer or 0), a.unit or 0] for a in sending])
-    seeds = torch.randint(1 << 62, (samples, len(sending)), generator=generator(seed)).tolist()
+    chance = generator(seed)
+    seeds = torch.randint(1 << 62, (samples, len(sending)), generator=chance).tolist()
+    drawn = draw_cells(range(len(sending)), null_cells, chance)
+    each[1:, where[:, 0], where[:, 1]] = torch.nan
     for s in range(1 + samples):
-        sent = [_sent(x, a, seeds[s - 1][i] if s else None) for i, a in enumerate(sending)]
+        of = drawn if s else range(len(sending))
+        sent = [_sent(x, sending[i], seeds[s - 1][i] if s else None) for i in of]
         patches = [EdgePatch(e, ends or ("logits",), frozen) for e in sent]
-        each[s, where[:, 0], where[:, 1]] = (sweep_edges(model, x.target, patches, measure) - before).float().cpu()
+        found = (sweep_edges(model, x.target, patches, measure) - before).float().cpu()
+        each[s, where[of, 0], where[of, 1]] = found
     return _result(
         each if site == "z" else each[:, :, 0],
         x,
@@ -128,6 +129,7 @@ def path(
                 *(["MLPs"] if freeze_mlps else []),
                 *(["divisors of norms"] if freeze_norms else []),
             ],
+            **null_cells_record(len(drawn), len(sending)),
         },
     )
 
@@ -185,6 +187,19 @@ def receivers(model: Model, names: Sequence[Pattern]) -> tuple[Address, ...]:
         why = f"a path ends at {of_heads} of a head, at {of_layers} of a layer, or at the logits"
         raise Refused(f"receiver {listed(names)!r}", why, _FORM)
     return tuple(found)
+
+
+def _senders(model: Model, site: str, ends: Sequence[Address], receiver: Sequence[Pattern]) -> list[Address]:
+    """Return the heads or MLPs from which a path leads to a receiver."""
+    found = [
+        a
+        for a in model.places("z.*.*" if site == "z" else site)
+        if not ends or any(precedes(model.anatomy, a, end) for end in ends)
+    ]
+    if not found:
+        why = f"no {'head' if site == 'z' else 'MLP'} comes before it"
+        raise Refused(f"receiver {listed(receiver)!r}", why, "choose one in a later layer")
+    return found
 
 
 def _frozen(model: Model, x: PairedRuns, mlps: bool, norms: bool) -> tuple[Edit, ...]:

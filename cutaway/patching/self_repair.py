@@ -12,7 +12,8 @@ later reacts). What lies between is repair.
 * The split `norm` + `attention` + `mlp` = `effect`: first the final norm's scale is let go, then attention and MLPs; of
   these two each counts as the mean of its part when let go first and when let go last.
 * `interval` (of `effect`) and `…_interval` (of each other field): 95 %, over prompts. Control (`null`): total −
-  direct of a step as long as the removal's in a random direction.
+  direct of a step as long as the removal's in a random direction, of `null_cells` heads drawn at random where there
+  are more.
 * Known failures: noisy from prompt to prompt; total − direct is also what the head does by way of others (composition),
   so a head that both writes the answer and feeds later heads mixes the two.
 * Equivalences (tests): the direct effect of a zeroed head is minus its share in `direct_attribution`; a head of the
@@ -31,9 +32,10 @@ from torch import Tensor
 from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, mean_interval, one_prompt, ratio_interval
+from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt, ratio_interval
 from cutaway.interventions.ablation_values import Baseline, removal
 from cutaway.interventions.components import all_components
+from cutaway.interventions.null_cells import NULL_CELLS, draw_cells, null_cells_record
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Freeze
 from cutaway.models.model import Model
@@ -73,13 +75,21 @@ class SelfRepair(Result, kind="self_repair"):
     rung="interventional",
 )
 def self_repair(
-    model: Model, task: Task, /, *, how: Baseline = "corrupt", samples: int = 4, seed: int = 0
+    model: Model,
+    task: Task,
+    /,
+    *,
+    how: Baseline = "corrupt",
+    samples: int = 4,
+    null_cells: int = NULL_CELLS,
+    seed: int = 0,
 ) -> SelfRepair:
     """Compare direct and total effects of removing each head.
 
     Args:
         how: what stands in for the removed head's output.
         samples: how many random steps of equal length make the null of each head.
+        null_cells: of how many heads, drawn at random, random steps are made; NaN elsewhere (0: of all of them).
         seed: of the donors and the random steps.
 
     Raises:
@@ -88,7 +98,8 @@ def self_repair(
     bound, heads = task.bind(model), all_components(model, mlps=False)
     r = removal(model, bound, heads, how, seed)
     freezing, count = _Freezing(model, r.bound.clean), len(heads)
-    steps = [r.random(a, seed * samples * count + i, i // count) for i, a in enumerate(heads * samples)]
+    drawn = draw_cells(range(count), null_cells, generator(seed))
+    steps = [r.random(heads[i], (seed * samples + s) * count + i, s) for s in range(samples) for i in drawn]
     values, others = r.swept(
         model,
         lambda donor: [v for a in heads for v in freezing.variants(r.edit(a, donor), a)],
@@ -96,7 +107,9 @@ def self_repair(
     )
     each = (values - r.clean.cpu()).reshape(model.shape.n_layers, model.shape.n_heads, 5, -1).movedim(-1, 0)
     direct, norm, attention, mlp, total = each.unbind(-1)  # prompt layer head; each with these let go
-    random = others.mean(-1).reshape(samples, *direct.shape[1:], 2)
+    ends = others.mean(-1).reshape(samples, len(drawn), 2)
+    null = torch.full((samples, count), torch.nan)
+    null[:, drawn] = ends[..., 1] - ends[..., 0]
     repair, unit = total - direct, bound.unit
     parts = {
         "direct": direct,
@@ -113,14 +126,16 @@ def self_repair(
     return SelfRepair(
         effect=repair.mean(0),
         interval=mean_interval(repair),
-        null=(random[..., 1] - random[..., 0]).movedim(0, -1),
+        null=null.reshape(samples, *direct.shape[1:]).movedim(0, -1).clone(),
         share=share.masked_fill(unclear, torch.nan),
         share_interval=bounds.masked_fill(unclear[..., None], torch.nan),
         **each_part,
         labels={"bound": BOUNDS},
         units={n: _SHARE if n.startswith("share") else unit for n in SelfRepair.schema()},
         reasons=one_prompt(len(r.bound), "effect", "share", *parts),
-        record=r.record() | {"shares": f"of heads with at least {_LEAST:.0%} of the largest direct effect"},
+        record=r.record()
+        | {"shares": f"of heads with at least {_LEAST:.0%} of the largest direct effect"}
+        | null_cells_record(len(drawn), count),
     )
 
 

@@ -215,15 +215,19 @@ def test_null_band_is_the_own_range_or_pooled():
     assert (share, pooled) == (pytest.approx(1.3 / 21), True)
     assert null_band(null, cells=100)[1:] == (pytest.approx(1.3 / 201), True)
     holes = null_band(torch.cat([few, torch.full((1, 4), torch.nan)]))[0]
-    assert holes[-1].isnan().all()
     torch.testing.assert_close(holes[:-1], band)
+    rest = torch.stack([few[[j for j in range(5) if j != i]].mean() for i in range(5)])
+    reach = (few - rest[:, None]).abs().max()
+    torch.testing.assert_close(holes[-1], torch.stack([few.mean() - reach, few.mean() + reach]))
+    one = null_band(torch.tensor([[1.0, 3.0], [torch.nan, torch.nan]]))[0]
+    assert one[1].tolist() == [-1.0, 5.0], "a single cell stands for every other"
 
 
 @pytest.mark.parametrize(
     ("kind", "spread"), [("normal", "none"), ("heavy", "layer"), ("skewed", "cell"), ("normal", "layer")]
 )
 def test_chance_leaves_about_one_cell_outside_a_pooled_band_whatever_the_scales(kind, spread):
-    g, layers, heads, outside, found = generator(1), 12, 12, [], []
+    g, layers, heads, outside, found, left = generator(1), 12, 12, [], [], []
     groups = torch.arange(layers).repeat_interleave(heads)
     for _ in range(60):
         x = torch.randn(layers * heads, 5, generator=g)
@@ -242,6 +246,11 @@ def test_chance_leaves_about_one_cell_outside_a_pooled_band_whatever_the_scales(
         assert share * len(x) < 1.1
         outside.append(float(((x[:, 4] < band[:, 0]) | (x[:, 4] > band[:, 1])).sum()))
         found.append(float((8 * scale > band[:, 1] - x[:, :4].mean(-1)).float().mean()))
+        gone = torch.randperm(len(x), generator=g)[64:]
+        some = x[:, :4].index_fill(0, gone, torch.nan)
+        band, most, _ = null_band(some, groups=groups)
+        left.append(float(((x[:, 4] < band[:, 0]) | (x[:, 4] > band[:, 1])).float().mean()))
     assert 0.2 < sum(outside) / 60 < 1.4
+    assert 0.001 < sum(left) / 60 < most < 0.02, "of cells without samples too"
     if kind == "normal":
         assert sum(found) / 60 > 0.95, "an effect of eight times its cell's own scale stands out, in late layers too"

@@ -115,7 +115,7 @@ def test_a_fact_survives_without_heads_of_anywhere():
 @pytest.mark.parametrize(("name", "prompts"), [("arithmetic", 10), ("induction", 5), ("ioi", 10)])
 def test_the_mechanism_has_places(name, prompts):
     """Head × position: few cells carry much, the last token among them, and their intervals exclude zero."""
-    found = activation(subjects.miniworld(), task(name, prompts), site="z", by="both", samples=1)
+    found = activation(subjects.miniworld(), task(name, prompts), site="z", by="both", samples=1, null_cells=0)
     assert found.grid == ("layer", "head", "position")
     size = found.effect.abs().reshape(-1)
     assert float(size.median()) < 0.02 * float(size.max())
