@@ -16,7 +16,7 @@ _FORM = "components are written as layer.head or mlp_out.layer, separated by com
 
 def positions(tokens: Tokens) -> list[int]:
     """From the front if all prompts are equally long, else from the end, as far as the shortest goes."""
-    shortest = int(tokens.lengths.min())
+    shortest = tokens.shortest
     return list(range(shortest)) if not tokens.uneven else list(range(-shortest, 0))
 
 

@@ -207,8 +207,8 @@ class Model:
         rows = getattr(self.hf.get_input_embeddings(), "num_embeddings", None) or self.shape.d_vocab
         if least < 0 or most >= rows:
             raise Refused("prompt", f"it needs token ids from 0 to {rows - 1}", "give ids of this model's vocabulary")
-        if t.ids.device != self.device:
-            t = t.to(self.device)
+        if t.ids.device != (device := self.device):
+            t = t.to(device)
         if t.ids.shape[1] > self.shape.context:
             raise Refused(
                 "prompt", f"it has {t.ids.shape[1]} tokens, the model takes {self.shape.context}", "shorten it"

@@ -31,6 +31,8 @@ class Tokens:
     Continuations may stand behind a prompt, each of which goes on with the prompt itself and sees none of the others
     (`continued`): `tails[row]` are their numbers of tokens. They are columns of the batch, but no positions: lengths,
     the last token, pieces and offsets are those of the prompt.
+
+    Tokens are never written to: lengths and columns are computed once.
     """
 
     ids: Int[Tensor, "batch position"]
@@ -42,9 +44,9 @@ class Tokens:
     tails: tuple[tuple[int, ...], ...] = ()
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.ids.shape[0]
 
-    @property
+    @cached_property
     def lengths(self) -> Int[Tensor, "batch"]:
         """Number of real tokens of each prompt."""
         return self.mask.sum(-1) - self._behind if self.tails else self.mask.sum(-1)
@@ -52,6 +54,11 @@ class Tokens:
     @property
     def _behind(self) -> Int[Tensor, "batch"]:
         return torch.tensor([sum(t) for t in self.tails], device=self.mask.device)
+
+    @cached_property
+    def shortest(self) -> int:
+        """The number of real tokens of the shortest prompt; 0 of no prompts."""
+        return int(self.lengths.min()) if len(self) else 0
 
     @cached_property
     def extremes(self) -> tuple[int, int]:
@@ -115,15 +122,23 @@ class Tokens:
         Raises:
             Refused: some prompt has no such position.
         """
-        lengths = self.lengths
-        where = torch.full_like(lengths, position) if position >= 0 else lengths + position
-        if bool(((where < 0) | (where >= lengths)).any()):
-            shortest = int(lengths.min())
+        if position not in self._columns:
+            self._columns[position] = self._column(position)
+        return self._columns[position]
+
+    @cached_property
+    def _columns(self) -> dict[int, Tensor]:
+        return {}
+
+    def _column(self, position: int) -> Int[Tensor, "batch"]:
+        lengths, shortest = self.lengths, self.shortest
+        if len(self) and not -shortest <= position < shortest:
             raise Refused(
                 f"position {position}",
                 f"the shortest prompt has {shortest} tokens",
                 f"use {-shortest} to {shortest - 1}",
             )
+        where = torch.full_like(lengths, position) if position >= 0 else lengths + position
         front = self.ids.shape[1] - self.mask.sum(-1) if self.side == "left" else 0
         return where + front
 
@@ -230,7 +245,8 @@ def tokenize(
         if not text.strip():
             raise Refused(f"prompt {text!r}", "it is empty", "write a sentence whose next word you want explained")
         check_encodable(text, f"prompt {_short(text)!r}")
-    encoded = [_framed(tokenizer, t, bos) if causal else _encode(tokenizer, t)[:2] for t in texts]
+    split = _encode(tokenizer, texts)
+    encoded = [_framed(tokenizer, t, p, bos) if causal else p[:2] for t, p in zip(texts, split, strict=True)]
     unknown = getattr(tokenizer, "unk_token_id", None)
     ends = {getattr(tokenizer, n, None) for n in ("bos_token_id", "eos_token_id", "pad_token_id")}
     for text, (ids, _) in zip(texts, encoded, strict=True):
@@ -277,15 +293,14 @@ def batch(
 ) -> Tokens:
     """Return the token ids as a padded batch."""
     width = max(len(r) for r in rows)
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, r in enumerate(rows):
-        where = slice(width - len(r), width) if side == "left" else slice(0, len(r))
-        ids[i, where] = torch.tensor(list(r), dtype=torch.long)
-        mask[i, where] = True
+    ids, mask = list[list[int]](), list[list[bool]]()
+    for r in rows:
+        own, rest = list(r), width - len(r)
+        ids.append([*[pad] * rest, *own] if side == "left" else [*own, *[pad] * rest])
+        mask.append([*[False] * rest, *[True] * len(own)] if side == "left" else [*[True] * len(own), *[False] * rest])
     return Tokens(
-        ids,
-        mask,
+        torch.tensor(ids, dtype=torch.long),
+        torch.tensor(mask, dtype=torch.bool),
         tuple(texts or [""] * len(rows)),
         tuple(pieces or [tuple(str(t) for t in r) for r in rows]),
         tuple(offsets or [(None,) * len(r) for r in rows]),
@@ -313,24 +328,33 @@ def running_texts(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 _Places = list[tuple[int, int] | None]
 
 
-def _encode(tokenizer: Any, text: str) -> tuple[list[int], _Places, list[bool]]:
-    """Return the tokens of a text, where they stand in it, and which of them the tokenizer has put around it."""
+_Encoded = tuple[list[int], _Places, list[bool]]
+
+
+def _encode(tokenizer: Any, texts: Sequence[str]) -> list[_Encoded]:
+    """Return the tokens of each text, where they stand in it, and which of them the tokenizer has put around it."""
     if not getattr(tokenizer, "is_fast", False):
-        ids, bare = (list(tokenizer(text, **kw)["input_ids"]) for kw in ({}, {"add_special_tokens": False}))
-        start = next((k for k in range(len(ids)) if ids[k : k + len(bare)] == bare), 0)
-        own = range(start, start + len(bare) if ids[start : start + len(bare)] == bare else len(ids))
-        return ids, _told_offsets(tokenizer, ids, text), [n not in own for n in range(len(ids))]
-    out = tokenizer(text, return_offsets_mapping=True, return_special_tokens_mask=True)
-    ids, special = list(out["input_ids"]), set(getattr(tokenizer, "all_special_ids", ()))
-    places = [
-        None if i in special and o[0] == o[1] else tuple(o) for i, o in zip(ids, out["offset_mapping"], strict=True)
-    ]
-    return ids, places, list(map(bool, out["special_tokens_mask"]))
+        return [_slowly(tokenizer, text) for text in texts]
+    out = tokenizer(list(texts), return_offsets_mapping=True, return_special_tokens_mask=True)
+    special, found = set(getattr(tokenizer, "all_special_ids", ())), list[_Encoded]()
+    for ids, offsets, put in zip(
+        *(out[n] for n in ("input_ids", "offset_mapping", "special_tokens_mask")), strict=True
+    ):
+        places = [None if i in special and o[0] == o[1] else tuple(o) for i, o in zip(ids, offsets, strict=True)]
+        found.append((list(ids), places, list(map(bool, put))))
+    return found
 
 
-def _framed(tokenizer: Any, text: str, bos: bool | None) -> tuple[list[int], _Places]:
+def _slowly(tokenizer: Any, text: str) -> _Encoded:
+    ids, bare = (list(tokenizer(text, **kw)["input_ids"]) for kw in ({}, {"add_special_tokens": False}))
+    start = next((k for k in range(len(ids)) if ids[k : k + len(bare)] == bare), 0)
+    own = range(start, start + len(bare) if ids[start : start + len(bare)] == bare else len(ids))
+    return ids, _told_offsets(tokenizer, ids, text), [n not in own for n in range(len(ids))]
+
+
+def _framed(tokenizer: Any, text: str, encoded: _Encoded, bos: bool | None) -> tuple[list[int], _Places]:
     """Return the tokens of a prompt that a causal model goes on with: one beginning of text, and nothing behind."""
-    ids, places, put = _encode(tokenizer, text)
+    ids, places, put = encoded
     start = next((n for n, p in enumerate(put) if not p), len(ids))
     end = next((n for n in range(len(ids), start, -1) if not put[n - 1]), len(ids))
     if end < len(ids):

@@ -38,6 +38,8 @@ def test_a_batch_holds_each_prompt_whole(shape, side):
         assert t.ids[i, t.last[i]] == own[-1]
         assert t.ids[i, t.column(0)[i]] == own[0]
         assert t.ids[i, t.column(-2)[i]] == own[-2]
+    assert t.column(-1) is t.last, "computed once"
+    assert t.rows([1]).last.tolist() != t.rows([0]).last.tolist() or side == "left", "for these prompts alone"
     assert t.lengths.tolist() == [int(m.sum()) for m in t.mask]
     assert t.mask[1].tolist() == sorted(t.mask[1].tolist(), reverse=side == "right")
 

@@ -75,6 +75,11 @@ def is_watched(module: nn.Module) -> bool:
     return module in _WATCHED
 
 
+def any_watched() -> bool:
+    """Return True if any module of any model is watched at present."""
+    return bool(_WATCHED)
+
+
 def watchers(module: nn.Module, site: str) -> list[Callable[[Tensor], Tensor]]:
     """Return the functions that see one site of a module, outermost first."""
     return [partial(see, site) for sites, see in _WATCHED.get(module, ()) if site in sites]

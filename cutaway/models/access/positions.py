@@ -93,7 +93,7 @@ class ForwardFrame:
 
     def has(self, position: int) -> bool:
         """Return True if every prompt has this position, in this forward or another over the same cache."""
-        shortest = int(self.tokens.lengths.min()) if self.tokens is not None else 0
+        shortest = self.tokens.shortest if self.tokens is not None else 0
         return -shortest <= position < shortest
 
     def columns(self, position: int) -> int | Tensor | None:

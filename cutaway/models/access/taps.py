@@ -136,6 +136,8 @@ def waiting(anatomy: Anatomy) -> bool:
 
 def busy(anatomy: Anatomy) -> bool:
     """Return True if any tap of this model is open."""
+    if not _POINTS and not attention.any_watched():
+        return False  # asked before every forward: the walk costs a tenth of a tiny one
     own = set(anatomy.hf.modules())
     return any(module in own for module, _ in _POINTS) or any(attention.is_watched(m) for m in own)
 

@@ -109,7 +109,11 @@ def leading(hf: Any) -> Tensor:
     """Return the weight whose device and dtype are the model's: the embedding's, or where that is packed the first
     tensor.
     """
-    weight = getattr(hf.get_input_embeddings(), "weight", None)
+    return _leading(hf, hf.get_input_embeddings())
+
+
+def _leading(hf: Any, embedding: Any) -> Tensor:
+    weight = getattr(embedding, "weight", None)
     if isinstance(weight, Tensor) and weight.is_floating_point():
         return weight
     there = (*hf.parameters(), *hf.buffers())
@@ -118,8 +122,9 @@ def leading(hf: Any) -> Tensor:
 
 def home(hf: Any) -> torch.device:
     """Return the device that tokens go to: the embedding's, or where that is offloaded the one it runs on."""
-    at = leading(hf).device
-    hook = hf.get_input_embeddings().__dict__.get("_hf_hook")
+    embedding = hf.get_input_embeddings()
+    at = _leading(hf, embedding).device
+    hook = embedding.__dict__.get("_hf_hook")
     runs = getattr(hook, "execution_device", None)
     return at if at.type != "meta" or runs is None else torch.device(runs)
 
