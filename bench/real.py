@@ -4,7 +4,8 @@ Needs the folders that `make real` makes (`--folder`). Every command runs on one
 the other methods take 16 prompts in pairs of SmolLM2's capitals, and their defaults. CPU seconds are those of the whole
 process (imports and load included), memory is its peak, and the first line is the wall time until a result is on the
 screen. Beside them stands the same process with a plain forward in place of the method; its first round also checks
-the model, which later loads remember.
+the model, which later loads remember. How the main job grows with the model is seen on four: the bundled one, the two
+real ones, and 1.1 billion seeded weights in bfloat16, in the shape of TinyLlama with SmolLM2's words.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.frame import ROOT, Row, finish, options, quiet
 
@@ -27,6 +29,7 @@ SETS = ROOT / "tests" / "real" / "sets"
 SENTENCE = {"smollm2": "The capital of France is", "gemma3": "The capital of France is"}
 #: model → bars on the main job: CPU seconds, peak memory in GiB
 EXPLAIN = {"smollm2": (40.0, 2.5), "gemma3": (60.0, None)}
+BUNDLED, SEEDED = "miniworld", "1.1B seeded, bfloat16"
 FIRST_LINE = 5.0
 METHOD = 60.0  # CPU seconds that any other method may take at its default
 PROMPTS = 16
@@ -70,9 +73,15 @@ def main() -> int:
         pairs.write_text(
             "\n".join(map(json.dumps, capitals(PROMPTS, chosen.folder / "smollm2" / "tokenizer.json"))), "utf-8"
         )
-        jobs = commands(chosen.folder, pairs)
+        jobs = commands(chosen.folder, pairs, Path(home) / "seeded")
         if chosen.work:
             jobs = {name: words for name, words in jobs.items() if any(part in name for part in chosen.work)}
+        if any(name.startswith(SEEDED) for name in jobs):
+            # in a process of its own: the peak of those started later would count this one's memory
+            make = (
+                f"from bench.real import *; seeded(Path({home!r}) / 'seeded', Path({str(chosen.folder)!r}) / 'smollm2')"
+            )
+            subprocess.run([sys.executable, "-c", make], cwd=ROOT, check=True)
         found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in jobs}
         for _ in range(chosen.rounds):
             for name, words in jobs.items():
@@ -94,11 +103,35 @@ def capitals(n: int, tokenizer: Path) -> list[dict[str, str]]:
     return [{new: r[old] for new, old in kept.items() if r.get(old)} for r in rows]
 
 
-def commands(folder: Path, pairs: Path) -> dict[str, list[str]]:
+def seeded(folder: Path, words: Path) -> None:
+    """Write a folder of 1.1 billion seeded weights with another model's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    tokenizer = AutoTokenizer.from_pretrained(words)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        tie_word_embeddings=True,
+        dtype=torch.bfloat16,
+    )
+    model: Any = LlamaForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def commands(folder: Path, pairs: Path, large: Path) -> dict[str, list[str]]:
     """Return the words of every command by the name of its work."""
     run = [sys.executable, "-m", "cutaway"]
     out = {f"{m}: a plain forward": [sys.executable, "-c", PLAIN, str(folder / m), str(pairs)] for m in EXPLAIN}
     out |= {f"{m}: explain": [*run, "explain", SENTENCE[m], "--model", str(folder / m)] for m in EXPLAIN}
+    out[f"{BUNDLED}: explain"] = [*run, "explain"]
+    out[f"{SEEDED}: explain"] = [*run, "explain", SENTENCE["smollm2"], "--model", str(large)]
     task = ["--task", str(pairs), "--model", str(folder / "smollm2")]
     for name, more in METHODS.items():
         out[f"smollm2: {name}"] = [*run, *name.split()[:2], *task, *shlex.split(more)]
@@ -135,10 +168,15 @@ def rows_of(name: str, runs: Sequence[tuple[float, float, float]]) -> list[Row]:
     """Return the rows of one command: medians with quartiles, beside their bars."""
     model, _, work = name.partition(": ")
     main = work == "explain"
-    seconds, memory = EXPLAIN[model] if main else (None if work == "a plain forward" else METHOD, None)
+    barred = work != "a plain forward" and model not in (BUNDLED, SEEDED)
+    seconds, memory = EXPLAIN[model] if main and barred else (METHOD if barred else None, None)
     rows = [_row(f"{name}, whole process", [r[0] for r in runs], "CPU s", seconds)]
     rows.append(_row(f"{name}, peak memory", [r[1] for r in runs], "GiB", memory))
-    return rows + ([_row(f"{name}, until the first line", [r[2] for r in runs], "s", FIRST_LINE)] if main else [])
+    return rows + (
+        [_row(f"{name}, until the first line", [r[2] for r in runs], "s", FIRST_LINE if barred else None)]
+        if main
+        else []
+    )
 
 
 def _row(work: str, values: Sequence[float], unit: str, bar: float | None) -> Row:
