@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from cutaway.cli.dry_run import DryRunFlag, cost
 from cutaway.cli.processes import is_main_process
 from cutaway.cli.repeat import pinned, repeated
 from cutaway.cli.shell import INTERRUPTED, Reply, as_data, console, speaks, stages
@@ -46,6 +47,7 @@ def explain(
     ] = None,
     seed: Annotated[int, Parameter(help="of every random choice")] = 0,
     html: Annotated[Path | None, Parameter(group="Output", help="write the whole report as one HTML file")] = None,
+    dry_run: DryRunFlag = False,
     model_dtype: Annotated[str | None, Parameter(help="dtype of the weights, such as bfloat16")] = None,
     model_device: Annotated[str | None, Parameter(help="device, such as cuda:0")] = None,
 ) -> Reply:
@@ -70,6 +72,9 @@ def explain(
         step("loading the model")
         m = load_model(model, model_dtype, model_device)
         asked, corrupt = _asked(m, prompt, corrupt, chat)
+        options: dict[str, Any] = {"target": target, "foil": foil, "corrupt": corrupt, "effort": effort, "seed": seed}
+        if dry_run:
+            return cost(suite.explain, m, asked, **options, step=step)
         with step.paused():
             shown.begin(m, asked, target)
 
@@ -77,7 +82,6 @@ def explain(
             with step.paused():
                 shown.more(found)
 
-        options: dict[str, Any] = {"target": target, "foil": foil, "corrupt": corrupt, "effort": effort, "seed": seed}
         try:
             found = suite.explain(m, asked, **options, step=step, each=each)
         except KeyboardInterrupt:

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 import cutaway
+from cutaway.cli.dry_run import DryRunFlag, cost
 from cutaway.cli.output import OUT_HELP, RESULT, check_out, save
 from cutaway.cli.shell import Reply, as_data, working
 from cutaway.cli.subjects import parameters as flags_of
@@ -40,21 +41,23 @@ def __getattr__(name: str) -> Any:
 
 
 def command(row: Method) -> Any:
-    """Make a method a command: flags for its subjects, an option for each of its options, `--out` and `--resume`."""
+    """Make a method a command: flags for its subjects and options, `--out`, `--resume` and `--dry-run`."""
 
     takes = row.takes()
 
-    def run(*, out: Path | None = None, resume: Path | None = None, **given: Any) -> Reply:
+    def run(*, out: Path | None = None, resume: Path | None = None, dry_run: bool = False, **given: Any) -> Reply:
         check_out(out, row.results)  # before the work, not after
         with working(f"{row.name} …"):
             subjects = open_subjects([choose(names, given) for names in takes], given)
             with resumable(resume):
+                if dry_run:
+                    return cost(row.function, *subjects, **given)
                 outcome = row.function(*subjects, **given)
         return replies(outcome, out)
 
     parameters = [*flags_of(takes), *(_parameter(o) for o in row.options)]
-    for name, hint in (("out", _OUT), ("resume", _RESUME)):
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint))
+    for name, hint, default in (("out", _OUT, None), ("resume", _RESUME, None), ("dry_run", DryRunFlag, False)):
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hint))
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {p.name: p.annotation for p in parameters}
     run.__doc__ = f"{row.answers} ({row.paper})\n\n{inspect.getdoc(row.function)}\n\nCost at most {row.cost}."

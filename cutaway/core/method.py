@@ -131,6 +131,16 @@ class Method:
         """Declared upper bound of forwards and backwards for these sizes."""
         return evaluate(self.cost, {**sizes, "F": 1, "B": 0}), evaluate(self.cost, {**sizes, "F": 0, "B": 1})
 
+    def asked(self, args: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return the subjects of a call by name, and its options as the function takes them.
+
+        Raises:
+            Refused: a subject or an option that the method does not take.
+        """
+        about, listed = _subjects(self, args), _listed(self, given)
+        _check_options(self, listed)
+        return about, listed
+
     def repeated(self, subjects: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, str]:
         """Return the call as a command for the shell and as one line of Python, or in words why there is none."""
         how = again.together(subjects)
@@ -161,9 +171,7 @@ def method(
 
         @functools.wraps(function)
         def run(*args: Any, **given: Any) -> Any:
-            about = _subjects(row, args)
-            given = _listed(row, given)
-            _check_options(row, given)
+            about, given = row.asked(args, given)
             dtype = next((d for a in about.values() if isinstance(d := getattr(a, "dtype", None), torch.dtype)), None)
             with finite(name, dtype), counting() as spent:
                 outcome = function(*about.values(), **given)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.models.access.capture import Activations
+from cutaway.models.dry import some
 from cutaway.models.edits.library import Replace
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
@@ -30,12 +31,17 @@ def optimal_constants(
     found: dict[Address, Tensor] = {}
     curves = list[Tensor]()
     size = max(1, _ROWS // len(tokens))
+    batches = list[list[Address]]()
     for place in dict.fromkeys(a.place for a in places):
         units = [a for a in places if a.place == place]
-        for at in range(0, len(units), size):
-            constants, curve = _fit(model, tokens, where, units[at : at + size], own, target, steps)
-            found |= dict(zip(units[at : at + size], constants, strict=True))
-            curves.append(curve)
+        batches += [units[at : at + size] for at in range(0, len(units), size)]
+    for units in some(batches, 1):
+        constants, curve = _fit(model, tokens, where, units, own, target, steps)
+        found |= dict(zip(units, constants, strict=True))
+        curves.append(curve)
+    for a in [a for units in batches for a in units if a not in found]:  # those that a dry run leaves out
+        found[a] = _unit(own[str(a.place)], a)[where.to(own[str(a.place)].device)].float().mean(0)
+        curves.append(curves[0][:1])
     return found, torch.cat(curves)
 
 
@@ -59,7 +65,7 @@ def _fit(
     def loss(logits: Tensor) -> Tensor:
         return (wanted.exp() * (wanted - logits.float().log_softmax(-1))).sum(-1)
 
-    for step in range(steps):
+    for step in some(range(steps), 1):
         value = own[str(place)].repeat(len(units), *[1] * (own[str(place)].ndim - 1))
         for block, (a, c) in enumerate(zip(units, constants, strict=True)):
             _unit(value[block * n : (block + 1) * n], a)[where] = c
@@ -73,7 +79,7 @@ def _fit(
         before = constants.clone()
         optimiser.step()
         constants.copy_(before + (constants - before) * spread[:, None])
-    return constants, torch.stack(curve, dim=1)
+    return constants, torch.stack(curve + curve[-1:] * (steps - len(curve)), dim=1)
 
 
 def _unit(x: Tensor, a: Address) -> Tensor:

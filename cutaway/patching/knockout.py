@@ -42,6 +42,7 @@ from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt, share_interval
 from cutaway.interventions.grid import window_of
 from cutaway.interventions.spans import subject_or_changed
+from cutaway.models.dry import some
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Knockout
 from cutaway.models.model import Model
@@ -215,10 +216,10 @@ def _unread(
     model: Model, bound: Bound, groups: list[Sources], layers: list[int]
 ) -> Float[Tensor, "source layer prompt"]:
     """Mark where each layer's attention writes the answer although this layer may not read a source."""
-    out = torch.empty(len(SOURCES), len(layers), len(bound))
+    out = torch.zeros(len(SOURCES), len(layers), len(bound))
     for part, chosen, sources in _alike(bound, groups):
         entering = model.capture(part.clean, [f"resid_pre.{i}" for i in layers], logits=False)
-        for n, i in enumerate(layers):
+        for n, i in some(list(enumerate(layers))):
             with entered(model, i, entering[f"resid_pre.{i}"]):
                 for s, keys in enumerate(sources):
                     cut = Knockout(Address("pattern", i), (-1,), keys)

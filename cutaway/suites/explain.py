@@ -24,6 +24,7 @@ from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.interventions.paired_runs import Direction, difference
+from cutaway.models.dry import planned
 from cutaway.models.model import Model
 from cutaway.suites.claims import MATERIAL, claims_of, share, standing_out
 from cutaway.suites.explanation import Doubt, Explanation, Own, Predictions, Results, Verdict
@@ -151,7 +152,7 @@ def _measure(
     step("exchanging the residual stream with the counterfactual")
     found["resid_pre"] = streams(many)
     yield
-    heads = standing_out(found["heads"], most=6)
+    heads = found["heads"].top(6) if planned() is not None else standing_out(found["heads"], most=6)
     if held is not None and heads and 2 * len(heads) <= model.shape.n_layers * model.shape.n_heads:
         step("exchanging the found heads together, in other sentences")
         named = tuple(f"{r['layer']}.{r['head']}" for r in heads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -25,7 +26,9 @@ from cutaway.core.outcome import each
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.subject import SUBJECTS, Subject, examples, subject
+from cutaway.models import dry
 from cutaway.models.model import Model
+from cutaway.suites.dry_run import dry_run
 from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.task import Task
 from cutaway.views.draw.terminal import terminal
@@ -400,6 +403,30 @@ def test_declared_cost_is_an_upper_bound(name, options):
     assert cost["backwards"] <= backwards + 1e-6
     counted = cost["forwards"] + cost["backwards"]
     assert counted > 0 if "model" in row.subjects else counted == 0
+
+
+#: methods in which values decide how much is done, so that a plan with made-up ones is off by at most this share
+BY_VALUES = {"patching.knockout_curve": 0.1}
+
+
+@pytest.mark.parametrize(("name", "options"), OPTIONS_WIDELY)
+def test_a_dry_run_tells_the_forwards_that_are_then_counted(name, options, monkeypatch):
+    monkeypatch.setattr(dry, "_POSITIONS", 1)  # two variants of every sweep
+    quick = {o.name: QUICK[o.name] for o in ROWS[name].options if o.name in QUICK}
+    asked = {**quick, **NAMED.get(name, {}), **options}
+    told = dry_run(ROWS[name].function, *given(name, "llama"), **asked)
+    cost = everything(name, "llama", **options)[0].record["cost"]
+    if told.plain is None:  # it repeats no forward of a batch of prompts: its card's bound, or words
+        assert told.says
+        assert told.seconds is None
+        assert (told.forwards or math.inf) >= cost["forwards"] or told.forwards == cost["forwards"] == 0
+        return
+    share = BY_VALUES.get(ROWS[name].name, 1e-9)
+    assert told.forwards == pytest.approx(cost["forwards"], rel=share)
+    assert told.backwards == pytest.approx(cost["backwards"], rel=share)
+    assert told.seconds > 0
+    assert told.memory > told.weights
+    assert told.spent_forwards < told.forwards + told.backwards or not told.batch
 
 
 @numeric

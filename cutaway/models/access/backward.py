@@ -27,6 +27,7 @@ from cutaway.models.access.ports import port
 from cutaway.models.access.reading import Measure, Reads, depth, observe
 from cutaway.models.anatomy.anatomy import Anatomy
 from cutaway.models.anatomy.norms import measure, wide
+from cutaway.models.dry import some
 from cutaway.models.tokens import Tokens
 
 Attention = Literal["gradient", "constant", "half"]
@@ -86,7 +87,7 @@ def gradients(
             form = f"it gave {tuple(values.shape)}" + ("" if values.requires_grad else " without a gradient")
             raise Refused("metric", form, f"return one number per prompt ([{len(tokens)}]) computed from what it reads")
         wanted, slopes = [collector.found[a] for a in collector.asked], []
-        for n, cut in enumerate(cuts):
+        for n, cut in some(list(enumerate(cuts))):
             closed.clear()
             closed.update(a.place for a in cut)
             found = torch.autograd.grad(values.sum(), wanted, retain_graph=n + 1 < len(cuts), allow_unused=True)
@@ -96,6 +97,7 @@ def gradients(
                     notice(g)
             given_slopes = _all(collector.asked, found, wanted, reads.early)
             slopes.append(Activations(dict(zip(collector.asked, given_slopes, strict=True)), tokens))
+        slopes += slopes[-1:] * (len(cuts) - len(slopes))  # of cuts that a dry run leaves out
     given = {a: x.detach() for a, x in zip(collector.asked, wanted, strict=True)}
     return values.detach(), slopes, Activations(given, tokens)
 

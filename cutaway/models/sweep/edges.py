@@ -6,7 +6,7 @@ second puts that into the run that is patched, from the receivers on. Edges to t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from jaxtyping import Float
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.out_of_memory import in_halves
+from cutaway.core.record import counting
 from cutaway.models.access import taps
 from cutaway.models.access.capture import Activations
+from cutaway.models.dry import Planned, Took, planned
 from cutaway.models.edits.edges import EdgePatch
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Replace
@@ -65,6 +67,10 @@ def _heard(model: Model, tokens: Tokens, patches: Sequence[EdgePatch]) -> list[l
     size = room(model, tokens.ids.shape[1]) // tokens.ids.numel()
     with model.edited(), torch.no_grad():
         clean = clean_run(model, tokens, sorted({layer for layer, _, _ in alike}), keys=False)
+        if (dry := planned()) is not None:
+            return _a_few(
+                model, tokens, patches, {key: members for key, members in alike.items() if key[1]}, clean, dry
+            )
         for (layer, ends, _), members in sorted(alike.items(), key=lambda item: item[0][0]):
             if not ends:
                 continue  # no receiver reads these senders
@@ -75,6 +81,36 @@ def _heard(model: Model, tokens: Tokens, patches: Sequence[EdgePatch]) -> list[l
                     found[i] = own
 
             in_halves(members, size, run)
+    return found
+
+
+def _a_few(
+    model: Model,
+    tokens: Tokens,
+    patches: Sequence[EdgePatch],
+    alike: Mapping[tuple[int, tuple[Address, ...], tuple[int, ...]], list[int]],
+    clean: Clean,
+    dry: Planned,
+) -> list[list[Edit]]:
+    """Return made-up inputs of receivers, from those of the first senders alone, and enter what the others take."""
+    found: list[list[Edit]] = [[] for _ in patches]
+    if not alike:
+        return found
+    layer, ends, _ = first = min(alike, key=lambda key: key[0])
+    ran, heard = list[Took](), list[Edit]()
+    for few in (alike[first][:1], alike[first][1:8]):
+        if few:
+            with counting() as spent:
+                heard = _received(model, tokens, [patches[i] for i in few], layer, ends, clean)[0]
+            ran.append(Took(1, spent.forwards, spent.seconds))
+    layers = model.shape.n_layers
+    whole = sum(len(members) * (1 - low / layers) for (low, _, _), members in alike.items()) * len(tokens)
+    size = max(1, room(model, tokens.ids.shape[1]) // tokens.ids.numel())
+    jobs = sum(-(-len(members) // size) for members in alike.values())
+    dry.sweep(whole - sum(t.forwards for t in ran), jobs - len(ran), ran)
+    for (_, own, _), members in alike.items():
+        for i in members:
+            found[i] = [e for e in heard if e.where in own]
     return found
 
 

@@ -22,11 +22,12 @@ from cutaway.core.address import Address
 from cutaway.core.finite import finite, notice
 from cutaway.core.out_of_memory import in_halves
 from cutaway.core.progress import advance
-from cutaway.core.record import count, counting
+from cutaway.core.record import Cost, count, counting
 from cutaway.core.refuse import Keyword, OutOfMemory, Refused
 from cutaway.models.access import taps
 from cutaway.models.access.reading import Measure, OfLogits, Seen, measure_of
 from cutaway.models.anatomy.unembedding import UNEMBEDDED, unembedding
+from cutaway.models.dry import Planned, Took, made_up, planned, settle
 from cutaway.models.edits.batch_slice import BatchSlice
 from cutaway.models.edits.edit import expand_edits, of_prompts
 from cutaway.models.model import Model
@@ -38,15 +39,18 @@ from cutaway.models.sweep.partial_forward import Clean, clean_run, grow, restart
 from cutaway.models.sweep.plan import (
     Job,
     Variant,
+    bytes_of,
     can_grow,
     cost,
     first_layer,
+    forwards,
     groups,
     halved,
     plan,
     reaching,
     room,
     running,
+    share,
 )
 from cutaway.models.tokens import Tokens
 
@@ -100,10 +104,14 @@ def sweep(
     ledger = Ledger.open(
         len(variants), len(tokens), resume, lambda: sweep_key(model, tokens, [base, *variants], metric)
     )
+    dry = planned()
+    if dry is not None:
+        ledger.path = None  # made-up values are not kept
     work = _Work(model, tokens, base, variants, measure, ledger, budget)
     with finite(f"a sweep of {model.name}", model.dtype), counting() as spent:
         try:
-            for prompts in groups(model, tokens, variants, budget, base):
+            found = groups(model, tokens, variants, budget, base)
+            for prompts in found if dry is None else _sample(work, found, dry):
                 own = _Group(work, prompts).share() if shared else None
                 in_halves(
                     prompts.rows, len(prompts), lambda rows, p=prompts, own=own: _Group(work, p.select(rows), own).run()
@@ -180,6 +188,36 @@ class _Work:
     budget: int | None
 
 
+def _sample(work: _Work, prompts: Sequence[BatchSlice], dry: Planned) -> Sequence[BatchSlice]:
+    """Plan a sweep and run a few variants of its largest group, make up the other values; return what is left to run.
+
+    That is nothing, or everything of a sweep that is done with so few.
+    """
+    planned_groups = [(g, g.jobs()) for g in (_Group(work, p) for p in prompts)]
+    group, jobs = max(planned_groups, key=lambda found: found[0].forwards(found[1]))
+    asked = [i for j in jobs for i in j.variants]
+    few = dry.few(asked, group.tokens.ids.numel())
+    if len(few) == len(asked):
+        return prompts
+    whole, all_jobs = sum(g.forwards(found) for g, found in planned_groups), sum(len(j) for _, j in planned_groups)
+    ran = list[Took]()
+    with counting() as spent:
+        for variants in (few[:: len(few) - 1], few[1:-1]):  # a small one and a larger one
+            if variants:
+                sampled = _Group(work, group.prompts, frozenset(variants))
+                n, took = len(sampled.jobs()), sampled.run()
+                ran.append(Took(n, took.forwards, took.seconds))
+    dry.sweep(whole - spent.forwards, all_jobs - sum(t.jobs for t in ran), ran)
+    logits = min(group.room, len(asked) * len(group.prompts)) * 4 * work.model.shape.d_vocab
+    for g, found in planned_groups:
+        sizes = [bytes_of(work.model, g.tokens, j, dry.position) for j in found]
+        dry.batch = max([dry.batch, *(size + 2 * logits for size in sizes)])
+    ledger = work.ledger
+    assert ledger.values is not None
+    ledger.values = made_up(ledger.values, ledger.done.to(ledger.values.device))
+    return ()
+
+
 class _Group:
     """Prompts of a sweep that run together; with `own`, only these variants are run."""
 
@@ -205,6 +243,14 @@ class _Group:
         jobs = shards.mine(self.jobs(), lambda j: cost(self.model, self.tokens, self.first, j))
         return frozenset(i for j in jobs for i in j.variants)
 
+    def forwards(self, jobs: Sequence[Job]) -> float:
+        """Return the forwards of some jobs, and of the run that they start from."""
+        if not jobs:
+            return 0.0
+        whole = any(j.start > 0 for j in jobs)
+        clean = len(self.prompts) * (1.0 if whole else share(self.model, self.reads))
+        return clean + sum(forwards(self.model, self.tokens, self.first, j, self.reads) for j in jobs)
+
     def jobs(self) -> list[Job]:
         """Plan the jobs that are not done yet."""
         done = self.ledger.done[:, list(self.prompts.rows)].all(1)
@@ -212,22 +258,28 @@ class _Group:
             done[[i for i in range(len(done)) if i not in self.own]] = True
         return plan(self.model, self.tokens, self.variants, self.first, self.budget, done.tolist(), self.reads)
 
-    def run(self) -> None:
-        """Do what is not done yet."""
+    def run(self) -> Cost:
+        """Do what is not done yet; return what its jobs took."""
         model, todo = self.model, self.jobs()
         if not todo:
-            return
+            return Cost()
         needed = [i for j in todo for i in j.variants]
         with model.edited(*self.base), torch.no_grad():
             layers = sorted({self.first[i] for i in needed})
             written = layers_added([self.variants[i] for i in needed])
             clean = clean_run(model, self.tokens, layers, any(j.start > 0 for j in todo), written, self.reads)
             self.added.values = clean.added
-        try:
-            with model.edited(), torch.no_grad():
-                self._work(todo, clean)
-        finally:
-            self._flush()
+        if planned() is not None:
+            settle()
+        with counting() as spent:
+            try:
+                with model.edited(), torch.no_grad():
+                    self._work(todo, clean)
+            finally:
+                self._flush()
+            if planned() is not None:
+                settle()
+        return spent
 
     def _work(self, todo: list[Job], clean: Clean) -> None:
         while todo:

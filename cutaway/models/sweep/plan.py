@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from cutaway.core.sites import BY_NAME
 from cutaway.models.access import taps
+from cutaway.models.access.capture import Collector
 from cutaway.models.access.forward import PADDING
 from cutaway.models.access.reading import Reads, depth
 from cutaway.models.anatomy import rope
@@ -134,6 +135,30 @@ def cost(model: Model, tokens: Tokens, first: Sequence[int], job: Job) -> float:
     """Return the cost of a job, in columns through a block."""
     layers = sum(model.shape.n_layers - (first[i] if job.grows else job.low) for i in job.variants)
     return layers * len(tokens) * (tokens.ids.shape[1] - job.start)
+
+
+def forwards(model: Model, tokens: Tokens, first: Sequence[int], job: Job, reads: Reads) -> float:
+    """Return the forwards that a job counts, in prompts through the whole model."""
+    layers, width, low = model.shape.n_layers, tokens.ids.shape[1], first[job.variants[0]] if job.grows else job.low
+    deepest = share(model, reads.since(low, layers)) * layers if reads.early else layers
+    deepest = round(deepest) if job.grows else deepest
+    blocks = sum(max(0, deepest - (first[i] if job.grows else job.low)) for i in job.variants)
+    return blocks * len(tokens) * (width - job.start) / (layers * width)
+
+
+def share(model: Model, reads: Reads) -> float:
+    """Return the part of the model that a forward runs until it has everything that is read."""
+    return Collector(model.anatomy, reads.places, live=True, stops=True).share if reads.early else 1.0
+
+
+def bytes_of(model: Model, tokens: Tokens, job: Job, position: float) -> int:
+    """Return about how much memory a job's batch takes, of which each row and position takes `position` bytes.
+
+    Where it starts behind the first column, the keys and values before are laid out for every row of one layer.
+    """
+    s, width, rows = model.shape, tokens.ids.shape[1], len(job.variants) * len(tokens)
+    keys = 2 * max(s.n_heads, s.n_kv_heads) * s.d_head * (width if job.start else 0) * model.dtype.itemsize
+    return round(rows * ((width - job.start) * position + keys))
 
 
 def first_layer(model: Model, variant: Variant) -> int:

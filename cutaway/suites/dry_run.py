@@ -1,0 +1,262 @@
+"""Dry runs: the cost of a call, planned and counted without making it.
+
+    ca.suites.dry_run(ca.patching.activation, model, task, site="z")
+
+The call's own code runs on its own model, prompts and options, so it refuses what the call would refuse. What it
+repeats is planned and not done (`models.dry`): of a sweep a few variants run, of many backward passes two. Forwards are
+those of the plan. Seconds are what was really done, and for what was left out the price of those few. Beside them
+stands one plain forward of the prompts, measured.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from cutaway.core.method import Method
+from cutaway.core.record import counting
+from cutaway.core.refuse import Refused
+from cutaway.models.dry import Took, planning, settle
+from cutaway.models.model import Model
+from cutaway.models.sweep.processes import processes
+from cutaway.models.tokens import Tokens
+from cutaway.tasks.prompts import Prompts
+from cutaway.tasks.task import Task
+
+_PLAIN = 3  # forwards of which the median is taken
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A forward of the prompts of a call, without edits.
+
+    Attributes:
+        prompts: how many prompts it has.
+        tokens: the length of the longest.
+        seconds: the time that it takes: the median of three, after one that warms up.
+        bytes: the most that its activations take at once, weights and logits left out.
+    """
+
+    prompts: int
+    tokens: int
+    seconds: float
+    bytes: int
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """The cost of a call that was not made; None stands for what is unknown before the call.
+
+    Attributes:
+        call: name of the method.
+        forwards: forwards that it needs, each of one prompt.
+        backwards: backwards, likewise.
+        seconds: the time that it needs on this machine as it is now, without loading.
+        memory: bytes that the process has at its peak, weights included.
+        weights: bytes of the model's weights, which are part of it.
+        batch: bytes of the largest batch of a sweep, which are part of it; 0 without a sweep.
+        plain: one plain forward of the prompts, for comparison.
+        spent_forwards: forwards and backwards that the dry run did itself.
+        spent_seconds: the time that it took itself.
+        says: what the numbers do not say.
+    """
+
+    call: str
+    forwards: float | None
+    backwards: float | None
+    seconds: float | None
+    memory: int | None
+    weights: int
+    batch: int
+    plain: Plain | None
+    spent_forwards: float
+    spent_seconds: float
+    says: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return everything, JSON-ready."""
+        return asdict(self) | {"says": list(self.says)}
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def lines(self) -> list[str]:
+        """Return it as lines of text."""
+        out, p = [f"{self.call}: a dry run, so the method was not run"], self.plain
+        if self.forwards is not None:
+            whole = f", {self.forwards / p.prompts:,.1f} of the batch" if p is not None and p.prompts > 1 else ""
+            back = f"; {self.backwards:,.0f} backwards" if self.backwards else ""
+            out.append(f"forwards  {self.forwards:,.0f} of one prompt{whole}{back}")
+        if self.seconds is not None:
+            out.append(f"seconds   {_rounded(self.seconds)} on this machine, as busy as it is now, after loading")
+        if self.memory is not None:
+            batch = f", a batch of a sweep {_size(self.batch)}" if self.batch else ""
+            out.append(f"memory    {_size(self.memory)} at the peak of the process:")
+            out.append(f"          weights {_size(self.weights)}{batch}, and what is kept")
+        if p is not None:
+            shape = f"{p.prompts} prompt{'s' * (p.prompts > 1)}, up to {p.tokens} tokens, median of {_PLAIN}"
+            took, own = _rounded(p.seconds), _rounded(self.spent_seconds)
+            out.append(f"measured  {took} s, {_size(p.bytes)} of activations: a plain forward of the batch")
+            out.append(f"          ({shape})")
+            out.append(f"spent     {self.spent_forwards:,.0f} forwards, {own} s, by the dry run")
+        return out + [f"note      {text}" for text in self.says]
+
+
+def dry_run(call: Callable[..., Any], /, *subjects: Any, **options: Any) -> DryRun:
+    """Return what a call would cost, without making it.
+
+    Args:
+        call: a method (`ca.patching.activation`), or `ca.explain`.
+        subjects: its positional arguments: the model, the task, …
+        options: its options.
+
+    Raises:
+        Refused: what the call would refuse, or several processes.
+    """
+    if processes() > 1:
+        raise Refused("a dry run", "several processes would share the work", "start one process")
+    row: Method | None = getattr(call, "row", None)
+    about: dict[str, Any] = dict(enumerate(subjects)) if row is None else row.asked(subjects, options)[0]  # type: ignore[arg-type]
+    model = next((x for x in about.values() if isinstance(x, Model)), None)
+    tokens = None if model is None else _batch(model, about.values())
+    if row is not None and (model is None or tokens is None):
+        return _declared(row, about, options, model)
+    if model is None or tokens is None:
+        raise Refused("a dry run", f"{getattr(call, '__name__', call)!r} got no model and prompts", "give both")
+    start = time.perf_counter()
+    plain = _plain(model, tokens)
+    says, took = list[str](), Took(1, plain.prompts, plain.seconds)
+    with counting() as spent, planning(took, plain.bytes / tokens.ids.numel()) as planned:
+        try:
+            call(*subjects, **options)
+        except Refused as refusal:
+            if not planned.made_up:
+                raise
+            says.append(f"planned up to a refusal that made-up numbers may have caused: {refusal.why}")
+    memory = _peak(model, planned.batch)
+    if memory is None:
+        says.append("the memory of this process cannot be read on this system")
+    if planned.seconds == 0.0 and planned.forwards == 0.0:
+        says.append("it repeats nothing that can be left out, so that the dry run took as long as the method")
+    return DryRun(
+        row.name if row is not None else getattr(call, "__name__", "call"),
+        spent.forwards + planned.forwards,
+        spent.backwards + planned.backwards,
+        spent.seconds + planned.seconds,
+        memory,
+        _weights(model),
+        planned.batch,
+        plain,
+        spent.forwards + spent.backwards,
+        time.perf_counter() - start,
+        tuple(says),
+    )
+
+
+def _declared(row: Method, about: dict[str, Any], options: dict[str, Any], model: Model | None) -> DryRun:
+    """Return what the card of a method tells that does not repeat forwards of a batch of prompts."""
+    sizes = {o.name: o.default for o in row.options} | options
+    sizes = {n: v for n, v in sizes.items() if isinstance(v, int | float)}
+    for thing in about.values():
+        sizes |= thing.sizes()
+    forwards = backwards = None
+    with suppress(ValueError):
+        forwards, backwards = row.bound(sizes)
+    says = list[str]()
+    if forwards is None:
+        says.append(f"forwards are unknown before it runs: its card bounds them by {row.cost}")
+    elif forwards == backwards == 0:
+        says.append("no model runs: its time depends on the dictionary and its activations alone")
+    else:
+        says.append("at most these, by its card; it reads texts of many lengths, of which none was measured")
+    says.append("seconds and memory are unknown before it runs")
+    weights = 0 if model is None else _weights(model)
+    return DryRun(row.name, forwards, backwards, None, None, weights, 0, None, 0.0, 0.0, tuple(says))
+
+
+def _batch(model: Model, subjects: Iterable[Any]) -> Tokens | None:
+    """Return the prompts of a call as tokens; None if it has none."""
+    for thing in subjects:
+        if isinstance(thing, Task):
+            return thing.bind(model).clean
+        if isinstance(thing, Prompts):
+            return thing.bind(model)
+        if isinstance(thing, str):
+            return model.tokens([thing])
+    return None
+
+
+def _plain(model: Model, tokens: Tokens) -> Plain:
+    """Measure a forward of the prompts, as they are."""
+    last = f"resid_pre.{model.shape.n_layers - 1}"
+    with _Live(model.hf.parameters()) as live:
+        model.capture(tokens, last, logits=False)
+    seconds = list[float]()
+    for _ in range(1 + _PLAIN):
+        start = time.perf_counter()
+        model.run_last(tokens)
+        settle()
+        seconds.append(time.perf_counter() - start)
+    return Plain(len(tokens), tokens.ids.shape[1], statistics.median(seconds[1:]), live.most)
+
+
+class _Live(TorchDispatchMode):
+    """Follows how much memory tensors hold that are made inside; those of `apart` do not count."""
+
+    def __init__(self, apart: Iterable[torch.Tensor]):
+        super().__init__()
+        self.apart = {t.untyped_storage()._cdata for t in apart}
+        self.held: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for t in tree_leaves(out):
+            if isinstance(t, torch.Tensor) and t.layout is torch.strided:
+                storage = t.untyped_storage()
+                if storage._cdata not in self.apart:
+                    self.held[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.held = {key: (ref, size) for key, (ref, size) in self.held.items() if not ref.expired()}
+        self.most = max(self.most, sum(size for _, size in self.held.values()))
+        return out
+
+
+def _weights(model: Model) -> int:
+    return sum(p.numel() * p.element_size() for p in model.hf.parameters())
+
+
+def _peak(model: Model, batch: int) -> int | None:
+    """Return the peak of the memory: what there was so far, or what there is now with a batch beside it."""
+    if model.device.type == "cuda":
+        return max(torch.cuda.max_memory_allocated(model.device), torch.cuda.memory_allocated(model.device) + batch)
+    now = Path("/proc/self/statm")
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    held = int(now.read_text().split()[1]) * resource.getpagesize() if now.exists() else most
+    return max(most, held + batch)
+
+
+def _rounded(seconds: float) -> str:
+    return f"{seconds:.2g}" if seconds < 10 else f"{seconds:,.0f}"
+
+
+def _size(n: int) -> str:
+    return f"{n / 2**30:.2f} GiB" if n >= 2**28 else f"{n / 2**20:.1f} MiB"
+
+
+__all__: Sequence[str] = ["DryRun", "Plain", "dry_run"]
