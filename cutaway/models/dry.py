@@ -45,6 +45,7 @@ class Planned:
         forwards: forwards left out, of one prompt each.
         backwards: backwards left out, likewise.
         batch: bytes of the largest batch that was planned.
+        kept: bytes of what would be held together, beyond what the dry run holds.
         made_up: True if numbers were made up, so that a decision about them says nothing.
     """
 
@@ -53,6 +54,7 @@ class Planned:
     forwards: float = 0.0
     backwards: float = 0.0
     batch: int = 0
+    kept: int = 0
     made_up: bool = False
     _ran: list[Took] = field(default_factory=list)  # of sweeps
     _swept: Took = field(default_factory=lambda: Took(0, 0.0, 0.0))  # left out of sweeps
@@ -125,6 +127,12 @@ def planning(plain: Took | None = None, position: float = 0.0) -> Iterator[Plann
         yield found
     finally:
         _PLANNED.reset(token)
+
+
+def keep(size: int) -> None:
+    """Enter bytes that a dry run would hold if it did all of its work."""
+    if (dry := planned()) is not None:
+        dry.kept = max(dry.kept, size)
 
 
 def settle() -> None:

@@ -144,7 +144,7 @@ def dry_run(call: Callable[..., Any], /, *subjects: Any, **options: Any) -> DryR
             if not planned.made_up:
                 raise
             says.append(f"planned up to a refusal that made-up numbers may have caused: {refusal.why}")
-    memory = _peak(model, planned.batch)
+    memory = _peak(model, max(planned.batch, planned.kept))
     if memory is None:
         says.append("the memory of this process cannot be read on this system")
     if planned.seconds == 0.0 and planned.forwards == 0.0:

@@ -27,7 +27,7 @@ from cutaway.models.access.ports import port
 from cutaway.models.access.reading import Measure, Reads, depth, observe
 from cutaway.models.anatomy.anatomy import Anatomy
 from cutaway.models.anatomy.norms import measure, wide
-from cutaway.models.dry import some
+from cutaway.models.dry import keep, some
 from cutaway.models.tokens import Tokens
 
 Attention = Literal["gradient", "constant", "half"]
@@ -97,7 +97,9 @@ def gradients(
                     notice(g)
             given_slopes = _all(collector.asked, found, wanted, reads.early)
             slopes.append(Activations(dict(zip(collector.asked, given_slopes, strict=True)), tokens))
-        slopes += slopes[-1:] * (len(cuts) - len(slopes))  # of cuts that a dry run leaves out
+        if len(slopes) < len(cuts):  # the others are left out of a dry run
+            keep((len(cuts) - len(slopes)) * sum(x.nbytes for x in given_slopes))
+            slopes += slopes[-1:] * (len(cuts) - len(slopes))
     given = {a: x.detach() for a, x in zip(collector.asked, wanted, strict=True)}
     return values.detach(), slopes, Activations(given, tokens)
 
