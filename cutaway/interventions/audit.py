@@ -1,8 +1,10 @@
 """Audit of estimates: exact effects at a sample of places, and how well the estimate agrees with all.
 
 Half of the sample are the places of largest |estimate|; the other half is drawn at random from strata of the ranks of
-the rest, so that places an estimate calls unimportant are looked at too. Every statistic is one of all places: each
-place drawn counts for as many as it was drawn from. Every estimate of this room is audited by it.
+the rest, so that places an estimate calls unimportant are looked at too. Places whose value is the same in both runs
+have no effect, and to measure one tells nothing: neither half has any of them, unless all places are measured or none
+moves. Every statistic is one of all places that can be drawn: each place drawn counts for as many as it was drawn from.
+Every estimate of this room is audited by it.
 
 The interval holds what measuring all places would give. It is the wider of two: resampled weights of the places drawn
 (Rao & Wu 1988; Rubin 1981), for ranks with one more place of any rank, and the textbook's for as many places (Fisher's
@@ -14,11 +16,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway.core.stats import generator, mean_interval
@@ -40,15 +42,17 @@ class Sample:
         chosen: their numbers, ascending.
         stratum: the stratum of each.
         sizes: places in each stratum, measured or not.
+        still: number of further places, whose value is the same in both runs.
     """
 
     chosen: tuple[int, ...]
     stratum: tuple[int, ...]
     sizes: tuple[int, ...]
+    still: int = 0
 
     @property
     def places(self) -> int:
-        """All places, measured or not."""
+        """All places that can be drawn, measured or not."""
         return sum(self.sizes)
 
     @property
@@ -78,13 +82,14 @@ class Sample:
         return out
 
     def __str__(self) -> str:
+        cells = f"the {self.places} cells that move" if self.still else f"all {self.places} cells"
         if len(self.chosen) == self.places:
-            return f"measured at all {self.places} cells"
+            return f"measured at {cells}"
         k, parts = len(self.chosen), len(self.sizes) - 1
         drawn = f", {k - self.sizes[0]} drawn from {parts} {'stratum' if parts == 1 else 'strata'} of the rest" * (
             parts > 0
         )
-        return f"of all {self.places} cells, from {k} measured: the {self.sizes[0]} largest{drawn}"
+        return f"of {cells}, from {k} measured: the {self.sizes[0]} largest{drawn}"
 
 
 @dataclass(frozen=True)
@@ -115,11 +120,13 @@ def audit(
     least: float,
     size: Float[Tensor, "node"] | None = None,
     seed: int = 0,
+    moves: Bool[Tensor, "node"] | None = None,
 ) -> Audit:
     """Measure the effect of `n` places exactly, chosen by `size` (by default |estimate|), and hold the estimate against
-    it. `least` is what an effect can be by rounding alone.
+    it. `least` is what an effect can be by rounding alone, and `moves` tells the places whose value differs between the
+    runs.
     """
-    sample = drawn(estimate.abs() if size is None else size, n, seed)
+    sample = drawn(estimate.abs() if size is None else size, n, seed, moves)
     chosen = list(sample.chosen)
     found = measure(chosen)
     exact = torch.full_like(estimate, torch.nan)
@@ -132,12 +139,17 @@ def rounding(model: Model, values: Float[Tensor, "run prompt"]) -> float:
     return _STEPS * torch.finfo(model.dtype).eps * float(values.abs().max())
 
 
-def drawn(size: Float[Tensor, "node"], n: int, seed: int = 0) -> Sample:
+def drawn(size: Float[Tensor, "node"], n: int, seed: int = 0, moves: Bool[Tensor, "node"] | None = None) -> Sample:
     """Return a sample of `n` places: half of them those of largest `size`, the others drawn from strata of the rest by
     rank.
 
-    Sizes that differ by rounding only count as equal, and equal ones keep their order.
+    Sizes that differ by rounding only count as equal, and equal ones keep their order. Only places that move are drawn,
+    unless `n` is all places or none moves.
     """
+    if moves is not None and n < len(size) and 0 < int(moves.sum()) < len(size):
+        there = moves.nonzero()[:, 0]
+        some = drawn(size[there], n, seed)
+        return replace(some, chosen=tuple(there[list(some.chosen)].tolist()), still=len(size) - len(there))
     n, g = min(n, len(size)), generator(seed)
     grain = float(size.max()) * _ROUNDING
     order = (-size / grain).round().argsort(stable=True) if grain else torch.arange(len(size))

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway.core.address import Address, Pattern, listed, unit_axis
@@ -42,6 +42,7 @@ from cutaway.tasks.task import Task
 
 ESTIMATED = ("recovered", "corrupt", "exact", "agreement", "gap")  # optional fields that every estimate can fill
 _PART_BYTES = 1 << 31  # of one part's activations, with what its graph keeps for the backward pass
+_STILL = 4  # rounding steps of a value, by which two runs of the same tokens may differ
 _GRAPH = 8  # tensors of a block's width that a block keeps for it
 
 
@@ -225,11 +226,15 @@ class _Part:
     corrupt: Float[Tensor, "prompt"]
     values: Float[Tensor, "quantity cell prompt"]
     null: Float[Tensor, "quantity cell sample"]
+    moves: Bool[Tensor, "cell"]
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """Estimated quantities of all places, prompt by prompt, with what chance alone gives in the mean."""
+    """Estimated quantities of all places, prompt by prompt, with what chance alone gives in the mean.
+
+    `moves` tells the places whose value differs between the two runs of any prompt.
+    """
 
     bound: Bound
     nodes: Sequence[Nodes]
@@ -240,6 +245,7 @@ class Estimates:
     gap: float
     values: Float[Tensor, "quantity cell prompt"]
     null: Float[Tensor, "quantity cell sample"]
+    moves: Bool[Tensor, "cell"]
     parts: Sequence[Sequence[int]]
     runs: PairedRuns | None
 
@@ -301,15 +307,36 @@ def estimates(
                 values.append(how.quantities(model, x, w, x.donor, found))
                 drawn = (random_donor(x, w, chances) for _ in range(samples))
                 null.append(torch.stack([how.quantities(model, x, w, d, found).sum(-1) for d in drawn], dim=-1))
+            moves = torch.cat([_moves(model, x, w) for w in wanted])
         kept = x if len(rows) == n else None
-        done.append(_Part(rows, kept, x.clean.cpu(), x.corrupt.cpu(), torch.cat(values, 1), torch.cat(null, 1)))
+        done.append(_Part(rows, kept, x.clean.cpu(), x.corrupt.cpu(), torch.cat(values, 1), torch.cat(null, 1), moves))
 
     _in_parts(range(n), _size(model, bound, wanted, how), work)
     clean, corrupt = (torch.cat([getattr(p, name) for p in done]) for name in ("clean", "corrupt"))
     gap = difference(task, clean, corrupt)
     values, null = torch.cat([p.values for p in done], dim=-1), torch.stack([p.null for p in done]).sum(0) / n
-    parts = [p.rows for p in done]
-    return Estimates(bound, wanted, direction, task.corruption, clean, corrupt, gap, values, null, parts, done[0].runs)
+    moves, parts = torch.stack([p.moves for p in done]).any(0), [p.rows for p in done]
+    sides = (task.corruption, clean, corrupt, gap)
+    return Estimates(bound, wanted, direction, *sides, values, null, moves, parts, done[0].runs)
+
+
+def _moves(model: Model, x: PairedRuns, n: Nodes) -> Bool[Tensor, "cell"]:
+    """Return True at the places whose value differs between the runs of any prompt by more than rounding: in a causal
+    model at none before the first changed token.
+    """
+    start = x.target.column(0)[:, None] + first_changed(model, x.bound)
+    later = torch.arange(x.target.ids.shape[1], device=start.device) >= start
+    placed = "position" in site_row(n.site).axes.split()
+
+    def summed(values: Mapping[Address, Tensor]) -> Float[Tensor, "cell prompt"]:
+        if placed:  # [batch position …]
+            values = {a: t * later.reshape(*later.shape, *[1] * (t.ndim - 2)).to(t) for a, t in values.items()}
+        return cellwise(n, values, x.target)
+
+    own = {a: x.own[str(a)].float() for a in n.whole}
+    step = summed({a: (x.donor[str(a)].float() - t).abs() for a, t in own.items()})
+    least = _STILL * torch.finfo(x.own[str(n.whole[0])].dtype).eps
+    return (step > least * summed({a: t.abs() for a, t in own.items()})).any(1).cpu()
 
 
 def _in_parts(rows: Sequence[int], size: int, work: Callable[[Sequence[int]], None]) -> None:
@@ -359,7 +386,7 @@ def audited(
         null[chosen] = found[1:].mean(-1).T
         return found[0]
 
-    done = audit(measure, mean, n, least, size, seed)
+    done = audit(measure, mean, n, least, size, seed, e.moves)
     return replace(done, null=null) if steps else done
 
 
@@ -398,6 +425,10 @@ def estimate_record(e: Estimates, done: Audit | None, ranked: str = "|estimate|"
         s = done.sample
         strata = ", ".join(f"{n} of {m}" for n, m in zip(s.taken, s.sizes, strict=True))
         cells = f"{len(s.chosen)} of {len(e.places)} cells ({strata})"
+        if s.still:
+            cells += f"; none of the {s.still} whose value is the same in both runs, and whose effect is 0"
+        elif not e.moves.any():
+            cells += "; no cell moves: every value is the same in both runs"
         checked = {"agreement": str(s), "audited": f"by ranks of {ranked}: {cells}"}
     return corruption_record(e.corruption) | {"effect is": "an estimate"} | checked
 

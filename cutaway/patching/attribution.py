@@ -9,11 +9,12 @@ backward for all places of all sites asked for, where activation patching needs 
   that name units or positions themselves, and several patterns, give a list of [node].
 * `interval`: 95 %, over prompts. Control (`null`): the same slope along a random step of the donor's length.
 * Audit: `exact` is the measured effect at `audit` places (NaN elsewhere), with its interval over prompts: half of them
-  those of largest |estimate|, half drawn at random from strata of the ranks of the rest. `agreement` says what all
-  places would give, each place drawn counting for as many as it was drawn from: Pearson and Spearman correlation, the
-  share of sign errors, and the slope of exact effects over estimates (2: the estimates are half as large). Its
-  interval holds that of all places; the record says how many of how many places were measured. With `exact_null`,
-  these places receive random steps as well: the null of `exact`.
+  those of largest |estimate|, half drawn at random from strata of the ranks of the rest. Places whose value is the
+  same in both runs have no effect and are not drawn, unless none moves; the record says how many. `agreement` says
+  what all places that can be drawn would give, each place drawn counting for as many as it was drawn from: Pearson and
+  Spearman correlation, the share of sign errors, and the slope of exact effects over estimates (2: the estimates are
+  half as large). Its interval holds that of all these places; the record says how many of how many were measured. With
+  `exact_null`, these places receive random steps as well: the null of `exact`.
 * Known failures: saturated attention hides queries and keys (`patching.attribution_star` repairs it); effects that
   cancel to first order; large steps, above all whole residual streams, through norms and activation functions
   (`patching.relevance`). A gradient is no intervention: read the audit before the numbers.

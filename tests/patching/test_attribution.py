@@ -109,7 +109,7 @@ def test_sites_together_are_sites_apart_from_one_backward():
 def test_the_audit_measures_what_a_full_sweep_measures():
     model, task = subjects.random_llama(), subjects.llama_task(3)
     exact = activation(model, task, site="resid_pre").effect
-    full, part = (attribution(model, task, site="resid_pre", audit=n) for n in (1000, 9))
+    full, part = (attribution(model, task, site="resid_pre", audit=n) for n in (1000, 3))
     torch.testing.assert_close(full.exact, exact)
     x, y = full.effect.flatten().double(), exact.flatten().double()
     assert float(full.agreement[0]) == pytest.approx(stats.pearsonr(x, y)[0], abs=1e-5)
@@ -121,10 +121,10 @@ def test_the_audit_measures_what_a_full_sweep_measures():
     assert (full.agreement_interval[:, 0] <= full.agreement + 1e-6).all()
     assert (full.agreement <= full.agreement_interval[:, 1] + 1e-6).all()
     seen = ~part.exact.isnan()
-    assert int(seen.sum()) == 9
+    assert int(seen.sum()) == 3
     torch.testing.assert_close(part.exact[seen], exact[seen])
     assert seen.flatten()[part.effect.abs().argmax()]
-    assert "9 of" in part.record["audited"]
+    assert "3 of" in part.record["audited"]
 
 
 @pytest.mark.parametrize("direction", ["denoise", "noise"])
@@ -163,6 +163,37 @@ def test_the_sample_has_the_largest_and_some_of_every_rank():
     assert float(big.weights.sum()) == pytest.approx(300)
     assert float(big.resampled(np.random.default_rng(0)).sum(1).std()) < 1e-6
     assert str(big) == "of all 300 cells, from 24 measured: the 12 largest, 12 drawn from 3 strata of the rest"
+
+
+def test_only_places_that_move_are_drawn():
+    size, moves = torch.rand(300), torch.rand(300) < 0.5
+    some, many = drawn(size, 24, 3, moves), int(moves.sum())
+    assert moves[list(some.chosen)].all()
+    assert (some.places, some.still) == (many, 300 - many)
+    assert str(some).startswith(f"of the {many} cells that move, from 24 measured: the 12 largest, 12 drawn from 3 str")
+    assert str(drawn(size, 299, 3, moves)) == f"measured at the {many} cells that move"
+    assert drawn(size, 300, 3, moves) == drawn(size, 300, 3)
+    for all_alike in (torch.ones(300), torch.zeros(300)):
+        assert drawn(size, 24, 3, all_alike.bool()) == drawn(size, 24, 3)
+
+
+def test_the_audit_measures_no_stream_before_the_changed_word():
+    model = subjects.miniworld()
+    task = ca.tasks.from_sentence(model, "The capital of Norway is")
+    found, bound = attribution(model, task, site="resid_pre", audit=12, samples=1), task.bind(model)
+    changed = (bound.clean.ids != bound.corrupt.ids)[0]
+    first = int(changed.nonzero()[0])
+    assert first > 1, "the prompts begin alike"
+    assert not found.exact[:, :first].isfinite().any()
+    assert not found.exact[0, ~changed].isfinite().any(), "other tokens enter the first block unchanged"
+    moving = model.shape.n_layers * (len(changed) - first) - int((~changed[first:]).sum())
+    assert int(found.exact.isfinite().sum()) == min(12, moving)
+    still = found.effect.numel() - moving
+    assert f"; none of the {still} whose value is the same in both runs" in found.record["audited"]
+    places = [f"resid_pre.{i}@0" for i in range(3)]
+    alike = attribution(model, task, site=places, audit=2, samples=1)
+    assert alike.record["audited"].endswith("no cell moves: every value is the same in both runs")
+    assert alike.exact[alike.exact.isfinite()].tolist() == [0.0, 0.0]
 
 
 def test_agreement_with_ties_is_scipys():

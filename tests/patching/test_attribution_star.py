@@ -120,7 +120,7 @@ def test_at_one_position_the_fix_is_exact_in_a_last_layer(site, direction):
     torch.testing.assert_close(fixed.effect[-1], exact, rtol=1e-3, atol=1e-3 * float(exact.abs().max()))
     assert float(exact.abs().max()) > 1, "there is something to find"
     assert fixed.labels["statistic"][-1] == "spearman of score"
-    assert "by ranks of score: 24 of" in fixed.record["audited"]
+    assert "by ranks of score: 16 of 96 cells (16 of 16); none of the 80" in fixed.record["audited"]
 
 
 @pytest.mark.parametrize("task", [subjects.llama_task(2), subjects.uneven_task()], ids=["even", "uneven"])
