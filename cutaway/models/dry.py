@@ -40,7 +40,7 @@ class Planned:
     """The work that a dry run left out.
 
     Attributes:
-        plain: a plain forward of the prompts, as measured.
+        plain: a plain forward of many prompts, as measured.
         position: bytes that activations take for each row and position of a batch, as measured.
         forwards: forwards left out, of one prompt each.
         backwards: backwards left out, likewise.
@@ -91,7 +91,7 @@ def prices(ran: Sequence[Took], plain: Took | None) -> tuple[float, float]:
     """Return the seconds that a batch takes whatever its size, and those of each forward in it.
 
     They fit all batches that ran, by relative errors, with neither below zero; a forward in a batch takes no longer
-    than one of a plain forward of the prompts.
+    than one in a plain batch.
     """
     rows = [(t.jobs / t.seconds, t.forwards / t.seconds) for t in [*ran, *([plain] if plain else [])]]
     if not ran:
@@ -118,7 +118,7 @@ def planned() -> Planned | None:
 def planning(plain: Took | None = None, position: float = 0.0) -> Iterator[Planned]:
     """Within the block, work that repeats is planned and not done.
 
-    `plain` is what a plain forward of the prompts took, and `position` how many bytes its activations took for each
+    `plain` is what a plain forward of many prompts took, and `position` how many bytes its activations took for each
     prompt and position.
     """
     found = Planned(plain, position)

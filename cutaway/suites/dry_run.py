@@ -35,6 +35,7 @@ from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.task import Task
 
 _PLAIN = 3  # forwards of which the median is taken
+_POSITIONS = 512  # prompts × positions of the batch that tells the price of a forward among many
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,7 @@ def dry_run(call: Callable[..., Any], /, *subjects: Any, **options: Any) -> DryR
     if model is None or tokens is None:
         raise Refused("a dry run", f"{getattr(call, '__name__', call)!r} got no model and prompts", "give both")
     start = time.perf_counter()
-    plain = _plain(model, tokens)
-    says, took = list[str](), Took(1, plain.prompts, plain.seconds)
+    says, (plain, took) = list[str](), _plain(model, tokens)
     with counting() as spent, planning(took, plain.bytes / tokens.ids.numel()) as planned:
         try:
             call(*subjects, **options)
@@ -197,18 +197,24 @@ def _batch(model: Model, subjects: Iterable[Any]) -> Tokens | None:
     return None
 
 
-def _plain(model: Model, tokens: Tokens) -> Plain:
-    """Measure a forward of the prompts, as they are."""
+def _plain(model: Model, tokens: Tokens) -> tuple[Plain, Took]:
+    """Measure a forward of the prompts, without edits, and one of as many copies of them as make a batch of a sweep."""
     last = f"resid_pre.{model.shape.n_layers - 1}"
     with _Live(model.hf.parameters()) as live:
         model.capture(tokens, last, logits=False)
-    seconds = list[float]()
-    for _ in range(1 + _PLAIN):
-        start = time.perf_counter()
-        model.run_last(tokens)
-        settle()
-        seconds.append(time.perf_counter() - start)
-    return Plain(len(tokens), tokens.ids.shape[1], statistics.median(seconds[1:]), live.most)
+    n, times = len(tokens), max(1, _POSITIONS // tokens.ids.numel())
+    many = tokens.rows(list(range(n)) * times)
+    _seconds(model, tokens)
+    plain = Plain(n, tokens.ids.shape[1], statistics.median(_seconds(model, tokens) for _ in range(_PLAIN)), live.most)
+    return plain, Took(1, n * times, _seconds(model, many) if times > 1 else plain.seconds)
+
+
+def _seconds(model: Model, tokens: Tokens) -> float:
+    """Return the time that a forward takes."""
+    start = time.perf_counter()
+    model.run_last(tokens)
+    settle()
+    return time.perf_counter() - start
 
 
 class _Live(TorchDispatchMode):
