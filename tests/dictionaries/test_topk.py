@@ -156,3 +156,16 @@ def test_a_selection_that_chooses_other_latents_is_refused_by_the_measurement(mo
     assert precision.measure(x, w, b, 16).select == "bfloat16"
     monkeypatch.setattr(Shadow, "refresh", lambda self, *_: self.rows.zero_())
     assert precision.measure(x, w, b, 16).select == "float32"
+
+
+def test_chunks_that_share_a_product_are_chosen_from_as_if_alone(monkeypatch):
+    g = torch.Generator().manual_seed(5)
+    x, w, b = torch.randn(700, 16, generator=g), torch.randn(512, 16, generator=g), torch.randn(512, generator=g)
+    together = select.top_k(x, select.Encoder(w, b), 4)
+    products = []
+    monkeypatch.setattr(torch, "mm", lambda a, *r, mm=torch.mm, **k: products.append(len(a)) or mm(a, *r, **k))
+    monkeypatch.setattr(select, "PRODUCT", 0)
+    alone = select.top_k(x, select.Encoder(w, b), 4)
+    assert products == [256, 256, 188]
+    assert torch.equal(together[0], alone[0])
+    assert torch.allclose(together[1], alone[1], rtol=1e-5)

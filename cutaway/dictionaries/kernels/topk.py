@@ -23,6 +23,7 @@ from cutaway.dictionaries.kernels.reduce import ALONE, Across
 from cutaway.dictionaries.kernels.sparse import Pairs, dots
 
 CHUNK = 256  # tokens, on a processor: 256 × 16384 float32 pre-activations are 16 MiB
+PRODUCT = 24 << 20  # bytes of the chunks that one product fills; a library packs the encoder once per product
 SPARE = 8  # candidates a token beyond k, for the rounding of bfloat16
 _CROWDED = 8  # times as many entries above the floor as wanted: ties, better left to torch.topk
 
@@ -193,14 +194,15 @@ def _chunks(x: Tensor, encoder: Encoder) -> Iterator[Tensor]:
     else:
         rows = encoder.w
     chunk = CHUNK if x.device.type == "cpu" else 16 * CHUNK
-    buffer = torch.empty(min(chunk, len(x)), len(rows), dtype=rows.dtype, device=x.device)
-    for part in x.split(chunk):
-        out = torch.mm(part, rows.T, out=buffer[: len(part)])
-        if encoder.shadow is None:
-            out.add_(encoder.b)
-            if encoder.scale is not None:
-                out.mul_(encoder.scale)
-        yield out
+    together = chunk * max(1, PRODUCT // (chunk * len(rows) * rows.element_size()))
+    buffer = torch.empty(min(together, len(x)), len(rows), dtype=rows.dtype, device=x.device)
+    for part in x.split(together):
+        for out in torch.mm(part, rows.T, out=buffer[: len(part)]).split(chunk):
+            if encoder.shadow is None:
+                out.add_(encoder.b)
+                if encoder.scale is not None:
+                    out.mul_(encoder.scale)
+            yield out
 
 
 def _above(x: Tensor, encoder: Encoder, floor: Tensor | float) -> tuple[Pairs, Tensor]:
