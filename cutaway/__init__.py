@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cutaway import (
         dictionaries,
         features,
+        heads,
         interventions,
         lenses,
         models,
@@ -48,7 +49,8 @@ __version__ = "0.1.0"
 
 #: the modules of rooms without methods that enter rows in the table of subjects
 _SUBJECTS = ("cutaway.zoo.load", "cutaway.tasks", "cutaway.streams", "cutaway.dictionaries.opening")
-METHOD_ROOMS = ("lenses", "patching", "dictionaries", "features")  # every room that enters rows in the method table
+#: every room that enters rows in the method table
+METHOD_ROOMS = ("lenses", "heads", "patching", "dictionaries", "features")
 _METHODS = {"dictionaries": "dictionaries.evaluation"}  # where a room's methods are, if not in the room itself
 _ROOMS = (
     "models",
@@ -85,6 +87,7 @@ __all__ = [
     "edits",
     "explain",
     "features",
+    "heads",
     "interventions",
     "lenses",
     "load",

@@ -115,6 +115,8 @@ def alternatives(name: str, kinds: Sequence[Any]) -> tuple[str, ...]:
 def choose(names: Sequence[str], given: dict[str, Any]) -> str:
     """Return the subject that the flags name, of those that an argument takes; removes the others' flags from `given`.
 
+    Where they name none, it is the one of which no flag must be given.
+
     Raises:
         Refused: the flags name none of them, or more than one.
     """
@@ -122,7 +124,8 @@ def choose(names: Sequence[str], given: dict[str, Any]) -> str:
         return names[0]
     flags = {n: subject(n).flags for n in names}
     said = {n: [f for f in own if given.get(f.name) not in (f.default, None)] for n, own in flags.items()}
-    named = [n for n in names if said[n]]
+    ready = [n for n in names if all(f.default is not REQUIRED for f in flags[n])]
+    named = [n for n in names if said[n]] or ready
     if len(named) != 1:
         why = "both are given" if named else "neither is given"
         either = [w for n in names for w in (" or ", Keyword(n))][1:]

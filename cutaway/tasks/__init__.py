@@ -17,6 +17,7 @@ from cutaway.tasks.named import load, names
 from cutaway.tasks.pair import Pair, Truth
 from cutaway.tasks.prompts import Contrast, Prompts, as_prompts, contrast, read_prompts
 from cutaway.tasks.readouts import READOUTS, Readout, activation, readout
+from cutaway.tasks.repeats import Repeats
 from cutaway.tasks.sentence import from_sentence
 from cutaway.tasks.siblings import with_siblings
 from cutaway.tasks.task import Task
@@ -31,6 +32,7 @@ __all__ = [
     "Pair",
     "Prompts",
     "Readout",
+    "Repeats",
     "Task",
     "Truth",
     "Words",

@@ -1,4 +1,4 @@
-"""The subjects `task`, `prompts` and `contrast`: the flags that mean one, and how it is opened."""
+"""The subjects `task`, `prompts`, `contrast` and `repeats`: the flags that mean one, and how it is opened."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cutaway.models.tokens import Tokens
 from cutaway.tasks.jsonl import from_jsonl
 from cutaway.tasks.named import load
 from cutaway.tasks.prompts import Contrast, Prompts, as_prompts, contrast, joined, read_prompts
+from cutaway.tasks.repeats import Repeats
 from cutaway.tasks.sentence import from_sentence
 from cutaway.tasks.siblings import with_siblings
 from cutaway.tasks.task import Task
@@ -134,5 +135,19 @@ register(
         ),
         lambda flags, opened: contrast(*(read_prompts(v) for v in flags.values())),
         _contrast,
+    )
+)
+register(
+    Subject(
+        "repeats",
+        Repeats,
+        (
+            Flag("repeats", int, 32, "number of sequences of random tokens, each a block said twice"),
+            Flag("repeats_length", int, 24, "number of tokens in a block"),
+            Flag("repeats_seed", int, 0, "seed of the tokens"),
+        ),
+        lambda flags, opened: Repeats(flags["repeats"], flags["repeats_length"], flags["repeats_seed"]),
+        lambda opened: Repeats(3, 8),
+        advice="ca.tasks.Repeats(), sequences of random tokens",
     )
 )

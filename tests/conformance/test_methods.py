@@ -450,10 +450,10 @@ def test_the_control_runs(name, kind):
     assert axes[-1] == "sample"
     assert axes[:-1] == result.axes()[of], "one null a number"
     assert null.shape[-1] > 1
-    without = [not bool(row.isfinite().all()) for row in null] if len(axes) == 2 else [False]
-    names = result.labels.get(axes[0], [""] * len(without)) if len(axes) == 2 else [""]
+    without = [not bool(row.isfinite().all()) for row in null] if len(axes) >= 2 else [False]
+    names = result.labels.get(axes[0], [""] * len(without)) if len(axes) >= 2 else [""]
     assert all(result.reasons.get(n) for n, w in zip(names, without, strict=True) if w), "no null, and no reason"
-    null = null[~torch.tensor(without)] if len(axes) == 2 else null
+    null = null[~torch.tensor(without)] if len(axes) >= 2 else null
     assert null.isfinite().all()
     assert (null.std(-1) > 0).any(), "all samples of the null are the same"
 

@@ -1,0 +1,6 @@
+"""Heads: what single attention heads look at and copy, read from their patterns and weights."""
+
+from cutaway.heads.classify import HeadTypes, classify
+from cutaway.heads.types import TYPES, HeadType
+
+__all__ = ["TYPES", "HeadType", "HeadTypes", "classify"]

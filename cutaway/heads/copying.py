@@ -1,0 +1,43 @@
+"""The copying score of OV circuits: does a head raise the token that it looks at?"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.core.stats import generator
+from cutaway.models.model import Model
+
+
+def copying(
+    model: Model, layers: list[int], samples: int, seed: int
+) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head sample"]]:
+    """Return Σλ / Σ|λ| over the eigenvalues of W_E W_V W_O W_U for every head (Elhage et al. 2021), and its null.
+
+    1 is a circuit that raises every token it reads, −1 one that lowers every token. The eigenvalues other than 0 are
+    those of W_O W_U W_E W_V [d_head, d_head], with the norms' weights folded in. In the null, every head reads with the
+    values of a random other head.
+
+    Raises:
+        Refused: values or z are not what the weights make of what attention reads, or nothing is unembedded.
+    """
+    weights = model.weights
+    weights = weights if model.family.post_norm or model.family.ln1 is None else weights.folded()
+    circuits = [weights.ov(i) for i in layers]
+    reads, writes = (torch.stack([getattr(c, n).detach().float() for c in circuits]) for n in ("left", "right"))
+    through = weights.unembed.detach().float() @ weights.embed.detach().float()
+    into = (writes @ through).flatten(0, 1)  # [layer * head, d_head, d_model]
+    values = reads.flatten(0, 1)  # [layer * head, d_model, d_head]
+    g, null = generator(seed), list[Tensor]()
+    for _ in range(samples):
+        steps = torch.randint(1, max(len(values), 2), (len(values),), generator=g)
+        others = (torch.arange(len(values)) + steps) % len(values)
+        null.append(_score(into @ values[others.to(values.device)]))
+    shape = (len(layers), -1)
+    return _score(into @ values).reshape(shape), torch.stack(null, -1).reshape(*shape, samples)
+
+
+def _score(circuit: Float[Tensor, "head d_head d_head"]) -> Float[Tensor, "head"]:
+    values = torch.linalg.eigvals(circuit.cpu().double())
+    return (values.real.sum(-1) / values.abs().sum(-1).clamp_min(1e-30)).float()
