@@ -26,6 +26,8 @@ CODE = {
     "use model.generate, or no cache": "use no cache",
     "read its modules through model.hf": "read its modules in Python",
     "read the weights through model.hf": "read the weights of its modules in Python",
+    ", or use lens.transferred()": "",
+    "lens_sites(model)": "the residual stream at every depth",
     "fold the dictionary first": "use a dictionary without a norm there",
 }
 

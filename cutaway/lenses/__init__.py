@@ -3,5 +3,18 @@
 from cutaway.lenses.direct_attribution import direct_attribution
 from cutaway.lenses.lens_grid import lens_grid
 from cutaway.lenses.logit_lens import logit_lens
+from cutaway.lenses.tuned import TunedLens, identity_lens, open_lens
+from cutaway.lenses.tuned_lens import tuned_lens
+from cutaway.lenses.tuned_training import lens_sites, train_tuned_lens
 
-__all__ = ["direct_attribution", "lens_grid", "logit_lens"]
+__all__ = [
+    "TunedLens",
+    "direct_attribution",
+    "identity_lens",
+    "lens_grid",
+    "lens_sites",
+    "logit_lens",
+    "open_lens",
+    "train_tuned_lens",
+    "tuned_lens",
+]

@@ -82,14 +82,27 @@ def depth_labels(model: Model) -> list[str]:
     return ["embed", *(str(i) for i in range(model.shape.n_layers))]
 
 
-@torch.no_grad()
 def along_depth(model: Model, prompts: Tokens, everywhere: bool = False) -> tuple[Tensor, Tensor, Tensor]:
     """Return the residual stream at every depth [layer, batch, (position,) d_model], the logits read off it, and their
     divergence from the model's own: at each prompt's last position or, of prompts of one length, at all.
 
     Raises:
+        Refused: no lens fits the model (see `streams`), or the last depth misses the model's own logits.
+    """
+    x, own = streams(model, prompts, everywhere)
+    logits = read_out(model, x)
+    check_last(model, logits[-1], own)
+    return x, logits, divergence(own, logits)
+
+
+@torch.no_grad()
+def streams(model: Model, prompts: Tokens, everywhere: bool = False) -> tuple[Tensor, Tensor]:
+    """Return the residual stream at every depth [layer, batch, (position,) d_model] and the model's own logits: at each
+    prompt's last position or, of prompts of one length, at all.
+
+    Raises:
         Refused: the stream is normed between blocks (BERT), or something else than the last stream is unembedded, so
-            that its depths share no basis with the unembedding; or the last depth misses the model's own logits.
+            that its depths share no basis with the unembedding.
     """
     if model.family.post_norm or model.anatomy.unembed is None:
         why = "it has no unembedding that reads its residual stream directly"
@@ -103,26 +116,37 @@ def along_depth(model: Model, prompts: Tokens, everywhere: bool = False) -> tupl
             own = (all_logits if everywhere else last_logits)(model.anatomy, some).float()
         acts = collector.activations(some)
         found.append((torch.stack([acts[f"{p}{at}"] for p in places], dim=1), own))
-    streams, own = (in_order(rows, parts) for parts in zip(*found, strict=True))
-    x = streams.movedim(1, 0)
-    logits = read_out(model, x)
-    missed, size = float((logits[-1] - own).abs().max()), float(own.abs().max())
+    x, own = (in_order(rows, parts) for parts in zip(*found, strict=True))
+    return x.movedim(1, 0), own
+
+
+def check_last(model: Model, logits: Float[Tensor, "*rest token"], own: Float[Tensor, "*rest token"]) -> None:
+    """Check that the logits read at the last depth are the model's own.
+
+    Raises:
+        Refused: they differ by more than rounding.
+    """
+    missed, size = float((logits - own).abs().max()), float(own.abs().max())
     if missed > AGREES.get(model.dtype, 1e-3) * size:
         why = f"at the last layer it misses the model's own logits by {missed:.2g} of {size:.2g}"
         raise Refused(
             f"lens on {model.name}", why, ("see ", Code("self_check(model)"), ": a site of this family may be wrong")
         )
-    return x, logits, divergence(own, logits)
 
 
+@torch.no_grad()
 def read_out(model: Model, x: Float[Tensor, "*rest d_model"], capped: bool = True) -> Float[Tensor, "*rest token"]:
     """Return the logits of any residual vectors, as the model itself would compute them after its last block.
 
     `capped=False` leaves out the family's soft cap.
     """
+    return unembedded(model, x, capped)
+
+
+def unembedded(model: Model, x: Float[Tensor, "*rest d_model"], capped: bool = True) -> Float[Tensor, "*rest token"]:
+    """Return the same logits as `read_out`, with gradients to `x`."""
     way = readable(model.anatomy, f"lens on {model.name}")
-    with torch.no_grad():
-        return way.logits(way.read(x.to(model.dtype)), capped).float()
+    return way.logits(way.read(x.to(model.dtype)), capped).float()
 
 
 def turned(model: Model, x: Float[Tensor, "*rest d_model"], samples: int, seed: int) -> Iterator[Tensor]:
@@ -143,9 +167,7 @@ def rank_of(logits: Float[Tensor, "*rest token"], ids: Int[Tensor, "*rest"]) -> 
     return (logits > logits.gather(-1, ids.unsqueeze(-1))).sum(-1)
 
 
-def divergence(
-    own: Float[Tensor, "*rest token"], early: Float[Tensor, "layer *rest token"]
-) -> Float[Tensor, "layer *rest"]:
-    """KL(own ‖ early) in nats, from the model's own logits to those read at each depth."""
+def divergence(own: Float[Tensor, "*rest token"], early: Float[Tensor, "*more token"]) -> Float[Tensor, "*more"]:
+    """KL(own ‖ early) in nats, from the model's own logits to those read at one depth, or at each (one axis more)."""
     p, q = own.log_softmax(-1), early.log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1)

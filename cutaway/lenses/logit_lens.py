@@ -16,6 +16,7 @@ block, is put through the final norm and the unembedding as if the model ended t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -24,7 +25,7 @@ from torch import Tensor
 from cutaway.core.method import method
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval, one_prompt
-from cutaway.lenses.decode import along_depth, depth_labels, question, rank_of, turned
+from cutaway.lenses.decode import Question, along_depth, depth_labels, question, rank_of, turned
 from cutaway.models.model import Model
 from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.task import Task
@@ -64,25 +65,38 @@ def logit_lens(
     """
     asked = question(model, task, answer)
     x, logits, apart = along_depth(model, asked.prompts)
+    return LensCurve(**curve_fields(model, asked, x, logits, apart, samples, seed))
+
+
+def curve_fields(
+    model: Model,
+    asked: Question,
+    x: Float[Tensor, "layer prompt d_model"],
+    logits: Float[Tensor, "layer prompt token"],
+    apart: Float[Tensor, "layer prompt"],
+    samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the fields of a `LensCurve` by name, from what a lens reads off (translated) streams `x`."""
     p = logits.softmax(-1)
-    each = _followed(p, asked.answers)
-    null = [_followed(t.softmax(-1), asked.answers).mean(1) for t in turned(model, x, samples, seed)]
+    each = followed(p, asked.answers)
+    null = [followed(t.softmax(-1), asked.answers).mean(1) for t in turned(model, x, samples, seed)]
     answers = logits[-1].argmax(-1) if asked.answers is None else asked.answers
-    return LensCurve(
-        probability=each.mean(1).cpu(),
-        interval=mean_interval(each.T, within=(0.0, 1.0)),
-        null=torch.stack(null, dim=1).cpu(),
-        rank=rank_of(logits, answers.expand(len(x), -1)).float().median(1).values.cpu(),
-        divergence=apart.mean(1).cpu(),
-        foil_probability=None if asked.foils is None else _followed(p, asked.foils).mean(1).cpu(),
-        labels={"layer": depth_labels(model), "bound": BOUNDS},
-        units={"probability": "probability", "rank": "tokens more likely", "divergence": "nats"},
-        record={"final norm": "applied at each depth with the scale of that depth", "position": -1, **asked.record},
-        reasons=one_prompt(len(asked.prompts), "probability"),
-    )
+    return {
+        "probability": each.mean(1).cpu(),
+        "interval": mean_interval(each.T, within=(0.0, 1.0)),
+        "null": torch.stack(null, dim=1).cpu(),
+        "rank": rank_of(logits, answers.expand(len(x), -1)).float().median(1).values.cpu(),
+        "divergence": apart.mean(1).cpu(),
+        "foil_probability": None if asked.foils is None else followed(p, asked.foils).mean(1).cpu(),
+        "labels": {"layer": depth_labels(model), "bound": BOUNDS},
+        "units": {"probability": "probability", "rank": "tokens more likely", "divergence": "nats"},
+        "record": {"final norm": "applied at each depth with the scale of that depth", "position": -1, **asked.record},
+        "reasons": one_prompt(len(asked.prompts), "probability"),
+    }
 
 
-def _followed(
+def followed(
     p: Float[Tensor, "layer prompt token"], ids: Int[Tensor, "prompt"] | None
 ) -> Float[Tensor, "layer prompt"]:
     """Return the probability of one token per prompt at every depth; by default of the top token of the last depth."""

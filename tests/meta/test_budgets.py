@@ -16,7 +16,7 @@ BUDGETS = {
     "zoo": 1_950,
     "training": 600,
     "interventions": 1_200,
-    "lenses": 350,
+    "lenses": 750,
     "heads": 250,
     "patching": 1_900,
     "dictionaries": 8_900,

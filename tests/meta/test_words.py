@@ -16,7 +16,7 @@ FAMILY = re.compile(
 GLOBAL_RANDOM = {"torch.manual_seed", "torch.seed", "torch.random.manual_seed", "torch.cuda.manual_seed", "random.seed",
                  "np.random.seed", "numpy.random.seed"}  # fmt: skip
 #: the one file that reads and writes others' `.pt` files, as plain tensors
-PLAIN_PT = "cutaway/dictionaries/formats/shared/pt.py"
+PLAIN_PT = "cutaway/core/pt.py"
 DRAWS = {"torch.randn", "torch.rand", "torch.randint", "torch.randperm", "torch.multinomial", "torch.bernoulli"}
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from cutaway.core.pt import write_pt
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.shared.files import PT, Files, taken, write_config
-from cutaway.dictionaries.formats.shared.pt import write_pt
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
 from cutaway.dictionaries.gates import Relu
 from cutaway.models.anatomy.foreign_names import hook_of_site, site_of_hook

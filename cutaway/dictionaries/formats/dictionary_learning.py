@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from cutaway.core.address import parse
+from cutaway.core.pt import write_pt
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.shared.files import PT, Files, asked, write_config
-from cutaway.dictionaries.formats.shared.pt import write_pt
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
 from cutaway.dictionaries.gates import BatchTopK, Gated, JumpRelu, Relu, TopK
 from cutaway.dictionaries.transforms import fold, jumping

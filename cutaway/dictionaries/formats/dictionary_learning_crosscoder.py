@@ -19,10 +19,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from cutaway.core.pt import write_pt
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.shared.files import PT, Files, asked, taken, write_config
-from cutaway.dictionaries.formats.shared.pt import write_pt
 from cutaway.dictionaries.formats.shared.simple import unheld
 from cutaway.dictionaries.gates import BatchTopK, Gate, JumpRelu, Relu
 from cutaway.dictionaries.parts import Block

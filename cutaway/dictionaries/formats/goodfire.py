@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from cutaway.core.pt import write_pt
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.shared.files import PT, Files, asked, layer_in, taken
-from cutaway.dictionaries.formats.shared.pt import write_pt
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
 from cutaway.dictionaries.gates import Relu
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cutaway.core.pt import write_pt
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.formats.shared.files import PT, Files, asked, layer_in, taken
-from cutaway.dictionaries.formats.shared.pt import write_pt
 from cutaway.dictionaries.formats.shared.simple import Simple, simple, unheld
 from cutaway.dictionaries.gates import TopK
 

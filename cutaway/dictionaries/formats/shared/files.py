@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from cutaway.core.files import read_json, write_bytes, write_text
+from cutaway.core.pt import read_pt
 from cutaway.core.refuse import Keyword, Refused
-from cutaway.dictionaries.formats.shared.pt import read_pt
 
 T = TypeVar("T")
 Shapes = dict[str, tuple[int, ...]]
