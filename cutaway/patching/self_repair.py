@@ -10,7 +10,8 @@ later reacts). What lies between is repair.
 * `share` = 1 − total / direct: 1 is all repaired, 0 nothing. Only for heads whose direct effect is at least 5 % of the
   largest one; elsewhere NaN, since the head works through others and has nothing to repair.
 * The split `norm` + `attention` + `mlp` = `effect`: first the final norm's scale is let go, then attention and MLPs; of
-  these two each counts as the mean of its part when let go first and when let go last.
+  these two each counts as the mean of its part when let go first and when let go last. Of more than `parts` heads,
+  those of the largest repair have these two.
 * `interval` (of `effect`) and `…_interval` (of each other field): 95 %, over prompts. Control (`null`): total −
   direct of a step as long as the removal's in a random direction, of `null_cells` heads drawn at random where there
   are more.
@@ -18,12 +19,15 @@ later reacts). What lies between is repair.
   so a head that both writes the answer and feeds later heads mixes the two.
 * Equivalences (tests): the direct effect of a zeroed head is minus its share in `direct_attribution`; a head of the
   last layer has no attention part; the parts sum to the effect.
-* Cost: five forwards a head (twenty with `resample`), and two a sample.
+* Cost: one forward a head (four with `resample`) and a layer of another, two more a head whose parts are measured,
+  and the same as a head's a sample.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -33,12 +37,14 @@ from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt, ratio_interval
-from cutaway.interventions.ablation_values import Baseline, removal
+from cutaway.interventions.ablation_values import Baseline, Removal, removal
 from cutaway.interventions.components import all_components
 from cutaway.interventions.null_cells import NULL_CELLS, draw_cells, null_cells_record
+from cutaway.models.access.reading import Measure, Reads, Seen
 from cutaway.models.edits.edit import Edit
-from cutaway.models.edits.library import Freeze
+from cutaway.models.edits.library import Freeze, Replace
 from cutaway.models.model import Model
+from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens
 from cutaway.tasks.task import Task
 
@@ -80,6 +86,7 @@ def self_repair(
     /,
     *,
     how: Baseline = "corrupt",
+    parts: int = 32,
     samples: int = 4,
     null_cells: int = NULL_CELLS,
     seed: int = 0,
@@ -88,6 +95,8 @@ def self_repair(
 
     Args:
         how: what stands in for the removed head's output.
+        parts: of how many heads, those of the largest repair, attention's and MLPs' parts are measured; NaN elsewhere
+            (0: of all of them).
         samples: how many random steps of equal length make the null of each head.
         null_cells: of how many heads, drawn at random, random steps are made; NaN elsewhere (0: of all of them).
         seed: of the donors and the random steps.
@@ -97,73 +106,123 @@ def self_repair(
     """
     bound, heads = task.bind(model), all_components(model, mlps=False)
     r = removal(model, bound, heads, how, seed)
-    freezing, count = _Freezing(model, r.bound.clean), len(heads)
+    apart, count = _Apart(model, r), len(heads)
     drawn = draw_cells(range(count), null_cells, generator(seed))
     steps = [r.random(heads[i], (seed * samples + s) * count + i, s) for s in range(samples) for i in drawn]
-    values, others = r.swept(
-        model,
-        lambda donor: [v for a in heads for v in freezing.variants(r.edit(a, donor), a)],
-        [v for e in steps for v in freezing.ends(e, e.where)],
-    )
-    each = (values - r.clean.cpu()).reshape(model.shape.n_layers, model.shape.n_heads, 5, -1).movedim(-1, 0)
-    direct, norm, attention, mlp, total = each.unbind(-1)  # prompt layer head; each with these let go
-    ends = others.mean(-1).reshape(samples, len(drawn), 2)
+    whole, ends = r.swept(model, lambda donor: [[r.edit(a, donor)] for a in heads], [[e] for e in steps])
+    alone = torch.stack([apart.alone([r.edit(a, donor) for a in heads]) for donor in range(len(r.stands))]).mean(0)
+    held, free = (x.reshape(count, -1) - r.clean.cpu() for x in alone.unbind(1))  # head prompt; the norm held, or free
+    total = whole - r.clean.cpu()
     null = torch.full((samples, count), torch.nan)
-    null[:, drawn] = ends[..., 1] - ends[..., 0]
+    null[:, drawn] = (ends - apart.alone(steps, free=False)[:, 0]).mean(-1).reshape(samples, -1)
+    several = _largest((total - held).mean(-1), parts)
+    found = torch.full((count, 2, len(r.bound)), torch.nan)
+    some, _ = r.swept(
+        model, lambda donor: [v for i in several for v in apart.halves(r.edit(heads[i], donor), heads[i])]
+    )
+    found[several] = some.reshape(len(several), 2, -1) - r.clean.cpu()
+    grid = (model.shape.n_layers, model.shape.n_heads)
+    each = [x.T.reshape(-1, *grid) for x in (held, free, found[:, 0], found[:, 1], total)]
+    direct, norm, attention, mlp, total = each  # prompt layer head; each with these let go
     repair, unit = total - direct, bound.unit
-    parts = {
+    split = {
         "direct": direct,
         "total": total,
         "norm": norm - direct,
         "attention": (attention - norm + total - mlp) / 2,
         "mlp": (mlp - norm + total - attention) / 2,
     }
-    each_part: dict[str, Any] = {name: x.mean(0) for name, x in parts.items()}
-    each_part |= {f"{name}_interval": mean_interval(x) for name, x in parts.items()}
+    each_part: dict[str, Any] = {name: x.mean(0) for name, x in split.items()}
+    each_part |= {f"{name}_interval": mean_interval(x) for name, x in split.items()}
     share = repair.mean(0) / -direct.mean(0)
     unclear = direct.mean(0).abs() < _LEAST * direct.mean(0).abs().max()
     bounds = ratio_interval(repair, -direct)
     return SelfRepair(
         effect=repair.mean(0),
         interval=mean_interval(repair),
-        null=null.reshape(samples, *direct.shape[1:]).movedim(0, -1).clone(),
+        null=null.reshape(samples, *grid).movedim(0, -1).clone(),
         share=share.masked_fill(unclear, torch.nan),
         share_interval=bounds.masked_fill(unclear[..., None], torch.nan),
         **each_part,
         labels={"bound": BOUNDS},
         units={n: _SHARE if n.startswith("share") else unit for n in SelfRepair.schema()},
-        reasons=one_prompt(len(r.bound), "effect", "share", *parts),
+        reasons=one_prompt(len(r.bound), "effect", "share", *split),
         record=r.record()
         | {"shares": f"of heads with at least {_LEAST:.0%} of the largest direct effect"}
+        | ({"parts": f"of {len(several)} of {count} heads, of the largest repair"} if len(several) < count else {})
         | null_cells_record(len(drawn), count),
     )
 
 
-class _Freezing:
-    """Edits that hold what comes after a head at its value in the clean run."""
+class _Apart:
+    """Runs in which some of what comes after a head keeps its value in the clean run."""
 
-    def __init__(self, model: Model, tokens: Tokens):
+    def __init__(self, model: Model, r: Removal):
+        self.model, self.r, self.tokens = model, r, r.bound.clean
         self.layers = model.shape.n_layers
-        self.clean = model.capture(tokens, ["attn_out", "mlp_out", "final.scale"], logits=False)
+        self.clean = model.capture(self.tokens, ["attn_out", "mlp_out", "resid_post", "final.scale"], logits=False)
+        self.norm = Freeze(Address("final.scale"), self.clean)
+        self.sums: bool | None = None
 
-    def variants(self, edit: Edit, a: Address) -> list[list[Edit]]:
-        """Return the edits with all frozen; without the norm; norm and attention; norm and MLPs; with nothing."""
-        attention, mlp, norm = self._later(a)
-        return [
-            [edit, *attention, *mlp, norm],
-            [edit, *attention, *mlp],
-            [edit, *mlp],
-            [edit, *attention],
-            [edit],
-        ]
+    def halves(self, edit: Edit, a: Address) -> list[list[Edit]]:
+        """Return the edits with MLPs held, and with attention held."""
+        attention, mlp = self._later(a)
+        return [[edit, *mlp], [edit, *attention]]
 
-    def ends(self, edit: Edit, a: Address) -> list[list[Edit]]:
-        """Return the edits with all frozen, and with nothing."""
-        full, *_, free = self.variants(edit, a)
-        return [full, free]
+    def alone(self, edits: Sequence[Edit], free: bool = True) -> Float[Tensor, "edit norm prompt"]:
+        """Return the metric with all that comes after each edit held; then, if `free`, with the norm let go.
 
-    def _later(self, a: Address) -> tuple[list[Edit], list[Edit], Edit]:
-        assert a.layer is not None
-        attention = [Freeze(Address("attn_out", i), self.clean) for i in range(a.layer + 1, self.layers)]
-        mlp = [Freeze(Address("mlp_out", i), self.clean) for i in range(a.layer, self.layers)]
-        return list(attention), list(mlp), Freeze(Address("final.scale"), self.clean)
+        What is held is added to the stream as it was, so the edit's own change reaches the last norm as it left its
+        layer: no forward in between is needed. That the stream is such a sum is seen on the first edit.
+        """
+        if self.sums is None:
+            whole = self._in_full(edits[:1])
+            self.sums = torch.allclose(self._by_sum(edits[:1]), whole, rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
+        return self._by_sum(edits, free) if self.sums else self._in_full(edits, free)
+
+    def _by_sum(self, edits: Sequence[Edit], free: bool = True) -> Float[Tensor, "edit norm prompt"]:
+        found = torch.empty(len(edits), 1 + free, len(self.tokens))
+        last = f"resid_post.{self.layers - 1}"
+        for layer in sorted({e.where.layer or 0 for e in edits}):
+            own = [i for i, e in enumerate(edits) if e.where.layer == layer]
+            place, held = Address("resid_post", layer), Freeze(Address("mlp_out", layer), self.clean)
+            after = sweep(self.model, self.tokens, [[edits[i], held] for i in own], _whole(place, self.tokens))
+            now = self.clean[str(place)]
+            moved = self.clean[last].float() + after.reshape(len(own), *now.shape) - now.float()
+            ends = [Replace(last, x.to(now.dtype)) for x in moved]
+            found[own] = self._ends([[e] for e in ends], free)
+        return found
+
+    def _in_full(self, edits: Sequence[Edit], free: bool = True) -> Float[Tensor, "edit norm prompt"]:
+        return self._ends([[e, *(x for part in self._later(e.where) for x in part)] for e in edits], free)
+
+    def _ends(self, variants: Sequence[list[Edit]], free: bool) -> Float[Tensor, "edit norm prompt"]:
+        each = [v for own in variants for v in ([*own, self.norm], *([own] if free else []))]
+        found = sweep(self.model, self.tokens, each, self.r.bound.measure).float().cpu()
+        return found.reshape(len(variants), 1 + free, -1)
+
+    def _later(self, a: Address) -> tuple[list[Edit], list[Edit]]:
+        first = a.layer or 0
+        attention: list[Edit] = [Freeze(Address("attn_out", i), self.clean) for i in range(first + 1, self.layers)]
+        return attention, [Freeze(Address("mlp_out", i), self.clean) for i in range(first, self.layers)]
+
+
+def _whole(place: Address, tokens: Tokens) -> Measure:
+    """Return the measurement of all numbers of a site; prompts that run without padding get it back."""
+    width = tokens.ids.shape[1]
+
+    def function(seen: Seen, _: Tensor) -> Tensor:
+        assert seen.activations is not None
+        x = seen.activations[place]  # row position d_model
+        missing = width - x.shape[1]
+        return torch.nn.functional.pad(x, (0, 0, missing, 0) if tokens.side == "left" else (0, 0, 0, missing)).flatten(
+            1
+        )
+
+    return Measure(function, Reads(False, (place,)))
+
+
+def _largest(size: Float[Tensor, "head"], count: int) -> list[int]:
+    """Return the heads of the largest size, in order; all if `count` is 0 or more than there are."""
+    order = size.abs().argsort(descending=True, stable=True).tolist()
+    return sorted(order[:count] if count else order)

@@ -1,16 +1,21 @@
 """Direct and total effects by their definitions, the parts of their difference, and a repair planted by hand."""
 
+import sys
 from functools import cache
 
 import pytest
 import torch
 
 import cutaway as ca
+from cutaway.core.address import Address
+from cutaway.interventions.ablation_values import removal
 from cutaway.models.edits.library import Ablate, Freeze
 from cutaway.models.model import Model
 from cutaway.patching import ablate, self_repair
+from tests.conformance import subjects
 from tests.conformance.subjects import llama_task, random_llama, uneven_task
-from tests.models.common import model as tiny
+
+module = sys.modules[self_repair.__module__]  # the package's own attribute of that name is the function
 
 
 @cache
@@ -119,11 +124,42 @@ def test_a_planted_repair_is_found_in_the_mlp():
     assert none.mlp.abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gpt_neox_parallel", "gemma2", "falcon_7b"])
-def test_the_sites_it_freezes_are_there_in_other_families(name):
-    m = tiny(name)
-    assert {str(a.site) for a in m.places(["attn_out", "mlp_out", "final.scale"])} == {
-        "attn_out",
-        "mlp_out",
-        "final.scale",
-    }
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox_parallel", "gemma2", "granite", "falcon_7b"])
+def test_what_is_held_is_a_sum_wherever_the_stream_is_one(name):
+    """A forward with everything later frozen, and the edit's own change added to the last stream, say the same."""
+    model = subjects.family(name)
+    r = removal(model, subjects.numbered_task().bind(model), [Address("z", 0), Address("z", 1)], "corrupt")
+    edits = [r.edit(Address("z", i, h)) for i in range(2) for h in range(2)]
+    apart = module._Apart(model, r)
+    torch.testing.assert_close(apart.alone(edits), apart._in_full(edits), atol=2e-4, rtol=2e-4)
+    assert apart.sums
+
+
+def test_a_stream_that_is_no_sum_is_run_in_full(monkeypatch):
+    want = self_repair(llama(), llama_task(), samples=2)
+    broken = lambda apart, *given: apart._in_full(*given) + 1  # noqa: E731
+    monkeypatch.setattr(module._Apart, "_by_sum", broken)
+    got = self_repair(llama(), llama_task(), samples=2)
+    assert torch.allclose(got.direct, want.direct, atol=2e-5)
+
+
+def test_parts_of_the_largest_repairs_alone():
+    whole, some = (self_repair(llama(), llama_task(), samples=2, parts=n) for n in (0, 3))
+    there = some.attention.isfinite()
+    assert torch.equal(there, some.mlp_interval.isfinite().all(-1))
+    assert set(whole.effect.abs().flatten().topk(3).indices.tolist()) == set(there.flatten().nonzero()[:, 0].tolist())
+    torch.testing.assert_close(some.attention[there], whole.attention[there], atol=2e-5, rtol=1e-4)
+    assert torch.equal(some.effect, whole.effect)
+    assert some.record["parts"] == "of 3 of 8 heads, of the largest repair"
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_prompts_of_several_lengths_are_summed_apart(side, monkeypatch):
+    """They run without padding, and the edit's change stands where each prompt's own tokens are."""
+    tokens = Model.tokens
+    monkeypatch.setattr(Model, "tokens", lambda self, prompts, *_, bos=None: tokens(self, prompts, side, bos))
+    model, long = llama(), uneven_task()
+    r = removal(model, long.bind(model), [Address("z", 0)], "corrupt")
+    assert r.bound.clean.side == side
+    apart, edits = module._Apart(model, r), [r.edit(Address("z", 0, h)) for h in range(2)]
+    torch.testing.assert_close(apart._by_sum(edits), apart._in_full(edits), atol=2e-4, rtol=2e-4)
