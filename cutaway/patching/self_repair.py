@@ -116,14 +116,11 @@ def self_repair(
     null = torch.full((samples, count), torch.nan)
     null[:, drawn] = (ends - apart.alone(steps, free=False)[:, 0]).mean(-1).reshape(samples, -1)
     several = _largest((total - held).mean(-1), parts)
+    halves = lambda donor: [v for i in several for v in apart.halves(r.edit(heads[i], donor), heads[i])]  # noqa: E731
     found = torch.full((count, 2, len(r.bound)), torch.nan)
-    some, _ = r.swept(
-        model, lambda donor: [v for i in several for v in apart.halves(r.edit(heads[i], donor), heads[i])]
-    )
-    found[several] = some.reshape(len(several), 2, -1) - r.clean.cpu()
-    grid = (model.shape.n_layers, model.shape.n_heads)
-    each = [x.T.reshape(-1, *grid) for x in (held, free, found[:, 0], found[:, 1], total)]
-    direct, norm, attention, mlp, total = each  # prompt layer head; each with these let go
+    found[several] = r.swept(model, halves)[0].reshape(len(several), 2, -1) - r.clean.cpu()
+    grid, each = (model.shape.n_layers, model.shape.n_heads), (held, free, found[:, 0], found[:, 1], total)
+    direct, norm, attention, mlp, total = (x.T.reshape(-1, *grid) for x in each)  # [prompt layer head], with these free
     repair, unit = total - direct, bound.unit
     split = {
         "direct": direct,
