@@ -9,7 +9,7 @@ arXiv:2209.11895). A type is a row of `heads.types`.
   (never the first token, which has only itself) and then over sequences; `interval`: 95 %, over sequences.
 * Control: the same rows of attention with their keys shuffled among those that each query may look at (`null`).
 * `copying[layer, head]`: Σλ/Σ|λ| over the eigenvalues of W_E W_V W_O W_U, 1 for a head that raises every token that it
-  looks at; its control (`copying_null`) gives each head the values of another.
+  looks at; its control (`copying_null`) gives each head the values of another key-value head.
 * `claimed[type, layer, head]`: 1 where the interval lies above `least` and above the band of the null. Induction also
   takes a `copying` above 0: a head that finds the token but lowers it completes nothing.
 * Assumption: sequences of random tokens, in which no head attends by meaning. In text, duplicates and what follows them
@@ -59,7 +59,7 @@ class HeadTypes(Result, kind="head_types"):
         null: `score` with the keys of every query shuffled.
         claimed: 1 for a head that is of a type, 0 for others.
         copying: the eigenvalue score of the OV circuit; NaN where the model has none in its weights.
-        copying_null: `copying` with the values of another head.
+        copying_null: `copying` with the values of another key-value head.
     """
 
     score: Float[Tensor, "type layer head"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -17,7 +19,7 @@ def copying(
 
     1 is a circuit that raises every token it reads, −1 one that lowers every token. The eigenvalues other than 0 are
     those of W_O W_U W_E W_V [d_head, d_head], with the norms' weights folded in. In the null, every head reads with the
-    values of a random other head.
+    values of a random other key-value head; NaN if there is only one.
 
     Raises:
         Refused: values or z are not what the weights make of what attention reads, or nothing is unembedded.
@@ -29,11 +31,13 @@ def copying(
     through = weights.unembed.detach().float() @ weights.embed.detach().float()
     into = (writes @ through).flatten(0, 1)  # [layer * head, d_head, d_model]
     values = reads.flatten(0, 1)  # [layer * head, d_model, d_head]
-    g, null = generator(seed), list[Tensor]()
+    g, null, group = generator(seed), list[Tensor](), model.shape.n_heads // model.shape.n_kv_heads
+    several = len(values) // group  # key-value heads, whose values a group of heads shares
     for _ in range(samples):
-        steps = torch.randint(1, max(len(values), 2), (len(values),), generator=g)
-        others = (torch.arange(len(values)) + steps) % len(values)
-        null.append(_score(into @ values[others.to(values.device)]))
+        steps = torch.randint(1, max(several, 2), (len(values),), generator=g)
+        others = (torch.arange(len(values)) + group * steps) % len(values)
+        score = _score(into @ values[others.to(values.device)])
+        null.append(score if several > 1 else torch.full_like(score, math.nan))
     shape = (len(layers), -1)
     return _score(into @ values).reshape(shape), torch.stack(null, -1).reshape(*shape, samples)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -85,7 +86,9 @@ def test_planted_heads_get_their_whole_score_and_beat_the_shuffled_keys():
     assert bool(got.claimed[at, at // 4, at % 4]) == bool(got.copying[at // 4, at % 4] > 0)
 
 
+@cache
 def truth() -> HeadTypes:
+    """Types of the bundled model's heads."""
     return classify(subjects.miniworld(), Repeats(), samples=19)
 
 
@@ -125,6 +128,7 @@ def test_copying_is_the_share_of_positive_eigenvalues_of_the_whole_circuit():
         whole = w.embed.double() @ w.ov(layer, head).matrix.double() @ w.unembed.double()
         values = torch.linalg.eigvals(whole.detach())
         assert float(got.copying[layer, head]) == pytest.approx(float(values.real.sum() / values.abs().sum()), abs=1e-4)
+    assert ((got.copying_null - got.copying[..., None]).abs() > 1e-3).all(), "heads of one group share their values"
     with torch.no_grad():  # the first head writes what it reads: W_V = W_Oᵀ, before a tied unembedding
         hf = model.hf
         hf.lm_head.weight.copy_(hf.model.embed_tokens.weight)
@@ -169,13 +173,11 @@ def test_repeats_are_drawn_by_their_seed_and_leave_out_special_tokens():
 
 def test_the_command_needs_no_text_and_takes_one(capsys):
     line = "heads classify --model miniworld --samples 1 --json"
-    assert app.main([*line.split(), "--repeats-length", "8"]) == 0
-    record = json.loads(capsys.readouterr().out)["record"]
-    assert record["subjects"]["repeats"] == {"name": "random tokens said twice", "prompts": 32, "length": 8, "seed": 0}
-    flags = "--repeats 32 --repeats-length 8 --repeats-seed 0"
-    assert record["command"] == f"cutaway heads classify --model miniworld {flags} --samples 1"
     assert app.main(line.split()) == 0
-    assert json.loads(capsys.readouterr().out)["record"]["subjects"]["repeats"]["length"] == 24
+    record = json.loads(capsys.readouterr().out)["record"]
+    assert record["subjects"]["repeats"] == {"name": "random tokens said twice", "prompts": 32, "length": 24, "seed": 0}
+    flags = "--repeats 32 --repeats-length 24 --repeats-seed 0"
+    assert record["command"] == f"cutaway heads classify --model miniworld {flags} --samples 1"
     assert app.main([*line.split(), "--prompts", "Mary and John and Mary and"]) == 0
     assert json.loads(capsys.readouterr().out)["record"]["subjects"]["prompts"]["prompts"] == 1
     assert app.main([*line.split(), "--prompts", "Mary and", "--repeats", "4"]) == 2
