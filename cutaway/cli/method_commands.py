@@ -23,6 +23,8 @@ from cutaway.core.subject import choose, open_subjects
 
 #: methods that have a command of their own beside the one in their room
 SHORT = {"patch": "patching.activation", "trace": "patching.causal_trace"}
+#: commands of a room that are no methods, by room and name
+BESIDE = {"lenses": {"train": "cutaway.cli.train_lens:train"}}
 
 
 def __getattr__(name: str) -> Any:
@@ -37,6 +39,8 @@ def __getattr__(name: str) -> Any:
             app.command(
                 command(row), name=function, alias=kebab if (kebab := function.replace("_", "-")) != function else None
             )
+    for beside, where in BESIDE.get(name, {}).items():
+        app.command(where, name=beside)
     return app
 
 

@@ -195,7 +195,7 @@ register(
     Subject(
         "lens",
         TunedLens,
-        (Flag("lens", str, REQUIRED, "a tuned lens: its folder, or one of EleutherAI's tuned-lens library"),),
+        (Flag("lens", str, REQUIRED, "a tuned lens: a folder of `cutaway lenses train`, or of EleutherAI's library"),),
         _open,
         _example,
         needs=("model",),

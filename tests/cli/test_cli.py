@@ -190,3 +190,29 @@ def test_training_shows_progress_on_stderr_and_its_folder_on_stdout(capsys, monk
     assert given == {"minutes": 3.0, "threads": 2, "resume": False}
     assert "20/100 steps (20%)" in err
     assert "loss 3.250" in err
+
+
+def test_a_lens_trained_on_the_command_line_is_read_there(capsys, tmp_path):
+    out = tmp_path / "a lens"
+    words = [
+        "lenses",
+        "train",
+        "--out",
+        str(out),
+        "--tokens",
+        "128",
+        "--batch",
+        "64",
+        "--context",
+        "16",
+        "--threads",
+        "1",
+    ]
+    assert app.main([*words, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["divergence"]) == 6
+    assert found["command"].startswith("cutaway lenses train")
+    read = ["lenses", "tuned_lens", "--lens", str(out), "--prompts", "the cat", "--samples", "1", "--json"]
+    assert app.main(read) == 0
+    fields = json.loads(capsys.readouterr().out)["fields"]
+    assert fields["divergence"] != fields["logit_divergence"]
