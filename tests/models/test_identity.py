@@ -130,6 +130,13 @@ def test_models_of_one_configuration_are_told_apart():
     assert structure(build("llama", dtype=torch.float64))[0] != structure(build("llama"))[0]
 
 
+def test_asking_a_model_for_its_hidden_states_leaves_what_it_is():
+    m = Model(build("gpt2"))
+    before = m.fingerprint(), described(m.hf)
+    m.hf(IDS.ids, output_hidden_states=True)  # transformers' hooks stay
+    assert (m.fingerprint(), described(m.hf)) == before
+
+
 def test_values_do_not_make_another_anatomy_but_zeros_do():
     one, other, zeros = build("gpt2"), build("gpt2", seed=5), build("gpt2")
     torch.nn.init.zeros_(zeros.transformer.h[1].attn.c_proj.bias)

@@ -71,7 +71,7 @@ def looks(model: ca.Model, task: Task, layer: int) -> Tensor:
 @pytest.fixture(scope="module")
 def capitals(model, name) -> Effects:
     assert name == "smollm2"
-    return ca.patching.activation(model, first(model, "fact_capital"), site="z", samples=1)
+    return ca.patching.activation(model, first(model, "fact_capital"), site="z", samples=1, null_cells=0)
 
 
 @pytest.mark.parametrize("name", ["smollm2"], indirect=True)
@@ -121,7 +121,7 @@ def test_three_heads_carry_the_capital(model, results):
 
 @pytest.mark.parametrize("name", ["gemma3"], indirect=True)
 def test_heads_that_write_the_name(model, results):
-    found = ca.patching.activation(model, first(model, "ioi"), site="z", samples=1)
+    found = ca.patching.activation(model, first(model, "ioi"), site="z", samples=1, null_cells=0)
     direct = ca.lenses.direct_attribution(model, first(model, "ioi"), samples=20)
     wanted = ["11.3", "15.1", "15.3", "15.2", "15.0", "17.2"]
     write_heads(results, "IOI", N, found, wanted)

@@ -33,6 +33,7 @@ class Results:
         """Rows that were measured take the place of what an earlier run left in the file."""
         old = json.loads(self.path.read_text("utf-8"))["sections"] if self.path.is_file() else {}
         merged = old | {section: old.get(section, {}) | rows for section, rows in self.sections.items()}
+        merged = {section: dict(sorted(merged[section].items())) for section in sorted(merged)}  # workers end by chance
         self.path.parent.mkdir(parents=True, exist_ok=True)
         here = {**machine(), "cutaway": version("cutaway")}
         self.path.write_text(_text({"machine": here, "sections": merged}), encoding="utf-8")
@@ -52,6 +53,7 @@ def mean(values: torch.Tensor, control: torch.Tensor | None = None) -> Measure:
 def measure(value: torch.Tensor, interval: torch.Tensor, control: torch.Tensor | None = None) -> Measure:
     """A number with its interval, and the range of what a control gave."""
     found = {"value": float(value), "interval": interval.tolist()}
+    assert control is None or bool(control.isfinite().all()), "no control was made here"
     return found if control is None else found | {"control": [float(control.min()), float(control.max())]}
 
 

@@ -25,6 +25,8 @@ from cutaway.models.loading.adapters import live
 _PLUMBING = {*nn.Module().__dict__, "name_or_path", "generation_config", "gradient_checkpointing", "warnings_issued",
              "forward", "_old_forward", "_hf_hook"}  # fmt: skip
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+# taps of this package come and go; the hooks by which transformers shows hidden states stay once it was asked for them
+_PASSIVE = ("cutaway.", "transformers.utils.output_capturing")
 _WRITTEN_BY_FORWARD = ("dynamic", "longrope")  # rotary frequencies that follow the last prompt's length
 _SAVING = ("_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype")  # written when saved
 _TOKENS: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
@@ -44,7 +46,8 @@ def described(hf: nn.Module) -> tuple[str, list[str]]:
     """Return every module with its type, plain settings, hooks and own forward, in order; and where what is attached
     cannot be read.
 
-    That enters by a token, which lasts as long as the object. Taps of this package are not counted: they come and go.
+    That enters by a token, which lasts as long as the object. Taps of this package, which come and go, and hooks
+    that only show hidden states are not counted.
     """
     lines, unread, configurations = [], list[str](), dict[int, str]()
     for name, module in hf.named_modules(remove_duplicate=False):
@@ -86,7 +89,7 @@ def _attached(module: nn.Module) -> Iterator[Any]:
         own.append(module.__dict__["forward"])
     for f in own:
         inner = f.func if isinstance(f, partial) else f
-        if not str(getattr(inner, "__module__", "")).startswith("cutaway."):
+        if not str(getattr(inner, "__module__", "")).startswith(_PASSIVE):
             yield f
 
 
