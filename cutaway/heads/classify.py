@@ -33,7 +33,7 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.method import method
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, null_band, one_prompt
 from cutaway.heads.copying import copying
@@ -99,8 +99,10 @@ def classify(
         seed: of the shuffles.
 
     Raises:
-        Refused: an encoder, a model without attention, or sequences of one token.
+        Refused: a share that no head can pass, an encoder, a model without attention, or sequences of one token.
     """
+    if not 0 <= least < 1:
+        raise Refused(Call("classify", {"least": least}), "a score is a share of attention", "ask for 0 to below 1")
     if not model.family.causal:
         raise Refused(f"head types of {model.name}", "it is an encoder: its heads look ahead, too", "capture patterns")
     tokens = prompts.bind(model)

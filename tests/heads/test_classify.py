@@ -150,6 +150,9 @@ def test_what_cannot_be_asked_is_refused():
     model = subjects.random_llama()
     with pytest.raises(Refused, match="two tokens"):
         classify(model, ca.tasks.as_prompts([5]))
+    for least in (1.0, -0.1):
+        with pytest.raises(Refused, match="share of attention"):
+            classify(model, Repeats(2, 4), least=least)
     for wrong in ((0, 4), (4, 1)):
         with pytest.raises(Refused, match="two tokens to tell apart"):
             Repeats(*wrong)
