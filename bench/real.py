@@ -79,9 +79,10 @@ def main() -> int:
         if any(name.startswith(SEEDED) for name in jobs):
             # in a process of its own: the peak of those started later would count this one's memory
             make = (
-                f"from bench.real import *; seeded(Path({home!r}) / 'seeded', Path({str(chosen.folder)!r}) / 'smollm2')"
+                "import sys; from pathlib import Path; from bench.real import seeded; seeded(*map(Path, sys.argv[1:]))"
             )
-            subprocess.run([sys.executable, "-c", make], cwd=ROOT, check=True)
+            given = [str(Path(home) / "seeded"), str((chosen.folder / "smollm2").resolve())]
+            subprocess.run([sys.executable, "-c", make, *given], cwd=ROOT, check=True)
         found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in jobs}
         for _ in range(chosen.rounds):
             for name, words in jobs.items():

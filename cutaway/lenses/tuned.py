@@ -156,11 +156,11 @@ def _foreign(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Tensor]
     names = {f"{i}.{n}" for i in range(layers) for n in ("weight", "bias")[: 1 + held(config, "bias", bool, True)]}
     if odd := sorted(names ^ found.keys()):
         raise ValueError(f"{FOREIGN} and the numbers of layers differ: {', '.join(map(str, odd[:3]))}")
-    parts = {n: torch.stack([found[f"{i}.{n}"] for i in range(layers)]).float() for n in ("weight",)}
+    weight = [found[f"{i}.weight"] for i in range(layers)]
     bias = [found.get(f"{i}.bias", torch.zeros(width)) for i in range(layers)]
     known = ("base_model_name_or_path", "base_model_revision", "unembed_hash")
     about = {n: config[n] for n in known if config.get(n)} | {"format": "EleutherAI tuned-lens"}
-    return parts | {"bias": torch.stack(bias).float()}, about
+    return {"weight": torch.stack(weight).float(), "bias": torch.stack(bias).float()}, about
 
 
 def _weights(model: Model) -> str:

@@ -85,7 +85,7 @@ class TunedLensUpdate(Update):
         """
         n, size = len(acts[0]), max(1, CHUNK // self.model.shape.d_vocab)
         self.weight.grad, self.bias.grad = torch.zeros_like(self.weight), torch.zeros_like(self.bias)
-        losses = torch.zeros(len(self.weight), dtype=torch.double)
+        losses = torch.zeros_like(self.bias[:, 0])
         for at in range(0, n, size):
             own, *xs = (x[at : at + size].float() for x in (acts[-1], *acts[:-1]))
             own = read_out(self.model, own)
@@ -96,8 +96,8 @@ class TunedLensUpdate(Update):
                     parts = torch.autograd.grad(kl / n, (weight, bias))
                 self.weight.grad[d] += parts[0]
                 self.bias.grad[d] += parts[1]
-                losses[d] += float(kl.detach()) / n
-        return losses
+                losses[d] += kl.detach() / n
+        return losses.double().cpu()  # once a step: the steps wait for it
 
     def report(self, loop: Loop) -> list[dict[str, Any]]:
         """Return the mean divergence since the last report, over depths and of each."""

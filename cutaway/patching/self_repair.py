@@ -116,9 +116,8 @@ def self_repair(
     null = torch.full((samples, count), torch.nan)
     null[:, drawn] = (ends - apart.alone(steps, free=False)[:, 0]).mean(-1).reshape(samples, -1)
     several = _largest((total - held).mean(-1), parts)
-    halves = lambda donor: [v for i in several for v in apart.halves(r.edit(heads[i], donor), heads[i])]  # noqa: E731
     found = torch.full((count, 2, len(r.bound)), torch.nan)
-    found[several] = r.swept(model, halves)[0].reshape(len(several), 2, -1) - r.clean.cpu()
+    found[several] = apart.halves([heads[i] for i in several]) - r.clean.cpu()
     grid, each = (model.shape.n_layers, model.shape.n_heads), (held, free, found[:, 0], found[:, 1], total)
     direct, norm, attention, mlp, total = (x.T.reshape(-1, *grid) for x in each)  # [prompt layer head], with these free
     repair, unit = total - direct, bound.unit
@@ -161,21 +160,33 @@ class _Apart:
         self.norm = Freeze(Address("final.scale"), self.clean)
         self.sums: bool | None = None
 
-    def halves(self, edit: Edit, a: Address) -> list[list[Edit]]:
-        """Return the edits with MLPs held, and with attention held."""
-        attention, mlp = self._later(a)
-        return [[edit, *mlp], [edit, *attention]]
+    def halves(self, heads: Sequence[Address]) -> Float[Tensor, "head half prompt"]:
+        """Return the metric without each head where MLPs are held, and where attention is held."""
+
+        def variants(donor: int) -> list[list[Edit]]:
+            each = [(self.r.edit(a, donor), *self._later(a)) for a in heads]
+            return [[edit, *held] for edit, attention, mlp in each for held in (mlp, attention)]
+
+        return self.r.swept(self.model, variants)[0].reshape(len(heads), 2, -1)
 
     def alone(self, edits: Sequence[Edit], free: bool = True) -> Float[Tensor, "edit norm prompt"]:
         """Return the metric with all that comes after each edit held; then, if `free`, with the norm let go.
 
         What is held is added to the stream as it was, so the edit's own change reaches the last norm as it left its
-        layer: no forward in between is needed. That the stream is such a sum is seen on the first edit.
+        layer: no forward in between is needed, if the stream is such a sum.
         """
         if self.sums is None:
-            whole = self._in_full(edits[:1])
-            self.sums = torch.allclose(self._by_sum(edits[:1]), whole, rtol=1e-3, atol=1e-3 * float(whole.abs().max()))
+            self.sums = self._is_sum(edits[0])
         return self._by_sum(edits, free) if self.sums else self._in_full(edits, free)
+
+    def _is_sum(self, edit: Edit) -> bool:
+        """Return True if an edit's change of the stream is the same behind the last block as behind its own."""
+        place, last = Address("resid_post", edit.where.layer), Address("resid_post", self.layers - 1)
+        held = [edit, *(x for part in self._later(edit.where) for x in part)]
+        now = self.model.capture(self.tokens, [place, last], held, logits=False)
+        left, came = (now[str(a)].float() - self.clean[str(a)].float() for a in (place, last))
+        grain = self.layers * torch.finfo(self.model.dtype).eps * self.clean[str(last)].float().abs()
+        return bool(((left - came).abs() <= 1e-3 * left.abs().max() + grain)[self.tokens.mask.to(left.device)].all())
 
     def _by_sum(self, edits: Sequence[Edit], free: bool = True) -> Float[Tensor, "edit norm prompt"]:
         found = torch.empty(len(edits), 1 + free, len(self.tokens))
@@ -212,9 +223,8 @@ def _whole(place: Address, tokens: Tokens) -> Measure:
         assert seen.activations is not None
         x = seen.activations[place]  # row position d_model
         missing = width - x.shape[1]
-        return torch.nn.functional.pad(x, (0, 0, missing, 0) if tokens.side == "left" else (0, 0, 0, missing)).flatten(
-            1
-        )
+        before, behind = (missing, 0) if tokens.side == "left" else (0, missing)
+        return torch.nn.functional.pad(x, (0, 0, before, behind)).flatten(1)
 
     return Measure(function, Reads(False, (place,)))
 

@@ -135,12 +135,17 @@ def test_what_is_held_is_a_sum_wherever_the_stream_is_one(name):
     assert apart.sums
 
 
-def test_a_stream_that_is_no_sum_is_run_in_full(monkeypatch):
-    want = self_repair(llama(), llama_task(), samples=2)
-    broken = lambda apart, *given: apart._in_full(*given) + 1  # noqa: E731
-    monkeypatch.setattr(module._Apart, "_by_sum", broken)
-    got = self_repair(llama(), llama_task(), samples=2)
-    assert torch.allclose(got.direct, want.direct, atol=2e-5)
+def test_a_stream_that_is_no_sum_is_run_in_full():
+    """The last block passes on half of what it is given, so that held parts alone do not make the stream."""
+    hf = random_llama().hf
+    plain = hf.model.layers[1].forward
+    hf.model.layers[1].forward = lambda x, *args, **kw: plain(0.5 * x, *args, **kw)
+    model = Model(hf, llama().tokenizer, "halved")
+    r = removal(model, llama_task().bind(model), [Address("z", 0)], "corrupt")
+    apart, edits = module._Apart(model, r), [r.edit(Address("z", 0, h)) for h in range(2)]
+    assert torch.equal(apart.alone(edits), apart._in_full(edits))
+    assert apart.sums is False
+    assert (apart._by_sum(edits) - apart._in_full(edits)).abs().max() > 1e-3
 
 
 def test_parts_of_the_largest_repairs_alone():
