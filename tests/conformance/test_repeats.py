@@ -21,7 +21,7 @@ from cutaway.core.subject import SUBJECTS as SUBJECT_ROWS
 from cutaway.core.subject import with_needs
 from cutaway.dictionaries.transforms import fold
 from tests.conformance import subjects
-from tests.conformance.test_methods import NAMED, QUICK
+from tests.conformance.rows import NAMED, QUICK
 
 ROWS = ca.methods()
 PAIR = {"clean": "The capital of Norway is", "corrupt": "The capital of Japan is", "answer": "oslo", "foil": "tokyo"}

@@ -94,7 +94,7 @@ def test_a_refusal_that_made_up_numbers_may_have_caused_is_told_and_not_raised()
 
 
 def test_what_cannot_be_told_is_said_in_words():
-    from tests.conformance.test_methods import given
+    from tests.conformance.rows import given
 
     none = dry_run(ca.dictionaries.geometry, *given("dictionaries.geometry", "miniworld"))
     assert (none.forwards, none.seconds, none.memory) == (0, None, None)
