@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         interventions,
         lenses,
         models,
+        neurons,
         patching,
         streams,
         suites,
@@ -50,7 +51,7 @@ __version__ = "0.1.0"
 #: the modules of rooms without methods that enter rows in the table of subjects
 _SUBJECTS = ("cutaway.zoo.load", "cutaway.tasks", "cutaway.streams", "cutaway.dictionaries.opening")
 #: every room that enters rows in the method table
-METHOD_ROOMS = ("lenses", "heads", "patching", "dictionaries", "features")
+METHOD_ROOMS = ("lenses", "heads", "neurons", "patching", "dictionaries", "features")
 _METHODS = {"dictionaries": "dictionaries.evaluation"}  # where a room's methods are, if not in the room itself
 _ROOMS = (
     "models",
@@ -93,6 +94,7 @@ __all__ = [
     "load",
     "methods",
     "models",
+    "neurons",
     "open",
     "patching",
     "resuming",

@@ -139,6 +139,7 @@ TOGETHER: dict[str, list[dict[str, Any]]] = {
 #: what must be named for prompts to be asked the same thing apart and together
 FIXED: dict[str, dict[str, Any]] = {
     "features.latents": {"latents": "3,7,11"},
+    "neurons.values": {"neurons": "0.3,1.7,1.40"},
     "patching.causal_trace": {"by": "position"},
 }
 

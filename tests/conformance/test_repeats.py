@@ -96,6 +96,7 @@ SUBJECTS = {
     "labelled": ["--labelled", "some labels.jsonl"],
     "words": ["--words", "some words.txt"],
     "lens": ["--lens", "some lens"],
+    "prompts": ["--prompts", "some prompts.txt"],
     "second": ["--second", "other latents.safetensors?format=house"],
     "evidence": ["--evidence", "some text.txt", "--evidence-tokens", "600", "--evidence-context", "24"],
 }

@@ -1,0 +1,5 @@
+"""Neurons: what single units of MLPs read, write and do."""
+
+from cutaway.neurons.values import NeuronTokens, values
+
+__all__ = ["NeuronTokens", "values"]

@@ -1,0 +1,148 @@
+"""Single neurons as memories: the value that one writes, the keys that it reads, and how strongly it fires.
+
+The MLP of a layer writes Σ c·v over its neurons: v is a row of W_out, the value, and c the activation (`mlp_post`), the
+coefficient. A key is a column of W_in, or two where a gate multiplies (Geva et al. 2021, arXiv:2012.14913).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.core.address import Address
+from cutaway.core.refuse import Refused
+from cutaway.models.access import forward, taps
+from cutaway.models.anatomy import rope
+from cutaway.models.model import Model
+from cutaway.models.tokens import Tokens
+
+#: a neuron: its layer and its number there
+Neuron = tuple[int, int]
+_TOKENS = 1 << 13  # most positions that run at once, unless one prompt has more
+_CELLS = 1 << 24  # most logits that are made at once
+_FORM = "neurons are written as layer.neuron, separated by commas"
+
+
+def dense_layers(model: Model, wanted: Sequence[int] = ()) -> list[int]:
+    """Return the layers whose MLP is one matrix of values, or those wanted of them.
+
+    Raises:
+        Refused: a wanted layer has none, or the model has no such layer.
+    """
+    places = [a.layer for a in model.places("mlp_post") if a.layer is not None]
+    there = [i for i in places if all(model.anatomy.part(i, n) is not None for n in ("up", "down"))]
+    if not there:
+        raise Refused(f"neurons of {model.name}", "none of its layers has an MLP with one W_out", "use mlp_out")
+    if not set(wanted) <= set(there):
+        have = f"neurons are in layers {there[0]} to {there[-1]}"
+        raise Refused(f"layers {','.join(map(str, wanted))}", have, "write for example 0,3,5")
+    return sorted(set(wanted)) or there
+
+
+def named(model: Model, names: Sequence[str]) -> list[Neuron]:
+    """Return the neurons of these names, each once: `3.17,5.2`, or all of a layer as `3.*`.
+
+    Raises:
+        Refused: another form, or no such neuron.
+    """
+    found = model.places([f"mlp_post.{n}" if n[:1].isdigit() else n for n in names])
+    if any(a.site != "mlp_post" or a.unit is None or a.position is not None for a in found):
+        raise Refused(f"neurons {','.join(names)!r}", _FORM, "write for example 3.17,5.2")
+    dense_layers(model, [a.layer for a in found if a.layer is not None])
+    return [(a.layer, a.unit) for a in found if a.layer is not None and a.unit is not None]
+
+
+def strongest(size: Float[Tensor, "layer neuron"], layers: Sequence[int], top: int) -> list[Neuron]:
+    """Return the `top` neurons of every layer by size, the largest first."""
+    order = size.topk(min(top, size.shape[1]), dim=1).indices.tolist()
+    return [(layer, i) for layer, row in zip(layers, order, strict=True) for i in row]
+
+
+def label(neuron: Neuron) -> str:
+    """Return the name of a neuron, as `named` reads it."""
+    return f"{neuron[0]}.{neuron[1]}"
+
+
+@torch.no_grad()
+def values(model: Model, layer: int) -> Float[Tensor, "neuron d_model"]:
+    """Return what every neuron of a layer writes, up to a common factor: W_out, through a norm behind the MLP."""
+    v = model.weights.mlp_out[layer].detach().float() * model.anatomy.multiplier
+    post = model.anatomy.part(layer, "ln2_post")
+    if post is None:
+        return v
+    norm = model.anatomy.norm(post)
+    return norm.centre(v) * norm.weight.to(v.dtype)
+
+
+@torch.no_grad()
+def toward_logits(model: Model, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
+    """Return directions of the stream as the unembedding's rows meet them: final norm folded in, its scale left out."""
+    final = model.anatomy.top("final")
+    if final is None:
+        return x
+    norm = model.anatomy.norm(final)
+    return norm.centre(x) * norm.weight.to(x.dtype)
+
+
+@torch.no_grad()
+def keys(model: Model, layer: int) -> dict[str, Float[Tensor, "neuron d_model"]]:
+    """Return what every neuron of a layer reads in the stream, the norm before it folded in: `reads`, or in a gated MLP
+    `gate reads` and `linear reads`.
+    """
+    whole = model.family.post_norm or model.family.ln1 is None
+    w = model.weights if whole else model.weights.folded()
+    norm = None if whole else model.anatomy.part(layer, "ln2") or model.anatomy.part(layer, "ln1")
+    gated = model.anatomy.part(layer, "gate") is not None
+    views = {"gate reads": w.mlp_gate, "linear reads": w.mlp_in} if gated else {"reads": w.mlp_in}
+    found = {name: view[layer].detach().float().T for name, view in views.items()}
+    return {n: x if norm is None else model.anatomy.norm(norm).centre(x) for n, x in found.items()}
+
+
+def logits_of(
+    x: Float[Tensor, "row d_model"], table: Float[Tensor, "token d_model"]
+) -> Iterator[Float[Tensor, "some token"]]:
+    """Yield the products of directions with every row of a table, as many directions at once as fit."""
+    for some in x.split(max(1, _CELLS // len(table))):
+        yield some.to(table.device) @ table.T
+
+
+def mixed(
+    vectors: Float[Tensor, "neuron d_model"], norms: Float[Tensor, "row"], g: torch.Generator
+) -> Float[Tensor, "row d_model"]:
+    """Return random mixes of a layer's vectors, of these norms: its neurons in a randomly rotated basis."""
+    weights = torch.randn(len(norms), len(vectors), generator=g).to(vectors.device)
+    made = weights @ vectors
+    return made * (norms.to(made.device) / made.norm(dim=-1).clamp_min(1e-30))[:, None]
+
+
+def coefficients(model: Model, tokens: Tokens, layers: Sequence[int]) -> Float[Tensor, "prompt layer neuron"]:
+    """Return the activation of every neuron at each prompt's last token, from one forward."""
+    parts, done = list[Tensor](), list[Sequence[int]]()
+    for rows in batches(model, tokens):
+        some, found = tokens.rows(rows), dict[int, Tensor]()
+
+        def see(layer: int, x: Tensor, at: Tensor = some.last, found: dict[int, Tensor] = found) -> Tensor:
+            found[layer] = x.detach()[torch.arange(len(x), device=x.device), at.to(x.device)].float().cpu()
+            return x
+
+        watched(model, some, {Address("mlp_post", i): partial(see, i) for i in layers})
+        parts.append(torch.stack([found[i] for i in layers], 1))
+        done.append(rows)
+    return rope.in_order(done, parts)
+
+
+def batches(model: Model, tokens: Tokens) -> Iterator[list[int]]:
+    """Yield the rows of a batch that run together."""
+    size = max(1, _TOKENS // tokens.ids.shape[1])
+    for group in rope.apart(model.anatomy, tokens):
+        yield from (group[i : i + size] for i in range(0, len(group), size))
+
+
+def watched(model: Model, tokens: Tokens, sees: Mapping[Address, Callable[[Tensor], Tensor]]) -> None:
+    """Run the model once and show tensors to functions on the way."""
+    with model.edited(), torch.no_grad(), taps.attached(model.anatomy, sees):
+        forward.streams(model.anatomy, tokens, 1.0)
