@@ -32,6 +32,7 @@ if TYPE_CHECKING:
         tasks,
         training,
         views,
+        weights,
         zoo,
     )
     from cutaway.core.method import Method
@@ -51,7 +52,7 @@ __version__ = "0.1.0"
 #: the modules of rooms without methods that enter rows in the table of subjects
 _SUBJECTS = ("cutaway.zoo.load", "cutaway.tasks", "cutaway.streams", "cutaway.dictionaries.opening")
 #: every room that enters rows in the method table
-METHOD_ROOMS = ("lenses", "heads", "neurons", "patching", "dictionaries", "features")
+METHOD_ROOMS = ("lenses", "heads", "weights", "neurons", "patching", "dictionaries", "features")
 _METHODS = {"dictionaries": "dictionaries.evaluation"}  # where a room's methods are, if not in the room itself
 _ROOMS = (
     "models",
@@ -104,6 +105,7 @@ __all__ = [
     "tasks",
     "training",
     "views",
+    "weights",
     "zoo",
 ]
 

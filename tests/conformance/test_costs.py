@@ -35,7 +35,7 @@ def test_declared_cost_is_an_upper_bound(name, options):
     assert cost["forwards"] <= forwards + 1e-6
     assert cost["backwards"] <= backwards + 1e-6
     counted = cost["forwards"] + cost["backwards"]
-    assert counted > 0 if "model" in row.subjects else counted == 0
+    assert counted > 0 if forwards + backwards > 0 else counted == 0  # weights and files need no forward
 
 
 #: methods in which values decide how much is done, so that a plan with made-up ones is off by at most this share

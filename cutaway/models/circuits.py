@@ -1,0 +1,85 @@
+"""Circuits of attention heads as the residual stream meets them: norms folded in, and what they hide removed.
+
+A norm that subtracts the mean hides one direction of the stream from every reader. Readers and writers then lie in the
+`dims` = d_model − 1 dimensions that are left, so that the two sides of a product are measured in the same space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cutaway.core.address import Address
+from cutaway.core.refuse import Refused
+from cutaway.models.anatomy.per_layer import Factored
+from cutaway.models.anatomy.weights import Weights
+from cutaway.models.model import Model
+
+
+def readable(model: Model) -> Weights:
+    """Return the weights with norms folded in, or plain ones where folding is not an identity."""
+    family = model.family
+    return model.weights if family.post_norm or family.ln1 is None else model.weights.folded()
+
+
+def centred(model: Model) -> bool:
+    """Return True if the norm before attention subtracts the mean, and it is folded in."""
+    if not readable(model).is_folded:
+        return False
+    norms = (model.anatomy.part(i, "ln1") for i in range(model.shape.n_layers))
+    return any(model.anatomy.norm(n).centred for n in norms if n is not None)
+
+
+def dims(model: Model) -> int:
+    """Return the number of dimensions of the stream that readers see."""
+    return model.shape.d_model - int(centred(model))
+
+
+def ov(model: Model, heads: Sequence[Address]) -> Factored:
+    """Return W_V W_O of some heads, in float32 or better [head d_model d_model].
+
+    Raises:
+        Refused: values or z are not what the weights make of what attention reads.
+    """
+    return _stacked(model, "ov", heads)
+
+
+def qk(model: Model, heads: Sequence[Address]) -> Factored:
+    """Return W_Q W_Kᵀ of some heads, in float32 or better [head d_model d_model].
+
+    Raises:
+        Refused: queries and keys are normed or scaled by position.
+    """
+    return _stacked(model, "qk", heads)
+
+
+def heads(model: Model, chosen: Sequence[str] = ()) -> list[Address]:
+    """Return the heads of these names (`4.11`, `5.*`), or all heads of the model, in order of depth.
+
+    Raises:
+        Refused: another form, no such head, or a model without attention.
+    """
+    named = [f"z.{name}" for name in chosen]
+    found = model.places(named or ["z.*.*"])
+    if any(a.site != "z" or a.unit is None or a.position is not None for a in found) or not found:
+        raise Refused(f"heads {', '.join(chosen)!r}", "heads are written as layer.head", "write for example 3.1,5.*")
+    return sorted(found, key=lambda a: (a.layer, a.unit))
+
+
+def _stacked(model: Model, kind: str, places: Sequence[Address]) -> Factored:
+    weights, parts, centre = readable(model), list[Factored](), centred(model)
+    for layer in dict.fromkeys(a.layer for a in places):
+        units = [a.unit for a in places if a.layer == layer]
+        whole: Factored = getattr(weights, kind)(layer)
+        parts.append(Factored(whole.left.detach()[units], whole.right.detach()[units]))
+    left, right = (torch.cat([wide(getattr(f, side)) for f in parts]) for side in ("left", "right"))
+    if centre:
+        left, right = left - left.mean(-2, keepdim=True), right - right.mean(-1, keepdim=True)
+    return Factored(left, right)
+
+
+def wide(x: Tensor) -> Tensor:
+    """Return x in float32, or in float64 if it is that already."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,0 +1,5 @@
+"""Weights: what attention heads and other components would do with any input, read from their weights alone."""
+
+from cutaway.weights.composition import Composition, composition
+
+__all__ = ["Composition", "composition"]
