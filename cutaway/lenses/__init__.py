@@ -1,20 +1,24 @@
 """Lenses: what the residual stream already says at each depth, and which components write it."""
 
+from cutaway.lenses.accumulated_residual import accumulated_residual
 from cutaway.lenses.direct_attribution import direct_attribution
 from cutaway.lenses.lens_grid import lens_grid
 from cutaway.lenses.logit_lens import logit_lens
+from cutaway.lenses.source_attribution import source_attribution
 from cutaway.lenses.tuned import TunedLens, identity_lens, open_lens
 from cutaway.lenses.tuned_lens import tuned_lens
 from cutaway.lenses.tuned_training import lens_sites, train_tuned_lens
 
 __all__ = [
     "TunedLens",
+    "accumulated_residual",
     "direct_attribution",
     "identity_lens",
     "lens_grid",
     "lens_sites",
     "logit_lens",
     "open_lens",
+    "source_attribution",
     "train_tuned_lens",
     "tuned_lens",
 ]

@@ -20,24 +20,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.method import method
-from cutaway.core.refuse import Code, Keyword, Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
-from cutaway.lenses.decode import AGREES, question, read_out
-from cutaway.models.anatomy.norms import wide
-from cutaway.models.anatomy.residual import Stream, last_stream, logit_shares
+from cutaway.core.stats import BOUNDS, mean_interval, one_prompt
+from cutaway.lenses.closure import check_closure, difference, drawn_pairs, uncapped
+from cutaway.lenses.decode import question
+from cutaway.models.anatomy.residual import last_stream, logit_shares
 from cutaway.models.anatomy.unembedding import unembedding
 from cutaway.models.model import Model
 from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.task import Task
-
-#: largest residual, of the root mean square of the totals; half precision rounds at every addition to the stream
-_CLOSURE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.bfloat16: 0.1, torch.float16: 0.02}
-_ROUNDING = 1e-6  # of the shares' sizes together: what their own sum in float32 may be off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +78,14 @@ def direct_attribution(
     """
     asked = question(model, task, answer)
     stream = last_stream(model, asked.prompts, neurons=neurons)
-    g, n, logits = generator(seed), len(asked.prompts), _logits(model, stream)
+    assert stream.logits is not None
+    n, logits = len(asked.prompts), uncapped(model, stream.logits, stream.last)
     own = logits.argmax(-1) if asked.answers is None else asked.answers
-    pairs = torch.randint(model.shape.d_vocab, (2, samples, n), generator=g).to(own.device)
-    answers = torch.cat([own[None], pairs[0]])
-    foils = None if asked.foils is None else torch.cat([asked.foils[None], pairs[1]])
+    answers, foils = drawn_pairs(model, own, asked.foils, samples, seed)
     names, shares, offset = logit_shares(model, stream, answers, foils)
-    total = _toward(logits, own) if asked.foils is None else _toward(logits, own) - _toward(logits, asked.foils)
+    total = difference(logits, own, asked.foils)
     residual = total.double() - shares[0].double().sum(-1) - offset[0].double()
-    _close(model, residual, total, shares[0].abs().sum(-1) + offset[0].abs())
+    check_closure("direct attribution", model, residual, total, shares[0].abs().sum(-1) + offset[0].abs())
     names, shares = [*names, "final bias"], torch.cat([shares, offset[..., None]], dim=-1)
     if top:
         names, shares = _top(names, shares, top)
@@ -112,42 +106,6 @@ def direct_attribution(
         },
         reasons=one_prompt(n, "effect"),
     )
-
-
-def _logits(model: Model, stream: Stream) -> Float[Tensor, "prompt token"]:
-    """Return the model's own last logits, before its soft cap if it has one (whose inverse would lose the digits)."""
-    assert stream.logits is not None
-    own, cap = wide(stream.logits), unembedding(model.anatomy).cap
-    if not cap:
-        return own
-    raw = read_out(model, stream.last, capped=False)
-    missed = float((cap * torch.tanh(raw / cap) - own).abs().max())
-    if missed > AGREES.get(model.dtype, 1e-3) * float(own.abs().max()):
-        why = f"its logits miss those of its own last stream by {missed:.2g}"
-        raise Refused(f"direct attribution on {model.name}", why, ("see ", Code("self_check(model)")))
-    return raw
-
-
-def _toward(logits: Float[Tensor, "prompt token"], ids: Int[Tensor, "prompt"]) -> Float[Tensor, "prompt"]:
-    return logits[torch.arange(len(logits), device=logits.device), ids]
-
-
-def _close(model: Model, residual: Tensor, total: Tensor, shares: Tensor) -> None:
-    """Refuse shares that do not sum to the model's own logits."""
-    worst, size = float(residual.abs().max()), float(total.double().pow(2).mean().sqrt())
-    allowed = max(_CLOSURE.get(model.dtype, 1e-3) * size, _ROUNDING * float(shares.max()))
-    if worst > allowed:
-        half = torch.finfo(model.dtype).bits < 32
-        raise Refused(
-            f"direct attribution on {model.name}",
-            f"the shares miss the logits by {worst:.2g} of {size:.2g}",
-            (
-                *(("use prompts whose answers differ more, or ", Keyword("dtype", "float32", of="model"), "; ") * half),
-                "see ",
-                Code("self_check(model)"),
-                ": a site of this family may be wrong",
-            ),
-        )
 
 
 def _top(names: list[str], shares: Float[Tensor, "pair prompt component"], top: int) -> tuple[list[str], Tensor]:

@@ -66,6 +66,16 @@ class _Writer:
 
     def shares(self, reader: Float[Tensor, "pair batch d_model"]) -> Float[Tensor, "pair batch name"]:
         """Dot product of each contribution with `reader`, without forming the contributions."""
+        own, constant = self._through(reader)
+        units = torch.einsum("buw,pbuw->pbu", self.act.double(), self._seen(own))
+        return torch.cat([units, (own @ self.bias.double() + constant)[..., None]], dim=-1)
+
+    def readers(self, reader: Float[Tensor, "pair batch d_model"]) -> Float[Tensor, "pair batch unit width"]:
+        """Return `reader` in terms of each unit's activation: their dot product is the unit's share."""
+        return self._seen(self._through(reader)[0])
+
+    def _through(self, reader: Float[Tensor, "pair batch d_model"]) -> tuple[Tensor, Float[Tensor, "pair batch"]]:
+        """Return the reader in front of the post-norm, and what it reads of the norm's bias."""
         own, constant = (
             reader * self.multiplier,
             torch.zeros(reader.shape[:2], dtype=reader.dtype, device=reader.device),
@@ -73,9 +83,10 @@ class _Writer:
         if self.post is not None:
             constant = own @ self.post.bias.double()
             own = self.post.centre(own * self.post.weight.double()) / self.scale().double()[:, None]
-        seen = torch.einsum("uwd,pbd->pbuw", self.weight.double(), own)
-        units = torch.einsum("buw,pbuw->pbu", self.act.double(), seen)
-        return torch.cat([units, (own @ self.bias.double() + constant)[..., None]], dim=-1)
+        return own, constant
+
+    def _seen(self, own: Float[Tensor, "pair batch d_model"]) -> Float[Tensor, "pair batch unit width"]:
+        return torch.einsum("uwd,pbd->pbuw", self.weight.double(), own)
 
 
 @dataclass(frozen=True)
@@ -135,7 +146,7 @@ def logit_contributions(
     Units are logits before any soft cap; the final norm's scale is frozen, its centring and weight are applied to
     every component. Components plus biases sum to the logit (difference).
     """
-    reader, offset = _reader(model, parts.scale, tokens[None], foils[None] if foils is not None else None)
+    reader, offset = logit_reader(model, parts.scale, tokens[None], foils[None] if foils is not None else None)
     return torch.einsum("bcd,bd->bc", parts.contribution.double(), reader[0]).float(), offset[0].float()
 
 
@@ -175,12 +186,31 @@ def logit_shares(
 
     Equal to `decompose` with `logit_contributions`, without forming d_model numbers for every neuron.
     """
-    reader, offset = _reader(model, stream.scale, tokens, foils)
+    reader, offset = logit_reader(model, stream.scale, tokens, foils)
     shares = [
         p.shares(reader) if isinstance(p, _Writer) else torch.einsum("bd,pbd->pb", p[1].double(), reader)[..., None]
         for p in stream.parts
     ]
     return stream.names(), torch.cat(shares, dim=-1).float(), offset.float()
+
+
+@torch.no_grad()
+def head_readers(
+    model: Model, i: int, z: Float[Tensor, "batch head d_head"], reader: Float[Tensor, "pair batch d_model"]
+) -> Float[Tensor, "pair batch head d_head"]:
+    """Return, for each head of layer `i`, the vector whose dot product with `z` is the head's share of what `reader`
+    reads: through W_O, the post-norm with its scale frozen at its value for this `z`, and the family's multiplier.
+    """
+    return _heads(model, i, z.float()).readers(reader)
+
+
+def check_sum(model: Model) -> None:
+    """Check that the residual stream is a sum of components.
+
+    Raises:
+        Refused: it is not, or a site that its decomposition reads is disabled.
+    """
+    _sites(model, ())
 
 
 def _sites(model: Model, neurons: Collection[int]) -> list[str]:
@@ -245,7 +275,7 @@ def _writer(
     return _Writer(names, act, weight, rest, norm, model.anatomy.multiplier)
 
 
-def _reader(
+def logit_reader(
     model: Model,
     scale: Float[Tensor, "batch"],
     tokens: Int[Tensor, "pair batch"],
@@ -254,7 +284,8 @@ def _reader(
     """Return the vector whose dot product with a summand of the stream is its share of the logit, and the biases'
     share.
 
-    In float64. With its scale frozen the final norm is linear, so its transpose is applied to the unembedding once.
+    In float64. With its scale (`scale`) frozen the final norm is linear, so its transpose is applied to the unembedding
+    once.
     """
     final = model.anatomy.top("final")
     direction, offset = unembed_rows(model.anatomy, tokens, torch.float64)
