@@ -1,52 +1,63 @@
 """Which heads look at the previous token, the first one, or back at what has been before?
 
 Attention on sequences (random tokens said twice, or texts) beside the keys that each type of head looks at: the
-previous token, the token itself, the first token (a sink), the same token earlier (duplicate token), and what followed
-the same token earlier (prefix matching, one half of induction: Elhage et al. 2021; Olsson et al. 2022,
-arXiv:2209.11895). A type is a row of `heads.types`.
+previous token, the token itself, the first token (a sink), the same token earlier (duplicate token), what followed the
+same token earlier (prefix matching: Elhage et al. 2021; Olsson et al. 2022, arXiv:2209.11895), punctuation and line
+breaks (delimiter), and the five tokens before (local window). A type is a row of `heads.types`.
 
 * `score[type, layer, head]`: attention to the type's keys, summed over them, averaged over the queries that have any
   (never the first token, which has only itself) and then over sequences; `interval`: 95 %, over sequences.
-* Control: the same rows of attention with their keys shuffled among those that each query may look at (`null`).
-* `copying[layer, head]`: Σλ/Σ|λ| over the eigenvalues of W_E W_V W_O W_U, 1 for a head that raises every token that it
-  looks at; its control (`copying_null`) gives each head the values of another key-value head.
-* `claimed[type, layer, head]`: 1 where the interval lies above `least` and above the band of the null. Induction also
-  takes a `copying` above 0: a head that finds the token but lowers it completes nothing.
+* `weighted`: the same share of attention times the norm of the values (Kobayashi et al. 2020, arXiv:2004.10102): a
+  head that rests on a first token whose value is next to nothing reads little there.
+* `raises`: the direct effect of the head's whole output at the query on the logits of the tokens at the keys, less its
+  mean over the vocabulary and in standard deviations of its effects there, averaged over queries and keys.
+* Control: the same rows with their keys shuffled among those that each query may look at within the layer's window
+  (`null`; `raises_null` for the tokens at those keys).
+* `claimed[type, layer, head]`: 1 where the interval of `score` lies above `least` and above the band of the null.
+  Induction is prefix matching by a head that also raises the tokens, anti-induction (on repeats, one that suppresses
+  copies: McDougall et al. 2023, arXiv:2310.04625) by one that lowers them: the interval of `raises` lies beyond 0 and
+  beyond the band of its null.
+* `copying[layer, head]`: Σλ/Σ|λ| over the eigenvalues of W_E W_V W_O W_U; its control (`copying_null`) gives each head
+  the values of another key-value head. No claim depends on it.
+* `distance[layer, head]`: how many tokens back a head looks, the first token left out; the record says how many one
+  would that looks at all tokens alike.
 * Assumption: sequences of random tokens, in which no head attends by meaning. In text, duplicates and what follows them
-  are few and alike. A window of attention narrower than the sequences is not taken out of the null.
-* Known failures: `copying` reads the bare embedding, which late layers of trained models no longer see, and there its
-  control is wide. Attention is no effect: what a head looks at need not matter (ablate it), and a first token's value
-  may be next to nothing.
+  are few and alike. What a token is at a key stands for what is attended: deep in a model it may hold more.
+* Known failures: `copying` reads the bare embedding, which late layers of trained models no longer see: it is negative
+  for heads that copy. `raises` leaves out what later layers make of the output: a head that matches prefixes and
+  copies through them is no induction head here. Attention is no effect: what a head
+  looks at need not matter (`heads.confirm` removes the claimed heads). Types overlap: a previous-token head looks at a
+  local window.
 * Cost: one forward. Patterns are reduced layer by layer in it and never kept.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, generator, mean_interval, null_band, one_prompt
+from cutaway.core.stats import BOUNDS, mean_interval, null_band, one_prompt
 from cutaway.heads.copying import copying
-from cutaway.heads.types import TYPES, Sequences
-from cutaway.models.access import forward, taps
-from cutaway.models.anatomy import rope
+from cutaway.heads.pattern_sums import Sums, pattern_sums
+from cutaway.heads.types import TYPES
 from cutaway.models.model import Model
-from cutaway.models.tokens import Tokens
 from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.repeats import Repeats
 
-_UNITS = {"score": "attention", "interval": "attention", "null": "attention", "copying": "Σλ / Σ|λ|"}
-_CELLS = 1 << 22  # most entries of one layer's patterns at once, unless one sequence has more
+_UNITS = {
+    **dict.fromkeys(("score", "interval", "null"), "attention"),
+    **dict.fromkeys(("weighted", "weighted_interval"), "share of attention × value norm"),
+    **dict.fromkeys(("raises", "raises_interval", "raises_null"), "standard deviations over the vocabulary"),
+    **dict.fromkeys(("copying", "copying_null"), "Σλ / Σ|λ|"),
+    **dict.fromkeys(("distance", "distance_interval"), "tokens back"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +71,10 @@ class HeadTypes(Result, kind="head_types"):
         claimed: 1 for a head that is of a type, 0 for others.
         copying: the eigenvalue score of the OV circuit; NaN where the model has none in its weights.
         copying_null: `copying` with the values of another key-value head.
+        weighted: the share of the type's keys in attention times the norm of the values.
+        raises: how far the head raises the tokens at the type's keys over the vocabulary.
+        raises_null: `raises` of the tokens at shuffled keys.
+        distance: how many tokens back the head looks, the first token left out.
     """
 
     score: Float[Tensor, "type layer head"]
@@ -68,6 +83,13 @@ class HeadTypes(Result, kind="head_types"):
     claimed: Float[Tensor, "type layer head"]
     copying: Float[Tensor, "layer head"]
     copying_null: Float[Tensor, "layer head sample"]
+    weighted: Float[Tensor, "type layer head"] | None
+    weighted_interval: Float[Tensor, "type layer head bound"] | None
+    raises: Float[Tensor, "type layer head"] | None
+    raises_interval: Float[Tensor, "type layer head bound"] | None
+    raises_null: Float[Tensor, "type layer head sample"] | None
+    distance: Float[Tensor, "layer head"] | None
+    distance_interval: Float[Tensor, "layer head bound"] | None
 
     def named(self, name: str) -> list[str]:
         """Return the heads that are claimed to be of a type, as `layer.head`, the largest scores first.
@@ -109,90 +131,66 @@ def classify(
     if int(tokens.lengths.max()) < 2:
         raise Refused("head types", "no sequence has two tokens, and so nothing to look back at", "give longer ones")
     layers = [a.layer for a in model.places("pattern") if a.layer is not None]
-    own, null = _scores(model, tokens, layers, samples, seed)
-    return _result(model, layers, own, null, least, seed)
+    sums, why = pattern_sums(model, tokens, layers, samples, seed)
+    return _result(model, layers, sums, why, least, seed)
 
 
-def _scores(
-    model: Model, tokens: Tokens, layers: Sequence[int], samples: int, seed: int
-) -> tuple[Float[Tensor, "prompt type layer head"], Float[Tensor, "prompt type layer head sample"]]:
-    """Return every head's attention to the keys of every type, and to shuffled keys, sequence by sequence.
-
-    NaN where no query of a sequence has such keys.
-    """
-    g, done, parts = generator(seed), list[Sequence[int]](), list[Tensor]()
-    width = tokens.ids.shape[1]
-    size = max(1, _CELLS // (model.shape.n_heads * width * width))
-    for group in rope.apart(model.anatomy, tokens):
-        for rows in (group[i : i + size] for i in range(0, len(group), size)):
-            some = tokens.rows(rows)
-            parts.append(_attention(model, some, layers, _keys(some, samples, g)).cpu())
-            done.append(rows)
-    every = rope.in_order(done, parts)  # [prompt, 1 + sample, type, layer, head]
-    return every[:, 0], every[:, 1:].movedim(1, -1)
-
-
-def _keys(tokens: Tokens, samples: int, g: torch.Generator) -> Bool[Tensor, "batch shuffle type q_pos k_pos"]:
-    """Return the keys of every type, and as many for each query drawn at random among those it may look at."""
-    s = Sequences.of(tokens)
-    own = torch.stack([s.looked_at(row) for row in TYPES], 1)
-    wanted, out = own.sum(-1, keepdim=True), [own]
-    for _ in range(samples):
-        chance = torch.rand(s.allowed.shape, generator=g).to(own.device).masked_fill(~s.allowed, 2.0)
-        rank = chance.argsort(-1).argsort(-1)[:, None]
-        out.append(rank < wanted)
-    return torch.stack(out, 1)
-
-
-def _attention(
-    model: Model, tokens: Tokens, layers: Sequence[int], keys: Bool[Tensor, "batch shuffle type q_pos k_pos"]
-) -> Float[Tensor, "batch shuffle type layer head"]:
-    """Return the attention to some keys, averaged over the queries that have any, in one forward."""
-    found, queries = dict[int, Tensor](), keys[:, 0].any(-1).sum(-1)[:, :, None]  # [batch, type, 1]
-
-    def see(layer: int, pattern: Tensor) -> Tensor:
-        flat = pattern.detach().float().flatten(2)
-        given = [torch.einsum("bhx,btx->bth", flat, k.flatten(2).to(flat)) for k in keys.unbind(1)]
-        found[layer] = torch.stack(given, 1) / queries[:, None].to(flat)
-        return pattern
-
-    sees = {Address("pattern", i): partial(see, i) for i in layers}
-    with model.edited(), torch.no_grad(), taps.attached(model.anatomy, sees):
-        forward.streams(model.anatomy, tokens, 1.0)
-    return torch.stack([found[i].to(keys.device) for i in layers], 3)
-
-
-def _result(model: Model, layers: list[int], own: Tensor, null: Tensor, least: float, seed: int) -> HeadTypes:
+def _result(model: Model, layers: list[int], sums: Sums, unread: str, least: float, seed: int) -> HeadTypes:
+    own, chance, names = sums.attention[:, 0], sums.attention[:, 1:].movedim(1, -1), [row.name for row in TYPES]
     there = [~own[:, t].isnan().flatten(1).any(1) for t in range(len(TYPES))]
-    each, chance = ([x[some, t] for t, some in enumerate(there)] for x in (own, null))
-    interval = torch.stack([mean_interval(x, within=(0.0, 1.0)) for x in each])
-    score, control = (torch.stack([x.mean(0) for x in parts]) for parts in (each, chance))
+    score, interval = _means(own, there, within=(0.0, 1.0))
+    weighted, weighted_interval = _means(sums.weighted, there, within=(0.0, 1.0))
+    raises, raises_interval = _means(sums.raised[:, 0], there)
+    null, raises_null = (_means(x, there)[0] for x in (chance, sums.raised[:, 1:].movedim(1, -1)))
     why = "it is of the weights alone, which have no spread over sequences"
     try:
-        raises, raises_null = copying(model, layers, null.shape[-1], seed)
+        eigen, eigen_null = copying(model, layers, null.shape[-1], seed)
     except Refused as refusal:
-        raises, raises_null, why = *(torch.full_like(x[0], math.nan) for x in (score, control)), refusal.why
-    names = [row.name for row in TYPES]
+        eigen, eigen_null, why = *(torch.full_like(x[0], math.nan) for x in (score, null)), refusal.why
     few = {n: "no sequence has such keys" for n, some in zip(names, there, strict=True) if not some.any()}
     few |= {n: "one sequence has such keys" for n, some in zip(names, there, strict=True) if int(some.sum()) == 1}
-    claimed = interval[..., 0] > torch.stack([_high(x) for x in control]).clamp_min(least)
+    claimed = interval[..., 0] > torch.stack([_band(x)[1] for x in null]).clamp_min(least)
     for t, row in enumerate(TYPES):
-        claimed[t] &= (raises > 0) | (not row.copies)
+        low, high = _band(raises_null[t])
+        up, down = raises_interval[t, ..., 0] > high.clamp_min(0), raises_interval[t, ..., 1] < low.clamp_max(0)
+        claimed[t] &= {1: up, -1: down, 0: torch.ones_like(up)}[row.writes]
+    said = {"raises": unread} if unread else {}
+    said |= {"score": "too few sequences have keys of some types: those say so"} if few else {}
+    said |= {"distance": "how far it is where all tokens are looked at alike stands in the record"}
     return HeadTypes(
         score=score,
         interval=interval,
-        null=control,
+        null=null,
         claimed=claimed.float(),
-        copying=raises,
-        copying_null=raises_null,
+        copying=eigen,
+        copying_null=eigen_null,
+        weighted=weighted,
+        weighted_interval=weighted_interval,
+        raises=raises,
+        raises_interval=raises_interval,
+        raises_null=raises_null,
+        distance=sums.distance.mean(0),
+        distance_interval=mean_interval(sums.distance),
         labels={"type": names, "layer": layers, "bound": BOUNDS},
         units=_UNITS,
-        reasons=few | {"copying": why} | one_prompt(len(own), "score"),
-        record={"sequences": dict(zip(names, (int(some.sum()) for some in there), strict=True))},
+        reasons=few | {"copying": why} | said | one_prompt(len(own), "score"),
+        record={
+            "sequences": dict(zip(names, (int(some.sum()) for some in there), strict=True)),
+            "tokens back of uniform attention": float(sums.uniform.mean()),
+        },
     )
 
 
-def _high(null: Float[Tensor, "layer head sample"]) -> Float[Tensor, "layer head"]:
-    """Return the upper end of the null's band for every head, in the scale of its layer."""
+def _means(
+    x: Float[Tensor, "prompt type *cell"], there: list[Tensor], within: tuple[float, float] = (-math.inf, math.inf)
+) -> tuple[Float[Tensor, "type *cell"], Float[Tensor, "type *cell bound"]]:
+    """Return the mean and its interval of every type, over the sequences that have its keys."""
+    each = [x[some, t] for t, some in enumerate(there)]
+    return torch.stack([e.mean(0) for e in each]), torch.stack([mean_interval(e, within=within) for e in each])
+
+
+def _band(null: Float[Tensor, "layer head sample"]) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
+    """Return both ends of the null's band for every head, in the scale of its layer."""
     layers = torch.arange(len(null)).repeat_interleave(null.shape[1])
-    return null_band(null.flatten(0, 1), groups=layers)[0][:, 1].reshape(null.shape[:2])
+    low, high = null_band(null.flatten(0, 1), groups=layers)[0].reshape(*null.shape[:2], 2).unbind(-1)
+    return low, high

@@ -6,6 +6,7 @@ The first token of a sequence is never a query: it has only itself to look at.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,8 +14,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 
+LOCAL = 5  # positions that a local window reaches back
 Keys = Bool[Tensor, "batch q_pos k_pos"]
 
 
@@ -22,39 +25,67 @@ Keys = Bool[Tensor, "batch q_pos k_pos"]
 class Sequences:
     """Positions of a batch of sequences, and the keys that each query may look at; padding is none of them.
 
+    The queries are all positions, or some of them.
+
     Attributes:
-        ids: the token ids.
+        asked: the token ids of the queries.
+        ids: the token ids of the keys.
         back: number of positions that a key lies before a query; negative behind it.
         key: the position of each key in its own sequence.
         allowed: True for a query and a key that are both tokens of the sequence, the key not behind the query.
+        delimiter: True at keys that are punctuation or a line break.
     """
 
-    ids: Int[Tensor, "batch position"]
+    asked: Int[Tensor, "batch q_pos"]
+    ids: Int[Tensor, "batch k_pos"]
     back: Int[Tensor, "batch q_pos k_pos"]
-    key: Int[Tensor, "batch 1 position"]
+    key: Int[Tensor, "batch 1 k_pos"]
     allowed: Keys
+    delimiter: Bool[Tensor, "batch 1 k_pos"]
 
     @staticmethod
-    def of(tokens: Tokens) -> Sequences:
-        """Return the sequences of a batch of tokens."""
+    def of(
+        tokens: Tokens, delimiter: Bool[Tensor, "batch k_pos"] | None = None, queries: slice = slice(None)
+    ) -> Sequences:
+        """Return the sequences of a batch of tokens; `queries` are the columns of the queries."""
         at, real = tokens.position_ids, tokens.mask
-        back = at[:, :, None] - at[:, None, :]
-        return Sequences(tokens.ids, back, at[:, None, :], (back >= 0) & real[:, :, None] & real[:, None, :])
+        back = at[:, queries, None] - at[:, None, :]
+        allowed = (back >= 0) & real[:, queries, None] & real[:, None, :]
+        marks = torch.zeros_like(real) if delimiter is None else delimiter
+        return Sequences(tokens.ids[:, queries], tokens.ids, back, at[:, None, :], allowed, marks[:, None, :])
 
     @property
     def same(self) -> Keys:
         """True where query and key are the same token."""
-        return self.ids[:, :, None] == self.ids[:, None, :]
+        return self.asked[:, :, None] == self.ids[:, None, :]
 
     @property
     def after_same(self) -> Keys:
         """True where the key follows an occurrence of the query's token."""
         return torch.cat([torch.zeros_like(self.same[..., :1]), self.same[..., :-1]], -1) & (self.key > 0)
 
+    @property
+    def query(self) -> Int[Tensor, "batch q_pos k_pos"]:
+        """The position of each query in its own sequence."""
+        return self.back + self.key
+
     def looked_at(self, row: HeadType) -> Keys:
         """Return the keys at which a head of a type looks."""
-        own = self.back + self.key  # the position of the query
-        return row.keys(self) & self.allowed & (own > 0)
+        return row.keys(self) & self.allowed & (self.query > 0)
+
+
+def delimiters(model: Model, tokens: Tokens) -> Bool[Tensor, "batch position"]:
+    """Return True at tokens that are punctuation or a line break; nowhere without a tokenizer."""
+    if model.tokenizer is None:
+        return torch.zeros_like(tokens.mask)
+    ids, place = tokens.ids.unique(return_inverse=True)
+    found = [_delimits(text) for text in model.text.token_texts(ids)]
+    return torch.tensor(found, device=place.device)[place] & tokens.mask
+
+
+def _delimits(text: str) -> bool:
+    marks = text.strip()
+    return all(unicodedata.category(c)[0] == "P" for c in marks) if marks else "\n" in text
 
 
 @dataclass(frozen=True)
@@ -64,12 +95,16 @@ class HeadType:
     Attributes:
         name: the name in the field.
         keys: returns the keys at which it looks, among those that it may look at.
-        copies: True if a head of this type must also write what it reads: its OV circuit raises the attended token.
+        writes: 1 if a head of this type must also raise the tokens at its keys, −1 if it must lower them, else 0.
     """
 
     name: str
     keys: Callable[[Sequences], Keys]
-    copies: bool = False
+    writes: int = 0
+
+
+def _induction(s: Sequences) -> Keys:
+    return s.after_same & (s.back > 0)
 
 
 #: order of the entries of the axis `type`
@@ -78,5 +113,9 @@ TYPES = (
     HeadType("current token", lambda s: s.back == 0),
     HeadType("first token", lambda s: (s.key == 0) & (s.back > 0)),
     HeadType("duplicate token", lambda s: s.same & (s.back > 0)),
-    HeadType("induction", lambda s: s.after_same & (s.back > 0), copies=True),
+    HeadType("prefix matching", _induction),
+    HeadType("induction", _induction, writes=1),
+    HeadType("anti-induction", _induction, writes=-1),
+    HeadType("delimiter", lambda s: s.delimiter & (s.back > 0)),
+    HeadType("local window", lambda s: (s.back > 0) & (s.back <= LOCAL) & (s.query >= 2 * LOCAL)),
 )

@@ -11,7 +11,7 @@ import torch
 import cutaway as ca
 from cutaway.cli import app
 from cutaway.core.refuse import Refused
-from cutaway.heads import TYPES, HeadTypes, classify
+from cutaway.heads import TYPES, HeadTypes, classify, pattern_sums
 from cutaway.models.edits.library import Replace
 from cutaway.models.model import Model
 from cutaway.models.tokens import batch
@@ -19,7 +19,12 @@ from cutaway.tasks import Repeats
 from tests.conformance import subjects
 
 NAMES = [row.name for row in TYPES]
-ROWS = ([0, 9, 8, 7, 9, 8, 8, 5], [0, 5, 6, 5], [0, 7, 9, 9, 4, 7])  # three lengths; tokens follow themselves, too
+ROWS = (  # three lengths; tokens follow themselves, too
+    [0, 9, 8, 7, 9, 8, 8, 5, 9, 5, 8, 7, 6],
+    [0, 5, 6, 5],
+    [0, 7, 9, 9, 4, 7],
+)
+MARKS = {4, 6, 7, 8, 9}  # the tokens # % & ' ( are punctuation, $ is none
 
 
 def keys(name: str, ids: list[int], q: int) -> list[int]:
@@ -30,18 +35,34 @@ def keys(name: str, ids: list[int], q: int) -> list[int]:
         "first token": [0],
         "duplicate token": [k for k in range(q) if ids[k] == ids[q]],
         "induction": [k for k in range(1, q) if ids[k - 1] == ids[q]],
+        "prefix matching": [k for k in range(1, q) if ids[k - 1] == ids[q]],
+        "anti-induction": [k for k in range(1, q) if ids[k - 1] == ids[q]],
+        "delimiter": [k for k in range(q) if ids[k] in MARKS],
+        "local window": [k for k in range(q - 5, q) if q >= 10],
     }[name]
 
 
-def by_hand(model: Model, name: str) -> torch.Tensor:
-    """The score of every head [layer head], from patterns captured one sequence at a time."""
-    each = []
+def by_hand(model: Model, name: str) -> tuple[torch.Tensor, ...]:
+    """Score, weighted share and effect on tokens [layer head], in float64, one sequence, query and key at a time."""
+    found, w = [], model.weights
+    u = (w.unembed.T * model.hf.model.norm.weight).double()  # an RMS norm: nothing is centred
     for ids in ROWS:
-        a = model.capture(torch.tensor([ids]), "pattern")["pattern"][:, 0].double()  # [layer head q k]
-        found = [(q, ks) for q in range(1, len(ids)) if (ks := keys(name, ids, q))]
-        if found:
-            each.append(sum(a[:, :, q, k] for q, ks in found for k in ks) / len(found))
-    return sum(each) / len(each)
+        pairs = [(q, k) for q in range(1, len(ids)) for k in keys(name, ids, q)]
+        if not pairs:
+            continue
+        acts = model.capture(torch.tensor([ids]), ["pattern", "v", "z"])
+        a, z = (
+            acts["pattern"][:, 0].double(),
+            acts["z"][:, 0].double(),
+        )  # [layer head q k], [layer position head d_head]
+        size = acts["v"][:, 0].double().norm(dim=-1).repeat_interleave(2, -1).mT  # [layer head position]
+        heavy = a * size[:, :, None] / (a * size[:, :, None]).sum(-1, keepdim=True)
+        effects = torch.einsum("lphd,lhdm,tm->lhpt", z, w.o[:].double(), u)
+        effects = (effects - effects.mean(-1, keepdim=True)) / effects.std(-1, correction=0, keepdim=True)
+        n = len({q for q, _ in pairs})
+        raised = sum(effects[:, :, q, ids[k]] for q, k in pairs) / len(pairs)
+        found.append((sum(a[:, :, q, k] for q, k in pairs) / n, sum(heavy[:, :, q, k] for q, k in pairs) / n, raised))
+    return tuple(torch.stack(x).mean(0).detach() for x in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -51,9 +72,37 @@ def test_scores_are_those_of_the_definition_whatever_the_padding(side, monkeypat
     monkeypatch.setattr(ca.tasks.Prompts, "bind", lambda self, model: tokens(model, batch(self.ids, side=side)))
     got = classify(model, ca.tasks.as_prompts([*ROWS]))
     assert got.labels["type"] == NAMES
-    for score, name in zip(got.score, NAMES, strict=True):
-        torch.testing.assert_close(score.double(), expected[name], rtol=1e-5, atol=1e-6)
-    assert got.record["sequences"] == dict.fromkeys(NAMES, 3)
+    for t, name in enumerate(NAMES):
+        for mine, true in zip((got.score[t], got.weighted[t], got.raises[t]), expected[name], strict=True):
+            torch.testing.assert_close(mine.double(), true, rtol=1e-4, atol=1e-5)
+    assert got.record["sequences"] == dict.fromkeys(NAMES, 3) | {"local window": 1}
+
+
+def test_memory_for_masks_may_be_short_and_a_window_narrow(monkeypatch):
+    """Queries in parts give the same sums; keys outside a layer's window are in no null."""
+    model = subjects.random_llama()
+    whole = classify(model, Repeats(4, 12), samples=3)
+    monkeypatch.setattr(pattern_sums, "_MASKS", 20000)
+    parts = classify(model, Repeats(4, 12), samples=3)
+    for name, x in whole.tensors().items():
+        torch.testing.assert_close(parts.tensors()[name], x, rtol=1e-4, atol=1e-5, equal_nan=True)
+    at = torch.arange(25)
+    back = at[:, None] - at[None]
+    near = ((back >= 0) & (back < 6)).float()
+    alike = near / near.sum(-1, keepdim=True)  # looks at all keys of a window of 6 alike
+    model.hf.config.sliding_window = 6
+    with model.edited(Replace("pattern.1", alike.expand(4, 4, -1, -1))):
+        got = classify(model, Repeats(4, 12), samples=3)
+    local = NAMES.index("local window")
+    assert got.score[local, 1].tolist() == pytest.approx([5 / 6] * 4)
+    torch.testing.assert_close(got.null[local, 1], torch.full_like(got.null[local, 1], 5 / 6))  # 5 of the 6 there are
+    assert float(got.null[local, 0].mean()) < 0.5
+    mine = alike[1:, 1:]
+    expected = float((mine * back[1:, 1:]).sum() / mine.sum())
+    assert got.distance[1].tolist() == pytest.approx([expected] * 4)
+    share = 1 / (at[1:] + 1).double()
+    expected = float((back[1:, 1:].tril() * share[:, None]).sum() / (at[1:] * share).sum())
+    assert got.record["tokens back of uniform attention"] == pytest.approx(expected, rel=1e-5)
 
 
 def planted(ids: torch.Tensor, name: str) -> torch.Tensor:
@@ -69,21 +118,28 @@ def planted(ids: torch.Tensor, name: str) -> torch.Tensor:
 def test_planted_heads_get_their_whole_score_and_beat_the_shuffled_keys():
     model, evidence = subjects.random_llama(), Repeats(6, 8)
     ids = evidence.bind(model).ids
-    places = [f"pattern.{i // 4}.{i % 4}" for i in range(len(TYPES))]
-    with model.edited(*(Replace(at, planted(ids, name)) for at, name in zip(places, NAMES, strict=True))):
+    rows = [row for row in TYPES if row.name != "delimiter"]  # of which there are several or none, as chance has it
+    places = [f"pattern.{i // 4}.{i % 4}" for i in range(len(rows))]
+    with model.edited(*(Replace(at, planted(ids, row.name)) for at, row in zip(places, rows, strict=True))):
         got = classify(model, evidence, samples=40)
     back = torch.arange(1, ids.shape[1]).double()
-    for t, row in enumerate(TYPES):
-        assert got.score[t, t // 4, t % 4] == 1
-        chance = got.null[t, t // 4, t % 4]
-        assert chance.max() < 0.6
-        queries = back[-8:] if row.name in ("duplicate token", "induction") else back  # those of the second block
-        expected = 1 / (queries + 1)  # one key of all that a query may look at
-        assert float(chance.mean()) == pytest.approx(float(expected.mean()), rel=0.15)
-        if not row.copies:
-            assert f"{t // 4}.{t % 4}" in got.named(row.name)
-    at = NAMES.index("induction")
-    assert bool(got.claimed[at, at // 4, at % 4]) == bool(got.copying[at // 4, at % 4] > 0)
+    for i, row in enumerate(rows):
+        at, t = (i // 4, i % 4), NAMES.index(row.name)
+        assert got.score[(t, *at)] == 1
+        chance = got.null[(t, *at)]
+        if row.name != "local window":
+            assert chance.max() < 0.6
+            second = row.name in ("duplicate token", "prefix matching", "induction", "anti-induction")
+            queries = back[-8:] if second else back  # those of the second block
+            expected = 1 / (queries + 1)  # one key of all that a query may look at
+            assert float(chance.mean()) == pytest.approx(float(expected.mean()), rel=0.15)
+        low, high = got.raises_interval[(t, *at)].tolist()
+        if row.writes == 1:
+            assert bool(got.claimed[(t, *at)]) <= (low > 0)
+        elif row.writes == -1:
+            assert bool(got.claimed[(t, *at)]) <= (high < 0)
+        else:
+            assert f"{i // 4}.{i % 4}" in got.named(row.name)
 
 
 @cache
@@ -105,7 +161,12 @@ def test_the_bundled_model_has_previous_token_and_induction_heads_beyond_the_nul
     first = {name: min(int(at.split(".")[0]) for at in found[name]) for name in ("previous token", "induction")}
     assert first["previous token"] < first["induction"], "an induction head reads what a previous-token head wrote"
     assert not set(found["previous token"]) & set(found["induction"])
-    assert min(float(got.copying[tuple(map(int, at.split(".")))]) for at in found["induction"]) > 0
+    t = NAMES.index("induction")
+    for at in found["induction"]:
+        raised = got.select(layer=int(at.split(".")[0]), head=int(at.split(".")[1]), type="induction")
+        parts = raised.tensors()
+        assert float(parts["raises_interval"][..., 0]) > float(parts["raises_null"].max())
+    assert not set(found["induction"]) & set(got.named("anti-induction"))
 
 
 def test_induction_heads_of_the_bundled_model_are_needed_to_go_on_with_a_list():
