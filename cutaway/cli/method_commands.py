@@ -24,7 +24,7 @@ from cutaway.core.subject import choose, open_subjects
 #: methods that have a command of their own beside the one in their room
 SHORT = {"patch": "patching.activation", "trace": "patching.causal_trace"}
 #: commands of a room that are no methods, by room and name
-BESIDE = {"lenses": {"train": "cutaway.cli.train_lens:train"}}
+BESIDE = {"lenses": {n: f"cutaway.cli.train_lens:{n}" for n in ("train", "estimate")}}
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,10 @@
 
 from cutaway.lenses.accumulated_residual import accumulated_residual
 from cutaway.lenses.direct_attribution import direct_attribution
+from cutaway.lenses.directions import TokenDirections, token_directions
+from cutaway.lenses.jacobian import JacobianLens, open_jacobian_lens
+from cutaway.lenses.jacobian_estimation import estimate_jacobian_lens, jacobian_directions
+from cutaway.lenses.jacobian_lens import jacobian_lens
 from cutaway.lenses.lens_grid import lens_grid
 from cutaway.lenses.logit_lens import logit_lens
 from cutaway.lenses.source_attribution import source_attribution
@@ -10,15 +14,22 @@ from cutaway.lenses.tuned_lens import tuned_lens
 from cutaway.lenses.tuned_training import lens_sites, train_tuned_lens
 
 __all__ = [
+    "JacobianLens",
+    "TokenDirections",
     "TunedLens",
     "accumulated_residual",
     "direct_attribution",
+    "estimate_jacobian_lens",
     "identity_lens",
+    "jacobian_directions",
+    "jacobian_lens",
     "lens_grid",
     "lens_sites",
     "logit_lens",
+    "open_jacobian_lens",
     "open_lens",
     "source_attribution",
+    "token_directions",
     "train_tuned_lens",
     "tuned_lens",
 ]

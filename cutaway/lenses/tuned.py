@@ -18,22 +18,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.files import held, read_json, read_tensors, reading, write_json, write_tensors
+from cutaway.core.files import held, read_json, reading
 from cutaway.core.pt import read_pt
-from cutaway.core.record import hash_tensors, note
-from cutaway.core.refuse import Code, Refused
+from cutaway.core.record import note
 from cutaway.core.repeat import Made, called
 from cutaway.core.stats import generator
 from cutaway.core.subject import REQUIRED, Flag, Subject, register
+from cutaway.lenses.lens import CONFIG, Lens, about_model, read_own
 from cutaway.models.model import Model
 
-KIND, VERSION = "tuned lens", 1
-CONFIG, OWN, FOREIGN = "config.json", "params.safetensors", "params.pt"
+FOREIGN = "params.pt"
 _PART = re.compile(r"(\d+)\.(weight|bias)")  # of a parameter in a foreign file
 
 
 @dataclass(frozen=True, eq=False)
-class TunedLens:
+class TunedLens(Lens):
     """Affine translators of the residual stream, one per depth but the last, which the model unembeds itself.
 
     Attributes:
@@ -44,73 +43,28 @@ class TunedLens:
         made: how it can be opened again; None if it is in no file.
     """
 
+    kind = "tuned lens"
     weight: Float[Tensor, "depth d_model d_model"]
     bias: Float[Tensor, "depth d_model"]
     about: Mapping[str, Any] = field(default_factory=dict)
     made: Made | None = field(default=None, repr=False)
 
-    def identity(self) -> dict[str, Any]:
-        """Return the hash of the translators, and what they were trained on."""
-        return {"hash": hash_tensors({"weight": self.weight, "bias": self.bias}), **self.about}
+    def tensors(self) -> dict[str, Tensor]:
+        return {"weight": self.weight, "bias": self.bias}
 
-    def sizes(self) -> dict[str, int]:
-        """Return no sizes: no cost depends on a lens."""
-        return {}
+    def mapped(self, depth: int, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
+        return translated(x, self.weight[depth], self.bias[depth])
 
-    def at(self, depth: int, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
-        """Translate the stream of a depth (0 is the embedding); the last depth stays as it is."""
-        wide = x.to(torch.promote_types(x.dtype, self.weight.dtype))
-        if depth == len(self.weight):
-            return wide
-        return translated(wide, self.weight[depth], self.bias[depth])
-
-    def translate(self, x: Float[Tensor, "layer *rest d_model"]) -> Float[Tensor, "layer *rest d_model"]:
-        """Translate the streams of all depths."""
-        out = x.to(torch.promote_types(x.dtype, self.weight.dtype), copy=True)
-        for depth in range(len(self.weight)):
-            out[depth] = self.at(depth, x[depth])
-        return out
+    def pulled(self, depth: int, readers: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
+        return readers + readers @ self.weight[depth].to(readers.device, readers.dtype)
 
     def check(self, model: Model) -> None:
-        """Check that the lens is one of this model.
-
-        The weights of a model in another dtype than in the training have another hash; the record says that they were
-        not compared.
-
-        Raises:
-            Refused: another width or depth, or a lens of other weights.
-        """
-        what, shape = f"tuned lens on {model.name}", (model.shape.n_layers, model.shape.d_model)
-        if tuple(self.weight.shape[:2]) != shape:
-            why = f"it is of {len(self.weight)} layers and width {self.bias.shape[-1]}, the model of {shape}"
-            raise Refused(what, why, "give a lens that was trained on this model")
-        trained = self.about.get("model")
-        if trained is not None and trained["dtype"] != str(model.dtype).removeprefix("torch."):
-            note(f"the lens was trained on {trained['name']} in {trained['dtype']}; weights were not compared")
-        elif trained is not None and trained["weights"] != _weights(model):
-            why = f"it was trained on {trained['name']} with other weights"
-            raise Refused(
-                what, why, ("give a lens that was trained on this model", Code(", or use lens.transferred()"))
-            )
+        super().check(model)
         ours = _unembed_hash(model) if self.about.get("unembed_hash") else None
         if ours != self.about.get("unembed_hash"):
             note(
                 "the hash of the unembedding is not the one the lens was trained with: another model, or another dtype"
             )
-
-    def transferred(self) -> TunedLens:
-        """Return the same translators for any model of the same shape, such as a finetuned one."""
-        kept = {n: v for n, v in self.about.items() if n not in ("model", "unembed_hash")}
-        return replace(self, about={**kept, "transferred": self.about.get("model")}, made=None)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write the lens as a folder of `config.json` and `params.safetensors`.
-
-        Raises:
-            Refused: the folder cannot be written.
-        """
-        write_tensors(Path(folder) / OWN, {"weight": self.weight, "bias": self.bias}, {"kind": KIND})
-        return write_json(Path(folder) / CONFIG, {"kind": KIND, "version": VERSION, "about": dict(self.about)}).parent
 
 
 def translated(
@@ -122,9 +76,8 @@ def translated(
 
 def identity_lens(model: Model) -> TunedLens:
     """Return the lens that translates nothing, with which training begins; it reads what the logit lens reads."""
-    layers, width, dtype = model.shape.n_layers, model.shape.d_model, str(model.dtype).removeprefix("torch.")
-    about = {"model": {"name": model.name, "weights": _weights(model), "dtype": dtype}}
-    return TunedLens(torch.zeros(layers, width, width), torch.zeros(layers, width), about)
+    layers, width = model.shape.n_layers, model.shape.d_model
+    return TunedLens(torch.zeros(layers, width, width), torch.zeros(layers, width), {"model": about_model(model)})
 
 
 def open_lens(folder: str | Path) -> TunedLens:
@@ -136,8 +89,8 @@ def open_lens(folder: str | Path) -> TunedLens:
     folder = Path(folder).expanduser()
     config = read_json(folder / CONFIG)
     with reading(folder / CONFIG):
-        if isinstance(config, dict) and config.get("kind") == KIND and config.get("version") == VERSION:
-            tensors, about = read_tensors(folder / OWN)[0], held(config, "about", dict)
+        if (own := read_own(folder, TunedLens.kind)) is not None:
+            tensors, about = own
         elif isinstance(config, dict) and config.get("lens_type", "linear_tuned_lens") == "linear_tuned_lens":
             tensors, about = _foreign(folder, config)
         else:
@@ -161,11 +114,6 @@ def _foreign(folder: Path, config: Mapping[str, Any]) -> tuple[dict[str, Tensor]
     known = ("base_model_name_or_path", "base_model_revision", "unembed_hash")
     about = {n: config[n] for n in known if config.get(n)} | {"format": "EleutherAI tuned-lens"}
     return {"weight": torch.stack(weight).float(), "bias": torch.stack(bias).float()}, about
-
-
-def _weights(model: Model) -> str:
-    """Return the hash of the parameters alone: the model's fingerprint changes with what is attached to its modules."""
-    return hash_tensors(dict(model.hf.named_parameters()))
 
 
 def _unembed_hash(model: Model) -> str:
@@ -195,7 +143,7 @@ register(
     Subject(
         "lens",
         TunedLens,
-        (Flag("lens", str, REQUIRED, "a tuned lens: a folder of `cutaway lenses train`, or of EleutherAI's library"),),
+        (Flag("lens", str, REQUIRED, "a tuned lens: a folder of `cutaway lenses train` or of EleutherAI's library"),),
         _open,
         _example,
         needs=("model",),

@@ -16,6 +16,7 @@ put through that depth's affine translator (`ca.lenses.train_tuned_lens`), the f
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -24,6 +25,7 @@ from torch import Tensor
 from cutaway.core.method import method
 from cutaway.core.stats import mean_interval
 from cutaway.lenses.decode import check_last, divergence, question, read_out, streams
+from cutaway.lenses.lens import Lens
 from cutaway.lenses.logit_lens import LensCurve, curve_fields, followed
 from cutaway.lenses.tuned import TunedLens
 from cutaway.models.model import Model
@@ -71,35 +73,47 @@ def tuned_lens(
     Raises:
         Refused: the lens is of another model, or the model's residual stream shares no basis with an unembedding.
     """
+    return TunedCurve(**fitted_fields(model, task, lens, answer, each_position, samples, seed))
+
+
+def fitted_fields(
+    model: Model,
+    task: Task | Prompts,
+    lens: Lens,
+    answer: str | None,
+    each_position: bool,
+    samples: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Return the fields of a `TunedCurve` by name, from what any fitted lens reads."""
     asked = question(model, task, answer)
     lens.check(model)
     x, own = streams(model, asked.prompts)
     plain, y = read_out(model, x), lens.translate(x)
     check_last(model, plain[-1], own)
     logits = read_out(model, y)
-    tuned, logit = divergence(own, logits), divergence(own, plain)
+    fitted, logit = divergence(own, logits), divergence(own, plain)
     if each_position:
-        tuned, logit = _over_positions(model, asked.prompts, lens)
-    fields = curve_fields(model, asked, y, logits, tuned, samples, seed)
+        fitted, logit = _over_positions(model, asked.prompts, lens)
+    fields = curve_fields(model, asked, y, logits, fitted, samples, seed)
     fields["units"] |= {"logit_probability": "probability", "logit_divergence": "nats"}
     fields["record"] |= {"positions of divergences": _POSITIONS if each_position else "the last"}
-    tuned_interval, logit_interval = (mean_interval(kl.T, within=(0.0, float("inf"))) for kl in (tuned, logit))
-    return TunedCurve(
-        divergence_interval=tuned_interval,
-        logit_probability=followed(plain.softmax(-1), asked.answers).mean(1).cpu(),
-        logit_divergence=logit.mean(1).cpu(),
-        logit_divergence_interval=logit_interval,
-        **fields,
-    )
+    interval, logit_interval = (mean_interval(kl.T, within=(0.0, float("inf"))) for kl in (fitted, logit))
+    return fields | {
+        "divergence_interval": interval,
+        "logit_probability": followed(plain.softmax(-1), asked.answers).mean(1).cpu(),
+        "logit_divergence": logit.mean(1).cpu(),
+        "logit_divergence_interval": logit_interval,
+    }
 
 
 _POSITIONS = "all but the first and special tokens"
 
 
-def _over_positions(model: Model, prompts: Tokens, lens: TunedLens) -> list[Float[Tensor, "layer prompt"]]:
+def _over_positions(model: Model, prompts: Tokens, lens: Lens) -> list[Float[Tensor, "layer prompt"]]:
     """Return each prompt's mean divergence over its positions, with the lens and without it."""
     special = torch.tensor(getattr(model.tokenizer, "all_special_ids", None) or [-1], device=prompts.ids.device)
-    tuned, logit = list[Tensor](), list[Tensor]()
+    fitted, logit = list[Tensor](), list[Tensor]()
     for i in range(len(prompts)):
         row = prompts.row(i)
         x, own = streams(model, row, everywhere=True)
@@ -108,7 +122,7 @@ def _over_positions(model: Model, prompts: Tokens, lens: TunedLens) -> list[Floa
         kept[0] = False  # often a sink, whose stream is like no other
         kept = (kept if bool(kept.any()) else ~kept).to(x.device)
         x, own = x[:, kept], own[kept]
-        for found, lensed in ((tuned, lens.at), (logit, lambda depth, stream: stream)):
+        for found, lensed in ((fitted, lens.at), (logit, lambda depth, stream: stream)):
             each = [divergence(own, read_out(model, lensed(d, x[d]))).mean() for d in range(len(x))]
             found.append(torch.stack(each))
-    return [torch.stack(found, dim=1) for found in (tuned, logit)]
+    return [torch.stack(found, dim=1) for found in (fitted, logit)]

@@ -190,12 +190,7 @@ def _stream(
     model: Model, text: Documents | Sequence[str] | None, tokens: int, batch: int, context: int, seed: int
 ) -> LiveStream:
     """Return the activations of text, as many of them shuffled together as memory allows."""
-    if text is None:
-        if model.world is None:
-            why = "only models of the zoo have text of their own"
-            raise Refused(f"training a tuned lens on {model.name} without text", why, ("give ", Keyword("text")))
-        text = WorldDocuments(model.world)
-    documents = text if isinstance(text, Documents) else from_texts(list(text))
+    documents = documents_of(model, text, "training a tuned lens")
     window = min(tokens, WINDOW // (model.shape.d_model * (model.shape.n_layers + 1)))
     return LiveStream(
         model,
@@ -207,3 +202,17 @@ def _stream(
         seed=seed,
         epochs=None,
     )
+
+
+def documents_of(model: Model, text: Documents | Sequence[str] | None, what: str) -> Documents:
+    """Return text as documents; None stands for the text of the model's own world.
+
+    Raises:
+        Refused: none, for a model that has no text of its own.
+    """
+    if text is None:
+        if model.world is None:
+            why = "only models of the zoo have text of their own"
+            raise Refused(f"{what} on {model.name} without text", why, ("give ", Keyword("text")))
+        return WorldDocuments(model.world)
+    return text if isinstance(text, Documents) else from_texts(list(text))

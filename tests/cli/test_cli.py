@@ -192,27 +192,18 @@ def test_training_shows_progress_on_stderr_and_its_folder_on_stdout(capsys, monk
     assert "loss 3.250" in err
 
 
-def test_a_lens_trained_on_the_command_line_is_read_there(capsys, tmp_path):
-    out = tmp_path / "a lens"
-    words = [
-        "lenses",
-        "train",
-        "--out",
-        str(out),
-        "--tokens",
-        "128",
-        "--batch",
-        "64",
-        "--context",
-        "16",
-        "--threads",
-        "1",
-    ]
+@pytest.mark.parametrize(
+    ("fit", "method", "flag", "found"),
+    [("train", "tuned_lens", "--lens", "divergence"), ("estimate", "jacobian_lens", "--jacobian", "errors")],
+)
+def test_a_lens_fitted_on_the_command_line_is_read_there(capsys, tmp_path, fit, method, flag, found):
+    out, size = tmp_path / "a lens", {"tokens": 128, "batch": 64, "context": 24, "threads": 1}
+    words = ["lenses", fit, "--out", str(out), *(w for n, v in size.items() for w in (f"--{n}", str(v)))]
     assert app.main([*words, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert len(found["divergence"]) == 6
-    assert found["command"].startswith("cutaway lenses train")
-    read = ["lenses", "tuned_lens", "--lens", str(out), "--prompts", "the cat", "--samples", "1", "--json"]
+    said = json.loads(capsys.readouterr().out)
+    assert len(said[found]) == 6
+    assert said["command"].startswith(f"cutaway lenses {fit}")
+    read = ["lenses", method, flag, str(out), "--prompts", "the cat", "--samples", "1", "--json"]
     assert app.main(read) == 0
     fields = json.loads(capsys.readouterr().out)["fields"]
     assert fields["divergence"] != fields["logit_divergence"]

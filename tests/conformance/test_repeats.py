@@ -42,7 +42,8 @@ def files(tmp_path, monkeypatch):
     lines = ({"text": t, "label": y} for t, (y,) in zip(labelled.texts, labelled.shown.tolist(), strict=True))
     Path("some labels.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
     Path("some words.txt").write_text(" ".join(words.words), "utf-8")
-    SUBJECT_ROWS["lens"].example({"model": subjects.miniworld()}).transferred().save("some lens")
+    for lens in ("lens", "jacobian"):
+        SUBJECT_ROWS[lens].example({"model": subjects.miniworld()}).transferred().save(f"some {lens}")
     Path("some prompts.txt").write_text("\n\n".join(subjects.corpus()[:3]), "utf-8")
     Path("some text.txt").write_text("\n\n".join(subjects.corpus() * 2), "utf-8")
     return folder
@@ -97,6 +98,7 @@ SUBJECTS = {
     "words": ["--words", "some words.txt"],
     "lens": ["--lens", "some lens"],
     "prompts": ["--prompts", "some prompts.txt"],
+    "jacobian": ["--jacobian", "some jacobian"],
     "second": ["--second", "other latents.safetensors?format=house"],
     "evidence": ["--evidence", "some text.txt", "--evidence-tokens", "600", "--evidence-context", "24"],
 }
