@@ -19,14 +19,14 @@ later reacts). What lies between is repair.
   so a head that both writes the answer and feeds later heads mixes the two.
 * Equivalences (tests): the direct effect of a zeroed head is minus its share in `direct_attribution`; a head of the
   last layer has no attention part; the parts sum to the effect.
-* Cost: one forward a head (four with `resample`) and a layer of another, two more a head whose parts are measured,
+* Cost: one forward a head (four with `resample`), two more a head whose parts are measured,
   and the same as a head's a sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,17 +35,20 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.method import method
+from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt, ratio_interval
 from cutaway.interventions.ablation_values import Baseline, Removal, removal
 from cutaway.interventions.components import all_components
 from cutaway.interventions.null_cells import NULL_CELLS, draw_cells, null_cells_record
-from cutaway.models.access.reading import Measure, Reads, Seen
+from cutaway.models.access.positions import ForwardFrame
+from cutaway.models.access.reading import Reads
+from cutaway.models.anatomy.residual import attention_written
+from cutaway.models.anatomy.unembedding import unembedding
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Freeze, Replace
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
-from cutaway.models.tokens import Tokens
 from cutaway.tasks.task import Task
 
 _SHARE = "share of the direct effect"
@@ -159,6 +162,8 @@ class _Apart:
         self.clean = model.capture(self.tokens, ["attn_out", "mlp_out", "resid_post", "final.scale"], logits=False)
         self.norm = Freeze(Address("final.scale"), self.clean)
         self.sums: bool | None = None
+        #: True if the metric reads last logits alone, which follow from the last stream in a known way
+        self.reads_last = r.bound.measure.reads == Reads() and not unembedding(model.anatomy).why
 
     def halves(self, heads: Sequence[Address]) -> Float[Tensor, "head half prompt"]:
         """Return the metric without each head where MLPs are held, and where attention is held."""
@@ -172,34 +177,65 @@ class _Apart:
     def alone(self, edits: Sequence[Edit], free: bool = True) -> Float[Tensor, "edit norm prompt"]:
         """Return the metric with all that comes after each edit held; then, if `free`, with the norm let go.
 
-        What is held is added to the stream as it was, so the edit's own change reaches the last norm as it left its
-        layer: no forward in between is needed, if the stream is such a sum.
+        What is held is added to the stream as it was, so the edit's own change reaches the last norm as attention
+        wrote it: no forward behind it is needed, if the stream is such a sum.
         """
         if self.sums is None:
             self.sums = self._is_sum(edits[0])
         return self._by_sum(edits, free) if self.sums else self._in_full(edits, free)
 
     def _is_sum(self, edit: Edit) -> bool:
-        """Return True if an edit's change of the stream is the same behind the last block as behind its own."""
-        place, last = Address("resid_post", edit.where.layer), Address("resid_post", self.layers - 1)
+        """Return True if the stream behind the last block changes by what attention writes differently."""
+        last = Address("resid_post", self.layers - 1)
         held = [edit, *(x for part in self._later(edit.where) for x in part)]
-        now = self.model.capture(self.tokens, [place, last], held, logits=False)
-        left, came = (now[str(a)].float() - self.clean[str(a)].float() for a in (place, last))
+        now = self.model.capture(self.tokens, [last], held, logits=False)
+        try:
+            moved = self._moved([edit])[0]
+        except Refused:  # its matrices cannot be read
+            return False
+        came = now[str(last)].float() - self.clean[str(last)].float()
         grain = self.layers * torch.finfo(self.model.dtype).eps * self.clean[str(last)].float().abs()
-        return bool(((left - came).abs() <= 1e-3 * left.abs().max() + grain)[self.tokens.mask.to(left.device)].all())
+        return bool(((moved - came).abs() <= 1e-3 * moved.abs().max() + grain)[self.tokens.mask.to(moved.device)].all())
+
+    def _moved(self, edits: Sequence[Edit]) -> Float[Tensor, "edit prompt position d_model"]:
+        """Return by how much the attention that edits of one layer act in writes differently."""
+        layer, width = edits[0].where.layer or 0, self.tokens.ids.shape[1]
+        own, frame = self.r.own[f"z.{layer}"], ForwardFrame(self.tokens, len(self.tokens), width)
+        made = torch.stack([own, *(e.apply(own, frame) for e in edits)])
+        written = attention_written(self.model, layer, made.flatten(0, 2)).unflatten(0, made.shape[:3])
+        return written[1:] - written[0]
 
     def _by_sum(self, edits: Sequence[Edit], free: bool = True) -> Float[Tensor, "edit norm prompt"]:
-        found = torch.empty(len(edits), 1 + free, len(self.tokens))
-        last = f"resid_post.{self.layers - 1}"
+        found, last = torch.empty(len(edits), 1 + free, len(self.tokens)), f"resid_post.{self.layers - 1}"
+        clean = self.clean[last]
         for layer in sorted({e.where.layer or 0 for e in edits}):
             own = [i for i, e in enumerate(edits) if e.where.layer == layer]
-            place, held = Address("resid_post", layer), Freeze(Address("mlp_out", layer), self.clean)
-            after = sweep(self.model, self.tokens, [[edits[i], held] for i in own], _whole(place, self.tokens))
-            now = self.clean[str(place)]
-            moved = self.clean[last].float() + after.reshape(len(own), *now.shape) - now.float()
-            ends = [Replace(last, x.to(now.dtype)) for x in moved]
-            found[own] = self._ends([[e] for e in ends], free)
+            ends = (clean.float() + self._moved([edits[i] for i in own])).to(clean.dtype)
+            if self.reads_last:
+                found[own] = self._read_out(ends, free)
+            else:
+                found[own] = self._ends([[Replace(last, x)] for x in ends], free)
         return found
+
+    def _read_out(
+        self, stream: Float[Tensor, "edit prompt position d_model"], free: bool
+    ) -> Float[Tensor, "edit norm prompt"]:
+        """Return the metric of other last streams: with the norm's scale held; then, if `free`, with it let go."""
+        anatomy, rows = self.model.anatomy, torch.arange(len(self.tokens), device=stream.device)
+        last, measure, way = self.tokens.last.to(stream.device), self.r.bound.measure, unembedding(anatomy)
+        final = anatomy.top("final")
+        assert final is not None
+        norm, scale = anatomy.norm(final), self.clean["final.scale"][rows, last]
+
+        def held(x: Float[Tensor, "edit prompt d_model"]) -> Float[Tensor, "edit prompt d_model"]:
+            bias = norm.bias.to(x)
+            return bias + (final(x) - bias) * (norm.scale(x) / scale)[..., None].to(x)
+
+        x, found = stream[:, rows, last], list[Tensor]()  # edit prompt d_model
+        for one in (replace(way, final=held), *((way,) if free else ())):
+            seen = one.seen(one.read(x).flatten(0, 1), measure.columns)
+            found.append(measure(seen, rows.repeat(len(x))).reshape(x.shape[:2]))
+        return torch.stack(found, 1).float().cpu()
 
     def _in_full(self, edits: Sequence[Edit], free: bool = True) -> Float[Tensor, "edit norm prompt"]:
         return self._ends([[e, *(x for part in self._later(e.where) for x in part)] for e in edits], free)
@@ -213,20 +249,6 @@ class _Apart:
         first = a.layer or 0
         attention: list[Edit] = [Freeze(Address("attn_out", i), self.clean) for i in range(first + 1, self.layers)]
         return attention, [Freeze(Address("mlp_out", i), self.clean) for i in range(first, self.layers)]
-
-
-def _whole(place: Address, tokens: Tokens) -> Measure:
-    """Return the measurement of all numbers of a site; prompts that run without padding get it back."""
-    width = tokens.ids.shape[1]
-
-    def function(seen: Seen, _: Tensor) -> Tensor:
-        assert seen.activations is not None
-        x = seen.activations[place]  # row position d_model
-        missing = width - x.shape[1]
-        before, behind = (missing, 0) if tokens.side == "left" else (0, missing)
-        return torch.nn.functional.pad(x, (0, 0, before, behind)).flatten(1)
-
-    return Measure(function, Reads(False, (place,)))
 
 
 def _largest(size: Float[Tensor, "head"], count: int) -> list[int]:

@@ -79,7 +79,7 @@ class Bound:
     @property
     def measure(self) -> Measure:
         """The metric as runs, sweeps and gradients take it: `model.measure(bound.clean, bound.measure)`."""
-        return Measure(self._measured, self.readout.reading)
+        return Measure(self._measured, self.readout.reading, self._columns() if self.readout.of_choices else None)
 
     def _measured(self, seen: Seen, prompt: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         """Measure rows that are runs of the prompts with these numbers, in any order."""
@@ -89,6 +89,8 @@ class Bound:
         device = read.device if isinstance(read, Tensor) else prompt.device
         given = {"answers": self._ids("answer"), "foils": self._ids("foil"), "reference": self.reference}
         picked = {n: None if t is None else t.to(device)[prompt.to(device)] for n, t in given.items()}
+        if seen.columns is not None:
+            picked |= {n: seen.columns_of(t) for n in ("answers", "foils") if (t := picked[n]) is not None}
         return self.readout(read, **picked)  # type: ignore[arg-type]
 
     def measure_with(self, name: str, model: Model) -> Measure:
@@ -167,6 +169,11 @@ class Bound:
             return self.steps
         sets = getattr(self, f"{role}_sets")
         return getattr(self, f"{role}s") if sets is None else sets
+
+    def _columns(self) -> Int[Tensor, "token"]:
+        """Return the answers and foils of all prompts, ascending and once each."""
+        ids = torch.cat([self._ids("answer").flatten(), self._ids("foil").flatten()]).unique()
+        return ids[ids >= 0]
 
     def _words_columns(self, i: int, places: Sequence[tuple[int, int]]) -> list[int]:
         """Return the columns of the tokens in some places of a clean prompt."""

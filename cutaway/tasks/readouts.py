@@ -53,6 +53,8 @@ class Readout:
         whole_answer: True if prompts run with their answer behind them, so that all of its tokens count. `answers` are
             then these tokens in their order [batch step], filled up with −1.
         continuations: True if answer and foil stand behind their prompts as continuations, see `tasks.continuations`.
+        of_choices: True if of the last logits it reads those of answers and foils alone, so that a sweep need not
+            compute the others. It is then called with these logits, and with answers and foils as columns of them.
     """
 
     name: str
@@ -64,6 +66,7 @@ class Readout:
     reads: str | Address | Sequence[str | Address] = LAST_LOGITS
     whole_answer: bool = False
     continuations: bool = False
+    of_choices: bool = False
 
     def __post_init__(self) -> None:
         """Refuse addresses that are none, and a comparison with the last logits that reads others."""
@@ -73,6 +76,9 @@ class Readout:
         if self.whole_answer and self.last_logits:
             why = "the last logits are those after the answer"
             raise Refused(f"readout {self.name!r} of a whole answer", why, "read the logits at every position")
+        if self.of_choices and not self.last_logits:
+            why = "it does not read last logits"
+            raise Refused(f"readout {self.name!r} of choices", why, Code("leave of_choices out"))
         _ = self.reading
 
     @property
@@ -215,8 +221,17 @@ def mean_over_tokens(x: Float[Tensor, "batch position"], acts: Activations) -> V
 READOUTS: dict[str, Readout] = {
     row.name: row
     for row in (
-        Readout("logit_diff", logit_diff, "logits", True, "logit of the answer minus logit of the foil"),
-        Readout("logit", logit, "logits", True, "logit of the answer, which has no zero that means anything"),
+        Readout(
+            "logit_diff", logit_diff, "logits", True, "logit of the answer minus logit of the foil", of_choices=True
+        ),
+        Readout(
+            "logit",
+            logit,
+            "logits",
+            True,
+            "logit of the answer, which has no zero that means anything",
+            of_choices=True,
+        ),
         Readout("log_prob", log_prob, "nats", True, "log-probability of the answer"),
         Readout("prob", prob, "probability", True, "probability of the answer"),
         Readout("prob_diff", prob_diff, "probability", True, "probability of the answer minus that of the foil"),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 import torch
 import transformers as tf
+from torch import nn
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
@@ -141,3 +143,30 @@ def test_another_head_is_measured_anew():
     before = unembedding(model.anatomy)
     model.hf.lm_head = torch.nn.Sequential(torch.nn.Linear(D, V))
     assert unembedding(model.anatomy).head is model.hf.lm_head is not before.head
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_a_metric_of_few_tokens_computes_no_other_logits(name, monkeypatch):
+    """Answers and foils in sets of several sizes: the same values as from all logits."""
+    model, made = scaled(name), list[int]()
+    bound = replace(numbered_task().bind(model), answer_sets=torch.tensor([[9, 3], [4, -1], [17, 2]]))
+    variants = [[Ablate("resid_pre.1@2")], [Scale("resid_post.1@-1", 0.5)]]
+    whole = torch.stack([bound.metric(x) for x in sweep(model, bound.clean, variants, lambda logits, prompt: logits)])
+    real = nn.functional.linear
+
+    def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+        made.append(len(weight))
+        return real(x, weight, bias)
+
+    monkeypatch.setattr(nn.functional, "linear", linear)
+    few = sweep(model, bound.clean, variants, bound.measure)
+    assert made[-1] == len(set(bound.measure.columns.tolist())) == 8
+    torch.testing.assert_close(few, whole, rtol=1e-6, atol=1e-6)
+
+
+def test_a_head_with_an_adapter_or_a_hook_is_asked_for_all_logits():
+    model = Model(build("llama"), word_tokenizer(V), "hooked")
+    way, x, columns = unembedding(model.anatomy), torch.randn(3, D), torch.tensor([2, 5])
+    assert torch.equal(way.seen(x, columns).last_logits, way.logits(x)[:, columns])
+    with model.anatomy.unembed.register_forward_hook(lambda m, args, out: out + 1):
+        assert torch.equal(way.seen(x, columns).last_logits, way.logits(x)[:, columns])

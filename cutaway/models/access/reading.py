@@ -69,11 +69,20 @@ class Continued:
 
 @dataclass(frozen=True)
 class Seen:
-    """The parts of a forward that a measurement has read; None for those that it does not read."""
+    """The parts of a forward that a measurement has read; None for those that it does not read.
+
+    Attributes:
+        columns: the tokens whose last logits were computed, ascending; None for the whole vocabulary.
+    """
 
     last_logits: Float[Tensor, "row token"] | None = None
     activations: Activations | None = None
     continuations: Continued | None = None
+    columns: Int[Tensor, "token"] | None = None
+
+    def columns_of(self, ids: Int[Tensor, "*rest"]) -> Int[Tensor, "*rest"]:
+        """Return where tokens are among the last logits; −1, which fills up sets of tokens, stays."""
+        return ids if self.columns is None else torch.searchsorted(self.columns, ids).where(ids >= 0, ids)
 
 
 @dataclass(frozen=True)
@@ -83,10 +92,13 @@ class Measure:
     Attributes:
         function: takes what was seen and the index of each row's prompt, and returns one number per row, or several.
         reads: what is seen.
+        columns: the only tokens, ascending, whose last logits it reads, if it can do without all others; it must then
+            look its tokens up with `Seen.columns_of`.
     """
 
     function: Callable[[Seen, Int[Tensor, "row"]], Float[Tensor, "row *metric"]]
     reads: Reads = Reads()
+    columns: Int[Tensor, "token"] | None = None
 
     def __call__(self, seen: Seen, prompt: Int[Tensor, "row"]) -> Float[Tensor, "row *metric"]:
         return self.function(seen, prompt)
@@ -97,7 +109,7 @@ class Measure:
 
     def of_copies(self, prompts: int) -> Measure:
         """Return the measurement of several copies of its prompts, one behind the other."""
-        return Measure(lambda seen, prompt: self.function(seen, prompt % prompts), self.reads)
+        return replace(self, function=lambda seen, prompt: self.function(seen, prompt % prompts))
 
 
 def measure_of(metric: Measure | OfLogits) -> Measure:
@@ -121,7 +133,8 @@ def jointly(measures: Sequence[Measure]) -> Measure:
     reads = measures[0].reads
     for m in measures[1:]:
         reads = reads | m.reads
-    return Measure(function, reads)
+    columns = [m.columns for m in measures if m.columns is not None]
+    return Measure(function, reads, torch.cat(columns).unique() if len(columns) == len(measures) else None)
 
 
 def depth(place: Address, layers: int) -> int:

@@ -64,6 +64,13 @@ class _Writer:
             parts[:, -1] += self.post.bias
         return parts * self.multiplier
 
+    def together(self) -> Float[Tensor, "batch d_model"]:
+        """Return what all units and the bias write."""
+        total = torch.einsum("buw,uwd->bd", self.act, self.weight) + self.bias
+        if self.post is not None:
+            total = self.post.linear(total, self.post.scale(total)) + self.post.bias
+        return total * self.multiplier
+
     def shares(self, reader: Float[Tensor, "pair batch d_model"]) -> Float[Tensor, "pair batch name"]:
         """Dot product of each contribution with `reader`, without forming the contributions."""
         own, constant = self._through(reader)
@@ -134,6 +141,16 @@ def decompose(
         units={"contribution": "residual stream", "total": "residual stream"},
         record={"model": model.identity(), "position": position, "final norm": "scale frozen at its value in this run"},
     )
+
+
+@torch.no_grad()
+def attention_written(model: Model, layer: int, z: Float[Tensor, "row head d_head"]) -> Float[Tensor, "row d_model"]:
+    """Return what a layer's attention adds to the stream for any outputs of its heads, in float32.
+
+    Raises:
+        Refused: its matrices cannot be read.
+    """
+    return _heads(model, layer, z.float()).together()
 
 
 @torch.no_grad()

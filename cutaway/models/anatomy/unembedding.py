@@ -17,17 +17,19 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cutaway.core.refuse import Refused
 from cutaway.models.access import taps
 from cutaway.models.access.forward import alone, evaluating
 from cutaway.models.access.positions import FRAME
+from cutaway.models.access.reading import Seen
 from cutaway.models.anatomy.anatomy import Anatomy
 from cutaway.models.anatomy.offload import offloaded
 
@@ -46,8 +48,8 @@ class Unembedding:
     empty where it is.
     """
 
-    head: nn.Module
-    final: nn.Module | None
+    head: Callable[[Tensor], Tensor]
+    final: Callable[[Tensor], Tensor] | None
     between: tuple[nn.Module, ...] = ()
     gain: float = 1.0
     scale: float = 1.0
@@ -73,6 +75,25 @@ class Unembedding:
         y = self.head(x)[..., : self.width]
         y = y * self.scale if self.scale != 1.0 else y
         return self.cap * torch.tanh(y / self.cap) if capped and self.cap else y
+
+    def seen(self, x: Float[Tensor, "row d_head_in"], columns: Int[Tensor, "token"] | None = None) -> Seen:
+        """Return the last logits of what the head reads, as measurements take them; of some tokens, if `columns` are
+        given.
+        """
+        if columns is None:
+            return Seen(self.logits(x))
+        columns = columns.to(x.device)
+        return Seen(self._logits_of(x, columns), columns=columns)
+
+    def _logits_of(
+        self, x: Float[Tensor, "row d_head_in"], columns: Int[Tensor, "token"]
+    ) -> Float[Tensor, "row token"]:
+        """Return the logits of some tokens; without the products of all others where the head is a plain matrix."""
+        head = self.head
+        if not isinstance(head, nn.Linear) or not _plain(head):
+            return self.logits(x)[..., columns]
+        bias = None if head.bias is None else head.bias[columns]
+        return replace(self, head=partial(nn.functional.linear, weight=head.weight[columns], bias=bias)).logits(x)
 
     def read(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_head_in"]:
         """Return the head's input if `x` were the last residual stream."""
@@ -107,8 +128,14 @@ def readable(anatomy: Anatomy, what: str) -> Unembedding:
     return way
 
 
+def _plain(head: nn.Linear) -> bool:
+    """Return True if the matrix and the bias of a head are all that takes part in its output."""
+    own = type(head) is nn.Linear and type(head.weight) is nn.Parameter and "forward" not in vars(head)
+    return own and not (head.weight.is_meta or head._forward_hooks or head._forward_pre_hooks)
+
+
 @dataclass
-class _Seen:
+class _Trial:
     """Tensors seen in one forward, and the known numbers that replaced them.
 
     Attributes:
@@ -133,7 +160,7 @@ class _Seen:
 def _measure(anatomy: Anatomy, head: nn.Module, final: nn.Module | None) -> Unembedding:
     if any(p.is_meta for p in head.parameters()) and not offloaded(head):
         return Unembedding(head, final)  # sizes without numbers
-    seen, fault = _Seen(), ""
+    seen, fault = _Trial(), ""
     for exact in (True, False):  # modules between norm and head may not take float32 in a model of half precision
         try:
             seen = _forward(anatomy, head, final, exact)
@@ -148,7 +175,7 @@ def _measure(anatomy: Anatomy, head: nn.Module, final: nn.Module | None) -> Unem
     return Unembedding(head, final, between, gain, scale, cap, seen.logits.shape[-1], before, after)
 
 
-def _before(seen: _Seen, between: tuple[nn.Module, ...]) -> tuple[float, str]:
+def _before(seen: _Trial, between: tuple[nn.Module, ...]) -> tuple[float, str]:
     """Return the gain of the head's input, and why it does not follow from the last stream."""
     if seen.read is None or seen.given is None or seen.stream is None:
         return 1.0, "its final norm or its unembedding did not run"
@@ -166,7 +193,7 @@ def _before(seen: _Seen, between: tuple[nn.Module, ...]) -> tuple[float, str]:
     return gain, ""
 
 
-def _after(seen: _Seen) -> tuple[float, float | None, str]:
+def _after(seen: _Trial) -> tuple[float, float | None, str]:
     """Scale and cap of the head's output, and why the logits are not of that form."""
     assert seen.logits is not None
     if seen.ramp is None or seen.logits.shape[-1] > seen.ramp.shape[-1]:
@@ -200,9 +227,9 @@ def same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and bool((a.double() - b.double()).abs().max() <= eps * a.double().abs().max())
 
 
-def _forward(anatomy: Anatomy, head: nn.Module, final: nn.Module | None, exact: bool) -> _Seen:
+def _forward(anatomy: Anatomy, head: nn.Module, final: nn.Module | None, exact: bool) -> _Trial:
     """Run one forward of two tokens, with known numbers behind final norm and head."""
-    seen, table = _Seen(), anatomy.hf.get_input_embeddings().weight
+    seen, table = _Trial(), anatomy.hf.get_input_embeddings().weight
     g = torch.Generator().manual_seed(0)
 
     def block(module: nn.Module, args: Any, out: Any) -> Any:

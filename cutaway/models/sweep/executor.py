@@ -313,7 +313,7 @@ class _Group:
         self.waiting, size = [], max(1, self.room // n)
         for at in range(0, len(variants), size):
             part = streams[at * n : (at + size) * n]
-            self._enter(variants[at : at + size], Seen(self.way.logits(part)))
+            self._enter(variants[at : at + size], self.way.seen(part, self.measure.columns))
 
     def _enter(self, variants: Sequence[int], seen: Seen) -> None:
         """Measure what was seen of some variants, and enter it in the ledger."""
