@@ -1,6 +1,7 @@
 """Heads: what single attention heads look at and copy, read from their patterns and weights."""
 
 from cutaway.heads.classify import HeadTypes, classify
+from cutaway.heads.confirm import TypeEffects, confirm
 from cutaway.heads.types import TYPES, HeadType
 
-__all__ = ["TYPES", "HeadType", "HeadTypes", "classify"]
+__all__ = ["TYPES", "HeadType", "HeadTypes", "TypeEffects", "classify", "confirm"]

@@ -56,6 +56,8 @@ QUICK = {"samples": 2, "steps": 4, "draws": 2}
 #: what must be named where nothing is known of the task, or of latents that nobody trained
 NAMED: dict[str, dict[str, Any]] = {
     "patching.group": {"heads": "0.0"},
+    "heads.confirm": {"heads": "0.0"},
+    "heads.confirm(model, repeats)": {"heads": "0.0"},
     "dictionaries.letter_absorption": {"examples": 1},
     "dictionaries.splitting": {"within": 0.4, "alike": 0.0},  # loose enough for parts among random latents
 }
@@ -139,6 +141,7 @@ TOGETHER: dict[str, list[dict[str, Any]]] = {
 #: what must be named for prompts to be asked the same thing apart and together
 FIXED: dict[str, dict[str, Any]] = {
     "features.latents": {"latents": "3,7,11"},
+    "heads.confirm": {"how": "zero"},  # a mean is of all prompts
     "neurons.values": {"neurons": "0.3,1.7,1.40"},
     "patching.causal_trace": {"by": "position"},
 }
