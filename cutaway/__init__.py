@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from cutaway import (
         dictionaries,
         features,
+        geometry,
         heads,
         interventions,
         lenses,
@@ -52,7 +53,7 @@ __version__ = "0.1.0"
 #: the modules of rooms without methods that enter rows in the table of subjects
 _SUBJECTS = ("cutaway.zoo.load", "cutaway.tasks", "cutaway.streams", "cutaway.dictionaries.opening")
 #: every room that enters rows in the method table
-METHOD_ROOMS = ("lenses", "heads", "weights", "neurons", "patching", "dictionaries", "features")
+METHOD_ROOMS = ("lenses", "heads", "weights", "neurons", "geometry", "patching", "dictionaries", "features")
 _METHODS = {"dictionaries": "dictionaries.evaluation"}  # where a room's methods are, if not in the room itself
 _ROOMS = (
     "models",
@@ -89,6 +90,7 @@ __all__ = [
     "edits",
     "explain",
     "features",
+    "geometry",
     "heads",
     "interventions",
     "lenses",

@@ -99,6 +99,7 @@ SUBJECTS = {
     "lens": ["--lens", "some lens"],
     "prompts": ["--prompts", "some prompts.txt"],
     "jacobian": ["--jacobian", "some jacobian"],
+    "encoding": ["--encoding", "rotated", "--encoding-seed", "3", "--encoding-examples", "90"],
     "second": ["--second", "other latents.safetensors?format=house"],
     "evidence": ["--evidence", "some text.txt", "--evidence-tokens", "600", "--evidence-context", "24"],
 }
