@@ -72,7 +72,7 @@ _UNITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Properties(Result, kind="feature_properties"):
-    """What kind of encoding features have, property by property.
+    """The kind of encoding that features have, property by property.
 
     Attributes:
         statistic: the number that the verdict rests on, of the worst feature.

@@ -23,7 +23,7 @@ class Toy:
     """A way of encoding features, with the truth about it.
 
     Attributes:
-        draw: returns values and activations of so many examples.
+        draw: returns values and activations for a number of examples.
         says: the encoding in words.
         decomposable: True if each feature writes the same whatever the others are.
         linear: True if each feature writes along a direction, as much as its value; None where a level before fails.
