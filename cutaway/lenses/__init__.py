@@ -9,6 +9,7 @@ from cutaway.lenses.jacobian_lens import jacobian_lens
 from cutaway.lenses.lens_grid import lens_grid
 from cutaway.lenses.logit_lens import logit_lens
 from cutaway.lenses.source_attribution import source_attribution
+from cutaway.lenses.swap import swap, swap_along
 from cutaway.lenses.tuned import TunedLens, identity_lens, open_lens
 from cutaway.lenses.tuned_lens import tuned_lens
 from cutaway.lenses.tuned_training import lens_sites, train_tuned_lens
@@ -29,6 +30,8 @@ __all__ = [
     "open_jacobian_lens",
     "open_lens",
     "source_attribution",
+    "swap",
+    "swap_along",
     "token_directions",
     "train_tuned_lens",
     "tuned_lens",

@@ -71,6 +71,7 @@ class Lens(ABC):
             out[depth] = self.at(depth, x[depth])
         return out
 
+    @torch.no_grad()
     def directions(self, model: Model, tokens: Int[Tensor, "token"]) -> Float[Tensor, "layer token d_model"]:
         """Return the direction at each depth that the lens reads as the logit of each token.
 
@@ -121,6 +122,7 @@ class Lens(ABC):
         return write_json(Path(folder) / CONFIG, about).parent
 
 
+@torch.no_grad()
 def token_readers(model: Model, tokens: Int[Tensor, "token"]) -> Float[Tensor, "token d_model"]:
     """Return the vectors that read the logits of tokens off the last stream, with the final norm's scale left out.
 

@@ -28,6 +28,7 @@ from cutaway.lenses.lens import CONFIG, Lens, about_model, read_own
 from cutaway.models.model import Model
 
 FOREIGN = "params.pt"
+LOGIT = "logit"  # what the command line calls the lens that translates nothing
 _PART = re.compile(r"(\d+)\.(weight|bias)")  # of a parameter in a foreign file
 
 
@@ -77,7 +78,10 @@ def translated(
 def identity_lens(model: Model) -> TunedLens:
     """Return the lens that translates nothing, with which training begins; it reads what the logit lens reads."""
     layers, width = model.shape.n_layers, model.shape.d_model
-    return TunedLens(torch.zeros(layers, width, width), torch.zeros(layers, width), {"model": about_model(model)})
+    lens = TunedLens(torch.zeros(layers, width, width), torch.zeros(layers, width), {"model": about_model(model)})
+    needs = {"model": model.made.python if model.made is not None else ""}
+    how = Made(called("ca.lenses.identity_lens", "model"), {"": LOGIT}, needs=needs)
+    return replace(lens, made=how.of(lens, _look))
 
 
 def open_lens(folder: str | Path) -> TunedLens:
@@ -129,7 +133,7 @@ def _look(lens: TunedLens) -> dict[str, Any]:
 
 
 def _open(flags: Mapping[str, Any], opened: Mapping[str, Any]) -> TunedLens:
-    return open_lens(flags["lens"])
+    return identity_lens(opened["model"]) if flags["lens"] == LOGIT else open_lens(flags["lens"])
 
 
 def _example(opened: Mapping[str, Any]) -> TunedLens:
@@ -143,7 +147,7 @@ register(
     Subject(
         "lens",
         TunedLens,
-        (Flag("lens", str, REQUIRED, "a tuned lens: a folder of `cutaway lenses train` or of EleutherAI's library"),),
+        (Flag("lens", str, REQUIRED, "a folder of `cutaway lenses train` or of EleutherAI's library, or `logit`"),),
         _open,
         _example,
         needs=("model",),
