@@ -17,6 +17,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -39,6 +40,31 @@ FORMED = ("scores", "pattern")
 
 
 Switch = Callable[[nn.Module], None]
+
+
+@dataclass(frozen=True)
+class Eager:
+    """A call of a family's eager attention that is not made whole: `access.tiles` makes it on parts.
+
+    Attributes:
+        function: the family's eager attention.
+        module: the attention module.
+        query: queries [batch, head, position, d_head].
+        key: keys [batch, kv_head, position, d_head].
+        value: values, likewise.
+        mask: the mask that the model's own kernel got; None for none.
+        causal: True if that kernel hides the keys behind each query itself.
+        keywords: the other arguments.
+    """
+
+    function: Callable[..., Any]
+    module: nn.Module
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    mask: Tensor | None
+    causal: bool
+    keywords: dict[str, Any]
 
 
 @contextmanager
@@ -177,7 +203,7 @@ def _dispatcher(name: str, original: Callable[..., Any] | None) -> Callable[...,
             return own(module, query, key, value, attention_mask, **kw)
         keys = _filled(key.shape[2])
         q, k, v = seen(module, "q", query), shown(module, "k", key, keys), shown(module, "v", value, keys)
-        if not wants(module, *FORMED):
+        if not wants(module, *FORMED, "tiles"):
             return own(module, q, k, v, attention_mask, **kw)
         if name not in ("eager", "sdpa") or eager is None:
             raise Refused(
@@ -185,6 +211,12 @@ def _dispatcher(name: str, original: Callable[..., Any] | None) -> Callable[...,
                 "that kernel never forms them and its masks have another shape",
                 Code("load the model with attention='sdpa' or 'eager'"),
             )
+        if wants(module, "tiles"):
+            causal = name == "sdpa" and attention_mask is None and _causal(module, kw.get("is_causal"))
+            parts = Eager(eager, module, q, k[:, :, :keys], v[:, :, :keys], attention_mask, causal, kw)
+            _show(module, parts)
+        if not wants(module, *FORMED):
+            return own(module, q, k, v, attention_mask, **kw)
         mask = _additive(module, q, k, attention_mask, kw.get("is_causal")) if name == "sdpa" else attention_mask
         with _SoftmaxTap(module, keys):
             return eager(module, q, k, v, mask, **kw)
@@ -218,7 +250,7 @@ def _apart(module: nn.Module, q: Tensor, k: Tensor, mask: Any, causal: bool | No
 
 def _additive(module: nn.Module, q: Tensor, k: Tensor, mask: Tensor | None, causal: bool | None) -> Tensor | None:
     """Return the additive mask that the eager form needs, from what the fused kernel was given (None or boolean)."""
-    causal = getattr(module, "is_causal", True) if causal is None else causal
+    causal = _causal(module, causal)
     if mask is None and causal and q.shape[2] > 1:
         key = (q.shape[2], k.shape[2], q.dtype, q.device)
         frame = FRAME.get()
@@ -231,6 +263,16 @@ def _additive(module: nn.Module, q: Tensor, k: Tensor, mask: Tensor | None, caus
         zero = torch.zeros(mask.shape, dtype=q.dtype, device=q.device)
         mask = zero.masked_fill(~mask, torch.finfo(q.dtype).min)
     return mask
+
+
+def _causal(module: nn.Module, given: bool | None) -> bool:
+    return getattr(module, "is_causal", True) if given is None else given
+
+
+def _show(module: nn.Module, call: Eager) -> None:
+    for sites, see in _WATCHED[module]:
+        if "tiles" in sites:
+            see("tiles", call)  # type: ignore[arg-type]
 
 
 class _SoftmaxTap(TorchFunctionMode):
