@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import cutaway.tasks.subject  # noqa: F401  (the rows of the table of subjects)
 from cutaway.tasks.bound import Bound
+from cutaway.tasks.concepts import Concepts, concepts
 from cutaway.tasks.jsonl import from_jsonl
 from cutaway.tasks.labelled import Labelled, Words, read_labelled, read_words
 from cutaway.tasks.named import load, names
@@ -27,6 +28,7 @@ __all__ = [
     "READOUTS",
     "TASKS",
     "Bound",
+    "Concepts",
     "Contrast",
     "Labelled",
     "Pair",
@@ -38,6 +40,7 @@ __all__ = [
     "Words",
     "activation",
     "as_prompts",
+    "concepts",
     "contrast",
     "from_jsonl",
     "from_sentence",

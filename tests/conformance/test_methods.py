@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -122,7 +123,8 @@ def test_a_failing_call_leaves_the_model_untouched_too(name, monkeypatch):
 
     with monkeypatch.context() as m:
         m.setattr(type(model.hf.model.norm), "forward", failing)
-        with pytest.raises((MemoryError, Refused)):
+        errors = MemoryError, Refused  # a method about weights alone need not run the model
+        with suppress(*errors) if ROWS[name].cost == "0" else pytest.raises(errors):
             outcomes(name, arguments(name, model, subjects.llama_task()))
     assert Spy(model).state() == before
 
@@ -298,7 +300,7 @@ def encoder() -> Model:
 
 
 #: methods that read activations and no prediction, and so may be about an encoder
-READ_ONLY = {"dictionaries.probing", "dictionaries.letter_absorption"}
+READ_ONLY = {"dictionaries.probing", "dictionaries.letter_absorption", "geometry.similarity"}
 
 
 @of_models

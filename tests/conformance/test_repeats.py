@@ -45,6 +45,7 @@ def files(tmp_path, monkeypatch):
     for lens in ("lens", "jacobian"):
         SUBJECT_ROWS[lens].example({"model": subjects.miniworld()}).transferred().save(f"some {lens}")
     Path("some prompts.txt").write_text("\n\n".join(subjects.corpus()[:3]), "utf-8")
+    Path("some lines.txt").write_text("\n".join(subjects.corpus()), "utf-8")
     Path("some text.txt").write_text("\n\n".join(subjects.corpus() * 2), "utf-8")
     return folder
 
@@ -99,6 +100,8 @@ SUBJECTS = {
     "lens": ["--lens", "some lens"],
     "prompts": ["--prompts", "some prompts.txt"],
     "jacobian": ["--jacobian", "some jacobian"],
+    "concepts": ["--concepts", "capital,bad"],
+    "texts": ["--texts", "some lines.txt", "--texts-most", "40"],
     "encoding": ["--encoding", "rotated", "--encoding-seed", "3", "--encoding-examples", "90"],
     "second": ["--second", "other latents.safetensors?format=house"],
     "evidence": ["--evidence", "some text.txt", "--evidence-tokens", "600", "--evidence-context", "24"],

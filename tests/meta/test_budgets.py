@@ -11,7 +11,7 @@ BUDGETS = {
     "core": 2_200,
     "views": 1_800,
     "models": 7_900,
-    "tasks": 2_700,
+    "tasks": 2_800,
     "streams": 1_450,
     "zoo": 1_950,
     "training": 650,
