@@ -53,6 +53,13 @@ SECTIONS = {
         "What heads write",
         "Direct attribution toward answer over foil, in logits; chance: toward random pairs of tokens.",
     ),
+    "attention over long texts": (
+        "Attention over long texts",
+        "The first 2,048 tokens of three modules of Python's own library (argparse, difflib, tarfile), 128 random "
+        "queries each, streamed. The three heads that look most at each kind of keys, and farthest back; chance: a "
+        "random key, or the keys of another query's token; of distance: uniform attention. *first*: the same head's "
+        "attention to the first token. What lies far back is mostly that sink.",
+    ),
     "answers of several tokens, and chats": (
         "Answers of several tokens, and chats",
         "log P(answer) − log P(foil) in nats, over all tokens of both; *top-1*: every token is the likeliest. Effects: "
