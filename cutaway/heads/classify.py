@@ -44,9 +44,9 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval, null_band, one_prompt
-from cutaway.heads.copying import copying
 from cutaway.heads.pattern_sums import Sums, pattern_sums
 from cutaway.heads.types import TYPES
+from cutaway.models.copying import copying
 from cutaway.models.model import Model
 from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.repeats import Repeats

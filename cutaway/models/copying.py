@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cutaway.core.address import Address
 from cutaway.core.stats import generator
+from cutaway.models import circuits
 from cutaway.models.model import Model
 
 
@@ -18,19 +20,20 @@ def copying(
     """Return Σλ / Σ|λ| over the eigenvalues of W_E W_V W_O W_U for every head (Elhage et al. 2021), and its null.
 
     1 is a circuit that raises every token it reads, −1 one that lowers every token. The eigenvalues other than 0 are
-    those of W_O W_U W_E W_V [d_head, d_head], with the norms' weights folded in. In the null, every head reads with the
-    values of a random other key-value head; NaN if there is only one.
+    those of W_O W_U W_E W_V [d_head, d_head], with the norms folded in: their weights, and the direction that a norm
+    which subtracts the mean hides. In the null, every head reads with the values of a random other key-value head; NaN
+    if there is only one.
 
     Raises:
         Refused: values or z are not what the weights make of what attention reads, or nothing is unembedded.
     """
-    weights = model.weights
-    weights = weights if model.family.post_norm or model.family.ln1 is None else weights.folded()
-    circuits = [weights.ov(i) for i in layers]
-    reads, writes = (torch.stack([getattr(c, n).detach().float() for c in circuits]) for n in ("left", "right"))
+    circuit, weights = (
+        circuits.ov(model, [Address("z", i, h) for i in layers for h in range(model.shape.n_heads)]),
+        circuits.readable(model),
+    )
     through = weights.unembed.detach().float() @ weights.embed.detach().float()
-    into = (writes @ through).flatten(0, 1)  # [layer * head, d_head, d_model]
-    values = reads.flatten(0, 1)  # [layer * head, d_model, d_head]
+    into = circuit.right.float() @ through  # [layer * head, d_head, d_model]
+    values = circuit.left.float()  # [layer * head, d_model, d_head]
     g, null, group = generator(seed), list[Tensor](), model.shape.n_heads // model.shape.n_kv_heads
     several = len(values) // group  # key-value heads, whose values a group of heads shares
     for _ in range(samples):
