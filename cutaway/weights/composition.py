@@ -41,7 +41,7 @@ from cutaway.models.anatomy.per_layer import Factored
 from cutaway.models.model import Model
 
 MODES: tuple[str, ...] = ("Q", "K", "V")
-_ENTRIES = 1 << 23  # of Gram matrices at once, of all heads of one side
+_ENTRIES = 1 << 24  # of Gram matrices at once, of all heads of one side
 
 
 @dataclass(frozen=True, kw_only=True)
