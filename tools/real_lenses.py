@@ -1,0 +1,105 @@
+"""Three lenses on a real model, on text that they have not seen: `python -m tools.real_lenses`.
+
+It trains a tuned lens and estimates a Jacobian lens of SmolLM2-135M-Instruct on the text of `tools.real_dictionary`,
+both in `runs/real/lenses`, where a stopped run goes on; measures per layer how far they and the logit lens are from the
+model's own predictions on other files, and whether a swap of two capitals along their directions swaps the answer; and
+publishes both in docs/real.md. On one thread it takes about two hours; `--tokens` and `--contexts` make it shorter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cutaway as ca
+from bench.frame import machine
+from cutaway.lenses.swap import SwapCurve
+from cutaway.lenses.tuned_lens import TunedCurve
+from tests.real import sets
+from tools import real, real_dictionary
+
+MODEL = "smollm2"
+TOKENS, CONTEXTS, CONTEXT, HELD, WIDTH, PROMPTS, SKIPPED = 60_000, 16, 128, 32, 96, 24, 16
+
+
+def main() -> None:
+    """Fit, judge, keep the numbers, and write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--folder", type=Path, default=real.ROOT / "runs" / "real", help="where the model is")
+    parser.add_argument(
+        "--out", type=Path, default=real.ROOT / "runs" / "real" / "lenses", help="where lenses are kept"
+    )
+    parser.add_argument("--tokens", type=int, default=TOKENS, help="of the tuned lens")
+    parser.add_argument("--contexts", type=int, default=CONTEXTS, help=f"of {CONTEXT} tokens, of the Jacobian lens")
+    parser.add_argument("--no-write", action="store_true", help="print only")
+    chosen = parser.parse_args()
+    text = json.dumps(measured(chosen.folder / MODEL, chosen.out, chosen.tokens, chosen.contexts), indent=1) + "\n"
+    if chosen.no_write:
+        print(text)
+        return
+    real.LENSES.write_text(text, "utf-8")
+    real.PAGE.write_text(real.page(), "utf-8")
+    print(f"wrote {real.LENSES.relative_to(real.ROOT)} and {real.PAGE.relative_to(real.ROOT)}")
+
+
+def measured(folder: Path, out: Path, tokens: int, contexts: int) -> dict[str, Any]:
+    """Fit both lenses, or go on with them, and judge all three."""
+    out.mkdir(parents=True, exist_ok=True)
+    about, path = real_dictionary.written(out / "train.jsonl", "train"), out / "train.jsonl"
+    given = ("--model", folder, "--text", path, "--threads", 1)
+    real_dictionary.tell("lenses", "train", *given, "--tokens", tokens, "--context", WIDTH, "--out", out / "tuned")
+    real_dictionary.tell("lenses", "estimate", *given, "--tokens", contexts * CONTEXT, "--context", CONTEXT, "--batch",
+                         CONTEXT, "--out", out / "jacobian")  # fmt: skip
+    model = ca.load(folder)
+    tuned, jacobian = ca.lenses.open_lens(out / "tuned"), ca.lenses.open_jacobian_lens(out / "jacobian")
+    prompts, size = held_out(model), {"each_position": True, "samples": 1}
+    curves = {
+        "tuned": ca.lenses.tuned_lens(model, prompts, tuned, **size),
+        "Jacobian": ca.lenses.jacobian_lens(model, prompts, jacobian, **size),
+    }
+    task, lenses = sets.task(model, "fact_capital", PROMPTS, skip=SKIPPED), {"tuned": tuned, "Jacobian": jacobian}
+    lenses = {"logit": ca.lenses.identity_lens(model)} | lenses
+    swaps = {name: ca.lenses.swap(model, task, lens, samples=4) for name, lens in lenses.items()}
+    return {
+        "model": real.MODELS[MODEL], "tokens": tokens, "contexts": contexts, "context": CONTEXT,
+        "held out": len(prompts), "prompts": len(task), "text": about, "depth": curves["tuned"].labels["layer"],
+        "KL": distances(curves), "swap": {name: swapped(found) for name, found in swaps.items()},
+        "error": rounded(curves["Jacobian"].error), "same position": rounded(curves["Jacobian"].same_position),
+        "machine": machine(),
+    }  # fmt: skip
+
+
+def held_out(model: ca.Model) -> list[str]:
+    """Beginnings of files that no lens was fitted on, all of the same length in tokens."""
+    texts = (model.tokenizer(t, add_special_tokens=False)["input_ids"] for t in real_dictionary.texts("test"))
+    return [model.tokenizer.decode(ids[:WIDTH]) for ids in islice((t for t in texts if len(t) >= WIDTH), HELD)]
+
+
+def distances(curves: dict[str, TunedCurve]) -> dict[str, Any]:
+    """KL(model ‖ lens) in nats by lens and depth, each with its interval over files."""
+    found = {n: (c.divergence, c.divergence_interval) for n, c in curves.items()}
+    one = curves["tuned"]
+    found = {"logit": (one.logit_divergence, one.logit_divergence_interval)} | found
+    return {n: {"value": rounded(kl), "interval": rounded(interval)} for n, (kl, interval) in found.items()}
+
+
+def swapped(found: SwapCurve) -> dict[str, Any]:
+    """The share of prompts whose output swaps, by depth, with its interval and the most that random changes swap."""
+    chance = found.success_null.max(1).values
+    return {
+        "value": rounded(found.success), "interval": rounded(found.success_interval), "chance": rounded(chance),
+        "effect": rounded(found.effect),
+    }  # fmt: skip
+
+
+def rounded(x: Any) -> Any:
+    """Numbers with four digits, as lists."""
+    x = x.tolist() if hasattr(x, "tolist") else x
+    return [rounded(v) for v in x] if isinstance(x, list) else float(f"{x:.4g}")
+
+
+if __name__ == "__main__":
+    main()
