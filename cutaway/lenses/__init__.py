@@ -1,6 +1,7 @@
 """Lenses: what the residual stream already says at each depth, and which components write it."""
 
 from cutaway.lenses.accumulated_residual import accumulated_residual
+from cutaway.lenses.debug import debug
 from cutaway.lenses.direct_attribution import direct_attribution
 from cutaway.lenses.directions import TokenDirections, token_directions
 from cutaway.lenses.jacobian import JacobianLens, open_jacobian_lens
@@ -19,6 +20,7 @@ __all__ = [
     "TokenDirections",
     "TunedLens",
     "accumulated_residual",
+    "debug",
     "direct_attribution",
     "estimate_jacobian_lens",
     "identity_lens",

@@ -1,5 +1,6 @@
 """Summary of the fields that a picture leaves out, in a few lines of text, by their axes.
 
+facts that are a word, or yes or no                                     → each by its name
 a few named entries (statistic), and mappings of numbers in the record → each with its interval
 no axis                                                                → the number
 the drawn field's axes (and one more, named)                           → the values where the drawn one is largest
@@ -29,9 +30,16 @@ _RUN = ("cost", "versions", "machine", "options", "subjects", "model", "task")
 def summary(result: Result, drawn: str, most: int = 3) -> list[str]:
     """Return at most `most` lines about what a picture of the field `drawn` leaves out, the most important first."""
     lines: list[str] = []
-    for rule in (_named, _compared, _numbers, _where_largest, _deep, _over_prompts):
+    for rule in (_facts, _named, _compared, _numbers, _where_largest, _deep, _over_prompts):
         lines += rule(result, drawn)
     return lines[:most]
+
+
+def _facts(result: Result, drawn: str) -> Iterator[str]:
+    words = {n: f for n, f in result.facts().items() if isinstance(f, str | bool) and f != ""}
+    said = [f"{spoken(n)} {f if isinstance(f, str) else 'yes' if f else 'no'}" for n, f in words.items()]
+    if said:
+        yield ", ".join(said)
 
 
 def _named(result: Result, drawn: str) -> Iterator[str]:

@@ -140,6 +140,7 @@ TOGETHER: dict[str, list[dict[str, Any]]] = {
 
 #: what must be named for prompts to be asked the same thing apart and together
 FIXED: dict[str, dict[str, Any]] = {
+    "lenses.debug": {"top": 1000},
     "features.latents": {"latents": "3,7,11"},
     "heads.confirm": {"how": "zero"},  # a mean is of all prompts
     "neurons.values": {"neurons": "0.3,1.7,1.40"},
