@@ -11,6 +11,7 @@ from cutaway.lenses.lens_grid import lens_grid
 from cutaway.lenses.logit_lens import logit_lens
 from cutaway.lenses.source_attribution import source_attribution
 from cutaway.lenses.swap import swap, swap_along
+from cutaway.lenses.token_relevance import token_relevance
 from cutaway.lenses.tuned import TunedLens, identity_lens, open_lens
 from cutaway.lenses.tuned_lens import tuned_lens
 from cutaway.lenses.tuned_training import lens_sites, train_tuned_lens
@@ -35,6 +36,7 @@ __all__ = [
     "swap",
     "swap_along",
     "token_directions",
+    "token_relevance",
     "train_tuned_lens",
     "tuned_lens",
 ]

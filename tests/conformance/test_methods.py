@@ -82,6 +82,8 @@ def test_subjects_are_registered_with_the_type_that_the_method_takes(name):
 DRAWN = {
     "heads.classify": {"claimed"},
     "heads.classify(model, repeats)": {"claimed"},
+    "lenses.token_relevance": {"gain", "curve"},
+    "lenses.token_relevance(model, prompts)": {"gain", "curve"},
     "dictionaries.probing": {"accuracy", "each"},
     "dictionaries.letter_absorption": {"score"},
 }
