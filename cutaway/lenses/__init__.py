@@ -9,6 +9,7 @@ from cutaway.lenses.jacobian_estimation import estimate_jacobian_lens, jacobian_
 from cutaway.lenses.jacobian_lens import jacobian_lens
 from cutaway.lenses.lens_grid import lens_grid
 from cutaway.lenses.logit_lens import logit_lens
+from cutaway.lenses.patchscope import patchscope
 from cutaway.lenses.source_attribution import source_attribution
 from cutaway.lenses.swap import swap, swap_along
 from cutaway.lenses.token_relevance import token_relevance
@@ -32,6 +33,7 @@ __all__ = [
     "logit_lens",
     "open_jacobian_lens",
     "open_lens",
+    "patchscope",
     "source_attribution",
     "swap",
     "swap_along",
