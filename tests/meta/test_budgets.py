@@ -16,7 +16,7 @@ BUDGETS = {
     "zoo": 1_950,
     "training": 650,
     "interventions": 1_300,
-    "lenses": 1_900,
+    "lenses": 2_300,
     "heads": 1_400,
     "weights": 900,
     "neurons": 1_000,
