@@ -135,6 +135,14 @@ def coefficients(model: Model, tokens: Tokens, layers: Sequence[int]) -> Float[T
     return rope.in_order(done, parts)
 
 
+def updates(
+    model: Model, c: Float[Tensor, "prompt layer neuron"], layers: Sequence[int]
+) -> Float[Tensor, "prompt layer neuron"]:
+    """Return |c|·‖v‖ of every neuron as a share of its layer's sum."""
+    size = c.abs() * torch.stack([values(model, i).norm(dim=-1).cpu() for i in layers])
+    return size / size.sum(-1, keepdim=True).clamp_min(1e-30)
+
+
 def batches(model: Model, tokens: Tokens) -> Iterator[list[int]]:
     """Yield the rows of a batch that run together."""
     size = max(1, _TOKENS // tokens.ids.shape[1])

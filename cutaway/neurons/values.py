@@ -112,9 +112,7 @@ def values(
     there, asked = memories.dense_layers(model, layers), memories.named(model, neurons)
     there = sorted({layer for layer, _ in asked}) or there
     c = memories.coefficients(model, prompts.bind(model), there)  # [prompt, layer, neuron]
-    norms = torch.stack([memories.values(model, i).norm(dim=-1).cpu() for i in there])
-    share = c.abs() * norms
-    share = share / share.sum(-1, keepdim=True).clamp_min(1e-30)
+    share = memories.updates(model, c, there)
     chosen = asked or memories.strongest(share.mean(0), there, max(top, 1))
     sides = _sides(model, chosen, max(tokens, 1), samples, seed)
     at = (slice(None), [there.index(i) for i, _ in chosen], [n for _, n in chosen])
