@@ -17,6 +17,7 @@ from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
 from cutaway.models.access import forward, taps
 from cutaway.models.anatomy import rope
+from cutaway.models.edits.edit import Edit
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 
@@ -121,18 +122,26 @@ def mixed(
 
 def coefficients(model: Model, tokens: Tokens, layers: Sequence[int]) -> Float[Tensor, "prompt layer neuron"]:
     """Return the activation of every neuron at each prompt's last token, from one forward."""
-    parts, done = list[Tensor](), list[Sequence[int]]()
-    for rows in batches(model, tokens):
-        some, found = tokens.rows(rows), dict[int, Tensor]()
+    return at_last(model, tokens, {"mlp_post": layers})["mlp_post"]
 
-        def see(layer: int, x: Tensor, at: Tensor = some.last, found: dict[int, Tensor] = found) -> Tensor:
-            found[layer] = x.detach()[torch.arange(len(x), device=x.device), at.to(x.device)].float().cpu()
+
+def at_last(
+    model: Model, tokens: Tokens, sites: Mapping[str, Sequence[int]], edits: Sequence[Edit] = ()
+) -> dict[str, Float[Tensor, "prompt layer _"]]:
+    """Return some layers of sites at each prompt's last token, in float32, from one forward under edits."""
+    parts, done = list[dict[str, Tensor]](), list[Sequence[int]]()
+    for rows in batches(model, tokens):
+        some, found = tokens.rows(rows), dict[Address, Tensor]()
+
+        def see(place: Address, x: Tensor, at: Tensor = some.last, found: dict[Address, Tensor] = found) -> Tensor:
+            found[place] = x.detach()[torch.arange(len(x), device=x.device), at.to(x.device)].float().cpu()
             return x
 
-        watched(model, some, {Address("mlp_post", i): partial(see, i) for i in layers})
-        parts.append(torch.stack([found[i] for i in layers], 1))
+        places = {site: [Address(site, i) for i in layers] for site, layers in sites.items()}
+        watched(model, some, {a: partial(see, a) for each in places.values() for a in each}, edits)
+        parts.append({site: torch.stack([found[a] for a in each], 1) for site, each in places.items()})
         done.append(rows)
-    return rope.in_order(done, parts)
+    return {site: rope.in_order(done, [part[site] for part in parts]) for site in sites}
 
 
 def updates(
@@ -150,7 +159,9 @@ def batches(model: Model, tokens: Tokens) -> Iterator[list[int]]:
         yield from (group[i : i + size] for i in range(0, len(group), size))
 
 
-def watched(model: Model, tokens: Tokens, sees: Mapping[Address, Callable[[Tensor], Tensor]]) -> None:
-    """Run the model once and show tensors to functions on the way."""
-    with model.edited(), torch.no_grad(), taps.attached(model.anatomy, sees):
+def watched(
+    model: Model, tokens: Tokens, sees: Mapping[Address, Callable[[Tensor], Tensor]], edits: Sequence[Edit] = ()
+) -> None:
+    """Run the model once under edits and show tensors to functions on the way."""
+    with model.edited(*edits), torch.no_grad(), taps.attached(model.anatomy, sees):
         forward.streams(model.anatomy, tokens, 1.0)
