@@ -58,7 +58,7 @@ def _members(model: Model, chosen: Sequence[Neuron], layer: int) -> Float[Tensor
 
 @dataclass(frozen=True)
 class Steps:
-    """One run at the last token of every prompt, ready to be asked what single neurons add to an answer.
+    """Neurons' steps at the last token of every prompt, in one run.
 
     Attributes:
         layers: the layers whose neurons are asked about.
