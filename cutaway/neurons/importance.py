@@ -150,7 +150,7 @@ def halves(bound: Bound) -> tuple[Bound, Bound]:
     return (bound.rows(parts[0]), bound.rows(parts[1])) if all(parts) else (bound, bound)
 
 
-def _both(model: Model, bound: Bound, layers: Sequence[int], compared: Sequence[Any] | None) -> tuple[Steps, Steps]:
+def both_runs(model: Model, bound: Bound, layers: Sequence[int], compared: Sequence[Any] | None) -> tuple[Steps, Steps]:
     """Return the clean run and the one it is compared with: the corrupt one, or the clean one under edits."""
     clean = Steps.of(model, bound.clean, layers)
     if compared is None:
@@ -162,7 +162,7 @@ def rank(
     model: Model, bound: Bound, layers: Sequence[int], compared: Sequence[Any] | None, most: int, candidates: int
 ) -> tuple[list[Neuron], dict[str, Any]]:
     """Return the neurons of largest score on some prompts, and what is known of those not scored exactly."""
-    answers, (clean, other) = Answers(model, bound.answers), _both(model, bound, layers, compared)
+    answers, (clean, other) = Answers(model, bound.answers), both_runs(model, bound, layers, compared)
     bounds = answers.first_order(clean).mean(0).flatten()
     order = bounds.argsort(descending=True, stable=True)
     width = clean.weight.shape[-1]
@@ -177,9 +177,7 @@ def rank(
     return chosen, said
 
 
-def _others(
-    model: Model, chosen: Sequence[Neuron], of: Sequence[Neuron], samples: int, seed: int
-) -> list[list[Neuron]]:
+def others(model: Model, chosen: Sequence[Neuron], of: Sequence[Neuron], samples: int, seed: int) -> list[list[Neuron]]:
     """Return random neurons that are not `chosen`, for each of some in its layer, once a sample."""
     g, out = generator(seed), list[list[Neuron]]()
     free = {
@@ -206,7 +204,7 @@ def mask_and_keep(
     variants = list[list[Any]]([[]])
     for way in (contributions.mask, lambda m, sets: contributions.keep(m, sets, layers)):
         for size in sizes:
-            sets = [[*chosen[:size]], *_others(model, chosen, chosen[:size], samples, seed)]
+            sets = [[*chosen[:size]], *others(model, chosen, chosen[:size], samples, seed)]
             variants += [way(model, s) for s in sets]
 
     def both(logits: Tensor, prompt: Tensor) -> Tensor:
@@ -216,6 +214,16 @@ def mask_and_keep(
 
     values = sweep(model, bound.clean, variants, both).float().cpu()
     return values[0], values[1:].unflatten(0, (2, len(sizes), 1 + samples))
+
+
+def curves(name: str, values: Float[Tensor, "size variant prompt measure"]) -> dict[str, Any]:
+    """Return the fields of a curve over sizes: its mean, interval and null. The first variant is the real one."""
+    bounds = [mean_interval(values[:, 0, :, 0].T, within=(0.0, 1.0)), share_interval(values[:, 0, :, 1].T)]
+    return {
+        name: values[:, 0].mean(1).T.clone(),
+        f"{name}_interval": torch.stack(bounds),
+        f"{name}_null": values[:, 1:].mean(2).permute(2, 0, 1).clone(),
+    }
 
 
 def _result(
@@ -230,19 +238,14 @@ def _result(
     said: dict[str, Any],
     apart: bool,
 ) -> NeuronImportance:
-    answers, (clean, other) = Answers(model, bound.answers), _both(model, bound, layers, compared)
-    drawn = _others(model, chosen, chosen, samples, seed)
+    answers, (clean, other) = Answers(model, bound.answers), both_runs(model, bound, layers, compared)
+    drawn = others(model, chosen, chosen, samples, seed)
     every = [*chosen, *(n for row in drawn for n in row)]
     own, less = answers.added(clean, every), answers.added(other, every)
     score, k = own - less, len(chosen)
     at = (slice(None), [clean.layers.index(i) for i, _ in chosen], [n for _, n in chosen])
     before, swept = mask_and_keep(model, bound, layers, chosen, sizes, samples, seed)
-    fields = dict[str, Any]()
-    for name, values in zip(("masked", "kept"), swept, strict=True):  # [size, 1 + sample, prompt, measure]
-        fields[name] = values[:, 0].mean(1).T
-        bounds = [mean_interval(values[:, 0, :, 0].T, within=(0.0, 1.0)), share_interval(values[:, 0, :, 1].T)]
-        fields[f"{name}_interval"] = torch.stack(bounds)
-        fields[f"{name}_null"] = values[:, 1:].mean(2).permute(2, 0, 1)
+    fields = curves("masked", swept[0]) | curves("kept", swept[1])
     n = len(bound)
     split = f"every second prompt chose the neurons, measured on the other {n}" if apart else "measured on all prompts"
     against = "the corrupt prompt" if compared is None else "the clean prompt without the named heads"

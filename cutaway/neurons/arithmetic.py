@@ -1,0 +1,265 @@
+"""Which heads and neurons do sums, and do other sums and word problems need the same?
+
+The study of Yu & Ananiadou 2024 (arXiv:2409.14144) for sums of single digits with a result of one digit, `3 + 5 =`, and
+for each of the `operations` alone:
+
+1. Every head is set to zero. `effect[operation, layer, head]` is the change of the answer's probability.
+2. The `key_heads` whose removal costs most are key heads (`key`: their effect on prompts that did not choose them).
+3. Neurons that they trigger: the largest fall of importance when they are removed (`score`, see `neurons.importance`).
+4. `masked` and `kept`: probability of the answer and its share of top-1 with the first `sizes` of these neurons set to
+   zero at the last token, or with all other neurons set to zero there. `untouched`: without an edit.
+5. `words_masked`: the same neurons masked in word problems (`Tom had 3 and got 5. Now Tom has`).
+
+* Every second problem chooses heads and neurons; 2 to 5 are measured on the others, but for `words`, which are of all.
+* `interval`: 95 %, over problems. Control: `null` has a step as long as the removal's in a random direction;
+  `score_null` other neurons of the same layer; the nulls of what is masked and kept as many random ones of each layer.
+* Nothing is learned from a model that cannot do an operation: read `untouched` and `words_untouched` first.
+* Known failures: zero lies outside of what later layers have seen. Heads that stand in for each other hide each other.
+* Cost: 1 + samples forwards a head, and 3 · (1 + samples) for each size, for every operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.core.address import Address
+from cutaway.core.method import method
+from cutaway.core.refuse import Keyword, Refused
+from cutaway.core.result import Result
+from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
+from cutaway.interventions.ablation_values import removal
+from cutaway.interventions.null_cells import NULL_CELLS, draw_cells, null_cells_record
+from cutaway.models.edits.library import Ablate
+from cutaway.models.model import Model
+from cutaway.neurons import memories
+from cutaway.neurons.contributions import Answers, Steps
+from cutaway.neurons.importance import MEASURES, curves, halves, mask_and_keep, most_masked, others, rank
+from cutaway.tasks.answers import check_predicts
+from cutaway.tasks.bound import Bound
+from cutaway.tasks.pair import Pair
+from cutaway.tasks.task import Task
+
+_CANDIDATES = 1024  # neurons whose importance is exact
+
+
+@dataclass(frozen=True)
+class Operation:
+    """An operation on two digits.
+
+    Attributes:
+        result: returns the result; None where it is no digit.
+        words: a word problem about it.
+    """
+
+    result: Callable[[int, int], int | None]
+    words: str
+
+    def problems(self) -> list[tuple[int, int, int]]:
+        """Return all pairs of digits with their result, in a fixed random order."""
+        found = [
+            (a, b, r) for a in range(10) for b in range(10) if (r := self.result(a, b)) is not None and 0 <= r < 10
+        ]
+        Random(0).shuffle(found)
+        return found
+
+
+OPERATIONS: dict[str, Operation] = {
+    "+": Operation(lambda a, b: a + b, "Tom had {a} and got {b}. Now Tom has"),
+    "-": Operation(lambda a, b: a - b, "Tom had {a} and lost {b}. Now Tom has"),
+    "*": Operation(lambda a, b: a * b, "Tom had {a} boxes of {b}. In all Tom has"),
+    "/": Operation(lambda a, b: a // b if b and a % b == 0 else None, "Tom gave {a} to {b} friends. Each one got"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArithmeticStudy(Result, kind="arithmetic_study"):
+    """Heads and neurons that sums need, operation by operation.
+
+    Attributes:
+        effect: change of the answer's probability without a head.
+        interval: of `effect`, 95 %, over problems.
+        null: `effect` of a step of the same length in a random direction.
+        untouched: probability of the answer and its share of top-1, without an edit.
+        key: `effect` of the key heads on problems that did not choose them; the labels have their names.
+        key_interval: of `key`, 95 %, over problems.
+        score: fall of a neuron's importance without the key heads; the labels have their names.
+        score_interval: of `score`, 95 %, over problems.
+        score_null: `score` of other neurons of the same layer.
+        masked: probability and top-1 with the first neurons set to zero.
+        masked_interval: of `masked`, 95 %, over problems.
+        masked_null: `masked` with as many random neurons of each layer.
+        kept: the same with all others set to zero.
+        kept_interval: of `kept`, 95 %, over problems.
+        kept_null: `kept` with as many random neurons of each layer.
+        words_untouched: `untouched` of word problems.
+        words_masked: `masked` of word problems.
+        words_masked_interval: of `words_masked`, 95 %, over problems.
+        words_masked_null: `words_masked` with as many random neurons of each layer.
+    """
+
+    effect: Float[Tensor, "operation layer head"]
+    interval: Float[Tensor, "operation layer head bound"]
+    null: Float[Tensor, "operation layer head sample"]
+    untouched: Float[Tensor, "operation measure"]
+    key: Float[Tensor, "operation rank"]
+    key_interval: Float[Tensor, "operation rank bound"]
+    score: Float[Tensor, "operation neuron"]
+    score_interval: Float[Tensor, "operation neuron bound"]
+    score_null: Float[Tensor, "operation neuron sample"]
+    masked: Float[Tensor, "operation measure size"]
+    masked_interval: Float[Tensor, "operation measure size bound"]
+    masked_null: Float[Tensor, "operation measure size sample"]
+    kept: Float[Tensor, "operation measure size"]
+    kept_interval: Float[Tensor, "operation measure size bound"]
+    kept_null: Float[Tensor, "operation measure size sample"]
+    words_untouched: Float[Tensor, "operation measure"]
+    words_masked: Float[Tensor, "operation measure size"]
+    words_masked_interval: Float[Tensor, "operation measure size bound"]
+    words_masked_null: Float[Tensor, "operation measure size sample"]
+
+
+@method(
+    answers="Which heads and neurons do sums, and do other sums and word problems need the same?",
+    paper="Yu & Ananiadou 2024, arXiv:2409.14144",
+    cost="operation * prompts * (20 + layers * heads * (1 + samples) + 4 * size * (1 + samples)) * F",
+    control="random_heads_and_neurons",
+    rung="interventional",
+)
+def arithmetic(
+    model: Model,
+    /,
+    *,
+    operations: tuple[str, ...] = ("+", "-"),
+    prompts: int = 24,
+    shots: int = 0,
+    key_heads: int = 2,
+    sizes: tuple[int, ...] = (3, 10),
+    samples: int = 3,
+    null_cells: int = NULL_CELLS,
+    seed: int = 0,
+) -> ArithmeticStudy:
+    """Find the heads and neurons that sums of single digits need, and mask or keep the neurons.
+
+    Args:
+        operations: among + - * and /.
+        prompts: how many problems of each.
+        shots: how many solved problems stand before each.
+        key_heads: how many heads are removed to find the neurons that they trigger.
+        sizes: how many neurons are masked or kept.
+        samples: how many random steps, neurons and sets make the nulls.
+        null_cells: at how many heads, drawn at random, random steps are made; NaN elsewhere (0: at all of them).
+        seed: of what is drawn.
+
+    Raises:
+        Refused: another operation, an encoder, a model without dense MLPs, or more neurons than half of a layer's.
+    """
+    check_predicts(model)
+    if unknown := [o for o in operations if o not in OPERATIONS]:
+        raise Refused(Keyword("operations", ",".join(unknown)), "it is no operation", f"use {', '.join(OPERATIONS)}")
+    memories.dense_layers(model)
+    most_masked(model, sizes)
+    heads = model.places("z.*.*")
+    found, drawn = list[dict[str, Any]](), draw_cells(range(len(heads)), null_cells, generator(seed))
+    for name in operations:
+        bound, words = (t.narrow(model).bind(model, "prob") for t in problems(name, max(prompts, 1), shots))
+        effects, key = _heads(model, bound, heads, drawn, max(key_heads, 1), samples, seed)
+        found.append(effects | _neurons(model, bound, words, key, sizes, samples, seed))
+    where = [a.layer for a in heads]
+    n = len(halves(bound)[1])
+    names = {f: [part.pop(f"{f} names") for part in found] for f in ("key", "score")}
+    fields: dict[str, Any] = {field: torch.stack([part[field] for part in found]) for field in found[0]}
+    return ArithmeticStudy(
+        **fields,
+        labels={
+            "operation": [*operations],
+            "layer": [i for i in dict.fromkeys(where) if i is not None],
+            "measure": MEASURES,
+            "size": [*sizes],
+            "bound": BOUNDS,
+            **names,
+        },
+        units=dict.fromkeys(("effect", "key"), "probability") | {"score": "nats", "masked": "share", "kept": "share"},
+        reasons=one_prompt(len(bound), "effect") | one_prompt(n, "key", "score", "masked", "kept"),
+        record={
+            "split": f"every second problem chose heads and neurons, measured on the other {n}",
+            "removed": "set to zero: heads everywhere, neurons at the last token",
+            "problems": len(bound),
+        }
+        | null_cells_record(len(drawn), len(heads)),
+    )
+
+
+def problems(name: str, n: int, shots: int = 0) -> tuple[Task, Task]:
+    """Return problems of an operation as a task, and the same as word problems.
+
+    The corrupt prompt is another problem, with another result.
+    """
+    row = OPERATIONS[name]
+    every = row.problems()
+    head = "".join(f"{a} {name} {b} = {r}\n" for a, b, r in every[len(every) - shots :] if shots)
+    plain, words = list[Pair](), list[Pair]()
+    asked = every[: max(1, min(n, len(every) - shots))]
+    for i, (a, b, r) in enumerate(asked):
+        c, d, wrong = next(p for p in [*every[i:], *every] if p[2] != r)
+        texts = [f"{head}{x} {name} {y} =" for x, y in ((a, b), (c, d))]
+        said = [row.words.format(a=x, b=y) for x, y in ((a, b), (c, d))]
+        plain.append(Pair(texts[0], texts[1], str(r), str(wrong)))
+        words.append(Pair(said[0], said[1], str(r), str(wrong)))
+    return Task(f"{name} of digits", tuple(plain)), Task(f"{name} in words", tuple(words))
+
+
+def _heads(
+    model: Model, bound: Bound, places: Sequence[Address], drawn: Sequence[int], n: int, samples: int, seed: int
+) -> tuple[dict[str, Any], list[Address]]:
+    """Remove every head, and return the effects with the key heads."""
+    r, count = removal(model, bound, places, "zero", seed), len(places)
+    chance = [[r.random(places[i], (seed * samples + s) * count + i)] for s in range(samples) for i in drawn]
+    values, random = r.swept(model, lambda donor: [[r.edit(a, donor)] for a in places], chance)
+    each = (values - r.clean.cpu()).T  # [prompt, head]
+    null = torch.full((samples, count), torch.nan)
+    null[:, drawn] = (random - r.clean.cpu()).mean(-1).reshape(samples, -1)
+    first, second = ([bound.pairs.index(p) for p in part.pairs] for part in halves(bound))
+    order = each[first].mean(0).argsort(stable=True)[:n].tolist()
+    shape, held = (len({a.layer for a in places}), -1), each[second][:, order]
+    found = {
+        "effect": each.mean(0).reshape(shape),
+        "interval": mean_interval(each).reshape(*shape, 2),
+        "null": null.T.reshape(*shape, samples).clone(),
+        "key": held.mean(0),
+        "key_interval": mean_interval(held),
+        "key names": [f"{places[i].layer}.{places[i].unit}" for i in order],
+    }
+    return found, [places[i] for i in order]
+
+
+def _neurons(
+    model: Model, bound: Bound, words: Bound, key: Sequence[Address], sizes: Sequence[int], samples: int, seed: int
+) -> dict[str, Any]:
+    """Return the neurons that key heads trigger, masked and kept in sums, and masked in word problems."""
+    layers, edits, (first, second) = memories.dense_layers(model), [Ablate(a) for a in key], halves(bound)
+    chosen, _ = rank(model, first, layers, edits, max(sizes), _CANDIDATES)
+    drawn = others(model, chosen, chosen, samples, seed)
+    every, k = [*chosen, *(x for row in drawn for x in row)], len(chosen)
+    answers = Answers(model, second.answers)
+    clean, without = (answers.added(Steps.of(model, second.clean, layers, e), every) for e in ((), edits))
+    score = clean - without
+    before, swept = mask_and_keep(model, second, layers, chosen, sizes, samples, seed)
+    told, swept_words = mask_and_keep(model, words, layers, chosen, sizes, samples, seed)
+    out: dict[str, Any] = {
+        "untouched": before.mean(0),
+        "words_untouched": told.mean(0),
+        "score": score[:, :k].mean(0),
+        "score_interval": mean_interval(score[:, :k]),
+        "score_null": score[:, k:].mean(0).unflatten(0, (samples, k)).T.clone(),
+        "score names": [memories.label(x) for x in chosen],
+    }
+    for name, values in zip(("masked", "kept", "words_masked"), (*swept, swept_words[0]), strict=True):
+        out |= curves(name, values)
+    return out
