@@ -42,12 +42,13 @@ SECTIONS = {
     ),
     "neurons": (
         "Neurons",
-        "Capitals. *right city over others*: what the 10 largest updates of each layer from 20 on add to the logit of "
-        "the right city, minus that of the other cities, in logits (chance: the city of another prompt); the neurons are "
-        "chosen without the answer. *score*, in nats: importance minus importance in the corrupt prompt (chance: other "
-        "neurons of the layer). *masked p* and *kept p*: probability of the city with the first neurons set to zero at "
-        "the last token, or with all others set to zero (chance: as many random ones of each layer). Neurons are "
-        "chosen on one half of the prompts and measured on the other; *untouched* is without an edit.",
+        "Capitals. *right city over others*: what the 10 largest updates of each layer from 20 on add to the logit "
+        "of the right city, minus that of the other cities, in logits (chance: the city of another prompt); the "
+        "neurons are chosen without the answer. *score*, in nats: importance minus importance in the corrupt "
+        "prompt (chance: other neurons of the layer). *masked p* and *kept p*: probability of the city with the "
+        "first neurons set to zero at the last token, or with all others set to zero (chance: as many random ones "
+        "of each layer). Neurons are chosen on one half of the prompts and measured on the other; *untouched* is "
+        "without an edit.",
     ),
     "where heads look": (
         "Where heads look",
