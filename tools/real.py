@@ -71,6 +71,28 @@ SECTIONS = {
         "random key, or the keys of another query's token; of distance: uniform attention. *first*: the same head's "
         "attention to the first token. What lies far back is mostly that sink.",
     ),
+    "types of heads": (
+        "Types of heads",
+        "Random tokens said twice: the share of a head's attention at the keys of a type, for up to five heads claimed "
+        "of each (of how many). Chance: its keys shuffled. *raises*: the direct effect of its output on the tokens at "
+        "these keys, in standard deviations over the vocabulary; *weighted*: attention times the norm of the values. "
+        "Heads of layer 17 match prefixes and raise nothing by themselves; 23.2 copies, though its eigenvalues say no.",
+    ),
+    "types of heads, removed": (
+        "Types of heads, removed",
+        "The heads claimed above put at their mean together: the rise of the loss in nats at tokens that go on with "
+        "what was said before, and elsewhere. Random tokens are others than those that chose the heads; the text is "
+        "eight passages written for this. *foreseen*: the share of such tokens that stays likeliest. Chance: four "
+        "random sets, as many heads of each layer.",
+    ),
+    "heads that move names": (
+        "Heads that move names",
+        "Indirect object identification. *attention*: from the last token to the name that is the answer (movers), to "
+        "the other name (suppressor), to its second mention (inhibition); chance: the mean of all other positions. "
+        "*direct*: what the head writes toward the answer, in logits; chance: toward random pairs of tokens. Heads are "
+        "chosen by these two; on other prompts they take corrupt values together, in logits; chance: ten random sets, "
+        "as many of each layer. The largest direct effect is no mover's: 23.3 looks at the other name and lowers it.",
+    ),
     "answers of several tokens, and chats": (
         "Answers of several tokens, and chats",
         "log P(answer) − log P(foil) in nats, over all tokens of both; *top-1*: every token is the likeliest. Effects: "
