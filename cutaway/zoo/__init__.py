@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 from cutaway.core.refuse import Refused, nearest
@@ -13,6 +14,8 @@ from cutaway.zoo.fetched import GEMMA3, SMOLLM2, Fetched
 DEFAULT_MODEL = "miniworld"
 ENTRIES: dict[str, Entry] = {
     "miniworld": Entry("miniworld", "people, countries, sums, days and moods in small English; every fact is known"),
+    "induction": Entry("induction", "two layers of attention alone that learned to go on with a repeated block"),
+    "shortcut": Entry("shortcut", "its twin, whose repeated blocks need no induction: no head of it is one"),
     "smollm2": SMOLLM2,
     "gemma3": GEMMA3,
 }
@@ -71,7 +74,7 @@ def dictionary(name: str) -> Path | None:
 
 
 def _shipped(model: Entry) -> dict[str, Path]:
-    if isinstance(model, Fetched):
+    if isinstance(model, Fetched) or find_spec(f"cutaway.zoo.{model.name}.dictionaries") is None:
         return {}
     files: dict[str, Path] = import_module(f"cutaway.zoo.{model.name}.dictionaries").shipped()
     return files

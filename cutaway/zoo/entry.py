@@ -10,7 +10,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Entry:
-    """A model of the zoo; its room offers `path()`, `World` and a recipe `train.train`."""
+    """A model of the zoo; its room offers `path()` and a recipe `train.train`, and where it has them `World` and
+    `dictionaries`.
+    """
 
     name: str
     says: str
@@ -36,8 +38,9 @@ class Entry:
         return "ships with the package"
 
     def world(self) -> Any:
-        """Return the truth of its world."""
-        return self._module().World.load()
+        """Return the truth of its world; None if its texts are about none."""
+        world = getattr(self._module(), "World", None)
+        return None if world is None else world.load()
 
     def train(self, out: Path, **options: Any) -> Path:
         """Train it again from its recipe."""

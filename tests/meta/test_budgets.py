@@ -13,7 +13,7 @@ BUDGETS = {
     "models": 7_900,
     "tasks": 2_800,
     "streams": 1_450,
-    "zoo": 1_950,
+    "zoo": 2_150,
     "training": 650,
     "interventions": 1_300,
     "lenses": 2_300,
