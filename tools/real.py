@@ -64,6 +64,20 @@ SECTIONS = {
         "What heads write",
         "Direct attribution toward answer over foil, in logits; chance: toward random pairs of tokens.",
     ),
+    "composition of heads, from weights": (
+        "Composition of heads, from weights",
+        "Heads are named by their attention on random tokens said twice; *z* is read from the weights: K-composition, "
+        "in standard deviations of a random rotation of the residual stream. Chance: rotations drawn; of the mean of "
+        "previous-token → induction pairs, 95 % of pairs that cannot compose, the receiver being the earlier one; of "
+        "the share of such pairs among the first ten, a pair drawn at random. *score*: the raw Frobenius ratio. Three "
+        "heads share their keys, so that 18.8 stands beside 18.6 and 18.7 whatever it does.",
+    ),
+    "what heads copy, from weights": (
+        "What heads copy, from weights",
+        "256 tokens through the OV circuit: how far each token's own logit stands out of all, in standard deviations; "
+        "chance: another token's. *copying*: Σλ / Σ|λ| over the circuit's eigenvalues; chance: the values of other "
+        "heads. Some previous-token heads copy as much, so this does not tell the two kinds apart.",
+    ),
     "attention over long texts": (
         "Attention over long texts",
         "The first 2,048 tokens of three modules of Python's own library (argparse, difflib, tarfile), 128 random "
