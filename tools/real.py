@@ -122,6 +122,35 @@ SECTIONS = {
         "Jacobian directions are exact rows, averaged over four contexts of 64 tokens of the standard library's "
         "docstrings.",
     ),
+    "concepts in the unembedding": (
+        "Concepts in the unembedding",
+        "Pairs of words that differ in one thing: the cosine of each pair's difference of unembedding rows with the "
+        "direction of all other pairs (leave-one-out) in the causal inner product, interval over pairs; *plain*: in "
+        "the coordinates as stored; chance: as many random pairs of tokens. What is called prompts are pairs.",
+    ),
+    "cosines between concepts": (
+        "Cosines between concepts",
+        "Of pairs of these concepts that share no words: mean and largest |cosine| of their directions; chance: "
+        "directions of random pairs of tokens. What is called prompts are pairs of concepts.",
+    ),
+    "directions of the vocabulary": (
+        "Directions of the vocabulary",
+        "Rows of the unembedding, 256 of them looked at one by one: the largest |cosine| with another row, the root "
+        "mean square with all, the least that so many can have (Welch), and the sum of their dimensionalities over "
+        "all; chance: random directions of the same lengths. What is called prompts are rows.",
+    ),
+    "features of a prompt": (
+        "Features of a prompt",
+        "“Mary went to the garden and saw three”, with number (1 to 12), name and place known: the battery of "
+        "properties at the last token, the worst feature each. *verdict*: 1 yes, 0 no, none where the order forbids "
+        "to ask. Numbers are decomposable, but no magnitudes along a line: 0.65 of what they explain is curved.",
+    ),
+    "two models on the same text": (
+        "Two models on the same text",
+        "SmolLM2 beside another model, a word a row. *cka*: debiased linear CKA, interval over groups of paragraphs; "
+        "*svcca*: mean canonical correlation of ten components; *matched*: mean over dimensions of the largest "
+        "|correlation| with a dimension of the other. Chance: shuffled words; of *matched*, the other in random bases.",
+    ),
     "checks": (
         "Self-check",
         "How many identities were checked and failed at the first load, how many sites were disabled, and CPU seconds "

@@ -93,6 +93,9 @@ def _open(flags: Mapping[str, Any], opened: Mapping[str, Any]) -> Directions:
         if tensor is not None:
             raise Refused(Keyword("tensor", tensor, of="directions"), "only a file has tensors", "leave it out")
         return of_vocabulary(opened["model"], source)
+    if not Path(source).is_file():
+        use = f"use {UNEMBED}, {EMBED} or a .safetensors file"
+        raise Refused(Keyword("directions", source), "there is no such file", use)
     return read_directions(source, tensor)
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from cutaway.core.files import write_tensors
 from cutaway.core.refuse import Refused
-from cutaway.geometry import concepts, dimensionality, similarity
+from cutaway.core.subject import SUBJECTS
+from cutaway.geometry import concepts, dimensionality, of_vocabulary, read_directions, similarity
 from cutaway.geometry.similarity import _last_tokens, cka
 from cutaway.geometry.toys import pentagon, rotation
 from cutaway.interventions.causal_product import CausalProduct
@@ -172,3 +174,16 @@ def test_rows_are_the_last_tokens_of_the_same_words():
             upto = model.text.tokenizer.decode(tokens.ids[i, 1 : column + 1])
             assert upto == texts[i][:end]
             assert upto.endswith(word)
+
+
+def test_directions_are_read_from_models_and_files(tmp_path):
+    model, rows = random_llama(), torch.randn(9, 4, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(of_vocabulary(model).rows, model.weights.unembed.T)
+    assert torch.equal(of_vocabulary(model, "embed").rows, model.weights.embed)
+    write_tensors(tmp_path / "a.safetensors", {"W_dec": rows, "b": rows[0], "W_enc": rows.T}, {})
+    assert torch.equal(read_directions(tmp_path / "a.safetensors", "W_dec").rows, rows)
+    opened = SUBJECTS["directions"].open
+    for flags in (("a.safetensors", None), ("nowhere", None), ("embed", "W_dec")):
+        where = str(tmp_path / flags[0]) if flags[0].endswith("s") else flags[0]
+        with pytest.raises(Refused):
+            opened({"directions": where, "directions_tensor": flags[1]}, {"model": model})
