@@ -18,7 +18,7 @@ breaks (delimiter), and the five tokens before (local window). A type is a row o
   copies: McDougall et al. 2023, arXiv:2310.04625) by one that lowers them: the interval of `raises` lies beyond 0 and
   beyond the band of its null.
 * `copying[layer, head]`: Σλ/Σ|λ| over the eigenvalues of W_E W_V W_O W_U; its control (`copying_null`) gives each head
-  the values of another key-value head. No claim depends on it.
+  the values of another key-value head. No claim depends on it; without `eigenvalues` it is left out.
 * `distance[layer, head]`: how many tokens back a head looks, the first token left out; the record says how many one
   would that looks at all tokens alike.
 * Assumption: sequences of random tokens, in which no head attends by meaning. In text, duplicates and what follows them
@@ -111,12 +111,20 @@ class HeadTypes(Result, kind="head_types"):
     rung="observational",
 )
 def classify(
-    model: Model, prompts: Prompts | Repeats, /, *, least: float = 0.3, samples: int = 8, seed: int = 0
+    model: Model,
+    prompts: Prompts | Repeats,
+    /,
+    *,
+    least: float = 0.3,
+    eigenvalues: bool = True,
+    samples: int = 8,
+    seed: int = 0,
 ) -> HeadTypes:
     """Score every attention head against the types of `heads.types`.
 
     Args:
         least: attention that a head must give to a type's keys to be claimed.
+        eigenvalues: also score the OV circuits by their eigenvalues, which takes as long as some forwards.
         samples: how many shuffles make the null.
         seed: of the shuffles.
 
@@ -132,21 +140,31 @@ def classify(
         raise Refused("head types", "no sequence has two tokens, and so nothing to look back at", "give longer ones")
     layers = [a.layer for a in model.places("pattern") if a.layer is not None]
     sums, why = pattern_sums(model, tokens, layers, samples, seed)
-    return _result(model, layers, sums, why, least, seed)
+    return _result(layers, sums, why, least, _eigenvalues(model, layers, samples, seed, eigenvalues))
 
 
-def _result(model: Model, layers: list[int], sums: Sums, unread: str, least: float, seed: int) -> HeadTypes:
+def _eigenvalues(model: Model, layers: list[int], samples: int, seed: int, asked: bool) -> tuple[Tensor, Tensor, str]:
+    """Return the eigenvalue scores, their null, and why they have no interval or are not there."""
+    why = "they were not asked for"
+    if asked:
+        try:
+            return *copying(model, layers, samples, seed), "it is of the weights alone, without spread over sequences"
+        except Refused as refusal:
+            why = refusal.why
+    shape = (len(layers), model.shape.n_heads)
+    return torch.full(shape, math.nan), torch.full((*shape, samples), math.nan), why
+
+
+def _result(
+    layers: list[int], sums: Sums, unread: str, least: float, eigenvalues: tuple[Tensor, Tensor, str]
+) -> HeadTypes:
     own, chance, names = sums.attention[:, 0], sums.attention[:, 1:].movedim(1, -1), [row.name for row in TYPES]
     there = [~own[:, t].isnan().flatten(1).any(1) for t in range(len(TYPES))]
     score, interval = _means(own, there, within=(0.0, 1.0))
     weighted, weighted_interval = _means(sums.weighted, there, within=(0.0, 1.0))
     raises, raises_interval = _means(sums.raised[:, 0], there)
     null, raises_null = (_means(x, there)[0] for x in (chance, sums.raised[:, 1:].movedim(1, -1)))
-    why = "it is of the weights alone, which have no spread over sequences"
-    try:
-        eigen, eigen_null = copying(model, layers, null.shape[-1], seed)
-    except Refused as refusal:
-        eigen, eigen_null, why = *(torch.full_like(x[0], math.nan) for x in (score, null)), refusal.why
+    eigen, eigen_null, why = eigenvalues
     few = {n: "no sequence has such keys" for n, some in zip(names, there, strict=True) if not some.any()}
     few |= {n: "one sequence has such keys" for n, some in zip(names, there, strict=True) if int(some.sum()) == 1}
     claimed = interval[..., 0] > torch.stack([_band(x)[1] for x in null]).clamp_min(least)

@@ -144,7 +144,7 @@ def _sets(
             close = nearest(name, known)
             why = "no type has that name" + (f"; did you mean {close}?" if close else "")
             raise Refused(f"type {name!r}", why, f"use one of: {', '.join(known)}")
-    found = classify(model, prompts, least=least, seed=seed)
+    found = classify(model, prompts, least=least, eigenvalues=False, seed=seed)
     return {name: components(model, at) if (at := found.named(name)) else [] for name in types or known}
 
 

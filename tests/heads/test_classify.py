@@ -190,6 +190,10 @@ def test_copying_is_the_share_of_positive_eigenvalues_of_the_whole_circuit():
         values = torch.linalg.eigvals(whole.detach())
         assert float(got.copying[layer, head]) == pytest.approx(float(values.real.sum() / values.abs().sum()), abs=1e-4)
     assert ((got.copying_null - got.copying[..., None]).abs() > 1e-3).all(), "heads of one group share their values"
+    without = classify(model, Repeats(2, 4), eigenvalues=False)
+    assert without.copying.isnan().all()
+    assert without.reasons["copying"] == "they were not asked for"
+    assert torch.equal(without.claimed, got.claimed)
     with torch.no_grad():  # the first head writes what it reads: W_V = W_Oᵀ, before a tied unembedding
         hf = model.hf
         hf.lm_head.weight.copy_(hf.model.embed_tokens.weight)

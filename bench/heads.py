@@ -1,0 +1,131 @@
+"""What a classification of 144 heads costs, in plain forwards: attention to the previous token, the same token and
+what followed it.
+
+GPT-2 small's shape (12 layers, d 768, 50257 tokens), random weights, eight sequences of 24 random tokens said twice,
+one thread. cutaway's call is the method as users call it: every type of its table, eight draws of shuffled keys,
+intervals, value norms and direct effects on the attended tokens. TransformerLens' is `detect_head`, once
+for each of the three types that it has. Every ratio is to the bare transformers forward of the same sequences, measured
+beside it in the same process, and both must return the same numbers: TransformerLens divides by all attention, cutaway
+by that of the queries that have such keys.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from importlib.metadata import version
+from typing import Any
+
+from bench.frame import Subject, finish, options, pythons, ratios, serve, summary
+from bench.sweeps import CLOSE, save
+
+UNIT = "× plain forward"
+WORK = "types of 144 heads, 8 sequences"
+SEQUENCES, BLOCK = 8, 24
+#: type → the detector of that name, and the queries that have such keys
+SHARED = {
+    "previous token": ("previous_token_head", 2 * BLOCK),
+    "duplicate token": ("duplicate_token_head", BLOCK),
+    "prefix matching": ("induction_head", BLOCK),
+}
+LEAST = 4  # three detectors are three forwards of each sequence: one forward cannot be ten times faster
+
+
+def main() -> int:
+    """Measure both subjects in rounds that take turns, and write the row."""
+    chosen = options(__doc__, rounds=3).parse_args()
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        save(folder)
+        running = {}
+        for name, python in pythons(chosen, {"transformer_lens": "a"}).items():
+            running[name] = Subject(python, "bench.heads", "--subject", name, folder)
+            stack.callback(running[name].close)
+        found: dict[str, list[tuple[float, float]]] = {name: [] for name in running}
+        for n in range(chosen.rounds):
+            values = {}
+            for name, subject in running.items():
+                done = subject.ask(first=n)
+                found[name] += map(tuple, done["ratios"])
+                values[name] = done["values"]
+            far = max(abs(a - b) for theirs in values.values() for a, b in zip(values["cutaway"], theirs, strict=True))
+            if far > CLOSE:
+                raise SystemExit(f"subjects return other numbers: they differ by up to {far:.2g}")
+        release = {name: subject.about["version"] for name, subject in running.items()}
+    row = summary(WORK, found.pop("cutaway"), UNIT)
+    for name, pairs in found.items():
+        row = row.against(f"transformer-lens {release[name]}", summary(WORK, pairs, UNIT).value, LEAST)
+    return finish("heads", [row], write=not chosen.no_write, label=chosen.label)
+
+
+def sequences(last: int) -> list[list[int]]:
+    """Random tokens said twice, behind the token that begins a text."""
+    import torch
+
+    g = torch.Generator().manual_seed(0)
+    blocks = [torch.randperm(last, generator=g)[:BLOCK].tolist() for _ in range(SEQUENCES)]
+    return [[last, *block, *block] for block in blocks]
+
+
+def cutaway(hf: Any, rows: list[list[int]]) -> tuple[str, Any]:
+    """The method on token ids."""
+    import transformers
+
+    import cutaway as ca
+
+    words = transformers.PreTrainedTokenizerFast.from_pretrained(hf.config.name_or_path)
+    model = ca.load(hf, tokenizer=words, check=False)
+    prompts = ca.tasks.as_prompts(rows)
+
+    def run() -> Any:
+        found = ca.heads.classify(model, prompts, eigenvalues=False)
+        return found.score[[found.labels["type"].index(name) for name in SHARED]]
+
+    return ca.__version__, run
+
+
+def transformer_lens(hf: Any, rows: list[list[int]]) -> tuple[str, Any]:
+    """TransformerLens 4's detector, over its bridge; it puts the first token before each text itself."""
+    import torch
+    from transformer_lens.head_detector import detect_head
+    from transformer_lens.model_bridge import TransformerBridge
+
+    bridge: Any = TransformerBridge.boot_transformers(hf.config.name_or_path)
+    texts = [" ".join(f"t{i}" for i in row[1:]) for row in rows]
+
+    @torch.no_grad()
+    def run() -> Any:
+        width = 2 * BLOCK + 1
+        return torch.stack([detect_head(bridge, texts, name) * width / n for name, n in SHARED.values()])
+
+    return version("transformer-lens"), run
+
+
+def serve_subject(name: str, folder: str) -> None:
+    """Serve one subject's measurements."""
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    torch.set_num_threads(1)
+    bare = GPT2LMHeadModel.from_pretrained(folder).eval().requires_grad_(False)
+    rows = sequences(bare.config.vocab_size - 1)
+    release, run = {"cutaway": cutaway, "transformer_lens": transformer_lens}[name](bare, rows)
+    ids = torch.tensor(rows)
+
+    @torch.no_grad()
+    def plain() -> Any:
+        return bare(ids, use_cache=False).logits
+
+    def answer(first: int) -> dict[str, Any]:
+        return {"ratios": ratios(plain, {"run": run}, 1, first)["run"], "values": run().flatten().tolist()}
+
+    run()  # warm-up
+    serve({"version": release}, answer)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--subject"]:
+        serve_subject(*sys.argv[2:4])
+    else:
+        sys.exit(main())
