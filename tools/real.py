@@ -50,6 +50,17 @@ SECTIONS = {
         "of each layer). Neurons are chosen on one half of the prompts and measured on the other; *untouched* is "
         "without an edit.",
     ),
+    "reading by lenses": (
+        "Lenses with interventions",
+        "*debug*: wrong facts (the answer is not the likeliest token); *margin*: logit(expected) − logit(actual), "
+        "*without it*: what it gains at the last token without the component found (chance: random components of "
+        "its kind); *confirmed*: the share of them whose answer comes back, above all of chance. *deletion*: "
+        "logit(answer) − logit(foil) left, mean over the curve, when tokens are removed in an order (chance: "
+        "random orders); *below random*: how far it lies below their mean. *residual*: what AttnLRP's relevances "
+        "miss of what they explain. *patchscope*: probability of the capital behind `Japan: Tokyo; Italy: Rome; "
+        "Egypt: Cairo; x:` with the state of a country's last token in place of `x` (chance: random states of the "
+        "same length); from the embedding, the target prompt does all the work itself.",
+    ),
     "where heads look": (
         "Where heads look",
         "Attention from the last token to the subject (chance: the other heads of the layer), and, in random tokens "
