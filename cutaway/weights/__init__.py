@@ -2,5 +2,14 @@
 
 from cutaway.weights.circuits import TokenPairs, circuits
 from cutaway.weights.composition import Composition, composition
+from cutaway.weights.virtual import virtual_head, virtual_pattern, virtual_weights
 
-__all__ = ["Composition", "TokenPairs", "circuits", "composition"]
+__all__ = [
+    "Composition",
+    "TokenPairs",
+    "circuits",
+    "composition",
+    "virtual_head",
+    "virtual_pattern",
+    "virtual_weights",
+]
