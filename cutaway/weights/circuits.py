@@ -49,7 +49,7 @@ _CELLS = 1 << 23  # of tokens × tokens at once
 
 
 class Read(NamedTuple):
-    """What was read of one circuit of every head: strengths of single sources with themselves, and the pairs."""
+    """Readings of one circuit of every head: strengths of single sources with themselves, and the pairs."""
 
     own: Float[Tensor, "head source"]
     null: Float[Tensor, "head sample"]
@@ -130,8 +130,12 @@ def circuits(
     count = min(sources or tables.tokens, tables.tokens)
     ids = torch.linspace(0, tables.tokens - 1, max(count, 2)).long().unique()
     g = generator(seed)
-    turned = torch.stack([(torch.arange(len(ids)) + int(s)) % len(ids)
-                          for s in torch.randint(1, max(len(ids), 2), (samples,), generator=g)])  # fmt: skip
+    turned = torch.stack(
+        [
+            (torch.arange(len(ids)) + int(s)) % len(ids)
+            for s in torch.randint(1, max(len(ids), 2), (samples,), generator=g)
+        ]
+    )
     reasons = dict[str, str]()
     try:
         attends = tables.read(tables.attending(model, places), ids, turned, pairs)
@@ -221,8 +225,10 @@ def _result(
     layers = sorted({a.layer or 0 for a in places})
     at = [(layers.index(a.layer or 0), a.unit or 0) for a in places]
     scores, chance = copying(model, layers, samples, seed)
-    text = {n: [[model.text.token_texts(row) for row in side.tolist()] for side in x]
-            for n, x in (("source", source), ("target", target))}  # fmt: skip
+    text = {
+        n: [[model.text.token_texts(row) for row in side.tolist()] for side in x]
+        for n, x in (("source", source), ("target", target))
+    }
     return TokenPairs(
         same=own.mean(-1).float(),
         interval=mean_interval(own.movedim(-1, 0)),
