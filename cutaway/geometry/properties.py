@@ -41,7 +41,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cutaway.core.method import method
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, ratio_interval
 from cutaway.geometry.encoding import Encoding
@@ -127,7 +127,7 @@ def properties(
     """
     for name, share in (("margin", margin), ("least", least)):
         if not 0 < share < 1:
-            raise Refused(f"properties({name}={share})", "it is a share between 0 and 1", "leave it at its default")
+            raise Refused(Call("properties", {name: share}), "it is a share between 0 and 1", "leave it at its default")
     if len(encoding.values) < _FEWEST:
         why = f"it has {len(encoding.values)} examples, and fits are judged on a part of them"
         raise Refused("properties of the encoding", why, f"give at least {_FEWEST}, better hundreds")

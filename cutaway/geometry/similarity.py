@@ -31,7 +31,7 @@ from torch.nn.functional import normalize
 
 from cutaway.core.address import Address
 from cutaway.core.method import method
-from cutaway.core.refuse import Keyword, Refused
+from cutaway.core.refuse import Call, Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.geometry.texts import Texts
@@ -103,7 +103,7 @@ def similarity(
     """
     for name, n in (("layers", layers), ("components", components)):
         if n < 1:
-            raise Refused(f"similarity({name}={n})", "nothing is compared", "ask for one or more")
+            raise Refused(Call("similarity", {name: n}), "nothing is compared", "ask for one or more")
     places = [_places(m, site, layers) for m in (model, other)]
     rows, group = _read((model, other), places, texts.texts)
     n = len(group)
