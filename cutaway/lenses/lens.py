@@ -159,12 +159,13 @@ def read_own(folder: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]
     Call it within `core.files.reading`.
 
     Raises:
-        ValueError: a folder of another kind of lens, or of a newer version.
+        Refused: a folder of another kind of lens.
     """
     config = read_json(folder / CONFIG)
     own = isinstance(config, dict) and config.get("version") == VERSION
     if not own or config.get("kind") != kind:
         if own and isinstance(config.get("kind"), str):
-            raise ValueError(f"it holds a {config['kind']}, not a {kind}")
+            what = f"folder {str(folder)!r}"
+            raise Refused(what, f"it holds a {config['kind']}, not a {kind}", "give a folder of the right kind of lens")
         return None
     return read_tensors(folder / OWN)[0], held(config, "about", dict)
