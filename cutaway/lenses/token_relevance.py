@@ -127,10 +127,10 @@ def token_relevance(
     chance = [_random(tokens, seed * samples + s) for s in range(samples)]
     stand = _stand_in(tokens, vectors, remove)
     each = _deleted(model, tokens, (own, asked.foils), vectors, stand, [lrp, plain, *chance], steps)
-    areas, random = each.mean(1), each[2:].mean(0)  # [order prompt], [step prompt]
-    gains = random.mean(0) - areas[:2]
+    areas, chances = each.mean(1), each[2:].mean(0)  # [order prompt], [step prompt]
+    gains = chances.mean(0) - areas[:2]
     ahead = areas[1] - areas[0]
-    curves = torch.stack([each[0], each[1], random])
+    curves = torch.stack([each[0], each[1], chances])
     summed = lrp.masked_fill(~tokens.mask.cpu(), 0).sum(1)
     aligned, names = _from_the_end(model, task, tokens, lrp)
     return TokenRelevance(
