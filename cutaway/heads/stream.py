@@ -14,7 +14,8 @@ caps, windows and sinks (Rosser et al. 2025, arXiv:2510.19875, prune instead and
 * `mode`: "exact" takes every query; "sampled" takes `rows` random ones, each exact, so means are unbiased (the default
   from 16384 tokens on); "pruned" lists the keys of every query by upper bounds of blocks of keys, which may miss some:
   `recall` is the share of the attention to the true `top` keys that the listed ones hold, measured on `rows` random
-  queries that are exact, and `least_recall` what the bounds prove over all queries. Its other fields are of the sample.
+  queries that are exact, and `least_recall` what the bounds prove over all queries, both to
+  the model's rounding. Its other fields are of the sample.
 * `interval`: 95 %, over sequences. Of one sequence, over its random queries: how far the mean over all of its queries
   may be, and nothing about other texts.
 * Control: a random key in place of the previous, current and first token, and the keys of another query's token in
@@ -246,7 +247,7 @@ def _of_layer(layer: int, tiles: Tiles, ids: Int[Tensor, "position"], rows: Int[
     if plan.mode == "pruned":
         kept = pruned.keys(layer, tiles, rows, plan.top)
         found = (kept.score[:, rows - 1] - looked.normaliser[..., None]).exp().sum(-1)
-        cells.append((found / looked.weight.sum(-1))[None])
+        cells.append((found / looked.weight.sum(-1)).clamp_max(1)[None])
         key, least = kept.key, kept.least.mean(-1)
         weight = torch.full_like(kept.score, math.nan)
         weight[:, rows - 1] = (kept.score[:, rows - 1] - looked.normaliser[..., None]).exp()
