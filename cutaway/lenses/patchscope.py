@@ -42,7 +42,7 @@ IDENTITY = "cat -> cat; hello -> hello; house -> house; x"
 
 @dataclass(frozen=True, kw_only=True)
 class Patchscope(Result, kind="patchscope"):
-    """What a target prompt says with the states of other prompts in it.
+    """Continuations of a target prompt with the states of other prompts in it.
 
     Attributes:
         probability: of the answer, with the state of each depth in the target.
