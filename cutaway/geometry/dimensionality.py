@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cutaway.core.method import method
-from cutaway.core.refuse import Call, Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.geometry.directions import Directions
@@ -96,7 +96,7 @@ def dimensionality(
         Refused: fewer than two directions other than 0, or none to look at.
     """
     if most < 1:
-        raise Refused(Call("dimensionality", {"most": most}), "no direction is looked at", "look at one or more")
+        raise Refused(Keyword("most", most), "no direction is looked at", "look at one or more")
     kept = (directions.rows.norm(dim=1) > 0).nonzero()[:, 0]
     w = directions.rows[kept]
     w = w - w.mean(0) if centred else w

@@ -54,7 +54,7 @@ class Operation:
     """An operation on two digits.
 
     Attributes:
-        result: returns the result; None where it is no digit.
+        result: returns the result; None where it is not a digit.
         words: a word problem about it.
     """
 
@@ -162,7 +162,9 @@ def arithmetic(
     """
     check_predicts(model)
     if unknown := [o for o in operations if o not in OPERATIONS]:
-        raise Refused(Keyword("operations", ",".join(unknown)), "it is no operation", f"use {', '.join(OPERATIONS)}")
+        raise Refused(
+            Keyword("operations", ",".join(unknown)), "no operation has that sign", f"use {', '.join(OPERATIONS)}"
+        )
     memories.dense_layers(model)
     most_masked(model, sizes)
     heads = model.places("z.*.*")

@@ -32,7 +32,7 @@ from cutaway.tasks.answers import check_predicts
 from cutaway.tasks.prompts import Prompts
 
 STATISTICS = ["logit variance", "null space", "kurtosis"]
-_LEAST_READ = 100  # one direction in so many of the stream is of the null space
+_LEAST_READ = 100  # the null space has one direction in a hundred of the stream's
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ later reacts). What lies between is repair.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -232,8 +232,8 @@ class _Apart:
             return bias + (final(x) - bias) * (norm.scale(x) / scale)[..., None].to(x)
 
         x, found = stream[:, rows, last], list[Tensor]()  # edit prompt d_model
-        for one in (replace(way, final=held), *((way,) if free else ())):
-            seen = one.seen(one.read(x).flatten(0, 1), measure.columns)
+        for one in (held, *((final,) if free else ())):
+            seen = way.seen(way.read(x, one).flatten(0, 1), measure.columns)
             found.append(measure(seen, rows.repeat(len(x))).reshape(x.shape[:2]))
         return torch.stack(found, 1).float().cpu()
 

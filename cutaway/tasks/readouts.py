@@ -78,7 +78,7 @@ class Readout:
             raise Refused(f"readout {self.name!r} of a whole answer", why, "read the logits at every position")
         if self.of_choices and not self.last_logits:
             why = "it does not read last logits"
-            raise Refused(f"readout {self.name!r} of choices", why, Code("leave of_choices out"))
+            raise Refused(f"readout {self.name!r} of choices", why, "leave it out")
         _ = self.reading
 
     @property

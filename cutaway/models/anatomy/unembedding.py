@@ -17,8 +17,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -48,8 +47,8 @@ class Unembedding:
     empty where it is.
     """
 
-    head: Callable[[Tensor], Tensor]
-    final: Callable[[Tensor], Tensor] | None
+    head: nn.Module
+    final: nn.Module | None
     between: tuple[nn.Module, ...] = ()
     gain: float = 1.0
     scale: float = 1.0
@@ -72,7 +71,9 @@ class Unembedding:
         """Return the logits of what the head reads, as the model itself makes them; `capped=False` leaves out the
         soft cap.
         """
-        y = self.head(x)[..., : self.width]
+        return self._scaled(self.head(x)[..., : self.width], capped)
+
+    def _scaled(self, y: Float[Tensor, "*rest token"], capped: bool = True) -> Float[Tensor, "*rest token"]:
         y = y * self.scale if self.scale != 1.0 else y
         return self.cap * torch.tanh(y / self.cap) if capped and self.cap else y
 
@@ -93,11 +94,14 @@ class Unembedding:
         if not isinstance(head, nn.Linear) or not _plain(head):
             return self.logits(x)[..., columns]
         bias = None if head.bias is None else head.bias[columns]
-        return replace(self, head=partial(nn.functional.linear, weight=head.weight[columns], bias=bias)).logits(x)
+        return self._scaled(nn.functional.linear(x, head.weight[columns], bias))
 
-    def read(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_head_in"]:
-        """Return the head's input if `x` were the last residual stream."""
-        y = self.final(x) if self.final is not None else x
+    def read(
+        self, x: Float[Tensor, "*rest d_model"], norm: Callable[[Tensor], Tensor] | None = None
+    ) -> Float[Tensor, "*rest d_head_in"]:
+        """Return the head's input if `x` were the last residual stream; `norm` takes the place of the final norm."""
+        norm = norm or self.final
+        y = norm(x) if norm is not None else x
         for m in self.between:
             y = m(y)
         return y * self.gain if self.gain != 1.0 else y
