@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from cutaway.core.files import tensor_bytes
-from cutaway.core.key_names import KEY_FIELDS, KEY_NAMES, LATER_FIELDS
+from cutaway.core.key_names import KEY_FIELDS, KEY_NAMES, LATER_FIELDS, UNKEYED_FIELDS
 from cutaway.core.record import versions
 from cutaway.core.refuse import Refused
 
@@ -164,7 +164,7 @@ def _parts(x: Any, kind: str) -> Iterator[tuple[str, Any]]:
     renamed, later = KEY_FIELDS.get(kind, {}), LATER_FIELDS.get(kind, ())
     for f in fields(x):
         value = getattr(x, f.name)
-        if f.name not in later or value != f.default:
+        if f.name not in UNKEYED_FIELDS.get(kind, ()) and (f.name not in later or value != f.default):
             yield renamed.get(f.name, f.name), value
 
 

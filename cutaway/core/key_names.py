@@ -21,6 +21,8 @@ KEY_NAMES: dict[str, str] = {
 }
 #: name of a class in keys → field that was renamed → its name in keys
 KEY_FIELDS: dict[str, dict[str, str]] = {"cutaway.tasks.bound.Bound": {"readout": "row"}}
+#: name of a class in keys → fields that say how a thing is computed, not what it is: keys never hold them
+UNKEYED_FIELDS: dict[str, tuple[str, ...]] = {"cutaway.tasks.metrics.Metric": ("of_choices",)}
 #: name of a class in keys → fields that it was given later: keys hold them only where they are not their default
 LATER_FIELDS: dict[str, tuple[str, ...]] = {
     "cutaway.core.address.Address": ("model",),

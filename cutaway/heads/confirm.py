@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -194,7 +194,7 @@ def _result(
     if not bool(sums[0, ..., 2].sum()):
         raise Refused("the loss of predictions", "no sequence has three tokens", "give longer ones")
     each = sums[..., :2] / sums[:1, ..., 2:]  # means over a sequence's tokens; NaN where it has none
-    shape, fields = (2, len(sets)), dict[str, Tensor]()
+    shape, fields = (2, len(sets)), dict[str, Any]()
     for name, x in (("", each[1:, ..., 0] - each[:1, ..., 0]), ("accuracy_", each[1:, ..., 1])):
         value, null = torch.full(shape, math.nan), torch.full((*shape, samples), math.nan)
         interval = torch.full((*shape, 2), math.nan)

@@ -217,6 +217,7 @@ class _Apart:
                 found[own] = self._ends([[Replace(last, x)] for x in ends], free)
         return found
 
+    @torch.no_grad()
     def _read_out(
         self, stream: Float[Tensor, "edit prompt position d_model"], free: bool
     ) -> Float[Tensor, "edit norm prompt"]:

@@ -21,7 +21,7 @@ from torch import Tensor
 import cutaway
 from cutaway.core.content import content
 from cutaway.core.files import read_tensors
-from cutaway.core.key_names import KEY_FIELDS, KEY_NAMES, LATER_FIELDS
+from cutaway.core.key_names import KEY_FIELDS, KEY_NAMES, LATER_FIELDS, UNKEYED_FIELDS
 from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
 from cutaway.interventions.ablation_values import RandomStep
@@ -45,6 +45,8 @@ EDITS = {
     "cutaway.models.edits.apply.Apply",
     "cutaway.dictionaries.evaluation.loss.Only",
     "cutaway.models.sweep.merge_edits.Deferred",
+    "cutaway.neurons.contributions.Masked",
+    "cutaway.lenses.directions.RankOne",
 }
 
 
@@ -98,7 +100,7 @@ def test_names_in_keys_are_of_things_that_exist_and_no_two_are_one():
     assert not set(KEY_NAMES.values()) & (set(own) - set(KEY_NAMES))
     assert len(set(KEY_NAMES.values())) == len(KEY_NAMES)
     named = {KEY_NAMES.get(path, path): x for path, x in own.items()}
-    for name, fields in [*KEY_FIELDS.items(), *LATER_FIELDS.items()]:
+    for name, fields in [*KEY_FIELDS.items(), *LATER_FIELDS.items(), *UNKEYED_FIELDS.items()]:
         assert set(fields) <= set(named[name].__dataclass_fields__)
     edits = {n for n, x in named.items() if isinstance(x, type) and issubclass(x, Edit) and "._" not in n}
     assert edits - {"cutaway.models.edits.edit.Edit"} == EDITS
