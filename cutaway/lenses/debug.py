@@ -244,15 +244,19 @@ def _without(
     """Return what the difference gains without each suspect, the same without random others (mean over prompts), and
     the share of prompts that then prefer the expected token.
     """
-    every = list(dict.fromkeys([*drawn, *(b for row in drawn.values() for b in row)]))
+    others = list(dict.fromkeys(b for row in drawn.values() for b in row if b not in drawn))
 
     def metric(logits: Float[Tensor, "row token"], prompt: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         return difference(logits.float(), pair[0][prompt], pair[1][prompt])
 
-    found = sweep(model, tokens, [[], *([edits[a]] for a in every)], metric).float().cpu()  # [variant prompt]
-    gains = {a: row - found[0] for a, row in zip(every, found[1:], strict=True)}
+    # In sweeps of their own: what is drawn must not change a bit of what is measured.
+    found = sweep(model, tokens, [[], *([edits[a]] for a in drawn)], metric).float().cpu()  # [variant prompt]
+    gains = {a: row - found[0] for a, row in zip(drawn, found[1:], strict=True)}
+    if others:
+        chance = sweep(model, tokens, [[edits[a]] for a in others], metric).float().cpu()
+        gains |= {a: row - found[0] for a, row in zip(others, chance, strict=True)}
     null = torch.stack([torch.stack([gains[b].mean() for b in row]) for row in drawn.values()])
-    returned = torch.stack([(found[1 + every.index(a)] > 0).float().mean() for a in drawn])
+    returned = torch.stack([(row > 0).float().mean() for row in found[1:]])
     return torch.stack([gains[a] for a in drawn], 1), null, returned
 
 
