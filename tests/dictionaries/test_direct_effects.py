@@ -16,10 +16,30 @@ LAYERS, LATENTS, TOKENS, LAST = 3, 12, (3, 17, 40), 5
 FROZEN = ["pattern", "ln1.scale", "ln2.scale", "mlp_out", "final.scale"]
 
 
-@pytest.fixture(scope="module", params=["gpt2", "gpt_neox_parallel", "gpt_neox_sequential"])
+class RootMeanSquare(torch.nn.Module):
+    """The same norm in the dtype of its input: transformers' own computes in float32, whatever the model's dtype is."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.weight, self.variance_epsilon = norm.weight, norm.variance_epsilon
+
+    def forward(self, x):
+        return self.weight * x * (x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon).rsqrt()
+
+
+def in_float64(name):
+    hf = build(name).double()
+    for parent in list(hf.modules()):
+        for key, child in list(parent.named_children()):
+            if type(child).__name__.endswith("RMSNorm"):
+                setattr(parent, key, RootMeanSquare(child))
+    return hf
+
+
+@pytest.fixture(scope="module", params=["gpt2", "gpt_neox_parallel", "gpt_neox_sequential", "llama_gqa", "qwen3"])
 def run(request):
     """A tiny model in float64, transcoders of its MLPs, and what everything is in the plain run."""
-    model = ca.load(build(request.param).double())
+    model = ca.load(in_float64(request.param))
     sites = {f"mlp_{s}.{i}": model.shape.d_model for i in range(LAYERS) for s in ("in", "out")}
     d = dictionary([(LATENTS, [f"mlp_in.{i}"], [f"mlp_out.{i}"]) for i in range(LAYERS)], sites)
     acts = model.capture(IDS, [*FROZEN, "mlp_in", "q_in", "k_in", "v_in"], logits=False)
@@ -47,7 +67,8 @@ def linear(model, acts, start, layer):
     for i in range(layer + 1, LAYERS):
         ln1, ln2 = (anatomy.norm(anatomy.part(i, n)) for n in ("ln1", "ln2"))
         x = ln1.linear(step, acts[f"ln1.scale.{i}"][0])
-        values = torch.einsum("pd,hde->hpe", x, w.v[i])
+        shared = model.shape.n_heads // len(w.v[i])  # heads that share a key-value head
+        values = torch.einsum("pd,hde->hpe", x, w.v[i].repeat_interleave(shared, 0))
         z = torch.einsum("hqk,hke->hqe", acts[f"pattern.{i}"][0].double(), values)
         after = step + torch.einsum("hqe,hed->qd", z, w.o[i])
         attention_reads[i] = x
