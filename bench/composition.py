@@ -9,17 +9,15 @@ scores.
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import sys
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.frame import Row, Subject, finish, options, pythons, serve, spent
-from bench.sweeps import save
+from bench.beside import started
+from bench.frame import Row, finish, options, serve, spent
 
 TIME = "composition of 144 × 144 pairs, three modes: CPU time"
 MEMORY = "composition of 144 × 144 pairs, three modes: memory"
@@ -29,13 +27,7 @@ CLOSE, LEAST, MOST = 1e-4, 10.0, 1024.0
 def main() -> int:
     """Measure both subjects in rounds that take turns, and write the rows."""
     chosen = options(__doc__, rounds=5).parse_args()
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        save(folder)
-        running = {}
-        for name, python in pythons(chosen, {"transformer_lens": "a"}).items():
-            running[name] = Subject(python, "bench.composition", "--subject", name, folder)
-            stack.callback(running[name].close)
+    with started("bench.composition", chosen) as (folder, running):
         compare(folder, [*running])
         seconds: dict[str, list[float]] = {name: [] for name in running}
         for _ in range(chosen.rounds):

@@ -11,16 +11,13 @@ by that of the queries that have such keys.
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import tempfile
 from importlib.metadata import version
 from typing import Any
 
-from bench.frame import Subject, finish, options, pythons, ratios, serve, summary
-from bench.sweeps import CLOSE, save
+from bench.beside import plain_forwards
+from bench.frame import ratios, serve
 
-UNIT = "× plain forward"
 WORK = "types of 144 heads, 8 sequences"
 SEQUENCES, BLOCK = 8, 24
 #: type → the detector of that name, and the queries that have such keys
@@ -34,29 +31,7 @@ LEAST = 10.0
 
 def main() -> int:
     """Measure both subjects in rounds that take turns, and write the row."""
-    chosen = options(__doc__, rounds=3).parse_args()
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        save(folder)
-        running = {}
-        for name, python in pythons(chosen, {"transformer_lens": "a"}).items():
-            running[name] = Subject(python, "bench.heads", "--subject", name, folder)
-            stack.callback(running[name].close)
-        found: dict[str, list[tuple[float, float]]] = {name: [] for name in running}
-        for n in range(chosen.rounds):
-            values = {}
-            for name, subject in running.items():
-                done = subject.ask(first=n)
-                found[name] += map(tuple, done["ratios"])
-                values[name] = done["values"]
-            far = max(abs(a - b) for theirs in values.values() for a, b in zip(values["cutaway"], theirs, strict=True))
-            if far > CLOSE:
-                raise SystemExit(f"subjects return other numbers: they differ by up to {far:.2g}")
-        release = {name: subject.about["version"] for name, subject in running.items()}
-    row = summary(WORK, found.pop("cutaway"), UNIT)
-    for name, pairs in found.items():
-        row = row.against(f"transformer-lens {release[name]}", summary(WORK, pairs, UNIT).value, LEAST)
-    return finish("heads", [row], write=not chosen.no_write, label=chosen.label)
+    return plain_forwards("heads", __doc__, WORK, 3, LEAST)
 
 
 def sequences(last: int) -> list[list[int]]:
