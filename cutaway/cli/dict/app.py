@@ -127,16 +127,12 @@ def _spliced(what: Asked, origin: Origin) -> tuple[Term, ...]:
 @contextmanager
 def computing_threads(n: int) -> Iterator[None]:
     """Compute with n threads within the block."""
-    import torch
+    from cutaway.training.whole_models import processor_threads
 
     if n < 1:
         raise Refused(f"--threads {n}", "at least one is needed", "give --threads 2")
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
+    with processor_threads(n):
         yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cutaway.training import Guard, Loop, Plan, Update
+from cutaway.training import Guard, Loop, Update
+from cutaway.training.whole_models import ClockedPlan, Progress, packed, processor_threads, telling, unpack
 from cutaway.zoo.induction.texts import LENGTH, WORDS, Texts
 
 if TYPE_CHECKING:
@@ -44,17 +45,6 @@ class Settings:
     decay: float = 0.9  # share of the run over which the rate falls
     twin: bool = False
     seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """State of a run at its last report, for the callback of `train`."""
-
-    step: int
-    steps: int
-    loss: float  # nats per token
-    tokens_per_second: float
-    seconds_left: float
 
 
 def initial_model(settings: Settings) -> LlamaForCausalLM:
@@ -122,21 +112,10 @@ class InductionUpdate(Update):
         return {"settings": dataclasses.asdict(self.size)}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors: dict[str, Tensor] = {f"model/{k}": v.detach() for k, v in self.model.named_parameters()}
-        for j, entry in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{j}/{k}": torch.as_tensor(v) for k, v in entry.items()}
-        return tensors, {"loss": self.loss, "lost": self.guard.lost}
+        return packed(self.model, [self.optimizer]), {"loss": self.loss, "lost": self.guard.lost}
 
     def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any], loop: Loop) -> None:
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(tensors[f"model/{name}"])
-        state: dict[int, dict[str, Any]] = {}
-        for key, value in tensors.items():
-            if key.startswith("optimizer/"):
-                _, j, name = key.split("/")
-                state.setdefault(int(j), {})[name] = value
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        unpack(self.model, [self.optimizer], tensors)
         self.loss, self.guard = record["loss"], Guard(record["lost"])
 
 
@@ -163,34 +142,14 @@ def train(
     """
     size = settings or Settings()
     update = InductionUpdate(size)
-    plan = _ClockedPlan(size.steps * size.batch * LENGTH, size.warmup, size.decay, minutes=minutes)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    plan = ClockedPlan(size.steps * size.batch * LENGTH, size.warmup, size.decay, minutes=minutes)
+    with processor_threads(threads):
         loop = Loop(update, Texts(size.batch, size.twin, size.seed), plan, out)
         loop.start(resume)
-
-        def report(loop: Loop) -> None:
-            if progress is not None:
-                forecast = loop.forecast()
-                progress(
-                    Progress(loop.step, size.steps, update.loss, forecast.tokens_per_second, forecast.seconds_left)
-                )
-
-        loop.run(stop_after, report)
-    finally:
-        torch.set_num_threads(before)
+        loop.run(stop_after, telling(progress, size.steps, lambda: update.loss))
     if loop.step != stop_after:
         export(update.model, Path(out))
     return Path(out)
-
-
-@dataclass(frozen=True)
-class _ClockedPlan(Plan):
-    minutes: float | None = None
-
-    def done(self, tokens: int, seconds: float) -> float:
-        return max(super().done(tokens, seconds), seconds / (60 * self.minutes) if self.minutes else 0.0)
 
 
 def export(model: LlamaForCausalLM, folder: Path) -> None:

@@ -11,8 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -22,8 +21,17 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cutaway.training import Checkpoints, Guard, Loop, Plan, Update
+from cutaway.training import Checkpoints, Guard, Loop, Update
 from cutaway.training.checkpoints import ALONE
+from cutaway.training.whole_models import (
+    ClockedPlan,
+    Progress,
+    packed,
+    processor_threads,
+    take_weights,
+    telling,
+    unpack,
+)
 from cutaway.zoo.miniworld import tokenizer as tokenizers
 from cutaway.zoo.miniworld.corpus import FINISH, SECOND_STAGE, Corpus, known_words
 from cutaway.zoo.miniworld.world import World
@@ -55,17 +63,6 @@ class Settings:
     plateau: float = 0.4  # share of the run before the rate decays
     second_stage: int = 5000  # step from which documents are mixed by `corpus.SECOND_STAGE`
     seed: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """State of a run at its last report, for the callback of `train`."""
-
-    step: int
-    steps: int
-    loss: float  # nats per token, running mean
-    tokens_per_second: float
-    seconds_left: float
 
 
 def initial_model(settings: Settings, vocabulary: int) -> LlamaForCausalLM:
@@ -136,32 +133,14 @@ def train(
         stop_after: end at this step with a checkpoint and no export, as an interruption would.
     """
     update = MiniworldUpdate(settings or Settings(), minutes)
-    with _threads(threads):
+    with processor_threads(threads):
         loop = Loop(update, Blocks(update.corpus, update.size.batch), update.plan(checkpoint_every), out)
         _checkpoints(out)
         loop.start(resume)
-
-        def report(loop: Loop) -> None:
-            if progress is not None:
-                forecast = loop.forecast()
-                speed, left = forecast.tokens_per_second, forecast.seconds_left
-                progress(Progress(loop.step, update.length, update.loss, speed, left))
-
-        loop.run(stop_after, report)
+        loop.run(stop_after, telling(progress, update.length, lambda: update.loss))
         if loop.step != stop_after:
             export(update.model, update.tokenizer, update.world, out)
     return Path(out)
-
-
-@dataclass(frozen=True)
-class ClockedPlan(Plan):
-    """A plan that may be cut short after some `minutes` of training."""
-
-    minutes: float | None = None
-
-    def done(self, tokens: int, seconds: float) -> float:
-        by_clock = seconds / (60 * self.minutes) if self.minutes else 0.0
-        return max(super().done(tokens, seconds), by_clock)
 
 
 class Blocks:
@@ -256,30 +235,14 @@ class MiniworldUpdate(Update):
         return {"settings": dataclasses.asdict(self.size)}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        tensors: dict[str, Tensor] = {f"model/{k}": v.detach() for k, v in self.model.named_parameters()}
-        for i, optimizer in enumerate(self.optimizers):
-            for j, entry in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer/{i}/{j}/{k}": torch.as_tensor(v) for k, v in entry.items()}
-        return tensors, {"loss": self.loss, "lost": self.guard.lost, "log": self.log}
+        record = {"loss": self.loss, "lost": self.guard.lost, "log": self.log}
+        return packed(self.model, self.optimizers), record
 
     def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any], loop: Loop) -> None:
-        self.take(tensors)
-        for i, optimizer in enumerate(self.optimizers):
-            state: dict[int, dict[str, Any]] = {}
-            for key, value in tensors.items():
-                if key.startswith(f"optimizer/{i}/"):
-                    _, _, j, name = key.split("/")
-                    state.setdefault(int(j), {})[name] = value
-            optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        unpack(self.model, self.optimizers, tensors)
         self.loss, self.guard = record["loss"], Guard(record["lost"])
         self.log = [tuple(row) for row in record["log"]]
         self._mix(loop, loop.step)
-
-    @torch.no_grad()
-    def take(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take up the weights of a checkpoint."""
-        for name, parameter in self.model.named_parameters():
-            parameter.copy_(tensors[f"model/{name}"])
 
     def _mix(self, loop: Loop, step: int) -> None:
         """Set the mixture of documents for the batch of a step."""
@@ -311,16 +274,6 @@ def _loss(model: torch.nn.Module, ids: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def export(model: LlamaForCausalLM, tokenizer: Tokenizer, world: World, folder: str | Path) -> None:
     """Write the files of a Hugging Face model (weights in float16, read back as float32) and the world beside them."""
     folder = Path(folder)
@@ -339,7 +292,7 @@ def export_checkpoint(run: str | Path, folder: str | Path) -> None:
     """Export the newest checkpoint of an unfinished run."""
     tensors, record = _checkpoints(run).read()
     update = MiniworldUpdate(Settings(**record["settings"]))
-    update.take(tensors)
+    take_weights(update.model, tensors)
     export(update.model, update.tokenizer, update.world, folder)
 
 

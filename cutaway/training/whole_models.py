@@ -1,0 +1,88 @@
+"""What trainings of small whole models share: weights and optimizers as tensors, a plan that follows the clock, threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cutaway.training.loop import Loop
+from cutaway.training.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """State of a run at its last report, for the callback of its training."""
+
+    step: int
+    steps: int
+    loss: float  # nats per token
+    tokens_per_second: float
+    seconds_left: float
+
+
+def telling(
+    progress: Callable[[Progress], None] | None, steps: int, loss: Callable[[], float]
+) -> Callable[[Loop], None]:
+    """Return the report of a loop that tells a callback of its progress; it does nothing without one."""
+
+    def report(loop: Loop) -> None:
+        if progress is not None:
+            forecast = loop.forecast()
+            progress(Progress(loop.step, steps, loss(), forecast.tokens_per_second, forecast.seconds_left))
+
+    return report
+
+
+@dataclass(frozen=True)
+class ClockedPlan(Plan):
+    """A plan that may be cut short after some `minutes` of training."""
+
+    minutes: float | None = None
+
+    def done(self, tokens: int, seconds: float) -> float:
+        by_clock = seconds / (60 * self.minutes) if self.minutes else 0.0
+        return max(super().done(tokens, seconds), by_clock)
+
+
+@contextmanager
+def processor_threads(n: int) -> Iterator[None]:
+    """Compute with `n` threads within the block."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def packed(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """Return the weights of a model and what its optimizers remember, by the names that checkpoints give them."""
+    tensors: dict[str, Tensor] = {f"model/{k}": v.detach() for k, v in model.named_parameters()}
+    for i, optimizer in enumerate(optimizers):
+        for j, entry in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{i}/{j}/{k}": torch.as_tensor(v) for k, v in entry.items()}
+    return tensors
+
+
+@torch.no_grad()
+def take_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Take up the weights of a checkpoint."""
+    for name, parameter in model.named_parameters():
+        parameter.copy_(tensors[f"model/{name}"])
+
+
+def unpack(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]) -> None:
+    """Take up weights and optimizers from what `packed` returned."""
+    take_weights(model, tensors)
+    for i, optimizer in enumerate(optimizers):
+        state: dict[int, dict[str, Any]] = {}
+        for key, value in tensors.items():
+            if key.startswith(f"optimizer/{i}/"):
+                _, _, j, name = key.split("/")
+                state.setdefault(int(j), {})[name] = value
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
