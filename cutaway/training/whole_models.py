@@ -1,4 +1,4 @@
-"""What trainings of small whole models share: weights and optimizers as tensors, a plan that follows the clock, threads."""
+"""What trainings of small whole models share: packed weights and optimizers, a plan that follows the clock, threads."""
 
 from __future__ import annotations
 
