@@ -94,14 +94,15 @@ SECTIONS = {
         "The first 2,048 tokens of three modules of Python's own library (argparse, difflib, tarfile), 128 random "
         "queries each, streamed. The three heads that look most at each kind of keys, and farthest back; chance: a "
         "random key, or the keys of another query's token; of distance: uniform attention. *first*: the same head's "
-        "attention to the first token. What lies far back is mostly that sink.",
+        "attention to the first token: the heads that look farthest back look at it.",
     ),
     "types of heads": (
         "Types of heads",
         "Random tokens said twice: the share of a head's attention at the keys of a type, for up to five heads claimed "
         "of each (of how many). Chance: its keys shuffled. *raises*: the direct effect of its output on the tokens at "
         "these keys, in standard deviations over the vocabulary; *weighted*: attention times the norm of the values. "
-        "Heads of layer 17 match prefixes and raise nothing by themselves; 23.2 copies, though its eigenvalues say no.",
+        "Heads of layer 17 match prefixes, but hardly raise what they look at; 23.2 does, though its eigenvalues say "
+        "no. No head is of the types anti-induction and delimiter.",
     ),
     "types of heads, removed": (
         "Types of heads, removed",
@@ -116,7 +117,8 @@ SECTIONS = {
         "the other name (suppressor), to its second mention (inhibition); chance: the mean of all other positions. "
         "*direct*: what the head writes toward the answer, in logits; chance: toward random pairs of tokens. Heads are "
         "chosen by these two; on other prompts they take corrupt values together, in logits; chance: ten random sets, "
-        "as many of each layer. The largest direct effect is no mover's: 23.3 looks at the other name and lowers it.",
+        "as many of each layer. The largest direct effect is that of 23.3, which looks at the other name and writes "
+        "against it. The movers alone do no more than random sets, many of which hold 23.3.",
     ),
     "answers of several tokens, and chats": (
         "Answers of several tokens, and chats",
@@ -160,7 +162,8 @@ SECTIONS = {
         "Two models on the same text",
         "SmolLM2 beside another model, a word a row. *cka*: debiased linear CKA, interval over groups of paragraphs; "
         "*svcca*: mean canonical correlation of ten components; *matched*: mean over dimensions of the largest "
-        "|correlation| with a dimension of the other. Chance: shuffled words; of *matched*, the other in random bases.",
+        "|correlation| with a dimension of the other. Chance: shuffled words; of *matched*, the other in random bases. "
+        "In block 0 the same model with shuffled weights is nearer than Gemma.",
     ),
     "checks": (
         "Self-check",

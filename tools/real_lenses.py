@@ -3,7 +3,7 @@
 It trains a tuned lens and estimates a Jacobian lens of SmolLM2-135M-Instruct on the text of `tools.real_dictionary`,
 both in `runs/real/lenses`, where a stopped run goes on; measures per layer how far they and the logit lens are from the
 model's own predictions on other files, and whether a swap of two capitals along their directions swaps the answer; and
-publishes both in docs/real.md. On one thread it takes about two hours; `--tokens` and `--contexts` make it shorter.
+publishes both in docs/real.md. It takes long on one thread; `--tokens` and `--contexts` make it shorter.
 """
 
 from __future__ import annotations

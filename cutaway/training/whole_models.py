@@ -1,4 +1,4 @@
-"""What trainings of small whole models share: packed weights and optimizers, a plan that follows the clock, threads."""
+"""Parts of the trainings of whole models: packed weights and optimizers, a plan that follows the clock, threads."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ how much of what the sender's OV circuit writes lies where the receiver's querie
 * Known failures: trained streams have directions that most heads use, and a random rotation has none, so that z of
   trained models is large throughout; compare with `backward`. Weights are no use: a pair that composes may do nothing
   on any text (patch the path). MLPs between the two heads are left out.
-* Equivalences (tests): `score` is the plain formula on matrices multiplied out, and TransformerLens'
-  `all_composition_scores` on folded weights.
+* Equivalences: `score` is the plain formula on matrices multiplied out (tests), and TransformerLens'
+  `all_composition_scores` on folded weights (`bench.parity`).
 * Cost: no forward. One pass over rows of the Gram matrices of all heads, which are never kept whole.
 """
 

@@ -67,6 +67,7 @@ def test_text_hash_keeps_boundaries():
 
 
 def test_versions_and_machine_are_json_ready():
-    assert versions()["torch"] == torch.__version__
+    said, own = (v.split("+")[0] for v in (versions()["torch"], torch.__version__))
+    assert said == own  # a wheel for an accelerator names its build in one of the two only
     assert {"python", "transformers", "cutaway"} <= set(versions())
     assert machine()["threads"] >= 1

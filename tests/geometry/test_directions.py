@@ -45,6 +45,16 @@ def test_a_planted_concept_has_one_direction_and_others_have_none():
     assert float(cos) == pytest.approx(1.0, abs=1e-5)
 
 
+def test_with_whitened_rows_both_products_agree():
+    model = random_llama()
+    white = CausalProduct.of(model).whiten(model.weights.unembed.detach().T).float()
+    with torch.no_grad():
+        model.hf.lm_head.weight.copy_(white)
+    found = concepts(model, Concepts(("one", "other"), (PAIRS, OTHER)), samples=2)
+    torch.testing.assert_close(found.cosine, found.plain_cosine, rtol=0, atol=1e-4)
+    torch.testing.assert_close(found.alignment, found.plain_alignment, rtol=0, atol=1e-4)
+
+
 def test_cosines_are_those_of_a_plain_computation():
     model, _ = planted(0.3)
     found = concepts(model, Concepts(("planted", "other"), (PAIRS, OTHER)), samples=2)

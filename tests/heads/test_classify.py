@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from functools import cache
 
 import pytest
@@ -167,6 +168,18 @@ def test_the_bundled_model_has_previous_token_and_induction_heads_beyond_the_nul
         parts = raised.tensors()
         assert float(parts["raises_interval"][..., 0]) > float(parts["raises_null"].max())
     assert not set(found["induction"]) & set(got.named("anti-induction"))
+
+
+def test_an_induction_head_whose_output_is_negated_is_anti_induction():
+    model, evidence = subjects.miniworld(), Repeats(8, 10)
+    at = classify(model, evidence).named("induction")[0]
+    layer, head = map(int, at.split("."))
+    hf, d = deepcopy(model.hf), model.shape.d_head
+    with torch.no_grad():
+        hf.model.layers[layer].self_attn.o_proj.weight[:, head * d : (head + 1) * d] *= -1
+    got = classify(Model(hf, model.tokenizer, "negated"), evidence)
+    assert at in got.named("anti-induction")
+    assert at not in got.named("induction")
 
 
 def test_induction_heads_of_the_bundled_model_are_needed_to_go_on_with_a_list():

@@ -104,7 +104,8 @@ def test_the_share_of_the_position_itself_is_estimated_without_bias(monkeypatch)
     assert abs(share - 1) > 0.15  # or the test would not tell it from the whole
 
 
-def test_in_a_network_without_attention_only_the_position_itself_counts():
+def test_in_a_network_without_attention_only_the_position_itself_counts(monkeypatch):
+    monkeypatch.setattr("cutaway.lenses.jacobian_estimation.PROBES", 200)
     model = tiny(1)
     kept = [layer.self_attn.o_proj.weight.detach().clone() for layer in model.hf.model.layers]
     hf = model.hf
@@ -117,14 +118,16 @@ def test_in_a_network_without_attention_only_the_position_itself_counts():
         each = [whole_jacobian(model, ids[None], 0) for ids in contexts(model, 2)]
         own = torch.stack([torch.stack([j[p, :, p] for p in valid]).mean(0) for j in each]).mean(0)
         torch.testing.assert_close(lens.weight[0], own, **NEAR)
+        assert float(lens.same_position[0]) == pytest.approx(1.0, abs=0.15)
     finally:
         with torch.no_grad():
             for layer, weight in zip(hf.model.layers, kept, strict=True):
                 layer.self_attn.o_proj.weight.copy_(weight)
 
 
-def test_a_linear_network_is_the_product_of_its_maps():
+def test_a_linear_network_is_the_product_of_its_maps(monkeypatch):
     """Attention and MLP that are nothing but maps of the stream leave one matrix per layer."""
+    monkeypatch.setattr("cutaway.lenses.jacobian_estimation.PROBES", 200)
     model = tiny()
 
     class Map(torch.nn.Module):
@@ -144,7 +147,7 @@ def test_a_linear_network_is_the_product_of_its_maps():
     torch.testing.assert_close(lens.weight[1], one + maps[1].matrix, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(lens.weight[0], (one + maps[1].matrix) @ (one + maps[0].matrix), rtol=1e-9, atol=1e-9)
     assert lens.error.max() < 1e-12
-    assert (lens.same_position > 0.3).all()
+    assert lens.same_position.tolist() == pytest.approx([1.0, 1.0], abs=0.15)
 
 
 def test_rows_of_tokens_are_those_of_the_whole_lens_read_by_the_unembedding():
@@ -214,6 +217,7 @@ def test_the_curve_reads_the_mapped_stream_and_the_identity_is_the_logit_lens():
         x = model.hf(ids, output_hidden_states=True).hidden_states[1][0, -1]
         p = model.hf.lm_head(model.hf.model.norm(lens.weight[1] @ x)).softmax(-1)
     torch.testing.assert_close(got.probability[1], p[task.bind(model).answers[0]], rtol=1e-4, atol=1e-6)
+    assert float(got.divergence[-1]) == float(got.logit_divergence[-1])
     assert got.same_position[:-1].tolist() == lens.same_position.tolist()
     assert (float(got.same_position[-1]), float(got.error[-1])) == (1.0, 0.0)
     one = torch.eye(model.shape.d_model).expand_as(lens.weight).clone()

@@ -36,18 +36,21 @@ def test_numbers_and_words_by_hand(options):
     sites = ["resid_pre.0", *(f"resid_post.{i}" for i in range(model.shape.n_layers))]
     for n, site in enumerate(sites):
         place = site if target_layer is None else f"resid_post.{target_layer}"
-        said = []
+        said, ranks = [], []
         for i, prompt in enumerate(PROMPTS):
             state = model.capture(prompt, site)[f"{site}@{-1 - back}"][0]
             ids = list(start)
             for step in range(steps):
                 edit = Replace(f"{place}@{len(start) - 1 - into}", state)
                 logits = model.run_last(subjects.numbered(*ids), edits=[edit])[0]
-                said += [float(logits.softmax(-1)[answer])] if not step else []
+                if not step:
+                    said.append(float(logits.softmax(-1)[answer]))
+                    ranks.append(float((logits > logits[answer]).sum()))
                 ids.append(int(logits.argmax()))
             assert got.decoded[n, i].tolist() == ids[len(start) :]
             assert got.labels["decoded"][n][i] == model.text.token_texts(ids[len(start) :])
         assert float(got.probability[n]) == pytest.approx(sum(said) / len(said), abs=1e-6)
+        assert float(got.rank[n]) == float(torch.tensor(ranks).median())
     plain = model.run_last(TARGET)[0].softmax(-1)[answer]
     assert float(got.unpatched) == pytest.approx(float(plain), abs=1e-6)
 

@@ -69,18 +69,22 @@ def test_curves_are_those_of_plain_edits(remove):
     got = ca.lenses.token_relevance(model, task, remove=remove, steps=3, samples=3)
     entry = model.capture([p.clean for p in task.pairs], "resid_pre.0", logits=False)["resid_pre.0"]
     stand = torch.zeros_like(entry[0, 0]) if remove == "zero" else entry.flatten(0, 1).mean(0)
-    order = got.relevance.argsort(1, descending=True)
     ids = torch.tensor([[int(w[1:]) for w in (p.answer, p.foil)] for p in task.pairs])
-    wanted = []
-    for n in (0, 2, 4):  # of six tokens
-        changed = entry.clone()
-        for i, row in enumerate(order):
-            changed[i, row[:n]] = stand
-        logits = model.run_last([p.clean for p in task.pairs], edits=[Replace("resid_pre.0", changed)])
-        wanted.append((logits.gather(1, ids[:, :1]) - logits.gather(1, ids[:, 1:]))[:, 0])
-    each = torch.stack(wanted)
-    assert got.curve[0].tolist() == pytest.approx(each.mean(1).tolist(), abs=1e-5)
-    assert float(got.area[0]) == pytest.approx(float(each.mean()), abs=1e-5)
+    words = torch.tensor([[int(w[1:]) for w in p.clean.split()] for p in task.pairs])
+    embedded = model.hf.transformer.wte(words).detach().requires_grad_()
+    logits = model.hf(inputs_embeds=embedded).logits[:, -1]
+    (slope,) = torch.autograd.grad((logits.gather(1, ids[:, :1]) - logits.gather(1, ids[:, 1:])).sum(), embedded)
+    for s, score in enumerate((got.relevance, (slope * entry).sum(-1))):  # AttnLRP, gradient × input
+        order, wanted = score.argsort(1, descending=True), []
+        for n in (0, 2, 4):  # of six tokens
+            changed = entry.clone()
+            for i, row in enumerate(order):
+                changed[i, row[:n]] = stand
+            logits = model.run_last([p.clean for p in task.pairs], edits=[Replace("resid_pre.0", changed)])
+            wanted.append((logits.gather(1, ids[:, :1]) - logits.gather(1, ids[:, 1:]))[:, 0])
+        each = torch.stack(wanted)
+        assert got.curve[s].tolist() == pytest.approx(each.mean(1).tolist(), abs=1e-5)
+        assert float(got.area[s]) == pytest.approx(float(each.mean()), abs=1e-5)
     assert got.curve[:, 0].tolist() == pytest.approx([float(got.total.mean())] * 3, abs=1e-5)
     assert float(got.gain[0]) == pytest.approx(float(got.null[0].mean() - got.area[0]), abs=1e-5)
     assert float(got.ahead) == pytest.approx(float(got.area[1] - got.area[0]), abs=1e-5)

@@ -10,9 +10,8 @@ import torch
 import cutaway as ca
 from cutaway.core.refuse import Refused
 from cutaway.models.edits.library import Ablate
-from cutaway.neurons import contributions, importance, memories
+from cutaway.neurons import importance, memories
 from cutaway.neurons.contributions import Answers, Steps
-from cutaway.tasks import Task
 from tests.conformance import subjects
 
 
@@ -109,19 +108,19 @@ def test_masked_and_kept_are_the_model_without_these_neurons_and_with_them_alone
 
 def test_a_planted_neuron_is_found_and_needed():
     model = subjects.random_llama(spread=1.0)
-    task, hf = subjects.llama_task(6), model.hf
-    ids = task.bind(model).answers
-    with torch.no_grad():
-        for n, at in enumerate(ids.tolist()):  # a neuron for each name, in the last layer, that its prompt excites
-            hf.model.layers[1].mlp.down_proj.weight[:, n] = 30 * hf.lm_head.weight[at]
-            for key in (hf.model.layers[1].mlp.gate_proj, hf.model.layers[1].mlp.up_proj):
-                key.weight[n] = 20 * hf.model.embed_tokens.weight[at]
-    got = importance(model, Task("one", task.pairs[:1]), sizes=(1,), samples=5)
-    at = int(got.labels["neuron"][0].split(".")[1])
-    assert got.labels["neuron"][0].startswith("1.")
+    task, mlp = subjects.llama_task(1), model.hf.model.layers[1].mlp
+    bound = task.bind(model)
+    seen = []
+    with torch.no_grad(), mlp.register_forward_pre_hook(lambda _, given: seen.append(given[0])):
+        model.run_last(bound.clean)
+    x = seen[0][0, -1]  # (d_model,) what the last position's neurons read
+    with torch.no_grad():  # neuron 0 of the last layer fires on it and writes the prompt's answer
+        mlp.gate_proj.weight[0] = mlp.up_proj.weight[0] = 3 * x / x.square().sum()
+        mlp.down_proj.weight[:, 0] = 3 * model.hf.lm_head.weight[bound.answers[0]]
+    got = importance(model, task, sizes=(1,), samples=5)
+    assert got.labels["neuron"][0] == "1.0"
     assert float(got.score[0]) > float(got.null[0].max())
-    assert at < 6 or float(got.importance[0]) > 0
-    assert contributions.mask(model, [(1, at)])[0].where.layer == 1
+    assert float(got.masked[0, 0]) < float(got.masked_null[0, 0].min())
 
 
 def test_what_cannot_be_asked_is_refused():

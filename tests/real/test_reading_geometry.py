@@ -34,13 +34,7 @@ def test_concepts_have_directions(model, name, results):
         plain = {"value": float(found.plain_alignment[i]), "control": _range(found.plain_alignment_null[i])}
         results.row(CONCEPTS, concept, found.record["pairs"][concept], cosine=alignment, plain=plain)
     clear = found.interval[:, 0] > found.null.amax(1)
-    if name == "smollm2":
-        assert {c for c, yes in zip(concepts, clear.tolist(), strict=True) if yes} >= {
-            "capital",
-            "language",
-            "past",
-            "more",
-        }
+    assert {c for c, yes in zip(concepts, clear.tolist(), strict=True) if yes} >= {*concepts} - {"woman"}, name
     share_words = {("capital", "language"), ("language", "capital")}
     apart = torch.tensor([[a != b and (a, b) not in share_words for b in concepts] for a in concepts])
     for what, own, null in (("causal product", found.cosine, found.cosine_null),
@@ -64,7 +58,8 @@ def test_directions_of_the_vocabulary_interfere(model, results):
         total = {"value": float(found.total), "control": _range(found.total_null)}
         bounds = {"value": found.welch}
         results.row(DIRECTIONS, what, found.directions, nearest=nearest, spread=spread, welch=bounds, total=total)
-        assert float(found.spread.square().mean()) >= 0.9 * found.welch**2
+        assert float(found.spread.mean()) > float(found.spread_null.mean(0).max())
+        assert float(found.total) < float(found.total_null.min())
         assert float(found.mean_nearest_interval[0]) > float(found.null.mean(0).max())
 
 
@@ -90,7 +85,7 @@ def test_features_of_a_prompt_have_properties(model, results):
 
 
 @pytest.mark.parametrize("name", ["smollm2"], indirect=True)
-def test_two_models_share_a_geometry_that_shuffled_weights_do_not(model, results):
+def test_two_models_share_more_than_shuffled_weights_behind_the_first_block(model, results):
     pages = (p.read_text("utf-8") for p in sorted((ROOT / "docs" / "decisions").glob("[1-9]-*.md")))
     paragraphs = [" ".join(p.split()) for page in pages for p in page.split("\n\n") if len(p.split()) > 20]
     gemma = ca.load(REAL / "gemma3", check=False)
@@ -106,4 +101,6 @@ def test_two_models_share_a_geometry_that_shuffled_weights_do_not(model, results
             blocks = f"{one.labels['layer'][i]} and {one.labels['other_layer'][i]}"
             results.row(TWO, f"{what}: blocks {blocks}", one.record["words"], cka=cka, svcca=svcca, matched=matched)
             assert float(one.svcca[i, i]) > float(one.svcca_null[i, i].max())
+    theirs, control = found["Gemma 3 270M"].interval, found["shuffled weights"].interval
+    assert all(float(theirs[i, i, 0]) > float(control[i, i, 1]) for i in (1, 2))
     assert bool((found["Gemma 3 270M"].svcca.diagonal() > found["shuffled weights"].svcca.diagonal())[1:].all())

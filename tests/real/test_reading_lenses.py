@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import cutaway as ca
+from cutaway.core.stats import mean_interval
 from tests.real import sets
 from tests.real.written import mean, measure, share
 
@@ -59,8 +60,10 @@ def test_states_of_subjects_put_into_words(model, results):
     """The state of a country's last token, in a prompt that asks for capitals: when does it say the right one?"""
     task = sets.task(model, "fact_capital", 60)
     ids = task.bind(model).answers
-    chosen = [i for i, p in enumerate(task.pairs) if p.subject][:12]
     target, each, null, plain = "Japan: Tokyo; Italy: Rome; Egypt: Cairo; x:", [], [], []
+    once = {p.subject: i for i, p in reversed([*enumerate(task.pairs)]) if p.subject and p.subject not in target}
+    chosen = sorted(once.values())[:12]
+    assert len(chosen) == 12
     for i in chosen:
         prompt, answer = (
             ca.tasks.as_prompts(f"We went to {task.pairs[i].subject}"),
@@ -78,4 +81,4 @@ def test_states_of_subjects_put_into_words(model, results):
         row = mean(p[:, layer], chance[:, layer])
         results.row(SECTION, f"patchscope: capital of a country, {name}", len(chosen), p=row)
     results.row(SECTION, "patchscope: capital of a country, unpatched", len(chosen), p=mean(torch.stack(plain)))
-    assert float(p.mean(0).max()) > float(chance.mean(0).max())
+    assert float(mean_interval(p[:, 0])[0]) > float(chance[:, 0].max())

@@ -5,6 +5,8 @@ Nothing is tuned, and what does not come out is written down as it is.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -50,10 +52,14 @@ def test_dominant_neurons_promote_the_right_city(model, results):
 
 @pytest.mark.parametrize("name", ["smollm2"], indirect=True)
 def test_neurons_that_raise_capitals_are_needed_for_other_countries(model, results):
-    task = sets.task(model, "fact_capital", N)
+    task = sets.task(model, "fact_capital", 100)
+    once = {p.subject: p for p in reversed(task.pairs)}  # each country in one wording
+    task = replace(task, pairs=tuple(once.values())[:N])
+    assert len({p.subject for p in task.pairs}) == len(task.pairs)
     found = ca.neurons.importance(model, task, sizes=(10, 100), samples=5)
-    what = f"capital: {found.labels['neuron'][0]}, chosen on other prompts"
-    results.row(NEURONS, what, N // 2, score=measure(found.score[0], found.interval[0], found.null[0]))
+    held = len(task.pairs) // 2
+    what = f"capital: {found.labels['neuron'][0]}, chosen on other countries"
+    results.row(NEURONS, what, held, score=measure(found.score[0], found.interval[0], found.null[0]))
     for j, size in enumerate(found.labels["size"]):
         parts = {
             f"{way} p": measure(values[0, j], interval[0, j], null[0, j])
@@ -63,6 +69,6 @@ def test_neurons_that_raise_capitals_are_needed_for_other_countries(model, resul
             )
         }
         results.row(
-            NEURONS, f"capital: first {size} of 46,080", N // 2, **parts, untouched={"value": float(found.untouched[0])}
+            NEURONS, f"capital: first {size} of 46,080", held, **parts, untouched={"value": float(found.untouched[0])}
         )
     assert float(found.masked[0, 1]) < float(found.masked_null[0, 1].min())

@@ -40,6 +40,7 @@ def test_what_heads_look_at_over_thousands_of_tokens(model, results):
     for i in away.flatten().argsort(descending=True)[:3].tolist():
         at = (i // away.shape[1], i % away.shape[1])
         first = float(got.mass[got.labels["kind"].index("first token")][at])
+        assert first > 0.8, "what lies farthest back is the first token"
         results.row(LONG, f"{at[0]}.{at[1]}, attention at {FAR} tokens and more", len(TEXTS),
                     effect={"value": float(away[at])}, first={"value": first})  # fmt: skip
 

@@ -43,7 +43,7 @@ def test_a_run_taken_up_again_gives_the_same_weights(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["induction", "shortcut"])
-def test_shipped_weights_are_of_the_recipe_and_small(name):
+def test_shipped_weights_have_the_shapes_of_the_recipe_and_are_small(name):
     settings = recipe.Settings() if name == "induction" else twin.SETTINGS
     folder = ca.zoo.entry(name).folder
     shipped = load_file(folder / "model.safetensors")
