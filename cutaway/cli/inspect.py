@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 import cutaway
-from cutaway.cli.output import OUT_HELP, check_out, open_result
+from cutaway.cli.output import OUT_HELP, check_out, open_result, save_report
 from cutaway.cli.shell import Reply, working
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
 from cutaway.core.address import example
+from cutaway.core.files import reading
+from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
 
 if TYPE_CHECKING:
@@ -91,25 +93,43 @@ def check(*, model: str = DEFAULT_MODEL) -> Reply:
 
 
 def open_file(
-    file: Annotated[Path, Parameter(help="a saved .safetensors result")],
+    first: Annotated[Path, Parameter(help="a saved .safetensors result")],
     /,
-    *,
+    *more: Annotated[Path, Parameter(help="further ones, shown after it or on the same page")],
     field: Annotated[str | None, Parameter(help="which field to show; the first if left out")] = None,
-    out: Annotated[Path | None, Parameter(help=OUT_HELP)] = None,
+    out: Annotated[Path | None, Parameter(help=f"{OUT_HELP}; of several results, a page")] = None,
 ) -> Reply:
-    """Show a saved result."""
+    """Show saved results, or write them as one page."""
     from cutaway.cli.method_commands import reply
-    from cutaway.core.files import reading
 
     check_out(out)
-    with reading(file):
-        made = reply(open_result(file), out, field)
+    files = (first, *more)
+    if more:
+        _check_several(field, out)
+    replies, results = [], []
+    for file in files:
+        with reading(file):
+            results.append(open_result(file))
+            replies.append(reply(results[-1], None if more else out, field))
+    if more and out is not None:
+        save_report(results, out)
 
     def show(console: Console) -> None:
-        with reading(file):
-            made.show(console)
+        for file, made in zip(files, replies, strict=True):
+            with reading(file):
+                made.show(console)
+        if more and out is not None:
+            console.print(f"saved to {out}", soft_wrap=True, markup=False)
 
-    return Reply(made.data, show)
+    return Reply([r.data for r in replies] if more else replies[0].data, show)
+
+
+def _check_several(field: str | None, out: Path | None) -> None:
+    """Refuse what only one result can be asked for."""
+    if field is not None:
+        raise Refused(f"--field {field}", "several results are opened, whose fields differ", "open one at a time")
+    if out is not None and out.suffix.lower() != ".html":
+        raise Refused(f"--out {out}", "only a page (.html) holds several results", "open one at a time")
 
 
 def table(title: str, rows: list[dict[str, Any]], columns: list[str], last: str = "") -> Reply:

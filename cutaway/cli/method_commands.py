@@ -23,8 +23,13 @@ from cutaway.core.subject import choose, open_subjects
 
 #: methods that have a command of their own beside the one in their room
 SHORT = {"patch": "patching.activation", "trace": "patching.causal_trace"}
-#: commands of a room that are no methods, by room and name
-BESIDE = {"lenses": {n: f"cutaway.cli.train_lens:{n}" for n in ("train", "estimate")}}
+#: commands of a room that are no methods: room → name → where it lives, its line in the help
+BESIDE = {
+    "lenses": {
+        "train": ("cutaway.cli.train_lens:train", "Train a tuned lens, an affine translator per layer."),
+        "estimate": ("cutaway.cli.train_lens:estimate", "Estimate a Jacobian lens, a mean Jacobian per layer."),
+    }
+}
 
 
 def __getattr__(name: str) -> Any:
@@ -39,8 +44,8 @@ def __getattr__(name: str) -> Any:
             app.command(
                 command(row), name=function, alias=kebab if (kebab := function.replace("_", "-")) != function else None
             )
-    for beside, where in BESIDE.get(name, {}).items():
-        app.command(where, name=beside)
+    for beside, (where, line) in BESIDE.get(name, {}).items():
+        app.command(where, name=beside, help=line)
     return app
 
 

@@ -12,7 +12,7 @@ from cutaway.cli.processes import is_main_process
 from cutaway.core.refuse import Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from cutaway.core.outcome import Outcome
     from cutaway.core.result import Result
@@ -53,13 +53,7 @@ def save(result: Outcome, out: Path, field: str | None = None) -> None:
     if suffix == RESULT or not isinstance(result, Result):
         result.save(out)
     elif suffix == ".html":
-        from cutaway.views.page import Section, Show, report
-        from cutaway.views.spec import checked, fields
-
-        names = fields(result) if field is None else [checked(result, field)]
-        title = str(result.record.get("method", result.kind))
-        shows = [Show(result, name) for name in names]
-        report(title, [Section("Result", str(result.record.get("answers", "")), shows=shows)], out)
+        save_report([result], out, field)
     else:
         from cutaway.core.files import write_bytes
         from cutaway.views.spec import checked
@@ -68,6 +62,27 @@ def save(result: Outcome, out: Path, field: str | None = None) -> None:
         stamp = {"Date": None} if suffix == ".svg" else None  # the same result gives the same file
         result.plot(checked(result, field)).savefig(content, format=suffix[1:], dpi=160, metadata=stamp)
         write_bytes(out, content.getvalue())
+
+
+def save_report(results: Sequence[Result], out: Path, field: str | None = None) -> None:
+    """Write one page of several results, a section each; of several processes, the first one does.
+
+    Raises:
+        Refused: no such field, or a file that cannot be written.
+    """
+    from cutaway.views.page import Section, Show, report
+    from cutaway.views.spec import checked, fields
+
+    if not is_main_process():
+        return
+    names = [str(r.record.get("method", r.kind)) for r in results]
+    sections = []
+    for name, result in zip(names, results, strict=True):
+        shown = fields(result) if field is None else [checked(result, field)]
+        heading = name if len(results) > 1 else "Result"
+        question = str(result.record.get("answers", ""))
+        sections.append(Section(heading, question, shows=[Show(result, each) for each in shown]))
+    report(names[0] if len(names) == 1 else f"{len(names)} results", sections, out)
 
 
 def open_result(file: Path) -> Result:

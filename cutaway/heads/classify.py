@@ -139,8 +139,8 @@ def classify(
     if int(tokens.lengths.max()) < 2:
         raise Refused("head types", "no sequence has two tokens, and so nothing to look back at", "give longer ones")
     layers = [a.layer for a in model.places("pattern") if a.layer is not None]
-    sums, why = pattern_sums(model, tokens, layers, samples, seed)
-    return _result(layers, sums, why, least, _eigenvalues(model, layers, samples, seed, eigenvalues))
+    sums, unread = pattern_sums(model, tokens, layers, samples, seed)
+    return _result(layers, sums, unread, least, _eigenvalues(model, layers, samples, seed, eigenvalues))
 
 
 def _eigenvalues(model: Model, layers: list[int], samples: int, seed: int, asked: bool) -> tuple[Tensor, Tensor, str]:
@@ -156,14 +156,14 @@ def _eigenvalues(model: Model, layers: list[int], samples: int, seed: int, asked
 
 
 def _result(
-    layers: list[int], sums: Sums, unread: str, least: float, eigenvalues: tuple[Tensor, Tensor, str]
+    layers: list[int], sums: Sums, unread: dict[str, str], least: float, eigenvalues: tuple[Tensor, Tensor, str]
 ) -> HeadTypes:
     own, chance, names = sums.attention[:, 0], sums.attention[:, 1:].movedim(1, -1), [row.name for row in TYPES]
     there = [~own[:, t].isnan().flatten(1).any(1) for t in range(len(TYPES))]
     score, interval = _means(own, there, within=(0.0, 1.0))
     weighted, weighted_interval = _means(sums.weighted, there, within=(0.0, 1.0))
-    raises, raises_interval = _means(sums.raised[:, 0], there)
-    null, raises_null = (_means(x, there)[0] for x in (chance, sums.raised[:, 1:].movedim(1, -1)))
+    raises, raises_interval = _means(sums.raises[:, 0], there)
+    null, raises_null = (_means(x, there)[0] for x in (chance, sums.raises[:, 1:].movedim(1, -1)))
     eigen, eigen_null, why = eigenvalues
     few = {n: "no sequence has such keys" for n, some in zip(names, there, strict=True) if not some.any()}
     few |= {n: "one sequence has such keys" for n, some in zip(names, there, strict=True) if int(some.sum()) == 1}
@@ -172,7 +172,7 @@ def _result(
         low, high = _band(raises_null[t])
         up, down = raises_interval[t, ..., 0] > high.clamp_min(0), raises_interval[t, ..., 1] < low.clamp_max(0)
         claimed[t] &= {1: up, -1: down, 0: torch.ones_like(up)}[row.writes]
-    said = {"raises": unread} if unread else {}
+    said = dict(unread)
     said |= {"score": "too few sequences have keys of some types: those say so"} if few else {}
     said |= {"distance": "how far it is where all tokens are looked at alike stands in the record"}
     return HeadTypes(

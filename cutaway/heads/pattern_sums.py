@@ -36,7 +36,7 @@ class Sums:
 
     Attributes:
         attention: attention to the keys, averaged over the queries that have any; NaN where none has.
-        raised: how far the head raises the tokens at the keys, averaged over them, in standard deviations of what it
+        raises: how far the head raises the tokens at the keys, averaged over them, in standard deviations of what it
             does to the vocabulary; NaN where it cannot be read off.
         weighted: share of the keys in attention times the norm of the values.
         distance: mean distance of what is looked at, the first token left out.
@@ -44,28 +44,43 @@ class Sums:
     """
 
     attention: Float[Tensor, "prompt draw type layer head"]
-    raised: Float[Tensor, "prompt draw type layer head"]
+    raises: Float[Tensor, "prompt draw type layer head"]
     weighted: Float[Tensor, "prompt type layer head"]
     distance: Float[Tensor, "prompt layer head"]
     uniform: Float[Tensor, "prompt"]
 
 
-def pattern_sums(model: Model, tokens: Tokens, layers: Sequence[int], samples: int, seed: int) -> tuple[Sums, str]:
-    """Return the sums, and why nothing can be read off what heads write; empty where it can."""
+def pattern_sums(
+    model: Model, tokens: Tokens, layers: Sequence[int], samples: int, seed: int
+) -> tuple[Sums, dict[str, str]]:
+    """Return the sums, and why `weighted` or `raises` cannot be read, if so."""
     g, done, parts = generator(seed), list[Sequence[int]](), list[Sums]()
     width = tokens.ids.shape[1]
     size = max(1, _CELLS // (model.shape.n_heads * width * width))
-    try:
-        readers, why = _Readers(model), ""
-    except Refused as refusal:
-        readers, why = None, refusal.why
+    readers, unread = None, dict[str, str]()
+    for name, site in (("weighted", "v"), ("raises", "z")):
+        try:
+            _check_layers(model, site, layers)
+            readers = _Readers(model) if name == "raises" else None
+        except Refused as refusal:
+            unread[name] = refusal.why
     for group in rope.apart(model.anatomy, tokens):
         for rows in (group[i : i + size] for i in range(0, len(group), size)):
             some = tokens.rows(rows)
-            parts.append(_Pass(model, some, _Masks(model, some, samples, g), layers, readers).sums())
+            parts.append(
+                _Pass(model, some, _Masks(model, some, samples, g), layers, readers).sums("weighted" not in unread)
+            )
             done.append(rows)
     every = (rope.in_order(done, [getattr(p, name) for p in parts]) for name in Sums.__dataclass_fields__)
-    return Sums(*every), why
+    return Sums(*every), unread
+
+
+def _check_layers(model: Model, site: str, layers: Sequence[int]) -> None:
+    """Refuse a site that not all of the layers have."""
+    if len(model.places(site)) < len(layers):
+        raise Refused(
+            f"{site} of {model.name}", "some of its layers have no such site", ("see ", Code("model.sites()"))
+        )
 
 
 class _Masks:
@@ -203,11 +218,11 @@ class _Pass:
         self.seen, self.heavy, self.raised = dict[int, Tensor](), dict[int, Tensor](), dict[int, Tensor]()
 
     @torch.no_grad()
-    def sums(self) -> Sums:
-        """Run the forward and return the sums of its sequences."""
+    def sums(self, weighted: bool) -> Sums:
+        """Run the forward and return the sums of its sequences; those of values too if `weighted`."""
         see = {"pattern": self._see_pattern}
-        see |= {"v": self._see_values} if self._has("v") else {}
-        see |= {"z": self._see_outputs} if self.readers is not None and self._has("z") else {}
+        see |= {"v": self._see_values} if weighted else {}
+        see |= {"z": self._see_outputs} if self.readers is not None else {}
         sees = {Address(site, i): partial(f, i) for site, f in see.items() for i in self.layers}
         with self.model.edited(), taps.attached(self.model.anatomy, sees):
             forward.streams(self.model.anatomy, self.tokens, 1.0)
@@ -222,12 +237,6 @@ class _Pass:
         order = torch.tensor(m.place, device=home)
         attention, raised, weighted = (x.index_select(-3, order).cpu() for x in found)
         return Sums(attention, raised, weighted, (rest[:, 0] / rest[:, 1]).cpu(), m.uniform.cpu())
-
-    def _has(self, site: str) -> bool:
-        try:
-            return len(self.model.places(site)) == len(self.layers)
-        except Refused:
-            return False
 
     def _stacked(self, found: dict[int, Tensor], home: torch.device) -> Float[Tensor, "batch mask layer head"]:
         """Return one sum of all layers; NaN where it was not read."""

@@ -43,7 +43,7 @@ def uncapped(
     missed = float((cap * torch.tanh(raw / cap) - own).abs().max())
     if missed > AGREES.get(model.dtype, 1e-3) * float(own.abs().max()):
         why = f"its logits miss those of its own last stream by {missed:.2g}"
-        raise Refused(f"direct attribution on {model.name}", why, ("see ", Code("self_check(model)")))
+        raise Refused(f"attribution of logits on {model.name}", why, ("see ", Code("self_check(model)")))
     return raw
 
 

@@ -41,6 +41,21 @@ def test_the_suffix_says_what_is_written(capsys, saved, tmp_path, suffix):
         assert out.read_bytes().startswith(FIRST[suffix])
 
 
+def test_several_results_are_shown_in_turn_or_on_one_page(capsys, saved, tmp_path):
+    other, page = samples.heads().save(tmp_path / "heads.safetensors"), tmp_path / "both.html"
+    code, text, err = run(capsys, f"open {saved} {other} --out {page}")
+    assert (code, err) == (0, "")
+    assert f"saved to {page}" in text
+    sections = page.read_text("utf-8").split("</main>")[0].split("<section")[1:]
+    assert ["target" in part for part in sections] == [True, False]
+    code, out, _ = run(capsys, f"open {saved} {other} --json")
+    assert ["target" in d["fields"] for d in json.loads(out)] == [True, False]
+    for flag in ("--out both.png", "--field target"):
+        code, _, err = run(capsys, f"open {saved} {other} {flag}")
+        assert code == 2
+        assert "open one at a time" in err
+
+
 @pytest.mark.parametrize("name", ["out.pdf", "out", "out.pt"])
 @pytest.mark.parametrize("line", ["patching activation --task nothere", "open missing.safetensors"])
 def test_other_suffixes_are_refused_before_anything_is_done(capsys, name, line):
