@@ -24,6 +24,7 @@ SHAPES = ("GPT-2", "Llama, grouped heads", "Pythia")
 WORK = {
     "lens": "logit lens: the answer's log-probability after each block",
     "stream": "accumulated residual stream, all positions",
+    "along depth": "accumulated residual in logits, answer over foil",
     "heads": "what each head writes, all positions",
     "head shares": "direct attribution of each head",
     "component shares": "direct attribution of embedding, attention and MLPs",
@@ -139,6 +140,7 @@ def cutaway(folder: Path) -> dict[str, Any]:
     return {
         "lens": ca.lenses.logit_lens(model, task).probability.log(),
         "stream": torch.stack(streams)[:, 0],
+        "along depth": ca.lenses.accumulated_residual(model, task).effect,
         "heads": torch.stack([acts[f"head_out.{i}"][0] for i in layers]),
         "head shares": torch.stack([v for n, v in by_name.items() if n.startswith("head_out")]),
         "component shares": torch.stack(parts),
@@ -172,6 +174,10 @@ def transformer_lens(folder: Path) -> dict[str, Any]:
         unit: direct_logit_attribution(folded, tokens, ANSWER, FOIL, unit=unit).attribution[:, 0]
         for unit in ("head", "component")
     }
+    _, last = folded.run_with_cache(tokens)
+    depths = last.accumulated_resid(incl_mid=False, pos_slice=-1)
+    along = last.logit_attrs(depths, ANSWER, pos_slice=-1, incorrect_tokens=FOIL)
+    along = along.flatten() + folded.b_U[ANSWER] - folded.b_U[FOIL]  # theirs leaves out the final biases
     component = share["component"]
     if len(component) == 2 * n + 2:  # positions have an entry of their own
         component = torch.cat([component[:1] + component[1:2], component[2:]])
@@ -191,6 +197,7 @@ def transformer_lens(folder: Path) -> dict[str, Any]:
     return {
         "lens": lens.flatten(),
         "stream": cache.accumulated_resid(incl_mid=False)[:, 0],
+        "along depth": along,
         "heads": results.transpose(1, 2),
         "head shares": share["head"][: n * heads],
         "component shares": component,
