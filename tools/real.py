@@ -200,17 +200,17 @@ result. The weights went through 4 bits, so other numbers are right for the orig
 
 
 def lenses() -> str:
-    """The section about lenses, which `python -m tools.real_lenses` measures; empty before it has."""
+    """The section about lenses, which `python -m tools.real_lenses` measures."""
     if not LENSES.is_file():
-        return ""
+        return "## Three lenses\n\nNot measured yet: `python -m tools.real_lenses`.\n\n"
     found = json.loads(LENSES.read_text("utf-8"))
-    names, lines = list(found["KL"]), []
+    names, swapped, lines = list(found["KL"]), list(found["swap"]), []
     for d, depth in enumerate(found["depth"]):
         apart = [_spread(found["KL"][n], d) for n in names]
-        swaps = [f"{_spread(found['swap'][n], d)} (chance {found['swap'][n]['chance'][d]:.2f})" for n in names]
+        swaps = [f"{_spread(found['swap'][n], d)} (chance {found['swap'][n]['chance'][d]:.2f})" for n in swapped]
         about = [f"{found[n][d]:.2f}" for n in ("error", "same position")]
         lines.append(f"| {depth} | {' | '.join([*apart, *swaps, *about])} |")
-    heads = [*(f"KL, {n}" for n in names), *(f"swaps, {n}" for n in names), "error", "same position"]
+    heads = [*(f"KL, {n}" for n in names), *(f"swaps, {n}" for n in swapped), "error", "same position"]
     return f"""## Three lenses
 
 `python -m tools.real_lenses` trains a tuned lens of {found["model"]} on {found["tokens"]:,} tokens and estimates a

@@ -63,6 +63,8 @@ def measured(folder: Path, out: Path, tokens: int, contexts: int) -> dict[str, A
     task, lenses = sets.task(model, "fact_capital", PROMPTS, skip=SKIPPED), {"tuned": tuned, "Jacobian": jacobian}
     lenses = {"logit": ca.lenses.identity_lens(model)} | lenses
     swaps = {name: ca.lenses.swap(model, task, lens, samples=4) for name, lens in lenses.items()}
+    # the step of a lens is short where its two directions are alike: is that all that one lacks?
+    swaps["logit, twice the step"] = ca.lenses.swap(model, task, lenses["logit"], strength=2.0, samples=4)
     return {
         "model": real.MODELS[MODEL], "tokens": tokens, "contexts": contexts, "context": CONTEXT,
         "held out": len(prompts), "prompts": len(task), "text": about, "depth": curves["tuned"].labels["layer"],
