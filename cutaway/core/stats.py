@@ -28,6 +28,23 @@ def generator(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
     return torch.Generator(device=device).manual_seed(seed)
 
 
+def rotation(
+    width: int,
+    g: torch.Generator,
+    *,
+    columns: int | None = None,
+    samples: tuple[int, ...] = (),
+    dtype: torch.dtype = torch.float32,
+) -> Float[Tensor, "*sample width column"]:
+    """Draw a random rotation of `width` dimensions, or the first `columns` of one, uniformly (Haar).
+
+    The signs of R's diagonal make it uniform: without them the columns depend on the algorithm of the factorisation.
+    """
+    drawn = torch.randn(*samples, width, width if columns is None else columns, generator=g, dtype=dtype)
+    q, r = torch.linalg.qr(drawn)
+    return q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+
+
 def mean_interval(
     values: Float[Tensor, "prompt *cell"], *, level: float = 0.95, within: tuple[float, float] = (-math.inf, math.inf)
 ) -> Float[Tensor, "*cell bound"]:

@@ -43,7 +43,7 @@ from torch.nn.functional import normalize
 from cutaway.core.method import method
 from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, generator, ratio_interval
+from cutaway.core.stats import BOUNDS, generator, ratio_interval, rotation
 from cutaway.geometry.encoding import Encoding
 from cutaway.geometry.regression import Columns, directions, errors, folds
 
@@ -242,9 +242,7 @@ def sparsity(rows: Float[Tensor, "*rest d"]) -> Float[Tensor, "*rest"]:
 def _rotated(rows: Float[Tensor, "feature d"], samples: int, g: torch.Generator) -> Float[Tensor, "sample feature d"]:
     """Return the rows in random orthonormal bases, their angles to each other kept."""
     u, s, _ = torch.linalg.svd(rows, full_matrices=False)
-    frames = torch.randn(samples, rows.shape[1], len(s), generator=g, dtype=rows.dtype)
-    q, r = torch.linalg.qr(frames)
-    return (u * s) @ (q * r.diagonal(dim1=-2, dim2=-1).sign()[:, None]).mT
+    return (u * s) @ rotation(rows.shape[1], g, columns=len(s), samples=(samples,), dtype=rows.dtype).mT
 
 
 def _result(encoding: Encoding, seen: _Shares, there: Tensor, rows: _Rows, margin: float, least: float) -> Properties:

@@ -33,9 +33,8 @@ from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Call, Keyword, Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, generator, mean_interval
+from cutaway.core.stats import BOUNDS, generator, mean_interval, rotation
 from cutaway.geometry.texts import Texts
-from cutaway.geometry.toys import rotation
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 
@@ -209,7 +208,7 @@ def _compare(a: _Space, b: _Space, group: Tensor, samples: int, seed: int) -> di
     """Return every field of one cell."""
     g = generator(seed)
     orders = [torch.randperm(len(group), generator=g) for _ in range(samples)]
-    turns = [rotation(b.rows.shape[1], g).double() for _ in range(samples)]
+    turns = [rotation(b.rows.shape[1], g, dtype=torch.double) for _ in range(samples)]
     value = cka(a.products, b.products)
     kept = [(group != k).nonzero()[:, 0] for k in group.unique().tolist()]
     parts = torch.stack([cka(a.products[i][:, i], b.products[i][:, i]) for i in kept])

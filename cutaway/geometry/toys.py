@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cutaway.core.stats import rotation
+
 NOISE = 0.01
 Drawn = tuple[Tensor, Tensor]  # values [example, feature] and activations [example, d]
 
@@ -47,12 +49,6 @@ def sparse(examples: int, features: int, chance: float, g: torch.Generator) -> F
     return torch.rand(examples, features, generator=g) * on
 
 
-def rotation(d: int, g: torch.Generator) -> Float[Tensor, "d d"]:
-    """Draw a rotation of d dimensions, uniformly."""
-    q, r = torch.linalg.qr(torch.randn(d, d, generator=g, dtype=torch.double))
-    return (q * r.diagonal().sign()).float()
-
-
 def _written(values: Tensor, rows: Tensor, g: torch.Generator) -> Drawn:
     x = values @ rows
     return values, x + NOISE * torch.randn(x.shape, generator=g)
@@ -63,7 +59,7 @@ def _identity(n: int, g: torch.Generator) -> Drawn:
 
 
 def _rotated(n: int, g: torch.Generator) -> Drawn:
-    return _written(sparse(n, 5, 0.5, g), rotation(5, g), g)
+    return _written(sparse(n, 5, 0.5, g), rotation(5, g, dtype=torch.double).float(), g)
 
 
 def pentagon(g: torch.Generator) -> Float[Tensor, "feature d"]:
@@ -77,7 +73,7 @@ def _pentagon(n: int, g: torch.Generator) -> Drawn:
 
 
 def _two_kept(n: int, g: torch.Generator) -> Drawn:
-    rows = torch.cat([rotation(2, g), torch.zeros(3, 2)])
+    rows = torch.cat([rotation(2, g, dtype=torch.double).float(), torch.zeros(3, 2)])
     return _written(sparse(n, 5, 1.0, g), rows, g)
 
 
@@ -105,13 +101,13 @@ def _product(n: int, g: torch.Generator) -> Drawn:
 def _onion(n: int, g: torch.Generator) -> Drawn:
     """Write when a token occurred (0: never) as the size of its vector, which shrinks by half at each step."""
     steps = torch.randint(0, 6, (n, 4), generator=g).float()
-    return steps, _written((steps > 0) * 0.5 ** (steps - 1), rotation(4, g), g)[1]
+    return steps, _written((steps > 0) * 0.5 ** (steps - 1), rotation(4, g, dtype=torch.double).float(), g)[1]
 
 
 def _angle(n: int, g: torch.Generator) -> Drawn:
     angles = 2 * math.pi * torch.rand(n, 2, generator=g)
     planes = torch.cat([angles.cos(), angles.sin()], 1)
-    return angles, _written(planes, rotation(4, g), g)[1]
+    return angles, _written(planes, rotation(4, g, dtype=torch.double).float(), g)[1]
 
 
 TOYS: dict[str, Toy] = {

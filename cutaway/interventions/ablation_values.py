@@ -124,6 +124,14 @@ def removal(
     return Removal(bound, own, stands, clean, says, first_changed(model, bound) if how == "corrupt" else 0)
 
 
+def without_sinks(model: Model, tokens: Tokens) -> Bool[Tensor, "batch position"]:
+    """Return the tokens without each prompt's first one, and without special ones before its last."""
+    special = torch.isin(tokens.ids, special_ids(model.tokenizer).to(tokens.ids.device))
+    special.scatter_(1, tokens.last[:, None], False)
+    where = tokens.mask & ~special
+    return where.scatter_(1, tokens.column(0)[:, None], False)
+
+
 SINKS = "each prompt's first token, and special tokens before its last"
 
 
@@ -138,10 +146,7 @@ def ordinary(model: Model, tokens: Tokens, sinks: bool = False) -> Bool[Tensor, 
     """
     if sinks:
         return tokens.mask
-    special = torch.isin(tokens.ids, special_ids(model.tokenizer).to(tokens.ids.device))
-    special.scatter_(1, tokens.last[:, None], False)
-    where = tokens.mask & ~special
-    where.scatter_(1, tokens.column(0)[:, None], False)
+    where = without_sinks(model, tokens)
     if not bool(where.any()):
         raise Refused(
             "mean ablation",

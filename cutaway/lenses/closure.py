@@ -28,6 +28,18 @@ def drawn_pairs(
     return torch.cat([own[None], pairs[0]]), None if foils is None else torch.cat([foils[None], pairs[1]])
 
 
+def with_others(
+    names: list[str], shares: Float[Tensor, "*axes"], sizes: Float[Tensor, "name"], top: int, axis: int
+) -> tuple[list[str], Float[Tensor, "*kept"]]:
+    """Return the `top` largest shares along an axis with their names, and the sum of the others behind them."""
+    order = sizes.topk(min(top, len(names))).indices.tolist()
+    rest = [i for i in range(len(names)) if i not in set(order)]
+    first, others = (shares.index_select(axis, torch.tensor(i, device=shares.device)) for i in (order, rest or order))
+    if not rest:
+        return [names[i] for i in order], first
+    return [*(names[i] for i in order), f"{len(rest)} others"], torch.cat([first, others.sum(axis, keepdim=True)], axis)
+
+
 def uncapped(
     model: Model, logits: Float[Tensor, "prompt token"], last: Float[Tensor, "prompt d_model"]
 ) -> Float[Tensor, "prompt token"]:

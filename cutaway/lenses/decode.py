@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.core.refuse import Code, Keyword, Refused
-from cutaway.core.stats import generator
+from cutaway.core.stats import generator, rotation
 from cutaway.models.access.capture import Collector
 from cutaway.models.access.forward import all_logits, last_logits
 from cutaway.models.access.taps import attached
@@ -40,6 +40,12 @@ class Question:
     answers: Int[Tensor, "prompt"] | None
     foils: Int[Tensor, "prompt"] | None
     record: dict[str, Any]
+
+    def known(self, model: Model, logits: Float[Tensor, "prompt token"] | None = None) -> Int[Tensor, "prompt"]:
+        """Return the answers; if there are none, the likeliest tokens of these logits or of a run of the prompts."""
+        if self.answers is not None:
+            return self.answers
+        return (model.run_last(self.prompts) if logits is None else logits).argmax(-1)
 
 
 def question(model: Model, about: Task | Prompts, answer: str | None = None) -> Question:
@@ -153,13 +159,7 @@ def turned(model: Model, x: Float[Tensor, "*rest d_model"], samples: int, seed: 
     """Yield the readout of `x` in randomly rotated bases: the control, in which the unembedding should find nothing."""
     g = generator(seed)
     for _ in range(samples):
-        yield read_out(model, x.float() @ _rotation(model.shape.d_model, g).to(x.device))
-
-
-def _rotation(width: int, g: torch.Generator) -> Float[Tensor, "d_model d_model"]:
-    """Return a random rotation (Haar)."""
-    q, r = torch.linalg.qr(torch.randn(width, width, generator=g))
-    return q * r.diagonal().sign()
+        yield read_out(model, x.float() @ rotation(model.shape.d_model, g).to(x.device))
 
 
 def rank_of(logits: Float[Tensor, "*rest token"], ids: Int[Tensor, "*rest"]) -> Int[Tensor, "*rest"]:

@@ -26,7 +26,7 @@ from torch import Tensor
 from cutaway.core.method import method
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval, one_prompt
-from cutaway.lenses.closure import check_closure, difference, drawn_pairs, uncapped
+from cutaway.lenses.closure import check_closure, difference, drawn_pairs, uncapped, with_others
 from cutaway.lenses.decode import question
 from cutaway.models.anatomy.residual import last_stream, logit_shares
 from cutaway.models.anatomy.unembedding import unembedding
@@ -80,7 +80,7 @@ def direct_attribution(
     stream = last_stream(model, asked.prompts, neurons=neurons)
     assert stream.logits is not None
     n, logits = len(asked.prompts), uncapped(model, stream.logits, stream.last)
-    own = logits.argmax(-1) if asked.answers is None else asked.answers
+    own = asked.known(model, logits)
     answers, foils = drawn_pairs(model, own, asked.foils, samples, seed)
     names, shares, offset = logit_shares(model, stream, answers, foils)
     total = difference(logits, own, asked.foils)
@@ -88,7 +88,7 @@ def direct_attribution(
     check_closure("direct attribution", model, residual, total, shares[0].abs().sum(-1) + offset[0].abs())
     names, shares = [*names, "final bias"], torch.cat([shares, offset[..., None]], dim=-1)
     if top:
-        names, shares = _top(names, shares, top)
+        names, shares = with_others(names, shares, shares[0].mean(0).abs(), top, -1)
     return DirectAttribution(
         effect=shares[0].mean(0).cpu(),
         interval=mean_interval(shares[0]),
@@ -106,12 +106,3 @@ def direct_attribution(
         },
         reasons=one_prompt(n, "effect"),
     )
-
-
-def _top(names: list[str], shares: Float[Tensor, "pair prompt component"], top: int) -> tuple[list[str], Tensor]:
-    order = shares[0].mean(0).abs().topk(min(top, len(names))).indices.tolist()
-    rest = [i for i in range(len(names)) if i not in set(order)]
-    if not rest:
-        return [names[i] for i in order], shares[..., order]
-    kept = torch.cat([shares[..., order], shares[..., rest].sum(-1, keepdim=True)], dim=-1)
-    return [*(names[i] for i in order), f"{len(rest)} others"], kept

@@ -81,7 +81,7 @@ def curve_fields(
     p = logits.softmax(-1)
     each = followed(p, asked.answers)
     null = [followed(t.softmax(-1), asked.answers).mean(1) for t in turned(model, x, samples, seed)]
-    answers = logits[-1].argmax(-1) if asked.answers is None else asked.answers
+    answers = asked.known(model, logits[-1])
     return {
         "probability": each.mean(1).cpu(),
         "interval": mean_interval(each.T, within=(0.0, 1.0)),

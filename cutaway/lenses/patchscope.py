@@ -98,7 +98,7 @@ def patchscope(
         Refused: nothing to decode, no such layer, or a position that a prompt does not have.
     """
     asked = question(model, prompts, answer)
-    own = model.run_last(asked.prompts).argmax(-1) if asked.answers is None else asked.answers
+    own = asked.known(model)
     if not decode:
         raise Refused(Keyword("decode", 0), "no token would be decoded", "use 1 or more")
     acts = model.capture(asked.prompts, _depths(model), logits=False)

@@ -31,7 +31,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval, one_prompt
 from cutaway.interventions.components import positions
-from cutaway.lenses.closure import check_closure, drawn_pairs
+from cutaway.lenses.closure import check_closure, drawn_pairs, with_others
 from cutaway.lenses.decode import question
 from cutaway.lenses.places import names_of
 from cutaway.models.access.reading import Measure, Reads, Seen
@@ -96,9 +96,7 @@ def source_attribution(
         why = "it has no attention"
         raise Refused(f"source attribution on {model.name}", why, "use direct_attribution, which splits it by layer")
     asked = question(model, task, answer)
-    tokens, own = asked.prompts, asked.answers
-    if own is None:
-        own = model.run_last(tokens).argmax(-1)
+    tokens, own = asked.prompts, asked.known(model)
     answers, foils = drawn_pairs(model, own, asked.foils, samples, seed)
     shares, whole = _shares(model, tokens, answers, foils)  # [prompt, pair, head, earlier and position], [prompt, head]
     missed = shares[:, 0].sum(-1) - whole
@@ -106,7 +104,7 @@ def source_attribution(
     check_closure("source attribution", model, missed.abs().amax(-1), sizes, shares[:, 0].abs().sum((-1, -2)))
     names = [f"{i}.{h}" for i in range(model.shape.n_layers) for h in range(model.shape.n_heads)]
     if top and top < len(names):
-        names, shares = _top(names, shares, top)
+        names, shares = with_others(names, shares, shares[:, 0].mean(0).abs().amax(-1), top, 2)
     shares = shares.float()
     each = shares[:, 0, :, 1:].contiguous()
     return SourceAttribution(
@@ -164,12 +162,3 @@ def _shares(
     both = model.measure(tokens, Measure(columns_of, Reads(last_logits=False, places=tuple(places))))
     heads = n * model.shape.n_heads
     return both[:, heads:].unflatten(1, (len(answers), heads, 1 + len(at))), both[:, :heads]
-
-
-def _top(
-    names: list[str], shares: Float[Tensor, "prompt pair head source"], top: int
-) -> tuple[list[str], Float[Tensor, "prompt pair row source"]]:
-    order = shares[:, 0].mean(0).abs().amax(-1).topk(top).indices.tolist()
-    rest = [i for i in range(len(names)) if i not in set(order)]
-    kept = torch.cat([shares[:, :, order], shares[:, :, rest].sum(2, keepdim=True)], 2)
-    return [*(names[i] for i in order), f"{len(rest)} others"], kept

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
+from cutaway.models.anatomy.norms import wide
 from cutaway.models.anatomy.per_layer import Factored
 from cutaway.models.anatomy.weights import Weights
 from cutaway.models.model import Model
@@ -78,8 +78,3 @@ def _stacked(model: Model, kind: str, places: Sequence[Address]) -> Factored:
     if centre:
         left, right = left - left.mean(-2, keepdim=True), right - right.mean(-1, keepdim=True)
     return Factored(left, right)
-
-
-def wide(x: Tensor) -> Tensor:
-    """Return x in float32, or in float64 if it is that already."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))

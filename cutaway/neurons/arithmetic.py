@@ -40,7 +40,7 @@ from cutaway.models.edits.library import Ablate
 from cutaway.models.model import Model
 from cutaway.neurons import memories
 from cutaway.neurons.contributions import Answers, Steps
-from cutaway.neurons.importance import MEASURES, curves, halves, mask_and_keep, most_masked, others, rank
+from cutaway.neurons.importance import MEASURES, curves, halves, mask_and_keep, most_masked, others, rank, right
 from cutaway.tasks.answers import check_predicts
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.pair import Pair
@@ -249,7 +249,7 @@ def _neurons(
     chosen, _ = rank(model, first, layers, edits, max(sizes), _CANDIDATES)
     drawn = others(model, chosen, chosen, samples, seed)
     every, k = [*chosen, *(x for row in drawn for x in row)], len(chosen)
-    answers = Answers(model, second.answers)
+    answers = Answers(model, right(second))
     clean, without = (answers.added(Steps.of(model, second.clean, layers, e), every) for e in ((), edits))
     score = clean - without
     before, swept = mask_and_keep(model, second, layers, chosen, sizes, samples, seed)

@@ -10,10 +10,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.core.address import Address
-from cutaway.models.access.positions import ForwardFrame
 from cutaway.models.anatomy.unembedding import readable
 from cutaway.models.anatomy.weights import unembed_rows
-from cutaway.models.edits.edit import Edit, at_places
+from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.library import Scale
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.neurons import memories
@@ -22,32 +22,15 @@ from cutaway.neurons.memories import Neuron
 _CELLS = 1 << 24  # most logits that are made at once
 
 
-@dataclass(frozen=True)
-class Masked(Edit):
-    """Multiply the activations of a layer's neurons at the last token by 0 or 1.
-
-    Attributes:
-        address: the place: `mlp_post` of a layer, at its last position.
-        keep: 1 for a neuron that stays.
-    """
-
-    address: Address | str
-    keep: Float[Tensor, "neuron"]
-    positions: tuple[int, ...] | None = None
-
-    def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
-        return at_places(self, x, frame, lambda old: old * self.keep.to(old.device, old.dtype))
-
-
 def mask(model: Model, chosen: Sequence[Neuron]) -> list[Edit]:
     """Return edits that silence some neurons at the last token."""
     layers = sorted({layer for layer, _ in chosen})
-    return [Masked(Address("mlp_post", i, None, -1), 1 - _members(model, chosen, i)) for i in layers]
+    return [Scale(Address("mlp_post", i, None, -1), 1 - _members(model, chosen, i)) for i in layers]
 
 
 def keep(model: Model, chosen: Sequence[Neuron], layers: Sequence[int]) -> list[Edit]:
     """Return edits that silence all other neurons of some layers at the last token."""
-    return [Masked(Address("mlp_post", i, None, -1), _members(model, chosen, i)) for i in layers]
+    return [Scale(Address("mlp_post", i, None, -1), _members(model, chosen, i)) for i in layers]
 
 
 def _members(model: Model, chosen: Sequence[Neuron], layer: int) -> Float[Tensor, "neuron"]:
@@ -101,54 +84,71 @@ def _divisor(model: Model, layer: int, c: Float[Tensor, "prompt neuron"]) -> Flo
 
 
 class Answers:
-    """Log-probabilities of one answer a prompt, read off streams in the way of the model's own last one."""
+    """Log-probabilities of each prompt's answer, read off streams in the way of the model's own last one.
 
-    def __init__(self, model: Model, ids: Int[Tensor, "prompt"]):
-        self.model, self.ids = model, ids.cpu()
+    Attributes:
+        ids: the tokens that are right, one or several a prompt, filled up with −1; their probabilities add up.
+        rows: the unembedding, a row for each token.
+        bias: what it adds, with that of the final norm.
+        cap: the soft cap of logits, or None.
+        concave: True if the log-probability is concave in the logits: without a cap, and with one right token.
+    """
+
+    def __init__(self, model: Model, ids: Int[Tensor, "prompt"] | Int[Tensor, "prompt choice"]):
+        self.model = model
         self.rows = unembed_rows(model.anatomy)[0].detach().float()
+        self.ids = (ids[:, None] if ids.ndim == 1 else ids).to(self.rows.device)
         plain, final = unembed_rows(model.anatomy)[1].detach().float(), model.anatomy.top("final")
         self.bias = plain if final is None else plain + self.rows @ model.anatomy.norm(final).bias.float()
         self.cap = readable(model.anatomy, f"importance of neurons of {model.name}").cap
+        self.concave = not self.cap and self.ids.shape[1] == 1
 
     def log_p(self, logits: Float[Tensor, "*rest token"], prompt: int) -> Float[Tensor, "*rest"]:
         """Return the answer's log-probability."""
         logits = self.cap * torch.tanh(logits / self.cap) if self.cap else logits
-        return logits[..., self.ids[prompt]] - logits.logsumexp(-1)
+        ids = self.ids[prompt]
+        own = logits[..., ids.clamp_min(0)].masked_fill(ids < 0, -torch.inf)
+        return own.logsumexp(-1) - logits.logsumexp(-1)
 
     @torch.no_grad()
     def first_order(self, steps: Steps) -> Float[Tensor, "prompt layer neuron"]:
         """Return the derivative of the answer's log-probability along every neuron's step.
 
-        Without a soft cap the log-probability is concave in the logits, so none adds more than this.
+        Where the log-probability is concave in the logits (`concave`), none adds more than this.
         """
         out = torch.empty_like(steps.weight)
         for at, layer in enumerate(steps.layers):
             v = memories.toward_logits(self.model, memories.values(self.model, layer))
             logits = steps.base[:, at].to(self.rows.device) @ self.rows.T + self.bias
-            slope = -logits.softmax(-1)
+            ids = self.ids.clamp_min(0)
+            own = logits.gather(1, ids)
+            slope, bent = -logits.softmax(-1), torch.ones_like(own)
             if self.cap:
                 capped = self.cap * torch.tanh(logits / self.cap)
                 slope = -capped.softmax(-1) * (1 - (capped / self.cap) ** 2)
-            prompts = torch.arange(len(logits), device=logits.device)
-            ids = self.ids.to(logits.device)
-            slope[prompts, ids] += 1 - (torch.tanh(logits[prompts, ids] / self.cap) ** 2 if self.cap else 0)
+                bent = 1 - torch.tanh(own / self.cap) ** 2
+                own = capped.gather(1, ids)
+            share = own.masked_fill(self.ids < 0, -torch.inf).softmax(-1)  # of each right token among them
+            slope.scatter_add_(1, ids, share * bent)
             out[:, at] = ((slope @ self.rows) @ v.T).cpu() * steps.weight[:, at]
         return out
 
     @torch.no_grad()
     def added(self, steps: Steps, chosen: Sequence[Neuron]) -> Float[Tensor, "prompt neuron"]:
         """Return the log-probability with a neuron's step minus that without, for some neurons."""
-        out = torch.empty(len(steps.base), len(chosen))
+        out, device = torch.empty(len(steps.base), len(chosen)), self.rows.device
         for at, layer in enumerate(steps.layers):
             mine = [i for i, (where, _) in enumerate(chosen) if where == layer]
             if not mine:
                 continue
             v = memories.toward_logits(self.model, memories.values(self.model, layer))
+            base = steps.base[:, at].to(device)
             for some in torch.tensor(mine).split(max(1, _CELLS // len(self.rows))):
                 units = [chosen[i][1] for i in some.tolist()]
-                written = v[units] @ self.rows.T
+                written, weight, found = v[units] @ self.rows.T, steps.weight[:, at, units].to(device), list[Tensor]()
                 for p in range(len(out)):
-                    plain = self.rows @ steps.base[p, at].to(self.rows.device) + self.bias
-                    more = steps.weight[p, at, units].to(written.device)[:, None] * written + plain
-                    out[p, some] = (self.log_p(more, p) - self.log_p(plain, p)).cpu()
+                    plain = self.rows @ base[p] + self.bias
+                    more = weight[p][:, None] * written + plain
+                    found.append(self.log_p(more, p) - self.log_p(plain, p))
+                out[:, some] = torch.stack(found).cpu()
         return out

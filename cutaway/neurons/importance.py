@@ -17,6 +17,7 @@ both read through the final norm, with its scale of this run, and the unembeddin
   `masked_null` and `kept_null` as many random neurons of each layer.
 * Importance is exact for the `candidates` with the largest derivatives of log p (0: all). Without a soft cap log p is
   concave, so a derivative is an upper bound; the record has the largest that was left out.
+* Of several right tokens, probabilities add up; a derivative is then no bound.
 * Known failures: only direct paths count: a neuron that works through later layers is not seen. Zero lies outside of
   what later layers have seen. With all neurons silent at the last token `kept` is a model that hardly works.
 * Equivalence (test): h and all steps of the last layer give the model's own logits.
@@ -30,7 +31,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.core.method import method
@@ -150,6 +151,11 @@ def halves(bound: Bound) -> tuple[Bound, Bound]:
     return (bound.rows(parts[0]), bound.rows(parts[1])) if all(parts) else (bound, bound)
 
 
+def right(bound: Bound) -> Int[Tensor, "prompt choice"]:
+    """Return the tokens that count as right, filled up with −1."""
+    return bound.answers[:, None] if bound.answer_sets is None else bound.answer_sets
+
+
 def both_runs(model: Model, bound: Bound, layers: Sequence[int], compared: Sequence[Any] | None) -> tuple[Steps, Steps]:
     """Return the clean run and the one it is compared with: the corrupt one, or the clean one under edits."""
     clean = Steps.of(model, bound.clean, layers)
@@ -162,7 +168,7 @@ def rank(
     model: Model, bound: Bound, layers: Sequence[int], compared: Sequence[Any] | None, most: int, candidates: int
 ) -> tuple[list[Neuron], dict[str, Any]]:
     """Return the neurons of largest score on some prompts, and what is known of those not scored exactly."""
-    answers, (clean, other) = Answers(model, bound.answers), both_runs(model, bound, layers, compared)
+    answers, (clean, other) = Answers(model, right(bound)), both_runs(model, bound, layers, compared)
     bounds = answers.first_order(clean).mean(0).flatten()
     order = bounds.argsort(descending=True, stable=True)
     width = clean.weight.shape[-1]
@@ -172,7 +178,7 @@ def rank(
     rest = order[len(some) :]
     said: dict[str, Any] = {"scored exactly": len(some), "of neurons": len(order)}
     if len(rest):
-        name = "largest derivative of the others" if answers.cap else "importance of the others, at most"
+        name = "importance of the others, at most" if answers.concave else "largest derivative of the others"
         said[name] = float(bounds[rest].max())
     return chosen, said
 
@@ -208,9 +214,9 @@ def mask_and_keep(
             variants += [way(model, s) for s in sets]
 
     def both(logits: Tensor, prompt: Tensor) -> Tensor:
-        ids = bound.answers.to(logits.device)[prompt.to(logits.device)]
-        p = logits.float().softmax(-1).gather(1, ids[:, None])[:, 0]
-        return torch.stack([p, (logits.argmax(-1) == ids).float()], -1)
+        ids = right(bound).to(logits.device)[prompt.to(logits.device)]
+        p = logits.float().softmax(-1).gather(1, ids.clamp_min(0)).masked_fill(ids < 0, 0.0).sum(-1)
+        return torch.stack([p, (logits.argmax(-1)[:, None] == ids).any(-1).float()], -1)
 
     values = sweep(model, bound.clean, variants, both).float().cpu()
     return values[0], values[1:].unflatten(0, (2, len(sizes), 1 + samples))
@@ -238,7 +244,7 @@ def _result(
     said: dict[str, Any],
     apart: bool,
 ) -> NeuronImportance:
-    answers, (clean, other) = Answers(model, bound.answers), both_runs(model, bound, layers, compared)
+    answers, (clean, other) = Answers(model, right(bound)), both_runs(model, bound, layers, compared)
     drawn = others(model, chosen, chosen, samples, seed)
     every = [*chosen, *(n for row in drawn for n in row)]
     own, less = answers.added(clean, every), answers.added(other, every)

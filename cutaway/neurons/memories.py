@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
+from cutaway.models import circuits
 from cutaway.models.access import forward, taps
 from cutaway.models.anatomy import rope
 from cutaway.models.edits.edit import Edit
@@ -94,9 +95,8 @@ def keys(model: Model, layer: int) -> dict[str, Float[Tensor, "neuron d_model"]]
     """Return what every neuron of a layer reads in the stream, the norm before it folded in: `reads`, or in a gated MLP
     `gate reads` and `linear reads`.
     """
-    whole = model.family.post_norm or model.family.ln1 is None
-    w = model.weights if whole else model.weights.folded()
-    norm = None if whole else model.anatomy.part(layer, "ln2") or model.anatomy.part(layer, "ln1")
+    w = circuits.readable(model)
+    norm = model.anatomy.part(layer, "ln2") or model.anatomy.part(layer, "ln1") if w.is_folded else None
     gated = model.anatomy.part(layer, "gate") is not None
     views = {"gate reads": w.mlp_gate, "linear reads": w.mlp_in} if gated else {"reads": w.mlp_in}
     found = {name: view[layer].detach().float().T for name, view in views.items()}
@@ -134,12 +134,12 @@ def at_last(
         some, found = tokens.rows(rows), dict[Address, Tensor]()
 
         def see(place: Address, x: Tensor, at: Tensor = some.last, found: dict[Address, Tensor] = found) -> Tensor:
-            found[place] = x.detach()[torch.arange(len(x), device=x.device), at.to(x.device)].float().cpu()
+            found[place] = x.detach()[torch.arange(len(x), device=x.device), at.to(x.device)].float()
             return x
 
         places = {site: [Address(site, i) for i in layers] for site, layers in sites.items()}
         watched(model, some, {a: partial(see, a) for each in places.values() for a in each}, edits)
-        parts.append({site: torch.stack([found[a] for a in each], 1) for site, each in places.items()})
+        parts.append({site: torch.stack([found[a].cpu() for a in each], 1) for site, each in places.items()})
         done.append(rows)
     return {site: rope.in_order(done, [part[site] for part in parts]) for site in sites}
 

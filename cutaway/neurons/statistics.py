@@ -24,7 +24,7 @@ from torch import Tensor
 
 from cutaway.core.method import method
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
+from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt, rotation
 from cutaway.models.anatomy.weights import unembed_rows
 from cutaway.models.model import Model
 from cutaway.neurons import memories
@@ -78,9 +78,7 @@ def statistics(
     there, g = memories.dense_layers(model, layers), generator(seed)
     reads = _read(model)
     share = memories.updates(model, memories.coefficients(model, prompts.bind(model), there), there)
-    turned = [
-        torch.linalg.qr(torch.randn(model.shape.d_model, model.shape.d_model, generator=g))[0] for _ in range(samples)
-    ]
+    turned = [rotation(model.shape.d_model, g).double() for _ in range(samples)]
     score, null, norms = list[Tensor](), list[Tensor](), list[Tensor]()
     for layer in there:
         v = memories.values(model, layer).double()
@@ -89,7 +87,7 @@ def statistics(
         chance = []
         for basis in turned:
             mixes = memories.mixed(v.float(), norms[-1], g).double()
-            chance.append(torch.cat([_written(mixes, reads), _kurtosis(v @ basis.double().to(v.device))[None]]))
+            chance.append(torch.cat([_written(mixes, reads), _kurtosis(v @ basis.to(v.device))[None]]))
         null.append(torch.stack(chance, -1))
     return NeuronStatistics(
         score=torch.stack(score, 1).float().cpu(),

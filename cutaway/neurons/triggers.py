@@ -36,7 +36,7 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, wilson_interval
-from cutaway.interventions.ablation_values import ordinary
+from cutaway.interventions.ablation_values import without_sinks
 from cutaway.models.anatomy.weights import unembed_rows
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
@@ -121,8 +121,8 @@ def triggers(
     if not asked:
         size = memories.updates(model, memories.coefficients(model, tokens, there), there).mean(0)
         asked = memories.strongest(size, there, max(top, 1))
-    where = ordinary(model, tokens).scatter(1, tokens.last[:, None], False)
-    halves = [where & (torch.arange(len(tokens), device=where.device) % 2 == i)[:, None] for i in (0, 1)]
+    where = without_sinks(model, tokens).scatter(1, tokens.last[:, None], False).cpu()
+    halves = [where & (torch.arange(len(tokens)) % 2 == i)[:, None] for i in (0, 1)]
     room = min(n for h in halves if (n := int(h.sum())) or h is halves[0])
     if not room:
         raise Refused("contexts of neurons", "the first text has no token between others", "give longer texts")
@@ -143,26 +143,28 @@ def _largest(
     model: Model, tokens: Tokens, chosen: Sequence[Neuron], halves: Sequence[Tensor], k: int, flip: float
 ) -> tuple[Float[Tensor, "half rank neuron"], Int[Tensor, "half rank neuron"]]:
     """Return the largest activations of each half with their places, counted through the padded batch; −1 for none."""
-    found = torch.full((len(halves), k, len(chosen)), -torch.inf)
-    places = torch.full((len(halves), k, len(chosen)), -1, dtype=torch.long)
-    width = tokens.ids.shape[1]
+    width, best = tokens.ids.shape[1], dict[tuple[int, int], tuple[Tensor, Tensor]]()
     here = {i: [n for n, (layer, _) in enumerate(chosen) if layer == i] for i, _ in chosen}
 
-    def see(layer: int, rows: Sequence[int], x: Tensor) -> Tensor:
-        acts = x.detach()[..., [chosen[n][1] for n in here[layer]]].float() * flip
-        start = torch.tensor(rows, device=x.device)[:, None] * width + torch.arange(width, device=x.device)
-        for h, half in enumerate(halves):
-            at = half[rows].to(x.device)
-            own, mine = acts[at].cpu(), start[at].cpu()[:, None].expand(-1, len(here[layer]))
-            both = torch.cat([found[h][:, here[layer]], own]).topk(k, dim=0)
-            found[h][:, here[layer]] = both.values
-            every = torch.cat([places[h][:, here[layer]], mine])
-            places[h][:, here[layer]] = every.gather(0, both.indices)
+    def see(layer: int, own: Sequence[Tensor], whole: Sequence[Tensor], x: Tensor) -> Tensor:
+        acts = x.detach()[..., [chosen[n][1] for n in here[layer]]].float().flatten(0, 1) * flip
+        none = acts.new_full((k, acts.shape[1]), -torch.inf)
+        for h, (at, places) in enumerate(zip(own, whole, strict=True)):
+            before, told = best.get((h, layer), (none, torch.full_like(none, -1, dtype=torch.long)))
+            both = torch.cat([before, acts[at.to(x.device)]]).topk(k, dim=0)
+            every = torch.cat([told, places.to(x.device)[:, None].expand(-1, acts.shape[1])])
+            best[h, layer] = both.values, every.gather(0, both.indices)
         return x
 
     for rows in memories.batches(model, tokens):
-        sees = {Address("mlp_post", i): partial(see, i, rows) for i in here}
+        own = [half[rows].flatten().nonzero()[:, 0] for half in halves]  # places in this batch of texts
+        starts = (torch.tensor(rows)[:, None] * width + torch.arange(width)).flatten()
+        sees = {Address("mlp_post", i): partial(see, i, own, [starts[at] for at in own]) for i in here}
         memories.watched(model, tokens.rows(rows), sees)
+    found = torch.full((len(halves), k, len(chosen)), -torch.inf)
+    places = torch.full((len(halves), k, len(chosen)), -1, dtype=torch.long)
+    for (h, layer), (values, at) in best.items():
+        found[h][:, here[layer]], places[h][:, here[layer]] = values.cpu(), at.cpu()
     return torch.where(places < 0, torch.nan, found * flip), places
 
 
@@ -176,10 +178,11 @@ def _result(
     samples: int,
     seed: int,
 ) -> NeuronTriggers:
-    g, (found, places), ids = generator(seed), largest, tokens.ids.cpu().flatten()
+    g, (found, places), read = generator(seed), largest, (tokens.ids.cpu(), tokens.column(0).cpu())
+    ids = read[0].flatten()
     k, held = found.shape[1], bool(halves[1].any())
     promoted = _promoted(model, chosen, flip)  # [neuron, token]
-    pools = [h.cpu().flatten().nonzero()[:, 0] for h in halves]
+    pools = [h.flatten().nonzero()[:, 0] for h in halves]
     ends = ids[places[0]].T  # [neuron, rank]
     seen = torch.cat([*places[: 1 + held]]).T
     chance = _drawn(torch.cat(pools), (len(chosen), samples), seen.shape[1], g)
@@ -200,7 +203,7 @@ def _result(
         labels={
             "neuron": [memories.label(n) for n in chosen],
             "half": _HALVES,
-            "activation": [[_texts(model, tokens, row) for row in half.T.tolist()] for half in places],
+            "activation": [[_texts(model, *read, row) for row in half.T.tolist()] for half in places],
             "bound": BOUNDS,
         },
         units={"share": "share of contexts", "agreement": "share of contexts", "activation": "activation"},
@@ -233,13 +236,14 @@ def _promoted(model: Model, chosen: Sequence[Neuron], flip: float) -> Int[Tensor
     return torch.cat([x.topk(k).indices.cpu() for x in memories.logits_of(rows, table)])
 
 
-def _texts(model: Model, tokens: Tokens, places: Sequence[int]) -> list[str]:
+def _texts(
+    model: Model, ids: Int[Tensor, "batch position"], starts: Int[Tensor, "batch"], places: Sequence[int]
+) -> list[str]:
     """Return contexts as text: some tokens, and the one that they end in, in ⟦ ⟧."""
-    out, width = list[str](), tokens.ids.shape[1]
+    out, width, begins = list[str](), ids.shape[1], starts.tolist()
     for at in places:
         row, column = divmod(at, width)
-        real = tokens.mask[row].nonzero()[:, 0]
-        first = max(int(real[0]), column - _BEFORE)
-        parts = model.text.token_texts(tokens.ids[row, first : column + 1], running=True) if at >= 0 else [""]
+        first = max(begins[row], column - _BEFORE)
+        parts = model.text.token_texts(ids[row, first : column + 1], running=True) if at >= 0 else [""]
         out.append("".join(parts[:-1]) + f"⟦{parts[-1]}⟧" if at >= 0 else "")
     return out

@@ -19,6 +19,7 @@ from cutaway.core.stats import (
     paired,
     permutation,
     ratio_interval,
+    rotation,
     share_interval,
     wilson,
     wilson_interval,
@@ -254,3 +255,14 @@ def test_chance_leaves_about_one_cell_outside_a_pooled_band_whatever_the_scales(
     assert 0.001 < sum(left) / 60 < most < 0.02, "of cells without samples too"
     if kind == "normal":
         assert sum(found) / 60 > 0.95, "an effect of eight times its cell's own scale stands out, in late layers too"
+
+
+def test_rotations_are_orthonormal_and_uniform():
+    """The trace of a uniform rotation of 3 dimensions has mean 0 and variance 1; without signs it is about −1."""
+    drawn = torch.stack([rotation(3, generator(seed)) for seed in range(900)])
+    torch.testing.assert_close(drawn @ drawn.mT, torch.eye(3).expand_as(drawn), atol=1e-5, rtol=0)
+    traces = drawn.diagonal(dim1=1, dim2=2).sum(1)
+    assert abs(float(traces.mean())) < 4 / 30
+    assert float(traces.var()) == pytest.approx(1, abs=0.2)
+    frames = rotation(5, generator(0), columns=2, samples=(7,), dtype=torch.double)
+    torch.testing.assert_close(frames.mT @ frames, torch.eye(2, dtype=torch.double).expand(7, 2, 2))

@@ -10,10 +10,11 @@ import torch
 
 from cutaway.core.files import write_tensors
 from cutaway.core.refuse import Refused
+from cutaway.core.stats import rotation
 from cutaway.core.subject import SUBJECTS
 from cutaway.geometry import concepts, dimensionality, of_vocabulary, read_directions, similarity
 from cutaway.geometry.similarity import _last_tokens, cka
-from cutaway.geometry.toys import pentagon, rotation
+from cutaway.geometry.toys import pentagon
 from cutaway.interventions.causal_product import CausalProduct
 from cutaway.tasks.concepts import Concepts
 from cutaway.tasks.concepts import concepts as named

@@ -33,6 +33,17 @@ from tests.models.common import (
 )
 
 
+def test_a_tensor_scales_each_unit_and_each_prompt_by_its_own_factor():
+    m = model("llama")
+    own = m.capture(IDS, "mlp_post.1")["mlp_post.1"]
+    factors = torch.rand(len(IDS), 1, own.shape[-1], generator=torch.Generator().manual_seed(0))
+    scaled = m.run(IDS, Scale("mlp_post.1", factors))
+    assert torch.equal(scaled, m.run(IDS, Replace("mlp_post.1", own * factors)))
+    by_prompt = sweep(m, IDS, [[Scale("mlp_post.1@-1", factors[:, 0])]], lambda logits, _: logits)[0]
+    alone = [m.run(IDS.rows([i]), Scale("mlp_post.1@-1", factors[i, 0]))[0, -1] for i in range(len(IDS))]
+    assert gap(by_prompt, torch.stack(alone)) < 1e-5
+
+
 @pytest.mark.parametrize("name", widely(ALL))
 def test_a_zero_head_is_one_change_by_z_pattern_head_out_and_values(name):
     m = model(name)

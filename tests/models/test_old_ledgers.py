@@ -45,7 +45,6 @@ EDITS = {
     "cutaway.models.edits.apply.Apply",
     "cutaway.dictionaries.evaluation.loss.Only",
     "cutaway.models.sweep.merge_edits.Deferred",
-    "cutaway.neurons.contributions.Masked",
     "cutaway.lenses.directions.RankOne",
 }
 

@@ -12,6 +12,7 @@ from cutaway.core.refuse import Refused
 from cutaway.models.edits.library import Ablate
 from cutaway.neurons import importance, memories
 from cutaway.neurons.contributions import Answers, Steps
+from cutaway.neurons.importance import right
 from tests.conformance import subjects
 
 
@@ -68,6 +69,33 @@ def test_scores_are_those_of_the_definition(heads):
         assert float(got.importance[at]) == pytest.approx(float(own), rel=1e-3, abs=1e-5)
         assert float(got.score[at]) == pytest.approx(float(score), rel=1e-3, abs=1e-5)
     assert "every second prompt" in got.record["split"]
+
+
+@pytest.mark.parametrize("name", ["llama_gqa", "gemma2"])
+def test_all_right_answers_count(name):
+    """Probabilities of several right tokens add up, in scores, derivatives and with neurons masked."""
+    model, plain = subjects.family(name), subjects.numbered_task()
+    more = [("w81",), ("w82", "w83"), ()]
+    task = replace(plain, pairs=tuple(replace(p, answers=a) for p, a in zip(plain.pairs, more, strict=True)))
+    bound = task.bind(model)
+    steps, answers = Steps.of(model, bound.clean, [1]), Answers(model, right(bound))
+    single = Answers(model, bound.answers)
+    logits = steps.base[1, 0] @ single.rows.T + single.bias
+    capped = single.cap * torch.tanh(logits / single.cap) if single.cap else logits
+    sets = [model.text.token_id(w) for w in ("w62", "w82", "w83")]
+    assert float(answers.log_p(logits, 1)) == pytest.approx(
+        float(capped.double().softmax(-1)[sets].sum().log()), abs=1e-5
+    )
+    assert torch.equal(answers.log_p(logits, 2), single.log_p(logits, 2)), "an empty set is the answer alone"
+    small, where = replace(steps, weight=1e-3 * steps.weight), [(1, n) for n in range(48)]
+    torch.testing.assert_close(
+        answers.added(small, where), 1e-3 * answers.first_order(steps)[:, 0], rtol=0.05, atol=2e-6
+    )
+    got = importance(model, task, sizes=(2,), samples=1, candidates=8)
+    silent = [Ablate(f"mlp_post.{n}@-1") for n in got.labels["neuron"]]
+    p = model.run_last(bound.rows([1]).clean, silent).softmax(-1)[0]
+    assert float(got.masked[0, 0]) == pytest.approx(float(p[sets].sum()), rel=1e-4)
+    assert "largest derivative of the others" in got.record
 
 
 def test_derivatives_bound_what_a_neuron_adds():

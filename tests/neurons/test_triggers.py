@@ -72,5 +72,7 @@ def test_one_text_has_nothing_held_out_and_says_so():
     assert "held out" in got.reasons["share"]
     assert got.activation[1].isnan().all()
     assert got.agreement.isfinite().all()
-    with pytest.raises(Refused, match="between others"):
-        triggers(subjects.family("llama"), ca.tasks.as_prompts([[5, 6]]), neurons="0.1")
+    for short in ([5, 6], [5]):
+        with pytest.raises(Refused, match="between others") as refused:
+            triggers(subjects.family("llama"), ca.tasks.as_prompts([short]), neurons="0.1")
+        assert "contexts of neurons" in str(refused.value), "it names its own question, not an ablation"

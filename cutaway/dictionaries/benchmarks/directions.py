@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cutaway.core.refuse import Refused
+from cutaway.core.stats import rotation
 
 
 def random_directions(features: int, d: int, g: torch.Generator) -> Float[Tensor, "feature d"]:
@@ -23,7 +24,7 @@ def orthogonal_directions(features: int, d: int, g: torch.Generator) -> Float[Te
     """
     if features > d:
         raise Refused(f"{features} orthogonal directions", f"there are only {d} dimensions", "raise d")
-    return torch.linalg.qr(torch.randn(d, features, generator=g)).Q.T.contiguous()
+    return rotation(d, g, columns=features).T.contiguous()
 
 
 def pushed_apart(

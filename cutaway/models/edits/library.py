@@ -80,14 +80,28 @@ class Add(Edit):
 
 @dataclass(frozen=True)
 class Scale(Edit):
-    """Multiply the values by `factor`."""
+    """Multiply the values by a factor.
+
+    Attributes:
+        address: the place.
+        factor: a number, or a tensor that is broadcast over the batch or has one per prompt.
+        positions: several positions, in place of one in the address.
+    """
 
     address: Address | str
-    factor: float
+    factor: float | Float[Tensor, "..."]
     positions: tuple[int, ...] | None = None
 
+    def select_prompts(self, prompts: BatchSlice) -> Edit:
+        by = self.factor
+        return replace(self, factor=prompts.tensor(by, self.axes())) if isinstance(by, Tensor) else self
+
     def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
-        return at_places(self, x, frame, lambda old: old * self.factor)
+        def scaled(old: Tensor) -> Tensor:
+            by = self.factor
+            return old * (fitting(self, by, old).to(old.dtype) if isinstance(by, Tensor) else by)
+
+        return at_places(self, x, frame, scaled)
 
 
 @dataclass(frozen=True)
