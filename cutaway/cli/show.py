@@ -29,6 +29,9 @@ def draw(console: Console, result: Result, field: str | None = None, entries: in
         console.print(Text("the panel of the largest value; all of them: --out FILE.html or FILE.png", "dim"))
     if found[0].kind != "number" and not KINDS[found[0].kind].ranked:
         console.print(table(result, shown, n=entries))
+    for name in result.page if field is None else ():
+        if name in result.tensors():
+            console.print(terminal(result, name, panels=1))
     for line in summary(result, shown):
         console.print(Text(line))
     rest = [n for n in fields(result) if n != shown]

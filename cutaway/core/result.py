@@ -39,6 +39,7 @@ class Result:
     """Named tensors with labelled axes, units, and the record of how they came about.
 
     Attributes:
+        page: the fields that are shown beside the first where there is room for few.
         grid: the axes that `*cell` stands for in the annotations of this class.
         labels: the names of an axis's entries, by axis; or by field a nested list of words for its values (token
             strings beside token ids).
@@ -48,6 +49,7 @@ class Result:
     """
 
     kind: ClassVar[str] = ""
+    page: ClassVar[tuple[str, ...]] = ()
     grid: tuple[str, ...] = ()
     labels: dict[str, list[Any]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)

@@ -34,20 +34,23 @@ breaks (delimiter), and the five tokens before (local window). A type is a row o
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval, null_band, one_prompt
-from cutaway.heads.pattern_sums import Sums, pattern_sums
+from cutaway.heads.pattern_sums import Sums, Watch, pattern_sums
 from cutaway.heads.types import TYPES
 from cutaway.models.copying import copying
 from cutaway.models.model import Model
+from cutaway.models.tokens import Tokens
 from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.repeats import Repeats
 
@@ -131,15 +134,36 @@ def classify(
     Raises:
         Refused: a share that no head can pass, an encoder, a model without attention, or sequences of one token.
     """
+    check(model, least)
+    return scored(model, prompts.bind(model), least, eigenvalues, samples, seed)
+
+
+def check(model: Model, least: float) -> None:
+    """Refuse a share that no head can pass, and an encoder."""
     if not 0 <= least < 1:
         raise Refused(Call("classify", {"least": least}), "a score is a share of attention", "ask for 0 to below 1")
     if not model.family.causal:
         raise Refused(f"head types of {model.name}", "it is an encoder: its heads look ahead, too", "capture patterns")
-    tokens = prompts.bind(model)
+
+
+def scored(
+    model: Model,
+    tokens: Tokens,
+    least: float,
+    eigenvalues: bool,
+    samples: int,
+    seed: int,
+    also: Mapping[Address, Watch] | None = None,
+) -> HeadTypes:
+    """Return the scores of every head; `also` sees activations of the same forward.
+
+    Raises:
+        Refused: a model without attention, or sequences of one token.
+    """
     if int(tokens.lengths.max()) < 2:
         raise Refused("head types", "no sequence has two tokens, and so nothing to look back at", "give longer ones")
     layers = [a.layer for a in model.places("pattern") if a.layer is not None]
-    sums, unread = pattern_sums(model, tokens, layers, samples, seed)
+    sums, unread = pattern_sums(model, tokens, layers, samples, seed, also)
     return _result(layers, sums, unread, least, _eigenvalues(model, layers, samples, seed, eigenvalues))
 
 

@@ -7,7 +7,7 @@ memory grows with one pattern and not with the number of types or layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,6 +28,8 @@ from cutaway.models.tokens import Tokens
 _CELLS = 1 << 22  # most entries of one layer's patterns at once, unless one sequence has more
 _MASKS = 1 << 24  # most entries of the masks at once, unless one query has more
 _WORDS = 1024  # tokens of the vocabulary that a head's effect on the others is estimated from
+#: takes the numbers of some sequences and what was tapped of them
+Watch = Callable[[Sequence[int], Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,17 @@ class Sums:
 
 
 def pattern_sums(
-    model: Model, tokens: Tokens, layers: Sequence[int], samples: int, seed: int
+    model: Model,
+    tokens: Tokens,
+    layers: Sequence[int],
+    samples: int,
+    seed: int,
+    also: Mapping[Address, Watch] | None = None,
 ) -> tuple[Sums, dict[str, str]]:
-    """Return the sums, and why `weighted` or `raises` cannot be read, if so."""
+    """Return the sums, and why `weighted` or `raises` cannot be read, if so.
+
+    `also` sees activations of the same forward, batch by batch.
+    """
     g, done, parts = generator(seed), list[Sequence[int]](), list[Sums]()
     width = tokens.ids.shape[1]
     size = max(1, _CELLS // (model.shape.n_heads * width * width))
@@ -67,9 +77,10 @@ def pattern_sums(
     for group in rope.apart(model.anatomy, tokens):
         for rows in (group[i : i + size] for i in range(0, len(group), size)):
             some = tokens.rows(rows)
-            parts.append(
-                _Pass(model, some, _Masks(model, some, samples, g), layers, readers).sums("weighted" not in unread)
-            )
+            run = _Pass(model, some, _Masks(model, some, samples, g), layers, readers)
+            watched = {a: partial(_shown, watch, rows) for a, watch in (also or {}).items()}
+            with taps.attached(model.anatomy, watched):
+                parts.append(run.sums("weighted" not in unread))
             done.append(rows)
     every = (rope.in_order(done, [getattr(p, name) for p in parts]) for name in Sums.__dataclass_fields__)
     return Sums(*every), unread
@@ -81,6 +92,11 @@ def _check_layers(model: Model, site: str, layers: Sequence[int]) -> None:
         raise Refused(
             f"{site} of {model.name}", "some of its layers have no such site", ("see ", Code("model.sites()"))
         )
+
+
+def _shown(watch: Watch, rows: Sequence[int], x: Tensor) -> Tensor:
+    watch(rows, x.detach())
+    return x
 
 
 class _Masks:
@@ -235,8 +251,8 @@ class _Pass:
             heavy / m.queries[:, 0, :, :, None],
         )
         order = torch.tensor(m.place, device=home)
-        attention, raised, weighted = (x.index_select(-3, order).cpu() for x in found)
-        return Sums(attention, raised, weighted, (rest[:, 0] / rest[:, 1]).cpu(), m.uniform.cpu())
+        attention, raises, share = (x.index_select(-3, order).cpu() for x in found)
+        return Sums(attention, raises, share, (rest[:, 0] / rest[:, 1]).cpu(), m.uniform.cpu())
 
     def _stacked(self, found: dict[int, Tensor], home: torch.device) -> Float[Tensor, "batch mask layer head"]:
         """Return one sum of all layers; NaN where it was not read."""
@@ -251,7 +267,7 @@ class _Pass:
 
     def _see_pattern(self, layer: int, pattern: Tensor) -> Tensor:
         given = pattern.detach().float()
-        self.reach[layer] = self._reach_of(given)
+        self.reach[layer] = reach_of(self.model, self.tokens, given)
         for queries in self.masks.blocks():
             a, mask = given[:, :, queries], self.masks.of(self.reach[layer], queries)
             _add(self.seen, layer, a, mask.to(a.device))
@@ -271,18 +287,20 @@ class _Pass:
             _add(self.raised, layer, effect, self.masks.of(self.reach[layer], queries).to(x.device))
         return z
 
-    def _reach_of(self, pattern: Float[Tensor, "batch head q_pos k_pos"]) -> int:
-        """Return the width of a layer's window: the narrowest of the configuration beyond which the last query of no
-        sequence gives any attention.
-        """
-        windows = [w for w in _windows(self.model) if w < int(self.tokens.lengths.max())]
-        if not windows:
-            return self.masks.width
-        rows = torch.arange(len(pattern), device=pattern.device)
-        last = pattern[rows, :, self.tokens.last.to(pattern.device)] > 0  # [batch, head, k_pos]
-        at = self.tokens.position_ids.to(pattern.device)
-        back = (self.tokens.lengths.to(at)[:, None] - 1 - at).masked_fill(~last.any(1), -1)
-        return next((w for w in windows if w > int(back.max())), self.masks.width)
+
+def reach_of(model: Model, tokens: Tokens, pattern: Float[Tensor, "batch head q_pos k_pos"]) -> int:
+    """Return the width of a layer's window: the narrowest of the configuration beyond which the last query of no
+    sequence gives any attention; that of the batch if there is none.
+    """
+    width = tokens.ids.shape[1]
+    windows = [w for w in _windows(model) if w < int(tokens.lengths.max())]
+    if not windows:
+        return width
+    rows = torch.arange(len(pattern), device=pattern.device)
+    last = pattern[rows, :, tokens.last.to(pattern.device)] > 0  # [batch, head, k_pos]
+    at = tokens.position_ids.to(pattern.device)
+    back = (tokens.lengths.to(at)[:, None] - 1 - at).masked_fill(~last.any(1), -1)
+    return next((w for w in windows if w > int(back.max())), width)
 
 
 def _windows(model: Model) -> list[int]:

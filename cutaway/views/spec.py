@@ -295,8 +295,9 @@ def _band(result: Result, field: str, shape: dict[str, int], curves: bool) -> Ba
     null = result.tensors()[name].detach().float().cpu()
     if not null.numel():
         return None
-    control = str(result.record.get("control") or "random control")
-    return band(null, result.axes()[name], shape, control, curves)
+    own, usual = result.record.get("controls"), str(result.record.get("control") or "random control")
+    control = own.get(field, usual) if isinstance(own, dict) else usual
+    return band(null, result.axes()[name], shape, str(control), curves)
 
 
 def _words(result: Result, field: str, axes: tuple[str, ...]) -> list[Any] | None:

@@ -80,6 +80,8 @@ def test_subjects_are_registered_with_the_type_that_the_method_takes(name):
 
 #: fields of methods that fit on a drawn part of their data, or say what stands out of a drawn null: drawn themselves
 DRAWN = {
+    "heads.card": {"claimed"},
+    "heads.card(model, repeats)": {"claimed"},
     "heads.classify": {"claimed"},
     "heads.classify(model, repeats)": {"claimed"},
     "lenses.token_relevance": {"gain", "curve"},
