@@ -59,6 +59,7 @@ IN_TEXT, BARE = "as read in the text", "bare embeddings"
 AROUND = [*(("key", i) for i in range(-3, 4)), *(("query", i) for i in range(-5, 1))]
 _SOURCES = 256  # most tokens of the text whose outputs are read
 _BEFORE = 8  # tokens of a context that are shown before key and query
+Part = tuple[dict[str, Any], dict[str, list[Any]], dict[str, str]]  # fields, their labels, reasons
 _CONTROLS = {
     "matched": "random_keys",
     "distance": "moved_looks",
@@ -166,7 +167,9 @@ def card(
     tokens = prompts.bind(model)
     looks = Looks(model, tokens, place, max(contexts, 1), samples, seed)
     types = scored(model, tokens, least, False, samples, seed, looks.watching())
-    return _result(model, tokens, place, types, looks, max(examples, 1), pairs, samples, seed)
+    parts = [_deciles(looks), _distances(looks), _examples(model, tokens, looks, max(examples, 1))]
+    parts += [_windows(model, tokens, looks), _outputs(model, place, looks, pairs, samples, seed)]
+    return _result(place, types, looks, parts)
 
 
 def _one(model: Model, head: str) -> Address:
@@ -179,13 +182,8 @@ def _one(model: Model, head: str) -> Address:
     return found[0]
 
 
-def _result(
-    model: Model, tokens: Tokens, place: Address, types: HeadTypes, looks: Looks,
-    examples: int, pairs: int, samples: int, seed: int,
-) -> HeadCard:  # fmt: skip
+def _result(place: Address, types: HeadTypes, looks: Looks, parts: Sequence[Part]) -> HeadCard:
     fields, labels, reasons = _types(types.select(layer=place.layer, head=place.unit or 0))
-    parts = [_deciles(looks), _distances(looks), _examples(model, tokens, looks, examples)]
-    parts += [_windows(model, tokens, looks), _outputs(model, place, looks, pairs, samples, seed)]
     for more, names, why in parts:
         fields, labels, reasons = fields | more, labels | names, reasons | why
     lone = one_prompt(len(looks.found), "score", "matched", "strength", "distance")
@@ -202,9 +200,6 @@ def _result(
             "claimed": [n for n, c in zip(labels["type"], fields["claimed"].tolist(), strict=True) if c > 0],
         },
     )
-
-
-Part = tuple[dict[str, Any], dict[str, list[Any]], dict[str, str]]  # fields, their labels, reasons
 
 
 def _types(types: HeadTypes) -> Part:

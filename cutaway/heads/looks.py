@@ -1,4 +1,4 @@
-"""What one head looks at, sequence by sequence while a forward runs; patterns are reduced at once and not kept."""
+"""Looks of one head, read while a forward runs, sequence by sequence; patterns are reduced at once and not kept."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.models.vocabulary import special_ids
 
-#: types with keys of their own, but for the first token, which is no key here
+#: types with keys of their own, but for the first token, which is left out here
 KEYS = [row for row in {row.keys: row for row in reversed(TYPES)}.values() if row.name != "first token"][::-1]
 NONE = "none of these"
 WINDOW = 24  # most tokens of a pattern that is kept
@@ -48,7 +48,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Reading:
-    """What the queries of one sequence look at; the first token is neither query nor key.
+    """Looks of the queries of one sequence; the first token is neither query nor key.
 
     Attributes:
         sequence: the row of the sequence.
@@ -70,12 +70,12 @@ class Reading:
 
 
 class Looks:
-    """What one head looks at, filled by a forward that shows it the activations of `watching`.
+    """Looks of one head at a text, filled by a forward that shows them the activations of `watching`.
 
     A sequence that is there already is left out.
 
     Attributes:
-        found: what every sequence gives.
+        found: the looks of every sequence.
         windows: the queries of some sequences that look hardest, the hardest first.
         buckets: the names of the buckets of distance.
         ids: the token ids of the text.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.refuse import Code, Refused
-from cutaway.core.stats import generator
+from cutaway.core.stats import generator, rotation
 from cutaway.models import circuits
 from cutaway.models.anatomy.weights import unembed_rows
 from cutaway.models.model import Model
@@ -94,7 +94,8 @@ def written(
     values = values.to(away)
     k = min(max(pairs, 1), len(values))
     source, target, strength = _strongest(values, away, k)
-    null = [_strongest(values @ _turned(values.shape[1], g).to(values), away, k)[2] for _ in range(samples)]
+    turned = (values @ rotation(values.shape[1], g).to(values) for _ in range(samples))
+    null = [_strongest(x, away, k)[2] for x in turned]
     rows = values / _spread(values, away)
     steps = torch.randint(1, max(len(ids), 2), (samples,), generator=g).tolist()
     others = [(rows * away[ids.roll(step)]).sum(-1).mean() for step in steps]
@@ -122,9 +123,3 @@ def _spread(values: Tensor, away: Tensor) -> Float[Tensor, "source 1"]:
     """Return the standard deviation over the vocabulary of what each source writes."""
     square = torch.einsum("sd,de,se->s", values, away.T @ away / len(away), values)
     return square.clamp_min(0).sqrt().clamp_min(1e-30)[:, None]
-
-
-def _turned(size: int, g: torch.Generator) -> Float[Tensor, "d_head d_head"]:
-    """Return a random rotation."""
-    q, r = torch.linalg.qr(torch.randn(size, size, generator=g, dtype=torch.float64))
-    return q * r.diagonal().sign()

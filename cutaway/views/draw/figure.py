@@ -21,6 +21,7 @@ else:  # run-time type checks must not load matplotlib
     Axes = Figure = Any
 
 _CURVES = ("#2868ad", "#b85c0c", "#3d7d5a", "#7f4f9e", "#6b6f76", "#a83a5b")
+_LETTER, _BESIDE = 0.062, 1.6  # inches: a letter of a tick's label, and what stands beside a frame
 _HATCHES = ("////", "\\\\\\\\", "||||", "----", "xxxx", "....")
 _STYLES = ("-", "--", ":", "-.", "-", "--")
 _POSITIVE, _NEGATIVE, _WEAK, _NULL, _INK, _SOFT = "#2868ad", "#b85c0c", "#a7a59d", "#dedcd5", "#1c1e22", "#5c6169"
@@ -157,7 +158,10 @@ def _names(frame: Axes, names: tuple[str, ...], side: str) -> None:
     if side == "y":
         frame.set_yticks(list(at), shown)
         return
-    long = max(map(len, shown), default=0) > 3 and sum(len(n) + 1 for n in shown) > 44
+    longest = max(map(len, shown), default=0)
+    spec = frame.get_subplotspec()
+    across = frame.figure.get_figwidth() / (spec.get_gridspec().ncols if spec else 1) - _BESIDE  # type: ignore[union-attr]
+    long = longest > 3 and (sum(len(n) + 1 for n in shown) > 44 or longest * _LETTER > across / len(shown))
     frame.set_xticks(
         list(at), shown, rotation=60 if long else 0, ha="right" if long else "center", rotation_mode="anchor"
     )

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from cutaway.core.result import Result
 from cutaway.views import palette
+from cutaway.views.axes import has_role
 from cutaway.views.kinds import KINDS, drawer
 from cutaway.views.spec import Picture, aligned, pictures
 from cutaway.views.wording import amount, number, span, spoken
@@ -25,6 +26,7 @@ from cutaway.views.wording import amount, number, span, spoken
 _POSITIVE, _NEGATIVE, _WEAK = "#5b9bd8", "#dd8a3a", "grey58"
 _UNIT = 12  # the longest unit, in columns, that fits into the head of a table
 _CELL = 8  # the most columns that a word gets in a heat map
+_NAMED, _NAME = 12, 16  # the most columns of a heat map that get room for their names, and the longest such name
 
 
 def terminal(result: Result, field: str | None = None, **options: Any) -> RenderableType:
@@ -212,7 +214,9 @@ def _cell_width(p: Picture, c: int, pen: Pen) -> int:
     mark.
     """
     if not p.words:
-        return 5 if pen.colour else 4
+        least = 5 if pen.colour else 4
+        named = len(p.columns) <= _NAMED and not has_role(p.column_axis, "place", "depth", "unit")
+        return max(least, min(_NAME, cell_len(p.columns[c]) + 1)) if named else least
     return min(_CELL, max(cell_len(w) for w in (p.columns[c], *(line[c] for line in p.words)))) + 3
 
 
