@@ -21,7 +21,7 @@ from cutaway.core.stats import generator
 from cutaway.heads.types import TYPES, Sequences, delimiters
 from cutaway.models.access import forward, taps
 from cutaway.models.anatomy import rope
-from cutaway.models.anatomy.weights import unembed_rows
+from cutaway.models.anatomy.weights import logit_readers
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 
@@ -188,7 +188,7 @@ class _Readers:
         if model.family.post_norm:
             why = "the stream is normed after every layer"
             raise Refused(f"direct effects in {model.name}", why, ("see ", Code("model.sites()")))
-        unembed_rows(model.anatomy, torch.zeros(1, dtype=torch.long))
+        logit_readers(model.anatomy, torch.zeros(1, dtype=torch.long))
         self.model, self.known = model, dict[int, tuple[Tensor, Tensor]]()
         model.weights.o[0]
 
@@ -214,11 +214,8 @@ class _Readers:
 
     def _toward(self, ids: Tensor, layer: int) -> Tensor:
         anatomy = self.model.anatomy
-        rows = unembed_rows(anatomy, ids, torch.float32)[0]
-        for module in (anatomy.top("final"), anatomy.part(layer, "ln1_post")):
-            if module is not None:
-                norm = anatomy.norm(module)
-                rows = norm.centre(rows * norm.weight.to(rows))
+        rows, post = logit_readers(anatomy, ids, torch.float32), anatomy.part(layer, "ln1_post")
+        rows = rows if post is None else anatomy.norm(post).folded(rows)
         return torch.einsum("wm,hdm->whd", rows, self.model.weights.o[layer].to(rows))
 
 

@@ -12,7 +12,7 @@ from cutaway.core.address import Address
 from cutaway.core.refuse import Code, Refused
 from cutaway.core.stats import generator, rotation
 from cutaway.models import circuits
-from cutaway.models.anatomy.weights import unembed_rows
+from cutaway.models.anatomy.weights import logit_readers
 from cutaway.models.model import Model
 
 _BLOCK = 1 << 13  # tokens of the vocabulary at once
@@ -52,14 +52,13 @@ def toward(model: Model, place: Address) -> Float[Tensor, "token d_head"]:
         why = "the stream is normed after every layer"
         raise Refused(f"direct effects in {model.name}", why, ("see ", Code("model.sites()")))
     anatomy, layer = model.anatomy, place.layer or 0
-    unembed_rows(anatomy, torch.zeros(1, dtype=torch.long, device=model.device))
+    logit_readers(anatomy, torch.zeros(1, dtype=torch.long, device=model.device))
     out = circuits.wide(model.weights.o[layer][place.unit].detach())  # [d_head, d_model]
-    norms = [anatomy.norm(m) for m in (anatomy.top("final"), anatomy.part(layer, "ln1_post")) if m is not None]
+    post, dtype = anatomy.part(layer, "ln1_post"), torch.promote_types(model.dtype, torch.float32)
     parts = list[Tensor]()
     for ids in torch.arange(model.shape.d_vocab, device=model.device).split(_BLOCK):
-        rows = circuits.wide(unembed_rows(anatomy, ids)[0].detach())
-        for norm in norms:
-            rows = norm.centre(rows * norm.weight.to(rows))
+        rows = logit_readers(anatomy, ids, dtype).detach()
+        rows = rows if post is None else anatomy.norm(post).folded(rows)
         parts.append(rows @ out.to(rows).T)
     whole = torch.cat(parts)
     return whole - whole.mean(0)

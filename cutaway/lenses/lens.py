@@ -17,7 +17,7 @@ from cutaway.core.files import held, read_json, read_tensors, write_json, write_
 from cutaway.core.record import hash_tensors, note
 from cutaway.core.refuse import Code, Refused
 from cutaway.core.repeat import Made
-from cutaway.models.anatomy.weights import unembed_rows
+from cutaway.models.anatomy.weights import logit_readers
 from cutaway.models.model import Model
 
 VERSION = 1
@@ -129,12 +129,7 @@ def token_readers(model: Model, tokens: Int[Tensor, "token"]) -> Float[Tensor, "
     Raises:
         Refused: an unembedding that is not linear behind the final norm.
     """
-    rows = unembed_rows(model.anatomy, tokens.to(model.device), torch.promote_types(model.dtype, torch.float32))[0]
-    final = model.anatomy.top("final")
-    if final is None:
-        return rows
-    norm = model.anatomy.norm(final)
-    return norm.centre(rows * norm.weight.to(rows.dtype))
+    return logit_readers(model.anatomy, tokens.to(model.device), torch.promote_types(model.dtype, torch.float32))
 
 
 def depth_address(depth: int) -> Address:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
@@ -35,6 +37,17 @@ def centred(model: Model) -> bool:
 def dims(model: Model) -> int:
     """Return the number of dimensions of the stream that readers see."""
     return model.shape.d_model - int(centred(model))
+
+
+def embedded(model: Model) -> Float[Tensor, "token d_model"]:
+    """Return the embeddings as heads of the first layer read them, through the norm's centre and scale, in float32 or
+    better.
+    """
+    plain, into = wide(model.weights.embed.detach()), model.anatomy.part(0, "ln1")
+    if into is None or not readable(model).is_folded:
+        return plain
+    norm = model.anatomy.norm(into)
+    return norm.centre(plain) / norm.scale(plain)[:, None]
 
 
 def ov(model: Model, heads: Sequence[Address]) -> Factored:

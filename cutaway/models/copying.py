@@ -11,6 +11,7 @@ from torch import Tensor
 from cutaway.core.address import Address
 from cutaway.core.stats import generator
 from cutaway.models import circuits
+from cutaway.models.anatomy.weights import logit_readers
 from cutaway.models.model import Model
 
 
@@ -27,11 +28,9 @@ def copying(
     Raises:
         Refused: values or z are not what the weights make of what attention reads, or nothing is unembedded.
     """
-    circuit, weights = (
-        circuits.ov(model, [Address("z", i, h) for i in layers for h in range(model.shape.n_heads)]),
-        circuits.readable(model),
-    )
-    through = weights.unembed.detach().float() @ weights.embed.detach().float()
+    circuit = circuits.ov(model, [Address("z", i, h) for i in layers for h in range(model.shape.n_heads)])
+    unembed = logit_readers(model.anatomy, dtype=torch.float32).detach()
+    through = unembed.T @ model.weights.embed.detach().float()
     into = circuit.right.float() @ through  # [layer * head, d_head, d_model]
     values = circuit.left.float()  # [layer * head, d_model, d_head]
     g, null, group = generator(seed), list[Tensor](), model.shape.n_heads // model.shape.n_kv_heads

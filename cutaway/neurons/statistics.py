@@ -25,7 +25,7 @@ from torch import Tensor
 from cutaway.core.method import method
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt, rotation
-from cutaway.models.anatomy.weights import unembed_rows
+from cutaway.models.anatomy.weights import logit_readers
 from cutaway.models.model import Model
 from cutaway.neurons import memories
 from cutaway.tasks.answers import check_predicts
@@ -104,10 +104,7 @@ def statistics(
 
 def _read(model: Model) -> tuple[Float[Tensor, "d_model d_model"], Float[Tensor, "d_model rank"]]:
     """Return the covariance of the unembedding's rows, each of length 1, and the directions that it reads least."""
-    rows, final = unembed_rows(model.anatomy)[0].detach().float(), model.anatomy.top("final")
-    if final is not None:
-        norm = model.anatomy.norm(final)
-        rows = norm.centre(rows * norm.weight.to(rows.dtype))
+    rows = logit_readers(model.anatomy, dtype=torch.float32).detach()
     unit = (rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-30)).double()
     mean = unit.mean(0)
     least = max(1, len(mean) // _LEAST_READ)

@@ -2,13 +2,17 @@
 
 from cutaway.weights.circuits import TokenPairs, circuits
 from cutaway.weights.composition import Composition, composition
+from cutaway.weights.distances import Distances, distances, pair_scores
 from cutaway.weights.virtual import virtual_head, virtual_pattern, virtual_weights
 
 __all__ = [
     "Composition",
+    "Distances",
     "TokenPairs",
     "circuits",
     "composition",
+    "distances",
+    "pair_scores",
     "virtual_head",
     "virtual_pattern",
     "virtual_weights",

@@ -8,6 +8,10 @@ are made, a block at a time.
 
 * A pair's `strength` is its entry less the mean of its row, in standard deviations of the row: how far the target
   stands out for this source. `source`, `target`: the `pairs` sources whose best target is strongest, in this order.
+* `written`: the token that the head raises most where it attends to a pair's target, so that a pair of `attends` reads
+  on: which token attends to which, and writes what (`chains`).
+* `offset`: the distance from query to key, at which rotary positions turn them (also where they turn only some
+  dimensions). What a turn does to every pair alike is `weights.distances`.
 * `same[circuit, head]`: mean strength of source and target being the same token: matching of tokens in `attends`,
   copying in `writes`. `interval`: 95 %, over sources.
 * Control (`null`): the same with each source's target exchanged for that of another source, at random.
@@ -16,10 +20,11 @@ are made, a block at a time.
 * Without `sources`, every token is one. Of fewer, the ids are evenly spaced.
 * Assumption: heads read bare embeddings. Late heads of trained models read what earlier layers made of them; there
   `same` and `copying` may miss what the head does. Queries have their bias; learned positions
-  are left out, and rotary ones stand at distance zero.
+  are left out.
 * Known failures: rare tokens, whose embeddings training hardly moved, can be the strongest pair of many heads.
 * Equivalences (tests): the whole product tokens × tokens, multiplied out.
-* Cost: no forward. One product of every head's keys, and of its values, with the vocabulary.
+* Cost: no forward; with `offset` one, of a short prompt, which tells how positions turn queries. One product of every
+  head's keys, and of its values, with the vocabulary.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -39,9 +45,10 @@ from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.models import circuits as weights
-from cutaway.models.anatomy.weights import unembed_rows
+from cutaway.models.anatomy.weights import logit_readers
 from cutaway.models.copying import copying
 from cutaway.models.model import Model
+from cutaway.models.rotary import Rotary, rotaries
 
 SIDES = ("attends", "writes")
 Sides = tuple[Tensor, Tensor, Tensor]  # a circuit's left factor, the bias after it, its right side for all tokens
@@ -56,6 +63,8 @@ class Read(NamedTuple):
     source: Int[Tensor, "head rank"]
     target: Int[Tensor, "head rank"]
     strength: Float[Tensor, "head rank"]
+    onward: Int[Tensor, "head some"]
+    onward_strength: Float[Tensor, "head some"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +80,8 @@ class TokenPairs(Result, kind="token_pairs"):
         strength: how far the target stands out of its row, in standard deviations.
         copying: the eigenvalue score of the OV circuit.
         copying_null: `copying` with the values of another key-value head.
+        written: token ids that a head writes where it attends to the targets of its pairs in `attends`.
+        written_strength: how far that token stands out of its row, in standard deviations.
     """
 
     same: Float[Tensor, "circuit head"]
@@ -81,6 +92,8 @@ class TokenPairs(Result, kind="token_pairs"):
     strength: Float[Tensor, "circuit head rank"]
     copying: Float[Tensor, "head"]
     copying_null: Float[Tensor, "head sample"]
+    written: Int[Tensor, "head rank"] | None = None
+    written_strength: Float[Tensor, "head rank"] | None = None
 
     def pairs(self, head: str, circuit: str = "attends") -> list[tuple[str, str]]:
         """Return the strongest pairs of a head, as texts of source and target.
@@ -92,11 +105,23 @@ class TokenPairs(Result, kind="token_pairs"):
         sources, targets = (self.labels[name][at[0]][at[1]] for name in ("source", "target"))
         return list(zip(sources, targets, strict=True))
 
+    def chains(self, head: str) -> list[tuple[str, str, str]]:
+        """Return the strongest matches of a head, as texts of the token that attends, the one that it attends to, and
+        the one that the head then writes.
+
+        Raises:
+            Refused: no such head, or a model whose queries and keys have no bilinear form.
+        """
+        if self.written is None:
+            raise Refused(f"chains of head {head}", self.reasons.get("attends", "this result has none"), "read pairs()")
+        written = self.labels["written"][self._entries("head", head)[0]]
+        return [(*pair, text) for pair, text in zip(self.pairs(head), written, strict=True)]
+
 
 @method(
     answers="Which token attends to which, and what does it write?",
     paper="Elhage et al. 2021, A mathematical framework for transformer circuits",
-    cost="0",
+    cost="offset * F",
     control="exchanged_targets",
     rung="observational",
 )
@@ -108,6 +133,7 @@ def circuits(
     heads: tuple[str, ...] = (),
     sources: int = 256,
     pairs: int = 8,
+    offset: int = 0,
     samples: int = 8,
     seed: int = 0,
 ) -> TokenPairs:
@@ -117,6 +143,7 @@ def circuits(
         heads: these, as `layer.head` or `layer.*` [default: all].
         sources: how many tokens are queries, or are attended to; 0 takes all.
         pairs: how many of the strongest pairs are kept.
+        offset: the distance from query to key, in tokens; by default rotary positions stand at distance zero.
         samples: how many exchanges make the null.
         seed: of the exchanges.
 
@@ -138,10 +165,11 @@ def circuits(
     )
     reasons = dict[str, str]()
     try:
-        attends = tables.read(tables.attending(model, places), ids, turned, pairs)
+        attends = tables.read(tables.attending(model, places, offset), ids, turned, pairs)
     except Refused as refusal:
         reasons["attends"], attends = refusal.why, None
-    writes = tables.read(tables.writing(model, places), ids, turned, pairs)
+    onward = None if attends is None else attends.target
+    writes = tables.read(tables.writing(model, places), ids, turned, pairs, onward)
     return _result(model, places, ids, [attends, writes], reasons, samples, seed)
 
 
@@ -154,15 +182,8 @@ class _Tables:
 
     @staticmethod
     def of(model: Model) -> _Tables:
-        plain, (rows, _) = weights.wide(model.weights.embed.detach()), unembed_rows(model.anatomy)
-        into, out = model.anatomy.part(0, "ln1"), model.anatomy.top("final")
-        if into is not None and weights.readable(model).is_folded:
-            norm = model.anatomy.norm(into)
-            plain = norm.centre(plain) / norm.scale(plain)[:, None]
-        rows = weights.wide(rows.detach())
-        if out is not None:
-            norm = model.anatomy.norm(out)
-            rows = norm.centre(rows * norm.weight.to(rows.dtype))
+        dtype = torch.promote_types(model.dtype, torch.float32)
+        plain, rows = weights.embedded(model), logit_readers(model.anatomy, dtype=dtype).detach()
         tokens = min(len(plain), len(rows))
         return _Tables(plain[:tokens], rows[:tokens])
 
@@ -170,43 +191,68 @@ class _Tables:
     def tokens(self) -> int:
         return len(self.embed)
 
-    def attending(self, model: Model, places: Sequence[Address]) -> Iterator[Sides]:
-        """Yield queries and keys of all tokens, of one head after the other.
+    def attending(self, model: Model, places: Sequence[Address], offset: int) -> Iterator[Sides]:
+        """Yield queries and keys of all tokens, of one head after the other, the keys `offset` tokens back.
 
         Raises:
-            Refused: queries and keys are normed or scaled by position.
+            Refused: queries and keys are normed or scaled by position, or positions are not rotary.
         """
         group, shared = model.shape.n_heads // model.shape.n_kv_heads, dict[tuple[int, int], Tensor]()
-        for place in places:
-            layer, unit = place.layer or 0, place.unit or 0
-            form, key = weights.qk(model, [place])[0], (layer, unit // group)
-            bias = weights.readable(model).q_bias[layer, unit].detach().to(self.embed)
-            if key not in shared:  # heads of one group have the same keys
-                shared = {key: self.embed @ form.right.to(self.embed).T}
-            yield form.left.to(self.embed), bias, shared[key]
+        turns = dict[int, Rotary]()
+        for layer, here in _by_layer(places):
+            forms, biases = weights.qk(model, here), weights.readable(model).q_bias[layer].detach()
+            if offset and not turns:
+                turns = rotaries(model, [a.layer or 0 for a in places])
+            for i, place in enumerate(here):
+                unit, form = place.unit or 0, forms[i]
+                left, bias = form.left.to(self.embed), biases[unit].to(self.embed)
+                if layer in turns:
+                    left, bias = turns[layer].turned(left, offset), turns[layer].turned(bias, offset)
+                if (key := (layer, unit // group)) not in shared:  # heads of one group have the same keys
+                    shared = {key: self.embed @ form.right.to(self.embed).T}
+                yield left, bias, shared[key]
 
     def writing(self, model: Model, places: Sequence[Address]) -> Iterator[Sides]:
         """Yield values of a token and what the unembedding makes of them, of one head after the other."""
-        for place in places:
-            form = weights.ov(model, [place])[0]
-            yield form.left.to(self.embed), torch.zeros(()), self.unembed @ form.right.to(self.embed).T
+        for _, here in _by_layer(places):
+            forms = weights.ov(model, here)
+            for form in (forms[i] for i in range(len(here))):
+                yield form.left.to(self.embed), torch.zeros(()), self.unembed @ form.right.to(self.embed).T
 
-    def read(self, sides: Iterator[Sides], ids: Tensor, turned: Tensor, pairs: int) -> Read:
-        """Return own strength, exchanged strength, and the strongest pairs, of every head."""
-        return Read(*map(torch.stack, zip(*(self._one(*s, ids, turned, pairs) for s in sides), strict=True)))
+    def read(
+        self, sides: Iterator[Sides], ids: Tensor, turned: Tensor, pairs: int, onward: Tensor | None = None
+    ) -> Read:
+        """Return own strength, exchanged strength, and the strongest pairs, of every head; and the best targets of
+        further sources, if a head has any.
+        """
+        none = ids.new_empty(0)
+        found = (self._one(*s, ids, turned, pairs, none if onward is None else onward[i]) for i, s in enumerate(sides))
+        return Read(*map(torch.stack, zip(*found, strict=True)))
 
     def _one(
-        self, left: Tensor, bias: Tensor, keys: Tensor, ids: Tensor, turned: Tensor, pairs: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        rows, centre = self.embed[ids] @ left + bias.to(left), keys.mean(0)
+        self, left: Tensor, bias: Tensor, keys: Tensor, ids: Tensor, turned: Tensor, pairs: int, onward: Tensor
+    ) -> tuple[Tensor, ...]:
+        centre = keys.mean(0)
         away = keys - centre  # [token, d_head]
-        spread = torch.einsum("sr,rt,st->s", rows, away.T @ away / len(keys), rows).sqrt().clamp_min(1e-30)
-        rows = rows / spread[:, None]
-        best = [(some @ away.T).max(-1) for some in rows.split(max(1, _CELLS // len(keys)))]
+        square = away.T @ away / len(keys)
+
+        def rows(of: Tensor) -> Tensor:
+            made = self.embed[of] @ left + bias.to(left)
+            return made / torch.einsum("sr,rt,st->s", made, square, made).sqrt().clamp_min(1e-30)[:, None]
+
+        mine = rows(ids)
+        best = [(some @ away.T).max(-1) for some in mine.split(max(1, _CELLS // len(keys)))]
         values, targets = (torch.cat([getattr(b, name) for b in best]) for name in ("values", "indices"))
         strength, order = values.topk(min(max(pairs, 1), len(values)))
-        own, drawn = (rows * away[ids]).sum(-1), torch.stack([(rows * away[ids[t]]).sum(-1).mean() for t in turned])
-        return own, drawn, ids[order], targets[order], strength
+        own, drawn = (mine * away[ids]).sum(-1), torch.stack([(mine * away[ids[t]]).sum(-1).mean() for t in turned])
+        last = (rows(onward) @ away.T).max(-1)
+        return own, drawn, ids.to(order.device)[order], targets[order], strength, last.indices, last.values
+
+
+def _by_layer(places: Sequence[Address]) -> Iterator[tuple[int, list[Address]]]:
+    """Yield the heads of each layer together, in the order that they have."""
+    for layer, here in groupby(places, key=lambda a: a.layer or 0):
+        yield layer, list(here)
 
 
 def _result(
@@ -219,16 +265,17 @@ def _result(
     seed: int,
 ) -> TokenPairs:
     """Put both circuits together; one that the model does not have is NaN, with token 0 in its pairs."""
-    there = next(r for r in found if r is not None)
-    blank = Read(*(torch.full_like(x, math.nan) if x.is_floating_point() else torch.zeros_like(x) for x in there))
-    own, null, source, target, strength = (torch.stack(x).cpu() for x in zip(*(r or blank for r in found), strict=True))
+    *_, written, written_strength = next(r for r in reversed(found) if r is not None)
+    parts = [None if r is None else r[:5] for r in found]
+    there = next(r for r in parts if r is not None)
+    blank = [torch.full_like(x, math.nan) if x.is_floating_point() else torch.zeros_like(x) for x in there]
+    own, null, source, target, strength = (torch.stack(x).cpu() for x in zip(*(r or blank for r in parts), strict=True))
     layers = sorted({a.layer or 0 for a in places})
     at = [(layers.index(a.layer or 0), a.unit or 0) for a in places]
     scores, chance = copying(model, layers, samples, seed)
-    text = {
-        n: [[model.text.token_texts(row) for row in side.tolist()] for side in x]
-        for n, x in (("source", source), ("target", target))
-    }
+    text = {n: [_texts(model, side) for side in x] for n, x in (("source", source), ("target", target))}
+    if matched := found[0] is not None:
+        text["written"] = _texts(model, written)
     return TokenPairs(
         same=own.mean(-1).float(),
         interval=mean_interval(own.movedim(-1, 0)),
@@ -238,8 +285,17 @@ def _result(
         strength=strength.float(),
         copying=torch.stack([scores[p] for p in at]).cpu(),
         copying_null=torch.stack([chance[p] for p in at]).cpu(),
+        written=written.cpu() if matched else None,
+        written_strength=written_strength.cpu().float() if matched else None,
         labels={"circuit": [*SIDES], "head": [f"{a.layer}.{a.unit}" for a in places], "bound": BOUNDS, **text},
-        units={"same": "standard deviations", "strength": "standard deviations", "copying": "Σλ / Σ|λ|"},
+        units={
+            **dict.fromkeys(("same", "strength", "written_strength"), "standard deviations"),
+            "copying": "Σλ / Σ|λ|",
+        },
         reasons={"copying": "it is of the weights alone, which have no spread over prompts"} | reasons,
         record={"sources": len(ids), "tokens": model.shape.d_vocab},
     )
+
+
+def _texts(model: Model, ids: Int[Tensor, "head rank"]) -> list[list[str]]:
+    return [model.text.token_texts(row) for row in ids.tolist()]

@@ -166,7 +166,10 @@ def _gram(x: Float[Tensor, "head d_model d_head"], core: Float[Tensor, "head d_h
     """Return a [d_head, d_head] matrix with the eigenvalues of x core xᵀ other than 0, in float64."""
     x, core = x.double(), core.double()
     size = core.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None]
-    root = torch.linalg.cholesky_ex(core + 1e-12 * size * torch.eye(core.shape[-1]).to(core))[0]
+    root, failed = torch.linalg.cholesky_ex(core + 1e-12 * size * torch.eye(core.shape[-1]).to(core))
+    if failed.any():  # a circuit of lower rank, whose small eigenvalues rounding made negative
+        values, vectors = torch.linalg.eigh(core[failed > 0])
+        root[failed > 0] = vectors * values.clamp_min(0).sqrt()[:, None]
     return root.mT @ (x.mT @ x) @ root
 
 

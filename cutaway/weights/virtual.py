@@ -18,7 +18,7 @@ from cutaway.core.refuse import Refused
 from cutaway.models import circuits
 from cutaway.models.anatomy.norms import wide
 from cutaway.models.anatomy.per_layer import Factored
-from cutaway.models.anatomy.weights import Weights
+from cutaway.models.anatomy.weights import Weights, logit_readers
 from cutaway.models.model import Model
 
 #: site → weights [layer, (head,) unit, d_model] that write it into the stream, or [.., d_model, unit] that read it off
@@ -58,7 +58,10 @@ def virtual_weights(model: Model, writer: str, reader: str) -> Factored:
         what = f"virtual weights {writer} → {reader}"
         raise Refused(what, "one of them does not write to, or read from, the stream", f"use {', '.join(names)}")
     left = w.embed if writer == "embed" else _part(WRITERS[out.site](w, _layer(model, out)), out, -2)
-    right = w.unembed if reader == "logits" else _part(READERS[into.site](w, _layer(model, into)), into, -1)
+    if reader == "logits":
+        right = logit_readers(model.anatomy, dtype=torch.promote_types(model.dtype, torch.float32)).T
+    else:
+        right = _part(READERS[into.site](w, _layer(model, into)), into, -1)
     left, right = wide(left.detach()), wide(right.detach())
     if circuits.centred(model):
         left, right = left - left.mean(-1, keepdim=True), right - right.mean(-2, keepdim=True)

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from cutaway.core.refuse import Refused
+from cutaway.models.anatomy.weights import Weights
+from cutaway.models.copying import copying
 from cutaway.models.model import Model
 from cutaway.weights import circuits
 from tests.conformance import subjects
 
 
-def whole(model: Model, layer: int, head: int) -> list[torch.Tensor]:
+def whole_table(model: Model, layer: int, head: int) -> list[torch.Tensor]:
     """QK and OV of one head for every two tokens, multiplied out in float64 and standardised by row."""
     w, norm = model.weights.folded(), model.anatomy.norm(model.anatomy.part(layer, "ln1"))
     x = norm.centre(model.weights.embed.double())
@@ -30,7 +32,7 @@ def whole(model: Model, layer: int, head: int) -> list[torch.Tensor]:
 def test_pairs_and_own_strengths_are_those_of_the_whole_product(family):
     model = subjects.random_llama() if family == "llama" else subjects.family("gpt2")
     got = circuits(model, heads="1.*", sources=0, pairs=5)
-    for side, expected in enumerate(whole(model, 1, 2)):
+    for side, expected in enumerate(whole_table(model, 1, 2)):
         assert float(got.same[side, 2]) == pytest.approx(float(expected.diagonal().mean()), abs=1e-4)
         best = expected.max(1)
         strength, source = best.values.topk(5)
@@ -39,7 +41,7 @@ def test_pairs_and_own_strengths_are_those_of_the_whole_product(family):
         assert got.target[side, 2].tolist() == best.indices[source].tolist()
     some = circuits(model, heads="1.2", sources=7)
     ids = torch.linspace(0, model.shape.d_vocab - 1, 7).long()
-    means = [float(x[ids, ids].mean()) for x in whole(model, 1, 2)]
+    means = [float(x[ids, ids].mean()) for x in whole_table(model, 1, 2)]
     assert some.same[:, 0].tolist() == pytest.approx(means, abs=1e-4)
 
 
@@ -69,3 +71,33 @@ def test_a_family_without_a_query_key_form_still_writes_and_wrong_heads_are_refu
         circuits(subjects.random_llama(), heads="7.0")
     with pytest.raises(Refused, match="9"):
         got.pairs("9.9")
+
+
+@torch.no_grad()
+def test_a_pair_reads_on_to_what_the_head_writes_and_a_layer_is_read_once(monkeypatch):
+    model, read = subjects.random_llama(), list[int]()
+    for name in ("ov", "qk"):
+        whole = getattr(Weights, name)
+        monkeypatch.setattr(Weights, name, lambda w, i, whole=whole: read.append(i) or whole(w, i))
+    got = circuits(model, pairs=3, sources=9)
+    monkeypatch.undo()
+    assert sorted(read) == [0, 0, 0, 1, 1, 1], "once for its matches, once for what it writes, once for copying"
+    expected = whole_table(model, 1, 2)[1][got.target[0, 6]].max(1)
+    assert got.written[6].tolist() == expected.indices.tolist()
+    torch.testing.assert_close(got.written_strength[6].double(), expected.values, rtol=1e-4, atol=1e-4)
+    chain = got.chains("1.2")[0]
+    assert chain[:2] == got.pairs("1.2")[0]
+    assert chain[2] == model.text.token_texts(got.written[6, :1])[0]
+
+
+@torch.no_grad()
+def test_copying_folds_the_final_norm_also_under_a_soft_cap():
+    model = subjects.family("gemma2")  # a soft cap follows its logits, which folds into no weight
+    model.anatomy.top("final").weight.uniform_(-0.9, 3.0, generator=torch.Generator().manual_seed(0))
+    scores, _ = copying(model, [1], 1, 0)
+    rows = model.anatomy.unembed.weight.double() * (1 + model.anatomy.top("final").weight.double())
+    circuit = model.weights.folded().ov(1, 2)
+    values = torch.linalg.eigvals(
+        circuit.right.double() @ rows.T @ model.weights.embed.double() @ circuit.left.double()
+    )
+    assert float(scores[0, 2]) == pytest.approx(float(values.real.sum() / values.abs().sum()), abs=1e-4)

@@ -108,3 +108,18 @@ def test_a_head_that_writes_nothing_has_no_score_and_wrong_heads_are_refused():
     for wrong in ("9.0", "mlp_out.0", "0.1@2", "heads"):
         with pytest.raises(Refused):
             composition(model, senders=wrong)
+
+
+@torch.no_grad()
+def test_z_of_a_circuit_of_low_rank_has_its_exact_moments():
+    model, g = subjects.random_llama(spread=1.0), torch.Generator().manual_seed(1)
+    line = torch.randn(32, generator=g)
+    model.hf.model.layers[0].self_attn.v_proj.weight[:8] = torch.randn(8, 1, generator=g) * line
+    got = composition(model, senders="0.0", receivers="1.2", samples=200)
+    w = model.weights.folded()
+    p, q = (f.matrix.double() for f in (w.ov(0, 0), w.ov(1, 2)))
+    p, q = p.T @ p / p.square().sum(), q @ q.T / q.square().sum()
+    spread = [float((x @ x).trace()) - 1 / 32 for x in (p, q)]
+    expected = (float((p @ q).trace()) - 1 / 32) / (2 * spread[0] * spread[1] / (31 * 34)) ** 0.5
+    assert got.z[2].item() == pytest.approx(expected, rel=1e-4)
+    assert float(got.null[2].std()) == pytest.approx(1, abs=0.15)

@@ -48,6 +48,10 @@ class Norm:
         """Return the norm's linear part with its scale frozen: additive over summands of x; the bias is left out."""
         return self.centre(x) / scale.unsqueeze(-1) * self.weight.to(x.dtype)
 
+    def folded(self, readers: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
+        """Return vectors that read the norm's output as vectors that read its input; its scale is left out."""
+        return self.centre(readers * self.weight.to(readers))
+
 
 def wide(x: Tensor) -> Tensor:
     """x in float32, or in float64 if it is that already."""

@@ -89,7 +89,7 @@ class _Writer:
         )
         if self.post is not None:
             constant = own @ self.post.bias.double()
-            own = self.post.centre(own * self.post.weight.double()) / self.scale().double()[:, None]
+            own = self.post.folded(own) / self.scale().double()[:, None]
         return own, constant
 
     def _seen(self, own: Float[Tensor, "pair batch d_model"]) -> Float[Tensor, "pair batch unit width"]:
@@ -313,4 +313,4 @@ def logit_reader(
         return direction, offset
     norm = model.anatomy.norm(final)
     offset = offset + direction @ norm.bias.double()
-    return norm.centre(direction * norm.weight.double()) / scale.double()[:, None], offset
+    return norm.folded(direction) / scale.double()[:, None], offset

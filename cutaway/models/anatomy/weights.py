@@ -257,3 +257,18 @@ def unembed_rows(
         own = own + rows @ bias(m).to(rows.dtype) * way.gain
         rows = rows @ matrix(m).T.to(rows.dtype)
     return (rows if (c := way.gain * way.scale) == 1.0 else rows * c), own if way.scale == 1.0 else own * way.scale
+
+
+def logit_readers(
+    anatomy: Anatomy, ids: Int[Tensor, "*token"] | None = None, dtype: torch.dtype | None = None
+) -> Float[Tensor, "*token d_model"]:
+    """Return the vectors that read the logits of some tokens (by default of all) off the last stream.
+
+    The final norm is folded into the rows of the unembedding: its weight, and the mean where it subtracts that. Its
+    scale and all biases are left out.
+
+    Raises:
+        Refused: the model has no unembedding, or one that is quantised or not linear in the final norm's output.
+    """
+    rows, final = unembed_rows(anatomy, ids, dtype)[0], anatomy.top("final")
+    return rows if final is None else anatomy.norm(final).folded(rows)
