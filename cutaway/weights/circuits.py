@@ -33,7 +33,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -113,7 +113,9 @@ class TokenPairs(Result, kind="token_pairs"):
             Refused: no such head, or a model whose queries and keys have no bilinear form.
         """
         if self.written is None:
-            raise Refused(f"chains of head {head}", self.reasons.get("attends", "this result has none"), "read pairs()")
+            raise Refused(
+                f"chains of head {head}", self.reasons.get("attends", "this result has none"), "read its pairs"
+            )
         written = self.labels["written"][self._entries("head", head)[0]]
         return [(*pair, text) for pair, text in zip(self.pairs(head), written, strict=True)]
 
@@ -273,7 +275,9 @@ def _result(
     layers = sorted({a.layer or 0 for a in places})
     at = [(layers.index(a.layer or 0), a.unit or 0) for a in places]
     scores, chance = copying(model, layers, samples, seed)
-    text = {n: [_texts(model, side) for side in x] for n, x in (("source", source), ("target", target))}
+    text: dict[str, list[Any]] = {
+        n: [_texts(model, side) for side in x] for n, x in (("source", source), ("target", target))
+    }
     if matched := found[0] is not None:
         text["written"] = _texts(model, written)
     return TokenPairs(

@@ -85,7 +85,7 @@ def distances(
 
     Args:
         heads: these, as `layer.head` or `layer.*` [default: all].
-        offsets: distances from query to key, in tokens [default: 0 to 32, the farther the sparser].
+        offsets: distances from query to key, in tokens, to which 0 is added [default: to 32, the farther the sparser].
         sources: how many tokens attend, their ids evenly spaced; 0 takes all.
         samples: how many random directions make the null.
         seed: of the directions.
@@ -96,10 +96,10 @@ def distances(
     places = _causal_heads(model, heads)
     offsets = offsets or tuple(o for o in OFFSETS if o < model.shape.context)
     wrong = [o for o in offsets if not 0 <= o < model.shape.context]
-    if wrong or len(set(offsets)) < 2:
-        why = f"its context has {model.shape.context} tokens" if wrong else "a share needs two of them"
-        raise Refused(f"offsets {','.join(map(str, offsets))}", why, "write for example 0,1,2,4,8")
-    embed, steps = weights.embedded(model), sorted(set(offsets))
+    if wrong or not any(offsets):
+        why = f"its context has {model.shape.context} tokens" if wrong else "nothing is compared with distance zero"
+        raise Refused(f"offsets {','.join(map(str, offsets))}", why, "write for example 1,2,4,8")
+    embed, steps = weights.embedded(model), sorted({0, *offsets})
     forms, turns = weights.qk(model, places), rotaries(model, [a.layer or 0 for a in places])
     ids = torch.linspace(0, len(embed) - 1, max(2, min(sources or len(embed), len(embed)))).long().unique()
     group, g = model.shape.n_heads // model.shape.n_kv_heads, generator(seed)
