@@ -1,6 +1,7 @@
 """Neurons: what single units of MLPs read, write and do."""
 
 from cutaway.neurons.arithmetic import ArithmeticStudy, arithmetic
+from cutaway.neurons.frequency import FrequencyNeurons, frequency
 from cutaway.neurons.importance import NeuronImportance, importance
 from cutaway.neurons.statistics import NeuronStatistics, statistics
 from cutaway.neurons.triggers import NeuronTriggers, triggers
@@ -8,11 +9,13 @@ from cutaway.neurons.values import NeuronTokens, values
 
 __all__ = [
     "ArithmeticStudy",
+    "FrequencyNeurons",
     "NeuronImportance",
     "NeuronStatistics",
     "NeuronTokens",
     "NeuronTriggers",
     "arithmetic",
+    "frequency",
     "importance",
     "statistics",
     "triggers",

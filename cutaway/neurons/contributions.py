@@ -69,11 +69,11 @@ class Steps:
         base = stream[:, [post.index(i) for i in layers]] - seen["mlp_out"]
         base = memories.toward_logits(model, base.to(model.device)).cpu() / scale[:, None, None]
         c = seen["mlp_post"]
-        divisors = torch.stack([_divisor(model, i, c[:, at]) for at, i in enumerate(layers)], 1)
+        divisors = torch.stack([divisor(model, i, c[:, at]) for at, i in enumerate(layers)], 1)
         return Steps([*layers], base, c / divisors[..., None] / scale[:, None, None], c)
 
 
-def _divisor(model: Model, layer: int, c: Float[Tensor, "prompt neuron"]) -> Float[Tensor, "prompt"]:
+def divisor(model: Model, layer: int, c: Float[Tensor, "prompt neuron"]) -> Float[Tensor, "prompt"]:
     """Return the divisor of a norm behind the MLP; ones without one."""
     post = model.anatomy.part(layer, "ln2_post")
     if post is None:

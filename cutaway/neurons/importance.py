@@ -145,10 +145,8 @@ def most_masked(model: Model, sizes: Sequence[int]) -> int:
 
 def halves(bound: Bound) -> tuple[Bound, Bound]:
     """Return every second prompt and the others; both all of them if there is one. Equal prompts stay together."""
-    texts = [tuple(row) for row in bound.clean.ids.tolist()]
-    number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    parts = [[i for i, t in enumerate(texts) if number[t] % 2 == half] for half in (0, 1)]
-    return (bound.rows(parts[0]), bound.rows(parts[1])) if all(parts) else (bound, bound)
+    first, second = memories.halves(bound.clean)
+    return (bound.rows(first), bound.rows(second)) if first != second else (bound, bound)
 
 
 def right(bound: Bound) -> Int[Tensor, "prompt choice"]:

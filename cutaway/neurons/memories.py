@@ -144,6 +144,14 @@ def at_last(
     return {site: rope.in_order(done, [part[site] for part in parts]) for site in sites}
 
 
+def halves(tokens: Tokens) -> tuple[list[int], list[int]]:
+    """Return the rows of every second prompt, and the others; both all if there is one. Equal prompts stay together."""
+    texts = [(*ids, *mask) for ids, mask in zip(tokens.ids.tolist(), tokens.mask.tolist(), strict=True)]
+    number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+    parts = [[i for i, t in enumerate(texts) if number[t] % 2 == half] for half in (0, 1)]
+    return (parts[0], parts[1]) if all(parts) else ([*range(len(texts))], [*range(len(texts))])
+
+
 def updates(
     model: Model, c: Float[Tensor, "prompt layer neuron"], layers: Sequence[int]
 ) -> Float[Tensor, "prompt layer neuron"]:

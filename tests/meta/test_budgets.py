@@ -19,7 +19,7 @@ BUDGETS = {
     "lenses": 2_300,
     "heads": 1_950,
     "weights": 900,
-    "neurons": 1_000,
+    "neurons": 1_750,
     "geometry": 1_000,
     "patching": 1_900,
     "dictionaries": 8_900,

@@ -46,6 +46,7 @@ EDITS = {
     "cutaway.dictionaries.evaluation.loss.Only",
     "cutaway.models.sweep.merge_edits.Deferred",
     "cutaway.lenses.directions.RankOne",
+    "cutaway.neurons.frequency.AlongMix",
 }
 
 

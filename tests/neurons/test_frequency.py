@@ -1,0 +1,92 @@
+"""Token-frequency neurons: every logit and every divergence written out, and a neuron planted along the direction."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import cutaway as ca
+from cutaway.core.refuse import Refused
+from cutaway.models.edits.library import Ablate
+from cutaway.neurons import frequency
+from cutaway.neurons.frequency import AlongMix
+from tests.conformance import subjects
+
+ROWS = [[5, 6, 7, 8, 9], [9, 5, 11], [21, 22, 23, 24], [31, 5, 32, 33]]
+PROMPTS = ca.tasks.as_prompts(ROWS)
+
+
+def predictions(model: ca.Model, row: list[int], edits=()) -> torch.Tensor:
+    """What the model predicts behind every token but the first [place token]."""
+    return model.run(torch.tensor([row]), edits=list(edits))[0, 1:].double().softmax(-1)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama_gqa", "gemma2"])
+def test_scores_and_effects_are_those_of_the_definition(name):
+    model = subjects.family(name)
+    got = frequency(model, PROMPTS, neurons="1.3,2.17", tokens=8, samples=2)
+    unigram = torch.cat([predictions(model, r) for r in ROWS[::2]]).mean(0)
+    u = unigram.log() - unigram.log().mean()
+    hf, acts = model.hf, []
+    final = hf.transformer.ln_f if name == "gpt2" else hf.model.norm
+    gain = final.weight.double() + (1 if name == "gemma2" else 0)
+    for row in ROWS[::2]:
+        acts.append(model.capture(torch.tensor([row]), "mlp_post")["mlp_post"][:, 0, 1:].double())
+    acts = torch.cat(acts, 1)  # [layer place neuron]
+    values, nats = [], []
+    for row in ROWS[1::2]:
+        p = predictions(model, row)
+        nats.append(torch.stack([(p * (p / unigram).log()).sum(-1).mean(), -(p * p.log()).sum(-1).mean()]))
+    torch.testing.assert_close(got.untouched.double(), torch.stack(nats).mean(0), rtol=1e-4, atol=1e-5)
+    for at, (layer, n) in enumerate([(1, 3), (2, 17)]):
+        v = model.weights.mlp_out[layer][n].double()
+        if name == "gemma2":
+            v = v * (1 + hf.model.layers[layer].post_feedforward_layernorm.weight.double())
+        v = (v - v.mean() if name == "gpt2" else v) * gain
+        logits = hf.lm_head.weight.double() @ v
+        cosine = torch.nn.functional.cosine_similarity(logits - logits.mean(), u, dim=0)
+        assert float(got.score[at]) == pytest.approx(float(cosine), rel=1e-3, abs=1e-5)
+        held = [Ablate(f"mlp_post.{layer}.{n}", "mean", acts[layer, :, n].mean().float())]
+        after = []
+        for row in ROWS[1::2]:
+            p = predictions(model, row, held)
+            after.append(torch.stack([(p * (p / unigram).log()).sum(-1).mean(), -(p * p.log()).sum(-1).mean()]))
+        change = torch.stack(after).mean(0) - torch.stack(nats).mean(0)
+        torch.testing.assert_close(got.effect[:, at].double(), change, rtol=2e-2, atol=2e-6)
+        values.append(acts[layer, :, n].std(correction=0))
+    if name == "llama_gqa":
+        ends = torch.cat([model.capture(torch.tensor([r]), "resid_post.2")["resid_post.2"][0, 1:] for r in ROWS[::2]])
+        scale = (1 / (ends.double().square().mean(-1) + final.variance_epsilon).sqrt()).mean()
+        rows = hf.lm_head.weight.double()
+        slope = ((rows - rows.mean(0)) @ (model.weights.mlp_out[2][17].double() * gain)) @ u / u.square().sum()
+        assert float(got.reach[1]) == pytest.approx(float((slope * values[1] * scale).abs()), rel=1e-3)
+
+
+def test_a_neuron_planted_along_the_frequencies_is_found_and_moves_predictions_from_them():
+    model = subjects.random_llama(spread=1.0)
+    prompts = ca.tasks.as_prompts([f"Then {n} went to the store and" for n in subjects.NAMES[:6]])
+    counts = torch.bincount(prompts.bind(model).ids[::2].flatten(), minlength=model.shape.d_vocab) + 1.0
+    rows, hf = model.hf.lm_head.weight.detach(), model.hf
+    u = counts.log() - counts.log().mean()
+    with torch.no_grad():  # the direction whose logits are nearest to u, at a neuron that reads the stream's own length
+        direction = torch.linalg.lstsq(rows - rows.mean(0), u[:, None]).solution[:, 0]
+        hf.model.layers[1].mlp.down_proj.weight[:, 7] = 8 * direction / direction.norm()
+    got = frequency(model, prompts, unigram="counted", samples=8, top=2)
+    assert got.labels["neuron"][0] == "1.7"
+    assert float(got.score[0]) > float(got.null[0].max()) + 0.1
+    assert abs(float(got.effect[0, 0])) > float(got.effect_null[0, 0].abs().max())
+
+
+def test_the_control_is_the_ablation_itself_where_the_mix_is_the_neuron():
+    model, ids = subjects.family("llama_gqa"), torch.tensor([ROWS[0]])
+    one = torch.zeros(model.shape.d_mlp)
+    one[7] = 1
+    own = model.run(ids, Ablate("mlp_post.1.7", "mean", torch.tensor(0.25)))
+    torch.testing.assert_close(model.run(ids, AlongMix("mlp_post.1", 7, 0.25, one)), own)
+
+
+def test_what_has_no_neurons_or_names_that_are_misspelt_is_refused():
+    with pytest.raises(Refused, match="written as"):
+        frequency(subjects.family("llama"), PROMPTS, neurons="z.1.2")
+    with pytest.raises(Refused, match="no such place"):
+        frequency(subjects.family("mixtral"), PROMPTS)
