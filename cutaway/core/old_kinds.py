@@ -19,11 +19,12 @@ _GRIDS = {
 
 @dataclass(frozen=True)
 class OldKind:
-    """The class that reads a file of an old kind, its grid, and fields that have another name today."""
+    """The class that reads a file of an old kind, its grid, and fields and axes that have another name today."""
 
     path: str
     grid: tuple[str, ...] = ()
     renamed: dict[str, str] = field(default_factory=dict)
+    axes: dict[str, str] = field(default_factory=dict)
 
 
 #: kind in the file → how to read it; kinds of today stand here for files that do not name their class
@@ -39,6 +40,7 @@ OLD_KINDS: dict[str, OldKind] = {
     "cross_model_heads": OldKind(_EFFECTS, ("layer", "head"), {"own": "clean"}),
     "cross_model_positions": OldKind(_EFFECTS, ("layer", "position"), {"own": "clean"}),
     "direct_attribution": OldKind("cutaway.lenses.direct_attribution:DirectAttribution"),
+    "head_type_effects": OldKind("cutaway.heads.confirm:TypeEffects", axes={"token": "span"}),
     "lens_curve": OldKind("cutaway.lenses.logit_lens:LensCurve"),
     "lens_grid": OldKind("cutaway.lenses.lens_grid:LensGrid"),
     "trace": OldKind("cutaway.patching.causal_trace:Trace"),
@@ -47,6 +49,7 @@ OLD_KINDS: dict[str, OldKind] = {
     "knockouts": OldKind("cutaway.patching.knockout:Knockouts"),
     "knockout_curve": OldKind("cutaway.patching.knockout_curve:KnockoutCurve"),
     "self_repair": OldKind("cutaway.patching.self_repair:SelfRepair"),
+    "streamed_attention": OldKind("cutaway.heads.stream:StreamedAttention", axes={"kind": "type"}),
     "decomposition": OldKind("cutaway.models.anatomy.residual:Decomposition"),
     "predictions": OldKind("cutaway.suites.explanation:Predictions"),
     "dictionary_comparison": OldKind("cutaway.dictionaries.evaluation.compare:Comparison"),

@@ -287,6 +287,7 @@ def open_result(path: str | Path) -> Result:
         facts = held(header, "facts", dict, {})
         if "reasons" not in header:
             facts |= fields_of_record(meta, next(iter(cls.schema())), known)
+        meta["labels"] = {str(old.axes.get(axis, axis)): names for axis, names in meta["labels"].items()}
         _check_words(meta["labels"], meta["units"] | meta["reasons"])
         grid = held(header, "grid", list, list(old.grid))
         if not all(isinstance(axis, str) for axis in grid):

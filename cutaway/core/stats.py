@@ -297,6 +297,15 @@ def _of_others(
     return (total / there) * scale[:, 0], scale[:, 0], (each - others).abs()
 
 
+def layer_band(
+    null: Float[Tensor, "layer head sample"],
+) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
+    """Return both ends of the null's band (`null_band`) for every head, in the scale of its layer."""
+    layers = torch.arange(len(null)).repeat_interleave(null.shape[1])
+    low, high = null_band(null.flatten(0, 1), groups=layers)[0].reshape(*null.shape[:2], 2).unbind(-1)
+    return low, high
+
+
 def _usual(
     apart: Float[Tensor, "cell sample"], n: Float[Tensor, "cell 1"], groups: Int[Tensor, "cell"] | None
 ) -> tuple[float, Float[Tensor, "cell 1"]]:

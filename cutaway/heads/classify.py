@@ -45,7 +45,7 @@ from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, mean_interval, null_band, one_prompt
+from cutaway.core.stats import BOUNDS, layer_band, mean_interval, one_prompt
 from cutaway.heads.pattern_sums import Sums, Watch, pattern_sums
 from cutaway.heads.types import TYPES
 from cutaway.models.copying import copying
@@ -191,9 +191,9 @@ def _result(
     eigen, eigen_null, why = eigenvalues
     few = {n: "no sequence has such keys" for n, some in zip(names, there, strict=True) if not some.any()}
     few |= {n: "one sequence has such keys" for n, some in zip(names, there, strict=True) if int(some.sum()) == 1}
-    claimed = interval[..., 0] > torch.stack([_band(x)[1] for x in null]).clamp_min(least)
+    claimed = interval[..., 0] > torch.stack([layer_band(x)[1] for x in null]).clamp_min(least)
     for t, row in enumerate(TYPES):
-        low, high = _band(raises_null[t])
+        low, high = layer_band(raises_null[t])
         up, down = raises_interval[t, ..., 0] > high.clamp_min(0), raises_interval[t, ..., 1] < low.clamp_max(0)
         claimed[t] &= {1: up, -1: down, 0: torch.ones_like(up)}[row.writes]
     said = dict(unread)
@@ -229,10 +229,3 @@ def _means(
     """Return the mean and its interval of every type, over the sequences that have its keys."""
     each = [x[some, t] for t, some in enumerate(there)]
     return torch.stack([e.mean(0) for e in each]), torch.stack([mean_interval(e, within=within) for e in each])
-
-
-def _band(null: Float[Tensor, "layer head sample"]) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
-    """Return both ends of the null's band for every head, in the scale of its layer."""
-    layers = torch.arange(len(null)).repeat_interleave(null.shape[1])
-    low, high = null_band(null.flatten(0, 1), groups=layers)[0].reshape(*null.shape[:2], 2).unbind(-1)
-    return low, high

@@ -4,9 +4,9 @@ The heads that `heads.classify` claims for a type (or named ones) are removed at
 on with what was said before gives the right token: an earlier token equals the query's, and its follower comes next
 (Olsson et al. 2022, arXiv:2209.11895). Single removals miss heads that stand in for each other; sets do not.
 
-* `effect[token, type]`: rise of the loss at tokens that were said before, in nats, mean over sequences; positive where
+* `effect[span, type]`: rise of the loss at tokens that were said before, in nats, mean over sequences; positive where
   the heads help. Beside it the rise elsewhere: heads that matter for everything raise both.
-* `accuracy[token, type]`: share of these tokens that stay likeliest; the record says how many are without removal.
+* `accuracy[span, type]`: share of these tokens that stay likeliest; the record says how many are without removal.
 * `how`: a head is removed by its mean z over the tokens of all sequences (first and special tokens left in place), or
   by zeros.
 * `interval`, `accuracy_interval`: 95 %, over sequences that have such tokens. Control (`null`, `accuracy_null`): random
@@ -37,7 +37,7 @@ from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval
 from cutaway.heads.classify import classify
 from cutaway.heads.types import TYPES, Sequences
-from cutaway.interventions.ablation_values import SINKS, ordinary
+from cutaway.interventions.ablation_values import SINKS, ordinary, stand_in
 from cutaway.interventions.components import all_components, components, random_sets
 from cutaway.models.access.reading import Measure, Reads, Seen
 from cutaway.models.edits.edit import Edit
@@ -49,7 +49,7 @@ from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.repeats import Repeats
 
 NAMED = "named heads"
-TOKENS = ["said before", "elsewhere"]
+SPANS = ["said before", "elsewhere"]
 SAYS = {"mean": "the head's mean over the tokens of all sequences", "zero": "zeros"}
 _UNITS = {
     **dict.fromkeys(("effect", "interval", "null"), "nats"),
@@ -68,12 +68,12 @@ class TypeEffects(Result, kind="head_type_effects"):
         removed: number of heads removed.
     """
 
-    effect: Float[Tensor, "token type"]
-    interval: Float[Tensor, "token type bound"]
-    null: Float[Tensor, "token type sample"]
-    accuracy: Float[Tensor, "token type"]
-    accuracy_interval: Float[Tensor, "token type bound"]
-    accuracy_null: Float[Tensor, "token type sample"]
+    effect: Float[Tensor, "span type"]
+    interval: Float[Tensor, "span type bound"]
+    null: Float[Tensor, "span type sample"]
+    accuracy: Float[Tensor, "span type"]
+    accuracy_interval: Float[Tensor, "span type bound"]
+    accuracy_null: Float[Tensor, "span type sample"]
     removed: Int[Tensor, "type"]
 
 
@@ -157,7 +157,7 @@ def _losses(
     own = model.capture(tokens, places, logits=False) if places else {}
     for a in places:
         x = own[str(a)].clone()
-        x[where] = x[where].float().mean(0).to(x.dtype) if how == "mean" else 0
+        x[where.to(x.device)] = stand_in(x, where, how)
         stands[a] = x
     edits: list[list[Edit]] = [[Replace(a, stands[a.place][:, :, a.unit]) for a in heads] for heads in variants]
     measure = Measure(_columns, Reads(last_logits=False, places=(Address("logits"),)))
@@ -190,7 +190,7 @@ def _result(
     said: dict[str, str],
     samples: int,
 ) -> TypeEffects:
-    sums = found.unflatten(-1, (2, 3))  # [variant, prompt, token, loss hits number]
+    sums = found.unflatten(-1, (2, 3))  # [variant, prompt, span, loss hits number]
     if not bool(sums[0, ..., 2].sum()):
         raise Refused("the loss of predictions", "no sequence has three tokens", "give longer ones")
     each = sums[..., :2] / sums[:1, ..., 2:]  # means over a sequence's tokens; NaN where it has none
@@ -206,15 +206,15 @@ def _result(
                 interval[where, t] = mean_interval(mine[0], within=(0.0, 1.0) if name else (-math.inf, math.inf))
         fields |= {name.strip("_") or "effect": value, f"{name}interval": interval, f"{name}null": null}
     said_again, few = (sums[0, :, where, 2] > 0 for where in range(2)), dict[str, str]()
-    for name, some in zip(TOKENS, said_again, strict=True):
+    for name, some in zip(SPANS, said_again, strict=True):
         few |= {name: f"{int(some.sum()) or 'no'} sequence has such tokens"} if int(some.sum()) < 2 else {}
     if why or few:
-        few |= {name: few.get(name, "some types have no heads to remove") for name in TOKENS if why}
+        few |= {name: few.get(name, "some types have no heads to remove") for name in SPANS if why}
         few["effect"] = "types without heads and tokens that no two sequences have say so"
     return TypeEffects(
         **fields,
         removed=torch.tensor([len(places) for places in sets.values()]),
-        labels={"token": TOKENS, "type": list(sets), "bound": BOUNDS},
+        labels={"span": SPANS, "type": list(sets), "bound": BOUNDS},
         units=_UNITS,
         reasons=few | why,
         record={
@@ -227,6 +227,6 @@ def _result(
     )
 
 
-def _means(x: Float[Tensor, "prompt token"]) -> list[float | None]:
+def _means(x: Float[Tensor, "prompt span"]) -> list[float | None]:
     """Return the mean of each class of tokens over the sequences that have any; None where none has."""
     return [None if math.isnan(m) else m for m in x.nanmean(0).tolist()]

@@ -4,9 +4,9 @@ Attention by tiles: scores of some queries on some keys, streamed through a soft
 tokens × listed keys × heads and never with tokens². Queries and keys are the model's own, after rope, with its soft
 caps, windows and sinks (Rosser et al. 2025, arXiv:2510.19875, prune instead and do not say what they miss).
 
-* `mass[kind, layer, head]`: attention to the keys of a kind, averaged over the queries that have any, never the first
+* `mass[type, layer, head]`: attention to the keys of a type, averaged over the queries that have any, never the first
   token: the previous token, the token itself, the first token, the same token earlier (duplicate token), and what
-  followed the same token earlier (induction; prefix matching alone).
+  followed the same token earlier (prefix matching). They are those of `heads.types`.
 * `distance[layer, head, bucket]`: attention by distance in powers of two, averaged over all queries; `uniform` is that
   of a head that looks at everything alike. `entropy`: in nats. `listed`: attention to the listed keys.
 * `key` and `weight[layer, head, prompt, query, rank]`: the `top` keys of each query, best first; their positions
@@ -44,7 +44,7 @@ from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval
 from cutaway.heads import pruned
-from cutaway.heads.streamed import KINDS, Asked, Looked, bucket_names, chunks, edges, look
+from cutaway.heads.streamed import NAMES, Asked, Looked, bucket_names, chunks, edges, look
 from cutaway.models.access import forward
 from cutaway.models.access.tiles import Tiles, tiled
 from cutaway.models.model import Model
@@ -75,7 +75,7 @@ class StreamedAttention(Result, kind="streamed_attention"):
     """Attention of every head in long texts, without its pattern.
 
     Attributes:
-        mass: the mean attention to the keys of each kind.
+        mass: the mean attention to the keys of each type.
         interval: of `mass`, 95 %.
         null: `mass` with a random key, or with the token of another query.
         distance: the mean attention by distance.
@@ -93,9 +93,9 @@ class StreamedAttention(Result, kind="streamed_attention"):
         weight: the attention to it.
     """
 
-    mass: Float[Tensor, "kind layer head"]
-    interval: Float[Tensor, "kind layer head bound"]
-    null: Float[Tensor, "kind layer head sample"]
+    mass: Float[Tensor, "type layer head"]
+    interval: Float[Tensor, "type layer head bound"]
+    null: Float[Tensor, "type layer head sample"]
     distance: Float[Tensor, "layer head bucket"]
     distance_interval: Float[Tensor, "layer head bucket bound"]
     uniform: Float[Tensor, "bucket"]
@@ -181,9 +181,9 @@ class _Found:
     """Statistics of one layer on one sequence.
 
     Attributes:
-        mean: of every cell: kinds, buckets, entropy, listed attention, and recall if keys were pruned.
+        mean: of every cell: types, buckets, entropy, listed attention, and recall if keys were pruned.
         interval: of `mean`, over random queries; NaN where every query counts.
-        null: shuffled kinds.
+        null: shuffled types.
         key: the listed keys, −1 where a query has fewer.
         weight: the attention to them; NaN where it is not known.
         least: a share that recall reaches, over all queries.
@@ -191,7 +191,7 @@ class _Found:
 
     mean: Float[Tensor, "cell head"]
     interval: Float[Tensor, "cell head bound"]
-    null: Float[Tensor, "kind head sample"]
+    null: Float[Tensor, "type head sample"]
     key: Int[Tensor, "head query rank"]
     weight: Float[Tensor, "head query rank"]
     least: Float[Tensor, "*head"]
@@ -234,7 +234,7 @@ def _of_sequence(model: Model, tokens: Tokens, layers: Sequence[int], plan: _Pla
 
 def _of_layer(layer: int, tiles: Tiles, ids: Int[Tensor, "position"], rows: Int[Tensor, "row"], plan: _Plan) -> _Found:
     parts, there = list[Looked](), list[Tensor]()
-    null = torch.zeros((len(KINDS), plan.samples, tiles.heads), dtype=torch.float64, device=ids.device)
+    null = torch.zeros((len(NAMES), plan.samples, tiles.heads), dtype=torch.float64, device=ids.device)
     for some in chunks(rows, tiles.heads):
         asked = Asked.draw(ids, some, plan.samples, plan.g)
         looked, has = look(tiles, asked, plan.top, plan.buckets), asked.there()
@@ -253,7 +253,7 @@ def _of_layer(layer: int, tiles: Tiles, ids: Int[Tensor, "position"], rows: Int[
         weight[:, rows - 1] = (kept.score[:, rows - 1] - looked.normaliser[..., None]).exp()
     values = torch.cat(cells)  # [cell, head, row]
     use = torch.ones(values.shape[::2], dtype=torch.bool, device=ids.device)
-    use[: len(KINDS)] = has[:, 0]
+    use[: len(NAMES)] = has[:, 0]
     exact = len(rows) == len(ids) - 1
     mean = torch.stack([v[:, u].mean(-1) for v, u in zip(values, use, strict=True)])
     spread = [mean_interval(v[:, u][:, : 0 if exact else None].T) for v, u in zip(values, use, strict=True)]
@@ -274,11 +274,11 @@ def _result(
     else:
         spread = torch.stack([x.interval for x in every[0]], 1)
     null = torch.stack([torch.stack([x.null for x in parts], 1) for parts in every])
-    null = torch.stack([x[some].mean(0) for x, some in zip(null.unbind(1), there.T[: len(KINDS)], strict=True)])
-    k, b = len(KINDS), len(KINDS) + len(buckets)
+    null = torch.stack([x[some].mean(0) for x, some in zip(null.unbind(1), there.T[: len(NAMES)], strict=True)])
+    k, b = len(NAMES), len(NAMES) + len(buckets)
     score, spread = score.float(), spread.float()
     shares = spread.clamp(0, 1)
-    few = {n: "no query has such keys" for n, some in zip(KINDS, there.T, strict=False) if not some.any()}
+    few = {n: "no query has such keys" for n, some in zip(NAMES, there.T, strict=False) if not some.any()}
     why = dict[str, str]()
     if len(sequences) == 1:
         counted, possible = len(sequences[0].rows), sequences[0].length - 1
@@ -307,7 +307,7 @@ def _result(
         position=_together([s.queries for s in sequences], -1, 0),
         key=_together([torch.stack([x.key for x in parts]) for parts in every], -1, 2),
         weight=_together([torch.stack([x.weight for x in parts]).float() for parts in every], math.nan, 2),
-        labels={"kind": list(KINDS), "layer": list(layers), "bucket": buckets, "bound": BOUNDS},
+        labels={"type": list(NAMES), "layer": list(layers), "bucket": buckets, "bound": BOUNDS},
         units=_UNITS,
         reasons=few | why,
         record={"mode": plan.mode, "queries": [len(s.rows) for s in sequences]},

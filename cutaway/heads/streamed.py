@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cutaway.models.access.tiles import Tiles
 
-#: kinds of keys, in the order of the axis `kind`
-KINDS = ("previous token", "current token", "first token", "duplicate token", "induction")
-_BY_TOKEN = 2  # the last kinds are found by token
+#: types of keys, as `heads.types` names them, in the order of the axis `type`
+NAMES = ("previous token", "current token", "first token", "duplicate token", "prefix matching")
+_BY_TOKEN = 2  # the last types are found by token
 _TILE = 1 << 20  # entries of a tile, over all heads
 _ROWS = 256  # queries of a tile
 _BLOCK = 32  # keys of which the largest is looked at first
@@ -62,8 +62,8 @@ class Asked:
         keys = (chance * (rows[:, None] + 1)).long()
         return Asked(ids, rows, torch.cat([ids[rows][:, None], other], 1), keys)
 
-    def there(self) -> Bool[Tensor, "kind asked row"]:
-        """True where a query has keys of a kind, by its own token and by each of the others."""
+    def there(self) -> Bool[Tensor, "type asked row"]:
+        """True where a query has keys of a type, by its own token and by each of the others."""
         at = torch.arange(len(self.ids), device=self.ids.device)
         first = torch.full((int(self.ids.max()) + 1,), len(self.ids), device=self.ids.device)
         first = first.scatter_reduce(0, self.ids, at, "amin")[self.tokens].T  # [asked, row]
@@ -76,7 +76,7 @@ class Looked:
     """Attention of some queries.
 
     Attributes:
-        mass: attention to the keys of each kind, by the query's own token or keys, and then by the others.
+        mass: attention to the keys of each type, by the query's own token or keys, and then by the others.
         distance: attention by bucket of distance.
         entropy: entropy of the attention, in nats.
         key: the keys of largest attention, best first.
@@ -84,7 +84,7 @@ class Looked:
         normaliser: the logarithm of the sum of exponentiated scores.
     """
 
-    mass: Float[Tensor, "kind asked head row"]
+    mass: Float[Tensor, "type asked head row"]
     distance: Float[Tensor, "bucket head row"]
     entropy: Float[Tensor, "head row"]
     key: Int[Tensor, "head row rank"]

@@ -187,6 +187,17 @@ class RandomStep(Edit):
         return noise
 
 
+def stand_in(
+    x: Float[Tensor, "batch position *rest"], where: Bool[Tensor, "batch position"], how: str
+) -> Float[Tensor, "*rest"]:
+    """Return the one value that stands in for an activation: zeros, or its mean over the tokens at which `where` is
+    True.
+    """
+    if how == "zero":
+        return torch.zeros_like(x[0, 0])
+    return x[where.to(x.device)].float().mean(0).to(x.dtype)
+
+
 def _stand(
     x: Float[Tensor, "batch position *rest"], where: Bool[Tensor, "batch position"], groups: list[list[int]], how: str
 ) -> Float[Tensor, "batch position *rest"]:
@@ -194,7 +205,7 @@ def _stand(
         return torch.zeros_like(x)
     out, where = x.clone(), where.to(x.device)
     if how == "mean":
-        out[where] = x[where].float().mean(0).to(x.dtype)
+        out[where] = stand_in(x, where, how)
         return out
     for rows in groups:
         out[rows] = x[rows].float().mean(0).to(x.dtype)

@@ -14,8 +14,9 @@ prediction returns (Wang et al. 2023, arXiv:2211.00593).
   the actual token, with `share_interval`.
 * `effect[component]`: what the difference gains without the component at the last position, with `interval`.
   Control (`null`): the same with random components of its kind (heads for a head, MLPs for an MLP) that are not
-  among the `top`, as far as there are others. `returned[component]`: share of prompts that then prefer the expected
-  token. What stands in is zero, the `mean` over tokens, or with `reference` its value at the end of another prompt.
+  among the `top`, as far as there are others; the record says which they are. `returned[component]`: share of prompts
+  that then prefer the expected token. What stands in is zero, the `mean` over tokens, or with `reference` its
+  value at the end of another prompt.
 * `suspect`: of these components, the one without which the difference gains most. `confirmed`: True if most prompts
   then prefer the expected token, and the effect is above every number of the control, that of the other components
   included (the suspect is the largest of several, and so is what it is held against).
@@ -41,7 +42,7 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
-from cutaway.interventions.ablation_values import ordinary
+from cutaway.interventions.ablation_values import ordinary, stand_in
 from cutaway.lenses.accumulated_residual import depths, read_along
 from cutaway.lenses.closure import difference, drawn_pairs
 from cutaway.lenses.decode import question
@@ -53,6 +54,7 @@ from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens
 from cutaway.tasks.prompts import Prompts, as_prompts
 
+_OTHERS = "of its kind, none of the top"
 StandIn = Literal["zero", "mean"]
 _UNITS = {**dict.fromkeys(("effect", "interval", "null", "share", "difference"), "logits"), "returned": "of prompts"}
 
@@ -131,16 +133,15 @@ def debug(
     along, _, total = read_along(model, tokens, answers, foils, mid=not model.anatomy.family.ssm)
     each = along[:, :, :, 0].float()  # [prompt pair layer]
     _check_behind(model, float(total.mean()))
-    layers = list(depths(model, not model.anatomy.family.ssm))
-    turn = _turn(each[:, 0].mean(0).tolist())
+    layers, turn = list(depths(model, not model.anatomy.family.ssm)), _turn(each[:, 0].mean(0).tolist())
     by_name = _shares(model, tokens, good, bad)
     worst = sorted(by_name, key=lambda a: float(by_name[a].mean()))[:top]
     suspects = [a for a in by_name if a in worst]  # in order of depth
-    edits, drawn = _edits(model, tokens, list(by_name), how, reference), _drawn(suspects, list(by_name), samples, seed)
+    drawn, which = _drawn(suspects, list(by_name), samples, seed)
+    edits = _edits(model, tokens, list(by_name), how, reference)
     effects, null, returned = _without(model, tokens, (good, bad), edits, drawn)
-    best = int(effects.mean(0).argmax())
-    confirmed = bool(returned[best] > 0.5) and bool((effects[:, best].mean() > null).all())
-    share, mean = torch.stack([by_name[a] for a in suspects], 1), each[:, 0].mean(0)
+    best, mean = int(effects.mean(0).argmax()), each[:, 0].mean(0)
+    share = torch.stack([by_name[a] for a in suspects], 1)
     return Debug(
         effect=effects.mean(0),
         interval=mean_interval(effects),
@@ -153,13 +154,14 @@ def debug(
         difference_null=each[:, 1:].mean(0).T.cpu(),
         turn=layers[turn],
         suspect=_name(suspects[best]),
-        confirmed=confirmed,
+        confirmed=bool(returned[best] > 0.5) and bool((effects[:, best].mean() > null).all()),
         labels={"layer": layers, "component": [_name(a) for a in suspects], "bound": BOUNDS},
         units=_UNITS,
         record={
             "expected": model.text.token_texts(good),
             "actual": model.text.token_texts(bad),
             "stands in": "the value at the end of the reference" if reference is not None else how,
+            "random components": which,
             "the actual token is ahead": "at every depth" if bool((mean < 0).all()) else "from the turn on",
             "largest step toward it": layers[_largest_fall(mean.tolist())],
         },
@@ -224,14 +226,27 @@ def _name(a: Address) -> str:
 
 def _drawn(
     suspects: Sequence[Address], pool: Sequence[Address], samples: int, seed: int
-) -> dict[Address, list[Address]]:
-    """Return random components for each suspect: of its kind, and none of the suspects as far as there are others."""
-    g, out = generator(seed), dict[Address, list[Address]]()
+) -> tuple[dict[Address, list[Address]], str]:
+    """Return random components for each suspect, and what they are: of its kind and none of the suspects, or where
+    there are no such others, the next that there are.
+
+    Raises:
+        Refused: the model has one component.
+    """
+    g, out, says = generator(seed), dict[Address, list[Address]](), dict[str, None]()
     for a in suspects:
         kind = [b for b in pool if b.site == a.site and b != a]
-        others = [b for b in kind if b not in suspects] or kind or [b for b in pool if b != a] or [a]
-        out[a] = [others[i] for i in torch.randint(len(others), (samples,), generator=g).tolist()]
-    return out
+        ways = {
+            _OTHERS: [b for b in kind if b not in suspects],
+            "of its kind, among the top too": kind,
+            "of any kind": [b for b in pool if b != a],
+        }
+        way = next((w for w, there in ways.items() if there), None)
+        if way is None:
+            raise Refused(f"random components beside {_name(a)}", "the model has no other", "use patching.ablate")
+        says[way] = None
+        out[a] = [ways[way][i] for i in torch.randint(len(ways[way]), (samples,), generator=g).tolist()]
+    return out, "; ".join(says)
 
 
 def _without(
@@ -268,9 +283,6 @@ def _edits(
     if reference is not None:
         acts = model.capture(as_prompts(reference).bind(model), whole, logits=False)
         return {a: Replace(a, acts[a][0]) for a in places}
-    acts = model.capture(tokens, whole, logits=False)
-    if how == "zero":
-        return {a: Replace(a, torch.zeros_like(acts[a][0])) for a in places}
-    where = ordinary(model, tokens)
+    acts, where = model.capture(tokens, whole, logits=False), ordinary(model, tokens) if how == "mean" else tokens.mask
     own = {a: acts[a.place].select(2, a.unit) if a.unit is not None else acts[a.place] for a in places}
-    return {a: Replace(a, x[where.to(x.device)].float().mean(0).to(x.dtype)) for a, x in own.items()}
+    return {a: Replace(a, stand_in(x, where, how)) for a, x in own.items()}

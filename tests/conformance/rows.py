@@ -146,6 +146,7 @@ FIXED: dict[str, dict[str, Any]] = {
     "lenses.debug": {"top": 1000},
     "features.latents": {"latents": "3,7,11"},
     "heads.confirm": {"how": "zero"},  # a mean is of all prompts
+    "heads.roles": {"how": "zero"},
     "neurons.values": {"neurons": "0.3,1.7,1.40"},
     "neurons.triggers": {"neurons": "0.3,1.7,1.40"},
     "patching.causal_trace": {"by": "position"},

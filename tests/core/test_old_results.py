@@ -26,11 +26,11 @@ FILES = sorted((Path(__file__).parent / "old_results").glob("*.safetensors"))
 def test_an_old_file_opens_and_travels_on(path, tmp_path):
     before, header = read_tensors(path)
     found = ca.open(path)
-    renamed = OLD_KINDS[path.stem].renamed
+    renamed, axes = OLD_KINDS[path.stem].renamed, OLD_KINDS[path.stem].axes
     kept = found.tensors()
     for name, t in before.items():
         assert torch.equal(kept[renamed.get(name, name)], t)
-    assert found.labels == header["labels"]
+    assert found.labels == {axes.get(axis, axis): names for axis, names in header["labels"].items()}
     moved = _moved(header["record"], found)
     assert found.record == {k: v for k, v in header["record"].items() if k not in moved}
     assert all(pictures(found, field) for field in fields(found))

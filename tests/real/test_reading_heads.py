@@ -61,7 +61,7 @@ def write(results, what: str, n: int, got: TypeEffects) -> None:
     for t, kind in enumerate(got.labels["type"]):
         parts = {
             where: measure(got.effect[w, t], got.interval[w, t], got.null[w, t])
-            for w, where in enumerate(got.labels["token"])
+            for w, where in enumerate(got.labels["span"])
         }
         kept = measure(got.accuracy[0, t], got.accuracy_interval[0, t], got.accuracy_null[0, t])
         results.row(REMOVED, f"{what}: {kind}, {int(got.removed[t])} heads", n, **parts, foreseen=kept)

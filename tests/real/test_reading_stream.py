@@ -32,28 +32,28 @@ def test_what_heads_look_at_over_thousands_of_tokens(model, results):
     got = stream(model, texts(model), mode="sampled", rows=ROWS, samples=8)
     assert got.record["queries"] == [ROWS] * len(TEXTS)
     assert got.position.shape == (len(TEXTS), ROWS)
-    write_kinds(results, got)
+    write_types(results, got)
     far = [i for i, name in enumerate(got.labels["bucket"]) if int(name.split("–")[0]) >= FAR]
     away = got.distance[..., far].sum(-1)
     results.row(LONG, f"attention at {FAR} tokens and more, mean of all heads", len(TEXTS),
                 effect={"value": float(away.mean()), "control": [float(got.uniform[far].sum())] * 2})  # fmt: skip
     for i in away.flatten().argsort(descending=True)[:3].tolist():
         at = (i // away.shape[1], i % away.shape[1])
-        first = float(got.mass[got.labels["kind"].index("first token")][at])
+        first = float(got.mass[got.labels["type"].index("first token")][at])
         assert first > 0.8, "what lies farthest back is the first token"
         results.row(LONG, f"{at[0]}.{at[1]}, attention at {FAR} tokens and more", len(TEXTS),
                     effect={"value": float(away[at])}, first={"value": first})  # fmt: skip
 
 
-def write_kinds(results, got: StreamedAttention) -> None:
-    """The heads that look most at each kind of keys, with intervals over texts and the shuffled keys."""
-    for k, kind in enumerate(got.labels["kind"]):
+def write_types(results, got: StreamedAttention) -> None:
+    """The heads that look most at each type of keys, with intervals over texts and the shuffled keys."""
+    for k, name in enumerate(got.labels["type"]):
         mass = got.mass[k]
         best = int(mass.flatten().argmax())
-        assert float(got.interval[k].flatten(0, 1)[best, 0]) > float(got.null[k].flatten(0, 1)[best].max()), kind
+        assert float(got.interval[k].flatten(0, 1)[best, 0]) > float(got.null[k].flatten(0, 1)[best].max()), name
         for i in mass.flatten().argsort(descending=True)[:3].tolist():
             at = (i // mass.shape[1], i % mass.shape[1])
-            results.row(LONG, f"{kind}: {at[0]}.{at[1]}", len(TEXTS),
+            results.row(LONG, f"{name}: {at[0]}.{at[1]}", len(TEXTS),
                         effect=measure(mass[at], got.interval[k][at], got.null[k][at]))  # fmt: skip
 
 

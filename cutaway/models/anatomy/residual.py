@@ -168,9 +168,9 @@ def logit_contributions(
 
 
 @torch.no_grad()
-def last_stream(model: Model, prompts: Prompts, *, neurons: bool = False) -> Stream:
-    """Return the stream at each prompt's last token with the model's own logits there, from one forward; with
-    `neurons`, every MLP by its neurons.
+def last_stream(model: Model, prompts: Prompts, *, neurons: bool = False, edits: Sequence[Edit] = ()) -> Stream:
+    """Return the stream at each prompt's last token with the model's own logits there, from one forward under edits;
+    with `neurons`, every MLP by its neurons.
 
     Raises:
         Refused: the stream itself is normed between additions (BERT), so that no sum exists.
@@ -187,7 +187,7 @@ def last_stream(model: Model, prompts: Prompts, *, neurons: bool = False) -> Str
         logits = seen.last_logits
         return torch.cat([logits, *(x.flatten(1).to(logits.device) for x in found.values())], dim=1)
 
-    whole = model.measure(prompts, Measure(columns_of, Reads(places=tuple(places))))
+    whole = model.measure(prompts, Measure(columns_of, Reads(places=tuple(places))), edits)
     widths = [size.numel() for size in shapes.values()]
     logits, *columns = whole.split([whole.shape[1] - sum(widths), *widths], dim=1)
     acts = {name: x.unflatten(1, size) for (name, size), x in zip(shapes.items(), columns, strict=True)}
