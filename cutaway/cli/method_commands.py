@@ -28,7 +28,11 @@ BESIDE = {
     "lenses": {
         "train": ("cutaway.cli.train_lens:train", "Train a tuned lens, an affine translator per layer."),
         "estimate": ("cutaway.cli.train_lens:estimate", "Estimate a Jacobian lens, a mean Jacobian per layer."),
-    }
+    },
+    "heads": {
+        "write_headvis": ("cutaway.cli.headvis:write_headvis", "Write the pages of heads as a HeadVis tree."),
+        "read_headvis": ("cutaway.cli.headvis:read_headvis", "Show the metrics of the heads of a HeadVis tree."),
+    },
 }
 
 

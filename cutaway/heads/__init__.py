@@ -3,6 +3,8 @@
 from cutaway.heads.card import HeadCard, card
 from cutaway.heads.classify import HeadTypes, classify
 from cutaway.heads.confirm import TypeEffects, confirm
+from cutaway.heads.headvis import HeadMetrics, HeadTree, read_headvis
+from cutaway.heads.headvis_sampling import write_headvis
 from cutaway.heads.roles import HeadRoles, roles
 from cutaway.heads.stream import StreamedAttention, stream
 from cutaway.heads.types import TYPES, HeadType
@@ -10,7 +12,9 @@ from cutaway.heads.types import TYPES, HeadType
 __all__ = [
     "TYPES",
     "HeadCard",
+    "HeadMetrics",
     "HeadRoles",
+    "HeadTree",
     "HeadType",
     "HeadTypes",
     "StreamedAttention",
@@ -18,6 +22,8 @@ __all__ = [
     "card",
     "classify",
     "confirm",
+    "read_headvis",
     "roles",
     "stream",
+    "write_headvis",
 ]
