@@ -111,6 +111,14 @@ SECTIONS = {
         "eight passages written for this. *foreseen*: the share of such tokens that stays likeliest. Chance: four "
         "random sets, as many heads of each layer.",
     ),
+    "pages of single heads": (
+        "Pages of single heads",
+        "Heads found in random tokens, on eight passages: the share of queries whose most attended key is the one "
+        "foreseen, among the weakest, the middle and the hardest tenth of their looks (chance: random keys), and the "
+        "attention of these looks. *copies*: how far a head raises the token that it attends to, in standard "
+        "deviations over the vocabulary (chance: the tokens of other sources), with the values that it reads in the "
+        "text, and with those of bare embeddings.",
+    ),
     "heads that move names": (
         "Heads that move names",
         "Indirect object identification. *attention*: from the last token to the name that is the answer (movers), to "

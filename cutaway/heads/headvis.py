@@ -137,7 +137,7 @@ def write_tree(
     """Write a tree, page by page, and return it as it is read.
 
     Raises:
-        Refused: the folder holds something, or what is to be written is no HeadVis tree.
+        Refused: the folder holds something, or these are not the parts of a HeadVis tree.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

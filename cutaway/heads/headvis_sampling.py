@@ -34,7 +34,7 @@ _CELLS = 1 << 22  # most entries of one layer's patterns at once, unless one seq
 _BINS = 50
 _BUCKETS = 13  # of distance, at least: 0, 1, 2–3, … 2048–4095
 _TOKENS = 50  # tokens in a table
-_LEAST = 0.01  # attention below this is no induction, as in Neuronpedia's pages
+_LEAST = 0.01  # attention below this does not count as induction, as in Neuronpedia's pages
 _SHOWN = {
     "custom_plots": [
         {"key": "qk_distance_histogram", "label": "Q-K distance"},
