@@ -17,7 +17,7 @@ BUDGETS = {
     "training": 650,
     "interventions": 1_300,
     "lenses": 2_300,
-    "heads": 1_950,
+    "heads": 2_450,
     "weights": 900,
     "neurons": 1_750,
     "geometry": 1_000,
