@@ -42,7 +42,7 @@ class Window:
     query: int
     key: int
     strength: float
-    row: Float[Tensor, "k_pos"]
+    row: Float[Tensor, "position"]
     pattern: Float[Tensor, "q_pos k_pos"]
 
 
