@@ -141,6 +141,7 @@ def arithmetic(
     shots: int = 0,
     key_heads: int = 2,
     sizes: tuple[int, ...] = (3, 10),
+    layers: tuple[int, ...] = (),
     samples: int = 3,
     null_cells: int = NULL_CELLS,
     seed: int = 0,
@@ -153,26 +154,27 @@ def arithmetic(
         shots: how many solved problems stand before each.
         key_heads: how many heads are removed to find the neurons that they trigger.
         sizes: how many neurons are masked or kept.
+        layers: look only at heads and neurons of these, and silence only others of these; all if empty.
         samples: how many random steps, neurons and sets make the nulls.
         null_cells: at how many heads, drawn at random, random steps are made; NaN elsewhere (0: at all of them).
         seed: of what is drawn.
 
     Raises:
-        Refused: another operation, an encoder, a model without dense MLPs, or more neurons than half of a layer's.
+        Refused: another operation, an encoder, a layer without a dense MLP, or more neurons than half of a layer's.
     """
     check_predicts(model)
     if unknown := [o for o in operations if o not in OPERATIONS]:
         raise Refused(
             Keyword("operations", ",".join(unknown)), "no operation has that sign", f"use {', '.join(OPERATIONS)}"
         )
-    memories.dense_layers(model)
+    there = memories.dense_layers(model, layers)
     most_masked(model, sizes)
-    heads = model.places("z.*.*")
+    heads = [a for a in model.places("z.*.*") if not layers or a.layer in there]
     found, drawn = list[dict[str, Any]](), draw_cells(range(len(heads)), null_cells, generator(seed))
     for name in operations:
         bound, words = (t.narrow(model).bind(model, "prob") for t in problems(name, max(prompts, 1), shots))
         effects, key = _heads(model, bound, heads, drawn, max(key_heads, 1), samples, seed)
-        found.append(effects | _neurons(model, bound, words, key, sizes, samples, seed))
+        found.append(effects | _neurons(model, bound, words, there, key, sizes, samples, seed))
     where = [a.layer for a in heads]
     n = len(halves(bound)[1])
     names = {f: [part.pop(f"{f} names") for part in found] for f in ("key", "score")}
@@ -242,10 +244,17 @@ def _heads(
 
 
 def _neurons(
-    model: Model, bound: Bound, words: Bound, key: Sequence[Address], sizes: Sequence[int], samples: int, seed: int
+    model: Model,
+    bound: Bound,
+    words: Bound,
+    layers: Sequence[int],
+    key: Sequence[Address],
+    sizes: Sequence[int],
+    samples: int,
+    seed: int,
 ) -> dict[str, Any]:
     """Return the neurons that key heads trigger, masked and kept in sums, and masked in word problems."""
-    layers, edits, (first, second) = memories.dense_layers(model), [Ablate(a) for a in key], halves(bound)
+    edits, (first, second) = [Ablate(a) for a in key], halves(bound)
     chosen, _ = rank(model, first, layers, edits, max(sizes), _CANDIDATES)
     drawn = others(model, chosen, chosen, samples, seed)
     every, k = [*chosen, *(x for row in drawn for x in row)], len(chosen)

@@ -23,31 +23,27 @@ batch, and of every neuron only the largest activations are kept. Every second t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.core.address import Address
 from cutaway.core.method import method
-from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, wilson_interval
-from cutaway.interventions.ablation_values import without_sinks
 from cutaway.models.anatomy.weights import unembed_rows
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
+from cutaway.neurons import contexts as contexts_
 from cutaway.neurons import memories
+from cutaway.neurons.contexts import HALVES, Units
 from cutaway.neurons.memories import Neuron
 from cutaway.tasks.answers import check_predicts
 from cutaway.tasks.prompts import Prompts
 
-_HALVES = ["chose", "held out"]
 _PROMOTED = 10  # tokens of a value that the next token is looked for in
-_BEFORE = 8  # tokens of a context that are shown before the one that it ends in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,54 +113,29 @@ def triggers(
     """
     check_predicts(model)
     there, asked = memories.dense_layers(model, layers), memories.named(model, neurons)
-    tokens = _once(prompts).bind(model)
+    tokens = contexts_.once(prompts).bind(model)
     if not asked:
         size = memories.updates(model, memories.coefficients(model, tokens, there), there).mean(0)
         asked = memories.strongest(size, there, max(top, 1))
-    where = without_sinks(model, tokens).scatter(1, tokens.last[:, None], False).cpu()
-    halves = [where & (torch.arange(len(tokens)) % 2 == i)[:, None] for i in (0, 1)]
-    room = min(n for h in halves if (n := int(h.sum())) or h is halves[0])
-    if not room:
-        raise Refused("contexts of neurons", "the first text has no token between others", "give longer texts")
-    k = max(1, min(max(contexts, 1), room // 4))
-    flip = -1.0 if sign == "negative" else 1.0
+    halves, flip = contexts_.halves(model, tokens), -1.0 if sign == "negative" else 1.0
+    k = max(1, min(max(contexts, 1), contexts_.room(halves) // 4))
     return _result(model, tokens, asked, halves, _largest(model, tokens, asked, halves, k, flip), flip, samples, seed)
-
-
-def _once(prompts: Prompts) -> Prompts:
-    """Return prompts without those that are there already."""
-    read = prompts.texts if prompts.ids is None else prompts.ids
-    kept = sorted({row: i for i, row in reversed([*enumerate(read)])}.values())
-    ids = None if prompts.ids is None else tuple(prompts.ids[i] for i in kept)
-    return replace(prompts, texts=tuple(prompts.texts[i] for i in kept), ids=ids, made=None)
 
 
 def _largest(
     model: Model, tokens: Tokens, chosen: Sequence[Neuron], halves: Sequence[Tensor], k: int, flip: float
 ) -> tuple[Float[Tensor, "half rank neuron"], Int[Tensor, "half rank neuron"]]:
-    """Return the largest activations of each half with their places, counted through the padded batch; −1 for none."""
-    width, best = tokens.ids.shape[1], dict[tuple[int, int], tuple[Tensor, Tensor]]()
+    """Return the largest activations of each half with their places; NaN and −1 where there are fewer."""
     here = {i: [n for n, (layer, _) in enumerate(chosen) if layer == i] for i, _ in chosen}
 
-    def see(layer: int, own: Sequence[Tensor], whole: Sequence[Tensor], x: Tensor) -> Tensor:
-        acts = x.detach()[..., [chosen[n][1] for n in here[layer]]].float().flatten(0, 1) * flip
-        none = acts.new_full((k, acts.shape[1]), -torch.inf)
-        for h, (at, places) in enumerate(zip(own, whole, strict=True)):
-            before, told = best.get((h, layer), (none, torch.full_like(none, -1, dtype=torch.long)))
-            both = torch.cat([before, acts[at.to(x.device)]]).topk(k, dim=0)
-            every = torch.cat([told, places.to(x.device)[:, None].expand(-1, acts.shape[1])])
-            best[h, layer] = both.values, every.gather(0, both.indices)
-        return x
+    def own(layer: int) -> Units:
+        return lambda x: x[..., [chosen[n][1] for n in here[layer]]].float() * flip
 
-    for rows in memories.batches(model, tokens):
-        own = [half[rows].flatten().nonzero()[:, 0] for half in halves]  # places in this batch of texts
-        starts = (torch.tensor(rows)[:, None] * width + torch.arange(width)).flatten()
-        sees = {Address("mlp_post", i): partial(see, i, own, [starts[at] for at in own]) for i in here}
-        memories.watched(model, tokens.rows(rows), sees)
-    found = torch.full((len(halves), k, len(chosen)), -torch.inf)
-    places = torch.full((len(halves), k, len(chosen)), -1, dtype=torch.long)
-    for (h, layer), (values, at) in best.items():
-        found[h][:, here[layer]], places[h][:, here[layer]] = values.cpu(), at.cpu()
+    best = contexts_.largest(model, tokens, {i: own(i) for i in here}, halves, k)
+    found = torch.empty(len(halves), k, len(chosen))
+    places = torch.empty(len(halves), k, len(chosen), dtype=torch.long)
+    for layer, mine in here.items():
+        found[..., mine], places[..., mine] = best[layer].activation, best[layer].place
     return torch.where(places < 0, torch.nan, found * flip), places
 
 
@@ -178,8 +149,7 @@ def _result(
     samples: int,
     seed: int,
 ) -> NeuronTriggers:
-    g, (found, places), read = generator(seed), largest, (tokens.ids.cpu(), tokens.column(0).cpu())
-    ids = read[0].flatten()
+    g, (found, places), ids = generator(seed), largest, tokens.ids.cpu().flatten()
     k, held = found.shape[1], bool(halves[1].any())
     promoted = _promoted(model, chosen, flip)  # [neuron, token]
     pools = [h.flatten().nonzero()[:, 0] for h in halves]
@@ -202,15 +172,15 @@ def _result(
         agreement_null=_among(ids[chance + 1], promoted[:, None]),
         labels={
             "neuron": [memories.label(n) for n in chosen],
-            "half": _HALVES,
-            "activation": [[_texts(model, *read, row) for row in half.T.tolist()] for half in places],
+            "half": HALVES,
+            "activation": contexts_.texts(model, tokens, places),
             "bound": BOUNDS,
         },
         units={"share": "share of contexts", "agreement": "share of contexts", "activation": "activation"},
         reasons={} if held else {"share": "one text, so that none is held out"},
         record={
             "split": f"every second text, {len(tokens)} in all: chosen on one half, measured on the other",
-            "tokens": {name: len(pool) for name, pool in zip(_HALVES, pools, strict=True)},
+            "tokens": {name: len(pool) for name, pool in zip(HALVES, pools, strict=True)},
             "contexts": k,
         },
     )
@@ -234,16 +204,3 @@ def _promoted(model: Model, chosen: Sequence[Neuron], flip: float) -> Int[Tensor
     rows = torch.stack([whole[layer][n] for layer, n in chosen]) * flip
     k = min(_PROMOTED, len(table))
     return torch.cat([x.topk(k).indices.cpu() for x in memories.logits_of(rows, table)])
-
-
-def _texts(
-    model: Model, ids: Int[Tensor, "batch position"], starts: Int[Tensor, "batch"], places: Sequence[int]
-) -> list[str]:
-    """Return contexts as text: some tokens, and the one that they end in, in ⟦ ⟧."""
-    out, width, begins = list[str](), ids.shape[1], starts.tolist()
-    for at in places:
-        row, column = divmod(at, width)
-        first = max(begins[row], column - _BEFORE)
-        parts = model.text.token_texts(ids[row, first : column + 1], running=True) if at >= 0 else [""]
-        out.append("".join(parts[:-1]) + f"⟦{parts[-1]}⟧" if at >= 0 else "")
-    return out

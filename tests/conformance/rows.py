@@ -60,7 +60,7 @@ NAMED: dict[str, dict[str, Any]] = {
     "heads.card(model, repeats)": {"head": "1.2"},
     "heads.confirm": {"heads": "0.0"},
     "heads.confirm(model, repeats)": {"heads": "0.0"},
-    "neurons.arithmetic": {"operations": ("+",), "prompts": 4},
+    "neurons.arithmetic": {"operations": "+", "prompts": 4},
     "dictionaries.letter_absorption": {"examples": 1},
     "dictionaries.splitting": {"within": 0.4, "alike": 0.0},  # loose enough for parts among random latents
 }

@@ -67,6 +67,19 @@ def test_the_bundled_model_needs_few_neurons_for_sums_but_not_only_them():
         assert float(got.words_untouched[i, 1]) == 0, "it never read word problems"
 
 
+def test_some_layers_alone_are_looked_at():
+    whole, got = (
+        study(),
+        arithmetic(
+            subjects.miniworld(), operations="+", prompts=16, sizes=(10,), layers=(2, 4), samples=1, null_cells=1
+        ),
+    )
+    assert got.labels["layer"] == [2, 4]
+    torch.testing.assert_close(got.effect[0], whole.effect[0, [2, 4]])
+    assert {n.split(".")[0] for n in [*got.labels["key"][0], *got.labels["score"][0]]} <= {"2", "4"}
+    assert float(got.kept[0, 0, 0]) > float(whole.kept[0, 0, 0]), "the other layers stay"
+
+
 def test_what_is_no_operation_is_refused():
     with pytest.raises(Refused, match="no operation"):
         arithmetic(subjects.miniworld(), operations="+,%")

@@ -1,0 +1,125 @@
+"""Contexts in which units fire most: the largest activations on texts, found batch by batch, and contexts as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cutaway.core.address import Address
+from cutaway.core.refuse import Refused
+from cutaway.interventions.ablation_values import without_sinks
+from cutaway.models.model import Model
+from cutaway.models.tokens import Tokens
+from cutaway.neurons import memories
+from cutaway.tasks.prompts import Prompts
+
+HALVES = ["chose", "held out"]
+_BEFORE = 8  # tokens of a context that are shown before the one that it ends in
+#: takes a layer's activations [batch position neuron] and returns those of the units asked about [batch position unit]
+Units = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Found:
+    """The contexts of some units of one layer, the largest activations first.
+
+    Attributes:
+        activation: the activations; −∞ where there are fewer.
+        place: the places, counted through the padded batch; −1 where there are fewer.
+    """
+
+    activation: Float[Tensor, "half rank unit"]
+    place: Int[Tensor, "half rank unit"]
+
+
+def once(prompts: Prompts) -> Prompts:
+    """Return prompts without those that are there already."""
+    read = prompts.texts if prompts.ids is None else prompts.ids
+    kept = sorted({row: i for i, row in reversed([*enumerate(read)])}.values())
+    ids = None if prompts.ids is None else tuple(prompts.ids[i] for i in kept)
+    return replace(prompts, texts=tuple(prompts.texts[i] for i in kept), ids=ids, made=None)
+
+
+def halves(model: Model, tokens: Tokens) -> list[Bool[Tensor, "batch position"]]:
+    """Return the tokens of every second text, and of the others: without first, special and last ones.
+
+    Raises:
+        Refused: the first text has none.
+    """
+    where = without_sinks(model, tokens).scatter(1, tokens.last[:, None], False).cpu()
+    parts = [where & (torch.arange(len(tokens)) % 2 == i)[:, None] for i in (0, 1)]
+    if not bool(parts[0].any()):
+        raise Refused("contexts of neurons", "the first text has no token between others", "give longer texts")
+    return parts
+
+
+def room(parts: Sequence[Bool[Tensor, "batch position"]]) -> int:
+    """Return the number of tokens of the smaller half, or of the one that there is."""
+    return min(n for h in parts if (n := int(h.sum())))
+
+
+def largest(
+    model: Model, tokens: Tokens, units: Mapping[int, Units], parts: Sequence[Bool[Tensor, "batch position"]], k: int
+) -> dict[int, Found]:
+    """Return the `k` largest activations of each half of the texts, for units of every layer, from one forward."""
+    width, best = tokens.ids.shape[1], dict[tuple[int, int], tuple[Tensor, Tensor]]()
+
+    def see(layer: int, own: Sequence[Tensor], whole: Sequence[Tensor], x: Tensor) -> Tensor:
+        acts = units[layer](x.detach()).float().flatten(0, 1)
+        none = acts.new_full((k, acts.shape[1]), -torch.inf)
+        for h, (at, places) in enumerate(zip(own, whole, strict=True)):
+            before, told = best.get((h, layer), (none, torch.full_like(none, -1, dtype=torch.long)))
+            both = torch.cat([before, acts[at.to(x.device)]]).topk(k, dim=0)
+            every = torch.cat([told, places.to(x.device)[:, None].expand(-1, acts.shape[1])])
+            best[h, layer] = both.values, every.gather(0, both.indices)
+        return x
+
+    for rows in memories.batches(model, tokens):
+        own = [half[rows].flatten().nonzero()[:, 0] for half in parts]  # places in this batch of texts
+        starts = (torch.tensor(rows)[:, None] * width + torch.arange(width)).flatten()
+        sees = {Address("mlp_post", i): partial(see, i, own, [starts[at] for at in own]) for i in units}
+        memories.watched(model, tokens.rows(rows), sees)
+    found = {i: [best[h, i] for h in range(len(parts))] for i in units}
+    return {
+        i: Found(*(torch.stack([x.cpu() for x in side]) for side in zip(*f, strict=True))) for i, f in found.items()
+    }
+
+
+def texts(model: Model, tokens: Tokens, places: Int[Tensor, "half rank neuron"]) -> list[list[list[str]]]:
+    """Return the contexts of every half and neuron as text: some tokens, and the one that they end in, in ⟦ ⟧; "" for
+    a place of −1.
+    """
+    ids, starts = tokens.ids.cpu(), tokens.column(0).tolist()
+
+    def text(at: int) -> str:
+        row, column = divmod(at, ids.shape[1])
+        first = max(starts[row], column - _BEFORE)
+        parts = model.text.token_texts(ids[row, first : column + 1], running=True)
+        return "".join(parts[:-1]) + f"⟦{parts[-1]}⟧"
+
+    return [[[text(at) if at >= 0 else "" for at in row] for row in half.T.tolist()] for half in places]
+
+
+def read_at(
+    model: Model, tokens: Tokens, places: Mapping[int, Int[Tensor, "place"]]
+) -> dict[int, Float[Tensor, "place d_model"]]:
+    """Return what the MLP of every layer reads at some places, counted through the padded batch, from one forward."""
+    width, found = tokens.ids.shape[1], {i: torch.empty(len(p), model.shape.d_model) for i, p in places.items()}
+
+    def see(layer: int, own: Tensor, where: Tensor, x: Tensor) -> Tensor:
+        found[layer][where] = x.detach().flatten(0, 1)[own.to(x.device)].float().cpu()
+        return x
+
+    for rows in memories.batches(model, tokens):
+        starts = (torch.tensor(rows)[:, None] * width + torch.arange(width)).flatten()
+        sees = dict[Address, Callable[[Tensor], Tensor]]()
+        for i, wanted in places.items():
+            own, where = (starts[:, None] == wanted).nonzero(as_tuple=True)
+            sees[Address("mlp_in", i)] = partial(see, i, own, where)
+        memories.watched(model, tokens.rows(rows), sees)
+    return found
