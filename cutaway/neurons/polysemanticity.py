@@ -123,10 +123,20 @@ def polysemanticity(
     room = contexts_.room(parts)
     k = min(room, max(2, min(contexts, room // 4)))
     places = _places(model, tokens, chosen, parts, k, flip, samples, seed)  # [half, rank, neuron, 1 + sample]
-    held = 1 + bool(parts[1].any())
+    return _result(model, tokens, chosen, parts, places)
+
+
+def _result(
+    model: Model,
+    tokens: Tokens,
+    chosen: Sequence[Neuron],
+    parts: Sequence[Bool[Tensor, "batch position"]],
+    places: Int[Tensor, "half rank neuron variant"],
+) -> Polysemanticity:
+    k, variants, held = places.shape[1], places.shape[3], 1 + bool(parts[1].any())
     grams, cut = _grams(model, tokens, chosen, places[:held], parts)
-    score = torch.full((2, 2, len(chosen), 1 + samples), torch.nan)
-    spread, count = torch.full((2, 2, len(chosen)), torch.nan), torch.full((2, len(chosen), 1 + samples), torch.nan)
+    score = torch.full((2, 2, len(chosen), variants), torch.nan)
+    spread, count = torch.full((2, 2, len(chosen)), torch.nan), torch.full((2, len(chosen), variants), torch.nan)
     group = torch.full((2, len(chosen), k), -1)
     score[:, :held], spread[:, :held] = effective(grams).float(), _jackknife(grams[:, :, :, 0]).float()
     for h in range(held):

@@ -19,7 +19,7 @@ BUDGETS = {
     "lenses": 2_300,
     "heads": 2_450,
     "weights": 900,
-    "neurons": 1_750,
+    "neurons": 1_600,
     "geometry": 1_000,
     "patching": 1_900,
     "dictionaries": 8_900,
