@@ -14,8 +14,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
+from cutaway.models import circuits
 from cutaway.models.anatomy.norms import wide
+from cutaway.models.anatomy.per_layer import Factored
 from cutaway.models.model import Model
 from cutaway.models.tokens import batch
 
@@ -51,6 +54,21 @@ class Rotary:
         out[..., first] = x[..., first] * cos - x[..., second] * sin
         out[..., second] = x[..., second] * cos + x[..., first] * sin
         return out
+
+
+@torch.no_grad()
+def qk_at(model: Model, places: Sequence[Address], offset: int) -> Factored:
+    """Return W_Q R W_Kᵀ of some heads, with R the rotation by the distance from query to key, in tokens.
+
+    Raises:
+        Refused: queries and keys are normed or scaled by position, or positions are not rotary.
+    """
+    form = circuits.qk(model, places)
+    if not offset:
+        return form
+    turns = rotaries(model, [a.layer or 0 for a in places])
+    left = [turns[a.layer or 0].turned(x, offset) for a, x in zip(places, form.left, strict=True)]
+    return Factored(torch.stack(left), form.right)
 
 
 @torch.no_grad()

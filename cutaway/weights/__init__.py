@@ -2,17 +2,23 @@
 
 from cutaway.weights.circuits import TokenPairs, circuits
 from cutaway.weights.composition import Composition, composition
+from cutaway.weights.connections import Connections, connections
 from cutaway.weights.distances import Distances, distances, pair_scores
+from cutaway.weights.spectra import Spectra, spectra
 from cutaway.weights.virtual import virtual_head, virtual_pattern, virtual_weights
 
 __all__ = [
     "Composition",
+    "Connections",
     "Distances",
+    "Spectra",
     "TokenPairs",
     "circuits",
     "composition",
+    "connections",
     "distances",
     "pair_scores",
+    "spectra",
     "virtual_head",
     "virtual_pattern",
     "virtual_weights",

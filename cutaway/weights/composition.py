@@ -39,9 +39,9 @@ from cutaway.core.stats import BOUNDS, generator
 from cutaway.models import circuits
 from cutaway.models.anatomy.per_layer import Factored
 from cutaway.models.model import Model
+from cutaway.weights.alignment import inner, percentiles, scale
 
 MODES: tuple[str, ...] = ("Q", "K", "V")
-_ENTRIES = 1 << 24  # of Gram matrices at once, of all heads of one side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +98,7 @@ def composition(
     every = torch.full((3, *impossible.shape, 2 + samples), math.nan)
     every[there] = found.unflatten(1, (len(there), -1)).transpose(0, 1)
     square, z, null = every.split([1, 1, samples], -1)
-    outside = torch.stack([_percentiles(x[impossible]) for x in z[..., 0]])
+    outside = torch.stack([percentiles(x[impossible]) for x in z[..., 0]])
     if not impossible.any():
         reasons["backward"] = "every receiver comes after every sender"
     if impossible.all():
@@ -141,25 +141,11 @@ def _pairs(
     sides = [(f.left, f.right @ f.right.mT) for f in (sender, receiver)]
     grams = [_gram(*side) for side in sides]
     traces = [g.diagonal(dim1=-2, dim2=-1).sum(-1) for g in grams]
-    square = _inner(sides[0], sides[1]) / (traces[0][:, None] * traces[1])
+    square = inner(sides[0], sides[1]) / (traces[0][:, None] * traces[1])
     a, b = ((g / t[:, None, None]) for g, t in zip(grams, traces, strict=True))
-    spread = [(g.square().sum((-2, -1)) - 1 / n).clamp_min(0) for g in (a, b)]
-    scale = (spread[0][:, None] * spread[1] * 2 / ((n - 1) * (n + 2))).sqrt()
+    deviation = scale(a.square().sum((-2, -1)), b.square().sum((-2, -1)), n)
     drawn = torch.cat([square[..., None], _rotated(a, b, n, layers, samples, seed)], -1)
-    return torch.cat([square[..., None], (drawn - 1 / n) / scale[..., None]], -1)
-
-
-def _inner(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> Float[Tensor, "sender receiver"]:
-    """Return tr P Q for every two Gram matrices P = x C xᵀ, given as (x, C), in blocks of their rows."""
-    d = one[0].shape[1]
-    size = max(1, _ENTRIES // (d * max(len(one[0]), len(other[0]))))
-    total = one[0].new_zeros(len(one[0]), len(other[0]), dtype=torch.float64)
-    for start in range(0, d, size):
-        # The matrices are symmetric, so that entries right of the diagonal block count twice.
-        p, q = (x[:, start : start + size] @ core @ x[:, start:].mT for x, core in (one, other))
-        p[..., size:] *= 2
-        total += (p.flatten(1) @ q.flatten(1).T).double()
-    return total
+    return torch.cat([square[..., None], (drawn - 1 / n) / deviation[..., None]], -1)
 
 
 def _gram(x: Float[Tensor, "head d_model d_head"], core: Float[Tensor, "head d_head d_head"]) -> Tensor:
@@ -198,11 +184,3 @@ def _rotated(
             turned = corner @ b[of == layer] @ corner.T
             out[:, of == layer, sample] = a.flatten(1) @ turned.flatten(1).T
     return out
-
-
-def _percentiles(z: Float[Tensor, "pair"]) -> Float[Tensor, "bound"]:
-    """Return the 2.5 and 97.5 percentiles; NaN of no values."""
-    known = z[z.isfinite()].sort().values
-    if not len(known):
-        return torch.full((2,), math.nan)
-    return known[torch.tensor([0.025, 0.975]).mul(len(known) - 1).round().long()]

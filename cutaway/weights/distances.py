@@ -12,13 +12,17 @@ for transformer circuits, with the rotation of Su et al. 2021, arXiv:2104.09864,
 * Control (`null`, `share_null`): keys whose mean over the vocabulary points in a random direction of the stream, as far
   from 0 as their own. Their spread, the queries and the rotation are kept.
 * Both are exact over the vocabulary, from the mean and the covariance of the keys: tokens × tokens is never made.
-* Assumption: heads read bare embeddings, so that a late head which finds its place by what earlier layers wrote may
-  show nothing. Distances are those of short prompts, where scaled frequencies depend on length.
+* `texts`: heads read streams of that many texts of random tokens, in place of bare embeddings: every position's query
+  with every position's key, wherever they stood, so that what they say of one another is mixed and distance is not. The
+  first position, a sink in trained models, is left out.
+* Assumption: without `texts`, that heads read bare embeddings: a late head whose queries and keys point the same way in
+  all streams, but not in embeddings, shows nothing. Distances are those of short prompts, where scaled frequencies
+  depend on length.
 * Known failures: a share is over the offsets asked for; a head that turns slowly looks more positional over farther
   ones. Sliding windows and the causal mask are not looked at.
 * Equivalences (tests): the model's own scores on bare embeddings, for every pair of tokens multiplied out.
-* Cost: one forward of a short prompt, which tells how positions turn queries. One product of the vocabulary with the
-  keys of every key-value head.
+* Cost: one forward of a short prompt, which tells how positions turn queries, and those of the texts. One product of
+  the vocabulary with the keys of every key-value head.
 """
 
 from __future__ import annotations
@@ -36,9 +40,12 @@ from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, ratio_interval
 from cutaway.models import circuits as weights
+from cutaway.models.anatomy.norms import wide
 from cutaway.models.model import Model
 from cutaway.models.rotary import Rotary, rotaries
+from cutaway.models.tokens import batch
 
+_LENGTH = 64  # tokens of a text
 OFFSETS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 
@@ -66,7 +73,7 @@ class Distances(Result, kind="distances"):
 @method(
     answers="How far back does a head look, whatever the tokens are?",
     paper="Elhage et al. 2021, A mathematical framework for transformer circuits; Su et al. 2021, arXiv:2104.09864",
-    cost="F",
+    cost="(1 + texts) * F",
     control="rotated_basis",
     rung="observational",
 )
@@ -78,6 +85,7 @@ def distances(
     heads: tuple[str, ...] = (),
     offsets: tuple[int, ...] = (),
     sources: int = 256,
+    texts: int = 0,
     samples: int = 8,
     seed: int = 0,
 ) -> Distances:
@@ -87,6 +95,7 @@ def distances(
         heads: these, as `layer.head` or `layer.*` [default: all].
         offsets: distances from query to key, in tokens, to which 0 is added [default: to 32, the farther the sparser].
         sources: how many tokens attend, their ids evenly spaced; 0 takes all.
+        texts: how many texts of random tokens heads read, in place of bare embeddings.
         samples: how many random directions make the null.
         seed: of the directions.
 
@@ -99,23 +108,23 @@ def distances(
     if wrong or not any(offsets):
         why = f"its context has {model.shape.context} tokens" if wrong else "nothing is compared with distance zero"
         raise Refused(f"offsets {','.join(map(str, offsets))}", why, "write for example 1,2,4,8")
-    embed, steps = weights.embedded(model), sorted({0, *offsets})
-    forms, turns = weights.qk(model, places), rotaries(model, [a.layer or 0 for a in places])
-    ids = torch.linspace(0, len(embed) - 1, max(2, min(sources or len(embed), len(embed)))).long().unique()
-    group, g = model.shape.n_heads // model.shape.n_kv_heads, generator(seed)
+    form, steps, g = weights.qk(model, places), sorted({0, *offsets}), generator(seed)
+    layers, group = [a.layer or 0 for a in places], model.shape.n_heads // model.shape.n_kv_heads
+    turns, read = rotaries(model, layers), _read(model, layers, texts)
+    rows = len(read[layers[0]])
+    ids = torch.linspace(0, rows - 1, max(2, min(sources or rows, rows))).long().unique()
     sides, keys, found = weights.readable(model), dict[tuple[int, int], tuple[Tensor, Tensor]](), list[list[Tensor]]()
-    mean = embed.mean(0)
-    drawn = torch.randn(samples, len(mean), generator=g).to(mean)
-    drawn = drawn - drawn.mean(-1, keepdim=True) if weights.centred(model) else drawn
-    means = torch.cat([mean[None], drawn * (mean.norm() / drawn.norm(dim=-1, keepdim=True))])
-    for i, place in enumerate(places):
-        layer, unit = place.layer or 0, place.unit or 0
+    for layer, place, left, right in zip(layers, places, form.left, form.right, strict=True):
+        unit, x = place.unit or 0, read[layer]
         if (key := (layer, unit // group)) not in keys:  # heads of one group have the same keys
-            right = forms[i].right.to(embed)
-            y = (embed - mean) @ right.T
-            centres = means @ right.T + sides.k_bias[layer][unit // group].detach().to(embed)
+            mean = x.mean(0)
+            drawn = torch.randn(samples, len(mean), generator=g).to(mean)
+            drawn = drawn - drawn.mean(-1, keepdim=True) if weights.centred(model) else drawn
+            means = torch.cat([mean[None], drawn * (mean.norm() / drawn.norm(dim=-1, keepdim=True))])
+            y = (x - mean) @ right.to(x).T
+            centres = means @ right.to(x).T + sides.k_bias[layer][unit // group].detach().to(x)
             keys = {key: (centres.double(), (y.T @ y / len(y)).double())}
-        queries = embed[ids] @ forms[i].left.to(embed) + sides.q_bias[layer][unit].detach().to(embed)
+        queries = x[ids] @ left.to(x) + sides.q_bias[layer][unit].detach().to(x)
         found.append(_profile(queries.double(), *keys[key], turns[layer], steps))
     score, share, between = (torch.stack([f[n] for f in found]).cpu() for n in range(3))
     return Distances(
@@ -127,7 +136,7 @@ def distances(
         share_null=share[:, 1:].float(),
         labels={"head": [f"{a.layer}.{a.unit}" for a in places], "offset": [str(o) for o in steps], "bound": BOUNDS},
         units={"score": "attention score", "share": "share of variance"},
-        record={"sources": len(ids), "tokens": len(embed)},
+        record={"sources": len(ids), "read": f"{texts} texts of random tokens" if texts else "bare embeddings"},
     )
 
 
@@ -154,6 +163,21 @@ def pair_scores(
     q = embed[queries] @ form.left.to(embed) + sides.q_bias[layer][unit].detach().to(embed)
     k = embed[keys] @ form.right.to(embed).T + sides.k_bias[layer][kv].detach().to(embed)
     return rotary.scale * rotary.turned(q, offset) @ k.T
+
+
+def _read(model: Model, layers: Sequence[int], texts: int) -> dict[int, Float[Tensor, "row d_model"]]:
+    """Return what heads of some layers read, through the norm's centre and scale: embeddings, or streams of texts."""
+    if not texts:
+        return dict.fromkeys(layers, weights.embedded(model))
+    ids = torch.randint(0, model.shape.d_vocab, (texts, min(_LENGTH, model.shape.context)), generator=generator(0))
+    acts, out = model.capture(batch(ids.tolist()), [f"resid_pre.{i}" for i in sorted(set(layers))]), dict[int, Tensor]()
+    for layer in set(layers):
+        x, into = wide(acts[f"resid_pre.{layer}"])[:, 1:].flatten(0, 1), model.anatomy.part(layer, "ln1")
+        if into is not None and weights.readable(model).is_folded:
+            norm = model.anatomy.norm(into)
+            x = norm.centre(x) / norm.scale(x)[:, None]
+        out[layer] = x
+    return out
 
 
 def _causal_heads(model: Model, heads: Sequence[str]) -> list[Address]:

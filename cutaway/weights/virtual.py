@@ -50,10 +50,8 @@ def virtual_weights(model: Model, writer: str, reader: str) -> Factored:
     """
     w, out, into = circuits.readable(model), parse(writer), parse(reader)
     names = ("embed", *WRITERS, *READERS, "logits")
-    if out.layer is not None and into.layer is not None:
-        inside = out.site == "z" and into.site.startswith("mlp") and not model.anatomy.parallel
-        if into.layer < out.layer or (into.layer == out.layer and not inside):
-            raise Refused(f"virtual weights {writer} → {reader}", "the reader comes first", "name a later reader")
+    if not comes_after(model, out, into):
+        raise Refused(f"virtual weights {writer} → {reader}", "the reader comes first", "name a later reader")
     if (out.site not in WRITERS and writer != "embed") or (into.site not in READERS and reader != "logits"):
         what = f"virtual weights {writer} → {reader}"
         raise Refused(what, "one of them does not write to, or read from, the stream", f"use {', '.join(names)}")
@@ -66,6 +64,14 @@ def virtual_weights(model: Model, writer: str, reader: str) -> Factored:
     if circuits.centred(model):
         left, right = left - left.mean(-1, keepdim=True), right - right.mean(-2, keepdim=True)
     return Factored(left, right)
+
+
+def comes_after(model: Model, writer: Address, reader: Address) -> bool:
+    """Return True if a component reads the stream after another has written to it."""
+    if writer.layer is None or reader.layer is None:
+        return True
+    inside = writer.site == "z" and reader.site.startswith("mlp") and not model.anatomy.parallel
+    return reader.layer > writer.layer or (reader.layer == writer.layer and inside)
 
 
 @torch.no_grad()

@@ -85,3 +85,27 @@ def test_token_pairs_at_a_distance_are_those_of_the_turned_table():
     torch.testing.assert_close(got.strength[0, 0].double(), best.values.topk(4).values, rtol=1e-4, atol=1e-4)
     assert got.target[0, 0].tolist() == best.indices[best.values.topk(4).indices].tolist()
     assert got.target[0, 0].tolist() != circuits(model, heads="0.1", sources=0, pairs=4).target[0, 0].tolist()
+
+
+@torch.no_grad()
+def test_streams_of_texts_show_a_head_what_embeddings_do_not():
+    """Layer 0 writes one direction into every stream; a head of layer 1 compares places along it."""
+    model = subjects.random_llama(spread=1.0)
+    first, then = model.hf.model.layers
+    first.mlp.down_proj.weight.zero_()
+    first.mlp.gate_proj.weight.zero_()
+    first.self_attn.o_proj.weight.zero_()
+    first.self_attn.v_proj.weight.zero_()
+    model.hf.model.embed_tokens.weight[:, 0] = 0.0
+    first.self_attn.v_proj.bias = torch.nn.Parameter(torch.zeros(16))
+    first.self_attn.v_proj.bias[0] = 1.0
+    first.self_attn.o_proj.weight[0, 0] = 3.0
+    angle = 2 * model.hf.model.rotary_emb.inv_freq.float()
+    then.self_attn.k_proj.weight[:8], then.self_attn.q_proj.weight[:8] = 0.0, 0.0
+    then.self_attn.k_proj.weight[:4, 0] = 6.0
+    then.self_attn.q_proj.weight[:4, 0], then.self_attn.q_proj.weight[4:8, 0] = 6 * angle.cos(), -6 * angle.sin()
+    bare, read = (distances(model, heads="1.0", offsets=(1, 2, 3, 4), texts=n, samples=40) for n in (0, 2))
+    assert bare.score.abs().max() < 1e-4
+    assert int(read.score[0].argmax()) == 2, "its queries are turned two tokens back"
+    assert float(read.interval[0, 2, 0]) > float(read.null[0, 2].max())
+    assert float(read.share_interval[0, 0]) > 0.9
