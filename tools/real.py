@@ -83,6 +83,28 @@ SECTIONS = {
         "the share of such pairs among the first ten, a pair drawn at random. *score*: the raw Frobenius ratio. Three "
         "heads share their keys, so that 18.8 stands beside 18.6 and 18.7 whatever it does.",
     ),
+    "how far back heads look, from weights": (
+        "How far back heads look, from weights",
+        "Queries and keys of a head put together at every distance: those that it makes of streams of four texts of "
+        "random tokens, wherever they stood, or of bare embeddings. *score* of keys one token back, less the mean over "
+        "eleven distances of 0 to 32; *share* of the variance of scores that the distance explains; *best*: the "
+        "distance scored highest. Chance: keys whose mean points in a random direction. All four previous-token heads "
+        "are positional, and look one back, in streams; embeddings show nothing of it.",
+    ),
+    "spectra of heads, from weights": (
+        "Spectra of heads, from weights",
+        "Singular values of circuits; chance: the head's own two matrices with a random rotation between them. "
+        "*strength*: how far the first token along a direction stands out of the vocabulary, in standard deviations; "
+        "chance: random directions that the head writes. *rank*: how many equal singular values would be as even. "
+        "The head of capitals writes lands and peoples. Queries of previous-token heads are laid to their keys less "
+        "than chance would have it, at neither distance more.",
+    ),
+    "virtual weights of heads, from weights": (
+        "Virtual weights of heads, from weights",
+        "What a head writes, W_O, against what the keys of four induction heads read (they share two key heads), in "
+        "standard deviations of a random rotation of the residual stream. Chance: rotations drawn; of the mean, 95 % of "
+        "pairs whose reader comes first. 16.0 and 17.8 are previous-token heads.",
+    ),
     "what heads copy, from weights": (
         "What heads copy, from weights",
         "256 tokens through the OV circuit: how far each token's own logit stands out of all, in standard deviations; "

@@ -15,10 +15,9 @@ W_V W_O (`writes`: from the token attended to, to the logits), norms folded in.
   that is flatter than this has sides that avoid each other.
 * `strength_null[circuit, head, side, sample]`: the strongest token along a random direction of those that the head
   reads, or writes.
-* Assumption: bare embeddings. Rotary positions stand at distance zero, or at `offset`: a head that looks one token back
-  has its queries laid to its keys at 1, and may avoid them at 0.
-* Known failures: directions of nearly equal singular values are mixed at random. The first direction of trained models
-  often carries what all tokens have in common. A token of the list need not be one that any text puts there.
+* Assumption: bare embeddings. Rotary positions stand at distance zero, or at `offset`.
+* Known failures: directions of nearly equal singular values are mixed at random. What all tokens have in
+  common, which is all that a head needs to look at places, is no single direction of them (`weights.distances`). A token of the list need not be one that any text puts there.
 * Equivalences (tests): the singular value decomposition of the product multiplied out.
 * Cost: no forward; with `offset` one, of a short prompt. One product of every head's first directions with the
   vocabulary, and `samples` small decompositions.
