@@ -102,8 +102,8 @@ SECTIONS = {
     "virtual weights of heads, from weights": (
         "Virtual weights of heads, from weights",
         "What a head writes, W_O, against what the keys of four induction heads read (they share two key heads), in "
-        "standard deviations of a random rotation of the residual stream. Chance: rotations drawn; of the mean, 95 % of "
-        "pairs whose reader comes first. 16.0 and 17.8 are previous-token heads.",
+        "standard deviations of a random rotation of the residual stream. Chance: rotations drawn; of the mean, 95 % "
+        "of pairs whose reader comes first. 16.0 and 17.8 are previous-token heads.",
     ),
     "what heads copy, from weights": (
         "What heads copy, from weights",

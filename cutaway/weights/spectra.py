@@ -16,8 +16,9 @@ W_V W_O (`writes`: from the token attended to, to the logits), norms folded in.
 * `strength_null[circuit, head, side, sample]`: the strongest token along a random direction of those that the head
   reads, or writes.
 * Assumption: bare embeddings. Rotary positions stand at distance zero, or at `offset`.
-* Known failures: directions of nearly equal singular values are mixed at random. What all tokens have in
-  common, which is all that a head needs to look at places, is no single direction of them (`weights.distances`). A token of the list need not be one that any text puts there.
+* Known failures: directions of nearly equal singular values are mixed at random. A token of the list need not be one
+  that any text puts there. What all tokens have in common is enough for a head to look at places, and is no direction
+  of them (`weights.distances`).
 * Equivalences (tests): the singular value decomposition of the product multiplied out.
 * Cost: no forward; with `offset` one, of a short prompt. One product of every head's first directions with the
   vocabulary, and `samples` small decompositions.

@@ -35,8 +35,9 @@ def test_previous_token_heads_score_keys_one_token_back_whatever_they_are(model,
                         best={"value": int(best[f"{inputs}: {head}"])})  # fmt: skip
     assert {best[f"streams: {head}"] for head in PREVIOUS} == {"1"}
     assert {best[f"bare embeddings: {head}"] for head in PREVIOUS} != {"1"}, "a negative finding: embeddings do not say"
-    assert (read.share_interval[:4, 0] > read.share_null[:4].max(1).values).all()
-    assert (read.share_interval[4:, 1] < 0.1).all()
+    places, tokens = (read.select(head=kind) for kind in (list(PREVIOUS), list(INDUCTION)))
+    assert (places.share_interval[:, 0] > places.share_null.max(1).values).all()
+    assert (tokens.share_interval[:, 1] < 0.1).all()
 
 
 @pytest.mark.parametrize("name", ["smollm2"], indirect=True)
