@@ -298,11 +298,14 @@ def _of_others(
 
 
 def layer_band(
-    null: Float[Tensor, "layer head sample"],
+    null: Float[Tensor, "layer head sample"], cells: int | None = None
 ) -> tuple[Float[Tensor, "layer head"], Float[Tensor, "layer head"]]:
-    """Return both ends of the null's band (`null_band`) for every head, in the scale of its layer."""
+    """Return both ends of the null's band (`null_band`) for every head, in the scale of its layer.
+
+    `cells` is the number of heads that are asked, by default all.
+    """
     layers = torch.arange(len(null)).repeat_interleave(null.shape[1])
-    low, high = null_band(null.flatten(0, 1), groups=layers)[0].reshape(*null.shape[:2], 2).unbind(-1)
+    low, high = null_band(null.flatten(0, 1), cells, groups=layers)[0].reshape(*null.shape[:2], 2).unbind(-1)
     return low, high
 
 

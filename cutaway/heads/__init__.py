@@ -7,6 +7,7 @@ from cutaway.heads.headvis import HeadMetrics, HeadTree, read_headvis
 from cutaway.heads.headvis_sampling import write_headvis
 from cutaway.heads.roles import HeadRoles, roles
 from cutaway.heads.stream import StreamedAttention, stream
+from cutaway.heads.successor import SuccessorHeads, successor
 from cutaway.heads.types import TYPES, HeadType
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "HeadType",
     "HeadTypes",
     "StreamedAttention",
+    "SuccessorHeads",
     "TypeEffects",
     "card",
     "classify",
@@ -25,5 +27,6 @@ __all__ = [
     "read_headvis",
     "roles",
     "stream",
+    "successor",
     "write_headvis",
 ]

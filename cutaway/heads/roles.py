@@ -16,7 +16,8 @@ that role looks to where, and whether it then raises the answer over the foil.
   looks at the foil and raises the answer over it; a backup name mover is another head that writes the answer more
   without those (`grown` beyond 0 and its band, and it then raises the answer); an S-inhibition head looks at the repeat
   from the end, below the name mover of the largest direct effect; a subject head looks at the subject, where that is
-  neither answer nor foil, and raises the answer (Chughtai et al. 2024, arXiv:2402.07321).
+  neither answer nor foil, and raises the answer (Chughtai et al. 2024, arXiv:2402.07321). Bands of effects are as wide
+  as chance needs among the heads that pass by attention.
 * `change[role]`: the metric's change when all heads of a role are removed at once. `looks[role]`: the change of the
   name movers' attention to the answer over the foil, which S-inhibition heads steer. Control (`change_null`,
   `looks_null`): random sets of other heads, as many of each layer where enough are left.
@@ -161,7 +162,7 @@ def roles(
     claimed, r = found.claims(least, given), removal(model, bound, heads, how, seed)
     moves, backups = claimed[NAMES.index(MOVER)], NAMES.index(BACKUP)
     grown, growth, none = found.growth(r, moves)
-    claimed[backups] &= found.backups(grown, growth["grown_null"], moves)
+    claimed[backups] &= found.backups(grown, growth["grown_null"], claimed[backups] & ~moves)
     joint, why = _removed(found, r, claimed)
     named = {n: [f"{a.layer}.{a.unit}" for a in found.chosen(c)] for n, c in zip(NAMES, claimed, strict=True)}
     return HeadRoles(
@@ -251,9 +252,10 @@ class _Evidence:
         found = self.fields()
         band = torch.stack([layer_band(x)[1] for x in found["null"]])
         claimed = found["interval"][..., 0] > band.clamp_min(least)
-        (low, high), (least_of, most) = found["direct_interval"].unbind(-1), layer_band(self.direct_null)
+        low, high = found["direct_interval"].unbind(-1)
         for r, row in enumerate(ROLES):
             if row.writes:
+                least_of, most = layer_band(self.direct_null, int(claimed[r].sum()))
                 claimed[r] &= low > most.clamp_min(0) if row.writes > 0 else high < least_of.clamp_max(0)
         if given:
             claimed[NAMES.index(MOVER)] = torch.tensor([a in given for a in self.heads]).reshape(band.shape[1:])
@@ -282,11 +284,15 @@ class _Evidence:
         return grown, {"grown": grown.mean(0), "grown_interval": mean_interval(grown), "grown_null": null}, why
 
     def backups(
-        self, grown: Float[Tensor, "prompt layer head"], null: Float[Tensor, "layer head sample"], movers: Tensor
+        self,
+        grown: Float[Tensor, "prompt layer head"],
+        null: Float[Tensor, "layer head sample"],
+        asked: Bool[Tensor, "layer head"],
     ) -> Bool[Tensor, "layer head"]:
-        """Return the heads that write the answer more without the movers, and then raise it."""
-        more, then = (mean_interval(x)[..., 0] for x in (grown, self.direct + grown))
-        return (more > layer_band(null)[1].clamp_min(0)) & (then > layer_band(self.direct_null)[1]) & ~movers
+        """Return those of the heads asked that write the answer more without the movers, and then raise it."""
+        (more, then), cells = (mean_interval(x)[..., 0] for x in (grown, self.direct + grown)), int(asked.sum())
+        lifts = then > layer_band(self.direct_null, cells)[1].clamp_min(0)
+        return asked & lifts & (more > layer_band(null, cells)[1].clamp_min(0))
 
     def random(self, places: Sequence[Address]) -> tuple[list[list[Address]], str]:
         """Return random sets of other heads, and if there are none, why."""

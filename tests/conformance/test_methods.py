@@ -84,6 +84,7 @@ DRAWN = {
     "heads.card(model, repeats)": {"claimed"},
     "heads.classify": {"claimed"},
     "heads.classify(model, repeats)": {"claimed"},
+    "heads.successor": {"claimed", "change"},
     "heads.roles": {"claimed", "grown", "change", "looks", "removed"},
     "lenses.token_relevance": {"gain", "curve"},
     "lenses.token_relevance(model, prompts)": {"gain", "curve"},

@@ -1,0 +1,45 @@
+"""Roles of heads on indirect object identification in a real model, found and removed in one call.
+
+Nothing is tuned. `test_reading_heads` finds the same heads by hand, and exchanges them on other prompts.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+import cutaway as ca
+from tests.real import sets
+from tests.real.written import measure
+
+ROLES = "roles of heads on a task"
+N = 16
+
+
+@pytest.mark.parametrize("name", ["smollm2"], indirect=True)
+def test_the_heads_of_indirect_object_identification_have_their_roles(model, results):
+    got = ca.heads.roles(model, sets.task(model, "ioi", N), samples=4)
+    role = {name: r for r, name in enumerate(got.labels["role"])}
+    for name, heads in got.record["heads"].items():
+        r = role[name]
+        for head in sorted(heads, key=got.named(name).index)[:3]:
+            at = tuple(map(int, head.split(".")))
+            results.row(ROLES, f"{name}: {head}, of {len(heads)}", N,
+                        attention=measure(got.score[r][at], got.interval[r][at], got.null[r][at]),
+                        direct=measure(got.direct[at], got.direct_interval[at], got.direct_null[at]))  # fmt: skip
+        below = {"looks": measure(got.looks[r], got.looks_interval[r], got.looks_null[r])} if got.looks[r] else {}
+        results.row(ROLES, f"{name}: all {len(heads)} removed", N,
+                    logits=measure(got.change[r], got.change_interval[r], got.change_null[r]), **below)  # fmt: skip
+    assert got.named("name mover")[0] == "23.0"
+    assert got.record["heads"]["negative name mover"] == ["24.4"]
+    assert got.record["heads"]["foil suppressor"] == ["23.3"]
+    assert got.record["heads"]["S-inhibition"] == ["19.2", "20.0"]
+    assert {"8.0", "8.1"} <= set(got.record["heads"]["duplicate token"])
+    for name in ("S-inhibition", "duplicate token", "foil suppressor"):
+        assert float(got.change_interval[role[name], 1]) < float(got.change_null[role[name]].min()) - 1, name
+    for name in ("S-inhibition", "duplicate token", "induction"):
+        assert float(got.looks_interval[role[name], 1]) < float(got.looks_null[role[name]].min()), name
+    grown = got.grown_interval[24, 4]
+    results.row(ROLES, "24.4 writes more without the name movers", N,
+                direct=measure(got.grown[24, 4], grown, got.grown_null[24, 4]))  # fmt: skip
+    assert float(grown[0]) > float(got.grown_null[24, 4].max()) or "24.4" not in got.named("backup name mover")
+    assert not got.named("backup name mover"), "what makes up for the movers is the negative mover, which lowers less"
