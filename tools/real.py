@@ -50,6 +50,37 @@ SECTIONS = {
         "of each layer). Neurons are chosen on one half of the prompts and measured on the other; *untouched* is "
         "without an edit.",
     ),
+    "token-frequency neurons": (
+        "Neurons along the frequency of tokens",
+        "Passages in pieces of 24 tokens; the three neurons of layers 20 to 29 that move logits farthest along the log "
+        "unigram distribution (the mean of the model's predictions on the other half of the pieces). *cosine*: of the "
+        "logits that the neuron's value writes with that distribution (chance: random mixes of the layer's other "
+        "values). *KL to unigram* and *entropy*: their change in nats when the neuron is held at its mean (chance: the "
+        "same activation taken out along such mixes, of the same norm).",
+    ),
+    "composition of memories": (
+        "What MLPs compose",
+        "The last tokens of beginnings of the passages; shares of prompts. *within: no memory*: the token that the "
+        "MLP's output promotes most is that of none of its ten strongest memories (chance: the same memories with "
+        "random signs). Between layers, the likeliest token behind the MLP is that of the stream before it "
+        "(*residual*), of the MLP's output (*mlp*), or of neither (*composition*) (chance: random mixes of the layer's "
+        "values in the place of the output, of its norm).",
+    ),
+    "polysemanticity": (
+        "At how many things neurons fire",
+        "Passages in pieces of 48 tokens; the 8 neurons of a layer with the largest updates (the number of prompts is "
+        "theirs). The effective number of different contexts among the 12 in which a neuron fires most, on one half of "
+        "the pieces and on the other, mean over neurons: by what the MLP reads (*contexts*), and by the token alone "
+        "(chance: random directions of the layer's activations).",
+    ),
+    "arithmetic": (
+        "Sums",
+        "Sums of single digits with a result of one digit. *top-1* behind four solved ones, and of word problems "
+        "without any. Behind four solved ones: *probability*, its change without the head of layers 22 to 29 whose "
+        "removal cost most on the other half (chance: steps as long as the removal's in random directions, at six "
+        "heads); *masked* and *kept*: the answer's probability with the first neurons that two such heads trigger set "
+        "to zero at the last token, or all others of these layers (chance: as many random ones of each layer).",
+    ),
     "reading by lenses": (
         "Lenses with interventions",
         "*debug*: wrong facts (the answer is not the likeliest token); *margin*: logit(expected) − logit(actual), "

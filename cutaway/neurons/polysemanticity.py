@@ -16,7 +16,8 @@ token (`mlp_in`, its mean over tokens subtracted), and that token itself.
 * Without `neurons`, the `top` of each layer by their update at the last tokens, as in `neurons.values`.
 * Assumption: contexts that mean the same lie near to each other in what the MLP reads.
 * Known failures: the largest activations are no picture of the rest, which is often less of a kind. A concept that is
-  broad counts as many. Tokens of one text are not independent, so that intervals are too narrow.
+  broad counts as many. Tokens of one text are not independent, so that intervals are too narrow, and without width
+  where all contexts are the same or none are alike.
 * Cost: three forwards, or two where neurons are named.
 """
 
