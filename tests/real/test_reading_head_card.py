@@ -37,6 +37,22 @@ def test_the_hardest_looks_on_text_are_those_foreseen_and_the_weakest_are_not(mo
 
 
 @SMOLLM2
+def test_the_head_that_reads_capitals_writes_what_belongs_to_the_country(model, results):
+    prompts = ca.tasks.as_prompts([row["prompt"] for row in sets.rows("fact_capital")])
+    got = ca.heads.card(model, prompts, head="23.4", samples=20)
+    for field, axis, name in (("writes", "pair", "as read"), ("bare", "bare_pair", "bare")):
+        strength, null = getattr(got, field), getattr(got, f"{field}_null")
+        for i in (0, 1, 2, 3):
+            pair = {"value": float(strength[i]), "control": [float(null[i].min()), float(null[i].max())]}
+            results.row(PAGES, f"23.4, {name}, pair {i + 1}:{got.labels[axis][i]}", len(prompts), copies=pair)
+    up = len(got.writes) // 2
+    assert bool((got.writes[:up] > got.writes_null[:up].amax(-1)).all()), "beyond what turned values promote"
+    assert bool((got.bare[:up] <= got.bare_null[:up].amax(-1)).all()), "bare embeddings say nothing of it"
+    assert " Norway →  Norwegian" in got.labels["pair"][:up]
+    assert "previous token" in got.named(), "what it attends to stands in front of the query in these prompts"
+
+
+@SMOLLM2
 def test_its_tree_holds_what_the_page_shows(model, tmp_path):
     texts = ca.tasks.as_prompts([row["text"] for row in sets.rows("passages")])
     page = ca.heads.card(model, texts, head="23.2", contexts=len(texts), samples=1)

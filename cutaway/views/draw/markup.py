@@ -144,7 +144,8 @@ def draw_bars(p: Picture) -> str:
             f"<td><svg class=cw-track width=100% height=22 aria-hidden=true>{_track(p, r, x)}</svg></td>"
             f"<td>{escape(aligned(value, p))}</td></tr>"
         )
-    return f"<table class=cw-rows><tbody>{''.join(rows)}</tbody></table>"
+    style = '"cw-rows cw-texts"' if has_role(p.row_axis, "example") else "cw-rows"
+    return f"<table class={style}><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _track(p: Picture, r: int, x: Callable[[float], float]) -> str:

@@ -137,7 +137,7 @@ def _numbers(p: Picture, r: int, c: int) -> list[str]:
 
 def draw_bars(p: Picture, width: int, pen: Pen) -> list[Text]:
     """Draw one bar per row over its null band, with value and interval."""
-    share = 2 if p.kind == "graph" else 4  # an edge names two nodes
+    share = 2 if p.kind == "graph" or has_role(p.row_axis, "example") else 4  # an edge names two nodes
     label = min(max((cell_len(n) for n in p.rows), default=1), max(8, width // share))
     values = [aligned(p.values[r][0], p) for r in range(len(p.rows))]
     spans = [span(p.low[r][0], p.high[r][0], p.unit) if p.low and p.high else "" for r in range(len(p.rows))]
