@@ -191,6 +191,13 @@ SECTIONS = {
         "answer over the foil; chance: four random sets, as many heads of each layer. The name mover can be removed "
         "without loss: the negative mover 24.4 then lowers the answer by 0.4 less. No backup name mover is found.",
     ),
+    "successor heads": (
+        "Successor heads",
+        "The share of 82 words (days, months, numbers, number words, ordinals, letters) that a head's output circuit "
+        "turns into the next of their order, read from weights (`heads.successor`); the three largest of 270; chance: "
+        "the order shuffled. None is claimed, and none would be if heads read the bare embedding, the first MLP alone "
+        "or the stream of a text: the largest share is then 0.21.",
+    ),
     "answers of several tokens, and chats": (
         "Answers of several tokens, and chats",
         "log P(answer) − log P(foil) in nats, over all tokens of both; *top-1*: every token is the likeliest. Effects: "

@@ -147,7 +147,11 @@ def successor(model: Model, /, *, least: float = 0.3, samples: int = 8, seed: in
         },
         units=_UNITS,
         reasons={"change": why} if why else {},
-        record={"left in place": SINKS, "words": {order.name: len(order.ids) for order in known}},
+        record={
+            "left in place": SINKS,
+            "words": {order.name: len(order.ids) for order in known},
+            "words that one follows": sum(f >= 0 for order in known for f in order.follows),
+        },
     )
 
 

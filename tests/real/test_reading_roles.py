@@ -12,6 +12,7 @@ from tests.real import sets
 from tests.real.written import measure
 
 ROLES = "roles of heads on a task"
+SUCCESSOR = "successor heads"
 N = 16
 
 
@@ -43,3 +44,17 @@ def test_the_heads_of_indirect_object_identification_have_their_roles(model, res
                 direct=measure(got.grown[24, 4], grown, got.grown_null[24, 4]))  # fmt: skip
     assert float(grown[0]) > float(got.grown_null[24, 4].max()) or "24.4" not in got.named("backup name mover")
     assert not got.named("backup name mover"), "what makes up for the movers is the negative mover, which lowers less"
+
+
+@pytest.mark.parametrize("name", ["smollm2"], indirect=True)
+def test_successor_heads_by_their_weights(model, results):
+    got = ca.heads.successor(model, samples=8)
+    n = got.record["words that one follows"]
+    for i in got.overall.flatten().argsort(descending=True)[:3].tolist():
+        at = divmod(i, got.overall.shape[1])
+        orders = {name: {"value": float(got.score[o][at])} for o, name in enumerate(got.labels["order"])}
+        overall = measure(got.overall[at], got.overall_interval[at], got.overall_null[at])
+        results.row(SUCCESSOR, f"{at[0]}.{at[1]}", n, overall=overall, **orders)
+    assert divmod(int(got.overall.argmax()), got.overall.shape[1]) == (23, 3)
+    assert float(got.overall.max()) < 0.3
+    assert not got.named(), "no output circuit turns even a third of the words into the next"
