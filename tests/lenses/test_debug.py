@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import cutaway as ca
+from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
+from cutaway.lenses.debug import _drawn
 from cutaway.models.edits.library import Replace
 from cutaway.models.model import Model
 from tests.conformance import subjects
@@ -54,6 +56,16 @@ def test_a_planted_turn_is_found_and_confirmed(component):
     assert got.turn == depth, "the right name is ahead before"
     assert got.interval.isnan().all()
     assert got.reasons["effect"] == "one prompt"
+
+
+def test_the_record_says_which_random_components_there_were():
+    for top, which in ((6, "of its kind, none of the top"), (1000, "of its kind, among the top too")):
+        got = ca.lenses.debug(planted("4.2"), PROMPT, expected=RIGHT, top=top, samples=2)
+        assert got.record["random components"] == which
+    alone, mlp = Address("z", 0, 0), Address("mlp_out", 0)
+    assert _drawn([alone], [alone, mlp], 2, 0) == ({alone: [mlp, mlp]}, "of any kind")
+    with pytest.raises(Refused, match="no other"):
+        _drawn([alone], [alone], 2, 0)
 
 
 def test_a_turn_of_two_components_together_is_not_confirmed():
