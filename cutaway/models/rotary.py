@@ -76,7 +76,7 @@ def rotaries(model: Model, layers: Sequence[int]) -> dict[int, Rotary]:
     """Return the rotations of some layers, from one forward of a short prompt.
 
     Raises:
-        Refused: no layer has rotary positions, or what happens to its queries is no rotation by them.
+        Refused: no layer has rotary positions, or one turns its queries in another way.
     """
     layers, n = sorted(set(layers)), min(_POSITIONS, model.shape.context)
     sites = ("attn_in", "q", "k", "scores")

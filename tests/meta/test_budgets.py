@@ -10,7 +10,7 @@ BUDGETS = {
     "": 145,
     "core": 2_200,
     "views": 1_800,
-    "models": 8_000,
+    "models": 8_100,
     "tasks": 2_800,
     "streams": 1_450,
     "zoo": 2_150,
