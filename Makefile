@@ -32,10 +32,10 @@ demo: $(VENV)/.installed
 	@echo "  what can be asked   $(BIN)/cutaway methods"
 
 test: $(VENV)/.installed-dev
-	@$(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS)
+	@$(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup
 
 wide: $(VENV)/.installed-dev
-	@$(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) -m wide
+	@$(OFFLINE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m wide
 
 check: $(VENV)/.installed-dev
 	@$(BIN)/ruff format --check $(SOURCES)

@@ -11,12 +11,26 @@ from tests.typecheck import install
 
 install("cutaway")
 
+import pytest
 import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
 settings.register_profile("house", deadline=None, max_examples=60, derandomize=True, database=None)
 settings.load_profile("house")
+
+
+#: rooms whose tests share what they make of one method or model, which the parameter `name` names; others do in a file
+NAMED = {"conformance", "real"}
+
+
+def pytest_collection_modifyitems(items):
+    """Keep tests that share what they make on one worker (`--dist loadgroup`)."""
+    for item in items:
+        file = item.path.relative_to(item.config.rootpath)
+        given = item.callspec.params if hasattr(item, "callspec") else {}
+        group = given.get("name", file) if file.parts[1] in NAMED else file
+        item.add_marker(pytest.mark.xdist_group(str(group)))
 
 
 def pytest_terminal_summary(terminalreporter):

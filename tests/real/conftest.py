@@ -17,14 +17,6 @@ REAL = Path(os.environ.get("REAL") or ROOT / "runs" / "real")
 FOUND = ROOT / "runs" / "real" / "results"  # what this run measured; `python -m tools.real` publishes it
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All tests of one model in one process, which loads it once."""
-    for item in items:
-        params = getattr(getattr(item, "callspec", None), "params", {})
-        if "name" in params:
-            item.add_marker(pytest.mark.xdist_group(params["name"]))
-
-
 @pytest.fixture(scope="session", params=tuple(MODELS))
 def name(request) -> str:
     """Which model."""
