@@ -298,6 +298,8 @@ intervals over files. *Swaps*: the share of {found["prompts"]} prompts about cap
 places when they are swapped in the stream of the last position along the lens's directions (`lenses.swap`), with Wilson
 intervals; chance: the most that changes of the same length in random directions swap. *Error*: the standard error of
 the Jacobian as a share of its norm; *same position*: the share of it that is the effect on the position itself.
+Nearer to the model than the logit lens, intervals apart, at {_nearer(found["KL"], "tuned")} (tuned) and
+{_nearer(found["KL"], "Jacobian")} (Jacobian) of {len(found["depth"]) - 1} depths before the last.
 
 | layer | {" | ".join(heads)} |
 |{"---|" * (1 + len(heads))}
@@ -306,6 +308,12 @@ the Jacobian as a share of its norm; *same position*: the share of it that is th
 {_machine(found["machine"])}
 
 """
+
+
+def _nearer(apart: dict[str, Any], name: str) -> int:
+    """The number of depths at which one lens is nearer to the model than the logit lens, beyond both intervals."""
+    highs, lows = (end[1] for end in apart[name]["interval"]), (end[0] for end in apart["logit"]["interval"])
+    return sum(high < low for high, low in zip(highs, lows, strict=True))
 
 
 def _spread(found: dict[str, Any], at: int) -> str:
