@@ -13,7 +13,6 @@ from cutaway.cli.output import OUT_HELP, check_out, open_result, save_report
 from cutaway.cli.shell import Reply, working
 from cutaway.cli.subjects import DEFAULT_MODEL, load_model
 from cutaway.core.address import example
-from cutaway.core.files import reading
 from cutaway.core.refuse import Refused
 from cutaway.core.sites import SITES
 
@@ -101,6 +100,7 @@ def open_file(
 ) -> Reply:
     """Show saved results, or write them as one page."""
     from cutaway.cli.method_commands import reply
+    from cutaway.core.files import reading
 
     check_out(out)
     files = (first, *more)
