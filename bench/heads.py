@@ -2,11 +2,13 @@
 what followed it.
 
 GPT-2 small's shape (12 layers, d 768, 50257 tokens), random weights, eight sequences of 24 random tokens said twice,
-one thread. cutaway's call is the method as users call it: every type of its table, eight draws of shuffled keys,
-intervals, value norms and direct effects on the attended tokens. TransformerLens' is `detect_head`, once
-for each of the three types that it has. Every ratio is to the bare transformers forward of the same sequences, measured
-beside it in the same process, and both must return the same numbers: TransformerLens divides by all attention, cutaway
-by that of the queries that have such keys.
+one thread. cutaway's call is the method as users call it for three types: with eight draws of shuffled keys, intervals
+and value norms. TransformerLens' is `detect_head`, once for each of the three, which are all that it has. Every ratio
+is to the bare transformers forward of the same sequences, measured beside it in the same process, and both must return
+the same numbers: TransformerLens divides by all attention, cutaway by that of the queries that have such keys.
+
+The layers alone, without the unembedding, hold 69 % of the multiplications of a forward: no classification of all heads
+costs less.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ def cutaway(hf: Any, rows: list[list[int]]) -> tuple[str, Any]:
     prompts = ca.tasks.as_prompts(rows)
 
     def run() -> Any:
-        found = ca.heads.classify(model, prompts, eigenvalues=False)
+        found = ca.heads.classify(model, prompts, types=tuple(SHARED), eigenvalues=False)
         return found.score[[found.labels["type"].index(name) for name in SHARED]]
 
     return ca.__version__, run

@@ -46,6 +46,7 @@ from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval, one_prompt, ratio_interval
 from cutaway.heads.classify import HeadTypes, check, scored
 from cutaway.heads.looks import KEYS, NONE, WINDOW, Looks, Window
+from cutaway.heads.types import TYPES
 from cutaway.heads.written import Written, bare_values, toward, written
 from cutaway.models import circuits
 from cutaway.models.model import Model
@@ -166,7 +167,7 @@ def card(
     place = _one(model, head)
     tokens = prompts.bind(model)
     looks = Looks(model, tokens, place, max(contexts, 1), samples, seed)
-    types = scored(model, tokens, least, False, samples, seed, looks.watching())
+    types = scored(model, tokens, TYPES, least, False, samples, seed, looks.watching())
     parts = [_deciles(looks), _distances(looks), _examples(model, tokens, looks, max(examples, 1))]
     parts += [_windows(model, tokens, looks), _outputs(model, place, looks, pairs, samples, seed)]
     return _result(place, types, looks, parts)

@@ -34,7 +34,7 @@ breaks (delimiter), and the five tokens before (local window). A type is a row o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,7 +47,7 @@ from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, layer_band, mean_interval, one_prompt
 from cutaway.heads.pattern_sums import Sums, Watch, pattern_sums
-from cutaway.heads.types import TYPES
+from cutaway.heads.types import HeadType, chosen
 from cutaway.models.copying import copying
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
@@ -118,6 +118,7 @@ def classify(
     prompts: Prompts | Repeats,
     /,
     *,
+    types: tuple[str, ...] = (),
     least: float = 0.3,
     eigenvalues: bool = True,
     samples: int = 8,
@@ -126,16 +127,18 @@ def classify(
     """Score every attention head against the types of `heads.types`.
 
     Args:
+        types: the types to score [default: all]; what heads write is read if one of them is about it.
         least: attention that a head must give to a type's keys to be claimed.
         eigenvalues: also score the OV circuits by their eigenvalues, which takes as long as some forwards.
         samples: how many shuffles make the null.
         seed: of the shuffles.
 
     Raises:
-        Refused: a share that no head can pass, an encoder, a model without attention, or sequences of one token.
+        Refused: no such type, a share that no head can pass, an encoder, a model without attention, or sequences of one
+            token.
     """
     check(model, least)
-    return scored(model, prompts.bind(model), least, eigenvalues, samples, seed)
+    return scored(model, prompts.bind(model), chosen(types), least, eigenvalues, samples, seed)
 
 
 def check(model: Model, least: float) -> None:
@@ -149,6 +152,7 @@ def check(model: Model, least: float) -> None:
 def scored(
     model: Model,
     tokens: Tokens,
+    types: Sequence[HeadType],
     least: float,
     eigenvalues: bool,
     samples: int,
@@ -163,8 +167,8 @@ def scored(
     if int(tokens.lengths.max()) < 2:
         raise Refused("head types", "no sequence has two tokens, and so nothing to look back at", "give longer ones")
     layers = [a.layer for a in model.places("pattern") if a.layer is not None]
-    sums, unread = pattern_sums(model, tokens, layers, samples, seed, also)
-    return _result(layers, sums, unread, least, _eigenvalues(model, layers, samples, seed, eigenvalues))
+    sums, unread = pattern_sums(model, tokens, types, layers, samples, seed, also)
+    return _result(types, layers, sums, unread, least, _eigenvalues(model, layers, samples, seed, eigenvalues))
 
 
 def _eigenvalues(model: Model, layers: list[int], samples: int, seed: int, asked: bool) -> tuple[Tensor, Tensor, str]:
@@ -180,10 +184,15 @@ def _eigenvalues(model: Model, layers: list[int], samples: int, seed: int, asked
 
 
 def _result(
-    layers: list[int], sums: Sums, unread: dict[str, str], least: float, eigenvalues: tuple[Tensor, Tensor, str]
+    types: Sequence[HeadType],
+    layers: list[int],
+    sums: Sums,
+    unread: dict[str, str],
+    least: float,
+    eigenvalues: tuple[Tensor, Tensor, str],
 ) -> HeadTypes:
-    own, chance, names = sums.attention[:, 0], sums.attention[:, 1:].movedim(1, -1), [row.name for row in TYPES]
-    there = [~own[:, t].isnan().flatten(1).any(1) for t in range(len(TYPES))]
+    own, chance, names = sums.attention[:, 0], sums.attention[:, 1:].movedim(1, -1), [row.name for row in types]
+    there = [~own[:, t].isnan().flatten(1).any(1) for t in range(len(types))]
     score, interval = _means(own, there, within=(0.0, 1.0))
     weighted, weighted_interval = _means(sums.weighted, there, within=(0.0, 1.0))
     raises, raises_interval = _means(sums.raises[:, 0], there)
@@ -192,7 +201,7 @@ def _result(
     few = {n: "no sequence has such keys" for n, some in zip(names, there, strict=True) if not some.any()}
     few |= {n: "one sequence has such keys" for n, some in zip(names, there, strict=True) if int(some.sum()) == 1}
     claimed = interval[..., 0] > torch.stack([layer_band(x)[1] for x in null]).clamp_min(least)
-    for t, row in enumerate(TYPES):
+    for t, row in enumerate(types):
         low, high = layer_band(raises_null[t])
         up, down = raises_interval[t, ..., 0] > high.clamp_min(0), raises_interval[t, ..., 1] < low.clamp_max(0)
         claimed[t] &= {1: up, -1: down, 0: torch.ones_like(up)}[row.writes]

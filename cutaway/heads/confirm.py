@@ -32,11 +32,11 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.method import method
-from cutaway.core.refuse import Call, Refused, nearest
+from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval
 from cutaway.heads.classify import classify
-from cutaway.heads.types import TYPES, Sequences
+from cutaway.heads.types import Sequences, chosen
 from cutaway.interventions.ablation_values import SINKS, ordinary, stand_in
 from cutaway.interventions.components import all_components, components, random_sets
 from cutaway.models.access.reading import Measure, Reads, Seen
@@ -138,14 +138,9 @@ def _sets(
             asked = Call("confirm", {"types": types, "heads": heads})
             raise Refused(asked, "named heads are of no type", "give one of the two")
         return {NAMED: components(model, heads)}
-    known = [row.name for row in TYPES]
-    for name in types:
-        if name not in known:
-            close = nearest(name, known)
-            why = "no type has that name" + (f"; did you mean {close}?" if close else "")
-            raise Refused(f"type {name!r}", why, f"use one of: {', '.join(known)}")
+    asked = chosen(types)
     found = classify(model, prompts, least=least, eigenvalues=False, seed=seed)
-    return {name: components(model, at) if (at := found.named(name)) else [] for name in types or known}
+    return {name: components(model, at) if (at := found.named(name)) else [] for name in (row.name for row in asked)}
 
 
 def _losses(

@@ -18,7 +18,7 @@ from torch import Tensor
 from cutaway.core.address import Address
 from cutaway.core.refuse import Code, Refused
 from cutaway.core.stats import generator
-from cutaway.heads.types import TYPES, Sequences, delimiters
+from cutaway.heads.types import HeadType, Sequences, delimiters
 from cutaway.models.access import forward, taps
 from cutaway.models.anatomy import rope
 from cutaway.models.anatomy.weights import logit_readers
@@ -55,12 +55,13 @@ class Sums:
 def pattern_sums(
     model: Model,
     tokens: Tokens,
+    types: Sequence[HeadType],
     layers: Sequence[int],
     samples: int,
     seed: int,
     also: Mapping[Address, Watch] | None = None,
 ) -> tuple[Sums, dict[str, str]]:
-    """Return the sums, and why `weighted` or `raises` cannot be read, if so.
+    """Return the sums, and why `weighted` or `raises` is not read, if so.
 
     `also` sees activations of the same forward, batch by batch.
     """
@@ -71,13 +72,15 @@ def pattern_sums(
     for name, site in (("weighted", "v"), ("raises", "z")):
         try:
             _check_layers(model, site, layers)
-            readers = _Readers(model) if name == "raises" else None
+            readers = _Readers(model) if name == "raises" and any(row.writes for row in types) else None
         except Refused as refusal:
             unread[name] = refusal.why
+    if readers is None:
+        unread.setdefault("raises", "no type that was asked for is about what heads write")
     for group in rope.apart(model.anatomy, tokens):
         for rows in (group[i : i + size] for i in range(0, len(group), size)):
             some = tokens.rows(rows)
-            run = _Pass(model, some, _Masks(model, some, samples, g), layers, readers)
+            run = _Pass(model, some, _Masks(model, some, types, samples, g), layers, readers)
             watched = {a: partial(_shown, watch, rows) for a, watch in (also or {}).items()}
             with taps.attached(model.anatomy, watched):
                 parts.append(run.sums("weighted" not in unread))
@@ -107,10 +110,12 @@ class _Masks:
         keys: number of keys of each type, over all queries [batch, 1, type, 1].
     """
 
-    def __init__(self, model: Model, tokens: Tokens, samples: int, g: torch.Generator):
+    def __init__(
+        self, model: Model, tokens: Tokens, types: Sequence[HeadType], samples: int, g: torch.Generator
+    ) -> None:
         self.tokens, self.samples, self.mark = tokens, samples, delimiters(model, tokens)
-        self.rows = list({row.keys: row for row in TYPES}.values())  # types with the same keys have the same sums
-        self.place = [[row.keys for row in self.rows].index(row.keys) for row in TYPES]
+        self.rows = list({row.keys: row for row in types}.values())  # types with the same keys have the same sums
+        self.place = [[row.keys for row in self.rows].index(row.keys) for row in types]
         self.width = tokens.ids.shape[1]
         whole = Sequences.of(tokens, self.mark)
         self.ranks = [self._ranked(whole, torch.rand(whole.allowed.shape, generator=g)) for _ in range(samples)]

@@ -7,13 +7,14 @@ The first token of a sequence is never a query: it has only itself to look at.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from cutaway.core.refuse import Refused, nearest
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 
@@ -119,3 +120,18 @@ TYPES = (
     HeadType("delimiter", lambda s: s.delimiter & (s.back > 0)),
     HeadType("local window", lambda s: (s.back > 0) & (s.back <= LOCAL) & (s.query >= 2 * LOCAL)),
 )
+
+
+def chosen(names: Sequence[str]) -> tuple[HeadType, ...]:
+    """Return the types of these names, all if there are none.
+
+    Raises:
+        Refused: no type has that name.
+    """
+    known = {row.name: row for row in TYPES}
+    for name in names:
+        if name not in known:
+            close = nearest(name, list(known))
+            why = "no type has that name" + (f"; did you mean {close}?" if close else "")
+            raise Refused(f"type {name!r}", why, f"use one of: {', '.join(known)}")
+    return tuple(known[name] for name in dict.fromkeys(names)) or TYPES

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from copy import deepcopy
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -224,7 +225,24 @@ def test_one_sequence_claims_nothing_and_types_without_evidence_say_so():
     assert got.record["sequences"]["previous token"] == 1
 
 
+def test_some_types_have_the_numbers_that_they_have_among_all():
+    model, prompts = subjects.random_llama(), Repeats(3, 5)
+    every = classify(model, prompts, eigenvalues=False)
+    for names in (("prefix matching", "previous token"), ("induction",)):
+        some = classify(model, prompts, types=names, eigenvalues=False)
+        assert some.labels["type"] == list(names)
+        same = ["score", "interval", "null", "claimed", "weighted"] + ["raises", "raises_null"] * ("induction" in names)
+        for field, name in product(same, names):
+            one, other = (getattr(r.select(type=name), field) for r in (some, every))
+            torch.testing.assert_close(one, other)
+    unwritten = classify(model, prompts, types=("previous token",), eigenvalues=False)
+    assert unwritten.raises.isnan().all()
+    assert "what heads write" in unwritten.reasons["raises"]
+
+
 def test_what_cannot_be_asked_is_refused():
+    with pytest.raises(Refused, match="did you mean induction"):
+        classify(subjects.random_llama(), Repeats(3, 5), types=("inducton",))
     model = subjects.random_llama()
     with pytest.raises(Refused, match="two tokens"):
         classify(model, ca.tasks.as_prompts([5]))
