@@ -144,7 +144,7 @@ SECTIONS = {
     ),
     "attention over long texts": (
         "Attention over long texts",
-        "The first 2,048 tokens of three modules of Python's own library (argparse, difflib, tarfile), 128 random "
+        "The first 2,048 tokens of three modules of PyTorch (rnn, transformer, lr_scheduler), 128 random "
         "queries each, streamed. The three heads that look most at each kind of keys, and farthest back; chance: a "
         "random key, or the keys of another query's token; of distance: uniform attention. *first*: the same head's "
         "attention to the first token: the heads that look farthest back look at it.",
