@@ -22,7 +22,7 @@ from tests.real import sets
 from tools import real, real_dictionary
 
 MODEL = "smollm2"
-TOKENS, CONTEXTS, CONTEXT, HELD, WIDTH, PROMPTS, SKIPPED = 60_000, 16, 128, 32, 96, 24, 16
+TOKENS, CONTEXTS, CONTEXT, HELD, WIDTH, PROMPTS, SKIPPED = 20_000, 6, 128, 32, 96, 24, 16
 
 
 def main() -> None:

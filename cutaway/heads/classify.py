@@ -47,7 +47,7 @@ from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, layer_band, mean_interval, one_prompt
 from cutaway.heads.pattern_sums import Sums, Watch, pattern_sums
-from cutaway.heads.types import HeadType, chosen
+from cutaway.heads.types import HeadType, chosen, ranked
 from cutaway.models.copying import copying
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
@@ -101,9 +101,7 @@ class HeadTypes(Result, kind="head_types"):
             Refused: no such type.
         """
         one = self.select(type=name)
-        at = (one.claimed[0] > 0).nonzero().tolist()
-        at.sort(key=lambda where: -float(one.score[0][tuple(where)]))
-        return [f"{self.labels['layer'][i]}.{h}" for i, h in at]
+        return ranked(one.claimed[0], one.score[0], self.labels["layer"])
 
 
 @method(
@@ -226,6 +224,7 @@ def _result(
         units=_UNITS,
         reasons=few | {"copying": why} | said | one_prompt(len(own), "score"),
         record={
+            "controls": {"copying": "exchanged_values"},
             "sequences": dict(zip(names, (int(some.sum()) for some in there), strict=True)),
             "tokens back of uniform attention": float(sums.uniform.mean()),
         },

@@ -37,11 +37,9 @@ from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval
 from cutaway.heads.classify import classify
 from cutaway.heads.types import Sequences, chosen
-from cutaway.interventions.ablation_values import SINKS, ordinary, stand_in
+from cutaway.interventions.ablation_values import SINKS, removals
 from cutaway.interventions.components import all_components, components, random_sets
 from cutaway.models.access.reading import Measure, Reads, Seen
-from cutaway.models.edits.edit import Edit
-from cutaway.models.edits.library import Replace
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens
@@ -144,17 +142,10 @@ def _sets(
 
 
 def _losses(
-    model: Model, tokens: Tokens, variants: Sequence[Sequence[Address]], how: str
+    model: Model, tokens: Tokens, variants: Sequence[Sequence[Address]], how: Literal["mean", "zero"]
 ) -> Float[Tensor, "variant prompt column"]:
     """Return the sums of `_columns` without any removal, then under the removal of each set."""
-    places = sorted({a.place for heads in variants for a in heads})
-    stands, where = dict[Address, Tensor](), ordinary(model, tokens) if how == "mean" else tokens.mask
-    own = model.capture(tokens, places, logits=False) if places else {}
-    for a in places:
-        x = own[str(a)].clone()
-        x[where.to(x.device)] = stand_in(x, where, how)
-        stands[a] = x
-    edits: list[list[Edit]] = [[Replace(a, stands[a.place][:, :, a.unit]) for a in heads] for heads in variants]
+    edits = removals(model, tokens, variants, how)
     measure = Measure(_columns, Reads(last_logits=False, places=(Address("logits"),)))
     clean = model.measure(tokens, measure).float().cpu()
     return torch.cat([clean[None], sweep(model, tokens, edits, measure).float().cpu()]) if edits else clean[None]

@@ -49,6 +49,7 @@ from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, layer_band, mean_interval, one_prompt
 from cutaway.heads.task_roles import BACKUP, INHIBITION, MOVER, NAMES, ROLES, SUPPRESSOR, Looks, looks
+from cutaway.heads.types import ranked
 from cutaway.interventions.ablation_values import Removal, removal
 from cutaway.interventions.components import all_components, components, random_sets
 from cutaway.models.access.reading import Measure, Seen
@@ -110,9 +111,7 @@ class HeadRoles(Result, kind="head_roles"):
             Refused: no such role.
         """
         one = self.select(role=name)
-        at = (one.claimed[0] > 0).nonzero().tolist()
-        at.sort(key=lambda where: -float(one.score[0][tuple(where)]))
-        return [f"{self.labels['layer'][i]}.{h}" for i, h in at]
+        return ranked(one.claimed[0], one.score[0], self.labels["layer"])
 
 
 @method(

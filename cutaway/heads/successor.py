@@ -35,10 +35,11 @@ from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, layer_band, mean_interval, share_interval
 from cutaway.heads.ordinals import Order, orders
-from cutaway.interventions.ablation_values import SINKS, ordinary, stand_in
+from cutaway.heads.types import ranked
+from cutaway.interventions.ablation_values import SINKS, removals
 from cutaway.interventions.components import all_components, random_sets
 from cutaway.models import circuits
-from cutaway.models.edits.library import Replace, Scale
+from cutaway.models.edits.library import Scale
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens
@@ -82,9 +83,7 @@ class SuccessorHeads(Result, kind="successor_heads"):
 
     def named(self) -> list[str]:
         """Return the claimed heads as `layer.head`, the largest shares first."""
-        at = (self.claimed > 0).nonzero().tolist()
-        at.sort(key=lambda where: -float(self.overall[tuple(where)]))
-        return [f"{self.labels['layer'][i]}.{h}" for i, h in at]
+        return ranked(self.claimed, self.overall, self.labels["layer"])
 
 
 @method(
@@ -192,18 +191,13 @@ def _removed(
     except Refused as refusal:
         return *nothing, f"too many heads for random sets: {refusal.why}"
     tokens, right, others = _prompts(model, known)
-    whole = sorted({a.place for some in sets for a in some})
-    acts, where = model.capture(tokens, whole, logits=False), ordinary(model, tokens)
-    for a in whole:
-        acts[str(a)][where.to(acts[str(a)].device)] = stand_in(acts[str(a)], where, "mean")
 
     def metric(logits: Float[Tensor, "row token"], prompt: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         ids = others.to(logits.device)[prompt.to(logits.device)]
         mean = logits.float().gather(1, ids.clamp_min(0)).mul(ids >= 0).sum(1) / (ids >= 0).sum(1)
         return logits.float().gather(1, right.to(ids)[prompt.to(ids.device), None])[:, 0] - mean
 
-    edits = [[Replace(a, acts[str(a.place)][:, :, a.unit]) for a in some] for some in sets]
-    found = sweep(model, tokens, [[], *edits], metric).float().cpu()
+    found = sweep(model, tokens, [[], *removals(model, tokens, sets, "mean")], metric).float().cpu()
     each = found[1:] - found[0]  # [set, prompt]
     return each[0].mean(), mean_interval(each[0]), each[1:].mean(1), ""
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.core.refuse import Refused, nearest
@@ -135,3 +135,12 @@ def chosen(names: Sequence[str]) -> tuple[HeadType, ...]:
             why = "no type has that name" + (f"; did you mean {close}?" if close else "")
             raise Refused(f"type {name!r}", why, f"use one of: {', '.join(known)}")
     return tuple(known[name] for name in dict.fromkeys(names)) or TYPES
+
+
+def ranked(
+    claimed: Float[Tensor, "layer head"], score: Float[Tensor, "layer head"], layers: Sequence[object]
+) -> list[str]:
+    """Return the claimed heads as `layer.head`, the largest scores first."""
+    at = (claimed > 0).nonzero().tolist()
+    at.sort(key=lambda where: -float(score[tuple(where)]))
+    return [f"{layers[i]}.{h}" for i, h in at]

@@ -198,6 +198,23 @@ def stand_in(
     return x[where.to(x.device)].float().mean(0).to(x.dtype)
 
 
+def removals(
+    model: Model, tokens: Tokens, sets: Sequence[Sequence[Address]], how: Literal["zero", "mean"]
+) -> list[list[Edit]]:
+    """Return the edits that remove each set of heads at every token, without a task.
+
+    Means are of the `ordinary` tokens, and stand in at these alone.
+    """
+    places = sorted({a.place for heads in sets for a in heads})
+    stands, where = dict[Address, Tensor](), ordinary(model, tokens) if how == "mean" else tokens.mask
+    own = model.capture(tokens, places, logits=False) if places else {}
+    for a in places:
+        x = own[str(a)].clone()
+        x[where.to(x.device)] = stand_in(x, where, how)
+        stands[a] = x
+    return [[Replace(a, stands[a.place][:, :, a.unit]) for a in heads] for heads in sets]
+
+
 def _stand(
     x: Float[Tensor, "batch position *rest"], where: Bool[Tensor, "batch position"], groups: list[list[int]], how: str
 ) -> Float[Tensor, "batch position *rest"]:
