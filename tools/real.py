@@ -120,15 +120,15 @@ SECTIONS = {
         "random tokens, wherever they stood, or of bare embeddings. *score* of keys one token back, less the mean over "
         "eleven distances of 0 to 32; *share* of the variance of scores that the distance explains; *best*: the "
         "distance scored highest. Chance: keys whose mean points in a random direction. All four previous-token heads "
-        "are positional, and look one back, in streams; embeddings show nothing of it.",
+        "are positional, and look one back, in streams; of bare embeddings only 11.1 scores one back highest.",
     ),
     "spectra of heads, from weights": (
         "Spectra of heads, from weights",
         "Singular values of circuits; chance: the head's own two matrices with a random rotation between them. "
         "*strength*: how far the first token along a direction stands out of the vocabulary, in standard deviations; "
         "chance: random directions that the head writes. *rank*: how many equal singular values would be as even. "
-        "The head of capitals writes lands and peoples. Queries of previous-token heads are laid to their keys less "
-        "than chance would have it, at neither distance more.",
+        "Of what the head of capitals writes, the first direction is of lands and peoples. Queries of previous-token "
+        "heads are laid to their keys less than chance would have it, at neither distance more.",
     ),
     "virtual weights of heads, from weights": (
         "Virtual weights of heads, from weights",
@@ -180,7 +180,7 @@ SECTIONS = {
         "*direct*: what the head writes toward the answer, in logits; chance: toward random pairs of tokens. Heads are "
         "chosen by these two; on other prompts they take corrupt values together, in logits; chance: ten random sets, "
         "as many of each layer. The largest direct effect is that of 23.3, which looks at the other name and writes "
-        "against it. The movers alone do no more than random sets, many of which hold 23.3.",
+        "against it. The movers alone do no more than random sets do, which may hold 23.3.",
     ),
     "roles of heads on a task": (
         "Roles of heads on a task",
@@ -195,8 +195,7 @@ SECTIONS = {
         "Successor heads",
         "The share of 82 words (days, months, numbers, number words, ordinals, letters) that a head's output circuit "
         "turns into the next of their order, read from weights (`heads.successor`); the three largest of 270; chance: "
-        "the order shuffled. None is claimed, and none would be if heads read the bare embedding, the first MLP alone "
-        "or the stream of a text: the largest share is then 0.21.",
+        "the order shuffled. None is claimed.",
     ),
     "answers of several tokens, and chats": (
         "Answers of several tokens, and chats",

@@ -28,7 +28,8 @@ that role looks to where, and whether it then raises the answer over the foil.
 * Known failures: a head that looks at a name need not read it there, and one that raises it through later layers has
   no direct effect. Random sets may hold heads of the same role. Names are found by the text of a token: of names of
   several tokens only the first is looked for (`task.narrow`).
-* Equivalences (tests): `direct` is the heads' part of `lenses.direct_attribution`; `change` is `patching.group`.
+* Equivalences (tests): `direct` is the heads' part of `lenses.direct_attribution`; `change` at means is that of
+  `patching.group`.
 * Cost: 5 forwards, one a random set without movers, and two a role and random set.
 """
 

@@ -1,4 +1,4 @@
-"""Successor heads: a planted head is found, shares are those of plain matrix products, words are those of a model."""
+"""Successor heads: a planted head is found and removed as by a hook, shares are those of plain matrix products."""
 
 from __future__ import annotations
 
@@ -34,10 +34,42 @@ def test_a_head_that_turns_letters_into_the_next_is_found():
     assert (float(got.score[1, 1, 2]), float(got.copies[1, 1, 2])) == (1.0, 0.0)
     assert (float(got.score[1, 1, 3]), float(got.copies[1, 1, 3])) == (0.0, 1.0)
     assert float(got.null[1, 1, 2].max()) < 0.3
+    own = torch.stack([without(model, [2]) - without(model, [])]).mean()
+    assert float(got.change) == pytest.approx(float(own), rel=1e-4)
+    assert float(got.change) < -0.1
     assert got.change_null.isfinite().all()
 
 
-def test_shares_are_those_of_plain_products_and_removal_that_of_an_edit():
+@torch.no_grad()
+def without(model, heads) -> torch.Tensor:
+    """The next word's logit over the mean of its order's others, after three words, with heads of layer 1 at their
+    mean: a hook on what the output projection reads.
+    """
+    rows, right, others = [], [], []
+    for order in orders(model):
+        for i in range(len(order.ids)):
+            chain = [i]
+            while len(chain) < 4 and order.follows[chain[-1]] >= 0:
+                chain.append(order.follows[chain[-1]])
+            if len(chain) == 4:
+                ids = [order.ids[k] for k in chain]
+                rows.append([model.tokenizer.bos_token_id, *ids[:3]])
+                right.append(ids[3])
+                others.append([k for k in order.ids if k != ids[3]])
+
+    def hook(_, args):
+        z = args[0].unflatten(-1, (4, 8)).clone()
+        for h in heads:
+            z[:, 1:, h] = z[:, 1:, h].mean((0, 1))
+        return (z.flatten(-2),)
+
+    handle = model.hf.model.layers[1].self_attn.o_proj.register_forward_pre_hook(hook)
+    logits = model.hf(torch.tensor(rows)).logits[:, -1]
+    handle.remove()
+    return torch.stack([x[r] - x[o].mean() for x, r, o in zip(logits, right, others, strict=True)])
+
+
+def test_shares_are_those_of_plain_products():
     model = subjects.random_llama(1)
     hf, ids = model.hf, model.tokenizer.convert_tokens_to_ids(LETTERS)
     wide = {n: p.detach().double() for n, p in hf.named_parameters()}

@@ -62,7 +62,7 @@ def test_scores_and_effects_are_those_of_the_definition(name):
         assert float(got.reach[1]) == pytest.approx(float((slope * values[1] * scale).abs()), rel=1e-3)
 
 
-def test_a_neuron_planted_along_the_frequencies_is_found_and_moves_predictions_from_them():
+def test_a_neuron_planted_along_the_frequencies_is_found_and_moves_predictions_along_them():
     model = subjects.random_llama(spread=1.0)
     prompts = ca.tasks.as_prompts([f"Then {n} went to the store and" for n in subjects.NAMES[:6]])
     counts = torch.bincount(prompts.bind(model).ids[::2].flatten(), minlength=model.shape.d_vocab) + 1.0

@@ -34,7 +34,8 @@ def test_previous_token_heads_score_keys_one_token_back_whatever_they_are(model,
                         share=measure(got.share[i], got.share_interval[i], got.share_null[i]),
                         best={"value": int(best[f"{inputs}: {head}"])})  # fmt: skip
     assert {best[f"streams: {head}"] for head in PREVIOUS} == {"1"}
-    assert {best[f"bare embeddings: {head}"] for head in PREVIOUS} != {"1"}, "a negative finding: embeddings do not say"
+    bare = [best[f"bare embeddings: {head}"] for head in PREVIOUS]
+    assert bare.count("1") <= 1, "a negative finding: embeddings hardly say it"
     places, tokens = (read.select(head=kind) for kind in (list(PREVIOUS), list(INDUCTION)))
     assert (places.share_interval[:, 0] > places.share_null.max(1).values).all()
     assert (tokens.share_interval[:, 1] < 0.1).all()

@@ -16,7 +16,7 @@ FOUND = {"23.2": "prefix matching", "16.0": "previous token", "14.3": "duplicate
 
 @SMOLLM2
 @pytest.mark.parametrize("head", FOUND)
-def test_the_hardest_looks_on_text_are_those_foreseen_and_the_weakest_are_not(model, results, head):
+def test_the_hardest_looks_on_text_are_those_foreseen_more_than_the_weakest(model, results, head):
     texts, kind = ca.tasks.as_prompts([row["text"] for row in sets.rows("passages")]), FOUND[head]
     got = ca.heads.card(model, texts, head=head, samples=20)
     k = got.labels["keys"].index(kind)

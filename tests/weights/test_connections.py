@@ -66,9 +66,7 @@ def test_planted_pairs_of_every_kind_are_first():
     then.mlp.up_proj.weight[3] = written @ torch.randn(8, generator=g)
     got = connections(model, writers=("z.0.*", "mlp_post.0.*"), readers=("q.1.*", "mlp_pre.1.*"))
     best = {(r["writer"], r["reader"]) for r in got.top(2, by="z", largest=True)}
-    assert (
-        best == {("mlp_post.0.5", "mlp_pre.1.9"), ("z.0.1", "mlp_pre.1.3")} or ("mlp_post.0.5", "mlp_pre.1.9") in best
-    )
+    assert ("mlp_post.0.5", "mlp_pre.1.9") in best
     heads = got.select(reader="q.1.1")
     assert heads.labels["writer"][int(heads.z[:, 0].argmax())] == "mlp_post.0.5"
     neurons = got.select(reader="mlp_pre.1.3")

@@ -33,6 +33,23 @@ def test_values_and_tokens_are_those_of_the_product_multiplied_out(family):
 
 
 @torch.no_grad()
+def test_at_a_distance_queries_are_turned_against_keys():
+    model = subjects.random_llama()
+    (near,), (far,) = (spectra(model, heads="1.2", offset=n, samples=2).value[:1] for n in (0, 3))
+    w, d = model.weights.folded(), model.shape.d_head
+    angle = 3 / model.hf.config.rope_parameters["rope_theta"] ** (torch.arange(0, d, 2).double() / d)
+    turn = torch.zeros(d, d).double()
+    for i, a in enumerate(angle):  # halves of a head are paired
+        j = i + d // 2
+        turn[i, i] = turn[j, j] = a.cos()
+        turn[i, j], turn[j, i] = a.sin(), -a.sin()
+    q, k = w.qk(1, 2).left.double(), w.qk(1, 2).right.double()
+    values = torch.linalg.svdvals(q @ turn @ k)[:d]
+    torch.testing.assert_close(far[0].double(), values, rtol=1e-4, atol=1e-5)
+    assert float((far - near).abs().max()) > 1e-3
+
+
+@torch.no_grad()
 def test_a_direction_planted_between_two_tokens_is_first_and_outside_the_null():
     model = subjects.random_llama(spread=1.0)
     hf, attention = model.hf, model.hf.model.layers[1].self_attn
