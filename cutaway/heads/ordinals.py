@@ -58,6 +58,8 @@ def orders(model: Model) -> list[Order]:
             continue
         kept, after = list(found), dict(zip(every, every[1:] + every[:1] * round_again, strict=False))
         follows = tuple(kept.index(after[w]) if after.get(w) in found else -1 for w in kept)
+        if max(follows) < 0:
+            continue
         out.append(Order(name, tuple(kept), tuple(found.values()), follows))
     if not out:
         why = f"no order has {_LEAST} words of one token each"

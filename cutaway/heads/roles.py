@@ -189,7 +189,9 @@ def _reasons(places: Looks, why: dict[str, str], none: str, movers: bool) -> dic
     out |= {"score": "roles without places say so"} if few or bool(empty.any()) else {}
     out |= {"change": "roles without heads or random sets say so"} if why else {}
     out |= {"grown": none} if none else {}
-    return out | ({} if movers else {"looks": _NO_MOVER, INHIBITION: out.get(INHIBITION, "") and _NO_MOVER})
+    return out | (
+        {} if movers else {"looks": _NO_MOVER, INHIBITION: out[INHIBITION] if INHIBITION in few else _NO_MOVER}
+    )
 
 
 class _Evidence:

@@ -39,6 +39,7 @@ from cutaway.heads.types import ranked
 from cutaway.interventions.ablation_values import SINKS, removals
 from cutaway.interventions.components import all_components, random_sets
 from cutaway.models import circuits
+from cutaway.models.anatomy.weights import logit_readers
 from cutaway.models.edits.library import Scale
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
@@ -157,7 +158,7 @@ def successor(model: Model, /, *, least: float = 0.3, samples: int = 8, seed: in
 @torch.no_grad()
 def _chosen(model: Model, places: list[Address], known: list[Order]) -> list[Int[Tensor, "head word"]]:
     """Return the word of the order with the largest logit behind each head, for every word of every order."""
-    circuit, weights = circuits.ov(model, places), circuits.readable(model)
+    circuit, unembed = circuits.ov(model, places), logit_readers(model.anatomy).detach()
     ids = torch.tensor([[i] for order in known for i in order.ids])
     alone = model.capture(ids, ["resid_pre.0", "resid_post.0"], [Scale("attn_out.0", 0.0)], logits=False)
     first, later = (circuits.wide(alone[f"{site}.0"][:, 0]) for site in ("resid_pre", "resid_post"))
@@ -166,8 +167,8 @@ def _chosen(model: Model, places: list[Address], known: list[Order]) -> list[Int
     for order in known:
         rows = slice(start, start + len(order.ids))
         start = rows.stop
-        word = torch.tensor(order.ids)
-        into = circuit.right @ circuits.wide(weights.unembed.detach()[:, word.to(weights.unembed.device)])
+        word = torch.tensor(order.ids, device=unembed.device)
+        into = circuit.right @ circuits.wide(unembed[word]).to(circuit.right).T
         read = torch.where(begin[:, None, None], first[rows] @ circuit.left, later[rows] @ circuit.left)
         out.append((read @ into).argmax(-1).cpu())  # [head, word, word] before
     return out
@@ -190,7 +191,10 @@ def _removed(
         sets = [heads, *random_sets(places, heads, samples, seed)[0]]
     except Refused as refusal:
         return *nothing, f"too many heads for random sets: {refusal.why}"
-    tokens, right, others = _prompts(model, known)
+    made = _prompts(model, known)
+    if made is None:
+        return *nothing, f"no order has {_SHOWN + 1} words in a row"
+    tokens, right, others = made
 
     def metric(logits: Float[Tensor, "row token"], prompt: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         ids = others.to(logits.device)[prompt.to(logits.device)]
@@ -202,8 +206,12 @@ def _removed(
     return each[0].mean(), mean_interval(each[0]), each[1:].mean(1), ""
 
 
-def _prompts(model: Model, known: list[Order]) -> tuple[Tokens, Int[Tensor, "prompt"], Int[Tensor, "prompt other"]]:
-    """Return prompts of three words in order, the word that comes next, and the others of its order (−1 fills up)."""
+def _prompts(
+    model: Model, known: list[Order]
+) -> tuple[Tokens, Int[Tensor, "prompt"], Int[Tensor, "prompt other"]] | None:
+    """Return prompts of three words in order, the word that comes next, and the others of its order (−1 fills up);
+    None if no order has as many words in a row.
+    """
     rows, right, others = list[list[int]](), list[int](), list[list[int]]()
     begin = model.tokens(["A"]).ids[0, 0].item()
     front = [int(begin)] if model.tokenizer is not None and begin == model.tokenizer.bos_token_id else []
@@ -217,6 +225,8 @@ def _prompts(model: Model, known: list[Order]) -> tuple[Tokens, Int[Tensor, "pro
                 rows.append([*front, *shown])
                 right.append(last)
                 others.append([k for k in order.ids if k != last])
+    if not rows:
+        return None
     width = max(map(len, others))
     filled = torch.tensor([[*row, *[-1] * (width - len(row))] for row in others])
     return as_prompts(rows).bind(model), torch.tensor(right), filled

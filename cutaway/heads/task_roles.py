@@ -21,7 +21,6 @@ from cutaway.core.address import Address
 from cutaway.core.stats import generator
 from cutaway.interventions.spans import subject_or_changed
 from cutaway.models.access.reading import Measure, Reads, Seen
-from cutaway.models.edits.edit import Edit
 from cutaway.models.model import Model
 from cutaway.tasks.bound import Bound
 
@@ -108,11 +107,9 @@ class Looks:
 
         return Measure(attention, Reads(last_logits=False, places=places))
 
-    def read(
-        self, model: Model, bound: Bound, layers: Sequence[int], edits: Sequence[Edit] = ()
-    ) -> Float[Tensor, "prompt role draw layer head"]:
+    def read(self, model: Model, bound: Bound, layers: Sequence[int]) -> Float[Tensor, "prompt role draw layer head"]:
         """Return the attention of every head to the keys."""
-        found = model.measure(bound.clean, self.measure(layers), edits).float().cpu()
+        found = model.measure(bound.clean, self.measure(layers)).float().cpu()
         return found.reshape(len(found), *self.keys.shape[1:3], len(layers), -1)
 
 

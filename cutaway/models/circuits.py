@@ -7,6 +7,7 @@ A norm that subtracts the mean hides one direction of the stream from every read
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -81,12 +82,27 @@ def heads(model: Model, chosen: Sequence[str] = ()) -> list[Address]:
     return sorted(found, key=lambda a: (a.layer, a.unit))
 
 
+def behind(
+    model: Model, part: Literal["ln1_post", "ln2_post"], layer: int, written: Float[Tensor, "*rest d_model"]
+) -> Float[Tensor, "*rest d_model"]:
+    """Return what a component writes as it enters the stream: through the norm behind attention or MLP, if the family
+    has one; its scale is left out.
+    """
+    module = None if model.family.post_norm else model.anatomy.part(layer, part)
+    if module is None:
+        return written
+    norm = model.anatomy.norm(module)
+    return norm.centre(written) * norm.weight.detach().to(written)
+
+
 def _stacked(model: Model, kind: str, places: Sequence[Address]) -> Factored:
     weights, parts, centre = readable(model), list[Factored](), centred(model)
     for layer in dict.fromkeys(a.layer for a in places):
         units = [a.unit for a in places if a.layer == layer]
         whole: Factored = getattr(weights, kind)(layer)
-        parts.append(Factored(whole.left.detach()[units], whole.right.detach()[units]))
+        left, right = whole.left.detach()[units], wide(whole.right.detach()[units])
+        right = behind(model, "ln1_post", layer, right) if kind == "ov" and layer is not None else right
+        parts.append(Factored(left, right))
     left, right = (torch.cat([wide(getattr(f, side)) for f in parts]) for side in ("left", "right"))
     if centre:
         left, right = left - left.mean(-2, keepdim=True), right - right.mean(-1, keepdim=True)

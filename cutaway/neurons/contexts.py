@@ -49,12 +49,14 @@ def halves(model: Model, tokens: Tokens) -> list[Bool[Tensor, "batch position"]]
     """Return the tokens of every second text, and of the others: without first, special and last ones.
 
     Raises:
-        Refused: the first text has none.
+        Refused: no text of the first half has any.
     """
     where = without_sinks(model, tokens).scatter(1, tokens.last[:, None], False).cpu()
     parts = [where & (torch.arange(len(tokens)) % 2 == i)[:, None] for i in (0, 1)]
     if not bool(parts[0].any()):
-        raise Refused("contexts of neurons", "the first text has no token between others", "give longer texts")
+        raise Refused(
+            "contexts of neurons", "no text of the first half has a token between others", "give longer texts"
+        )
     return parts
 
 

@@ -233,7 +233,7 @@ def _grams(
     pool = pool[torch.linspace(0, len(pool) - 1, min(len(pool), _POOL)).round().long()]
     here = {i: [n for n, (layer, _) in enumerate(chosen) if layer == i] for i, _ in chosen}
     wanted = {i: torch.cat([pool, places[:, :, mine].flatten()]).unique() for i, mine in here.items()}
-    read, cut, grams = contexts_.read_at(model, tokens, wanted), dict[int, float](), list[Tensor]()
+    read, cut = contexts_.read_at(model, tokens, wanted), dict[int, float]()
     shape = (*places.permute(0, 2, 3, 1).shape, places.shape[1])
     grams = torch.empty(2, *shape, dtype=torch.double)
     ids = tokens.ids.cpu().flatten()[places].permute(0, 2, 3, 1)

@@ -99,9 +99,11 @@ class TokenPairs(Result, kind="token_pairs"):
         """Return the strongest pairs of a head, as texts of source and target.
 
         Raises:
-            Refused: no such head or circuit.
+            Refused: no such head or circuit, or a circuit that cannot be read.
         """
         at = self._entries("circuit", circuit)[0], self._entries("head", head)[0]
+        if why := self.reasons.get(circuit):
+            raise Refused(f"pairs of {circuit!r}", why, "ask for another circuit")
         sources, targets = (self.labels[name][at[0]][at[1]] for name in ("source", "target"))
         return list(zip(sources, targets, strict=True))
 

@@ -11,8 +11,8 @@ how much of what the sender's OV circuit writes lies where the receiver's querie
   two sides with trace 1, the mean is 1 / n and the variance 2 (tr P² − 1/n) (tr Q² − 1/n) / ((n − 1)(n + 2)).
 * Control: rotations drawn from the same distribution (`null`, in the units of `z`); pairs whose receiver does not come
   after the sender cannot compose, have NaN in `score` and `z`, and 95 % of their z lie in `backward`.
-* Norms are folded in: their weights, and the direction that a norm which subtracts the mean hides. Where a family norms
-  what layers write, plain weights are read.
+* Norms are folded in, also those behind attention and MLPs: their weights, and the direction that a norm which
+  subtracts the mean hides. Where no norm stands in front of the layers, what they read is read plain.
 * Assumption: the rotary form at distance zero. Heads that share a key-value head share their key and value weights.
 * Known failures: trained streams have directions that most heads use, and a random rotation has none, so that z of
   trained models is large throughout; compare with `backward`. Weights are no use: a pair that composes may do nothing

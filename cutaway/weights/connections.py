@@ -11,8 +11,8 @@ from what they attend to; here stands what leaves one component and enters anoth
   compared.
 * Control: rotations drawn from the same distribution (`null`, in the units of `z`); pairs whose reader does not come
   after the writer have NaN in `score` and `z`, and 95 % of their z lie in `backward`.
-* Norms are folded in: their weights, and the direction that a norm which subtracts the mean hides. Where a family norms
-  what layers write, plain weights are read.
+* Norms are folded in, also those behind attention and MLPs: their weights, and the direction that a norm which
+  subtracts the mean hides. Where no norm stands in front of the layers, what they read is read plain.
 * Names: writers are `embed`, `z.9.6`, `mlp_post.3` (an MLP), `mlp_post.3.17` (a neuron); readers `q.10.0`, `k.10.0`,
   `v.10.0` of a (key-value) head, `mlp_pre.4`, `mlp_pre.4.17` (`mlp_gate` in a gated MLP) and `logits`. `*` is all.
 * Assumption: the direct way through the stream. Layers between the two are left out, and so is every activation.
@@ -29,6 +29,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -45,6 +46,8 @@ from cutaway.models.model import Model
 from cutaway.weights.alignment import inner, percentiles, scale
 from cutaway.weights.virtual import READERS, WRITERS, comes_after
 
+#: the norm behind what a writer of the site writes, in families that have one
+_NORMS: dict[str, Literal["ln1_post", "ln2_post"]] = {"z": "ln1_post", "mlp_post": "ln2_post"}
 _WRITERS = ("z.*.*", "mlp_post.*")
 _READERS = ("q.*.*", "k.*.*", "v.*.*")
 _CELLS = 1 << 24  # of products at once
@@ -200,7 +203,7 @@ def _columns(
         x = logit_readers(model.anatomy, dtype=dtype).T if reads else weights.embed.T
     else:
         x = views[place.site](weights, place.layer)
-        x = x if reads else x.mT
+        x = x if reads else circuits.behind(model, _NORMS[place.site], place.layer, x.detach().to(dtype)).mT
     x = x.detach().to(dtype)
     return x - x.mean(-2, keepdim=True) if circuits.centred(model) else x
 

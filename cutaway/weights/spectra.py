@@ -75,9 +75,11 @@ class Spectra(Result, kind="spectra"):
         """Return the texts of the tokens along a direction, on the side that is read and the one that is written.
 
         Raises:
-            Refused: no such head, circuit or direction.
+            Refused: no such head, circuit or direction, or a circuit that cannot be read.
         """
         at = (self._entries("circuit", circuit)[0], self._entries("head", head)[0])
+        if why := self.reasons.get(circuit):
+            raise Refused(f"tokens of {circuit!r}", why, "ask for another circuit")
         row = self._index("direction", self.token.shape[3], direction)
         here = self.labels["token"][at[0]][at[1]]
         return here[0][row], here[1][row]

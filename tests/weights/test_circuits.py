@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
 from cutaway.models.anatomy.weights import Weights
+from cutaway.models.circuits import ov
 from cutaway.models.copying import copying
 from cutaway.models.model import Model
 from cutaway.weights import circuits
@@ -97,7 +99,23 @@ def test_copying_folds_the_final_norm_also_under_a_soft_cap():
     scores, _ = copying(model, [1], 1, 0)
     rows = model.anatomy.unembed.weight.double() * (1 + model.anatomy.top("final").weight.double())
     circuit = model.weights.folded().ov(1, 2)
+    behind = 1 + model.anatomy.part(1, "ln1_post").weight.double()
     values = torch.linalg.eigvals(
-        circuit.right.double() @ rows.T @ model.weights.embed.double() @ circuit.left.double()
+        (circuit.right.double() * behind) @ rows.T @ model.weights.embed.double() @ circuit.left.double()
     )
     assert float(scores[0, 2]) == pytest.approx(float(values.real.sum() / values.abs().sum()), abs=1e-4)
+
+
+@torch.no_grad()
+def test_what_a_head_writes_goes_through_the_norm_behind_attention():
+    model = subjects.family("gemma2")
+    layer = model.hf.model.layers[1]
+    z = torch.randn(3, model.shape.d_head, generator=torch.Generator().manual_seed(0))
+    alone = torch.zeros(3, model.shape.n_heads, model.shape.d_head)
+    alone[:, 2] = z
+    out = layer.self_attn.o_proj(alone.flatten(1))
+    scale = model.anatomy.norm(layer.post_attention_layernorm).scale(out)[:, None]
+    written = layer.post_attention_layernorm(out)
+    assert float((written - out / scale).abs().max()) > 1e-3, "its weight is not the identity"
+    ours = z @ ov(model, [Address("z", 1, 2)]).right[0]
+    torch.testing.assert_close(ours / scale, written, rtol=1e-4, atol=1e-5)
