@@ -8,9 +8,10 @@ distribution, its mean over tokens subtracted, and L the logits that a neuron's 
   frequent.
 * `reach[neuron]`: by how many times u the logits move, one standard deviation of the activation over tokens, at the
   final norm's mean scale. Without `neurons`, the `top` of all `layers` by `reach`.
-* `effect[measure, neuron]`: the change, with the neuron held at its mean, of `KL to unigram`, the KL divergence of
-  predictions from the unigram distribution, and of their `entropy`; in nats, mean over `tokens` places of each prompt.
-  A KL above 0: the neuron kept predictions near the unigram distribution. `untouched`: without an edit.
+* `effect[measure, neuron]`: the change, with the neuron held at its mean over the tokens (first and special tokens left
+  in place), of `KL to unigram`, the KL divergence of predictions from the unigram distribution, and of their `entropy`;
+  in nats, mean over `tokens` places of each prompt. A KL above 0: the neuron kept predictions near the unigram
+  distribution. `untouched`: without an edit.
 * Every second prompt gives the unigram distribution, the means and the choice; `effect` is of the others. With one
   prompt, both are it.
 * The unigram distribution is the mean of the model's own predictions at these places (`predicted`), or the count of
@@ -26,7 +27,7 @@ distribution, its mean over tokens subtracted, and L the logits that a neuron's 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -36,15 +37,16 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.method import method
+from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
-from cutaway.interventions.ablation_values import without_sinks
+from cutaway.interventions.ablation_values import SINKS, without_sinks
 from cutaway.models.access.positions import ForwardFrame
 from cutaway.models.access.reading import Measure, Reads, Seen
 from cutaway.models.anatomy.unembedding import readable
 from cutaway.models.anatomy.weights import unembed_rows
+from cutaway.models.edits.batch_slice import BatchSlice
 from cutaway.models.edits.edit import Edit, at_places
-from cutaway.models.edits.library import Ablate
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens
@@ -91,18 +93,24 @@ class AlongMix(Edit):
         address: `mlp_post` of the layer.
         neuron: the neuron.
         mean: its mean.
-        mix: the weights of the mix.
+        mix: the weights of the mix; 1 at the neuron and 0 elsewhere holds the neuron itself.
+        tokens: True at the tokens at which it acts.
     """
 
     address: Address | str
     neuron: int
     mean: float
     mix: Float[Tensor, "neuron"]
-    positions: tuple[int, ...] | None = None
+    tokens: Bool[Tensor, "batch position"]
+    positions: None = None
+
+    def select_prompts(self, prompts: BatchSlice) -> Edit:
+        return replace(self, tokens=prompts.tensor(self.tokens, ["batch", "position"]))
 
     def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
         def moved(old: Tensor) -> Tensor:
-            return old + (self.mean - old[..., self.neuron, None]) * self.mix.to(old.device, old.dtype)
+            step = (self.mean - old[..., self.neuron]) * self.tokens.to(old)
+            return old + step[..., None] * self.mix.to(old)
 
         return at_places(self, x, frame, moved)
 
@@ -139,7 +147,8 @@ def frequency(
         seed: of the mixes.
 
     Raises:
-        Refused: no such neuron, an encoder, a model without dense MLPs, or an unembedding that is not linear.
+        Refused: no such neuron, an encoder, a model without dense MLPs, an unembedding that is not linear, or prompts
+            of first and special tokens alone.
     """
     check_predicts(model)
     readable(model.anatomy, f"frequency neurons of {model.name}")
@@ -175,7 +184,8 @@ def frequency(
             "split": f"every second prompt gave the distribution and chose, measured on the other {len(second)}",
             "unigram": f"{unigram}: {int((places >= 0).sum())} places" if unigram == "predicted" else unigram,
             "layers": there,
-            "held at": "the mean over the prompts' tokens without their first and special ones",
+            "held at": "the mean over the tokens of the prompts that chose",
+            "left in place": SINKS,
         },
     )
 
@@ -195,7 +205,7 @@ class _Texts:
     """Activations of neurons and predictions on some texts, from one forward.
 
     Attributes:
-        mean: mean activation over tokens.
+        mean: mean activation over the tokens without first and special ones.
         strength: standard deviation of the activation, over the divisors of the norms that its value goes through.
         predicted: mean of the predicted distributions.
     """
@@ -208,8 +218,7 @@ class _Texts:
     @torch.no_grad()
     def of(model: Model, tokens: Tokens, layers: Sequence[int], places: Int[Tensor, "prompt place"]) -> _Texts:
         """Run the texts."""
-        asked = _at(tokens, places)
-        where = without_sinks(model, tokens).cpu() | asked
+        asked, where = _at(tokens, places), _ordinary(model, tokens).cpu()
         sums, n = dict[str, Tensor](), {"tokens": int(where.sum()), "asked": int(asked.sum())}
         final = model.anatomy.top("final")
         norm = model.anatomy.norm(final) if final is not None else None
@@ -258,6 +267,20 @@ class _Texts:
         return (counts / counts.sum()).log().float()
 
 
+def _ordinary(model: Model, tokens: Tokens) -> Bool[Tensor, "batch position"]:
+    """Return the tokens without first and special ones, where neurons are averaged and held.
+
+    Raises:
+        Refused: there is none.
+    """
+    where = without_sinks(model, tokens)
+    if not bool(where.any()):
+        raise Refused(
+            "frequency neurons", "a half of the prompts has only first and special tokens", "give longer ones"
+        )
+    return where
+
+
 def _at(tokens: Tokens, places: Int[Tensor, "prompt place"]) -> Bool[Tensor, "batch position"]:
     """Return a mask of some positions of every prompt."""
     columns = tokens.column(0).cpu()[:, None] + places
@@ -296,12 +319,13 @@ class _Direction:
 
     def cosine(self, v: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest"]:
         """Return the cosine between the logits of directions and u."""
+        v = v.to(self.gram)
         size = ((v @ self.gram) * v).sum(-1).clamp_min(1e-30).sqrt()
         return (v @ self.toward) / (size * max(self.length, 1e-30))
 
     def slope(self, model: Model, layer: int) -> Float[Tensor, "neuron"]:
         """Return by how many times u the logits move with an activation of 1."""
-        v = memories.toward_logits(model, memories.values(model, layer))
+        v = memories.toward_logits(model, memories.values(model, layer)).to(self.toward)
         return (v @ self.toward) / max(self.length**2, 1e-30)
 
 
@@ -335,10 +359,11 @@ def _measured(
     columns: Any,
 ) -> Float[Tensor, "variant prompt measure"]:
     """Return the measures without an edit, then for each neuron held at its mean and along each of its mixes."""
-    variants = list[list[Edit]]([[]])
+    variants, where = list[list[Edit]]([[]]), _ordinary(model, tokens)
     for (layer, n), mean, weights in zip(chosen, means, mixes, strict=True):
-        variants.append([Ablate(Address("mlp_post", layer, n), "mean", torch.tensor(mean))])
-        variants += [[AlongMix(Address("mlp_post", layer), n, mean, w)] for w in weights]
+        own = torch.zeros_like(weights[:1])
+        own[0, n] = 1
+        variants += [[AlongMix(Address("mlp_post", layer), n, mean, w, where)] for w in (*own, *weights)]
     measure = Measure(columns, Reads(last_logits=False, places=(Address("resid_post", model.shape.n_layers - 1),)))
     return sweep(model, tokens, variants, measure).float().cpu()
 

@@ -7,13 +7,20 @@ import torch
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
-from cutaway.models.edits.library import Ablate
+from cutaway.models.edits.library import Replace
 from cutaway.neurons import frequency
 from cutaway.neurons.frequency import AlongMix
 from tests.conformance import subjects
 
 ROWS = [[5, 6, 7, 8, 9], [9, 5, 11], [21, 22, 23, 24], [31, 5, 32, 33]]
 PROMPTS = ca.tasks.as_prompts(ROWS)
+
+
+def held(model: ca.Model, row: list[int], layer: int, neuron: int, mean: float) -> Replace:
+    """A neuron at its mean behind the first token, where attention rests and it keeps its own value."""
+    own = model.capture(torch.tensor([row]), f"mlp_post.{layer}")[f"mlp_post.{layer}"][..., neuron].clone()
+    own[:, 1:] = mean
+    return Replace(f"mlp_post.{layer}.{neuron}", own)
 
 
 def predictions(model: ca.Model, row: list[int], edits=()) -> torch.Tensor:
@@ -46,10 +53,9 @@ def test_scores_and_effects_are_those_of_the_definition(name):
         logits = hf.lm_head.weight.double() @ v
         cosine = torch.nn.functional.cosine_similarity(logits - logits.mean(), u, dim=0)
         assert float(got.score[at]) == pytest.approx(float(cosine), rel=1e-3, abs=1e-5)
-        held = [Ablate(f"mlp_post.{layer}.{n}", "mean", acts[layer, :, n].mean().float())]
         after = []
         for row in ROWS[1::2]:
-            p = predictions(model, row, held)
+            p = predictions(model, row, [held(model, row, layer, n, float(acts[layer, :, n].mean()))])
             after.append(torch.stack([(p * (p / unigram).log()).sum(-1).mean(), -(p * p.log()).sum(-1).mean()]))
         change = torch.stack(after).mean(0) - torch.stack(nats).mean(0)
         torch.testing.assert_close(got.effect[:, at].double(), change, rtol=2e-2, atol=2e-6)
@@ -79,10 +85,25 @@ def test_a_neuron_planted_along_the_frequencies_is_found_and_moves_predictions_a
 
 def test_the_control_is_the_ablation_itself_where_the_mix_is_the_neuron():
     model, ids = subjects.family("llama_gqa"), torch.tensor([ROWS[0]])
-    one = torch.zeros(model.shape.d_mlp)
-    one[7] = 1
-    own = model.run(ids, Ablate("mlp_post.1.7", "mean", torch.tensor(0.25)))
-    torch.testing.assert_close(model.run(ids, AlongMix("mlp_post.1", 7, 0.25, one)), own)
+    one, where = torch.zeros(model.shape.d_mlp), torch.ones(ids.shape, dtype=torch.bool)
+    one[7], where[:, 0] = 1, False
+    own = model.run(ids, held(model, ROWS[0], 1, 7, 0.25))
+    torch.testing.assert_close(model.run(ids, AlongMix("mlp_post.1", 7, 0.25, one, where)), own)
+
+
+def test_a_neuron_that_fires_at_the_first_token_alone_is_left_as_it_is():
+    """Attention rests there: held at its mean over the other tokens, it would stand for what the first one holds."""
+    model = subjects.random_llama(spread=1.0)
+    with torch.no_grad():  # dimension 0 is the first token's own, and this neuron reads nothing else
+        embed, mlp = model.hf.model.embed_tokens.weight, model.hf.model.layers[0].mlp
+        embed[:, 0], embed[40, 0] = 0, 10
+        model.hf.model.layers[0].self_attn.o_proj.weight[0] = 0
+        for side in (mlp.gate_proj, mlp.up_proj):
+            side.weight[5] = torch.nn.functional.one_hot(torch.tensor(0), 32).float()
+    got = frequency(model, ca.tasks.as_prompts([[40, *row] for row in ROWS]), neurons="0.5", samples=2)
+    assert float(model.capture(torch.tensor([[40, 5]]), "mlp_post.0")["mlp_post.0"][0, 0, 5]) > 1
+    assert got.effect.abs().max() < 1e-6
+    assert got.effect_null.abs().max() < 1e-6
 
 
 def test_what_has_no_neurons_or_names_that_are_misspelt_is_refused():
@@ -90,3 +111,5 @@ def test_what_has_no_neurons_or_names_that_are_misspelt_is_refused():
         frequency(subjects.family("llama"), PROMPTS, neurons="z.1.2")
     with pytest.raises(Refused, match="no such place"):
         frequency(subjects.family("mixtral"), PROMPTS)
+    with pytest.raises(Refused, match="only first and special"):
+        frequency(subjects.family("llama"), ca.tasks.as_prompts([[5, 6], [7]]), neurons="1.3")
