@@ -64,11 +64,33 @@ def qk_at(model: Model, places: Sequence[Address], offset: int) -> Factored:
         Refused: queries and keys are normed or scaled by position, or positions are not rotary.
     """
     form = circuits.qk(model, places)
-    if not offset:
+    turns = turns_at(model, [a.layer or 0 for a in places], offset)
+    if not turns:
         return form
-    turns = rotaries(model, [a.layer or 0 for a in places])
     left = [turns[a.layer or 0].turned(x, offset) for a, x in zip(places, form.left, strict=True)]
     return Factored(torch.stack(left), form.right)
+
+
+def check_offsets(model: Model, offsets: Sequence[int]) -> None:
+    """Refuse distances from query to key that no two tokens of the model's context have."""
+    if any(not 0 <= o < model.shape.context for o in offsets):
+        why = f"its context has {model.shape.context} tokens"
+        raise Refused(f"offsets {','.join(map(str, offsets))}", why, "write for example 1,2,4,8")
+
+
+def turns_at(model: Model, layers: Sequence[int], offset: int) -> dict[int, Rotary]:
+    """Return the rotations of some layers that change products at a distance: none at 0, unless they also scale.
+
+    Raises:
+        Refused: no layer has rotary positions, or one turns its queries in another way.
+    """
+    return rotaries(model, layers) if offset or _scales(model) else {}
+
+
+def _scales(model: Model) -> bool:
+    """Return True if rotary positions are configured to scale queries and keys, as in YaRN."""
+    known = (v for module in model.hf.modules() for n, v in vars(module).items() if n.endswith("attention_scaling"))
+    return any(v not in (None, 1) for v in known)
 
 
 @torch.no_grad()

@@ -23,7 +23,8 @@ are made, a block at a time.
   are left out.
 * Known failures: rare tokens, whose embeddings training hardly moved, can be the strongest pair of many heads.
 * Equivalences (tests): the whole product tokens × tokens, multiplied out.
-* Cost: no forward; with `offset` one, of a short prompt, which tells how positions turn queries. One product of every
+* Cost: no forward; with `offset`, or where rotary positions also scale (YaRN), one of a short prompt, which tells how
+  positions turn queries. One product of every
   head's keys, and of its values, with the vocabulary.
 """
 
@@ -48,7 +49,7 @@ from cutaway.models import circuits as weights
 from cutaway.models.anatomy.weights import logit_readers
 from cutaway.models.copying import copying
 from cutaway.models.model import Model
-from cutaway.models.rotary import Rotary, rotaries
+from cutaway.models.rotary import Rotary, check_offsets, turns_at
 
 SIDES = ("attends", "writes")
 Sides = tuple[Tensor, Tensor, Tensor]  # a circuit's left factor, the bias after it, its right side for all tokens
@@ -152,11 +153,12 @@ def circuits(
         seed: of the exchanges.
 
     Raises:
-        Refused: an encoder, no such head, an unembedding that is not linear, or values that are not linear in what the
-            head reads.
+        Refused: an encoder, no such head or offset, an unembedding that is not linear, or values that are not linear in
+            what the head reads.
     """
     if not model.family.causal:
         raise Refused(f"token circuits of {model.name}", "it is an encoder", "ask a causal model")
+    check_offsets(model, [offset])
     places, tables = weights.heads(model, heads), _Tables.of(model)
     count = min(sources or tables.tokens, tables.tokens)
     ids = torch.linspace(0, tables.tokens - 1, max(count, 2)).long().unique()
@@ -205,8 +207,7 @@ class _Tables:
         turns = dict[int, Rotary]()
         for layer, here in _by_layer(places):
             forms, biases = weights.qk(model, here), weights.readable(model).q_bias[layer].detach()
-            if offset and not turns:
-                turns = rotaries(model, [a.layer or 0 for a in places])
+            turns = turns or turns_at(model, [a.layer or 0 for a in places], offset)
             for i, place in enumerate(here):
                 unit, form = place.unit or 0, forms[i]
                 left, bias = form.left.to(self.embed), biases[unit].to(self.embed)

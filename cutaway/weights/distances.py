@@ -42,7 +42,7 @@ from cutaway.core.stats import BOUNDS, generator, mean_interval, ratio_interval
 from cutaway.models import circuits as weights
 from cutaway.models.anatomy.norms import wide
 from cutaway.models.model import Model
-from cutaway.models.rotary import Rotary, rotaries
+from cutaway.models.rotary import Rotary, check_offsets, rotaries
 from cutaway.models.tokens import batch
 
 _LENGTH = 64  # tokens of a text
@@ -104,10 +104,9 @@ def distances(
     """
     places = _causal_heads(model, heads)
     offsets = offsets or tuple(o for o in OFFSETS if o < model.shape.context)
-    wrong = [o for o in offsets if not 0 <= o < model.shape.context]
-    if wrong or not any(offsets):
-        why = f"its context has {model.shape.context} tokens" if wrong else "nothing is compared with distance zero"
-        raise Refused(f"offsets {','.join(map(str, offsets))}", why, "write for example 1,2,4,8")
+    check_offsets(model, offsets)
+    if not any(offsets):
+        raise Refused("offsets 0", "nothing is compared with distance zero", "write for example 1,2,4,8")
     form, steps, g = weights.qk(model, places), sorted({0, *offsets}), generator(seed)
     layers, group = [a.layer or 0 for a in places], model.shape.n_heads // model.shape.n_kv_heads
     turns, read = rotaries(model, layers), _read(model, layers, texts)
@@ -154,8 +153,9 @@ def pair_scores(
         offset: the distance from query to key, in tokens.
 
     Raises:
-        Refused: no such head, positions that are not rotary, or queries and keys that are normed.
+        Refused: no such head or offset, positions that are not rotary, or queries and keys that are normed.
     """
+    check_offsets(model, [offset])
     (place,) = _causal_heads(model, [head])
     embed, form, layer, unit = weights.embedded(model), weights.qk(model, [place])[0], place.layer or 0, place.unit or 0
     rotary, sides = rotaries(model, [layer])[layer], weights.readable(model)

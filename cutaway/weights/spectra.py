@@ -20,8 +20,8 @@ W_V W_O (`writes`: from the token attended to, to the logits), norms folded in.
   that any text puts there. What all tokens have in common is enough for a head to look at places, and is no direction
   of them (`weights.distances`).
 * Equivalences (tests): the singular value decomposition of the product multiplied out.
-* Cost: no forward; with `offset` one, of a short prompt. One product of every head's first directions with the
-  vocabulary, and `samples` small decompositions.
+* Cost: no forward; with `offset`, or where rotary positions also scale (YaRN), one of a short prompt. One product of
+  every head's first directions with the vocabulary, and `samples` small decompositions.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from cutaway.models import circuits as weights
 from cutaway.models.anatomy.per_layer import Factored
 from cutaway.models.anatomy.weights import logit_readers
 from cutaway.models.model import Model
-from cutaway.models.rotary import qk_at
+from cutaway.models.rotary import check_offsets, qk_at
 
 CIRCUITS = ("attends", "writes")
 SIDES = ("from", "to")
@@ -116,11 +116,12 @@ def spectra(
         seed: of the rotations.
 
     Raises:
-        Refused: an encoder, no such head, an unembedding that is not linear, or values that are not linear in what the
-            head reads.
+        Refused: an encoder, no such head or offset, an unembedding that is not linear, or values that are not linear in
+            what the head reads.
     """
     if not model.family.causal:
         raise Refused(f"spectra of {model.name}", "it is an encoder", "ask a causal model")
+    check_offsets(model, [offset])
     places, embed, reasons = weights.heads(model, heads), weights.embedded(model), dict[str, str]()
     unembed = logit_readers(model.anatomy, dtype=embed.dtype).detach()
     tables = {"attends": (embed, embed), "writes": (embed, unembed)}

@@ -8,10 +8,17 @@ import torch
 from cutaway.core.refuse import Refused
 from cutaway.models.edits.library import Ablate
 from cutaway.models.model import Model
-from cutaway.weights import circuits, distances, pair_scores
+from cutaway.weights import circuits, distances, pair_scores, spectra
 from tests.conformance import subjects
+from tests.models.tiny import CONFIGS
 
 IDS = [5, 9, 3, 7, 11, 30, 2, 8]
+YARN = {
+    "rope_parameters": {
+        "rope_type": "yarn", "factor": 4.0, "attention_factor": 2.0, "original_max_position_embeddings": 16,
+        "rope_theta": 1e4, "partial_rotary_factor": 0.5,
+    }
+}  # fmt: skip
 
 
 def own_scores(model: Model, layer: int) -> torch.Tensor:
@@ -69,22 +76,30 @@ def test_positions_that_are_not_rotary_and_wrong_offsets_are_refused():
     for wrong in ({"offsets": (0, 64)}, {"offsets": (0,)}, {"heads": "9.0"}):
         with pytest.raises(Refused):
             distances(model, **wrong)
+    for ask in (circuits, spectra):
+        with pytest.raises(Refused, match="context has 64 tokens"):
+            ask(model, heads="0.0", offset=64)
     for family, why in (("gpt2", "not rotary"), ("bloom", "not rotary"), ("qwen3", "normed")):
         with pytest.raises(Refused, match=why):
             distances(subjects.family(family))
         assert why in circuits(subjects.family(family), heads="0.0", offset=2).reasons["attends"]
 
 
+@pytest.mark.parametrize(("offset", "rope"), [(3, {}), (0, YARN), (3, YARN)])
 @torch.no_grad()
-def test_token_pairs_at_a_distance_are_those_of_the_turned_table():
+def test_token_pairs_at_a_distance_are_those_of_the_turned_table(offset, rope, monkeypatch):
+    """YaRN scales the dimensions that positions turn, and no others, at every distance."""
+    name, arguments = CONFIGS["gpt_neox_parallel"]
+    monkeypatch.setitem(CONFIGS, "gpt_neox_parallel", (name, arguments | rope))
     model = subjects.family("gpt_neox_parallel")
     every = torch.arange(model.shape.d_vocab)
-    got = circuits(model, heads="0.1", sources=0, pairs=4, offset=3)
-    table = pair_scores(model, "0.1", every, every, 3).double()
+    got = circuits(model, heads="0.1", sources=0, pairs=4, offset=offset)
+    table = pair_scores(model, "0.1", every, every, offset).double()
     best = ((table - table.mean(1, keepdim=True)) / table.std(1, correction=0, keepdim=True)).max(1)
     torch.testing.assert_close(got.strength[0, 0].double(), best.values.topk(4).values, rtol=1e-4, atol=1e-4)
     assert got.target[0, 0].tolist() == best.indices[best.values.topk(4).indices].tolist()
-    assert got.target[0, 0].tolist() != circuits(model, heads="0.1", sources=0, pairs=4).target[0, 0].tolist()
+    plain = circuits(subjects.family("gpt_neox_parallel"), heads="0.1", sources=0, pairs=4, offset=3 - offset)
+    assert got.target[0, 0].tolist() != plain.target[0, 0].tolist()
 
 
 @torch.no_grad()

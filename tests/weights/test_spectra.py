@@ -32,9 +32,12 @@ def test_values_and_tokens_are_those_of_the_product_multiplied_out(family):
         assert got.token[c, 2, :, 1, 0].tolist() == z.argmax(1).tolist()
 
 
+@pytest.mark.parametrize("gain", [1.0, 1.5])
 @torch.no_grad()
-def test_at_a_distance_queries_are_turned_against_keys():
+def test_at_a_distance_queries_are_turned_against_keys(gain):
+    """A gain, as in YaRN, is on queries and on keys, at distance zero too."""
     model = subjects.random_llama()
+    model.hf.model.rotary_emb.attention_scaling = gain
     (near,), (far,) = (spectra(model, heads="1.2", offset=n, samples=2).value[:1] for n in (0, 3))
     w, d = model.weights.folded(), model.shape.d_head
     angle = 3 / model.hf.config.rope_parameters["rope_theta"] ** (torch.arange(0, d, 2).double() / d)
@@ -44,8 +47,9 @@ def test_at_a_distance_queries_are_turned_against_keys():
         turn[i, i] = turn[j, j] = a.cos()
         turn[i, j], turn[j, i] = a.sin(), -a.sin()
     q, k = w.qk(1, 2).left.double(), w.qk(1, 2).right.double()
-    values = torch.linalg.svdvals(q @ turn @ k)[:d]
-    torch.testing.assert_close(far[0].double(), values, rtol=1e-4, atol=1e-5)
+    for got, between in ((far, turn), (near, torch.eye(d).double())):
+        values = gain**2 * torch.linalg.svdvals(q @ between @ k)[:d]
+        torch.testing.assert_close(got[0].double(), values, rtol=1e-4, atol=1e-5)
     assert float((far - near).abs().max()) > 1e-3
 
 
