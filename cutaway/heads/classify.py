@@ -43,11 +43,11 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.method import method
-from cutaway.core.refuse import Call, Refused
+from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, layer_band, mean_interval, one_prompt
 from cutaway.heads.pattern_sums import Sums, Watch, pattern_sums
-from cutaway.heads.types import HeadType, chosen, ranked
+from cutaway.heads.types import HeadType, check_least, chosen, ranked
 from cutaway.models.copying import copying
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
@@ -135,16 +135,8 @@ def classify(
         Refused: no such type, a share that no head can pass, an encoder, a model without attention, or sequences of one
             token.
     """
-    check(model, least)
+    check_least("classify", least)
     return scored(model, prompts.bind(model), chosen(types), least, eigenvalues, samples, seed)
-
-
-def check(model: Model, least: float) -> None:
-    """Refuse a share that no head can pass, and an encoder."""
-    if not 0 <= least < 1:
-        raise Refused(Call("classify", {"least": least}), "a score is a share of attention", "ask for 0 to below 1")
-    if not model.family.causal:
-        raise Refused(f"head types of {model.name}", "it is an encoder: its heads look ahead, too", "capture patterns")
 
 
 def scored(
@@ -160,8 +152,10 @@ def scored(
     """Return the scores of every head; `also` sees activations of the same forward.
 
     Raises:
-        Refused: a model without attention, or sequences of one token.
+        Refused: an encoder, a model without attention, or sequences of one token.
     """
+    if not model.family.causal:
+        raise Refused(f"head types of {model.name}", "it is an encoder: its heads look ahead, too", "capture patterns")
     if int(tokens.lengths.max()) < 2:
         raise Refused("head types", "no sequence has two tokens, and so nothing to look back at", "give longer ones")
     layers = [a.layer for a in model.places("pattern") if a.layer is not None]

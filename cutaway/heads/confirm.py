@@ -36,9 +36,9 @@ from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval
 from cutaway.heads.classify import classify
-from cutaway.heads.types import Sequences, chosen
+from cutaway.heads.types import Sequences, check_least, chosen
 from cutaway.interventions.ablation_values import SINKS, removals
-from cutaway.interventions.components import all_components, components, random_sets
+from cutaway.interventions.components import all_components, components, random_heads
 from cutaway.models.access.reading import Measure, Reads, Seen
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
@@ -116,14 +116,13 @@ def confirm(
         if not places:
             why[name] = "no head is claimed to be of it"
             continue
-        try:
-            random, matched = random_sets(pool, places, samples, seed)
-        except Refused as refusal:
-            why[name] = f"too many heads for random sets: {refusal.why}"
+        random = random_heads(pool, places, samples, seed)
+        if random.why:
+            why[name] = random.why
             continue
         chosen[name] = len(variants)
-        variants += [places, *random]
-        said[name] = f"{len(places)} heads; random sets: {matched}"
+        variants += [places, *random.sets]
+        said[name] = f"{len(places)} heads; random sets: {random.matched}"
     return _result(sets, _losses(model, tokens, variants, how), chosen, why, said, samples)
 
 
@@ -137,6 +136,7 @@ def _sets(
             raise Refused(asked, "named heads are of no type", "give one of the two")
         return {NAMED: components(model, heads)}
     asked = chosen(types)
+    check_least("confirm", least)
     found = classify(model, prompts, least=least, eigenvalues=False, seed=seed)
     return {name: components(model, at) if (at := found.named(name)) else [] for name in (row.name for row in asked)}
 

@@ -10,17 +10,18 @@ that role looks to where, and whether it then raises the answer over the foil.
 * `direct[layer, head]`: the head's share of logit(answer) − logit(foil) at the end, the final norm's scale held;
   `direct_null`: of random pairs of tokens.
 * `grown[layer, head]`: what `direct` gains when the name movers are removed, the norm's scale held at its value before,
-  so that only what the head itself writes counts; `grown_null`: when random heads of the same layers are removed.
+  so that only what the head itself writes counts; `grown_null`: when random sets of other heads are.
 * `claimed[role, layer, head]`: 1 where the interval of `score` lies above `least` and above the band of the null, and:
   a name mover raises the answer (`direct` beyond 0 and its band), a negative name mover lowers it, a foil suppressor
   looks at the foil and raises the answer over it; a backup name mover is another head that writes the answer more
   without those (`grown` beyond 0 and its band, and it then raises the answer); an S-inhibition head looks at the repeat
-  from the end, below the name mover of the largest direct effect; a subject head looks at the subject, where that is
-  neither answer nor foil, and raises the answer (Chughtai et al. 2024, arXiv:2402.07321). Bands of effects are as wide
-  as chance needs among the heads that pass by attention.
+  from the end, below the name mover of the largest direct effect (without a name mover none is claimed); a subject head
+  looks at the subject, where that is neither answer nor foil, and raises the answer (Chughtai et al. 2024,
+  arXiv:2402.07321). Bands of effects are as wide as chance needs among the heads that pass by attention.
 * `change[role]`: the metric's change when all heads of a role are removed at once. `looks[role]`: the change of the
   name movers' attention to the answer over the foil, which S-inhibition heads steer. Control (`change_null`,
-  `looks_null`): random sets of other heads, as many of each layer where enough are left.
+  `looks_null`): random sets of other heads, as many of each layer where enough are left (the record
+  says how they are matched).
 * `how`: what stands in for a removed head: its mean z over the tokens (first and special tokens left in place), its
   value in the corrupt prompt, or zeros.
 * Assumption: attention and direct effects claim, on the same prompts that `change` and `looks` are then measured on.
@@ -46,13 +47,13 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.method import method
-from cutaway.core.refuse import Call, Refused
+from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, layer_band, mean_interval, one_prompt
 from cutaway.heads.task_roles import BACKUP, INHIBITION, MOVER, NAMES, ROLES, SUPPRESSOR, Looks, looks
-from cutaway.heads.types import ranked
+from cutaway.heads.types import check_least, ranked
 from cutaway.interventions.ablation_values import Removal, removal
-from cutaway.interventions.components import all_components, components, random_sets
+from cutaway.interventions.components import RandomSets, all_components, components, random_heads
 from cutaway.models.access.reading import Measure, Seen
 from cutaway.models.anatomy.residual import Stream, check_sum, last_stream, logit_shares
 from cutaway.models.dry import some
@@ -146,8 +147,7 @@ def roles(
         Refused: a share that no head can pass, no such head, prompts that say no answer, foil or subject, a metric of
             whole answers, or a model without exact sum or attention.
     """
-    if not 0 <= least < 1:
-        raise Refused(Call("roles", {"least": least}), "a score is a share of attention", "ask for 0 to below 1")
+    check_least("roles", least)
     bound = task.bind(model)
     if bound.steps is not None:
         what = f"roles of heads on task {task.name!r}"
@@ -163,7 +163,7 @@ def roles(
     moves, backups = claimed[NAMES.index(MOVER)], NAMES.index(BACKUP)
     grown, growth, none = found.growth(r, moves)
     claimed[backups] &= found.backups(grown, growth["grown_null"], claimed[backups] & ~moves)
-    joint, why = _removed(found, r, claimed)
+    joint, why, matched = _removed(found, r, claimed)
     named = {n: [f"{a.layer}.{a.unit}" for a in found.chosen(c)] for n, c in zip(NAMES, claimed, strict=True)}
     return HeadRoles(
         **found.fields(),
@@ -176,7 +176,7 @@ def roles(
         reasons=_reasons(places, why, none, bool(moves.any())) | one_prompt(len(bound), "score", "direct"),
         record=r.record()
         | {"prompts with the keys": dict(zip(NAMES, places.there.sum(0).tolist(), strict=True))}
-        | {"heads": {n: some for n, some in named.items() if some}},
+        | {"heads": {n: some for n, some in named.items() if some}, "random sets": matched},
     )
 
 
@@ -279,8 +279,9 @@ class _Evidence:
         gone, why = self.chosen(movers), _NO_MOVER
         grown, null = torch.full_like(self.direct, math.nan), torch.full_like(self.direct_null, math.nan)
         if gone:
-            grown, (sets, why) = gained(gone), self.random(gone)
-            for s, places in enumerate(some(sets)):
+            grown, random = gained(gone), self.random(gone)
+            why = random.why
+            for s, places in enumerate(some(random.sets)):
                 drawn = torch.tensor([a in places for a in self.heads]).reshape(null.shape[:2])
                 null[..., s] = gained(places).mean(0).masked_fill(drawn, math.nan)
         return grown, {"grown": grown.mean(0), "grown_interval": mean_interval(grown), "grown_null": null}, why
@@ -296,27 +297,25 @@ class _Evidence:
         lifts = then > layer_band(self.direct_null, cells)[1].clamp_min(0)
         return asked & lifts & (more > layer_band(null, cells)[1].clamp_min(0))
 
-    def random(self, places: Sequence[Address]) -> tuple[list[list[Address]], str]:
-        """Return random sets of other heads, and if there are none, why."""
-        try:
-            return random_sets(self.heads, places, self.samples, self.seed)[0], ""
-        except Refused as refusal:
-            return [], f"too many heads for random sets: {refusal.why}"
+    def random(self, places: Sequence[Address]) -> RandomSets:
+        """Return random sets of other heads, the same at every call."""
+        return random_heads(self.heads, places, self.samples, self.seed)
 
 
 def _removed(
     found: _Evidence, r: Removal, claimed: Bool[Tensor, "role layer head"]
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the fields of joint removals, and why some roles have none."""
+) -> tuple[dict[str, Any], dict[str, str], dict[str, str]]:
+    """Return the fields of joint removals, why some roles have none, and how the others' random sets are matched."""
     sets, why, variants, at = dict[str, list[Address]](), dict[str, str](), list[list[Edit]](), dict[str, int]()
+    matched = dict[str, str]()
     for name, where in zip(NAMES, claimed, strict=True):
         sets[name] = found.chosen(where)
-        random, none = found.random(sets[name]) if sets[name] else ([], "no head is claimed to have it")
-        if not none:
-            at[name] = len(variants)
-            variants += [[r.edit(a) for a in places] for places in (sets[name], *random)]
-        else:
-            why[name] = none
+        random = found.random(sets[name]) if sets[name] else RandomSets([], "", "no head is claimed to have it")
+        if random.why:
+            why[name] = random.why
+            continue
+        matched[name], at[name] = random.matched, len(variants)
+        variants += [[r.edit(a) for a in places] for places in (sets[name], *random.sets)]
     fields, samples = dict[str, Tensor](), found.samples
     for field, measure in (("change", found.bound.measure), ("looks", _looks(found, sets[MOVER]))):
         value, null = torch.full((len(NAMES),), math.nan), torch.full((len(NAMES), samples), math.nan)
@@ -329,7 +328,7 @@ def _removed(
                 value[k], null[k] = each[i].mean(), each[i + 1 : i + 1 + samples].mean(1)
                 interval[k] = mean_interval(each[i])
         fields |= {field: value, f"{field}_interval": interval, f"{field}_null": null}
-    return fields, why
+    return fields, why, matched
 
 
 def _looks(found: _Evidence, movers: list[Address]) -> Measure | None:

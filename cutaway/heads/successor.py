@@ -11,7 +11,8 @@ output circuit W_V W_O to the unembedding; the logits of the order's own words a
   the band of the null (`overall`, with its own interval and null).
 * `change`: what removing all claimed heads does to logit(next) − mean logit of the order's other words, behind three
   words in order ("Monday Tuesday Wednesday"), mean over prompts; a head is put at its mean z over the tokens (first and
-  special tokens left in place). `change_null`: random sets of other heads, as many of each layer where enough are left.
+  special tokens left in place). `change_null`: random sets of other heads, as many of each layer where enough are left
+  (the record says how they are matched).
 * Words of several tokens are left out; an order needs four of one token each.
 * Assumption: the head reads the word where it stands, as the first MLP leaves it. Its query and key, and what later
   layers make of the word, play no part; biases, the same for every word, are left out.
@@ -24,6 +25,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -31,13 +33,13 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.method import method
-from cutaway.core.refuse import Call, Refused
+from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, layer_band, mean_interval, share_interval
 from cutaway.heads.ordinals import Order, orders
-from cutaway.heads.types import ranked
+from cutaway.heads.types import check_least, ranked
 from cutaway.interventions.ablation_values import SINKS, removals
-from cutaway.interventions.components import all_components, random_sets
+from cutaway.interventions.components import all_components, random_heads
 from cutaway.models import circuits
 from cutaway.models.anatomy.weights import logit_readers
 from cutaway.models.edits.library import Scale
@@ -106,8 +108,7 @@ def successor(model: Model, /, *, least: float = 0.3, samples: int = 8, seed: in
         Refused: a share that no head can pass, an encoder, a model whose output circuits cannot be read, or one that
             has no words in an order as single tokens.
     """
-    if not 0 <= least < 1:
-        raise Refused(Call("successor", {"least": least}), "a score is a share of words", "ask for 0 to below 1")
+    check_least("successor", least, "words")
     if not model.family.causal:
         raise Refused(f"successor heads of {model.name}", "it is an encoder: nothing follows", "use a causal model")
     places, known, g = all_components(model, mlps=False), orders(model), generator(seed)
@@ -125,7 +126,7 @@ def successor(model: Model, /, *, least: float = 0.3, samples: int = 8, seed: in
     every, null = torch.cat(hits, 1).float(), torch.cat(chance, 1).float().mean(1).reshape(*form, samples)
     overall_interval = share_interval(every.T).reshape(*form, 2)
     claimed = overall_interval[..., 0] > layer_band(null)[1].clamp_min(least)
-    change, change_interval, change_null, why = _removed(model, places, known, claimed, samples, seed)
+    fields, why, matched = _removed(model, places, known, claimed, samples, seed)
     return SuccessorHeads(
         score=torch.stack([x.float().mean(1).reshape(form) for x in hits]),
         interval=torch.stack([share_interval(x.float().T).reshape(*form, 2) for x in hits]),
@@ -135,9 +136,7 @@ def successor(model: Model, /, *, least: float = 0.3, samples: int = 8, seed: in
         overall_interval=overall_interval,
         overall_null=null,
         claimed=claimed.float(),
-        change=change,
-        change_interval=change_interval,
-        change_null=change_null,
+        **fields,
         word=torch.tensor([i for order in known for i in order.ids]),
         labels={
             "order": [order.name for order in known],
@@ -151,6 +150,7 @@ def successor(model: Model, /, *, least: float = 0.3, samples: int = 8, seed: in
             "left in place": SINKS,
             "words": {order.name: len(order.ids) for order in known},
             "words that one follows": sum(f >= 0 for order in known for f in order.follows),
+            **({} if why else {"random sets": matched}),
         },
     )
 
@@ -181,19 +181,21 @@ def _removed(
     claimed: Bool[Tensor, "layer head"],
     samples: int,
     seed: int,
-) -> tuple[Tensor, Tensor, Tensor, str]:
-    """Return what removing the claimed heads does to the next word, its interval and null, or why that is not known."""
-    nothing = torch.tensor(math.nan), torch.full((2,), math.nan), torch.full((samples,), math.nan)
+) -> tuple[dict[str, Any], str, str]:
+    """Return the fields of what removing the claimed heads does to the next word, or why that is not known, and how
+    random sets are matched.
+    """
+    shapes = {"change": (), "change_interval": (2,), "change_null": (samples,)}
+    nothing: dict[str, Any] = {name: torch.full(shape, math.nan) for name, shape in shapes.items()}
     heads = [a for a, one in zip(places, claimed.flatten().tolist(), strict=True) if one]
     if not heads:
-        return *nothing, "no head is claimed"
-    try:
-        sets = [heads, *random_sets(places, heads, samples, seed)[0]]
-    except Refused as refusal:
-        return *nothing, f"too many heads for random sets: {refusal.why}"
+        return nothing, "no head is claimed", ""
+    random = random_heads(places, heads, samples, seed)
+    if random.why:
+        return nothing, random.why, ""
     made = _prompts(model, known)
     if made is None:
-        return *nothing, f"no order has {_SHOWN + 1} words in a row"
+        return nothing, f"no order has {_SHOWN + 1} words in a row", ""
     tokens, right, others = made
 
     def metric(logits: Float[Tensor, "row token"], prompt: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
@@ -201,9 +203,11 @@ def _removed(
         mean = logits.float().gather(1, ids.clamp_min(0)).mul(ids >= 0).sum(1) / (ids >= 0).sum(1)
         return logits.float().gather(1, right.to(ids)[prompt.to(ids.device), None])[:, 0] - mean
 
-    found = sweep(model, tokens, [[], *removals(model, tokens, sets, "mean")], metric).float().cpu()
+    edits = removals(model, tokens, [heads, *random.sets], "mean")
+    found = sweep(model, tokens, [[], *edits], metric).float().cpu()
     each = found[1:] - found[0]  # [set, prompt]
-    return each[0].mean(), mean_interval(each[0]), each[1:].mean(1), ""
+    fields = {"change": each[0].mean(), "change_interval": mean_interval(each[0]), "change_null": each[1:].mean(1)}
+    return fields, "", random.matched
 
 
 def _prompts(

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.core.refuse import Refused, nearest
+from cutaway.core.refuse import Call, Refused, nearest
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 
@@ -135,6 +135,12 @@ def chosen(names: Sequence[str]) -> tuple[HeadType, ...]:
             why = "no type has that name" + (f"; did you mean {close}?" if close else "")
             raise Refused(f"type {name!r}", why, f"use one of: {', '.join(known)}")
     return tuple(known[name] for name in dict.fromkeys(names)) or TYPES
+
+
+def check_least(name: str, least: float, of: str = "attention") -> None:
+    """Refuse a share that no head can pass, asked of the method of this name."""
+    if not 0 <= least < 1:
+        raise Refused(Call(name, {"least": least}), f"a score is a share of {of}", "ask for 0 to below 1")
 
 
 def ranked(

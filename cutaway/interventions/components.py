@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from typing import NamedTuple
 
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
@@ -64,6 +65,28 @@ def random_sets(
     says, groups = next((way for way in ways if _enough(way[1], [index[a] for a in chosen])), ways[-1])
     drawn = matched_random([index[a] for a in chosen], len(pool), groups=groups, seed=seed, samples=samples)
     return [[pool[i] for i in d] for d in drawn], says
+
+
+class RandomSets(NamedTuple):
+    """Random sets of other heads, if enough are left.
+
+    Attributes:
+        sets: the sets; none if `why` says so.
+        matched: how they are matched to the chosen heads.
+        why: why there are none; "" otherwise.
+    """
+
+    sets: list[list[Address]]
+    matched: str
+    why: str
+
+
+def random_heads(pool: Sequence[Address], chosen: Sequence[Address], samples: int, seed: int) -> RandomSets:
+    """Return random sets of other heads as `random_sets` draws them, or why there are none."""
+    try:
+        return RandomSets(*random_sets(pool, chosen, samples, seed), "")
+    except Refused as refusal:
+        return RandomSets([], "", f"too many heads for random sets: {refusal.why}")
 
 
 def _enough(groups: Sequence[Hashable], chosen: Sequence[int]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
-from functools import cache
+from functools import cache, partial
 from itertools import product
 
 import pytest
@@ -13,7 +13,7 @@ import torch
 import cutaway as ca
 from cutaway.cli import app
 from cutaway.core.refuse import Refused
-from cutaway.heads import TYPES, HeadTypes, classify, pattern_sums
+from cutaway.heads import TYPES, HeadTypes, card, classify, confirm, pattern_sums
 from cutaway.models.edits.library import Replace
 from cutaway.models.model import Model
 from cutaway.models.tokens import batch
@@ -249,6 +249,9 @@ def test_what_cannot_be_asked_is_refused():
     for least in (1.0, -0.1):
         with pytest.raises(Refused, match="share of attention"):
             classify(model, Repeats(2, 4), least=least)
+    for ask, name in ((confirm, "confirm"), (partial(card, head="0.0"), "card")):
+        with pytest.raises(Refused, match=rf"^{name}\(least=1.0"):
+            ask(model, Repeats(2, 4), least=1.0)
     for wrong in ((0, 4), (4, 1)):
         with pytest.raises(Refused, match="two tokens to tell apart"):
             Repeats(*wrong)

@@ -107,6 +107,7 @@ def test_direct_effects_and_joint_removals_are_those_of_other_methods():
     assert "3.1" in heads, "heads that look at the foil solve it in this model"
     whole = ca.patching.group(model, task, heads=heads, how="mean", samples=2)
     torch.testing.assert_close(got.change[r], whole.effect, atol=1e-4, rtol=1e-4)
+    assert got.record["random sets"]["foil suppressor"] == whole.record["random sets"]
     assert float(got.change_interval[r, 1]) < float(got.change_null[r].min())
     assert got.reasons["grown"] == "no name mover is claimed"
 

@@ -10,6 +10,7 @@ import torch
 from cutaway.core.refuse import Refused
 from cutaway.heads import successor
 from cutaway.heads.ordinals import ORDERS, orders
+from cutaway.interventions.components import LAYERS
 from tests.conformance import subjects
 
 LETTERS = ORDERS["letters"][0].split()
@@ -38,6 +39,7 @@ def test_a_head_that_turns_letters_into_the_next_is_found():
     assert float(got.change) == pytest.approx(float(own), rel=1e-4)
     assert float(got.change) < -0.1
     assert got.change_null.isfinite().all()
+    assert got.record["random sets"] == LAYERS
 
 
 @torch.no_grad()
