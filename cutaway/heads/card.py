@@ -13,7 +13,8 @@ looks alone flatter any description.
   the query in ⟦ ⟧ and the key in ⟨ ⟩.
 * `looks[context, place]`: attention around the key and up to the query of the hardest looks of single sequences, with
   their tokens. `pattern[q_pos, k_pos]`: the pattern in front of the hardest.
-* `distance[bucket]`: attention by distance to all keys but the first, averaged over queries.
+* `distance[bucket]`: attention by distance to all keys but the first, averaged over each sequence's queries, then over
+  sequences.
 * `writes[pair]`: the token attended to and the token written for which the output circuit is strongest, promoted or
   suppressed, in standard deviations over the vocabulary. A source's value is that which the head reads in the text,
   averaged by attention. `bare[bare_pair]` has the values of bare embeddings: the full OV circuit (Elhage et al. 2021).
@@ -44,9 +45,9 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval, one_prompt, ratio_interval
-from cutaway.heads.classify import HeadTypes, check, scored
+from cutaway.heads.classify import HeadTypes, scored
 from cutaway.heads.looks import KEYS, NONE, WINDOW, Looks, Window
-from cutaway.heads.types import TYPES
+from cutaway.heads.types import TYPES, check_least
 from cutaway.heads.written import Written, bare_values, toward, written
 from cutaway.models import circuits
 from cutaway.models.model import Model
@@ -163,7 +164,7 @@ def card(
     Raises:
         Refused: not one head, or what `heads.classify` refuses.
     """
-    check(model, least)
+    check_least("card", least)
     place = _one(model, head)
     tokens = prompts.bind(model)
     looks = Looks(model, tokens, place, max(contexts, 1), samples, seed)
@@ -232,8 +233,10 @@ def _deciles(looks: Looks) -> Part:
         "strength_interval": ratio_interval(strength, number, within=(0.0, 1.0)),
     }
     names = [str(i + 1) for i in range(DECILES)]
+    few = f"{int(total.sum())} queries fill {int((total > 0).sum())} of {DECILES} deciles"
+    empty = {name: few for name, n in zip(names, total.tolist(), strict=True) if not n}
     why = {"strength": "deciles are ranks of the head's own looks, which have no control"}
-    return fields, {"decile": names, "keys": [*(row.name for row in KEYS), NONE]}, why
+    return fields, {"decile": names, "keys": [*(row.name for row in KEYS), NONE]}, why | empty
 
 
 def _ranked(looks: Looks) -> list[Tensor]:
@@ -302,7 +305,7 @@ def _windows(model: Model, tokens: Tokens, looks: Looks) -> Part:
         "k_pos": texts,
     }
     alone = "single looks have no interval"
-    return {"looks": shown, "pattern": hardest.pattern}, labels, {"looks": alone, "pattern": alone}
+    return {"looks": shown, "pattern": looks.pattern}, labels, {"looks": alone, "pattern": alone}
 
 
 def _place(w: Window) -> tuple[int, int, int]:

@@ -27,7 +27,7 @@ WINDOW = 24  # most tokens of a pattern that is kept
 
 @dataclass(frozen=True)
 class Window:
-    """The query of a sequence that looks hardest, and the pattern in front of it.
+    """The query of a sequence that looks hardest.
 
     Attributes:
         sequence: the row of the sequence.
@@ -35,7 +35,6 @@ class Window:
         key: the position that it looks at most.
         strength: the attention that this one gets.
         row: attention of the query to every position up to it.
-        pattern: attention among the last tokens up to the query.
     """
 
     sequence: int
@@ -43,7 +42,6 @@ class Window:
     key: int
     strength: float
     row: Float[Tensor, "position"]
-    pattern: Float[Tensor, "q_pos k_pos"]
 
 
 @dataclass(frozen=True)
@@ -77,6 +75,7 @@ class Looks:
     Attributes:
         found: the looks of every sequence.
         windows: the queries of some sequences that look hardest, the hardest first.
+        pattern: attention among the last tokens up to the first of these.
         buckets: the names of the buckets of distance.
         ids: the token ids of the text.
         mass: the attention that each of them gets, without first and special tokens.
@@ -93,7 +92,8 @@ class Looks:
         self.ids = torch.tensor(sorted({i for row in rows for i in row}))
         self.usual = ~torch.isin(self.ids, special_ids(model.tokenizer))
         self.mass, self.value = torch.zeros(len(self.ids)), None
-        self.found, self.windows, self._v = list[Reading](), list[Window](), dict[int, Tensor]()
+        self.found, self.windows, self.pattern = list[Reading](), list[Window](), torch.empty(0, 0)
+        self._v = dict[int, Tensor]()
 
     def watching(self) -> dict[Address, Watch]:
         """Return what sees the head's pattern and, where they have a place of their own, its values."""
@@ -120,10 +120,11 @@ class Looks:
         self._count(row, a)
         self.found.append(self._reading(row, a, strength, key, reach))
         q = int(strength.argmax()) + 1
-        first = max(0, q + 1 - WINDOW)
-        window = a[first : q + 1, first : q + 1].clone()
-        self.windows.append(Window(row, q, int(key[q - 1]), float(strength[q - 1]), a[q, : q + 1].clone(), window))
-        self.windows = sorted(self.windows, key=lambda w: (-w.strength, w.sequence))[: self.n_windows]
+        window = Window(row, q, int(key[q - 1]), float(strength[q - 1]), a[q, : q + 1].clone())
+        self.windows = sorted([*self.windows, window], key=lambda w: (-w.strength, w.sequence))[: self.n_windows]
+        if self.windows[0] is window:
+            first = max(0, q + 1 - WINDOW)
+            self.pattern = a[first : q + 1, first : q + 1].clone()
 
     def _count(self, row: int, a: Float[Tensor, "q_pos k_pos"]) -> None:
         """Add the attention that tokens get, and their values."""

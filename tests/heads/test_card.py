@@ -61,7 +61,10 @@ def test_looks_are_those_of_the_definition_whatever_the_padding(side, monkeypatc
     hardest = [max(s for s, _ in part) for part in reversed(parts)]
     assert got.attention.tolist() == pytest.approx(hardest, abs=1e-6)
     assert got.record["sequences"] == 3, "a sequence that is there twice counts once"
-    a, _ = head_of(model, ROWS[0], 1, 2)
+    a, q = max(((head_of(model, ids, 1, 2)[0], q) for ids in ROWS for q in range(1, len(ids))),
+               key=lambda look: float(look[0][look[1], 1:].max()))  # fmt: skip
+    assert got.pattern.shape[0] == q + 1 < looks.WINDOW
+    torch.testing.assert_close(got.pattern.double(), a[: q + 1, : q + 1], rtol=1e-5, atol=1e-6)
     sources = sorted((i for i in mass if i > 1), key=lambda i: -mass[i])  # the first ids are special
     check_pairs(model, got, sources, torch.stack([value[i] / mass[i] for i in sources]))
 
@@ -121,6 +124,15 @@ def test_a_head_that_copies_writes_what_it_reads_beyond_turned_values():
     up = len(got.bare) // 2
     copied = [a == b for a, b in (name.split(" → ") for name in got.labels["bare_pair"][:up])]
     assert sum(copied) >= 2, "chance gives one in 50 runs"
+
+
+def test_fewer_queries_than_deciles_leave_some_empty_and_say_so():
+    got = card(subjects.random_llama(), ca.tasks.as_prompts([ROWS[0][:5]]), head="1.2", samples=2)
+    empty = got.strength.isnan()
+    assert int(empty.sum()) == 6
+    names = [name for name, none in zip(got.labels["decile"], empty.tolist(), strict=True) if none]
+    assert {got.reasons.get(name) for name in names} == {"4 queries fill 4 of 10 deciles"}
+    assert {*names} == {*got.labels["decile"]} & {*got.reasons}
 
 
 @pytest.mark.parametrize(
