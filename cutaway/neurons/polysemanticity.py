@@ -47,6 +47,7 @@ from cutaway.tasks.prompts import Prompts
 VIEWS = ["what is read", "token"]
 _POOL = 512  # most tokens that the mean and the cut are taken of
 _CUT = 0.95  # quantile of the cosines of pairs of tokens
+_SAME = 1 - 1e-6  # cosine of equal contexts, but for rounding: the largest cut
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +167,7 @@ def _result(
         | ({} if held == 2 else {"score": "one text, so that none is held out"})
         | ({"interval": "one context"} if k < 2 else {}),
         record={
-            "split": f"every second text, {len(tokens)} in all: found on one half, measured on the other again",
+            "split": f"every second text, {len(tokens)} in all: each half is measured on contexts of its own",
             "contexts": k,
             "cut": {str(i): round(float(c), 4) for i, c in cut.items()},
         },
@@ -246,7 +247,7 @@ def _grams(
         grams[0][:, mine] = x @ x.mT
         pairs = unit[torch.searchsorted(wanted[layer], pool)]
         every = (pairs @ pairs.T)[torch.ones(len(pool), len(pool)).triu(1) > 0].sort().values
-        cut[layer] = float(every[int(_CUT * len(every))]) if len(every) else 1.0
+        cut[layer] = min(float(every[int(_CUT * len(every))]), _SAME) if len(every) else _SAME
     return grams, cut
 
 
