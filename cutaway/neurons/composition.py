@@ -99,7 +99,7 @@ def composition(
     shares, nulls, composed, chance = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
     for at, layer in enumerate(there):
         c, f, after = (seen[site][:, at].to(rows.device) for site in ("mlp_post", "mlp_out", "resid_post"))
-        v = memory.values(model, layer)
+        v = memory.values(model, layer).to(rows.device)
         found = _outcomes(model, rows, after - f, f)
         random = [memory.mixed(v, f.norm(dim=-1), g) for _ in range(samples)]
         shares.append(found)

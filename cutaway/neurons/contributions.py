@@ -79,7 +79,8 @@ def divisor(model: Model, layer: int, c: Float[Tensor, "prompt neuron"]) -> Floa
     if post is None:
         return torch.ones(len(c))
     w = model.weights
-    out = c.to(model.device) @ w.mlp_out[layer].float() + w.mlp_out_bias[layer].float()
+    v = w.mlp_out[layer].float()
+    out = c.to(v) @ v + w.mlp_out_bias[layer].float()
     return model.anatomy.norm(post).scale(out).cpu()
 
 
@@ -118,7 +119,7 @@ class Answers:
         """
         out = torch.empty_like(steps.weight)
         for at, layer in enumerate(steps.layers):
-            v = memories.toward_logits(self.model, memories.values(self.model, layer))
+            v = self._directions(layer)
             logits = steps.base[:, at].to(self.rows.device) @ self.rows.T + self.bias
             ids = self.ids.clamp_min(0)
             own = logits.gather(1, ids)
@@ -141,7 +142,7 @@ class Answers:
             mine = [i for i, (where, _) in enumerate(chosen) if where == layer]
             if not mine:
                 continue
-            v = memories.toward_logits(self.model, memories.values(self.model, layer))
+            v = self._directions(layer)
             base = steps.base[:, at].to(device)
             for some in torch.tensor(mine).split(max(1, _CELLS // len(self.rows))):
                 units = [chosen[i][1] for i in some.tolist()]
@@ -152,3 +153,6 @@ class Answers:
                     found.append(self.log_p(more, p) - self.log_p(plain, p))
                 out[:, some] = torch.stack(found).cpu()
         return out
+
+    def _directions(self, layer: int) -> Float[Tensor, "neuron d_model"]:
+        return memories.toward_logits(self.model, memories.values(self.model, layer)).to(self.rows.device)

@@ -87,7 +87,7 @@ def toward_logits(model: Model, x: Float[Tensor, "*rest d_model"]) -> Float[Tens
     if final is None:
         return x
     norm = model.anatomy.norm(final)
-    return norm.centre(x) * norm.weight.to(x.dtype)
+    return norm.centre(x) * norm.weight.to(x)
 
 
 @torch.no_grad()

@@ -78,16 +78,16 @@ def statistics(
     there, g = memories.dense_layers(model, layers), generator(seed)
     reads = _read(model)
     share = memories.updates(model, memories.coefficients(model, prompts.bind(model), there), there)
-    turned = [rotation(model.shape.d_model, g).double() for _ in range(samples)]
+    turned = [rotation(model.shape.d_model, g).to(reads[0].device).double() for _ in range(samples)]
     score, null, norms = list[Tensor](), list[Tensor](), list[Tensor]()
     for layer in there:
-        v = memories.values(model, layer).double()
+        v = memories.values(model, layer).to(reads[0].device).double()
         norms.append(v.norm(dim=-1).float().cpu())
         score.append(torch.cat([_written(v, reads), _kurtosis(v)[None]]))
         chance = []
         for basis in turned:
             mixes = memories.mixed(v.float(), norms[-1], g).double()
-            chance.append(torch.cat([_written(mixes, reads), _kurtosis(v @ basis.to(v.device))[None]]))
+            chance.append(torch.cat([_written(mixes, reads), _kurtosis(v @ basis)[None]]))
         null.append(torch.stack(chance, -1))
     return NeuronStatistics(
         score=torch.stack(score, 1).float().cpu(),

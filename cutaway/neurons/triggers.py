@@ -201,6 +201,6 @@ def _promoted(model: Model, chosen: Sequence[Neuron], flip: float) -> Int[Tensor
     """Return the tokens that every value promotes when its neuron fires with a sign."""
     table = unembed_rows(model.anatomy)[0].detach().float()
     whole = {layer: memories.toward_logits(model, memories.values(model, layer)) for layer, _ in chosen}
-    rows = torch.stack([whole[layer][n] for layer, n in chosen]) * flip
+    rows = torch.stack([whole[layer][n].to(table.device) for layer, n in chosen]) * flip
     k = min(_PROMOTED, len(table))
     return torch.cat([x.topk(k).indices.cpu() for x in memories.logits_of(rows, table)])
