@@ -23,10 +23,9 @@ from cutaway.core.refuse import Call, Refused
 from cutaway.core.stats import generator
 from cutaway.heads.headvis import METRICS, PATTERN, HeadTree, histogram, write_tree
 from cutaway.models import circuits
-from cutaway.models.access import forward, taps
-from cutaway.models.anatomy import rope
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
+from cutaway.models.watching import in_batches, watched
 from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.repeats import Repeats
 
@@ -109,10 +108,8 @@ def write_headvis(
     return write_tree(folder, config, [whole.metrics(at) for at in places], pages)
 
 
-@torch.no_grad()
 def watch(model: Model, tokens: Tokens, rows: Sequence[int], layers: Sequence[int], see: See) -> None:
     """Run sequences, and show the patterns of each in each layer, without padding."""
-    size = max(1, _CELLS // (model.shape.n_heads * tokens.ids.shape[1] ** 2))
 
     def shown(layer: int, some: Sequence[int], pattern: Tensor) -> Tensor:
         for b, row in enumerate(some):
@@ -120,12 +117,10 @@ def watch(model: Model, tokens: Tokens, rows: Sequence[int], layers: Sequence[in
             see(row, layer, pattern[b].detach()[:, real][:, :, real].float().cpu())
         return pattern
 
-    for group in rope.apart(model.anatomy, tokens.rows(list(rows))):
-        group = [rows[i] for i in group]
-        for some in (group[i : i + size] for i in range(0, len(group), size)):
-            sees = {Address("pattern", layer): partial(shown, layer, some) for layer in layers}
-            with model.edited(), taps.attached(model.anatomy, sees):
-                forward.streams(model.anatomy, tokens.rows(some), 1.0)
+    size = _CELLS // (model.shape.n_heads * tokens.ids.shape[1] ** 2)
+    for group in in_batches(model, tokens.rows(list(rows)), size):
+        some = [rows[i] for i in group]
+        watched(model, tokens.rows(some), {Address("pattern", layer): partial(shown, layer, some) for layer in layers})
 
 
 class Totals:

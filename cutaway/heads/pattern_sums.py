@@ -19,11 +19,12 @@ from cutaway.core.address import Address
 from cutaway.core.refuse import Code, Refused
 from cutaway.core.stats import generator
 from cutaway.heads.types import HeadType, Sequences, delimiters
-from cutaway.models.access import forward, taps
+from cutaway.models import circuits
+from cutaway.models.access import taps
 from cutaway.models.anatomy import rope
-from cutaway.models.anatomy.weights import logit_readers
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
+from cutaway.models.watching import in_batches, watched
 
 _CELLS = 1 << 22  # most entries of one layer's patterns at once, unless one sequence has more
 _MASKS = 1 << 24  # most entries of the masks at once, unless one query has more
@@ -67,7 +68,6 @@ def pattern_sums(
     """
     g, done, parts = generator(seed), list[Sequence[int]](), list[Sums]()
     width = tokens.ids.shape[1]
-    size = max(1, _CELLS // (model.shape.n_heads * width * width))
     readers, unread = None, dict[str, str]()
     for name, site in (("weighted", "v"), ("raises", "z")):
         try:
@@ -77,14 +77,12 @@ def pattern_sums(
             unread[name] = refusal.why
     if readers is None:
         unread.setdefault("raises", "no type that was asked for is about what heads write")
-    for group in rope.apart(model.anatomy, tokens):
-        for rows in (group[i : i + size] for i in range(0, len(group), size)):
-            some = tokens.rows(rows)
-            run = _Pass(model, some, _Masks(model, some, types, samples, g), layers, readers)
-            watched = {a: partial(_shown, watch, rows) for a, watch in (also or {}).items()}
-            with taps.attached(model.anatomy, watched):
-                parts.append(run.sums("weighted" not in unread))
-            done.append(rows)
+    for rows in in_batches(model, tokens, _CELLS // (model.shape.n_heads * width * width)):
+        some = tokens.rows(rows)
+        run = _Pass(model, some, _Masks(model, some, types, samples, g), layers, readers)
+        with taps.attached(model.anatomy, {a: partial(_shown, watch, rows) for a, watch in (also or {}).items()}):
+            parts.append(run.sums("weighted" not in unread))
+        done.append(rows)
     every = (rope.in_order(done, [getattr(p, name) for p in parts]) for name in Sums.__dataclass_fields__)
     return Sums(*every), unread
 
@@ -190,10 +188,7 @@ class _Readers:
     """
 
     def __init__(self, model: Model):
-        if model.family.post_norm:
-            why = "the stream is normed after every layer"
-            raise Refused(f"direct effects in {model.name}", why, ("see ", Code("model.sites()")))
-        logit_readers(model.anatomy, torch.zeros(1, dtype=torch.long))
+        circuits.readers(model, 0, torch.zeros(1, dtype=torch.long), torch.float32)
         self.model, self.known = model, dict[int, tuple[Tensor, Tensor]]()
         model.weights.o[0]
 
@@ -218,9 +213,7 @@ class _Readers:
         return self.known[layer]
 
     def _toward(self, ids: Tensor, layer: int) -> Tensor:
-        anatomy = self.model.anatomy
-        rows, post = logit_readers(anatomy, ids, torch.float32), anatomy.part(layer, "ln1_post")
-        rows = rows if post is None else anatomy.norm(post).folded(rows)
+        rows = circuits.readers(self.model, layer, ids, torch.float32)
         return torch.einsum("wm,hdm->whd", rows, self.model.weights.o[layer].to(rows))
 
 
@@ -242,8 +235,7 @@ class _Pass:
         see |= {"v": self._see_values} if weighted else {}
         see |= {"z": self._see_outputs} if self.readers is not None else {}
         sees = {Address(site, i): partial(f, i) for site, f in see.items() for i in self.layers}
-        with self.model.edited(), taps.attached(self.model.anatomy, sees):
-            forward.streams(self.model.anatomy, self.tokens, 1.0)
+        watched(self.model, self.tokens, sees)
         m, types, home = self.masks, len(self.masks.rows), self.masks.queries.device
         seen, heavy, raised = (self._stacked(x, home) for x in (self.seen, self.heavy, self.raised))
         draws, rest = seen[:, :-2].unflatten(1, (-1, types)), seen[:, -2:]

@@ -9,10 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.core.address import Address
-from cutaway.core.refuse import Code, Refused
 from cutaway.core.stats import generator, rotation
 from cutaway.models import circuits
-from cutaway.models.anatomy.weights import logit_readers
 from cutaway.models.model import Model
 
 _BLOCK = 1 << 13  # tokens of the vocabulary at once
@@ -48,17 +46,10 @@ def toward(model: Model, place: Address) -> Float[Tensor, "token d_head"]:
     Raises:
         Refused: what the head writes is normed again with the stream, or logits are not linear in it.
     """
-    if model.family.post_norm:
-        why = "the stream is normed after every layer"
-        raise Refused(f"direct effects in {model.name}", why, ("see ", Code("model.sites()")))
-    anatomy, layer = model.anatomy, place.layer or 0
-    logit_readers(anatomy, torch.zeros(1, dtype=torch.long, device=model.device))
-    out = circuits.wide(model.weights.o[layer][place.unit].detach())  # [d_head, d_model]
-    post, dtype = anatomy.part(layer, "ln1_post"), torch.promote_types(model.dtype, torch.float32)
-    parts = list[Tensor]()
+    layer, dtype, parts = place.layer or 0, torch.promote_types(model.dtype, torch.float32), list[Tensor]()
+    out = model.weights.o[layer][place.unit].detach()  # [d_head, d_model]
     for ids in torch.arange(model.shape.d_vocab, device=model.device).split(_BLOCK):
-        rows = logit_readers(anatomy, ids, dtype).detach()
-        rows = rows if post is None else anatomy.norm(post).folded(rows)
+        rows = circuits.readers(model, layer, ids, dtype)
         parts.append(rows @ out.to(rows).T)
     whole = torch.cat(parts)
     return whole - whole.mean(0)
@@ -71,11 +62,7 @@ def bare_values(model: Model, place: Address, ids: Int[Tensor, "source"]) -> Flo
     Raises:
         Refused: values are not linear in what attention reads.
     """
-    rows = circuits.wide(model.weights.embed[ids.to(model.device)].detach())
-    into = model.anatomy.part(place.layer or 0, "ln1")
-    if into is not None and circuits.readable(model).is_folded:
-        norm = model.anatomy.norm(into)
-        rows = norm.centre(rows) / norm.scale(rows)[:, None]
+    rows = circuits.as_read(model, place.layer or 0, model.weights.embed[ids.to(model.device)].detach())
     return rows @ circuits.ov(model, [place]).left[0].to(rows)
 
 

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.core.address import Address
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.models.anatomy.norms import wide
 from cutaway.models.anatomy.per_layer import Factored
-from cutaway.models.anatomy.weights import Weights
+from cutaway.models.anatomy.weights import Weights, logit_readers
 from cutaway.models.model import Model
 
 
@@ -41,14 +41,17 @@ def dims(model: Model) -> int:
 
 
 def embedded(model: Model) -> Float[Tensor, "token d_model"]:
-    """Return the embeddings as heads of the first layer read them, through the norm's centre and scale, in float32 or
-    better.
-    """
-    plain, into = wide(model.weights.embed.detach()), model.anatomy.part(0, "ln1")
+    """Return the embeddings as heads of the first layer read them."""
+    return as_read(model, 0, model.weights.embed.detach())
+
+
+def as_read(model: Model, layer: int, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
+    """Return streams as heads of a layer read them, through the norm's centre and scale, in float32 or better."""
+    x, into = wide(x), model.anatomy.part(layer, "ln1")
     if into is None or not readable(model).is_folded:
-        return plain
+        return x
     norm = model.anatomy.norm(into)
-    return norm.centre(plain) / norm.scale(plain)[:, None]
+    return norm.centre(x) / norm.scale(x)[..., None]
 
 
 def ov(model: Model, heads: Sequence[Address]) -> Factored:
@@ -93,6 +96,20 @@ def behind(
         return written
     norm = model.anatomy.norm(module)
     return norm.centre(written) * norm.weight.detach().to(written)
+
+
+def readers(model: Model, layer: int, ids: Int[Tensor, "token"], dtype: torch.dtype) -> Float[Tensor, "token d_model"]:
+    """Return the directions along which what heads of a layer write raises the logits of tokens, through the norm
+    behind attention, if the family has one, and the final norm; their scales are left out.
+
+    Raises:
+        Refused: the stream is normed again after every layer, or logits are not linear in it.
+    """
+    if model.family.post_norm:
+        why = "the stream is normed after every layer"
+        raise Refused(f"direct effects in {model.name}", why, ("see ", Code("model.sites()")))
+    rows, post = logit_readers(model.anatomy, ids, dtype).detach(), model.anatomy.part(layer, "ln1_post")
+    return rows if post is None else model.anatomy.norm(post).folded(rows)
 
 
 def _stacked(model: Model, kind: str, places: Sequence[Address]) -> Factored:

@@ -15,6 +15,7 @@ from cutaway.core.refuse import Refused
 from cutaway.interventions.ablation_values import without_sinks
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
+from cutaway.models.watching import watched
 from cutaway.neurons import memories
 from cutaway.tasks.prompts import Prompts
 
@@ -85,7 +86,7 @@ def largest(
         own = [half[rows].flatten().nonzero()[:, 0] for half in parts]  # places in this batch of texts
         starts = (torch.tensor(rows)[:, None] * width + torch.arange(width)).flatten()
         sees = {Address("mlp_post", i): partial(see, i, own, [starts[at] for at in own]) for i in units}
-        memories.watched(model, tokens.rows(rows), sees)
+        watched(model, tokens.rows(rows), sees)
     found = {i: [best[h, i] for h in range(len(parts))] for i in units}
     return {
         i: Found(*(torch.stack([x.cpu() for x in side]) for side in zip(*f, strict=True))) for i, f in found.items()
@@ -123,5 +124,5 @@ def read_at(
         for i, wanted in places.items():
             own, where = (starts[:, None] == wanted).nonzero(as_tuple=True)
             sees[Address("mlp_in", i)] = partial(see, i, own, where)
-        memories.watched(model, tokens.rows(rows), sees)
+        watched(model, tokens.rows(rows), sees)
     return found

@@ -50,6 +50,7 @@ from cutaway.models.edits.edit import Edit, at_places
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens
+from cutaway.models.watching import watched
 from cutaway.neurons import memories
 from cutaway.neurons.contributions import divisor
 from cutaway.neurons.memories import Neuron
@@ -245,9 +246,7 @@ class _Texts:
                 return x
 
             sees = {Address("mlp_post", i): partial(neurons, i, where[rows]) for i in layers}
-            memories.watched(
-                model, tokens.rows(rows), {**sees, Address("resid_post", model.shape.n_layers - 1): stream}
-            )
+            watched(model, tokens.rows(rows), {**sees, Address("resid_post", model.shape.n_layers - 1): stream})
             for some in last[0].split(max(1, _CELLS // model.shape.d_vocab)):
                 add("predicted", _read_out(model, some).softmax(-1).sum(0))
                 add("scale", (1 / norm.scale(some)).sum() if norm is not None else torch.tensor(float(len(some))))

@@ -6,7 +6,7 @@ coefficient. A key is a column of W_in, or two where a gate multiplies (Geva et 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -16,11 +16,11 @@ from torch import Tensor
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
 from cutaway.models import circuits
-from cutaway.models.access import forward, taps
 from cutaway.models.anatomy import rope
 from cutaway.models.edits.edit import Edit
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
+from cutaway.models.watching import in_batches, watched
 
 #: a neuron: its layer and its number there
 Neuron = tuple[int, int]
@@ -162,14 +162,4 @@ def updates(
 
 def batches(model: Model, tokens: Tokens) -> Iterator[list[int]]:
     """Yield the rows of a batch that run together."""
-    size = max(1, _TOKENS // tokens.ids.shape[1])
-    for group in rope.apart(model.anatomy, tokens):
-        yield from (group[i : i + size] for i in range(0, len(group), size))
-
-
-def watched(
-    model: Model, tokens: Tokens, sees: Mapping[Address, Callable[[Tensor], Tensor]], edits: Sequence[Edit] = ()
-) -> None:
-    """Run the model once under edits and show tensors to functions on the way."""
-    with model.edited(*edits), torch.no_grad(), taps.attached(model.anatomy, sees):
-        forward.streams(model.anatomy, tokens, 1.0)
+    return in_batches(model, tokens, _TOKENS // tokens.ids.shape[1])

@@ -40,7 +40,6 @@ from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, ratio_interval
 from cutaway.models import circuits as weights
-from cutaway.models.anatomy.norms import wide
 from cutaway.models.model import Model
 from cutaway.models.rotary import Rotary, check_offsets, rotaries
 from cutaway.models.tokens import batch
@@ -170,14 +169,8 @@ def _read(model: Model, layers: Sequence[int], texts: int) -> dict[int, Float[Te
     if not texts:
         return dict.fromkeys(layers, weights.embedded(model))
     ids = torch.randint(0, model.shape.d_vocab, (texts, min(_LENGTH, model.shape.context)), generator=generator(0))
-    acts, out = model.capture(batch(ids.tolist()), [f"resid_pre.{i}" for i in sorted(set(layers))]), dict[int, Tensor]()
-    for layer in set(layers):
-        x, into = wide(acts[f"resid_pre.{layer}"])[:, 1:].flatten(0, 1), model.anatomy.part(layer, "ln1")
-        if into is not None and weights.readable(model).is_folded:
-            norm = model.anatomy.norm(into)
-            x = norm.centre(x) / norm.scale(x)[:, None]
-        out[layer] = x
-    return out
+    acts = model.capture(batch(ids.tolist()), [f"resid_pre.{i}" for i in sorted(set(layers))])
+    return {i: weights.as_read(model, i, acts[f"resid_pre.{i}"][:, 1:].flatten(0, 1)) for i in set(layers)}
 
 
 def _causal_heads(model: Model, heads: Sequence[str]) -> list[Address]:
