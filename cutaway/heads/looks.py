@@ -87,9 +87,7 @@ class Looks:
         self.n_windows, self.samples, self.g = windows, samples, generator(seed)
         self.marks, longest = delimiters(model, tokens), int(tokens.lengths.max())
         self.least, self.buckets = torch.tensor(edges(longest)), bucket_names(longest)
-        rows = [tuple(i[m].tolist()) for i, m in zip(tokens.ids, tokens.mask, strict=True)]
-        self.once = {row: i for i, row in reversed([*enumerate(rows)])}.values()
-        self.ids = torch.tensor(sorted({i for row in rows for i in row}))
+        self.once, self.ids = {*tokens.firsts()}, tokens.ids[tokens.mask].unique().cpu()
         self.usual = ~torch.isin(self.ids, special_ids(model.tokenizer))
         self.mass, self.value = torch.zeros(len(self.ids)), None
         self.found, self.windows, self.pattern = list[Reading](), list[Window](), torch.empty(0, 0)

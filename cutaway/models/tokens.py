@@ -169,6 +169,12 @@ class Tokens:
             found.setdefault((n, *(self.tails[i] if self.tails else ())), []).append(i)
         return dict(sorted(found.items()))
 
+    def firsts(self) -> list[int]:
+        """Return, for each prompt, the row of the first one that has the same tokens."""
+        first = dict[tuple[int, ...], int]()
+        rows = zip(self.ids, self.mask, strict=True)
+        return [first.setdefault(tuple(ids[mask].tolist()), i) for i, (ids, mask) in enumerate(rows)]
+
     def find(self, i: int, text: str) -> list[int]:
         """Return the positions in prompt `i` of the tokens that overlap `text`: its first occurrence, in whatever case.
 

@@ -101,7 +101,7 @@ def composition(
         c, f, after = (seen[site][:, at].to(rows.device) for site in ("mlp_post", "mlp_out", "resid_post"))
         v = memory.values(model, layer).to(rows.device)
         found = _outcomes(model, rows, after - f, f)
-        random = [memory.mixed(v, f.norm(dim=-1), g) for _ in range(samples)]
+        random = [memory.mixed(v, f.norm(dim=-1), g)[0] for _ in range(samples)]
         shares.append(found)
         nulls.append(torch.stack([_outcomes(model, rows, after - f, x).mean(0) for x in random], -1))
         own, turned = _composed(model, rows, layer, (c, f, v), min(max(memories, 1), c.shape[1]), samples, g)

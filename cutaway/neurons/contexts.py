@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -17,7 +17,6 @@ from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.models.watching import watched
 from cutaway.neurons import memories
-from cutaway.tasks.prompts import Prompts
 
 HALVES = ["chose", "held out"]
 _BEFORE = 8  # tokens of a context that are shown before the one that it ends in
@@ -38,12 +37,9 @@ class Found:
     place: Int[Tensor, "half rank unit"]
 
 
-def once(prompts: Prompts) -> Prompts:
+def once(tokens: Tokens) -> Tokens:
     """Return prompts without those that are there already."""
-    read = prompts.texts if prompts.ids is None else prompts.ids
-    kept = sorted({row: i for i, row in reversed([*enumerate(read)])}.values())
-    ids = None if prompts.ids is None else tuple(prompts.ids[i] for i in kept)
-    return replace(prompts, texts=tuple(prompts.texts[i] for i in kept), ids=ids, made=None)
+    return tokens.rows(sorted({*tokens.firsts()}))
 
 
 def halves(model: Model, tokens: Tokens) -> list[Bool[Tensor, "batch position"]]:

@@ -164,10 +164,10 @@ def frequency(
     chosen = asked or _largest(reach, there, max(top, 1))
     mixes = _mixes(model, chosen, samples, seed)
     score = torch.stack([direction.cosine(memories.toward_logits(model, _value(model, x))) for x in chosen])
-    chance = torch.stack([direction.cosine(memories.toward_logits(model, made)) for _, made in mixes])
+    chance = torch.stack([direction.cosine(memories.toward_logits(model, made)) for made, _ in mixes])
     cell = [(there.index(layer), n) for layer, n in chosen]
     means = [float(seen.mean[at]) for at in cell]
-    values = _measured(model, second, chosen, means, [w for w, _ in mixes], partial(_columns, model, held, log_p))
+    values = _measured(model, second, chosen, means, [w for _, w in mixes], partial(_columns, model, held, log_p))
     each = (values[1:] - values[:1]).unflatten(0, (len(chosen), 1 + samples))  # [neuron, variant, prompt, measure]
     return FrequencyNeurons(
         score=score.float().cpu(),
@@ -338,14 +338,11 @@ def _value(model: Model, neuron: Neuron) -> Float[Tensor, "d_model"]:
 
 
 def _mixes(model: Model, chosen: Sequence[Neuron], samples: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Return random mixes of other values of each neuron's layer, of its norm: weights [sample neuron] and mixes."""
+    """Return random mixes of other values of each neuron's layer, of its norm, and their weights [sample neuron]."""
     g, out = generator(seed), list[tuple[Tensor, Tensor]]()
     for layer, n in chosen:
         v = memories.values(model, layer)
-        w = torch.randn(samples, len(v), generator=g).to(v.device)
-        w[:, n] = 0
-        w = w * (v[n].norm() / (w @ v).norm(dim=-1, keepdim=True).clamp_min(1e-30))
-        out.append((w, w @ v))
+        out.append(memories.mixed(v, v[n].norm().expand(samples), g, without=n))
     return out
 
 

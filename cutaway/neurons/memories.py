@@ -64,6 +64,24 @@ def strongest(size: Float[Tensor, "layer neuron"], layers: Sequence[int], top: i
     return [(layer, i) for layer, row in zip(layers, order, strict=True) for i in row]
 
 
+def asked(model: Model, tokens: Tokens, names: Sequence[str], layers: Sequence[int], top: int) -> list[Neuron]:
+    """Return the neurons of these names; without, the `top` of each layer by their mean update at the last tokens.
+
+    Raises:
+        Refused: no such neuron or layer, or a model without dense MLPs.
+    """
+    there, chosen = dense_layers(model, layers), named(model, names)
+    return chosen or strongest(updates(model, coefficients(model, tokens, there), there).mean(0), there, max(top, 1))
+
+
+def by_layer(neurons: Sequence[Neuron]) -> dict[int, list[int]]:
+    """Return where in a list the neurons of each layer stand."""
+    out = dict[int, list[int]]()
+    for at, (layer, _) in enumerate(neurons):
+        out.setdefault(layer, []).append(at)
+    return out
+
+
 def label(neuron: Neuron) -> str:
     """Return the name of a neuron, as `named` reads it."""
     return f"{neuron[0]}.{neuron[1]}"
@@ -112,12 +130,20 @@ def logits_of(
 
 
 def mixed(
-    vectors: Float[Tensor, "neuron d_model"], norms: Float[Tensor, "row"], g: torch.Generator
-) -> Float[Tensor, "row d_model"]:
-    """Return random mixes of a layer's vectors, of these norms: its neurons in a randomly rotated basis."""
+    vectors: Float[Tensor, "neuron d_model"],
+    norms: Float[Tensor, "row"],
+    g: torch.Generator,
+    without: int | None = None,
+) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, "row neuron"]]:
+    """Return random mixes of a layer's vectors, or of all but one, of these norms, and their weights: its neurons in a
+    randomly rotated basis.
+    """
     weights = torch.randn(len(norms), len(vectors), generator=g).to(vectors.device)
+    if without is not None:
+        weights[:, without] = 0
     made = weights @ vectors
-    return made * (norms.to(made.device) / made.norm(dim=-1).clamp_min(1e-30))[:, None]
+    scale = (norms.to(made.device) / made.norm(dim=-1).clamp_min(1e-30))[:, None]
+    return made * scale, weights * scale
 
 
 def coefficients(model: Model, tokens: Tokens, layers: Sequence[int]) -> Float[Tensor, "prompt layer neuron"]:
@@ -146,10 +172,10 @@ def at_last(
 
 def halves(tokens: Tokens) -> tuple[list[int], list[int]]:
     """Return the rows of every second prompt, and the others; both all if there is one. Equal prompts stay together."""
-    texts = [(*ids, *mask) for ids, mask in zip(tokens.ids.tolist(), tokens.mask.tolist(), strict=True)]
-    number = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-    parts = [[i for i, t in enumerate(texts) if number[t] % 2 == half] for half in (0, 1)]
-    return (parts[0], parts[1]) if all(parts) else ([*range(len(texts))], [*range(len(texts))])
+    firsts = tokens.firsts()
+    number = {first: i for i, first in enumerate(dict.fromkeys(firsts))}
+    parts = [[i for i, first in enumerate(firsts) if number[first] % 2 == half] for half in (0, 1)]
+    return (parts[0], parts[1]) if all(parts) else ([*range(len(firsts))], [*range(len(firsts))])
 
 
 def updates(

@@ -116,11 +116,8 @@ def polysemanticity(
         Refused: no such neuron, an encoder, a model without dense MLPs, or texts without a token between others.
     """
     check_predicts(model)
-    there, chosen = memories.dense_layers(model, layers), memories.named(model, neurons)
-    tokens = contexts_.once(prompts).bind(model)
-    if not chosen:
-        size = memories.updates(model, memories.coefficients(model, tokens, there), there).mean(0)
-        chosen = memories.strongest(size, there, max(top, 1))
+    tokens = contexts_.once(prompts.bind(model))
+    chosen = memories.asked(model, tokens, neurons, layers, top)
     parts, flip = contexts_.halves(model, tokens), -1.0 if sign == "negative" else 1.0
     room = contexts_.room(parts)
     k = min(room, max(2, min(contexts, room // 4)))
@@ -207,7 +204,7 @@ def _places(
     seed: int,
 ) -> Int[Tensor, "half rank neuron variant"]:
     """Return the contexts of every neuron, and of the random directions of its layer behind them."""
-    g, here = generator(seed), {i: [n for n, (layer, _) in enumerate(chosen) if layer == i] for i, _ in chosen}
+    g, here = generator(seed), memories.by_layer(chosen)
     turned = {i: torch.randn(model.shape.d_mlp, samples, generator=g) for i in here}
 
     def own(layer: int) -> Units:
@@ -232,7 +229,7 @@ def _grams(
     """Return the cosines of contexts with each other, if their tokens are the same, and the cut of each layer."""
     pool = (parts[0] | parts[1]).flatten().nonzero()[:, 0]
     pool = pool[torch.linspace(0, len(pool) - 1, min(len(pool), _POOL)).round().long()]
-    here = {i: [n for n, (layer, _) in enumerate(chosen) if layer == i] for i, _ in chosen}
+    here = memories.by_layer(chosen)
     wanted = {i: torch.cat([pool, places[:, :, mine].flatten()]).unique() for i, mine in here.items()}
     read, cut = contexts_.read_at(model, tokens, wanted), dict[int, float]()
     shape = (*places.permute(0, 2, 3, 1).shape, places.shape[1])

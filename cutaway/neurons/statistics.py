@@ -86,7 +86,7 @@ def statistics(
         score.append(torch.cat([_written(v, reads), _kurtosis(v)[None]]))
         chance = []
         for basis in turned:
-            mixes = memories.mixed(v.float(), norms[-1], g).double()
+            mixes = memories.mixed(v.float(), norms[-1], g)[0].double()
             chance.append(torch.cat([_written(mixes, reads), _kurtosis(v @ basis)[None]]))
         null.append(torch.stack(chance, -1))
     return NeuronStatistics(

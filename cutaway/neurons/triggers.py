@@ -112,21 +112,19 @@ def triggers(
         Refused: no such neuron, an encoder, a model without dense MLPs, or texts without a token between others.
     """
     check_predicts(model)
-    there, asked = memories.dense_layers(model, layers), memories.named(model, neurons)
-    tokens = contexts_.once(prompts).bind(model)
-    if not asked:
-        size = memories.updates(model, memories.coefficients(model, tokens, there), there).mean(0)
-        asked = memories.strongest(size, there, max(top, 1))
+    tokens = contexts_.once(prompts.bind(model))
+    chosen = memories.asked(model, tokens, neurons, layers, top)
     halves, flip = contexts_.halves(model, tokens), -1.0 if sign == "negative" else 1.0
     k = max(1, min(max(contexts, 1), contexts_.room(halves) // 4))
-    return _result(model, tokens, asked, halves, _largest(model, tokens, asked, halves, k, flip), flip, samples, seed)
+    found = _largest(model, tokens, chosen, halves, k, flip)
+    return _result(model, tokens, chosen, halves, found, flip, samples, seed)
 
 
 def _largest(
     model: Model, tokens: Tokens, chosen: Sequence[Neuron], halves: Sequence[Tensor], k: int, flip: float
 ) -> tuple[Float[Tensor, "half rank neuron"], Int[Tensor, "half rank neuron"]]:
     """Return the largest activations of each half with their places; NaN and −1 where there are fewer."""
-    here = {i: [n for n, (layer, _) in enumerate(chosen) if layer == i] for i, _ in chosen}
+    here = memories.by_layer(chosen)
 
     def own(layer: int) -> Units:
         return lambda x: x[..., [chosen[n][1] for n in here[layer]]].float() * flip

@@ -165,7 +165,8 @@ def _read(
     chance = torch.empty(len(chosen), samples, own.shape[1], device=own.device)
     for layer, x in vectors.items():
         mine = [i for i, (at, _) in enumerate(chosen) if at == layer]
-        chance[mine] = memories.mixed(x, norms[mine].repeat_interleave(samples), g).unflatten(0, (len(mine), samples))
+        made, _ = memories.mixed(x, norms[mine].repeat_interleave(samples), g)
+        chance[mine] = made.unflatten(0, (len(mine), samples))
     rows = torch.cat([own[:, None], chance], 1).flatten(0, 1)
     parts = [_furthest(some, tokens, ends) for some in memories.logits_of(rows, table)]
     out = []
