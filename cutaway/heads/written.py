@@ -82,7 +82,7 @@ def written(
     source, target, strength = _strongest(values, away, k)
     turned = (values @ rotation(values.shape[1], g).to(values) for _ in range(samples))
     null = [_strongest(x, away, k)[2] for x in turned]
-    rows = values / _spread(values, away)
+    rows = circuits.standardised(values, away)
     steps = torch.randint(1, max(len(ids), 2), (samples,), generator=g).tolist()
     others = [(rows * away[ids.roll(step)]).sum(-1).mean() for step in steps]
     found = source, target, strength, torch.stack(null, -1), (rows * away[ids]).sum(-1), torch.stack(others)
@@ -91,7 +91,7 @@ def written(
 
 def _strongest(values: Tensor, away: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return source, target and strength of the k most promoted and the k most suppressed pairs."""
-    rows = values / _spread(values, away)
+    rows = circuits.standardised(values, away)
     both = dict[str, list[Tensor]](max=[], argmax=[], min=[], argmin=[])
     for some in rows.split(max(1, _CELLS // len(away))):
         effect = some @ away.T
@@ -103,9 +103,3 @@ def _strongest(values: Tensor, away: Tensor, k: int) -> tuple[Tensor, Tensor, Te
     high, low = up.topk(k).indices, down.topk(k, largest=False).indices
     targets = torch.cat([torch.cat(both["argmax"])[high], torch.cat(both["argmin"])[low]])
     return torch.cat([high, low]), targets, torch.cat([up[high], down[low]])
-
-
-def _spread(values: Tensor, away: Tensor) -> Float[Tensor, "source 1"]:
-    """Return the standard deviation over the vocabulary of what each source writes."""
-    square = torch.einsum("sd,de,se->s", values, away.T @ away / len(away), values)
-    return square.clamp_min(0).sqrt().clamp_min(1e-30)[:, None]

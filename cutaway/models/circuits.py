@@ -112,6 +112,14 @@ def readers(model: Model, layer: int, ids: Int[Tensor, "token"], dtype: torch.dt
     return rows if post is None else model.anatomy.norm(post).folded(rows)
 
 
+def standardised(
+    rows: Float[Tensor, "row d_head"], table: Float[Tensor, "token d_head"]
+) -> Float[Tensor, "row d_head"]:
+    """Return rows over the standard deviation of their products with those of a table, whose mean is 0."""
+    square = torch.einsum("sd,de,se->s", rows, table.T @ table / len(table), rows)
+    return rows / square.clamp_min(0).sqrt().clamp_min(1e-30)[:, None]
+
+
 def _stacked(model: Model, kind: str, places: Sequence[Address]) -> Factored:
     weights, parts, centre = readable(model), list[Factored](), centred(model)
     for layer in dict.fromkeys(a.layer for a in places):

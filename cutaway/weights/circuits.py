@@ -237,20 +237,15 @@ class _Tables:
     def _one(
         self, left: Tensor, bias: Tensor, keys: Tensor, ids: Tensor, turned: Tensor, pairs: int, onward: Tensor
     ) -> tuple[Tensor, ...]:
-        centre = keys.mean(0)
-        away = keys - centre  # [token, d_head]
-        square = away.T @ away / len(keys)
-
-        def rows(of: Tensor) -> Tensor:
-            made = self.embed[of] @ left + bias.to(left)
-            return made / torch.einsum("sr,rt,st->s", made, square, made).sqrt().clamp_min(1e-30)[:, None]
-
-        mine = rows(ids)
+        away = keys - keys.mean(0)  # [token, d_head]
+        every = torch.cat([ids.to(onward.device), onward])
+        rows = weights.standardised(self.embed[every] @ left + bias.to(left), away)
+        mine, further = rows.split([len(ids), len(onward)])
         best = [(some @ away.T).max(-1) for some in mine.split(max(1, _CELLS // len(keys)))]
         values, targets = (torch.cat([getattr(b, name) for b in best]) for name in ("values", "indices"))
         strength, order = values.topk(min(max(pairs, 1), len(values)))
         own, drawn = (mine * away[ids]).sum(-1), torch.stack([(mine * away[ids[t]]).sum(-1).mean() for t in turned])
-        last = (rows(onward) @ away.T).max(-1)
+        last = (further @ away.T).max(-1)
         return own, drawn, ids.to(order.device)[order], targets[order], strength, last.indices, last.values
 
 
