@@ -197,6 +197,17 @@ SECTIONS = {
         "turns into the next of their order, read from weights (`heads.successor`); the three largest of 270; chance: "
         "the order shuffled. None is claimed.",
     ),
+    "retrieval heads": (
+        "Retrieval heads",
+        "Needles in 64 tokens of the passages, `heads.retrieval`: 8 random tokens, whose first two the end of the "
+        "prompt says again, and sentences (“The favorite city of the doctor is Cairo.”) with a question behind the "
+        "text. *score*: the share of the answer's tokens that the model foresees and the head looks hardest at in the "
+        "needle; *attended*: whatever it foresees (chance: another token of the needle); of *answered*, the range over "
+        "five depths; of the claimed heads, the share that matches prefixes or is an induction head on random tokens "
+        "said twice (chance: those exchanged within their layers; the number of prompts is that of the heads). "
+        "*loss*, in nats: its rise at the answer and at the text around without the first heads at once (chance: "
+        "random sets, as many of each layer), on the half of the prompts that did not choose them.",
+    ),
     "answers of several tokens, and chats": (
         "Answers of several tokens, and chats",
         "log P(answer) − log P(foil) in nats, over all tokens of both; *top-1*: every token is the likeliest. Effects: "

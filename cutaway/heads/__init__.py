@@ -5,6 +5,7 @@ from cutaway.heads.classify import HeadTypes, classify
 from cutaway.heads.confirm import TypeEffects, confirm
 from cutaway.heads.headvis import HeadMetrics, HeadTree, read_headvis
 from cutaway.heads.headvis_sampling import write_headvis
+from cutaway.heads.retrieval import RetrievalHeads, retrieval
 from cutaway.heads.roles import HeadRoles, roles
 from cutaway.heads.stream import StreamedAttention, stream
 from cutaway.heads.successor import SuccessorHeads, successor
@@ -18,6 +19,7 @@ __all__ = [
     "HeadTree",
     "HeadType",
     "HeadTypes",
+    "RetrievalHeads",
     "StreamedAttention",
     "SuccessorHeads",
     "TypeEffects",
@@ -25,6 +27,7 @@ __all__ = [
     "classify",
     "confirm",
     "read_headvis",
+    "retrieval",
     "roles",
     "stream",
     "successor",

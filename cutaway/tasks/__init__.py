@@ -15,6 +15,7 @@ from cutaway.tasks.concepts import Concepts, concepts
 from cutaway.tasks.jsonl import from_jsonl
 from cutaway.tasks.labelled import Labelled, Words, read_labelled, read_words
 from cutaway.tasks.named import load, names
+from cutaway.tasks.needles import Needles, read_needles
 from cutaway.tasks.pair import Pair, Truth
 from cutaway.tasks.prompts import Contrast, Prompts, as_prompts, contrast, read_prompts
 from cutaway.tasks.readouts import READOUTS, Readout, activation, readout
@@ -31,6 +32,7 @@ __all__ = [
     "Concepts",
     "Contrast",
     "Labelled",
+    "Needles",
     "Pair",
     "Prompts",
     "Readout",
@@ -47,6 +49,7 @@ __all__ = [
     "load",
     "names",
     "read_labelled",
+    "read_needles",
     "read_prompts",
     "read_words",
     "readout",

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from cutaway.core.refuse import Call, Refused
 from cutaway.core.repeat import Made
@@ -64,14 +66,24 @@ class Repeats:
         Raises:
             Refused: the vocabulary is smaller than a block, or a sequence longer than the model takes.
         """
-        usual = torch.ones(model.shape.d_vocab, dtype=torch.bool)
-        special = special_ids(model.tokenizer)
-        usual[special[special < len(usual)]] = False
-        pool = usual.nonzero()[:, 0]
+        pool = ordinary_ids(model)
         if len(pool) < self.length:
             what, why = f"blocks of {self.length} random tokens", f"the vocabulary has {len(pool)} that are not special"
             raise Refused(what, why, "use shorter blocks")
-        g, bos = generator(self.seed), getattr(model.tokenizer, "bos_token_id", None)
-        first = [] if bos is None else [bos]
+        g, first = generator(self.seed), beginning(model)
         blocks = [pool[torch.randperm(len(pool), generator=g)[: self.length]].tolist() for _ in range(self.n)]
         return model.tokens(batch([first + block * 2 for block in blocks]))
+
+
+def ordinary_ids(model: Model) -> Int[Tensor, "id"]:
+    """Return the ids of a vocabulary, without special tokens."""
+    usual = torch.ones(model.shape.d_vocab, dtype=torch.bool)
+    special = special_ids(model.tokenizer)
+    usual[special[special < len(usual)]] = False
+    return usual.nonzero()[:, 0]
+
+
+def beginning(model: Model) -> list[int]:
+    """Return the beginning-of-text token, where the tokenizer has one."""
+    bos = getattr(model.tokenizer, "bos_token_id", None)
+    return [] if bos is None else [bos]

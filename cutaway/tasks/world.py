@@ -60,6 +60,10 @@ MORE: dict[str, dict[str, tuple[Callable[[Any], str], str]]] = {
     "ioi": {"abc": (lambda r: r.meta["abc"], "the three mentions become three other names, so nobody is repeated")},
     **dict.fromkeys(("arithmetic", *BEHAVIOURS["arithmetic"]), _NO_OPERATOR),
 }
+_TOLD, _EACH = (
+    ("fact", "two_hop", "ioi", "agreement"),
+    64,
+)  # behaviours whose prompts are sentences, and how many of each
 _ANY = "the prompt becomes its counterfactual in the world, which has another answer"
 
 
@@ -145,6 +149,12 @@ def _truth(records: list[Any]) -> Truth:
     )
     span = "subject" if all(r.subject for r in records) else "changed"
     return Truth(note, "the world's own data", positions=(span, "last"))
+
+
+def sentences(world: Any, seed: int = 0) -> list[str]:
+    """Return sentences of a world, of its facts and stories in turn."""
+    records = [world.prompts(b, _EACH, seed, "any") for b in _TOLD]
+    return [f"{r.clean}{r.answer}{r.tail}" for turn in zip_turns(records) for r in turn]
 
 
 def kinds(world: Any) -> list[frozenset[str]]:

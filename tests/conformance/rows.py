@@ -183,8 +183,14 @@ def near(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.allclose(a.double(), b.double(), atol=atol, equal_nan=True)
 
 
+#: the null that is looked at, where the main one is empty of a model that nobody trained
+LOOKED_AT = {"retrieval_heads": "attended_null"}
+
+
 def of_kind(result: Result, kind: str) -> str | None:
     """The field of the interval or null of the main field, or of the first field that has one."""
+    if kind == CHANCE and result.kind in LOOKED_AT:
+        return LOOKED_AT[result.kind]
     names = [f"{result.main}_{kind}", *(n for n in result.tensors() if n.split("_")[-1] == kind)]
     return next((n for n in (kind, *names) if n in result.tensors()), None)
 
