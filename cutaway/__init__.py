@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         dictionaries,
         features,
         geometry,
+        graphs,
         heads,
         interventions,
         lenses,
@@ -53,7 +54,9 @@ __version__ = "0.1.0"
 #: the modules of rooms without methods that enter rows in the table of subjects
 _SUBJECTS = ("cutaway.zoo.load", "cutaway.tasks", "cutaway.streams", "cutaway.dictionaries.opening")
 #: every room that enters rows in the method table
-METHOD_ROOMS = ("lenses", "heads", "weights", "neurons", "geometry", "patching", "dictionaries", "features")
+METHOD_ROOMS = (
+    "lenses", "heads", "weights", "neurons", "geometry", "patching", "dictionaries", "features", "graphs",
+)  # fmt: skip
 _METHODS = {"dictionaries": "dictionaries.evaluation"}  # where a room's methods are, if not in the room itself
 _ROOMS = (
     "models",
@@ -91,6 +94,7 @@ __all__ = [
     "explain",
     "features",
     "geometry",
+    "graphs",
     "heads",
     "interventions",
     "lenses",

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.core.address import Address
-from cutaway.core.node import Edge, Latent, Logit, Node, parse_edge, parse_node
+from cutaway.core.node import Bias, Direction, Edge, Latent, Logit, Node, Others, parse_edge, parse_node
 from cutaway.core.node import Error as ErrorNode
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
@@ -196,10 +196,14 @@ def _ranked(keys: list[tuple[Any, str]]) -> tuple[Int[Tensor, "node"], list[str]
 def _stage(node: Node) -> tuple[tuple[int, int], str]:
     """Return the row of a node, which sorts from the input to the logits, and its words."""
     match node:
-        case Latent(block=layer) | ErrorNode(block=layer):
+        case Latent(block=layer) | ErrorNode(block=layer) | Others(block=layer):
             return (layer, 3), f"{layer} MLP"
-        case Logit():
+        case Logit() | Direction():
             return (_TOP, 2), "logits"
+        case Bias(site="", layer=None):
+            return (-1, 0), "embedding"
+        case Bias(site=site, layer=layer):
+            return _stage(Address(site, layer))
         case Address(site="embed" | "pos_embed"):
             return (-1, 0), "embedding"
         case Address(site=site, layer=None):

@@ -1,12 +1,15 @@
 """Nodes and edges: the points of a computational graph and the lines between them, in string forms that round-trip.
 
 `z.9.6` (an address) · `latent.3.1024@5` (latent 1024 of a dictionary's block 3, at position 5) · `error.3@5` (what that
-block's dictionary misses) · `logit.262@-1` (of token 262) · `z.9.6→q_in.10.0` (an edge; `->` is read too) ·
-`base:z.9.6` (of the model called base, where there are several).
+block's dictionary misses) · `others.3@5` (the units of its MLP that a graph leaves out) · `bias.attn_out.3` (constants
+that a site adds) · `logit.262@-1` (of token 262) · `logit.262-113@-1` (of token 262 less that of token 113) ·
+`direction.truth@-1` (of the last stream) · `z.9.6→q_in.10.0` (an edge; `->` is read too) · `base:z.9.6` (of the model
+called base, where there are several).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,23 +53,73 @@ class Error:
 
 
 @dataclass(frozen=True, order=True)
-class Logit:
-    """The logit of one token of the vocabulary."""
+class Others:
+    """The units of one layer's MLP that a graph leaves out, all together."""
 
-    token: int
+    block: int
     position: int | None = None
     model: str = ""
 
     def __str__(self) -> str:
-        return written(["logit", str(self.token)], self.position, self.model)
+        return written(["others", str(self.block)], self.position, self.model)
 
 
-Node = Address | Latent | Error | Logit
-_FORMS: dict[str, tuple[type[Latent] | type[Error] | type[Logit], int]] = {
+@dataclass(frozen=True, order=True)
+class Bias:
+    """Constants that `site` of a layer adds to the stream, or with no site those with which a reader reads it.
+
+    Attributes:
+        site: the site, such as attn_out; empty for the readers' own constants.
+        layer: its layer; None without a site.
+        model: The model, where there are several.
+    """
+
+    site: str = ""
+    layer: int | None = None
+    model: str = ""
+
+    def __str__(self) -> str:
+        return written(["bias", *([self.site, str(self.layer)] if self.site else [])], None, self.model)
+
+    @property
+    def position(self) -> None:
+        """No position: constants are the same everywhere."""
+        return
+
+
+@dataclass(frozen=True, order=True)
+class Logit:
+    """The logit of one token of the vocabulary, or with a foil its logit less that of another token."""
+
+    token: int
+    position: int | None = None
+    model: str = ""
+    foil: int | None = None
+
+    def __str__(self) -> str:
+        name = str(self.token) if self.foil is None else f"{self.token}-{self.foil}"
+        return written(["logit", name], self.position, self.model)
+
+
+@dataclass(frozen=True, order=True)
+class Direction:
+    """A direction of the last residual stream, by a name of letters, digits, hyphens and underscores."""
+
+    name: str
+    position: int | None = None
+    model: str = ""
+
+    def __str__(self) -> str:
+        return written(["direction", self.name], self.position, self.model)
+
+
+Node = Address | Latent | Error | Others | Bias | Logit | Direction
+_FORMS: dict[str, tuple[type[Latent] | type[Error] | type[Others], int]] = {
     "latent": (Latent, 2),
     "error": (Error, 1),
-    "logit": (Logit, 1),
+    "others": (Others, 1),
 }
+_NAMED = ("logit", "direction")
 
 
 @dataclass(frozen=True)
@@ -81,7 +134,7 @@ class Edge:
 
 
 def parse_node(text: str | Node) -> Node:
-    """Read a node: an address, a latent, an error or a logit.
+    """Read a node: an address, a latent, an error, other units, a bias, a logit or a direction.
 
     Raises:
         Refused: none of these forms, or an index that is missing, surplus or not a whole number.
@@ -91,16 +144,47 @@ def parse_node(text: str | Node) -> Node:
     model, body = split_model(text)
     body, at, where = body.partition("@")
     name, *indices = body.split(".")
-    if name not in _FORMS:
-        return parse(text)
-    kind, arity = _FORMS[name]
+    position = _whole(where, text) if at and name in (*_FORMS, *_NAMED) else None
+    if name in _FORMS:
+        kind, arity = _FORMS[name]
+        form = ".".join([name, *["BLOCK", "INDEX"][:arity]])
+        return kind(*_counts(indices, arity, form, text), position=position, model=model)
+    match name:
+        case "logit":
+            tokens = re.split(r"(?<=\d)-", indices[0], maxsplit=1) if len(indices) == 1 else []
+            token, *foil = _counts(tokens or indices, len(tokens) or 1, "logit.TOKEN", text)
+            return Logit(token, position, model, *foil)
+        case "bias":
+            return _bias(indices, bool(at), text, model)
+        case "direction":
+            if len(indices) != 1 or not re.fullmatch(r"[\w-]+", indices[0]):
+                raise Refused(
+                    f"node {text!r}", "a direction has one name, of letters and digits", "write direction.NAME"
+                )
+            return Direction(indices[0], position, model)
+    return parse(text)
+
+
+def _counts(indices: Sequence[str], arity: int, form: str, text: str) -> list[int]:
+    """Return as many whole numbers from 0 on as a node has indices."""
     if len(indices) != arity:
-        form = ".".join([name, *["BLOCK", "INDEX"][:arity]]) if name != "logit" else "logit.TOKEN"
         raise Refused(f"node {text!r}", f"{len(indices)} indices were given where the form is {form}", f"write {form}")
     numbers = [_whole(i, text) for i in indices]
     if min(numbers) < 0:
         raise Refused(f"node {text!r}", "an index is negative", "count from 0")
-    return kind(*numbers, position=_whole(where, text) if at else None, model=model)
+    return numbers
+
+
+def _bias(indices: Sequence[str], at: bool, text: str, model: str) -> Bias:
+    """Return the bias of a site's layer, or of the readers."""
+    if at:
+        raise Refused(f"node {text!r}", "constants have no position", "leave out the @")
+    if not indices:
+        return Bias(model=model)
+    address = parse(".".join(indices))
+    if address.layer is None or address.unit is not None:
+        raise Refused(f"node {text!r}", "constants are those of one layer's site", "write bias.attn_out.3")
+    return Bias(address.site, address.layer, model)
 
 
 def parse_edge(text: str | Edge | Sequence[str | Node]) -> Edge:
@@ -123,8 +207,10 @@ def layer_of(node: Node) -> int | None:
     match node:
         case Address(layer=layer):
             return layer
-        case Latent(block=block) | Error(block=block):
+        case Latent(block=block) | Error(block=block) | Others(block=block):
             return block
+        case Bias(layer=layer):
+            return layer
     return None
 
 

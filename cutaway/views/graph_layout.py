@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from cutaway.core.node import Error, Latent, Logit, parse_node
+from cutaway.core.node import Direction, Error, Latent, Logit, Others, parse_node
 from cutaway.core.result import Result
 
 MOST_EDGES = 80  # the eye does not separate more lines
@@ -88,7 +88,7 @@ def layout(result: Result) -> Layout:
 
 def _box(name: str, depth: int, column: int) -> Box:
     node = parse_node(name)
-    kinds = {Latent: "latent", Error: "error", Logit: "logit"}
+    kinds = {Latent: "latent", Error: "error", Others: "error", Logit: "logit", Direction: "logit"}
     return Box(name.partition("@")[0], kinds.get(type(node), "address"), depth, column, 0.0)  # type: ignore[arg-type]
 
 

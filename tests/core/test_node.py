@@ -7,7 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cutaway.core.address import Address, expand, parse
-from cutaway.core.node import Edge, Error, Latent, Logit, layer_of, parse_edge, parse_node
+from cutaway.core.node import (
+    Bias,
+    Direction,
+    Edge,
+    Error,
+    Latent,
+    Logit,
+    Others,
+    layer_of,
+    parse_edge,
+    parse_node,
+)
 from cutaway.core.refuse import Refused
 from tests.core.test_address import SIZES, addresses
 
@@ -18,7 +29,7 @@ MODELS = st.sampled_from(["", "base", "pythia-70m", "step.1000", "a/b"])
 @st.composite
 def nodes(draw):
     model, position = draw(MODELS), draw(PLACES)
-    match draw(st.sampled_from("aelg")):
+    match draw(st.sampled_from("aelobdg")):
         case "a":
             a = draw(addresses())
             return Address(a.site, a.layer, a.unit, a.position, model)
@@ -26,8 +37,14 @@ def nodes(draw):
             return Latent(draw(COUNTS), draw(COUNTS), position, model)
         case "e":
             return Error(draw(COUNTS), position, model)
+        case "o":
+            return Others(draw(COUNTS), position, model)
+        case "b":
+            return Bias("attn_out", draw(COUNTS), model) if draw(st.booleans()) else Bias(model=model)
+        case "d":
+            return Direction(draw(st.sampled_from(["truth", "a-probe", "v_2"])), position, model)
         case _:
-            return Logit(draw(COUNTS), position, model)
+            return Logit(draw(COUNTS), position, model, draw(st.none() | COUNTS))
 
 
 @given(nodes())
@@ -57,7 +74,9 @@ def test_any_text_is_a_node_or_a_refusal(text):
     [
         ("latent.3", "latent.BLOCK.INDEX"), ("error.1.2", "error.BLOCK"), ("logit.x", "whole number"),
         ("latent.-1.2", "negative"), ("laten.3.1", "latent|site"), (":z.1", "model's name"),
-        ("a:b:z.1", "model's name"), ("logit.1@x", "whole number"),
+        ("bias.attn_out", "attn_out.LAYER"), ("bias.z.1.2", "one layer's site"), ("bias.attn_out.3@1", "no position"),
+        ("direction.a.b", "one name"), ("direction.", "one name"), ("logit.3.4", "logit.TOKEN"), ("logit.3-x", "whole"),
+        ("others.1.2", "others.BLOCK"), ("a:b:z.1", "model's name"), ("logit.1@x", "whole number"),
     ],
 )  # fmt: skip
 def test_refusals_say_what_is_wrong(text, word):

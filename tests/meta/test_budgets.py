@@ -8,7 +8,7 @@ from tests.meta.tree import ROOT, room_of, sources
 #: lines of code (no blanks, comments or docstrings) that a room may have; see docs/decisions/11-budgets.md
 BUDGETS = {
     "": 145,
-    "core": 2_200,
+    "core": 2_250,
     "views": 1_800,
     "models": 8_100,
     "tasks": 2_950,
@@ -24,6 +24,7 @@ BUDGETS = {
     "patching": 1_900,
     "dictionaries": 8_900,
     "features": 200,
+    "graphs": 1_200,
     "suites": 1_080,
     "cli": 2_200,
 }

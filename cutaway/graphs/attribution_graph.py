@@ -1,0 +1,78 @@
+"""The result of a traced prompt: every edge between its units, errors, tokens, constants and targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cutaway.core.node import Node, layer_of, parse_node
+from cutaway.core.result import Result
+from cutaway.graphs.influence import Kind, circuit_tracer, kind_of, masks
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributionGraph(Result, kind="attribution_graph"):
+    """The attribution graph of one prompt: rows of edges that sum to what they explain.
+
+    `weight[t, s]` is the part of target t's value that it reads of node s. `labels["node"]` and `labels["target"]` are
+    the names of both. `prune` makes the graph that a picture shows.
+
+    Attributes:
+        influence: of each node on the targets, over all paths (Σ over paths of normalised |edges|, times the targets'
+            weights).
+        influence_null: the same with random targets in place of the graph's own.
+        weight: the edges.
+        node_of: the node that each target is.
+        activation: the activation of each unit; 0 of other nodes.
+        value: what each row sums to: a pre-activation, a neuron's activation, or a logit less the mean.
+        residual: value − sum of the row.
+        share: the weight of each target in influences: 0 of units.
+        replacement: the share of influence that comes from tokens, not from errors or units left out.
+        completeness: the share of inputs that is not error or units left out, weighted by influence.
+        error_share: the share of influence that ends in errors.
+        others_share: the share of influence that ends in units left out.
+        words: the tokens of the prompt.
+        leading: the number of leading positions whose units are no nodes.
+    """
+
+    influence: Float[Tensor, "node"]
+    influence_null: Float[Tensor, "node sample"]
+    weight: Float[Tensor, "target node"]
+    node_of: Int[Tensor, "target"]
+    activation: Float[Tensor, "node"]
+    value: Float[Tensor, "target"]
+    residual: Float[Tensor, "target"]
+    share: Float[Tensor, "target"]
+    replacement: Float[Tensor, ""]
+    completeness: Float[Tensor, ""]
+    error_share: Float[Tensor, ""]
+    others_share: Float[Tensor, ""]
+    words: tuple[str, ...]
+    leading: int
+
+    @cached_property
+    def nodes(self) -> list[Node]:
+        """The nodes, in their order."""
+        return [parse_node(name) for name in self.labels["node"]]
+
+    @cached_property
+    def kinds(self) -> dict[Kind, Tensor]:
+        """A mask of the nodes of each kind."""
+        return masks([kind_of(n) for n in self.nodes])
+
+    @cached_property
+    def level(self) -> Int[Tensor, "target"]:
+        """The layer that each target reads; behind the last one of those that read the last stream."""
+        layers = [layer_of(self.nodes[i]) for i in self.node_of.tolist()]
+        top = 1 + max((i for n in self.nodes if (i := layer_of(n)) is not None), default=0)
+        return torch.tensor([top if i is None else i for i in layers])
+
+    def scores(self, convention: str = "paper") -> tuple[float, float]:
+        """Return replacement and completeness: as the paper defines them, or as `circuit-tracer` 0.5 counts."""
+        if convention == "paper":
+            return float(self.replacement), float(self.completeness)
+        return circuit_tracer(self.influence, self.weight, self.node_of, self.share, self.kinds)

@@ -1,0 +1,120 @@
+"""Influence of nodes on an attribution graph's targets, and the scores of a graph that follow from it.
+
+With Â the matrix of |edges|, each row divided by its sum, and p the targets' weights, a node's influence is the sum
+over all paths from it, p · Σ_k Â^k (Ameisen et al. 2025). Edges lead from lower to higher layers, so that one pass
+down the layers gives the whole sum. Constants (biases, MLPs at leading positions) are no part of Â.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cutaway.core.address import Address
+from cutaway.core.node import Bias, Direction, Error, Latent, Logit, Node, Others
+
+_TINY = 1e-30
+Kind = str
+
+
+def kind_of(node: Node) -> Kind:
+    """Return the kind of a graph's node: unit, error, others, token, constant or target."""
+    match node:
+        case Latent() | Address(site="mlp_post"):
+            return "unit"
+        case Error():
+            return "error"
+        case Others():
+            return "others"
+        case Logit() | Direction():
+            return "target"
+        case Bias() | Address(site="mlp_out"):
+            return "constant"
+    return "token"
+
+
+def masks(kinds: Sequence[Kind]) -> dict[Kind, Bool[Tensor, "node"]]:
+    """Return a mask of the nodes of each kind."""
+    names = ("unit", "error", "others", "token", "constant", "target")
+    return {name: torch.tensor([k == name for k in kinds], dtype=torch.bool) for name in names}
+
+
+def spread(
+    weight: Float[Tensor, "target node"],
+    at: Int[Tensor, "target"],
+    level: Int[Tensor, "target"],
+    start: Float[Tensor, "batch target"],
+    counted: Bool[Tensor, "node"],
+) -> Float[Tensor, "batch node"]:
+    """Return the influence of every node.
+
+    Args:
+        weight: the edges, a row per target.
+        at: the node that each target is; −1 for one outside the graph.
+        level: the layer of each target: its sources lie below.
+        start: the weights of the targets, for several questions at once.
+        counted: the nodes that edges are counted from.
+    """
+    out = weight.new_zeros(len(start), weight.shape[1])
+    for one in level.unique(sorted=True).flip(0).tolist():
+        rows = (level == one).nonzero()[:, 0]
+        edges = weight[rows].abs_().mul_(counted)
+        mass = start[:, rows] + torch.where(at[rows] >= 0, out[:, at[rows].clamp_min(0)], 0.0)
+        out += (mass / edges.sum(1).clamp_min(_TINY)) @ edges
+    return out
+
+
+def shares(
+    weight: Float[Tensor, "target node"], counted: Bool[Tensor, "node"], of: Bool[Tensor, "node"]
+) -> Float[Tensor, "target"]:
+    """Return the share of some nodes in each target's |edges|; 0 for targets without edges."""
+    size = weight.abs()
+    return (size @ of.to(size)) / (size @ counted.to(size)).clamp_min(_TINY)
+
+
+def replacement(
+    influence: Float[Tensor, "*batch node"], token: Bool[Tensor, "node"], unexplained: Bool[Tensor, "node"]
+) -> Float[Tensor, "*batch"]:
+    """Return the share of influence that ends in tokens, of that which ends in tokens or unexplained."""
+    from_tokens, rest = influence[..., token].sum(-1), influence[..., unexplained].sum(-1)
+    return from_tokens / (from_tokens + rest).clamp_min(_TINY)
+
+
+def completeness(
+    influence: Float[Tensor, "node"],
+    weight: Float[Tensor, "target node"],
+    at: Int[Tensor, "target"],
+    start: Float[Tensor, "target"],
+    counted: Bool[Tensor, "node"],
+    unexplained: Bool[Tensor, "node"],
+) -> Float[Tensor, ""]:
+    """Return the share of targets' inputs that is explained, weighted by the targets' influence.
+
+    Nodes without inputs (tokens, errors) are no targets: what circuit-tracer 0.5 counts them as is `circuit_tracer`.
+    """
+    mass = influence[at] + start
+    return (mass * (1 - shares(weight, counted, unexplained))).sum() / mass.sum().clamp_min(_TINY)
+
+
+def circuit_tracer(
+    influence: Float[Tensor, "node"],
+    weight: Float[Tensor, "target node"],
+    at: Int[Tensor, "target"],
+    start: Float[Tensor, "target"],
+    kinds: dict[Kind, Bool[Tensor, "node"]],
+) -> tuple[float, float]:
+    """Return the replacement and completeness scores as circuit-tracer 0.5 computes them, of the same edges.
+
+    There, tokens and errors have inputs of which no share is error, and so count as complete.
+    """
+    counted = kinds["unit"] | kinds["error"] | kinds["token"]
+    mass = influence.clone()
+    mass[at] += start
+    explained = torch.ones_like(mass)
+    explained[at] = 1 - shares(weight, counted, kinds["error"])
+    total = (mass * counted).sum() + mass[kinds["target"]].sum()
+    whole = ((mass * explained) * (counted | kinds["target"])).sum() / total.clamp_min(_TINY)
+    return float(replacement(influence, kinds["token"], kinds["error"])), float(whole)

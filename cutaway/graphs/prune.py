@@ -1,0 +1,176 @@
+"""Pruning of attribution graphs: the smallest sets of nodes, then of edges, that hold most of the influence.
+
+Conventions differ between tools; each is a row of `PRESETS`. A node stays if it is among the smallest set whose
+influences sum to the node threshold. Among these, an edge stays if it is among the smallest set whose scores,
+Â_ts (influence_t + weight_t), sum to the edge threshold, influences counted again. Units without an edge in or out, and
+errors without one out, go; the process repeats until none is left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from cutaway.core.graph import Graph, graph
+from cutaway.core.node import Edge
+from cutaway.core.refuse import Keyword, Refused
+from cutaway.graphs.attribution_graph import AttributionGraph
+from cutaway.graphs.influence import Kind, completeness, replacement, spread
+
+_TINY = 1e-30
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A convention of pruning.
+
+    Attributes:
+        nodes: the share of influence that nodes hold.
+        edges: the share of scores that edges hold.
+        kept: the kinds of nodes that always stay.
+        leading: the leading positions that the tool leaves out, for `trace(leading=…)`.
+        source: where the convention is from.
+    """
+
+    nodes: float
+    edges: float
+    kept: tuple[Kind, ...]
+    leading: int
+    source: str
+
+
+PRESETS: dict[str, Preset] = {
+    "circuit-tracer": Preset(0.8, 0.98, ("token", "target"), 1, "circuit-tracer 0.5: errors are pruned like features"),
+    "paper": Preset(0.8, 0.98, ("token", "error", "target"), 1, "Ameisen et al. 2025: embeddings and errors stay"),
+    "neuronpedia": Preset(0.8, 0.85, ("token", "target"), 1, "defaults of Neuronpedia's generation"),
+    "llamascopium": Preset(0.6, 0.8, ("token", "target"), 0, "llamascopium's complete replacement model"),
+    "arena": Preset(0.8, 0.85, ("target",), 4, "ARENA 1.4.2: logits alone stay"),
+}
+
+
+def prune(
+    whole: AttributionGraph,
+    preset: str = "circuit-tracer",
+    *,
+    nodes: float | None = None,
+    edges: float | None = None,
+    pinned: tuple[str, ...] = (),
+) -> Graph:
+    """Return the part of a graph that holds most of the influence, with influences, activations and cumulative shares.
+
+    Args:
+        whole: the traced graph.
+        preset: a row of `PRESETS`.
+        nodes: the share of influence that nodes hold, in place of the preset's.
+        edges: the share of scores that edges hold, in place of the preset's.
+        pinned: nodes that stay whatever their influence.
+
+    Raises:
+        Refused: no such preset or node, or a share outside 0 to 1.
+    """
+    row = _row(preset, nodes, edges)
+    kept = covering(whole.influence, row.nodes)
+    for kind in row.kept:
+        kept |= whole.kinds[kind]
+    kept |= _pinned(whole, pinned)
+    kept &= ~whole.kinds["constant"]
+    kept, matrix = _pruned(whole, kept, row.edges, _pinned(whole, pinned) | _staying(whole, row))
+    target, source = matrix.nonzero(as_tuple=True)
+    names = whole.labels["node"]
+    ends = [
+        Edge(whole.nodes[s], whole.nodes[t])
+        for s, t in zip(source.tolist(), whole.node_of[target].tolist(), strict=True)
+    ]
+    chosen = kept.nonzero()[:, 0].tolist()
+    influence = whole.influence
+    order = influence.argsort(descending=True, stable=True)
+    cumulative = torch.empty_like(influence)
+    cumulative[order] = influence[order].cumsum(0) / influence.sum().clamp_min(_TINY)
+    share = torch.zeros_like(influence)
+    share[whole.node_of] = whole.share
+    attributes = {"influence": influence, "cumulative": cumulative, "activation": whole.activation, "share": share}
+    made = graph(
+        ends,
+        matrix[target, source],
+        nodes=[names[i] for i in chosen],
+        attributes={name: values[chosen] for name, values in attributes.items()},
+        words=whole.words,
+        unit="of its value",
+    )
+    scores = dict(zip(("replacement", "completeness"), _scores(whole, kept), strict=True))
+    pruning = {"preset": preset, "nodes": row.nodes, "edges": row.edges, "kept": list(row.kept), "pinned": list(pinned)}
+    reasons = {"weight": "one prompt"}
+    return replace(made, reasons=reasons, record=whole.record | {"pruning": pruning, "scores": scores})
+
+
+def covering(values: Float[Tensor, "*any"], share: float) -> Bool[Tensor, "*any"]:
+    """Return a mask of the smallest set of entries whose sum is this share of the whole, entries of 0 left out."""
+    flat = values.reshape(-1)
+    sizes, order = flat.sort(descending=True, stable=True)
+    total = sizes.double().cumsum(0)
+    n = int((total < share * total[-1]).sum()) + 1 if len(total) else 0
+    found = torch.zeros_like(flat, dtype=torch.bool)
+    found[order[:n]] = True
+    return (found & (flat > 0)).view_as(values)
+
+
+def _row(preset: str, nodes: float | None, edges: float | None) -> Preset:
+    if preset not in PRESETS:
+        raise Refused(Keyword("preset", preset), "there is no such preset", f"choose one of {', '.join(PRESETS)}")
+    row = PRESETS[preset]
+    row = replace(row, nodes=row.nodes if nodes is None else nodes, edges=row.edges if edges is None else edges)
+    for name in ("nodes", "edges"):
+        if not 0 <= getattr(row, name) <= 1:
+            raise Refused(Keyword(name, getattr(row, name)), "it is a share", "give a number from 0 to 1")
+    return row
+
+
+def _pinned(whole: AttributionGraph, pinned: tuple[str, ...]) -> Bool[Tensor, "node"]:
+    found = torch.zeros(len(whole.influence), dtype=torch.bool)
+    for name in pinned:
+        found[whole._index("node", len(found), name)] = True
+    return found
+
+
+def _staying(whole: AttributionGraph, row: Preset) -> Bool[Tensor, "node"]:
+    """Return the nodes that stay without edges."""
+    found = torch.zeros(len(whole.influence), dtype=torch.bool)
+    for kind in row.kept:
+        found |= whole.kinds[kind]
+    return found
+
+
+def _pruned(
+    whole: AttributionGraph, kept: Bool[Tensor, "node"], edges: float, staying: Bool[Tensor, "node"]
+) -> tuple[Bool[Tensor, "node"], Float[Tensor, "target node"]]:
+    """Return the nodes and edges that stay: the matrix of all edges, zero where none is."""
+    weight, at = whole.weight * kept, whole.node_of
+    weight = weight * kept[at, None]
+    counted = kept & ~whole.kinds["target"]
+    influence = spread(weight, at, whole.level, whole.share[None], counted)[0]
+    size = weight.abs()
+    mass = (influence[at] + whole.share) / size.sum(1).clamp_min(_TINY)
+    stays = covering(size * mass[:, None], edges)
+    while True:
+        alive = kept.clone()
+        outgoing, incoming = stays.any(0), torch.zeros_like(kept)
+        incoming[at] = stays.any(1)
+        alive &= staying | outgoing
+        alive &= staying | incoming | ~whole.kinds["unit"]
+        stays &= alive & alive[at, None]
+        if torch.equal(alive, kept):
+            return kept, torch.where(stays, weight, 0.0)
+        kept = alive
+
+
+def _scores(whole: AttributionGraph, kept: Bool[Tensor, "node"]) -> tuple[float, float]:
+    """Return replacement and completeness of the nodes that stay, all edges between them."""
+    weight, at = whole.weight * kept * kept[whole.node_of, None], whole.node_of
+    kinds = whole.kinds
+    counted, unexplained = kept & ~kinds["target"], kinds["error"] | kinds["others"]
+    influence = spread(weight, at, whole.level, whole.share[None], counted)[0]
+    whole_share = completeness(influence, weight, at, whole.share, counted, unexplained)
+    return float(replacement(influence, kinds["token"], unexplained)), float(whole_share)

@@ -1,0 +1,118 @@
+"""Pruning: what circuit-tracer 0.5's own steps keep, the smallest sets, and nodes that must stay."""
+
+import pytest
+import torch
+
+import cutaway as ca
+from cutaway.graphs import PRESETS, Neurons, prune
+from cutaway.graphs.prune import covering
+from tests.graphs.made import IDS, model, transcoders
+
+
+@pytest.fixture(scope="module")
+def whole():
+    return ca.graphs.trace(
+        model("llama_gqa"), ca.tasks.as_prompts(IDS), transcoders("llama_gqa", "cross-layer"), leading=1, samples=3
+    )
+
+
+def threshold(scores, share):
+    """The smallest score of circuit-tracer's smallest set."""
+    found = scores.flatten().sort(descending=True).values
+    at = torch.searchsorted(found.cumsum(0) / found.sum(), share)
+    return found[min(int(at), len(found) - 1)]
+
+
+def by_the_book(g, nodes, edges, errors_stay):
+    """The steps of circuit-tracer 0.5's `prune_graph`, on a square matrix of its kinds of nodes alone."""
+    n = len(g.influence)
+    counted = g.kinds["unit"] | g.kinds["error"] | g.kinds["token"]
+    square = torch.zeros(n, n, dtype=g.weight.dtype)
+    square[g.node_of] = g.weight * counted
+    start = torch.zeros(n, dtype=g.weight.dtype)
+    start[g.node_of] = g.share
+
+    def influences(a):
+        a = a.abs() / a.abs().sum(1, keepdim=True).clamp_min(1e-10)
+        step, total = start @ a, torch.zeros_like(start)
+        while step.any():
+            total, step = total + step, step @ a
+        return total, a
+
+    found, _ = influences(square)
+    kept = found >= threshold(found, nodes)
+    always = g.kinds["token"] | g.kinds["target"] | (g.kinds["error"] if errors_stay else g.kinds["constant"])
+    kept = (kept | always) & ~g.kinds["constant"]
+    square = square * kept * kept[:, None]
+    again, a = influences(square)
+    scores = a * (again + start)[:, None]
+    edge = scores >= threshold(scores, edges)
+    while True:
+        now = kept & (always | edge.any(0))
+        now &= always | ~g.kinds["unit"] | edge.any(1)
+        edge &= now & now[:, None]
+        if torch.equal(now, kept):
+            return kept, torch.where(edge, square, 0.0)
+        kept = now
+
+
+@pytest.mark.parametrize(("preset", "nodes", "edges"), [("circuit-tracer", 0.8, 0.98), ("circuit-tracer", 0.5, 0.6),
+                                                         ("paper", 0.7, 0.9)])  # fmt: skip
+def test_what_stays_is_what_the_steps_of_the_tool_keep(whole, preset, nodes, edges):
+    kept, square = by_the_book(whole, nodes, edges, preset == "paper")
+    found = prune(whole, preset, nodes=nodes, edges=edges)
+    names = whole.labels["node"]
+    assert found.labels["node"] == [names[i] for i in kept.nonzero()[:, 0].tolist()]
+    edges_of = {f"{names[s]}→{names[t]}": float(square[t, s]) for t, s in square.nonzero().tolist()}
+    assert dict(zip(found.edge_names(), found.weight.tolist(), strict=True)) == pytest.approx(edges_of)
+    assert 10 < len(edges_of) < int((whole.weight != 0).sum())
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_keeps_its_kinds_and_says_so(whole, preset):
+    found, row = prune(whole, preset), PRESETS[preset]
+    assert found.record["pruning"]["nodes"] == row.nodes
+    kinds = {n for n in whole.labels["node"] if any(whole.kinds[k][whole.labels["node"].index(n)] for k in row.kept)}
+    assert kinds <= set(found.labels["node"])
+    assert set(found.labels["node"]) < set(whole.labels["node"])
+    assert 0 < found.record["scores"]["replacement"] <= 1
+    assert found.plot() is not None
+
+
+def test_cumulative_shares_are_those_of_the_rank(whole):
+    found = prune(whole)
+    influence, cumulative = found.attribute("influence"), found.attribute("cumulative")
+    total = float(whole.influence.sum())
+    for i in (0, 5, 9):
+        above = whole.influence[whole.influence >= influence[i]].sum()
+        assert float(cumulative[i]) == pytest.approx(float(above) / total)
+
+
+def test_pinned_nodes_stay(whole):
+    least = min((i for i in whole.kinds["unit"].nonzero()[:, 0].tolist()), key=lambda i: float(whole.influence[i]))
+    name = whole.labels["node"][least]
+    assert name not in prune(whole).labels["node"]
+    assert name in prune(whole, pinned=(name,)).labels["node"]
+
+
+def test_the_smallest_set_is_smallest():
+    values = torch.tensor([0.1, 0.5, 0.0, 0.3, 0.1])
+    assert covering(values, 0.8).tolist() == [False, True, False, True, False]
+    assert covering(values, 0.81).sum() == 3
+    assert covering(values, 1.0).tolist() == [True, True, False, True, True]
+
+
+def test_what_is_no_pruning_is_refused(whole):
+    with pytest.raises(ca.Refused, match="no such preset"):
+        prune(whole, "mine")
+    with pytest.raises(ca.Refused, match=r"nodes=1\.5"):
+        prune(whole, nodes=1.5)
+    with pytest.raises(ca.Refused, match="no such entry"):
+        prune(whole, pinned=("latent.9.9@9",))
+
+
+def test_graphs_of_neurons_and_of_budgets_are_pruned_too():
+    g = ca.graphs.trace(model("gemma2"), ca.tasks.as_prompts(IDS), Neurons(), nodes=80, samples=3)
+    found = prune(g, nodes=0.95)
+    assert any(n.startswith("mlp_post") for n in found.labels["node"])
+    assert any(n.startswith("others") for n in found.labels["node"])
