@@ -21,8 +21,9 @@ read.
   source may still arrive through positions in between; relative change favours prompts with an improbable answer; and
   attention that writes the answer only in several layers together is no extraction.
 * Equivalences (tests): a window of all layers is one cut in every layer; blocking equals renormalised attention.
-* Cost: one position of one forward a cell, window and sample, from the first blocked layer on; without reuse of keys
-  and values (padding, other families) one forward. Extraction: one forward a cell, up to its layer.
+* Cost: one position of one forward a cell, window and sample, from the first blocked layer on, and equal cuts once
+  (short prompts have few random positions); without reuse of keys and values (padding, other families) one forward.
+  Extraction: one forward a cell, of its layer.
 """
 
 from __future__ import annotations
@@ -42,19 +43,21 @@ from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt, share_interval
 from cutaway.interventions.grid import window_of
 from cutaway.interventions.spans import subject_or_changed
+from cutaway.models.access.reading import Seen
 from cutaway.models.dry import some
-from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.library import Knockout
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
 from cutaway.models.sweep.partial_forward import entered
+from cutaway.models.sweep.plan import logit_rows
 from cutaway.tasks.bound import Bound
 from cutaway.tasks.readouts import READOUTS
 from cutaway.tasks.task import Task
 
 SOURCES = ("subject", "other", "last", "first")
 UPDATES = ("attention", "mlp")
-Sources = tuple[tuple[int, ...], ...]  # positions of each group, in the order of SOURCES
+Positions = tuple[int, ...]
+Sources = tuple[Positions, ...]  # of each group, in the order of SOURCES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,15 +171,17 @@ def _blocked(
     g, kinds = generator(seed), 2 + samples
     out = torch.empty(kinds, len(SOURCES), len(layers), len(bound), 2)
     for part, chosen, sources in _alike(bound, groups):
-        variants, length = list[list[Edit]](), int(part.clean.lengths[0])
+        cuts, length = list[tuple[Positions, tuple[int, ...]]](), int(part.clean.lengths[0])
         for kind in range(kinds):
             for keys in sources:
                 for i in layers:
                     cut = keys if kind < 2 else _random(keys, length, g)
-                    over = [i] if kind == 1 else window_of(i, window, layers)
-                    variants.append([Knockout(Address("pattern", j), (-1,), cut) for j in over])
+                    cuts.append((cut, (i,) if kind == 1 else tuple(window_of(i, window, layers))))
+        several = {cut: n for n, cut in enumerate(dict.fromkeys(cuts))}  # groups drawn at random are often alike
+        variants = [[Knockout(Address("pattern", j), (-1,), keys) for j in over] for keys, over in several]
         got = sweep(model, part.clean, variants, part.measure_with("prob", model)).cpu()
-        out[:, :, :, chosen] = got.reshape(kinds, len(SOURCES), len(layers), len(chosen), 2)
+        each = got[[several[cut] for cut in cuts]]
+        out[:, :, :, chosen] = each.reshape(kinds, len(SOURCES), len(layers), len(chosen), 2)
     return out
 
 
@@ -190,7 +195,7 @@ def _alike(bound: Bound, groups: list[Sources]) -> Iterator[tuple[Bound, list[in
         yield bound.rows(chosen).buckets()[0], chosen, sources
 
 
-def _random(keys: tuple[int, ...], length: int, g: torch.Generator) -> tuple[int, ...]:
+def _random(keys: Positions, length: int, g: torch.Generator) -> Positions:
     """As many positions before the last, outside of `keys` where enough are left there."""
     rest = [p for p in range(length - 1) if p not in keys]
     pool = rest if len(rest) >= len(keys) else list(range(length - 1))
@@ -202,13 +207,12 @@ def extraction(model: Model, bound: Bound, layers: list[int]) -> Float[Tensor, "
 
     Values are 1 or 0, and NaN where a layer has no MLP.
     """
-    there = model.places(["attn_out", *(["mlp_out"] if model.sites()["mlp_out"].startswith("read") else [])])
+    sites = ["attn_out", *(["mlp_out"] if model.sites()["mlp_out"].startswith("read") else [])]
+    there = [a for a in model.places(sites) if a.layer in layers]
     acts = model.capture(bound.clean, there, logits=False)
     out = torch.full((2, len(UPDATES), len(layers), len(bound)), torch.nan)
-    for u, site in enumerate(("attn_out", "mlp_out")):
-        for n, i in enumerate(layers):
-            if Address(site, i) in there:
-                out[:, u, n] = _said(model, bound, acts[f"{site}.{i}@-1"])
+    u, n = torch.tensor([[sites.index(a.site), layers.index(a.layer or 0)] for a in there]).T
+    out[:, u, n] = _said(model, bound, torch.stack([acts[f"{a}@-1"].float() for a in there]))
     return out
 
 
@@ -216,7 +220,7 @@ def _unread(
     model: Model, bound: Bound, groups: list[Sources], layers: list[int]
 ) -> Float[Tensor, "source layer prompt"]:
     """Mark where each layer's attention writes the answer although this layer may not read a source."""
-    out = torch.zeros(len(SOURCES), len(layers), len(bound))
+    written = torch.zeros(len(SOURCES), len(layers), len(bound), model.shape.d_model)
     for part, chosen, sources in _alike(bound, groups):
         entering = model.capture(part.clean, [f"resid_pre.{i}" for i in layers], logits=False)
         for n, i in some(list(enumerate(layers))):
@@ -225,11 +229,11 @@ def _unread(
                     cut = Knockout(Address("pattern", i), (-1,), keys)
                     acts = model.capture(part.clean, f"attn_out.{i}", cut, logits=False)
                     count(forwards=-len(part) * i / model.shape.n_layers)  # the blocks that passed the stream through
-                    out[s, n, chosen] = _said(model, part, acts[f"attn_out.{i}@-1"])[0]
-    return out
+                    written[s, n, chosen] = acts[f"attn_out.{i}@-1"].float().cpu()
+    return _said(model, bound, written.flatten(0, 1))[0].unflatten(0, written.shape[:2])
 
 
-def _said(model: Model, bound: Bound, x: Float[Tensor, "prompt d_model"]) -> Float[Tensor, "role prompt"]:
+def _said(model: Model, bound: Bound, x: Float[Tensor, "update prompt d_model"]) -> Float[Tensor, "role update prompt"]:
     """Return 1 if an update ranks the answer (or the foil) first, else 0.
 
     It is read through the final norm's linear part (its scale does not change an order) and the unembedding.
@@ -239,7 +243,12 @@ def _said(model: Model, bound: Bound, x: Float[Tensor, "prompt d_model"]) -> Flo
         right, answers=right.foils, foils=right.answers, answer_sets=right.foil_sets, foil_sets=right.answer_sets
     )
     final, w = model.anatomy.top("final"), model.weights.unembed.detach().float()
-    x = x.float().to(w.device)
+    rows, prompt = x.flatten(0, 1).float().to(w.device), torch.arange(len(bound), device=w.device).repeat(len(x))
     if final is not None:
-        x = model.anatomy.norm(final).linear(x, torch.ones(len(x), device=x.device))
-    return torch.stack([part.metric(x @ w) for part in (right, wrong)]).cpu()
+        rows = model.anatomy.norm(final).linear(rows, torch.ones(len(rows), device=rows.device))
+    ranked = list[Tensor]()
+    size = logit_rows(model)
+    for part, who in zip(rows.split(size), prompt.split(size), strict=True):
+        seen = Seen(part @ w)
+        ranked.append(torch.stack([b.measure(seen, who) for b in (right, wrong)]))
+    return torch.cat(ranked, 1).unflatten(1, x.shape[:2]).cpu()

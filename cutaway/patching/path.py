@@ -23,12 +23,14 @@ other heads are frozen at the target's own values, and only the receiver hears o
   its own, so `relative` compares senders, not models, and a prompt whose logit is near 0 outweighs all others.
 * Equivalences (tests): with MLPs and norms frozen, sender → logits is the direct logit attribution of the difference;
   with neither frozen, heads of the last layer → logits are activation patching.
-* Cost: one forward a sender and sample, from the sender's layer on; with a receiver inside, one more from its layer on.
+* Cost: one forward a sender and sample, from the sender's layer on: of the last position alone, where the metric reads
+  its logits (nothing moves between positions while heads are frozen). With a receiver inside, one more from there on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -42,12 +44,15 @@ from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.effects import Effects
 from cutaway.interventions.null_cells import NULL_CELLS, draw_cells, null_cells_record
-from cutaway.interventions.paired_runs import Direction, PairedRuns, between, difference
+from cutaway.interventions.paired_runs import Direction, PairedRuns, between, difference, first_changed
+from cutaway.models.access.positions import rows
+from cutaway.models.access.reading import Measure, Reads
 from cutaway.models.edits.edges import EdgePatch, precedes
 from cutaway.models.edits.edit import Edit
-from cutaway.models.edits.library import Freeze, Replace
+from cutaway.models.edits.library import Add, Freeze, Replace
 from cutaway.models.model import Model
 from cutaway.models.sweep.edges import sweep_edges
+from cutaway.models.sweep.plan import PREFIX
 from cutaway.tasks.task import Task
 
 _FORM = "write logits, or for example q.3.1 or q.3.1@-1,mlp_in.4"
@@ -107,16 +112,13 @@ def path(
     layers, heads = x.own.layers(site), model.shape.n_heads if site == "z" else 1
     each = torch.zeros(1 + samples, len(layers), heads, len(x.bound), 2)
     where = torch.tensor([[layers.index(a.layer or 0), a.unit or 0] for a in sending])
-    chance = generator(seed)
-    seeds = torch.randint(1 << 62, (samples, len(sending)), generator=chance).tolist()
-    drawn = draw_cells(range(len(sending)), null_cells, chance)
+    runs, drawn = _runs(len(sending), samples, null_cells, seed)
+    since = None if not ends and _read_at_end(model, measure) else first_changed(model, x.bound)
+    sent = [_sent(x, sending[i], own, since) for _, i, own in runs]
+    found = sweep_edges(model, x.target, [EdgePatch(e, ends or ("logits",), frozen) for e in sent], measure) - before
+    kind, sender = torch.tensor([run[:2] for run in runs]).T
     each[1:, where[:, 0], where[:, 1]] = torch.nan
-    for s in range(1 + samples):
-        of = drawn if s else range(len(sending))
-        sent = [_sent(x, sending[i], seeds[s - 1][i] if s else None) for i in of]
-        patches = [EdgePatch(e, ends or ("logits",), frozen) for e in sent]
-        found = (sweep_edges(model, x.target, patches, measure) - before).float().cpu()
-        each[s, where[of, 0], where[of, 1]] = found
+    each[kind, where[sender, 0], where[sender, 1]] = found.float().cpu()
     return _result(
         each if site == "z" else each[:, :, 0],
         x,
@@ -129,7 +131,7 @@ def path(
                 *(["MLPs"] if freeze_mlps else []),
                 *(["divisors of norms"] if freeze_norms else []),
             ],
-            **null_cells_record(len(drawn), len(sending)),
+            **null_cells_record(drawn, len(sending)),
         },
     )
 
@@ -210,6 +212,32 @@ def _frozen(model: Model, x: PairedRuns, mlps: bool, norms: bool) -> tuple[Edit,
     return (*(Freeze(a, x.own) for a in model.places("z")), *(Freeze(a, values) for a in more))
 
 
-def _sent(x: PairedRuns, a: Address, seed: int | None) -> Edit:
-    own, other = x.own[str(a)], x.donor[str(a)]
-    return Replace(a, other) if seed is None else RandomStep(a, own, other, seed)
+def _runs(senders: int, samples: int, null_cells: int, seed: int) -> tuple[list[tuple[int, int, int | None]], int]:
+    """Return every run, as 0 or 1 + the number of a random step, its sender and the seed of the step, and the number
+    of senders that random steps are drawn for.
+    """
+    chance = generator(seed)
+    seeds = torch.randint(1 << 62, (samples, senders), generator=chance).tolist()
+    drawn = draw_cells(range(senders), null_cells, chance)
+    steps = [(1 + s, i, seeds[s][i]) for s in range(samples) for i in drawn]
+    return [*((0, i, None) for i in range(senders)), *steps], len(drawn)
+
+
+def _read_at_end(model: Model, measure: Measure) -> bool:
+    """Return True if no more than the last position of a run counts in which all heads are frozen: nothing but
+    attention carries values from one position to another.
+    """
+    return measure.reads == Reads() and PREFIX not in model.disabled
+
+
+def _sent(x: PairedRuns, a: Address, seed: int | None, since: int | None) -> Edit:
+    """Return what a sender sends: the donor's values, or with a seed a random step of that length; from a position on,
+    or at the last one alone.
+    """
+    own, other, last = x.own[str(a)], x.donor[str(a)], replace(a, position=-1)
+    if seed is None:
+        return Replace(last, x.donor[str(last)]) if since is None else Replace(a, other, since=since)
+    step = RandomStep(a, own, other, seed, since=since or 0)
+    if since is not None:
+        return step
+    return Add(last, step.step()[rows(len(own), own.device), x.target.last.to(own.device)])

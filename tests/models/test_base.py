@@ -71,6 +71,18 @@ def test_cutting_edges_into_the_last_position_runs_that_position_only():
     assert spent.forwards == pytest.approx(n * (1 + (3 + 2 + 1) / (3 * width)))
 
 
+@pytest.mark.parametrize(("edit", "columns"), [(Freeze, 1), (Scale, 7)], ids=["placed", "everywhere"])
+def test_what_a_base_does_before_a_variant_is_not_done_again(edit, columns):
+    """A frozen place can be held from any column on; other edits are made of all columns at once."""
+    m = model("llama_gqa")
+    n, width = IDS.ids.shape
+    acts = m.capture(IDS, "z")
+    base = [edit(a, acts if edit is Freeze else 0.5) for a in m.places("z")]
+    with counting() as spent:
+        swept(m, IDS, [[Scale(f"z.{i}.1@-1", 0.0)] for i in range(3)], base)
+    assert spent.forwards == pytest.approx(n * (1 + columns / width * (3 + 2 + 1) / 3))
+
+
 def test_a_base_that_never_takes_place_is_refused_before_anything_runs():
     m = model("llama_gqa")
     with pytest.raises(Refused, match="no such place"):

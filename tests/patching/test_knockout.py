@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -13,6 +14,7 @@ import cutaway as ca
 from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
 from cutaway.interventions.grid import window_of
+from cutaway.models.sweep.executor import sweep
 from cutaway.patching import knockout
 from cutaway.patching.knockout import SOURCES, _random, _unread, extraction, source_groups
 from cutaway.tasks.task import Task
@@ -96,10 +98,17 @@ def test_single_layers_stand_beside_windows_and_a_fifth_of_the_depth_is_the_defa
     assert knockout(miniworld(), ca.tasks.load("ioi", miniworld(), 2), samples=1).record["window"] == 1
 
 
-def test_only_the_last_position_runs_again():
-    """Two kinds and one sample of four sources in two layers: a column each, beside three plain forwards."""
-    task = llama_task()
-    result = knockout(llama(), task, samples=1)
+def test_only_the_last_position_runs_again_and_equal_cuts_once(monkeypatch):
+    """A column a cut, beside three plain forwards: single layers are windows of one, and of the random positions many
+    are drawn twice."""
+    task, cuts = llama_task(), list[list[tuple[int, tuple[int, ...]]]]()
+
+    def spied(model, tokens, variants, metric):
+        cuts.append([(e.where.layer or 0, e.keys) for (e,) in variants])
+        return sweep(model, tokens, variants, metric)
+
+    monkeypatch.setattr(sys.modules["cutaway.patching.knockout"], "sweep", spied)
+    result = knockout(llama(), task, window=1, samples=20)
     n, width = len(task), task.bind(llama()).clean.ids.shape[1]
     plain = n * (1 + 1 + 1)  # its own metric, the reading of updates, one clean run of the sweeps
     with counting() as spent:  # four sources in two layers, each its own attention only
@@ -107,7 +116,9 @@ def test_only_the_last_position_runs_again():
     with counting() as entering:
         llama().capture(task.bind(llama()).clean, ["resid_pre.0", "resid_pre.1"], logits=False)
     read = 4 * 2 * spent.forwards + entering.forwards
-    assert result.record["cost"]["forwards"] == pytest.approx(plain + read + n * 3 * 4 * (2 + 1) / 2 / width)
+    ran = sum(2 - layer for (layer, _) in cuts[0]) * n
+    assert len(cuts[0]) == len(set(cuts[0])) < 2 * 4 * 15
+    assert result.record["cost"]["forwards"] == pytest.approx(plain + read + ran / 2 / width)
 
 
 def test_facts_are_read_from_the_subject_in_the_middle_of_the_small_world():

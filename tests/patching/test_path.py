@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
@@ -250,6 +251,28 @@ def test_from_the_last_layer_nothing_but_the_direct_path_is_left(task):
     assert torch.allclose(paths.effect[-1], whole.effect[-1], atol=1e-4)
     assert torch.allclose(paths.interval[-1], whole.interval[-1], atol=1e-4)
     assert not torch.allclose(paths.effect[0], whole.effect[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("task", [llama_task(), uneven_task()], ids=["even", "uneven"])
+@pytest.mark.parametrize("senders", ["heads", "mlps"])
+def test_between_frozen_heads_only_the_last_position_runs_again(task, senders, monkeypatch):
+    end = path(llama(), task, senders=senders, samples=2)
+    monkeypatch.setattr(sys.modules["cutaway.patching.path"], "_read_at_end", lambda *_: False)
+    whole = path(llama(), task, senders=senders, samples=2)
+    for a, b in ((end.effect, whole.effect), (end.null, whole.null), (end.relative_interval, whole.relative_interval)):
+        assert torch.allclose(a, b, atol=1e-5)
+    spent, most = (x.record["cost"]["forwards"] for x in (end, whole))
+    assert spent < most or (len(task) == 3 and spent == most)  # so few prompts of several lengths run in their padding
+
+
+def test_a_metric_of_other_positions_hears_all_that_is_sent():
+    """Between frozen heads, what is sent where the corruption begins arrives there, and not at the end."""
+    model, plain = llama(), llama_task()
+    early = int(plain.bind(model).changed.int().argmax(1).max())
+    heard = path(
+        model, replace(plain, metric=ca.tasks.activation(f"resid_post.1@{early}", torch.randn(model.shape.d_model)))
+    )
+    assert heard.effect.abs().min() > 1e-5
 
 
 @pytest.mark.parametrize("task", [llama_task(), uneven_task()], ids=["even", "uneven"])

@@ -132,4 +132,4 @@ def _received(
         restart(model, tokens, [[*later, p.sender] for p in patches], layer, clean)
     n = len(tokens)
     parts = [Activations({p: x[i * n : (i + 1) * n] for p, x in seen.items()}, tokens) for i in range(len(patches))]
-    return [[Replace(a, part[str(a)]) for a in ends] for part in parts]
+    return [[Replace(a, y[str(a)], since=p.sender.since) for a in ends] for p, y in zip(patches, parts, strict=True)]

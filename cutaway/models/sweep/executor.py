@@ -46,6 +46,7 @@ from cutaway.models.sweep.plan import (
     forwards,
     groups,
     halved,
+    logit_rows,
     plan,
     reaching,
     room,
@@ -55,7 +56,6 @@ from cutaway.models.sweep.plan import (
 from cutaway.models.tokens import Tokens
 
 Metric = Measure | OfLogits
-_UNEMBED_BYTES = 1 << 28  # of the logits that are read at once
 
 
 def sweep(
@@ -97,10 +97,10 @@ def sweep(
         each, index = reach
         return sweep(model, tokens, each, metric, base=base, budget=budget, resume=resume)[index]
     if Address("logits") in measure.reads.places:  # at every position, so that batches are smaller
-        budget = min(room(model, tokens.ids.shape[1], budget), _UNEMBED_BYTES // (4 * model.shape.d_vocab))
+        budget = min(room(model, tokens.ids.shape[1], budget), logit_rows(model))
     if measure.reads.continuations:
         width, read = tokens.ids.shape[1], tokens.predicting.shape[1]
-        budget = min(room(model, width, budget), _UNEMBED_BYTES // (4 * model.shape.d_vocab) * width // read)
+        budget = min(room(model, width, budget), logit_rows(model) * width // read)
     ledger = Ledger.open(
         len(variants), len(tokens), resume, lambda: sweep_key(model, tokens, [base, *variants], metric)
     )
@@ -234,7 +234,7 @@ class _Group:
         able = can_grow(self.model, self.tokens, self.reads)
         self.variants = [running(self.model, self.base, v, f, able) for v, f in zip(variants, first, strict=True)]
         self.first = first
-        self.room = max(1, _UNEMBED_BYTES // (4 * self.model.shape.d_vocab))
+        self.room = logit_rows(self.model)
         self.way = unembedding(self.model.anatomy) if self.reads.last_logits else None
         self.waiting: list[tuple[Job, Tensor]] = []  # final streams, until enough share one unembedding
 
@@ -256,7 +256,9 @@ class _Group:
         done = self.ledger.done[:, list(self.prompts.rows)].all(1)
         if self.own is not None:
             done[[i for i in range(len(done)) if i not in self.own]] = True
-        return plan(self.model, self.tokens, self.variants, self.first, self.budget, done.tolist(), self.reads)
+        return plan(
+            self.model, self.tokens, self.variants, self.first, self.budget, done.tolist(), self.reads, self.base
+        )
 
     def run(self) -> Cost:
         """Do what is not done yet; return what its jobs took."""

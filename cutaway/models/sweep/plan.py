@@ -28,6 +28,7 @@ Variant = Sequence[Edit]
 PREFIX = "executor.prefix"  # the name under which the self-check can disable growing batches and key-value reuse
 RESUME = "executor.resume"  # the same for leaving out the blocks before the first that a variant changes
 _BUDGET_BYTES = 1 << 28  # of the widest activation of one batch
+_LOGIT_BYTES = 1 << 28  # of the logits that are read at once
 _BUDGET_CPU = 1 << 13  # rows × positions, beyond which a processor's batches are no quicker
 # What calling a block costs, whatever the batch, in multiplications that the device would do in that time.
 _CALL = {"cpu": 3e7, "cuda": 1.5e10}
@@ -82,18 +83,24 @@ def plan(
     budget: int | None,
     done: Sequence[bool] = (),
     reads: Reads = Reads(),  # noqa: B008 (frozen)
+    base: Variant = (),
 ) -> list[Job]:
-    """Group the variants not done yet so that each group computes the least, and cut the groups to the budget."""
+    """Group the variants not done yet so that each group computes the least, and cut the groups to the budget.
+
+    Variants may hold edits of the `base`. What these do in front of a variant's own is in the run that it starts from.
+    """
     width, n, layers = tokens.ids.shape[1], len(tokens), model.shape.n_layers
     end = int(tokens.last.max()) + 1 if tokens.tails else width  # of the prompts
     able, budget = can_grow(model, tokens, reads), room(model, width, budget)
     whole_end = any(depth(a, layers) >= layers - 1 for a in reads.places)  # more of the last block is read than its end
+    held = {id(e) for e in base if _resumes(e)}
     alike: dict[tuple[bool, bool, int, int], list[int]] = {}
     for i, v in enumerate(variants):
         if done and done[i]:
             continue
         grows_ = able and all(grows(model, e) for e in v)
-        start = min((_start(e, end) for e in v), default=0) if grows_ and not model.family.ssm else 0
+        own = [e for e in v if id(e) not in held]
+        start = min((_start(e, end) for e in own), default=0) if grows_ and not model.family.ssm else 0
         narrow = grows_ and not whole_end and not any(_needs_last_block(model, e) for e in v)
         alike.setdefault((grows_, narrow, start, -1 if grows_ else first[i]), []).append(i)
     jobs = []
@@ -129,6 +136,11 @@ def room(model: Model, width: int, budget: int | None = None) -> int:
         budget = _BUDGET_BYTES // (4 * model.anatomy.widest(width))
         budget = min(budget, _BUDGET_CPU) if model.device.type == "cpu" else budget
     return max(width, budget)
+
+
+def logit_rows(model: Model) -> int:
+    """Return how many rows' logits are read at once."""
+    return max(1, _LOGIT_BYTES // (4 * model.shape.d_vocab))
 
 
 def cost(model: Model, tokens: Tokens, first: Sequence[int], job: Job) -> float:
@@ -230,6 +242,11 @@ def _start(e: Edit, width: int) -> int:
     touched = e.queries if isinstance(e, Knockout) else e.places()  # cut edges change what their queries read
     places = [e.since if p is None else p if p >= 0 else width + p for p in touched]
     return max(0, min([width - 1, *places])) if places else 0
+
+
+def _resumes(e: Edit) -> bool:
+    """Return True if an edit that is made from the first column on can also be made from any later one on."""
+    return e.placed and (isinstance(e, Knockout) or BY_NAME[e.where.site].has_position)
 
 
 def _needs_last_block(model: Model, e: Edit) -> bool:
