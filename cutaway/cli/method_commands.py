@@ -33,6 +33,10 @@ BESIDE = {
         "write_headvis": ("cutaway.cli.headvis:write_headvis", "Write the pages of heads as a HeadVis tree."),
         "read_headvis": ("cutaway.cli.headvis:read_headvis", "Show the metrics of the heads of a HeadVis tree."),
     },
+    "features": {
+        "harvest": ("cutaway.cli.features:harvest", "Write the store of features of dictionaries, in one pass."),
+        "merge": ("cutaway.cli.features:merge", "Make one store of several, of different documents."),
+    },
 }
 
 

@@ -1,5 +1,8 @@
-"""Features: what single latents of a dictionary do in a model."""
+"""Features: what single latents of a dictionary do in a model, and stores of what a harvest found about them."""
 
+from cutaway.features.harvest import Keep, harvest
 from cutaway.features.latents import latents
+from cutaway.features.store.assemble import merge
+from cutaway.features.store.feature_store import FeatureStore
 
-__all__ = ["latents"]
+__all__ = ["FeatureStore", "Keep", "harvest", "latents", "merge"]

@@ -6,11 +6,11 @@ a name means that of every model.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -126,20 +126,23 @@ class Reader:
     def _own(self) -> dict[str, KernelChoice]:
         return dict.fromkeys(self.models, OWN)
 
-    def groups(self, cursor: Cursor, epochs: int | None = 1) -> Iterator[Group]:
-        """Yield the groups from a cursor on; from the beginning, the first ones set the masking's thresholds."""
-        contexts = self._decided(self.packer.contexts(cursor, epochs))
-        first: list[tuple[Contexts, Batch]] = []
+    def groups(
+        self, cursor: Cursor, epochs: int | None = 1, select: Callable[[Iterator[Contexts]], Iterator[Contexts]] = iter
+    ) -> Iterator[Group]:
+        """Yield the groups from a cursor on; from the beginning, the first ones set the masking's thresholds.
+
+        `select` takes all groups of contexts and yields those that go through the model.
+        """
+        contexts, held = self._decided(self.packer.contexts(cursor, epochs)), dict[Cursor, Batch]()
         if self.rule.masking.sinks is not None and not self.rule.thresholds:
             if cursor != Cursor():
                 raise Refused("a cursor", "the masking's thresholds are not known there", "restore a stream's state")
-            groups = -(-CALIBRATION // self.packer.packing.rows)
-            first = [(c, self._through(c)) for c in islice(contexts, groups)]
-            self.rule.learn((b.ids, b.acts) for _, b in first)
-        while first:
-            yield self._group(*first.pop(0))
-        for c in contexts:
-            yield self._group(c, self._through(c))
+            first = list(islice(contexts, -(-CALIBRATION // self.packer.packing.rows)))
+            held = {c.cursor: self._through(c) for c in first}
+            self.rule.learn((b.ids, b.acts) for b in held.values())
+            contexts = chain(first, contexts)
+        for c in select(contexts):
+            yield self._group(c, held.pop(c.cursor) if c.cursor in held else self._through(c))
 
     def _decided(self, contexts: Iterator[Contexts]) -> Iterator[Contexts]:
         """Yield the same contexts, after choosing the kernels on the first row of a fresh stream."""

@@ -23,10 +23,10 @@ BUDGETS = {
     "geometry": 1_000,
     "patching": 1_900,
     "dictionaries": 8_900,
-    "features": 200,
     "graphs": 1_200,
+    "features": 3_200,
     "suites": 1_080,
-    "cli": 2_200,
+    "cli": 2_500,
 }
 
 

@@ -1,0 +1,73 @@
+"""`cutaway features`: a store in one command, merged with another, and refusals as exit codes."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from itertools import islice
+
+import pytest
+
+from cutaway.cli import main
+from cutaway.features import FeatureStore
+from cutaway.zoo.miniworld.documents import WorldDocuments
+from tests.conformance import subjects
+
+DICTIONARY = ["--dictionary", "miniworld/resid_post.3"]
+
+
+def run(capsys, *words):
+    """Exit code, stdout and stderr of one command line."""
+    code = main(list(map(str, words)))
+    return code, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    """Two files of different documents."""
+    folder, world = tmp_path_factory.mktemp("texts"), subjects.miniworld().world
+    for seed, name in enumerate("ab"):
+        documents = islice(WorldDocuments(world, seed=seed).read(0), 40)
+        (folder / f"{name}.jsonl").write_text("\n".join(json.dumps({"text": t}) for t in documents), "utf-8")
+    return folder
+
+
+def test_stores_are_made_found_again_and_merged(capsys, tmp_path, texts):
+    def line(name, *more):
+        out, text = ["--out", tmp_path / name], ["--text", texts / f"{name}.jsonl"]
+        return ["features", "harvest", *DICTIONARY, *text, *out, "--context", "32", "--no-across", *more]
+
+    code, said, err = run(capsys, *line("a"), "--json")
+    assert (code, err) == (0, "")
+    data = json.loads(said)
+    store = FeatureStore(tmp_path / "a")
+    command = data.pop("command")
+    assert data.pop("folder") == str(tmp_path / "a")
+    assert data == store.manifest
+    assert store.names == ["resid_post.3"]
+    code, said, _ = run(capsys, *shlex.split(command)[1:])
+    assert code == 0
+    assert f"again: {command}" in said
+    assert f"{store.counted:,} tokens of miniworld" in said
+    assert run(capsys, *line("b", "--like", tmp_path / "a"))[0] == 0
+    code, said, _ = run(capsys, "features", "merge", tmp_path / "a", tmp_path / "b", "--out", tmp_path / "c", "--json")
+    assert code == 0
+    both = [FeatureStore(tmp_path / n).counted for n in "abc"]
+    assert json.loads(said)["counts"]["counted"] == both[2] == both[0] + both[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ([], "no end"),
+        (["--text", "nowhere.txt"], "no such file"),
+        (["--tokens", "9", "--dictionary", "miniworld/resid_post.3"], "two have one name"),
+        (["--tokens", "9", "--acts", "x"], "contexts go through the model"),
+        (["--tokens", "9", "--codes", "3"], "a share of the documents"),
+        (["--tokens", "9", "--like", "nowhere"], "no harvest has finished"),
+    ],
+)
+def test_what_cannot_be_harvested_is_refused(capsys, tmp_path, words, why):
+    code, out, err = run(capsys, "features", "harvest", *DICTIONARY, "--out", tmp_path / "o", *words)
+    assert (code, out) == (2, "")
+    assert why in " ".join(err.split())
