@@ -170,8 +170,10 @@ SECTIONS = {
         "foreseen, among the weakest, the middle and the hardest tenth of their looks (chance: random keys), and the "
         "attention of these looks. *copies*: how far a head raises the token that it attends to, in standard "
         "deviations over the vocabulary (chance: the tokens of other sources), with the values that it reads in the "
-        "text, and with those of bare embeddings. 23.4 reads capitals: of the countries in the prompts, the tokens "
-        "attended to and written that go together most, and what values turned at random in its space reach.",
+        "text, and with those of bare embeddings. *removed*: the rise of the loss, in nats, at tokens that were said "
+        "before and at all others, without the head (chance: other heads of its layer); only that of 16.0 is beyond "
+        "what these do. 23.4 reads capitals: of the countries in the prompts, the tokens attended to and written that "
+        "go together most, and what values turned at random in its space reach.",
     ),
     "heads that move names": (
         "Heads that move names",

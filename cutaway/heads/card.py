@@ -6,6 +6,9 @@ the first token; queries are ranked by it, as in HeadVis (Luger et al. 2026, tra
 looks alone flatter any description.
 
 * `score[type]`, `claimed[type]`, `raises[type]`: those of `heads.classify` over all heads, for this one.
+* `effect[span]`: rise of the loss, in nats, without the head, at tokens that were said before and elsewhere
+  (`heads.confirm`, the same numbers). The head is put at its mean z over the tokens, first and special ones left in
+  place. `effect_interval`: 95 %, over sequences that have such tokens.
 * `matched[decile, keys]`: the share of a decile's queries whose most attended key is one that a type looks at; last,
   of no type. `interval`s: 95 %, over sequences. A description that holds in the tenth decile only is one of tails.
 * `strength[decile]`: the mean strength of its queries.
@@ -19,14 +22,17 @@ looks alone flatter any description.
   suppressed, in standard deviations over the vocabulary. A source's value is that which the head reads in the text,
   averaged by attention. `bare[bare_pair]` has the values of bare embeddings: the full OV circuit (Elhage et al. 2021).
 * `same[circuit]`: mean strength of a source with itself: copying. `interval`: over sources.
-* Control: keys shuffled (`score`), drawn (`matched`) or moved (`distance`) among those that a query may look at;
-  values turned at random in the head's own space, so that what it writes keeps its size (`writes`, `bare`); targets of
-  other sources (`same`).
+* Control: random other heads of the layer removed, if there are any (`effect`; the record says how they are matched);
+  keys shuffled (`score`), drawn (`matched`) or moved (`distance`) among those that a query may look at; values turned
+  at random in the head's own space, so that what it writes keeps its size (`writes`, `bare`); targets of other sources
+  (`same`).
 * Assumption: the text is what the head is for. Sources are the 256 tokens of the text that it attends to most.
-* Known failures: the key of largest attention is not all that is looked at. Attention is no effect. The strongest of
-  many pairs are rare tokens whose vectors training hardly moved; late heads of trained models no longer read bare
-  embeddings. Queries of one sequence are no independent examples. A sequence that is there twice counts once.
-* Cost: one forward, and products of sources × vocabulary, a block at a time.
+* Known failures: the key of largest attention is not all that is looked at. Attention is no effect, and a head that
+  others stand in for has a small `effect`. The strongest of many pairs are rare tokens whose vectors training hardly
+  moved; late heads of trained models no longer read bare embeddings. Queries of one sequence are no independent
+  examples. A sequence that is there twice counts once.
+* Cost: four forwards and one a random head, those without a head from its layer on, and products of sources ×
+  vocabulary, a block at a time.
 """
 
 from __future__ import annotations
@@ -46,7 +52,9 @@ from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval, one_prompt, ratio_interval
 from cutaway.heads.classify import HeadTypes, scored
+from cutaway.heads.confirm import SPANS, few_such, spans
 from cutaway.heads.looks import KEYS, NONE, WINDOW, Looks, Window
+from cutaway.heads.losses import without
 from cutaway.heads.types import TYPES, check_least
 from cutaway.heads.written import Written, bare_values, toward, written
 from cutaway.models import circuits
@@ -63,6 +71,7 @@ _SOURCES = 256  # most tokens of the text whose outputs are read
 _BEFORE = 8  # tokens of a context that are shown before key and query
 Part = tuple[dict[str, Any], dict[str, list[Any]], dict[str, str]]  # fields, their labels, reasons
 _CONTROLS = {
+    "effect": "random_sets",
     "matched": "random_keys",
     "distance": "moved_looks",
     **dict.fromkeys(("writes", "bare"), "turned_values"),
@@ -72,6 +81,7 @@ _UNITS = {
     **dict.fromkeys(("score", "strength", "attention", "looks", "pattern", "distance"), "attention"),
     **dict.fromkeys(("raises", "writes", "bare", "same"), "standard deviations over the vocabulary"),
     "matched": "share of queries",
+    **dict.fromkeys(("effect", "effect_interval", "effect_null"), "nats"),
 }
 
 
@@ -83,6 +93,7 @@ class HeadCard(Result, kind="head_card"):
         score: the mean attention to a type's keys.
         claimed: 1 for a type that the head is of.
         raises: how far the head raises the tokens at a type's keys; None where it cannot be read.
+        effect: rise of the loss without the head.
         matched: queries of a decile whose most attended key a type looks at.
         strength: the mean of the largest attention of a decile's queries.
         attention: the largest attention of single queries; the labels have their contexts.
@@ -94,12 +105,15 @@ class HeadCard(Result, kind="head_card"):
         same: mean strength of a token with itself; NaN where it cannot be read.
     """
 
-    page = ("matched", "strength", "attention", "looks", "distance", "writes")
+    page = ("effect", "matched", "strength", "attention", "looks", "distance", "writes")
 
     score: Float[Tensor, "type"]
     interval: Float[Tensor, "type bound"]
     null: Float[Tensor, "type sample"]
     claimed: Float[Tensor, "type"]
+    effect: Float[Tensor, "span"]
+    effect_interval: Float[Tensor, "span bound"]
+    effect_null: Float[Tensor, "span sample"]
     matched: Float[Tensor, "decile keys"]
     matched_interval: Float[Tensor, "decile keys bound"]
     matched_null: Float[Tensor, "decile keys sample"]
@@ -132,9 +146,9 @@ class HeadCard(Result, kind="head_card"):
 @method(
     answers="What does one head do, from its weakest looks to its hardest?",
     paper="Luger et al. 2026, transformer-circuits.pub/2026/headvis",
-    cost="prompts * F",
+    cost="prompts * (4 + sample) * F",
     control="shuffled_keys",
-    rung="observational",
+    rung="interventional",
 )
 @torch.no_grad()
 def card(
@@ -171,7 +185,8 @@ def card(
     types = scored(model, tokens, TYPES, least, False, samples, seed, looks.watching())
     parts = [_deciles(looks), _distances(looks), _examples(model, tokens, looks, max(examples, 1))]
     parts += [_windows(model, tokens, looks), _outputs(model, place, looks, pairs, samples, seed)]
-    return _result(place, types, looks, parts)
+    effects, said = _effects(model, tokens, place, samples, seed)
+    return _result(place, types, looks, [*parts, effects], said)
 
 
 def _one(model: Model, head: str) -> Address:
@@ -184,7 +199,7 @@ def _one(model: Model, head: str) -> Address:
     return found[0]
 
 
-def _result(place: Address, types: HeadTypes, looks: Looks, parts: Sequence[Part]) -> HeadCard:
+def _result(place: Address, types: HeadTypes, looks: Looks, parts: Sequence[Part], said: dict[str, str]) -> HeadCard:
     fields, labels, reasons = _types(types.select(layer=place.layer, head=place.unit or 0))
     for more, names, why in parts:
         fields, labels, reasons = fields | more, labels | names, reasons | why
@@ -200,7 +215,8 @@ def _result(place: Address, types: HeadTypes, looks: Looks, parts: Sequence[Part
             "sequences": len(looks.found),
             "controls": _CONTROLS,
             "claimed": [n for n, c in zip(labels["type"], fields["claimed"].tolist(), strict=True) if c > 0],
-        },
+        }
+        | said,
     )
 
 
@@ -209,6 +225,17 @@ def _types(types: HeadTypes) -> Part:
     fields = {n: None if (x := getattr(types, n)) is None else x[:, 0, 0] for n in names}
     mine = [*types.labels["type"], "score", "raises"]
     return fields, {"type": types.labels["type"]}, {n: why for n, why in types.reasons.items() if n in mine}
+
+
+def _effects(model: Model, tokens: Tokens, place: Address, samples: int, seed: int) -> tuple[Part, dict[str, str]]:
+    """Return what removing the head does to the loss of every sequence, each once, and how it was removed."""
+    once, name = tokens.rows(sorted({*tokens.firsts()})), f"{place.layer}.{place.unit}"
+    found = without(model, once, {name: [place]}, spans, "mean", samples, seed, "")
+    few = {span: few_such(n) for span, n in zip(SPANS, (found.count > 0).sum(0).tolist(), strict=True) if n < 2}
+    why = {"effect": found.why.get(name, "tokens that no two sequences have say so")} if few or found.why else {}
+    fields = {part: found.fields[part][:, 0] for part in ("effect", "effect_interval", "effect_null")}
+    words = {"left in place": found.said["left in place"], "removed": found.said.get(name, "nothing")}
+    return (fields, {"span": SPANS}, few | why), words
 
 
 def _deciles(looks: Looks) -> Part:

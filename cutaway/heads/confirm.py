@@ -103,7 +103,7 @@ def confirm(
             refuses.
     """
     sets = _sets(model, prompts, types, heads, least, seed)
-    found = without(model, prompts.bind(model), sets, _spans, how, samples, seed, "no head is claimed to be of it")
+    found = without(model, prompts.bind(model), sets, spans, how, samples, seed, "no head is claimed to be of it")
     return _result(sets, found)
 
 
@@ -122,7 +122,7 @@ def _sets(
     return {name: components(model, at) if (at := found.named(name)) else [] for name in (row.name for row in asked)}
 
 
-def _spans(tokens: Tokens, prompt: Int[Tensor, "row"]) -> list[Bool[Tensor, "row column"]]:
+def spans(tokens: Tokens, prompt: Int[Tensor, "row"]) -> list[Bool[Tensor, "row column"]]:
     """Return the columns whose next token was said before, and those of all other tokens.
 
     The first token of a sequence is none of them: nothing predicts it, and it alone predicts the next.
@@ -134,12 +134,17 @@ def _spans(tokens: Tokens, prompt: Int[Tensor, "row"]) -> list[Bool[Tensor, "row
     return [asks & again, asks & ~again]
 
 
+def few_such(n: int) -> str:
+    """Return why a span of tokens that none or one of the sequences has is without an interval."""
+    return f"{n or 'no'} sequence has such tokens"
+
+
 def _result(sets: dict[str, list[Address]], found: Losses) -> TypeEffects:
     if not bool(found.count.sum()):
         raise Refused("the loss of predictions", "no sequence has three tokens", "give longer ones")
     few, why = dict[str, str](), found.why
     for name, n in zip(SPANS, (found.count > 0).sum(0).tolist(), strict=True):
-        few |= {name: f"{n or 'no'} sequence has such tokens"} if n < 2 else {}
+        few |= {name: few_such(n)} if n < 2 else {}
     if why or few:
         few |= {name: few.get(name, "some types have no heads to remove") for name in SPANS if why}
         few["effect"] = "types without heads and tokens that no two sequences have say so"

@@ -78,7 +78,7 @@ def without(
             continue
         at[name] = len(variants)
         variants += [list(places), *random.sets]
-        said[name] = f"{len(places)} heads; random sets: {random.matched}"
+        said[name] = f"{len(places)} {'head' if len(places) == 1 else 'heads'}; random sets: {random.matched}"
     measure = Measure(partial(_sums, spans), Reads(last_logits=False, places=(Address("logits"),)))
     edits = [[], *removals(model, tokens, variants, how)]
     sums = sweep(model, tokens, edits, measure).float().cpu().unflatten(-1, (-1, 3))  # [variant, prompt, span, sum]

@@ -11,7 +11,7 @@ import torch
 import cutaway as ca
 from cutaway.cli import app
 from cutaway.core.refuse import Refused
-from cutaway.heads import card, classify, looks
+from cutaway.heads import card, classify, confirm, looks
 from cutaway.models.edits.library import Replace
 from cutaway.models.model import Model
 from cutaway.models.tokens import batch
@@ -91,7 +91,7 @@ def check_pairs(model: Model, got: ca.heads.HeadCard, sources: list[int], values
 
 def test_a_planted_head_is_told_in_every_decile_but_not_by_keys_drawn_at_random():
     model, evidence = subjects.random_llama(), Repeats(6, 8)
-    ids = evidence.bind(model).ids
+    ids = evidence.bind(model).ids[:1]  # the first block of every sequence is the second, token by token
     with model.edited(Replace("pattern.1.2", planted(ids, "duplicate token"))):
         got = card(model, evidence, head="1.2", samples=40)
     own, doubled = (got.labels["keys"].index(n) for n in ("current token", "duplicate token"))
@@ -135,6 +135,24 @@ def test_fewer_queries_than_deciles_leave_some_empty_and_say_so():
     assert {*names} == {*got.labels["decile"]} & {*got.reasons}
 
 
+def test_what_its_removal_does_is_that_of_confirm_and_stands_out_where_no_head_stands_in_for_it():
+    model = subjects.miniworld()
+    texts = Repeats(8, 10).bind(model).ids.tolist()
+    got = card(model, ca.tasks.as_prompts([*texts, texts[0]]), head="1.2", samples=4)
+    whole = confirm(model, Repeats(8, 10), heads="1.2", samples=4)
+    for name in ("effect", "interval", "null"):
+        mine = getattr(got, name if name == "effect" else f"effect_{name}")
+        assert torch.equal(mine, getattr(whole, name)[:, 0]), "a sequence that is there twice counts once"
+    again = got.labels["span"].index("said before")
+    assert float(got.effect_interval[again, 0]) > float(got.effect_null[again].max()) + 2, (
+        "nats: it alone looks one back"
+    )
+    assert abs(float(got.effect[1 - again])) < 0.5, "nothing can be known elsewhere"
+    short = card(model, ca.tasks.as_prompts([[0, 5], [0, 7]]), head="1.2", samples=2)
+    assert short.effect.isnan().all()
+    assert short.reasons["said before"] == short.reasons["elsewhere"] == "no sequence has such tokens"
+
+
 @pytest.mark.parametrize(
     ("head", "why"), [("", "about one head"), ("1.*", "4 heads"), ("1", "layer.head"), ("1.9", "1.9"), ("x", "x")]
 )
@@ -146,7 +164,7 @@ def test_what_is_not_one_head_is_refused(head, why):
 def test_the_command_shows_the_page(capsys):
     assert app.main(["heads", "card", "--model", "miniworld", "--head", "1.0", "--repeats", "4"]) == 0
     shown = capsys.readouterr().out
-    for word in ("score", "matched", "strength", "looks", "distance", "writes", "head 1.0"):
+    for word in ("score", "effect", "matched", "strength", "looks", "distance", "writes", "head 1.0"):
         assert word in shown
     assert app.main(["heads", "card", "--model", "miniworld", "--head", "1.0", "--repeats", "4", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["record"]["sequences"] == 4

@@ -28,6 +28,11 @@ def test_the_hardest_looks_on_text_are_those_foreseen_more_than_the_weakest(mode
     for circuit, name in enumerate(got.labels["circuit"]):
         same = measure(got.same[circuit], got.same_interval[circuit], got.same_null[circuit])
         results.row(PAGES, f"{head}: writes what it reads, {name}", len(texts), copies=same)
+    rises = {
+        span: measure(got.effect[i], got.effect_interval[i], got.effect_null[i])
+        for i, span in enumerate(got.labels["span"])
+    }
+    results.row(PAGES, f"{head}: removed", len(texts), **rises)
     assert float(got.matched_interval[9, k, 0]) > float(got.matched_null[9, k].max())
     assert float(got.matched[9, k]) > float(got.matched[0, k])
     if head == "23.2":
