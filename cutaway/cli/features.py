@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
 from cutaway.cli.dict.files import open_dictionary
 from cutaway.cli.dict.source import FROM, From, open_origin
+from cutaway.cli.method_commands import reply
+from cutaway.cli.output import OUT_HELP, check_out, save
 from cutaway.cli.processes import is_main_process
 from cutaway.cli.repeat import repeated
-from cutaway.cli.shell import Reply, stages
+from cutaway.cli.shell import Reply, as_data, stages
+from cutaway.cli.subjects import load_model
 from cutaway.core.refuse import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from cutaway.dictionaries.dictionary import Dictionary
-    from cutaway.features import FeatureStore
+    from cutaway.features import Explanations, FeatureStore
 
 USUAL = From()
+By = Literal["label", "token", "phrase", "text", "raises"]
 Dictionaries = Annotated[
     list[str],
     Parameter(
@@ -145,3 +150,144 @@ def _show(console: Any, store: FeatureStore, command: str | None) -> None:
     console.print(escape(f"in Python: ca.features.FeatureStore({str(store.folder)!r})"), soft_wrap=True)
     if command is not None and is_main_process():
         console.print(escape(f"again: {command}"), soft_wrap=True)
+
+
+STORE = Annotated[Path, Parameter(help="folder of `cutaway features harvest`")]
+NAME = Annotated[str | None, Parameter(help="name of the dictionary in the store, where there are several")]
+SOURCE = Annotated[str | None, Parameter(help="the dictionary's file [default: as when it was harvested]")]
+MODEL = Annotated[str | None, Parameter(help="the model [default: as when it was harvested]")]
+
+
+def card(
+    store: STORE,
+    latent: Annotated[int, Parameter(help="number of the latent")],
+    *,
+    name: NAME = None,
+    model: MODEL = None,
+    source: SOURCE = None,
+    examples: Annotated[int, Parameter(help="largest examples that are shown, beside random ones")] = 6,
+    tokens: Annotated[int, Parameter(help="raised tokens, lowered tokens and neighbours")] = 8,
+    contexts: Annotated[int, Parameter(help="examples on which the latent is ablated; 0 leaves that out")] = 6,
+    samples: Annotated[int, Parameter(help="random directions, and other latents that are ablated")] = 4,
+    seed: Annotated[int, Parameter(help="seed of both")] = 0,
+    alone: Annotated[bool, Parameter(help="open no model: leave out what needs it", negative="")] = False,
+    out: Annotated[Path | None, Parameter(group="Output", help=OUT_HELP)] = None,
+) -> Reply:
+    """Show what a latent does: where it fires, what it writes, what it is like, and what ablating it changes."""
+    from cutaway.features import FeatureStore
+    from cutaway.features import card as make
+
+    check_out(out)
+    given = {"name": name, "model": model, "source": source}
+    with stages() as step:
+        step("opening …")
+        found = FeatureStore(store)
+        opened = () if alone else _opened(found, **given)
+        step("reading …")
+        wanted = {"examples": examples, "tokens": tokens, "contexts": contexts, "samples": samples, "seed": seed}
+        made = make(found, latent, *opened, dictionary=name, **wanted)
+    command = repeated(
+        "features card", card, given | wanted | {"store": store, "latent": latent, "alone": alone, "out": out}
+    )
+    return reply(replace(made, record=made.record | {"command": command}), out)
+
+
+def explain(
+    store: STORE,
+    latents: Annotated[list[int] | None, Parameter(help="these; all that are active often enough if left out")] = None,
+    /,
+    *,
+    name: NAME = None,
+    samples: Annotated[int, Parameter(help="random features for each latent")] = 2,
+    seed: Annotated[int, Parameter(help="of tokens that are drawn, random features and resamples")] = 0,
+    show: Annotated[int, Parameter(help="latents that are listed, those of largest F1")] = 20,
+    out: Annotated[Path | None, Parameter(group="Output", help=OUT_HELP)] = None,
+) -> Reply:
+    """Find short rules for latents, score them on held-out documents, and write them into the store as labels."""
+    from cutaway.features import FeatureStore
+    from cutaway.features import explain as run
+
+    check_out(out)
+    with stages() as step:
+        step("looking for rules …")
+        found = run(FeatureStore(store), latents or (), dictionary=name, samples=samples, seed=seed)
+    if out is not None:
+        save(found, out)
+    return Reply(as_data(found), lambda console: _show_rules(console, found, show))
+
+
+def search(
+    store: STORE,
+    words: Annotated[str, Parameter(help="words of labels, or what a flag says")] = "",
+    *,
+    by: Annotated[By, Parameter(help="what is looked for")] = "label",
+    like: Annotated[int | None, Parameter(help="a latent: find those with similar decoder rows")] = None,
+    name: NAME = None,
+    model: MODEL = None,
+    source: SOURCE = None,
+    most: Annotated[int, Parameter(help="latents that are listed")] = 20,
+) -> Reply:
+    """Find latents by label, peak token, phrase, a text they fire on, a word they raise, or a latent they are like."""
+    from cutaway.features import FeatureStore
+    from cutaway.features import search as room
+
+    if (like is None) == (not words):
+        raise Refused("a search", "it needs words or --like", "give one of them")
+    given = {"name": name, "model": model, "source": source}
+    with stages() as step:
+        step("searching …")
+        found = FeatureStore(store)
+        known = found.latents(name).name if by != "label" or like is not None else ""
+        if like is not None:
+            hits = room.by_likeness(found, like, _source(found, name, source), known, most)
+        elif by == "label":
+            hits = room.by_label(found, words, most)
+        elif by in ("token", "phrase"):
+            hits = {"token": room.by_peak_token, "phrase": room.by_phrase}[by](found, words, known, most)
+        else:
+            way = {"text": room.by_text, "raises": room.by_raised_word}[by]
+            hits = way(found, words, *_opened(found, **given), known, most)
+    data = [asdict(h) | {"labels": [x.text for x in found.meta.labels(h.dictionary, h.latent)]} for h in hits]
+    return Reply(data, lambda console: _show_hits(console, data, by == "label"))
+
+
+def _opened(store: FeatureStore, name: str | None, model: str | None, source: str | None) -> tuple[Any, Any]:
+    """Open the model and the dictionary of a store, by the words of the harvest where others are not given."""
+    word = model if model is not None else store.manifest["opened"]
+    if word is None:
+        raise Refused("the model of the store", "the harvest does not say how it is opened", "give --model, or --alone")
+    loaded = load_model(str(word))
+    return loaded, _source(store, name, source).to(loaded.device)
+
+
+def _source(store: FeatureStore, name: str | None, source: str | None) -> Dictionary:
+    word = source if source is not None else store.latents(name).row["opened"]
+    if word is None:
+        raise Refused("the dictionary of the store", "the harvest does not say how it is opened", "give --source FILE")
+    return open_dictionary(str(word))
+
+
+def _show_rules(console: Any, found: Explanations, most: int) -> None:
+    from rich.text import Text
+
+    rows = found.record["rules"]
+    console.print(f"{rows['with a rule']:,} of {rows['latents']:,} latents have a short rule", style="bold")
+    f1 = found.labels["measure"].index("F1")
+    order = found.score[:, f1].argsort(descending=True, stable=True)[:most].tolist()
+    for i in order:
+        low, high = found.interval[i, f1].tolist()
+        line = f"F1 {float(found.score[i, f1]):.2f} [{low:.2f}, {high:.2f}]  {found.labels['latent'][i]}"
+        console.print(Text(line), soft_wrap=True)
+    console.print(Text(f"random features: F1 at most {float(found.null[:, f1].max()):.2f}", "dim"))
+
+
+def _show_hits(console: Any, hits: list[dict[str, Any]], labelled: bool) -> None:
+    from rich.text import Text
+
+    for hit in hits:
+        label = "" if labelled or not hit["labels"] else f"  {hit['labels'][0]}"
+        console.print(
+            Text(f"{hit['dictionary']} {hit['latent']:>6}  {hit['why']}").append(label, "dim"), soft_wrap=True
+        )
+    if not hits:
+        console.print("no latent was found")

@@ -35,6 +35,9 @@ BESIDE = {
     },
     "features": {
         "harvest": ("cutaway.cli.features:harvest", "Write the store of features of dictionaries, in one pass."),
+        "card": ("cutaway.cli.features:card", "Show what a latent of a store does."),
+        "explain": ("cutaway.cli.features:explain", "Find short rules for latents, scored on held-out documents."),
+        "search": ("cutaway.cli.features:search", "Find latents of a store."),
         "merge": ("cutaway.cli.features:merge", "Make one store of several, of different documents."),
     },
 }

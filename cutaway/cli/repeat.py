@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cutaway.models.model import Model
 
 #: flags whose texts may be paths
-_PLACES = ("file", "model", "text", "other", "seeds", "labels", "words", "choice")
+_PLACES = ("file", "model", "text", "other", "seeds", "labels", "words", "choice", "store", "source", "dictionary")
 
 
 def repeated(name: str, function: Callable[..., Any], given: Mapping[str, Any], *leave: str) -> str:

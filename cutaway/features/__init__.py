@@ -1,8 +1,22 @@
 """Features: what single latents of a dictionary do in a model, and stores of what a harvest found about them."""
 
+from cutaway.features import search
+from cutaway.features.card import FeatureCard, card
+from cutaway.features.explain import Explanations, explain
 from cutaway.features.harvest import Keep, harvest
 from cutaway.features.latents import latents
 from cutaway.features.store.assemble import merge
 from cutaway.features.store.feature_store import FeatureStore
 
-__all__ = ["FeatureStore", "Keep", "harvest", "latents", "merge"]
+__all__ = [
+    "Explanations",
+    "FeatureCard",
+    "FeatureStore",
+    "Keep",
+    "card",
+    "explain",
+    "harvest",
+    "latents",
+    "merge",
+    "search",
+]

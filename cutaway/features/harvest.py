@@ -267,7 +267,7 @@ class _Harvest:
         return Tally.empty(d.n_latents, keep.top, keep.samples, keep.window, self.job.seed, d.device)
 
     def _parts(self) -> Parts:
-        own = self.reader.identity()
+        own, job = self.reader.identity(), self.job
         head = {
             "harvest": self.key,
             "model": own["model"],
@@ -277,12 +277,13 @@ class _Harvest:
             "width": self.reader.packer.packing.context,
             "masking": {n: v for n, v in self.reader.rule.as_dict().items() if n in ("masked", "thresholds")},
             "computed": self.reader.noted_kernels(),
-            "asked": self.job.tokens,
-            "keep": asdict(self.job.keep),
+            "asked": job.tokens,
+            "keep": asdict(job.keep),
             "seed": self.job.seed,
             "counts": self.totals,
             "cost": self.cost,
             "part": list(self.part),
+            "opened": None if job.model.made is None else job.model.made.flags.get(""),
             "dictionaries": [described(n, d) for n, d in self.job.dictionaries.items()],
         }
         return Parts(head, self.corpus, self.codes, self.tallies, tokenizer_text(self.job.model))

@@ -71,3 +71,57 @@ def test_what_cannot_be_harvested_is_refused(capsys, tmp_path, words, why):
     code, out, err = run(capsys, "features", "harvest", *DICTIONARY, "--out", tmp_path / "o", *words)
     assert (code, out) == (2, "")
     assert why in " ".join(err.split())
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, texts):
+    """A store of two dictionaries, one of them with a name of its own."""
+    out = tmp_path_factory.mktemp("stores") / "both"
+    line = ["features", "harvest", *DICTIONARY, "--dictionary", "mlp=miniworld/transcoders", "--text",
+            texts / "a.jsonl", "--out", out, "--context", "32"]  # fmt: skip
+    assert main(list(map(str, line))) == 0
+    return out
+
+
+def test_rules_cards_and_searches(capsys, tmp_path, store):
+    code, said, _ = run(capsys, "features", "explain", store, "--name", "resid_post.3", "--show", "2")
+    assert code == 0
+    assert "latents have a short rule" in said
+    assert "random features: F1 at most" in said
+    latent = int(said.splitlines()[1].split("]")[1].split(":")[0])
+    page = tmp_path / "card.html"
+    line = ["features", "card", store, latent, "--name", "resid_post.3", "--contexts", "2"]
+    code, said, _ = run(capsys, *line, "--out", page)
+    assert code == 0
+    assert f"What does latent {latent} of resid_post.3 do?" in said
+    assert "(rule)" in said, "its label"
+    assert "raises" in page.read_text("utf-8")
+    code, said, _ = run(capsys, *line, "--alone", "--json")
+    data = json.loads(said)
+    assert code == 0
+    assert "raises" not in data["fields"]
+    assert run(capsys, *shlex.split(data["record"]["command"])[1:], "--json")[1].startswith('{"kind": "feature_card"')
+    for words in (["--by", "token", "."], ["--by", "phrase", "."], ["--by", "text", "the city of oslo ."],
+                  ["--by", "raises", "oslo"], ["--like", "3"]):  # fmt: skip
+        code, said, err = run(capsys, "features", "search", store, *words, "--name", "resid_post.3", "--most", "3")
+        assert (code, len(said.splitlines())) == (0, 3), err
+    code, said, _ = run(capsys, "features", "search", store, "token", "--json")
+    assert code == 0
+    assert all("token" in hit["labels"][0] for hit in json.loads(said))
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["card", "STORE", "3"], "the store has several"),
+        (["card", "STORE", "9999", "--name", "mlp"], "no such latent"),
+        (["search", "STORE"], "words or --like"),
+        (["search", "STORE", "a b", "--by", "token", "--name", "mlp"], "tokens here"),
+        (["card", "STORE", "3", "--name", "mlp", "--source", "miniworld/resid_post.3"], "this one"),
+        (["card", "STORE", "3", "--name", "mlp", "--out", "a.gif"], "says nothing"),
+    ],
+)
+def test_what_a_store_cannot_answer_is_refused(capsys, store, words, why):
+    code, out, err = run(capsys, "features", *(store if w == "STORE" else w for w in words))
+    assert (code, out) == (2, "")
+    assert why in " ".join(err.split())

@@ -26,11 +26,6 @@ from tests.features.common import KEEP, MASKING, PACKING, WIDTH, brute, dictiona
 module = sys.modules["cutaway.features.harvest"]  # the room offers the function under this name
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return made(tmp_path_factory.mktemp("features") / "store")
-
-
 def files(folder):
     """The bytes of all files but the manifest, which holds times."""
     return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != MANIFEST}

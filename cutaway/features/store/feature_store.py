@@ -130,6 +130,11 @@ class FeatureStore:
         items = ids.tolist()
         return [str(i) for i in items] if self._tokenizer is None else running_texts(self._tokenizer, items)
 
+    def vocabulary(self, size: int) -> list[str]:
+        """Return the texts of the first token ids; numbers where the tokenizer is not in the store."""
+        own = self._tokenizer
+        return [str(i) if own is None else own.decode([i]) for i in range(size)]
+
     def token_ids(self, text: str) -> list[int]:
         """Return the tokens of a text.
 
@@ -178,6 +183,17 @@ class FeatureStore:
             raise Refused(
                 f"{dictionary!r} for features in {str(self.folder)!r}", why, "give the one that was harvested"
             )
+
+    def check(self, known: StoredLatents, model: Model | None, source: Dictionary | None) -> None:
+        """Refuse another model or dictionary, where they are given.
+
+        Raises:
+            Refused: either is another than was harvested.
+        """
+        if model is not None:
+            self.check_model(model)
+        if source is not None:
+            self.check_dictionary(source, known.name)
 
     def files(self) -> Iterator[dict[str, Any]]:
         """Yield the name, bytes and SHA-256 of every file of numbers."""
@@ -270,8 +286,9 @@ def named(dictionaries: Dictionary | Mapping[str, Dictionary] | Sequence[Diction
 
 def described(name: str, d: Dictionary) -> dict[str, Any]:
     """Return the entry of a dictionary in the manifest, without its files."""
-    own = d.identity()
-    return own | {"name": name, "source": own["name"]}
+    own, made = d.identity(), d.made
+    opened = None if made is None or made.no_flags else made.flags.get("")
+    return own | {"name": name, "source": own["name"], "opened": opened}
 
 
 def _sites(d: Dictionary) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -115,14 +115,18 @@ class StoredLatents:
             out += self._examples("sampled", int(slots[octave]), [octave] * self.tensors["sampled.key"].shape[1])
         return out
 
+    def shards(self) -> Iterator[dict[str, Tensor]]:
+        """Yield the files of codes: `place` and `value` of active tokens by latent, each from its `first` on."""
+        for row in self.row["codes"]:
+            yield self.mapped(row["file"])
+
     def codes(self, latent: int) -> tuple[Int[Tensor, "active"], Float[Tensor, "active"]]:
         """Return the places in the corpus on which a latent is active, ascending, and its values, where codes are
         kept.
         """
         self.check(latent)
         place, value = list[Tensor](), list[Tensor]()
-        for row in self.row["codes"]:
-            part = self.mapped(row["file"])
+        for part in self.shards():
             some = slice(*part["first"][latent : latent + 2].tolist())
             place.append(part["place"][some].long())
             value.append(part["value"][some])
