@@ -291,3 +291,39 @@ def _show_hits(console: Any, hits: list[dict[str, Any]], labelled: bool) -> None
         )
     if not hits:
         console.print("no latent was found")
+
+
+def export(
+    store: STORE,
+    out: Annotated[Path, Parameter(help="a new folder")],
+    *,
+    format: Annotated[Literal["neuronpedia", "saedashboard"], Parameter(help="format to write")] = "neuronpedia",
+    model_id: Annotated[str | None, Parameter(help="name of the model there [default: its own]")] = None,
+    set: Annotated[str, Parameter(help="name of the set of sources there")] = "res",
+    creator: Annotated[str, Parameter(help="who made it")] = "cutaway",
+    name: NAME = None,
+    model: MODEL = None,
+    source: SOURCE = None,
+) -> Reply:
+    """Write a store in the format of another tool: Neuronpedia's bulk export, or SAEDashboard's batches."""
+    from datetime import UTC, datetime
+
+    from cutaway.features import FeatureStore
+    from cutaway.features.formats.neuronpedia import Export, write_neuronpedia
+    from cutaway.features.formats.saedashboard import write_saedashboard
+
+    with stages() as step:
+        step("opening …")
+        found = FeatureStore(store)
+        opened = _opened(found, name, model, source)
+        own = model_id or str(found.manifest["model"]["name"]).replace("/", "-")
+        about = Export(own, set, creator, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
+        step("writing …")
+        write = {"neuronpedia": write_neuronpedia, "saedashboard": write_saedashboard}[format]
+        folder = write(found, out, about, *opened, dictionary=name)
+    files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+    def show(console: Any) -> None:
+        console.print(f"{len(files)} files: {folder}", style="bold", markup=False, soft_wrap=True)
+
+    return Reply({"folder": str(folder), "format": format, "files": files}, show)

@@ -54,13 +54,22 @@ def writes_to_logits(model: Model, d: Dictionary, latent: int) -> Float[Tensor, 
     return total
 
 
+def direct_effects(model: Model, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row token"]:
+    """Return the direct effects of directions on all logits, the weights of norms folded in, their scales left out.
+
+    Raises:
+        Refused: the model has no unembedding, or one that is not linear.
+    """
+    return rows @ logit_readers(model.anatomy, dtype=torch.float32).detach().T
+
+
 def logit_effects(model: Model, rows: Float[Tensor, "row d_model"]) -> Float[Tensor, "row token"]:
     """Return the direct effects of directions on all logits, in standard deviations over the vocabulary.
 
     Raises:
         Refused: the model has no unembedding, or one that is not linear.
     """
-    found = rows @ logit_readers(model.anatomy, dtype=torch.float32).detach().T
+    found = direct_effects(model, rows)
     return (found - found.mean(1, keepdim=True)) / found.std(1, keepdim=True).clamp_min(1e-30)
 
 

@@ -61,6 +61,7 @@ def by_peak_token(store: FeatureStore, text: str, dictionary: str | None = None,
     return [
         Hit(known.name, i, v, f"{v:.0%} of its largest examples; {base:.2%} of all tokens")
         for i, v in _best(share, most)
+        if v > 0
     ]
 
 
@@ -86,6 +87,7 @@ def by_phrase(store: FeatureStore, text: str, dictionary: str | None = None, mos
     return [
         Hit(known.name, i, v, f"on {share[i]:.0%} of {len(places)} places; on {known.density[i]:.2%} of all tokens")
         for i, v in _best(score, most)
+        if fires[i] > 0
     ]
 
 

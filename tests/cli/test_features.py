@@ -10,6 +10,7 @@ import pytest
 
 from cutaway.cli import main
 from cutaway.features import FeatureStore
+from cutaway.features.formats.neuronpedia import read_neuronpedia
 from cutaway.zoo.miniworld.documents import WorldDocuments
 from tests.conformance import subjects
 
@@ -101,10 +102,15 @@ def test_rules_cards_and_searches(capsys, tmp_path, store):
     assert code == 0
     assert "raises" not in data["fields"]
     assert run(capsys, *shlex.split(data["record"]["command"])[1:], "--json")[1].startswith('{"kind": "feature_card"')
-    for words in (["--by", "token", "."], ["--by", "phrase", "."], ["--by", "text", "the city of oslo ."],
+    for words in (["--by", "token", " the"], ["--by", "phrase", "the city"], ["--by", "text", "the city of oslo ."],
                   ["--by", "raises", "oslo"], ["--like", "3"]):  # fmt: skip
         code, said, err = run(capsys, "features", "search", store, *words, "--name", "resid_post.3", "--most", "3")
         assert (code, len(said.splitlines())) == (0, 3), err
+    out = tmp_path / "np"
+    code, said, _ = run(capsys, "features", "export", store, out, "--name", "resid_post.3", "--set", "res-1k", "--json")
+    assert code == 0
+    assert json.loads(said)["folder"] == str(out / "miniworld" / "3-res-1k")
+    assert len(read_neuronpedia(out / "miniworld" / "3-res-1k").rows["features"]) == 1536
     code, said, _ = run(capsys, "features", "search", store, "token", "--json")
     assert code == 0
     assert all("token" in hit["labels"][0] for hit in json.loads(said))

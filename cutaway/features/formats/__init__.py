@@ -1,0 +1,1 @@
+"""Stores of features in the formats of other tools."""
