@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from cutaway.core.refuse import Refused
 from cutaway.models.edits.library import Scale
@@ -71,7 +72,8 @@ def test_positions_are_those_of_the_prompt():
     assert both.last.tolist() == [3, 2]
     assert both.position_ids.tolist() == [[0, 1, 2, 3, 4, 5, 6, 4, 5], [0, 1, 2, 3, 3, 4, 5, 6, 6]]
     assert both.labels(1) == ["w15", "w16", "w17"]
-    assert torch.equal(model.run_last(both), model.capture(both, "logits")["logits"][[0, 1], [3, 2]])
+    whole = model.capture(both, "logits")["logits"]
+    assert_close(model.run_last(both), whole[[0, 1], [3, 2]], rtol=0, atol=1e-6)
     at_last = model.capture(both, "resid_post.1", Scale("resid_pre.1@-1", 2.0))["resid_post.1"]
     untouched = model.capture(both, "resid_post.1")["resid_post.1"]
     assert not torch.equal(at_last[0, 3], untouched[0, 3])
