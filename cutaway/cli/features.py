@@ -327,3 +327,27 @@ def export(
         console.print(f"{len(files)} files: {folder}", style="bold", markup=False, soft_wrap=True)
 
     return Reply({"folder": str(folder), "format": format, "files": files}, show)
+
+
+def compare(
+    store: STORE,
+    second: Annotated[Path | None, Parameter(help="another store of the same text [default: the same store]")] = None,
+    /,
+    *,
+    names: Annotated[str, Parameter(help="names of both dictionaries in their stores, with a comma between")] = ",",
+    tokens: Annotated[int, Parameter(help="tokens that are compared on, at most")] = 1 << 18,
+    samples: Annotated[int, Parameter(help="moves of the text behind the null")] = 2,
+    seed: Annotated[int, Parameter(help="seed of the moves")] = 0,
+    out: Annotated[Path | None, Parameter(group="Output", help=OUT_HELP)] = None,
+) -> Reply:
+    """Match the latents of two dictionaries by the tokens on which they fire."""
+    from cutaway.features import FeatureStore
+    from cutaway.features import compare as run
+
+    check_out(out)
+    one, _, two = names.partition(",")
+    with stages() as step:
+        step("comparing …")
+        stores = [FeatureStore(s) for s in (store, second) if s is not None]
+        pair = (one.strip() or None, two.strip() or None)
+        return reply(run(*stores, names=pair, tokens=tokens, samples=samples, seed=seed), out)

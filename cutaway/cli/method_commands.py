@@ -38,6 +38,7 @@ BESIDE = {
         "card": ("cutaway.cli.features:card", "Show what a latent of a store does."),
         "explain": ("cutaway.cli.features:explain", "Find short rules for latents, scored on held-out documents."),
         "search": ("cutaway.cli.features:search", "Find latents of a store."),
+        "compare": ("cutaway.cli.features:compare", "Match the latents of two dictionaries by where they fire."),
         "export": ("cutaway.cli.features:export", "Write a store for Neuronpedia or SAEDashboard."),
         "merge": ("cutaway.cli.features:merge", "Make one store of several, of different documents."),
     },

@@ -2,6 +2,7 @@
 
 from cutaway.features import search
 from cutaway.features.card import FeatureCard, card
+from cutaway.features.compare import MatchedLatents, compare
 from cutaway.features.explain import Explanations, explain
 from cutaway.features.harvest import Keep, harvest
 from cutaway.features.latents import latents
@@ -13,7 +14,9 @@ __all__ = [
     "FeatureCard",
     "FeatureStore",
     "Keep",
+    "MatchedLatents",
     "card",
+    "compare",
     "explain",
     "harvest",
     "latents",

@@ -111,6 +111,9 @@ def test_rules_cards_and_searches(capsys, tmp_path, store):
     assert code == 0
     assert json.loads(said)["folder"] == str(out / "miniworld" / "3-res-1k")
     assert len(read_neuronpedia(out / "miniworld" / "3-res-1k").rows["features"]) == 1536
+    code, said, _ = run(capsys, "features", "compare", store, "--names", "resid_post.3,mlp", "--tokens", "500")
+    assert code == 0
+    assert "Which latents of mlp fire where those of resid_post.3 do?" in said
     code, said, _ = run(capsys, "features", "search", store, "token", "--json")
     assert code == 0
     assert all("token" in hit["labels"][0] for hit in json.loads(said))
