@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
+import subprocess
 from itertools import islice
+from pathlib import Path
 
 import pytest
+import torch
 
 from cutaway.cli import main
 from cutaway.features import FeatureStore
 from cutaway.features.formats.neuronpedia import read_neuronpedia
 from cutaway.zoo.miniworld.documents import WorldDocuments
+from tests.cli.test_processes import SHARED
 from tests.conformance import subjects
 
 DICTIONARY = ["--dictionary", "miniworld/resid_post.3"]
@@ -134,3 +139,18 @@ def test_what_a_store_cannot_answer_is_refused(capsys, store, words, why):
     code, out, err = run(capsys, "features", *(store if w == "STORE" else w for w in words))
     assert (code, out) == (2, "")
     assert why in " ".join(err.split())
+
+
+@pytest.mark.wide
+def test_two_processes_make_the_store_of_one(tmp_path):
+    line = ["features", "harvest", *DICTIONARY, "--tokens", "3000", "--context", "32", "--out"]
+    quiet = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([*SHARED, *line, str(tmp_path / "two")], capture_output=True, text=True, env=quiet)
+    assert done.returncode == 0, done.stderr
+    assert main([*line, str(tmp_path / "one")]) == 0
+    one, two = (FeatureStore(tmp_path / n) for n in ("one", "two"))
+    assert one.manifest["counts"] == two.manifest["counts"]
+    for name, t in one.latents().tensors.items():
+        other = two.latents().tensors[name]
+        assert torch.allclose(t, other, rtol=1e-6) if t.is_floating_point() else torch.equal(t, other), name
+    assert [p.name for p in (tmp_path / "two").iterdir() if p.is_dir()] == []
