@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cutaway.core.address import Address
+from cutaway.core.address import Address, parse
 from cutaway.core.node import Bias, Direction, Edge, Latent, Logit, Node, Others, parse_edge, parse_node
 from cutaway.core.node import Error as ErrorNode
 from cutaway.core.refuse import Refused
@@ -151,6 +151,7 @@ def graph(
     nodes: Sequence[Node | str] = (),
     attributes: dict[str, Float[Tensor, "node"]] | None = None,
     words: Sequence[str] = (),
+    blocks: Sequence[str] = (),
     unit: str = "",
 ) -> Graph:
     """Make a graph of edges and their weights; it lays out its nodes by layer and position.
@@ -163,12 +164,14 @@ def graph(
         nodes: the order of the nodes; nodes of edges that are not named here follow in order of appearance.
         attributes: numbers of the nodes by name, in the order of the graph's nodes.
         words: the token at each position, which names the columns of the layout.
+        blocks: the site that each block of a dictionary writes, by its number; without them a block's number is the
+            layer of its MLP.
         unit: the unit of the weights.
     """
     ends = [parse_edge(e) for e in edges]
     order = list(dict.fromkeys([*map(parse_node, nodes), *(n for e in ends for n in (e.source, e.target))]))
     at = {node: i for i, node in enumerate(order)}
-    depth, depth_words = _ranked([_stage(n) for n in order])
+    depth, depth_words = _ranked([_stage(_standing(n, blocks)) for n in order])
     column, column_words = _ranked([_place(n, words) for n in order])
     table = torch.stack(list(attributes.values())) if attributes else None
     found = {"node": [str(n) for n in order], "depth": depth_words, "column": column_words}
@@ -191,6 +194,11 @@ def _ranked(keys: list[tuple[Any, str]]) -> tuple[Int[Tensor, "node"], list[str]
     """Return the dense rank of each key among all, and each key's words."""
     rank = {k: i for i, k in enumerate(sorted({k for k, _ in keys}))}
     return torch.tensor([rank[k] for k, _ in keys], dtype=torch.long), [word for _, word in keys]
+
+
+def _standing(node: Node, blocks: Sequence[str]) -> Node:
+    """Return the site of a block's latents and error where it is known, else the node itself."""
+    return parse(blocks[node.block]) if blocks and isinstance(node, Latent | ErrorNode) else node
 
 
 def _stage(node: Node) -> tuple[tuple[int, int], str]:

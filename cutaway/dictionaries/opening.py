@@ -153,11 +153,11 @@ def open_named(flags: Mapping[str, Any], given: Mapping[str, Any]) -> Dictionary
     return found.to(given["model"].device if "model" in given else "cpu", wide)
 
 
-def random_latents(model: Model, seed: int, n: int = 24) -> Dictionary:
-    """Make a dictionary of random latents of the middle of the model, about half of them active on a token."""
+def random_latents(model: Model, seed: int, n: int = 24, site: str = "resid_post.1") -> Dictionary:
+    """Make a dictionary of random latents of a site d_model wide, about half of them active on a token."""
     g = torch.Generator().manual_seed(seed)
     rows = torch.nn.functional.normalize(torch.randn(n, model.shape.d_model, generator=g), dim=1)
-    return autoencoder("resid_post.1", rows, 0.5 * rows, torch.zeros(n), torch.zeros(model.shape.d_model), Relu())
+    return autoencoder(site, rows, 0.5 * rows, torch.zeros(n), torch.zeros(model.shape.d_model), Relu())
 
 
 HELP = "a sparse dictionary: a file or folder, or miniworld/NAME; with choices: FILE?site=resid_post.6"

@@ -140,7 +140,7 @@ def needed(d: Dictionary, write: str) -> tuple[str, ...]:
 
 def late_reads(d: Dictionary, write: str) -> list[str]:
     """Return the sites that a written site's reconstruction needs, but that a model computes after it."""
-    return [r for r in needed(d, write) if _time(r) > _time(write)]
+    return [r for r in needed(d, write) if time_of(r) > time_of(write)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,7 +168,7 @@ class SpliceWrite(Edit):
 
     @property
     def begins(self) -> Address:
-        return min((parse(r) for r in needed(self.use.splice.dictionary, self.address)), key=_time)
+        return min((parse(r) for r in needed(self.use.splice.dictionary, self.address)), key=time_of)
 
     def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
         whole, there = x.clone(), index_of(self, x, frame, None) or ()
@@ -234,7 +234,7 @@ class SpliceUse:
         if splice.error:
             kept = d.write({b: c[0] for b, c in codes.items()}, reads, [site])[site]
             new = old + (new - kept).reshape(old.shape).to(old.dtype)
-        if site == max(splice._written, key=_time):
+        if site == max(splice._written, key=time_of):
             del frame.scratch[self]
         return new
 
@@ -269,7 +269,7 @@ class SpliceUse:
         return code.put(latents, new)
 
 
-def _time(site: str | Address) -> tuple[float, int]:
+def time_of(site: str | Address) -> tuple[float, int]:
     """Return a key that sorts sites in the order of the forward."""
     a: Any = parse(site)
     early = -1.0 if a.site in ("embed", "pos_embed") else float("inf")

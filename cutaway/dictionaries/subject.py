@@ -39,15 +39,17 @@ class Dictionaries(tuple[Dictionary, ...]):
         return {"dictionaries": [d.identity() for d in self]}
 
     def sizes(self) -> dict[str, int]:
-        """Return the number of dictionaries, for costs."""
-        return {"dictionaries": len(self)}
+        """Return the numbers of dictionaries and of their blocks, for costs."""
+        return {"dictionaries": len(self), "blocks": sum(len(d.blocks) for d in self)}
 
 
-def _open(flags: Mapping[str, Any], given: Mapping[str, Any]) -> Dictionaries:
-    return Dictionaries(open_named({"dictionary": named}, given) for named in parse_list(flags["dictionaries"]))
+def open_several(flags: Mapping[str, Any], given: Mapping[str, Any]) -> Dictionaries:
+    """Open the dictionaries that the flag of a subject lists."""
+    (listed,) = flags.values()
+    return Dictionaries(open_named({"dictionary": named}, given) for named in parse_list(listed))
 
 
-def _accept(source: Any) -> Dictionaries | None:
+def accept_several(source: Any) -> Dictionaries | None:
     """Take a list or tuple of dictionaries in the place of `Dictionaries`."""
     whole = isinstance(source, list | tuple) and all(isinstance(d, Dictionary) for d in source)
     return Dictionaries(source) if whole else None
@@ -59,9 +61,9 @@ SEVERAL = register(
         "dictionaries",
         Dictionaries,
         (Flag("dictionaries", str, REQUIRED, _HELP),),
-        _open,
+        open_several,
         lambda given: Dictionaries(random_latents(given["model"], seed) for seed in (24, 25, 26)),
-        accept=_accept,
+        accept=accept_several,
         advice="[one, two], a list of dictionaries",
     )
 )

@@ -92,12 +92,12 @@ def latents(
     step = Stepper(dictionary, x, codes)
     places: list[int | None] = [None] if by == "all" else [*positions(bound.clean)]
     whole, error = step.whole()
-    real = [_edits(step.of(i), p, x.target) for i in chosen for p in places]
+    real = [step_edits(step.of(i), p, x.target) for i in chosen for p in places]
     chance, null = generator(seed), []
     for _ in range(samples):
         others = torch.randint(dictionary.n_latents, (len(chosen),), generator=chance).tolist()
-        null += [_edits(step.along(i, j), p, x.target) for i, j in zip(chosen, others, strict=True) for p in places]
-    variants = [_edits(whole, None, x.target), _edits(error, None, x.target), *real, *null]
+        null += [step_edits(step.along(i, j), p, x.target) for i, j in zip(chosen, others, strict=True) for p in places]
+    variants = [step_edits(whole, None, x.target), step_edits(error, None, x.target), *real, *null]
     values = (sweep(model, x.target, variants, bound.measure) - x.baseline).float().cpu()
     return _result(model, x, chosen, by, guess, values, samples)
 
@@ -153,7 +153,8 @@ class Stepper:
         return {s: t.reshape(self.x.own[s].shape).to(self.x.own[s].dtype) for s, t in steps.items()}
 
 
-def _edits(steps: Steps, position: int | None, tokens: Tokens) -> list[Edit]:
+def step_edits(steps: Steps, position: int | None, tokens: Tokens) -> list[Edit]:
+    """Return the edits that add steps to their sites, at one position or at all."""
     if position is None:
         return [Add(s, t) for s, t in steps.items()]
     rows, column = torch.arange(len(tokens)), tokens.column(position).cpu()

@@ -58,6 +58,15 @@ def fitting(d: Dictionary, layers: int) -> Fitting:
         raise Refused(what, f"{late[0]} is written before what it is made of can be read", known)
     if any(parse(r).site != "mlp_in" for r, _ in d.skip):
         raise Refused(what, "a skip reads another site than the MLPs", known)
+    return Fitting(subtracting(folded(d, what), False), reads)
+
+
+def folded(d: Dictionary, what: str) -> Dictionary:
+    """Return a dictionary without normalisations, each token's code by itself and linear but for its gate.
+
+    Raises:
+        Refused: `what` cannot be done, for it has another gate or a normalisation that measures each token.
+    """
     for gate in d.gates:
         if gate.greedy or gate.whole_batch:
             why = "has no linear encoder" if gate.greedy else "chooses among all tokens of a batch"
@@ -66,7 +75,7 @@ def fitting(d: Dictionary, layers: int) -> Fitting:
     if made.reading or made.writing:
         named = ", ".join(sorted({type(n).__name__ for n in (*made.reading.values(), *made.writing.values())}))
         raise Refused(what, f"its normalisation {named} measures each token", "use one that can be folded")
-    return Fitting(subtracting(made, False), reads)
+    return made
 
 
 def _layer(site: str) -> int:

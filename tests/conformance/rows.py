@@ -62,6 +62,7 @@ NAMED: dict[str, dict[str, Any]] = {
     "heads.confirm(model, repeats)": {"heads": "0.0"},
     "neurons.arithmetic": {"operations": "+", "prompts": 4},
     "dictionaries.letter_absorption": {"examples": 1},
+    "graphs.feature_circuit": {"nodes": 0.0, "edges": 0.0},  # all nodes: nobody trained these latents
     "dictionaries.splitting": {"within": 0.4, "alike": 0.0},  # loose enough for parts among random latents
 }
 

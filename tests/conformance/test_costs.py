@@ -40,7 +40,11 @@ def test_declared_cost_is_an_upper_bound(name, options):
 
 #: methods in which values decide how much is done, at every option ("") or at one, and the share by which a plan with
 #: made-up values is off at most
-BY_VALUES = {("patching.knockout_curve", ""): 0.1, ("patching.self_repair", "parts"): 0.15}
+BY_VALUES = {
+    ("patching.knockout_curve", ""): 0.1,
+    ("patching.self_repair", "parts"): 0.15,
+    ("graphs.feature_circuit", ""): 0.05,
+}
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS_WIDELY)

@@ -38,6 +38,7 @@ def files(tmp_path, monkeypatch):
     Path("plain model").symlink_to(ca.zoo.ENTRIES["miniworld"].folder)
     ca.dictionaries.save(subjects.dictionary(128, "resid_post.3"), "some latents.safetensors")
     ca.dictionaries.save(subjects.dictionary(128, "resid_post.3", 28), "other latents.safetensors")
+    ca.dictionaries.save(subjects.dictionary(128, "attn_out.4", 6), "attention latents.safetensors")
     labelled, words = (SUBJECT_ROWS[n].example({}) for n in ("labelled", "words"))
     lines = ({"text": t, "label": y} for t, (y,) in zip(labelled.texts, labelled.shown.tolist(), strict=True))
     Path("some labels.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
@@ -95,6 +96,7 @@ TASKS = (
 SUBJECTS = {
     "dictionary": ["--dictionary", "some latents.safetensors"],
     "dictionaries": ["--dictionaries", "some latents.safetensors,other latents.safetensors?format=house"],
+    "autoencoders": ["--autoencoders", "some latents.safetensors,attention latents.safetensors"],
     "labelled": ["--labelled", "some labels.jsonl"],
     "words": ["--words", "some words.txt"],
     "lens": ["--lens", "some lens"],

@@ -1,6 +1,7 @@
 """The backward pass: gradients of a metric at named places, and local gradients replaced by other coefficients.
 
 `gradients` is one forward with several backwards on its graph, each with nothing flowing back through some places.
+`severed` is one forward whose graph is cut at some places, so that gradients flow from each only to the places before.
 With `relevance` every activation keeps its bits, and what autograd multiplies with changes: norms, activation
 functions, gates and attention hand back the coefficients of layer-wise relevance propagation (Ali et al. 2022, Jafari
 et al. 2024).
@@ -8,8 +9,9 @@ et al. 2024).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -102,6 +104,69 @@ def gradients(
             slopes += slopes[-1:] * (len(cuts) - len(slopes))
     given = {a: x.detach() for a, x in zip(collector.asked, wanted, strict=True)}
     return values.detach(), slopes, Activations(given, tokens)
+
+
+@dataclass(frozen=True, eq=False)
+class Severed:
+    """A forward whose graph is cut at some places: what arrives there goes on as a leaf.
+
+    Attributes:
+        tokens: the prompts.
+        values: the metric of each prompt.
+        arriving: the tensors that arrive at the places, functions of the leaves before them; those beside the cuts too.
+        leaves: the tensors that go on from the places.
+    """
+
+    tokens: Tokens
+    values: Float[Tensor, "batch"]
+    arriving: dict[Address, Tensor]
+    leaves: dict[Address, Tensor]
+
+    def products(self, cotangents: Mapping[Address, Tensor]) -> dict[Address, Tensor]:
+        """Return the gradient at every leaf of Σ cotangent · arriving, along paths that pass no other cut."""
+        outputs = {a: self.arriving[a] for a in cotangents if self.arriving[a].requires_grad}
+        return self._gradients(list(outputs.values()), [cotangents[a].to(x.dtype) for a, x in outputs.items()])
+
+    def direct(self) -> dict[Address, Tensor]:
+        """Return the gradient at every leaf of the metric, along paths that pass no other cut."""
+        return self._gradients([self.values.sum()], None)
+
+    def _gradients(self, outputs: list[Tensor], given: list[Tensor] | None) -> dict[Address, Tensor]:
+        leaves = list(self.leaves.values())
+        found: Sequence[Tensor | None] = [None] * len(leaves)
+        if outputs:
+            found = torch.autograd.grad(outputs, leaves, given, retain_graph=True, allow_unused=True)
+            count(backwards=len(self.tokens))
+        each = zip(self.leaves.items(), found, strict=True)
+        return {a: torch.zeros_like(x) if g is None else g for (a, x), g in each}
+
+
+def severed(
+    anatomy: Anatomy, tokens: Tokens, places: Sequence[Address], measure: Measure, beside: Sequence[Address] = ()
+) -> Severed:
+    """Run a forward whose graph is cut at `places`; `beside` are further places whose arriving tensors are kept."""
+    arriving, leaves = dict[Address, Tensor](), dict[Address, Tensor]()
+
+    def keep_arriving(place: Address) -> Callable[[Tensor], Tensor]:
+        def see(x: Tensor) -> Tensor:
+            arriving[place] = x
+            return x
+
+        return see
+
+    def cut(place: Address) -> Callable[[Tensor], Tensor]:
+        def see(x: Tensor) -> Tensor:
+            arriving[place] = x
+            leaves[place] = x.detach().requires_grad_(True)
+            return leaves[place].clone()  # a model may write into what goes on
+
+        return see
+
+    sees = {a: keep_arriving(a) for a in beside} | {a: cut(a) for a in places}
+    with fitting(tokens), torch.enable_grad(), taps.attached(anatomy, sees, gradient=True):
+        seen = observe(anatomy, tokens, measure.reads)
+        values = measure(seen, torch.arange(len(tokens), device=tokens.ids.device))
+    return Severed(tokens, values, arriving, leaves)
 
 
 def fitting(tokens: Tokens) -> AbstractContextManager[None]:
