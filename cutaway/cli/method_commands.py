@@ -29,6 +29,10 @@ BESIDE = {
         "train": ("cutaway.cli.train_lens:train", "Train a tuned lens, an affine translator per layer."),
         "estimate": ("cutaway.cli.train_lens:estimate", "Estimate a Jacobian lens, a mean Jacobian per layer."),
     },
+    "graphs": {
+        "show": ("cutaway.cli.graphs:show", "Show the main part of a traced graph, as a picture of tokens × layers."),
+        "export": ("cutaway.cli.graphs:export", "Write a traced graph as a file of circuit-tracer and Neuronpedia."),
+    },
     "heads": {
         "write_headvis": ("cutaway.cli.headvis:write_headvis", "Write the pages of heads as a HeadVis tree."),
         "read_headvis": ("cutaway.cli.headvis:read_headvis", "Show the metrics of the heads of a HeadVis tree."),

@@ -2,20 +2,78 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import warnings
+from collections import OrderedDict
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
 
 from cutaway.core.files import write_bytes
 from cutaway.core.refuse import Refused
 
 
-def read_pt(path: str | Path) -> dict[str, Any]:
+class Opaque:
+    """An object of a file whose class is not loaded: it takes whatever the file says of it, and does nothing.
+
+    Attributes:
+        args: what its class would have been called with.
+        state: what it held.
+    """
+
+    args: tuple[Any, ...]
+    state: Any
+
+    def __new__(cls, *args: Any, **kw: Any) -> Opaque:
+        made = super().__new__(cls)
+        made.args, made.state = args, None
+        return made
+
+    def __init__(self, *args: Any, **kw: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def append(self, value: Any) -> None:
+        """Take an entry and forget it."""
+
+    def extend(self, values: Any) -> None:
+        """Take entries and forget them."""
+
+
+_KNOWN = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch", "Size"): torch.Size,
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """An unpickler that makes tensors, and of every other class a file names an `Opaque`: no code of it is loaded."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
+            return found
+        return _KNOWN.get((module, name), Opaque)
+
+
+_OPAQUE = SimpleNamespace(Unpickler=_Unpickler, load=None, __name__="opaque")
+
+
+def read_pt(path: str | Path, objects: bool = False) -> dict[str, Any]:
     """Read a `.pt` file that holds nothing but tensors, numbers and text by name.
+
+    Args:
+        path: the file.
+        objects: take files with objects of other classes, too; each becomes an `Opaque`, and no code of it is run.
 
     Raises:
         Refused: the file is missing or broken, or would run code.
@@ -25,7 +83,10 @@ def read_pt(path: str | Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():  # torch warns of what is refused here anyhow
             warnings.simplefilter("ignore")
-            found = torch.load(str(path), map_location="cpu", weights_only=True)
+            how: dict[str, Any] = {"weights_only": True}
+            if objects:
+                how = {"weights_only": False, "pickle_module": _OPAQUE}
+            found = torch.load(str(path), map_location="cpu", **how)
     except Exception as error:  # whatever a broken or hostile file makes of the unpickler
         # torch's own words advise to run the file's code; only the name of what it would have run is taken from them
         named = re.search(r"GLOBAL ([\w.]+)", str(error))

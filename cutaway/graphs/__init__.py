@@ -1,9 +1,26 @@
 """Attribution graphs: which features, neurons and tokens make a model say something, along which edges."""
 
 from cutaway.graphs.attribution_graph import AttributionGraph
+from cutaway.graphs.circuit_tracer import read_raw_graph
 from cutaway.graphs.feature_circuit import FeatureCircuit, feature_circuit
+from cutaway.graphs.neuronpedia import graph_data, read_graph, write_graph
 from cutaway.graphs.prune import PRESETS, prune
 from cutaway.graphs.subject import Neurons
 from cutaway.graphs.trace import trace
+from cutaway.graphs.validate import GraphValidation, validate
 
-__all__ = ["PRESETS", "AttributionGraph", "FeatureCircuit", "Neurons", "feature_circuit", "prune", "trace"]
+__all__ = [
+    "PRESETS",
+    "AttributionGraph",
+    "FeatureCircuit",
+    "GraphValidation",
+    "Neurons",
+    "feature_circuit",
+    "graph_data",
+    "prune",
+    "read_graph",
+    "read_raw_graph",
+    "trace",
+    "validate",
+    "write_graph",
+]

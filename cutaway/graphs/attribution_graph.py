@@ -36,11 +36,15 @@ class AttributionGraph(Result, kind="attribution_graph"):
         error_share: the share of influence that ends in errors.
         others_share: the share of influence that ends in units left out.
         words: the tokens of the prompt.
+        ids: the token ids of the prompt.
+        target_words: the words of each target that is no unit, such as " Paris" or " Paris − Rome".
+        layers: the number of layers of the model.
+        vocabulary: the number of its tokens.
         leading: the number of leading positions whose units are no nodes.
     """
 
     influence: Float[Tensor, "node"]
-    influence_null: Float[Tensor, "node sample"]
+    influence_null: Float[Tensor, "node sample"] | None
     weight: Float[Tensor, "target node"]
     node_of: Int[Tensor, "target"]
     activation: Float[Tensor, "node"]
@@ -52,6 +56,10 @@ class AttributionGraph(Result, kind="attribution_graph"):
     error_share: Float[Tensor, ""]
     others_share: Float[Tensor, ""]
     words: tuple[str, ...]
+    ids: tuple[int, ...]
+    target_words: tuple[str, ...]
+    layers: int
+    vocabulary: int
     leading: int
 
     @cached_property
@@ -66,10 +74,14 @@ class AttributionGraph(Result, kind="attribution_graph"):
 
     @cached_property
     def level(self) -> Int[Tensor, "target"]:
-        """The layer that each target reads; behind the last one of those that read the last stream."""
+        """The layer that each target reads; the number of layers of those that read the last stream."""
         layers = [layer_of(self.nodes[i]) for i in self.node_of.tolist()]
-        top = 1 + max((i for n in self.nodes if (i := layer_of(n)) is not None), default=0)
-        return torch.tensor([top if i is None else i for i in layers])
+        return torch.tensor([self.layers if i is None else i for i in layers])
+
+    @cached_property
+    def texts(self) -> dict[str, str]:
+        """The words of the targets that are no units, by node."""
+        return dict(zip(self.labels["target"][-len(self.target_words) :], self.target_words, strict=True))
 
     def scores(self, convention: str = "paper") -> tuple[float, float]:
         """Return replacement and completeness: as the paper defines them, or as `circuit-tracer` 0.5 counts."""

@@ -21,6 +21,7 @@ from cutaway.graphs.attribution_graph import AttributionGraph
 from cutaway.graphs.influence import Kind, completeness, replacement, spread
 
 _TINY = 1e-30
+_OF_THE_CALL = ("command", "python", "cost")  # of a record, what is true of the traced graph alone
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,9 @@ def prune(
     )
     scores = dict(zip(("replacement", "completeness"), _scores(whole, kept), strict=True))
     pruning = {"preset": preset, "nodes": row.nodes, "edges": row.edges, "kept": list(row.kept), "pinned": list(pinned)}
+    traced = {name: value for name, value in whole.record.items() if name not in _OF_THE_CALL}
     reasons = {"weight": "one prompt"}
-    return replace(made, reasons=reasons, record=whole.record | {"pruning": pruning, "scores": scores})
+    return replace(made, reasons=reasons, record=traced | {"pruning": pruning, "scores": scores})
 
 
 def covering(values: Float[Tensor, "*any"], share: float) -> Bool[Tensor, "*any"]:

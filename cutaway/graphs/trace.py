@@ -35,7 +35,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.core.method import method
-from cutaway.core.node import Node
+from cutaway.core.node import Direction, Logit, Node
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.graphs.attribution_graph import AttributionGraph
@@ -236,6 +236,10 @@ def assembled(
         error_share=(influence[kinds["error"]].sum() / whole).cpu(),
         others_share=(influence[kinds["others"]].sum() / whole).cpu(),
         words=run.tokens.pieces[0],
+        ids=tuple(run.tokens.ids[0].tolist()),
+        target_words=tuple(_words(run, node) for node in goals.nodes),
+        layers=layers,
+        vocabulary=run.frozen.model.shape.d_vocab,
         leading=run.units.leading,
         labels={"node": texts, "target": [texts[i] for i in node_of.tolist()]},
         units={"influence": "share of influence", "influence_null": "share of influence", "weight": "of its value"},
@@ -263,6 +267,14 @@ def _with_others(
     named = [table.layer[chosen].tolist(), table.index[chosen].tolist(), table.position[chosen].tolist()]
     units: list[Node] = [run.units.node(*one) for one in zip(*named, strict=True)]
     return rows[:, torch.cat([chosen, fixed])], [*units, *(sources[i - n] for i in fixed.tolist())]
+
+
+def _words(run: Run, node: Logit | Direction) -> str:
+    """Return a target in words."""
+    if isinstance(node, Direction):
+        return node.name
+    tokens = [node.token] if node.foil is None else [node.token, node.foil]
+    return " − ".join(run.frozen.model.text.token_texts(tokens))
 
 
 def _record(run: Run, residual: Tensor, value: Tensor, nodes: int) -> dict[str, object]:

@@ -44,12 +44,15 @@ def model(name: str) -> Model:
 
 @cache
 def transcoders(name: str, kind: str = "per layer", gate: str = "relu") -> Dictionary:
-    """Random transcoders of every MLP: per layer with a skip, or cross-layer with skips within and between layers."""
+    """Random transcoders of every MLP: per layer with a skip or "plain", or cross-layer with skips within and between
+    layers.
+    """
     n, width = model(name).shape.n_layers, model(name).shape.d_model
     ins, outs = [f"mlp_in.{i}" for i in range(n)], [f"mlp_out.{i}" for i in range(n)]
     widths = dict.fromkeys([*ins, *outs], width)
-    if kind == "per layer":
-        return dictionary([(12, [ins[i]], [outs[i]]) for i in range(n)], widths, gate, [(ins[1], outs[1])])
+    if kind in ("per layer", "plain"):
+        skips = [(ins[1], outs[1])] if kind == "per layer" else []
+        return dictionary([(12, [ins[i]], [outs[i]]) for i in range(n)], widths, gate, skips)
     blocks = [(12, [ins[i]], outs[i:]) for i in range(n)]
     return dictionary(blocks, widths, gate, [(ins[0], outs[1]), (ins[1], outs[1])])
 

@@ -1,0 +1,106 @@
+"""`cutaway graphs show` and `export`: the main part of a traced graph as a picture, and as a file of other tools."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from cutaway.cli.method_commands import reply
+from cutaway.cli.output import OUT_HELP
+from cutaway.cli.shell import Reply
+from cutaway.core.method import parse_list
+from cutaway.core.refuse import Refused
+
+if TYPE_CHECKING:
+    from cutaway.core.graph import Graph
+    from cutaway.graphs import AttributionGraph
+
+File = Annotated[Path, Parameter(help="a graph: .safetensors of `graphs trace`, or .pt and .json of circuit-tracer")]
+Preset = Annotated[
+    str, Parameter(help="convention of pruning: circuit-tracer, paper, neuronpedia, llamascopium, arena")
+]
+Nodes = Annotated[float | None, Parameter(help="share of influence that nodes hold [default: the preset's]")]
+Edges = Annotated[float | None, Parameter(help="share of scores that edges hold [default: the preset's]")]
+Pinned = Annotated[str, Parameter(help="nodes that stay whatever their influence, such as latent.3.17@5")]
+
+
+def show(
+    file: File,
+    *,
+    preset: Preset = "circuit-tracer",
+    nodes: Nodes = None,
+    edges: Edges = None,
+    pinned: Pinned = "",
+    out: Annotated[Path | None, Parameter(help=OUT_HELP)] = None,
+) -> Reply:
+    """Show the main part of a traced graph: a page, figure or list of its nodes and edges."""
+    return reply(_pruned(file, preset, nodes, edges, pinned)[1], out)
+
+
+def export(
+    file: File,
+    *,
+    out: Annotated[Path, Parameter(help="the .json file that is written")],
+    preset: Preset = "circuit-tracer",
+    nodes: Nodes = None,
+    edges: Edges = None,
+    pinned: Pinned = "",
+    slug: Annotated[str, Parameter(help="name of the graph [default: that of the file]")] = "",
+    scan: Annotated[str, Parameter(help="name of the model or set of transcoders, in the viewer")] = "model",
+    source_set: Annotated[str, Parameter(help="where Neuronpedia has pages of the features, such as org/name")] = "",
+    pages: Annotated[str, Parameter(help="address of the folder of feature pages")] = "",
+) -> Reply:
+    """Write the main part of a traced graph for circuit-tracer's viewer and Neuronpedia; nothing is uploaded."""
+    from cutaway.graphs import write_graph
+
+    whole, small = _pruned(file, preset, nodes, edges, pinned)
+    if whole is None:
+        raise Refused(f"file {str(file)!r}", "it is such a file already", "give a graph of `cutaway graphs trace`")
+    given = {"neuronpedia_source_set": source_set, "feature_json_base_url": pages}
+    details = {name: value for name, value in given.items() if value}
+    write_graph(out, whole, small, slug=slug or file.stem, scan=scan, details=details)
+    size = out.stat().st_size
+    words = f"{len(small.depth)} nodes, {len(small.weight)} edges, {size / 1024:.0f} KiB: {out}"
+
+    def shown(console: Any) -> None:
+        console.print(words, style="bold", markup=False, soft_wrap=True)
+        console.print("to put it on Neuronpedia yourself:", style="dim")
+        for line in _uploading(out, size):
+            console.print(line, style="dim", markup=False, soft_wrap=True)
+
+    data = {"file": str(out), "nodes": len(small.depth), "edges": len(small.weight), "bytes": size}
+    return Reply({**data, "upload": _uploading(out, size)}, shown)
+
+
+def _pruned(
+    file: Path, preset: str, nodes: float | None, edges: float | None, pinned: str
+) -> tuple[AttributionGraph | None, Graph]:
+    """Return the traced graph that a file holds, if it is whole, and its main part."""
+    from cutaway.core.graph import Graph
+    from cutaway.core.result import open_result
+    from cutaway.graphs import AttributionGraph, prune, read_graph, read_raw_graph
+
+    if file.suffix == ".json":
+        return None, read_graph(file)
+    found = read_raw_graph(file) if file.suffix == ".pt" else open_result(file)
+    if isinstance(found, Graph):
+        return None, found
+    if not isinstance(found, AttributionGraph):
+        raise Refused(f"file {str(file)!r}", f"it holds a {found.kind}", "give a graph of `cutaway graphs trace`")
+    return found, prune(found, preset, nodes=nodes, edges=edges, pinned=parse_list(pinned))
+
+
+def _uploading(file: Path, size: int) -> list[str]:
+    """Return the three calls of Neuronpedia's interface that upload a graph."""
+    base, json = "https://www.neuronpedia.org/api/graph", '-H "Content-Type: application/json"'
+    key = f'-H "X-Api-Key: $KEY" {json}'
+    named = shlex.quote(str(file))
+    signed = f'{{"filename": "{file.name}", "contentLength": {size}, "contentType": "application/json"}}'
+    return [
+        f"curl -X POST {base}/signed-put {key} -d {shlex.quote(signed)}",
+        f'gzip -c {named} | curl -X PUT "$URL" -H "Content-Encoding: gzip" {json} --data-binary @-',
+        f"curl -X POST {base}/save-to-db {key} -d '{{\"putRequestId\": \"'$ID'\"}}'",
+    ]
