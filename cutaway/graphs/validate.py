@@ -22,6 +22,7 @@ largest influence are removed one by one, and what the target loses is set besid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -99,7 +100,7 @@ class GraphValidation(Result, kind="graph_validation"):
 @method(
     answers="Do the features of an attribution graph do what the graph says?",
     paper="Ameisen et al. 2025, transformer-circuits.pub/2025/attribution-graphs",
-    cost="prompts * (6 + (2 + samples) * node) * F",
+    cost="prompts * (12 + (2 + samples) * node) * F",
     control="random_vector",
     rung="interventional",
 )
@@ -311,6 +312,7 @@ def _spearman(x: Tensor, y: Tensor, seed: int) -> tuple[float, tuple[float, floa
     from scipy import stats
 
     def ranked(a: object, b: object) -> float:
-        return correlation(*(torch.from_numpy(stats.rankdata(v)) for v in (a, b)))
+        found = correlation(*(torch.from_numpy(stats.rankdata(v)) for v in (a, b)))
+        return found if math.isfinite(found) else 0.0  # units that do not differ
 
     return ranked(x.cpu(), y.cpu()), bootstrap((x, y), ranked, seed=seed, samples=_RESAMPLES)

@@ -218,8 +218,12 @@ def pictures(
     for index, panel in _panels(lead, names, ground, panels):
         part = {n: _matrix(t, axes, lead, index, row_axis, column_axis) for n, t in layers.items()}
         shown = _cell_words(words, axes, lead, index, row_axis, column_axis) if words else None
+        large = kind == "heat" and (len(common["rows"]) > rows or len(common["columns"]) > columns)
+        if large:  # pooled as tensors: a matrix of millions is no list of numbers
+            out.append(_pooled(part, panel, common, rows, columns))
+            continue
         picture = Picture(panel=panel, words=shown, **_grids(part), **common)
-        out.append(_fitted(picture, part, bars, rows, columns))
+        out.append(_sorted(picture, bars) if KINDS[kind].ranked else picture)
     hidden = math.prod(len(names[a]) for a in lead) - len(out)
     return [replace(p, note=_join(p.note, f"{hidden} more panels")) if hidden > 0 else p for p in out]
 
@@ -374,14 +378,6 @@ def _grids(part: dict[str, Tensor]) -> dict[str, Grid | None]:
     return {n: tuple(map(tuple, part[n].tolist())) if n in part else None for n in keys}
 
 
-def _fitted(picture: Picture, part: dict[str, Tensor], bars: int, rows: int, columns: int) -> Picture:
-    if KINDS[picture.kind].ranked:
-        return _sorted(picture, bars)
-    if picture.kind == "heat" and (len(picture.rows) > rows or len(picture.columns) > columns):
-        return _pooled(picture, part, rows, columns)
-    return picture
-
-
 def _sorted(p: Picture, most: int) -> Picture:
     def size(i: int) -> float:
         return -1.0 if math.isnan(v := p.values[i][0]) else abs(v)
@@ -396,17 +392,16 @@ def _sorted(p: Picture, most: int) -> Picture:
     return replace(p, rows=tuple(p.rows[i] for i in order), note=note, layout=drawn, **grids)
 
 
-def _pooled(p: Picture, part: dict[str, Tensor], rows: int, columns: int) -> Picture:
+def _pooled(part: dict[str, Tensor], panel: str, common: dict[str, Any], rows: int, columns: int) -> Picture:
+    """Return a picture whose cells each show the entry of largest magnitude of a group."""
     keys = list(part)
     stack = torch.stack([part[k] for k in keys])
     stack, every_row = _pool(stack, keys.index("values"), rows)
     stack, every_column = _pool(stack.transpose(1, 2), keys.index("values"), columns)
-    stack = stack.transpose(1, 2)
-    note = _join(p.note, f"each cell shows the largest value of {every_row} × {every_column} entries")
-    grids = _grids(dict(zip(keys, stack, strict=True)))
-    return replace(
-        p, rows=_ranges(p.rows, every_row), columns=_ranges(p.columns, every_column), words=None, note=note, **grids
-    )
+    grids = _grids(dict(zip(keys, stack.transpose(1, 2), strict=True)))
+    names = {"rows": _ranges(common["rows"], every_row), "columns": _ranges(common["columns"], every_column)}
+    note = _join(common["note"], f"each cell shows the largest value of {every_row} × {every_column} entries")
+    return Picture(panel=panel, words=None, **grids, **{**common, **names, "note": note})
 
 
 def _pool(stack: Tensor, values: int, most: int) -> tuple[Tensor, int]:

@@ -65,6 +65,10 @@ NAMED: dict[str, dict[str, Any]] = {
     "graphs.feature_circuit": {"nodes": 0.0, "edges": 0.0},  # all nodes: nobody trained these latents
     "dictionaries.splitting": {"within": 0.4, "alike": 0.0},  # loose enough for parts among random latents
 }
+#: graphs of few nodes, which take no time
+NAMED |= {
+    n: {"nodes": 40} | ({"top": 4, "rotations": 1} if "validate" in n else {}) for n in ROWS if n[:7] == "graphs."
+}
 
 
 def outcomes(name: str, asked: Any, **options: Any) -> tuple[Any, ...]:

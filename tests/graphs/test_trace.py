@@ -319,3 +319,18 @@ def test_targets_beside_a_task_are_refused():
     m = ca.load("miniworld")
     with pytest.raises(ca.Refused, match="has its own"):
         ca.graphs.trace(m, ca.tasks.load(next(iter(ca.tasks.names(m))), m, n=1), "neurons", targets=("oslo",))
+
+
+# --- a world that is known
+
+
+@pytest.mark.parametrize("units_of", ["transcoders", "neurons"])
+def test_facts_about_a_person_begin_at_the_tokens_of_the_name(units_of):
+    """Of about eight positions three or four bear the name: six times in a row is no chance."""
+    m = ca.load("miniworld")
+    over = ca.dictionaries.load("miniworld/transcoders") if units_of == "transcoders" else "neurons"
+    for pair in ca.tasks.load("facts", m, n=6).pairs:
+        name = next(w for w in pair.clean.split() if w not in pair.corrupt.split())
+        g = ca.graphs.trace(m, ca.Task("one", (pair,), corruption="another person"), over, nodes=100, samples=2)
+        token = torch.where(g.kinds["token"], g.influence, -1.0).argmax()
+        assert g.nodes[int(token)].position in m.tokens(pair.clean).find(0, name), pair.clean

@@ -8,7 +8,7 @@ from tests.meta.tree import ROOT, room_of, sources
 #: lines of code (no blanks, comments or docstrings) that a room may have; see docs/decisions/11-budgets.md
 BUDGETS = {
     "": 145,
-    "core": 2_250,
+    "core": 2_300,
     "views": 1_800,
     "models": 8_150,
     "tasks": 2_950,
@@ -23,10 +23,10 @@ BUDGETS = {
     "geometry": 1_000,
     "patching": 1_900,
     "dictionaries": 8_900,
-    "graphs": 2_000,
+    "graphs": 2_550,
     "features": 3_200,
     "suites": 1_080,
-    "cli": 2_500,
+    "cli": 2_600,
 }
 
 

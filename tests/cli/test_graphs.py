@@ -1,0 +1,41 @@
+"""`cutaway graphs`: a graph is traced, shown and exported, and other tools' files are shown too."""
+
+import json
+
+import pytest
+
+from cutaway.cli import app
+from cutaway.graphs.schema import faults, graph_schema
+
+TRACED = ["graphs", "trace", "--prompts", "The capital of Norway is", "--transcoders", "miniworld/transcoders"]
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+    path = tmp_path_factory.mktemp("graphs") / "nor way.safetensors"
+    assert app.main([*TRACED, "--samples", "2", "--out", str(path)]) == 0
+    return path
+
+
+def test_a_traced_graph_is_shown_and_exported(traced, tmp_path, capsys):
+    assert app.main(["graphs", "show", str(traced), "--nodes", "0.6", "--out", str(tmp_path / "a.html")]) == 0
+    shown = capsys.readouterr().out
+    assert "logit.885@5" in shown
+    assert "replacement" in shown
+    assert "<svg class=cw-nodes" in (tmp_path / "a.html").read_text("utf-8")
+    assert app.main(["graphs", "export", str(traced), "--out", str(tmp_path / "a.json"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    data = json.loads((tmp_path / "a.json").read_text("utf-8"))
+    assert not list(faults(data, graph_schema()))
+    assert data["metadata"]["slug"] == "nor-way"
+    assert (said["nodes"], said["edges"]) == (len(data["nodes"]), len(data["links"]))
+    assert len(said["upload"]) == 3
+    assert app.main(["graphs", "show", str(tmp_path / "a.json")]) == 0
+    assert "logit.885@5" in capsys.readouterr().out
+
+
+def test_other_files_are_refused(traced, tmp_path, capsys):
+    (tmp_path / "b.json").write_text("{}", "utf-8")
+    for words in (["show", str(tmp_path / "b.json")], ["show", str(traced), "--preset", "mine"]):
+        assert app.main(["graphs", *words]) == 2
+        assert "instead" in capsys.readouterr().err
