@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 import warnings
-from collections import OrderedDict
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from cutaway.core.files import write_bytes
 from cutaway.core.refuse import Refused
@@ -48,26 +45,6 @@ class Opaque:
         """Take entries and forget them."""
 
 
-_KNOWN = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    ("torch", "Size"): torch.Size,
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """An unpickler that makes tensors, and of every other class a file names an `Opaque`: no code of it is loaded."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
-            return found
-        return _KNOWN.get((module, name), Opaque)
-
-
-_OPAQUE = SimpleNamespace(Unpickler=_Unpickler, load=None, __name__="opaque")
-
-
 def read_pt(path: str | Path, objects: bool = False) -> dict[str, Any]:
     """Read a `.pt` file that holds nothing but tensors, numbers and text by name.
 
@@ -83,10 +60,9 @@ def read_pt(path: str | Path, objects: bool = False) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():  # torch warns of what is refused here anyhow
             warnings.simplefilter("ignore")
-            how: dict[str, Any] = {"weights_only": True}
-            if objects:
-                how = {"weights_only": False, "pickle_module": _OPAQUE}
-            found = torch.load(str(path), map_location="cpu", **how)
+            strange = get_unsafe_globals_in_checkpoint(str(path)) if objects else []
+            with safe_globals([(Opaque, name) for name in strange]):
+                found = torch.load(str(path), map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a broken or hostile file makes of the unpickler
         # torch's own words advise to run the file's code; only the name of what it would have run is taken from them
         named = re.search(r"GLOBAL ([\w.]+)", str(error))

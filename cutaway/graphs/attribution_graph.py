@@ -37,7 +37,7 @@ class AttributionGraph(Result, kind="attribution_graph"):
         others_share: the share of influence that ends in units left out.
         words: the tokens of the prompt.
         ids: the token ids of the prompt.
-        target_words: the words of each target that is no unit, such as " Paris" or " Paris − Rome".
+        target_words: the words of each target other than units, such as " Paris" or " Paris − Rome".
         layers: the number of layers of the model.
         vocabulary: the number of its tokens.
         leading: the number of leading positions whose units are no nodes.

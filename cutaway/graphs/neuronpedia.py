@@ -68,17 +68,16 @@ class _Names:
                 feature: int | None = cantor(layer, number)
             case Error(block=layer) | Others(block=layer):
                 kind, said = ("error", "Err") if isinstance(node, Error) else ("others", "units left out")
-                own = [f"{layer}_{kind}_mlp_{position}", f"{layer}_{position}-0", _ERROR,
-                       f'{said}: mlp {layer} "{plain(word)}"', str(layer)]  # fmt: skip
+                said = f'{said}: mlp {layer} "{plain(word)}"'
+                own = [f"{layer}_{kind}_mlp_{position}", f"{layer}_{position}-0", _ERROR, said, str(layer)]
                 feature = -1
             case Logit() | Direction():
                 own, feature = self._target(node, position, shown["share"])
             case _:
                 token = self.whole.ids[position]
                 first = "E" if str(node).startswith("embed") else "P"
-                said = "Emb" if first == "E" else "Pos"
-                own = [f"{first}_{token}_{position}", f"{first}_{token}-{position}", _TOKEN,
-                       f'{said}: "{plain(word)}"', "E"]  # fmt: skip
+                said = f'{"Emb" if first == "E" else "Pos"}: "{plain(word)}"'
+                own = [f"{first}_{token}_{position}", f"{first}_{token}-{position}", _TOKEN, said, "E"]
                 feature = position
         entry = dict(zip(("node_id", "jsNodeId", "feature_type", "clerp", "layer"), own, strict=True))
         entry |= {"clerp": plain(self.labels[str(node)])} if str(node) in self.labels else {}
@@ -197,8 +196,8 @@ def read_graph(path: str | Path) -> Graph:
         unit="of its value",
     )
     labels = {str(nodes[i]): e["clerp"] for i, e in entries.items() if e["clerp"]}
-    record = {"prompt": data["metadata"]["prompt"], "scan": data["metadata"]["scan"], "labels": labels,
-              "queries": data["qParams"]}  # fmt: skip
+    about = data["metadata"]
+    record = {"prompt": about["prompt"], "scan": about["scan"], "labels": labels, "queries": data["qParams"]}
     return replace(made, reasons={"weight": "one prompt"}, record=record)
 
 

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.method import method
-from cutaway.core.node import Latent, Logit, Node
+from cutaway.core.node import Direction, Latent, Logit, Node
 from cutaway.core.refuse import Code, Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, bootstrap, correlation, generator, rotation
@@ -58,7 +58,7 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class GraphValidation(Result, kind="graph_validation"):
-    """What a graph says of its largest units, and what removing them changes.
+    """Account of a graph about its largest units, and the changes that removing them makes.
 
     Attributes:
         effect: what the target loses without the unit.
@@ -253,8 +253,13 @@ def _values(run: Run, streams: Float[Tensor, "variant d_model"]) -> Float[Tensor
     model, goals = run.frozen.model, run.targets
     way = readable(model.anatomy, f"validation of a graph of {model.name}")
     logits = way.logits(way.read(streams.to(model.dtype)), capped=False).to(streams)
-    columns = [logits[:, n.token] - (logits.mean(1) if n.foil is None else logits[:, n.foil]) if isinstance(n, Logit)
-               else streams @ v for n, v in zip(goals.nodes, goals.vector, strict=True)]  # fmt: skip
+
+    def value(node: Logit | Direction, vector: Tensor) -> Tensor:
+        if isinstance(node, Direction):
+            return streams @ vector
+        return logits[:, node.token] - (logits.mean(1) if node.foil is None else logits[:, node.foil])
+
+    columns = [value(n, v) for n, v in zip(goals.nodes, goals.vector, strict=True)]
     return torch.stack(columns, 1) @ goals.share.to(streams)
 
 

@@ -218,12 +218,7 @@ def pictures(
     for index, panel in _panels(lead, names, ground, panels):
         part = {n: _matrix(t, axes, lead, index, row_axis, column_axis) for n, t in layers.items()}
         shown = _cell_words(words, axes, lead, index, row_axis, column_axis) if words else None
-        large = kind == "heat" and (len(common["rows"]) > rows or len(common["columns"]) > columns)
-        if large:  # pooled as tensors: a matrix of millions is no list of numbers
-            out.append(_pooled(part, panel, common, rows, columns))
-            continue
-        picture = Picture(panel=panel, words=shown, **_grids(part), **common)
-        out.append(_sorted(picture, bars) if KINDS[kind].ranked else picture)
+        out.append(_fitted(part, {"panel": panel, "words": shown, **common}, bars, rows, columns))
     hidden = math.prod(len(names[a]) for a in lead) - len(out)
     return [replace(p, note=_join(p.note, f"{hidden} more panels")) if hidden > 0 else p for p in out]
 
@@ -378,6 +373,14 @@ def _grids(part: dict[str, Tensor]) -> dict[str, Grid | None]:
     return {n: tuple(map(tuple, part[n].tolist())) if n in part else None for n in keys}
 
 
+def _fitted(part: dict[str, Tensor], given: dict[str, Any], bars: int, rows: int, columns: int) -> Picture:
+    """Return a picture of no more entries than fit; heat maps are pooled as tensors, before they become numbers."""
+    if given["kind"] == "heat" and (len(given["rows"]) > rows or len(given["columns"]) > columns):
+        return _pooled(part, given, rows, columns)
+    picture = Picture(**_grids(part), **given)
+    return _sorted(picture, bars) if KINDS[picture.kind].ranked else picture
+
+
 def _sorted(p: Picture, most: int) -> Picture:
     def size(i: int) -> float:
         return -1.0 if math.isnan(v := p.values[i][0]) else abs(v)
@@ -392,16 +395,16 @@ def _sorted(p: Picture, most: int) -> Picture:
     return replace(p, rows=tuple(p.rows[i] for i in order), note=note, layout=drawn, **grids)
 
 
-def _pooled(part: dict[str, Tensor], panel: str, common: dict[str, Any], rows: int, columns: int) -> Picture:
+def _pooled(part: dict[str, Tensor], given: dict[str, Any], rows: int, columns: int) -> Picture:
     """Return a picture whose cells each show the entry of largest magnitude of a group."""
     keys = list(part)
     stack = torch.stack([part[k] for k in keys])
     stack, every_row = _pool(stack, keys.index("values"), rows)
     stack, every_column = _pool(stack.transpose(1, 2), keys.index("values"), columns)
     grids = _grids(dict(zip(keys, stack.transpose(1, 2), strict=True)))
-    names = {"rows": _ranges(common["rows"], every_row), "columns": _ranges(common["columns"], every_column)}
-    note = _join(common["note"], f"each cell shows the largest value of {every_row} × {every_column} entries")
-    return Picture(panel=panel, words=None, **grids, **{**common, **names, "note": note})
+    names = {"rows": _ranges(given["rows"], every_row), "columns": _ranges(given["columns"], every_column)}
+    note = _join(given["note"], f"each cell shows the largest value of {every_row} × {every_column} entries")
+    return Picture(**grids, **{**given, **names, "words": None, "note": note})
 
 
 def _pool(stack: Tensor, values: int, most: int) -> tuple[Tensor, int]:

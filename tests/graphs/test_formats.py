@@ -162,8 +162,10 @@ def raw(g, tmp_path, **more):
 def test_raw_graphs_are_read_without_running_their_code(tmp_path):
     g = ca.graphs.trace(model("llama_gqa"), ca.tasks.as_prompts(IDS), transcoders("llama_gqa"), samples=2, leading=1)
     trap = tmp_path / "made by the file"
-    back = ca.graphs.read_raw_graph(raw(g, tmp_path, extra=Hostile(str(trap))))
+    with pytest.raises(ca.Refused, match="code"):
+        ca.graphs.read_raw_graph(raw(g, tmp_path, extra=Hostile(str(trap))))
     assert not trap.exists()
+    back = ca.graphs.read_raw_graph(raw(g, tmp_path))
     assert back.labels["target"] == g.labels["target"]
     shared = [n for n in g.labels["node"] if n in back.labels["node"] and not n.startswith("bias")]
     ours, theirs = ([x.labels["node"].index(n) for n in shared] for x in (g, back))
