@@ -66,9 +66,8 @@ NAMED: dict[str, dict[str, Any]] = {
     "dictionaries.splitting": {"within": 0.4, "alike": 0.0},  # loose enough for parts among random latents
 }
 #: graphs of few nodes, which take no time
-NAMED |= {
-    n: {"nodes": 40} | ({"top": 4, "rotations": 1} if "validate" in n else {}) for n in ROWS if n[:7] == "graphs."
-}
+NAMED |= {n: {"nodes": 40} for n in ROWS if n.startswith("graphs.trace")}
+NAMED |= {n: {"nodes": 40, "top": 4, "rotations": 1} for n in ROWS if n.startswith("graphs.validate")}
 
 
 def outcomes(name: str, asked: Any, **options: Any) -> tuple[Any, ...]:
