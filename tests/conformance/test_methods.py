@@ -208,7 +208,9 @@ def survives(result: Result, tmp_path: Path) -> None:
         frame = result.frame(field)
         assert len(frame) == t.numel()
         axes = result.axes()[field]
-        columns = [c for c in frame.columns if c == field or c not in ("source", "target")]  # the ends of edges
+        columns = [
+            c for c in frame.columns if c in (field, *axes) or c not in ("source", "target")
+        ]  # the ends of edges
         assert columns == [*axes, "value" if field in axes else field]
         if t.ndim and t.numel():
             assert result.top(3, by=field)
