@@ -210,6 +210,18 @@ SECTIONS = {
         "*loss*, in nats: its rise at the answer and at the text around without the first heads at once (chance: "
         "random sets, as many of each layer), on the half of the prompts that did not choose them.",
     ),
+    "function vectors": (
+        "Function vectors",
+        "`heads.function_vectors` on capitals, plurals, past forms and antonyms, in the form `Q: hot⏎A: cold`, five "
+        "examples. *probability*: the change of the right answer's probability in prompts with shuffled labels, with a "
+        "head's mean over prompts that show the task at the last token; of random steps of the same length, the range "
+        "over 64 heads. *shown*, *labels shuffled*, *zero-shot*: the share of words held out whose answer is the "
+        "likeliest token. *3 × at 15*, *1 ×*, *3 ×*: what that share gains without examples when the sum of what the "
+        "ten best heads write on average is added at the last token behind a layer, once or three times (chance: the "
+        "vectors of ten other heads, as many of each layer, of the same norm). Of the heads removed, the change of the "
+        "share with examples (chance: random sets). Capitals are named as often with shuffled labels, and no vector "
+        "brings them.",
+    ),
     "answers of several tokens, and chats": (
         "Answers of several tokens, and chats",
         "log P(answer) − log P(foil) in nats, over all tokens of both; *top-1*: every token is the likeliest. Effects: "

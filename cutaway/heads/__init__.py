@@ -3,6 +3,7 @@
 from cutaway.heads.card import HeadCard, card
 from cutaway.heads.classify import HeadTypes, classify
 from cutaway.heads.confirm import TypeEffects, confirm
+from cutaway.heads.function_vectors import FunctionVectors, function_vectors
 from cutaway.heads.headvis import HeadMetrics, HeadTree, read_headvis
 from cutaway.heads.headvis_sampling import write_headvis
 from cutaway.heads.retrieval import RetrievalHeads, retrieval
@@ -13,6 +14,7 @@ from cutaway.heads.types import TYPES, HeadType
 
 __all__ = [
     "TYPES",
+    "FunctionVectors",
     "HeadCard",
     "HeadMetrics",
     "HeadRoles",
@@ -26,6 +28,7 @@ __all__ = [
     "card",
     "classify",
     "confirm",
+    "function_vectors",
     "read_headvis",
     "retrieval",
     "roles",

@@ -169,6 +169,7 @@ def retrieval(
         units=_UNITS,
         reasons=why | {"answered": "it is what the model itself does"},
         record={
+            "controls": {"effect": "random_sets", "accuracy": "random_sets", "overlap": "exchanged_heads"},
             "heads": heads,
             "heads of types": types,
             "heads in order": [f"{a.layer}.{a.unit}" for a in found.order()[: max(sizes, default=0)]],

@@ -29,6 +29,16 @@ _WOMAN = (
     "king/queen man/woman boy/girl father/mother son/daughter brother/sister husband/wife uncle/aunt he/she his/her "
     "actor/actress prince/princess"
 )
+_ANTONYM = (
+    "up/down day/night hot/cold rich/poor fast/slow old/young wet/dry hard/soft near/far light/dark black/white "
+    "thick/thin early/late left/right full/empty high/low long/short happy/sad big/small open/closed love/hate "
+    "first/last true/false inside/outside"
+)
+_SPANISH = (
+    "table/mesa house/casa white/blanco milk/leche sun/sol hand/mano red/rojo water/agua bread/pan book/libro "
+    "night/noche green/verde black/negro dog/perro cat/gato door/puerta friend/amigo king/rey moon/luna fire/fuego "
+    "city/ciudad head/cabeza street/calle good/bueno"
+)
 #: concepts by name: a list of pairs, or two columns of a table of words
 _KNOWN: dict[str, str | tuple[str, str, str]] = {
     "capital": ("countries", "country", "capital"),
@@ -38,7 +48,11 @@ _KNOWN: dict[str, str | tuple[str, str, str]] = {
     "more": _MORE,
     "woman": _WOMAN,
     "bad": ("feelings", "good", "bad"),
+    "antonym": _ANTONYM,
+    "spanish": _SPANISH,
 }
+_USUAL = "capital,language,plural,past,more,woman,bad"  # those that one direction of the unembedding may have
+WORLD = "world"
 _FEWEST = 3
 
 
@@ -90,14 +104,16 @@ def _single(model: Model, pairs: tuple[tuple[str, str], ...]) -> list[tuple[int,
     return list(dict.fromkeys((a[0], b[0]) for a, b in both if len(a) == len(b) == 1 and a != b))
 
 
-def concepts(source: str | Path) -> Concepts:
-    """Return concepts by name, with commas between them, or those of a .jsonl file.
+def concepts(source: str | Path, model: Model | None = None) -> Concepts:
+    """Return concepts by name, with commas between them, those of a .jsonl file, or the functions of a model's `world`.
 
     A line of the file is {"concept": …, "without": …, "with": …}.
 
     Raises:
-        Refused: no such concept, or a file of another form.
+        Refused: no such concept, a file of another form, or no world.
     """
+    if str(source) == WORLD:
+        return _of_world(model)
     if str(source).endswith(".jsonl"):
         return _of_file(Path(source))
     names = parse_list(str(source))
@@ -114,6 +130,17 @@ def _known(name: str) -> tuple[tuple[str, str], ...]:
         return tuple((a, b) for a, _, b in (pair.partition("/") for pair in row.split()))
     words, one, other = table(row[0]), *row[1:]
     return tuple((r[words.column(one)], r[words.column(other)]) for r in words.rows)
+
+
+def _of_world(model: Model | None) -> Concepts:
+    world = getattr(model, "world", None)
+    if world is None:
+        why = "only models of the zoo have a world whose words are known"
+        raise Refused(Keyword("concepts", WORLD), why, "name concepts, or give a file")
+    found = world.functions()
+    needs = {"model": model.made.python if model is not None and model.made is not None else ""}
+    how = Made(f"ca.tasks.concepts({WORLD!r}, model)", {"": WORLD}, needs=needs)
+    return Concepts(tuple(found), tuple(map(tuple, found.values())), how)
 
 
 def _of_file(path: Path) -> Concepts:
@@ -149,13 +176,13 @@ def _example(opened: Mapping[str, Any]) -> Concepts:
     return Concepts(("one", "other"), (pairs[:4], pairs[4:]))
 
 
-_HELP = f"concepts, with commas: {', '.join(_KNOWN)}; or a .jsonl file with concept, without and with"
+_HELP = f"concepts, with commas: {', '.join(_KNOWN)}; a .jsonl file with concept, without and with; or world"
 register(
     Subject(
         "concepts",
         Concepts,
-        (Flag("concepts", str, ",".join(_KNOWN), _HELP),),
-        lambda flags, opened: concepts(flags["concepts"]),
+        (Flag("concepts", str, _USUAL, _HELP),),
+        lambda flags, opened: concepts(flags["concepts"], opened["model"]),
         _example,
         needs=("model",),
         advice='ca.tasks.concepts("plural,past")',

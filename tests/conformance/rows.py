@@ -60,6 +60,7 @@ NAMED: dict[str, dict[str, Any]] = {
     "heads.card(model, repeats)": {"head": "1.2"},
     "heads.confirm": {"heads": "0.0"},
     "heads.confirm(model, repeats)": {"heads": "0.0"},
+    "heads.function_vectors": {"shots": 2, "prompts": 2, "top": 2},
     "neurons.arithmetic": {"operations": "+", "prompts": 4},
     "dictionaries.letter_absorption": {"examples": 1},
     "graphs.feature_circuit": {"nodes": 0.0, "edges": 0.0},  # all nodes: nobody trained these latents

@@ -84,6 +84,7 @@ DRAWN = {
     "heads.card(model, repeats)": {"claimed"},
     "heads.classify": {"claimed"},
     "heads.classify(model, repeats)": {"claimed"},
+    "heads.function_vectors": {"claimed"},
     "heads.retrieval": {"claimed", "overlap"},
     "heads.successor": {"claimed", "change"},
     "heads.roles": {"claimed", "grown", "change", "looks", "removed"},

@@ -17,7 +17,7 @@ BUDGETS = {
     "training": 650,
     "interventions": 1_300,
     "lenses": 2_300,
-    "heads": 2_750,
+    "heads": 3_050,
     "weights": 900,
     "neurons": 1_600,
     "geometry": 1_000,

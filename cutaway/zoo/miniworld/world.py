@@ -127,6 +127,10 @@ class World:
             return [(c.name, c.language) for c in self.countries]
         return list(table)
 
+    def functions(self) -> dict[str, list[tuple[str, str]]]:
+        """Return the (input, output) pairs of every in-context function."""
+        return {name: self.function(name) for name in FUNCTIONS}
+
     def rule(self, sentence: str) -> tuple[str, str] | None:
         """Find the word that a rule of the world (not a fact) puts after a sentence, and the rule, or None."""
         return follows(sentence)
