@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -136,13 +137,17 @@ def wilson_interval(share: Float[Tensor, "*cell"], trials: int, *, level: float 
 
 def bootstrap(
     values: Sequence[Float[Tensor, "prompt"]],
-    statistic: Callable[..., float],
+    statistic: Callable[..., Any],
     *,
     seed: int = 0,
     level: float = 0.95,
     samples: int = 2000,
+    vectorized: bool = False,
 ) -> tuple[float, float]:
-    """Paired percentile interval of any statistic of one or several columns of per-prompt values."""
+    """Paired percentile interval of any statistic of one or several columns of per-prompt values.
+
+    A vectorized statistic takes many resamples at once and the `axis` of their prompts.
+    """
     from scipy import stats
 
     columns = [v.double().cpu().numpy() for v in values]
@@ -152,7 +157,7 @@ def bootstrap(
         columns,
         statistic,
         paired=len(columns) > 1,
-        vectorized=False,
+        vectorized=vectorized,
         n_resamples=samples,
         method="percentile",
         confidence_level=level,
@@ -174,6 +179,16 @@ def correlation(x: Float[Tensor, "cell"], y: Float[Tensor, "cell"]) -> float:
     if len(x) < 2 or float(x.std()) == 0 or float(y.std()) == 0:
         return math.nan
     return float(torch.corrcoef(torch.stack([x, y]))[0, 1])
+
+
+def rank_correlation(x: Any, y: Any, axis: int = -1) -> Any:
+    """Return Spearman's correlation along an axis; 0 where one side does not vary."""
+    from scipy import stats
+
+    ranks = [stats.rankdata(v, axis=axis) for v in (x, y)]
+    a, b = (r - r.mean(axis, keepdims=True) for r in ranks)
+    size = np.sqrt((a * a).sum(axis) * (b * b).sum(axis))
+    return np.divide((a * b).sum(axis), size, out=np.zeros_like(size), where=size > 0)
 
 
 @dataclass(frozen=True)

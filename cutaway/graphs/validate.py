@@ -22,7 +22,6 @@ largest influence are removed one by one, and what the target loses is set besid
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -35,7 +34,7 @@ from cutaway.core.method import method
 from cutaway.core.node import Direction, Latent, Logit, Node
 from cutaway.core.refuse import Code, Keyword, Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, bootstrap, correlation, generator, rotation
+from cutaway.core.stats import BOUNDS, bootstrap, generator, rank_correlation, rotation
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.graphs.attribution_graph import AttributionGraph
 from cutaway.graphs.subject import Neurons
@@ -314,10 +313,5 @@ def _rotated(run: Run, g: torch.Generator) -> Run:
 
 def _spearman(x: Tensor, y: Tensor, seed: int) -> tuple[float, tuple[float, float]]:
     """Return Spearman's correlation over units, and its bootstrapped interval."""
-    from scipy import stats
-
-    def ranked(a: object, b: object) -> float:
-        found = correlation(*(torch.from_numpy(stats.rankdata(v)) for v in (a, b)))
-        return found if math.isfinite(found) else 0.0  # units that do not differ
-
-    return ranked(x.cpu(), y.cpu()), bootstrap((x, y), ranked, seed=seed, samples=_RESAMPLES)
+    interval = bootstrap((x, y), rank_correlation, seed=seed, samples=_RESAMPLES, vectorized=True)
+    return float(rank_correlation(x.cpu().numpy(), y.cpu().numpy())), interval

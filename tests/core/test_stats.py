@@ -18,6 +18,7 @@ from cutaway.core.stats import (
     null_band,
     paired,
     permutation,
+    rank_correlation,
     ratio_interval,
     rotation,
     share_interval,
@@ -111,6 +112,17 @@ def test_bootstrap_of_a_statistic_agrees_with_the_mean():
 
     low, high = bootstrap([x, x + 0.01 * torch.randn(50, generator=generator(6))], lambda a, b: np.corrcoef(a, b)[0, 1])
     assert 0.99 < low <= high <= 1
+
+
+def test_rank_correlations_are_those_of_scipy_for_many_resamples_at_once():
+    from scipy import stats
+
+    x, y = torch.randn(2, 30, generator=generator(1)).round(decimals=1).numpy()  # with ties
+    assert float(rank_correlation(x, y)) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
+    assert float(rank_correlation(x, y * 0)) == 0
+    one = bootstrap([torch.tensor(x), torch.tensor(y)], rank_correlation, samples=50, vectorized=True)
+    by_turns = bootstrap([torch.tensor(x), torch.tensor(y)], lambda a, b: rank_correlation(a, b), samples=50)
+    assert one == pytest.approx(by_turns, abs=1e-12)
 
 
 @pytest.mark.parametrize(
