@@ -1,6 +1,7 @@
 """Attribution graphs: which features, neurons and tokens make a model say something, along which edges."""
 
 from cutaway.graphs.attribution_graph import AttributionGraph
+from cutaway.graphs.circuit_curve import CircuitCurve, circuit_curve
 from cutaway.graphs.circuit_tracer import read_raw_graph
 from cutaway.graphs.feature_circuit import FeatureCircuit, feature_circuit
 from cutaway.graphs.neuronpedia import graph_data, read_graph, write_graph
@@ -12,9 +13,11 @@ from cutaway.graphs.validate import GraphValidation, validate
 __all__ = [
     "PRESETS",
     "AttributionGraph",
+    "CircuitCurve",
     "FeatureCircuit",
     "GraphValidation",
     "Neurons",
+    "circuit_curve",
     "feature_circuit",
     "graph_data",
     "prune",

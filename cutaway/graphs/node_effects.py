@@ -125,16 +125,21 @@ def node_effects(
     sites = list(dict.fromkeys(a for s in subs for a in (s.site, s.read)))
     x, found = slopes(model, bound, sites, "noise", task.corruption)
     difference(task, x.clean, x.corrupt)
-    places = Places.of(x.target, by)
-    with torch.no_grad():
-        changes = [change(s, x.own, x.donor, places, samples, seed) for s in subs]
     by_site = {s.site: found[0][str(s.site)] for s in subs}
     if steps:
         by_site = {s.site: _integrated(model, x, s.site, steps, rule) for s in some(subs)}
         by_site = {s.site: by_site.get(s.site, found[0][str(s.site)]) for s in subs}  # a dry run leaves some out
-    with torch.no_grad():
-        effect = torch.cat([c.effects(by_site[c.sub.site]).flatten(1) for c in changes], 1)
-        chance = torch.cat([c.chance(by_site[c.sub.site]).flatten(0, 1) for c in changes])
+    return estimated(x, subs, by_site, by, samples, seed)
+
+
+@torch.no_grad()
+def estimated(
+    x: PairedRuns, subs: Sequence[Submodule], by_site: dict[Address, Tensor], by: str, samples: int, seed: int
+) -> NodeEffects:
+    """Return the effects of the submodules' nodes, given the slope at each site."""
+    changes = [change(s, x.own, x.donor, Places.of(x.target, by), samples, seed) for s in subs]
+    effect = torch.cat([c.effects(by_site[c.sub.site]).flatten(1) for c in changes], 1)
+    chance = torch.cat([c.chance(by_site[c.sub.site]).flatten(0, 1) for c in changes])
     return NodeEffects(x, changes, by_site, effect.float().cpu(), chance.float().cpu())
 
 

@@ -38,6 +38,7 @@ from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt, share_interval
 from cutaway.interventions.ablation_values import Baseline, Removal, removal
 from cutaway.interventions.components import all_components, random_sets
+from cutaway.interventions.halves import halves
 from cutaway.models.model import Model
 from cutaway.tasks.task import Task
 
@@ -93,7 +94,7 @@ def knockout_curve(
             Call("knockout_curve", {"top": top}), "nothing would be removed", "ask for at least one component"
         )
     pool = all_components(model, mlps)
-    first, second, split = _halves(task)
+    first, second, split = halves(task)
     ranking, held = first.bind(model), second.bind(model)
     chooser = removal(model, ranking, pool, how, seed)
     ranked = _greedy(model, chooser, pool, min(top, len(pool))) if order == "greedy" else _ranked(model, chooser, pool)
@@ -121,17 +122,6 @@ def knockout_curve(
         reasons=one_prompt(len(r.bound), "metric"),
         record=r.record() | {"split": split, "pool": len(pool), "random sets": matched},
     )
-
-
-def _halves(task: Task) -> tuple[Task, Task, str]:
-    """Return the prompts to rank on, prompts to measure on, and a sentence about them."""
-    try:
-        first, second = task.split(0.5, seed=0)
-    except Refused:
-        first = second = task.take(1)
-    if min(len(first), len(second)) < 2:
-        return task, task, "ranked and measured on the same prompts: they are too few to split"
-    return first, second, f"ranked on {len(first)} prompts, measured on {len(second)} others (task.split(0.5, seed=0))"
 
 
 def _ranked(model: Model, r: Removal, pool: list[Address]) -> list[Address]:
