@@ -137,7 +137,7 @@ def test_symmetric_tracing_equals_activation_patching(name, site):
                 block.mixer.dt_proj.weight.mul_(0.05)
     trace, other = (f(m, task, site=site, by="position", samples=1) for f in (causal_trace, activation))
     for field in ("effect", "interval", "recovered"):
-        assert torch.allclose(getattr(trace, field), getattr(other, field), atol=1e-5), field
+        assert torch.allclose(getattr(trace, field), getattr(other, field), atol=1e-4), field
     assert trace.labels["position"] == other.labels["position"]
 
 
