@@ -127,12 +127,18 @@ def _others(result: Result, drawn: str) -> Iterator[tuple[str, Tensor]]:
 
 
 def _value(result: Result, name: str, at: tuple[int, ...]) -> str:
-    unit = result.units.get(name, "")
+    unit = _unit(result, name, at)
     text, bounds = amount(float(result.tensors()[name][at]), unit), interval_of(result, name)
     if bounds is None or bool(bounds[at].isnan().any()):
         return text
     low, high = bounds[at].tolist()
     return f"{text} {span(low, high, unit)}"
+
+
+def _unit(result: Result, name: str, at: tuple[int, ...]) -> str:
+    """Return the unit of an entry that has its own by its first label, else that of the field."""
+    labels = result.labels.get(result.axes()[name][0], []) if at else []
+    return result.units.get(str(labels[at[0]]) if labels else name, result.units.get(name, ""))
 
 
 def _place(result: Result, axes: tuple[str, ...], at: tuple[int, ...]) -> str:

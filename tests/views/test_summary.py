@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -46,6 +46,16 @@ def test_an_audit_is_said_with_its_intervals_and_values_stand_where_the_effect_i
         "mean of 2 prompts: clean 4, corrupt 0",
     ]
     assert len(summary(result, "effect")) == 3
+
+
+def test_an_entry_with_a_unit_of_its_own_is_said_in_it():
+    labels = {"statistic": ["pearson", "spearman", "sign errors"]}
+    result = heads(agreement=torch.tensor([0.9, 0.8, 0.125]), labels=labels)
+    result = replace(result, units=result.units | {"agreement": "of ranks", "sign errors": "share"})
+    assert (
+        summary(result, "effect")[0]
+        == "agreement: pearson 0.9 of ranks, spearman 0.8 of ranks, sign errors 0.125 share"
+    )
 
 
 def test_further_metrics_stand_beside_the_largest_effect():
