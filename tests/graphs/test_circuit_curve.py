@@ -39,8 +39,15 @@ def by_hand(m, ds, bound, kept, errors, how):
     return bound.metric(m.run_last(bound.clean, edits)).mean()
 
 
-@pytest.mark.parametrize("how", ["corrupt_mean", "clean_mean", "zero"])
-@pytest.mark.parametrize(("name", "errors"), [("gpt2", "default"), ("llama_gqa", "keep"), ("gemma2", "remove")])
+@pytest.mark.parametrize(
+    ("name", "errors", "how"),
+    [
+        ("gpt2", "default", "corrupt_mean"),
+        ("gpt2", "keep", "zero"),
+        ("llama_gqa", "keep", "corrupt_mean"),
+        ("gemma2", "remove", "clean_mean"),
+    ],
+)
 def test_circuits_by_hand(name, errors, how):
     m, ds, bound = model(name), mixed(name), task().bind(model(name))
     c = circuit_curve(m, task(), ds, sizes=3, errors=errors, baseline=how, samples=2)
