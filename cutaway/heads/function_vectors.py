@@ -269,7 +269,8 @@ class _Study:
         values = self._measured(self.held, self.held.bare, [[], *variants])[..., :_LOGITS]
         each = (values[1:] - values[0]).unflatten(0, (len(every), len(scales), len(places)))
         each = each.permute(3, 1, 4, 2, 0)  # [prompt, scale, measure, layer, vector]
-        whole, own = self._fields("gain", each), [self._fields("gain", x) for x in self.held.by_task(each)]
+        whole = self._fields("gain", each, 1)
+        own = [self._fields("gain", x, 1) for x in self.held.by_task(each)]
         by_task = {name.replace("gain", "gain_by_task"): torch.stack([x[name] for x in own]) for name in whole}
         return vector.cpu(), whole | by_task
 
@@ -277,7 +278,7 @@ class _Study:
         """Remove the best heads, and random ones, where examples show the task; return the changes."""
         edits = removals(self.model, self.held.shown, [best, *random.sets], "mean")
         values = self._measured(self.held, self.held.shown, [[], *edits])[..., :_LOGITS]
-        return self._fields("change", (values[1:] - values[0]).permute(1, 2, 0))
+        return self._fields("change", (values[1:] - values[0]).permute(1, 2, 0), 0)
 
     def baseline(self) -> dict[str, Any]:
         """Return the measures of the prompts about words held out in each condition."""
@@ -293,11 +294,16 @@ class _Study:
         number = self.held.task.bincount().tolist()
         return {n: "one word is held out" for n, k in zip(self.held.names, number, strict=True) if k < 2}
 
-    def _fields(self, name: str, each: Float[Tensor, "prompt *cell draw"]) -> dict[str, Any]:
-        """Return the mean, interval and null of values, the real ones first and then those of the random draws."""
+    def _fields(self, name: str, each: Float[Tensor, "prompt *cell draw"], measure: int) -> dict[str, Any]:
+        """Return the mean, interval and null of changes, the real ones first and then those of the random draws.
+
+        `measure` is the axis of the measures in a cell.
+        """
         none = each.new_full((*each.shape[1:-1], self.samples), math.nan)
         null = each[..., 1:].mean(0) if each.shape[-1] > 1 else none
-        return {name: each[..., 0].mean(0), f"{name}_interval": mean_interval(each[..., 0]), f"{name}_null": null}
+        interval = mean_interval(each[..., 0])
+        interval.narrow(measure, 0, 2).clamp_(-1, 1)  # of probabilities and shares
+        return {name: each[..., 0].mean(0), f"{name}_interval": interval, f"{name}_null": null}
 
     def _measured(
         self, some: Shots, tokens: Tokens, variants: Sequence[Variant]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import cutaway as ca
 from cutaway.core.files import write_tensors
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import rotation
@@ -18,7 +19,7 @@ from cutaway.geometry.toys import pentagon
 from cutaway.interventions.causal_product import CausalProduct
 from cutaway.tasks.concepts import Concepts
 from cutaway.tasks.concepts import concepts as named
-from tests.conformance.subjects import corpus, random_llama
+from tests.conformance.subjects import corpus, miniworld, random_llama
 
 PAIRS = (("Mary", "John"), ("Anna", "Peter"), ("Tom", "Lucy"), ("Paul", "Emma"))
 OTHER = (("store", "park"), ("school", "river"), ("market", "garden"))
@@ -33,6 +34,15 @@ def planted(strength: float):
     for a, b in PAIRS:
         rows[model.text.token_id(b)] = rows[model.text.token_id(a)] + strength * step
     return model, step
+
+
+def test_concepts_have_names_and_those_of_a_world_need_its_model():
+    assert ("hot", "cold") in named("antonym").pairs[0]
+    assert named("spanish,plural").names == ("spanish", "plural")
+    found = named("world", miniworld())
+    assert ("Norway", "Oslo") in found.pairs[found.names.index("capital")]
+    assert found.made is not None
+    assert eval(found.made.python, {"ca": ca, "model": miniworld()}) == found
 
 
 def test_a_planted_concept_has_one_direction_and_others_have_none():
