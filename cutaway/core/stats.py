@@ -182,13 +182,13 @@ def correlation(x: Float[Tensor, "cell"], y: Float[Tensor, "cell"]) -> float:
 
 
 def rank_correlation(x: Any, y: Any, axis: int = -1) -> Any:
-    """Return Spearman's correlation along an axis; 0 where one side does not vary."""
+    """Return Spearman's correlation along an axis; NaN where one side does not vary."""
     from scipy import stats
 
     ranks = [stats.rankdata(v, axis=axis) for v in (x, y)]
     a, b = (r - r.mean(axis, keepdims=True) for r in ranks)
     size = np.sqrt((a * a).sum(axis) * (b * b).sum(axis))
-    return np.divide((a * b).sum(axis), size, out=np.zeros_like(size), where=size > 0)
+    return np.divide((a * b).sum(axis), size, out=np.full_like(size, np.nan), where=size > 0)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ largest influence are removed one by one, and what the target loses is set besid
   and MLP outputs held. The two must be equal, and a gap beyond rounding is a refusal.
 * `predicted`: the unit's effect along all paths of the graph: a unit behind it changes by the share of its value that
   it loses. `agreement` is Spearman's correlation of `predicted` with `effect` over units, `direct_agreement` that of
-  `direct`, each with its bootstrapped 95 % interval. The paper reports 0.72 for features of one 18-layer model.
+  `direct`, each with its bootstrapped 95 % interval (resamples in which one side does not vary count as 0). The paper
+  reports 0.72 for features of one 18-layer model.
 * Control (`effect_null`): as long a random vector taken away at the same places. `replacement_null` and
   `completeness_null`: the graph of the same activations with decoders in random rotations, whose error takes the rest.
 * Known failures: agreement is about the largest units of the graph; what a unit changes in attention patterns and in
@@ -22,9 +23,12 @@ largest influence are removed one by one, and what the target loses is set besid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -311,7 +315,16 @@ def _rotated(run: Run, g: torch.Generator) -> Run:
     return replace(run, units=Rotated(run.units, turn))
 
 
-def _spearman(x: Tensor, y: Tensor, seed: int) -> tuple[float, tuple[float, float]]:
-    """Return Spearman's correlation over units, and its bootstrapped interval."""
-    interval = bootstrap((x, y), rank_correlation, seed=seed, samples=_RESAMPLES, vectorized=True)
-    return float(rank_correlation(x.cpu().numpy(), y.cpu().numpy())), interval
+def _spearman(x: Float[Tensor, "unit"], y: Float[Tensor, "unit"], seed: int) -> tuple[float, tuple[float, float]]:
+    """Return Spearman's correlation over units, and its bootstrapped interval; NaN where one side does not vary.
+
+    A resample in which one side does not vary has no order, and counts as a correlation of 0.
+    """
+
+    def resampled(a: Any, b: Any, axis: int) -> Any:
+        return np.nan_to_num(rank_correlation(a, b, axis))
+
+    found = float(rank_correlation(x.cpu().numpy(), y.cpu().numpy()))
+    if math.isnan(found):
+        return found, (math.nan, math.nan)
+    return found, bootstrap((x, y), resampled, seed=seed, samples=_RESAMPLES, vectorized=True)

@@ -50,7 +50,7 @@ from cutaway.core.refuse import Call, Code, Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.sites import WRITERS
 from cutaway.core.sites import site as site_row
-from cutaway.core.stats import BOUNDS, correlation, generator, mean_interval, one_prompt
+from cutaway.core.stats import BOUNDS, correlation, generator, mean_interval, one_prompt, rank_correlation
 from cutaway.interventions.ablation_values import RandomStep
 from cutaway.interventions.components import positions
 from cutaway.interventions.grid import window_of
@@ -437,12 +437,9 @@ def _notes(task: Task, made: list[Corrupted], found: dict[str, Tensor]) -> dict[
 
 def agreement(a: Float[Tensor, "*cell"], b: Float[Tensor, "*cell"]) -> dict[str, Any]:
     """Return the agreement of two maps: Pearson's and Spearman's r, and the cells that their top tenths share."""
-    from scipy.stats import rankdata
-
     x, y = (t.double().reshape(-1) for t in (a, b))
     k = max(1, len(x) // 10)
     tops = [set(v.abs().argsort(descending=True, stable=True)[:k].tolist()) for v in (x, y)]
-    ranks = [torch.from_numpy(rankdata(v.numpy())) for v in (x, y)]
-    found = {"pearson": correlation(x, y), "spearman": correlation(*ranks)}
+    found = {"pearson": correlation(x, y), "spearman": float(rank_correlation(x.numpy(), y.numpy()))}
     found["common of the largest tenth"] = len(tops[0] & tops[1]) / k
     return {name: None if math.isnan(value) else value for name, value in found.items()}

@@ -119,7 +119,7 @@ def test_rank_correlations_are_those_of_scipy_for_many_resamples_at_once():
 
     x, y = torch.randn(2, 30, generator=generator(1)).round(decimals=1).numpy()  # with ties
     assert float(rank_correlation(x, y)) == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
-    assert float(rank_correlation(x, y * 0)) == 0
+    assert math.isnan(rank_correlation(x, y * 0))
     one = bootstrap([torch.tensor(x), torch.tensor(y)], rank_correlation, samples=50, vectorized=True)
     by_turns = bootstrap([torch.tensor(x), torch.tensor(y)], lambda a, b: rank_correlation(a, b), samples=50)
     assert one == pytest.approx(by_turns, abs=1e-12)
