@@ -11,7 +11,7 @@ seen. A transcoder reads one site and writes another; everything a block reads m
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -143,13 +143,25 @@ def late_reads(d: Dictionary, write: str) -> list[str]:
     return [r for r in needed(d, write) if time_of(r) > time_of(write)]
 
 
+@runtime_checkable
+class Keeper(Protocol):
+    """Edit, or use of one, that needs at a written site what stands at an earlier one."""
+
+    def keep(self, site: str, x: Tensor, frame: ForwardFrame) -> None:
+        """Keep what stands at a read site."""
+
+    def identity(self) -> str:
+        """Return a hash of all that distinguishes it."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class SpliceRead(Edit):
-    """The part of a splice that keeps what stands at a read site, and leaves it as it is."""
+    """The part of a splice, or of an edit like it, that keeps what stands at a read site, and leaves it as it is."""
 
     local: ClassVar[bool] = False
     address: str
-    use: SpliceUse
+    use: Keeper
     positions: tuple[int, ...] | None = None
 
     def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:

@@ -39,8 +39,8 @@ from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, one_prompt, ratio_interval
 from cutaway.dictionaries.subject import Dictionaries
+from cutaway.graphs.complement import BASELINES, BaselineKind, ablate_complement, baselines
 from cutaway.graphs.node_effects import NodeEffects, estimated, node_effects
-from cutaway.graphs.outside import STANDS, Stand, baselines, outside
 from cutaway.graphs.submodules import Submodule, neurons, submodules
 from cutaway.interventions.halves import halves
 from cutaway.models.edits.edit import Edit
@@ -99,7 +99,7 @@ def circuit_curve(
     *,
     sizes: int = 8,
     errors: Errors = "default",
-    baseline: Stand = "corrupt_mean",
+    baseline: BaselineKind = "corrupt_mean",
     steps: int = 0,
     samples: int = 10,
     seed: int = 0,
@@ -127,7 +127,7 @@ def circuit_curve(
     parts = [_measured(model, part, subs, plan, baseline) for part in held.buckets()]
     whole = torch.cat([w for w, _ in parts])
     values = torch.cat([v for _, v in parts], 1)
-    return _result(plan, held, whole, values, {"split": split, "baseline": STANDS[baseline]})
+    return _result(plan, held, whole, values, {"split": split, "baseline": BASELINES[baseline]})
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,13 +189,13 @@ def _set(nodes: Int[Tensor, "chosen"], always: Bool[Tensor, "node"]) -> Bool[Ten
 
 
 def _measured(
-    model: Model, part: Bound, subs: Sequence[Submodule], plan: _Plan, how: Stand
+    model: Model, part: Bound, subs: Sequence[Submodule], plan: _Plan, how: BaselineKind
 ) -> tuple[Float[Tensor, "prompt"], Float[Tensor, "variant prompt"]]:
     """Return the metric of the model and of every set of nodes, on prompts of one length."""
     with torch.no_grad():
         stands, plain = baselines(model, subs, part, how), baselines(model, neurons(subs), part, how)
-    variants: list[list[Edit]] = [outside(stands, s) for s in plan.sets]
-    variants += [outside(plain, s) for s in plan.neurons]
+    variants: list[list[Edit]] = [ablate_complement(stands, s) for s in plan.sets]
+    variants += [ablate_complement(plain, s) for s in plan.neurons]
     whole = model.measure(part.clean, part.measure).float().cpu()
     return whole, sweep(model, part.clean, variants, part.measure).float().cpu()
 

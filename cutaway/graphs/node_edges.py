@@ -19,7 +19,7 @@ from cutaway.core.address import Address
 from cutaway.core.stats import mean_interval
 from cutaway.graphs.node_effects import NodeEffects
 from cutaway.graphs.submodules import Change, Submodule
-from cutaway.models.access.backward import Severed, severed
+from cutaway.models.access.backward import SeveredForward, sever
 from cutaway.models.dry import some
 from cutaway.models.model import Model
 
@@ -63,7 +63,7 @@ def node_edges(model: Model, found: NodeEffects, chosen: Int[Tensor, "kept"], le
     x, subs = found.runs, [c.sub for c in found.changes]
     sites, beside = [s.site for s in subs], [s.read for s in subs]
     with model.edited():
-        run = severed(model.anatomy, x.target, sites, x.bound.measure, beside)
+        run = sever(model.anatomy, x.target, sites, x.bound.measure, beside)
     ups = _upstream(found, chosen)
     parts = [_above(ups, number, slopes, least) for number, slopes in _downstream(run, found, chosen)]
     last = sites[-1]
@@ -90,7 +90,7 @@ def _upstream(found: NodeEffects, chosen: Int[Tensor, "kept"]) -> dict[int, _Ups
 
 
 def _downstream(
-    run: Severed, found: NodeEffects, chosen: Int[Tensor, "kept"]
+    run: SeveredForward, found: NodeEffects, chosen: Int[Tensor, "kept"]
 ) -> Iterator[tuple[int, dict[int, Tensor]]]:
     """Yield each chosen node with the slopes of its value, times its own slope, at the submodules before it."""
     states = dict[int, _State]()
@@ -109,12 +109,12 @@ class _State:
     """A submodule in the clean run: the slope at its site, that of each latent, and each latent's own derivative."""
 
     sub: Submodule
-    run: Severed
+    run: SeveredForward
     slope: Float[Tensor, "batch position width"]
     latents: Float[Tensor, "batch position latent"]
 
     @classmethod
-    def of(cls, sub: Submodule, run: Severed, slope: Tensor) -> _State:
+    def of(cls, sub: Submodule, run: SeveredForward, slope: Tensor) -> _State:
         g = slope.flatten(2).to(sub.decoder)
         return cls(sub, run, g, (g @ sub.decoder.T) * sub.slopes(run.arriving[sub.read].detach()))
 

@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-import cutaway as ca
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.gates import JumpRelu
 from cutaway.dictionaries.transforms import autoencoder
 from cutaway.graphs import circuit_curve, feature_circuit
 from cutaway.models.edits.library import Replace
 from tests.conformance import subjects
-from tests.graphs.test_feature_circuit import SITES, model, saes, task, transcoder
+from tests.graphs.test_feature_circuit import SITES, model, planted, saes, task, transcoder
 
 SOME = ("resid_pre.0", "attn_out.0", "resid_post.0", "attn_out.1")
 
@@ -97,13 +96,8 @@ def test_with_a_dictionary_that_is_the_identity_latents_are_neurons():
 
 def test_a_planted_latent_is_the_circuit():
     """The metric reads one latent's direction: that node alone is faithful, without it nothing is left."""
-    m = model("llama_gqa")
-    basis = torch.linalg.qr(torch.randn(m.shape.d_model, m.shape.d_model, dtype=torch.float64)).Q
-    signed = JumpRelu(torch.full((6,), -torch.inf, dtype=torch.float64), signed=True)
-    zeros = torch.zeros(6, dtype=torch.float64), torch.zeros(m.shape.d_model, dtype=torch.float64)
-    d = autoencoder("resid_post.1", basis[:6], basis[:6], *zeros, signed)
-    asked = ca.Task("read", task().pairs, metric=ca.tasks.activation("resid_post.1@-1", basis[2]))
-    c = circuit_curve(m, asked, [d], samples=8)
+    d, asked = planted()
+    c = circuit_curve(model("llama_gqa"), asked, [d], samples=8)
     assert c.faithfulness[1:].tolist() == pytest.approx([1.0] * (len(c.faithfulness) - 1), abs=1e-5)
     assert c.completeness[1:].tolist() == pytest.approx([0.0] * (len(c.faithfulness) - 1), abs=1e-5)
     assert float(c.errors_only) == pytest.approx(0.0, abs=1e-5)

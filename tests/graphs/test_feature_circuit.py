@@ -9,6 +9,7 @@ import torch
 import cutaway as ca
 from cutaway.core.node import Error, Latent, parse_node
 from cutaway.core.refuse import Refused
+from cutaway.core.stats import generator, rotation
 from cutaway.dictionaries.gates import BatchTopK, Gated, JumpRelu, Relu, TopK
 from cutaway.dictionaries.transforms import autoencoder, one_block
 from cutaway.graphs import feature_circuit
@@ -177,16 +178,21 @@ def test_the_audit_is_an_exchange_by_hand():
         assert exact == pytest.approx(float(want.mean()), abs=1e-5)
 
 
-@pytest.mark.parametrize("options", [{}, {"steps": 2}, {"steps": 3, "rule": "sfc"}])
-def test_behind_which_all_is_linear_estimates_are_effects(options):
-    """In the last stream only the latent that writes the metric's direction has an effect, and the error none."""
+def planted():
+    """A linear dictionary of six directions of the last stream, and the task whose metric reads the third of them."""
     m = model("llama_gqa")
-    basis = torch.linalg.qr(torch.randn(m.shape.d_model, m.shape.d_model, dtype=torch.float64)).Q
+    basis = rotation(m.shape.d_model, generator(7), dtype=torch.float64)
     signed = JumpRelu(torch.full((6,), -torch.inf, dtype=torch.float64), signed=True)
     zeros = torch.zeros(6, dtype=torch.float64), torch.zeros(m.shape.d_model, dtype=torch.float64)
     d = autoencoder("resid_post.1", basis[:6], basis[:6], *zeros, signed)
-    asked = ca.Task("read", task().pairs, metric=ca.tasks.activation("resid_post.1@-1", basis[2]))
-    c = feature_circuit(m, asked, [d], **{**WHOLE, "audit": 7, **options})
+    return d, ca.Task("read", task().pairs, metric=ca.tasks.activation("resid_post.1@-1", basis[2]))
+
+
+@pytest.mark.parametrize("options", [{}, {"steps": 2}, {"steps": 3, "rule": "sfc"}])
+def test_behind_which_all_is_linear_estimates_are_effects(options):
+    """In the last stream only the latent that writes the metric's direction has an effect, and the error none."""
+    d, asked = planted()
+    c = feature_circuit(model("llama_gqa"), asked, [d], **{**WHOLE, "audit": 7, **options})
     assert torch.allclose(c.exact, c.estimate, atol=1e-6)
     assert c.effect[2] == pytest.approx(float(c.effect[-1]), abs=1e-6)
     assert float(c.effect[[0, 1, 3, 4, 5, 6]].abs().max()) < 1e-9

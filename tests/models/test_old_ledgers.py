@@ -47,7 +47,7 @@ EDITS = {
     "cutaway.models.sweep.merge_edits.Deferred",
     "cutaway.lenses.directions.RankOne",
     "cutaway.neurons.frequency.AlongMix",
-    "cutaway.graphs.outside.Outside",
+    "cutaway.graphs.complement.AblateComplement",
 }
 
 

@@ -1,7 +1,7 @@
 """The backward pass: gradients of a metric at named places, and local gradients replaced by other coefficients.
 
 `gradients` is one forward with several backwards on its graph, each with nothing flowing back through some places.
-`severed` is one forward whose graph is cut at some places, so that gradients flow from each only to the places before.
+`sever` is one forward whose graph is cut at some places, so that gradients flow from each only to the places before.
 With `relevance` every activation keeps its bits, and what autograd multiplies with changes: norms, activation
 functions, gates and attention hand back the coefficients of layer-wise relevance propagation (Ali et al. 2022, Jafari
 et al. 2024).
@@ -107,7 +107,7 @@ def gradients(
 
 
 @dataclass(frozen=True, eq=False)
-class Severed:
+class SeveredForward:
     """A forward whose graph is cut at some places: what arrives there goes on as a leaf.
 
     Attributes:
@@ -141,9 +141,9 @@ class Severed:
         return {a: torch.zeros_like(x) if g is None else g for (a, x), g in each}
 
 
-def severed(
+def sever(
     anatomy: Anatomy, tokens: Tokens, places: Sequence[Address], measure: Measure, beside: Sequence[Address] = ()
-) -> Severed:
+) -> SeveredForward:
     """Run a forward whose graph is cut at `places`; `beside` are further places whose arriving tensors are kept."""
     arriving, leaves = dict[Address, Tensor](), dict[Address, Tensor]()
 
@@ -166,7 +166,7 @@ def severed(
     with fitting(tokens), torch.enable_grad(), taps.attached(anatomy, sees, gradient=True):
         seen = observe(anatomy, tokens, measure.reads)
         values = measure(seen, torch.arange(len(tokens), device=tokens.ids.device))
-    return Severed(tokens, values, arriving, leaves)
+    return SeveredForward(tokens, values, arriving, leaves)
 
 
 def fitting(tokens: Tokens) -> AbstractContextManager[None]:

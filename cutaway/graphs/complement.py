@@ -1,4 +1,4 @@
-"""Circuits of nodes in a running model: every node outside of them stands at a fixed value.
+"""Circuits of nodes in a running model: every node of the complement stands at a fixed value.
 
 At each submodule x = f W_dec + b_dec + ε becomes f' W_dec + b_dec + ε', where a latent or error in the circuit is what
 the changed stream makes of it, and one outside is its value at this position of a baseline (Marks et al. 2024,
@@ -17,14 +17,15 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.record import hash_tensors, hash_text
+from cutaway.dictionaries.splice import SpliceRead
 from cutaway.graphs.submodules import Submodule
 from cutaway.models.access.positions import ForwardFrame
 from cutaway.models.edits.edit import Edit
 from cutaway.models.model import Model
 from cutaway.tasks.bound import Bound
 
-Stand = Literal["corrupt_mean", "clean_mean", "zero"]
-STANDS: dict[str, str] = {
+BaselineKind = Literal["corrupt_mean", "clean_mean", "zero"]
+BASELINES: dict[str, str] = {
     "corrupt_mean": "the mean at each position over the corrupt prompts of the same length",
     "clean_mean": "the mean at each position over the clean prompts of the same length",
     "zero": "zeros of latents and errors, which leave b_dec",
@@ -40,7 +41,7 @@ class Baseline:
     error: Float[Tensor, "position width"]
 
 
-def baselines(model: Model, subs: Sequence[Submodule], bound: Bound, how: Stand) -> list[Baseline]:
+def baselines(model: Model, subs: Sequence[Submodule], bound: Bound, how: BaselineKind) -> list[Baseline]:
     """Return the values outside of circuits for prompts of one length, without padding."""
     prompts = bound.clean if how == "clean_mean" else bound.corrupt
     acts = model.capture(prompts, list(dict.fromkeys(a for s in subs for a in (s.read, s.site))), logits=False)
@@ -54,8 +55,8 @@ def baselines(model: Model, subs: Sequence[Submodule], bound: Bound, how: Stand)
 
 
 @dataclass(frozen=True, eq=False)
-class Outside(Edit):
-    """Edit that puts the nodes outside of a circuit at their baseline, at one submodule.
+class AblateComplement(Edit):
+    """Edit that ablates the nodes outside of a circuit, at one submodule: they stand at their baseline.
 
     Attributes:
         baseline: the submodule and the values.
@@ -78,7 +79,11 @@ class Outside(Edit):
         return self.baseline.sub.read
 
     def parts(self) -> tuple[Edit, ...]:
-        return (self,) if self.begins == self.where else (_Read(self), self)
+        return (self,) if self.begins == self.where else (SpliceRead(str(self.begins), self), self)
+
+    def keep(self, site: str, x: Tensor, frame: ForwardFrame) -> None:
+        """Keep what stands at the read site."""
+        frame.scratch[self] = x
 
     def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
         sub, n = self.baseline.sub, x.shape[1]
@@ -97,28 +102,11 @@ class Outside(Edit):
         return hash_text(b.sub.dictionary.fingerprint(), hash_tensors(tensors), repr(self))
 
 
-@dataclass(frozen=True, eq=False)
-class _Read(Edit):
-    """The part of such an edit that keeps what its block reads, and leaves it as it is."""
-
-    local: ClassVar[bool] = False
-    outside: Outside
-    positions: tuple[int, ...] | None = None
-
-    @property
-    def address(self) -> Address:  # type: ignore[override]
-        return self.outside.baseline.sub.read
-
-    def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
-        frame.scratch[self.outside] = x
-        return x
-
-
-def outside(stands: Sequence[Baseline], kept: Bool[Tensor, "node"]) -> list[Edit]:
+def ablate_complement(stands: Sequence[Baseline], kept: Bool[Tensor, "node"]) -> list[Edit]:
     """Return the edits that leave only these nodes, of all positions, of each submodule latents and then the error."""
     out, start = list[Edit](), 0
     for b in stands:
         mine = kept[start : start + b.sub.n_latents + 1]
         start += len(mine)
-        out.append(Outside(b, mine[:-1], bool(mine[-1])))
+        out.append(AblateComplement(b, mine[:-1], bool(mine[-1])))
     return out
