@@ -12,7 +12,7 @@ from cutaway.cli.method_commands import reply
 from cutaway.cli.output import OUT_HELP
 from cutaway.cli.shell import Reply
 from cutaway.core.method import parse_list
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 
 if TYPE_CHECKING:
     from cutaway.core.graph import Graph
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 File = Annotated[Path, Parameter(help="a graph: .safetensors of `graphs trace`, or .pt and .json of circuit-tracer")]
 Preset = Annotated[
-    str, Parameter(help="convention of pruning: circuit-tracer, paper, neuronpedia, llamascopium, arena")
+    str | None,
+    Parameter(
+        help="convention of pruning: circuit-tracer, paper, neuronpedia, llamascopium, arena [default: the first]"
+    ),
 ]
 Nodes = Annotated[float | None, Parameter(help="share of influence that nodes hold [default: the preset's]")]
 Edges = Annotated[float | None, Parameter(help="share of scores that edges hold [default: the preset's]")]
@@ -30,7 +33,7 @@ Pinned = Annotated[str, Parameter(help="nodes that stay whatever their influence
 def show(
     file: File,
     *,
-    preset: Preset = "circuit-tracer",
+    preset: Preset = None,
     nodes: Nodes = None,
     edges: Edges = None,
     pinned: Pinned = "",
@@ -44,7 +47,7 @@ def export(
     file: File,
     *,
     out: Annotated[Path, Parameter(help="the .json file that is written")],
-    preset: Preset = "circuit-tracer",
+    preset: Preset = None,
     nodes: Nodes = None,
     edges: Edges = None,
     pinned: Pinned = "",
@@ -58,7 +61,8 @@ def export(
 
     whole, small = _pruned(file, preset, nodes, edges, pinned)
     if whole is None:
-        raise Refused(f"file {str(file)!r}", "it is such a file already", "give a graph of `cutaway graphs trace`")
+        why = "it holds no whole graph, only a pruned one"
+        raise Refused(f"file {str(file)!r}", why, "give a graph of `cutaway graphs trace`")
     given = {"neuronpedia_source_set": source_set, "feature_json_base_url": pages}
     details = {name: value for name, value in given.items() if value}
     write_graph(out, whole, small, slug=slug or file.stem, scan=scan, details=details)
@@ -76,21 +80,29 @@ def export(
 
 
 def _pruned(
-    file: Path, preset: str, nodes: float | None, edges: float | None, pinned: str
+    file: Path, preset: str | None, nodes: float | None, edges: float | None, pinned: str
 ) -> tuple[AttributionGraph | None, Graph]:
-    """Return the traced graph that a file holds, if it is whole, and its main part."""
+    """Return the traced graph that a file holds, if it is whole, and its main part.
+
+    Raises:
+        Refused: a file of something else, or options of pruning for a graph that is pruned already.
+    """
     from cutaway.core.graph import Graph
     from cutaway.core.result import open_result
     from cutaway.graphs import AttributionGraph, prune, read_graph, read_raw_graph
 
-    if file.suffix == ".json":
-        return None, read_graph(file)
-    found = read_raw_graph(file) if file.suffix == ".pt" else open_result(file)
-    if isinstance(found, Graph):
-        return None, found
-    if not isinstance(found, AttributionGraph):
+    read = {".json": read_graph, ".pt": read_raw_graph}.get(file.suffix, open_result)
+    found = read(file)
+    given = {"preset": preset, "nodes": nodes, "edges": edges, "pinned": pinned or None}
+    given = {name: value for name, value in given.items() if value is not None}
+    if isinstance(found, AttributionGraph):
+        return found, prune(found, **given | {"pinned": parse_list(pinned)})
+    if not isinstance(found, Graph):
         raise Refused(f"file {str(file)!r}", f"it holds a {found.kind}", "give a graph of `cutaway graphs trace`")
-    return found, prune(found, preset, nodes=nodes, edges=edges, pinned=parse_list(pinned))
+    if given:
+        what = Keyword(*next(iter(given.items())))
+        raise Refused(what, f"the graph of {str(file)!r} is pruned already", "leave it out, or give the whole graph")
+    return None, found
 
 
 def _uploading(file: Path, size: int) -> list[str]:

@@ -92,8 +92,8 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 @contextmanager
-def reading(path: str | Path) -> Iterator[None]:
-    """Within the block, errors are blamed on the file: its header holds something impossible.
+def reading(path: str | Path, fault: str = "its header is damaged") -> Iterator[None]:
+    """Within the block, errors are blamed on the file: by default, its header holds something impossible.
 
     Raises:
         Refused: in place of any error that a value of another type or size leads to.
@@ -101,7 +101,7 @@ def reading(path: str | Path) -> Iterator[None]:
     try:
         yield
     except _DAMAGES as error:
-        why = f"its header is damaged: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
+        why = f"{fault}: {str(error).splitlines()[0][:200] if str(error) else type(error).__name__}"
         raise Refused(f"file {str(path)!r}", why, "copy it again, or write it again") from error
 
 

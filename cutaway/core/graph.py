@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.core.address import Address, parse
@@ -40,6 +40,8 @@ class Graph(Result, kind="graph"):
         interval: The bounds of each weight, if known.
         null: Weights of a control, if there is one.
         attributes: Numbers of the nodes (activation, influence …), named by `labels["attribute"]`.
+        exceeds: True at the nodes that exceed their control, if they have one.
+        titles: Words of each node that pictures show in place of its name, "" for the name; empty without any.
     """
 
     weight: Float[Tensor, "edge"]
@@ -50,12 +52,16 @@ class Graph(Result, kind="graph"):
     interval: Float[Tensor, "edge bound"] | None = None
     null: Float[Tensor, "edge sample"] | None = None
     attributes: Float[Tensor, "attribute node"] | None = None
+    exceeds: Bool[Tensor, "node"] | None = None
+    titles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         names = self.labels.get("node")
         if names is None or len(set(names)) != len(names):
             raise ValueError("a graph needs a label for each node, no two alike")
+        if self.titles and len(self.titles) != len(names):
+            raise ValueError(f"{len(self.titles)} titles for {len(names)} nodes")
         for ends in (self.source, self.target):
             if ends.numel() and not 0 <= int(ends.min()) <= int(ends.max()) < len(names):
                 raise ValueError(f"an edge ends at a node that is not among the {len(names)} of the graph")
@@ -138,8 +144,9 @@ class Graph(Result, kind="graph"):
         source, target = moved[self.source], moved[self.target]
         inside = ((source >= 0) & (target >= 0)).nonzero()[:, 0]
         between = super().select(edge=inside.tolist())
-        between = replace(between, source=source[inside], target=target[inside])
-        return super(Graph, between).select(node=chosen)
+        between = replace(between, source=source[inside], target=target[inside], titles=())
+        titles = tuple(self.titles[i] for i in chosen) if self.titles else ()
+        return replace(super(Graph, between).select(node=chosen), titles=titles)
 
 
 def graph(
@@ -150,6 +157,8 @@ def graph(
     null: Float[Tensor, "edge sample"] | None = None,
     nodes: Sequence[Node | str] = (),
     attributes: dict[str, Float[Tensor, "node"]] | None = None,
+    exceeds: Bool[Tensor, "node"] | None = None,
+    titles: Sequence[str] = (),
     words: Sequence[str] = (),
     blocks: Sequence[str] = (),
     unit: str = "",
@@ -163,6 +172,8 @@ def graph(
         null: weights of a control.
         nodes: the order of the nodes; nodes of edges that are not named here follow in order of appearance.
         attributes: numbers of the nodes by name, in the order of the graph's nodes.
+        exceeds: True at the nodes that exceed their control.
+        titles: words of the nodes that pictures show in place of their names.
         words: the token at each position, which names the columns of the layout.
         blocks: the site that each block of a dictionary writes, by its number; without them a block's number is the
             layer of its MLP.
@@ -185,6 +196,8 @@ def graph(
         interval=interval,
         null=null,
         attributes=table,
+        exceeds=exceeds,
+        titles=tuple(titles),
         labels=found,
         units={"weight": unit, "interval": unit, "null": unit} if unit else {},
     )

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.core.node import Node, layer_of, parse_node
 from cutaway.core.result import Result
-from cutaway.graphs.influence import Kind, circuit_tracer, kind_of, masks
+from cutaway.graphs.influence import Kind, circuit_tracer_scores, kind_of, masks
+
+_LEAST = 9  # random targets: with fewer, chance alone puts a node above all of them in more than one case of ten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +28,7 @@ class AttributionGraph(Result, kind="attribution_graph"):
         influence: of each node on the targets, over all paths (Σ over paths of normalised |edges|, times the targets'
             weights).
         influence_null: the same with random targets in place of the graph's own.
+        excess: `influence` less the largest of its null: what exceeds every random target is positive.
         weight: the edges.
         node_of: the node that each target is.
         activation: the activation of each unit; 0 of other nodes.
@@ -45,6 +49,7 @@ class AttributionGraph(Result, kind="attribution_graph"):
 
     influence: Float[Tensor, "node"]
     influence_null: Float[Tensor, "node sample"] | None
+    excess: Float[Tensor, "node"] | None = None
     weight: Float[Tensor, "target node"]
     node_of: Int[Tensor, "target"]
     activation: Float[Tensor, "node"]
@@ -78,6 +83,23 @@ class AttributionGraph(Result, kind="attribution_graph"):
         layers = [layer_of(self.nodes[i]) for i in self.node_of.tolist()]
         return torch.tensor([self.layers if i is None else i for i in layers])
 
+    @property
+    def exceeds(self) -> Bool[Tensor, "node"] | None:
+        """True at the targets, and at the nodes with an excess; None where chance alone exceeds the null too often."""
+        if self.excess is None or self.influence_null is None or self.influence_null.shape[1] < _LEAST:
+            return None
+        return (self.excess > 0) | self.kinds["target"]
+
+    def mask(self, names: Sequence[str]) -> Bool[Tensor, "node"]:
+        """Return True at the nodes of these names.
+
+        Raises:
+            Refused: no such node.
+        """
+        found = torch.zeros(len(self.influence), dtype=torch.bool)
+        found[torch.tensor(self._entries("node", list(names)), dtype=torch.long)] = True
+        return found
+
     @cached_property
     def texts(self) -> dict[str, str]:
         """The words of the targets that are no units, by node."""
@@ -87,4 +109,4 @@ class AttributionGraph(Result, kind="attribution_graph"):
         """Return replacement and completeness: as the paper defines them, or as `circuit-tracer` 0.5 counts."""
         if convention == "paper":
             return float(self.replacement), float(self.completeness)
-        return circuit_tracer(self.influence, self.weight, self.node_of, self.share, self.kinds)
+        return circuit_tracer_scores(self.influence, self.weight, self.node_of, self.share, self.kinds)

@@ -2,20 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.core.address import Address
+from cutaway.core.files import reading
 from cutaway.core.node import Error, Latent, Logit, Node
 from cutaway.core.pt import Opaque, read_pt
 from cutaway.core.refuse import Refused
 from cutaway.graphs.attribution_graph import AttributionGraph
-from cutaway.graphs.influence import completeness, kind_of, masks, replacement, spread
+from cutaway.graphs.influence import graph_scores, kind_of, masks, sources, spread
 
-_NEEDED = ("adjacency_matrix", "active_features", "activation_values", "logit_probabilities", "input_tokens")
+_TENSORS = ("adjacency_matrix", "active_features", "activation_values", "logit_probabilities", "input_tokens")
+
+
+@dataclass(frozen=True)
+class _Raw:
+    """The parts of a raw graph.
+
+    Attributes:
+        matrix: the edges, a row per target: features, errors, tokens, logits.
+        features: the layer, position and number of each feature.
+        activation: the activation of each feature.
+        ids: the token ids of the prompt.
+        targets: the words and the token id of each logit.
+        probability: the probability of each logit.
+        layers: the number of layers.
+        vocabulary: the number of tokens of the model.
+    """
+
+    matrix: Float[Tensor, "node node"]
+    features: Int[Tensor, "feature 3"]
+    activation: Float[Tensor, "feature"]
+    ids: list[int]
+    targets: list[tuple[str, int]]
+    probability: Float[Tensor, "logit"]
+    layers: int
+    vocabulary: int
+
+    def nodes(self) -> list[Node]:
+        """Return the nodes in the order of the matrix."""
+        width = len(self.ids)
+        units = [Latent(layer, number, position) for layer, position, number in self.features.tolist()]
+        errors = [Error(i, p) for i in range(self.layers) for p in range(width)]
+        tokens = [Address("embed", position=p) for p in range(width)]
+        return [*units, *errors, *tokens, *(Logit(i, width - 1) for _, i in self.targets)]
 
 
 def read_raw_graph(path: str | Path) -> AttributionGraph:
@@ -27,80 +64,92 @@ def read_raw_graph(path: str | Path) -> AttributionGraph:
         Refused: the file is missing or broken, or its parts do not fit together.
     """
     held = read_pt(path, objects=True)
-    missing = [n for n in (*_NEEDED, "logit_targets") if n not in held]
-    wrong = [n for n in _NEEDED if n in held and not isinstance(held[n], Tensor)]
+    missing = [n for n in (*_TENSORS, "logit_targets") if n not in held]
+    wrong = [n for n in _TENSORS if n in held and not isinstance(held[n], Tensor)]
     if missing or wrong:
         why = f"it holds no {missing[0]!r}" if missing else f"{wrong[0]!r} is no tensor"
         raise Refused(f"file {str(path)!r}", why, "give a raw graph of circuit-tracer")
-    active, matrix = held["active_features"].long(), held["adjacency_matrix"].float()
-    chosen = held.get("selected_features")
-    chosen = torch.arange(len(active)) if chosen is None else chosen.long()
-    ids, targets = held["input_tokens"].reshape(-1).tolist(), _targets(held["logit_targets"])
-    width, ends, units = len(ids), len(targets), len(chosen)
-    layers, left = divmod(len(matrix) - units - width - ends, max(width, 1))
-    fits = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] and left == 0 and layers > 0
-    fits = fits and len(held["logit_probabilities"]) == ends and bool((chosen < len(active)).all())
-    if not fits or bool((active[:, :2] >= torch.tensor([layers, width])).any()):
-        why = f"a matrix of {tuple(matrix.shape)} does not hold {units} features, {width} tokens and {ends} logits"
-        raise Refused(f"file {str(path)!r}", why, "export it again")
-    names = _nodes(active[chosen], layers, width, targets)
-    node_of = torch.cat([torch.arange(units), torch.arange(len(names) - ends, len(names))])
-    weight, kinds = matrix[node_of].contiguous(), masks([kind_of(n) for n in names])
-    share = torch.cat([torch.zeros(units), held["logit_probabilities"].float()])
-    level = torch.cat([active[chosen, 0], torch.full((ends,), layers)])
-    counted, unexplained = ~kinds["target"], kinds["error"]
-    influence = spread(weight, node_of, level, share[None], counted)[0]
-    activation = torch.zeros(len(names))
-    activation[:units] = held["activation_values"].float()[chosen]
-    texts = [str(n) for n in names]
+    with reading(path, "its parts do not fit together"):
+        raw = _raw(held)
+    return _graph(raw, {"prompt": _text(held, "input_string"), "scan": _text(held, "scan"), "file": str(path)})
+
+
+def _graph(raw: _Raw, record: dict[str, Any]) -> AttributionGraph:
+    nodes, units, ends = raw.nodes(), len(raw.features), len(raw.targets)
+    node_of = torch.cat([torch.arange(units), torch.arange(len(nodes) - ends, len(nodes))])
+    weight, kinds = raw.matrix[node_of].contiguous(), masks([kind_of(n) for n in nodes])
+    share = torch.cat([torch.zeros(units), raw.probability])
+    level = torch.cat([raw.features[:, 0], torch.full((ends,), raw.layers)])
+    influence = spread(weight, node_of, level, share[None], sources(kinds))[0]
+    texts = [str(n) for n in nodes]
     unknown = torch.full((len(node_of),), torch.nan)
-    whole = influence[~kinds["unit"]].sum().clamp_min(1e-30)
     return AttributionGraph(
         influence=influence,
         influence_null=None,
         weight=weight,
         node_of=node_of,
-        activation=activation,
+        activation=torch.cat([raw.activation, torch.zeros(len(nodes) - units)]),
         value=unknown,
         residual=unknown.clone(),
         share=share,
-        replacement=replacement(influence, kinds["token"], unexplained),
-        completeness=completeness(influence, weight, node_of, share, counted, unexplained),
-        error_share=influence[unexplained].sum() / whole,
-        others_share=torch.zeros(()),
-        words=tuple(str(i) for i in ids),
-        ids=tuple(ids),
-        target_words=tuple(str(text) for text, _ in targets),
-        layers=layers,
-        vocabulary=int(held.get("vocab_size") or max(i for _, i in targets) + 1),
+        **graph_scores(influence, weight, node_of, share, kinds),
+        words=tuple(str(i) for i in raw.ids),
+        ids=tuple(raw.ids),
+        target_words=tuple(text for text, _ in raw.targets),
+        layers=raw.layers,
+        vocabulary=raw.vocabulary,
         leading=1,
         labels={"node": texts, "target": [texts[i] for i in node_of.tolist()]},
         units={"influence": "share of influence", "weight": "of its value"},
         reasons={"influence": "one prompt, and a file without a control", "residual": "the file has no constants"},
-        record={"prompt": str(held.get("input_string", "")), "scan": str(held.get("scan", "")), "file": str(path)},
+        record=record,
     )
+
+
+def _raw(held: Mapping[str, Any]) -> _Raw:
+    """Return the parts of a file.
+
+    Raises:
+        ValueError: they do not fit together; other errors where a part is something else than it should be.
+    """
+    matrix, active, ids = held["adjacency_matrix"].float(), held["active_features"].long(), held["input_tokens"]
+    targets, probability = _targets(held["logit_targets"]), held["logit_probabilities"].float()
+    chosen = held.get("selected_features")
+    features, activation = active, held["activation_values"].float()
+    if chosen is not None:
+        features, activation = active[chosen.long()], activation[chosen.long()]
+    ids, units, ends = ids.reshape(-1).tolist(), len(features), len(targets)
+    layers, left = divmod(len(matrix) - units - len(ids) - ends, max(len(ids), 1))
+    square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+    if not square or left or layers < 1 or not ends or probability.shape != (ends,) or activation.shape != (units,):
+        parts = f"{units} features, {len(ids)} tokens and {ends} logits"
+        raise ValueError(f"a matrix of {tuple(matrix.shape)} does not hold {parts}")
+    if (
+        features.shape != (units, 3)
+        or bool((features < 0).any())
+        or bool((features[:, :2] >= torch.tensor([layers, len(ids)])).any())
+    ):
+        raise ValueError(f"its features are not among {layers} layers and {len(ids)} positions")
+    if not all(bool(t.isfinite().all()) for t in (matrix, probability, activation)):
+        raise ValueError("some of its numbers are not finite")
+    vocabulary = int(held.get("vocab_size") or max(i for _, i in targets) + 1)
+    raw = _Raw(matrix, features, activation, ids, targets, probability, layers, vocabulary)
+    if min(i for _, i in targets) < 0 or len(set(raw.nodes())) < len(matrix):
+        raise ValueError("a feature or logit is there twice, or a logit of no token")
+    return raw
+
+
+def _text(held: Mapping[str, Any], name: str) -> str:
+    return held[name] if isinstance(held.get(name), str) else ""
 
 
 def _targets(held: Any) -> list[tuple[str, int]]:
     """Return the words and the id of each target: ids alone in older files, objects of both in newer ones."""
-    if isinstance(held, Tensor):
-        return [(str(i), int(i)) for i in held.reshape(-1).tolist()]
-    out = []
-    for one in held if isinstance(held, list | tuple) else []:
-        if isinstance(one, Opaque):
-            state = (
-                one.state
-                if isinstance(one.state, dict)
-                else dict(zip(("token_str", "vocab_idx"), one.args, strict=False))
-            )
-            out.append((str(state.get("token_str", "")), int(state["vocab_idx"])))
-        else:
-            out.append((str(one), int(one)))
-    return out
+    each = held.reshape(-1).tolist() if isinstance(held, Tensor) else list(held)
+    return [_target(one) if isinstance(one, Opaque) else (str(one), int(one)) for one in each]
 
 
-def _nodes(features: Tensor, layers: int, width: int, targets: list[tuple[str, int]]) -> list[Node]:
-    units = [Latent(layer, number, position) for layer, position, number in features.tolist()]
-    errors = [Error(i, p) for i in range(layers) for p in range(width)]
-    tokens = [Address("embed", position=p) for p in range(width)]
-    return [*units, *errors, *tokens, *(Logit(i, width - 1) for _, i in targets)]
+def _target(one: Opaque) -> tuple[str, int]:
+    given = dict(zip(("token_str", "vocab_idx"), one.args, strict=False))
+    state = one.state if isinstance(one.state, dict) else given
+    return str(state.get("token_str", "")), int(state["vocab_idx"])

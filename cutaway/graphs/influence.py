@@ -42,6 +42,11 @@ def masks(kinds: Sequence[Kind]) -> dict[Kind, Bool[Tensor, "node"]]:
     return {name: torch.tensor([k == name for k in kinds], dtype=torch.bool) for name in names}
 
 
+def sources(kinds: dict[Kind, Bool[Tensor, "node"]]) -> Bool[Tensor, "node"]:
+    """Return the nodes that influence is counted from: all but constants and targets."""
+    return ~(kinds["constant"] | kinds["target"])
+
+
 def spread(
     weight: Float[Tensor, "target node"],
     at: Int[Tensor, "target"],
@@ -93,13 +98,32 @@ def completeness(
 ) -> Float[Tensor, ""]:
     """Return the share of targets' inputs that is explained, weighted by the targets' influence.
 
-    Nodes without inputs (tokens, errors) are no targets: what circuit-tracer 0.5 counts them as is `circuit_tracer`.
+    Nodes without inputs (tokens, errors) are no targets: what circuit-tracer 0.5 counts them as is
+    `circuit_tracer_scores`.
     """
     mass = influence[at] + start
     return (mass * (1 - shares(weight, counted, unexplained))).sum() / mass.sum().clamp_min(_TINY)
 
 
-def circuit_tracer(
+def graph_scores(
+    influence: Float[Tensor, "node"],
+    weight: Float[Tensor, "target node"],
+    at: Int[Tensor, "target"],
+    start: Float[Tensor, "target"],
+    kinds: dict[Kind, Bool[Tensor, "node"]],
+) -> dict[str, Float[Tensor, ""]]:
+    """Return replacement, completeness, and the shares of influence that end in errors and in units left out."""
+    unexplained = kinds["error"] | kinds["others"]
+    ends = influence[~kinds["unit"]].sum().clamp_min(_TINY)
+    return {
+        "replacement": replacement(influence, kinds["token"], unexplained),
+        "completeness": completeness(influence, weight, at, start, sources(kinds), unexplained),
+        "error_share": influence[kinds["error"]].sum() / ends,
+        "others_share": influence[kinds["others"]].sum() / ends,
+    }
+
+
+def circuit_tracer_scores(
     influence: Float[Tensor, "node"],
     weight: Float[Tensor, "target node"],
     at: Int[Tensor, "target"],

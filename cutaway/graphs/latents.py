@@ -21,7 +21,7 @@ from cutaway.graphs.units import Skip, Table, Units, Written, latent_node
 
 
 @dataclass(frozen=True)
-class Fitting:
+class Transcoders:
     """A dictionary whose blocks read one MLP each and write MLPs.
 
     Attributes:
@@ -39,7 +39,7 @@ class Fitting:
         return {layer: b for b, layer in enumerate(self.reads)}
 
 
-def fitting(d: Dictionary, layers: int) -> Fitting:
+def as_transcoders(d: Dictionary, layers: int) -> Transcoders:
     """Return a dictionary in the form that graphs need: per-layer (skip) transcoders or cross-layer transcoders.
 
     Raises:
@@ -58,7 +58,7 @@ def fitting(d: Dictionary, layers: int) -> Fitting:
         raise Refused(what, f"{late[0]} is written before what it is made of can be read", known)
     if any(parse(r).site != "mlp_in" for r, _ in d.skip):
         raise Refused(what, "a skip reads another site than the MLPs", known)
-    return Fitting(subtracting(folded(d, what), False), reads)
+    return Transcoders(subtracting(folded(d, what), False), reads)
 
 
 def folded(d: Dictionary, what: str) -> Dictionary:
@@ -86,12 +86,12 @@ class ActiveLatents(Units):
     """The active latents of one run.
 
     Attributes:
-        fitting: their dictionary.
+        transcoders: their dictionary.
         frozen: the run.
     """
 
-    def __init__(self, frozen: Frozen, found: Fitting, leading: int):
-        self.frozen, self.fitting, self.leading = frozen, found, leading
+    def __init__(self, frozen: Frozen, found: Transcoders, leading: int):
+        self.frozen, self.transcoders, self.leading = frozen, found, leading
         self.dictionary = d = found.dictionary.to(frozen.model.device, frozen.dtype)
         reads = {r: frozen.at(r) for r in d.reads}
         self.codes = {b: d.encode({r: reads[r] for r in d.blocks[b].reads}, b).csr() for b in range(len(d.blocks))}
@@ -104,7 +104,7 @@ class ActiveLatents(Units):
     def readers(self, units: Int[Tensor, "row"]) -> Float[Tensor, "row d_model"]:
         t, d = self.table, self.dictionary
         out = torch.empty(len(units), self.frozen.model.shape.d_model).to(t.value)
-        for layer, block in self.fitting.blocks.items():
+        for layer, block in self.transcoders.blocks.items():
             mine = t.layer[units] == layer
             rows = d.encoder[block][f"mlp_in.{layer}"][t.index[units[mine]]]
             out[mine] = self.frozen.mlp_readers(layer, rows, t.position[units[mine]])
@@ -113,7 +113,7 @@ class ActiveLatents(Units):
     def constants(self, units: Int[Tensor, "row"]) -> Float[Tensor, "row"]:
         t, d = self.table, self.dictionary
         out = torch.empty(len(units)).to(t.value)
-        for layer, block in self.fitting.blocks.items():
+        for layer, block in self.transcoders.blocks.items():
             mine = t.layer[units] == layer
             index = t.index[units[mine]]
             rows = d.encoder[block][f"mlp_in.{layer}"][index]
@@ -125,7 +125,7 @@ class ActiveLatents(Units):
 
     def _part(self, b: int, code: SparseCode, reads: dict[str, Tensor]) -> Table:
         """Return the table of one block's active latents, those at leading positions left out."""
-        layer, d = self.fitting.reads[b], self.dictionary
+        layer, d = self.transcoders.reads[b], self.dictionary
         kept = code.tokens >= self.leading
         position, index, activation = code.tokens[kept], code.index[kept], code.value[kept]
         (site,) = d.blocks[b].reads
@@ -135,7 +135,7 @@ class ActiveLatents(Units):
     def _written(self, i: int, reconstruction: Tensor | None, starts: list[list[int]]) -> Written:
         f, d, site, lead = self.frozen, self.dictionary, f"mlp_out.{i}", self.leading
         output = f.at(site)
-        writers = [r for r, b in zip(self.fitting.reads, d.blocks, strict=True) if site in b.writes]
+        writers = [r for r, b in zip(self.transcoders.reads, d.blocks, strict=True) if site in b.writes]
         first, last = (min(writers), max(writers)) if writers else (i, i)
         vectors = [self._vectors(site, slice(starts[q][first], starts[q][last + 1])) for q in range(f.width)]
         constant, error = torch.zeros_like(output), output
@@ -153,7 +153,7 @@ class ActiveLatents(Units):
         layer, index = t.layer[units], t.index[units]
         out = torch.zeros(len(index), self.frozen.model.shape.d_model).to(t.value)
         for one in layer.unique().tolist():
-            rows = d.decoder[self.fitting.blocks[one]].get(site)
+            rows = d.decoder[self.transcoders.blocks[one]].get(site)
             if rows is not None:
                 out[layer == one] = rows[index[layer == one]]
         return out * t.activation[units, None]

@@ -186,12 +186,14 @@ def read_graph(path: str | Path) -> Graph:
     if loose := [end for pair in links for end in pair if end not in nodes]:
         raise Refused(f"file {str(path)!r}", f"a link ends at {loose[0][:60]!r}, which is no node", "export it again")
     entries = {e["node_id"]: e for e in data["nodes"]}
+    titled = (_FEATURE, _LOGIT)  # tokens head the columns of a picture
     numbers = {"cumulative": "influence", "activation": "activation", "share": "token_prob"}
     made = graph(
         [Edge(nodes[s], nodes[t]) for s, t in links],
         torch.tensor([float(link["weight"]) for link in data["links"]]),
         nodes=list(nodes.values()),
         attributes={n: torch.tensor([float(e.get(k) or 0.0) for e in entries.values()]) for n, k in numbers.items()},
+        titles=[e["clerp"] if e["feature_type"] in titled else "" for e in entries.values()],
         words=data["metadata"]["prompt_tokens"],
         unit="of its value",
     )
@@ -205,7 +207,7 @@ def _nodes(data: dict[str, Any], path: str | Path) -> dict[str, Node]:
     """Return the node of every id.
 
     Raises:
-        Refused: an id that is there twice, or a kind of node that graphs here do not have.
+        Refused: an id that is there twice, a node with two ids, or a kind of node that graphs here do not have.
     """
     found: dict[str, Node] = {}
     what, length = f"file {str(path)!r}", len(data["metadata"]["prompt_tokens"])
@@ -215,28 +217,44 @@ def _nodes(data: dict[str, Any], path: str | Path) -> dict[str, Node]:
             why = f"the id {name[:60]!r} is there twice, so that its links could mean either"
             raise Refused(what, why, "export it with unique ids (errors as LAYER_error_mlp_POSITION)")
         if not 0 <= entry["ctx_idx"] < length:
-            raise Refused(what, f"the node {name[:60]!r} stands at position {entry['ctx_idx']} of {length}", "mend it")
+            why = f"the node {name[:60]!r} stands at position {entry['ctx_idx']} of {length}"
+            raise Refused(what, why, "export it again")
         try:
             found[name] = _node(entry)
-        except (ValueError, TypeError):
+        except (ValueError, IndexError):
             why = f"the node {name[:60]!r} of type {entry['feature_type'][:40]!r} cannot be read"
             raise Refused(what, why, "export graphs of MLPs: features, errors, tokens and logits") from None
+    if len(set(found.values())) < len(found):
+        twice = next(n for n in found.values() if list(found.values()).count(n) > 1)
+        raise Refused(what, f"two of its ids mean {twice}", "export it with one entry for each node")
     return found
 
 
 def _node(entry: Mapping[str, Any]) -> Node:
+    """Return the node of an entry.
+
+    Raises:
+        ValueError, IndexError: an id or a type of node that is not known.
+    """
     name, kind, position = entry["node_id"], entry["feature_type"], entry["ctx_idx"]
+    parts = name.split("_")
     if kind == _FEATURE:
-        layer, number = (int(x) for x in name.split("_")[:2])
-        return (neuron_node if entry.get("unit") == "neuron" else latent_node)(layer, number, position)
+        made = neuron_node if entry.get("unit") == "neuron" else latent_node
+        return made(_index(parts[0]), _index(parts[1]), position)
     if kind == _ERROR:
-        layer = int(name.split("_")[0]) if "_mlp_" in name else int(name.split("_")[1])
-        return Others(layer, position) if "_others_" in name else Error(layer, position)
+        layer = _index(parts[0] if "mlp" in parts else parts[1])
+        return Others(layer, position) if "others" in parts else Error(layer, position)
     if kind == _TOKEN:
-        return Address("pos_embed" if name.startswith("P_") else "embed", position=position)
+        return Address("pos_embed" if parts[0] == "P" else "embed", position=position)
     if kind == _LOGIT:
-        return Logit(int(name.split("_")[1]), position)
+        return Logit(_index(parts[1]), position)
     raise ValueError(kind)
+
+
+def _index(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise ValueError(text)
+    return int(text)
 
 
 def _name(option: str, text: str) -> str:

@@ -18,7 +18,8 @@ from cutaway.core.graph import Graph, graph
 from cutaway.core.node import Edge
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.graphs.attribution_graph import AttributionGraph
-from cutaway.graphs.influence import Kind, completeness, replacement, spread
+from cutaway.graphs.influence import Kind, graph_scores, sources, spread
+from cutaway.views.wording import visible
 
 _TINY = 1e-30
 _OF_THE_CALL = ("command", "python", "cost")  # of a record, what is true of the traced graph alone
@@ -60,7 +61,10 @@ def prune(
     edges: float | None = None,
     pinned: tuple[str, ...] = (),
 ) -> Graph:
-    """Return the part of a graph that holds most of the influence, with influences, activations and cumulative shares.
+    """Return the part of a graph that holds most of the influence, with numbers of its nodes as attributes.
+
+    `influence`, `cumulative` (with all nodes of a larger one), `activation`, the target's `share`, and `excess` if the
+    graph has a control; `exceeds` is True at nodes with one.
 
     Args:
         whole: the traced graph.
@@ -70,34 +74,23 @@ def prune(
         pinned: nodes that stay whatever their influence.
 
     Raises:
-        Refused: no such preset or node, or a share outside 0 to 1.
+        Refused: no such preset or node, a pinned constant, or a share outside 0 to 1.
     """
     row = _row(preset, nodes, edges)
-    kept = covering(whole.influence, row.nodes)
-    for kind in row.kept:
-        kept |= whole.kinds[kind]
-    kept |= _pinned(whole, pinned)
-    kept &= ~whole.kinds["constant"]
-    kept, matrix = _pruned(whole, kept, row.edges, _pinned(whole, pinned) | _staying(whole, row))
+    staying = _staying(whole, row, pinned)
+    kept, matrix = _pruned(whole, covering(whole.influence, row.nodes) | staying, row.edges, staying)
     target, source = matrix.nonzero(as_tuple=True)
-    names = whole.labels["node"]
-    ends = [
-        Edge(whole.nodes[s], whole.nodes[t])
-        for s, t in zip(source.tolist(), whole.node_of[target].tolist(), strict=True)
-    ]
+    pairs = zip(source.tolist(), whole.node_of[target].tolist(), strict=True)
+    ends = [Edge(whole.nodes[s], whole.nodes[t]) for s, t in pairs]
     chosen = kept.nonzero()[:, 0].tolist()
-    influence = whole.influence
-    order = influence.argsort(descending=True, stable=True)
-    cumulative = torch.empty_like(influence)
-    cumulative[order] = influence[order].cumsum(0) / influence.sum().clamp_min(_TINY)
-    share = torch.zeros_like(influence)
-    share[whole.node_of] = whole.share
-    attributes = {"influence": influence, "cumulative": cumulative, "activation": whole.activation, "share": share}
+    names = [whole.labels["node"][i] for i in chosen]
     made = graph(
         ends,
         matrix[target, source],
-        nodes=[names[i] for i in chosen],
-        attributes={name: values[chosen] for name, values in attributes.items()},
+        nodes=names,
+        attributes={name: values[chosen] for name, values in _attributes(whole).items()},
+        exceeds=None if whole.exceeds is None else whole.exceeds[chosen],
+        titles=[f"“{visible(whole.texts[n])}”" if n in whole.texts else "" for n in names],
         words=whole.words,
         unit="of its value",
     )
@@ -106,6 +99,17 @@ def prune(
     traced = {name: value for name, value in whole.record.items() if name not in _OF_THE_CALL}
     reasons = {"weight": "one prompt"}
     return replace(made, reasons=reasons, record=traced | {"pruning": pruning, "scores": scores})
+
+
+def _attributes(whole: AttributionGraph) -> dict[str, Float[Tensor, "node"]]:
+    """Return the numbers of nodes that a pruned graph keeps: influences, their running shares, and activations."""
+    influence = whole.influence
+    order = influence.argsort(descending=True, stable=True)
+    cumulative, share = torch.empty_like(influence), torch.zeros_like(influence)
+    cumulative[order] = influence[order].cumsum(0) / influence.sum().clamp_min(_TINY)
+    share[whole.node_of] = whole.share
+    found = {"influence": influence, "cumulative": cumulative, "activation": whole.activation, "share": share}
+    return found | ({} if whole.excess is None else {"excess": whole.excess})
 
 
 def covering(values: Float[Tensor, "*any"], share: float) -> Bool[Tensor, "*any"]:
@@ -130,16 +134,11 @@ def _row(preset: str, nodes: float | None, edges: float | None) -> Preset:
     return row
 
 
-def _pinned(whole: AttributionGraph, pinned: tuple[str, ...]) -> Bool[Tensor, "node"]:
-    found = torch.zeros(len(whole.influence), dtype=torch.bool)
-    for name in pinned:
-        found[whole._index("node", len(found), name)] = True
-    return found
-
-
-def _staying(whole: AttributionGraph, row: Preset) -> Bool[Tensor, "node"]:
-    """Return the nodes that stay without edges."""
-    found = torch.zeros(len(whole.influence), dtype=torch.bool)
+def _staying(whole: AttributionGraph, row: Preset, pinned: tuple[str, ...]) -> Bool[Tensor, "node"]:
+    """Return the nodes that stay whatever their influence and edges."""
+    found = whole.mask(pinned)
+    if bool((found & whole.kinds["constant"]).any()):
+        raise Refused(Keyword("pinned", list(pinned)), "constants have no influence", "pin units, errors or tokens")
     for kind in row.kept:
         found |= whole.kinds[kind]
     return found
@@ -151,8 +150,7 @@ def _pruned(
     """Return the nodes and edges that stay: the matrix of all edges, zero where none is."""
     weight, at = whole.weight * kept, whole.node_of
     weight = weight * kept[at, None]
-    counted = kept & ~whole.kinds["target"]
-    influence = spread(weight, at, whole.level, whole.share[None], counted)[0]
+    influence = spread(weight, at, whole.level, whole.share[None], sources(whole.kinds))[0]
     size = weight.abs()
     mass = (influence[at] + whole.share) / size.sum(1).clamp_min(_TINY)
     stays = covering(size * mass[:, None], edges)
@@ -171,8 +169,6 @@ def _pruned(
 def _scores(whole: AttributionGraph, kept: Bool[Tensor, "node"]) -> tuple[float, float]:
     """Return replacement and completeness of the nodes that stay, all edges between them."""
     weight, at = whole.weight * kept * kept[whole.node_of, None], whole.node_of
-    kinds = whole.kinds
-    counted, unexplained = kept & ~kinds["target"], kinds["error"] | kinds["others"]
-    influence = spread(weight, at, whole.level, whole.share[None], counted)[0]
-    whole_share = completeness(influence, weight, at, whole.share, counted, unexplained)
-    return float(replacement(influence, kinds["token"], unexplained)), float(whole_share)
+    influence = spread(weight, at, whole.level, whole.share[None], sources(whole.kinds))[0]
+    found = graph_scores(influence, weight, at, whole.share, whole.kinds)
+    return float(found["replacement"]), float(found["completeness"])

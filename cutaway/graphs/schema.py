@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -14,6 +13,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "object": (dict,), "array": (list,), "string": (str,), "integer": (int,), "number": (int, float),
     "boolean": (bool,), "null": (type(None),),
 }  # fmt: skip
+_LARGEST = 3.4e38  # of float32: what is larger, infinite or NaN does not count as a number
 
 
 @cache
@@ -46,4 +46,4 @@ def faults(value: Any, schema: dict[str, Any], where: str = "the file") -> Itera
 def _is(value: Any, name: str) -> bool:
     if isinstance(value, bool):
         return name == "boolean"
-    return isinstance(value, _TYPES[name]) and not (isinstance(value, float) and not math.isfinite(value))
+    return isinstance(value, _TYPES[name]) and (not isinstance(value, int | float) or abs(value) <= _LARGEST)

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
-from safetensors.torch import load_file
 from torch import Tensor
 
+from cutaway.core.files import read_tensors
 from cutaway.core.node import Direction, Logit, parse_node
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.stats import generator
@@ -91,6 +91,8 @@ def _wanted(model: Model, about: Prompts, text: str) -> Wanted:
     if text.startswith("logit."):
         node = parse_node(text)
         assert isinstance(node, Logit)
+        if node.position is not None or node.model:
+            raise Refused(f"target {text!r}", "targets stand at the last position", "leave the position and model out")
         if max(node.token, node.foil or 0) >= model.shape.d_vocab:
             raise Refused(f"target {text!r}", f"the vocabulary has {model.shape.d_vocab} tokens", "give one of them")
         return Logit(node.token, -1, foil=node.foil)
@@ -107,13 +109,14 @@ def _wanted(model: Model, about: Prompts, text: str) -> Wanted:
 def _direction(model: Model, path: Path) -> tuple[Direction, Tensor]:
     if not path.is_file():
         raise Refused(f"target {str(path)!r}", "there is no such file", "give a .safetensors file of one direction")
-    held = load_file(path)
+    held, instead = read_tensors(path)[0], f"give one vector of {model.shape.d_model} numbers, not all zero"
     if len(held) != 1 or next(iter(held.values())).shape != (model.shape.d_model,):
-        shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in held.items())
-        raise Refused(
-            f"target {str(path)!r}", f"it holds {shapes}", f"give one vector of {model.shape.d_model} numbers"
-        )
-    return Direction(re.sub(r"[^\w-]+", "-", path.stem) or "direction", -1), next(iter(held.values()))
+        shapes = ", ".join(f"{n} {tuple(t.shape)}" for n, t in held.items()) or "nothing"
+        raise Refused(f"target {str(path)!r}", f"it holds {shapes}", instead)
+    (vector,) = held.values()
+    if not bool(vector.isfinite().all()) or not bool(vector.any()):
+        raise Refused(f"target {str(path)!r}", "its vector is zero or not finite", instead)
+    return Direction(re.sub(r"[^\w-]+", "-", path.stem), -1), vector
 
 
 def read_targets(
@@ -122,12 +125,15 @@ def read_targets(
     """Return the targets of a run: what is asked, or the likeliest tokens that hold `mass`, at most `logits`.
 
     Raises:
-        Refused: the model's logits do not follow from its last stream in a known way.
+        Refused: a number out of range, or logits that do not follow from the last stream in a known way.
     """
+    if logits < 1 or not 0 < mass <= 1:
+        wrong = Keyword("logits", logits) if logits < 1 else Keyword("mass", mass)
+        raise Refused(wrong, "it leaves no token to explain", "give logits from 1 on and a mass up to 1")
     own, p = _own_logits(frozen), None
     if asked is None:
         probability = own.double().softmax(-1)
-        top = probability.topk(min(max(logits, 1), len(probability)))
+        top = probability.topk(min(logits, len(probability)))
         n = int((top.values.cumsum(0) < mass).sum()) + 1
         asked = [Logit(i, -1) for i in top.indices[:n].tolist()]
         p = top.values[:n]

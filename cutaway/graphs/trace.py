@@ -19,7 +19,9 @@ source that writes w is A = vᵀ J w, where J sums the paths between them: the s
 * Leading positions: at a beginning-of-text token units are no nodes, for what is written there is the same in every
   prompt; each MLP's output there is one constant, `mlp_out.LAYER@0`.
 * Control (`influence_null`): the same graph asked for random tokens (or pairs) in place of the target. A node that
-  matters for any token is not evidence about this one.
+  matters for any token is not evidence about this one: the largest influences are often of this kind. `excess` is what
+  a node has beyond the largest of its null, so that `top(by="excess", largest=True)` ranks what speaks for this
+  target; chance alone gives 1 of samples + 1 nodes an excess. Pictures of the pruned graph show the others pale.
 * Assumptions and failures: patterns are given, not explained. Edges are those of the replacement under frozen
   attention, and interventions on the model differ. With a budget the null sees rows that were chosen for the target. No
   interval: it is one prompt, the first of several.
@@ -40,8 +42,8 @@ from cutaway.core.refuse import Keyword, Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.graphs.attribution_graph import AttributionGraph
 from cutaway.graphs.frozen import Frozen, check_linear
-from cutaway.graphs.influence import completeness, kind_of, masks, replacement, spread
-from cutaway.graphs.latents import ActiveLatents, fitting
+from cutaway.graphs.influence import graph_scores, kind_of, masks, sources, spread
+from cutaway.graphs.latents import ActiveLatents, as_transcoders
 from cutaway.graphs.neurons import ActiveNeurons, neuron_sites
 from cutaway.graphs.subject import Neurons
 from cutaway.graphs.sweep import Readers, Sweep
@@ -84,17 +86,17 @@ def trace(
         targets: of prompts, what is explained: tokens, `"a"-"b"`, or .safetensors files of one direction [default: the
             likeliest next tokens].
         nodes: most units that are nodes of their own, those of the largest influence.
-        logits: most tokens where no target is named.
+        logits: most tokens where no target is named, at least 1.
         mass: the probability that they hold together.
         leading: leading positions whose units are no nodes [default: 1 behind a beginning-of-text token, else 0].
         samples: how many random targets make the null.
         seed: of the random targets.
 
     Raises:
-        Refused: a family or a dictionary without an exact linear form, a target that is none, or rows that miss their
-            targets' values.
+        Refused: a family or a dictionary without an exact linear form, a target that is none, a number out of range,
+            or rows that miss their targets' values.
     """
-    run = traced(model, task, transcoders, targets, logits, mass, leading, samples, seed)
+    run = prepare(model, task, transcoders, targets, logits, mass, leading, samples, seed)
     return run.graph(nodes)
 
 
@@ -117,12 +119,12 @@ class Run:
     def graph(self, nodes: int) -> AttributionGraph:
         """Sweep the rows of at most `nodes` units and return the graph."""
         sweep = Sweep(self.frozen, self.units)
-        chosen, rows = swept(sweep, self.targets, nodes)
-        return assembled(self, sweep, chosen, rows)
+        chosen, rows = sweep_rows(sweep, self.targets, nodes)
+        return assemble(self, sweep, chosen, rows)
 
 
 @torch.no_grad()
-def traced(
+def prepare(
     model: Model,
     task: Task | Prompts,
     transcoders: Dictionary | Neurons,
@@ -135,7 +137,7 @@ def traced(
 ) -> Run:
     """Run the first prompt and find its active units and its targets."""
     check_linear(model)
-    found = fitting(transcoders, model.shape.n_layers) if isinstance(transcoders, Dictionary) else None
+    found = as_transcoders(transcoders, model.shape.n_layers) if isinstance(transcoders, Dictionary) else None
     sites = neuron_sites(model) if found is None else ()
     tokens, asked = first_prompt(model, task, targets)
     width = tokens.ids.shape[1]
@@ -150,7 +152,7 @@ def traced(
 
 
 @torch.no_grad()
-def swept(sweep: Sweep, targets: Targets, nodes: int) -> tuple[Int[Tensor, "unit"], Float[Tensor, "row column"]]:
+def sweep_rows(sweep: Sweep, targets: Targets, nodes: int) -> tuple[Int[Tensor, "unit"], Float[Tensor, "row column"]]:
     """Return the units that are nodes, in order, and the rows of the targets, the random ones, and these units.
 
     Of more units than `nodes`, each part of the budget goes to those of the largest influence in the rows so far.
@@ -191,7 +193,7 @@ def unit_rows(sweep: Sweep, some: Int[Tensor, "unit"]) -> Float[Tensor, "unit co
 
 
 @torch.no_grad()
-def assembled(
+def assemble(
     run: Run, sweep: Sweep, chosen: Int[Tensor, "unit"], rows: Float[Tensor, "row column"]
 ) -> AttributionGraph:
     """Return the graph of swept rows, its residuals checked."""
@@ -207,34 +209,31 @@ def assembled(
     value = torch.cat([table.value[chosen], goals.value])
     share = torch.cat([torch.zeros_like(table.value[chosen]), goals.share])
     kinds = {name: mask.to(weight.device) for name, mask in masks([kind_of(x) for x in names]).items()}
-    counted, unexplained = ~(kinds["constant"] | kinds["target"]), kinds["error"] | kinds["others"]
     at = torch.cat([node_of, torch.full((samples,), -1, device=weight.device)])
     level = torch.cat([table.layer[chosen], torch.full((n + samples,), layers, device=weight.device)])
     start = torch.zeros(1 + samples, len(weight)).to(weight)
     start[0, : len(share)] = share
     start[range(1, 1 + samples), range(len(share), len(share) + samples)] = goals.share.sum()
-    found = spread(weight, at, level, start, counted)
-    influence, weight = found[0], weight[: len(share)]
+    found = spread(weight, at, level, start, sources(kinds))
+    influence, null, weight = found[0], found[1:].T, weight[: len(share)]
     residual = value - weight.sum(1, dtype=torch.float64).to(value)
     sizes = torch.linalg.vector_norm(weight, 1, dim=1)
     check_closure("attribution graph", run.frozen.model, residual, value, sizes)
-    whole = influence[~kinds["unit"]].sum().clamp_min(1e-30)
+    scores = graph_scores(influence, weight, node_of, share, kinds)
     activation = torch.zeros(len(names)).to(weight)
     activation[: len(chosen)] = table.activation[chosen]
     texts = [str(x) for x in names]
     return AttributionGraph(
         influence=influence.cpu(),
-        influence_null=found[1:].T.cpu().contiguous(),
+        influence_null=null.cpu().contiguous(),
+        excess=(influence - null.amax(1)).cpu(),
         weight=weight.cpu(),
         node_of=node_of.cpu(),
         activation=activation.cpu(),
         value=value.cpu(),
         residual=residual.cpu(),
         share=share.cpu(),
-        replacement=replacement(influence, kinds["token"], unexplained).cpu(),
-        completeness=completeness(influence, weight, node_of, share, counted, unexplained).cpu(),
-        error_share=(influence[kinds["error"]].sum() / whole).cpu(),
-        others_share=(influence[kinds["others"]].sum() / whole).cpu(),
+        **{name: score.cpu() for name, score in scores.items()},
         words=run.tokens.pieces[0],
         ids=tuple(run.tokens.ids[0].tolist()),
         target_words=tuple(_words(run, node) for node in goals.nodes),
@@ -242,7 +241,8 @@ def assembled(
         vocabulary=run.frozen.model.shape.d_vocab,
         leading=run.units.leading,
         labels={"node": texts, "target": [texts[i] for i in node_of.tolist()]},
-        units={"influence": "share of influence", "influence_null": "share of influence", "weight": "of its value"},
+        units=dict.fromkeys(("influence", "influence_null", "excess"), "share of influence")
+        | {"weight": "of its value"},
         reasons={"influence": "one prompt"},
         record=_record(run, residual, value, len(chosen)),
     )
@@ -263,10 +263,10 @@ def _with_others(
         rows.index_add_(1, cell, rows[:, :n][:, left])
     fixed = torch.arange(n, at["end"], device=rows.device)
     fixed = fixed[(rows[:, n:] != 0).any(0)]
-    sources = sweep.columns.nodes()
+    rest = sweep.columns.nodes()
     named = [table.layer[chosen].tolist(), table.index[chosen].tolist(), table.position[chosen].tolist()]
     units: list[Node] = [run.units.node(*one) for one in zip(*named, strict=True)]
-    return rows[:, torch.cat([chosen, fixed])], [*units, *(sources[i - n] for i in fixed.tolist())]
+    return rows[:, torch.cat([chosen, fixed])], [*units, *(rest[i - n] for i in fixed.tolist())]
 
 
 def _words(run: Run, node: Logit | Direction) -> str:
@@ -281,6 +281,7 @@ def _record(run: Run, residual: Tensor, value: Tensor, nodes: int) -> dict[str, 
     worst, size = float(residual.abs().max()), float(value.double().pow(2).mean().sqrt())
     return {
         "prompt": run.tokens.texts[0] or run.tokens.ids[0].tolist(),
+        "targets": {str(node): _words(run, node) for node in run.targets.nodes},
         "closure": {"largest residual": worst, "size of values": size, "rows": len(value)},
         "frozen": "attention patterns and divisors of all norms, at their values in this run",
         "active units": len(run.units.table),

@@ -7,7 +7,8 @@ largest influence are removed one by one, and what the target loses is set besid
   later MLPs follow. A latent is removed by taking activation · decoder away from what its MLPs write, a neuron by
   setting its activation to 0. Several targets count by their weights in the graph.
 * `direct`: the unit's edge to the targets. `frozen`: the same loss measured in the model with patterns, norms' divisors
-  and MLP outputs held. The two must be equal, and a gap beyond rounding is a refusal.
+  and MLP outputs held. The two must be equal, and a gap beyond rounding is a refusal (in half precision `reasons` says
+  that it was not checked).
 * `predicted`: the unit's effect along all paths of the graph: a unit behind it changes by the share of its value that
   it loses. `agreement` is Spearman's correlation of `predicted` with `effect` over units, `direct_agreement` that of
   `direct`, each with its bootstrapped 95 % interval (resamples in which one side does not vary count as 0). The paper
@@ -42,7 +43,7 @@ from cutaway.core.stats import BOUNDS, bootstrap, generator, rank_correlation, r
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.graphs.attribution_graph import AttributionGraph
 from cutaway.graphs.subject import Neurons
-from cutaway.graphs.trace import Run, traced
+from cutaway.graphs.trace import Run, prepare
 from cutaway.graphs.units import Units, Written
 from cutaway.models.access.reading import Measure, Reads, Seen
 from cutaway.models.anatomy.unembedding import readable
@@ -54,7 +55,7 @@ from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.task import Task
 
 _HELD = ("pattern", "ln1.scale", "ln2.scale", "mlp_out")
-# gap of a frozen effect, of the largest: sweeps keep float32; half precision rounds more
+# gap of a frozen effect, of the largest edge: sweeps keep float32
 _EXACT = {torch.float32: 1e-3, torch.float64: 1e-6}
 _RESAMPLES = 1000
 
@@ -135,7 +136,7 @@ def validate(
     Raises:
         Refused: what `trace` refuses, a graph without units, or frozen effects that are not the edges.
     """
-    run = traced(model, task, transcoders, targets, 10, 0.95, leading, 2, seed)
+    run = prepare(model, task, transcoders, targets, logits=10, mass=0.95, leading=leading, samples=2, seed=seed)
     whole = run.graph(nodes)
     chosen = _largest(whole, top)
     predicted = along_all_paths(whole)[chosen]
@@ -146,7 +147,7 @@ def validate(
     lost = losses(run, [_removal(node, one) for node, one in zip(units, written, strict=True)])
     chance = losses(run, [_taken(one) for one in null]).reshape(len(written), samples)
     frozen, why = _frozen(run, written)
-    _check_frozen(model, frozen, direct)
+    why = why or _checked(model, frozen, direct)
     turned = [_rotated(run, generator(seed + 1 + i)).graph(nodes) for i in range(rotations)]
     agreement, direct_agreement = (_spearman(x, lost, seed) for x in (predicted, direct))
     return GraphValidation(
@@ -168,7 +169,7 @@ def validate(
         labels={"node": [whole.labels["node"][i] for i in chosen.tolist()], "bound": BOUNDS},
         units=dict.fromkeys(("effect", "effect_null", "predicted", "direct", "frozen"), "logits"),
         reasons={"effect": "one prompt"} | ({"frozen": why} if why else {}),
-        record={**whole.record, "targets": [n for n in whole.labels["target"] if n.startswith(("logit", "direction"))]},
+        record=whole.record,
     )
 
 
@@ -279,12 +280,19 @@ def _frozen(run: Run, written: Sequence[Steps]) -> tuple[Float[Tensor, "unit"], 
     return losses(run, [_taken(one) for one in written], [Freeze(a, acts) for a in places], linear=True), ""
 
 
-def _check_frozen(model: Model, frozen: Tensor, direct: Tensor) -> None:
-    allowed = _EXACT.get(model.dtype)
-    gap = (frozen - direct.cpu()).abs().nan_to_num().max()
-    if allowed is not None and float(gap) > allowed * float(direct.abs().max().clamp_min(1e-6)):
-        why = f"with all else frozen, removing a unit changes the target by {float(gap):.2g} more than its edge"
+def _checked(model: Model, frozen: Float[Tensor, "unit"], direct: Float[Tensor, "unit"]) -> str:
+    """Return why frozen effects were not held against the edges, or "" if they are the same.
+
+    Raises:
+        Refused: they differ by more than rounding.
+    """
+    if model.dtype not in _EXACT:
+        return f"shown, not checked: {str(model.dtype).removeprefix('torch.')} rounds by more than a small edge"
+    gap = float((frozen - direct.cpu()).abs().max())
+    if gap > _EXACT[model.dtype] * float(direct.abs().max().clamp_min(1e-6)):
+        why = f"with all else frozen, removing a unit changes the target by {gap:.2g} more than its edge"
         raise Refused(f"validation of a graph of {model.name}", why, ("see ", Code("self_check(model)")))
+    return ""
 
 
 class Rotated(Units):

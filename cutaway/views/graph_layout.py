@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cutaway.core.node import Direction, Error, Latent, Logit, Others, parse_node
 from cutaway.core.result import Result
+from cutaway.views.wording import visible
 
 MOST_EDGES = 80  # the eye does not separate more lines
+_LONGEST = 24  # characters of a title
 
 
 @dataclass(frozen=True)
@@ -16,18 +18,20 @@ class Box:
     """The box of one node.
 
     Attributes:
-        name: name of the node, without its position.
+        name: title of the node, or its name without its position.
         kind: kind of the node.
         depth: row of its cell.
         column: column of its cell.
         slot: horizontal place, in slots.
+        weak: True if the node has a control and does not exceed it.
     """
 
     name: str
     kind: str
     depth: int
     column: int
-    slot: float
+    slot: float = 0.0
+    weak: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ class Layout:
         at = {n: i for i, n in enumerate(touched)}
         boxes = [self.boxes[n] for n in touched]
         depths, columns = (sorted({getattr(b, a) for b in boxes}) for a in ("depth", "column"))
-        moved = [Box(b.name, b.kind, depths.index(b.depth), columns.index(b.column), 0.0) for b in boxes]
+        moved = [replace(b, depth=depths.index(b.depth), column=columns.index(b.column)) for b in boxes]
         rows, words = tuple(self.depths[i] for i in depths), tuple(self.columns[i] for i in columns)
         return _placed(moved, tuple((at[s], at[t]) for s, t in ends), rows, words)
 
@@ -69,14 +73,16 @@ def is_graph(result: Result, name: str) -> bool:
 
 def is_structure(result: Result, name: str) -> bool:
     """True if a field holds the structure of a graph, which its picture shows already."""
-    return name in ("source", "target", "depth", "column") and is_graph(result, "source")
+    return name in ("source", "target", "depth", "column", "exceeds") and is_graph(result, "source")
 
 
 def layout(result: Result) -> Layout:
     """Lay out all nodes and edges of a graph."""
     tensors, labels = result.tensors(), result.labels
     depth, column, source, target = (tensors[n].tolist() for n in ("depth", "column", "source", "target"))
-    boxes = [_box(n, d, c) for n, d, c in zip(labels["node"], depth, column, strict=True)]
+    weak = [not x for x in tensors["exceeds"].tolist()] if "exceeds" in tensors else [False] * len(depth)
+    each = zip(labels["node"], titles(result), depth, column, weak, strict=True)
+    boxes = [_box(*one) for one in each]
     words = [
         dict(zip(tensors[n].tolist(), labels.get(n, tensors[n].tolist()), strict=True)) for n in ("depth", "column")
     ]
@@ -86,10 +92,18 @@ def layout(result: Result) -> Layout:
     return _placed(boxes, tuple(zip(source, target, strict=True)), depths, columns)
 
 
-def _box(name: str, depth: int, column: int) -> Box:
+def titles(result: Result) -> list[str]:
+    """Return the title of each node of a graph as it is drawn, "" for those without one."""
+    given = result.facts().get("titles") or [""] * len(result.labels["node"])
+    shown = [visible(t) if t else "" for t in given]
+    return [t if len(t) <= _LONGEST else f"{t[: _LONGEST - 1]}…" for t in shown]
+
+
+def _box(name: str, title: str, depth: int, column: int, weak: bool) -> Box:
     node = parse_node(name)
     kinds = {Latent: "latent", Error: "error", Others: "error", Logit: "logit", Direction: "logit"}
-    return Box(name.partition("@")[0], kinds.get(type(node), "address"), depth, column, 0.0)  # type: ignore[arg-type]
+    shown = title or name.partition("@")[0]
+    return Box(shown, kinds.get(type(node), "address"), depth, column, weak=weak)  # type: ignore[arg-type]
 
 
 def _placed(
@@ -104,5 +118,5 @@ def _placed(
     slots = {
         i: starts[c] + (widths[c] - len(found)) / 2 + n for (c, _), found in cells.items() for n, i in enumerate(found)
     }
-    moved = (Box(b.name, b.kind, b.depth, b.column, slots[i]) for i, b in enumerate(boxes))
+    moved = (replace(b, slot=slots[i]) for i, b in enumerate(boxes))
     return Layout(tuple(moved), ends, depths, columns, tuple(starts))

@@ -23,7 +23,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.views.axes import has_role
 from cutaway.views.band import Band, band
-from cutaway.views.graph_layout import MOST_EDGES, Layout, is_graph, is_structure, layout
+from cutaway.views.graph_layout import MOST_EDGES, Layout, is_graph, is_structure, layout, titles
 from cutaway.views.kinds import KINDS, kind_of
 from cutaway.views.wording import amount, number, span, spoken, visible
 
@@ -199,6 +199,7 @@ def pictures(
     drawn = layout(result) if is_graph(result, field) else None
     if drawn is not None:
         bars, names["edge"] = edges, _edge_names(result)
+        note = "pale nodes do not exceed their control" * any(b.weak for b in drawn.boxes)
     common = {
         "kind": kind,
         "title": title or field,
@@ -246,7 +247,8 @@ def _layers(ground: Tensor, bounds: Tensor | None, beside: Band | None) -> dict[
 
 
 def _edge_names(result: Result) -> tuple[str, ...]:
-    nodes, ends = result.labels["node"], (result.tensors()[n].tolist() for n in ("source", "target"))
+    ends = (result.tensors()[n].tolist() for n in ("source", "target"))
+    nodes = [f"{name} {title}".rstrip() for name, title in zip(result.labels["node"], titles(result), strict=True)]
     return tuple(f"{nodes[s]}→{nodes[t]}" for s, t in zip(*ends, strict=True))
 
 

@@ -39,3 +39,10 @@ def test_other_files_are_refused(traced, tmp_path, capsys):
     for words in (["show", str(tmp_path / "b.json")], ["show", str(traced), "--preset", "mine"]):
         assert app.main(["graphs", *words]) == 2
         assert "instead" in capsys.readouterr().err
+    assert app.main(["graphs", "export", str(traced), "--out", str(tmp_path / "a.json")]) == 0
+    capsys.readouterr()
+    for option in (["--nodes", "0.5"], ["--pinned", "embed@1"], ["--preset", "paper"]):
+        assert app.main(["graphs", "show", str(tmp_path / "a.json"), *option]) == 2
+        assert "pruned already" in capsys.readouterr().err
+    assert app.main(["graphs", "export", str(tmp_path / "a.json"), "--out", str(tmp_path / "c.json")]) == 2
+    assert "no whole graph" in capsys.readouterr().err

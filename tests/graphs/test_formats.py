@@ -10,8 +10,10 @@ import torch
 
 import cutaway as ca
 from cutaway.core.node import parse_node
+from cutaway.core.pt import read_pt
 from cutaway.graphs.neuronpedia import cantor, from_cantor
 from cutaway.graphs.schema import faults, graph_schema
+from cutaway.views.wording import visible
 from tests.graphs.made import IDS, model, transcoders
 
 
@@ -85,6 +87,16 @@ def broken(data, case):
             data["nodes"][0]["ctx_idx"] = 99
         case "lorsa":
             data["nodes"][0]["feature_type"] = "lorsa"
+        case "of type 'logit' cannot be read":
+            data["nodes"][-1] |= {"feature_type": "logit", "node_id": "none"}
+            data["links"] = []
+        case "two of its ids mean embed":
+            token = next(n for n in data["nodes"] if n["feature_type"] == "embedding")
+            data["nodes"].append(token | {"node_id": token["node_id"] + "_again"})
+        case "type number":
+            data["links"][0]["weight"] = 10**400
+        case "type integer":
+            data["nodes"][0]["ctx_idx"] = -(10**400)
         case "does not match":
             data["metadata"]["slug"] = "../up"
     return data
@@ -92,8 +104,10 @@ def broken(data, case):
 
 @pytest.mark.parametrize(
     ("case", "word"),
-    [("links", "which is no node"), *((w, w) for w in ("twice", "'nodes'", "not of type number", "position 99", "lorsa",
-                                                        "does not match"))],
+    [("links", "which is no node"), *((w, w) for w in (
+        "twice", "'nodes'", "not of type number", "position 99", "lorsa", "does not match",
+        "of type 'logit' cannot be read", "type number", "two of its ids mean embed", "type integer",
+    ))],
 )  # fmt: skip
 def test_broken_files_are_refused(whole, tmp_path, case, word):
     data = broken(written(tmp_path, whole), case)
@@ -115,6 +129,31 @@ def test_ids_that_collide_are_refused_not_guessed(whole, tmp_path):
     (tmp_path / "b.json").write_text(json.dumps(data), "utf-8")
     with pytest.raises(ca.Refused, match="twice"):
         ca.graphs.read_graph(tmp_path / "b.json")
+
+
+def test_the_words_of_a_foreign_file_are_drawn_as_text(whole, tmp_path):
+    data = written(tmp_path, whole)
+    for node in data["nodes"]:
+        node["clerp"] = f"<script>alert({node['ctx_idx']})</script> a label that would never end"
+    data["metadata"] |= {"prompt": "<q>", "prompt_tokens": ["<i>"] * 90}
+    (tmp_path / "b.json").write_text(json.dumps(data), "utf-8")
+    back = ca.graphs.read_graph(tmp_path / "b.json")
+    page = back._repr_html_()
+    assert not [tag for tag in ("<script>alert", "<q>", "<i>") if tag in page]
+    assert ">&lt;script&gt;alert(1)&lt;/scrip…</text>" in page
+    assert back.plot() is not None
+
+
+def test_pictures_say_targets_by_their_words(whole):
+    small = ca.graphs.prune(whole, "paper")
+    names, page = small.labels["node"], small._repr_html_()
+    word = visible(whole.target_words[0])
+    at = names.index(whole.labels["target"][-len(whole.target_words)])
+    assert (small.titles[at], small.select(node=[at, 0]).titles[0]) == (f"“{word}”", f"“{word}”")
+    assert small.titles[0] == ""
+    assert f">“{word}”</text>" in page
+    assert f"{names[at]} “{word}”" in page
+    assert small.record["targets"][names[at]] == whole.target_words[0]
 
 
 class LogitTarget:
@@ -179,15 +218,28 @@ def test_raw_graphs_are_read_without_running_their_code(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("more", "word"),
+    ("change", "word"),
     [
-        ({"input_tokens": torch.arange(4)}, "does not hold"),
-        ({"adjacency_matrix": "x"}, "no tensor"),
-        ({}, "no such|none"),
+        (lambda h: {"input_tokens": torch.arange(5)}, "does not hold"),
+        (lambda h: {"adjacency_matrix": "x"}, "no tensor"),
+        (lambda h: {"adjacency_matrix": h["adjacency_matrix"][0]}, "does not hold"),
+        (lambda h: {"adjacency_matrix": h["adjacency_matrix"] * torch.nan}, "not finite"),
+        (lambda h: {"active_features": -h["active_features"]}, "not among"),
+        (lambda h: {"active_features": h["active_features"][:, :2]}, "not among"),
+        (lambda h: {"active_features": h["active_features"][:1].expand_as(h["active_features"])}, "twice"),
+        (lambda h: {"selected_features": h["cfg"]}, "do not fit"),
+        (lambda h: {"logit_targets": [h["cfg"]] * len(h["logit_targets"]), "selected_features": None}, "twice"),
+        (lambda h: {"logit_targets": h["cfg"]}, "do not fit"),
+        (lambda h: {"logit_targets": ["x"] * len(h["logit_targets"])}, "do not fit"),
+        (lambda h: {"vocab_size": h["cfg"]}, "do not fit"),
     ],
 )
-def test_broken_raw_graphs_are_refused(more, word, tmp_path):
+def test_broken_raw_graphs_are_refused(change, word, tmp_path):
     g = ca.graphs.trace(model("llama_gqa"), ca.tasks.as_prompts(IDS), transcoders("llama_gqa"), samples=2, leading=1)
-    path = raw(g, tmp_path, **more) if more else tmp_path / "nothing.pt"
+    held = read_pt(raw(g, tmp_path), objects=True)
+    held["cfg"] = LogitTarget("a config", 0)
+    held["logit_targets"] = [LogitTarget(**t.state) for t in held["logit_targets"]]
     with pytest.raises(ca.Refused, match=word):
-        ca.graphs.read_raw_graph(path)
+        ca.graphs.read_raw_graph(raw(g, tmp_path, **change(held)))
+    with pytest.raises(ca.Refused, match="there is none"):
+        ca.graphs.read_raw_graph(tmp_path / "nothing.pt")

@@ -6,6 +6,7 @@ import torch
 import cutaway as ca
 from cutaway.graphs import PRESETS, Neurons, prune
 from cutaway.graphs.prune import covering
+from cutaway.views.graph_layout import MOST_EDGES, layout
 from tests.graphs.made import IDS, model, transcoders
 
 
@@ -109,6 +110,26 @@ def test_what_is_no_pruning_is_refused(whole):
         prune(whole, nodes=1.5)
     with pytest.raises(ca.Refused, match="no such entry"):
         prune(whole, pinned=("latent.9.9@9",))
+    with pytest.raises(ca.Refused, match="constants have no influence"):
+        prune(whole, pinned=("bias",))
+
+
+def test_nodes_that_random_targets_reach_as_far_are_pale():
+    g = ca.graphs.trace(model("llama_gqa"), ca.tasks.as_prompts(IDS), transcoders("llama_gqa"), leading=1, samples=9)
+    assert torch.equal(g.excess, g.influence - g.influence_null.max(1).values)
+    by_excess = g.top(3, by="excess", largest=True)
+    assert [row["excess"] for row in by_excess] == g.excess.sort(descending=True).values[:3].tolist()
+    found = prune(g, edges=0.5)  # few enough edges that all are drawn
+    want = {n for n, e in zip(g.labels["node"], g.excess.tolist(), strict=True) if e > 0 or n.startswith("logit")}
+    kept = {n for n, e in zip(found.labels["node"], found.exceeds.tolist(), strict=True) if e}
+    assert kept == want & set(found.labels["node"])
+    assert 0 < len(kept) < len(found.nodes)
+    page, boxes = found._repr_html_(), layout(found).take(range(len(found.weight))).boxes
+    assert len(found.weight) <= MOST_EDGES
+    assert 0 < page.count(' weak"><rect') == sum(b.weak for b in boxes) < len(boxes)
+    assert "pale nodes do not exceed their control" in page
+    few = ca.graphs.trace(model("llama_gqa"), ca.tasks.as_prompts(IDS), transcoders("llama_gqa"), leading=1, samples=8)
+    assert prune(few).exceeds is None, "chance alone would mark one node in nine"
 
 
 def test_graphs_of_neurons_and_of_budgets_are_pruned_too():

@@ -13,7 +13,7 @@ from cutaway.dictionaries.gates import BatchTopK, Relu
 from cutaway.dictionaries.norms import TokenNorm
 from cutaway.dictionaries.transforms import one_block, together
 from cutaway.graphs import Neurons
-from cutaway.graphs.influence import circuit_tracer, completeness, masks, replacement, spread
+from cutaway.graphs.influence import circuit_tracer_scores, completeness, masks, replacement, spread
 from tests.dictionaries.common import dictionary
 from tests.graphs.made import FAMILIES, IDS, FrozenByHand, model, transcoders
 from tests.models.tiny import build
@@ -180,7 +180,7 @@ def made_by_hand(edges, kinds):
     start[-1] = 1.0
     influence = spread(weight, at, torch.arange(len(at)), start[None], counted)[0]
     whole = completeness(influence, weight, at, start, counted, found["error"] | found["others"])
-    return influence, float(whole), circuit_tracer(influence, weight, at, start, found)[1]
+    return influence, float(whole), circuit_tracer_scores(influence, weight, at, start, found)[1]
 
 
 def test_completeness_of_errors_alone_is_nothing():
@@ -308,11 +308,36 @@ def test_models_without_an_exact_linear_form_are_refused():
         (("logit.3", "logit.3-5", "logit.3"), "twice"), (("logit.3000",), "vocabulary"),
         (("logit.3.4",), "logit.TOKEN"),
         (("nothing.safetensors",), "no such file"), (("word",), "without a tokenizer"),
+        (("logit.3@2",), "last position"),
     ],
 )  # fmt: skip
 def test_targets_that_are_none_are_refused(targets, word):
     with pytest.raises(ca.Refused, match=word):
         traced("llama_gqa", targets=targets)
+
+
+def test_directions_that_are_none_are_refused(tmp_path):
+    file = tmp_path / "v.safetensors"
+    file.write_bytes(b"no such thing")
+    with pytest.raises(ca.Refused, match="not a readable"):
+        traced("llama_gqa", targets=(str(file),))
+    for vector in (torch.zeros(32), torch.full((32,), torch.nan), torch.ones(31)):
+        save_file({"v": vector}, file)
+        with pytest.raises(ca.Refused, match="give one vector of 32"):
+            traced("llama_gqa", targets=(str(file),))
+
+
+@pytest.mark.parametrize("options", [{"logits": 0}, {"mass": 0.0}, {"mass": 1.5}])
+def test_numbers_that_leave_no_target_are_refused(options):
+    with pytest.raises(ca.Refused, match="leaves no token"):
+        traced("llama_gqa", **options)
+
+
+def test_a_prompt_of_one_token_is_traced():
+    g = ca.graphs.trace(model("gpt2"), ca.tasks.as_prompts(IDS[:, :1]), transcoders("gpt2"), samples=2)
+    assert g.leading == 0
+    assert {n.position for n in g.nodes if isinstance(n, Latent | Error)} == {0}
+    assert float(g.residual.abs().max()) < 1e-9 * float(g.value.abs().max())
 
 
 def test_targets_beside_a_task_are_refused():

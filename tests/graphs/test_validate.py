@@ -87,6 +87,12 @@ def test_agreement_of_the_bundled_transcoders_has_an_interval_and_their_rotation
     assert (v.effect_null.std(1) > 0).all()
 
 
+def test_a_single_unit_has_no_agreement():
+    v = checked("llama_gqa", "plain", top=1)
+    assert bool(v.agreement.isnan())
+    assert bool(v.agreement_interval.isnan().all())
+
+
 def test_graphs_without_units_are_refused():
     with pytest.raises(ca.Refused, match="none with an influence"):
         checked("llama_gqa", "plain", top=0)

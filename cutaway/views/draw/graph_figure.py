@@ -35,7 +35,11 @@ def draw_graph(p: Picture, frame: Axes) -> None:
     for r in reversed(range(len(p.rows))):
         _edge(p, found, r, frame)
     for box in found.boxes:
-        style: dict[str, Any] = {"boxstyle": "round,pad=0.3", "facecolor": _FILL[box.kind], "edgecolor": _SOFT}
+        style: dict[str, Any] = {
+            "boxstyle": "round,pad=0.3",
+            "facecolor": _FILL[box.kind],
+            "edgecolor": _WEAK if box.weak else _SOFT,
+        }
         style |= {"linewidth": 0.8, "linestyle": "dashed" if box.kind == "error" else "solid"}
         frame.text(
             box.slot + 0.5,
@@ -44,7 +48,7 @@ def draw_graph(p: Picture, frame: Axes) -> None:
             ha="center",
             va="center",
             fontsize=8,
-            color=_INK,
+            color=_SOFT if box.weak else _INK,
             bbox=style,
             zorder=3,
         )
