@@ -89,19 +89,21 @@ def _pruned(
     """
     from cutaway.core.graph import Graph
     from cutaway.core.result import open_result
-    from cutaway.graphs import AttributionGraph, prune, read_graph, read_raw_graph
+    from cutaway.graphs import PRESETS, AttributionGraph, prune, read_graph, read_raw_graph
 
     read = {".json": read_graph, ".pt": read_raw_graph}.get(file.suffix, open_result)
     found = read(file)
-    given = {"preset": preset, "nodes": nodes, "edges": edges, "pinned": pinned or None}
-    given = {name: value for name, value in given.items() if value is not None}
     if isinstance(found, AttributionGraph):
-        return found, prune(found, **given | {"pinned": parse_list(pinned)})
+        row = next(iter(PRESETS)) if preset is None else preset
+        return found, prune(found, row, nodes=nodes, edges=edges, pinned=parse_list(pinned))
     if not isinstance(found, Graph):
         raise Refused(f"file {str(file)!r}", f"it holds a {found.kind}", "give a graph of `cutaway graphs trace`")
-    if given:
-        what = Keyword(*next(iter(given.items())))
-        raise Refused(what, f"the graph of {str(file)!r} is pruned already", "leave it out, or give the whole graph")
+    given = {"preset": preset, "nodes": nodes, "edges": edges, "pinned": pinned or None}
+    named = [Keyword(name, value) for name, value in given.items() if value is not None]
+    if named:
+        raise Refused(
+            named[0], f"the graph of {str(file)!r} is pruned already", "leave it out, or give the whole graph"
+        )
     return None, found
 
 

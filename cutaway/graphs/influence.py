@@ -8,6 +8,7 @@ down the layers gives the whole sum. Constants (biases, MLPs at leading position
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -105,21 +106,30 @@ def completeness(
     return (mass * (1 - shares(weight, counted, unexplained))).sum() / mass.sum().clamp_min(_TINY)
 
 
+class GraphScores(TypedDict):
+    """Replacement, completeness, and the shares of influence that end in errors and in units left out."""
+
+    replacement: Float[Tensor, ""]
+    completeness: Float[Tensor, ""]
+    error_share: Float[Tensor, ""]
+    others_share: Float[Tensor, ""]
+
+
 def graph_scores(
     influence: Float[Tensor, "node"],
     weight: Float[Tensor, "target node"],
     at: Int[Tensor, "target"],
     start: Float[Tensor, "target"],
     kinds: dict[Kind, Bool[Tensor, "node"]],
-) -> dict[str, Float[Tensor, ""]]:
-    """Return replacement, completeness, and the shares of influence that end in errors and in units left out."""
+) -> GraphScores:
+    """Return the scores of a graph, on the CPU."""
     unexplained = kinds["error"] | kinds["others"]
     ends = influence[~kinds["unit"]].sum().clamp_min(_TINY)
     return {
-        "replacement": replacement(influence, kinds["token"], unexplained),
-        "completeness": completeness(influence, weight, at, start, sources(kinds), unexplained),
-        "error_share": influence[kinds["error"]].sum() / ends,
-        "others_share": influence[kinds["others"]].sum() / ends,
+        "replacement": replacement(influence, kinds["token"], unexplained).cpu(),
+        "completeness": completeness(influence, weight, at, start, sources(kinds), unexplained).cpu(),
+        "error_share": (influence[kinds["error"]].sum() / ends).cpu(),
+        "others_share": (influence[kinds["others"]].sum() / ends).cpu(),
     }
 
 

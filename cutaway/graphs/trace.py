@@ -219,7 +219,6 @@ def assemble(
     residual = value - weight.sum(1, dtype=torch.float64).to(value)
     sizes = torch.linalg.vector_norm(weight, 1, dim=1)
     check_closure("attribution graph", run.frozen.model, residual, value, sizes)
-    scores = graph_scores(influence, weight, node_of, share, kinds)
     activation = torch.zeros(len(names)).to(weight)
     activation[: len(chosen)] = table.activation[chosen]
     texts = [str(x) for x in names]
@@ -233,7 +232,7 @@ def assemble(
         value=value.cpu(),
         residual=residual.cpu(),
         share=share.cpu(),
-        **{name: score.cpu() for name, score in scores.items()},
+        **graph_scores(influence, weight, node_of, share, kinds),
         words=run.tokens.pieces[0],
         ids=tuple(run.tokens.ids[0].tolist()),
         target_words=tuple(_words(run, node) for node in goals.nodes),
