@@ -108,7 +108,7 @@ def _named(word: str) -> tuple[str, Any]:
     name, equals, file = word.partition("=")
     if not equals or "?" in name or "/" in name or Path(word).exists():
         found = open_dictionary(word)
-        from cutaway.features.store.feature_store import named
+        from cutaway.features.store.dictionaries import named
 
         (name,) = named(found)
         return name, found

@@ -91,6 +91,32 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
+def make_folder(path: str | Path) -> Path:
+    """Make a folder if it is not there, and return its path.
+
+    Raises:
+        Refused: it cannot be made.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        why = f"it cannot be made: {error.strerror}"
+        raise Refused(f"folder {str(path)!r}", why, "choose another place") from error
+    return Path(path)
+
+
+def new_folder(path: str | Path) -> Path:
+    """Return the path of a folder that is empty or not there yet.
+
+    Raises:
+        Refused: there is something.
+    """
+    found = Path(path)
+    if found.exists() and (not found.is_dir() or any(found.iterdir())):
+        raise Refused(f"folder {str(path)!r}", "it is not empty", "give a new folder")
+    return found
+
+
 @contextmanager
 def reading(path: str | Path, fault: str = "its header is damaged") -> Iterator[None]:
     """Within the block, errors are blamed on the file: by default, its header holds something impossible.

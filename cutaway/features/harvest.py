@@ -17,25 +17,28 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from cutaway.core.files import read_tensors, write_tensors
+from cutaway.core.files import write_tensors
 from cutaway.core.progress import advance
 from cutaway.core.record import counting, hash_text
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.features.store.assemble import Parts, assemble, joined
 from cutaway.features.store.corpus import CODED, CONTEXTS, COUNTED, corpus_rows, counts, fate
-from cutaway.features.store.feature_store import MANIFEST, FeatureStore, described, named, tokenizer_text
+from cutaway.features.store.dictionaries import described, named
+from cutaway.features.store.feature_store import FeatureStore
 from cutaway.features.store.hashes import HashedDocuments, Seen
 from cutaway.features.store.shelf import Columns, Shelf, by_latent
 from cutaway.features.store.tally import Entries, Rows, Tally
+from cutaway.features.store.tokenizer import tokenizer_text
 from cutaway.models.model import Model
 from cutaway.models.sweep.processes import processes, rank
+from cutaway.streams.folders import MANIFEST, NOTES, finished, recalled
 from cutaway.streams.masks import MASKING, Masking
 from cutaway.streams.packing import PACKING, Contexts, Cursor, Packing
 from cutaway.streams.reader import Group, Reader
 from cutaway.streams.sources import Documents
 
-NOTES, PART = "harvest.part.safetensors", "part-{}"
+PART = "part-{}"
 ENTRIES = 1 << 20  # of a file of codes
 _EVERY = 30.0  # seconds between two notes, or more where noting takes long
 _PLACES = (1 << 31) - 1
@@ -171,20 +174,9 @@ class _Harvest:
 
     def run(self) -> FeatureStore:
         """Go on to the end."""
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            why = f"it cannot be made: {error.strerror}"
-            raise Refused(f"folder {str(self.out)!r}", why, "choose another place") from error
-        if (self.out / MANIFEST).is_file():
-            found = FeatureStore(self.out, self.job.model)
-            if found.manifest["harvest"] != self.key:
-                raise _foreign(self.out)
-        else:
+        if not finished(self.out, self.key):
             if (self.out / NOTES).is_file():
                 self._recall()
-            elif any(self.out.iterdir()):
-                raise _foreign(self.out)
             else:
                 self._note()
             if not self.finished:
@@ -307,9 +299,7 @@ class _Harvest:
         write_tensors(self.out / NOTES, tensors, header)
 
     def _recall(self) -> None:
-        tensors, h = read_tensors(self.out / NOTES)
-        if h.get("harvest") != self.key:
-            raise _foreign(self.out)
+        tensors, h = recalled(self.out, self.key)
         self.cursor, self.finished, self.seen = Cursor(**h["cursor"]), h["finished"], Seen.of_tensor(tensors["seen"])
         self.totals, self.cost = h["totals"], h["cost"]
         self.reader.rule.thresholds = h["thresholds"]
@@ -319,8 +309,3 @@ class _Harvest:
         for i, d in enumerate(self.job.dictionaries.values()):
             own = {n.partition(":")[2]: t for n, t in tensors.items() if n.startswith(f"{i}:")}
             self.tallies[i] = Tally.of_tensors(own, self.job.seed, d.device)
-
-
-def _foreign(out: Path) -> Refused:
-    why = "it holds something else: other model, dictionaries, documents or options, or other files"
-    return Refused(f"folder {str(out)!r}", why, "choose a new one, or repeat the call that began there")

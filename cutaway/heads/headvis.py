@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.files import read_json, write_text
+from cutaway.core.files import new_folder, read_json, write_text
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 
@@ -137,11 +137,9 @@ def write_tree(
     """Write a tree, page by page, and return it as it is read.
 
     Raises:
-        Refused: the folder holds something, or these are not the parts of a HeadVis tree.
+        Refused: the folder is not empty, or these are not the parts of a HeadVis tree.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Refused(f"folder {str(folder)!r}", "it is not empty", "give a new folder")
+    folder = new_folder(folder)
     config, rows = _checked_config(folder / "config.json", dict(config)), [dict(row) for row in rows]
     _check_rows(folder / "scatter_data.json", rows, config)
     for (layer, head), page in pages:

@@ -23,13 +23,14 @@ from cutaway.core.record import counting, hash_text, machine, versions
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.models.moments import Moments
 from cutaway.streams.buckets import MOST, Buckets, Column
+from cutaway.streams.folders import MANIFEST, NOTES, about, file_hash, finished, recalled, signed
 from cutaway.streams.masks import MASKING, Masking
 from cutaway.streams.packing import PACKING, Cursor, Packing
 from cutaway.streams.reader import Models, Reader
-from cutaway.streams.shards import KIND, MANIFEST, MOMENTS, VERSION, WORDS, Shards, file_hash, manifest_key
+from cutaway.streams.shards import KIND, MOMENTS, VERSION, WORDS, Shards
 from cutaway.streams.sources import Documents
 
-NOTES, PARTS = "harvest.part.safetensors", "parts"
+PARTS = "parts"
 SHARD = 1 << 27  # bytes of a shard
 _FLUSH = 1 << 26  # bytes that wait to be written
 _EVERY = 30.0  # seconds between two notes
@@ -85,21 +86,12 @@ class _Harvest:
 
     def run(self) -> Shards:
         """Go on to the end."""
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            why = f"it cannot be made: {error.strerror}"
-            raise Refused(f"folder {str(self.out)!r}", why, "choose another place") from error
-        if (self.out / MANIFEST).is_file():
+        if finished(self.out, self.key):
             found = Shards(self.out, self.reader.model)
-            if found.manifest["harvest"] != self.key:
-                raise _foreign(self.out)
             self._clean()
             return found
         if (self.out / NOTES).is_file():
             self._recall()
-        elif any(self.out.iterdir()):
-            raise _foreign(self.out)
         self._check_room()
         self._note()
         self.buckets.trim()
@@ -150,14 +142,7 @@ class _Harvest:
         for tensors in self.buckets.shuffled(sum(r["tokens"] for r in self.rows), size):
             path = self.out / f"shard-{len(self.rows):05d}.safetensors"
             write_tensors(path, tensors, {"kind": KIND})  # two entries would come in any order, and change the sum
-            self.rows.append(
-                {
-                    "file": path.name,
-                    "tokens": len(tensors["ids"]),
-                    "bytes": path.stat().st_size,
-                    "sha256": file_hash(path),
-                }
-            )
+            self.rows.append(about(path) | {"tokens": len(tensors["ids"])})
             self._note()
 
     def _write_manifest(self) -> None:
@@ -184,7 +169,7 @@ class _Harvest:
             "versions": versions(),
             "machine": machine(),
         }
-        write_json(self.out / MANIFEST, {**manifest, "key": manifest_key(manifest)})
+        write_json(self.out / MANIFEST, signed(manifest))
         self._clean()
 
     def _clean(self) -> None:
@@ -213,9 +198,7 @@ class _Harvest:
         write_tensors(self.out / NOTES, tensors, header)
 
     def _recall(self) -> None:
-        tensors, h = read_tensors(self.out / NOTES)
-        if h.get("harvest") != self.key:
-            raise _foreign(self.out)
+        tensors, h = recalled(self.out, self.key)
         self.cursor, self.kept, self.finished = Cursor(**h["cursor"]), h["kept"], h["finished"]
         self.buckets.lengths, self.rows, self.cost = h["lengths"], h["rows"], h["cost"]
         self.reader.restore_kernels(h["way"])
@@ -231,8 +214,3 @@ class _Harvest:
         if need > free:
             why = f"it needs {need / 2**30:.1f} GiB while it works, and {free / 2**30:.1f} GiB are free"
             raise Refused(f"a harvest of {self.tokens} tokens to {str(self.out)!r}", why, "ask for fewer, or bfloat16")
-
-
-def _foreign(out: Path) -> Refused:
-    why = "it holds something else: other model, documents or options, or other files"
-    return Refused(f"folder {str(out)!r}", why, "choose a new one, or repeat the call that began there")

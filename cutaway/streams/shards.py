@@ -8,7 +8,6 @@ into memory, and each is checked against its sum before its first use.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -19,17 +18,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from cutaway.core.files import held, read_json, read_tensors, reading
+from cutaway.core.files import held, read_tensors
 from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.repeat import Made
 from cutaway.models.model import Model
 from cutaway.models.moments import Moments
 from cutaway.streams.batch import Batch
+from cutaway.streams.folders import check_model, check_sum, read_manifest
 from cutaway.streams.order import permutation
 from cutaway.streams.reader import storage
 
-MANIFEST, MOMENTS, KIND, VERSION = "manifest.json", "moments.safetensors", "activations", 2
+MOMENTS, KIND, VERSION = "moments.safetensors", "activations", 2
 WORDS = {"ids": torch.int32, "document": torch.int64, "context": torch.int64, "position": torch.int32,
          "mask": torch.uint8}  # fmt: skip
 _OPEN = 4  # shards mapped at once
@@ -50,13 +50,9 @@ class Shards:
 
     def __init__(self, folder: str | Path, model: Model | None = None):
         self.folder = Path(folder)
-        path = self.folder / MANIFEST
-        if not path.is_file():
-            raise Refused(f"activations in {str(folder)!r}", f"there is no {MANIFEST}", "give the folder of a harvest")
-        self.manifest: dict[str, Any] = read_json(path)
-        self._check(path)
+        self.manifest = read_manifest(self.folder, KIND, VERSION, _files)
         if model is not None:
-            self._check_model(model)
+            check_model(self.folder, self.manifest, model)
         whole = str(self.folder.absolute())
         self.made: Made | None = Made(f"ca.streams.Shards({whole!r})", {"": whole})
         self._checked: set[str] = set()
@@ -103,7 +99,7 @@ class Shards:
             Refused: the file was changed.
         """
         path = self.folder / MOMENTS
-        self._verify(path, self.manifest["moments"])
+        check_sum(path, self.manifest["moments"])
         tensors, _ = read_tensors(path)
         return {a: Moments.from_tensors(tensors, f"{a}/") for a in self.widths}
 
@@ -115,7 +111,7 @@ class Shards:
         """
         self.moments()
         for row in self.manifest["shards"]:
-            self._verify(self.folder / row["file"], row["sha256"])
+            check_sum(self.folder / row["file"], row["sha256"])
 
     def shard(self, number: int) -> dict[str, Tensor]:
         """Return the tensors of one shard, mapped into memory, checked before its first use.
@@ -154,40 +150,9 @@ class Shards:
         row = self.manifest["shards"][number]
         path = self.folder / row["file"]
         if row["file"] not in self._checked:
-            self._verify(path, row["sha256"])
+            check_sum(path, row["sha256"])
             self._checked.add(row["file"])
         return read_tensors(path)[0]  # views of the mapped file
-
-    def _check(self, path: Path) -> None:
-        m, whole = self.manifest, f"activations in {str(self.folder)!r}"
-        if not isinstance(m, dict) or m.get("kind") != KIND:
-            raise Refused(whole, f"{path.name} is not of activations", "give the folder of a harvest")
-        if m.get("version") != VERSION:
-            why = f"they are of version {m.get('version')}, and {VERSION} is read here"
-            raise Refused(whole, why, "harvest them again, or use another release")
-        if m.get("key") != manifest_key(m):
-            raise Refused(whole, f"{path.name} was changed", "harvest them again")
-        with reading(path):
-            _check_form(m)
-        for row in m["shards"]:
-            file = self.folder / row["file"]
-            size = file.stat().st_size if file.is_file() else None
-            if size != row["bytes"]:
-                why = "it is missing" if size is None else f"it has {size} bytes instead of {row['bytes']}"
-                raise Refused(f"shard {str(file)!r}", why, "harvest again, or copy the folder anew")
-
-    def _check_model(self, model: Model) -> None:
-        theirs, own = self.manifest["model"], model.identity()
-        for what in ("config", "weights"):
-            if theirs.get(what) != own[what]:
-                why = f"they are of {theirs['name']} ({theirs['dtype']}) with other {what} than {own['name']}"
-                raise Refused(f"activations in {str(self.folder)!r}", why, "harvest from this model")
-
-    @staticmethod
-    def _verify(path: Path, wanted: str) -> None:
-        if not path.is_file() or file_hash(path) != wanted:
-            why = "its content is not what was written (its SHA-256 is another)" if path.is_file() else "it is missing"
-            raise Refused(f"file {str(path)!r}", why, "harvest again, or copy the folder anew")
 
 
 class ShardStream:
@@ -320,36 +285,18 @@ class ShardStream:
         return hash_text(self.shards.content, *self.sites, str(self.size), str(self.dtype), str(self.seed))
 
 
-def _check_form(m: dict[str, Any]) -> None:
-    """Check the entries of a manifest that are read, even if its signature is valid."""
+def _files(m: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the shards that a manifest names, after checking all entries that are read, even if its key is valid."""
     for name, kind in (("tokens", int), ("dtype", str), ("moments", str), ("model", dict), ("masking", dict)):
         held(m, name, kind)
     sites, rows = held(m, "sites", dict), held(m, "shards", list)
     for site in sites:
         held(sites, site, int)
     for row in rows:
-        for name, kind in (("file", str), ("sha256", str), ("bytes", int), ("tokens", int)):
-            held(row, name, kind)
+        held(row, "tokens", int)
     if sum(row["tokens"] for row in rows) != m["tokens"] or any(row["tokens"] < 1 for row in rows) or not sites:
         raise ValueError(f"its shards do not hold the {m['tokens']} tokens and {len(sites)} sites that it names")
-
-
-def manifest_key(manifest: Mapping[str, Any]) -> str:
-    """Hash of all that a manifest says."""
-    return hash_text(repr(_plain({k: v for k, v in manifest.items() if k != "key"})))
-
-
-def file_hash(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def _plain(data: Any) -> Any:
-    """Return the data as it comes back from JSON, its dictionaries in one order."""
-    if isinstance(data, Mapping):
-        return [(str(k), _plain(v)) for k, v in sorted(data.items())]
-    return [_plain(v) for v in data] if isinstance(data, list | tuple) else data
+    return rows
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from cutaway.core.cursor import Source
+from cutaway.core.files import make_folder
 from cutaway.core.progress import advance
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.training.checkpoints import Checkpoints, shared_storage
@@ -117,7 +118,7 @@ class Loop:
         if not isinstance(source, Source):
             why = "training needs batches and an exact cursor (state and restore)"
             raise Refused(f"a source of type {type(source).__name__}", why, "use a stream, or train.Held for tensors")
-        self.update, self.source, self.plan, self.out = update, source, plan, _folder(out)
+        self.update, self.source, self.plan, self.out = update, source, plan, None if out is None else make_folder(out)
         self.is_main_process = update.ranks is None or update.ranks.rank == 0
         self.log_file = Log(self.out, on_log, self.is_main_process)
         self.checkpoints = None if self.out is None else Checkpoints(self.out, update.kind, update.ranks)
@@ -280,13 +281,3 @@ class Loop:
             batch = next(stream, None)
         self._cursor = None
         return batch
-
-
-def _folder(out: str | Path | None) -> Path | None:
-    if out is None:
-        return None
-    try:
-        Path(out).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise Refused(f"folder {str(out)!r}", f"it cannot be made: {error.strerror}", "choose another place") from error
-    return Path(out)

@@ -21,11 +21,13 @@ from cutaway.core.refuse import Refused
 from cutaway.dictionaries.gates import BatchTopK, JumpRelu
 from cutaway.dictionaries.norms import Scale
 from cutaway.dictionaries.transforms import autoencoder
+from cutaway.features import FeatureStore
 from cutaway.models.sweep.cache import Ledger
 from cutaway.streams import Shards
-from cutaway.streams.shards import manifest_key
+from cutaway.streams.folders import signed
 from cutaway.training import checkpoints
 from tests.conformance import subjects
+from tests.features.common import made as features
 
 OTHERS = (None, True, -1, 3, 0.5, float("nan"), "x", "", [], [5], {}, {"a": [1]}, 10**30)
 
@@ -155,8 +157,27 @@ def test_a_manifest_of_a_harvest(tmp_path):
         next(Shards(folder).stream(batch=4))
 
     held_to_it(damaged(manifest, 60), lambda m: write_json(path, m), use)
-    signed = (m | {"key": manifest_key(m)} for m in damaged(manifest, 60))  # by a tool that signs what it changed
-    held_to_it(signed, lambda m: write_json(path, m), use)
+    held_to_it((signed(m) for m in damaged(manifest, 60)), lambda m: write_json(path, m), use)
     path.write_text("[" * 100_000)
     with pytest.raises(Refused):
         Shards(folder)
+
+
+def test_a_manifest_of_features(tmp_path):
+    store = features(tmp_path / "store")
+    path, manifest = store.folder / "manifest.json", dict(store.manifest)
+    latent = int(store.latents("some").count.argmax())
+
+    def use(_: Path) -> None:
+        found = FeatureStore(store.folder)
+        known = found.latents(found.names[0])
+        at = known.check(latent)
+        assert found.texts(found.context(known.top(at)[0].context)["ids"])
+        assert [*known.sampled(at), *known.partners(at), *known.codes(at)]
+        assert found.identity()
+
+    held_to_it(damaged(manifest), lambda m: write_json(path, m), use)
+    held_to_it((signed(m) for m in damaged(manifest, 200)), lambda m: write_json(path, m), use)
+    write_json(path, signed(manifest | {"corpus": [{**manifest["corpus"][0], "file": "../manifest.json"}]}))
+    with pytest.raises(Refused, match="no name of a file"):
+        FeatureStore(store.folder)

@@ -124,7 +124,7 @@ def test_what_does_not_keep_to_the_schema_is_refused(copy, tree, tmp_path):
     file.write_bytes(b"no gzip")
     with pytest.raises(Refused, match="cannot be read"):
         read_neuronpedia(tmp_path / "bad")
-    with pytest.raises(Refused, match="holds something"):
+    with pytest.raises(Refused, match="not empty"):
         write_neuronpedia(copy, tree.parents[1], EXPORT, model(), dictionaries()["some"], dictionary="some")
     with pytest.raises(Refused, match="this one"):
         write_neuronpedia(copy, tmp_path / "x", EXPORT, model(), dictionaries()["few"], dictionary="some")

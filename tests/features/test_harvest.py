@@ -16,10 +16,11 @@ from cutaway.dictionaries.gates import BatchTopK
 from cutaway.features import FeatureStore, Keep, merge
 from cutaway.features import harvest as room
 from cutaway.features.store.corpus import COUNTED, SCORE, SPECIAL
-from cutaway.features.store.feature_store import MANIFEST, named
+from cutaway.features.store.dictionaries import named
 from cutaway.features.store.hashes import mix
 from cutaway.features.store.tally import LEAST, bin_of, edges
 from cutaway.streams import Masking, Packing, from_texts
+from cutaway.streams.folders import MANIFEST
 from tests.conformance import subjects
 from tests.features.common import KEEP, MASKING, PACKING, WIDTH, brute, dictionaries, found, made, model, texts
 

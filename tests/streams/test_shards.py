@@ -12,8 +12,8 @@ from cutaway.core.files import read_tensors, write_json, write_tensors
 from cutaway.core.refuse import Refused
 from cutaway.streams import LiveStream, Masking, Packing, Shards, Stream, from_ids, from_texts, harvest
 from cutaway.streams.buckets import Buckets, Column
+from cutaway.streams.folders import manifest_key
 from cutaway.streams.harvest import _Harvest
-from cutaway.streams.shards import manifest_key
 from tests.models.common import model as tiny
 from tests.streams.common import SITES, ids, lettered, texts
 
@@ -183,7 +183,7 @@ class Stop(Exception):
 
 @pytest.mark.parametrize(
     ("where", "name", "calls"),
-    [(Buckets, "put", 1), (Buckets, "put", 5), (_Harvest, "_note", 3), (MODULE, "file_hash", 2),
+    [(Buckets, "put", 1), (Buckets, "put", 5), (_Harvest, "_note", 3), (MODULE, "about", 2),
      (_Harvest, "_write_manifest", 1)],
 )  # fmt: skip
 def test_an_interrupted_harvest_goes_on_and_ends_with_the_same_bits(folder, tmp_path, monkeypatch, where, name, calls):

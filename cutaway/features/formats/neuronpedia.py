@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from cutaway.core.address import parse
-from cutaway.core.files import write_bytes
+from cutaway.core.files import new_folder, write_bytes
 from cutaway.core.json_lines import numbered, parsed, written
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
@@ -145,9 +145,7 @@ def write_neuronpedia(
     known = store.latents(dictionary)
     store.check(known, model, source)
     writer = Writer(store, known, export, model, source)
-    folder = Path(out) / export.model / writer.layer
-    if folder.exists() and any(folder.iterdir()):
-        raise Refused(f"folder {str(folder)!r}", "it holds something", "choose a new one")
+    folder = new_folder(Path(out) / export.model / writer.layer)
     for kind, row in writer.whole().items():
         _write(folder / f"{kind}.jsonl", kind, [row])
     for number, first in enumerate(range(0, len(known), BATCH)):

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from cutaway.core.files import write_json
-from cutaway.core.refuse import Refused
+from cutaway.core.files import new_folder, write_json
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.features.formats.neuronpedia import BATCH, Export, Row, Writer
 from cutaway.features.store.feature_store import FeatureStore
@@ -44,11 +43,9 @@ def write_saedashboard(
     Raises:
         Refused: a folder that holds something, or what `write_neuronpedia` refuses.
     """
-    known, folder = store.latents(dictionary), Path(out)
+    known, folder = store.latents(dictionary), new_folder(out)
     store.check(known, model, source)
     writer = Writer(store, known, export, model, source)
-    if folder.exists() and any(folder.iterdir()):
-        raise Refused(f"folder {str(folder)!r}", "it holds something", "choose a new one")
     for number, first in enumerate(range(0, len(known), BATCH)):
         rows = writer.batch(range(first, min(first + BATCH, len(known))))
         layer = int(writer.layer.partition("-")[0])

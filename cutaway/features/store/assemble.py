@@ -11,15 +11,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from cutaway.core.files import read_tensors, write_json, write_tensors, write_text
+from cutaway.core.files import new_folder, read_tensors, write_json, write_tensors, write_text
 from cutaway.core.record import hash_text, machine, versions
 from cutaway.core.refuse import Refused
 from cutaway.features.store.corpus import CONTEXTS
-from cutaway.features.store.feature_store import KIND, MANIFEST, TOKENIZER, VERSION, FeatureStore
+from cutaway.features.store.feature_store import KIND, TOKENIZER, VERSION, FeatureStore
 from cutaway.features.store.partners import partners
-from cutaway.features.store.shelf import Columns, Shelf, about
+from cutaway.features.store.shelf import Columns, Shelf
 from cutaway.features.store.tally import Tally
-from cutaway.streams.shards import manifest_key
+from cutaway.streams.folders import MANIFEST, about, signed
 
 _SAME = ("model", "packing", "masking", "width", "keep", "seed")  # in the manifests of stores that can be merged
 
@@ -68,7 +68,7 @@ def assemble(parts: Parts, out: Path) -> None:
         "versions": versions(),
         "machine": machine(),
     }
-    write_json(out / MANIFEST, {**manifest, "key": manifest_key(manifest)})
+    write_json(out / MANIFEST, signed(manifest))
 
 
 def merge(stores: Sequence[FeatureStore], out: str | Path) -> FeatureStore:
@@ -79,9 +79,7 @@ def merge(stores: Sequence[FeatureStore], out: str | Path) -> FeatureStore:
     Raises:
         Refused: one store, stores of other models, dictionaries, options or thresholds, or with contexts in common.
     """
-    folder = Path(out)
-    if folder.exists() and any(folder.iterdir()):
-        raise Refused(f"folder {str(out)!r}", "it holds something", "choose a new one")
+    folder = new_folder(out)
     if len(stores) < 2:
         raise Refused("merging one store", "there is nothing to merge it with", "give at least two")
     return joined(stores, folder)

@@ -8,7 +8,7 @@ what people and programs say about latents. Numbers never change after the harve
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from cutaway.core.files import held, read_json, read_tensors, reading
+from cutaway.core.files import held, read_tensors
 from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused, nearest
 from cutaway.core.repeat import Made
@@ -26,13 +26,15 @@ from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.features.store.latents import StoredLatents
 from cutaway.features.store.meta import Meta
 from cutaway.features.store.shelf import Columns
+from cutaway.features.store.tokenizer import StoredTokenizer
 from cutaway.models.model import Model
 from cutaway.models.tokens import running_texts
-from cutaway.streams.shards import file_hash, manifest_key
+from cutaway.streams.folders import check_model, check_sum, read_manifest
 
-MANIFEST, META, TOKENIZER, KIND, VERSION = "manifest.json", "meta.sqlite", "tokenizer.json", "features", 1
-_FORM = (("model", dict), ("dictionaries", list), ("documents", dict), ("counts", dict), ("keep", dict),
-         ("corpus", list), ("width", int))  # fmt: skip
+META, TOKENIZER, KIND, VERSION = "meta.sqlite", "tokenizer.json", "features", 1
+_FORM = (("harvest", str), ("model", dict), ("dictionaries", list), ("documents", dict), ("masking", dict),
+         ("counts", dict), ("keep", dict), ("seed", int), ("corpus", list), ("width", int))  # fmt: skip
+_ROW = (("name", str), ("hash", str), ("latents", int), ("codes", list), ("tables", dict))
 
 
 class FeatureStore:
@@ -49,12 +51,7 @@ class FeatureStore:
 
     def __init__(self, folder: str | Path, model: Model | None = None):
         self.folder = Path(folder)
-        path = self.folder / MANIFEST
-        if not path.is_file():
-            why = f"there is no {MANIFEST}: no harvest has finished there"
-            raise Refused(f"features in {str(folder)!r}", why, "give the folder of `cutaway features harvest`")
-        self.manifest: dict[str, Any] = read_json(path)
-        self._check(path)
+        self.manifest = read_manifest(self.folder, KIND, VERSION, _files)
         if model is not None:
             self.check_model(model)
         whole = str(self.folder.absolute())
@@ -120,7 +117,16 @@ class FeatureStore:
         return torch.cat(found)
 
     def context(self, number: int) -> dict[str, Int[Tensor, "position"]]:
-        """Return the ids, documents and flags of a context."""
+        """Return the ids, documents and flags of a context.
+
+        Raises:
+            Refused: the corpus has fewer contexts.
+        """
+        if not 0 <= number < self._firsts[-1]:
+            why = f"the corpus has {self._firsts[-1]:,} contexts"
+            raise Refused(
+                f"context {number} of features in {str(self.folder)!r}", why, "harvest again, or name another"
+            )
         file = max(i for i, first in enumerate(self._firsts[:-1]) if first <= number)
         part = self._map(self.manifest["corpus"][file]["file"])
         return {n: part[n][number - self._firsts[file]] for n in ("ids", "document", "flags")}
@@ -154,10 +160,7 @@ class FeatureStore:
             Refused: a file was changed.
         """
         for row in self.files():
-            path = self.folder / row["file"]
-            if file_hash(path) != row["sha256"]:
-                why = "its content is not what was written (its SHA-256 is another)"
-                raise Refused(f"file {str(path)!r}", why, "harvest again, or copy the folder anew")
+            check_sum(self.folder / row["file"], row["sha256"])
 
     def check_model(self, model: Model) -> None:
         """Refuse another model than the one whose activations were harvested.
@@ -165,11 +168,7 @@ class FeatureStore:
         Raises:
             Refused: another configuration, or other weights.
         """
-        theirs, own = self.manifest["model"], model.identity()
-        for what in ("config", "weights"):
-            if theirs.get(what) != own[what]:
-                why = f"they are of {theirs['name']} with other {what} than {own['name']}"
-                raise Refused(f"features in {str(self.folder)!r}", why, "harvest from this model")
+        check_model(self.folder, self.manifest, model)
 
     def check_dictionary(self, dictionary: Dictionary, name: str | None = None) -> None:
         """Refuse another dictionary than the one that was harvested.
@@ -195,11 +194,9 @@ class FeatureStore:
         if source is not None:
             self.check_dictionary(source, known.name)
 
-    def files(self) -> Iterator[dict[str, Any]]:
-        """Yield the name, bytes and SHA-256 of every file of numbers."""
-        yield from self.manifest["corpus"]
-        for row in self.manifest["dictionaries"]:
-            yield from (*row["codes"], *row["tables"].values())
+    def files(self) -> list[dict[str, Any]]:
+        """Return the name, bytes and SHA-256 of every file of numbers."""
+        return _files(self.manifest)
 
     def _latents(self, number: int) -> StoredLatents:
         row = self.manifest["dictionaries"][number]
@@ -219,78 +216,24 @@ class FeatureStore:
             raise Refused(f"file {str(path)!r}", "it is missing or was changed", "copy the folder anew")
         return StoredTokenizer(path)
 
-    def _check(self, path: Path) -> None:
-        m, whole = self.manifest, f"features in {str(self.folder)!r}"
-        if not isinstance(m, dict) or m.get("kind") != KIND:
-            raise Refused(whole, f"{path.name} is not of features", "give the folder of `cutaway features harvest`")
-        if m.get("version") != VERSION:
-            why = f"they are of version {m.get('version')}, and {VERSION} is read here"
-            raise Refused(whole, why, "harvest them again, or use another release")
-        if m.get("key") != manifest_key(m):
-            raise Refused(whole, f"{path.name} was changed", "harvest them again")
-        with reading(path):
-            for name, kind in _FORM:
-                held(m, name, kind)
-            expected = [(held(row, "file", str), held(row, "bytes", int)) for row in self.files()]
-        for name, size in expected:
-            file = self.folder / name
-            found = file.stat().st_size if file.is_file() else None
-            if found != size:
-                why = "it is missing" if found is None else f"it has {found} bytes instead of {size}"
-                raise Refused(f"file {str(file)!r}", why, "harvest again, or copy the folder anew")
 
-
-class StoredTokenizer:
-    """The tokenizer of a store, without the model."""
-
-    def __init__(self, path: Path):
-        from tokenizers import Tokenizer
-
-        self.inner = Tokenizer.from_file(str(path))
-
-    def decode(self, ids: list[int], **options: Any) -> str:
-        """Return the text of token ids."""
-        return self.inner.decode(ids, skip_special_tokens=False)
-
-    def ids(self, text: str) -> list[int]:
-        """Return the tokens of a text, without special ones."""
-        return self.inner.encode(text, add_special_tokens=False).ids
-
-
-def tokenizer_text(model: Model) -> str | None:
-    """Return a model's tokenizer as the text of `tokenizer.json`; None if it is of another kind, or there is none."""
-    backend = getattr(model.tokenizer, "backend_tokenizer", None)
-    return None if backend is None else backend.to_str()
-
-
-def named(dictionaries: Dictionary | Mapping[str, Dictionary] | Sequence[Dictionary]) -> dict[str, Dictionary]:
-    """Return dictionaries by name: the given ones, else the sites that each reads and writes.
-
-    Raises:
-        Refused: none, two of one name, or a gate under which a token's code depends on other tokens of the batch.
-    """
-    if isinstance(dictionaries, Mapping):
-        out = dict(dictionaries)
-    else:
-        each = [dictionaries] if isinstance(dictionaries, Dictionary) else list(dictionaries)
-        names = [_sites(d) for d in each]
-        out = {n if names.count(n) == 1 else f"{n} {i}": d for i, (n, d) in enumerate(zip(names, each, strict=True), 1)}
-    if not out:
-        raise Refused("features of no dictionary", "there is nothing to harvest", "give at least one")
-    for name, d in out.items():
-        if any(g.whole_batch for g in d.gates):
-            why = "its gate chooses among all tokens of a batch, so that a token's code depends on the others"
-            raise Refused(f"features of {name}", why, "use a dictionary with thresholds")
-    return out
-
-
-def described(name: str, d: Dictionary) -> dict[str, Any]:
-    """Return the entry of a dictionary in the manifest, without its files."""
-    own, made = d.identity(), d.made
-    opened = None if made is None or made.no_flags else made.flags.get("")
-    return own | {"name": name, "source": own["name"], "opened": opened}
-
-
-def _sites(d: Dictionary) -> str:
-    reads, writes = (s[0] if len(s) == 1 else f"{s[0]}…{s[-1]}" for s in (d.reads, d.writes))
-    return reads if reads == writes else f"{reads}>{writes}"
+def _files(m: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the files that a manifest names, after checking all entries that are read, even if its key is valid."""
+    for name, kind in _FORM:
+        held(m, name, kind)
+    for name in ("contexts", "counted", "coded", "documents"):
+        held(m["counts"], name, int)
+    if m["width"] < 1 or not m["dictionaries"]:
+        raise ValueError(f"it has {len(m['dictionaries'])} dictionaries and contexts of {m['width']} positions")
+    rows = list(m["corpus"])
+    if any(held(row, "rows", int) < 1 for row in rows) or sum(row["rows"] for row in rows) != m["counts"]["contexts"]:
+        raise ValueError(f"its corpus does not hold the {m['counts']['contexts']} contexts that it counts")
+    for row in m["dictionaries"]:
+        for name, kind in _ROW:
+            held(row, name, kind)
+        held(row["tables"], "latents", dict)
+        rows += [*row["codes"], *row["tables"].values()]
+    for name, entry in [("tokenizer", m), *(("opened", x) for x in (m, *m["dictionaries"]))]:
+        if not isinstance(entry[name], str | None):
+            raise ValueError(f"{name!r} is {entry[name]!r:.60}, and not a text")
+    return rows

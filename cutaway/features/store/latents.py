@@ -152,6 +152,8 @@ class StoredLatents:
 
     @property
     def _partners(self) -> dict[str, Tensor]:
+        if "partners" not in self.row["tables"]:
+            raise Refused(f"partners in {self.name}", "this is the part of one process", "open the store of all parts")
         return self.mapped(self.row["tables"]["partners"]["file"])
 
     def check(self, latent: int) -> int:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cutaway.core.files import write_tensors
-from cutaway.streams.shards import file_hash
+from cutaway.streams.folders import about
 
 Columns = dict[str, Tensor]
 
@@ -69,11 +69,6 @@ class Shelf:
 
     def _joined(self) -> Columns:
         return {n: torch.cat([w[n] for w in self.waiting]) for n in self.waiting[0]}
-
-
-def about(path: Path) -> dict[str, Any]:
-    """Return the name, bytes and SHA-256 of a file."""
-    return {"file": path.name, "bytes": path.stat().st_size, "sha256": file_hash(path)}
 
 
 def by_latent(latents: int) -> Callable[[Columns], Columns]:
