@@ -78,6 +78,15 @@ def test_an_interval_of_a_mean_is_students_where_values_lie_evenly_and_never_nar
     assert shifted.tolist() == pytest.approx([-high, -low])
 
 
+def test_an_outlier_among_few_values_lengthens_an_interval_to_twice_students_at_most():
+    from scipy import stats
+
+    values = torch.tensor([-16.2, -6.3, -21.3, -15.9, -21.5, -18.9, -19.3, -13.6])  # heads exchanged in eight sentences
+    reach = stats.t.ppf(0.975, 7) * (1 + 1.4 / 64) * float(values.std()) / math.sqrt(8)
+    low, high = (mean_interval(values) - values.mean()).tolist()
+    assert (-low, high) == pytest.approx((reach, 2 * reach))
+
+
 def test_intervals_keep_shapes_bounds_and_single_cells():
     values = torch.randn(12, 2, 3, generator=generator(0))
     before = torch.random.get_rng_state()
