@@ -19,6 +19,8 @@ from cutaway.core.sites import SITES
 if TYPE_CHECKING:
     from rich.console import Console
 
+_WIDE = 120  # characters of a line that show every column of the longest tables
+
 
 def methods() -> Reply:
     """List what can be asked, with paper, cost, control and rung."""
@@ -35,9 +37,8 @@ def methods() -> Reply:
         }
         for r in cutaway.methods().values()
     ]
-    return table(
-        "Methods", rows, ["method", "answers", "paper", "control", "rung"], "one of them: cutaway ROOM METHOD --help"
-    )
+    columns = ["method", "answers", "paper", "control", "rung"]
+    return table("Methods", rows, columns, "one of them: cutaway ROOM METHOD --help", least=2)
 
 
 def tasks(*, model: str | None = None) -> Reply:
@@ -132,8 +133,10 @@ def _check_several(field: str | None, out: Path | None) -> None:
         raise Refused(f"--out {out}", "only a page (.html) holds several results", "open one at a time")
 
 
-def table(title: str, rows: list[dict[str, Any]], columns: list[str], last: str = "") -> Reply:
-    """Return the rows as a reply: all of them as data, some columns for the eyes."""
+def table(
+    title: str, rows: list[dict[str, Any]], columns: list[str], last: str = "", *, least: int | None = None
+) -> Reply:
+    """Return the rows as a reply: all as data, some columns for the eyes, in a narrow terminal the `least` first."""
 
     def show(console: Console) -> None:
         from rich import box
@@ -141,10 +144,11 @@ def table(title: str, rows: list[dict[str, Any]], columns: list[str], last: str 
         from rich.table import Table
 
         drawn = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, title_style="bold", padding=(0, 1))
-        for n, column in enumerate(columns):
+        shown = columns if console.width >= _WIDE else columns[:least]
+        for n, column in enumerate(shown):
             drawn.add_column(column, style="cyan" if n == 0 else "", no_wrap=n == 0)
         for row in rows:
-            drawn.add_row(*(escape(_cell(row[c])) for c in columns))
+            drawn.add_row(*(escape(_cell(row[c])) for c in shown))
         console.print(drawn)
         if last:
             console.print(escape(last), soft_wrap=True)
