@@ -53,8 +53,8 @@ def mean_interval(
     """Return the interval of the mean over the first axis, for every cell: Student's t, widened on the side of the
     longer tail.
 
-    Each side is the further of t and of t after Hall's (1992) cubic transformation, which takes the skewness out, yet at
-    most twice t; both quantiles are (1 + 1.4 / n²) times Student's. In simulation 95 % covers 93 to 98 % for two and
+    Each side is the further of t and of t after Hall's (1992) cubic transformation, which takes the skewness out, yet
+    at most twice t; both quantiles are (1 + 1.4 / n²) times Student's. In simulation 95 % covers 93 to 98 % for two and
     more prompts whose values are normal, heavy-tailed, bounded or as skewed as an exponential (tests), and 89 to 95 %
     of a lognormal with σ = 1; resampling covers 50 % of two prompts and 80 % of four. `within` are the least and the
     largest value possible. One prompt gives an interval of zero information: both bounds are NaN.
