@@ -56,7 +56,10 @@ SECTIONS = {
         "unigram distribution (the mean of the model's predictions on the other half of the pieces). *cosine*: of the "
         "logits that the neuron's value writes with that distribution (chance: random mixes of the layer's other "
         "values). *KL to unigram* and *entropy*: their change in nats when the neuron is held at its mean (chance: the "
-        "same activation taken out along such mixes, of the same norm).",
+        "same activation taken out along such mixes, of the same norm). *Through*: the part of it that is gone when "
+        "the final norm's scale, or the logits' component along the distribution, is kept as without the edit. *Hardly "
+        "read*: of the longest tenth of values in the last three layers, those with the least variance of logits over "
+        "tokens, the sign of entropy neurons; no such neuron acts through the scale here.",
     ),
     "composition of memories": (
         "What MLPs compose",

@@ -51,7 +51,7 @@ from cutaway.heads.shots import CONDITIONS, Shots, show
 from cutaway.heads.types import ranked
 from cutaway.interventions.ablation_values import SINKS, RandomStep, removals
 from cutaway.interventions.components import RandomSets, all_components, random_heads
-from cutaway.interventions.null_cells import NULL_CELLS, draw_cells, null_cells_record
+from cutaway.interventions.null_cells import NULL_CELLS, draw_cells, null_cells_record, null_of_steps, random_steps
 from cutaway.models.access.reading import Measure, Reads, Seen
 from cutaway.models.anatomy.residual import check_sum, decompose
 from cutaway.models.edits.edit import Edit
@@ -219,8 +219,7 @@ class _Study:
         edits, steps = self._edits(drawn)
         values = self._measured(self.chose, self.chose.shuffled, [[], *edits, *steps])
         each = values[1:] - values[0]
-        real, null = each[:n].movedim(0, 1), torch.full((samples, n, each.shape[-1]), math.nan)
-        null[:, drawn] = each[n:].mean(1).unflatten(0, (samples, len(drawn)))
+        real, null = each[:n].movedim(0, 1), null_of_steps(each[n:].mean(1), drawn, n, samples)
         fields = dict[str, Any]()
         for name, column in (("", 0), ("logits_", _LOGITS)):
             fields[name.strip("_") or "effect"] = real[..., column].mean(0).reshape(shape)
@@ -234,16 +233,15 @@ class _Study:
 
     def _edits(self, drawn: Sequence[int]) -> tuple[list[list[Edit]], list[list[Edit]]]:
         """Return the edits that put each head's mean at the last token, and steps as long for the heads drawn."""
-        sites, n = list(dict.fromkeys(a.place for a in self.places)), len(self.places)
+        sites = list(dict.fromkeys(a.place for a in self.places))
         shown, own = (self.model.capture(t, sites, logits=False) for t in (self.chose.shown, self.chose.shuffled))
         weight = self.chose.others()
         mean = {a: _weighted(weight, shown[f"{a}@-1"]) for a in sites}  # [prompt, head, d_head]
         last = [replace(a, position=-1) for a in self.places]
         now, then = [own[str(a)] for a in last], [mean[a.place][:, a.unit] for a in last]
         edits: list[list[Edit]] = [[Replace(a, x)] for a, x in zip(last, then, strict=True)]
-        first = self.seed * self.samples * n
-        seeds = [(first + s * n + i, i) for s in range(self.samples) for i in drawn]
-        return edits, [[RandomStep(last[i], now[i], then[i], seed)] for seed, i in seeds]
+        steps = random_steps(drawn, len(self.places), self.samples, self.seed)
+        return edits, [[RandomStep(last[i], now[i], then[i], step)] for i, _, step in steps]
 
     def best(self, effect: Float[Tensor, "layer head"], top: int) -> list[Address]:
         """Return the heads of the largest effects."""
@@ -256,8 +254,8 @@ class _Study:
         """Add the vectors of the best heads and of random ones to bare words; return the former, and the gains."""
         parts = decompose(self.model, self.chose.shown)
         names = [f"head_out.{a.layer}.{a.unit}" for a in self.places]
-        at = torch.tensor([parts.labels["component"].index(name) for name in names])
-        written = _weighted(self.chose.of_tasks(), parts.contribution)[:, at.to(parts.contribution.device)]
+        columns = [parts.labels["component"].index(name) for name in names]
+        written = _weighted(self.chose.of_tasks(), parts.contribution)[:, columns]
         vector = written[:, [self.places.index(a) for a in best]].sum(1)  # [task, d_model]
         every = [vector]
         for some in random.sets:

@@ -6,9 +6,12 @@ band beside a picture is pooled over cells anyway (`core.stats.null_band`), and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 NULL_CELLS = 64
 
@@ -20,6 +23,20 @@ def draw_cells(cells: Sequence[int], count: int, chance: torch.Generator) -> lis
     if not 0 < count < len(cells):
         return list(cells)
     return sorted(cells[i] for i in torch.randperm(len(cells), generator=chance)[:count].tolist())
+
+
+def random_steps(drawn: Sequence[int], of: int, samples: int, seed: int) -> list[tuple[int, int, int]]:
+    """Return the cell, the sample and the own seed of every random step of the cells drawn, sample by sample."""
+    return [(i, s, (seed * samples + s) * of + i) for s in range(samples) for i in drawn]
+
+
+def null_of_steps(
+    values: Float[Tensor, "step *rest"], drawn: Sequence[int], of: int, samples: int
+) -> Float[Tensor, "sample cell *rest"]:
+    """Return the values of `random_steps` by sample and cell; NaN at the cells that were not drawn."""
+    null = torch.full((samples, of, *values.shape[1:]), math.nan)
+    null[:, list(drawn)] = values.unflatten(0, (samples, len(drawn)))
+    return null
 
 
 def null_cells_record(drawn: int, of: int) -> dict[str, str]:

@@ -12,16 +12,20 @@ distribution, its mean over tokens subtracted, and L the logits that a neuron's 
   in place), of `KL to unigram`, the KL divergence of predictions from the unigram distribution, and of their `entropy`;
   in nats, mean over `tokens` places of each prompt. A KL above 0: the neuron kept predictions near the unigram
   distribution. `untouched`: without an edit.
+* `direct[mediator, measure, neuron]`: `effect` with the `final norm's scale` held at its value without the edit, or the
+  logits' `unigram component`, their product with u. `mediated`: effect − direct, the part that goes through what was
+  held. An entropy neuron acts through the scale, a token-frequency neuron through the component.
 * Every second prompt gives the unigram distribution, the means and the choice; `effect` is of the others. With one
   prompt, both are it.
 * The unigram distribution is the mean of the model's own predictions at these places (`predicted`), or the count of
   tokens in the prompts, each counted once more (`counted`).
-* `effect_interval`: 95 %, over prompts. Control: `null` is the `score` of random mixes of the layer's other values;
-  `effect_null` takes the same activation out along such a mix, of the same norm as v.
+* `…_interval`: 95 %, over prompts. Control: `null` is the `score` of random mixes of the layer's other values;
+  `effect_null`, `direct_null` and `mediated_null` take the same activation out along such a mix, of the same norm as v.
 * Assumption: what a neuron does goes straight to the logits. `effect` counts also what later layers make of it.
 * Known failures: few prompts give a unigram distribution of their topics. A neuron may have a high `score` and hardly
   fire: read `reach`. Neurons that stand in for each other hide each other.
-* Cost: one forward, and 1 + samples for each neuron, each with the unembedding of `tokens` places.
+* Equivalence (test): `direct` with the scale held is the effect under `Freeze("final.scale", …)`.
+* Cost: two forwards, and 1 + samples for each neuron, each with the unembedding of `tokens` places.
 """
 
 from __future__ import annotations
@@ -42,8 +46,7 @@ from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import SINKS, without_sinks
 from cutaway.models.access.positions import ForwardFrame
-from cutaway.models.access.reading import Measure, Reads, Seen
-from cutaway.models.anatomy.unembedding import readable
+from cutaway.models.access.reading import Measure
 from cutaway.models.anatomy.weights import unembed_rows
 from cutaway.models.edits.batch_slice import BatchSlice
 from cutaway.models.edits.edit import Edit, at_places
@@ -54,10 +57,10 @@ from cutaway.models.watching import watched
 from cutaway.neurons import memories
 from cutaway.neurons.contributions import divisor
 from cutaway.neurons.memories import Neuron
+from cutaway.neurons.predictions import MEASURES, MEDIATORS, Predictions, read_out, way_of
 from cutaway.tasks.answers import check_predicts
 from cutaway.tasks.prompts import Prompts
 
-MEASURES = ["KL to unigram", "entropy"]
 _CELLS = 1 << 24  # most logits that are made at once
 _WEIGHTS = "it is of the weights and one unigram distribution, which have no spread over prompts"
 Unigram = Literal["predicted", "counted"]
@@ -74,6 +77,8 @@ class FrequencyNeurons(Result, kind="frequency_neurons"):
         effect: change of predictions with the neuron held at its mean.
         effect_interval: of `effect`, 95 %, over prompts.
         effect_null: `effect` of the same change along random mixes of the layer's values, of the same norm.
+        direct: `effect` with the final norm's scale, or the logits' unigram component, as without the edit.
+        mediated: the rest of `effect`, which goes through what was held.
         untouched: the measures without an edit.
     """
 
@@ -83,6 +88,12 @@ class FrequencyNeurons(Result, kind="frequency_neurons"):
     effect: Float[Tensor, "measure neuron"]
     effect_interval: Float[Tensor, "measure neuron bound"]
     effect_null: Float[Tensor, "measure neuron sample"]
+    direct: Float[Tensor, "mediator measure neuron"]
+    direct_interval: Float[Tensor, "mediator measure neuron bound"]
+    direct_null: Float[Tensor, "mediator measure neuron sample"]
+    mediated: Float[Tensor, "mediator measure neuron"]
+    mediated_interval: Float[Tensor, "mediator measure neuron bound"]
+    mediated_null: Float[Tensor, "mediator measure neuron sample"]
     untouched: Float[Tensor, "measure"]
 
 
@@ -119,7 +130,7 @@ class AlongMix(Edit):
 @method(
     answers="Which neurons write along the frequency of tokens, and do predictions move from it without them?",
     paper="Stolfo et al. 2024, arXiv:2406.16254",
-    cost="prompts * (2 + neuron * (1 + samples)) * F",
+    cost="prompts * (3 + neuron * (1 + samples)) * F",
     control="random_directions",
     rung="interventional",
 )
@@ -152,7 +163,7 @@ def frequency(
             of first and special tokens alone.
     """
     check_predicts(model)
-    readable(model.anatomy, f"frequency neurons of {model.name}")
+    way_of(model)
     there, asked, bound = memories.dense_layers(model, layers), memories.named(model, neurons), prompts.bind(model)
     there = sorted({layer for layer, _ in asked}) or there
     first, second = (bound.rows(rows) for rows in memories.halves(bound))
@@ -167,20 +178,24 @@ def frequency(
     chance = torch.stack([direction.cosine(memories.toward_logits(model, made)) for made, _ in mixes])
     cell = [(there.index(layer), n) for layer, n in chosen]
     means = [float(seen.mean[at]) for at in cell]
-    values = _measured(model, second, chosen, means, [w for _, w in mixes], partial(_columns, model, held, log_p))
-    each = (values[1:] - values[:1]).unflatten(0, (len(chosen), 1 + samples))  # [neuron, variant, prompt, measure]
+    values = _measured(model, second, chosen, means, [w for _, w in mixes], Predictions.of(model, second, held, log_p))
+    each = (values[1:] - values[:1]).unflatten(0, (len(chosen), 1 + samples))
     return FrequencyNeurons(
         score=score.float().cpu(),
         null=chance.float().cpu(),
         reach=torch.stack([reach[at] for at in cell]).abs().float(),
-        effect=each[:, 0].mean(1).T.clone(),
-        effect_interval=mean_interval(each[:, 0].permute(1, 2, 0)),
-        effect_null=each[:, 1:].mean(2).permute(2, 0, 1).clone(),
-        untouched=values[0].mean(0),
-        labels={"neuron": [memories.label(x) for x in chosen], "measure": MEASURES, "bound": BOUNDS},
+        **_paths(each.permute(2, 3, 4, 0, 1)),
+        untouched=values[0, :, 0].mean(0),
+        labels={
+            "neuron": [memories.label(x) for x in chosen],
+            "measure": MEASURES,
+            "mediator": MEDIATORS,
+            "bound": BOUNDS,
+        },
         units={"score": "cosine", "null": "cosine", "reach": "log frequencies"}
-        | dict.fromkeys(("effect", "effect_interval", "effect_null", "untouched"), "nats"),
-        reasons={"score": _WEIGHTS} | one_prompt(len(second), "effect"),
+        | {f"{name}{part}": "nats" for name in ("effect", "direct", "mediated") for part in ("", "_interval", "_null")}
+        | {"untouched": "nats"},
+        reasons={"score": _WEIGHTS} | one_prompt(len(second), "effect", "direct", "mediated"),
         record={
             "split": f"every second prompt gave the distribution and chose, measured on the other {len(second)}",
             "unigram": f"{unigram}: {int((places >= 0).sum())} places" if unigram == "predicted" else unigram,
@@ -189,6 +204,15 @@ def frequency(
             "left in place": SINKS,
         },
     )
+
+
+def _paths(each: Float[Tensor, "prompt path measure neuron draw"]) -> dict[str, Any]:
+    """Return the fields of effects by path, first the whole effect; the first draw is the neuron itself."""
+    whole, direct, fields = each[:, 0], each[:, 1:], dict[str, Any]()
+    for name, x in (("effect", whole), ("direct", direct), ("mediated", whole[:, None] - direct)):
+        fields |= {name: x[..., 0].mean(0), f"{name}_interval": mean_interval(x[..., 0])}
+        fields[f"{name}_null"] = x[..., 1:].mean(0)
+    return fields
 
 
 def _places(tokens: Tokens, n: int) -> Int[Tensor, "prompt place"]:
@@ -248,7 +272,7 @@ class _Texts:
             sees = {Address("mlp_post", i): partial(neurons, i, where[rows]) for i in layers}
             watched(model, tokens.rows(rows), {**sees, Address("resid_post", model.shape.n_layers - 1): stream})
             for some in last[0].split(max(1, _CELLS // model.shape.d_vocab)):
-                add("predicted", _read_out(model, some).softmax(-1).sum(0))
+                add("predicted", read_out(model, some).softmax(-1).sum(0))
                 add("scale", (1 / norm.scale(some)).sum() if norm is not None else torch.tensor(float(len(some))))
         found = {k: v.cpu() for k, v in sums.items()}
         mean = torch.stack([found[f"first {i}"] for i in layers]) / n["tokens"]
@@ -287,11 +311,6 @@ def _at(tokens: Tokens, places: Int[Tensor, "prompt place"]) -> Bool[Tensor, "ba
     rows = torch.arange(len(places))[:, None].expand_as(places)
     out[rows[places >= 0], columns[places >= 0]] = True
     return out
-
-
-def _read_out(model: Model, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest token"]:
-    way = readable(model.anatomy, f"frequency neurons of {model.name}")
-    return way.logits(way.read(x.to(model.dtype))).float()
 
 
 @dataclass(frozen=True)
@@ -352,36 +371,13 @@ def _measured(
     chosen: Sequence[Neuron],
     means: Sequence[float],
     mixes: Sequence[Tensor],
-    columns: Any,
-) -> Float[Tensor, "variant prompt measure"]:
+    readout: Predictions,
+) -> Float[Tensor, "variant prompt path measure"]:
     """Return the measures without an edit, then for each neuron held at its mean and along each of its mixes."""
     variants, where = list[list[Edit]]([[]]), _ordinary(model, tokens)
     for (layer, n), mean, weights in zip(chosen, means, mixes, strict=True):
         own = torch.zeros_like(weights[:1])
         own[0, n] = 1
         variants += [[AlongMix(Address("mlp_post", layer), n, mean, w, where)] for w in (*own, *weights)]
-    measure = Measure(columns, Reads(last_logits=False, places=(Address("resid_post", model.shape.n_layers - 1),)))
-    return sweep(model, tokens, variants, measure).float().cpu()
-
-
-def _columns(
-    model: Model,
-    places: Int[Tensor, "prompt place"],
-    log_p: Float[Tensor, "token"],
-    seen: Seen,
-    prompt: Int[Tensor, "row"],
-) -> Float[Tensor, "row measure"]:
-    """Return KL(prediction ‖ unigram) and entropy of predictions, mean over each row's places."""
-    assert seen.activations is not None
-    x = seen.activations[f"resid_post.{model.shape.n_layers - 1}"]
-    at = places[prompt.cpu()]
-    columns, there = seen.activations.tokens.column(0).cpu()[:, None] + at, (at >= 0).to(x.device)
-    rows = torch.arange(len(x))[:, None]
-    h, unigram = x[rows.to(x.device), columns.clamp_min(0).to(x.device)], log_p.to(x.device)
-    out = list[Tensor]()
-    for some, real in zip(h, there, strict=True):
-        log_q = _read_out(model, some).log_softmax(-1)
-        entropy = -(log_q.exp() * log_q).sum(-1)
-        both = torch.stack([-(log_q.exp() * unigram).sum(-1) - entropy, entropy], -1)
-        out.append((both * real[:, None]).sum(0) / real.sum())
-    return torch.stack(out)
+    found = sweep(model, tokens, variants, Measure(readout.measures, readout.reads)).float().cpu()
+    return found.unflatten(-1, (1 + len(MEDIATORS), len(MEASURES)))

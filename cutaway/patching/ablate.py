@@ -31,8 +31,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-import torch
-
 from cutaway.core.address import Address, component_axis
 from cutaway.core.method import method
 from cutaway.core.refuse import Keyword, Refused
@@ -41,7 +39,7 @@ from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import Removal, ordinary, removal
 from cutaway.interventions.components import positions
 from cutaway.interventions.effects import Effects
-from cutaway.interventions.null_cells import NULL_CELLS, draw_cells, null_cells_record
+from cutaway.interventions.null_cells import NULL_CELLS, draw_cells, null_cells_record, null_of_steps, random_steps
 from cutaway.interventions.optimal_ablation import optimal_constants
 from cutaway.interventions.spans import position_names
 from cutaway.models.access.capture import Activations
@@ -99,10 +97,9 @@ def ablate(
         r, notes = removal(model, task.bind(model), [Address(site, i) for i in chosen], how, seed, sinks), {}
     places = _places(model, site, axes, chosen, r.bound.clean)
     count, drawn = len(places), draw_cells(range(len(places)), null_cells, generator(seed))
-    chance = [[r.random(places[i], (seed * samples + s) * count + i, s)] for s in range(samples) for i in drawn]
+    chance = [[r.random(places[i], own, s)] for i, s, own in random_steps(drawn, count, samples, seed)]
     values, random = r.swept(model, lambda donor: [[r.edit(a, donor)] for a in places], chance)
-    null = torch.full((samples, count), torch.nan)
-    null[:, drawn] = (random - r.clean.cpu()).mean(-1).reshape(samples, -1)
+    null = null_of_steps((random - r.clean.cpu()).mean(-1), drawn, count, samples)
     names = {"position": position_names(r.bound)} if "position" in axes else {}
     each = (values - r.clean.cpu()).movedim(1, 0).reshape(len(r.bound), *_form(places))
     unit = r.bound.unit

@@ -40,7 +40,7 @@ from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt, ratio_interval
 from cutaway.interventions.ablation_values import Baseline, Removal, removal
 from cutaway.interventions.components import all_components
-from cutaway.interventions.null_cells import NULL_CELLS, draw_cells, null_cells_record
+from cutaway.interventions.null_cells import NULL_CELLS, draw_cells, null_cells_record, null_of_steps, random_steps
 from cutaway.models.access.positions import ForwardFrame
 from cutaway.models.access.reading import Reads
 from cutaway.models.anatomy.residual import attention_written
@@ -111,13 +111,12 @@ def self_repair(
     r = removal(model, bound, heads, how, seed)
     apart, count = _Apart(model, r), len(heads)
     drawn = draw_cells(range(count), null_cells, generator(seed))
-    steps = [r.random(heads[i], (seed * samples + s) * count + i, s) for s in range(samples) for i in drawn]
+    steps = [r.random(heads[i], own, s) for i, s, own in random_steps(drawn, count, samples, seed)]
     whole, ends = r.swept(model, lambda donor: [[r.edit(a, donor)] for a in heads], [[e] for e in steps])
     alone = torch.stack([apart.alone([r.edit(a, donor) for a in heads]) for donor in range(len(r.stands))]).mean(0)
     held, free = (x.reshape(count, -1) - r.clean.cpu() for x in alone.unbind(1))  # head prompt; the norm held, or free
     total = whole - r.clean.cpu()
-    null = torch.full((samples, count), torch.nan)
-    null[:, drawn] = (ends - apart.alone(steps, free=False)[:, 0]).mean(-1).reshape(samples, -1)
+    null = null_of_steps((ends - apart.alone(steps, free=False)[:, 0]).mean(-1), drawn, count, samples)
     several = _largest((total - held).mean(-1), parts)
     found = torch.full((count, 2, len(r.bound)), torch.nan)
     found[several] = apart.halves([heads[i] for i in several]) - r.clean.cpu()

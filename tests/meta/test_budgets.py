@@ -19,7 +19,7 @@ BUDGETS = {
     "lenses": 2_300,
     "heads": 3_050,
     "weights": 900,
-    "neurons": 1_600,
+    "neurons": 1_660,
     "geometry": 1_000,
     "patching": 1_900,
     "dictionaries": 8_900,

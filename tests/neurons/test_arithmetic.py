@@ -49,6 +49,11 @@ def test_heads_and_neurons_are_those_of_plain_ablation():
         if head in got.labels["key"][1]:
             at = got.labels["key"][1].index(head)
             assert float(got.key[1, at]) == pytest.approx(float(change[1::2].mean()), abs=1e-5)
+    plus = problems("+", 16)[0].narrow(model).bind(model, "prob")
+    both = [Ablate(f"z.{h}") for h in got.labels["key"][1]]
+    held, answer = plus.rows(range(1, 16, 2)), plus.answers[1::2]
+    runs = [model.run_last(held.clean, edits).softmax(-1)[rows[:8], answer] for edits in (both, [])]
+    assert float(got.shared[1, 0]) == pytest.approx(float((runs[0] - runs[1]).mean()), abs=1e-5)
     edits = [Ablate(f"mlp_post.{n}@-1") for n in got.labels["score"][1][:10]]
     masked = model.run_last(bound.rows(range(1, 16, 2)).clean, edits).softmax(-1)
     assert float(got.masked[1, 0, 0]) == pytest.approx(float(masked[rows[:8], ids[1::2]].mean()), abs=1e-5)
@@ -60,7 +65,8 @@ def test_the_bundled_model_needs_few_neurons_for_sums_but_not_only_them():
         assert float(got.untouched[i, 1]) == 1, "it can do these"
         null = got.null[i][got.null[i].isfinite()]
         assert len(null)
-        assert float(got.key[i, 0]) < float(null.min())
+        assert float(got.key[i, 0]) < min(float(null.min()), float(got.key_null[i, 0].min()))
+        assert float(got.shared[i, i]) < float(got.shared_null[i, i].min())
         assert float(got.score[i, :10].mean()) > float(got.score_null[i, :10].mean(0).max())
         assert float(got.masked[i, 0, 1]) < float(got.masked_null[i, 0, 1].min()) - 0.1
         assert float(got.kept[i, 0, 1]) < float(got.untouched[i, 0]), "30 of 2304 are not enough"

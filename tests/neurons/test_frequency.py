@@ -7,7 +7,7 @@ import torch
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
-from cutaway.models.edits.library import Replace
+from cutaway.models.edits.library import Freeze, Replace
 from cutaway.neurons import frequency
 from cutaway.neurons.frequency import AlongMix
 from tests.conformance import subjects
@@ -26,6 +26,21 @@ def held(model: ca.Model, row: list[int], layer: int, neuron: int, mean: float) 
 def predictions(model: ca.Model, row: list[int], edits=()) -> torch.Tensor:
     """What the model predicts behind every token but the first [place token]."""
     return model.run(torch.tensor([row]), edits=list(edits))[0, 1:].double().softmax(-1)
+
+
+def directly(model: ca.Model, layer: int, neuron: int, mean: float, unigram: torch.Tensor) -> list[torch.Tensor]:
+    """Changes of KL to unigram and entropy with the final norm's scale frozen, and with the component held."""
+    u = unigram.log() - unigram.log().mean()
+    u, found = u / u.norm(), list[list[torch.Tensor]]()
+    for row in ROWS[1::2]:
+        ids, edit = torch.tensor([row]), held(model, row, layer, neuron, mean)
+        frozen = Freeze("final.scale", model.capture(ids, "final.scale"))
+        clean, edited, fixed = (model.run(ids, edits=e)[0, 1:].double() for e in ([], [edit], [edit, frozen]))
+        along = edited + ((clean - edited) @ u)[:, None] * u
+        said = [x.softmax(-1) for x in (clean, fixed, along)]
+        nats = [torch.stack([(p * (p / unigram).log()).sum(-1).mean(), -(p * p.log()).sum(-1).mean()]) for p in said]
+        found.append([nats[1] - nats[0], nats[2] - nats[0]])
+    return [torch.stack(x).mean(0) for x in zip(*found, strict=True)]
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama_gqa", "gemma2"])
@@ -59,6 +74,9 @@ def test_scores_and_effects_are_those_of_the_definition(name):
             after.append(torch.stack([(p * (p / unigram).log()).sum(-1).mean(), -(p * p.log()).sum(-1).mean()]))
         change = torch.stack(after).mean(0) - torch.stack(nats).mean(0)
         torch.testing.assert_close(got.effect[:, at].double(), change, rtol=2e-2, atol=2e-6)
+        for h, direct in enumerate(directly(model, layer, n, float(acts[layer, :, n].mean()), unigram)):
+            torch.testing.assert_close(got.direct[h, :, at].double(), direct, rtol=2e-2, atol=2e-6)
+            torch.testing.assert_close(got.mediated[h, :, at], got.effect[:, at] - got.direct[h, :, at])
         values.append(acts[layer, :, n].std(correction=0))
     if name == "llama_gqa":
         ends = torch.cat([model.capture(torch.tensor([r]), "resid_post.2")["resid_post.2"][0, 1:] for r in ROWS[::2]])
@@ -81,6 +99,23 @@ def test_a_neuron_planted_along_the_frequencies_is_found_and_moves_predictions_a
     assert got.labels["neuron"][0] == "1.7"
     assert float(got.score[0]) > float(got.null[0].max()) + 0.1
     assert abs(float(got.effect[0, 0])) > float(got.effect_null[0, 0].abs().max())
+    h = got.labels["mediator"].index("unigram component")
+    assert float(got.mediated[h, 0, 0] / got.effect[0, 0]) > 0.9, (
+        "what it does to predictions goes along the frequencies"
+    )
+
+
+def test_a_neuron_that_no_token_reads_acts_through_the_norm_alone():
+    model = subjects.random_llama(spread=1.0)
+    with torch.no_grad():  # dimension 3 is in the null space of the unembedding
+        model.hf.lm_head.weight[:, 3] = 0
+        model.hf.model.layers[1].mlp.down_proj.weight[:, 7] = 20 * torch.nn.functional.one_hot(torch.tensor(3), 32)
+    got = frequency(model, PROMPTS, neurons="1.7,1.9", samples=2)
+    scale = got.labels["mediator"].index("final norm's scale")
+    assert float(got.mediated[scale, 1, 0]) == pytest.approx(float(got.effect[1, 0]), rel=1e-3)
+    assert abs(float(got.effect[1, 0])) > 100 * abs(float(got.direct[scale, 1, 0]))
+    along = float(got.mediated[1 - scale, 1, 0] / got.effect[1, 0])
+    assert along < 0.9, "all logits shrink, not only along the frequencies"
 
 
 def test_the_control_is_the_ablation_itself_where_the_mix_is_the_neuron():

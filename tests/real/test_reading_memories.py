@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import cutaway as ca
+from cutaway.neurons import FrequencyNeurons
 from cutaway.neurons.arithmetic import problems
 from tests.real import sets
 from tests.real.written import mean, measure, share
@@ -24,19 +25,46 @@ def passages(model: ca.Model, width: int) -> ca.tasks.Prompts:
     return ca.tasks.as_prompts([r[i : i + width] for r in rows for i in range(0, len(r) - width + 1, width)])
 
 
-@only_smollm2
-def test_neurons_along_the_frequency_of_tokens(model, results):
-    """Three of the last layer, by how far they move the logits along it, and what predictions are without them."""
-    found = ca.neurons.frequency(model, passages(model, 24), layers=DEEP, top=3, samples=5)
+def write_frequency(results, found: FrequencyNeurons, kind: str = "") -> None:
+    """Cosine, effects on KL and entropy, and what of them goes through the component or the scale."""
     held = int(found.record["split"].split()[-1])
+    shown = (("KL to unigram", "unigram component"), ("entropy", "final norm's scale"))
     for i, neuron in enumerate(found.labels["neuron"]):
         parts = {
-            name: measure(found.effect[j, i], found.effect_interval[j, i], found.effect_null[j, i])
-            for j, name in enumerate(found.labels["measure"])
+            "cosine": {
+                "value": float(found.score[i]),
+                "control": [float(found.null[i].min()), float(found.null[i].max())],
+            }
         }
-        chance = [float(found.null[i].min()), float(found.null[i].max())]
-        results.row(FREQUENCY, neuron, held, cosine={"value": float(found.score[i]), "control": chance}, **parts)
+        for name, way in shown:
+            j, h = found.labels["measure"].index(name), found.labels["mediator"].index(way)
+            parts[name] = measure(found.effect[j, i], found.effect_interval[j, i], found.effect_null[j, i])
+            parts[f"{name}, through the {way.split()[-1]}"] = measure(
+                found.mediated[h, j, i], found.mediated_interval[h, j, i], found.mediated_null[h, j, i]
+            )
+        results.row(FREQUENCY, f"{kind}{neuron}", held, **parts)
+
+
+@only_smollm2
+def test_neurons_along_the_frequency_of_tokens(model, results):
+    """Three of the last layers, by how far they move the logits along it, and what predictions are without them."""
+    found = ca.neurons.frequency(model, passages(model, 24), layers=DEEP, top=3, samples=5)
+    write_frequency(results, found)
     assert bool((found.score.abs() > found.null.abs().amax(-1)).all())
+
+
+@only_smollm2
+def test_neurons_that_the_unembedding_hardly_reads(model, results):
+    """Of a tenth with the longest values in the last three layers, the three with the least logit variance."""
+    found = ca.neurons.statistics(model, passages(model, 24), layers=(27, 28, 29), samples=1)
+    variance = found.score[found.labels["statistic"].index("logit variance")]
+    long = found.norm >= found.norm.quantile(0.9)
+    order = torch.where(long, variance, torch.inf).flatten().argsort()[:3].tolist()
+    names = [f"{found.labels['layer'][i // variance.shape[1]]}.{i % variance.shape[1]}" for i in order]
+
+    write_frequency(
+        results, ca.neurons.frequency(model, passages(model, 24), neurons=names, samples=5), "hardly read: "
+    )
 
 
 @only_smollm2
