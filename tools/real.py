@@ -61,6 +61,48 @@ SECTIONS = {
         "read*: of the longest tenth of values in the last three layers, those with the least variance of logits over "
         "tokens, the sign of entropy neurons; no such neuron acts through the scale here.",
     ),
+    "tokens of neurons, from weights": (
+        "Tokens of neurons, from weights",
+        "The 8 neurons of a layer with the largest updates on 16 prompts about capitals (the number of prompts is "
+        "theirs, intervals are over them). How far their ten furthest tokens stand out of the vocabulary, in standard "
+        "deviations: those that the value promotes and suppresses, and those that its two keys read; chance: random "
+        "mixes of the layer's values or keys. Values hardly stand out; keys do, in the first and the last layer.",
+    ),
+    "what neurons write, from weights": (
+        "What neurons write, from weights",
+        "Means over all neurons of a layer (the number of prompts is theirs). *logit variance*, in thousandths: of "
+        "the cosines of a value with tokens' rows; *null space*: the share of a value's length in the "
+        "hundredth of directions that the unembedding reads least; chance: random mixes of the values. *kurtosis* of "
+        "its entries; chance: the same values in a rotated stream. The basis of the stream is a privileged one.",
+    ),
+    "triggers of neurons": (
+        "Triggers of neurons",
+        "Passages in pieces of 48 tokens; the same 8 neurons of a layer by their updates (intervals are over neurons). "
+        "*Same token again*: the share of the ten held-out contexts in which a neuron fires most that end in a token "
+        "in which one of the ten chosen ones ends; *promotes what follows*: of all twenty, those whose next token is "
+        "among the ten that the value promotes. Chance: as many tokens of the text. No interval lies "
+        "beyond chance, and no value promotes what follows.",
+    ),
+    "chains of tokens, from weights": (
+        "Chains of tokens, from weights",
+        "Of 512 tokens, the 48 whose best key stands out most: which token attends to which, and writes what, both "
+        "circuits read with bare embeddings (the number of prompts is that of chains). Shares of chains in which the "
+        "head raises most the token that it attends to, or attends most to the same token; chance: that of other "
+        "chains. A negative finding: heads of layers 16 to 23 do neither, for they read what earlier layers made.",
+    ),
+    "the answer along depth": (
+        "The answer along depth",
+        "Capitals; logit(answer) − logit(foil) of the stream after a block, at the last token, with the final norm's "
+        "scale of the end (`lenses.accumulated_residual`), in logits; chance: random pairs of tokens. It comes within "
+        "layer 23, and layer 29 adds a fifth.",
+    ),
+    "where heads bring the answer from": (
+        "Where heads bring the answer from",
+        "The share of logit(answer) − logit(foil) that a head brings from a position, counted from the end, in logits "
+        "(`lenses.source_attribution`); chance: toward random pairs of tokens; *head*: from all positions. Of each "
+        "task the five heads with the largest share, each with its largest position. Capitals come from the country "
+        "(-2 or -3, by the wording), by way of head 23.4; two heads of layer 29 work against each other.",
+    ),
     "composition of memories": (
         "What MLPs compose",
         "The last tokens of beginnings of the passages; shares of prompts. *within: no memory*: the token that the "
