@@ -4,6 +4,7 @@ from cutaway.graphs.attribution_graph import AttributionGraph
 from cutaway.graphs.circuit_curve import CircuitCurve, circuit_curve
 from cutaway.graphs.circuit_tracer import read_raw_graph
 from cutaway.graphs.feature_circuit import FeatureCircuit, feature_circuit
+from cutaway.graphs.head_loadings import HeadLoadings, head_loadings
 from cutaway.graphs.neuronpedia import graph_data, read_graph, write_graph
 from cutaway.graphs.prune import PRESETS, prune
 from cutaway.graphs.subject import Neurons
@@ -16,10 +17,12 @@ __all__ = [
     "CircuitCurve",
     "FeatureCircuit",
     "GraphValidation",
+    "HeadLoadings",
     "Neurons",
     "circuit_curve",
     "feature_circuit",
     "graph_data",
+    "head_loadings",
     "prune",
     "read_graph",
     "read_raw_graph",

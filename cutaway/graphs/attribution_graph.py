@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from cutaway.core.node import Node, layer_of, parse_node
+from cutaway.core.node import Node, layer_of, parse_edge, parse_node
 from cutaway.core.result import Result
 from cutaway.graphs.influence import Kind, circuit_tracer_scores, kind_of, masks
 
@@ -99,6 +99,16 @@ class AttributionGraph(Result, kind="attribution_graph"):
         found = torch.zeros(len(self.influence), dtype=torch.bool)
         found[torch.tensor(self._entries("node", list(names)), dtype=torch.long)] = True
         return found
+
+    def edge(self, text: str) -> tuple[int, int]:
+        """Return the row and the column of an edge, `source→target`.
+
+        Raises:
+            Refused: no such source or target.
+        """
+        edge = parse_edge(text)
+        (row,), (column,) = self._entries("target", str(edge.target)), self._entries("node", str(edge.source))
+        return row, column
 
     @cached_property
     def texts(self) -> dict[str, str]:

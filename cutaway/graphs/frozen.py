@@ -9,6 +9,7 @@ centring, norms behind attention (Gemma 2, OLMo 2) and the family's residual mul
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int
@@ -102,6 +103,14 @@ class Frozen:
         """Return an activation of the prompt."""
         return self.acts[address][0].to(self.dtype)
 
+    @cached_property
+    def embeddings(self) -> dict[str, Float[Tensor, "position d_model"]]:
+        """The parts of the first stream: of tokens, and of positions if they are added."""
+        first = self.at("resid_pre.0")
+        if "pos_embed" not in self.acts:
+            return {"embed": first}
+        return {"embed": first - self.at("pos_embed"), "pos_embed": self.at("pos_embed")}
+
     def entering(self, i: int) -> Float[Tensor, "position d_model"]:
         """Return the stream that the MLP of a layer reads, before its norm."""
         stream = self.at(f"resid_pre.{i}")
@@ -161,6 +170,22 @@ class Frozen:
         values = values.view(s.n_kv_heads, -1, *values.shape[1:]).sum(1) if s.n_kv_heads < s.n_heads else values
         values = values.view(s.n_kv_heads, width, n, -1).permute(2, 1, 0, 3).reshape(n * width, -1)
         g.view(-1, d).addmm_(values, a.into_stream)
+
+    def heads_of(self, i: int, x: Float[Tensor, "row position d_model"]) -> Float[Tensor, "row position head d_head"]:
+        """Return z of a layer's heads of parts of the stream, over the divisors of the norms before and behind."""
+        a, s = self.attention[i], self.model.shape
+        values = (x @ a.into_stream.T).unflatten(-1, (s.n_kv_heads, -1))
+        values = values.repeat_interleave(s.n_heads // s.n_kv_heads, 2)
+        return torch.einsum("hqk,nkhe->nqhe", a.pattern, values)
+
+    def attention_of(self, i: int, x: Float[Tensor, "row position d_model"]) -> Float[Tensor, "row position d_model"]:
+        """Return what a layer's attention adds to the stream of parts of it."""
+        return self.heads_of(i, x).flatten(2) @ self.attention[i].into_z.T
+
+    def mlp_reads(self, i: int, x: Float[Tensor, "row position d_model"]) -> Float[Tensor, "row position d_model"]:
+        """Return what an MLP reads of parts of the stream."""
+        norm, scale = self._ln2[i]
+        return x if norm is None else norm.linear(x, scale.expand(x.shape[:-1]))
 
     def _norm(self, module: nn.Module) -> Norm:
         """Return the affine form of a norm in the dtype of this run."""

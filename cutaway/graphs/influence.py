@@ -106,6 +106,17 @@ def completeness(
     return (mass * (1 - shares(weight, counted, unexplained))).sum() / mass.sum().clamp_min(_TINY)
 
 
+def edge_scores(
+    influence: Float[Tensor, "node"],
+    weight: Float[Tensor, "target node"],
+    at: Int[Tensor, "target"],
+    start: Float[Tensor, "target"],
+) -> Float[Tensor, "target node"]:
+    """Return the influence that passes each edge: its share of its target's |edges|, times the target's influence."""
+    size = weight.abs()
+    return size * ((influence[at] + start) / size.sum(1).clamp_min(_TINY))[:, None]
+
+
 class GraphScores(TypedDict):
     """Replacement, completeness, and the shares of influence that end in errors and in units left out."""
 

@@ -18,7 +18,7 @@ from cutaway.core.graph import Graph, graph
 from cutaway.core.node import Edge
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.graphs.attribution_graph import AttributionGraph
-from cutaway.graphs.influence import Kind, graph_scores, sources, spread
+from cutaway.graphs.influence import Kind, edge_scores, graph_scores, sources, spread
 from cutaway.views.wording import visible
 
 _TINY = 1e-30
@@ -151,9 +151,7 @@ def _pruned(
     weight, at = whole.weight * kept, whole.node_of
     weight = weight * kept[at, None]
     influence = spread(weight, at, whole.level, whole.share[None], sources(whole.kinds))[0]
-    size = weight.abs()
-    mass = (influence[at] + whole.share) / size.sum(1).clamp_min(_TINY)
-    stays = covering(size * mass[:, None], edges)
+    stays = covering(edge_scores(influence, weight, at, whole.share), edges)
     while True:
         alive = kept.clone()
         outgoing, incoming = stays.any(0), torch.zeros_like(kept)

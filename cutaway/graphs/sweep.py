@@ -108,9 +108,6 @@ class Sweep:
         positional = int("pos_embed" in frozen.acts)
         self.columns = Columns(len(units.table), frozen.layers, frozen.width, units.leading, positional)
         self._starts = units.table.starts(frozen.layers, frozen.width).tolist()
-        self._pos = frozen.at("pos_embed") if positional else None
-        first = frozen.at("resid_pre.0")
-        self._embed = first if self._pos is None else first - self._pos
         self._filled = [{n for n in ("error", "others") if getattr(w, n).any()} for w in units.written]
 
     @torch.no_grad()
@@ -182,6 +179,5 @@ class Sweep:
 
     def _tokens(self, g: Tensor, rows: Tensor) -> None:
         at, width = self.columns.starts, g.shape[1]
-        for name, vectors in (("embed", self._embed), ("pos_embed", self._pos)):
-            if vectors is not None:
-                rows[:, at[name] : at[name] + width] = torch.einsum("nqd,qd->nq", g, vectors[:width])
+        for name, vectors in self.frozen.embeddings.items():
+            rows[:, at[name] : at[name] + width] = torch.einsum("nqd,qd->nq", g, vectors[:width])

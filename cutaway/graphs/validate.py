@@ -45,6 +45,7 @@ from cutaway.graphs.attribution_graph import AttributionGraph
 from cutaway.graphs.subject import Neurons
 from cutaway.graphs.trace import Run, prepare
 from cutaway.graphs.units import Units, Written
+from cutaway.graphs.writes import Steps, random_writes, writes
 from cutaway.models.access.reading import Measure, Reads, Seen
 from cutaway.models.anatomy.unembedding import readable
 from cutaway.models.edits.edit import Edit
@@ -142,8 +143,8 @@ def validate(
     predicted = along_all_paths(whole)[chosen]
     direct = (whole.share[:, None] * whole.weight).sum(0)[chosen]
     units = [n for i in chosen.tolist() if isinstance(n := whole.nodes[i], Latent | Address)]
-    g, written = generator(seed), [_written(run, node) for node in units]
-    null = [_random(one, g) for one in written for _ in range(samples)]
+    g, written = generator(seed), [writes(run, node) for node in units]
+    null = [random_writes(one, g) for one in written for _ in range(samples)]
     lost = losses(run, [_removal(node, one) for node, one in zip(units, written, strict=True)])
     chance = losses(run, [_taken(one) for one in null]).reshape(len(written), samples)
     frozen, why = _frozen(run, written)
@@ -173,9 +174,6 @@ def validate(
     )
 
 
-Steps = list[tuple[Address, Float[Tensor, "d_model"]]]
-
-
 def _largest(whole: AttributionGraph, top: int) -> Int[Tensor, "unit"]:
     """Return the units of the largest influence that anything reads, the largest first."""
     size = torch.where(whole.kinds["unit"], whole.influence, -1.0)
@@ -201,21 +199,6 @@ def along_all_paths(whole: AttributionGraph) -> Float[Tensor, "node"]:
     return total
 
 
-def _written(run: Run, node: Latent | Address) -> Steps:
-    """Return what a unit writes: a vector at each MLP that it writes."""
-    t, position = run.units.table, node.position
-    layer, number = (node.layer, node.unit) if isinstance(node, Address) else (node.block, node.index)
-    assert position is not None
-    at = int(((t.layer == layer) & (t.index == number) & (t.position == position)).nonzero()[0])
-    starts = t.starts(run.frozen.layers, run.frozen.width)[position].tolist()
-    out: Steps = []
-    for i, w in enumerate(run.units.written):
-        if starts[w.first] <= at < starts[w.last + 1]:
-            vector = w.vectors[position][at - starts[w.first]]
-            out += [(Address("mlp_out", i, position=position), vector)] if bool(vector.any()) else []
-    return out
-
-
 def _taken(steps: Steps) -> list[Edit]:
     return [Add(place, -vector) for place, vector in steps]
 
@@ -223,11 +206,6 @@ def _taken(steps: Steps) -> list[Edit]:
 def _removal(node: Latent | Address, steps: Steps) -> list[Edit]:
     """Return the edits that remove a unit: a neuron's activation is set to 0, what a latent writes is taken away."""
     return [Ablate(node)] if isinstance(node, Address) else _taken(steps)
-
-
-def _random(steps: Steps, g: torch.Generator) -> Steps:
-    drawn = [(place, torch.randn(len(v), generator=g).to(v)) for place, v in steps]
-    return [(p, x / x.norm() * v.norm()) for (p, x), (_, v) in zip(drawn, steps, strict=True)]
 
 
 def losses(

@@ -7,6 +7,8 @@ from functools import cache
 import torch
 
 import cutaway as ca
+from cutaway.core.address import Address
+from cutaway.core.node import Error, Latent, parse_node
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.models.anatomy.norms import measure
 from cutaway.models.edits.library import Add, Freeze
@@ -63,16 +65,17 @@ SITES = ["resid_pre", "mlp_in", "mlp_out", "pattern", "mlp_pre", "mlp_gate", "ml
 class FrozenByHand:
     """The model with hooks that hold norms' divisors, patterns and MLP outputs as they are in the plain run.
 
-    Only a skip of the dictionary still follows what its MLP reads. Knows nothing of sweeps.
+    Only a skip of the dictionary still follows what its MLP reads. Knows nothing of sweeps. In place of patterns it
+    may hold another site of attention.
     """
 
-    def __init__(self, m: Model, skips: dict[tuple[str, str], torch.Tensor], leading: int):
-        self.model, self.skips, self.leading = m, skips, leading
+    def __init__(self, m: Model, skips: dict[tuple[str, str], torch.Tensor], leading: int, held: str = "pattern"):
+        self.model, self.skips, self.leading, self.site = m, skips, leading, held
         gated, hooks = m.anatomy.part(0, "gate") is not None, []
         self.held: dict[torch.nn.Module, torch.Tensor] = {}  # what each norm of the stream read in the plain run
         for module in self._norm_modules():
             hooks.append(module.register_forward_hook(lambda n, args, out: self.held.update({n: args[0]})))
-        self.acts = m.capture(IDS, [s for s in SITES if gated or s != "mlp_gate"])
+        self.acts = m.capture(IDS, [s for s in {*SITES, held} if gated or s != "mlp_gate"])
         for h in hooks:
             h.remove()
         self.before = self.reads({})
@@ -113,7 +116,7 @@ class FrozenByHand:
             mlp, last = a.part(i, "mlp"), a.part(i, "ln2_post") or a.part(i, "mlp")
             hooks.append(mlp.register_forward_pre_hook(lambda m, args, i=i: mlp_in(m, args, i)))
             hooks.append(last.register_forward_hook(lambda m, args, out, i=i: mlp_out(m, args, out, i)))
-        patterns = [Freeze(f"pattern.{i}", self.acts) for i in range(self.model.shape.n_layers)]
+        patterns = [Freeze(f"{self.site}.{i}", self.acts) for i in range(self.model.shape.n_layers)]
         embeds = [Add(where, v) for where, v in added.items() if where.startswith("resid_pre")]
         try:
             self.model.run(IDS, [*patterns, *embeds])
@@ -126,3 +129,26 @@ class FrozenByHand:
         """By how much the reads move."""
         now = self.reads(added)
         return {n: x - self.before[n] for n, x in now.items()}
+
+
+def contribution(g, m, d, by_hand, s):
+    """What a source writes, by place."""
+    node, act = parse_node(g.labels["node"][s]), g.activation[s]
+    acts = by_hand.acts
+    if isinstance(node, Address) and node.site == "embed":
+        pos = m.capture(IDS, "pos_embed")["pos_embed"][0, node.position] if m.anatomy.top("pos") is not None else 0.0
+        return {f"resid_pre.0@{node.position}": acts["resid_pre.0"][0, node.position] - pos}
+    if isinstance(node, Latent):
+        written = d.decoder[node.block]
+        return {f"{site}@{node.position}": act * rows[node.index] for site, rows in written.items()}
+    if isinstance(node, Error):
+        built = d.forward({r: acts[r][0] for r in d.reads})
+        site, q = f"mlp_out.{node.block}", node.position
+        return {f"{site}@{q}": acts[site][0, q] - built[site][q]}
+    post = acts[f"mlp_post.{node.layer}"][0, node.position]
+    out, behind = act * m.weights.mlp_out[node.layer][node.unit].detach(), m.anatomy.part(node.layer, "ln2_post")
+    if behind is not None:
+        norm = m.anatomy.norm(behind)
+        whole = post @ m.weights.mlp_out[node.layer].detach() + m.weights.mlp_out_bias[node.layer].detach()
+        out = norm.linear(out, norm.scale(whole))
+    return {f"mlp_out.{node.layer}@{node.position}": m.anatomy.multiplier * out}

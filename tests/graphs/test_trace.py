@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import save_file
 
 import cutaway as ca
-from cutaway.core.address import Address
 from cutaway.core.node import Error, Latent, parse_node
 from cutaway.dictionaries.gates import BatchTopK, Relu
 from cutaway.dictionaries.norms import TokenNorm
@@ -15,7 +14,7 @@ from cutaway.dictionaries.transforms import one_block, together
 from cutaway.graphs import Neurons
 from cutaway.graphs.influence import circuit_tracer_scores, completeness, masks, replacement, spread
 from tests.dictionaries.common import dictionary
-from tests.graphs.made import FAMILIES, IDS, FrozenByHand, model, transcoders
+from tests.graphs.made import FAMILIES, IDS, FrozenByHand, contribution, model, transcoders
 from tests.models.tiny import build
 
 KINDS = ("per layer", "cross-layer", "neurons")
@@ -87,33 +86,10 @@ def test_edges_are_the_effects_of_growing_their_source_with_all_else_frozen(name
     tokens = [g.labels["node"].index(n) for n in ("embed@0", "embed@3")]
     errors = g.kinds["error"].nonzero()[3:5, 0].tolist()
     for s in [*starts, *tokens, *errors]:
-        moved = by_hand.moved(_contribution(g, m, d, by_hand, s))
+        moved = by_hand.moved(contribution(g, m, d, by_hand, s))
         column, seen = g.weight[:, s], values(g, m, d, by_hand, moved)
         assert torch.allclose(column, seen, atol=1e-9 * float(g.weight.abs().max()), rtol=0), g.labels["node"][s]
         assert float(column.abs().max()) > 1e-6 * float(g.weight.abs().max())
-
-
-def _contribution(g, m, d, by_hand, s):
-    """What a source writes, by place."""
-    node, act = parse_node(g.labels["node"][s]), g.activation[s]
-    acts = by_hand.acts
-    if isinstance(node, Address) and node.site == "embed":
-        pos = m.capture(IDS, "pos_embed")["pos_embed"][0, node.position] if m.anatomy.top("pos") is not None else 0.0
-        return {f"resid_pre.0@{node.position}": acts["resid_pre.0"][0, node.position] - pos}
-    if isinstance(node, Latent):
-        written = d.decoder[node.block]
-        return {f"{site}@{node.position}": act * rows[node.index] for site, rows in written.items()}
-    if isinstance(node, Error):
-        built = d.forward({r: acts[r][0] for r in d.reads})
-        site, q = f"mlp_out.{node.block}", node.position
-        return {f"{site}@{q}": acts[site][0, q] - built[site][q]}
-    post = acts[f"mlp_post.{node.layer}"][0, node.position]
-    out, behind = act * m.weights.mlp_out[node.layer][node.unit].detach(), m.anatomy.part(node.layer, "ln2_post")
-    if behind is not None:
-        norm = m.anatomy.norm(behind)
-        whole = post @ m.weights.mlp_out[node.layer].detach() + m.weights.mlp_out_bias[node.layer].detach()
-        out = norm.linear(out, norm.scale(whole))
-    return {f"mlp_out.{node.layer}@{node.position}": m.anatomy.multiplier * out}
 
 
 def values(g, m, d, by_hand, moved):

@@ -23,7 +23,7 @@ BUDGETS = {
     "geometry": 1_000,
     "patching": 1_900,
     "dictionaries": 8_900,
-    "graphs": 2_550,
+    "graphs": 3_300,
     "features": 3_200,
     "suites": 1_080,
     "cli": 2_600,
