@@ -202,7 +202,7 @@ def _loadings(run: Run, sources: Sequence[Steps], readers: Readers, direct: Dire
     """Return what each head carries of each source to the reader beside it."""
     f, each = run.frozen, torch.arange(len(sources), device=readers.vector.device)
     found = []
-    for i, x in zip(range(f.layers), ascend(run, sources), strict=False):  # behind the last layer is no head
+    for i, x in zip(range(f.layers), ascend(run, sources), strict=False):  # no head follows the last layer
         z = f.heads_of(i, x)[each, readers.position]  # [edge, head, d_head]
         read = (direct.attention[i] @ f.attention[i].into_z).view_as(z)
         found.append((z * read).sum(-1))

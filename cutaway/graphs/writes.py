@@ -1,4 +1,4 @@
-"""What nodes of a graph write, and what it becomes on its way up the stream, patterns and divisors frozen.
+"""Vectors that nodes of a graph write, and what becomes of them on the way up the stream, patterns and divisors frozen.
 
 The sweep takes readers down the layers; here what is written goes up, through the same linear maps untransposed.
 """
