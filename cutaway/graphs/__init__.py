@@ -7,6 +7,7 @@ from cutaway.graphs.feature_circuit import FeatureCircuit, feature_circuit
 from cutaway.graphs.head_loadings import HeadLoadings, head_loadings
 from cutaway.graphs.neuronpedia import graph_data, read_graph, write_graph
 from cutaway.graphs.prune import PRESETS, prune
+from cutaway.graphs.qk import QkAttribution, qk
 from cutaway.graphs.subject import Neurons
 from cutaway.graphs.trace import trace
 from cutaway.graphs.validate import GraphValidation, validate
@@ -19,11 +20,13 @@ __all__ = [
     "GraphValidation",
     "HeadLoadings",
     "Neurons",
+    "QkAttribution",
     "circuit_curve",
     "feature_circuit",
     "graph_data",
     "head_loadings",
     "prune",
+    "qk",
     "read_graph",
     "read_raw_graph",
     "trace",

@@ -116,6 +116,19 @@ class Frozen:
         stream = self.at(f"resid_pre.{i}")
         return stream if self.anatomy.parallel else stream + self.at(f"attn_out.{i}")
 
+    def attention_readers(
+        self, i: int, rows: Float[Tensor, "row d_model"], position: int
+    ) -> tuple[Float[Tensor, "row d_model"], Float[Tensor, "row"]]:
+        """Return vectors that read what attention reads at one position as vectors that read the stream, and what they
+        read of the norm's bias.
+        """
+        norm, scale = self._before(i, "ln1")
+        return (
+            (rows, torch.zeros_like(rows[:, 0]))
+            if norm is None
+            else (norm.folded(rows) / scale[position], rows @ norm.bias)
+        )
+
     def mlp_readers(
         self, i: int, rows: Float[Tensor, "row d_model"], position: Int[Tensor, "row"]
     ) -> Float[Tensor, "row d_model"]:

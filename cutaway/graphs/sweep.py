@@ -27,7 +27,8 @@ class Readers:
     """Vectors that read the stream, each before the MLP of its layer at its position.
 
     Attributes:
-        layer: the layer; the number of layers for readers of the last stream.
+        layer: the layer; that from which a sweep begins for readers of the stream before it (the number of layers: of
+            the last stream).
         position: the position.
         vector: the reader, its norm folded in.
     """
@@ -101,10 +102,11 @@ class Sweep:
         frozen: the run.
         units: its units.
         columns: the sources.
+        top: the number of layers that rows pass.
     """
 
-    def __init__(self, frozen: Frozen, units: Units):
-        self.frozen, self.units = frozen, units
+    def __init__(self, frozen: Frozen, units: Units, top: int | None = None):
+        self.frozen, self.units, self.top = frozen, units, frozen.layers if top is None else top
         positional = int("pos_embed" in frozen.acts)
         self.columns = Columns(len(units.table), frozen.layers, frozen.width, units.leading, positional)
         self._starts = units.table.starts(frozen.layers, frozen.width).tolist()
@@ -130,8 +132,8 @@ class Sweep:
         g = torch.zeros(n, width, d).to(readers.vector)
         g[:, p] = readers.vector
         skipped: dict[int, list[Tensor]] = {}
-        live, mixed = sum(i >= f.layers for i in layers), 0  # rows that have begun; those that read several positions
-        for i in reversed(range(f.layers)):
+        live, mixed = sum(i >= self.top for i in layers), 0  # rows that have begun; those that read several positions
+        for i in reversed(range(self.top)):
             joined = sum(layer >= i for layer in layers)
             self._mlp(i, g[:live], rows[:live], skipped)
             if not f.anatomy.parallel:

@@ -20,6 +20,7 @@ from cutaway.models import circuits
 from cutaway.models.anatomy.norms import wide
 from cutaway.models.anatomy.per_layer import Factored
 from cutaway.models.model import Model
+from cutaway.models.projections import projection
 from cutaway.models.tokens import batch
 
 _POSITIONS = 32  # of the short prompt
@@ -49,11 +50,48 @@ class Rotary:
     def _turned(self, x: Tensor, angle: Tensor, gain: float) -> Tensor:
         turn = angle.to(x.device, torch.float64) * self.frequencies.to(x.device, torch.float64)
         cos, sin = (gain * f(turn).to(x) for f in (torch.cos, torch.sin))
-        first, second = self.pairs.to(x.device)
-        out = x.clone()
-        out[..., first] = x[..., first] * cos - x[..., second] * sin
-        out[..., second] = x[..., second] * cos + x[..., first] * sin
-        return out
+        return _turn(x, self.pairs, cos, sin)
+
+
+@dataclass(frozen=True, eq=False)
+class Turns:
+    """Rotation of queries and keys as a layer made it in one run, to the last digit of its sines and cosines.
+
+    Attributes:
+        pairs: the first and the second dimension of each pair.
+        cos: cosine of each angle, times the gain.
+        sin: sine of each angle, times the gain.
+    """
+
+    pairs: Int[Tensor, "two pair"]
+    cos: Float[Tensor, "position pair"]
+    sin: Float[Tensor, "position pair"]
+
+    def turned(self, x: Float[Tensor, "*rest d_head"], position: int) -> Float[Tensor, "*rest d_head"]:
+        """Return vectors of one position as positions turn them."""
+        return _turn(x, self.pairs, self.cos[position], self.sin[position])
+
+
+def turns_of(
+    model: Model, layer: int, plain: Float[Tensor, "position head d_head"], q: Float[Tensor, "position head d_head"]
+) -> Turns:
+    """Return the rotation that made queries `q` of `plain` ones.
+
+    Raises:
+        Refused: it is none of those that the model's frequencies could make.
+    """
+    first, second = pairs = _fitted(model, layer, plain, q).pairs.to(q.device)
+    x, y, u, v = plain[..., first], plain[..., second], q[..., first], q[..., second]
+    size = (x * x + y * y).sum(1).clamp_min(1e-300)
+    return Turns(pairs, (x * u + y * v).sum(1) / size, (x * v - y * u).sum(1) / size)
+
+
+def _turn(x: Float[Tensor, "*rest d_head"], pairs: Int[Tensor, "two pair"], cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = pairs.to(x.device)
+    out = x.clone()
+    out[..., first] = x[..., first] * cos - x[..., second] * sin
+    out[..., second] = x[..., second] * cos + x[..., first] * sin
+    return out
 
 
 @torch.no_grad()
@@ -108,16 +146,20 @@ def rotaries(model: Model, layers: Sequence[int]) -> dict[int, Rotary]:
     found = dict[int, Rotary]()
     for layer in layers:
         x, q, k, scores = (wide(acts[f"{s}.{layer}"][0]) for s in sites)
-        w, b = (wide(v[layer].detach()).to(x.device) for v in (model.weights.q, model.weights.q_bias))
-        plain = torch.einsum("pm,hmd->phd", x, w) + b
-        apart, best = min(((_distance(r, plain, q), r) for r in _candidates(model, plain, q)), key=lambda c: c[0])
-        if apart > (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.03):
-            why = f"positions turn its queries in another way ({apart:.2g} of their length is left)"
-            raise Refused(f"rotary positions of layer {layer} of {model.name}", why, _INSTEAD)
+        best = _fitted(model, layer, projection(model, layer, "q").of(x), q)
         found[layer] = Rotary(best.frequencies, best.pairs, best.gain, _scale(q, k, scores))
     if not any(len(r.frequencies) for r in found.values()):
         raise Refused(f"distances in {model.name}", "its positions are not rotary", _INSTEAD)
     return found
+
+
+def _fitted(model: Model, layer: int, plain: Tensor, q: Float[Tensor, "position head d_head"]) -> Rotary:
+    """Return the rotation that makes queries of plain ones best, of those that the model's frequencies could make."""
+    apart, best = min(((_distance(r, plain, q), r) for r in _candidates(model, plain, q)), key=lambda c: c[0])
+    if apart > (1e-3 if model.dtype in (torch.float32, torch.float64) else 0.03):
+        why = f"positions turn its queries in another way ({apart:.2g} of their length is left)"
+        raise Refused(f"rotary positions of layer {layer} of {model.name}", why, _INSTEAD)
+    return best
 
 
 def _candidates(model: Model, plain: Tensor, q: Tensor) -> Iterator[Rotary]:

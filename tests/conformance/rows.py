@@ -68,6 +68,7 @@ NAMED: dict[str, dict[str, Any]] = {
 }
 #: graphs of few nodes, which take no time
 NAMED |= {n: {"nodes": 40} for n in ROWS if n.startswith("graphs.trace")}
+NAMED |= {n: {"top": 4} for n in ROWS if n.startswith("graphs.qk")}
 NAMED |= {n: {"nodes": 40, "top": 4} for n in ROWS if n.startswith("graphs.head_loadings")}
 NAMED |= {n: {"nodes": 40, "top": 4, "rotations": 1} for n in ROWS if n.startswith("graphs.validate")}
 

@@ -83,6 +83,7 @@ class FrozenByHand:
     def _norm_modules(self):
         a, n = self.model.anatomy, self.model.shape.n_layers
         found = [a.part(i, name) for i in range(n) for name in ("ln1", "ln2", "ln1_post", "ln2_post")]
+        found += [getattr(a.part(i, "attn"), name, None) for i in range(n) for name in ("q_norm", "k_norm")]
         return list(dict.fromkeys(m for m in (*found, a.top("final")) if m is not None))
 
     def reads(self, added: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -90,7 +91,7 @@ class FrozenByHand:
         a, hooks, inputs = self.model.anatomy, [], {}
 
         def norm(module, args, out):
-            form = measure(module, len(self.held[module][0, 0]))
+            form = measure(module, self.held[module].shape[-1])
             y = form.linear(args[0], form.scale(self.held[module])) + form.bias
             inputs.update({"final": y} if module is a.top("final") else {})
             return y
@@ -119,7 +120,7 @@ class FrozenByHand:
         patterns = [Freeze(f"{self.site}.{i}", self.acts) for i in range(self.model.shape.n_layers)]
         embeds = [Add(where, v) for where, v in added.items() if where.startswith("resid_pre")]
         try:
-            self.model.run(IDS, [*patterns, *embeds])
+            self.seen = self.model.capture(IDS, ["q", "k"], [*patterns, *embeds])
         finally:
             for h in hooks:
                 h.remove()

@@ -10,7 +10,7 @@ BUDGETS = {
     "": 145,
     "core": 2_300,
     "views": 1_800,
-    "models": 8_150,
+    "models": 8_250,
     "tasks": 2_950,
     "streams": 1_450,
     "zoo": 2_150,
