@@ -3,6 +3,7 @@
 from cutaway.heads.card import HeadCard, card
 from cutaway.heads.classify import HeadTypes, classify
 from cutaway.heads.confirm import TypeEffects, confirm
+from cutaway.heads.copy_suppression import CopySuppression, copy_suppression
 from cutaway.heads.function_vectors import FunctionVectors, function_vectors
 from cutaway.heads.headvis import HeadMetrics, HeadTree, read_headvis
 from cutaway.heads.headvis_sampling import write_headvis
@@ -14,6 +15,7 @@ from cutaway.heads.types import TYPES, HeadType
 
 __all__ = [
     "TYPES",
+    "CopySuppression",
     "FunctionVectors",
     "HeadCard",
     "HeadMetrics",
@@ -28,6 +30,7 @@ __all__ = [
     "card",
     "classify",
     "confirm",
+    "copy_suppression",
     "function_vectors",
     "read_headvis",
     "retrieval",

@@ -52,7 +52,7 @@ from cutaway.models.edits.batch_slice import BatchSlice
 from cutaway.models.edits.edit import Edit, at_places
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
-from cutaway.models.tokens import Tokens
+from cutaway.models.tokens import Tokens, halves
 from cutaway.models.watching import watched
 from cutaway.neurons import memories
 from cutaway.neurons.contributions import divisor
@@ -166,7 +166,7 @@ def frequency(
     way_of(model)
     there, asked, bound = memories.dense_layers(model, layers), memories.named(model, neurons), prompts.bind(model)
     there = sorted({layer for layer, _ in asked}) or there
-    first, second = (bound.rows(rows) for rows in memories.halves(bound))
+    first, second = (bound.rows(rows) for rows in halves(bound))
     places, held = (_places(t, max(tokens, 1)) for t in (first, second))
     seen = _Texts.of(model, first, there, places)
     log_p = seen.log_unigram(first, unigram)

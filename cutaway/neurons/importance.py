@@ -42,6 +42,7 @@ from cutaway.interventions.components import components
 from cutaway.models.edits.library import Ablate
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
+from cutaway.models.tokens import halves as rows_of_halves
 from cutaway.neurons import contributions, memories
 from cutaway.neurons.contributions import Answers, Steps
 from cutaway.neurons.memories import Neuron
@@ -145,7 +146,7 @@ def most_masked(model: Model, sizes: Sequence[int]) -> int:
 
 def halves(bound: Bound) -> tuple[Bound, Bound]:
     """Return every second prompt and the others; both all of them if there is one. Equal prompts stay together."""
-    first, second = memories.halves(bound.clean)
+    first, second = rows_of_halves(bound.clean)
     return (bound.rows(first), bound.rows(second)) if first != second else (bound, bound)
 
 

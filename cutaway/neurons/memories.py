@@ -170,14 +170,6 @@ def at_last(
     return {site: rope.in_order(done, [part[site] for part in parts]) for site in sites}
 
 
-def halves(tokens: Tokens) -> tuple[list[int], list[int]]:
-    """Return the rows of every second prompt, and the others; both all if there is one. Equal prompts stay together."""
-    firsts = tokens.firsts()
-    number = {first: i for i, first in enumerate(dict.fromkeys(firsts))}
-    parts = [[i for i, first in enumerate(firsts) if number[first] % 2 == half] for half in (0, 1)]
-    return (parts[0], parts[1]) if all(parts) else ([*range(len(firsts))], [*range(len(firsts))])
-
-
 def updates(
     model: Model, c: Float[Tensor, "prompt layer neuron"], layers: Sequence[int]
 ) -> Float[Tensor, "prompt layer neuron"]:

@@ -17,7 +17,7 @@ BUDGETS = {
     "training": 650,
     "interventions": 1_300,
     "lenses": 2_300,
-    "heads": 3_050,
+    "heads": 3_200,
     "weights": 900,
     "neurons": 1_660,
     "geometry": 1_000,

@@ -9,10 +9,11 @@ import pytest
 
 import cutaway as ca
 from tests.real import sets
+from tests.real.test_reading_memories import passages
 from tests.real.written import measure
 
 ROLES = "roles of heads on a task"
-SUCCESSOR = "successor heads"
+SUCCESSOR, SUPPRESSION = "successor heads", "copy suppression"
 N = 16
 
 
@@ -60,3 +61,22 @@ def test_successor_heads_by_their_weights(model, results):
     assert divmod(int(got.overall.argmax()), got.overall.shape[1]) == (23, 3)
     assert float(got.overall.max()) < 0.3
     assert not got.named(), "no output circuit turns even a third of the words into the next"
+
+
+@pytest.mark.parametrize("name", ["smollm2"], indirect=True)
+def test_negative_heads_lower_what_they_look_at_but_not_what_was_predicted(model, results):
+    """An induction head, and two heads that lower names: among the keys predicted most, and among all keys."""
+    texts = passages(model, 32)
+    for top in (0.05, 1.0):
+        got = ca.heads.copy_suppression(model, texts, heads=("17.3", "23.3", "24.4"), top=top, samples=2)
+        held = int(got.record["split"].split()[-1])
+        for i, head in enumerate(got.labels["head"]):
+            parts = {
+                way: measure(got.explained[w, i], got.interval[w, i], got.null[w, i])
+                for w, way in enumerate(got.labels["way"])
+            }
+            effect = measure(got.effect[i], got.effect_interval[i])
+            what = f"{head}, {'all keys' if top == 1 else 'keys predicted most'}"
+            results.row(SUPPRESSION, what, held, **parts, effect=effect)
+    assert float(got.interval[0, -1, 0]) > float(got.null[0, -1].max()), "24.4 lowers the tokens that it looks at"
+    assert float(got.explained[1, -1]) < 0.01, "and raises none"
