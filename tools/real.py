@@ -135,7 +135,10 @@ SECTIONS = {
         "of the probability in the problems of an operation without one key head of another, or all three (chance: "
         "one other head of the layer; random sets, as many of each layer). *Probability* without the first 10 of the "
         "neurons that the key heads trigger, set to zero at the last token (chance: as many random ones of each "
-        "layer).",
+        "layer). Head 14.2 is a key head of all four operations. The key heads of sums cost differences and quotients "
+        "beyond chance, too, but not products; those of products and quotients are the same three, and cost sums and "
+        "differences as much as themselves. The first ten neurons are needed beyond chance for sums and quotients. It "
+        "can hardly do quotients and differences.",
     ),
     "reading by lenses": (
         "Lenses with interventions",

@@ -283,7 +283,7 @@ def test_one_prompts_activation_is_a_result_with_its_tokens_and_draws_itself(tmp
     got = acts.result("pattern.1.2", prompt=1)
     assert (got.grid, got.labels) == (("q_pos", "k_pos"), {"q_pos": ["x", "y"], "k_pos": ["x", "y"]})
     alone = m.capture(torch.tensor([[5, 6]]), "pattern.1.2")["pattern.1.2"][0]
-    assert_close(got.activation, alone, rtol=0, atol=1e-6)
+    assert_close(got.activation, alone, rtol=0, atol=2e-7)
     assert acts.result("resid_post.0@-1").grid == ("d_model",)
     stacked = acts.result("z")
     assert (stacked.grid, stacked.labels["layer"]) == (("layer", "position", "head", "d_head"), acts.layers("z"))

@@ -136,8 +136,8 @@ def test_symmetric_tracing_equals_activation_patching(name, site):
             for block in m.hf.backbone.layers:
                 block.mixer.dt_proj.weight.mul_(0.05)
     trace, other = (f(m, task, site=site, by="position", samples=1) for f in (causal_trace, activation))
-    for field in ("effect", "interval", "recovered"):
-        assert torch.allclose(getattr(trace, field), getattr(other, field), atol=1e-4), field
+    for field, atol in (("effect", 2e-6), ("recovered", 2e-6), ("interval", 3e-5)):  # two to four times what was seen
+        assert torch.allclose(getattr(trace, field), getattr(other, field), rtol=0, atol=atol), field
     assert trace.labels["position"] == other.labels["position"]
 
 
