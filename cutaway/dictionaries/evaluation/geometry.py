@@ -1,14 +1,17 @@
 """How do the decoder's directions lie to each other?
 
-`nearest`: the largest cosine of each latent's decoder row with another one. Rows drawn at random in the same number of
-dimensions are the null. Latents that write nothing have cosine 0 with everything. Nearly parallel rows are latents that
-stand for one thing twice (Sharkey et al. 2022).
+`nearest`: the largest cosine of each latent's decoder row with another one of the same sites: of a dictionary per layer,
+every layer alone. Rows drawn at random in the same number of dimensions are the null. Latents that write nothing, and
+one that is alone at its sites, have cosine 0. Nearly parallel rows are latents that stand for one thing twice (Sharkey
+et al. 2022).
 
-Control: random rows of the same number and width. Cost: no forward, and (1 + samples) products of all rows with all.
+Control: random rows of the same number and width. Cost: no forward, and (1 + samples) products of a site's rows with
+each other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,11 +45,13 @@ def decoder_rows(dictionary: Dictionary, site: str | None = None) -> Float[Tenso
     A latent that does not write a site has zeros there.
     """
     sites = dictionary.writes if site is None else (site,)
-    blocks = []
-    for b, block in enumerate(dictionary.blocks):
-        none = [torch.zeros(block.n_latents, dictionary.width(s), device=dictionary.device) for s in sites]
-        blocks.append(torch.cat([dictionary.decoder[b].get(s, z).float() for s, z in zip(sites, none, strict=True)], 1))
-    return torch.cat(blocks)
+    return torch.cat([_rows(dictionary, b, sites) for b in range(len(dictionary.blocks))])
+
+
+def _rows(dictionary: Dictionary, block: int, sites: Sequence[str]) -> Float[Tensor, "latent d"]:
+    n, own = dictionary.blocks[block].n_latents, dictionary.decoder[block]
+    none = [torch.zeros(n, dictionary.width(s), device=dictionary.device) for s in sites]
+    return torch.cat([own.get(s, z).float() for s, z in zip(sites, none, strict=True)], 1)
 
 
 @method(
@@ -72,18 +77,35 @@ def geometry(dictionary: Dictionary, /, *, samples: int = 2, seed: int = 0) -> G
 
 
 def _geometry(dictionary: Dictionary, samples: int, seed: int) -> Geometry:
-    rows = decoder_rows(dictionary).cpu()
     g = control_generator(seed)
-    near, who = nearest(rows)
-    null = [nearest(torch.randn(rows.shape, generator=g))[0] for _ in range(samples)]
+    near, who = torch.empty(dictionary.n_latents), torch.empty(dictionary.n_latents, dtype=torch.long)
+    null = torch.empty(dictionary.n_latents, samples)
+    for blocks in _that_meet(dictionary):
+        starts, sites = dictionary.starts, dict.fromkeys(w for b in blocks for w in dictionary.blocks[b].writes)
+        here = torch.cat([torch.arange(starts[b], starts[b + 1]) for b in blocks])
+        rows = torch.cat([_rows(dictionary, b, [*sites]) for b in blocks]).cpu()
+        near[here], of = nearest(rows)
+        who[here] = here[of]
+        for i in range(samples):
+            null[here, i] = nearest(torch.randn(rows.shape, generator=g))[0]
     return Geometry(
         nearest=near,
-        nearest_null=torch.stack(null, -1),
+        nearest_null=null,
         neighbour=who,
         units={"nearest": "cosine", "nearest_null": "cosine", "neighbour": "latent"},
         reasons={"nearest": "a property of the weights alone; see `over_seeds`"},
         record={"dictionary": dictionary.fingerprint(), "seed": seed, "versions": versions(), "machine": machine()},
     )
+
+
+def _that_meet(dictionary: Dictionary) -> list[list[int]]:
+    """Return sets of blocks: those that write a site together, directly or through others."""
+    found: list[tuple[set[str], list[int]]] = []
+    for b, block in enumerate(dictionary.blocks):
+        meet = [(sites, blocks) for sites, blocks in found if sites & set(block.writes)]
+        found = [one for one in found if one not in meet]
+        found.append((set(block.writes).union(*(s for s, _ in meet)), [*(i for _, ids in meet for i in ids), b]))
+    return [blocks for _, blocks in found]
 
 
 def geometry_scores(dictionary: Dictionary, *, samples: int = 2, seed: int = 0) -> Scores:
@@ -102,7 +124,9 @@ def _scores(near: Tensor) -> list[Score]:
 
 
 def nearest(rows: Float[Tensor, "latent d"]) -> tuple[Float[Tensor, "latent"], Int[Tensor, "latent"]]:
-    """Find the largest cosine of every row with another row, and that row's index."""
+    """Find the largest cosine of every row with another row, and that row's index: 0 and its own of a row alone."""
+    if len(rows) == 1:
+        return torch.zeros(1), torch.zeros(1, dtype=torch.long)
     unit = normalize(rows, dim=-1)
     best, who = [], []
     for first in range(0, len(unit), _ROWS):

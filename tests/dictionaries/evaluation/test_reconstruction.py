@@ -8,7 +8,7 @@ import torch
 from cutaway.core.refuse import Refused
 from cutaway.core.result import open_result
 from cutaway.core.stats import generator
-from cutaway.dictionaries import SparseCode, autoencoder, one_block, together
+from cutaway.dictionaries import Dictionary, SparseCode, autoencoder, one_block, together
 from cutaway.dictionaries.evaluation.controls import (
     controls,
     mlp_neurons,
@@ -360,3 +360,30 @@ def test_geometry_finds_the_nearest_other_row():
     assert scores["doubles"].value == float((got.nearest > 0.9).float().mean())
     doubled = replace(d, decoder=({made.SITE: d.decoder[0][made.SITE][torch.arange(24) // 2]},))
     assert geometry_scores(doubled)["doubles"].value == 1.0
+
+
+def test_latents_are_near_others_that_write_their_sites():
+    g = generator(0)
+
+    def layer(n: int, latents: int) -> Dictionary:
+        reads, writes = f"mlp_in.{n}", f"mlp_out.{n}"
+        rows = torch.randn(latents, 4, generator=g)
+        return one_block({reads: rows}, {writes: rows}, torch.zeros(latents), {writes: torch.zeros(4)}, TopK(1))
+
+    parts = [layer(0, 5), layer(1, 7), layer(2, 1)]
+    per_layer = together(parts)
+    got, (first, second) = geometry(per_layer, samples=50), map(geometry, parts[:2])
+    assert torch.equal(got.nearest, torch.cat([first.nearest, second.nearest, torch.zeros(1)]))
+    assert torch.equal(got.neighbour, torch.cat([first.neighbour, 5 + second.neighbour, torch.tensor([12])]))
+    alone = geometry(parts[1], samples=50).nearest_null.mean()
+    assert float(got.nearest_null[5:12].mean()) == pytest.approx(float(alone), abs=0.03), "of the width of a site"
+    both = {w: torch.randn(5, 4, generator=g) for w in ("mlp_out.0", "mlp_out.1")}
+    crossing = replace(
+        per_layer,
+        blocks=(replace(per_layer.blocks[0], writes=tuple(both)), *per_layer.blocks[1:]),
+        decoder=(both, *per_layer.decoder[1:]),
+    )
+    rows = torch.nn.functional.normalize(decoder_rows(crossing)[:12], dim=-1)
+    pairs = (rows @ rows.T).fill_diagonal_(-2.0).max(1)
+    got = geometry(crossing)
+    assert torch.allclose(got.nearest[:12], pairs.values) and torch.equal(got.neighbour[:12], pairs.indices)
