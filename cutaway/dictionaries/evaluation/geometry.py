@@ -1,9 +1,9 @@
 """How do the decoder's directions lie to each other?
 
-`nearest`: the largest cosine of each latent's decoder row with another one of the same sites: of a dictionary per layer,
-every layer alone. Rows drawn at random in the same number of dimensions are the null. Latents that write nothing, and
-one that is alone at its sites, have cosine 0. Nearly parallel rows are latents that stand for one thing twice (Sharkey
-et al. 2022).
+`nearest`: the largest cosine of each latent's decoder row with another one of the same sites: of a dictionary per
+layer, every layer alone. Rows drawn at random in the same number of dimensions are the null. Latents that write
+nothing, and one that is alone at its sites, have cosine 0. Nearly parallel rows are latents that stand for one thing
+twice (Sharkey et al. 2022).
 
 Control: random rows of the same number and width. Cost: no forward, and (1 + samples) products of a site's rows with
 each other.

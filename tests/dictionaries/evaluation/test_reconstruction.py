@@ -386,4 +386,5 @@ def test_latents_are_near_others_that_write_their_sites():
     rows = torch.nn.functional.normalize(decoder_rows(crossing)[:12], dim=-1)
     pairs = (rows @ rows.T).fill_diagonal_(-2.0).max(1)
     got = geometry(crossing)
-    assert torch.allclose(got.nearest[:12], pairs.values) and torch.equal(got.neighbour[:12], pairs.indices)
+    assert torch.allclose(got.nearest[:12], pairs.values)
+    assert torch.equal(got.neighbour[:12], pairs.indices)
