@@ -6,6 +6,7 @@ Sign is a side or a minus, size is a length or a block's height, and colour only
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,6 +27,8 @@ from cutaway.views.wording import amount, number, span, spoken
 _POSITIVE, _NEGATIVE, _WEAK = "#5b9bd8", "#dd8a3a", "grey58"
 _UNIT = 12  # the longest unit, in columns, that fits into the head of a table
 _CELL = 8  # the most columns that a word gets in a heat map
+_FAINT = 2  # steps of a colour scale that have coloured ink in place of a coloured ground
+_LIGHT = ("7", *map(str, range(9, 16)))  # grounds of light terminals, as numbers of their colours
 _NAMED, _NAME = 12, 16  # the most columns of a heat map that get room for their names, and the longest such name
 
 
@@ -74,10 +77,12 @@ class Pen:
     Attributes:
         ascii: True if it shows ASCII only.
         colour: True if it shows colours.
+        theme: whether its ground is light or dark, as far as it says so.
     """
 
     ascii: bool
     colour: bool
+    theme: palette.Theme = "dark"
 
 
 @dataclass(frozen=True)
@@ -87,7 +92,10 @@ class Drawn:
     picture: Picture
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        p, pen = self.picture, Pen(options.ascii_only, console.color_system is not None and not console.no_color)
+        p, pen = (
+            self.picture,
+            Pen(options.ascii_only, console.color_system is not None and not console.no_color, _theme()),
+        )
         body = drawer(p.kind, "terminal")(p, options.max_width, pen) if p.rows and p.columns else [Text("  no entries")]
         for line in [_title(p), *body, *_key(p, pen)]:
             line.no_wrap = p.kind != "strip" and line in body
@@ -107,7 +115,7 @@ def _key(p: Picture, pen: Pen) -> list[Text]:
     if p.kind in ("heat", "strip") and p.limit > 0:
         text = Text("  ", style="dim").append(f"{amount(-p.limit, p.unit)} " if p.signed else "0 ")
         for n in range(-10 if p.signed else 2, 11, 4 if p.signed else 2):
-            text.append("  " if pen.colour else _minus(n).strip() + _block(n, pen), style=_ground(n))
+            text.append("  " if pen.colour else _minus(n).strip() + _block(n, pen), style=_ground(n, pen.theme))
         text.append(f" {amount(p.limit, p.unit)}")
         return [text, *_meaning("*", p)] if not p.words and p.kind == "heat" else [text]
     if KINDS[p.kind].ranked and (p.low is not None or p.null_low is not None):
@@ -238,11 +246,11 @@ def _heat_cell(p: Picture, r: int, c: int, width: int, pen: Pen) -> Text:
         return Text(set_cell_size(" ?", width), style="dim")
     mark = "*" if p.stands_out(r, c) else " "
     if p.words and pen.colour:
-        return Text().append(" " + _cut(p.words[r][c], width - 2), style=_ground(n)).append(" ")
+        return Text().append(" " + _cut(p.words[r][c], width - 2), style=_ground(n, pen.theme)).append(" ")
     if p.words:
         return Text(f"{_cut(p.words[r][c], width - 3)} {_block(n, pen)} ")
     if pen.colour:
-        return Text(f"{_brief(value, p):>{width - 1}}{mark}", style=_ground(n))
+        return Text(f"{_brief(value, p):>{width - 1}}{mark}", style=_ground(n, pen.theme))
     return Text(f"{_minus(n)}{_block(n, pen)}{mark}{' ' * (width - 3)}")
 
 
@@ -253,6 +261,8 @@ def _brief(value: float, p: Picture) -> str:
     value = 100 * value if p.unit == "probability" else value
     text = number(value, digits=2)
     text = text.replace("0.", ".", 1) if text.startswith(("0.", "−0.")) else text
+    if len(text) > 4 and abs(value) < 1:
+        text = number(value, digits=1).replace("0.", ".", 1)
     return text if len(text) <= 4 else number(round(value)) if abs(value) < 1000 else _minus(value) + "big"
 
 
@@ -324,7 +334,7 @@ def draw_strip(p: Picture, width: int, pen: Pen) -> list[Text]:
     for c, name in enumerate(p.columns):
         n = palette.step(p.values[0][c], p.limit)
         size = "" if pen.colour else _minus(n).strip() + _block(n, pen)
-        text.append(f" {name}{size} ", style=_ground(n)).append(" ")
+        text.append(f" {name}{size} ", style=_ground(n, pen.theme)).append(" ")
     return [text]
 
 
@@ -346,9 +356,20 @@ def _glyphs(pen: Pen) -> dict[str, str]:
     return {"bar": "█", "null": "░", "whisker": "━", "zero": "│"}
 
 
-def _ground(n: int) -> Style:
-    """Black or white on a step's colour; zero keeps the terminal's own ground."""
-    return Style(color=palette.ink(n, "dark"), bgcolor=palette.colour(n, "dark"), dim=False) if n else Style(dim=False)
+def _ground(n: int, theme: palette.Theme) -> Style:
+    """Black or white on a step's colour; zero keeps the terminal's own ground, and so does a step that hardly differs
+    from it: where the terminal is of the other theme than it says, that would be the strongest of all.
+    """
+    if abs(n) <= _FAINT:
+        ink = palette.colour(palette.STEPS if n > 0 else -palette.STEPS, theme)
+        return Style(color=ink, dim=False) if n else Style(dim=False)
+    return Style(color=palette.ink(n, theme), bgcolor=palette.colour(n, theme), dim=False)
+
+
+def _theme() -> palette.Theme:
+    """Return the ground that COLORFGBG tells ("0;15" is black on white); dark, as most are, where nothing does."""
+    ground = os.environ.get("COLORFGBG", "").rpartition(";")[2]
+    return "light" if ground in _LIGHT else "dark"
 
 
 def _cut(text: str, width: int, right: bool = False) -> str:

@@ -10,8 +10,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from cutaway.views.draw.terminal import table, terminal
-from cutaway.views.spec import fields
+from cutaway.views import palette
+from cutaway.views.draw.terminal import Drawn, table, terminal
+from cutaway.views.spec import fields, pictures
 from tests.views import samples
 
 EVERY = [(r, f) for r in samples.every() for f in fields(r)]
@@ -73,6 +74,17 @@ def test_heat_in_colour_writes_numbers():
     text = shown(terminal(samples.heads()), colour=True)
     assert "1.9*" in text
     assert "−1.3*" in text
+
+
+@pytest.mark.parametrize(("said", "theme"), [("0;15", "light"), ("15;default;0", "dark"), ("", "dark")])
+def test_colours_follow_the_ground_that_the_terminal_tells(monkeypatch, said, theme):
+    monkeypatch.setenv("COLORFGBG", said)
+    p = pictures(samples.heads())[0]
+    drawn = shown(Drawn(replace(p, limit=0.4, values=((0.4, -0.076, *p.values[0][2:]), *p.values[1:]))), colour=True)
+    strong, faint = (";".join(str(int(palette.colour(n, theme)[i : i + 2], 16)) for i in (1, 3, 5)) for n in (10, -10))
+    assert f"48;2;{strong}m" in drawn, "a strong value has a ground"
+    assert f"38;2;{faint}m" in drawn, "a weak one has ink on the terminal's own"
+    assert "−.08" in drawn, "two digits would not fit"
 
 
 def test_all_columns_are_there_in_bands():
