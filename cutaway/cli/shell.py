@@ -54,8 +54,10 @@ def deliver(reply: Reply, as_json: bool) -> None:
 def console() -> Console:
     """Return the console of stdout."""
     from rich.console import Console
+    from rich.theme import Theme
 
-    made = Console(highlight=False)
+    ground = "on white" if stdio.ground() == "light" else "on black"
+    made = Console(highlight=False, theme=Theme({"ground": ground}))
     made.on_broken_pipe = _gone  # its own way is to exit with an error
     return made
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from cutaway.core.json_lines import written
 from cutaway.core.refuse import Refused
 
 _WIDTH = 80
+_LIGHT = ("7", *map(str, range(9, 16)))  # numbers of light colours
 
 
 def prepare() -> None:
@@ -27,6 +28,11 @@ def prepare() -> None:
         os.environ["COLUMNS"] = str(_WIDTH)
     if sys.stdout is None:
         raise Refused("writing the answer", "stdout is closed", "leave it open, or send it to a file: > FILE")
+
+
+def ground() -> Literal["light", "dark"]:
+    """Return the ground of the terminal as COLORFGBG tells it ("0;15" is black on white); dark where nothing does."""
+    return "light" if os.environ.get("COLORFGBG", "").rpartition(";")[2] in _LIGHT else "dark"
 
 
 def as_json(data: Any) -> str:

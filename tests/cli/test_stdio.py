@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cutaway.cli import app, stdio
-from cutaway.cli.shell import Reply, deliver
+from cutaway.cli.shell import Reply, console, deliver
 from cutaway.core.json_lines import written
 
 ODD = "a\ud83d b\u2028c\u0085d né 🙂"
@@ -103,3 +103,11 @@ def test_unknown_options_are_answered_with_known_ones(capsys, words: list[str], 
     err = capsys.readouterr().err
     assert all(w in err for w in said)
     assert not any(w in err for w in unsaid)
+
+
+@pytest.mark.parametrize(
+    ("said", "ground"), [("0;15", "white"), ("15;default;0", "black"), ("7;8", "black"), ("", "black")]
+)
+def test_the_console_knows_the_ground_of_the_terminal(monkeypatch, said, ground):
+    monkeypatch.setenv("COLORFGBG", said)
+    assert console().get_style("ground").bgcolor.name == ground

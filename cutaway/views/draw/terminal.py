@@ -6,7 +6,6 @@ Sign is a side or a minus, size is a length or a block's height, and colour only
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +27,6 @@ _POSITIVE, _NEGATIVE, _WEAK = "#5b9bd8", "#dd8a3a", "grey58"
 _UNIT = 12  # the longest unit, in columns, that fits into the head of a table
 _CELL = 8  # the most columns that a word gets in a heat map
 _FAINT = 2  # steps of a colour scale that have coloured ink in place of a coloured ground
-_LIGHT = ("7", *map(str, range(9, 16)))  # grounds of light terminals, as numbers of their colours
 _NAMED, _NAME = 12, 16  # the most columns of a heat map that get room for their names, and the longest such name
 
 
@@ -94,7 +92,7 @@ class Drawn:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         p, pen = (
             self.picture,
-            Pen(options.ascii_only, console.color_system is not None and not console.no_color, _theme()),
+            Pen(options.ascii_only, console.color_system is not None and not console.no_color, _theme(console)),
         )
         body = drawer(p.kind, "terminal")(p, options.max_width, pen) if p.rows and p.columns else [Text("  no entries")]
         for line in [_title(p), *body, *_key(p, pen)]:
@@ -366,10 +364,10 @@ def _ground(n: int, theme: palette.Theme) -> Style:
     return Style(color=palette.ink(n, theme), bgcolor=palette.colour(n, theme), dim=False)
 
 
-def _theme() -> palette.Theme:
-    """Return the ground that COLORFGBG tells ("0;15" is black on white); dark, as most are, where nothing does."""
-    ground = os.environ.get("COLORFGBG", "").rpartition(";")[2]
-    return "light" if ground in _LIGHT else "dark"
+def _theme(console: Console) -> palette.Theme:
+    """Return what the console's style `ground` says of the terminal's own: light or dark, as most are."""
+    ground = console.get_style("ground", default="on black").bgcolor
+    return "light" if ground is not None and ground.name == "white" else "dark"
 
 
 def _cut(text: str, width: int, right: bool = False) -> str:
