@@ -221,7 +221,10 @@ SECTIONS = {
         "The heads claimed above put at their mean together: the rise of the loss in nats at tokens that go on with "
         "what was said before, and elsewhere. Random tokens are others than those that chose the heads; the text is "
         "eight passages written for this. *foreseen*: the share of such tokens that stays likeliest. Chance: four "
-        "random sets, as many heads of each layer.",
+        "random sets, as many heads of each layer. *Every second text*: up to five heads that look most at the token "
+        "itself, the first one, punctuation or a window (without previous-token heads), chosen on the other texts, "
+        "with three random sets. None of these is beyond what random sets do but heads of the current token, "
+        "elsewhere, by an interval that touches them.",
     ),
     "pages of single heads": (
         "Pages of single heads",

@@ -91,6 +91,23 @@ def test_they_carry_what_text_says_again(model, results, found):
             assert float(got.interval[0, 0, 0]) > float(got.null[0, 0].max()), kind
 
 
+@SMOLLM2
+def test_heads_of_other_types_on_text(model, results):
+    """The five heads that look most, chosen on every second passage and removed on the others."""
+    rows = [row["text"] for row in sets.rows("passages")]
+    chose, texts = (ca.tasks.as_prompts(some) for some in (rows[::2], rows[1::2]))
+    claimed = ca.heads.classify(model, chose, eigenvalues=False, samples=4)
+    effect = dict[str, TypeEffects]()
+    for kind in ("current token", "first token", "delimiter", "local window"):
+        own = [h for h in claimed.named(kind) if kind != "local window" or h not in claimed.named("previous token")]
+        got = ca.heads.confirm(model, texts, heads=own[:5], samples=3)
+        got.labels["type"][0] = kind
+        write(results, "every second text", len(texts), got)
+        effect[kind] = got
+    nothing = effect["first token"]
+    assert float(nothing.interval[0, 0, 0]) < 0 < float(nothing.interval[0, 0, 1]), "attention only rests there"
+
+
 def last_looks(model: ca.Model, bound: Bound, edits: Sequence[Edit] = ()) -> Tensor:
     """Attention from the last token to every position: [prompt, layer, head, position]."""
     pattern = model.capture(bound.clean, "pattern", edits, logits=False)["pattern"]  # [layer prompt head q k]
