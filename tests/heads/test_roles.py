@@ -78,6 +78,40 @@ def test_planted_heads_have_their_roles_and_no_other():
     assert got.reasons["backup name mover"] == "no head is claimed to have it"
 
 
+@dataclass(frozen=True)
+class Backing(Edit):
+    """From the end, head 0.0 looks at the answer, and head 1.0 there and, a fifth, at the end itself."""
+
+    address: str
+    positions: None = None
+
+    def apply(self, x, frame):
+        x = x.clone()
+        if x.shape[-1] > END:
+            x[:, 0, END] = 0
+            x[:, 0, END, IO], x[:, 0, END, END] = (1.0, 0.0) if self.address == "pattern.0" else (0.8, 0.2)
+        return x
+
+
+def test_a_head_that_writes_more_without_the_mover_is_its_backup():
+    """Head 0.0 moves the name, and writes it once more where 1.0 reads it as a reason to hold its own back."""
+    model, task = planted(), subjects.llama_task(6)
+    first, second = (layer.self_attn for layer in model.hf.model.layers)
+    with torch.no_grad():
+        second.o_proj.weight.zero_()
+        for rows in (slice(0, 8), slice(8, 16)):
+            first.o_proj.weight[rows, :8] = 2 * torch.eye(8)
+        model.hf.model.embed_tokens.weight[:, 8:16] = 0
+        second.v_proj.weight[:8, 8:16] = -2 * torch.eye(8)
+        second.o_proj.weight[:8, :8] = torch.eye(8)
+    with model.edited(Backing("pattern.0"), Backing("pattern.1")):
+        got = roles(model, task, how="zero", samples=4)
+    assert got.named("name mover")[0] == "0.0"
+    assert got.named("backup name mover") == ["1.0"]
+    assert float(got.grown[1, 0]) > float(got.grown_null[1, 0].max()) + 0.1
+    assert float(got.direct[1, 0] + got.grown[1, 0]) > 0
+
+
 def test_attention_is_that_between_the_words():
     model, task = subjects.random_llama(), subjects.uneven_task()
     got, each = roles(model, task, samples=2), []
