@@ -1,4 +1,4 @@
-"""`cutaway graphs show` and `export`: the main part of a traced graph as a picture, and as a file of other tools."""
+"""`cutaway graphs show`, `export` and `stability`: traced graphs as pictures, in files of other tools, and compared."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from cutaway.core.refuse import Keyword, Refused
 
 if TYPE_CHECKING:
     from cutaway.core.graph import Graph
+    from cutaway.core.result import Result
     from cutaway.graphs import AttributionGraph
 
 File = Annotated[Path, Parameter(help="a graph: .safetensors of `graphs trace`, or .pt and .json of circuit-tracer")]
@@ -79,6 +80,35 @@ def export(
     return Reply({**data, "upload": _uploading(out, size)}, shown)
 
 
+def stability(
+    *files: Annotated[Path, Parameter(help="graphs of paraphrases: .safetensors of `graphs trace`, or .pt")],
+    share: Annotated[float, Parameter(help="share of influence that kept nodes hold")] = 0.8,
+    top: Annotated[int, Parameter(help="how many units are listed")] = 20,
+    samples: Annotated[int, Parameter(help="how many draws of random units make the null")] = 20,
+    seed: Annotated[int, Parameter(help="of the draws")] = 0,
+    out: Annotated[Path | None, Parameter(help=OUT_HELP)] = None,
+) -> Reply:
+    """Compare the units that the graphs of several prompts keep, beside random active ones."""
+    from cutaway.graphs import AttributionGraph
+    from cutaway.graphs import stability as compared
+
+    found = [_read(file) for file in files]
+    for file, graph in zip(files, found, strict=True):
+        if not isinstance(graph, AttributionGraph):
+            raise Refused(f"file {str(file)!r}", "it holds no whole graph", "give a graph of `cutaway graphs trace`")
+    whole = [g for g in found if isinstance(g, AttributionGraph)]
+    return reply(compared(whole, share=share, top=top, samples=samples, seed=seed), out)
+
+
+def _read(file: Path) -> Result:
+    """Return the graph, or other result, that a file holds."""
+    from cutaway.core.result import open_result
+    from cutaway.graphs import read_graph, read_raw_graph
+
+    read = {".json": read_graph, ".pt": read_raw_graph}.get(file.suffix, open_result)
+    return read(file)
+
+
 def _pruned(
     file: Path, preset: str | None, nodes: float | None, edges: float | None, pinned: str
 ) -> tuple[AttributionGraph | None, Graph]:
@@ -88,11 +118,9 @@ def _pruned(
         Refused: a file of something else, or options of pruning for a graph that is pruned already.
     """
     from cutaway.core.graph import Graph
-    from cutaway.core.result import open_result
-    from cutaway.graphs import PRESETS, AttributionGraph, prune, read_graph, read_raw_graph
+    from cutaway.graphs import PRESETS, AttributionGraph, prune
 
-    read = {".json": read_graph, ".pt": read_raw_graph}.get(file.suffix, open_result)
-    found = read(file)
+    found = _read(file)
     if isinstance(found, AttributionGraph):
         row = next(iter(PRESETS)) if preset is None else preset
         return found, prune(found, row, nodes=nodes, edges=edges, pinned=parse_list(pinned))

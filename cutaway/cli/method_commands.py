@@ -32,6 +32,7 @@ BESIDE = {
     "graphs": {
         "show": ("cutaway.cli.graphs:show", "Show the main part of a traced graph, as a picture of tokens × layers."),
         "export": ("cutaway.cli.graphs:export", "Write a traced graph as a file of circuit-tracer and Neuronpedia."),
+        "stability": ("cutaway.cli.graphs:stability", "Compare the units that traced graphs of paraphrases keep."),
     },
     "heads": {
         "write_headvis": ("cutaway.cli.headvis:write_headvis", "Write the pages of heads as a HeadVis tree."),

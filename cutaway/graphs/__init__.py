@@ -8,6 +8,7 @@ from cutaway.graphs.head_loadings import HeadLoadings, head_loadings
 from cutaway.graphs.neuronpedia import graph_data, read_graph, write_graph
 from cutaway.graphs.prune import PRESETS, prune
 from cutaway.graphs.qk import QkAttribution, qk
+from cutaway.graphs.stability import GraphStability, stability
 from cutaway.graphs.subject import Neurons
 from cutaway.graphs.trace import trace
 from cutaway.graphs.validate import GraphValidation, validate
@@ -17,6 +18,7 @@ __all__ = [
     "AttributionGraph",
     "CircuitCurve",
     "FeatureCircuit",
+    "GraphStability",
     "GraphValidation",
     "HeadLoadings",
     "Neurons",
@@ -29,6 +31,7 @@ __all__ = [
     "qk",
     "read_graph",
     "read_raw_graph",
+    "stability",
     "trace",
     "validate",
     "write_graph",

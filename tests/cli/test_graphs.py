@@ -46,3 +46,17 @@ def test_other_files_are_refused(traced, tmp_path, capsys):
         assert "pruned already" in capsys.readouterr().err
     assert app.main(["graphs", "export", str(tmp_path / "a.json"), "--out", str(tmp_path / "c.json")]) == 2
     assert "no whole graph" in capsys.readouterr().err
+
+
+def test_graphs_of_paraphrases_are_compared(traced, tmp_path, capsys):
+    other = tmp_path / "other.safetensors"
+    words = [*TRACED[:3], "In Norway, the capital is", *TRACED[4:]]
+    assert app.main([*words, "--samples", "2", "--out", str(other)]) == 0
+    capsys.readouterr()
+    assert app.main(["graphs", "stability", str(traced), str(other), "--samples", "3"]) == 0
+    said = capsys.readouterr().out
+    assert "stability" in said
+    assert "control" in said
+    assert app.main(["graphs", "export", str(traced), "--out", str(tmp_path / "a.json")]) == 0
+    assert app.main(["graphs", "stability", str(traced), str(tmp_path / "a.json")]) == 2
+    assert "no whole graph" in capsys.readouterr().err
