@@ -52,7 +52,7 @@ class GraphStability(Result, kind="graph_stability"):
         influence: the unit's influence, mean over prompts.
     """
 
-    page = ("stability", "kept")
+    page = ("kept",)
 
     stability: Float[Tensor, ""]
     stability_interval: Float[Tensor, "bound"]
