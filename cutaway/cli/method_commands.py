@@ -44,6 +44,7 @@ BESIDE = {
         "explain": ("cutaway.cli.features:explain", "Find short rules for latents, scored on held-out documents."),
         "search": ("cutaway.cli.features:search", "Find latents of a store."),
         "compare": ("cutaway.cli.features:compare", "Match the latents of two dictionaries by where they fire."),
+        "corpora": ("cutaway.cli.features:corpora", "Find the latents that two corpora differ in."),
         "export": ("cutaway.cli.features:export", "Write a store for Neuronpedia or SAEDashboard."),
         "merge": ("cutaway.cli.features:merge", "Make one store of several, of different documents."),
     },

@@ -3,6 +3,7 @@
 from cutaway.features import search
 from cutaway.features.card import FeatureCard, card
 from cutaway.features.compare import MatchedLatents, compare
+from cutaway.features.corpora import CorpusDifference, corpora
 from cutaway.features.explain import Explanations, explain
 from cutaway.features.harvest import Keep, harvest
 from cutaway.features.latents import latents
@@ -10,6 +11,7 @@ from cutaway.features.store.assemble import merge
 from cutaway.features.store.feature_store import FeatureStore
 
 __all__ = [
+    "CorpusDifference",
     "Explanations",
     "FeatureCard",
     "FeatureStore",
@@ -17,6 +19,7 @@ __all__ = [
     "MatchedLatents",
     "card",
     "compare",
+    "corpora",
     "explain",
     "harvest",
     "latents",

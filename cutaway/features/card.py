@@ -9,6 +9,8 @@
 * `neighbour`: cosines with other decoder rows. Null: those of the same rank of random directions.
 * `together`: the share of the latent's tokens on which a partner is active. Null: the share of other latents' tokens,
   latents of like density.
+* `swap`: the change of the activation where the token at a peak is exchanged for near neighbours (`swaps`), as a share
+  of it: 0 is unchanged, −1 is silent. Null: random tokens there.
 * `change`: what ablating it does on examples. Null: other latents of like density, each on its own examples.
 """
 
@@ -28,7 +30,8 @@ from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, wilson
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.features import effects
+from cutaway.features import effects, swaps
+from cutaway.features.rules.families import quoted
 from cutaway.features.store.corpus import SCORE
 from cutaway.features.store.feature_store import FeatureStore
 from cutaway.features.store.latents import Example, StoredLatents
@@ -43,6 +46,7 @@ _UNITS = {
     **dict.fromkeys(("density", "histogram", "together"), "share of tokens"),
     **dict.fromkeys(("raises", "lowers"), "standard deviations over the vocabulary"),
     "neighbour": "cosine",
+    "swap": "share of the activation",
     "change": "as named",
     "loss": "nats per token",
     "logit": "logits",
@@ -63,13 +67,14 @@ class FeatureCard(Result, kind="feature_card"):
         raises: effects on the logits that it raises most.
         lowers: effects on the logits that it lowers most.
         neighbour: cosines with the most similar decoder rows.
+        swap: changes of its activation where its peak token is exchanged.
         change: changes by its ablation.
         latent: number of the latent.
         dictionary: name of its dictionary in the store.
         said: its label, if it has one.
     """
 
-    page = ("histogram", "quantile", "raises", "lowers", "neighbour", "together", "change")
+    page = ("histogram", "quantile", "raises", "lowers", "neighbour", "together", "swap", "change")
 
     window: Float[Tensor, "example offset"]
     activation: Float[Tensor, "example"]
@@ -87,6 +92,9 @@ class FeatureCard(Result, kind="feature_card"):
     lowers_null: Float[Tensor, "lowered sample"] | None
     neighbour: Float[Tensor, "neighbours"] | None
     neighbour_null: Float[Tensor, "neighbours sample"] | None
+    swap: Float[Tensor, "swapped"] | None = None
+    swap_interval: Float[Tensor, "swapped bound"] | None = None
+    swap_null: Float[Tensor, "swapped sample"] | None = None
     change: Float[Tensor, "measure"] | None
     change_interval: Float[Tensor, "measure bound"] | None
     change_null: Float[Tensor, "measure sample"] | None
@@ -118,9 +126,9 @@ def card(
         source: the dictionary that was harvested.
         dictionary: its name in the store, where there are several.
         examples: number of the largest examples that are shown, beside the random ones.
-        tokens: number of raised tokens, lowered tokens and neighbours.
-        contexts: number of examples on which the latent is ablated; 0 for none.
-        samples: number of random directions, and of other latents that are ablated.
+        tokens: number of raised tokens, lowered tokens and neighbours, of latents and of a peak token.
+        contexts: number of examples on which the latent is ablated and its peak token is exchanged; 0 for none.
+        samples: number of random directions and tokens, and of other latents that are ablated.
         seed: of both.
 
     Raises:
@@ -139,6 +147,7 @@ def card(
             _partners(known, latent, others),
         ]
         parts += [_logits(model, source, latent, tokens, samples, g), _neighbours(source, latent, tokens, samples, g)]
+        parts += [_swaps(store, known, model, source, latent, (tokens, contexts, samples), g)]
         parts += [_changes(store, known, model, source, latent, (tokens, contexts), others)]
     fields, labels, reasons = {}, {"bound": BOUNDS}, {}
     for more, names, why in parts:
@@ -287,6 +296,35 @@ def _neighbours(source: Dictionary | None, latent: int, most: int, samples: int,
     fields = {"neighbour": found.values.cpu(), "neighbour_null": null.cpu()}
     names = [f"latent {i + first}" for i in found.indices.tolist()]
     return fields, {"neighbours": names}, {"neighbour": "it is of the weights alone"}
+
+
+def _swaps(
+    store: FeatureStore,
+    known: StoredLatents,
+    model: Model | None,
+    source: Dictionary | None,
+    latent: int,
+    sizes: tuple[int, int, int],
+    g: torch.Generator,
+) -> Part:
+    nothing: dict[str, Any] = dict.fromkeys(("swap", "swap_interval", "swap_null"))
+    tokens, contexts, samples = sizes
+    if model is None or source is None or contexts < 1:
+        return nothing, {}, {"swap": "no model ran"}
+    examples = known.top(latent)[:contexts]
+    try:
+        change, chance, near = swaps.swapped(model, store, source, latent, examples, tokens, samples, g)
+    except Refused as refusal:
+        return nothing, {}, {"swap": refusal.why}
+    fields = {
+        "swap": change.mean(0),
+        "swap_interval": mean_interval(change),
+        "swap_null": chance.mean(0).expand(len(swaps.KINDS), -1).contiguous(),
+    }
+    peak = store.context(examples[0].context)["ids"][examples[0].position]
+    words = [quoted(t) for t in model.text.token_texts([int(peak), *near[:2]])]
+    names = [f"{swaps.KINDS[0]}, {words[0]} → {', '.join(words[1:])}", *swaps.KINDS[1:]]
+    return fields, {"swapped": names}, {} if len(change) > 1 else {"swap": "one example"}
 
 
 def _changes(

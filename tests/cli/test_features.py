@@ -60,6 +60,10 @@ def test_stores_are_made_found_again_and_merged(capsys, tmp_path, texts):
     assert code == 0
     both = [FeatureStore(tmp_path / n).counted for n in "abc"]
     assert json.loads(said)["counts"]["counted"] == both[2] == both[0] + both[1]
+    code, said, _ = run(capsys, "features", "corpora", tmp_path / "a", tmp_path / "b", "--samples", "19")
+    assert code == 0
+    assert "latents differ" in said
+    assert "documents permuted" in said
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,16 @@ import torch
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
-from cutaway.features import FeatureCard, card, effects
+from cutaway.dictionaries.gates import Relu
+from cutaway.dictionaries.transforms import autoencoder
+from cutaway.features import FeatureCard, card, effects, harvest, swaps
 from cutaway.features.store.meta import Label
 from cutaway.models.edits.library import Add
 from cutaway.models.tokens import batch
+from cutaway.streams import from_texts
 from cutaway.views.draw.terminal import terminal
 from cutaway.views.spec import fields
-from tests.features.common import brute, dictionaries, found, made, model, texts
+from tests.features.common import KEEP, MASKING, PACKING, brute, dictionaries, found, made, model, texts
 
 LATENT, SITE = 11, "resid_post.1"
 
@@ -121,3 +124,44 @@ def test_cards_that_cannot_be_are_refused(store):
         card(store, 24, dictionary="some")
     with pytest.raises(Refused, match="this one"):
         card(store, 3, model(), dictionaries()["few"], dictionary="some")
+
+
+def test_minimal_pairs_are_runs_with_another_token_at_the_peak(store):
+    m, d, known = model(), dictionaries()["some"], store.latents("some")
+    examples, g = known.top(LATENT)[:3], torch.Generator().manual_seed(0)
+    change, chance, near = swaps.swapped(m, store, d, LATENT, examples, 2, 5, g)
+    assert (change.shape, chance.shape) == ((3, 2), (3, 5))
+    table = torch.nn.functional.normalize(m.hf.model.embed_tokens.weight.detach(), dim=1)
+    by_hand = list[float]()
+    for e in examples:
+        ids = store.context(e.context)["ids"]
+        row = ids[ids >= 0].tolist()
+        near_first = (table @ table[row[e.position]]).argsort(descending=True).tolist()
+        chosen = [i for i in near_first if i != row[e.position] and i not in m.tokenizer.all_special_ids][:2]
+        values = list[float]()
+        for token in chosen:
+            changed = torch.tensor([[*row[: e.position], token, *row[e.position + 1 :]]])
+            x = m.capture(changed, SITE, logits=False)[SITE][0, e.position]
+            values.append((float(d.encode(x[None]).dense()[0, LATENT]) - e.value) / e.value)
+        by_hand.append(sum(values) / 2)
+        assert e is not examples[0] or near == chosen
+    torch.testing.assert_close(change[:, 0], torch.tensor(by_hand), atol=1e-4, rtol=1e-4)
+    same, _, _ = swaps.swapped(m, store, d, LATENT, examples, 2, 5, torch.Generator().manual_seed(0))
+    assert torch.equal(same, change)
+
+
+def test_minimal_pairs_tell_a_latent_of_a_token_from_one_of_a_context(tmp_path):
+    """Planted: a latent that reads the embedding of one token, and one that is always active."""
+    m = model()
+    token = m.text.token_id(texts()[0].split()[0])
+    own = m.hf.model.embed_tokens.weight.detach()[token]
+    rows = torch.stack([own / own.norm(), *torch.zeros(4, len(own))])
+    bias = torch.tensor([-0.9 * float(own.norm()), 1.0, 2.0, 3.0, 4.0])
+    planted = autoencoder("resid_pre.0", rows, rows, bias, torch.zeros(32), Relu())
+    store = harvest(m, planted, from_texts(texts()), tmp_path / "a", packing=PACKING, masking=MASKING, keep=KEEP)
+    of_token, always = (card(store, i, m, planted, tokens=3, samples=3, contexts=3) for i in (0, 1))
+    assert of_token.swap.tolist() == pytest.approx([-1.0, -1.0])
+    assert of_token.swap_null.unique().tolist() == [-1.0]
+    assert always.swap.tolist() == pytest.approx([0.0, 0.0])
+    assert always.swap_null.unique().tolist() == [0.0]
+    assert m.text.token_texts([token])[0].strip() in of_token.labels["swapped"][0]

@@ -115,7 +115,8 @@ def _of_strings(code: Callable[[str], int]) -> Callable[[Corpus], np.ndarray]:
     return codes
 
 
-def _class(text: str) -> int:
+def token_class(text: str) -> int:
+    """Return the number in `CLASSES` of a token's class."""
     t = text.strip()
     if not t:
         return 0
@@ -170,7 +171,7 @@ FAMILIES: dict[str, Family] = {
         _of_strings(_suffix),
         lambda c, x: f"the word ends in {_either([quoted(_spelled(i)) if i >= 0 else 'few letters' for i in x])}",
     ),
-    "class": Family(_of_strings(_class), lambda c, x: f"the token is {_either([CLASSES[i] for i in x])}"),
+    "class": Family(_of_strings(token_class), lambda c, x: f"the token is {_either([CLASSES[i] for i in x])}"),
     "repeated": Family(
         lambda c: np.where(_seen(_pairs(c)), 2, _seen(c.ids)).astype(np.int64).ravel(),
         lambda c, x: f"{_either([REPEATED[i] for i in x])}",
