@@ -262,7 +262,8 @@ SECTIONS = {
         "writes for them (chance: the directions of other tokens); *effect*: KL divergence, in nats, with the head at "
         "its mean. *Keys predicted most*: the twentieth of a query's keys whose tokens have the largest logits in "
         "front of the head, at least one. 23.3 and 24.4 lower the names of sentences, 17.3 is an induction head. Both "
-        "former write against what they look at, yet not against what was predicted: copy suppression is not found.",
+        "former write against what they look at, yet not against what was predicted: copy suppression is not found. "
+        "The rows of all keys were added after those of the keys predicted most had given nothing.",
     ),
     "successor heads": (
         "Successor heads",
