@@ -11,7 +11,6 @@ the sweep has rows in its largest batch; GPT-2 small's shape, 15 tokens. Random 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -36,6 +35,7 @@ SWEEPS = {
     "by_position": "head × position sweep, every 4th head",
 }
 MEMORY_BAR = 1.5
+AT_ONCE = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}  # large blocks are handed back
 EVERY = 8  # one cell in so many is also run by itself, in bfloat16
 
 
@@ -170,12 +170,11 @@ def alone(model: Any, corrupt: Any, variants: list[Any]) -> Any:
 
 def memory(work: str, rounds: int) -> Row:
     """Peak memory of a sweep over that of the plain forward of its largest batch, each in a process of its own."""
-    settings = quiet() | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     found: dict[str, list[list[float]]] = {"sweep": [], "plain": []}
     for _ in range(rounds):
         for which in found:
             command = [sys.executable, "-m", "bench.growth", "--peak", work, which]
-            done = subprocess.run(command, cwd=ROOT, env={**os.environ, **settings}, capture_output=True, text=True)
+            done = subprocess.run(command, cwd=ROOT, env={**quiet(), **AT_ONCE}, capture_output=True, text=True)
             if done.returncode:
                 raise SystemExit(done.stderr[-2000:])
             found[which].append(json.loads(done.stdout.splitlines()[-1]))

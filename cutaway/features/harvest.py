@@ -1,9 +1,11 @@
 """Harvest: everything that a store knows about the latents of dictionaries, in one pass of the model for all of them.
 
-The model reads documents no further than the deepest site that any dictionary reads. Contexts that were seen before are
-left out; special tokens and sinks are masked and counted. Memory does not grow with tokens, but for fingerprints of
-contexts (about a byte per token). What is done is noted down from time to time, and the same call goes on from there
-after an interruption, with the same bits at the end as without it. Several processes (torchrun) share the contexts.
+The model reads documents no further than the deepest site that any dictionary reads. Contexts that were seen before
+are left out; special tokens and sinks are masked and counted. Memory grows with tokens by fingerprints of contexts
+(about a byte per token), by random examples until every latent has reached its octaves of activation, and by the
+codes of up to eight files, in which partners are counted at the end (five bytes an entry, a million entries a file).
+What is done is noted down from time to time, and the same call goes on from there after an interruption, with the
+same bits at the end as without it. Several processes (torchrun) share the contexts.
 """
 
 from __future__ import annotations

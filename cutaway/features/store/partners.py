@@ -20,7 +20,7 @@ from cutaway.core.progress import advance
 
 STRONGEST, TOGETHER = 64, 3
 _FILES = 8  # of codes that are read, so that memory does not grow with tokens
-_LATENTS = 256  # whose partners are found at once
+_LATENTS, _ROWS = 256, 32  # whose tokens together are counted at once, and whose partners are ranked at once
 
 
 def partners(files: Sequence[Path], latents: int, tokens: int, most: int) -> dict[str, Tensor]:
@@ -33,21 +33,22 @@ def partners(files: Sequence[Path], latents: int, tokens: int, most: int) -> dic
         most: number of partners.
     """
     read = [files[i * len(files) // _FILES] for i in range(_FILES)] if len(files) > _FILES else list(files)
-    rows = [_matrix(read_tensors(f)[0], latents) for f in read]
-    tokens = tokens if len(read) == len(files) else sum(m.shape[0] for m in rows)
-    columns = [m.tocsc() for m in rows]
+    active = [_matrix(read_tensors(f)[0], latents) for f in read]
+    tokens = tokens if len(read) == len(files) else sum(m.shape[1] for m in active)
     own = np.zeros(latents, dtype=np.int64)
-    for m in rows:
-        own += np.asarray(m.sum(0)).ravel()
+    for m in active:
+        own += np.diff(m.indptr)
     partner = np.full((latents, most), -1, dtype=np.int32)
     together = np.zeros((latents, most), dtype=np.int64)
     for first in range(0, latents, _LATENTS):
         some = slice(first, min(first + _LATENTS, latents))
         both = _nothing(some, latents)
-        for c, m in zip(columns, rows, strict=True):
-            both = both + c[:, some].T @ m
-        both = both.tocoo()
-        _best(both, some, own, tokens, partner[some], together[some])
+        for m in active:
+            both = both + m[some].astype(np.int32) @ m.T
+        for row in range(some.start, some.stop, _ROWS):
+            part = slice(row, min(row + _ROWS, some.stop))
+            counts = both[row - first : part.stop - first].tocoo()
+            _best(counts, part, own, tokens, partner[part], together[part])
         advance(some.stop, latents)
     found = {"partner": partner, "together": together, "own": own, "tokens": np.array(tokens)}
     return {n: torch.from_numpy(x) for n, x in found.items()}
@@ -68,19 +69,31 @@ def _best(both: Any, some: slice, own: np.ndarray, tokens: int, partner: np.ndar
 
 
 def _matrix(shard: Mapping[str, Tensor], latents: int) -> Any:
-    """Return which latents are active on which tokens of a shard, the strongest of each token."""
+    """Return which latents are active on which tokens of a shard, the strongest of each token: [latent token] of bytes.
+
+    Five bytes an entry are all that stays of a file; the matrix with its tokens first is made where it is multiplied.
+    """
     from scipy import sparse
 
-    size, place, value = shard["first"].diff(), shard["place"].numpy(), shard["value"].abs().numpy()
-    latent = torch.arange(latents).repeat_interleave(size).numpy()
-    row = np.unique(place, return_inverse=True)[1]
-    if len(row) and np.bincount(row).max() > STRONGEST:
-        order = np.lexsort((-value, row))
-        latent, row = latent[order], row[order]
-        strong = np.arange(len(row)) - np.searchsorted(row, row) < STRONGEST
-        latent, row = latent[strong], row[strong]
-    shape = (int(row.max()) + 1 if len(row) else 0, latents)
-    return sparse.csr_array((np.ones(len(row), dtype=np.int32), (row, latent)), shape=shape)
+    first, place, value = shard["first"].numpy(), shard["place"].numpy(), shard["value"].abs().numpy()
+    there = np.zeros(int(np.ptp(place)) + 1 if len(place) else 0, dtype=np.int32)
+    at = place - (place.min() if len(place) else 0)
+    there[at] = 1
+    token = (there.cumsum(dtype=np.int32) - 1)[at]
+    tokens = int(there.sum())
+    if len(token) and np.bincount(token).max() > STRONGEST:
+        strong = _strongest(token, value)
+        token, first = token[strong], np.append(0, strong.cumsum())[first]
+    return sparse.csr_array((np.ones(len(token), dtype=np.int8), token, first), shape=(latents, tokens))
+
+
+def _strongest(token: np.ndarray, value: np.ndarray) -> np.ndarray:
+    """Return True for the 64 entries of largest value of each token."""
+    order = np.lexsort((-value, token))
+    own = token[order]
+    strong = np.zeros(len(token), dtype=bool)
+    strong[order] = np.arange(len(own)) - np.searchsorted(own, own) < STRONGEST
+    return strong
 
 
 def _nothing(some: slice, latents: int) -> Any:
