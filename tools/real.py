@@ -7,14 +7,13 @@ numbers moved, and takes the new ones. The exit code is 1 if a number left the i
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
-COMMITTED = ROOT / "tests" / "real" / "results"
+from tools import real_studies
+from tools.real_studies import COMMITTED, ROOT
+
 FOUND = ROOT / "runs" / "real" / "results"
 DICTIONARY = COMMITTED / "dictionary.json"
 LENSES = COMMITTED / "lenses.json"
@@ -354,7 +353,7 @@ def page() -> str:
     found["smollm2"]["sections"] |= apart["sections"]
     sections = "\n".join(_section(key, found) for key in SECTIONS if any(key in d["sections"] for d in found.values()))
     measured = {MODELS[m]: d["machine"] for m, d in found.items()} | {"sums, of all heads": apart["machine"]}
-    machines = "\n".join(f"- {name}: {_machine(about)}" for name, about in measured.items() if about)
+    machines = "\n".join(f"- {name}: {real_studies.on(about)}" for name, about in measured.items() if about)
     return f"""{GENERATED}# Two real models
 
 `make real` makes SmolLM2-135M-Instruct (30 layers, 9 query and 3 key-value heads; Apache 2.0) and Gemma 3 270M (18
@@ -369,126 +368,11 @@ dequantised to float32, and holds cutaway against them, apart from the suite:
 Everything below is generated from what the tests measured. The prompts are in `tests/real/sets`; none was chosen by its
 result. The weights went through 4 bits, so other numbers are right for the original checkpoints.
 
-{sections}{lenses()}{dictionary(json.loads(DICTIONARY.read_text("utf-8")), json.loads(READINGS.read_text("utf-8")))}
+{sections}{real_studies.sections()}
 ## Where this was measured
 
 {machines}
 """
-
-
-def lenses() -> str:
-    """The section about lenses, which `python -m tools.real_lenses` measures."""
-    if not LENSES.is_file():
-        return "## Three lenses\n\nNot measured yet: `python -m tools.real_lenses`.\n\n"
-    found = json.loads(LENSES.read_text("utf-8"))
-    names, swapped, lines = list(found["KL"]), list(found["swap"]), []
-    for d, depth in enumerate(found["depth"]):
-        apart = [_spread(found["KL"][n], d) for n in names]
-        swaps = [f"{_spread(found['swap'][n], d)} (chance {found['swap'][n]['chance'][d]:.2f})" for n in swapped]
-        about = [f"{found[n][d]:.2f}" for n in ("error", "same position")]
-        lines.append(f"| {depth} | {' | '.join([*apart, *swaps, *about])} |")
-    heads = [*(f"KL, {n}" for n in names), *(f"swaps, {n}" for n in swapped), "error", "same position"]
-    return f"""## Three lenses
-
-`python -m tools.real_lenses` trains a tuned lens of {found["model"]} on {found["tokens"]:,} tokens and estimates a
-Jacobian lens on {found["contexts"]} contexts of {found["context"]}, of the text of the dictionary below.
-*KL*: nats from the model's predictions to the lens's, mean over the positions of {found["held out"]} other files, with
-intervals over files. *Swaps*: the share of {found["prompts"]} prompts about capitals in which answer and foil change
-places when they are swapped in the stream of the last position along the lens's directions (`lenses.swap`), with Wilson
-intervals; chance: the most that changes of the same length in random directions swap. *Error*: the standard error of
-the Jacobian as a share of its norm; *same position*: the share of it that is the effect on the position itself.
-Nearer to the model than the logit lens, intervals apart, at {_nearer(found["KL"], "tuned")} (tuned) and
-{_nearer(found["KL"], "Jacobian")} (Jacobian) of {len(found["depth"]) - 1} depths before the last.
-
-| layer | {" | ".join(heads)} |
-|{"---|" * (1 + len(heads))}
-{chr(10).join(lines)}
-
-{_machine(found["machine"])}
-
-"""
-
-
-def _nearer(apart: dict[str, Any], name: str) -> int:
-    """The number of depths at which one lens is nearer to the model than the logit lens, beyond both intervals."""
-    highs, lows = (end[1] for end in apart[name]["interval"]), (end[0] for end in apart["logit"]["interval"])
-    return sum(high < low for high, low in zip(highs, lows, strict=True))
-
-
-def _spread(found: dict[str, Any], at: int) -> str:
-    low, high = found["interval"][at]
-    return f"{found['value'][at]:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def dictionary(found: dict[str, Any], readings: dict[str, Any]) -> str:
-    """The section about a dictionary, which `python -m tools.real_dictionary` measures."""
-    names = {"L0": "active latents a token", "FVU": "share of variance left (FVU)", "dead": "dead on these tokens",
-             "dense": "active on a tenth or more", "CE recovered (mean)": "loss recovered, against the mean",
-             "ΔCE": "rise of the loss, in nats"}  # fmt: skip
-    columns = ("pca", "pca first", "neurons", "random directions")
-    lines = []
-    for name, says in names.items():
-        row, twin = found["scores"][name], found["shuffled"].get(name, {})
-        beside = [_several(row[c]) for c in columns] + [_scored(twin), _several(twin.get("pca"))]
-        lines.append(f"| {says} | {_scored(row)} | {' | '.join(beside)} |")
-    held, text = found["text"]["test"], found["text"]["train"]
-    bounds, n = found["ordinary"]["bounds"], len(found["features"])
-    minutes = " and ".join(f"{s / 60:.0f}" for s in found["seconds"].values())
-    read = {(r["latent"], r["token"]): r["says"] for r in readings["latents"]}
-    latents = [(f, read.get((f["latent"], f["contexts"][0]["token"]))) for f in found["features"]]
-    summary = f"\n{readings['summary']}\n" if all(says for _, says in latents) else ""
-    density = " · ".join(f"{d}: {x:.0f}" for d, x in zip(*found["density"].values(), strict=True) if x)
-    return f"""## A dictionary, and what its latents say
-
-`python -m tools.real_dictionary` takes `{found["site"]}` of {found["model"]} on {found["tokens"]:,} tokens of what any
-Debian machine with Python has (licences, package documents, the standard library's docstrings; {text["files"]} files),
-trains {found["latents"]:,} TopK latents, {found["k"]} a token, in {found["passes"]} passes, and judges them on
-{found["held out"]:,} tokens of {held["files"]} other files, which share no paragraph with those. It does the same with
-the model whose weights are shuffled, as a control. Minutes by the clock, model and shuffled, on one thread of a machine
-that did other work beside it: {minutes}. PCA has as many components a token as the dictionary has latents, the largest
-or the first; intervals are 95 % over contexts (of shares of latents, Wilson's).
-
-| | dictionary | PCA, largest | PCA, first | neurons | random directions | shuffled weights | its PCA |
-|---|---|---|---|---|---|---|---|
-{chr(10).join(lines)}
-
-Latents by the share of tokens they fire on: {density}.
-
-{n} latents, a seeded draw of {found["ordinary"]["latents"]:,} that fire on {bounds[0]:.1%} to {bounds[1]:.0%} of the
-held-out tokens, where they are largest; *focus* is the share of a latent's activation that falls on one token.
-
-| latent | fires on | focus | where it is largest | read as |
-|---|---|---|---|---|
-{chr(10).join(_latent(f, says) for f, says in latents)}
-{summary}
-{_machine(found["machine"])}
-"""
-
-
-def _scored(row: dict[str, Any]) -> str:
-    if not row:
-        return "–"
-    spread = "" if None in row["interval"] else " [{:.3g}, {:.3g}]".format(*row["interval"])
-    return f"{row['value']:.3g}{spread}"
-
-
-def _several(value: Any) -> str:
-    held = [x for x in (value if isinstance(value, list) else [value]) if x is not None]
-    return " … ".join(dict.fromkeys(f"{x:.3g}" for x in (min(held), max(held)))) if held else "–"
-
-
-def _latent(feature: dict[str, Any], says: str | None) -> str:
-    """A latent's line; a reading stands there only while its contexts are those that were read."""
-    places = [[_plain(c[k]) for k in ("before", "token", "after")] for c in feature["contexts"]]
-    shown = "<br>".join(f"{before[-45:]} **{token}** {after[:25]}" for before, token, after in places)
-    numbers = f"{feature['frequency']:.2%} | {feature['focus']:.2f}"
-    return f"| {feature['latent']} | {numbers} | {shown} | {says or 'not read yet'} |"
-
-
-def _plain(text: str) -> str:
-    """Text on one line, without what a table or Markdown would take for its own."""
-    words = " ".join(text.replace("\n", "⏎ ").split())
-    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", words) or "␣"
 
 
 def _section(key: str, found: dict[str, Any]) -> str:
@@ -518,10 +402,6 @@ def _cell(found: dict[str, Any] | None) -> str:
 
 def _number(x: float) -> str:
     return f"{x:.0f}" if isinstance(x, int) else f"{x:.1f}" if abs(x) >= 10 else f"{x:.2f}".replace("-0.00", "0.00")
-
-
-def _machine(about: dict[str, Any]) -> str:
-    return " · ".join(f"{key} {value}" for key, value in about.items())
 
 
 def moved(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, bool]]:

@@ -26,7 +26,7 @@ from typing import Any
 
 import cutaway as ca
 from bench.frame import machine, quiet
-from tools import real
+from tools import real, real_studies
 
 ROOT = Path(__file__).parents[1]
 MODEL, SITE = "smollm2", "resid_post.15"
@@ -51,9 +51,9 @@ def main() -> None:
     if chosen.no_write:
         print(text)
         return
-    real.DICTIONARY.write_text(text, "utf-8")
+    real_studies.DICTIONARY.write_text(text, "utf-8")
     real.PAGE.write_text(real.page(), "utf-8")
-    print(f"wrote {real.DICTIONARY.relative_to(ROOT)} and {real.PAGE.relative_to(ROOT)}")
+    print(f"wrote {real_studies.DICTIONARY.relative_to(ROOT)} and {real.PAGE.relative_to(ROOT)}")
 
 
 def measured(folder: Path, model: Path) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from bench.frame import machine
 from cutaway.lenses.swap import SwapCurve
 from cutaway.lenses.tuned_lens import TunedCurve
 from tests.real import sets
-from tools import real, real_dictionary
+from tools import real, real_dictionary, real_studies
 
 MODEL = "smollm2"
 TOKENS, CONTEXTS, CONTEXT, HELD, WIDTH, PROMPTS, SKIPPED = 20_000, 6, 128, 32, 96, 24, 16
@@ -28,9 +28,9 @@ TOKENS, CONTEXTS, CONTEXT, HELD, WIDTH, PROMPTS, SKIPPED = 20_000, 6, 128, 32, 9
 def main() -> None:
     """Fit, judge, keep the numbers, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--folder", type=Path, default=real.ROOT / "runs" / "real", help="where the model is")
+    parser.add_argument("--folder", type=Path, default=real_studies.ROOT / "runs" / "real", help="where the model is")
     parser.add_argument(
-        "--out", type=Path, default=real.ROOT / "runs" / "real" / "lenses", help="where lenses are kept"
+        "--out", type=Path, default=real_studies.ROOT / "runs" / "real" / "lenses", help="where lenses are kept"
     )
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of the tuned lens")
     parser.add_argument("--contexts", type=int, default=CONTEXTS, help=f"of {CONTEXT} tokens, of the Jacobian lens")
@@ -40,9 +40,9 @@ def main() -> None:
     if chosen.no_write:
         print(text)
         return
-    real.LENSES.write_text(text, "utf-8")
+    real_studies.LENSES.write_text(text, "utf-8")
     real.PAGE.write_text(real.page(), "utf-8")
-    print(f"wrote {real.LENSES.relative_to(real.ROOT)} and {real.PAGE.relative_to(real.ROOT)}")
+    print(f"wrote {real_studies.LENSES.relative_to(real_studies.ROOT)} and {real.PAGE.relative_to(real_studies.ROOT)}")
 
 
 def measured(folder: Path, out: Path, tokens: int, contexts: int) -> dict[str, Any]:

@@ -1,0 +1,202 @@
+"""Studies of real models that have tools of their own, and their sections of docs/real.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+COMMITTED = ROOT / "tests" / "real" / "results"
+DICTIONARY = COMMITTED / "dictionary.json"
+LENSES = COMMITTED / "lenses.json"
+GRAPHS = COMMITTED / "graphs.json"
+READINGS = COMMITTED / "readings.json"  # what was read in the latents by hand
+
+
+def sections() -> str:
+    """Return the sections of all studies."""
+    return lenses() + dictionary() + graphs()
+
+
+def lenses() -> str:
+    """The section about lenses, which `python -m tools.real_lenses` measures."""
+    if not LENSES.is_file():
+        return "## Three lenses\n\nNot measured yet: `python -m tools.real_lenses`.\n\n"
+    found = json.loads(LENSES.read_text("utf-8"))
+    names, swapped, lines = list(found["KL"]), list(found["swap"]), []
+    for d, depth in enumerate(found["depth"]):
+        apart = [_spread(found["KL"][n], d) for n in names]
+        swaps = [f"{_spread(found['swap'][n], d)} (chance {found['swap'][n]['chance'][d]:.2f})" for n in swapped]
+        about = [f"{found[n][d]:.2f}" for n in ("error", "same position")]
+        lines.append(f"| {depth} | {' | '.join([*apart, *swaps, *about])} |")
+    heads = [*(f"KL, {n}" for n in names), *(f"swaps, {n}" for n in swapped), "error", "same position"]
+    return f"""## Three lenses
+
+`python -m tools.real_lenses` trains a tuned lens of {found["model"]} on {found["tokens"]:,} tokens and estimates a
+Jacobian lens on {found["contexts"]} contexts of {found["context"]}, of the text of the dictionary below.
+*KL*: nats from the model's predictions to the lens's, mean over the positions of {found["held out"]} other files, with
+intervals over files. *Swaps*: the share of {found["prompts"]} prompts about capitals in which answer and foil change
+places when they are swapped in the stream of the last position along the lens's directions (`lenses.swap`), with Wilson
+intervals; chance: the most that changes of the same length in random directions swap. *Error*: the standard error of
+the Jacobian as a share of its norm; *same position*: the share of it that is the effect on the position itself.
+Nearer to the model than the logit lens, intervals apart, at {_nearer(found["KL"], "tuned")} (tuned) and
+{_nearer(found["KL"], "Jacobian")} (Jacobian) of {len(found["depth"]) - 1} depths before the last.
+
+| layer | {" | ".join(heads)} |
+|{"---|" * (1 + len(heads))}
+{chr(10).join(lines)}
+
+{on(found["machine"])}
+
+"""
+
+
+def _nearer(apart: dict[str, Any], name: str) -> int:
+    """The number of depths at which one lens is nearer to the model than the logit lens, beyond both intervals."""
+    highs, lows = (end[1] for end in apart[name]["interval"]), (end[0] for end in apart["logit"]["interval"])
+    return sum(high < low for high, low in zip(highs, lows, strict=True))
+
+
+def _spread(found: dict[str, Any], at: int) -> str:
+    low, high = found["interval"][at]
+    return f"{found['value'][at]:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def dictionary() -> str:
+    """The section about a dictionary, which `python -m tools.real_dictionary` measures."""
+    found, readings = (json.loads(file.read_text("utf-8")) for file in (DICTIONARY, READINGS))
+    names = {"L0": "active latents a token", "FVU": "share of variance left (FVU)", "dead": "dead on these tokens",
+             "dense": "active on a tenth or more", "CE recovered (mean)": "loss recovered, against the mean",
+             "ΔCE": "rise of the loss, in nats"}  # fmt: skip
+    columns = ("pca", "pca first", "neurons", "random directions")
+    lines = []
+    for name, says in names.items():
+        row, twin = found["scores"][name], found["shuffled"].get(name, {})
+        beside = [_several(row[c]) for c in columns] + [_scored(twin), _several(twin.get("pca"))]
+        lines.append(f"| {says} | {_scored(row)} | {' | '.join(beside)} |")
+    held, text = found["text"]["test"], found["text"]["train"]
+    bounds, n = found["ordinary"]["bounds"], len(found["features"])
+    minutes = " and ".join(f"{s / 60:.0f}" for s in found["seconds"].values())
+    read = {(r["latent"], r["token"]): r["says"] for r in readings["latents"]}
+    latents = [(f, read.get((f["latent"], f["contexts"][0]["token"]))) for f in found["features"]]
+    summary = f"\n{readings['summary']}\n" if all(says for _, says in latents) else ""
+    density = " · ".join(f"{d}: {x:.0f}" for d, x in zip(*found["density"].values(), strict=True) if x)
+    return f"""## A dictionary, and what its latents say
+
+`python -m tools.real_dictionary` takes `{found["site"]}` of {found["model"]} on {found["tokens"]:,} tokens of what any
+Debian machine with Python has (licences, package documents, the standard library's docstrings; {text["files"]} files),
+trains {found["latents"]:,} TopK latents, {found["k"]} a token, in {found["passes"]} passes, and judges them on
+{found["held out"]:,} tokens of {held["files"]} other files, which share no paragraph with those. It does the same with
+the model whose weights are shuffled, as a control. Minutes by the clock, model and shuffled, on one thread of a machine
+that did other work beside it: {minutes}. PCA has as many components a token as the dictionary has latents, the largest
+or the first; intervals are 95 % over contexts (of shares of latents, Wilson's).
+
+| | dictionary | PCA, largest | PCA, first | neurons | random directions | shuffled weights | its PCA |
+|---|---|---|---|---|---|---|---|
+{chr(10).join(lines)}
+
+Latents by the share of tokens they fire on: {density}.
+
+{n} latents, a seeded draw of {found["ordinary"]["latents"]:,} that fire on {bounds[0]:.1%} to {bounds[1]:.0%} of the
+held-out tokens, where they are largest; *focus* is the share of a latent's activation that falls on one token.
+
+| latent | fires on | focus | where it is largest | read as |
+|---|---|---|---|---|
+{chr(10).join(_latent(f, says) for f, says in latents)}
+{summary}
+{on(found["machine"])}
+"""
+
+
+def _scored(row: dict[str, Any]) -> str:
+    if not row:
+        return "–"
+    spread = "" if None in row["interval"] else " [{:.3g}, {:.3g}]".format(*row["interval"])
+    return f"{row['value']:.3g}{spread}"
+
+
+def _several(value: Any) -> str:
+    held = [x for x in (value if isinstance(value, list) else [value]) if x is not None]
+    return " … ".join(dict.fromkeys(f"{x:.3g}" for x in (min(held), max(held)))) if held else "–"
+
+
+def _latent(feature: dict[str, Any], says: str | None) -> str:
+    """A latent's line; a reading stands there only while its contexts are those that were read."""
+    places = [[_plain(c[k]) for k in ("before", "token", "after")] for c in feature["contexts"]]
+    shown = "<br>".join(f"{before[-45:]} **{token}** {after[:25]}" for before, token, after in places)
+    numbers = f"{feature['frequency']:.2%} | {feature['focus']:.2f}"
+    return f"| {feature['latent']} | {numbers} | {shown} | {says or 'not read yet'} |"
+
+
+def _plain(text: str) -> str:
+    """Text on one line, without what a table or Markdown would take for its own."""
+    words = " ".join(text.replace("\n", "⏎ ").split())
+    return re.sub(r"([\\`*_{}\[\]<>#|~])", r"\\\1", words) or "␣"
+
+
+def _graph_cell(found: dict[str, Any], key: str) -> str:
+    spread = found.get(f"{key} interval")
+    if spread is not None:
+        return f"{found[key]:.2f} [{spread[0]:.2f}, {spread[1]:.2f}]"
+    turned = found.get(f"{key}, rotated")
+    return f"{found[key]:,.3g}" + (f" ({max(turned):.2f})" if turned else "")
+
+
+def graphs() -> str:
+    """The section about attribution graphs, which `python -m tools.real_graphs` measures."""
+    found = json.loads(GRAPHS.read_text("utf-8"))
+    fvu = {name: row for name, row in found["FVU"].items() if name.startswith("FVU")}
+    low, *_, high = sorted(fvu.values(), key=lambda row: row["value"])
+    mean, linear, random = (
+        sum(pick(row) for row in fvu.values()) / len(fvu)
+        for pick in (lambda r: r["value"], lambda r: r["linear"], lambda r: min(r["random directions"]))
+    )
+    columns = {
+        "nodes": "nodes", "closure": "closure", "size of values": "size of values", "replacement": "replacement score",
+        "completeness": "completeness score", "errors": "influence of errors", "left out": "left out",
+        "agreement": "graph against removal", "direct agreement": "edges against removal",
+        "beyond random vectors": "beyond random vectors",
+    }  # fmt: skip
+    removed = next(iter(found["graphs"].values()))["removed"]
+    lines = [
+        f"| {name} | {' | '.join(_graph_cell(g, key) for key in columns)} |" for name, g in found["graphs"].items()
+    ]
+    largest = "\n".join(
+        f"- {name} (“{_plain(g['prompt'])}” {g['answer']} over {g['foil']}): "
+        + ", ".join(f"`{n['node']}` {n['influence']:.3g} ({n['random targets']:.3g})" for n in g["largest"])
+        for name, g in found["graphs"].items()
+    )
+    return f"""## Attribution graphs
+
+`python -m tools.real_graphs` trains skip transcoders of all {len(fvu)} MLPs of {found["model"]} at once
+({found["latents"]:,} TopK latents each, {found["k"]} a token, {found["tokens"]:,} tokens of the text above, one
+`cutaway dict train` of {found["CPU minutes"]:.0f} CPU-minutes), judges them on {found["held out"]:,} tokens of other
+files, and traces the first capital and the first IOI sentence of their sets over them, and over the model's own
+neurons. Share of variance left: {mean:.2f} on average, {low["value"]:.2f} to {high["value"]:.2f} a layer (the best
+linear map of other held-out tokens leaves {linear:.2f}, random directions {random:.2f}); with all MLPs replaced at
+once the loss rises by {_scored(found["FVU"]["ΔCE"])} nats. These are small dictionaries of a short training, and errors
+carry more than half of what the graph explains.
+
+*Closure*: the largest difference between a value and the sum of its row, beside the size of the values. *Replacement*
+and *completeness*: as Ameisen et al. (2025) define them; in brackets with every decoder rotated at random. *Left out*:
+the influence of units beyond the budget. *Graph against removal*: rank correlation, over the {removed} units of the
+largest influence, of what the graph says along all paths with what the answer loses without the unit, nothing frozen;
+*edges against removal*: the same of their direct edges. *Beyond random vectors*: share of these units whose removal
+changes the answer by more than that of any random vector as long.
+
+| | {" | ".join(columns.values())} |
+|---|{"---|" * len(columns)}
+{chr(10).join(lines)}
+
+The largest nodes of those that exceed all random targets (in brackets the largest influence on one of those):
+
+{largest}
+
+{on(found["machine"])}
+"""
+
+
+def on(about: dict[str, Any]) -> str:
+    return " · ".join(f"{key} {value}" for key, value in about.items())
