@@ -1,11 +1,12 @@
 """What methods cost on real models, as a user starts them: a command in a process of its own.
 
 Needs the folders that `make real` makes (`--folder`). Every command runs on one thread. `explain` takes one sentence;
-the other methods take 16 prompts in pairs of SmolLM2's capitals, and their defaults. CPU seconds are those of the whole
-process (imports and load included), memory is its peak, and the first line is the wall time until a result is on the
-screen. Beside them stands the same process with a plain forward in place of the method; its first round also checks
-the model, which later loads remember. How the main job grows with the model is seen on four: the bundled one, the two
-real ones, and 1.1 billion seeded weights in bfloat16, in the shape of TinyLlama with SmolLM2's words.
+the other methods take 16 prompts of SmolLM2's capitals (in pairs, where they compare two), or the repeated random
+tokens that they draw themselves, and their defaults. CPU seconds are those of the whole process (imports and load
+included), memory is its peak, and the first line is the wall time until a result is on the screen. Beside them stands
+the same process with a plain forward in place of the method; its first round also checks the model, which later loads
+remember. How the main job grows with the model is seen on four: the bundled one, the two real ones, and 1.1 billion
+seeded weights in bfloat16, in the shape of TinyLlama with SmolLM2's words.
 """
 
 from __future__ import annotations
@@ -29,6 +30,57 @@ SETS = ROOT / "tests" / "real" / "sets"
 SENTENCE = {"smollm2": "The capital of France is", "gemma3": "The capital of France is"}
 #: model → bars on the main job: CPU seconds, peak memory in GiB
 EXPLAIN = {"smollm2": (40.0, 2.5), "gemma3": (60.0, None)}
+BUNDLED, SEEDED = "miniworld", "1.1B seeded, bfloat16"
+FIRST_LINE = 5.0
+METHOD = 60.0  # CPU seconds that any other method may take at its default
+PROMPTS = 16
+#: methods that take pairs of prompts → further options, where one has no default
+PAIRED = {
+    "lenses logit_lens": "",
+    "lenses lens_grid": "",
+    "lenses direct_attribution": "",
+    "lenses accumulated_residual": "",
+    "lenses source_attribution": "",
+    "lenses token_relevance": "",
+    "heads roles": "",
+    "neurons importance": "",
+    "patching activation": "",
+    "patching activation --site z": "--site z",
+    "patching ablate": "",
+    "patching attribution": "",
+    "patching attribution_star": "",
+    "patching relevance": "",
+    "patching path": "",
+    "patching causal_trace": "",
+    "patching knockout": "",
+    "patching knockout_curve": "",
+    "patching interactions": "",
+    "patching self_repair": "",
+    "patching group": "--heads 23.4,29.1,23.5",
+    "graphs trace": "",
+    "graphs validate": "",
+}
+#: methods that take prompts
+PROMPTED = tuple(
+    f"neurons {name}" for name in ("composition", "frequency", "polysemanticity", "statistics", "triggers", "values")
+)
+#: methods that take the model alone, or sequences of their own → further options
+ALONE = {
+    "heads classify": "",
+    "heads confirm": "",
+    "heads card": "--head 23.4",
+    "heads retrieval": "",
+    "heads function_vectors": "",
+    "heads stream": "",
+    "heads successor": "",
+    "weights circuits": "--heads 23.4",
+    "weights composition": "",
+    "weights connections": "",
+    "weights distances": "",
+    "weights spectra": "",
+    "geometry concepts": "",
+}
+PLAIN = {"smollm2": (40.0, 2.5), "gemma3": (60.0, None)}
 BUNDLED, SEEDED = "miniworld", "1.1B seeded, bfloat16"
 FIRST_LINE = 5.0
 METHOD = 60.0  # CPU seconds that any other method may take at its default
@@ -133,9 +185,13 @@ def commands(folder: Path, pairs: Path, large: Path) -> dict[str, list[str]]:
     out |= {f"{m}: explain": [*run, "explain", SENTENCE[m], "--model", str(folder / m)] for m in EXPLAIN}
     out[f"{BUNDLED}: explain"] = [*run, "explain"]
     out[f"{SEEDED}: explain"] = [*run, "explain", SENTENCE["smollm2"], "--model", str(large)]
-    task = ["--task", str(pairs), "--model", str(folder / "smollm2")]
-    for name, more in METHODS.items():
-        out[f"smollm2: {name}"] = [*run, *name.split()[:2], *task, *shlex.split(more)]
+    prompts = pairs.with_suffix(".txt")
+    prompts.write_text("\n".join(json.loads(line)["clean"] for line in pairs.read_text("utf-8").splitlines()), "utf-8")
+    given = [(name, f"--task {pairs} {more}") for name, more in PAIRED.items()]
+    given += [(name, f"--prompts {prompts}") for name in PROMPTED] + list(ALONE.items())
+    for name, more in given:
+        words = [*name.split()[:2], "--model", str(folder / "smollm2"), *shlex.split(more)]
+        out[f"smollm2: {name}"] = [*run, *words]
     return out
 
 
