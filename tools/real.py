@@ -338,6 +338,14 @@ SECTIONS = {
         "|correlation| with a dimension of the other. Chance: shuffled words; of *matched*, the other in random bases. "
         "In block 0 the same model with shuffled weights is nearer than Gemma.",
     ),
+    "claims of explain": (
+        "What explain claims at both efforts",
+        "`cutaway explain` of one capital and one IOI sentence at its default effort, where first-order estimates "
+        "choose what is measured, and at `--effort thorough`, which measures every cell. *claimed*: claims that "
+        "interval and control support, *of* so many; they are the same ones (the depth is not claimed: in the logit "
+        "lens the answer leads at the end alone). *heads*: exchanged together in other sentences; *recovered*: what "
+        "that takes away of the difference (chance: random sets of as many heads).",
+    ),
     "checks": (
         "Self-check",
         "How many identities were checked and failed at the first load, how many sites were disabled, and CPU seconds "

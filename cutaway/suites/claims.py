@@ -32,12 +32,13 @@ def measured(result: Result) -> str:
     return "exact" if "exact" in result.tensors() else "effect"
 
 
-def standing_out(result: Result, most: int = 3, positive: bool = True) -> list[dict[str, Any]]:
+def standing_out(result: Result, most: int = 3, positive: bool = True, ranked: bool = True) -> list[dict[str, Any]]:
     """Return the largest measured entries whose interval excludes zero and which lie outside the control's band, each
     with its band.
 
-    The band is the one that pictures mark by: pooled over the cells where samples are few. No entry is listed that lies
-    inside the band of another that is. Without an interval (a single prompt) only the control decides.
+    The band is the one that pictures mark by: pooled over the cells where samples are few. If `ranked`, no entry is
+    listed that lies inside the band of another that is; else each is held against its own alone. Without an interval (a
+    single prompt) only the control decides.
     """
     fields, name, sign = result.tensors(), measured(result), 1 if positive else -1
     interval, null = (f"{name}_{kind}" if name == "exact" else kind for kind in ("interval", "null"))
@@ -50,7 +51,7 @@ def standing_out(result: Result, most: int = 3, positive: bool = True) -> list[d
     out, widest = list[dict[str, Any]](), 0.0
     for flat in (sign * values).nan_to_num(-math.inf).argsort(descending=True).tolist():
         value, (low, high) = float(values[flat]), intervals[flat].tolist()
-        reach = max(widest, float(bands[flat].abs().max()))
+        reach = max(widest if ranked else 0.0, float(bands[flat].abs().max()))
         if not sign * value > reach or (low == low and low <= 0 <= high):
             continue
         at = torch.unravel_index(torch.tensor(flat), effect.shape)
@@ -147,7 +148,7 @@ def _written(w: DirectAttribution, answer: str, foil: str) -> Claim:
 
 def _placed(e: Effects) -> Claim:
     """From which layer on the difference sits at the last token: where it enters is the changed word in any model."""
-    labels, last, rows = e.labels, len(e.labels["position"]) - 1, standing_out(e, most=10**6)
+    labels, last, rows = e.labels, len(e.labels["position"]) - 1, standing_out(e, most=10**6, ranked=False)
     recovered = e.tensors()["recovered"]
     control = "random steps of equal length"
     late = [i for i in range(len(recovered)) if bool((recovered[i:, -1] > 0.5).all())]
