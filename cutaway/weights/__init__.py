@@ -6,6 +6,7 @@ from cutaway.weights.connections import Connections, connections
 from cutaway.weights.distances import Distances, distances, pair_scores
 from cutaway.weights.spectra import Spectra, spectra
 from cutaway.weights.virtual import virtual_head, virtual_pattern, virtual_weights
+from cutaway.weights.virtual_heads import VirtualHeads, virtual_heads
 
 __all__ = [
     "Composition",
@@ -13,6 +14,7 @@ __all__ = [
     "Distances",
     "Spectra",
     "TokenPairs",
+    "VirtualHeads",
     "circuits",
     "composition",
     "connections",
@@ -20,6 +22,7 @@ __all__ = [
     "pair_scores",
     "spectra",
     "virtual_head",
+    "virtual_heads",
     "virtual_pattern",
     "virtual_weights",
 ]

@@ -89,8 +89,8 @@ def virtual_head(model: Model, first: str, then: str) -> Factored:
 
 
 def virtual_pattern(
-    first: Float[Tensor, "*batch q_pos k_pos"], then: Float[Tensor, "*batch q_pos k_pos"]
-) -> Float[Tensor, "*batch q_pos k_pos"]:
+    first: Float[Tensor, "*#batch q_pos k_pos"], then: Float[Tensor, "*#batch q_pos k_pos"]
+) -> Float[Tensor, "*#batch q_pos k_pos"]:
     """Return the pattern of two heads in a row, from the patterns of both: its rows sum to 1, as theirs do."""
     return then @ first
 

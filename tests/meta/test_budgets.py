@@ -18,7 +18,7 @@ BUDGETS = {
     "interventions": 1_300,
     "lenses": 2_300,
     "heads": 3_200,
-    "weights": 900,
+    "weights": 1_050,
     "neurons": 1_660,
     "geometry": 1_000,
     "patching": 1_900,
