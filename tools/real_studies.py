@@ -10,6 +10,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 COMMITTED = ROOT / "tests" / "real" / "results"
 DICTIONARY = COMMITTED / "dictionary.json"
+FEATURES = COMMITTED / "features.json"
 LENSES = COMMITTED / "lenses.json"
 GRAPHS = COMMITTED / "graphs.json"
 READINGS = COMMITTED / "readings.json"  # what was read in the latents by hand
@@ -17,7 +18,7 @@ READINGS = COMMITTED / "readings.json"  # what was read in the latents by hand
 
 def sections() -> str:
     """Return the sections of all studies."""
-    return lenses() + dictionary() + graphs()
+    return lenses() + dictionary() + features() + graphs()
 
 
 def lenses() -> str:
@@ -108,6 +109,48 @@ held-out tokens, where they are largest; *focus* is the share of a latent's acti
 {summary}
 {on(found["machine"])}
 """
+
+
+def features() -> str:
+    """The section about a store of features, which `python -m tools.real_features` measures."""
+    found = json.loads(FEATURES.read_text("utf-8"))
+    f1, chance, ruled, counts = (found[n] for n in ("F1", "random features", "ruled", "counts"))
+    quantiles = ", ".join(f"{q:.2f}" for q in f1["quantiles"])
+    parts = ", ".join(f"{n} {s}" for n, s in found["seconds"].items())
+    families = ", ".join(f"“{words} …” {n}" for words, n in found["first words"].items())
+    density = found["k"] / found["latents"]
+    lines = [
+        f"| {x['latent']} | {x['tokens']} | {x['F1']:.2f} [{x['interval'][0]:.2f}, {x['interval'][1]:.2f}] "
+        f"| {max(x['random']):.2f} | {_plain(x['says'])} |"
+        for x in found["drawn"]
+    ]
+    return f"""## A store of its features, and rules for them
+
+`python -m tools.real_features` trains {found["latents"]:,} TopK latents ({found["k"]} a token) on `{found["site"]}` of
+{found["model"]}, {found["trained"]:,} tokens of the same text, and harvests a store on its held-out files:
+{counts["counted"]:,} tokens of {counts["documents"]} documents, {found["firing"]:,} latents that fire,
+{found["bytes"] / 2**20:.0f} MiB. Seconds by the clock, on a machine that did other work beside it: {parts}.
+
+Rules are found on one half of the documents and scored on the other ([Features](features.md)). Of the first
+{ruled["latents"]:,} latents {ruled["with a rule"]} have a rule; {ruled["scored"]} are active on {ruled["from"]}
+held-out tokens or more. F1 of these: {_mean(f1, 2)} over latents, quantiles (10, 25, 50, 75, 90 %) {quantiles}.
+Random features of the same densities: {_mean(chance, 3)}, largest {chance["largest"]:.2f}; a rule that fires
+everywhere has {2 * density / (1 + density):.2f} at the mean density of {density:.1%}. Rules begin with: {families}.
+
+{len(lines)} latents, a seeded draw of those; intervals are 95 % over documents.
+
+| latent | held-out tokens | F1 | random features, at most | rule |
+|---|---|---|---|---|
+{chr(10).join(lines)}
+
+{on(found["machine"])}
+
+"""
+
+
+def _mean(found: dict[str, Any], digits: int) -> str:
+    mean, low, high = (f"{x:.{digits}f}" for x in (found["mean"], *found["interval"]))
+    return f"mean {mean} [{low}, {high}]"
 
 
 def _scored(row: dict[str, Any]) -> str:
