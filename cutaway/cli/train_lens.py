@@ -65,7 +65,8 @@ def estimate(
     batch: Annotated[int, Parameter(help="tokens that go through the model at once")] = 512,
     context: Annotated[int, Parameter(help="tokens a context")] = 128,
     skip: Annotated[int, Parameter(help="first positions of a context that are left out")] = 16,
-    seed: Annotated[int, Parameter(help="seed of what tells the share of the position itself")] = 0,
+    seed: Annotated[int, Parameter(help="seed of what tells the share of the position itself, and of the shuffle")] = 0,
+    shuffled: Annotated[bool, Parameter(help="a control: the tokens of each context in random order")] = False,
     resume: Resume = True,
     threads: Threads = 2,
 ) -> Reply:
@@ -76,6 +77,7 @@ def estimate(
     """
     given = dict(locals())
     size: dict[str, Any] = {"tokens": tokens, "skip": skip, "batch": batch, "context": context, "seed": seed}
+    size["shuffled"] = shuffled
     return _fitted("estimate", estimate, given, size)
 
 

@@ -2,11 +2,13 @@
 
 The stream `h` of a depth is read as `weight @ h`. Entry [i, j] of `weight` is the mean over contexts, and over their
 positions p, of Σ over p' ≥ p of ∂ last[p', i] / ∂ h[p, j]; the last stream is that before the final norm. Both p and p'
-leave out the first positions of a context and its last. A lens is a folder as that of a tuned lens.
+leave out the first positions of a context and its last. A lens is a folder as that of a tuned lens; files of
+Anthropic's `jlens` library, as Neuronpedia publishes them, are read too, without running any code in them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,7 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.core.files import reading
+from cutaway.core.files import held, reading
+from cutaway.core.pt import read_pt
+from cutaway.core.refuse import Refused
 from cutaway.core.repeat import Made, called
 from cutaway.core.stats import generator
 from cutaway.core.subject import REQUIRED, Flag, Subject, register
@@ -29,7 +33,8 @@ class JacobianLens(Lens):
 
     Attributes:
         weight: the mean Jacobian of each depth [depth d_model d_model].
-        error: the standard error of each, from halves of the contexts, as a share of its norm [depth]; NaN of one.
+        error: the standard error of each, from halves of the contexts, as a share of its norm [depth]; NaN of one, and
+            of files that do not say it.
         same_position: the share of each that is the effect on the position itself (p' = p), the rest being that on
             later ones [depth]; it may be negative.
         same_position_interval: 95 %, over contexts [depth bound].
@@ -56,23 +61,49 @@ class JacobianLens(Lens):
 
 
 def open_jacobian_lens(folder: str | Path) -> JacobianLens:
-    """Open a folder that `JacobianLens.save` wrote.
+    """Open a folder that `JacobianLens.save` wrote, or a `.pt` file of the `jlens` library.
+
+    Such a file has no Jacobian of the embedding, which is then read by the logit lens, and says nothing of errors.
 
     Raises:
-        Refused: no such folder, or another kind of file.
+        Refused: no such folder or file, another kind of file, one with code, or one that leaves out layers.
     """
     folder = Path(folder).expanduser()
-    with reading(folder / CONFIG):
-        if (own := read_own(folder, JacobianLens.kind)) is None:
-            raise ValueError("it describes no Jacobian lens")
-        tensors, about = own
-        shapes = {n: tuple(tensors[n].shape) for n in _shapes(0, 0)}
-        if shapes != _shapes(*shapes["weight"][:2]):
-            raise ValueError(f"its numbers have the shapes {shapes}")
-        weight, error, share, interval = (tensors[n] for n in shapes)
-        lens = JacobianLens(weight, error, share, interval, about)
+    published = folder.suffix == ".pt"
+    with reading(folder if published else folder / CONFIG):
+        lens = _published(folder) if published else _own(folder)
     whole = str(folder.absolute())
     return replace(lens, made=Made(called("ca.lenses.open_jacobian_lens", repr(whole)), {"": whole}).of(lens, _look))
+
+
+def _own(folder: Path) -> JacobianLens:
+    """Read a folder that `JacobianLens.save` wrote."""
+    if (own := read_own(folder, JacobianLens.kind)) is None:
+        raise ValueError("it describes no Jacobian lens")
+    tensors, about = own
+    shapes = {n: tuple(tensors[n].shape) for n in _shapes(0, 0)}
+    if shapes != _shapes(*shapes["weight"][:2]):
+        raise ValueError(f"its numbers have the shapes {shapes}")
+    weight, error, share, interval = (tensors[n] for n in shapes)
+    return JacobianLens(weight, error, share, interval, about)
+
+
+def _published(path: Path) -> JacobianLens:
+    """Read a file of the `jlens` library: `J`, a matrix per block whose output it reads, and on how much it was fitted.
+
+    The last block has none, as its output is the last stream itself.
+    """
+    found = read_pt(path)
+    each, width = held(found, "J", dict), held(found, "d_model", int)
+    if sorted(each) != [*range(len(each))] or not each:
+        layers = f"has Jacobians of the layers {', '.join(map(str, each)) or 'none'}"
+        raise Refused(f"lens {str(path)!r}", f"it {layers}, not of all up to one", "give a lens that leaves out none")
+    if any(tuple(t.shape) != (width, width) for t in each.values()):
+        raise Refused(f"lens {str(path)!r}", f"its matrices are not {width} × {width}", "give one of a single stream")
+    weight = torch.stack([torch.eye(width), *(each[i].float() for i in range(len(each)))])
+    unknown, said = torch.full((len(weight),), math.nan), {"format": "jlens", "embedding": "read by the logit lens"}
+    about = {"estimation": said | {"contexts": held(found, "n_prompts", int)}}
+    return JacobianLens(weight, unknown, unknown.clone(), unknown[:, None].repeat(1, 2), about)
 
 
 def _shapes(depth: int, width: int) -> dict[str, tuple[int, ...]]:
@@ -107,7 +138,14 @@ register(
     Subject(
         "jacobian",
         JacobianLens,
-        (Flag("jacobian", str, REQUIRED, "a Jacobian lens: a folder of `cutaway lenses estimate`"),),
+        (
+            Flag(
+                "jacobian",
+                str,
+                REQUIRED,
+                "a Jacobian lens: a folder of `cutaway lenses estimate`, or a .pt file of `jlens`",
+            ),
+        ),
         _open,
         _example,
         needs=("model",),

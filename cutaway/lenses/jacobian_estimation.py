@@ -5,6 +5,9 @@ into one mean and half into another: their distance says how well the mean is kn
 position itself comes from further backwards, each from one position of a context along a random direction. A run is a
 folder of `cutaway.training` (checkpoint, log), which holds the lens as well in the end.
 
+The control of a lens is one that was estimated on the same tokens in shuffled order (`shuffled`): what it reads as well
+needs the model and its words, yet no text.
+
 `jacobian_directions` averages the rows of some tokens' logits alone, which costs one backward a token instead of one a
 dimension.
 """
@@ -12,11 +15,12 @@ dimension.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.core.record import count
@@ -46,20 +50,22 @@ class ContextSource:
 
     Attributes:
         packer: what packs the documents.
+        shuffle: seed by which the tokens of each context are shuffled; None leaves them in order.
         cursor: where the next batch begins.
     """
 
-    def __init__(self, model: Model, documents: Documents, packing: Packing):
-        self.packer, self.cursor = Packer(documents, model.tokenizer, packing), Cursor()
+    def __init__(self, model: Model, documents: Documents, packing: Packing, shuffle: int | None = None):
+        self.packer, self.shuffle, self.cursor = Packer(documents, model.tokenizer, packing), shuffle, Cursor()
 
     def __iter__(self) -> Iterator[Contexts]:
         for c in self.packer.contexts(self.cursor):
             self.cursor = c.after
-            yield c
+            yield c if self.shuffle is None else replace(c, ids=_shuffled(c, self.shuffle))
 
     def identity(self) -> dict[str, Any]:
-        """Return the documents and their packing."""
-        return {"documents": self.packer.documents.identity(), "packing": vars(self.packer.packing).copy()}
+        """Return the documents and their packing, and the seed of the shuffle if there is one."""
+        order = {} if self.shuffle is None else {"shuffled tokens": self.shuffle}
+        return {"documents": self.packer.documents.identity(), "packing": vars(self.packer.packing).copy(), **order}
 
     def state(self) -> dict[str, Any]:
         """Return the cursor, and what it is of."""
@@ -75,6 +81,15 @@ class ContextSource:
             raise Refused("a cursor", "it is of other documents or contexts", "give those of then, or begin anew")
         self.cursor = Cursor(**state["cursor"])
         return self
+
+
+def _shuffled(contexts: Contexts, seed: int) -> Int[Tensor, "row position"]:
+    """Return the tokens of contexts in random order, the first of each where it was."""
+    ids = contexts.ids.clone()
+    for row, real, number in zip(ids, contexts.real, range(contexts.cursor.context, 1 << 62), strict=False):
+        at = real.nonzero()[1:, 0]
+        row[at] = row[at[torch.randperm(len(at), generator=generator(seed * 1_000_003 + number))]]
+    return ids
 
 
 class JacobianUpdate(Update):
@@ -235,6 +250,7 @@ def estimate_jacobian_lens(
     batch: int = 512,
     skip: int = SKIP,
     seed: int = 0,
+    shuffled: bool = False,
     out: str | Path | None = None,
     resume: bool = True,
     on_log: Callable[[dict[str, Any]], None] | None = None,
@@ -248,7 +264,8 @@ def estimate_jacobian_lens(
         context: tokens per context, over which effects on later positions are summed.
         batch: tokens that go through the model at once; several contexts if it is larger than one.
         skip: first positions of each context that are left out; the last always is.
-        seed: seed of the probes that tell the share of the position itself.
+        seed: seed of the probes that tell the share of the position itself, and of the shuffle.
+        shuffled: estimate a control: the tokens of each context in random order, the first where it was.
         out: folder for checkpoints, the log and the lens; None keeps nothing.
         resume: go on from the checkpoint in `out`, if there is one.
         on_log: called with every line of the log: `error` is the largest standard error of a depth.
@@ -258,7 +275,7 @@ def estimate_jacobian_lens(
             checkpoint of another run.
         KeyboardInterrupt: as it came; with `out`, the last whole batch is in the checkpoint, and the same call goes on.
     """
-    source = _source(model, text, context, batch, skip, "estimating a Jacobian lens")
+    source = _source(model, text, context, batch, skip, "estimating a Jacobian lens", seed if shuffled else None)
     update = JacobianUpdate(model, torch.eye(model.shape.d_model), skip, seed)
     loop = Loop(update, source, Plan(tokens=tokens, log_every=1), out, on_log=on_log)
     loop.start(resume)
@@ -311,7 +328,13 @@ def jacobian_directions(
 
 
 def _source(
-    model: Model, text: Documents | Sequence[str] | None, context: int, batch: int, skip: int, what: str
+    model: Model,
+    text: Documents | Sequence[str] | None,
+    context: int,
+    batch: int,
+    skip: int,
+    what: str,
+    shuffle: int | None = None,
 ) -> ContextSource:
     if model.family.post_norm or model.anatomy.unembed is None:
         why = "it has no unembedding that reads its residual stream directly"
@@ -324,7 +347,7 @@ def _source(
         why = f"contexts of {context} tokens have no position left, besides the last"
         raise Refused(Keyword("skip", skip), why, "skip fewer, or use longer contexts")
     packing = Packing(context, rows=max(1, batch // context))
-    return ContextSource(model, documents_of(model, text, what), packing)
+    return ContextSource(model, documents_of(model, text, what), packing, shuffle)
 
 
 def _check_some(update: JacobianUpdate) -> None:

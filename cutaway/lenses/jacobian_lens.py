@@ -9,7 +9,8 @@ the unembedding. The logit lens is the case in which every Jacobian is the ident
   the effect on the position itself, the rest being that on later positions; its interval is 95 %, over contexts.
 * `each_position`: divergences are means over the positions of a prompt but the first and special tokens, to judge a
   lens on held-out text; they are else those of the last position.
-* Control: the logit lens, and the mapped stream in a randomly rotated basis (`null`).
+* Control: the logit lens, and the mapped stream in a randomly rotated basis (`null`). A lens that was estimated on
+  shuffled tokens (`cutaway lenses estimate --shuffled`) tells how much of what is read needs text.
 * Assumption: effects are read to first order, and averaged over text: what a layer does to the last one on these
   prompts may be another thing. No offset is fitted, so that what all positions share is read by the Jacobian alone.
   Where effects on later positions prevail, a depth reads what will be said later, not next.

@@ -11,11 +11,14 @@ import transformers as tf
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
-from cutaway.core.subject import subject
+from cutaway.core.subject import Flag, subject
 from cutaway.lenses.jacobian import JacobianLens
-from cutaway.lenses.jacobian_estimation import JacobianUpdate, positions
+from cutaway.lenses.jacobian_estimation import ContextSource, JacobianUpdate, positions
 from cutaway.lenses.lens import depth_address, token_readers
+from cutaway.lenses.tuned_training import documents_of
 from cutaway.models.model import Model
+from cutaway.streams import Packing
+from cutaway.tasks.prompts import as_prompts
 from tests.conformance import subjects
 
 CONTEXT, SKIP = 10, 3
@@ -146,6 +149,8 @@ def test_a_linear_network_is_the_product_of_its_maps(monkeypatch):
     one = torch.eye(8, dtype=torch.float64)
     torch.testing.assert_close(lens.weight[1], one + maps[1].matrix, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(lens.weight[0], (one + maps[1].matrix) @ (one + maps[0].matrix), rtol=1e-9, atol=1e-9)
+    shuffled = estimated(Model(hf, model.tokenizer, "linear"), 1, shuffled=True)
+    torch.testing.assert_close(shuffled.weight, lens.weight, rtol=1e-9, atol=1e-9)  # the order of tokens means nothing
     assert lens.error.max() < 1e-12
     assert lens.same_position.tolist() == pytest.approx([1.0, 1.0], abs=0.15)
 
@@ -163,6 +168,32 @@ def test_rows_of_tokens_are_those_of_the_whole_lens_read_by_the_unembedding():
     torch.testing.assert_close(found.rows[:-1], torch.stack([readers @ w for w in lens.weight]).detach(), **NEAR)
     whole = ca.lenses.token_directions(model, lens, words)
     torch.testing.assert_close(whole.rows, found.rows, **NEAR)
+
+
+def test_the_control_is_the_lens_of_the_same_contexts_with_their_tokens_shuffled():
+    model, valid = tiny(), slice(SKIP, CONTEXT - 1)
+    lens, plain = estimated(model, shuffled=True, batch=CONTEXT), estimated(model)
+    source = ContextSource(model, documents_of(model, texts(), ""), Packing(CONTEXT, rows=2), shuffle=0)
+    rows = torch.cat([c.ids for c, _ in zip(source, range(2), strict=False)])
+    assert torch.equal(rows.sort(-1).values, contexts(model, 4).sort(-1).values)
+    assert torch.equal(rows[:, 0], contexts(model, 4)[:, 0])
+    assert (rows != contexts(model, 4)).any(1).all()
+    each = [whole_jacobian(model, ids[None], 1)[valid, :, valid].sum(0).mean(1) for ids in rows[:3]]
+    torch.testing.assert_close(lens.weight[1], torch.stack(each).mean(0), **NEAR)
+    assert lens.about["estimation"]["source"]["shuffled tokens"] == 0
+    assert float((lens.weight - plain.weight).norm() / plain.weight.norm()) > 0.1
+
+
+def test_late_in_the_bundled_model_a_lens_reads_held_out_text_better_than_its_control():
+    model = subjects.miniworld()
+    source = ContextSource(model, documents_of(model, None, ""), Packing(32, rows=48))
+    held = as_prompts(next(iter(source)).ids[32:].tolist())
+    size = dict[str, Any](tokens=8 * 32, context=32, skip=4, batch=8 * 32)
+    lenses = (ca.lenses.estimate_jacobian_lens(model, **size, shuffled=x) for x in (False, True))
+    own, shuffled = (ca.lenses.jacobian_lens(model, held, x, each_position=True, samples=1) for x in lenses)
+    late = own.labels["layer"].index("4")
+    assert float(own.divergence_interval[late, 1]) < float(shuffled.divergence_interval[late, 0])
+    assert float(shuffled.divergence[late]) < float(own.logit_divergence[late])
 
 
 def test_short_and_last_positions_are_left_out():
@@ -224,6 +255,40 @@ def test_the_curve_reads_the_mapped_stream_and_the_identity_is_the_logit_lens():
     plain = JacobianLens(one, lens.error, lens.same_position, lens.same_position_interval)
     got = ca.lenses.jacobian_lens(model, task, plain, samples=1)
     torch.testing.assert_close(got.divergence, got.logit_divergence)
+
+
+def published(path: Any, **changes: Any) -> Any:
+    """A file of the `jlens` library for a model of two layers and width 32: in half precision, of the first block."""
+    one = torch.randn(32, 32, generator=torch.Generator().manual_seed(2)).half()
+    torch.save({"J": {0: one}, "n_prompts": 7, "source_layers": [0], "d_model": 32, "d_source": 32} | changes, path)
+    return path
+
+
+def test_published_files_are_read_and_the_embedding_by_the_logit_lens(tmp_path):
+    model, task = subjects.random_llama(), subjects.llama_task(1)
+    lens = ca.lenses.open_jacobian_lens(published(tmp_path / "lens.pt"))
+    one = torch.load(tmp_path / "lens.pt", weights_only=True)["J"][0].float()
+    got = ca.lenses.jacobian_lens(model, task, lens, samples=1)
+    with torch.no_grad():
+        x = model.hf(task.bind(model).clean.ids, output_hidden_states=True).hidden_states[1][0, -1]
+        p = model.hf.lm_head(model.hf.model.norm(one @ x)).softmax(-1)[task.bind(model).answers[0]]
+    torch.testing.assert_close(got.probability[1], p, rtol=1e-4, atol=1e-6)
+    assert float(got.divergence[0]) == pytest.approx(float(got.logit_divergence[0]))
+    assert got.record["estimated on"] == {"format": "jlens", "embedding": "read by the logit lens", "contexts": 7}
+    assert got.error[:-1].isnan().all()
+    again = ca.lenses.open_jacobian_lens(lens.save(tmp_path / "own"))
+    assert all(torch.equal(t.nan_to_num(9), again.tensors()[n].nan_to_num(9)) for n, t in lens.tensors().items())
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [({"J": {1: torch.eye(32)}}, "layers 1, not of all"), ({"J": {}}, "layers none"), ({"d_model": 16}, "16 × 16"),
+     ({"J": {0: torch.eye(32), 1: torch.eye(32)}}, "3 layers"), ({"J": Flag("x", str, "", "")}, "code")],
+)  # fmt: skip
+def test_files_that_leave_out_layers_or_hold_code_are_refused(tmp_path, changes, why):
+    path = published(tmp_path / "lens.pt", **changes)
+    with pytest.raises(Refused, match=why):
+        ca.lenses.jacobian_lens(subjects.random_llama(), subjects.llama_task(1), ca.lenses.open_jacobian_lens(path))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
