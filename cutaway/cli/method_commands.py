@@ -42,6 +42,7 @@ BESIDE = {
         "harvest": ("cutaway.cli.features:harvest", "Write the store of features of dictionaries, in one pass."),
         "card": ("cutaway.cli.features:card", "Show what a latent of a store does."),
         "explain": ("cutaway.cli.features:explain", "Find short rules for latents, scored on held-out documents."),
+        "describe": ("cutaway.cli.describe:describe", "Label latents with a language model, beside controls."),
         "search": ("cutaway.cli.features:search", "Find latents of a store."),
         "compare": ("cutaway.cli.features:compare", "Match the latents of two dictionaries by where they fire."),
         "corpora": ("cutaway.cli.features:corpora", "Find the latents that two corpora differ in."),

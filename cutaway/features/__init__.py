@@ -7,11 +7,15 @@ from cutaway.features.corpora import CorpusDifference, corpora
 from cutaway.features.explain import Explanations, explain
 from cutaway.features.harvest import Keep, harvest
 from cutaway.features.latents import latents
+from cutaway.features.llm.client import Client
+from cutaway.features.llm.describe import Descriptions, describe
 from cutaway.features.store.assemble import merge
 from cutaway.features.store.feature_store import FeatureStore
 
 __all__ = [
+    "Client",
     "CorpusDifference",
+    "Descriptions",
     "Explanations",
     "FeatureCard",
     "FeatureStore",
@@ -20,6 +24,7 @@ __all__ = [
     "card",
     "compare",
     "corpora",
+    "describe",
     "explain",
     "harvest",
     "latents",

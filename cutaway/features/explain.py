@@ -33,10 +33,10 @@ from cutaway.features.rules.families import Corpus
 from cutaway.features.rules.mine import Miner, Rule, measures
 from cutaway.features.store.feature_store import FeatureStore
 from cutaway.features.store.latents import StoredLatents
-from cutaway.features.store.meta import Label
+from cutaway.features.store.meta import RULE, Label
 
 MEASURES = ["precision", "recall", "F1", "AUROC"]
-RULE, NONE = "rule", "no short rule"
+NONE = "no short rule"
 _LEAST = 0.2  # F1 below which no rule is claimed
 
 
@@ -153,8 +153,7 @@ def _explained(known: StoredLatents, miner: Miner) -> list[int]:
 
 
 def _row(miner: Miner, known: StoredLatents, latent: int, resamples: int, samples: int) -> _Row:
-    active = np.zeros(len(miner.corpus.rows), dtype=bool)
-    active[miner.corpus.row_of(known.codes(latent)[0].numpy())] = True
+    active = miner.corpus.active(known, latent)
     rule = miner.rule(active)
     counts, null = miner.counts(rule, active), list[np.ndarray]()
     for _ in range(samples):

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 import cutaway as ca
@@ -93,4 +94,24 @@ def found(code: torch.Tensor, store: FeatureStore) -> torch.Tensor:
     return code[[ids.index(row) for row in own]]
 
 
-__all__ = ["KEEP", "MASKING", "PACKING", "WIDTH", "brute", "ca", "dictionaries", "found", "made", "model", "texts"]
+WORDS = [*subjects.NAMES, *subjects.PLACES, *subjects.THINGS]
+
+
+def documents(seed: int, more: tuple[str, ...] = (), n: int = 40) -> list[str]:
+    """Random words of several lengths; in a corpus with `more`, those words take a third of the places."""
+    g = np.random.default_rng(seed)
+    drawn = [g.choice(WORDS, g.integers(9, 30)) for _ in range(n)]
+    return [" ".join(g.choice(more) if more and g.random() < 1 / 3 else w for w in d) for d in drawn]
+
+
+def of_tokens(out, written: list[str], share: float = 0.95) -> FeatureStore:
+    """The store of a dictionary with a latent for each word, active on its token alone."""
+    m = model()
+    rows = m.hf.model.embed_tokens.weight.detach()[[m.text.token_id(w) for w in WORDS]]
+    unit = torch.nn.functional.normalize(rows, dim=1)
+    d = autoencoder("resid_pre.0", unit, unit, -share * rows.norm(dim=1), torch.zeros(32), Relu())
+    return harvest(m, d, from_texts(written), out, packing=PACKING, masking=MASKING, keep=KEEP)
+
+
+__all__ = ["KEEP", "MASKING", "PACKING", "WIDTH", "WORDS", "brute", "ca", "dictionaries", "documents", "found", "made",
+           "model", "of_tokens", "texts"]  # fmt: skip

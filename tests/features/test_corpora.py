@@ -2,35 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from cutaway.core.refuse import Refused
-from cutaway.dictionaries.gates import Relu
-from cutaway.dictionaries.transforms import autoencoder
-from cutaway.features import FeatureStore, corpora, harvest
-from cutaway.streams import from_texts
-from tests.conformance import subjects
-from tests.features.common import KEEP, MASKING, PACKING, made, model, texts
-
-WORDS = [*subjects.NAMES, *subjects.PLACES, *subjects.THINGS]
-
-
-def documents(seed: int, more: tuple[str, ...] = (), n: int = 40) -> list[str]:
-    """Random words of several lengths; in a corpus with `more`, those words take a third of the places."""
-    g = np.random.default_rng(seed)
-    drawn = [g.choice(WORDS, g.integers(9, 30)) for _ in range(n)]
-    return [" ".join(g.choice(more) if more and g.random() < 1 / 3 else w for w in d) for d in drawn]
-
-
-def of_tokens(out, written: list[str], share: float = 0.95) -> FeatureStore:
-    """The store of a dictionary with a latent for each word, active on its token alone."""
-    m = model()
-    rows = m.hf.model.embed_tokens.weight.detach()[[m.text.token_id(w) for w in WORDS]]
-    unit = torch.nn.functional.normalize(rows, dim=1)
-    d = autoencoder("resid_pre.0", unit, unit, -share * rows.norm(dim=1), torch.zeros(32), Relu())
-    return harvest(m, d, from_texts(written), out, packing=PACKING, masking=MASKING, keep=KEEP)
+from cutaway.features import corpora
+from tests.features.common import WORDS, documents, made, of_tokens, texts
 
 
 def test_rates_and_their_standard_errors_are_sums_over_documents(tmp_path):

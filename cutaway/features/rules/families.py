@@ -17,6 +17,7 @@ import numpy as np
 
 from cutaway.features.store.corpus import CODED, COUNTED, SCORE
 from cutaway.features.store.feature_store import FeatureStore
+from cutaway.features.store.latents import StoredLatents
 
 CLASSES = ("white space", "digits", "punctuation", "capitals", "a capital first", "small letters")
 REPEATED = ("a new token", "a token that the context had before", "a pair of tokens that the context had before")
@@ -54,6 +55,12 @@ class Corpus:
     def row_of(self, places: np.ndarray) -> np.ndarray:
         """Return the rows of some places in the corpus."""
         return np.searchsorted(self.rows, places)
+
+    def active(self, known: StoredLatents, latent: int) -> np.ndarray:
+        """Return True for the rows on which a latent is active."""
+        out = np.zeros(len(self.rows), dtype=bool)
+        out[self.row_of(known.codes(latent)[0].numpy())] = True
+        return out
 
     @cached_property
     def previous(self) -> np.ndarray:

@@ -8,6 +8,7 @@ largest F1 wins, an earlier one unless a later is better by 0.02. On the score h
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -70,11 +71,12 @@ class Miner:
         values, number = self.numbers[rule.family]
         return np.isin(values, rule.literals)[number[rows]]
 
-    def rule(self, active: np.ndarray) -> Rule | None:
+    def rule(self, active: np.ndarray, families: Iterable[str] = FAMILIES) -> Rule | None:
         """Return the best rule for a latent that is active on some rows; None without active ones to learn from.
 
         Args:
             active: True for each row of the corpus on which the latent is active.
+            families: names of the families that are searched.
         """
         rows = self.explain[active[self.explain]]
         if len(rows) < LEAST:
@@ -83,7 +85,7 @@ class Miner:
         rows = rows if len(rows) <= ACTIVE else self.g.choice(rows, ACTIVE, replace=False)
         others = self.others[~active[self.others]]
         best: Rule | None = None
-        for family in FAMILIES:
+        for family in families:
             found = self._of_family(family, rows, others, prior)
             if found is not None and (best is None or found.f1 > best.f1 + _MARGIN):
                 best = found

@@ -14,6 +14,7 @@ from typing import Any
 from cutaway.core.refuse import Refused
 
 VERSION = 1
+RULE, LLM = "rule", "llm"  # sources of labels
 _TABLES = """
 create table about (version integer not null, store text not null);
 create table label (
@@ -57,6 +58,12 @@ class Label:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _rank(label: Label) -> int:
+    if label.source == LLM:
+        return 1 if label.details.get("leads") else 3
+    return 2 if label.source == RULE else 0
+
+
 class Meta:
     """The file `meta.sqlite` of a store; made when it is first written to."""
 
@@ -78,10 +85,14 @@ class Meta:
             )
 
     def labels(self, dictionary: str, latent: int | None = None) -> list[Label]:
-        """Return the labels of a latent, or of all of a dictionary's, by latent."""
+        """Return the labels of a latent, or of all of a dictionary's, by latent; people's first.
+
+        A language model's label comes before the rule if it beat the rule on the same documents, and else after it.
+        """
         more = "" if latent is None else " and latent = ?"
         where = (dictionary,) if latent is None else (dictionary, latent)
-        return self._labels(f"select {_LABEL} from label where dictionary = ?{more} order by latent, source", where)
+        found = self._labels(f"select {_LABEL} from label where dictionary = ?{more} order by latent, source", where)
+        return sorted(found, key=lambda x: (x.latent, _rank(x)))
 
     def find(self, query: str, most: int = 50) -> list[Label]:
         """Return the labels that hold all words of a query, the best first (BM25)."""
