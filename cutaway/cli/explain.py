@@ -45,6 +45,9 @@ def explain(
     effort: Annotated[
         Literal["quick", "normal", "thorough"] | None, Parameter(help="siblings and samples [default: by model size]")
     ] = None,
+    graph: Annotated[
+        str | None, Parameter(help="transcoders, or neurons: trace the sentence's attribution graph over them")
+    ] = None,
     seed: Annotated[int, Parameter(help="of every random choice")] = 0,
     html: Annotated[Path | None, Parameter(group="Output", help="write the whole report as one HTML file")] = None,
     dry_run: DryRunFlag = False,
@@ -73,6 +76,7 @@ def explain(
         m = load_model(model, model_dtype, model_device)
         asked, corrupt = _asked(m, prompt, corrupt, chat)
         options: dict[str, Any] = {"target": target, "foil": foil, "corrupt": corrupt, "effort": effort, "seed": seed}
+        options["graph"] = _units(m, graph)
         if dry_run:
             return cost(suite.explain, m, asked, **options, step=step)
         with step.paused():
@@ -97,6 +101,15 @@ def explain(
     said = {**data(found, command, html), "instead": other}
     code = INTERRUPTED if found is shown.latest and not found.complete else 0
     return Reply(said, lambda console: shown.rest(console, found, command, html, other), code)
+
+
+def _units(m: Model, named: str | None) -> Any:
+    """Return what an attribution graph is traced over: transcoders of a file, neurons, or nothing."""
+    if named is None or named == "neurons":
+        return named
+    from cutaway.dictionaries.opening import open_named
+
+    return open_named({"graph": named}, {"model": m})
 
 
 def _asked(m: Model, prompt: str | None, corrupt: str | None, said: str | None) -> tuple[str, str | None]:
@@ -228,6 +241,8 @@ def _parts(e: Explanation) -> Iterator[tuple[str, list[Any]]]:
         yield "depth", [*said("the depth"), terminal(r["depth"], "probability")]
     if "writers" in r:
         yield "writers", [*said("the writers"), terminal(r["writers"], "effect", bars=10)]
+    if "removed" in e.own:
+        yield "graph", [Text(f"▸ {_books(e)}"), terminal(e.own["graph"], edges=10)]
 
 
 def _end(e: Explanation) -> Iterator[Any]:
@@ -291,7 +306,8 @@ def sections(e: Explanation) -> list[Section]:
         ]
 
     said = {c.about: [f"{c.text} ({c.control})."] for c in e.claims if c.supported}
-    return [section for section in [*_reading(e, said, shows), *_exchanging(e, said, shows)] if section.shows]
+    asked = [*_reading(e, said, shows), *_exchanging(e, said, shows), *_tracing(e, shows)]
+    return [section for section in asked if section.shows]
 
 
 def _reading(e: Explanation, said: dict[str, list[str]], shows: Shows) -> list[Section]:
@@ -376,6 +392,37 @@ def _exchanging(e: Explanation, said: dict[str, list[str]], shows: Shows) -> lis
             ),
         ),
     ]
+
+
+def _tracing(e: Explanation, shows: Shows) -> list[Section]:
+    """Return the questions that an attribution graph answers."""
+    from cutaway.views.page import Section
+
+    return [
+        Section(
+            "Along which features",
+            f"Through which features, tokens and errors does this sentence lead to “{e.answer}” over “{e.foil}”?",
+            [_books(e)] if "removed" in e.own else [],
+            shows(
+                (e.own, "graph", "weight", "the nodes of the largest influence, and their edges"),
+                (e.own, "removed", "effect", "what the answer loses without each of the largest units, measured"),
+                (e.own, "removed", "predicted", "the same as the graph says"),
+            ),
+        )
+    ]
+
+
+def _books(e: Explanation) -> str:
+    """Say how far the graph is to be trusted: closure, what its units leave out, and what removing them shows."""
+    graph, removed = e.own["graph"], e.own["removed"]
+    closure, turned = graph.record["closure"]["largest residual"], float(removed.replacement_null.max())
+    low, high = removed.agreement_interval.tolist()
+    return (
+        f"The attribution graph of this sentence: each row sums to its value up to {closure:.1e}; replacement score "
+        f"{float(removed.replacement):.2f} (rotated decoders: at most {turned:.2f}), errors carry "
+        f"{float(removed.error_share):.0%}. Removing its {len(removed.effect)} largest units agrees with it by a rank "
+        f"correlation of {float(removed.agreement):.2f} [{low:.2f}, {high:.2f}]."
+    ).replace("-", "−")
 
 
 def _closure(writers: Any) -> str:

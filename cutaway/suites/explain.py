@@ -23,6 +23,7 @@ from cutaway.core.finite import finite
 from cutaway.core.record import counting
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
+from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.interventions.paired_runs import Direction, difference
 from cutaway.models.dry import planned
 from cutaway.models.model import Model
@@ -67,6 +68,7 @@ def explain(
     foil: str | None = None,
     corrupt: str | None = None,
     effort: Effort | None = None,
+    graph: Dictionary | Literal["neurons"] | None = None,
     seed: int = 0,
     step: Callable[[str], None] = lambda text: None,
     each: Callable[[Explanation], None] = lambda found: None,
@@ -82,12 +84,15 @@ def explain(
         effort: how many siblings, samples and cells (`EFFORTS`). `thorough` measures every cell, which models of up to
             20 M parameters get by default; larger ones get `normal`, where first-order estimates choose what is
             measured.
+        graph: transcoders of the MLPs, or "neurons", over which the sentence's attribution graph is traced and tested;
+            none if not given.
         seed: of every random choice.
         step: called with a line of text at each stage of the work.
         each: called with the explanation so far, whenever a result is new.
 
     Raises:
-        Refused: no counterfactual of equal length, an answer of no token, an unreadable model.
+        Refused: no counterfactual of equal length, an answer of no token, an unreadable model, or what `graphs.trace`
+            refuses.
     """
     if not 0 <= seed < 1 << 63:
         raise Refused(f"seed {seed}", "it is outside 0 to 2**63 − 1", "use a small whole number")
@@ -117,6 +122,14 @@ def explain(
         held = replace(form, pairs=form.pairs[len(many) :]) if len(form) >= len(many) + _HELD else None
         found, own = dict[str, Result](), dict[str, Result]()
         for _ in _measure(model, one, many, held, scale, seed, step, found, own):
+            each(so_far(len(many) - 1, found, own))
+        if graph is not None:
+            from cutaway import graphs
+
+            step("tracing the sentence through features")
+            own["graph"] = graphs.prune(graphs.trace(model, one, graph, seed=seed))
+            step("removing the largest features of its graph")
+            own["removed"] = graphs.validate(model, one, graph, seed=seed)
             each(so_far(len(many) - 1, found, own))
     return so_far(len(many) - 1, found, own)
 

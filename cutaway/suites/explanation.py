@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Required, TypedDict
+from typing import TYPE_CHECKING, Required, TypedDict
 
 from jaxtyping import Float
 from torch import Tensor
@@ -17,6 +17,10 @@ from cutaway.lenses.direct_attribution import DirectAttribution
 from cutaway.lenses.lens_grid import LensGrid
 from cutaway.lenses.logit_lens import LensCurve
 from cutaway.patching.group import GroupEffect
+
+if TYPE_CHECKING:
+    from cutaway.core.graph import Graph
+    from cutaway.graphs.validate import GraphValidation
 
 UNSUPPORTED = "Not claimed, because interval or control do not support it"
 #: what a claim is about → the result that it reads, and the methods that make it
@@ -69,10 +73,14 @@ class Results(TypedDict, total=False):
 
 
 class Own(TypedDict, total=False):
-    """The same on the sentence alone, where that is worth a look."""
+    """The same on the sentence alone, where that is worth a look; and, if it was asked for, the main part of its
+    attribution graph, with what the answer loses where the largest units are removed.
+    """
 
     writers: DirectAttribution
     resid_pre: Effects
+    graph: Graph
+    removed: GraphValidation
 
 
 @dataclass(frozen=True)

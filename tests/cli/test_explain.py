@@ -16,6 +16,7 @@ import cutaway as ca
 from cutaway.cli import app
 from cutaway.cli import explain as command
 from cutaway.cli.subjects import load_model
+from cutaway.dictionaries.opening import open_dictionary
 from tests.conformance import subjects
 
 CAPITAL = "The capital of Norway is"
@@ -291,3 +292,19 @@ def test_the_program_itself_keeps_stdout_for_json(tmp_path, told):
         assert line.replace("'", "&#x27;") in page.replace("&quot;", '"').replace("&nbsp;", " "), line
     assert data["command"].startswith("cutaway explain")
     json.dumps(data, allow_nan=False)
+
+
+def test_the_graph_of_the_sentence_is_traced_and_tested_on_request(capsys, tmp_path):
+    page = tmp_path / "why.html"
+    words = [CAPITAL, "--effort", "quick", "--graph", "miniworld/transcoders"]
+    code, out, _ = run(capsys, *words, "--json", "--html", str(page))
+    said, text = json.loads(out), page.read_text("utf-8")
+    assert (code, {"graph", "removed"} - said["own"].keys()) == (0, set())
+    assert shlex.split(said["command"])[2:] == words
+    task = ca.tasks.from_sentence(subjects.miniworld(), CAPITAL)
+    graph = ca.graphs.trace(subjects.miniworld(), task, open_dictionary("miniworld/transcoders"))
+    edges = ca.graphs.prune(graph).weight.tolist()
+    assert said["own"]["graph"]["fields"]["weight"]["values"] == pytest.approx(edges, rel=1e-3, abs=1e-4)
+    assert "Along which features" in text
+    assert f"replacement score {float(graph.replacement):.2f} (rotated decoders: at most" in text
+    assert "there is nothing" in refused(capsys, CAPITAL, "--graph", str(tmp_path / "none.safetensors"))
