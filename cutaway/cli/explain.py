@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from cutaway.core.graph import Graph
+    from cutaway.graphs.validate import GraphValidation
     from cutaway.models.model import Model
     from cutaway.suites.explanation import Explanation
     from cutaway.views.page import Section, Show
@@ -241,8 +243,8 @@ def _parts(e: Explanation) -> Iterator[tuple[str, list[Any]]]:
         yield "depth", [*said("the depth"), terminal(r["depth"], "probability")]
     if "writers" in r:
         yield "writers", [*said("the writers"), terminal(r["writers"], "effect", bars=10)]
-    if "removed" in e.own:
-        yield "graph", [Text(f"▸ {_books(e)}"), terminal(e.own["graph"], edges=10)]
+    if (traced := e.own.get("graph")) is not None and (removed := e.own.get("removed")) is not None:
+        yield "graph", [Text(f"▸ {_books(traced, removed)}"), terminal(traced, edges=10)]
 
 
 def _end(e: Explanation) -> Iterator[Any]:
@@ -398,11 +400,12 @@ def _tracing(e: Explanation, shows: Shows) -> list[Section]:
     """Return the questions that an attribution graph answers."""
     from cutaway.views.page import Section
 
+    traced, removed = e.own.get("graph"), e.own.get("removed")
     return [
         Section(
             "Along which features",
             f"Through which features, tokens and errors does this sentence lead to “{e.answer}” over “{e.foil}”?",
-            [_books(e)] if "removed" in e.own else [],
+            [] if traced is None or removed is None else [_books(traced, removed)],
             shows(
                 (e.own, "graph", "weight", "the nodes of the largest influence, and their edges"),
                 (e.own, "removed", "effect", "what the answer loses without each of the largest units, measured"),
@@ -412,9 +415,8 @@ def _tracing(e: Explanation, shows: Shows) -> list[Section]:
     ]
 
 
-def _books(e: Explanation) -> str:
+def _books(graph: Graph, removed: GraphValidation) -> str:
     """Say how far the graph is to be trusted: closure, what its units leave out, and what removing them shows."""
-    graph, removed = e.own["graph"], e.own["removed"]
     closure, turned = graph.record["closure"]["largest residual"], float(removed.replacement_null.max())
     low, high = removed.agreement_interval.tolist()
     return (
