@@ -124,12 +124,7 @@ def explain(
         for _ in _measure(model, one, many, held, scale, seed, step, found, own):
             each(so_far(len(many) - 1, found, own))
         if graph is not None:
-            from cutaway import graphs
-
-            step("tracing the sentence through features")
-            own["graph"] = graphs.prune(graphs.trace(model, one, graph, seed=seed))
-            step("removing the largest features of its graph")
-            own["removed"] = graphs.validate(model, one, graph, seed=seed)
+            own |= _traced(model, one, graph, seed, step)
             each(so_far(len(many) - 1, found, own))
     return so_far(len(many) - 1, found, own)
 
@@ -188,6 +183,18 @@ def _measure(
     found |= {site: sweep(site) for site in ("attn_out", "mlp_out")}
     own["resid_pre"] = streams(one)
     yield
+
+
+def _traced(
+    model: Model, one: Task, units: Dictionary | Literal["neurons"], seed: int, step: Callable[[str], None]
+) -> dict[str, Result]:
+    """Return the main part of the sentence's attribution graph, and what removing its units does."""
+    from cutaway import graphs
+
+    step("tracing the sentence through features")
+    main = graphs.prune(graphs.trace(model, one, units, seed=seed))
+    step("removing the largest features of its graph")
+    return {"graph": main, "removed": graphs.validate(model, one, units, seed=seed)}
 
 
 def _predictions(
