@@ -49,7 +49,7 @@ class AttributionGraph(Result, kind="attribution_graph"):
 
     influence: Float[Tensor, "node"]
     influence_null: Float[Tensor, "node sample"] | None
-    excess: Float[Tensor, "node"] | None = None
+    excess: Float[Tensor, "node"] | None
     weight: Float[Tensor, "target node"]
     node_of: Int[Tensor, "target"]
     activation: Float[Tensor, "node"]

@@ -86,6 +86,7 @@ def _graph(raw: _Raw, record: dict[str, Any]) -> AttributionGraph:
     return AttributionGraph(
         influence=influence,
         influence_null=None,
+        excess=None,
         weight=weight,
         node_of=node_of,
         activation=torch.cat([raw.activation, torch.zeros(len(nodes) - units)]),

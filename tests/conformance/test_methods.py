@@ -93,7 +93,7 @@ DRAWN = {
     "dictionaries.probing": {"accuracy", "each"},
     "graphs.feature_circuit": {"estimate", "exact", "agreement", "chance"},
     "dictionaries.letter_absorption": {"score"},
-}
+} | {name: {"excess"} for name in ROWS if name.startswith("graphs.trace")}
 
 
 @numeric

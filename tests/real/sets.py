@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import cutaway as ca
 from cutaway.tasks import Pair, Task
 from cutaway.tasks.answers import continuation
+from tools.real_dictionary import docstrings as written
 
 FOLDER = Path(__file__).parent / "sets"
 
@@ -17,6 +19,12 @@ FOLDER = Path(__file__).parent / "sets"
 def rows(name: str) -> list[dict[str, Any]]:
     """The lines of one set."""
     return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text("utf-8").splitlines()]
+
+
+def docstrings() -> list[str]:
+    """Docstrings of the standard library, a text a module: English about other things than the sets."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    return ["\n\n".join(written((library / f"{n}.py").read_text("utf-8"))) for n in ("difflib", "statistics")]
 
 
 def pair(row: dict[str, Any]) -> Pair:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sysconfig
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,17 +11,10 @@ import cutaway as ca
 from cutaway.lenses.swap import SwapCurve
 from tests.real import sets
 from tests.real.written import measure
-from tools.real_dictionary import docstrings
 
 N, CONTEXTS, CONTEXT, SKIP = 10, 4, 64, 8
 SWAPS = "lenses: swapping two tokens"
 SHOWN = (0, 12, 20, 23, 24, 25, 26, 28, 29, 30)  # depths: 0 is the embedding, 24 the stream after layer 23
-
-
-def texts() -> list[str]:
-    """Docstrings of the standard library: English about other things than capitals."""
-    library = Path(sysconfig.get_paths()["stdlib"])
-    return ["\n".join(docstrings((library / f"{n}.py").read_text("utf-8"))) for n in ("difflib", "statistics")]
 
 
 def write_swaps(results, what: str, found: SwapCurve) -> None:
@@ -44,7 +35,7 @@ def test_swaps_of_capitals_begin_where_the_capital_is_brought(model, results):
     bound = task.bind(model)
     words = [model.tokenizer.decode([i]) for i in torch.cat([bound.answers, bound.foils]).unique().tolist()]
     size: dict[str, Any] = {"contexts": CONTEXTS, "context": CONTEXT, "skip": SKIP, "batch": CONTEXTS * CONTEXT}
-    found = ca.lenses.jacobian_directions(model, texts(), words, **size)
+    found = ca.lenses.jacobian_directions(model, sets.docstrings(), words, **size)
     jacobian = ca.lenses.swap_along(model, task, found, samples=2)
     write_swaps(results, "Jacobian directions", jacobian)
     for curve in (logit, jacobian):

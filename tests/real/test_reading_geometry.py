@@ -12,7 +12,7 @@ import cutaway as ca
 from cutaway.geometry import encode, of_vocabulary
 from cutaway.geometry.properties import ORDER
 from cutaway.tasks.prompts import Prompts
-from tests.meta.tree import ROOT
+from tests.real import sets
 from tests.real.conftest import REAL
 from tests.real.written import measure
 
@@ -85,9 +85,9 @@ def test_features_of_a_prompt_have_properties(model, results):
 
 
 @pytest.mark.parametrize("name", ["smollm2"], indirect=True)
-def test_two_models_share_more_than_shuffled_weights_behind_the_first_block(model, results):
-    pages = (p.read_text("utf-8") for p in sorted((ROOT / "docs" / "decisions").glob("[1-9]-*.md")))
-    paragraphs = [" ".join(p.split()) for page in pages for p in page.split("\n\n") if len(p.split()) > 20]
+def test_two_models_share_more_than_words_in_another_order(model, results):
+    parts = (p for text in sets.docstrings() for p in text.split("\n\n"))
+    paragraphs = [" ".join(p.split()) for p in parts if len(p.split()) > 20]
     gemma = ca.load(REAL / "gemma3", check=False)
     found = {
         "Gemma 3 270M": ca.geometry.similarity(model, gemma, paragraphs, layers=3, samples=3),
@@ -101,6 +101,7 @@ def test_two_models_share_more_than_shuffled_weights_behind_the_first_block(mode
             blocks = f"{one.labels['layer'][i]} and {one.labels['other_layer'][i]}"
             results.row(TWO, f"{what}: blocks {blocks}", one.record["words"], cka=cka, svcca=svcca, matched=matched)
             assert float(one.svcca[i, i]) > float(one.svcca_null[i, i].max())
-    theirs, control = found["Gemma 3 270M"].interval, found["shuffled weights"].interval
-    assert all(float(theirs[i, i, 0]) > float(control[i, i, 1]) for i in (1, 2))
+    cka, null, interval = (getattr(found["Gemma 3 270M"], name) for name in ("cka", "null", "interval"))
+    assert all(float(cka[i, i]) > float(null[i, i].max()) for i in range(3))
+    assert all(float(interval[i, i, 0]) > float(null[i, i].max()) for i in (0, 2)), "the middle one turns on few words"
     assert bool((found["Gemma 3 270M"].svcca.diagonal() > found["shuffled weights"].svcca.diagonal())[1:].all())
