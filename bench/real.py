@@ -80,30 +80,6 @@ ALONE = {
     "weights spectra": "",
     "geometry concepts": "",
 }
-PLAIN = {"smollm2": (40.0, 2.5), "gemma3": (60.0, None)}
-BUNDLED, SEEDED = "miniworld", "1.1B seeded, bfloat16"
-FIRST_LINE = 5.0
-METHOD = 60.0  # CPU seconds that any other method may take at its default
-PROMPTS = 16
-#: method → further options, where one has no default
-METHODS = {
-    "lenses logit_lens": "",
-    "lenses lens_grid": "",
-    "lenses direct_attribution": "",
-    "patching activation": "",
-    "patching activation --site z": "--site z",
-    "patching ablate": "",
-    "patching attribution": "",
-    "patching attribution_star": "",
-    "patching relevance": "",
-    "patching path": "",
-    "patching causal_trace": "",
-    "patching knockout": "",
-    "patching knockout_curve": "",
-    "patching interactions": "",
-    "patching self_repair": "",
-    "patching group": "--heads 23.4,29.1,23.5",
-}
 PLAIN = """
 import sys, torch, cutaway as ca
 model = ca.load(sys.argv[1])
