@@ -23,8 +23,8 @@ PROMPTS, SHOTS, KEY_HEADS, SIZE, SAMPLES, NULL_CELLS = 16, 4, 3, 10, 4, 6
 def main() -> None:
     """Run the study, keep the numbers, and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--folder", type=Path, default=real.ROOT / "runs" / "real", help="where the model is")
-    parser.add_argument("--out", type=Path, default=real.ROOT / "runs" / "real" / "arithmetic", help="where it is kept")
+    parser.add_argument("--folder", type=Path, default=real.RUNS, help="where the model is")
+    parser.add_argument("--out", type=Path, default=real.RUNS / "arithmetic", help="where it is kept")
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="problems of each operation")
     chosen = parser.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)

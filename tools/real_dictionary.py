@@ -8,7 +8,6 @@ ten latents in docs/real.md. The ten are a seeded draw among the latents of ordi
 
 from __future__ import annotations
 
-import argparse
 import ast
 import hashlib
 import json
@@ -41,19 +40,10 @@ LONG = 20_000  # characters that one file gives at most
 
 def main() -> None:
     """Train, judge, keep the numbers, and write the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "real", help="where tools.real_models made it")
-    parser.add_argument("--no-write", action="store_true", help="print only")
-    chosen = parser.parse_args()
+    chosen = real.options(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measured(Path(folder), chosen.folder / MODEL)
-    text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-    if chosen.no_write:
-        print(text)
-        return
-    real_studies.DICTIONARY.write_text(text, "utf-8")
-    real.PAGE.write_text(real.page(), "utf-8")
-    print(f"wrote {real_studies.DICTIONARY.relative_to(ROOT)} and {real.PAGE.relative_to(ROOT)}")
+    real.publish(found, real_studies.DICTIONARY, write=not chosen.no_write)
 
 
 def measured(folder: Path, model: Path) -> dict[str, Any]:

@@ -8,8 +8,6 @@ publishes what came out in docs/real.md. The labels that are shown are a seeded 
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import tempfile
 import time
@@ -33,19 +31,10 @@ DRAWN = 12
 
 def main() -> None:
     """Train, harvest, find rules, keep the numbers, and write the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--folder", type=Path, default=real.ROOT / "runs" / "real", help="where the model is")
-    parser.add_argument("--no-write", action="store_true", help="print only")
-    chosen = parser.parse_args()
+    chosen = real.options(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measured(Path(folder), chosen.folder / MODEL)
-    text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
-    if chosen.no_write:
-        print(text)
-        return
-    real_studies.FEATURES.write_text(text, "utf-8")
-    real.PAGE.write_text(real.page(), "utf-8")
-    print(f"wrote {real_studies.FEATURES.relative_to(real.ROOT)} and {real.PAGE.relative_to(real.ROOT)}")
+    real.publish(found, real_studies.FEATURES, write=not chosen.no_write)
 
 
 def measured(folder: Path, model: Path) -> dict[str, Any]:

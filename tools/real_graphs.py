@@ -8,7 +8,6 @@ the model's own neurons; and publishes it all in docs/real.md. Prompts are the f
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 from pathlib import Path
@@ -31,24 +30,12 @@ SHOWN, REMOVED, LEADING = 8, 20, 1  # the first token is a sink, though no begin
 
 def main() -> None:
     """Train, judge, trace, keep the numbers, and write the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--folder", type=Path, default=real_studies.ROOT / "runs" / "real", help="where the model is")
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=real_studies.ROOT / "runs" / "real" / "transcoders",
-        help="where transcoders are kept",
-    )
+    parser = real.options(__doc__)
+    parser.add_argument("--out", type=Path, default=real.RUNS / "transcoders", help="where transcoders are kept")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="that the transcoders are trained on")
-    parser.add_argument("--no-write", action="store_true", help="print only")
     chosen = parser.parse_args()
-    text = json.dumps(measured(chosen.folder / MODEL, chosen.out, chosen.tokens), indent=1, ensure_ascii=False) + "\n"
-    if chosen.no_write:
-        print(text)
-        return
-    real_studies.GRAPHS.write_text(text, "utf-8")
-    real.PAGE.write_text(real.page(), "utf-8")
-    print(f"wrote {real_studies.GRAPHS.relative_to(real_studies.ROOT)} and {real.PAGE.relative_to(real_studies.ROOT)}")
+    found = measured(chosen.folder / MODEL, chosen.out, chosen.tokens)
+    real.publish(found, real_studies.GRAPHS, write=not chosen.no_write)
 
 
 def measured(folder: Path, out: Path, tokens: int) -> dict[str, Any]:
@@ -100,6 +87,7 @@ def traced(model: ca.Model, task: ca.Task, units: Any) -> dict[str, Any]:
 
 def told(graph: AttributionGraph, tested: GraphValidation) -> dict[str, Any]:
     """The scores of a graph and of its validation, and its largest nodes among those beyond all random targets."""
+    assert graph.influence_null is not None
     beside = graph.influence_null.max(1).values
     first = torch.where(graph.influence > beside, graph.influence, 0.0).argsort(descending=True)[:SHOWN].tolist()
     nodes = [{"node": graph.labels["node"][i], "influence": rounded(graph.influence[i]),

@@ -8,8 +8,6 @@ publishes both in docs/real.md. It takes long on one thread; `--tokens` and `--c
 
 from __future__ import annotations
 
-import argparse
-import json
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,22 +25,13 @@ TOKENS, CONTEXTS, CONTEXT, HELD, WIDTH, PROMPTS, SKIPPED = 20_000, 6, 128, 32, 9
 
 def main() -> None:
     """Fit, judge, keep the numbers, and write the page."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--folder", type=Path, default=real_studies.ROOT / "runs" / "real", help="where the model is")
-    parser.add_argument(
-        "--out", type=Path, default=real_studies.ROOT / "runs" / "real" / "lenses", help="where lenses are kept"
-    )
+    parser = real.options(__doc__)
+    parser.add_argument("--out", type=Path, default=real.RUNS / "lenses", help="where lenses are kept")
     parser.add_argument("--tokens", type=int, default=TOKENS, help="of the tuned lens")
     parser.add_argument("--contexts", type=int, default=CONTEXTS, help=f"of {CONTEXT} tokens, of the Jacobian lens")
-    parser.add_argument("--no-write", action="store_true", help="print only")
     chosen = parser.parse_args()
-    text = json.dumps(measured(chosen.folder / MODEL, chosen.out, chosen.tokens, chosen.contexts), indent=1) + "\n"
-    if chosen.no_write:
-        print(text)
-        return
-    real_studies.LENSES.write_text(text, "utf-8")
-    real.PAGE.write_text(real.page(), "utf-8")
-    print(f"wrote {real_studies.LENSES.relative_to(real_studies.ROOT)} and {real.PAGE.relative_to(real_studies.ROOT)}")
+    found = measured(chosen.folder / MODEL, chosen.out, chosen.tokens, chosen.contexts)
+    real.publish(found, real_studies.LENSES, write=not chosen.no_write)
 
 
 def measured(folder: Path, out: Path, tokens: int, contexts: int) -> dict[str, Any]:

@@ -49,7 +49,7 @@ Nearer to the model than the logit lens, intervals apart, at {_nearer(found["KL"
 |{"---|" * (1 + len(heads))}
 {chr(10).join(lines)}
 
-{on(found["machine"])}
+{machine_line(found["machine"])}
 
 """
 
@@ -107,7 +107,7 @@ held-out tokens, where they are largest; *focus* is the share of a latent's acti
 |---|---|---|---|---|
 {chr(10).join(_latent(f, says) for f, says in latents)}
 {summary}
-{on(found["machine"])}
+{machine_line(found["machine"])}
 """
 
 
@@ -143,7 +143,7 @@ everywhere has {2 * density / (1 + density):.2f} at the mean density of {density
 |---|---|---|---|---|
 {chr(10).join(lines)}
 
-{on(found["machine"])}
+{machine_line(found["machine"])}
 
 """
 
@@ -237,9 +237,10 @@ The largest nodes of those that exceed all random targets (in brackets the large
 
 {largest}
 
-{on(found["machine"])}
+{machine_line(found["machine"])}
 """
 
 
-def on(about: dict[str, Any]) -> str:
+def machine_line(about: dict[str, Any]) -> str:
+    """The machine that something was measured on, in a line."""
     return " · ".join(f"{key} {value}" for key, value in about.items())
