@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import sweeps
-from bench.frame import ROOT, Row, Subject, finish, options, pythons, quiet, serve, spent
+from bench.frame import ROOT, Row, Subject, finish, options, pythons, quiet, rename_tokenizer, serve, spent
 from bench.growth import AT_ONCE, grown
 
 UNIT = "CPU ms a latent"
@@ -69,9 +69,7 @@ def save(folder: str) -> None:
 
     g = torch.Generator().manual_seed(0)
     sweeps.save(folder, n_layer=LAYERS, n_embd=WIDTH, n_head=8, n_positions=LENGTH, vocab_size=VOCABULARY)
-    names = Path(folder, "tokenizer_config.json")
-    tokenizer = json.loads(names.read_text("utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    names.write_text(json.dumps(tokenizer), "utf-8")  # the name of the class that an older transformers knows
+    rename_tokenizer(folder)
     weights = load_file(Path(folder, "model.safetensors"))
     weights["transformer.wte.weight"] *= 50
     save_file(weights, Path(folder, "model.safetensors"), {"format": "pt"})

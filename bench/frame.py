@@ -156,6 +156,13 @@ def quiet() -> dict[str, str]:
     return {**os.environ, **one_thread, **offline, **silent}
 
 
+def rename_tokenizer(folder: str | Path) -> None:
+    """Enter a saved tokenizer under the name of its class that older transformers know."""
+    path = Path(folder, "tokenizer_config.json")
+    about = json.loads(path.read_text("utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    path.write_text(json.dumps(about), "utf-8")
+
+
 # --- rows and files
 
 

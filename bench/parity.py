@@ -12,14 +12,16 @@ from __future__ import annotations
 import contextlib
 import sys
 import tempfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from bench.frame import Row, Subject, finish, options, pythons, serve
+from bench.frame import Row, Subject, finish, options, pythons, rename_tokenizer, serve
 
 BAR = 1e-4
 ANSWER, FOIL, WORDS, HALF = 7, 9, 200, 12
+LAYERS, WIDTH = 3, 64
 SHAPES = ("GPT-2", "Llama, grouped heads", "Pythia")
 WORK = {
     "lens": "logit lens: the answer's log-probability after each block",
@@ -68,41 +70,46 @@ def main() -> int:
     return finish("parity", rows, write=not chosen.no_write, label=chosen.label)
 
 
-def save(folder: str) -> None:
+def save(folder: str, shapes: Sequence[str] = SHAPES) -> None:
     """Seeded random models and a tokenizer of numbered words, one folder a shape."""
     import torch
     import transformers as tf
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    ends: dict[str, Any] = {"bos_token_id": WORDS - 1, "eos_token_id": WORDS - 1}
-    sizes: dict[str, Any] = {
-        "vocab_size": WORDS,
-        "hidden_size": 64,
-        "num_hidden_layers": 3,
-        "max_position_embeddings": 64,
-        **ends,
-    }
-    gpt2: Any = tf.GPT2Config(vocab_size=WORDS, n_embd=64, n_layer=3, n_head=4, n_positions=64, **ends)
-    grouped: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 96}
-    made = (
-        tf.GPT2LMHeadModel(gpt2),
-        tf.LlamaForCausalLM(tf.LlamaConfig(**sizes, **grouped)),
-        tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(**sizes, num_attention_heads=4, intermediate_size=128)),
-    )
     words = Tokenizer(models.WordLevel({f"t{i}": i for i in range(WORDS)}, unk_token="t0"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     last = f"t{WORDS - 1}"
     tokenizer = tf.PreTrainedTokenizerFast(tokenizer_object=words, bos_token=last, eos_token=last, pad_token=last)
-    for shape, model in zip(SHAPES, made, strict=True):
-        g = torch.Generator().manual_seed(0)
+    for shape in shapes:
+        model, g = built(shape), torch.Generator().manual_seed(0)
         with torch.no_grad():
             for p in model.parameters():
                 p.copy_(torch.randn(p.shape, generator=g) * (0.12 if p.ndim > 1 else 0.1))
             for m in model.modules():
                 if type(m).__name__.endswith(("LayerNorm", "RMSNorm")):
-                    m.weight.add_(1.0)  # type: ignore[operator]
+                    m.weight.add_(1.0)
         model.save_pretrained(Path(folder, shape))
         tokenizer.save_pretrained(Path(folder, shape))
+        rename_tokenizer(Path(folder, shape))
+
+
+def built(shape: str) -> Any:
+    """A small transformers model of a shape, its weights to be set."""
+    import transformers as tf
+
+    ends: dict[str, Any] = {"bos_token_id": WORDS - 1, "eos_token_id": WORDS - 1, "vocab_size": WORDS}
+    sizes: dict[str, Any] = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "max_position_embeddings": 64, **ends}
+    grouped: dict[str, Any] = {"num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 96}
+    match shape:
+        case "GPT-2":
+            config = tf.GPT2Config(n_embd=WIDTH, n_layer=LAYERS, n_head=4, n_positions=64, **ends)
+            config.n_ctx = config.n_positions  # as in the published GPT-2; an older peer asks for it
+            return tf.GPT2LMHeadModel(config)
+        case "Llama, grouped heads":
+            return tf.LlamaForCausalLM(tf.LlamaConfig(**sizes, **grouped))
+        case "Pythia":
+            return tf.GPTNeoXForCausalLM(tf.GPTNeoXConfig(**sizes, num_attention_heads=4, intermediate_size=128))
+    return tf.Gemma2ForCausalLM(tf.Gemma2Config(**sizes, **grouped, head_dim=8, pad_token_id=WORDS - 1))
 
 
 def ids() -> Any:

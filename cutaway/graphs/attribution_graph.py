@@ -119,4 +119,6 @@ class AttributionGraph(Result, kind="attribution_graph"):
         """Return replacement and completeness: as the paper defines them, or as `circuit-tracer` 0.5 counts."""
         if convention == "paper":
             return float(self.replacement), float(self.completeness)
-        return circuit_tracer_scores(self.influence, self.weight, self.node_of, self.share, self.kinds)
+        positions = torch.tensor([name.startswith("pos_embed") for name in self.labels["node"]])
+        counted = (self.kinds["unit"] | self.kinds["error"] | self.kinds["token"]) & ~positions
+        return circuit_tracer_scores(self.weight, self.node_of, self.level, self.share, self.kinds, counted)

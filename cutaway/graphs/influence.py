@@ -145,21 +145,22 @@ def graph_scores(
 
 
 def circuit_tracer_scores(
-    influence: Float[Tensor, "node"],
     weight: Float[Tensor, "target node"],
     at: Int[Tensor, "target"],
+    level: Int[Tensor, "target"],
     start: Float[Tensor, "target"],
     kinds: dict[Kind, Bool[Tensor, "node"]],
+    counted: Bool[Tensor, "node"],
 ) -> tuple[float, float]:
     """Return the replacement and completeness scores as circuit-tracer 0.5 computes them, of the same edges.
 
-    There, tokens and errors have inputs of which no share is error, and so count as complete.
+    There, tokens and errors have inputs of which no share is error, and so count as complete. `counted` are the sources
+    that are nodes there: units, errors and tokens, without position embeddings.
     """
-    counted = kinds["unit"] | kinds["error"] | kinds["token"]
+    influence = spread(weight, at, level, start[None], counted)[0]
     mass = influence.clone()
     mass[at] += start
     explained = torch.ones_like(mass)
     explained[at] = 1 - shares(weight, counted, kinds["error"])
-    total = (mass * counted).sum() + mass[kinds["target"]].sum()
-    whole = ((mass * explained) * (counted | kinds["target"])).sum() / total.clamp_min(_TINY)
+    whole = (mass * explained).sum() / mass.sum().clamp_min(_TINY)
     return float(replacement(influence, kinds["token"], kinds["error"])), float(whole)

@@ -1,7 +1,7 @@
 """Targets of an attribution graph: the logits that are explained, differences of two, or directions of the last stream.
 
-The logit of a token counts from the mean over the vocabulary, for what all tokens share changes no probability. Shares
-are of uncapped logits where the family caps them.
+The logit of a token counts from the mean over the vocabulary, for what all tokens share changes no probability. Where
+the family caps logits, values are uncapped, for these are linear in the stream; shares are the model's probabilities.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def read_targets(
         raise Refused(wrong, "it leaves no token to explain", "give logits from 1 on and a mass up to 1")
     own, p = _own_logits(frozen), None
     if asked is None:
-        probability = own.double().softmax(-1)
+        probability = frozen.acts["logits"][0, -1].double().softmax(-1)
         top = probability.topk(min(logits, len(probability)))
         n = int((top.values.cumsum(0) < mass).sum()) + 1
         asked = [Logit(i, -1) for i in top.indices[:n].tolist()]

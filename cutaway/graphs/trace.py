@@ -16,6 +16,9 @@ source that writes w is A = vᵀ J w, where J sums the paths between them: the s
 * `replacement` = influence from tokens over that from tokens, errors and units left out. `completeness` = 1 − share of
   errors and units left out in a target's inputs, weighted by influence, over targets alone. `scores("circuit-tracer")`
   counts as version 0.5 does.
+* Equals circuit-tracer 0.5 on the same model and transcoders (`bench.graph_parity`): active features, edges, targets
+  with their probabilities, influence, scores and pruning. What it leaves out is here: constants, position embeddings
+  (sources of their own), and skips at leading positions, which are part of a constant here and a path there.
 * Leading positions: at a beginning-of-text token units are no nodes, for what is written there is the same in every
   prompt; each MLP's output there is one constant, `mlp_out.LAYER@0`.
 * Control (`influence_null`): the same graph asked for random tokens (or pairs) in place of the target. A node that

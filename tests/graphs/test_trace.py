@@ -156,7 +156,8 @@ def made_by_hand(edges, kinds):
     start[-1] = 1.0
     influence = spread(weight, at, torch.arange(len(at)), start[None], counted)[0]
     whole = completeness(influence, weight, at, start, counted, found["error"] | found["others"])
-    return influence, float(whole), circuit_tracer_scores(influence, weight, at, start, found)[1]
+    theirs = circuit_tracer_scores(weight, at, torch.arange(len(at)), start, found, counted)[1]
+    return influence, float(whole), theirs
 
 
 def test_completeness_of_errors_alone_is_nothing():
@@ -164,6 +165,29 @@ def test_completeness_of_errors_alone_is_nothing():
     assert (influence.tolist(), ours, theirs) == ([1.0, 0.0], 0.0, 0.5)
     _, ours, theirs = made_by_hand([None, [1.0, 0, 0], [0, -3.0, 0]], ["error", "unit", "target"])
     assert (ours, theirs) == (pytest.approx(0.5), pytest.approx(2 / 3))
+
+
+def test_scores_as_circuit_tracer_counts_know_no_position_embeddings():
+    g = traced("gpt2", "per layer", leading=1, targets=())
+    there = [not n.startswith(("pos_embed", "bias", "mlp_out")) for n in g.labels["node"]]
+    square = torch.zeros(len(there), len(there), dtype=torch.float64)
+    square[g.node_of] = g.weight.abs() * torch.tensor(there)
+    square /= square.sum(1, keepdim=True).clamp_min(1e-300)
+    start = torch.zeros(len(there), dtype=torch.float64)
+    start[g.node_of] = g.share
+    whole = torch.linalg.solve(torch.eye(len(there), dtype=torch.float64) - square.T, start)
+    error, token = g.kinds["error"], g.kinds["token"]
+    explained = float(whole @ (1 - square[:, error].sum(1)) / whole.sum())
+    replaced = float(whole[token].sum() / whole[token | error].sum())
+    assert g.scores("circuit-tracer") == pytest.approx((replaced, explained))
+    assert g.scores() != pytest.approx((replaced, explained), abs=1e-3)
+
+
+def test_shares_are_the_models_own_probabilities_under_a_cap():
+    g, m = traced("gemma2", "per layer", targets=()), model("gemma2")
+    probability = m.run(ca.tasks.as_prompts(IDS).bind(m))[0, -1].softmax(-1)
+    ids = [int(n.split("@")[0].split(".")[1]) for n in g.labels["target"] if n.startswith("logit")]
+    assert torch.allclose(g.share[g.share > 0], probability[ids], atol=1e-9)
 
 
 def test_influence_is_the_sum_over_all_paths():

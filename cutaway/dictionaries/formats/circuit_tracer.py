@@ -25,7 +25,7 @@ from cutaway.dictionaries.formats.shared.simple import Simple, before_weight, un
 from cutaway.dictionaries.gates import Gate, JumpRelu, Relu, TopK
 from cutaway.dictionaries.parts import Block
 from cutaway.dictionaries.transforms import fold, jumping, subtracting, together
-from cutaway.models.anatomy.foreign_names import hook_in_layer, hook_of_site, site_of_hook
+from cutaway.models.anatomy.foreign_names import WRAPPED, hook_in_layer, hook_of_site, site_of_hook
 
 NAME = "circuit_tracer"
 CONFIG = "config.yaml"
@@ -201,7 +201,7 @@ def write(dictionary: Dictionary, path: str | Path) -> Path:
     config: dict[str, Any] = {
         "model_name": d.about.get("model"),
         "model_kind": "transcoder_set" if one else "cross_layer_transcoder",
-        "feature_input_hook": hook_of_site(ins[0]).split(".", 2)[2],
+        "feature_input_hook": WRAPPED.get(reads) or hook_of_site(ins[0]).split(".", 2)[2],
         "feature_output_hook": hook_of_site(outs[0]).split(".", 2)[2],
         "scan": d.about.get("scan"),
     }

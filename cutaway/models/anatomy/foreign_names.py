@@ -108,6 +108,8 @@ FLATTENED_HEADS = "hook_z"  # said of a dictionary that reads all heads of z sid
 SITE_IN, SITE_OUT, SITES_IN, SITES_OUT, SITES_BOTH = (
     "hook_point_in", "hook_point_out", "hook_points_in", "hook_points_out", "hook_points",
 )  # fmt: skip
+# circuit-tracer wraps MLPs: HookedTransformer's `hook_mlp_in` is the stream before the norm, and runs only on request.
+WRAPPED = {"mlp_in": "mlp.hook_in"}
 OLDER_KEYS = {
     "hook_point": "hook_name",
     "hook_point_head_index": "hook_head_index",

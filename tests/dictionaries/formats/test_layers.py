@@ -95,6 +95,13 @@ def test_sets_of_circuit_tracer(activation, skip, tmp_path):
     assert near(one.forward(X[1]), out["mlp_out.1"])
 
 
+def test_mlps_are_entered_by_the_hook_that_circuit_tracer_runs(tmp_path):
+    path, _ = traced(tmp_path / "a", reads="mlp.hook_in")
+    formats.write(formats.load(path), tmp_path / "b", "circuit_tracer")
+    assert '"feature_input_hook": "mlp.hook_in"' in (tmp_path / "b" / "config.yaml").read_text("utf-8")
+    assert formats.load(tmp_path / "b").reads == tuple(f"mlp_in.{i}" for i in range(L))
+
+
 def test_sets_in_other_words(tmp_path):
     old, parts = traced(tmp_path / "old", transposed=True)
     x = {f"resid_mid.{i}": X[i] for i in range(L)}
