@@ -67,10 +67,10 @@ PROMPTED = tuple(
 #: methods that take the model alone, or sequences of their own → further options
 ALONE = {
     "heads classify": "",
-    "heads confirm": "",
+    "heads confirm": "--repeats 16",
     "heads card": "--head 23.4",
     "heads retrieval": "",
-    "heads function_vectors": "",
+    "heads function_vectors": "--concepts capital,plural --prompts 8",
     "heads stream": "",
     "heads successor": "",
     "weights circuits": "--heads 23.4",

@@ -94,7 +94,7 @@ def qk(
     /,
     *,
     head: str = "",
-    query: int = -1,
+    query: int | None = None,
     key: int | None = None,
     top: int = 10,
     by: Literal["contrast", "score"] = "contrast",
@@ -106,7 +106,7 @@ def qk(
 
     Args:
         head: `layer.head` [default: the one that looks most at one earlier position but the first].
-        query: the position that looks.
+        query: the position that looks [default: the last].
         key: the position that is looked at [default: where the head looks most, the first position left out].
         top: how many sources of each side are shown.
         by: the size that chooses them: the change against other keys, or the part of the score.
@@ -155,12 +155,12 @@ def qk(
     )
 
 
-def _look(frozen: Frozen, head: str, query: int, key: int | None) -> Look:
+def _look(frozen: Frozen, head: str, query: int | None, key: int | None) -> Look:
     """Return the head and positions that are asked, or where a head looks most at an earlier position."""
     width = frozen.width
-    if not -width <= query < width:
+    query = width - 1 if query is None else query
+    if query >= width:
         raise Refused(Keyword("query", query), f"the prompt has {width} tokens", "give one of its positions")
-    query %= width
     if key is not None and not 0 <= key <= query:
         why = f"position {query} sees keys 0 to {query}"
         raise Refused(Keyword("key", key), why, "give one of these")

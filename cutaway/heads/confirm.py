@@ -85,7 +85,7 @@ def confirm(
     heads: tuple[str, ...] = (),
     how: How = "mean",
     least: float = 0.3,
-    samples: int = 8,
+    samples: int = 4,
     seed: int = 0,
 ) -> TypeEffects:
     """Remove the heads of each type at once, and read the loss at tokens that were said before.

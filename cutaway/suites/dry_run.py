@@ -32,10 +32,12 @@ from cutaway.models.model import Model
 from cutaway.models.sweep.processes import processes
 from cutaway.models.tokens import Tokens
 from cutaway.tasks.prompts import Prompts
+from cutaway.tasks.repeats import Repeats
 from cutaway.tasks.task import Task
 
 _PLAIN = 3  # forwards of which the median is taken
 _POSITIONS = 512  # prompts × positions of the batch that tells the price of a forward among many
+_STAND_IN = Repeats(4, 8)  # for the prompts of a method that makes its own
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,14 @@ class Plain:
         tokens: the length of the longest.
         seconds: the time that it takes: the median of three, after one that warms up.
         bytes: the most that its activations take at once, weights and logits left out.
+        stand_in: True for random tokens, in place of the prompts that a method makes itself.
     """
 
     prompts: int
     tokens: int
     seconds: float
     bytes: int
+    stand_in: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,11 @@ class DryRun:
         """Return it as lines of text."""
         out, p = [f"{self.call}: a dry run, so the method was not run"], self.plain
         if self.forwards is not None:
-            whole = f", {self.forwards / p.prompts:,.1f} of the batch" if p is not None and p.prompts > 1 else ""
+            whole = (
+                f", {self.forwards / p.prompts:,.1f} of the batch"
+                if p is not None and not p.stand_in and p.prompts > 1
+                else ""
+            )
             back = f"; {self.backwards:,.0f} backwards" if self.backwards else ""
             out.append(f"forwards  {self.forwards:,.0f} of one prompt{whole}{back}")
         if self.seconds is not None:
@@ -108,7 +116,8 @@ class DryRun:
         if p is not None:
             shape = f"{p.prompts} prompt{'s' * (p.prompts > 1)}, up to {p.tokens} tokens, median of {_PLAIN}"
             took, own = _rounded(p.seconds), _rounded(self.spent_seconds)
-            out.append(f"measured  {took} s, {_size(p.bytes)} of activations: a plain forward of the batch")
+            what = "random tokens" if p.stand_in else "the batch"
+            out.append(f"measured  {took} s, {_size(p.bytes)} of activations: a plain forward of {what}")
             out.append(f"          ({shape})")
             out.append(f"spent     {self.spent_forwards:,.0f} forwards, {own} s, by the dry run")
         return out + [f"note      {text}" for text in self.says]
@@ -131,12 +140,15 @@ def dry_run(call: Callable[..., Any], /, *subjects: Any, **options: Any) -> DryR
     about: dict[str, Any] = dict(enumerate(subjects)) if row is None else row.asked(subjects, options)[0]  # type: ignore[arg-type]
     model = next((x for x in about.values() if isinstance(x, Model)), None)
     tokens = None if model is None else _batch(model, about.values())
+    stand_in = row is not None and model is not None and tokens is None and _sweeps(row)
+    if model is not None and stand_in:
+        tokens = _STAND_IN.bind(model)
     if row is not None and (model is None or tokens is None):
         return _declared(row, about, options, model)
     if model is None or tokens is None:
         raise Refused("a dry run", f"{getattr(call, '__name__', call)!r} got no model and prompts", "give both")
     start = time.perf_counter()
-    says, (plain, took) = list[str](), _plain(model, tokens)
+    says, (plain, took) = list[str](), _plain(model, tokens, stand_in)
     with counting() as spent, planning(took, plain.bytes / tokens.ids.numel()) as planned:
         try:
             call(*subjects, **options)
@@ -162,6 +174,13 @@ def dry_run(call: Callable[..., Any], /, *subjects: Any, **options: Any) -> DryR
         time.perf_counter() - start,
         tuple(says),
     )
+
+
+def _sweeps(row: Method) -> bool:
+    """Return True if a method edits the model again and again on prompts of its own; texts it would read through."""
+    return row.rung == "interventional" and not {"evidence", "texts"} & {
+        name for names in row.takes() for name in names
+    }
 
 
 def _declared(row: Method, about: dict[str, Any], options: dict[str, Any], model: Model | None) -> DryRun:
@@ -190,14 +209,14 @@ def _batch(model: Model, subjects: Iterable[Any]) -> Tokens | None:
     for thing in subjects:
         if isinstance(thing, Task):
             return thing.bind(model).clean
-        if isinstance(thing, Prompts):
+        if isinstance(thing, Prompts | Repeats):
             return thing.bind(model)
         if isinstance(thing, str):
             return model.tokens([thing])
     return None
 
 
-def _plain(model: Model, tokens: Tokens) -> tuple[Plain, Took]:
+def _plain(model: Model, tokens: Tokens, stand_in: bool) -> tuple[Plain, Took]:
     """Measure a forward of the prompts, without edits, and one of as many copies of them as make a batch of a sweep."""
     last = f"resid_pre.{model.shape.n_layers - 1}"
     with _Live(model.hf.parameters()) as live:
@@ -205,7 +224,8 @@ def _plain(model: Model, tokens: Tokens) -> tuple[Plain, Took]:
     n, times = len(tokens), max(1, _POSITIONS // tokens.ids.numel())
     many = tokens.rows(list(range(n)) * times)
     _seconds(model, tokens)
-    plain = Plain(n, tokens.ids.shape[1], statistics.median(_seconds(model, tokens) for _ in range(_PLAIN)), live.most)
+    took = statistics.median(_seconds(model, tokens) for _ in range(_PLAIN))
+    plain = Plain(n, tokens.ids.shape[1], took, live.most, stand_in)
     return plain, Took(1, n * times, _seconds(model, many) if times > 1 else plain.seconds)
 
 
