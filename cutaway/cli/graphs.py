@@ -1,4 +1,6 @@
-"""`cutaway graphs show`, `export` and `stability`: traced graphs as pictures, in files of other tools, and compared."""
+"""`cutaway graphs show`, `export`, `group` and `stability`: traced graphs as pictures, in files of other tools, in
+groups, and compared.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from cutaway.core.refuse import Keyword, Refused
 if TYPE_CHECKING:
     from cutaway.core.graph import Graph
     from cutaway.core.result import Result
-    from cutaway.graphs import AttributionGraph
+    from cutaway.graphs import AttributionGraph, Supernodes
 
 File = Annotated[Path, Parameter(help="a graph: .safetensors of `graphs trace`, or .pt and .json of circuit-tracer")]
 Preset = Annotated[
@@ -30,6 +32,10 @@ Nodes = Annotated[float | None, Parameter(help="share of influence that nodes ho
 Edges = Annotated[float | None, Parameter(help="share of scores that edges hold [default: the preset's]")]
 Pinned = Annotated[str, Parameter(help="nodes that stay whatever their influence, such as latent.3.17@5")]
 
+Grouped = Annotated[
+    Path | None, Parameter(help="supernodes: the .json file of `graphs group`, or the result of `graphs supernodes`")
+]
+
 
 def show(
     file: File,
@@ -38,10 +44,11 @@ def show(
     nodes: Nodes = None,
     edges: Edges = None,
     pinned: Pinned = "",
+    supernodes: Grouped = None,
     out: Annotated[Path | None, Parameter(help=OUT_HELP)] = None,
 ) -> Reply:
     """Show the main part of a traced graph: a page, figure or list of its nodes and edges."""
-    return reply(_pruned(file, preset, nodes, edges, pinned)[1], out)
+    return reply(_pruned(file, preset, nodes, edges, pinned, supernodes)[1], out)
 
 
 def export(
@@ -52,6 +59,7 @@ def export(
     nodes: Nodes = None,
     edges: Edges = None,
     pinned: Pinned = "",
+    supernodes: Grouped = None,
     slug: Annotated[str, Parameter(help="name of the graph [default: that of the file]")] = "",
     scan: Annotated[str, Parameter(help="name of the model or set of transcoders, in the viewer")] = "model",
     source_set: Annotated[str, Parameter(help="where Neuronpedia has pages of the features, such as org/name")] = "",
@@ -60,7 +68,7 @@ def export(
     """Write the main part of a traced graph for circuit-tracer's viewer and Neuronpedia; nothing is uploaded."""
     from cutaway.graphs import write_graph
 
-    whole, small = _pruned(file, preset, nodes, edges, pinned)
+    whole, small = _pruned(file, preset, nodes, edges, pinned, supernodes)
     if whole is None:
         why = "it holds no whole graph, only a pruned one"
         raise Refused(f"file {str(file)!r}", why, "give a graph of `cutaway graphs trace`")
@@ -78,6 +86,21 @@ def export(
 
     data = {"file": str(out), "nodes": len(small.depth), "edges": len(small.weight), "bytes": size}
     return Reply({**data, "upload": _uploading(out, size)}, shown)
+
+
+def group(
+    file: Annotated[Path, Parameter(help="the .safetensors of `graphs supernodes`")],
+    *,
+    out: Annotated[Path, Parameter(help="the .json file that is written")],
+) -> Reply:
+    """Write supernodes as a file to edit: to be tested with `graphs supernodes --groups`, or shown and exported."""
+    found = _groups(file)
+    found.save(out)
+    words = f"{len(found.groups)} supernodes of {sum(map(len, found.groups.values()))} units: {out}"
+    groups = {name: list(nodes) for name, nodes in found.groups.items()}
+    return Reply(
+        {"file": str(out), "supernodes": groups}, lambda console: console.print(words, style="bold", markup=False)
+    )
 
 
 def stability(
@@ -109,8 +132,25 @@ def _read(file: Path) -> Result:
     return read(file)
 
 
+def _groups(file: Path) -> Supernodes:
+    """Return the supernodes of a file: those of a result, or those that were edited.
+
+    Raises:
+        Refused: a result of another method.
+    """
+    from cutaway.core.result import open_result
+    from cutaway.graphs import SupernodeEffects, read_supernodes
+
+    if file.suffix == ".json":
+        return read_supernodes(file)
+    found = open_result(file)
+    if not isinstance(found, SupernodeEffects):
+        raise Refused(f"file {str(file)!r}", f"it holds a {found.kind}", "give a result of `cutaway graphs supernodes`")
+    return found.supernodes
+
+
 def _pruned(
-    file: Path, preset: str | None, nodes: float | None, edges: float | None, pinned: str
+    file: Path, preset: str | None, nodes: float | None, edges: float | None, pinned: str, supernodes: Path | None
 ) -> tuple[AttributionGraph | None, Graph]:
     """Return the traced graph that a file holds, if it is whole, and its main part.
 
@@ -123,10 +163,12 @@ def _pruned(
     found = _read(file)
     if isinstance(found, AttributionGraph):
         row = next(iter(PRESETS)) if preset is None else preset
-        return found, prune(found, row, nodes=nodes, edges=edges, pinned=parse_list(pinned))
+        groups = None if supernodes is None else _groups(supernodes)
+        return found, prune(found, row, nodes=nodes, edges=edges, pinned=parse_list(pinned), supernodes=groups)
     if not isinstance(found, Graph):
         raise Refused(f"file {str(file)!r}", f"it holds a {found.kind}", "give a graph of `cutaway graphs trace`")
     given = {"preset": preset, "nodes": nodes, "edges": edges, "pinned": pinned or None}
+    given |= {"supernodes": None if supernodes is None else str(supernodes)}
     named = [Keyword(name, value) for name, value in given.items() if value is not None]
     if named:
         raise Refused(

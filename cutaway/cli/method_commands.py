@@ -32,6 +32,7 @@ BESIDE = {
     "graphs": {
         "show": ("cutaway.cli.graphs:show", "Show the main part of a traced graph, as a picture of tokens × layers."),
         "export": ("cutaway.cli.graphs:export", "Write a traced graph as a file of circuit-tracer and Neuronpedia."),
+        "group": ("cutaway.cli.graphs:group", "Write the supernodes of a result as a file to edit by hand."),
         "stability": ("cutaway.cli.graphs:stability", "Compare the units that traced graphs of paraphrases keep."),
     },
     "heads": {

@@ -42,6 +42,7 @@ class Graph(Result, kind="graph"):
         attributes: Numbers of the nodes (activation, influence …), named by `labels["attribute"]`.
         exceeds: True at the nodes that exceed their control, if they have one.
         titles: Words of each node that pictures show in place of its name, "" for the name; empty without any.
+        groups: The group that pictures show each node in, "" for none; empty without any.
     """
 
     weight: Float[Tensor, "edge"]
@@ -54,14 +55,16 @@ class Graph(Result, kind="graph"):
     attributes: Float[Tensor, "attribute node"] | None = None
     exceeds: Bool[Tensor, "node"] | None = None
     titles: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         names = self.labels.get("node")
         if names is None or len(set(names)) != len(names):
             raise ValueError("a graph needs a label for each node, no two alike")
-        if self.titles and len(self.titles) != len(names):
-            raise ValueError(f"{len(self.titles)} titles for {len(names)} nodes")
+        for each in (self.titles, self.groups):
+            if each and len(each) != len(names):
+                raise ValueError(f"{len(each)} titles or groups for {len(names)} nodes")
         for ends in (self.source, self.target):
             if ends.numel() and not 0 <= int(ends.min()) <= int(ends.max()) < len(names):
                 raise ValueError(f"an edge ends at a node that is not among the {len(names)} of the graph")
@@ -144,9 +147,9 @@ class Graph(Result, kind="graph"):
         source, target = moved[self.source], moved[self.target]
         inside = ((source >= 0) & (target >= 0)).nonzero()[:, 0]
         between = super().select(edge=inside.tolist())
-        between = replace(between, source=source[inside], target=target[inside], titles=())
-        titles = tuple(self.titles[i] for i in chosen) if self.titles else ()
-        return replace(super(Graph, between).select(node=chosen), titles=titles)
+        between = replace(between, source=source[inside], target=target[inside], titles=(), groups=())
+        titles, groups = (tuple(x[i] for i in chosen) if x else () for x in (self.titles, self.groups))
+        return replace(super(Graph, between).select(node=chosen), titles=titles, groups=groups)
 
 
 def graph(
@@ -159,6 +162,7 @@ def graph(
     attributes: dict[str, Float[Tensor, "node"]] | None = None,
     exceeds: Bool[Tensor, "node"] | None = None,
     titles: Sequence[str] = (),
+    groups: Sequence[str] = (),
     words: Sequence[str] = (),
     blocks: Sequence[str] = (),
     unit: str = "",
@@ -174,6 +178,7 @@ def graph(
         attributes: numbers of the nodes by name, in the order of the graph's nodes.
         exceeds: True at the nodes that exceed their control.
         titles: words of the nodes that pictures show in place of their names.
+        groups: the group that pictures show each node in, "" for none.
         words: the token at each position, which names the columns of the layout.
         blocks: the site that each block of a dictionary writes, by its number; without them a block's number is the
             layer of its MLP.
@@ -198,6 +203,7 @@ def graph(
         attributes=table,
         exceeds=exceeds,
         titles=tuple(titles),
+        groups=tuple(groups),
         labels=found,
         units={"weight": unit, "interval": unit, "null": unit} if unit else {},
     )

@@ -120,7 +120,7 @@ def graph_data(
 
     Args:
         whole: the traced graph.
-        pruned: the part of it that is written [default: that of the preset circuit-tracer].
+        pruned: the part of it that is written, its groups as supernodes [default: that of the preset circuit-tracer].
         slug: name of the graph; other characters than letters, digits, `_.-` become hyphens.
         scan: name of the model, or of the set of transcoders.
         labels: labels of nodes, by their names here.
@@ -134,6 +134,8 @@ def graph_data(
     columns = {n: pruned.attribute(n).tolist() for n in ("cumulative", "activation", "share")}
     entries = [names.node(node, {n: v[i] for n, v in columns.items()}) for i, node in enumerate(nodes)]
     ids = [e["node_id"] for e in entries]
+    named = [name for name in dict.fromkeys(pruned.groups) if name]
+    groups = [[name, *(i for i, g in zip(ids, pruned.groups, strict=True) if g == name)] for name in named]
     ends = zip(pruned.source.tolist(), pruned.target.tolist(), pruned.weight.tolist(), strict=True)
     pruning = pruned.record.get("pruning", {})
     source_set = (details or {}).get("neuronpedia_source_set")
@@ -152,7 +154,7 @@ def graph_data(
             "generation_settings": {k: whole.record.get("options", {}).get(k) for k in ("nodes", "logits", "mass")},
             "pruning_settings": {"node_threshold": pruning.get("nodes"), "edge_threshold": pruning.get("edges")},
         },
-        "qParams": {"linkType": "both", "pinnedIds": [], "clickedId": "", "supernodes": [], "sg_pos": ""},
+        "qParams": {"linkType": "both", "pinnedIds": [], "clickedId": "", "supernodes": groups, "sg_pos": ""},
         "nodes": entries,
         "links": [{"source": ids[s], "target": ids[t], "weight": w} for s, t, w in ends],
     }
@@ -174,10 +176,13 @@ def write_graph(path: str | Path, whole: AttributionGraph, pruned: Graph | None 
 
 
 def read_graph(path: str | Path) -> Graph:
-    """Read a graph file: its nodes, edges, influences and activations; labels stand in the record.
+    """Read a graph file: its nodes, edges, influences, activations and supernodes; labels stand in the record.
+
+    Supernodes keep the nodes that the file has: viewers leave others in them when they prune.
 
     Raises:
-        Refused: not JSON, not of the schema, ids that are there twice, or links between nodes that are not there.
+        Refused: not JSON, not of the schema, ids that are there twice, links between nodes that are not there, or a
+            node in two supernodes.
     """
     data = read_json(path)
     _check(data, path)
@@ -194,6 +199,7 @@ def read_graph(path: str | Path) -> Graph:
         nodes=list(nodes.values()),
         attributes={n: torch.tensor([float(e.get(k) or 0.0) for e in entries.values()]) for n, k in numbers.items()},
         titles=[e["clerp"] if e["feature_type"] in titled else "" for e in entries.values()],
+        groups=_groups(data, path),
         words=data["metadata"]["prompt_tokens"],
         unit="of its value",
     )
@@ -201,6 +207,17 @@ def read_graph(path: str | Path) -> Graph:
     about = data["metadata"]
     record = {"prompt": about["prompt"], "scan": about["scan"], "labels": labels, "queries": data["qParams"]}
     return replace(made, reasons={"weight": "one prompt"}, record=record)
+
+
+def _groups(data: dict[str, Any], path: str | Path) -> tuple[str, ...]:
+    """Return the supernode of each node of a file, "" for none; nothing if it has no supernodes."""
+    held: dict[str, str] = {}
+    for name, *ids in (row for row in data["qParams"].get("supernodes", []) if row):
+        for i in ids:
+            if held.setdefault(i, name) != name:
+                why = f"the node {i[:60]!r} is in the supernodes {held[i][:40]!r} and {name[:40]!r}"
+                raise Refused(f"file {str(path)!r}", why, "leave it in one of them")
+    return tuple(held.get(e["node_id"], "") for e in data["nodes"]) if held else ()
 
 
 def _nodes(data: dict[str, Any], path: str | Path) -> dict[str, Node]:

@@ -18,6 +18,7 @@ from cutaway.core.graph import Graph, graph
 from cutaway.core.node import Edge
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.graphs.attribution_graph import AttributionGraph
+from cutaway.graphs.grouping import Supernodes
 from cutaway.graphs.influence import Kind, edge_scores, graph_scores, sources, spread
 from cutaway.views.wording import visible
 
@@ -60,6 +61,7 @@ def prune(
     nodes: float | None = None,
     edges: float | None = None,
     pinned: tuple[str, ...] = (),
+    supernodes: Supernodes | None = None,
 ) -> Graph:
     """Return the part of a graph that holds most of the influence, with numbers of its nodes as attributes.
 
@@ -72,12 +74,14 @@ def prune(
         nodes: the share of influence that nodes hold, in place of the preset's.
         edges: the share of scores that edges hold, in place of the preset's.
         pinned: nodes that stay whatever their influence.
+        supernodes: groups of units, which stay too, and which pictures show together.
 
     Raises:
-        Refused: no such preset or node, a pinned constant, or a share outside 0 to 1.
+        Refused: no such preset or node, a pinned constant, a share outside 0 to 1, or supernodes of another graph.
     """
-    row = _row(preset, nodes, edges)
-    staying = _staying(whole, row, pinned)
+    row, grouped = _row(preset, nodes, edges), Supernodes({}) if supernodes is None else supernodes
+    grouped.check(whole)
+    staying = _staying(whole, row, (*pinned, *(n for group in grouped.groups.values() for n in group)))
     kept, matrix = _pruned(whole, covering(whole.influence, row.nodes) | staying, row.edges, staying)
     target, source = matrix.nonzero(as_tuple=True)
     pairs = zip(source.tolist(), whole.node_of[target].tolist(), strict=True)
@@ -90,6 +94,7 @@ def prune(
         nodes=names,
         attributes={name: values[chosen] for name, values in _attributes(whole).items()},
         exceeds=None if whole.exceeds is None else whole.exceeds[chosen],
+        groups=grouped.of_nodes(names) if grouped.groups else (),
         titles=[f"“{visible(whole.texts[n])}”" if n in whole.texts else "" for n in names],
         words=whole.words,
         unit="of its value",

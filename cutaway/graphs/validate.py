@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.core.address import Address
@@ -145,7 +145,7 @@ def validate(
     units = [n for i in chosen.tolist() if isinstance(n := whole.nodes[i], Latent | Address)]
     g, written = generator(seed), [writes(run, node) for node in units]
     null = [random_writes(one, g) for one in written for _ in range(samples)]
-    lost = losses(run, [_removal(node, one) for node, one in zip(units, written, strict=True)])
+    lost = losses(run, [removal(node, one) for node, one in zip(units, written, strict=True)])
     chance = losses(run, [_taken(one) for one in null]).reshape(len(written), samples)
     frozen, why = _frozen(run, written)
     why = why or _checked(model, frozen, direct)
@@ -185,14 +185,16 @@ def _largest(whole: AttributionGraph, top: int) -> Int[Tensor, "unit"]:
     return size.topk(n).indices
 
 
-def along_all_paths(whole: AttributionGraph) -> Float[Tensor, "node"]:
+def along_all_paths(whole: AttributionGraph, removed: Bool[Tensor, "node"] | None = None) -> Float[Tensor, "node"]:
     """Return what the targets lose without each node along all paths, errors and constants held.
 
-    A unit that loses part of its value loses that part of what it writes.
+    A unit that loses part of its value loses that part of what it writes. Paths through nodes that are `removed`
+    altogether count for these alone, so that the sum over them is what the targets lose without them all.
     """
     total, level = (whole.share[:, None] * whole.weight).sum(0), whole.level
     for one in level.unique().flip(0).tolist():
         rows = ((level == one) & (whole.share == 0)).nonzero()[:, 0]
+        rows = rows if removed is None else rows[~removed[whole.node_of[rows]]]
         value = whole.value[rows]
         part = torch.where(value == 0, 0.0, total[whole.node_of[rows]] / torch.where(value == 0, 1.0, value))
         total = total + part @ whole.weight[rows]
@@ -203,7 +205,7 @@ def _taken(steps: Steps) -> list[Edit]:
     return [Add(place, -vector) for place, vector in steps]
 
 
-def _removal(node: Latent | Address, steps: Steps) -> list[Edit]:
+def removal(node: Latent | Address, steps: Steps) -> list[Edit]:
     """Return the edits that remove a unit: a neuron's activation is set to 0, what a latent writes is taken away."""
     return [Ablate(node)] if isinstance(node, Address) else _taken(steps)
 

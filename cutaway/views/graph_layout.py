@@ -24,6 +24,7 @@ class Box:
         column: column of its cell.
         slot: horizontal place, in slots.
         weak: True if the node has a control and does not exceed it.
+        group: name of the group that it is drawn in, "" for none.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Box:
     column: int
     slot: float = 0.0
     weak: bool = False
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,14 @@ class Layout:
     depths: tuple[str, ...]
     columns: tuple[str, ...]
     starts: tuple[float, ...] = field(default=())
+
+    def frames(self) -> list[tuple[str, list[int]]]:
+        """Return the groups with their boxes that stand side by side; a group has a frame in each of its cells."""
+        cells: dict[tuple[str, int, int], list[int]] = {}
+        for i, b in enumerate(self.boxes):
+            if b.group:
+                cells.setdefault((b.group, b.column, b.depth), []).append(i)
+        return [(group, found) for (group, *_), found in cells.items()]
 
     def take(self, order: Sequence[int]) -> Layout:
         """Keep some edges, in this order, and the nodes that they touch."""
@@ -81,7 +91,8 @@ def layout(result: Result) -> Layout:
     tensors, labels = result.tensors(), result.labels
     depth, column, source, target = (tensors[n].tolist() for n in ("depth", "column", "source", "target"))
     weak = [not x for x in tensors["exceeds"].tolist()] if "exceeds" in tensors else [False] * len(depth)
-    each = zip(labels["node"], titles(result), depth, column, weak, strict=True)
+    groups = result.facts().get("groups") or [""] * len(depth)
+    each = zip(labels["node"], titles(result), depth, column, weak, groups, strict=True)
     boxes = [_box(*one) for one in each]
     words = [
         dict(zip(tensors[n].tolist(), labels.get(n, tensors[n].tolist()), strict=True)) for n in ("depth", "column")
@@ -99,20 +110,21 @@ def titles(result: Result) -> list[str]:
     return [t if len(t) <= _LONGEST else f"{t[: _LONGEST - 1]}…" for t in shown]
 
 
-def _box(name: str, title: str, depth: int, column: int, weak: bool) -> Box:
+def _box(name: str, title: str, depth: int, column: int, weak: bool, group: str) -> Box:
     node = parse_node(name)
     kinds = {Latent: "latent", Error: "error", Others: "error", Logit: "logit", Direction: "logit"}
     shown = title or name.partition("@")[0]
-    return Box(shown, kinds.get(type(node), "address"), depth, column, weak=weak)  # type: ignore[arg-type]
+    kind = kinds.get(type(node), "address")  # type: ignore[arg-type]
+    return Box(shown, kind, depth, column, weak=weak, group=visible(group) if group else "")
 
 
 def _placed(
     boxes: Sequence[Box], ends: tuple[tuple[int, int], ...], depths: tuple[str, ...], columns: tuple[str, ...]
 ) -> Layout:
-    """Give each box of a cell its slot, the boxes of a cell in the middle of their column."""
+    """Give each box of a cell its slot, the boxes of a cell in the middle of their column, groups together."""
     cells: dict[tuple[int, int], list[int]] = {}
-    for i, b in enumerate(boxes):
-        cells.setdefault((b.column, b.depth), []).append(i)
+    for i in sorted(range(len(boxes)), key=lambda i: boxes[i].group):
+        cells.setdefault((boxes[i].column, boxes[i].depth), []).append(i)
     widths = [max([1, *(len(found) for (c, _), found in cells.items() if c == at)]) for at in range(len(columns))]
     starts = [float(sum(widths[:n])) for n in range(len(widths) + 1)]
     slots = {

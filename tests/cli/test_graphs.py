@@ -60,3 +60,24 @@ def test_graphs_of_paraphrases_are_compared(traced, tmp_path, capsys):
     assert app.main(["graphs", "export", str(traced), "--out", str(tmp_path / "a.json")]) == 0
     assert app.main(["graphs", "stability", str(traced), str(tmp_path / "a.json")]) == 2
     assert "no whole graph" in capsys.readouterr().err
+
+
+def test_supernodes_are_suggested_edited_tested_and_shown(traced, tmp_path, capsys):
+    found, file, page = (str(tmp_path / name) for name in ("s.safetensors", "s.json", "a.html"))
+    asked = ["graphs", "supernodes", *TRACED[2:], "--samples", "2"]
+    assert app.main([*asked, "--out", found]) == 0
+    assert app.main(["graphs", "group", found, "--out", file]) == 0
+    data = json.loads((tmp_path / "s.json").read_text("utf-8"))
+    data["supernodes"] = [{**data["supernodes"][0], "name": "mine"}]
+    (tmp_path / "s.json").write_text(json.dumps(data), "utf-8")
+    capsys.readouterr()
+    assert app.main([*asked, "--groups", file]) == 0
+    assert "mine" in capsys.readouterr().out
+    assert app.main(["graphs", "show", str(traced), "--supernodes", file, "--out", page]) == 0
+    assert "<title>mine</title>" in (tmp_path / "a.html").read_text("utf-8")
+    assert app.main(["graphs", "export", str(traced), "--supernodes", found, "--out", str(tmp_path / "a.json")]) == 0
+    assert len(json.loads((tmp_path / "a.json").read_text("utf-8"))["qParams"]["supernodes"]) > 1
+    capsys.readouterr()
+    for words in (["show", str(tmp_path / "a.json"), "--supernodes", file], ["group", str(traced), "--out", file]):
+        assert app.main(["graphs", *words]) == 2
+        assert "instead" in capsys.readouterr().err

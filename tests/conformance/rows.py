@@ -71,6 +71,7 @@ NAMED |= {n: {"nodes": 40} for n in ROWS if n.startswith("graphs.trace")}
 NAMED |= {n: {"top": 4} for n in ROWS if n.startswith("graphs.qk")}
 NAMED |= {n: {"nodes": 40, "top": 4} for n in ROWS if n.startswith("graphs.head_loadings")}
 NAMED |= {n: {"nodes": 40, "top": 4, "rotations": 1} for n in ROWS if n.startswith("graphs.validate")}
+NAMED |= {n: {"nodes": 40, "similarity": 0.0, "share": 1.0} for n in ROWS if n.startswith("graphs.supernodes")}
 
 
 def outcomes(name: str, asked: Any, **options: Any) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ BUDGETS = {
     "geometry": 1_000,
     "patching": 1_900,
     "dictionaries": 8_900,
-    "graphs": 3_300,
+    "graphs": 3_400,
     "features": 3_450,
     "suites": 1_105,
     "cli": 2_800,

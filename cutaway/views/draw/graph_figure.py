@@ -15,6 +15,7 @@ else:  # run-time type checks must not load matplotlib
     Axes = Any
 
 _POSITIVE, _NEGATIVE, _WEAK, _INK, _SOFT, _RULE = "#2868ad", "#b85c0c", "#a7a59d", "#1c1e22", "#5c6169", "#dedcd5"
+_GROUP = "#f7f1e1"
 _FILL = {"address": "#ffffff", "latent": "#e3edf8", "error": "#f0efeb", "logit": "#e4f1ea"}
 
 
@@ -52,6 +53,8 @@ def draw_graph(p: Picture, frame: Axes) -> None:
             bbox=style,
             zorder=3,
         )
+    for name, members in found.frames():
+        _group(found, name, members, frame)
     for x in found.starts[1:-1]:
         frame.axvline(x, color=_RULE, linewidth=0.8, zorder=0)
     frame.set_yticks(range(len(found.depths)), list(found.depths))
@@ -60,6 +63,17 @@ def draw_graph(p: Picture, frame: Axes) -> None:
     frame.tick_params(length=0)
     said = ["dashed is negative", f"grey unless {p.mark}" if p.mark else ""]
     frame.set_xlabel("; ".join(x for x in said if x), fontsize=8)
+
+
+def _group(found: Layout, name: str, members: list[int], frame: Axes) -> None:
+    """Draw the frame behind boxes of a group, with its name."""
+    from matplotlib.patches import FancyBboxPatch
+
+    slots, depth = [found.boxes[n].slot for n in members], found.boxes[members[0]].depth
+    low, width = min(slots) + 0.04, max(slots) - min(slots) + 0.92
+    style = {"boxstyle": "round,pad=0,rounding_size=0.08", "facecolor": _GROUP, "edgecolor": _SOFT, "linewidth": 0.6}
+    frame.add_patch(FancyBboxPatch((low, depth - 0.24), width, 0.6, zorder=0.5, **style))
+    frame.text(low + 0.05, depth + 0.24, name.replace("$", r"\$"), fontsize=6.5, color=_SOFT, zorder=3, clip_on=True)
 
 
 def _edge(p: Picture, found: Layout, r: int, frame: Axes) -> None:

@@ -20,12 +20,13 @@ def draw_graph(p: Picture) -> str:
     slot = max(len(b.name) for b in found.boxes) * _CHARACTER + 10 + _GAP
     width, height = _SIDE + slot * found.starts[-1], _TOP + _ROW * len(found.depths) + 20
     lines = "".join(_edge(p, r, slot) for r in reversed(range(len(p.rows))))
+    groups = "".join(_group(found, name, members, slot) for name, members in found.frames())
     boxes = "".join(_node(found, n, slot) for n in range(len(found.boxes)))
     label = escape(f"graph of {len(p.rows)} edges between {len(found.boxes)} nodes", quote=True)
     return (
         f'<div class=cw-scroll tabindex=0 role=region aria-label="{label}">'
         f'<svg class=cw-nodes width="{width:.0f}" height="{height:.0f}" viewBox="0 0 {width:.0f} {height:.0f}" '
-        f'role=group aria-label="{label}">{_frame(found, slot)}{lines}{boxes}</svg></div>'
+        f'role=group aria-label="{label}">{_frame(found, slot)}{groups}{lines}{boxes}</svg></div>'
     )
 
 
@@ -48,6 +49,19 @@ def _frame(found: Layout, slot: float) -> str:
         out.append(f'<text class=cw-soft text-anchor=middle x="{(low + high) / 2:.1f}" y="{bottom + 12:.1f}">')
         out.append(f"{escape(visible(word))}</text>")
     return "".join(out)
+
+
+def _group(found: Layout, name: str, members: list[int], slot: float) -> str:
+    """Return the frame behind boxes of a group, with as much of its name as fits."""
+    ends = [centre(found, n, slot)[0] for n in members]
+    x, width, y = min(ends) - slot / 2 + 2, max(ends) - min(ends) + slot - 4, centre(found, members[0], slot)[1]
+    most = max(int(width / _CHARACTER) - 1, 2)
+    shown = name if len(name) <= most else f"{name[: most - 1]}…"
+    return (
+        f'<g class=cw-group><title>{escape(name)}</title><rect x="{x:.1f}" y="{y - _BOX / 2 - 17:.1f}" '
+        f'width="{width:.1f}" height={_BOX + 22} rx=6 /><text x="{x + 5:.1f}" y="{y - _BOX / 2 - 5:.1f}">'
+        f"{escape(shown)}</text></g>"
+    )
 
 
 def _edge(p: Picture, r: int, slot: float) -> str:
