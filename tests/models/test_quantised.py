@@ -149,3 +149,27 @@ def test_hashing_leaves_weights_as_they_are_that_saving_would_change():
         hashes.append(m.fingerprint(fresh=True))
     assert torch.equal(m.run(IDS), want)
     assert [hashes.index(h) for h in hashes] == [0, 1, 2, 2]
+
+
+class Params4bit(nn.Parameter):
+    """A packed weight."""
+
+
+class WithoutGradient(nn.Linear):
+    """A map through which no gradient flows back."""
+
+    def forward(self, x):
+        return super().forward(x.detach())
+
+
+Params4bit.__module__ = "bitsandbytes.nn.modules"
+
+
+def test_a_gradient_that_quantised_weights_do_not_pass_on_is_refused_for_that_reason():
+    hf = build("llama_gqa").requires_grad_(False)
+    for layer in hf.model.layers:
+        projection = layer.self_attn.o_proj
+        projection.__class__ = WithoutGradient
+        projection.weight = Params4bit(projection.weight.data, requires_grad=False)
+    with pytest.raises(Refused, match="quantised weights may pass none on"):
+        load(hf, check=False).gradients(IDS, ["z.0"], lambda logits: logits[:, 3])

@@ -28,6 +28,7 @@ from cutaway.models.access.capture import Activations, Collector
 from cutaway.models.access.ports import port
 from cutaway.models.access.reading import Measure, Reads, depth, observe
 from cutaway.models.anatomy.anatomy import Anatomy
+from cutaway.models.anatomy.linear import packed
 from cutaway.models.anatomy.norms import measure, wide
 from cutaway.models.dry import keep, some
 from cutaway.models.tokens import Tokens
@@ -97,7 +98,7 @@ def gradients(
             for g in found:
                 if g is not None:
                     notice(g)
-            given_slopes = _all(collector.asked, found, wanted, reads.early)
+            given_slopes = _all(anatomy, collector.asked, found, wanted, reads.early)
             slopes.append(Activations(dict(zip(collector.asked, given_slopes, strict=True)), tokens))
         if len(slopes) < len(cuts):  # the others are left out of a dry run
             keep((len(cuts) - len(slopes)) * sum(x.nbytes for x in given_slopes))
@@ -175,12 +176,15 @@ def fitting(tokens: Tokens) -> AbstractContextManager[None]:
 
 
 def _all(
-    asked: Sequence[Address], found: Sequence[Tensor | None], wanted: Sequence[Tensor], early: bool
+    anatomy: Anatomy, asked: Sequence[Address], found: Sequence[Tensor | None], wanted: Sequence[Tensor], early: bool
 ) -> list[Tensor]:
     """Return every gradient; zeros behind what a metric of early activations reads, if it depends on some place."""
     if early and any(g is not None for g in found):
         return [torch.zeros_like(x) if g is None else g for g, x in zip(found, wanted, strict=True)]
     for a, g in zip(asked, found, strict=True):
+        if g is None and any(map(packed, anatomy.hf.parameters())):
+            why = "no gradient arrives there, and quantised weights may pass none on"
+            raise Refused(f"gradient at {a}", why, "load the model unquantised, or patch (`patching.activation`)")
         if g is None:
             raise Refused(f"gradient at {a}", "the metric does not depend on it", "choose an earlier site")
     return [g for g in found if g is not None]
