@@ -3,13 +3,15 @@
 It trains transcoders of all MLPs of SmolLM2-135M-Instruct with one `cutaway dict train` on the text of
 `tools.real_dictionary`, in `runs/real/transcoders`, where a stopped run goes on; judges them with `cutaway dict eval`
 on files that they have not seen; traces and validates the graph of a capital and of an IOI sentence over them, and over
-the model's own neurons; and publishes it all in docs/real.md. Prompts are the first of their sets.
+the model's own neurons; splits the largest edges of both by heads, and the score of head 23.4 for the country in
+prompts about capitals; and publishes it all in docs/real.md. Prompts are the first of their sets.
 """
 
 from __future__ import annotations
 
 import json
 import resource
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 
 import cutaway as ca
 from bench.frame import machine
+from cutaway.core.stats import mean_interval
 from cutaway.graphs.attribution_graph import AttributionGraph
 from cutaway.graphs.validate import GraphValidation
 from tests.real import sets
@@ -25,6 +28,7 @@ from tools.real_lenses import rounded
 
 MODEL, PROMPTS = "smollm2", {"capital": "fact_capital", "IOI": "ioi"}
 LATENTS, K, TOKENS, BATCH, CONTEXT, HELD, RATE = 1024, 32, 150_000, 256, 96, 8192, "2e-3"
+HEAD, LOOKS, SOURCES, EDGES, HEADS, DRAWN = "23.4", 12, 8, 6, 4, 19
 SHOWN, REMOVED, LEADING = 8, 20, 1  # the first token is a sink, though no beginning-of-text token stands there
 
 
@@ -47,9 +51,12 @@ def measured(folder: Path, out: Path, tokens: int) -> dict[str, Any]:
     over = {"transcoders": ca.dictionaries.load(out / "run" / "dictionary.safetensors"), "neurons": "neurons"}
     found = {f"{name}, {units}": traced(model, task, given) for name, of in PROMPTS.items()
              for task in [sets.task(model, of, 1)] for units, given in over.items()}  # fmt: skip
+    attention = {"edges": {name: carried(model, sets.task(model, of, 1), over["transcoders"])
+                           for name, of in PROMPTS.items()},
+                 "look": looked(model, sets.task(model, PROMPTS["capital"], LOOKS), over["transcoders"])}  # fmt: skip
     return {
         "model": real.MODELS[MODEL], "latents": LATENTS, "k": K, "tokens": tokens, "CPU minutes": minutes,
-        "held out": HELD, "text": about, "FVU": judged, "graphs": found, "machine": machine(),
+        "held out": HELD, "text": about, "FVU": judged, "graphs": found, "attention": attention, "machine": machine(),
     }  # fmt: skip
 
 
@@ -104,6 +111,50 @@ def told(graph: AttributionGraph, tested: GraphValidation) -> dict[str, Any]:
         "direct agreement interval": rounded(tested.direct_agreement_interval), "removed": len(tested.effect),
         "beyond random vectors": rounded(beyond), "largest": nodes,
     }  # fmt: skip
+
+
+def carried(model: ca.Model, task: ca.Task, units: ca.dictionaries.Dictionary) -> dict[str, Any]:
+    """The edges of the most influence between positions, and the heads that carry most of each."""
+    found = ca.graphs.head_loadings(model, task, units, top=EDGES, leading=LEADING, samples=DRAWN)
+    beside, heads = found.loading_null.abs().amax(-1), found.loading.shape[-1]
+    rows = []
+    for e, name in enumerate(found.labels["edge"]):
+        most = found.loading[e].flatten().abs().argsort(descending=True)[:HEADS].tolist()
+        rows.append({"edge": name, "weight": rounded(found.weight[e]), "heads": [
+            {"head": f"{i // heads}.{i % heads}", "loading": rounded(found.loading[e].flatten()[i]),
+             "random vectors": rounded(beside[e].flatten()[i])} for i in most]})  # fmt: skip
+    beyond = (found.loading.abs() > beside) & (found.loading != 0)
+    return {
+        "words": task.bind(model).clean.pieces[0], "edges": rows, "closure": rounded(found.residual.abs().max()),
+        "beyond": int(beyond.sum()), "heads that carry": int((found.loading != 0).sum()),
+    }  # fmt: skip
+
+
+def looked(model: ca.Model, task: ca.Task, units: ca.dictionaries.Dictionary) -> dict[str, Any]:
+    """The pairs of sources that make a head look at the country, over prompts: those that most prompts have."""
+    pairs, prompts = dict[tuple[str, str], list[tuple[float, float, bool]]](), []
+    for pair in task.pairs:
+        one = replace(task, pairs=(pair,), made=None)
+        found = ca.graphs.qk(model, one, units, head=HEAD, top=SOURCES, leading=LEADING, samples=DRAWN)
+        last = len(found.pattern) - 1
+        key = int(found.pattern[1:].argmax()) + 1
+        beyond = found.pair.abs() > found.pair_null.abs().amax(-1)
+        contrast = float(found.score[key] - found.score.nanmean())
+        prompts.append({"looks at": found.labels["k_pos"][key], "p": rounded(found.pattern[key]),
+                        "contrast": rounded(torch.tensor(contrast)), "shown": rounded(found.contrast.sum()),
+                        "beyond": rounded(beyond.float().mean()),
+                        "closure": rounded(found.residual.abs())})  # fmt: skip
+        for i, query in enumerate(found.labels["query_node"]):
+            for j, source in enumerate(found.labels["key_node"]):
+                name = (query.replace(f"@{last}", "@last"), source.replace(f"@{key}", "@country"))
+                row = (float(found.contrast[i, j]), float(found.lost[i, j]), bool(beyond[i, j]))
+                pairs.setdefault(name, []).append(row)
+    every = {name: torch.tensor(rows) for name, rows in pairs.items() if len(rows) == len(task)}
+    largest = sorted(every, key=lambda name: -float(every[name][:, 0].mean().abs()))[:SOURCES]
+    rows = [{"query": q, "key": k, "contrast": rounded(every[q, k][:, 0].mean()),
+             "interval": rounded(mean_interval(every[q, k][:, 0])), "lost": rounded(every[q, k][:, 1].mean()),
+             "beyond": int(every[q, k][:, 2].sum())} for q, k in largest]  # fmt: skip
+    return {"head": HEAD, "sources": SOURCES, "prompts": prompts, "pairs": rows, "in every prompt": len(every)}
 
 
 if __name__ == "__main__":

@@ -237,8 +237,67 @@ The largest nodes of those that exceed all random targets (in brackets the large
 
 {largest}
 
+{_attention(found["attention"])}
+
 {machine_line(found["machine"])}
 """
+
+
+def _attention(found: dict[str, Any]) -> str:
+    """The text about the heads that carry edges, and about what makes one of them look at the country."""
+    carried = "\n".join(
+        f"| {name} | {_source(e['edge'], about['words'])} | {e['weight']:+.2f} | "
+        + ", ".join(f"{h['head']} {h['loading']:+.2f} ({h['random vectors']:.2f})" for h in e["heads"])
+        + " |"
+        for name, about in found["edges"].items()
+        for e in about["edges"]
+    )
+    closures = max(about["closure"] for about in found["edges"].values())
+    beyond = "; ".join(
+        f"{name}: {a['beyond']} of {a['heads that carry']:,} parts ({a['beyond'] / a['heads that carry']:.0%})"
+        for name, a in found["edges"].items()
+    )
+    look, prompts = found["look"], found["look"]["prompts"]
+    pairs = "\n".join(
+        f"| `{p['query']}` | `{p['key']}` | {p['contrast']:+.3f} [{p['interval'][0]:+.3f}, {p['interval'][1]:+.3f}] | "
+        f"{p['lost']:+.3f} | {p['beyond']} |"
+        for p in look["pairs"]
+    )
+
+    def mean(key: str) -> float:
+        return sum(p[key] for p in prompts) / len(prompts)
+
+    return f"""**Which heads carry the largest edges?** `graphs.head_loadings` of the same two prompts over the
+transcoders: the edges of the most influence between two positions, all of which end at the difference of logits, and
+the heads that pass most of each (in brackets the largest of 19 random vectors as long in the source's place). The heads
+sum to each edge within {closures:.1g}. Beyond every random vector (chance 5 %): {beyond}.
+
+| | source | edge | heads |
+|---|---|---|---|
+{carried}
+
+**What makes head {look["head"]} look at the country?** `graphs.qk` of {len(prompts)} prompts about capitals: the head
+gives the country {min(p["p"] for p in prompts):.2f} to {max(p["p"] for p in prompts):.2f} of its attention, with a
+score {mean("contrast"):.2f} above the mean of all keys, of which pairs of sources miss
+{max(p["closure"] for p in prompts):.1g} at most. The {look["sources"]} largest sources of each side,
+{look["sources"] ** 2} pairs, hold {mean("shown"):.2f} of it, and {mean("beyond"):.0%} of them are beyond 19 random
+vectors as long (chance 5 %). The largest of the {look["in every prompt"]} pairs that all prompts show: *contrast* is
+what a pair does for the country over the other keys, with its interval over prompts; *lost* the attention that goes
+without it; *beyond* counts the prompts, of {len(prompts)}, in which it is beyond the random vectors.
+
+| query | key | contrast | lost | beyond |
+|---|---|---|---|---|
+{pairs}
+
+The look is spread thin over many pairs. Beyond chance in most prompts are two of them, and their query is a constant
+that no prompt changes (`bias.mlp_out.0`: the bias of the first MLP's decoder). It meets the country's own embedding,
+which draws the look, and what the transcoder of MLP 22 misses at the country, which weakens it."""
+
+
+def _source(edge: str, words: list[str]) -> str:
+    """The source of an edge, with the word that it stands at."""
+    source = edge.partition("→")[0]
+    return f"`{source}` “{words[int(source.partition('@')[2])].strip()}”"
 
 
 def machine_line(about: dict[str, Any]) -> str:
