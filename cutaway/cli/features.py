@@ -239,7 +239,7 @@ def search(
         found = FeatureStore(store)
         known = found.latents(name).name if by != "label" or like is not None else ""
         if like is not None:
-            hits = room.by_likeness(found, like, _source(found, name, source), known, most)
+            hits = room.by_likeness(found, like, dictionary_of(found, name, source), known, most)
         elif by == "label":
             hits = room.by_label(found, words, most)
         elif by in ("token", "phrase"):
@@ -257,10 +257,15 @@ def _opened(store: FeatureStore, name: str | None, model: str | None, source: st
     if word is None:
         raise Refused("the model of the store", "the harvest does not say how it is opened", "give --model, or --alone")
     loaded = load_model(str(word))
-    return loaded, _source(store, name, source).to(loaded.device)
+    return loaded, dictionary_of(store, name, source).to(loaded.device)
 
 
-def _source(store: FeatureStore, name: str | None, source: str | None) -> Dictionary:
+def dictionary_of(store: FeatureStore, name: str | None, source: str | None = None) -> Dictionary:
+    """Open a dictionary of a store, by the words of the harvest where others are not given.
+
+    Raises:
+        Refused: the harvest does not say how.
+    """
     word = source if source is not None else store.latents(name).row["opened"]
     if word is None:
         raise Refused("the dictionary of the store", "the harvest does not say how it is opened", "give --source FILE")

@@ -36,6 +36,8 @@ Grouped = Annotated[
     Path | None, Parameter(help="supernodes: the .json file of `graphs group`, or the result of `graphs supernodes`")
 ]
 
+Store = Annotated[Path | None, Parameter(help="store of features whose labels name the nodes (`features explain`)")]
+
 
 def show(
     file: File,
@@ -45,10 +47,11 @@ def show(
     edges: Edges = None,
     pinned: Pinned = "",
     supernodes: Grouped = None,
+    store: Store = None,
     out: Annotated[Path | None, Parameter(help=OUT_HELP)] = None,
 ) -> Reply:
     """Show the main part of a traced graph: a page, figure or list of its nodes and edges."""
-    return reply(_pruned(file, preset, nodes, edges, pinned, supernodes)[1], out)
+    return reply(_pruned(file, preset, nodes, edges, pinned, supernodes, store)[1], out)
 
 
 def export(
@@ -60,6 +63,7 @@ def export(
     edges: Edges = None,
     pinned: Pinned = "",
     supernodes: Grouped = None,
+    store: Store = None,
     slug: Annotated[str, Parameter(help="name of the graph [default: that of the file]")] = "",
     scan: Annotated[str, Parameter(help="name of the model or set of transcoders, in the viewer")] = "model",
     source_set: Annotated[str, Parameter(help="where Neuronpedia has pages of the features, such as org/name")] = "",
@@ -68,13 +72,14 @@ def export(
     """Write the main part of a traced graph for circuit-tracer's viewer and Neuronpedia; nothing is uploaded."""
     from cutaway.graphs import write_graph
 
-    whole, small = _pruned(file, preset, nodes, edges, pinned, supernodes)
+    whole, small = _pruned(file, preset, nodes, edges, pinned, supernodes, store)
     if whole is None:
         why = "it holds no whole graph, only a pruned one"
         raise Refused(f"file {str(file)!r}", why, "give a graph of `cutaway graphs trace`")
     given = {"neuronpedia_source_set": source_set, "feature_json_base_url": pages}
     details = {name: value for name, value in given.items() if value}
-    write_graph(out, whole, small, slug=slug or file.stem, scan=scan, details=details)
+    labels = _labels(whole, store)
+    write_graph(out, whole, small, slug=slug or file.stem, scan=scan, details=details, labels=labels)
     size = out.stat().st_size
     words = f"{len(small.depth)} nodes, {len(small.weight)} edges, {size / 1024:.0f} KiB: {out}"
 
@@ -149,8 +154,30 @@ def _groups(file: Path) -> Supernodes:
     return found.supernodes
 
 
+def _labels(whole: AttributionGraph, store: Path | None) -> dict[str, str]:
+    """Return the labels that a store has for the features of a graph."""
+    if store is None:
+        return {}
+    from cutaway.cli.features import dictionary_of
+    from cutaway.features import FeatureStore
+    from cutaway.graphs import store_labels
+
+    found, own = FeatureStore(store), whole.record.get("subjects", {}).get("transcoders", {}).get("hash")
+    name = next((n for n in found.names if found.latents(n).row["hash"] == own), None)
+    if name is None:
+        why = "none of its dictionaries is the one of the graph"
+        raise Refused(f"--store {str(store)!r}", why, "harvest the graph's transcoders")
+    return store_labels(whole, found, dictionary_of(found, name))
+
+
 def _pruned(
-    file: Path, preset: str | None, nodes: float | None, edges: float | None, pinned: str, supernodes: Path | None
+    file: Path,
+    preset: str | None,
+    nodes: float | None,
+    edges: float | None,
+    pinned: str,
+    supernodes: Path | None,
+    store: Path | None,
 ) -> tuple[AttributionGraph | None, Graph]:
     """Return the traced graph that a file holds, if it is whole, and its main part.
 
@@ -164,11 +191,12 @@ def _pruned(
     if isinstance(found, AttributionGraph):
         row = next(iter(PRESETS)) if preset is None else preset
         groups = None if supernodes is None else _groups(supernodes)
-        return found, prune(found, row, nodes=nodes, edges=edges, pinned=parse_list(pinned), supernodes=groups)
+        given = {"nodes": nodes, "edges": edges, "pinned": parse_list(pinned), "supernodes": groups}
+        return found, prune(found, row, **given, labels=_labels(found, store))
     if not isinstance(found, Graph):
         raise Refused(f"file {str(file)!r}", f"it holds a {found.kind}", "give a graph of `cutaway graphs trace`")
     given = {"preset": preset, "nodes": nodes, "edges": edges, "pinned": pinned or None}
-    given |= {"supernodes": None if supernodes is None else str(supernodes)}
+    given |= {name: str(path) for name, path in (("supernodes", supernodes), ("store", store)) if path is not None}
     named = [Keyword(name, value) for name, value in given.items() if value is not None]
     if named:
         raise Refused(

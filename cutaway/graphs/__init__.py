@@ -6,6 +6,7 @@ from cutaway.graphs.circuit_tracer import read_raw_graph
 from cutaway.graphs.feature_circuit import FeatureCircuit, feature_circuit
 from cutaway.graphs.grouping import Supernodes, read_supernodes
 from cutaway.graphs.head_loadings import HeadLoadings, head_loadings
+from cutaway.graphs.labels import store_labels
 from cutaway.graphs.neuronpedia import graph_data, read_graph, write_graph
 from cutaway.graphs.prune import PRESETS, prune
 from cutaway.graphs.qk import QkAttribution, qk
@@ -37,6 +38,7 @@ __all__ = [
     "read_raw_graph",
     "read_supernodes",
     "stability",
+    "store_labels",
     "supernodes",
     "trace",
     "validate",

@@ -8,6 +8,7 @@ errors without one out, go; the process repeats until none is left.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -62,6 +63,7 @@ def prune(
     edges: float | None = None,
     pinned: tuple[str, ...] = (),
     supernodes: Supernodes | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Graph:
     """Return the part of a graph that holds most of the influence, with numbers of its nodes as attributes.
 
@@ -75,6 +77,7 @@ def prune(
         edges: the share of scores that edges hold, in place of the preset's.
         pinned: nodes that stay whatever their influence.
         supernodes: groups of units, which stay too, and which pictures show together.
+        labels: what pictures show in place of nodes' names, such as those of `store_labels`.
 
     Raises:
         Refused: no such preset or node, a pinned constant, a share outside 0 to 1, or supernodes of another graph.
@@ -95,7 +98,7 @@ def prune(
         attributes={name: values[chosen] for name, values in _attributes(whole).items()},
         exceeds=None if whole.exceeds is None else whole.exceeds[chosen],
         groups=grouped.of_nodes(names) if grouped.groups else (),
-        titles=[f"“{visible(whole.texts[n])}”" if n in whole.texts else "" for n in names],
+        titles=[f"“{visible(whole.texts[n])}”" if n in whole.texts else (labels or {}).get(n, "") for n in names],
         words=whole.words,
         unit="of its value",
     )
