@@ -25,6 +25,7 @@ class Box:
         slot: horizontal place, in slots.
         weak: True if the node has a control and does not exceed it.
         group: name of the group that it is drawn in, "" for none.
+        tip: name of the node, and its whole title.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Box:
     slot: float = 0.0
     weak: bool = False
     group: str = ""
+    tip: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def layout(result: Result) -> Layout:
     depth, column, source, target = (tensors[n].tolist() for n in ("depth", "column", "source", "target"))
     weak = [not x for x in tensors["exceeds"].tolist()] if "exceeds" in tensors else [False] * len(depth)
     groups = result.facts().get("groups") or [""] * len(depth)
-    each = zip(labels["node"], titles(result), depth, column, weak, groups, strict=True)
+    tips = [f"{name} {title}".rstrip() for name, title in zip(labels["node"], titles(result, whole=True), strict=True)]
+    each = zip(labels["node"], titles(result), depth, column, weak, groups, tips, strict=True)
     boxes = [_box(*one) for one in each]
     words = [
         dict(zip(tensors[n].tolist(), labels.get(n, tensors[n].tolist()), strict=True)) for n in ("depth", "column")
@@ -103,19 +106,19 @@ def layout(result: Result) -> Layout:
     return _placed(boxes, tuple(zip(source, target, strict=True)), depths, columns)
 
 
-def titles(result: Result) -> list[str]:
-    """Return the title of each node of a graph as it is drawn, "" for those without one."""
+def titles(result: Result, whole: bool = False) -> list[str]:
+    """Return the title of each node of a graph as it is drawn, or whole; "" for those without one."""
     given = result.facts().get("titles") or [""] * len(result.labels["node"])
     shown = [visible(t) if t else "" for t in given]
-    return [t if len(t) <= _LONGEST else f"{t[: _LONGEST - 1]}…" for t in shown]
+    return [t if whole or len(t) <= _LONGEST else f"{t[: _LONGEST - 1]}…" for t in shown]
 
 
-def _box(name: str, title: str, depth: int, column: int, weak: bool, group: str) -> Box:
+def _box(name: str, title: str, depth: int, column: int, weak: bool, group: str, tip: str) -> Box:
     node = parse_node(name)
     kinds = {Latent: "latent", Error: "error", Others: "error", Logit: "logit", Direction: "logit"}
     shown = title or name.partition("@")[0]
     kind = kinds.get(type(node), "address")  # type: ignore[arg-type]
-    return Box(shown, kind, depth, column, weak=weak, group=visible(group) if group else "")
+    return Box(shown, kind, depth, column, weak=weak, group=visible(group) if group else "", tip=tip)
 
 
 def _placed(

@@ -92,7 +92,7 @@ def test_labels_are_drawn_and_exported(world, shipped, store, tmp_path, capsys):
     assert app.main(["graphs", "show", graph, "--store", str(store.folder), "--out", page]) == 0
     assert app.main(["graphs", "export", graph, "--store", str(store.folder), "--out", file]) == 0
     assert label in [n["clerp"] for n in json.loads((tmp_path / "g.json").read_text("utf-8"))["nodes"]]
-    assert label[:20] in (tmp_path / "g.html").read_text("utf-8")
+    assert f"<title>latent.2.603@5 {label}</title>" in (tmp_path / "g.html").read_text("utf-8")
     capsys.readouterr()
     ca.graphs.trace(world, text, "neurons", nodes=20, samples=1).save(graph)
     assert app.main(["graphs", "show", graph, "--store", str(store.folder)]) == 2

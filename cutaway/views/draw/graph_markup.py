@@ -90,6 +90,7 @@ def _node(found: Layout, n: int, slot: float) -> str:
     box, (x, y) = found.boxes[n], centre(found, n, slot)
     width, kind = len(box.name) * _CHARACTER + 10, box.kind + " weak" * box.weak
     return (
-        f'<g class="cw-node {kind}"><rect x="{x - width / 2:.1f}" y="{y - _BOX / 2:.1f}" width="{width:.1f}" '
-        f'height={_BOX} rx=4 /><text text-anchor=middle x="{x:.1f}" y="{y + 4:.1f}">{escape(box.name)}</text></g>'
+        f'<g class="cw-node {kind}"><title>{escape(box.tip)}</title>'
+        f'<rect x="{x - width / 2:.1f}" y="{y - _BOX / 2:.1f}" width="{width:.1f}" height={_BOX} rx=4 />'
+        f'<text text-anchor=middle x="{x:.1f}" y="{y + 4:.1f}">{escape(box.name)}</text></g>'
     )
