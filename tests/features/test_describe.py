@@ -105,6 +105,13 @@ def test_an_oracle_is_right_everywhere_and_its_ladder_is_not(words):
     assert found.precision.tolist() == [[1.0, 1.0]] * 2
     null = {name: found.null[0, :, i] for i, name in enumerate(found.labels["sample"])}
     assert null["empty label"].tolist() == [0.5, 0.5, 0.0]
+    torch.testing.assert_close(found.simulation[0], torch.ones(3), atol=1e-5, rtol=0)
+    beaten = dict(zip(found.labels["sample"], (found.rung_q[0] < 0.05).tolist(), strict=True))
+    assert beaten["empty label"]
+    assert beaten["shuffled activity"]
+    assert not beaten["token rule"], "it is as good"
+    rule = found.labels["sample"].index("token rule")
+    torch.testing.assert_close(found.simulation_null[0, :, rule], torch.ones(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(null["token rule"], torch.ones(3), atol=1e-5, rtol=0)
     assert bool((null["another latent's label"] < 0.8).all())
     assert bool((null["shuffled activity"] < 0.95).all())
@@ -233,3 +240,26 @@ def test_the_command_line(words, capsys):
     assert f"the token is “{WORDS[LATENT]}”" in said
     assert "detection 1.00 [1.00, 1.00]" in said
     assert "lead over the rule +0.00" in said
+
+
+def test_readings_of_a_simulation_are_those_of_the_definitions():
+    g = np.random.default_rng(1)
+    document, within = np.repeat(np.arange(6), 8), np.repeat(np.arange(12) % 2 == 0, 4)
+    truth = np.where(within, g.random(48), 0.0)
+    said = np.round(10 * truth + g.normal(0, 2, 48)).clip(0, 10)
+    v, w = Verdict(truth, said, document, 0.0, within), g.integers(1, 4, (2, 48)).astype(float)
+    found = v.readings(w, 0.1)
+    fits = [np.polyfit(said[document != d], truth[document != d], 1) for d in range(6)]
+    predicted = np.concatenate([np.polyval(fits[d], said[document == d]) for d in range(6)])
+    for row, weight in enumerate(w):
+        mean = np.average(truth, weights=weight)
+        missed = np.average((truth - predicted) ** 2, weights=weight)
+        assert found[row, 1] == pytest.approx(1 - missed / np.average((truth - mean) ** 2, weights=weight))
+        assert found[row, 2] == pytest.approx(1 - missed / np.average(truth**2, weights=weight))
+        copies = np.repeat(np.arange(48), (weight * np.where(within, 1, 9)).astype(int))  # one window in ten is active
+        assert found[row, 0] == pytest.approx(np.corrcoef(truth[copies], said[copies])[0, 1])
+    silent = Verdict(truth, np.zeros(48), document, 0.0, within).readings(w, 0.1)
+    assert bool((silent[:, 0] == 0).all())
+    assert bool((silent[:, 1] < 0.01).all()), "a constant of other documents explains nothing"
+    alone = Verdict(truth, said, np.zeros(48, int), 0.0, within).readings(w, 0.1)
+    assert alone[:, 2].tolist() == [0.0, 0.0], "nothing is fitted, and 0 explains nothing of it"

@@ -10,6 +10,9 @@ model) scores it on windows of the other half, by detection, fuzzing and simulat
 * Control (`null`), the same judge on the same windows: the empty label, another latent's label (of like density), the
   best rule about single tokens, the label of the decoder's nearest neighbour (of the most frequent partner without the
   dictionary), and the own label beside activity in random order.
+* `simulation[latent, reading]`: what else is read from simulations (`judge`), with interval and null.
+* `rung_q[latent, sample]`: share of paired resamples of documents in which detection by the label does not lead that of
+  a rung of the ladder, after Benjamini and Hochberg over latents.
 * `lead`: detection by the label less detection by the latent's rule, which needs no judge, on the same windows;
   `q`: share of paired resamples of documents without a lead, after Benjamini and Hochberg over latents. With q ≤ 5 %
   the label is shown before the rule, and else behind it.
@@ -38,7 +41,7 @@ from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.features import effects, search
 from cutaway.features.llm import prompts
 from cutaway.features.llm.client import Client
-from cutaway.features.llm.judge import LEAST, MEASURES, Material, Verdict
+from cutaway.features.llm.judge import LEAST, MEASURES, READINGS, Material, Verdict
 from cutaway.features.llm.windows import WIDTH, Window, Windows
 from cutaway.features.rules.families import Corpus
 from cutaway.features.rules.mine import Miner, Rule
@@ -60,6 +63,8 @@ class Descriptions(Result, kind="feature_descriptions"):
         score: balanced accuracy of detection and fuzzing, and correlation of the simulation.
         interval: of `score`, 95 %, over documents.
         null: `score` of other labels, the rungs of the ladder.
+        simulation: further readings of the simulation.
+        rung_q: share of resamples without a lead over a rung, after Benjamini and Hochberg.
         precision: of the judge's yes at the true density.
         density: share of windows, and of tokens, that are active.
         failed: share of unreadable answers.
@@ -71,6 +76,10 @@ class Descriptions(Result, kind="feature_descriptions"):
     score: Float[Tensor, "latent measure"]
     interval: Float[Tensor, "latent measure bound"]
     null: Float[Tensor, "latent measure sample"]
+    simulation: Float[Tensor, "latent reading"]
+    simulation_interval: Float[Tensor, "latent reading bound"]
+    simulation_null: Float[Tensor, "latent reading sample"]
+    rung_q: Float[Tensor, "latent sample"]
     precision: Float[Tensor, "latent judged"]
     density: Float[Tensor, "latent judged"]
     failed: Float[Tensor, "latent measure"]
@@ -124,19 +133,25 @@ def describe(
             _label(known.name, n, r, float(x), writer.model) for n, r, x in zip(latents, rows, q, strict=True)
         )
     fields: dict[str, Any] = {n: torch.from_numpy(np.stack([getattr(r, n) for r in rows])).float() for n in _FIELDS}
+    rungs = torch.tensor(np.stack([r.rung_p for r in rows]))
     return Descriptions(
         **fields,
         q=q,
+        rung_q=torch.stack([false_discovery(p) for p in rungs.T], 1),
         labels={
             "latent": [f"{n}: {r.text}" for n, r in zip(latents, rows, strict=True)],
             "measure": list(MEASURES),
+            "reading": list(READINGS),
             "judged": list(MEASURES[:2]),
             "sample": list(LADDER),
             "bound": BOUNDS,
         },
         units={"score": "balanced accuracy, or correlation", "null": "as the score", "lead": "balanced accuracy"}
-        | dict.fromkeys(("precision", "density", "failed", "q"), "share"),
-        reasons=dict.fromkeys(("precision", "density", "failed", "q"), "it follows from the answers behind the score"),
+        | dict.fromkeys(("simulation", "simulation_interval", "simulation_null"), "of 1")
+        | dict.fromkeys(("precision", "density", "failed", "q", "rung_q"), "share"),
+        reasons=dict.fromkeys(
+            ("precision", "density", "failed", "q", "rung_q"), "it follows from the answers behind the score"
+        ),
         record=work.record(spent.seconds),
     )
 
@@ -154,10 +169,15 @@ class _Row:
     failed: np.ndarray
     lead: np.ndarray
     lead_interval: np.ndarray
+    simulation: np.ndarray
+    simulation_interval: np.ndarray
+    simulation_null: np.ndarray
     p: float
+    rung_p: np.ndarray
 
 
 _FIELDS = ("score", "interval", "null", "precision", "density", "failed", "lead", "lead_interval")
+_FIELDS += ("simulation", "simulation_interval", "simulation_null")
 
 
 class _Work:
@@ -261,18 +281,16 @@ class _Work:
         rule: Verdict,
         g: np.random.Generator,
     ) -> _Row:
-        score, bounds, precision = list[float](), list[np.ndarray](), list[float]()
+        score, bounds = list[float](), list[np.ndarray]()
         for m in MEASURES:
-            value, drawn = _value(own[m]), own[m].score(_weights(own[m], g))
-            low, high = np.nanquantile(drawn, [0.025, 0.975])
-            score.append(value)
-            bounds.append(np.array([min(low, value), max(high, value)]))
-        for m, density in zip(MEASURES[:2], material.density, strict=True):
-            precision.append(_precision(own[m], density))
+            score.append(_value(own[m]))
+            bounds.append(_bounds(own[m].score(_weights(own[m], g)), score[-1]))
+        precision = [_precision(own[m], density) for m, density in zip(MEASURES, material.density, strict=False)]
+        told, density = own["simulation"], material.density[0]
+        reading = _readings(told, density)
         w = _weights(rule, g)
-        leads = own["detection"].score(w) - rule.score(w)
-        lead = _value(own["detection"]) - _value(rule)
-        low, high = np.nanquantile(leads, [0.025, 0.975])
+        seen = own["detection"].score(w)
+        leads, lead = seen - rule.score(w), _value(own["detection"]) - _value(rule)
         return _Row(
             text,
             np.array(score),
@@ -282,9 +300,27 @@ class _Work:
             np.array(material.density),
             np.array([own[m].failed for m in MEASURES]),
             np.array(lead),
-            np.array([min(low, lead), max(high, lead)]),
-            float((1 + (leads <= 0).sum()) / (1 + len(leads))),
+            _bounds(leads, lead),
+            reading,
+            _bounds(told.readings(_weights(told, g), density), reading).T,
+            np.stack([_readings(r["simulation"], density) for r in rungs], 1),
+            _without_lead(leads),
+            np.array([_without_lead(seen - r["detection"].score(w)) for r in rungs]),
         )
+
+
+def _bounds(drawn: np.ndarray, value: np.ndarray | float) -> np.ndarray:
+    """Return the 95 % interval of resamples [bound ...], with the value in it."""
+    low, high = np.nanquantile(drawn, [0.025, 0.975], axis=0)
+    return np.stack([np.minimum(low, value), np.maximum(high, value)])
+
+
+def _without_lead(leads: np.ndarray) -> float:
+    return float((1 + (leads <= 0).sum()) / (1 + len(leads)))
+
+
+def _readings(v: Verdict, density: float) -> np.ndarray:
+    return v.readings(np.ones((1, len(v.truth))), density)[0]
 
 
 def _value(v: Verdict) -> float:
@@ -309,6 +345,7 @@ def _label(dictionary: str, latent: int, row: _Row, q: float, model: str) -> Lab
     scores |= {f"{m} interval": v.tolist() for m, v in zip(MEASURES, row.interval, strict=True)}
     for m, rungs in zip(MEASURES, row.null, strict=True):
         scores |= {f"{m} of {rung}": float(x) for rung, x in zip(LADDER, rungs, strict=True)}
+    scores |= {m: float(v) for m, v in zip(READINGS, row.simulation, strict=True)}
     scores |= {"lead over the rule": float(row.lead), "lead over the rule interval": row.lead_interval.tolist()}
     details = {"model": model, "leads": q <= LEVEL and float(row.lead) > 0}
     return Label(dictionary, latent, LLM, row.text or "no label", scores, details)

@@ -4,7 +4,9 @@
 * Fuzzing: the same for marked tokens, of n windows whose active tokens are marked, and n others with activity where as
   many random silent tokens are: so that neither a text nor a place says which.
 * Simulation (Bills et al. 2023): the activation of each token, of windows with and without activity, half of each;
-  Pearson's correlation over all tokens of all windows.
+  Pearson's correlation over all tokens of all windows. Its further `READINGS`: the correlation with windows weighted as
+  frequent as they are in the text; and, of simulated activations scaled by the least squares of the other documents,
+  r2 = 1 − Σ(y − ŷ)² / Σ(y − ȳ)² and r2_zero = 1 − Σ(y − ŷ)² / Σy², OpenAI's `rsquared_score`.
 
 An answer that cannot be read is wrong: every window of it counts as misjudged, and its simulated activations are 0.
 """
@@ -12,7 +14,7 @@ An answer that cannot be read is wrong: every window of it counts as misjudged, 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +23,7 @@ from cutaway.features.llm.client import Client
 from cutaway.features.llm.windows import LEVELS, Window, Windows
 
 MEASURES = ("detection", "fuzzing", "simulation")
+READINGS = ("correlation at true density", "r2", "r2_zero")
 LEAST = 4  # windows with activity that a half must have
 _BATCH = 5  # texts of a prompt
 
@@ -34,12 +37,14 @@ class Verdict:
         said: what the judge said, the opposite of the truth where it said nothing readable.
         document: the document of each item.
         failed: share of the answers that could not be read.
+        within: True for the tokens of windows with activity, where items are tokens.
     """
 
     truth: np.ndarray
     said: np.ndarray
     document: np.ndarray
     failed: float
+    within: np.ndarray | None = None
 
     @property
     def graded(self) -> bool:
@@ -58,9 +63,35 @@ class Verdict:
         with np.errstate(invalid="ignore"):
             return held @ self.said[self.truth == truth].astype(float) / held.sum(1)
 
+    def readings(self, weight: np.ndarray, density: float) -> np.ndarray:
+        """Return the `READINGS` [row reading] of a simulation under weights [row item].
+
+        Args:
+            weight: of each token.
+            density: share of the text's windows that have activity.
+        """
+        assert self.within is not None
+        share = self.within.mean()
+        seldom = np.where(self.within, density / share, (1 - density) / (1 - share))
+        w, y = weight / weight.sum(1, keepdims=True), self.truth
+        missed, square, mean = w @ (y - self.scaled()) ** 2, w @ y**2, w @ y
+        with np.errstate(invalid="ignore", divide="ignore"):
+            r2 = [1 - missed / (square - mean**2), 1 - missed / square]
+        return np.stack([_correlation(weight * seldom, y, self.said), *r2], 1)
+
+    def scaled(self) -> np.ndarray:
+        """Return what was said in units of activation: a line fitted to the other documents; 0 without another."""
+        out = np.zeros(len(self.said))
+        for own in (self.document == d for d in np.unique(self.document)):
+            x, y = self.said[~own], self.truth[~own]
+            if len(x):
+                slope = np.cov(x, y, bias=True)[0, 1] / x.var() if x.var() > 0 else 0.0
+                out[own] = y.mean() + slope * (self.said[own] - x.mean())
+        return out
+
     def shuffled(self, g: np.random.Generator) -> Verdict:
         """Return the same answers beside the truth of items in random order."""
-        return Verdict(g.permutation(self.truth), self.said, self.document, self.failed)
+        return replace(self, truth=g.permutation(self.truth))
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +157,8 @@ class Material:
         each = [len(x) for x in said]
         document = np.repeat([w.document for w in self.simulation], each)
         truth = np.concatenate([w.values for w in self.simulation])
-        return Verdict(truth, np.concatenate(said).astype(float), document, failed / len(said))
+        within = np.repeat([w.active.any() for w in self.simulation], each)
+        return Verdict(truth, np.concatenate(said).astype(float), document, failed / len(said), within)
 
 
 def _silent_tokens(w: Window, g: np.random.Generator) -> np.ndarray:
