@@ -64,7 +64,7 @@ class Verdict:
             return held @ self.said[self.truth == truth].astype(float) / held.sum(1)
 
     def readings(self, weight: np.ndarray, density: float) -> np.ndarray:
-        """Return the `READINGS` [row reading] of a simulation under weights [row item].
+        """Return the `READINGS` [row reading] of a simulation under weights [row item]; NaN without any activity.
 
         Args:
             weight: of each token.
@@ -75,8 +75,7 @@ class Verdict:
         seldom = np.where(self.within, density / share, (1 - density) / (1 - share))
         w, y = weight / weight.sum(1, keepdims=True), self.truth
         missed, square, mean = w @ (y - self.scaled()) ** 2, w @ y**2, w @ y
-        with np.errstate(invalid="ignore", divide="ignore"):
-            r2 = [1 - missed / (square - mean**2), 1 - missed / square]
+        r2 = [1 - missed / np.where(rest > 1e-12 * y.max() ** 2, rest, np.nan) for rest in (square - mean**2, square)]
         return np.stack([_correlation(weight * seldom, y, self.said), *r2], 1)
 
     def scaled(self) -> np.ndarray:
