@@ -19,6 +19,7 @@ from torch import Tensor
 from cutaway.core.refuse import Refused
 
 BOUNDS = ["low", "high"]
+DECILES = 10
 _ALIKE = 1e6  # samples that a scale of the group is worth where cells do not differ
 _OWN = 1.3  # a value is this much likelier outside than the samples that its scale was taken from (simulated)
 _LONGEST = 2.0  # times Student's reach: Hall's transformation has a pole, where one outlier gives any length
@@ -135,6 +136,41 @@ def wilson_interval(share: Float[Tensor, "*cell"], trials: int, *, level: float 
     bounds = torch.stack([share + z2 / (2 * n) - half, share + z2 / (2 * n) + half], -1) / (1 + z2 / n)
     low, high = bounds.clamp(0, 1).unbind(-1)
     return torch.stack([low.masked_fill(share == 0, 0.0), high.masked_fill(share == 1, 1.0)], -1)
+
+
+def quantiles(
+    values: Float[Tensor, "n"], shares: Sequence[float], level: float = 0.95
+) -> tuple[Float[Tensor, "share"], Float[Tensor, "share bound"]]:
+    """Return quantiles that are values themselves, and the interval of each from its order statistics.
+
+    Values count as independent: the ranks at the bounds are binomial.
+    """
+    from scipy import stats
+
+    ordered, n, out = values.sort().values, len(values), (1 - level) / 2
+    at = [max(1, math.ceil(q * n)) - 1 for q in shares]
+    ranks = [np.clip(stats.binom.ppf([out, 1 - out], n, q).astype(int) - [1, 0], 0, n - 1) for q in shares]
+    exact, bounds = ordered[at], torch.stack([ordered[torch.from_numpy(r)] for r in ranks])
+    return exact, torch.stack([torch.minimum(bounds[:, 0], exact), torch.maximum(bounds[:, 1], exact)], -1)
+
+
+def deciles(values: Float[Tensor, "n"]) -> Int[Tensor, "n"]:
+    """Return the decile of each value, from 0; ties in their order."""
+    rank = torch.empty(len(values), dtype=torch.long)
+    rank[values.argsort(stable=True)] = torch.arange(len(values))
+    return rank * DECILES // max(len(values), 1)
+
+
+def of_each_decile(values: Float[Tensor, "n"], number: int) -> list[tuple[int, int]]:
+    """Return places of values evenly spaced in rank within each decile, the largest first, each behind its decile,
+    from 1.
+    """
+    order, found = values.argsort(stable=True, descending=True).tolist(), list[tuple[int, int]]()
+    for decile in range(DECILES, 0, -1):
+        first, last = ((DECILES - d) * len(order) // DECILES for d in (decile, decile - 1))
+        some = range(min(number, last - first))
+        found += [(decile, order[first + i * (last - first) // number]) for i in some]
+    return found
 
 
 def bootstrap(

@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -28,7 +27,7 @@ from torch import Tensor
 from cutaway.core.record import counting, machine, versions
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, generator, mean_interval, wilson
+from cutaway.core.stats import BOUNDS, generator, mean_interval, quantiles, wilson
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.features import effects, swaps
 from cutaway.features.rules.families import quoted
@@ -223,18 +222,10 @@ def _numbers(store: FeatureStore, known: StoredLatents, latent: int) -> Part:
 
 def _quantiles(store: FeatureStore, known: StoredLatents, latent: int) -> tuple[Tensor, Tensor]:
     """Return quantiles with intervals: of order statistics where all codes are there, else the ends of bins."""
-    from scipy import stats
-
     if store.manifest["counts"]["coded"] < store.counted:
         ends = known.quantile(latent, torch.tensor(SHARES))
         return (ends.clamp_min(2.0**LEAST).log().mean(1)).exp(), ends
-    values = known.codes(latent)[1].abs().sort().values
-    n = len(values)
-    at = [max(1, int(np.ceil(q * n))) - 1 for q in SHARES]
-    ranks = [np.clip(stats.binom.ppf([0.025, 0.975], n, q).astype(int) - [1, 0], 0, n - 1) for q in SHARES]
-    bounds = torch.stack([values[torch.from_numpy(r)] for r in ranks])
-    exact = values[at]
-    return exact, torch.stack([torch.minimum(bounds[:, 0], exact), torch.maximum(bounds[:, 1], exact)], -1)
+    return quantiles(known.codes(latent)[1].abs(), SHARES)
 
 
 def _partners(known: StoredLatents, latent: int, others: Sequence[int]) -> Part:

@@ -50,7 +50,7 @@ from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.core.refuse import Call, Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, mean_interval, one_prompt, ratio_interval
+from cutaway.core.stats import BOUNDS, DECILES, deciles, mean_interval, of_each_decile, one_prompt, ratio_interval
 from cutaway.heads.classify import HeadTypes, scored
 from cutaway.heads.confirm import SPANS, few_such, spans
 from cutaway.heads.looks import KEYS, NONE, WINDOW, Looks, Window
@@ -63,7 +63,6 @@ from cutaway.models.tokens import Tokens
 from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.repeats import Repeats
 
-DECILES = 10
 IN_TEXT, BARE = "as read in the text", "bare embeddings"
 #: places of a context that are shown: around the key, then up to the query
 AROUND = [*(("key", i) for i in range(-3, 4)), *(("query", i) for i in range(-5, 1))]
@@ -240,7 +239,8 @@ def _effects(model: Model, tokens: Tokens, place: Address, samples: int, seed: i
 
 def _deciles(looks: Looks) -> Part:
     """Return strength and matches by decile; sums of every sequence make the intervals."""
-    decile = _ranked(looks)
+    every = torch.cat([r.strength for r in looks.found])
+    decile = deciles(every).split([len(r.strength) for r in looks.found])
     shape = (len(looks.found), DECILES)
     number, strength = torch.zeros(shape), torch.zeros(shape)
     matched = torch.zeros(*shape, len(KEYS) + 1)
@@ -266,14 +266,6 @@ def _deciles(looks: Looks) -> Part:
     return fields, {"decile": names, "keys": [*(row.name for row in KEYS), NONE]}, why | empty
 
 
-def _ranked(looks: Looks) -> list[Tensor]:
-    """Return the decile of every query of every sequence, by strength."""
-    every = torch.cat([r.strength for r in looks.found])
-    rank = torch.empty(len(every), dtype=torch.long)
-    rank[every.argsort(stable=True)] = torch.arange(len(every))
-    return list((rank * DECILES // len(every)).split([len(r.strength) for r in looks.found]))
-
-
 def _distances(looks: Looks) -> Part:
     each = torch.stack([r.distance for r in looks.found])
     null = torch.stack([r.shifted for r in looks.found]).mean(0).T
@@ -285,14 +277,10 @@ def _examples(model: Model, tokens: Tokens, looks: Looks, number: int) -> Part:
     """Return looks at evenly spaced ranks of every decile, the hardest first."""
     every = torch.cat([r.strength for r in looks.found])
     where = [(r.sequence, q + 1, int(k)) for r in looks.found for q, k in enumerate(r.key.tolist())]
-    order, chosen, names = every.argsort(stable=True, descending=True).tolist(), list[int](), list[str]()
-    for decile in range(DECILES, 0, -1):
-        first, last = ((DECILES - d) * len(order) // DECILES for d in (decile, decile - 1))
-        for i in range(min(number, last - first)):
-            at = order[first + i * (last - first) // number]
-            chosen.append(at)
-            names.append(f"{decile}: {_context(model, tokens, *where[at])}")
-    return {"attention": every[chosen]}, {"example": names}, {"attention": "single looks have no interval"}
+    found = of_each_decile(every, number)
+    names = [f"{decile}: {_context(model, tokens, *where[at])}" for decile, at in found]
+    fields = {"attention": every[[at for _, at in found]]}
+    return fields, {"example": names}, {"attention": "single looks have no interval"}
 
 
 def _context(model: Model, tokens: Tokens, sequence: int, query: int, key: int) -> str:

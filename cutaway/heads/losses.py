@@ -3,29 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.stats import mean_interval
 from cutaway.interventions.ablation_values import SINKS, removals
 from cutaway.interventions.components import all_components, random_heads
-from cutaway.models.access.reading import Measure, Reads, Seen
+from cutaway.interventions.span_losses import Spans, span_losses
 from cutaway.models.model import Model
-from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens
 
 How = Literal["mean", "zero"]
 SAYS = {"mean": "the head's mean over the tokens of all sequences", "zero": "zeros"}
-#: takes the tokens of some rows and the number of each row's prompt, and returns for each span the columns whose next
-#: token belongs to it
-Spans = Callable[[Tokens, Int[Tensor, "row"]], Sequence[Bool[Tensor, "row column"]]]
 
 
 @dataclass(frozen=True)
@@ -79,22 +74,10 @@ def without(
         at[name] = len(variants)
         variants += [list(places), *random.sets]
         said[name] = f"{len(places)} {'head' if len(places) == 1 else 'heads'}; random sets: {random.matched}"
-    measure = Measure(partial(_sums, spans), Reads(last_logits=False, places=(Address("logits"),)))
-    edits = [[], *removals(model, tokens, variants, how)]
-    sums = sweep(model, tokens, edits, measure).float().cpu().unflatten(-1, (-1, 3))  # [variant, prompt, span, sum]
+    sums = span_losses(model, tokens, spans, [[], *removals(model, tokens, variants, how)])
     each = sums[..., :2] / sums[:1, ..., 2:]  # loss and hits, mean over a prompt's tokens; NaN where it has none
     fields = _fields(each, list(sets), at, samples)
     return Losses(fields, each[0, ..., 0], each[0, ..., 1], sums[0, ..., 2].long(), why, said)
-
-
-def _sums(spans: Spans, seen: Seen, prompt: Int[Tensor, "row"]) -> Float[Tensor, "row column"]:
-    """Return loss, hits and number of the tokens of each span."""
-    assert seen.activations is not None
-    tokens, logits = seen.activations.tokens, seen.activations["logits"]
-    x, y = logits[:, :-1].float(), tokens.ids.roll(-1, 1)[:, :-1, None].to(logits.device)
-    loss, hit = x.logsumexp(-1) - x.gather(-1, y)[..., 0], (x.argmax(-1) == y[..., 0]).float()
-    where = [m[:, :-1].to(loss) for m in spans(tokens, prompt)]
-    return torch.stack([(v * m).sum(-1) for m in where for v in (loss, hit, torch.ones_like(loss))], -1)
 
 
 def _fields(

@@ -1,6 +1,7 @@
 """Neurons: what single units of MLPs read, write and do."""
 
 from cutaway.neurons.arithmetic import ArithmeticStudy, arithmetic
+from cutaway.neurons.card import NeuronCard, card
 from cutaway.neurons.composition import LayerComposition, composition
 from cutaway.neurons.frequency import FrequencyNeurons, frequency
 from cutaway.neurons.importance import NeuronImportance, importance
@@ -13,12 +14,14 @@ __all__ = [
     "ArithmeticStudy",
     "FrequencyNeurons",
     "LayerComposition",
+    "NeuronCard",
     "NeuronImportance",
     "NeuronStatistics",
     "NeuronTokens",
     "NeuronTriggers",
     "Polysemanticity",
     "arithmetic",
+    "card",
     "composition",
     "frequency",
     "importance",

@@ -89,19 +89,21 @@ def largest(
     }
 
 
-def texts(model: Model, tokens: Tokens, places: Int[Tensor, "half rank neuron"]) -> list[list[list[str]]]:
-    """Return the contexts of every half and neuron as text: some tokens, and the one that they end in, in ⟦ ⟧; "" for
-    a place of −1.
+def text(model: Model, tokens: Tokens, place: int) -> str:
+    """Return the context of a place, counted through the padded batch: some tokens, and the one there in ⟦ ⟧; "" for a
+    place of −1.
     """
-    ids, starts = tokens.ids.cpu(), tokens.column(0).tolist()
+    if place < 0:
+        return ""
+    row, column = divmod(place, tokens.ids.shape[1])
+    first = max(int(tokens.column(0)[row]), column - _BEFORE)
+    parts = model.text.token_texts(tokens.ids[row, first : column + 1], running=True)
+    return "".join(parts[:-1]) + f"⟦{parts[-1]}⟧"
 
-    def text(at: int) -> str:
-        row, column = divmod(at, ids.shape[1])
-        first = max(starts[row], column - _BEFORE)
-        parts = model.text.token_texts(ids[row, first : column + 1], running=True)
-        return "".join(parts[:-1]) + f"⟦{parts[-1]}⟧"
 
-    return [[[text(at) if at >= 0 else "" for at in row] for row in half.T.tolist()] for half in places]
+def texts(model: Model, tokens: Tokens, places: Int[Tensor, "half rank neuron"]) -> list[list[list[str]]]:
+    """Return the contexts of every half and neuron as text."""
+    return [[[text(model, tokens, at) for at in row] for row in half.T.tolist()] for half in places]
 
 
 def read_at(

@@ -16,6 +16,7 @@ Statistics of the values v of all neurons (rows of W_out), with the final norm's
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -75,12 +76,37 @@ def statistics(
         Refused: no such layer, an encoder, a model without dense MLPs, or an unembedding that is not linear.
     """
     check_predicts(model)
-    there, g = memories.dense_layers(model, layers), generator(seed)
-    reads = _read(model)
+    there = memories.dense_layers(model, layers)
     share = memories.updates(model, memories.coefficients(model, prompts.bind(model), there), there)
+    score, null, norms, rank = measured(model, there, samples, generator(seed))
+    return NeuronStatistics(
+        score=score,
+        null=null,
+        norm=norms,
+        update=share.mean(0),
+        update_interval=mean_interval(share, within=(0.0, 1.0)),
+        labels={"statistic": STATISTICS, "layer": there, "bound": BOUNDS},
+        units={"score": "as named", "logit variance": "cosine²", "null space": "share of length", "norm": "stream"},
+        reasons={"score": "it is of the weights alone"} | one_prompt(len(share), "update"),
+        record={"directions of the null space": rank, "norm": "final norm's weight folded in"},
+    )
+
+
+def measured(
+    model: Model, layers: Sequence[int], samples: int, g: torch.Generator
+) -> tuple[
+    Float[Tensor, "statistic layer neuron"],
+    Float[Tensor, "statistic layer neuron sample"],
+    Float[Tensor, "layer neuron"],
+    int,
+]:
+    """Return the statistics of all neurons of some layers, their null, the values' norms, and the rank of the null
+    space.
+    """
+    reads = _read(model)
     turned = [rotation(model.shape.d_model, g).to(reads[0].device).double() for _ in range(samples)]
     score, null, norms = list[Tensor](), list[Tensor](), list[Tensor]()
-    for layer in there:
+    for layer in layers:
         v = memories.values(model, layer).to(reads[0].device).double()
         norms.append(v.norm(dim=-1).float().cpu())
         score.append(torch.cat([_written(v, reads), _kurtosis(v)[None]]))
@@ -89,17 +115,8 @@ def statistics(
             mixes = memories.mixed(v.float(), norms[-1], g)[0].double()
             chance.append(torch.cat([_written(mixes, reads), _kurtosis(v @ basis)[None]]))
         null.append(torch.stack(chance, -1))
-    return NeuronStatistics(
-        score=torch.stack(score, 1).float().cpu(),
-        null=torch.stack(null, 1).float().cpu(),
-        norm=torch.stack(norms),
-        update=share.mean(0),
-        update_interval=mean_interval(share, within=(0.0, 1.0)),
-        labels={"statistic": STATISTICS, "layer": there, "bound": BOUNDS},
-        units={"score": "as named", "logit variance": "cosine²", "null space": "share of length", "norm": "stream"},
-        reasons={"score": "it is of the weights alone"} | one_prompt(len(share), "update"),
-        record={"directions of the null space": reads[1].shape[1], "norm": "final norm's weight folded in"},
-    )
+    whole = torch.stack(score, 1).float().cpu(), torch.stack(null, 1).float().cpu()
+    return *whole, torch.stack(norms), reads[1].shape[1]
 
 
 def _read(model: Model) -> tuple[Float[Tensor, "d_model d_model"], Float[Tensor, "d_model rank"]]:

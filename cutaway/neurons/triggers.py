@@ -117,7 +117,7 @@ def triggers(
     halves, flip = contexts_.halves(model, tokens), -1.0 if sign == "negative" else 1.0
     k = max(1, min(max(contexts, 1), contexts_.room(halves) // 4))
     found = _largest(model, tokens, chosen, halves, k, flip)
-    return _result(model, tokens, chosen, halves, found, flip, samples, seed)
+    return held_against(model, tokens, chosen, halves, found, flip, samples, seed)
 
 
 def _largest(
@@ -137,7 +137,7 @@ def _largest(
     return torch.where(places < 0, torch.nan, found * flip), places
 
 
-def _result(
+def held_against(
     model: Model,
     tokens: Tokens,
     chosen: Sequence[Neuron],
@@ -147,6 +147,9 @@ def _result(
     samples: int,
     seed: int,
 ) -> NeuronTriggers:
+    """Return the triggers of neurons, from the largest activations of each half and their places, held against the
+    other half and against tokens drawn at random; `flip` is −1 for the smallest activations.
+    """
     g, (found, places), ids = generator(seed), largest, tokens.ids.cpu().flatten()
     k, held = found.shape[1], bool(halves[1].any())
     promoted = _promoted(model, chosen, flip)  # [neuron, token]

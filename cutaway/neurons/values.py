@@ -40,7 +40,24 @@ from cutaway.tasks.prompts import Prompts
 
 _WRITES = ("promotes", "suppresses")
 _WEIGHTS = "it is of the weights alone, which have no spread over prompts"
-Furthest = tuple[Float[Tensor, "row"], Int[Tensor, "row rank"], Float[Tensor, "row rank"]]
+Furthest = tuple[Float[Tensor, "row rank"], Int[Tensor, "row rank"], Float[Tensor, "row rank"]]
+
+
+@dataclass(frozen=True)
+class Side:
+    """Tokens that one side of some neurons has, the furthest first.
+
+    Attributes:
+        strength: distance of each token's score from the mean over the vocabulary, in standard deviations.
+        token: ids of the tokens.
+        logit: their scores.
+        chance: `strength` of the tokens of random mixes of the layer's vectors, of the same norm.
+    """
+
+    strength: Float[Tensor, "neuron rank"]
+    token: Int[Tensor, "neuron rank"]
+    logit: Float[Tensor, "neuron rank"]
+    chance: Float[Tensor, "neuron rank sample"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,14 +131,14 @@ def values(
     c = memories.coefficients(model, prompts.bind(model), there)  # [prompt, layer, neuron]
     share = memories.updates(model, c, there)
     chosen = asked or memories.strongest(share.mean(0), there, max(top, 1))
-    sides = _sides(model, chosen, max(tokens, 1), samples, seed)
+    sides = sides_of(model, chosen, max(tokens, 1), samples, generator(seed))
     at = (slice(None), [there.index(i) for i, _ in chosen], [n for _, n in chosen])
-    words = [[model.text.token_texts(row) for row in ids.tolist()] for _, ids, _, _ in sides.values()]
+    words = [[model.text.token_texts(row) for row in side.token.tolist()] for side in sides.values()]
     return NeuronTokens(
-        score=torch.stack([s for s, _, _, _ in sides.values()]),
-        null=torch.stack([null for _, _, _, null in sides.values()]),
-        token=torch.stack([ids for _, ids, _, _ in sides.values()]),
-        logit=torch.stack([logits for _, _, logits, _ in sides.values()]),
+        score=torch.stack([side.strength.mean(-1) for side in sides.values()]),
+        null=torch.stack([side.chance.mean(1) for side in sides.values()]),
+        token=torch.stack([side.token for side in sides.values()]),
+        logit=torch.stack([side.logit for side in sides.values()]),
         coefficient=c[at].mean(0),
         coefficient_interval=mean_interval(c[at]),
         update=share[at].mean(0),
@@ -133,11 +150,13 @@ def values(
     )
 
 
-def _sides(
-    model: Model, chosen: Sequence[Neuron], tokens: int, samples: int, seed: int
-) -> dict[str, tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Return the score, tokens, logits and null of every side."""
-    out, g = dict[str, tuple[Tensor, Tensor, Tensor, Tensor]](), generator(seed)
+def sides_of(model: Model, chosen: Sequence[Neuron], tokens: int, samples: int, g: torch.Generator) -> dict[str, Side]:
+    """Return the sides of some neurons: `promotes`, `suppresses`, and those that `memories.keys` has.
+
+    Raises:
+        Refused: an unembedding that is not linear.
+    """
+    out = dict[str, Side]()
     embed, unembed = model.weights.embed.detach().float(), unembed_rows(model.anatomy)[0].detach().float()
     reads = {layer: memories.keys(model, layer) for layer in dict.fromkeys(i for i, _ in chosen)}
     for side in next(iter(reads.values())):
@@ -156,10 +175,8 @@ def _read(
     samples: int,
     g: torch.Generator,
     ends: int,
-) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Return the score, tokens, logits and null of the chosen vectors, for the top of the vocabulary, with two `ends`
-    also for its bottom.
-    """
+) -> list[Side]:
+    """Return the side of the chosen vectors at the top of the vocabulary, with two `ends` also that at its bottom."""
     own = torch.stack([vectors[layer][n] for layer, n in chosen])
     norms = own.norm(dim=-1)
     chance = torch.empty(len(chosen), samples, own.shape[1], device=own.device)
@@ -169,22 +186,22 @@ def _read(
         chance[mine] = made.unflatten(0, (len(mine), samples))
     rows = torch.cat([own[:, None], chance], 1).flatten(0, 1)
     parts = [_furthest(some, tokens, ends) for some in memories.logits_of(rows, table)]
-    out = []
+    out = list[Side]()
     for end in range(ends):
-        score, ids, logits = (
+        strength, ids, logits = (
             torch.cat(x).cpu().unflatten(0, (-1, 1 + samples)) for x in zip(*(p[end] for p in parts), strict=True)
         )
-        out.append((score[:, 0].clone(), ids[:, 0].clone(), logits[:, 0].clone(), score[:, 1:].clone()))
+        chance = strength[:, 1:].transpose(1, 2).contiguous()
+        out.append(Side(strength[:, 0].clone(), ids[:, 0].clone(), logits[:, 0].clone(), chance))
     return out
 
 
 def _furthest(logits: Float[Tensor, "row token"], tokens: int, ends: int) -> list[Furthest]:
-    """Return the score, tokens and logits of the top of the vocabulary, and of its bottom."""
+    """Return strengths, tokens and logits of the top of the vocabulary, and of its bottom."""
     k = min(tokens, logits.shape[1])
-    mean, spread = logits.mean(-1), logits.std(-1).clamp_min(1e-30)
+    mean, spread = logits.mean(-1, keepdim=True), logits.std(-1, keepdim=True).clamp_min(1e-30)
     out = list[Furthest]()
     for sign in (1.0, -1.0)[:ends]:
         found = logits.topk(k, largest=sign > 0)
-        score = sign * (found.values.mean(-1) - mean) / spread
-        out.append((score, found.indices, found.values))
+        out.append((sign * (found.values - mean) / spread, found.indices, found.values))
     return out

@@ -61,6 +61,7 @@ NAMED: dict[str, dict[str, Any]] = {
     "heads.confirm": {"heads": "0.0"},
     "heads.confirm(model, repeats)": {"heads": "0.0"},
     "heads.function_vectors": {"shots": 2, "prompts": 2, "top": 2},
+    "neurons.card": {"neuron": "1.7"},
     "neurons.arithmetic": {"operations": "+", "prompts": 4},
     "dictionaries.letter_absorption": {"examples": 1},
     "graphs.feature_circuit": {"nodes": 0.0, "edges": 0.0},  # all nodes: nobody trained these latents

@@ -19,7 +19,7 @@ BUDGETS = {
     "lenses": 2_300,
     "heads": 3_200,
     "weights": 1_050,
-    "neurons": 1_660,
+    "neurons": 2_000,
     "geometry": 1_000,
     "patching": 1_900,
     "dictionaries": 8_900,
