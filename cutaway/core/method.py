@@ -6,8 +6,9 @@
 
 The decorated function runs unchanged; what it returns (a result, something else that saves itself, or a tuple of these)
 leaves with a complete record. `rung` says how strong a claim the numbers support, and so which verbs generated text may
-use (`core.rung`). `cost` is an upper bound, an arithmetic expression over sizes of the model, the task and the options
-in units of F (one prompt forward) and B (one prompt backward).
+use (`core.rung`). `cost` is an upper bound, an arithmetic expression over sizes of the model, the task, the options and
+the result (`cells`: entries of its main field), in units of F (one prompt forward), B (one prompt backward) and P (one
+position of a forward; all of them where keys and values cannot be reused, or the metric reads more than the last one).
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class Method:
         function: the decorated function.
         answers: the question it answers.
         paper: where the method is described.
-        cost: upper bound as an arithmetic expression in F (forwards) and B (backwards) per prompt.
+        cost: upper bound as an arithmetic expression in F (forwards), P (positions) and B (backwards) per prompt.
         control: the control that its effects are compared with.
         rung: strength of the claims that its numbers support.
         subjects: names of its positional arguments.
@@ -127,9 +128,26 @@ class Method:
         """Return the subjects that each positional argument takes, its own first."""
         return [alternatives(n, kinds) for n, kinds in zip(self.subjects, self.kinds, strict=True)]
 
-    def bound(self, sizes: Mapping[str, float]) -> tuple[float, float]:
-        """Declared upper bound of forwards and backwards for these sizes."""
-        return evaluate(self.cost, {**sizes, "F": 1, "B": 0}), evaluate(self.cost, {**sizes, "F": 0, "B": 1})
+    def bound(self, sizes: Mapping[str, Any], position: float = 1.0) -> tuple[float, float]:
+        """Return the declared upper bound of forwards and backwards for these sizes and options.
+
+        Args:
+            sizes: what `sizes` returns.
+            position: the share of a forward that one position costs.
+        """
+        units = {"F": 1.0, "P": position, "B": 0.0}, {"F": 0.0, "P": 0.0, "B": 1.0}
+        forwards, backwards = (evaluate(self.cost, {**sizes, **unit}) for unit in units)
+        return forwards, backwards
+
+    def sizes(
+        self, subjects: Sequence[Any], options: Mapping[str, Any], result: Result | None = None
+    ) -> dict[str, Any]:
+        """Return what the declared cost is an expression of, for a call and, once it is there, its result."""
+        given = {o.name: options.get(o.name, o.default) for o in self.options}
+        sizes = {n: ",".join(map(str, v)) if isinstance(v, list | tuple) else v for n, v in given.items()}
+        for thing in subjects:
+            sizes |= thing.sizes()
+        return sizes if result is None else sizes | result.sizes() | {"cells": getattr(result, result.main).numel()}
 
     def asked(self, args: tuple[Any, ...], given: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return the subjects of a call by name, and its options as the function takes them.
@@ -187,8 +205,10 @@ def method(
     return enter
 
 
-def evaluate(expression: str, names: Mapping[str, float]) -> float:
-    """Evaluate an arithmetic expression over names; it may use + − * / // and max() only."""
+def evaluate(expression: str, names: Mapping[str, Any]) -> float:
+    """Evaluate an arithmetic expression over names: + − * / //, max(), min(), `a or b` for a number that may be 0, and
+    `a if name == 'text' else b`.
+    """
     operators = {
         ast.Add: operator.add,
         ast.Sub: operator.sub,
@@ -197,16 +217,20 @@ def evaluate(expression: str, names: Mapping[str, float]) -> float:
         ast.FloorDiv: operator.floordiv,
     }
 
-    def value(node: ast.AST) -> float:
+    def value(node: ast.AST) -> Any:
         match node:
-            case ast.Constant(value=int() | float() as number):
-                return number
+            case ast.Constant(value=int() | float() | str() as constant):
+                return constant
             case ast.Name(id=name) if name in names:
                 return names[name]
             case ast.BinOp(left=left, op=op, right=right) if type(op) in operators:
                 return operators[type(op)](value(left), value(right))
-            case ast.Call(func=ast.Name(id="max"), args=args):
-                return max(value(a) for a in args)
+            case ast.Call(func=ast.Name(id="max" | "min" as name), args=args):
+                return {"max": max, "min": min}[name](value(a) for a in args)
+            case ast.BoolOp(op=ast.Or(), values=[first, second]):
+                return value(first) or value(second)
+            case ast.IfExp(test=ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]), body=yes, orelse=no):
+                return value(yes if value(left) == value(right) else no)
         raise ValueError(
             f"cost expression {expression!r}: {ast.unparse(node)!r} is not a size (known: {sorted(names)})"
         )

@@ -69,7 +69,7 @@ class HeadLoadings(Result, kind="head_loadings"):
 @method(
     answers="Which attention heads carry an edge of an attribution graph?",
     paper="Kamath et al. 2025, transformer-circuits.pub/2025/attention-qk",
-    cost="prompts * 3 * F",
+    cost="3 * F",
     control="random_vector",
     rung="observational",
 )

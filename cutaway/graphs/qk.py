@@ -82,7 +82,7 @@ class QkAttribution(Result, kind="qk_attribution"):
 @method(
     answers="Which features make a head look where it looks?",
     paper="Kamath et al. 2025, transformer-circuits.pub/2025/attention-qk",
-    cost="prompts * 4 * F",
+    cost="4 * F",
     control="random_vector",
     rung="observational",
 )

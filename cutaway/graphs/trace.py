@@ -65,7 +65,7 @@ _ROUNDS = 8  # parts in which a budget is spent, each in the order known then
 @method(
     answers="Which features, tokens and errors make the model say this, and along which edges?",
     paper="Ameisen et al. 2025, transformer-circuits.pub/2025/attribution-graphs",
-    cost="prompts * 3 * F",
+    cost="3 * F",
     control="random_targets",
     rung="observational",
 )

@@ -105,7 +105,7 @@ class GraphValidation(Result, kind="graph_validation"):
 @method(
     answers="Do the features of an attribution graph do what the graph says?",
     paper="Ameisen et al. 2025, transformer-circuits.pub/2025/attribution-graphs",
-    cost="prompts * (12 + (2 + samples) * node) * F",
+    cost="(12 + (2 + samples) * node) * F",
     control="random_vector",
     rung="interventional",
 )

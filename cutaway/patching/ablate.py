@@ -53,8 +53,8 @@ How = Literal["corrupt", "zero", "mean", "position_mean", "resample", "optimal"]
 @method(
     answers="What does the model lose without one component?",
     paper="Li & Janson 2024, arXiv:2409.09951; Chan et al. 2022",
-    cost="prompts * (5 + (4 + samples) * layers * max(1, head, neuron, position)) * F"
-    " + prompts * (3 + steps * layers * max(1, head)) * (F + B)",
+    cost="prompts * (5 + cells * (4 if how == 'resample' else 1) + samples * min(null_cells or cells, cells)) * F"
+    " + (prompts * (3 + steps * cells) * (F + B) if how == 'optimal' else 0)",
     control="random_direction",
     rung="interventional",
     fills=(),

@@ -85,7 +85,7 @@ class Run:
 @method(
     answers="Which places carry the difference between the clean and the corrupt prompt?",
     paper="Zhang & Nanda 2024, arXiv:2309.16042; Meng et al. 2022, arXiv:2202.05262",
-    cost="prompts * (9 + (2 + samples) * max(node, layer * max(position, 1) * max(head, neuron, 1))) * F",
+    cost="prompts * (9 + min(window, 2) * cells + samples * min(null_cells or cells, cells)) * F",
     control="random_direction",
     rung="interventional",
     fills=("recovered", "corrupt", "single", "metrics", "gap", "changed"),

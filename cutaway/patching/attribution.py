@@ -39,7 +39,7 @@ from cutaway.tasks.task import Task
 @method(
     answers="What would patching every place change, estimated to first order from one backward pass?",
     paper="Syed et al. 2023, arXiv:2310.10348; Nanda 2023",
-    cost="prompts * ((4 + audit * (1 + samples * exact_null)) * F + B)",
+    cost="prompts * ((4 + min(audit, cells) * (1 + samples * exact_null)) * F + B)",
     control="random_direction",
     rung="interventional",
     fills=ESTIMATED,

@@ -68,7 +68,8 @@ _SURE = 80.0  # in logs: beyond it a softmax gives all or nothing
 @method(
     answers="Which places does attribution patching miss where attention is saturated or effects cancel?",
     paper="Kramár et al. 2024, arXiv:2403.00745",
-    cost="prompts * ((4 + audit * (1 + samples * exact_null) + (1 + samples) * max(node, 1)) * F + (1 + layers) * B)",
+    cost="prompts * ((4 + min(audit, cells) * (1 + samples * exact_null) + (1 + samples) * max(node, 1)) * F"
+    " + (1 + layers) * B)",
     control="random_direction",
     rung="interventional",
     fills=("score", *ESTIMATED),

@@ -84,7 +84,7 @@ class Knockouts(Result, kind="knockouts"):
 @method(
     answers="Which words does the last position read on the way to the answer, and at which depth?",
     paper="Geva et al. 2023, arXiv:2304.14767",
-    cost="prompts * (5 + (3 + samples) * source * layer) * F",
+    cost="prompts * ((5 + source) * F + (2 + samples) * source * (layer + 2 + (window or layer / 5)) / 2 * P)",
     control="random_edges",
     rung="interventional",
 )

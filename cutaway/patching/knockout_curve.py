@@ -60,7 +60,8 @@ class KnockoutCurve(Result, kind="knockout_curve"):
 @method(
     answers="How does the answer fade as more and more components are removed?",
     paper="Wang et al. 2023, arXiv:2211.00593; Samek et al. 2017",
-    cost="prompts * (6 + 4 * layers * (heads + 1) * max(1, step) + step * (4 + samples)) * F",
+    cost="prompts * (6 + (layers * (heads + 1) * (step if order == 'greedy' else 1) + step)"
+    " * (4 if how == 'resample' else 1) + step * samples) * F",
     control="random_sets",
     rung="interventional",
 )

@@ -62,7 +62,8 @@ _OF_HEADS, _OF_LAYERS = ("q", "k", "v", "q_in", "k_in", "v_in"), ("resid_pre", "
 @method(
     answers="Which heads or MLPs reach the answer, or another head, along a path that passes no other head?",
     paper="Wang et al. 2022, arXiv:2211.00593; Zhang et al. 2024, arXiv:2409.01659",
-    cost="prompts * (7 + (1 + samples) * (1 + 2 * layer * max(1, head))) * F",
+    cost="prompts * 7 * F + prompts * (cells + samples * min(null_cells or cells, cells))"
+    " * (P if receiver == 'logits' else 2 * F)",
     control="random_direction",
     rung="interventional",
     fills=("recovered", "relative", "corrupt", "gap"),

@@ -40,7 +40,7 @@ _BEHIND = {"q", "k", "scores", "pattern"}  # sites that act through the pattern 
 @method(
     answers="What would patching every place change, estimated with relevance coefficients in place of gradients?",
     paper="Jafari et al. 2025, arXiv:2508.21258",
-    cost="prompts * ((4 + audit * (1 + samples * exact_null)) * F + B)",
+    cost="prompts * ((4 + min(audit, cells) * (1 + samples * exact_null)) * F + B)",
     control="random_direction",
     rung="interventional",
     fills=ESTIMATED,

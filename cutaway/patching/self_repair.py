@@ -79,7 +79,7 @@ class SelfRepair(Result, kind="self_repair"):
 @method(
     answers="How much of a head's loss do later components make up for?",
     paper="McGrath et al. 2023, arXiv:2307.15771; Rushing & Nanda 2024, arXiv:2402.15390",
-    cost="prompts * (4 + layers * heads * (20 + 2 * samples)) * F",
+    cost="prompts * (4 + cells * (20 if how == 'resample' else 5) + 2 * samples * min(null_cells or cells, cells)) * F",
     control="random_direction",
     rung="interventional",
 )

@@ -185,13 +185,9 @@ def _sweeps(row: Method) -> bool:
 
 def _declared(row: Method, about: dict[str, Any], options: dict[str, Any], model: Model | None) -> DryRun:
     """Return what the card of a method tells that does not repeat forwards of a batch of prompts."""
-    sizes = {o.name: o.default for o in row.options} | options
-    sizes = {n: v for n, v in sizes.items() if isinstance(v, int | float)}
-    for thing in about.values():
-        sizes |= thing.sizes()
     forwards = backwards = None
     with suppress(ValueError):
-        forwards, backwards = row.bound(sizes)
+        forwards, backwards = row.bound(row.sizes([*about.values()], options))
     says = list[str]()
     if forwards is None:
         says.append(f"forwards are unknown before it runs: its card bounds them by {row.cost}")

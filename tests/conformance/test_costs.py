@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 import math
+from typing import Any
 
 import pytest
 
 from cutaway.core.result import Result
 from cutaway.models import dry
 from cutaway.suites.dry_run import dry_run
+from cutaway.tasks.task import Task
 from tests.conformance.rows import (
     NAMED,
     OPTIONS_WIDELY,
@@ -17,25 +19,53 @@ from tests.conformance.rows import (
     ROWS,
     everything,
     given,
+    methods,
     with_options,
 )
 
 
+def declared(name: str, kind: str, **options: Any) -> tuple[tuple[float, float], dict[str, Any]]:
+    """The bound of a call, and the cost that was counted."""
+    row, result = ROWS[name], everything(name, kind, **options)[0]
+    # An axis that this result does not have counts nothing.
+    sizes: dict[str, Any] = {n.id: 0 for n in ast.walk(ast.parse(row.cost)) if isinstance(n, ast.Name)}
+    sizes |= row.sizes(given(name, kind), result.record["options"], result if isinstance(result, Result) else None)
+    task = next((x for x in given(name, kind) if isinstance(x, Task)), None)
+    position = 1.0 if task is None else float(task.bind(given(name, kind)[0]).clean.lengths.reciprocal().mean())
+    return row.bound(sizes, position), result.record["cost"]
+
+
 @with_options
 def test_declared_cost_is_an_upper_bound(name, options):
-    row, result = ROWS[name], everything(name, "llama", **options)[0]
-    # An axis that this result does not have counts nothing.
-    sizes: dict[str, float] = {n.id: 0 for n in ast.walk(ast.parse(row.cost)) if isinstance(n, ast.Name)}
-    sizes |= {n: v for n, v in result.record["options"].items() if isinstance(v, int)}
-    for thing in given(name, "llama"):
-        sizes.update(thing.sizes())
-    sizes.update(result.sizes() if isinstance(result, Result) else {})
-    forwards, backwards = row.bound(sizes)
-    cost = result.record["cost"]
+    (forwards, backwards), cost = declared(name, "llama", **options)
     assert cost["forwards"] <= forwards + 1e-6
     assert cost["backwards"] <= backwards + 1e-6
     counted = cost["forwards"] + cost["backwards"]
     assert counted > 0 if forwards + backwards > 0 else counted == 0  # weights and files need no forward
+
+
+#: methods whose bound is more than twice what is counted here, and by how much: on this model many cells are equal in
+#: both runs or too few to fill the options, and what a set without members would have cost is not run
+LOOSE = {
+    "heads.roles": 16, "heads.successor": 15, "patching.activation": 13, "patching.causal_trace": 8,
+    "neurons.importance": 7, "lenses.swap": 4, "patching.interactions": 4, "patching.self_repair": 4,
+    "patching.ablate": 4, "heads.function_vectors": 4, "lenses.debug": 4, "graphs.trace": 3, "graphs.head_loadings": 3,
+    "graphs.validate": 3, "patching.group": 3, "heads.retrieval": 3, "patching.attribution": 3, "patching.relevance": 3,
+    "patching.attribution_star": 3, "patching.knockout_curve": 3, "dictionaries.loss_recovered": 3,
+    "neurons.frequency": 3, "neurons.arithmetic": 3,
+}  # fmt: skip
+
+
+@methods
+def test_the_bound_is_at_most_twice_what_is_counted(name):
+    bound, cost = declared(name, "llama")
+    assert sum(bound) <= LOOSE.get(ROWS[name].name, 2) * (cost["forwards"] + cost["backwards"]) + 1e-6
+
+
+@pytest.mark.parametrize("name", ["patching.path", "patching.knockout"])
+def test_sweeps_of_the_last_position_are_bounded_within_twice_on_a_trained_model_too(name):
+    bound, cost = declared(name, "miniworld")
+    assert cost["forwards"] <= sum(bound) <= 2 * cost["forwards"]
 
 
 #: methods in which values decide how much is done, at every option ("") or at one, and the share by which a plan with

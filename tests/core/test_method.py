@@ -170,6 +170,8 @@ def test_cost_expressions_are_arithmetic_only(expression):
 
 def test_cost_arithmetic():
     assert evaluate("(1 + layers) * 3 - 4 // 3 + 1 / 2", {"layers": 2}) == 8.5
+    assert evaluate("min(cells or 9, 7) + max(1, cells)", {"cells": 0}) == 8
+    assert evaluate("(P if by == 'last' else 2 * F) * 3", {"by": "last", "P": 0.5, "F": 1}) == 1.5
 
 
 @pytest.mark.parametrize("hint", [list[int], dict, int | str, Tensor, int | str | None])
