@@ -71,17 +71,19 @@ def save_report(results: Sequence[Result], out: Path, field: str | None = None) 
         Refused: no such field, or a file that cannot be written.
     """
     from cutaway.views.page import Section, Show, report
-    from cutaway.views.spec import checked, fields
+    from cutaway.views.spec import checked, valued
+    from cutaway.views.wording import spoken
 
     if not is_main_process():
         return
     names = [str(r.record.get("method", r.kind)) for r in results]
     sections = []
     for name, result in zip(names, results, strict=True):
-        shown = fields(result) if field is None else [checked(result, field)]
+        shown, empty = valued(result) if field is None else ([checked(result, field)], [])
+        prose = [f"Without a value here: {', '.join(map(spoken, empty))}."] if empty else []
         heading = name if len(results) > 1 else "Result"
         question = str(result.record.get("answers", ""))
-        sections.append(Section(heading, question, shows=[Show(result, each) for each in shown]))
+        sections.append(Section(heading, question, prose, shows=[Show(result, each) for each in shown]))
     report(names[0] if len(names) == 1 else f"{len(names)} results", sections, out)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from cutaway.core.result import Result
 from cutaway.views import palette
 from cutaway.views.draw import markup
-from cutaway.views.spec import fields, pictures
+from cutaway.views.spec import pictures, valued
 from cutaway.views.wording import spoken
 
 _ASSETS = Path(__file__).parent / "assets"
@@ -33,10 +33,10 @@ def html(result: Result, field: str | None = None, **options: Any) -> str:
 
     Args:
         result: what to draw.
-        field: the one field to draw; all of them if None.
+        field: the one field to draw; all that have a value if None.
         options: what `spec.pictures` takes.
     """
-    names = [field] if field else fields(result)
+    names = [field] if field else valued(result)[0]
     body = "".join(drawn(result, name, **options) for name in names)
     tables = "".join(numbers(result, name, **options) for name in names)
     title = f"<p class=cw-kind>{escape(spoken(result.kind or type(result).__name__))}</p>"

@@ -120,6 +120,13 @@ def fields(result: Result) -> list[str]:
     return drawn or [n for n in result.tensors() if n not in beside]
 
 
+def valued(result: Result) -> tuple[list[str], list[str]]:
+    """Return the fields worth a picture that have a value, the first if none has, and those that have none."""
+    names, t = fields(result), result.tensors()
+    some = [n for n in names if t[n].is_complex() or bool(t[n].isfinite().any())] or names[:1]
+    return some, [n for n in names if n not in some]
+
+
 def checked(result: Result, field: str | None) -> str:
     """Return the name of a field that can be drawn: the first one if None.
 
@@ -221,7 +228,8 @@ def pictures(
         shown = _cell_words(words, axes, lead, index, row_axis, column_axis) if words else None
         out.append(_fitted(part, {"panel": panel, "words": shown, **common}, bars, rows, columns))
     hidden = math.prod(len(names[a]) for a in lead) - len(out)
-    return [replace(p, note=_join(p.note, f"{hidden} more panels")) if hidden > 0 else p for p in out]
+    says = "more panels" if len(out) == panels else "panels without a value"
+    return [replace(p, note=_join(p.note, f"{hidden} {says}")) if hidden > 0 else p for p in out]
 
 
 def aligned(value: float, picture: Picture) -> str:
@@ -323,11 +331,15 @@ def _names(result: Result, axis: str, size: int) -> tuple[str, ...]:
 def _panels(
     lead: tuple[str, ...], names: dict[str, tuple[str, ...]], ground: Tensor, most: int
 ) -> list[tuple[tuple[int, ...], str]]:
-    """Return the indices and words of the panels, in their order; of too many, those with the largest values."""
+    """Return the indices and words of the panels that have a value (all if none has), in their order; of too many,
+    those with the largest values.
+    """
     found = list(itertools.product(*(range(len(names[a])) for a in lead)))
-    if len(found) > most:
-        size = ground.abs().nan_to_num(-1.0, posinf=math.inf).flatten(len(lead)).amax(-1).flatten()
-        found = [found[i] for i in sorted(size.argsort(descending=True, stable=True)[:most].tolist())]
+    cells = len(found), math.prod(ground.shape[len(lead) :])
+    sizes = ground.abs().nan_to_num(-1.0, posinf=math.inf).reshape(cells)
+    size = torch.nn.functional.pad(sizes, (1, 0), value=-1.0).amax(-1)  # a panel may have no cells
+    shown = min(most, int(size.ge(0).sum()) or len(found))
+    found = [found[i] for i in sorted(size.argsort(descending=True, stable=True)[:shown].tolist())]
     return [(at, _join(*(f"{spoken(a)} {names[a][i]}" for a, i in zip(lead, at, strict=True)))) for at in found]
 
 

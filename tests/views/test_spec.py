@@ -11,7 +11,7 @@ from cutaway.core.refuse import Refused
 from cutaway.core.stats import null_band
 from cutaway.views import palette
 from cutaway.views.band import plural
-from cutaway.views.spec import aligned, fields, pictures
+from cutaway.views.spec import aligned, fields, pictures, valued
 from cutaway.views.wording import amount, number, span, ticks, visible
 from tests.views import samples
 
@@ -134,6 +134,15 @@ def test_of_too_many_panels_those_with_the_largest_values_are_shown():
     (one,) = pictures(samples.Shapes(deep=x), "deep", panels=1)
     assert (one.panel, one.note) == ("batch 17; layer 1", "39 more panels")
     assert [p.panel for p in pictures(samples.Shapes(deep=x), "deep", panels=2)] == ["batch 3; layer 0", one.panel]
+
+
+def test_panels_and_fields_without_a_value_are_left_out():
+    x = torch.full((3, 2, 2, 5), math.nan)
+    x[1, 0, 0, 2] = 1.0
+    (one,) = pictures(samples.Shapes(deep=x), "deep")
+    assert (one.panel, one.note) == ("batch 1; layer 0", "5 panels without a value")
+    assert len(pictures(samples.Shapes(deep=torch.full_like(x, math.nan)), "deep")) == 6
+    assert valued(samples.Shapes(deep=torch.full_like(x, math.nan), curve=torch.zeros(5)))[1] == ["deep"]
 
 
 def test_entries_with_units_of_their_own_have_a_panel_a_unit():
