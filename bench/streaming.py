@@ -4,7 +4,8 @@ Random queries and keys (64 numbers each), token ids of 300 words, so that every
 CPU seconds. Exact streaming stands beside dense ways in the same process, in turns: the same statistics read off a
 pattern in plain torch, which must be the same numbers; its entropy and top keys alone; and the bare pattern (scores,
 mask, softmax), of which nothing is read. Sampled streaming takes 512 queries. Its memory is the peak of a process,
-torch included.
+torch included. `heads.stream` also runs texts of 25,000 and 100,000 tokens through a seeded Llama (2 layers of 4 heads,
+16 numbers each), forward included; its memory is what the process grows by.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ from bench.frame import ROOT, Row, finish, options, quiet, ratios, spent, summar
 
 WIDTH, TOP, DRAWN, SAMPLES, WORDS = 64, 8, 512, 8, 300
 DENSE, GROWTH = 4096, (12_500, 25_000, 50_000, 100_000)
-SECONDS, MEBIBYTES, LEAST, STEEP = 2.0, 600.0, 3.0, 1.15
+LENGTHS = (25_000, 100_000)  # of texts through a model
+SECONDS, MEBIBYTES, GROWN, LEAST, STEEP = 2.0, 600.0, 600.0, 3.0, 1.15
 CLOSE = 2e-5
 
 
 def main() -> int:
     """Measure exact and sampled streaming, and write the rows."""
     if "--subject" in sys.argv:
-        print(json.dumps(alone()))
+        length = int(sys.argv[-1])
+        print(json.dumps(through(length) if "--model" in sys.argv else alone()))
         return 0
     chosen = options(__doc__, rounds=5).parse_args()
-    rows = [*exact(chosen.rounds), *sampled(chosen.rounds)]
+    rows = [*exact(chosen.rounds), *sampled(chosen.rounds), *of_a_model()]
     return finish("streaming", rows, write=not chosen.no_write, label=chosen.label)
 
 
@@ -169,9 +172,51 @@ def sampled(rounds: int) -> list[Row]:
     steep = rows[-1].value / rows[0].value * GROWTH[0] / GROWTH[-1]
     grows = f"{words}: time from {GROWTH[0]} to {GROWTH[-1]} tokens, over linear growth"
     rows.append(Row(grows, round(steep, 3), "×", STEEP))
-    process = [sys.executable, "-m", "bench.streaming", "--subject"]
-    said = subprocess.run(process, cwd=ROOT, env=quiet(), check=True, capture_output=True, text=True).stdout
-    return [*rows, Row(f"{words}, {GROWTH[-1]} tokens: peak memory", json.loads(said), "MiB", MEBIBYTES)]
+    return [*rows, Row(f"{words}, {GROWTH[-1]} tokens: peak memory", in_a_process(GROWTH[-1]), "MiB", MEBIBYTES)]
+
+
+def of_a_model() -> list[Row]:
+    """Whole texts through a model, at two lengths."""
+    short, long = (in_a_process(n, "--model") for n in LENGTHS)
+    words = f"heads.stream through a model of 2 × 4 heads, {LENGTHS[1]} tokens"
+    grown = long["MiB"] / short["MiB"] * LENGTHS[0] / LENGTHS[1]
+    return [
+        Row(words, long["CPU s"], "CPU s"),
+        Row(f"{words}: growth of memory", long["MiB"], "MiB", GROWN),
+        Row(f"{words}: that growth from {LENGTHS[0]} tokens, over linear growth", round(grown, 3), "×", STEEP),
+    ]
+
+
+def in_a_process(length: int, *flags: str) -> Any:
+    """What a process of its own says."""
+    process = [sys.executable, "-m", "bench.streaming", "--subject", *flags, str(length)]
+    return json.loads(subprocess.run(process, cwd=ROOT, env=quiet(), check=True, capture_output=True, text=True).stdout)
+
+
+def through(length: int) -> dict[str, float]:
+    """CPU seconds and growth of memory of a random text through a seeded model."""
+    import torch
+    import transformers as tf
+
+    import cutaway as ca
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = tf.LlamaConfig(
+        vocab_size=WORDS,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=LENGTHS[-1],
+        attn_implementation="sdpa",
+    )
+    model = ca.Model(tf.LlamaForCausalLM(config).eval(), None, "seeded")
+    ca.heads.stream(model, ca.tasks.as_prompts(torch.arange(WORDS)[None]), mode="sampled")
+    before, text = peak(), ca.tasks.as_prompts(torch.randint(WORDS, (1, length)))
+    seconds, _ = spent(lambda: ca.heads.stream(model, text))
+    return {"CPU s": round(seconds, 1), "MiB": round(peak() - before, 1)}
 
 
 def alone() -> float:
@@ -181,8 +226,13 @@ def alone() -> float:
     torch.set_num_threads(1)
     n = GROWTH[-1]
     streamed(Head(n), 1 + torch.randperm(n - 1, generator=torch.Generator().manual_seed(n))[:DRAWN].sort().values)
-    peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return round(int(peak.split()[1]) / 1024, 1)  # of this process alone; `ru_maxrss` begins with its parent's
+    return peak()
+
+
+def peak() -> float:
+    """The peak memory of this process alone so far, in MiB; `ru_maxrss` begins with its parent's."""
+    said = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return round(int(said.split()[1]) / 1024, 1)
 
 
 if __name__ == "__main__":

@@ -113,6 +113,19 @@ def test_dimensionality_of_known_sets_of_directions():
     assert found.welch == pytest.approx(math.sqrt(3 / 8))
 
 
+@pytest.mark.parametrize(("n", "d"), [(64, 48), (256, 128), (1024, 256)])
+def test_the_bounds_hold_every_set_and_are_reached_by_random_ones(n, d):
+    found = dimensionality(torch.randn(n, d, generator=torch.Generator().manual_seed(n)), samples=4)
+    assert found.johnson_lindenstrauss == pytest.approx(math.sqrt(4 * math.log(n) / d))
+    assert float(found.nearest.max()) < found.johnson_lindenstrauss, "random sets do, and so some set does"
+    assert float(found.null.max()) < found.johnson_lindenstrauss
+    assert float(found.nearest.max()) > 0.6 * found.johnson_lindenstrauss, "chance comes near to it"
+    assert float(found.spread.square().mean().sqrt()) > found.welch, "no set lies below"
+    assert float(found.spread.mean()) == pytest.approx(1 / math.sqrt(d), rel=0.05)
+    crowded = torch.nn.functional.normalize(1 + torch.randn(n, d, generator=torch.Generator().manual_seed(d)), dim=1)
+    assert float(dimensionality(crowded, samples=2).mean_nearest) > found.johnson_lindenstrauss, "it can be left"
+
+
 def test_dimensionality_of_some_of_many_is_that_of_plain_loops():
     rows = torch.randn(40, 7, generator=torch.Generator().manual_seed(2))
     rows[11] = 0

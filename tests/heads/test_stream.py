@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as tf
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import cutaway as ca
 from cutaway.cli import app
@@ -24,6 +23,7 @@ from cutaway.models.edits.library import Replace
 from cutaway.models.model import Model
 from cutaway.tasks import Repeats
 from tests.conformance import subjects
+from tests.largest import Largest
 
 ROWS = ([0, 9, 8, 7, 9, 8, 8, 5, 7, 9, 4], [0, 5, 6, 5, 5, 7])
 
@@ -201,19 +201,6 @@ def test_sampled_is_the_default_of_long_texts_and_agrees_with_every_query(monkey
     at = some.position[0] - 1
     torch.testing.assert_close(some.weight, every.weight[:, :, :, at])
     assert (some.key == every.key[:, :, :, at]).float().mean() > 0.99, "equal but for ties"
-
-
-class Largest(TorchDispatchMode):
-    """The most entries of any tensor that an operation returns."""
-
-    most = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, (tuple, list)) else (out,):
-            if isinstance(x, torch.Tensor) and x.untyped_storage().nbytes():
-                self.most = max(self.most, x.untyped_storage().nbytes() // x.element_size())
-        return out
 
 
 @pytest.mark.parametrize("mode", ["exact", "sampled", "pruned"])

@@ -28,6 +28,17 @@ def model(name: str) -> Model:
     return ca.load(name)
 
 
+@pytest.fixture(scope="module", params=["shipped", pytest.param("trained", marks=pytest.mark.wide)])
+def models(request, tmp_path_factory) -> dict[str, Model]:
+    """The induction model and its twin: those that ship, and, widely, those that the recipe makes here, in 30 CPU s."""
+    if request.param == "shipped":
+        return {name: model(name) for name in ("induction", "shortcut")}
+    folder = tmp_path_factory.mktemp("induction")
+    for name, settings in (("induction", recipe.Settings()), ("shortcut", twin.SETTINGS)):
+        recipe.train(folder / name, settings=settings, threads=1)
+    return {name: ca.load(folder / name) for name in ("induction", "shortcut")}
+
+
 def test_a_run_taken_up_again_gives_the_same_weights(tmp_path):
     state, threads = torch.get_rng_state(), torch.get_num_threads()
     recipe.train(tmp_path / "whole", settings=TINY, threads=1)
@@ -88,19 +99,19 @@ def test_the_twin_knows_its_own_texts_by_heart_and_cannot_go_on_with_a_block():
     assert accuracy(model("induction"), own, 24) > 0.95, "both predict repeated blocks of the twin's texts"
 
 
-def test_all_induction_heads_are_found_and_the_twin_is_given_none():
-    found = classify(model("induction"), Repeats(16, 20))
+def test_all_induction_heads_are_found_and_the_twin_is_given_none(models):
+    found = classify(models["induction"], Repeats(16, 20))
     assert sorted(found.named("induction")) == RECEIVERS
     assert found.named("previous token") == ["0.1"]
-    none = classify(model("shortcut"), Repeats(16, 20))
+    none = classify(models["shortcut"], Repeats(16, 20))
     assert none.named("induction") == []
     assert none.named("previous token") == []
     induction = [row.name for row in TYPES].index("induction")
     assert float(none.score[induction].max()) < 0.1 < 0.5 < float(found.score[induction, 1].min())
 
 
-def test_z_scores_rank_the_pairs_of_the_circuit_first_and_raw_scores_do_not():
-    got = composition(model("induction"), samples=2)
+def test_z_scores_rank_the_pairs_of_the_circuit_first_and_raw_scores_do_not(models):
+    got = composition(models["induction"], samples=2)
     assert got.labels["mode"][1] == "K"
     z, score = (x.nan_to_num(-torch.inf)[1] for x in (got.z, got.score))
     sender, receiver = got.labels["sender"], got.labels["receiver"]
@@ -111,13 +122,13 @@ def test_z_scores_rank_the_pairs_of_the_circuit_first_and_raw_scores_do_not():
     )
     raw = got.score.nan_to_num(-1).flatten(1)
     assert float(raw.max()) > float(score.max()), "by raw score a pair of another mode comes first"
-    other = composition(model("shortcut"), samples=2)
+    other = composition(models["shortcut"], samples=2)
     assert float(other.z[1].nan_to_num(-torch.inf).max()) < float(z[1, 4:].min())
 
 
-def test_a_group_shows_what_single_heads_hide():
+def test_a_group_shows_what_single_heads_hide(models):
     def rise(*heads: str) -> float:
-        return float(confirm(model("induction"), Repeats(16, 20), heads=heads, samples=1).effect[0, 0])
+        return float(confirm(models["induction"], Repeats(16, 20), heads=heads, samples=1).effect[0, 0])
 
     spare, main, both = rise("0.2"), rise("0.1"), rise("0.1", "0.2")
     assert spare < 0.1, "by itself it looks as if it did nothing"
