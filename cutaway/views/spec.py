@@ -227,9 +227,7 @@ def pictures(
         part = {n: _matrix(t, axes, lead, index, row_axis, column_axis) for n, t in layers.items()}
         shown = _cell_words(words, axes, lead, index, row_axis, column_axis) if words else None
         out.append(_fitted(part, {"panel": panel, "words": shown, **common}, bars, rows, columns))
-    hidden = math.prod(len(names[a]) for a in lead) - len(out)
-    says = "more panels" if len(out) == panels else "panels without a value"
-    return [replace(p, note=_join(p.note, f"{hidden} {says}")) if hidden > 0 else p for p in out]
+    return _counted(out, math.prod(len(names[a]) for a in lead) - len(out), panels)
 
 
 def aligned(value: float, picture: Picture) -> str:
@@ -341,6 +339,12 @@ def _panels(
     shown = min(most, int(size.ge(0).sum()) or len(found))
     found = [found[i] for i in sorted(size.argsort(descending=True, stable=True)[:shown].tolist())]
     return [(at, _join(*(f"{spoken(a)} {names[a][i]}" for a, i in zip(lead, at, strict=True)))) for at in found]
+
+
+def _counted(shown: list[Picture], hidden: int, most: int) -> list[Picture]:
+    """Return panels that say how many others there are."""
+    says = "more panels" if len(shown) == most else "panels without a value"
+    return [replace(p, note=_join(p.note, f"{hidden} {says}")) if hidden > 0 else p for p in shown]
 
 
 def _by_unit(result: Result, field: str) -> list[tuple[str, Result]]:
