@@ -16,9 +16,11 @@ its units are removed at once.
 * Control (`effect_null`): as many random units of the same layers and positions, drawn from all that are active in that
   prompt, the group's own among them, removed in the same way. A group that is all of its layers' units has no control
   but itself.
-* Known failures: similar features need not mean the same, and a supernode is a reading; errors have no part in it. Of
+* Known failures: similar features need not mean the same, and a supernode is a reading; errors have no part in it. The
+  token that a name says is one of weights alone: groups of early layers raise rare tokens that mean nothing. Of
   several prompts the groups are those of the first. Where no two units are alike, there is no supernode.
-* Equivalences (tests): a group of one unit has its effect in `graphs.validate`; one that removes units by hand.
+* Equivalences (tests): a group of one unit has its effect in `graphs.validate`; others that of edits by hand;
+  `predicted` solves the graph's linear system; a latent split in two is one supernode.
 * Cost: (12 + (1 + samples) · supernodes) forwards a prompt.
 """
 
