@@ -171,18 +171,26 @@ class Frozen:
             g: readers at positions 0 to the last one.
             mixed: the number of rows, in front, that read several positions; the others read the last one alone.
         """
-        if not len(g):
-            return
+        a, s = self.attention[i], self.model.shape
+        width = g.shape[1]
+        if mixed:
+            values = self.values_of(i, g[:mixed])
+            g[:mixed].view(-1, g.shape[2]).addmm_(values.flatten(0, 1), a.into_stream)
+        if mixed < len(g):  # each head hands one vector to all positions
+            z = (g[mixed:, -1] @ a.into_z).unflatten(1, (s.n_heads, -1))  # [row, head, d_head]
+            into = a.into_stream.unflatten(0, (s.n_kv_heads, -1)).repeat_interleave(s.n_heads // s.n_kv_heads, 0)
+            each = torch.bmm(z.transpose(0, 1), into).transpose(0, 1)  # [row, head, d_model]
+            g[mixed:].baddbmm_(a.pattern[:, width - 1, :width].T.expand(len(z), -1, -1), each)
+
+    def values_of(self, i: int, g: Float[Tensor, "row q_pos d_model"]) -> Float[Tensor, "row k_pos v_width"]:
+        """Return readers of the stream behind a layer's attention as readers of the values that it moves."""
         a, s = self.attention[i], self.model.shape
         n, width, d = g.shape
-        z = g.new_zeros(n, width, a.into_z.shape[1]) if mixed < n else g.new_empty(n, width, a.into_z.shape[1])
-        torch.mm(g[:mixed].reshape(-1, d), a.into_z, out=z[:mixed].view(-1, z.shape[2]))
-        z[mixed:, -1] = g[mixed:, -1] @ a.into_z
+        z = torch.mm(g.reshape(-1, d), a.into_z)
         heads = z.view(n, width, s.n_heads, -1).permute(2, 1, 0, 3).reshape(s.n_heads, width, -1)
         values = torch.bmm(a.pattern[:, :width, :width].mT, heads)  # [head, k_pos, row * d_head]
         values = values.view(s.n_kv_heads, -1, *values.shape[1:]).sum(1) if s.n_kv_heads < s.n_heads else values
-        values = values.view(s.n_kv_heads, width, n, -1).permute(2, 1, 0, 3).reshape(n * width, -1)
-        g.view(-1, d).addmm_(values, a.into_stream)
+        return values.view(s.n_kv_heads, width, n, -1).permute(2, 1, 0, 3).reshape(n, width, -1)
 
     def heads_of(self, i: int, x: Float[Tensor, "row position d_model"]) -> Float[Tensor, "row position head d_head"]:
         """Return z of a layer's heads of parts of the stream, over the divisors of the norms before and behind."""

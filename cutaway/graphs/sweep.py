@@ -2,7 +2,8 @@
 
 Readers of one position go down together, those of lower layers joining on the way, over the positions up to their own
 alone: two matrix products per layer, and no graph of autograd. At each layer the products with what its units, errors
-and constants write are the edges.
+and constants write are the edges. Below the first attention only the embeddings are left to read, which are few: they
+are carried up through it instead, once for all readers.
 """
 
 from __future__ import annotations
@@ -110,6 +111,7 @@ class Sweep:
         positional = int("pos_embed" in frozen.acts)
         self.columns = Columns(len(units.table), frozen.layers, frozen.width, units.leading, positional)
         self._starts = units.table.starts(frozen.layers, frozen.width).tolist()
+        self._carried = self._carry()
         self._filled = [{n for n in ("error", "others") if getattr(w, n).any()} for w in units.written]
 
     @torch.no_grad()
@@ -174,12 +176,26 @@ class Sweep:
         for x in through:
             g[: len(x)] += self.frozen.mlp_readers(i, x.flatten(0, 1), every.repeat(len(x))).view_as(x)
 
+    def _carry(self) -> dict[str, Float[Tensor, "token q_pos d_model"]]:
+        """Return what the first attention writes at each position of each embedding; nothing if that does not fit."""
+        f, width = self.frozen, self.frozen.width
+        vectors = f.embeddings
+        if not self.top or width * width * vectors["embed"].shape[1] > _NUMBERS:
+            return {}
+        alone = torch.eye(width).to(vectors["embed"])[:, :, None]
+        return {name: f.attention_of(0, alone * own) for name, own in vectors.items()}
+
     def _attention(self, i: int, g: Tensor, rows: Tensor, mixed: int) -> None:
-        constant = self.frozen.attention[i].constant[: g.shape[1]]
-        rows[:, self.columns.starts["attention bias"] + i] = g.flatten(1) @ constant.flatten()
-        self.frozen.through_attention(i, g, mixed)
+        at, width = self.columns.starts, g.shape[1]
+        constant = self.frozen.attention[i].constant[:width]
+        rows[:, at["attention bias"] + i] = g.flatten(1) @ constant.flatten()
+        if i or not self._carried:
+            self.frozen.through_attention(i, g, mixed)
+            return
+        for name, carried in self._carried.items():
+            rows[:, at[name] : at[name] + width] = g.flatten(1) @ carried[:width, :width].flatten(1).T
 
     def _tokens(self, g: Tensor, rows: Tensor) -> None:
         at, width = self.columns.starts, g.shape[1]
         for name, vectors in self.frozen.embeddings.items():
-            rows[:, at[name] : at[name] + width] = torch.einsum("nqd,qd->nq", g, vectors[:width])
+            rows[:, at[name] : at[name] + width] += torch.einsum("nqd,qd->nq", g, vectors[:width])
