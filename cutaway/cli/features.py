@@ -302,7 +302,10 @@ def export(
     store: STORE,
     out: Annotated[Path, Parameter(help="a new folder")],
     *,
-    format: Annotated[Literal["neuronpedia", "saedashboard"], Parameter(help="format to write")] = "neuronpedia",
+    format: Annotated[
+        Literal["neuronpedia", "saedashboard", "circuit-tracer", "circuit-tracer-bundle"],
+        Parameter(help="format to write"),
+    ] = "neuronpedia",
     model_id: Annotated[str | None, Parameter(help="name of the model there [default: its own]")] = None,
     set: Annotated[str, Parameter(help="name of the set of sources there")] = "res",
     creator: Annotated[str, Parameter(help="who made it")] = "cutaway",
@@ -310,10 +313,13 @@ def export(
     model: MODEL = None,
     source: SOURCE = None,
 ) -> Reply:
-    """Write a store in the format of another tool: Neuronpedia's bulk export, or SAEDashboard's batches."""
+    """Write a store in the format of another tool: Neuronpedia's bulk export, SAEDashboard's batches, or the feature
+    pages of circuit-tracer's viewer, loose or as a bundle.
+    """
     from datetime import UTC, datetime
 
     from cutaway.features import FeatureStore
+    from cutaway.features.formats import circuit_tracer
     from cutaway.features.formats.neuronpedia import Export, write_neuronpedia
     from cutaway.features.formats.saedashboard import write_saedashboard
 
@@ -324,8 +330,13 @@ def export(
         own = model_id or str(found.manifest["model"]["name"]).replace("/", "-")
         about = Export(own, set, creator, datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"))
         step("writing …")
-        write = {"neuronpedia": write_neuronpedia, "saedashboard": write_saedashboard}[format]
-        folder = write(found, out, about, *opened, dictionary=name)
+        writers = {
+            "neuronpedia": write_neuronpedia,
+            "saedashboard": write_saedashboard,
+            "circuit-tracer": circuit_tracer.write_pages,
+            "circuit-tracer-bundle": circuit_tracer.write_bundle,
+        }
+        folder = writers[format](found, out, about, *opened, dictionary=name)
     files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
     def show(console: Any) -> None:

@@ -65,7 +65,12 @@ def export(
     supernodes: Grouped = None,
     store: Store = None,
     slug: Annotated[str, Parameter(help="name of the graph [default: that of the file]")] = "",
-    scan: Annotated[str, Parameter(help="name of the model or set of transcoders, in the viewer")] = "model",
+    scan: Annotated[
+        str,
+        Parameter(
+            help="name of the model or set of transcoders, in the viewer; ./data/FOLDER of pages beside the file"
+        ),
+    ] = "model",
     source_set: Annotated[str, Parameter(help="where Neuronpedia has pages of the features, such as org/name")] = "",
     pages: Annotated[str, Parameter(help="address of the folder of feature pages")] = "",
 ) -> Reply:
@@ -82,15 +87,15 @@ def export(
     write_graph(out, whole, small, slug=slug or file.stem, scan=scan, details=details, labels=labels)
     size = out.stat().st_size
     words = f"{len(small.depth)} nodes, {len(small.weight)} edges, {size / 1024:.0f} KiB: {out}"
+    upload = [] if scan.startswith("./") else _uploading(out, size)
 
     def shown(console: Any) -> None:
         console.print(words, style="bold", markup=False, soft_wrap=True)
-        console.print("to put it on Neuronpedia yourself:", style="dim")
-        for line in _uploading(out, size):
+        for line in ["to put it on Neuronpedia yourself:", *upload] if upload else []:
             console.print(line, style="dim", markup=False, soft_wrap=True)
 
     data = {"file": str(out), "nodes": len(small.depth), "edges": len(small.weight), "bytes": size}
-    return Reply({**data, "upload": _uploading(out, size)}, shown)
+    return Reply({**data, "upload": upload}, shown)
 
 
 def group(

@@ -12,13 +12,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from math import isqrt
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cutaway.core.address import Address
+from cutaway.core.cantor import cantor
 from cutaway.core.files import read_json, write_text
 from cutaway.core.graph import Graph, graph
 from cutaway.core.node import Direction, Edge, Error, Latent, Logit, Node, Others
@@ -30,19 +30,8 @@ from cutaway.graphs.schema import faults, graph_schema
 from cutaway.graphs.units import latent_node, neuron_node
 
 _LARGEST = 100 << 20  # bytes that Neuronpedia takes
+_LOCAL = re.compile(r"\./[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
 _FEATURE, _ERROR, _TOKEN, _LOGIT = "cross layer transcoder", "mlp reconstruction error", "embedding", "logit"
-
-
-def cantor(layer: int, number: int) -> int:
-    """Return the number that stands for a layer and a feature (Cantor's pairing)."""
-    return (layer + number) * (layer + number + 1) // 2 + number
-
-
-def from_cantor(paired: int) -> tuple[int, int]:
-    """Return the layer and the feature of a paired number."""
-    whole = (isqrt(8 * paired + 1) - 1) // 2
-    number = paired - whole * (whole + 1) // 2
-    return whole - number, number
 
 
 @dataclass(frozen=True)
@@ -122,7 +111,8 @@ def graph_data(
         whole: the traced graph.
         pruned: the part of it that is written, its groups as supernodes [default: that of the preset circuit-tracer].
         slug: name of the graph; other characters than letters, digits, `_.-` become hyphens.
-        scan: name of the model, or of the set of transcoders.
+        scan: name of the model, or of the set of transcoders; `./data/FOLDER` are pages beside the graph on the local
+            server of circuit-tracer (`cutaway features export`), which Neuronpedia does not take.
         labels: labels of nodes, by their names here.
         details: where feature pages come from (`feature_json_base_url`, `neuronpedia_source_set`).
 
@@ -144,7 +134,7 @@ def graph_data(
     return {
         "metadata": {
             "slug": _name("slug", slug),
-            "scan": _name("scan", scan),
+            "scan": scan if _LOCAL.fullmatch(scan) else _name("scan", scan),
             "prompt": "".join(whole.words),
             "prompt_tokens": list(whole.words),
             "node_threshold": pruning.get("nodes"),

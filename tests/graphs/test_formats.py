@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import cutaway as ca
+from cutaway.core.cantor import cantor, from_cantor
 from cutaway.core.node import parse_node
 from cutaway.core.pt import read_pt
-from cutaway.graphs.neuronpedia import cantor, from_cantor
 from cutaway.graphs.schema import faults, graph_schema
 from cutaway.views.wording import visible
 from tests.graphs.made import IDS, model, transcoders
@@ -32,6 +32,9 @@ def test_a_file_keeps_the_schema_and_comes_back(whole, tmp_path):
     data = written(tmp_path, whole, small, slug="my doggo graph", labels={small.labels["node"][0]: '<img src="x">\n'})
     assert not list(faults(data, graph_schema()))
     assert data["metadata"]["slug"] == "my-doggo-graph"
+    local = written(tmp_path, whole, small, scan="./data/pages of all")["metadata"]["scan"]
+    assert local == ".-data-pages-of-all"
+    assert written(tmp_path, whole, small, scan="./data/pages")["metadata"]["scan"] == "./data/pages"
     assert data["nodes"][0]["clerp"] == "<img src='x'>⏎"
     ids = [n["node_id"] for n in data["nodes"]]
     assert len(set(ids)) == len(ids)

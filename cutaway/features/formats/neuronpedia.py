@@ -191,6 +191,42 @@ def check_row(kind: str, row: Any, where: str) -> Row:
     return row
 
 
+def shown(store: FeatureStore, example: Example) -> tuple[Tensor, list[float], int]:
+    """Return the tokens of an example's window, its activations there, and its place in the window."""
+    ids = store.context(example.context)["ids"]
+    there = int((ids >= 0).sum())
+    first = max(0, example.position - example.before)
+    last = min(there, example.position - example.before + len(example.window))
+    values = example.window[
+        first - example.position + example.before : last - example.position + example.before
+    ].tolist()
+    values[example.position - first] = example.value
+    return ids[first:last], values, example.position - first
+
+
+def raised(model: Model, source: Dictionary, latents: range) -> Tensor | None:
+    """Return the direct effects of latents on all logits; None where they write no residual stream."""
+    try:
+        rows = torch.stack([effects.writes_to_logits(model, source, i) for i in latents])
+    except Refused:
+        return None
+    return effects.direct_effects(model, rows).cpu()
+
+
+class Words:
+    """The texts of tokens, each looked up once."""
+
+    def __init__(self, model: Model):
+        self._model, self._known = model, dict[int, str]()
+
+    def __call__(self, ids: Tensor) -> list[str]:
+        """Return the text of each token."""
+        for i in ids.tolist():
+            if i not in self._known:
+                self._known[i] = self._model.text.token_texts([i])[0]
+        return [self._known[i] for i in ids.tolist()]
+
+
 class Writer:
     """Rows of an export; what all latents share is computed once, so use one for all batches."""
 
@@ -207,7 +243,7 @@ class Writer:
         self.common = {"modelId": export.model, "layer": self.layer}
         self.made = {"creatorId": export.creator, "createdAt": export.created}
         self.rows, _ = effects.decoder_rows(source, 0)
-        self.words: dict[int, str] = {}
+        self.words = Words(model)
 
     def whole(self) -> dict[str, Row]:
         """Return the single rows of release, model, set and source."""
@@ -250,21 +286,13 @@ class Writer:
 
     def batch(self, latents: range) -> dict[str, list[Row]]:
         """Return the rows of some latents."""
-        logits = self._logits(latents)
+        logits = raised(self.model, self.source, latents)
         found: dict[str, list[Row]] = {kind: [] for kind in _BATCHED}
         for i in latents:
             found["features"].append(self._feature(i, None if logits is None else logits[i - latents.start]))
             found["activations"] += self._activations(i)
             found["explanations"] += self._explanations(i)
         return found
-
-    def _logits(self, latents: range) -> Tensor | None:
-        """Return the direct effects of latents on all logits; None where they write no residual stream."""
-        try:
-            rows = torch.stack([effects.writes_to_logits(self.model, self.source, i) for i in latents])
-        except Refused:
-            return None
-        return effects.direct_effects(self.model, rows).cpu()
 
     def _feature(self, latent: int, logits: Tensor | None) -> Row:
         known, site = self.known, self.source.writes[0]
@@ -323,9 +351,9 @@ class Writer:
         low, high = (logits.topk(self.export.logits, largest=largest) for largest in (False, True))
         counts, ends = torch.histogram(logits, self.export.bars)
         values = (
-            self._texts(low.indices),
+            self.words(low.indices),
             low.values.tolist(),
-            self._texts(high.indices),
+            self.words(high.indices),
             high.values.tolist(),
             counts.long().tolist(),
             ((ends[1:] + ends[:-1]) / 2).tolist(),
@@ -338,11 +366,7 @@ class Writer:
             yield self._activation(latent, n, e)
 
     def _activation(self, latent: int, number: int, e: Example) -> Row:
-        ids = self.store.context(e.context)["ids"]
-        there = int((ids >= 0).sum())
-        first, last = max(0, e.position - e.before), min(there, e.position - e.before + len(e.window))
-        values = e.window[first - e.position + e.before : last - e.position + e.before].tolist()
-        values[e.position - first] = e.value
+        ids, values, at = shown(self.store, e)
         low, high, share = -1.0, -1.0, -1.0
         if e.octave is not None:
             low = 2.0 ** (e.octave + LEAST) if e.octave else 0.0
@@ -356,7 +380,7 @@ class Writer:
             | {
                 "id": f"{self.export.model}-{self.layer}-{latent}-{number}",
                 "index": str(latent),
-                "tokens": self._texts(ids[first:last]),
+                "tokens": self.words(ids),
                 "values": values,
                 "maxValue": values[largest],
                 "maxValueTokenIndex": largest,
@@ -371,7 +395,7 @@ class Writer:
                 "binMin": low,
                 "binMax": min(high, 2.0 ** (LEAST + OCTAVES)),
                 "binContains": share,
-                "qualifyingTokenIndex": e.position - first,
+                "qualifyingTokenIndex": at,
                 "zIndices": [],
                 "zValues": [],
             }
@@ -391,12 +415,6 @@ class Writer:
                 "notes": json.dumps(dict(x.scores)),
                 "createdAt": self.export.created,
             }
-
-    def _texts(self, ids: Tensor) -> list[str]:
-        for i in ids.tolist():
-            if i not in self.words:
-                self.words[i] = self.model.text.token_texts([i])[0]
-        return [self.words[i] for i in ids.tolist()]
 
 
 _OF = {"neuron_alignment": ("indices", "values", "l1"), "correlated_neurons": ("indices", "pearson", "l1")}
