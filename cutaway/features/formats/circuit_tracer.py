@@ -4,7 +4,7 @@ Loose pages are `NUMBER.json`, the number pairing layer and feature (Cantor's); 
 from its data folder for graphs whose `scan` is `./data/FOLDER`. A bundle is what the viewer fetches from a hub:
 `index.json.gz` with a file name and offsets for each layer, and `layer_LAYER.bin`, where each page is its length in
 four bytes (little end first) and as many bytes of gzipped JSON. Angle brackets and ampersands are escaped in the JSON,
-so that the text of tokens is no markup wherever a page is put.
+so that the text of tokens is never read as markup, wherever a page is put.
 
 `SCHEMA` has every key of a page, of its quantiles and of their examples. Pages of other tools may lack what the viewer
 does without (`OPTIONAL`) and have more. The examples named "Top" are the largest, the others random ones of each octave
@@ -179,9 +179,10 @@ def _pages(
         logits = raised(model, source, latents)
         for latent in latents:
             block, index = place_of(source, latent)
-            most = [[], []] if logits is None else [
-                words(logits[latent - first].topk(export.logits, largest=largest).indices) for largest in (True, False)
-            ]  # fmt: skip
+            most = [list[str](), list[str]()]
+            if logits is not None:
+                own = logits[latent - first]
+                most = [words(own.topk(export.logits, largest=largest).indices) for largest in (True, False)]
             yield (
                 (layers[block], index),
                 {
@@ -244,7 +245,7 @@ def _distribution(known: StoredLatents, latent: int) -> Row:
 
 
 def _percentiles(values: Tensor) -> list[float]:
-    """Return percentiles 1 to 99, each the smallest value that so many of a hundred do not exceed."""
+    """Return percentiles 1 to 99: of sorted values, the first at or behind each share."""
     rank = (torch.arange(1, 100) * len(values) + 99) // 100 - 1
     return values.sort().values[rank].tolist()
 
