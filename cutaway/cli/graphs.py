@@ -65,12 +65,7 @@ def export(
     supernodes: Grouped = None,
     store: Store = None,
     slug: Annotated[str, Parameter(help="name of the graph [default: that of the file]")] = "",
-    scan: Annotated[
-        str,
-        Parameter(
-            help="name of the model or set of transcoders, in the viewer; ./data/FOLDER of pages beside the file"
-        ),
-    ] = "model",
+    scan: Annotated[str, Parameter(help="name of the transcoders in the viewer, or ./data/FOLDER of pages")] = "model",
     source_set: Annotated[str, Parameter(help="where Neuronpedia has pages of the features, such as org/name")] = "",
     pages: Annotated[str, Parameter(help="address of the folder of feature pages")] = "",
 ) -> Reply:
