@@ -59,10 +59,20 @@ PAIRED = {
     "patching group": "--heads 23.4,29.1,23.5",
     "graphs trace": "",
     "graphs validate": "",
+    "graphs supernodes": "",
 }
 #: methods that take prompts
 PROMPTED = tuple(
-    f"neurons {name}" for name in ("composition", "frequency", "polysemanticity", "statistics", "triggers", "values")
+    f"neurons {name}"
+    for name in (
+        "card --neuron 24.115",
+        "composition",
+        "frequency",
+        "polysemanticity",
+        "statistics",
+        "triggers",
+        "values",
+    )
 )
 #: methods that take the model alone, or sequences of their own → further options
 ALONE = {
@@ -164,7 +174,7 @@ def commands(folder: Path, pairs: Path, large: Path) -> dict[str, list[str]]:
     prompts = pairs.with_suffix(".txt")
     prompts.write_text("\n".join(json.loads(line)["clean"] for line in pairs.read_text("utf-8").splitlines()), "utf-8")
     given = [(name, f"--task {pairs} {more}") for name, more in PAIRED.items()]
-    given += [(name, f"--prompts {prompts}") for name in PROMPTED] + list(ALONE.items())
+    given += [(name, f"{' '.join(name.split()[2:])} --prompts {prompts}") for name in PROMPTED] + list(ALONE.items())
     for name, more in given:
         words = [*name.split()[:2], "--model", str(folder / "smollm2"), *shlex.split(more)]
         out[f"smollm2: {name}"] = [*run, *words]
