@@ -97,7 +97,7 @@ def supernodes(
     *,
     groups: str = "",
     similarity: float = 0.5,
-    share: float = 0.8,
+    share: float = 0.5,
     targets: tuple[str, ...] = (),
     nodes: int = 7500,
     leading: int | None = None,

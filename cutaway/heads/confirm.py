@@ -42,6 +42,7 @@ from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.repeats import Repeats
 
 NAMED = "named heads"
+BACK = ("previous token", "duplicate token", "prefix matching", "induction", "anti-induction")
 SPANS = ["said before", "elsewhere"]
 _UNITS = {
     **dict.fromkeys(("effect", "interval", "null"), "nats"),
@@ -81,7 +82,7 @@ def confirm(
     prompts: Prompts | Repeats,
     /,
     *,
-    types: tuple[str, ...] = (),
+    types: tuple[str, ...] = BACK,
     heads: tuple[str, ...] = (),
     how: How = "mean",
     least: float = 0.3,
@@ -91,7 +92,7 @@ def confirm(
     """Remove the heads of each type at once, and read the loss at tokens that were said before.
 
     Args:
-        types: only these types; all if empty.
+        types: these types.
         heads: these heads (`4.0,4.3`) in place of the claimed ones.
         how: what stands in for the heads.
         least: attention that a head must give to a type's keys to be claimed.
@@ -99,7 +100,7 @@ def confirm(
         seed: of the random sets, and of the shuffles behind the claims.
 
     Raises:
-        Refused: no such type or head, types beside named heads, sequences of one token, or what `heads.classify`
+        Refused: no such type or head, other types beside named heads, sequences of one token, or what `heads.classify`
             refuses.
     """
     sets = _sets(model, prompts, types, heads, least, seed)
@@ -112,7 +113,7 @@ def _sets(
 ) -> dict[str, list[Address]]:
     """Return the heads to remove under each name."""
     if heads:
-        if types:
+        if types != BACK:
             asked = Call("confirm", {"types": types, "heads": heads})
             raise Refused(asked, "named heads are of no type", "give one of the two")
         return {NAMED: components(model, heads)}

@@ -50,9 +50,9 @@ LOOSE = {
     "heads.roles": 16, "heads.successor": 15, "patching.activation": 13, "patching.causal_trace": 8,
     "neurons.importance": 7, "lenses.swap": 4, "patching.interactions": 4, "patching.self_repair": 4,
     "patching.ablate": 4, "heads.function_vectors": 4, "lenses.debug": 4, "graphs.trace": 3, "graphs.head_loadings": 3,
-    "graphs.validate": 3, "patching.group": 3, "heads.retrieval": 3, "patching.attribution": 3, "patching.relevance": 3,
-    "patching.attribution_star": 3, "patching.knockout_curve": 3, "dictionaries.loss_recovered": 3,
-    "neurons.frequency": 3, "neurons.arithmetic": 3,
+    "graphs.validate": 3, "graphs.supernodes": 3, "patching.group": 3, "heads.retrieval": 3, "patching.attribution": 3,
+    "patching.relevance": 3, "patching.attribution_star": 3, "patching.knockout_curve": 3,
+    "dictionaries.loss_recovered": 3, "neurons.frequency": 3, "neurons.arithmetic": 3,
 }  # fmt: skip
 
 
