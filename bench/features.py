@@ -11,8 +11,8 @@ Logits and activations have natural sizes, for small ones make SAEDashboard's hi
 
 Memory is what the resident set of a fresh process grows by at its peak during the harvest of the ReLU dictionary,
 mapped files included, large blocks handed back at once (`MALLOC_MMAP_THRESHOLD_`). Random tokens are the hardest:
-every pair of latents fires together somewhere. What grows are the octaves of activation that a latent has reached,
-and the eight files of codes, a million entries each, that partners are counted in; both end.
+every pair of latents fires together somewhere. What grows are the random examples: each time that tokens double, a
+latent reaches about one more octave of activation. That ends at 32 octaves.
 """
 
 from __future__ import annotations

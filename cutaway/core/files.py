@@ -6,7 +6,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ _SPOKEN = {dict: "object", list: "list", str: "text", bool: "true or false", int
 
 def write_json(path: str | Path, data: Any) -> Path:
     """Write `data` as indented JSON, atomically."""
-    return _replace(Path(path), (written(data, indent=1) + "\n").encode())
+    return write_bytes(path, (written(data, indent=1) + "\n").encode())
 
 
 def read_json(path: str | Path) -> Any:
@@ -43,17 +43,18 @@ def read_json(path: str | Path) -> Any:
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write text as UTF-8, atomically; half a surrogate pair, which UTF-8 does not have, becomes a question mark."""
-    return _replace(Path(path), text.encode(errors="replace"))
+    return write_bytes(path, text.encode(errors="replace"))
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
     """Write bytes, atomically."""
-    return _replace(Path(path), content)
+    return _replace(Path(path), lambda file: Path(file).write_bytes(content))
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Path:
-    """Write named tensors with a JSON-ready header as one safetensors file, atomically."""
-    from safetensors.torch import save
+    """Write named tensors with a JSON-ready header as one safetensors file, atomically, without a copy in memory."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
     ready: dict[str, Tensor] = {}
     held: set[int] = set()  # safetensors refuses tensors that share memory
@@ -61,12 +62,17 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappi
         t = _plain(t)
         ready[n] = t.clone() if t.untyped_storage().data_ptr() in held else t
         held.add(t.untyped_storage().data_ptr())
-    try:
-        content = save(ready, {n: json.dumps(v) for n, v in header.items()})
-    except KeyError as error:  # how safetensors says that it has no name for a dtype
-        why = f"safetensors files do not hold {error.args[0]}"
-        raise Refused(f"file {str(path)!r}", why, "convert the tensor to another dtype") from error
-    return _replace(Path(path), content)
+
+    def fill(file: str) -> None:
+        try:
+            save_file(ready, file, {n: json.dumps(v) for n, v in header.items()})
+        except KeyError as error:  # how safetensors says that it has no name for a dtype
+            why = f"safetensors files do not hold {error.args[0]}"
+            raise Refused(f"file {str(path)!r}", why, "convert the tensor to another dtype") from error
+        except SafetensorError as error:  # such as a full disk
+            raise OSError(str(error)) from error
+
+    return _replace(Path(path), fill)
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -165,13 +171,14 @@ def _plain(t: Tensor) -> Tensor:
     return t if not t.numel() or list(t.stride()) == wanted else t.clone(memory_format=torch.contiguous_format)
 
 
-def _replace(path: Path, content: bytes) -> Path:
+def _replace(path: Path, fill: Callable[[str], object]) -> Path:
+    """Let `fill` write a file of another name beside a path, and move it there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
-            with os.fdopen(handle, "wb") as f:
-                f.write(content)
+            os.close(handle)
+            fill(temporary)
             os.chmod(temporary, 0o644)
             os.replace(temporary, path)
         except BaseException:

@@ -2,10 +2,10 @@
 
 The model reads documents no further than the deepest site that any dictionary reads. Contexts that were seen before
 are left out; special tokens and sinks are masked and counted. Memory grows with tokens by fingerprints of contexts
-(about a byte per token), by random examples until every latent has reached its octaves of activation, and by the
-codes of up to eight files, in which partners are counted at the end (five bytes an entry, a million entries a file).
-What is done is noted down from time to time, and the same call goes on from there after an interruption, with the
-same bits at the end as without it. Several processes (torchrun) share the contexts.
+(about a byte per token), and by random examples until every latent has reached its octaves of activation: about one
+octave each time that tokens double. Everything else goes to files as soon as half a million entries of codes, or
+131,072 tokens, wait. What is done is noted down from time to time, and the same call goes on from there after an
+interruption, with the same bits at the end as without it. Several processes (torchrun) share the contexts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cutaway.core.record import counting, hash_text
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.features.store.assemble import Parts, assemble, joined
-from cutaway.features.store.corpus import CODED, CONTEXTS, COUNTED, corpus_rows, counts, fate
+from cutaway.features.store.corpus import CODED, COUNTED, corpus_rows, counts, fate, rows_of
 from cutaway.features.store.dictionaries import described, named
 from cutaway.features.store.feature_store import FeatureStore
 from cutaway.features.store.hashes import HashedDocuments, Seen
@@ -41,7 +41,7 @@ from cutaway.streams.reader import Group, Reader
 from cutaway.streams.sources import Documents
 
 PART = "part-{}"
-ENTRIES = 1 << 20  # of a file of codes
+ENTRIES = 1 << 19  # of a file of codes
 _EVERY = 30.0  # seconds between two notes, or more where noting takes long
 _PLACES = (1 << 31) - 1
 
@@ -169,7 +169,7 @@ class _Harvest:
         self.totals: dict[str, int] = {"read": 0, "duplicates": 0}
         self.cost = {"forwards": 0.0, "seconds": 0.0}
         self.fresh = torch.empty(0, dtype=torch.bool)
-        self.corpus = Shelf(out, "corpus", CONTEXTS)
+        self.corpus = Shelf(out, "corpus", rows_of(packing.context))
         sizes = enumerate(d.n_latents for d in job.dictionaries.values())
         self.codes = [Shelf(out, f"codes-{i}", ENTRIES, by_latent(n)) for i, n in sizes]
         self.tallies = [self._tally(d) for d in job.dictionaries.values()]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from torch.testing import assert_close
 
 from cutaway.core.files import read_json, write_json
 from cutaway.core.refuse import Refused
@@ -17,7 +19,9 @@ from cutaway.features import FeatureStore, Keep, merge
 from cutaway.features import harvest as room
 from cutaway.features.store.corpus import COUNTED, SCORE, SPECIAL
 from cutaway.features.store.dictionaries import named
-from cutaway.features.store.hashes import mix
+from cutaway.features.store.hashes import Seen, mix
+from cutaway.features.store.partners import partners
+from cutaway.features.store.shelf import by_latent
 from cutaway.features.store.tally import LEAST, bin_of, edges
 from cutaway.streams import Masking, Packing, from_texts
 from cutaway.streams.folders import MANIFEST
@@ -129,6 +133,12 @@ def test_partners_are_those_of_largest_mutual_information(store):
         assert [n for *_, n in rows] == [int(own[j]) for j, *_ in rows]
         best = score[i].sort(descending=True).values
         assert [float(score[i, j]) for j, *_ in rows] == pytest.approx(best[: len(rows)].tolist())
+    codes = [store.folder / f["file"] for f in held.row["codes"]]
+    among = partners(codes, len(held), 1 << 40, 3)["partner"]  # as if all other tokens of so many were empty
+    score = (both * 2.0**40 / (own[:, None] * own)).log() / -(both / 2.0**40).log()
+    best = score.masked_fill(both < 3, -torch.inf).fill_diagonal_(-torch.inf).topk(3)
+    assert torch.equal(among >= 0, best.values.isfinite())
+    assert_close(score.gather(1, among.long().clamp(min=0))[among >= 0], best.values[among >= 0])
 
 
 def test_tokens_are_masked_counted_and_parted_by_document(store):
@@ -359,3 +369,30 @@ def test_priorities_look_uniform():
     counts = torch.histc(keys.float(), 20, 0, 1)
     assert float((counts - 1000).square().sum() / 1000) < 45  # χ² with 19 degrees of freedom, p ≈ 7e-4
     assert set(mix(torch.arange(99), 1).tolist()).isdisjoint(mix(torch.arange(99)).tolist())
+
+
+def test_fingerprints_lie_in_few_sorted_runs_that_know_all_of_them():
+    seen, g = Seen(), np.random.default_rng(0)
+    parts = [np.unique(g.integers(0, 1 << 40, 1 + n % 5)) for n in range(200)]
+    for part in parts:
+        seen._add(part)
+    every = np.concatenate(parts)
+    assert len(seen.runs) <= 10
+    assert all((np.diff(run) > 0).all() for run in seen.runs)
+    assert all(len(a) > len(b) for a, b in pairwise(seen.runs))
+    assert seen._known(every).all()
+    assert not seen._known(every + (1 << 41)).any()
+    assert Seen.of_tensor(seen.tensor())._known(every).all()
+    assert not Seen.of_tensor(Seen().tensor())._known(every).any()
+
+
+def test_entries_that_come_token_after_token_are_sorted_by_latent_and_place():
+    g = torch.Generator().manual_seed(0)
+    place = torch.arange(50).repeat_interleave(4)
+    latent = torch.cat([torch.randperm(9, generator=g)[:4] for _ in range(50)])
+    found = by_latent(9)({"latent": latent.int(), "place": place.int(), "value": place + latent / 16})
+    order = (latent << 32 | place).argsort()
+    assert found["place"].tolist() == place[order].tolist()
+    assert found["value"].tolist() == (place + latent / 16)[order].tolist()
+    assert found["first"].diff().tolist() == torch.bincount(latent, minlength=9).tolist()
+    assert found["first"][0] == 0

@@ -14,7 +14,7 @@ from torch import Tensor
 from cutaway.core.files import new_folder, read_tensors, write_json, write_tensors, write_text
 from cutaway.core.record import hash_text, machine, versions
 from cutaway.core.refuse import Refused
-from cutaway.features.store.corpus import CONTEXTS
+from cutaway.features.store.corpus import rows_of
 from cutaway.features.store.feature_store import KIND, TOKENIZER, VERSION, FeatureStore
 from cutaway.features.store.partners import partners
 from cutaway.features.store.shelf import Columns, Shelf
@@ -95,7 +95,7 @@ def joined(stores: Sequence[FeatureStore], out: Path, interleaved: bool = False)
     for store in stores:
         store.verify()
     moved = _numbers(stores, interleaved)
-    corpus = Shelf(out, "corpus", CONTEXTS)
+    corpus = Shelf(out, "corpus", rows_of(stores[0].width))
     for rows in _rows(stores, moved, interleaved):
         corpus.put(rows)
     first, rows = stores[0].manifest, stores[0].manifest["dictionaries"]
@@ -158,7 +158,7 @@ def _rows(stores: Sequence[FeatureStore], moved: Sequence[Tensor], interleaved: 
             number += 1 + max((int(part["number"].max()) for part in store.corpus()), default=-1)
             document += store.manifest["counts"]["documents"]
     where = torch.cat([torch.stack([torch.full_like(m, i), torch.arange(len(m))], 1) for i, m in enumerate(moved)])
-    for some in where[torch.cat(list(moved)).argsort()].split(CONTEXTS):
+    for some in where[torch.cat(list(moved)).argsort()].split(rows_of(stores[0].width)):
         yield _gathered(stores, some, offsets)
 
 

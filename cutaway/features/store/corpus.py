@@ -15,7 +15,12 @@ from cutaway.streams.batch import Batch
 #: what became of a token: it counts, is special or a sink, is held out for scores, and has its code in the store
 COUNTED, SPECIAL, SINK, SCORE, CODED = 1, 2, 4, 8, 16
 HALVES = ("explain", "score")
-CONTEXTS = 4096  # of a file
+_TOKENS = 1 << 17  # of a file
+
+
+def rows_of(width: int) -> int:
+    """Return the number of contexts in a file of the corpus, from the positions of each."""
+    return max(1, _TOKENS // width)
 
 
 def corpus_rows(

@@ -21,7 +21,6 @@ DUPLICATE = 0.6  # share of a context's fingerprints that were seen before, from
 _ONE_IN = 8  # fingerprints of this share are compared
 _FEW = 3  # with fewer of them, whole contexts are compared
 _FACTOR = 0x5851F42D4C957F2D
-_RECENT = 1 << 16  # fingerprints that wait to be sorted in
 
 
 def mix(x: Int[Tensor, "*shape"], seed: int = 0) -> Int[Tensor, "*shape"]:
@@ -84,8 +83,7 @@ class Seen:
     """
 
     def __init__(self) -> None:
-        self.sorted = np.empty(0, dtype=np.int64)
-        self.recent: set[int] = set()
+        self.runs = list[np.ndarray]()  # sorted, each longer than the next
 
     def duplicates(self, contexts: Contexts) -> Bool[Tensor, "row"]:
         """Return True for contexts that were seen before, and note the others."""
@@ -96,32 +94,33 @@ class Seen:
             own = own if len(own) >= _FEW else whole[row : row + 1].numpy()
             out[row] = bool(self._known(own).mean() >= DUPLICATE)
             if not out[row]:
-                self.recent.update(own.tolist())
-        if len(self.recent) > _RECENT:
-            self._settle()
+                self._add(own)
         return out
 
     def tensor(self) -> Int[Tensor, "print"]:
         """Return all fingerprints, sorted."""
-        self._settle()
-        return torch.from_numpy(self.sorted)
+        every = np.unique(np.concatenate([np.empty(0, dtype=np.int64), *self.runs]))
+        self.runs = [every] if len(every) else []
+        return torch.from_numpy(every)
 
     @classmethod
     def of_tensor(cls, prints: Int[Tensor, "print"]) -> Seen:
         """Return what `tensor` was taken of."""
         seen = cls()
-        seen.sorted = prints.numpy().copy()
+        seen.runs = [prints.numpy().copy()] if len(prints) else []
         return seen
 
     def _known(self, prints: np.ndarray) -> np.ndarray:
-        at = np.searchsorted(self.sorted, prints)
-        there = self.sorted[np.minimum(at, len(self.sorted) - 1)] == prints if len(self.sorted) else at < 0
-        return there | np.array([p in self.recent for p in prints.tolist()])
+        there = np.zeros(len(prints), dtype=bool)
+        for run in self.runs:
+            there |= np.take(run, np.searchsorted(run, prints), mode="clip") == prints
+        return there
 
-    def _settle(self) -> None:
-        if self.recent:
-            new = np.fromiter(self.recent, dtype=np.int64, count=len(self.recent))
-            self.sorted, self.recent = np.union1d(self.sorted, new), set()
+    def _add(self, prints: np.ndarray) -> None:
+        """Take in a run, and join runs from the shortest on until each is longer than the next."""
+        while self.runs and len(self.runs[-1]) <= len(prints):
+            prints = np.union1d(self.runs.pop(), prints)
+        self.runs.append(prints)
 
 
 def _fingerprints(ids: Int[Tensor, "position"]) -> np.ndarray:

@@ -53,10 +53,10 @@ class Shelf:
         """Write what waits as one file."""
         if not self.rows:
             return
-        path = self.folder / f"{self.name}-{len(self.files):05d}.safetensors"
-        write_tensors(path, self.arranged(self._joined()), {"kind": self.name})
-        self.files.append(about(path) | {"rows": self.rows})
-        self.waiting = []
+        path, rows = self.folder / f"{self.name}-{len(self.files):05d}.safetensors", self.rows
+        columns, self.waiting = self._joined(), []
+        write_tensors(path, self.arranged(columns), {"kind": self.name})
+        self.files.append(about(path) | {"rows": rows})
 
     def tensors(self) -> Columns:
         """Return what waits, with names of its own."""
@@ -68,16 +68,19 @@ class Shelf:
         self.files, self.waiting = list(files), [own] if own else []
 
     def _joined(self) -> Columns:
-        return {n: torch.cat([w[n] for w in self.waiting]) for n in self.waiting[0]}
+        """Make one part of all that waits, a column at a time, so that rows are not held twice."""
+        whole = {n: torch.cat([w.pop(n) for w in self.waiting]) for n in list(self.waiting[0])}
+        self.waiting = [whole]
+        return whole
 
 
 def by_latent(latents: int) -> Callable[[Columns], Columns]:
-    """Return what sorts entries of a code by latent and place, with the first entry of each latent."""
+    """Return what sorts entries of a code by latent, with the first entry of each; their places ascend as they come."""
 
     def arranged(rows: Columns) -> Columns:
-        order = (rows["latent"].long() << 32 | rows["place"].long()).argsort()
-        first = torch.zeros(latents + 1, dtype=torch.long)
-        torch.cumsum(torch.bincount(rows["latent"].long(), minlength=latents), 0, out=first[1:])
-        return {"first": first, "place": rows["place"][order], "value": rows["value"][order]}
+        latent, order = rows.pop("latent").sort(stable=True)
+        first = torch.searchsorted(latent, torch.arange(latents + 1, dtype=latent.dtype))
+        del latent
+        return {"first": first, **{n: rows.pop(n)[order] for n in ("place", "value")}}
 
     return arranged
