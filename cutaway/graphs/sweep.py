@@ -19,6 +19,7 @@ from cutaway.core.address import Address
 from cutaway.core.node import Bias, Error, Node, Others
 from cutaway.graphs.frozen import Frozen
 from cutaway.graphs.units import Units
+from cutaway.models.sweep.parts import Parts
 
 _NUMBERS = 1 << 26  # numbers of readers held at once
 
@@ -104,10 +105,12 @@ class Sweep:
         units: its units.
         columns: the sources.
         top: the number of layers that rows pass.
+        kept: rows that are done, where they are kept.
     """
 
-    def __init__(self, frozen: Frozen, units: Units, top: int | None = None):
+    def __init__(self, frozen: Frozen, units: Units, top: int | None = None, kept: Parts | None = None):
         self.frozen, self.units, self.top = frozen, units, frozen.layers if top is None else top
+        self.kept = Parts() if kept is None else kept
         positional = int("pos_embed" in frozen.acts)
         self.columns = Columns(len(units.table), frozen.layers, frozen.width, units.leading, positional)
         self._starts = units.table.starts(frozen.layers, frozen.width).tolist()
@@ -123,7 +126,9 @@ class Sweep:
             mine = mine[readers.layer[mine].argsort(descending=True, stable=True)]
             size = max(1, _NUMBERS // ((p + 1) * readers.vector.shape[1]))
             for some in mine.split(size):
-                out[some] = self._at(p, readers.take(some))
+                part = readers.take(some)
+                inputs = (part.layer, part.position, part.vector)
+                out[some] = self.kept.made(inputs, lambda p=p, part=part: self._at(p, part)).to(out)
         return out
 
     def _at(self, p: int, readers: Readers) -> Float[Tensor, "row column"]:

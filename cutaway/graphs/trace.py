@@ -28,7 +28,8 @@ source that writes w is A = vᵀ J w, where J sums the paths between them: the s
 * Assumptions and failures: patterns are given, not explained. Edges are those of the replacement under frozen
   attention, and interventions on the model differ. With a budget the null sees rows that were chosen for the target. No
   interval: it is one prompt, the first of several.
-* Cost: one forward, and as many more as it takes to write the target's words.
+* Cost: one forward, and as many more as it takes to write the target's words. Within `resuming(folder)` (`--resume`)
+  rows are kept in shards, and a sweep that was killed goes on from them with the same bits.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cutaway.core.content import content
 from cutaway.core.method import method
 from cutaway.core.node import Direction, Logit, Node
 from cutaway.core.refuse import Keyword, Refused
@@ -54,6 +56,8 @@ from cutaway.graphs.targets import Targets, first_prompt, read_targets
 from cutaway.graphs.units import Units
 from cutaway.lenses.closure import check_closure
 from cutaway.models.model import Model
+from cutaway.models.sweep.cache import model_key
+from cutaway.models.sweep.parts import Parts
 from cutaway.models.tokens import Tokens
 from cutaway.models.vocabulary import special_ids
 from cutaway.tasks.prompts import Prompts
@@ -112,18 +116,30 @@ class Run:
         frozen: its run, made linear.
         units: its active units.
         targets: what is explained.
+        over: the dictionary whose latents the units are, or the neurons.
     """
 
     tokens: Tokens
     frozen: Frozen
     units: Units
     targets: Targets
+    over: Dictionary | Neurons
 
     def graph(self, nodes: int) -> AttributionGraph:
-        """Sweep the rows of at most `nodes` units and return the graph."""
-        sweep = Sweep(self.frozen, self.units)
-        chosen, rows = sweep_rows(sweep, self.targets, nodes)
+        """Sweep the rows of at most `nodes` units and return the graph; within `resuming`, rows are kept."""
+        sweep = Sweep(self.frozen, self.units, kept=Parts.open("graph", self._key))
+        try:
+            chosen, rows = sweep_rows(sweep, self.targets, nodes)
+        finally:
+            sweep.kept.write()
         return assemble(self, sweep, chosen, rows)
+
+    def _key(self) -> str:
+        """Return the key of all that a row depends on beside its reader."""
+        over = self.over.fingerprint() if isinstance(self.over, Dictionary) else ""
+        return content(
+            (*model_key(self.frozen.model), self.tokens.ids, over, vars(self.units.table), self.units.leading)
+        )
 
 
 @torch.no_grad()
@@ -151,7 +167,7 @@ def prepare(
     frozen = Frozen(model, tokens, sites)
     goals = read_targets(frozen, asked, logits, mass, samples, seed)
     units = ActiveNeurons(frozen, leading, goals.together) if found is None else ActiveLatents(frozen, found, leading)
-    return Run(tokens, frozen, units, goals)
+    return Run(tokens, frozen, units, goals, transcoders)
 
 
 @torch.no_grad()

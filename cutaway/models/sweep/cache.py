@@ -121,11 +121,20 @@ def sweep_key(model: Model, tokens: Tokens, variants: Sequence[Sequence[Edit]], 
     if measure.reads == Reads():
         logits = torch.randn(len(tokens), model.shape.d_vocab, generator=generator(0)).to(model.device)
         values = measure(Seen(logits), torch.arange(len(tokens), device=logits.device))
+    prompts = (tokens.ids, tokens.mask, *((tokens.tails,) if tokens.tails else ()))
+    return content((*model_key(model), *prompts, variants, metric, values))
+
+
+def model_key(model: Model) -> tuple[object, ...]:
+    """Return what ties kept numbers to a model: versions, its identity, and the edits around it.
+
+    Raises:
+        Refused: something is attached to it that cannot be read.
+    """
     who = {name: said for name, said in model.identity().items() if name != "name"}
     # Numbers are reused under this key: every byte of the weights is read again, and everything attached must be read.
     who["weights"], (_, unread) = model.fingerprint(fresh=True), described(model.hf)
     if unread:
         what, where = "a sweep that is kept", ", ".join(unread)
         raise Refused(what, f"nobody can tell what is attached at {where}", "sweep without resume, or take it off")
-    prompts = (tokens.ids, tokens.mask, *((tokens.tails,) if tokens.tails else ()))
-    return content((versions(), who, taps.around(model.anatomy), *prompts, variants, metric, values))
+    return versions(), who, taps.around(model.anatomy)
