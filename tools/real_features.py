@@ -72,7 +72,9 @@ def scores(found: Explanations) -> dict[str, Any]:
         "F1": {"mean": float(f1.mean()), "interval": mean_interval(f1, within=(0, 1)).tolist(),
                "quantiles": f1.quantile(torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])).tolist()},
         "random features": {"mean": float(null.mean()), "interval": mean_interval(null.mean(1), within=(0, 1)).tolist(),
-                            "largest": float(null.max())},
+                            "largest": float(null.max()), "with a rule": int((null > 0).sum()), "drawn": null.numel()},
+        "by chance": {"mean": float(found.chance[counted].mean()),
+                      "interval": mean_interval(found.chance[counted], within=(0, 1)).tolist()},
         "first words": dict(Counter(" ".join(texts[i].split()[:2]) for i in ruled).most_common(8)),
         "drawn": [
             {"latent": found.labels["latent"][i].partition(":")[0], "says": texts[i], "F1": float(found.score[i, at]),

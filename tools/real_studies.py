@@ -118,7 +118,6 @@ def features() -> str:
     quantiles = ", ".join(f"{q:.2f}" for q in f1["quantiles"])
     parts = ", ".join(f"{n} {s}" for n, s in found["seconds"].items())
     families = ", ".join(f"“{words} …” {n}" for words, n in found["first words"].items())
-    density = found["k"] / found["latents"]
     lines = [
         f"| {x['latent']} | {x['tokens']} | {x['F1']:.2f} [{x['interval'][0]:.2f}, {x['interval'][1]:.2f}] "
         f"| {max(x['random']):.2f} | {_plain(x['says'])} |"
@@ -134,8 +133,10 @@ def features() -> str:
 Rules are found on one half of the documents and scored on the other ([Features](features.md)). Of the first
 {ruled["latents"]:,} latents {ruled["with a rule"]} have a rule; {ruled["scored"]} are active on {ruled["from"]}
 held-out tokens or more. F1 of these: {_mean(f1, 2)} over latents, quantiles (10, 25, 50, 75, 90 %) {quantiles}.
-Random features of the same densities: {_mean(chance, 3)}, largest {chance["largest"]:.2f}; a rule that fires
-everywhere has {2 * density / (1 + density):.2f} at the mean density of {density:.1%}. Rules begin with: {families}.
+Of {chance["drawn"]:,} random features of the same densities {chance["with a rule"]} are given a rule; their F1, 0 where
+there is none: {_mean(chance, 3)}, largest {chance["largest"]:.2f}. F1 is not 0 by chance: rules that fire as often as
+those of the latents, wherever the latents are active, have {_mean(found["by chance"], 3)}. A label stands only where
+the low end of F1 is beyond all of these and 0.2. Rules begin with: {families}.
 
 {len(lines)} latents, a seeded draw of those; intervals are 95 % over documents.
 

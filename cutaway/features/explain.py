@@ -8,8 +8,10 @@ letters, a repetition, a position, or a kind of document. It is found on the exp
 * `interval`: 95 %, bootstrap over documents.
 * Control (`null`): rules for random features, each active on as many random tokens as the latent; found and scored in
   the same way.
-* The label is the rule where the low end of its F1 is above the F1 of every random feature and above 0.2, else “no
-  short rule”, with the best that there was.
+* `chance`: F1 of a rule that fires on as many tokens of the score half, wherever the latent is active. F1 is not 0 by
+  chance: at a density p, a rule that fires on a share q of the tokens has 2pq / (p + q).
+* The label is the rule where the low end of its F1 is above the F1 of every random feature, above chance and above 0.2,
+  else “no short rule”, with the best that there was.
 * Known failures: rules know tokens, not meaning. A rare latent has few held-out tokens, and its interval says so.
 """
 
@@ -30,7 +32,7 @@ from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS
 from cutaway.features.rules.families import Corpus
-from cutaway.features.rules.mine import Miner, Rule, measures
+from cutaway.features.rules.mine import Miner, Rule, chance_f1, measures
 from cutaway.features.store.feature_store import FeatureStore
 from cutaway.features.store.latents import StoredLatents
 from cutaway.features.store.meta import RULE, Label
@@ -47,7 +49,8 @@ class Explanations(Result, kind="feature_explanations"):
     Attributes:
         score: precision, recall, F1 and AUROC.
         interval: of `score`, 95 %, over documents.
-        null: `score` of random features.
+        null: `score` of random features, 0 (AUROC ½) where no rule was found for one.
+        chance: F1 of a rule that fires as often, by chance.
         found: F1 on the half that the rule was found on.
         held_out: tokens of the score half on which the latent is active.
     """
@@ -55,6 +58,7 @@ class Explanations(Result, kind="feature_explanations"):
     score: Float[Tensor, "latent measure"]
     interval: Float[Tensor, "latent measure bound"]
     null: Float[Tensor, "latent measure sample"]
+    chance: Float[Tensor, "latent"]
     found: Float[Tensor, "latent"]
     held_out: Float[Tensor, "latent"]
 
@@ -105,6 +109,7 @@ def explain(
         score=torch.stack([r.score for r in rows]),
         interval=torch.stack([r.interval for r in rows]),
         null=torch.stack([r.null for r in rows]),
+        chance=torch.tensor([r.chance for r in rows]),
         found=torch.tensor([0.0 if r.rule is None else r.rule.f1 for r in rows]),
         held_out=torch.tensor([float(r.held_out) for r in rows]),
         labels={
@@ -112,8 +117,12 @@ def explain(
             "measure": MEASURES,
             "bound": BOUNDS,
         },
-        units={"score": "share", "null": "share", "found": "share", "held_out": "tokens"},
-        reasons={"found": "it is of the half that the rule was chosen on", "held_out": "a count"},
+        units={"score": "share", "null": "share", "chance": "share", "found": "share", "held_out": "tokens"},
+        reasons={
+            "chance": "an expectation",
+            "found": "it is of the half that the rule was chosen on",
+            "held_out": "a count",
+        },
         record={
             "method": "features.explain",
             "answers": "Which short rule says where a latent fires, on documents that it was not found on?",
@@ -139,6 +148,7 @@ class _Row:
     score: Tensor
     interval: Tensor
     null: Tensor
+    chance: float
     held_out: int
 
 
@@ -163,17 +173,21 @@ def _row(miner: Miner, known: StoredLatents, latent: int, resamples: int, sample
     score, bounds = measures(counts.sum(0)), miner.interval(counts, resamples)
     bounds = np.stack([np.minimum(bounds[:, 0], score), np.maximum(bounds[:, 1], score)], -1)
     values, interval, chance = (torch.from_numpy(x).float() for x in (score, bounds, np.stack(null, -1)))
-    return _Row(rule, values, interval, chance, int(active[miner.score].sum()))
+    return _Row(rule, values, interval, chance, chance_f1(counts.sum(0)), int(active[miner.score].sum()))
 
 
 def _label(corpus: Corpus, dictionary: str, latent: int, row: _Row) -> Label:
     f1 = MEASURES.index("F1")
-    low, chance = float(row.interval[f1, 0]), float(row.null[f1].max())
+    low, chance = float(row.interval[f1, 0]), max(float(row.null[f1].max()), row.chance)
     said = "none of a few literals" if row.rule is None else row.rule.says(corpus)
     holds = row.rule is not None and low > max(chance, _LEAST)
     text = said if holds else f"{NONE} (best F1 {float(row.score[f1]):.2f}: {said})"
     scores: dict[str, Any] = {n: float(v) for n, v in zip(MEASURES, row.score, strict=True)}
     scores |= {f"{n} interval": v.tolist() for n, v in zip(MEASURES, row.interval, strict=True)}
-    scores |= {"F1 of random features": row.null[f1].tolist(), "held-out tokens": row.held_out}
+    scores |= {
+        "F1 by chance": row.chance,
+        "F1 of random features": row.null[f1].tolist(),
+        "held-out tokens": row.held_out,
+    }
     details = {} if row.rule is None else {"family": row.rule.family, "literals": list(row.rule.literals)}
     return Label(dictionary, latent, RULE, text, scores, details)

@@ -12,7 +12,7 @@ import torch
 from cutaway.core.refuse import Refused
 from cutaway.features import FeatureStore, explain
 from cutaway.features.rules.families import FAMILIES, Corpus
-from cutaway.features.rules.mine import Miner, Rule, measures
+from cutaway.features.rules.mine import Miner, Rule, chance_f1, measures
 from tests.features.common import made, texts
 
 WORDS = [
@@ -95,14 +95,25 @@ def test_a_rule_about_documents():
     assert rule.says(text) == "in documents that hold “yz”"
 
 
-def test_random_features_have_no_rule():
+@pytest.mark.parametrize("density", [4e-4, 4e-3, 0.03, 0.3])
+def test_random_features_have_no_rule(density):
     g = np.random.default_rng(3)
     miner = Miner(corpus(), g)
-    scores = []
-    for _ in range(12):
-        active = g.random(len(corpus().rows)) < 0.004
-        scores.append(measures(miner.counts(miner.rule(active), active).sum(0))[2])
-    assert max(scores) < 0.05
+    rules = [miner.rule(g.random(len(corpus().rows)) < density) for _ in range(25)]
+    assert sum(r is not None for r in rules) <= 4, "5 % of 25, with a margin of twice its standard deviation"
+
+
+def test_chance_is_the_mean_of_permuted_latents():
+    g = np.random.default_rng(4)
+    real, fires = g.random(4000) < 0.2, g.random(4000) < 0.3
+    found = []
+    for _ in range(300):
+        drawn = g.permutation(real)
+        counts = np.array([(drawn & fires).sum(), (~drawn & fires).sum(), (drawn & ~fires).sum(), 0])
+        counts[3] = 4000 - counts.sum()
+        found.append(measures(counts)[2])
+    assert chance_f1(counts) == pytest.approx(np.mean(found), abs=3 * np.std(found) / 300**0.5)
+    assert chance_f1(np.array([0, 0, 7, 93])) == 0
 
 
 def test_families_by_hand():
@@ -141,7 +152,8 @@ def test_labels_are_written_into_the_store(store, tmp_path):
     for row, label in zip(found.score, labels, strict=True):
         assert label.scores["F1"] == pytest.approx(float(row[2]))
         none = label.text.startswith("no short rule (best F1")
-        assert none == (label.scores["F1 interval"][0] <= max(0.2, *label.scores["F1 of random features"]))
+        beyond = max(0.2, label.scores["F1 by chance"], *label.scores["F1 of random features"])
+        assert none == (label.scores["F1 interval"][0] <= beyond)
     assert {x.text.startswith("no short rule") for x in labels} == {True, False}, "random latents read some tokens"
     again = explain(copy, [3, 5], dictionary="few", write=False, resamples=50)
     assert [n.split(":")[0] for n in again.labels["latent"]] == ["3", "5"]

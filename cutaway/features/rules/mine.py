@@ -2,8 +2,11 @@
 
 A rule is a family and some of its literals: it fires where one of them holds. On the explain half, each literal that
 holds on at least four of up to 400 active tokens is judged by F1, with its precision at the latent's own density from
-8,000 tokens that all latents share; literals are joined greedily while F1 grows by 0.01, twelve at most. The family of
-largest F1 wins, an earlier one unless a later is better by 0.02. On the score half every token is looked at.
+8,000 tokens that all latents share. A literal must hold on more active tokens than chance allows: the binomial
+probability of as many, at its share of all these tokens, is at most 0.05 over the number of literals of all families
+that hold on four of them (Bonferroni), so of 100 random features at most five have a rule. Literals are joined greedily
+while F1 grows by 0.01, twelve at most. The family of largest F1 wins, an earlier one unless a later is better by 0.02.
+On the score half every token is looked at.
 """
 
 from __future__ import annotations
@@ -17,7 +20,9 @@ import numpy as np
 from cutaway.features.rules.families import FAMILIES, Corpus
 
 ACTIVE, OTHERS, LEAST, LITERALS, CANDIDATES = 400, 8000, 4, 12, 40
+Counts = tuple[np.ndarray, np.ndarray, np.ndarray]  # codes, and the active and other rows that have each
 GROUPS = 1024  # of documents that are resampled, at most
+LEVEL = 0.05  # share of random features that have a rule, at most
 _GROWTH, _MARGIN = 0.01, 0.02
 
 
@@ -84,40 +89,24 @@ class Miner:
         prior = len(rows) / len(self.explain)
         rows = rows if len(rows) <= ACTIVE else self.g.choice(rows, ACTIVE, replace=False)
         others = self.others[~active[self.others]]
+        counted = {f: self._counted(f, rows, others) for f in families}
+        tried = sum(int((hits + false >= LEAST).sum()) for _, hits, false in counted.values())
         best: Rule | None = None
-        for family in families:
-            found = self._of_family(family, rows, others, prior)
+        for family, counts in counted.items():
+            found = _of_family(family, counts, (len(rows), len(others)), prior, LEVEL / max(tried, 1))
             if found is not None and (best is None or found.f1 > best.f1 + _MARGIN):
                 best = found
         return best
 
-    def _of_family(self, family: str, rows: np.ndarray, others: np.ndarray, prior: float) -> Rule | None:
-        codes, hits, false = (
-            self._documents(rows, others) if family == "document" else self._codes(family, rows, others)
-        )
-        often = hits >= LEAST
-        codes, hits, false = codes[often], hits[often], false[often]
-        order = np.lexsort((codes, -hits))[:CANDIDATES]
-        recall, alarm = hits[order] / len(rows), (false[order] + 0.5) / max(len(others), 1)
-        order = order[np.argsort(-_f1(recall, alarm, prior), kind="stable")][:LITERALS]
-        chosen, f1, r, a = list[int](), 0.0, 0.0, 0.0
-        for at in order:
-            more = (r + hits[at] / len(rows), a + (false[at] + 0.5) / max(len(others), 1))
-            new = float(_f1(min(more[0], 1.0), more[1], prior))
-            if new > f1 + _GROWTH:
-                f1, (r, a) = new, more
-                chosen.append(int(codes[at]))
-            if family == "document":  # documents that hold several tokens would count several times
-                break
-        return Rule(family, tuple(chosen), f1) if chosen else None
-
-    def _codes(self, family: str, rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _counted(self, family: str, rows: np.ndarray, others: np.ndarray) -> Counts:
         """Return the codes of a family, and how many active and other rows have each."""
+        if family == "document":
+            return self._documents(rows, others)
         values, number = self.numbers[family]
         n = len(values)
         return values, np.bincount(number[rows], minlength=n), np.bincount(number[others], minlength=n)
 
-    def _documents(self, rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _documents(self, rows: np.ndarray, others: np.ndarray) -> Counts:
         """Return the tokens of documents, and how many active and other rows stand in documents with each."""
         number, document, token = self.corpus.presence
         n, tokens = int(number.max(initial=0)) + 1, len(self.corpus.strings)
@@ -145,6 +134,36 @@ class Miner:
         return self.g.multinomial(n, np.full(n, 1 / n), size=samples).astype(float)
 
 
+def _of_family(family: str, counts: Counts, sizes: tuple[int, int], prior: float, level: float) -> Rule | None:
+    """Return the best rule of a family, if there is one.
+
+    Args:
+        family: its name.
+        counts: its codes, and how many active and other rows have each.
+        sizes: the number of active rows and of others.
+        prior: density of the latent.
+        level: probability by chance from which on a literal does not count.
+    """
+    from scipy.special import bdtrc
+
+    codes, hits, false = counts
+    often = hits >= LEAST
+    often[often] = bdtrc(hits[often] - 1, sizes[0], (hits + false)[often] / sum(sizes)) <= level
+    codes, recall, alarm = codes[often], hits[often] / sizes[0], (false[often] + 0.5) / max(sizes[1], 1)
+    order = np.lexsort((codes, -recall))[:CANDIDATES]
+    order = order[np.argsort(-_f1(recall[order], alarm[order], prior), kind="stable")][:LITERALS]
+    chosen, f1, r, a = list[int](), 0.0, 0.0, 0.0
+    for at in order:
+        more = (r + recall[at], a + alarm[at])
+        new = float(_f1(min(more[0], 1.0), more[1], prior))
+        if new > f1 + _GROWTH:
+            f1, (r, a) = new, more
+            chosen.append(int(codes[at]))
+        if family == "document":  # documents that hold several tokens would count several times
+            break
+    return Rule(family, tuple(chosen), f1) if chosen else None
+
+
 def measures(counts: np.ndarray) -> np.ndarray:
     """Return precision, recall, F1 and AUROC of true positives, false positives, false and true negatives.
 
@@ -154,6 +173,13 @@ def measures(counts: np.ndarray) -> np.ndarray:
     recall = tp / np.maximum(tp + fn, 1)
     out = [tp / np.maximum(tp + fp, 1), recall, 2 * tp / np.maximum(2 * tp + fp + fn, 1)]
     return np.stack([*out, (1 + recall - fp / np.maximum(fp + tn, 1)) / 2], -1)
+
+
+def chance_f1(counts: np.ndarray) -> float:
+    """Return the F1 by chance of a rule that fires on a share q of tokens, for a latent active on p: 2pq / (p + q)."""
+    tp, fp, fn, tn = counts.astype(float)
+    p, q = tp + fn, tp + fp
+    return float(2 * p * q / max(p + q, 1) / max(tp + fp + fn + tn, 1))
 
 
 def _f1(recall: np.ndarray | float, alarm: np.ndarray | float, prior: float) -> np.ndarray:
