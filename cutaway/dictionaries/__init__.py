@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         loss_recovered,
         probing,
         reconstruction,
+        shift,
         splitting,
         stability,
     )
@@ -55,6 +56,7 @@ _LAZY = {
     "save": ("store", "save"),
     "scale_latents": ("splice", "scale_latents"),
     "set_latents": ("splice", "set_latents"),
+    "shift": ("evaluation.shift", "shift"),
     "splitting": ("evaluation.splitting", "splitting"),
     "stability": ("evaluation.stability", "stability"),
     "together": ("transforms", "together"),
@@ -65,7 +67,7 @@ __all__ = [
     "Block", "Dictionaries", "Dictionary", "SparseCode", "Splice", "ablate_latents", "add_to_latents", "autoencoder",
     "compare", "features", "firing", "fold", "geometry", "l0_check", "latent", "letter_absorption", "load",
     "loss_recovered", "one_block", "open", "probing", "reconstruction", "save", "scale_latents", "set_latents",
-    "splitting", "stability", "together",
+    "shift", "splitting", "stability", "together",
 ]  # fmt: skip
 
 

@@ -149,10 +149,11 @@ def _read(path: Path, option: str) -> str:
 
 
 def _example_labelled(opened: Mapping[str, Any]) -> Labelled:
-    """Sentences about two places, labelled with the place."""
+    """Sentences about two places, labelled with the place and with one of the names."""
     names, places = ("Mary", "John", "Anna", "Peter", "Tom", "Lucy", "Paul", "Emma"), ("store", "park")
-    rows = [(f"{a} and {b} went to the {p}", p == "park") for a in names for b in names[:4] if a != b for p in places]
-    return Labelled(tuple(t for t, _ in rows), ("park",), torch.tensor([[y] for _, y in rows]))
+    texts = tuple(f"{a} and {b} went to the {p}" for a in names for b in names[:4] if a != b for p in places)
+    concepts = ("park", names[0])
+    return Labelled(texts, concepts, torch.tensor([[c in t for c in concepts] for t in texts]))
 
 
 def _example_words(opened: Mapping[str, Any]) -> Words:

@@ -64,6 +64,7 @@ NAMED: dict[str, dict[str, Any]] = {
     "neurons.card": {"neuron": "1.7"},
     "neurons.arithmetic": {"operations": "+", "prompts": 4},
     "dictionaries.letter_absorption": {"examples": 1},
+    "dictionaries.shift": {"most": 4},
     "graphs.feature_circuit": {"nodes": 0.0, "edges": 0.0},  # all nodes: nobody trained these latents
     "dictionaries.splitting": {"within": 0.4, "alike": 0.0},  # loose enough for parts among random latents
 }
@@ -193,7 +194,7 @@ def near(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 #: the null that is looked at, where the main one is empty of a model that nobody trained
-LOOKED_AT = {"retrieval_heads": "attended_null"}
+LOOKED_AT = {"retrieval_heads": "attended_null", "dictionary_shift": "reading_null"}
 
 
 def of_kind(result: Result, kind: str) -> str | None:

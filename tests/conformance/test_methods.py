@@ -91,6 +91,7 @@ DRAWN = {
     "lenses.token_relevance": {"gain", "curve"},
     "lenses.token_relevance(model, prompts)": {"gain", "curve"},
     "dictionaries.probing": {"accuracy", "each"},
+    "dictionaries.shift": {"accuracy", "worst", "group", "reading", "effect", "with_words"},
     "graphs.feature_circuit": {"estimate", "exact", "agreement", "chance"},
     "dictionaries.letter_absorption": {"score"},
 } | {name: {"excess"} for name in ROWS if name.startswith("graphs.trace")}
@@ -312,7 +313,7 @@ def encoder() -> Model:
 
 
 #: methods that read activations and no prediction, and so may be about an encoder
-READ_ONLY = {"dictionaries.probing", "dictionaries.letter_absorption", "geometry.similarity"}
+READ_ONLY = {"dictionaries.probing", "dictionaries.shift", "dictionaries.letter_absorption", "geometry.similarity"}
 
 
 @of_models

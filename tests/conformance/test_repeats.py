@@ -40,7 +40,8 @@ def files(tmp_path, monkeypatch):
     ca.dictionaries.save(subjects.dictionary(128, "resid_post.3", 28), "other latents.safetensors")
     ca.dictionaries.save(subjects.dictionary(128, "attn_out.4", 6), "attention latents.safetensors")
     labelled, words = (SUBJECT_ROWS[n].example({}) for n in ("labelled", "words"))
-    lines = ({"text": t, "label": y} for t, (y,) in zip(labelled.texts, labelled.shown.tolist(), strict=True))
+    shown = [[c for c, there in zip(labelled.concepts, row, strict=True) if there] for row in labelled.shown.tolist()]
+    lines = ({"text": t, "label": y} for t, y in zip(labelled.texts, shown, strict=True))
     Path("some labels.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
     Path("some words.txt").write_text(" ".join(words.words), "utf-8")
     for lens in ("lens", "jacobian"):

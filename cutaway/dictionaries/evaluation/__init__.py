@@ -31,16 +31,17 @@ from cutaway.dictionaries.evaluation.probing import Probing, probing, probing_of
 from cutaway.dictionaries.evaluation.reading import read_evidence
 from cutaway.dictionaries.evaluation.reconstruction import fvu, reconstruction, reconstruction_scores
 from cutaway.dictionaries.evaluation.scores import Scores, joined, over_seeds
+from cutaway.dictionaries.evaluation.shift import Shift, shift, shift_of
 from cutaway.dictionaries.evaluation.splitting import Splitting, splitting, splitting_of
 from cutaway.dictionaries.evaluation.stability import Stability, stability, stability_of
 
 __all__ = [
     "Comparison", "EncodedEvidence", "Evidence", "Features", "Firing", "Geometry", "Judged", "Passage", "Probing",
-    "Scores", "Splitting", "Stability", "Text", "compare", "comparison", "context", "controls", "decoder_rows",
+    "Scores", "Shift", "Splitting", "Stability", "Text", "compare", "comparison", "context", "controls", "decoder_rows",
     "encode_evidence", "evaluate", "features", "features_of", "firing", "firing_of", "firing_scores", "fvu",
     "geometry", "geometry_scores", "joined", "judge", "letter_absorption", "letter_evidence", "letter_scores",
     "linear_map", "loss_recovered", "mcc", "mlp_neurons", "mmcs", "neuron_sites", "neurons", "over_seeds",
     "pca_dictionary", "planted_absorption", "probing", "probing_of", "random_dictionary", "read_evidence",
-    "reconstruction", "reconstruction_scores", "recovery", "splice_loss", "splitting", "splitting_of", "stability",
-    "stability_of", "uniqueness",
+    "reconstruction", "reconstruction_scores", "recovery", "shift", "shift_of", "splice_loss", "splitting",
+    "splitting_of", "stability", "stability_of", "uniqueness",
 ]  # fmt: skip
