@@ -39,6 +39,12 @@ from cutaway.features.store.meta import RULE, Label
 
 MEASURES = ["precision", "recall", "F1", "AUROC"]
 NONE = "no short rule"
+_UNITS = {"score": "share", "null": "share", "chance": "share", "found": "share", "held_out": "tokens"}
+_REASONS = {
+    "chance": "an expectation",
+    "found": "it is of the half that the rule was chosen on",
+    "held_out": "a count",
+}
 _LEAST = 0.2  # F1 below which no rule is claimed
 
 
@@ -117,12 +123,8 @@ def explain(
             "measure": MEASURES,
             "bound": BOUNDS,
         },
-        units={"score": "share", "null": "share", "chance": "share", "found": "share", "held_out": "tokens"},
-        reasons={
-            "chance": "an expectation",
-            "found": "it is of the half that the rule was chosen on",
-            "held_out": "a count",
-        },
+        units=_UNITS,
+        reasons=_REASONS,
         record={
             "method": "features.explain",
             "answers": "Which short rule says where a latent fires, on documents that it was not found on?",

@@ -142,9 +142,8 @@ def shift(
     found = shift_of(
         plain, bare, rows, shown[:, y], shown[:, z], latents=latents, most=most, samples=samples, seed=seed
     )
-    record = {**found.record, "intended": labelled.concepts[y], "unintended": labelled.concepts[z],
-              "words": list(words), "site": site}  # fmt: skip
-    return Shift(**{**vars(found), "labels": found.labels | {"group": groups}, "record": record})
+    about = {"intended": labelled.concepts[y], "unintended": labelled.concepts[z], "words": list(words), "site": site}
+    return Shift(**{**vars(found), "labels": found.labels | {"group": groups}, "record": {**found.record, **about}})
 
 
 def shift_of(

@@ -99,7 +99,7 @@ class _Active:
 
 
 def _parts(own: np.ndarray) -> Iterator[slice]:
-    """Yield slices of latents that make at most so many pairs, from the tokens on which each is active."""
+    """Yield slices of latents that make at most `_PAIRS` pairs, from the tokens on which each is active."""
     pairs, first = np.minimum(own * STRONGEST, len(own)).cumsum(), 0
     while first < len(own):
         before = pairs[first - 1] if first else 0

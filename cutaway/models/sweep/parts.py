@@ -1,4 +1,4 @@
-"""Parts of a long computation that is no sweep of edits, kept within `resuming`: what is done goes to files in shards.
+"""Parts of a long computation other than a sweep of edits, kept within `resuming`: what is done goes to shards.
 
 Each part is a tensor that depends on its inputs and on what the whole computation is about alone. The folder of a
 computation is named by a hash of the latter; a part is found again by a hash of its inputs. Files of another
