@@ -111,6 +111,7 @@ def explain(
     if write:
         store.meta.put(labels)
     ruled = sum(x.text[: len(NONE)] != NONE for x in labels)
+    texts = [f"{i}: {x.text}" for i, x in zip(chosen, labels, strict=True)]
     return Explanations(
         score=torch.stack([r.score for r in rows]),
         interval=torch.stack([r.interval for r in rows]),
@@ -118,11 +119,7 @@ def explain(
         chance=torch.tensor([r.chance for r in rows]),
         found=torch.tensor([0.0 if r.rule is None else r.rule.f1 for r in rows]),
         held_out=torch.tensor([float(r.held_out) for r in rows]),
-        labels={
-            "latent": [f"{i}: {x.text}" for i, x in zip(chosen, labels, strict=True)],
-            "measure": MEASURES,
-            "bound": BOUNDS,
-        },
+        labels={"latent": texts, "measure": MEASURES, "bound": BOUNDS},
         units=_UNITS,
         reasons=_REASONS,
         record={
