@@ -8,7 +8,7 @@ from tests.meta.tree import ROOT, room_of, sources
 #: lines of code (no blanks, comments or docstrings) that a room may have; see docs/decisions/11-budgets.md
 BUDGETS = {
     "": 145,
-    "core": 2_300,
+    "core": 2_310,
     "views": 1_800,
     "models": 8_300,
     "tasks": 2_950,
