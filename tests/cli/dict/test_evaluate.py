@@ -153,7 +153,7 @@ def test_methods_give_the_numbers_of_the_report(tmp_path, width):
     here, there = probing(model, d, evidence, labelled), report.probing(labelled)
     for name, values in there.tensors().items():
         assert torch.equal(getattr(here, name), values), name
-    assert here.labels["concept"] == ["park"]
+    assert here.labels["concept"] == ["park", "Mary"]
     here, there = letter_absorption(model, d, evidence, words), report.first_letters(words)
     assert torch.equal(here.score, there.score)
     assert torch.equal(here.null, there.null)
