@@ -97,11 +97,11 @@ def supernodes(
     *,
     groups: str = "",
     similarity: float = 0.5,
-    share: float = 0.5,
+    share: float = 0.8,
     targets: tuple[str, ...] = (),
     nodes: int = 7500,
     leading: int | None = None,
-    samples: int = 20,
+    samples: int = 10,
     seed: int = 0,
 ) -> SupernodeEffects:
     """Suggest supernodes of a prompt's graph, or read them, and remove each.

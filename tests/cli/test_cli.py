@@ -4,7 +4,6 @@ import json
 import shlex
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -40,9 +39,7 @@ def test_help_and_version_do_not_load_torch():
         f"import sys; from cutaway.cli import main; [main(line.split()) for line in {lines}];"
         "print([n for n in ('torch', 'transformers', 'matplotlib') if n in sys.modules])"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert time.perf_counter() - start < 3
     assert done.stdout.splitlines()[-1] == "[]"
     assert ca.__version__ in done.stdout
 

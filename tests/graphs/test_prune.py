@@ -126,7 +126,7 @@ def test_nodes_that_random_targets_reach_as_far_are_pale():
     assert 0 < len(kept) < len(found.nodes)
     page, boxes = found._repr_html_(), layout(found).take(range(len(found.weight))).boxes
     assert len(found.weight) <= MOST_EDGES
-    assert 0 < page.count(' weak"><rect') == sum(b.weak for b in boxes) < len(boxes)
+    assert 0 < page.count(' weak"><title>') == sum(b.weak for b in boxes) < len(boxes)
     assert "pale nodes do not exceed their control" in page
     few = ca.graphs.trace(model("llama_gqa"), ca.tasks.as_prompts(IDS), transcoders("llama_gqa"), leading=1, samples=8)
     assert prune(few).exceeds is None, "chance alone would mark one node in nine"
