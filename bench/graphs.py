@@ -5,11 +5,12 @@ which 50 are active on a token, one thread. The prompt is a beginning of text an
 nodes, and the targets are the ten likeliest tokens. cutaway's call is `graphs.trace` as users call it: with its null of
 20 random targets, closure of every row, influence, scores and record. circuit-tracer's is `attribute`, which returns
 the edges alone, over its TransformerLens backend, in batches of 64, with which it is faster here and smaller than with
-its default of 512. Models and transcoders are in memory before. Both must find as many features, and graphs of the same
-scores.
+its default of 512. Both must find as many features, and graphs of the same scores.
 
 Memory is what the resident set of a fresh process grows by at its peak in the first call, large blocks handed back at
-once (`MALLOC_MMAP_THRESHOLD_`). The rows grow with the tokens, and so do the positions that each reads, so that both
+once (`MALLOC_MMAP_THRESHOLD_`). Every weight of the model and the transcoders has been read before: both map files
+rather than read them (cutaway all, circuit-tracer its transcoders), and pages that a call is the first to touch would
+count as its growth. The rows grow with the tokens, and so do the positions that each reads, so that both
 tools' time grows with the square of the tokens.
 """
 
@@ -21,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def cutaway(folder: Path) -> tuple[str, Callable[[int], Callable[[], Traced]]]:
 
     torch.set_num_threads(1)
     model, d = ca.load(folder, check=False), ca.dictionaries.load(folder / "transcoders")
+    read((*model.hf.parameters(), *(t for part in (*d.encoder, *d.decoder) for t in part.values())))
     ids = json.loads((folder / "prompt.json").read_text("utf-8"))
 
     def job(tokens: int) -> Callable[[], Traced]:
@@ -112,6 +114,7 @@ def circuit_tracer(folder: Path) -> tuple[str, Callable[[int], Callable[[], Trac
 
     torch.set_num_threads(1)
     model = replacement_model(folder, folder / "transcoders")
+    read(model.parameters())
     ids = json.loads((folder / "prompt.json").read_text("utf-8"))
     found = dict[str, Any]()
 
@@ -123,6 +126,12 @@ def circuit_tracer(folder: Path) -> tuple[str, Callable[[int], Callable[[], Trac
         return run
 
     return version("circuit-tracer"), job
+
+
+def read(weights: Iterable[Any]) -> None:
+    """Read every number, so that the pages of mapped files are in memory."""
+    for t in weights:
+        t.sum()
 
 
 SUBJECTS = {"cutaway": cutaway, "circuit_tracer": circuit_tracer}

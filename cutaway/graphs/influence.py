@@ -17,6 +17,7 @@ from torch import Tensor
 from cutaway.core.address import Address
 from cutaway.core.node import Bias, Direction, Error, Latent, Logit, Node, Others
 
+ROWS = 512  # of a large matrix, those that are copied at once
 _TINY = 1e-30
 Kind = str
 
@@ -77,8 +78,9 @@ def shares(
     weight: Float[Tensor, "target node"], counted: Bool[Tensor, "node"], of: Bool[Tensor, "node"]
 ) -> Float[Tensor, "target"]:
     """Return the share of some nodes in each target's |edges|; 0 for targets without edges."""
-    size = weight.abs()
-    return (size @ of.to(size)) / (size @ counted.to(size)).clamp_min(_TINY)
+    both = torch.stack([of, counted], 1).to(weight)
+    part, whole = torch.cat([rows.abs() @ both for rows in weight.split(ROWS)]).T
+    return part / whole.clamp_min(_TINY)
 
 
 def replacement(

@@ -118,9 +118,12 @@ class Sweep:
         self._filled = [{n for n in ("error", "others") if getattr(w, n).any()} for w in units.written]
 
     @torch.no_grad()
-    def rows(self, readers: Readers) -> Float[Tensor, "row column"]:
-        """Return what each reader reads of each source; their own constants (`own bias`) are left at zero."""
-        out = torch.zeros(len(readers.layer), self.columns.starts["end"]).to(readers.vector)
+    def rows(self, readers: Readers, out: Float[Tensor, "row column"] | None = None) -> Float[Tensor, "row column"]:
+        """Return what each reader reads of each source, written into `out` if that is given; their own constants
+        (`own bias`) are left at zero.
+        """
+        if out is None:
+            out = readers.vector.new_empty(len(readers.layer), self.columns.starts["end"])
         for p in readers.position.unique().tolist():
             mine = (readers.position == p).nonzero()[:, 0]
             mine = mine[readers.layer[mine].argsort(descending=True, stable=True)]

@@ -47,7 +47,7 @@ from cutaway.core.refuse import Keyword, Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.graphs.attribution_graph import AttributionGraph
 from cutaway.graphs.frozen import Frozen, check_linear
-from cutaway.graphs.influence import graph_scores, kind_of, masks, sources, spread
+from cutaway.graphs.influence import ROWS, graph_scores, kind_of, masks, sources, spread
 from cutaway.graphs.latents import ActiveLatents, as_transcoders
 from cutaway.graphs.neurons import ActiveNeurons, neuron_sites
 from cutaway.graphs.subject import Neurons
@@ -64,6 +64,8 @@ from cutaway.tasks.prompts import Prompts
 from cutaway.tasks.task import Task
 
 _ROUNDS = 8  # parts in which a budget is spent, each in the order known then
+_COLUMNS = 512  # of all rows, those that are sorted at once
+_MOST = 4 / 3  # times its size that a matrix may hold in memory
 
 
 @method(
@@ -132,7 +134,8 @@ class Run:
             chosen, rows = sweep_rows(sweep, self.targets, nodes)
         finally:
             sweep.kept.write()
-        return assemble(self, sweep, chosen, rows)
+        rows, names = _with_others(self, sweep, chosen, rows)
+        return assemble(self, chosen, rows, names)
 
     def _key(self) -> str:
         """Return the key of all that a row depends on beside its reader."""
@@ -172,57 +175,55 @@ def prepare(
 
 @torch.no_grad()
 def sweep_rows(sweep: Sweep, targets: Targets, nodes: int) -> tuple[Int[Tensor, "unit"], Float[Tensor, "row column"]]:
-    """Return the units that are nodes, in order, and the rows of the targets, the random ones, and these units.
+    """Return the units that are nodes, in order, and the rows of these units, the targets, and the random ones.
 
-    Of more units than `nodes`, each part of the budget goes to those of the largest influence in the rows so far.
+    Behind the columns of the sources are those of the targets, all zero, for targets are sources of nothing. Of more
+    units than `nodes`, each part of the budget goes to those of the largest influence in the rows so far.
     """
-    units, frozen = sweep.units, sweep.frozen
-    n, ends = len(units.table), len(targets.vector) + len(targets.null)
-    every = torch.arange(n, device=targets.vector.device)
-    first = sweep.rows(targets.readers(frozen.layers, frozen.width - 1))
-    first[: len(targets.vector), sweep.columns.starts["own bias"]] = targets.constant
+    units, layers, end = sweep.units, sweep.frozen.layers, sweep.columns.starts["end"]
+    n, asked, ends = len(units.table), len(targets.vector), len(targets.vector) + len(targets.null)
+    most = min(n, nodes)
+    rows = targets.vector.new_zeros(most + ends, end + asked)
+    swept = rows[:, :end]
+    sweep.rows(targets.readers(layers, sweep.frozen.width - 1), swept[most:])
+    swept[most : most + asked, sweep.columns.starts["own bias"]] = targets.constant
+    every = torch.arange(n, device=rows.device)
     if n <= nodes:
-        return every, torch.cat([first, unit_rows(sweep, every)])
-    rows = torch.empty(ends + nodes, first.shape[1]).to(first)
-    rows[:ends] = first
-    start = torch.zeros(1, ends + nodes).to(first)
-    start[0, : len(targets.vector)] = targets.share
-    counted = torch.ones(first.shape[1], dtype=torch.bool, device=first.device)
+        unit_rows(sweep, every, swept[:n])
+        return every, rows
+    start = rows.new_zeros(1, len(rows))
+    start[0, most : most + asked] = targets.share
+    counted = torch.ones(rows.shape[1], dtype=torch.bool, device=rows.device)
     counted[sweep.columns.starts["mlp_out"] :] = False
     chosen, size = every[:0], max(1, -(-nodes // _ROUNDS))
-    while (free := nodes - len(chosen)) > 0:
-        done = ends + len(chosen)
-        at = torch.cat([torch.full((ends,), -1, device=every.device), chosen])
-        level = torch.cat([torch.full_like(at[:ends], frozen.layers), units.table.layer[chosen]])
-        known = spread(rows[:done], at, level, start[:, :done], counted)[0, :n]
+    while (free := nodes - len(chosen)) > 0:  # rows are filled upward, so that those done are one block
+        at = torch.cat([chosen, every.new_full((ends,), -1)])
+        level = torch.cat([units.table.layer[chosen], every.new_full((ends,), layers)])
+        known = spread(rows[free:], at, level, start[:, free:], counted)[0, :n]
         known[chosen] = -1.0
         more = known.topk(min(size, free)).indices
-        rows[done : done + len(more)] = unit_rows(sweep, more)
-        chosen = torch.cat([chosen, more])
+        unit_rows(sweep, more, swept[free - len(more) : free])
+        chosen = torch.cat([more, chosen])
     order = chosen.argsort()
-    return chosen[order], torch.cat([rows[:ends], rows[ends:][order]])
+    for part in rows[:nodes].split(_COLUMNS, 1):
+        part[:] = part[order]
+    return chosen[order], rows
 
 
-def unit_rows(sweep: Sweep, some: Int[Tensor, "unit"]) -> Float[Tensor, "unit column"]:
-    """Return the rows of some units, their own constants included."""
+def unit_rows(sweep: Sweep, some: Int[Tensor, "unit"], out: Float[Tensor, "unit column"]) -> None:
+    """Write the rows of some units into `out`, their own constants included."""
     t = sweep.units.table
-    rows = sweep.rows(Readers(t.layer[some], t.position[some], sweep.units.readers(some)))
-    rows[:, sweep.columns.starts["own bias"]] = sweep.units.constants(some)
-    return rows
+    sweep.rows(Readers(t.layer[some], t.position[some], sweep.units.readers(some)), out)
+    out[:, sweep.columns.starts["own bias"]] = sweep.units.constants(some)
 
 
 @torch.no_grad()
 def assemble(
-    run: Run, sweep: Sweep, chosen: Int[Tensor, "unit"], rows: Float[Tensor, "row column"]
+    run: Run, chosen: Int[Tensor, "unit"], weight: Float[Tensor, "row node"], names: list[Node]
 ) -> AttributionGraph:
-    """Return the graph of swept rows, its residuals checked."""
+    """Return the graph of swept rows over its nodes, its residuals checked."""
     goals, table, layers = run.targets, run.units.table, run.frozen.layers
     n, samples = len(goals.nodes), len(goals.null)
-    weight, names = _with_others(run, sweep, chosen, rows)
-    ends = weight.new_zeros(len(weight), n)  # targets are sources of nothing
-    weight = torch.cat([weight[n + samples :], weight[:n], weight[n : n + samples]])
-    weight = torch.cat([weight, ends], 1)
-    names = [*names, *goals.nodes]
     units = torch.arange(len(chosen), device=weight.device)
     node_of = torch.cat([units, torch.arange(len(names) - n, len(names), device=weight.device)])
     value = torch.cat([table.value[chosen], goals.value])
@@ -235,7 +236,8 @@ def assemble(
     start[range(1, 1 + samples), range(len(share), len(share) + samples)] = goals.share.sum()
     found = spread(weight, at, level, start, sources(kinds))
     influence, null, weight = found[0], found[1:].T, weight[: len(share)]
-    residual = value - weight.sum(1, dtype=torch.float64).to(value)
+    total = torch.cat([part.sum(1, dtype=torch.float64) for part in weight.split(ROWS)])
+    residual = value - total.to(value)
     sizes = torch.linalg.vector_norm(weight, 1, dim=1)
     check_closure("attribution graph", run.frozen.model, residual, value, sizes)
     activation = torch.zeros(len(names)).to(weight)
@@ -269,7 +271,7 @@ def assemble(
 def _with_others(
     run: Run, sweep: Sweep, chosen: Int[Tensor, "unit"], rows: Float[Tensor, "row column"]
 ) -> tuple[Float[Tensor, "row node"], list[Node]]:
-    """Return the rows over the units chosen and every other source that writes anything, with the nodes of these.
+    """Return the rows over the units chosen, every other source that writes anything and the targets, with their nodes.
 
     Units that are not chosen are added to the others of their layer and position.
     """
@@ -278,13 +280,26 @@ def _with_others(
     left[chosen] = False
     if bool(left.any()):
         cell = at["others"] + table.layer[left] * sweep.columns.width + table.position[left]
-        rows.index_add_(1, cell, rows[:, :n][:, left])
+        for part in rows.split(ROWS):
+            part.index_add_(1, cell, part[:, :n][:, left])
     fixed = torch.arange(n, at["end"], device=rows.device)
-    fixed = fixed[(rows[:, n:] != 0).any(0)]
+    fixed = fixed[(rows[:, n : at["end"]] != 0).any(0)]
+    ends = torch.arange(at["end"], rows.shape[1], device=rows.device)
     rest = sweep.columns.nodes()
     named = [table.layer[chosen].tolist(), table.index[chosen].tolist(), table.position[chosen].tolist()]
     units: list[Node] = [run.units.node(*one) for one in zip(*named, strict=True)]
-    return rows[:, torch.cat([chosen, fixed])], [*units, *(rest[i - n] for i in fixed.tolist())]
+    names = [*units, *(rest[i - n] for i in fixed.tolist()), *run.targets.nodes]
+    return _narrowed(rows, torch.cat([chosen, fixed, ends])), names
+
+
+def _narrowed(rows: Float[Tensor, "row column"], kept: Int[Tensor, "node"]) -> Float[Tensor, "row node"]:
+    """Return some columns of rows: written over the rows themselves, unless much of their memory would lie idle."""
+    if len(kept) * _MOST < rows.shape[1]:
+        return rows[:, kept]
+    made = rows.view(-1)[: len(rows) * len(kept)].view(len(rows), len(kept))
+    for into, part in zip(made.split(ROWS), rows.split(ROWS), strict=True):
+        into[:] = part[:, kept]
+    return made
 
 
 def _words(run: Run, node: Logit | Direction) -> str:
