@@ -1,6 +1,7 @@
 """Attribution graphs: rows that close, edges that interventions confirm, and scores that mean what they say."""
 
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -224,6 +225,20 @@ def test_a_budget_keeps_rows_and_closure(kind):
     influence = whole.influence[whole.kinds["unit"]]
     mine = whole.influence[[whole.labels["node"].index(n) for n in few.labels["target"][:24]]]
     assert float(mine.sum()) > 0.8 * float(influence.topk(24).values.sum()), "the budget went to what matters"
+
+
+@pytest.mark.parametrize("nodes", [7500, 60, 24])
+def test_rows_are_sorted_and_narrowed_in_parts_without_idle_memory(monkeypatch, nodes):
+    whole = traced("gemma2", leading=1, nodes=nodes)
+    for module, name in (("trace", "ROWS"), ("trace", "_COLUMNS"), ("influence", "ROWS")):
+        monkeypatch.setattr(import_module(f"cutaway.graphs.{module}"), name, 3)
+    parts = traced("gemma2", leading=1, nodes=nodes)
+    assert parts.labels == whole.labels
+    for name, t in whole.tensors().items():
+        assert torch.allclose(parts.tensors()[name], t, atol=1e-12), name
+    held = (len(parts.value) + 3) * len(parts.influence) * 8  # with the rows of three random targets
+    assert parts.weight.is_contiguous()
+    assert parts.weight.untyped_storage().nbytes() <= 4 / 3 * held
 
 
 def test_neurons_beyond_the_candidates_are_others(monkeypatch):
