@@ -138,12 +138,15 @@ def suggest(runs: Sequence[Run], whole: AttributionGraph, chosen: Int[Tensor, "u
 
 def likeness(runs: Sequence[Run], nodes: Sequence[Latent | Address]) -> np.ndarray:
     """Return how alike each two units are, [unit unit]; units at different positions are not."""
-    written = [_written(runs[0], node) for node in nodes]
-    vectors = torch.nn.functional.normalize(torch.stack(written).float(), dim=1)
     active = torch.nn.functional.normalize(_activations(runs, nodes), dim=1)
-    at = torch.tensor([node.position for node in nodes])
-    alike = ((vectors @ vectors.T).clamp(0, 1).cpu() * (active @ active.T).clamp(0, 1)).sqrt()
-    return (alike * (at[:, None] == at)).double().numpy()
+    at, alike = torch.tensor([node.position for node in nodes]), torch.zeros(len(nodes), len(nodes))
+    for position in at.unique():
+        own = (at == position).nonzero()[:, 0]
+        written = torch.stack([_written(runs[0], nodes[i]) for i in own.tolist()]).float()
+        written = torch.nn.functional.normalize(written, dim=1)
+        together = active[own] @ active[own].T
+        alike[own[:, None], own] = ((written @ written.T).cpu().clamp(0, 1) * together.clamp(0, 1)).sqrt()
+    return alike.double().numpy()
 
 
 def _written(run: Run, node: Latent | Address) -> Float[Tensor, "site_d_model"]:

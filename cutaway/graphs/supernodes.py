@@ -27,7 +27,7 @@ its units are removed at once.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -101,7 +101,7 @@ def supernodes(
     targets: tuple[str, ...] = (),
     nodes: int = 7500,
     leading: int | None = None,
-    samples: int = 10,
+    samples: int = 6,
     seed: int = 0,
 ) -> SupernodeEffects:
     """Suggest supernodes of a prompt's graph, or read them, and remove each.
@@ -137,7 +137,7 @@ def supernodes(
         effect=effect.mean(0).float(),
         interval=mean_interval(effect),
         effect_null=torch.stack([one[:, 1:] for one in measured]).mean(0).float(),
-        predicted=torch.tensor([_predicted(whole, group) for group in found.groups.values()]),
+        predicted=_predicted(whole, found.groups.values()),
         size=torch.tensor([len(group) for group in members], dtype=torch.long),
         labels={"supernode": list(found.groups), "bound": BOUNDS},
         units=dict.fromkeys(("effect", "effect_null", "predicted"), "logits") | {"size": "units"},
@@ -213,6 +213,10 @@ def _removed(run: Run, units: Sequence[Latent | Address]) -> list[Edit]:
     return [edit for node in units for edit in removal(node, writes(run, node))]
 
 
-def _predicted(whole: AttributionGraph, group: Sequence[str]) -> float:
-    members = whole.mask(group)
-    return float(along_all_paths(whole, members)[members].sum())
+def _predicted(whole: AttributionGraph, groups: Iterable[Sequence[str]]) -> Float[Tensor, "supernode"]:
+    """Return what the targets lose without each group along all paths of the graph."""
+    masks = [whole.mask(group) for group in groups]
+    if not masks:
+        return torch.zeros(0)
+    members = torch.stack(masks)
+    return torch.where(members, along_all_paths(whole, members), 0.0).sum(1).float()

@@ -185,18 +185,21 @@ def _largest(whole: AttributionGraph, top: int) -> Int[Tensor, "unit"]:
     return size.topk(n).indices
 
 
-def along_all_paths(whole: AttributionGraph, removed: Bool[Tensor, "node"] | None = None) -> Float[Tensor, "node"]:
+def along_all_paths(
+    whole: AttributionGraph, removed: Bool[Tensor, "*set node"] | None = None
+) -> Float[Tensor, "*set node"]:
     """Return what the targets lose without each node along all paths, errors and constants held.
 
     A unit that loses part of its value loses that part of what it writes. Paths through nodes that are `removed`
-    altogether count for these alone, so that the sum over them is what the targets lose without them all.
+    altogether count for these alone, so that the sum over a set of them is what the targets lose without them all.
     """
     total, level = (whole.share[:, None] * whole.weight).sum(0), whole.level
+    total = total if removed is None else total.expand(removed.shape)
     for one in level.unique().flip(0).tolist():
         rows = ((level == one) & (whole.share == 0)).nonzero()[:, 0]
-        rows = rows if removed is None else rows[~removed[whole.node_of[rows]]]
-        value = whole.value[rows]
-        part = torch.where(value == 0, 0.0, total[whole.node_of[rows]] / torch.where(value == 0, 1.0, value))
+        value, nodes = whole.value[rows], whole.node_of[rows]
+        part = torch.where(value == 0, 0.0, total[..., nodes] / torch.where(value == 0, 1.0, value))
+        part = part if removed is None else part.masked_fill(removed[..., nodes], 0.0)
         total = total + part @ whole.weight[rows]
     return total
 
