@@ -131,7 +131,7 @@ def suggest(runs: Sequence[Run], whole: AttributionGraph, chosen: Int[Tensor, "u
     joined = fcluster(linkage(apart, "average"), 1 - similarity, "distance")
     groups = [chosen[torch.from_numpy(joined == one)] for one in dict.fromkeys(joined.tolist())]
     groups = [members for members in groups if len(members) > 1]
-    names = _distinct([_name(runs[0], whole, members) for members in groups])
+    names = _distinct(_names(runs[0], whole, groups)) if groups else []
     members = [tuple(whole.labels["node"][i] for i in one.tolist()) for one in groups]
     return Supernodes(dict(zip(names, members, strict=True)), identity(whole))
 
@@ -179,26 +179,31 @@ def _keys(run: Run) -> list[tuple[int, int]]:
     return list(zip(run.units.table.layer.tolist(), run.units.table.index.tolist(), strict=True))
 
 
-def _name(run: Run, whole: AttributionGraph, members: Int[Tensor, "unit"]) -> str:
-    """Return what a group is about: the token of the most influence on it, and the one whose logit it raises most, if
-    no random direction raises one as far.
+def _names(run: Run, whole: AttributionGraph, groups: Sequence[Int[Tensor, "unit"]]) -> list[str]:
+    """Return what groups are about: the token of the most influence on each, and the one whose logit it raises most,
+    if no random direction raises one as far.
     """
-    model, units = run.frozen.model, [n for i in members.tolist() if isinstance(n := whole.nodes[i], Latent | Address)]
-    own = torch.stack([_written(run, n).view(run.frozen.layers, -1) for n in units]).sum((0, 1)).float()
-    g = torch.Generator().manual_seed(0)
-    rows = torch.cat([own[None], torch.randn(_RANDOM, len(own), generator=g).to(own)])
-    effects = logit_effects(model, rows)
+    model, g = run.frozen.model, torch.Generator().manual_seed(0)
+    own = torch.stack([_sum_written(run, whole, members) for members in groups])
+    effects = logit_effects(model, torch.cat([own, torch.randn(_RANDOM, own.shape[1], generator=g).to(own)]))
     effects[:, sorted(special_ids(model.tokenizer))] = -torch.inf
     raised = effects.max(1)
-    (said,) = model.text.token_texts(raised.indices[:1])
-    start = torch.zeros(1, len(whole.share)).to(whole.weight)
+    said, chance = model.text.token_texts(raised.indices[: len(groups)]), float(raised.values[len(groups) :].max())
+    start = torch.zeros(len(groups), len(whole.share)).to(whole.weight)
     row = {int(node): r for r, node in enumerate(whole.node_of.tolist())}
-    for i in members.tolist():
-        start[0, row[i]] = whole.influence[i]
-    found = spread(whole.weight, whole.node_of, whole.level, start, sources(whole.kinds))[0]
-    best = whole.nodes[int((found * whole.kinds["token"]).argmax())]
-    name = _quoted(whole.words[best.position or 0])
-    return f"{name} → {_quoted(said)}" if float(raised.values[0]) > float(raised.values[1:].max()) else name
+    for one, members in zip(start, groups, strict=True):
+        one[[row[i] for i in members.tolist()]] = whole.influence[members]
+    found = spread(whole.weight, whole.node_of, whole.level, start, sources(whole.kinds))
+    tokens = [whole.nodes[i].position or 0 for i in (found * whole.kinds["token"]).argmax(1).tolist()]
+    names = [_quoted(whole.words[position]) for position in tokens]
+    beyond = (raised.values[: len(groups)] > chance).tolist()
+    return [f"{n} → {_quoted(t)}" if yes else n for n, t, yes in zip(names, said, beyond, strict=True)]
+
+
+def _sum_written(run: Run, whole: AttributionGraph, members: Int[Tensor, "unit"]) -> Float[Tensor, "d_model"]:
+    """Return what the units of a group write together."""
+    units = [n for i in members.tolist() if isinstance(n := whole.nodes[i], Latent | Address)]
+    return torch.stack([_written(run, n).view(run.frozen.layers, -1) for n in units]).sum((0, 1)).float()
 
 
 def _quoted(word: str) -> str:
