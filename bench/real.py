@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.frame import ROOT, Row, finish, options, quiet
+from bench.frame import RESULTS, ROOT, Row, finish, options, quiet
 
 SETS = ROOT / "tests" / "real" / "sets"
 SENTENCE = {"smollm2": "The capital of France is", "gemma3": "The capital of France is"}
@@ -104,7 +104,9 @@ def main() -> int:
     """Measure each command in fresh processes."""
     parser = options(__doc__, rounds=3)
     parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "real", help="where `make real` put the models")
-    parser.add_argument("--work", action="append", help="only work whose name contains this text; may be repeated")
+    parser.add_argument(
+        "--work", action="append", help="only work whose name contains this text, the other rows stay; may be repeated"
+    )
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as home:
         pairs = Path(home) / "capitals.jsonl"
@@ -127,7 +129,16 @@ def main() -> int:
                 found[name].append(measured(words, home))
                 print(f"{name}: {found[name][-1][0]:.1f} CPU s", file=sys.stderr, flush=True)
     rows = [row for name, runs in found.items() for row in rows_of(name, runs)]
+    if chosen.work and not chosen.no_write:
+        rows = beside(rows, RESULTS / f"real{chosen.label and '.'}{chosen.label}.json")
     return finish("real", rows, write=not chosen.no_write, label=chosen.label)
+
+
+def beside(rows: Sequence[Row], file: Path) -> list[Row]:
+    """Return the rows of a file, those measured again in the place of the old ones."""
+    new = {row.work: row for row in rows}
+    old = [Row(**row) for row in json.loads(file.read_text("utf-8"))["rows"]] if file.is_file() else []
+    return [new.pop(row.work, row) for row in old] + list(new.values())
 
 
 def capitals(n: int, tokenizer: Path) -> list[dict[str, str]]:
