@@ -80,8 +80,8 @@ class _Active:
         by_latent = _matrix(read_tensors(codes)[0], latents)
         by_token = by_latent.tocsc()
         orders = (by_latent.indptr, by_latent.indices, by_token.indptr, by_token.indices)
-        names: tuple[str, ...] = ("first", "token", "start", "latent")
-        tensors = dict(zip(names, map(torch.from_numpy, orders), strict=True))
+        names = ("first", "token", "start", "latent")
+        tensors: dict[str, Tensor] = dict(zip(names, map(torch.from_numpy, orders), strict=True))
         write_tensors(file, tensors, {"kind": "active"})
         return cls(file, by_latent.shape[1], np.diff(by_latent.indptr).astype(np.int64))
 
