@@ -74,6 +74,7 @@ BY_VALUES = {
     ("patching.knockout_curve", ""): 0.1,
     ("patching.self_repair", "parts"): 0.15,
     ("neurons.arithmetic", ""): 0.05,
+    ("heads.function_vectors", ""): 0.05,
     ("graphs.feature_circuit", ""): 0.05,
 }
 
