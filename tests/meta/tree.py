@@ -33,7 +33,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("features",),
     ("circuits", "graphs"),
     ("suites",),
-    ("cli", "studio", "compat"),
+    ("compat",),
+    ("cli", "studio"),
 )
 ROW = {room: n for n, rooms in enumerate(ROWS) for room in rooms}
 
