@@ -39,17 +39,13 @@ def main() -> None:
 
 def measured(folder: Path, model: Path) -> dict[str, Any]:
     """Make the store in a folder that nothing is kept of, and score the rules."""
-    about = {part: written(folder / f"{part}.jsonl", part) for part in ("train", "test")}
-    given, start = ("--model", model, "--context", CONTEXT), time.perf_counter()
-    tell("dict", "train", *given, "--site", SITE, "--text", folder / "train.jsonl", "--out", folder / "run", "--gate",
-         "topk", "--latents", LATENTS, "--k", K, "--tokens", TRAINED, "--batch", 1024, "--rate", "1e-3", "--threads",
-         1)  # fmt: skip
-    trained = time.perf_counter()
-    tell("features", "harvest", *given, "--dictionary", folder / "run" / "dictionary.safetensors", "--text",
+    about, start = {part: written(folder / f"{part}.jsonl", part) for part in ("train", "test")}, time.perf_counter()
+    dictionary, made = trained(folder, model), time.perf_counter()
+    tell("features", "harvest", "--model", model, "--context", CONTEXT, "--dictionary", dictionary, "--text",
          folder / "test.jsonl", "--tokens", HARVESTED, "--out", folder / "store")  # fmt: skip
     store, harvested = FeatureStore(folder / "store"), time.perf_counter()
     found = explain(store, range(RULED))
-    parts = {"training": trained - start, "harvest": harvested - trained, "rules": time.perf_counter() - harvested}
+    parts = {"training": made - start, "harvest": harvested - made, "rules": time.perf_counter() - harvested}
     known = store.latents()
     return {
         "model": real.MODELS[MODEL], "site": SITE, "latents": LATENTS, "k": K, "trained": TRAINED, "text": about,
@@ -57,6 +53,17 @@ def measured(folder: Path, model: Path) -> dict[str, Any]:
         "bytes": sum(row["bytes"] for row in store.files()), "seconds": {n: round(s) for n, s in parts.items()},
         **scores(found), "machine": machine(),
     }  # fmt: skip
+
+
+def trained(folder: Path, model: Path) -> Path:
+    """Train the dictionary on the files of a folder, which are written if they are not there."""
+    given = folder / "train.jsonl"
+    if not given.is_file():
+        written(given, "train")
+    tell("dict", "train", "--model", model, "--context", CONTEXT, "--site", SITE, "--text", given, "--out",
+         folder / "run", "--gate", "topk", "--latents", LATENTS, "--k", K, "--tokens", TRAINED, "--batch", 1024,
+         "--rate", "1e-3", "--threads", 1)  # fmt: skip
+    return folder / "run" / "dictionary.safetensors"
 
 
 def scores(found: Explanations) -> dict[str, Any]:

@@ -12,13 +12,14 @@ COMMITTED = ROOT / "tests" / "real" / "results"
 DICTIONARY = COMMITTED / "dictionary.json"
 FEATURES = COMMITTED / "features.json"
 LENSES = COMMITTED / "lenses.json"
+SHIFT = COMMITTED / "shift.json"
 GRAPHS = COMMITTED / "graphs.json"
 READINGS = COMMITTED / "readings.json"  # what was read in the latents by hand
 
 
 def sections() -> str:
     """Return the sections of all studies."""
-    return lenses() + dictionary() + features() + graphs()
+    return lenses() + dictionary() + features() + shift() + graphs()
 
 
 def lenses() -> str:
@@ -147,6 +148,63 @@ the low end of F1 is beyond all of these and 0.2. Rules begin with: {families}.
 {machine_line(found["machine"])}
 
 """
+
+
+def shift() -> str:
+    """The section about SHIFT, which `python -m tools.real_shift` measures."""
+    found = json.loads(SHIFT.read_text("utf-8"))
+    without = {f"SHIFT, {row['ablated']} latents": row for row in found["site, by the number of latents"].values()}
+    rows = {name: row for name, row in found["rows"].items() if name != "SHIFT"} | without
+    rows |= {f"errors alone: {name}": row for name, row in found["errors alone"].items()}
+    for row in found["reconstruction alone"].values():
+        said = f"SHIFT, {row['ablated']} latents" if "ablated" in row else "nothing"
+        rows[f"reconstruction alone: {said}"] = row
+    lines = [
+        f"| {name} | {_share(row['kept'])} | {_share(row['refitted'])} | {row['refitted']['worst']:.2f} "
+        f"| {row['refitted']['reading']:.2f} |"
+        for name, row in rows.items()
+    ]
+    held = found["texts"]
+    return f"""## Latents of a concept that a probe should not read
+
+`python -m tools.real_shift` asks [`dictionaries.shift`](methods/dictionaries.shift.md) of a dictionary made as the one
+above ({found["latents"]:,} TopK latents of `{found["site"]}`, hash {found["dictionary"]}). Texts speak of nurses and
+professors, of whom pronouns say that they are women or men. A probe of the profession is fitted on
+{held["ambiguous"]} texts, where nurses are women and professors men, and judged on {held["held out"]} others, as many
+of each of the four groups. *Kept*: the probe as it was fitted; *refitted*: on the changed texts; *worst*: of the four
+groups, refitted; *reading*: the share of the refitted probe that goes with the pronoun. Accuracy with Wilson intervals;
+chance: the most that {found["samples"]} sets of as many random latents give.
+
+SHIFT does nothing here, with {_several_numbers(without)}, where LEACE and
+deleted words do. It leaves the dictionary's errors as they are, and these carry what the site does: a probe on them
+alone reads the pronoun as much, and a balanced one tells the profession of every text. On the reconstruction alone,
+without errors, it works with {_enough(found["reconstruction alone"])} latents.
+
+| changed | accuracy, kept | accuracy, refitted | worst | reading |
+|---|---|---|---|---|
+{chr(10).join(lines)}
+
+{machine_line(found["machine"])}
+
+"""
+
+
+def _several_numbers(rows: dict[str, Any]) -> str:
+    numbers = [str(row["ablated"]) for row in rows.values()]
+    return f"{', '.join(numbers[:-1])} or {numbers[-1]} latents ablated"
+
+
+def _enough(rows: dict[str, Any]) -> str:
+    """Say with how many latents the refitted probe is beyond random latents, by its interval."""
+    ruled = [row for row in rows.values() if "ablated" in row]
+    beyond = [r for r in ruled if r["refitted"]["interval"][0] > r["refitted"]["random latents, at most"]]
+    return " or ".join(str(row["ablated"]) for row in beyond)
+
+
+def _share(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    chance = f" (chance {found['random latents, at most']:.2f})" if "random latents, at most" in found else ""
+    return f"{found['accuracy']:.2f} [{low:.2f}, {high:.2f}]{chance}"
 
 
 def _mean(found: dict[str, Any], digits: int) -> str:
