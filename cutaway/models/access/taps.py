@@ -54,7 +54,7 @@ class Fired:
 
 @dataclass(eq=False, slots=True)
 class _Tap:
-    place: Address
+    place: Address | str
     port: Port
     see: See
     gradient: bool
@@ -76,13 +76,13 @@ class _Point:
 
     def arrange(self) -> None:
         """Group the open taps by place."""
-        chains: dict[Address, list[_Tap]] = {}
+        chains: dict[Address | str, list[_Tap]] = {}
         if len(self.taps) == 1:
             self.chains = [list(self.taps)]
             return
         for t in self.taps:
             chains.setdefault(t.place, []).append(t)
-        self.chains = [chains[place] for place in sorted(chains, key=lambda place: _ORDER[place.site])]
+        self.chains = [chains[place] for place in sorted(chains, key=_order)]
 
     def before(self, module: nn.Module, args: Any, kw: Any) -> Any:
         """Show the module's input to the chains."""
@@ -107,6 +107,11 @@ class _Point:
         for chain in self.chains:
             _, y = _pass(chain, x, y)
         return None if y is start else with_tensor(out, y)
+
+
+def _order(place: Address | str) -> int:
+    """Return the place's number on one side of a module; places without a site follow those that have one."""
+    return len(_ORDER) if isinstance(place, str) else _ORDER[place.site]
 
 
 # (module, side) -> the open point there. Points of the input side serve "in" and "in_place" ports.
@@ -161,16 +166,22 @@ def asleep(anatomy: Anatomy) -> Iterator[None]:
 
 
 @contextmanager
-def attached(anatomy: Anatomy, sees: Mapping[Address, See], gradient: bool = False) -> Iterator[Fired]:
+def attached(
+    anatomy: Anatomy,
+    sees: Mapping[Address, See],
+    gradient: bool = False,
+    others: Mapping[str, tuple[Port, See]] | None = None,
+) -> Iterator[Fired]:
     """Attach one function to each place (a site and layer) while open.
 
-    `gradient` puts views and derived reads on the computation's path, so that gradients reach them.
+    `gradient` puts views and derived reads on the computation's path, so that gradients reach them. `others` are
+    places that are no site, by names of their own, each with its port on a side of a module.
 
     Raises:
         Refused: a place this model does not have, or a tap that did not fire in a forward.
     """
     fired = Fired(anatomy)
-    if not sees:
+    if not sees and not others:
         yield fired
         return
     watched: dict[Side, dict[nn.Module, dict[str, _Tap]]] = {"dispatch": {}, "scan": {}}
@@ -187,6 +198,9 @@ def attached(anatomy: Anatomy, sees: Mapping[Address, See], gradient: bool = Fal
             watched[p.side].setdefault(p.module, {})[place.site] = tap
         else:
             hooked.setdefault((p.module, _hooked(p.side)), []).append(tap)
+    for name, (p, see) in (others or {}).items():
+        fired.taps.append(_Tap(name, p, see, gradient))
+        hooked.setdefault((p.module, _hooked(p.side)), []).append(fired.taps[-1])
 
     with ExitStack() as stack:
         for side, there in watched.items():

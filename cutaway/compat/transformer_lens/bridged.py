@@ -1,0 +1,462 @@
+"""The bridge: TransformerLens' tree of components over a house model, whose taps call the hook points.
+
+Every hook point knows its port: the place in the forward where its tensor is read and written. Where the house has a
+site for it, the port is the site's. A hook point that nobody listens to costs nothing: only those with hooks, or with
+another module put in their place, are tapped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cutaway.compat.transformer_lens.config import HookedTransformerConfig as Config
+from cutaway.compat.transformer_lens.factored_matrix import FactoredMatrix
+from cutaway.compat.transformer_lens.hook_points import HookPoint
+from cutaway.compat.transformer_lens.native import block_points
+from cutaway.compat.transformer_lens.utils import repeat_along_head_dimension
+from cutaway.core.address import Address
+from cutaway.models.access import forward, taps
+from cutaway.models.access.ports import Port, port
+from cutaway.models.access.positions import FRAME, ForwardFrame
+from cutaway.models.anatomy.anatomy import Anatomy
+from cutaway.models.anatomy.linear import bias, matrix, table
+from cutaway.models.anatomy.families import find
+from cutaway.models.anatomy.norms import Norm, measure, wide
+from cutaway.models.anatomy.projections import projection
+from cutaway.models.anatomy.unembedding import unembedding
+from cutaway.models.model import Model
+from cutaway.models.sweep.partial_forward import entered
+from cutaway.models.tokens import Tokens
+
+_SITES = {  # hook points of a block, in the order of the forward, and the house's sites
+    "hook_resid_pre": "resid_pre", "attn.hook_rot_q": "q", "attn.hook_rot_k": "k",
+    "attn.hook_attn_scores": "scores", "attn.hook_pattern": "pattern", "attn.hook_z": "z",
+    "attn.hook_result": "head_out", "hook_attn_out": "attn_out", "hook_resid_mid": "resid_mid",
+    "mlp.hook_post": "mlp_post", "hook_mlp_out": "mlp_out",
+    "hook_resid_post": "resid_post",
+}  # fmt: skip
+_AS_IT_IS = (lambda x, y: x, lambda new, x, y: new)  # what a module reads
+_FOLDED = ("ln1", "ln2")
+_NORM_POINTS = ["scale", "normalized"]
+_WHOLE = {"hook_embed": "embed", "hook_pos_embed": "pos_embed"}
+
+
+class Part(nn.Module):
+    """A component: hook points, and the weights that its model has under TransformerLens' names.
+
+    Weights are read off the live model at each access; they are views of its memory where it stores them so.
+    """
+
+    def __init__(self, cfg: Config, points: list[str], weights: Mapping[str, Callable[[], Tensor]]):
+        super().__init__()
+        self.cfg = cfg
+        self.__dict__["weights"] = dict(weights)
+        for name in points:
+            setattr(self, f"hook_{name}", HookPoint())
+
+    def __getattr__(self, name: str) -> Any:
+        if (read := self.__dict__.get("weights", {}).get(name)) is not None:
+            return read()
+        return super().__getattr__(name)
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """W_V W_O of every head."""
+        return FactoredMatrix(self.W_V, self.W_O)
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """W_Q W_Kᵀ of every head."""
+        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
+
+
+def components(house: Model, cfg: Config) -> dict[str, nn.Module]:
+    """Make the tree: embed, pos_embed, blocks, ln_final and unembed, with the hook points of the whole model."""
+    w, a = house.weights, house.anatomy
+    tree: dict[str, nn.Module] = {"embed": Part(cfg, [], {"W_E": lambda: embedding(house)}), "hook_embed": HookPoint()}
+    if (pos := a.top("pos")) is not None:
+        start = max(pos.weight.shape[0] - cfg.n_ctx, 0)  # OPT's rows begin behind its padding
+        tree |= {"pos_embed": Part(cfg, [], {"W_pos": lambda: pos.weight[start:]}), "hook_pos_embed": HookPoint()}
+    tree["blocks"] = nn.ModuleList(_block(house, cfg, i) for i in range(cfg.n_layers))
+    if (final := a.top("final")) is not None:
+        tree["ln_final"] = Part(cfg, _NORM_POINTS, _norm_weights(a, final, cfg))
+    tree["unembed"] = Part(cfg, ["in", "out"], {"W_U": lambda: w.unembed, "b_U": lambda: w.unembed_bias})
+    return tree
+
+
+def embedding(house: Model) -> Tensor:
+    """Return W_E as the stream gets it: the rows times the factor of the family's own scaling (Gemma)."""
+    rows = house.weights.embed
+    if house.anatomy.top("pos") is not None:
+        return rows
+    seen = house.capture(torch.zeros(1, 1, dtype=torch.long), "embed", logits=False)["embed"][0, 0]
+    own = rows[0].detach().to(seen)
+    factor = float((seen @ own) / (own @ own))
+    return rows if abs(factor - 1) < 1e-3 else rows * factor
+
+
+def _norm_weights(a: Anatomy, module: nn.Module | None, cfg: Config) -> dict[str, Callable[[], Tensor]]:
+    if module is None or str(cfg.normalization_type).endswith("Pre"):
+        return {}
+    own: dict[str, Callable[[], Tensor]] = {"w": lambda: a.norm(module).weight}
+    return own | ({} if "RMS" in str(cfg.normalization_type) else {"b": lambda: a.norm(module).bias})
+
+
+def _block(house: Model, cfg: Config, i: int) -> Part:
+    w, a = house.weights, house.anatomy
+    block = Part(cfg, block_points(cfg), {})
+    group, own = cfg.n_heads // (cfg.n_key_value_heads or cfg.n_heads), "" if cfg.n_key_value_heads is None else "_"
+    heads: dict[str, Callable[[], Tensor]] = {
+        "W_Q": lambda: w.q[i], f"{own}W_K": lambda: w.k[i], f"{own}W_V": lambda: w.v[i], "W_O": lambda: w.o[i],
+        "b_Q": lambda: w.q_bias[i], f"{own}b_K": lambda: w.k_bias[i], f"{own}b_V": lambda: w.v_bias[i],
+        "b_O": lambda: w.o_bias[i],
+    }  # fmt: skip
+    if own:
+        shared = {n: heads[f"_{n}"] for n in ("W_K", "W_V", "b_K", "b_V")}
+        heads |= {n: lambda read=read: read().repeat_interleave(group, 0) for n, read in shared.items()}
+    rotary = ["rot_k", "rot_q"] if cfg.positional_embedding_type == "rotary" else []
+    block.attn = Part(cfg, ["k", "q", "v", "z", "attn_scores", "pattern", "result", *rotary], heads)
+    for name in ("q_norm", "k_norm") if _head_norm(a, i, "q_norm") is not None else ():
+        setattr(block.attn, name, Part(cfg, _NORM_POINTS, {}))
+    block.ln1 = Part(cfg, _NORM_POINTS, _norm_weights(a, a.part(i, "ln1"), cfg))
+    for name in ("ln1_post", "ln2_post") if cfg.use_normalization_before_and_after else ():
+        setattr(block, name, Part(cfg, _NORM_POINTS, {"w": lambda name=name: a.norm(a.part(i, name)).weight}))
+    if not cfg.attn_only:
+        block.ln2 = Part(cfg, _NORM_POINTS, _norm_weights(a, a.part(i, "ln2") or a.part(i, "ln1"), cfg))
+        mlp = {"W_in": lambda: w.mlp_in[i], "W_out": lambda: w.mlp_out[i], "b_out": lambda: w.mlp_out_bias[i]}
+        mlp["b_in"] = (lambda: w.mlp_in_bias[i]) if not cfg.gated_mlp else lambda: torch.zeros_like(w.mlp_in_bias[i])
+        mlp |= {"W_gate": lambda: w.mlp_gate[i]} if cfg.gated_mlp else {}
+        block.mlp = Part(cfg, ["pre", "post", *(["pre_linear"] if cfg.gated_mlp else [])], mlp)
+    return block
+
+
+Place = Address | Port
+
+
+def places(house: Model, cfg: Config) -> dict[str, Place]:
+    """Return where every hook point of this model lies, in the order of the forward: at a site, or at a port."""
+    a, found = house.anatomy, dict[str, Place | None]()
+    for name in ("hook_embed", "hook_pos_embed"):
+        found[name] = Address(_WHOLE[name])
+    for i in range(cfg.n_layers):
+        own: dict[str, Place | None] = {name: Address(site, i) for name, site in _SITES.items()}
+        own |= {f"attn.hook_{letter}": _projected(a, i, letter) for letter in "qkv"}
+        for name in ("ln1", "ln2", "ln1_post", "ln2_post"):
+            own |= _norm_places(name, a.part(i, name), a, name in _FOLDED and _is_folded(cfg))
+        for name in ("q_norm", "k_norm"):
+            own |= _norm_places(f"attn.{name}", _head_norm(a, i, name), a, False)
+        own["mlp.hook_pre"] = Address("mlp_gate" if cfg.gated_mlp else "mlp_pre", i)
+        own["mlp.hook_pre_linear"] = Address("mlp_pre", i) if cfg.gated_mlp else None
+        if (ln2 := a.part(i, "ln2")) is not None:
+            own["hook_mlp_in"] = Port(ln2, "in", *_AS_IT_IS)
+        found |= {f"blocks.{i}.{name}": place for name, place in own.items()}
+    found |= _norm_places("ln_final", a.top("final"), a, _is_folded(cfg))
+    if a.unembed is not None:
+        found["unembed.hook_in"] = Port(a.unembed, "in", *_AS_IT_IS)
+        found["unembed.hook_out"] = Port(a.unembed, "out", lambda x, y: y, lambda new, x, y: new)
+    there = {n: p for n, p in found.items() if isinstance(p, Port) or (p is not None and port(a, p) is not None)}
+    return {n: p for n, p in there.items() if str(getattr(p, "site", "")) not in house.disabled}
+
+
+def _projected(a: Anatomy, layer: int, letter: Any) -> Place:
+    """Return the port of queries, keys or values as the projection gives them, before norms and rotation."""
+    found = projection(a, layer, letter)
+    if found is None:
+        return Address(letter, layer)
+    module, columns = found
+    flat = columns.flatten()
+    first, n = int(flat[0]), len(flat)
+    together = torch.equal(flat, torch.arange(first, first + n))
+    at: Any = slice(first, first + n) if together else flat
+
+    def write(new: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        if together and y.shape[-1] == n:
+            return new.flatten(-2)
+        out = y.clone()
+        out[..., at] = new.flatten(-2)
+        return out
+
+    return Port(module, "out", lambda x, y: y[..., at].unflatten(-1, columns.shape), write, derived=not together)
+
+
+def _norm_places(name: str, module: nn.Module | None, a: Anatomy, folded: bool) -> dict[str, Place]:
+    """Return the ports of a norm's divisor [… 1] and of the normed vectors, before the norm's weights.
+
+    Norms of single heads run on [batch, position, head, d_head] or [batch, head, position, d_head]; as in
+    TransformerLens their axes are one here.
+    """
+    if module is None:
+        return {}
+    heads = name.startswith("attn.")
+
+    def affine(y: Tensor) -> tuple[Tensor, Tensor, Norm]:
+        norm = measure(module, y.shape[-1])
+        return norm.weight, norm.bias, norm
+
+    def shown(x: Tensor, t: Tensor) -> Tensor:
+        if not heads:
+            return t
+        return (t if x.is_contiguous() else t.transpose(1, 2)).reshape(-1, t.shape[-1])
+
+    def given(x: Tensor, t: Tensor) -> Tensor:
+        if not heads:
+            return t
+        b, one, two = x.shape[:3]
+        return t.reshape(b, one, two, -1) if x.is_contiguous() else t.reshape(b, two, one, -1).transpose(1, 2)
+
+    def read_scale(x: Tensor, y: Tensor) -> Tensor:
+        return shown(x, affine(y)[2].scale(x).unsqueeze(-1))
+
+    def write_scale(new: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        _, bias, norm = affine(y)
+        return (bias + (wide(y) - bias) * norm.scale(x).unsqueeze(-1) / given(x, new)).to(y.dtype)
+
+    def read(x: Tensor, y: Tensor) -> Tensor:
+        weight, bias, _ = affine(y)
+        return shown(x, ((wide(y) - bias) / weight).to(y.dtype))
+
+    def write(new: Tensor, x: Tensor, y: Tensor) -> Tensor:
+        weight, bias, _ = affine(y)
+        return (wide(given(x, new)) * weight + bias).to(y.dtype)
+
+    normed = (
+        Port(module, "out", lambda x, y: y, lambda new, x, y: new) if folded else Port(module, "out", read, write, True)
+    )
+    return {f"{name}.hook_scale": Port(module, "out", read_scale, write_scale, True), f"{name}.hook_normalized": normed}
+
+
+def _head_norm(a: Anatomy, layer: int, name: str) -> nn.Module | None:
+    """Return the norm of single queries or keys, if the family has one that sees d_head numbers."""
+    paths = [p.replace("q_norm", name) for p in a.family.qk_norm if p.endswith("q_norm")]
+    module = find(a.blocks[layer], paths[0]) if paths else None
+    weight = getattr(module, "weight", None)
+    return module if weight is not None and len(weight) == a.shape.d_head else None
+
+
+def _is_folded(cfg: Config) -> bool:
+    return str(cfg.normalization_type).endswith("Pre")
+
+
+class Stopped(forward.Enough):
+    """Raised where a forward stops early; holds the stream there."""
+
+    def __init__(self, stream: Tensor):
+        self.stream = stream
+
+
+@contextmanager
+def listening(root: Any, start: int, stop: int | None) -> Iterator[None]:
+    """Within the block, a forward of the house's model calls every hook point that somebody listens to.
+
+    Only those of blocks `start` to `stop` are called; with `stop` the forward ends there.
+    """
+    house, n = root.house, root.cfg.n_layers
+    last = n if stop is None else stop
+    sees = dict[Address, taps.See]()
+    others = dict[str, tuple[Port, taps.See]]()
+    for name, place in root.places.items():
+        layer = int(name.split(".")[1]) if name.startswith("blocks.") else -1 if name.startswith("hook") else n
+        point = root.mod_dict[name]
+        if not (start <= layer < last or (layer == -1 and start == 0) or (layer == n and stop is None)):
+            continue
+        if not _is_heard(point) or _switched_off(name, root.cfg):
+            continue
+        see = _see(point, scores=name.endswith("attn_scores"))
+        if isinstance(place, Address):
+            sees[place] = see
+        else:
+            others[name] = place, see
+    for i in range(start, last):
+        _split(root, i, sees, others)
+    if stop is not None:
+        at = Address("resid_post", stop - 1) if stop else Address("resid_pre", 0)
+        sees[at] = _then(sees.get(at), _end)
+    with taps.attached(house.anatomy, sees, others=others):
+        yield
+
+
+def _is_heard(point: nn.Module) -> bool:
+    """Return True if a hook point has hooks, or another module stands in its place."""
+    return not isinstance(point, HookPoint) or bool(point.fwd_hooks or point.bwd_hooks)
+
+
+def _switched_off(name: str, cfg: Config) -> bool:
+    return (name.endswith("hook_result") and not cfg.use_attn_result) or (
+        name.endswith("hook_mlp_in") and not cfg.use_hook_mlp_in
+    )
+
+
+def _see(point: nn.Module, scores: bool = False) -> taps.See:
+    """Call the hook point; a change in place counts as a change. Masked scores are −∞ to it, as in TransformerLens."""
+
+    def see(x: Tensor) -> Tensor:
+        least = torch.finfo(x.dtype).min if scores else 0.0
+        given = x.masked_fill(x == least, -torch.inf) if scores else x.clone() if 0 in x.stride() else x
+        version = given._version
+        new = point(given)
+        if new is given and given._version == version:
+            return x
+        new = new.view_as(new) if new is x else new
+        return new.clamp_min(least) if scores else new
+
+    return see
+
+
+def _then(first: taps.See | None, second: taps.See) -> taps.See:
+    return second if first is None else lambda x: second(first(x))
+
+
+def _end(x: Tensor) -> Tensor:
+    raise Stopped(x)
+
+
+def _split(root: Any, layer: int, sees: dict[Address, taps.See], others: dict[str, Any]) -> None:
+    """Put in the taps of the inputs that each head has for itself, where they are switched on and heard."""
+    cfg, block, a = root.cfg, root.blocks[layer], root.house.anatomy
+    kv = cfg.n_key_value_heads or cfg.n_heads
+    heads = {"q": cfg.n_heads, "k": kv, "v": kv}
+    points = {letter: getattr(block, f"hook_{letter}_input") for letter in "qkv" if cfg.use_split_qkv_input}
+    if not any(_is_heard(p) for p in points.values()) and not (cfg.use_attn_in and _is_heard(block.hook_attn_in)):
+        return
+    inputs = dict[str, Tensor]()
+
+    def stash(x: Tensor) -> Tensor:
+        norm = a.norm(a.part(layer, "ln1"))
+        if cfg.use_attn_in:
+            inputs.update(dict.fromkeys("qkv", block.hook_attn_in(repeat_along_head_dimension(x, cfg.n_heads))))
+        inputs.update(
+            {letter: point(repeat_along_head_dimension(x, heads[letter])) for letter, point in points.items()}
+        )
+        for letter, value in inputs.items():
+            scale = block.ln1.hook_scale(norm.scale(value).unsqueeze(-1))
+            normed = block.ln1.hook_normalized(norm.centre(value) / scale)
+            inputs[letter] = (normed * norm.weight + norm.bias).to(value.dtype)
+        return x
+
+    before = Address("resid_pre", layer)
+    sees[before] = _then(sees.get(before), stash)
+    for letter in "qkv":
+        sees[Address(f"{letter}_in", layer)] = lambda x, letter=letter: inputs[letter]
+    for name in ("scale", "normalized"):
+        others.pop(f"blocks.{layer}.ln1.hook_{name}", None)
+
+
+def run(root: Any, tokens: Tokens, want: bool, start: int, stop: int | None, stream: Tensor | None) -> Tensor | None:
+    """Run the house's model under the hooks: returns the logits if wanted, or the stream where it stops."""
+    a = root.house.anatomy
+    begins = nullcontext() if stream is None else entered(root.house, start, stream)
+    with forward.alone(a.hf), forward.evaluating(a), begins, listening(root, start, stop):
+        try:
+            if want or stop is not None:
+                return forward.all_logits(a, tokens)
+            forward.streams(a, tokens, 1.0)
+            return None
+        except Stopped as end:
+            return end.stream
+
+
+def run_cached(root: Any, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
+    """Run new columns behind a cache of keys and values, under the hooks; `mask` covers old and new columns."""
+    a, past = root.house.anatomy, cache.length
+    kw: dict[str, Any] = {"attention_mask": mask.long(), "past_key_values": cache.opened(), "use_cache": True}
+    if "position_ids" in forward.parameters(type(a.hf)):
+        kw["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, past:]
+    frame = FRAME.set(ForwardFrame(None, len(ids), ids.shape[1], past))
+    try:
+        with forward.alone(a.hf), forward.evaluating(a), listening(root, 0, None):
+            out = a.hf(ids, **kw)
+    finally:
+        FRAME.reset(frame)
+    cache.close(kw["past_key_values"])
+    return out.logits
+
+
+@torch.no_grad()
+def store(root: Any, state: Mapping[str, Tensor]) -> None:
+    """Write weights under TransformerLens' names into the house's model, which must be a copy of one's own.
+
+    Raises:
+        Refused: a weight that the model does not store as it applies it.
+    """
+    a, cfg = root.house.anatomy, root.cfg
+    untie(a.hf)
+    for name, value in state.items():
+        component, _, weight = name.rpartition(".")
+        if component == "embed":
+            rows = table(a.hf.get_input_embeddings())
+            rows.copy_(value * (rows.norm() / embedding(root.house).norm()))
+        elif component == "pos_embed":
+            a.top("pos").weight[-len(value) :].copy_(value)
+        elif component == "unembed":
+            way = unembedding(a)
+            factor = way.gain * way.scale
+            _put(way.head, value / factor if weight == "W_U" else value / way.scale, slice(None))
+        elif component == "ln_final":
+            _put_norm(a.top("final"), a, weight, value)
+        else:
+            layer, part = int(component.split(".")[1]), component.split(".")[2]
+            _put_layer(a, cfg, layer, part, weight, value)
+
+
+def _put_layer(a: Anatomy, cfg: Config, i: int, part: str, weight: str, value: Tensor) -> None:
+    if part.startswith("ln"):
+        return _put_norm(a.part(i, part), a, weight, value)
+    kind, letter = weight.lstrip("_").split("_")
+    if letter in ("Q", "K", "V"):
+        module, columns = projection(a, i, letter.lower())  # type: ignore[arg-type, misc]
+        _put(module, value.transpose(0, 1).flatten(1) if kind == "W" else value.flatten(), columns.flatten())
+    elif letter == "O":
+        _put(a.part(i, "o"), value.flatten(0, 1) if kind == "W" else value, slice(None))
+    elif letter == "out":
+        _put(a.part(i, "down"), value, slice(None))
+    elif not (kind == "b" and cfg.gated_mlp):
+        module = a.part(i, "gate" if letter == "gate" else "up")
+        half = slice(None)
+        if a.family.fused_gate:
+            half = slice(0, cfg.d_mlp) if letter == "gate" else slice(cfg.d_mlp, None)
+        _put(module, value, half)
+
+
+def _put(module: Any, value: Tensor, columns: Any) -> None:
+    """Write a matrix [inputs, outputs] or a bias [outputs] into some output columns of a linear module."""
+    if value.ndim == 2:
+        matrix(module)[:, columns] = value.to(matrix(module).dtype, copy=True)  # it may be a view of the weight
+        return
+    if module.bias is None:
+        if not bool(value.any()):
+            return
+        module.bias = nn.Parameter(bias(module).clone())
+    module.bias[columns] = value.to(module.bias.dtype, copy=True)
+
+
+def _put_norm(module: Any, a: Anatomy, weight: str, value: Tensor) -> None:
+    if weight == "b":
+        module.bias.copy_(value)
+    elif isinstance(getattr(module, "weight", None), Tensor):
+        offset = (a.norm(module).weight - module.weight).mean().round()  # 1 where the family stores weight − 1
+        module.weight.copy_(value - offset)
+
+
+def clear_norms(root: Any) -> None:
+    """Set the norms whose weights were folded to weight 1 and bias 0."""
+    a = root.house.anatomy
+    modules = [a.part(i, n) for i in range(root.cfg.n_layers) for n in ("ln1", "ln2")] + [a.top("final")]
+    for module in [m for m in modules if m is not None]:
+        norm = a.norm(module)
+        with torch.no_grad():
+            _put_norm(module, a, "w", torch.ones_like(norm.weight))
+            if getattr(module, "bias", None) is not None:
+                module.bias.zero_()
+
+
+def untie(hf: Any) -> None:
+    """Give the unembedding a weight of its own."""
+    head, embed = hf.get_output_embeddings(), hf.get_input_embeddings()
+    if head is not None and head.weight is embed.weight:
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        hf.config.tie_word_embeddings = False

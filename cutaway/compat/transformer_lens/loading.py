@@ -1,0 +1,90 @@
+"""Loading: a name, a folder or a live model as a house model that is one's own, and its configuration."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+
+import cutaway
+from cutaway.compat import MODELS
+from cutaway.compat.transformer_lens.config import HookedTransformerConfig as Config
+from cutaway.core.refuse import Refused
+from cutaway.models.anatomy.unembedding import unembedding
+from cutaway.models.model import Model
+
+# TransformerLens' short names of models on the hub.
+_HUB = {
+    "gpt2-small": "gpt2", "distillgpt2": "distilgpt2", "opt-125m": "facebook/opt-125m",
+    "gpt-neo-125M": "EleutherAI/gpt-neo-125M", "gpt-j-6B": "EleutherAI/gpt-j-6B", "pythia": "EleutherAI/",
+    "gpt2": "", "gemma": "google/", "Llama": "meta-llama/", "Qwen": "Qwen/", "Mistral": "mistralai/", "phi": "microsoft/",
+    "bloom": "bigscience/",
+}  # fmt: skip
+
+
+def own_model(
+    name: Any, hf_model: Any = None, tokenizer: Any = None, dtype: Any = None, device: Any = None, **_: Any
+) -> Model:
+    """Return a house model whose weights are a copy of its own.
+
+    Raises:
+        Refused: the name is not known here, or cannot be fetched.
+    """
+    source = hf_model if hf_model is not None else MODELS.get(name, name)
+    if isinstance(source, Model):
+        source, tokenizer = source.hf, tokenizer or source.tokenizer
+    if isinstance(source, torch.nn.Module):
+        hf = copy.deepcopy(source)
+        model = cutaway.load(hf if dtype is None else hf.to(dtype), tokenizer=tokenizer, name=str(name))
+        if device is not None:
+            model.hf.to(device)
+    else:
+        model = cutaway.load(_hub_name(str(source)), tokenizer=tokenizer, dtype=dtype, device=device)
+    model.hf.requires_grad_(True)
+    return model
+
+
+def _hub_name(name: str) -> str:
+    if name in _HUB and _HUB[name]:
+        return _HUB[name]
+    if "/" in name or name in _HUB:
+        return name
+    short = next((owner for owner in _HUB if name.startswith(owner) and _HUB[owner].endswith("/")), None)
+    return _HUB[short] + name if short else name
+
+
+def configuration(model: Model, name: str, **given: Any) -> Config:
+    """Return the configuration that describes a house model.
+
+    Raises:
+        Refused: a model without attention, or one whose norms stand behind its layers.
+    """
+    a, s, hf = model.anatomy, model.shape, model.hf.config
+    if not s.n_heads or a.family.post_norm:
+        why = "it has no attention heads" if not s.n_heads else "it is an encoder, or norms the stream itself"
+        raise Refused(f"HookedTransformer of {a.family.name}", why, "read it through cutaway.load")
+    ln1 = a.part(0, "ln1") or a.part(0, "ln1_post")
+    norm = a.norm(ln1) if ln1 is not None else None
+    rope = getattr(hf, "rope_parameters", None) or {}
+    alibi = bool(getattr(hf, "alibi", False)) or a.family.name in ("bloom", "mpt")
+    positions = "standard" if a.top("pos") is not None else "alibi" if alibi else "rotary"
+    share = float(rope.get("partial_rotary_factor", None) or getattr(hf, "rotary_pct", None) or 1.0)
+    act = next((v for n in ("hidden_activation", "hidden_act", "activation_function", "hidden_activation")
+                if isinstance(v := getattr(hf, n, None), str)), "gelu")  # fmt: skip
+    scalar = getattr(hf, "query_pre_attn_scalar", None)
+    kv = None if s.n_kv_heads == s.n_heads else s.n_kv_heads
+    return Config(
+        n_layers=s.n_layers, d_model=s.d_model, n_ctx=min(s.context, 1 << 20), d_head=s.d_head, n_heads=s.n_heads,
+        d_mlp=s.d_mlp, d_vocab=s.d_vocab, model_name=name, act_fn=act, eps=norm.eps if norm else 1e-5,
+        normalization_type="LN" if norm is not None and norm.centred else "RMS", device=str(model.device),
+        positional_embedding_type=positions, n_key_value_heads=kv, dtype=model.dtype,
+        rotary_dim=int(share * s.d_head) if positions == "rotary" else None,
+        rotary_base=float(rope.get("rope_theta", 10000.0)) if isinstance(rope.get("rope_theta", 1.0), float) else 10000.0,
+        gated_mlp=a.part(0, "gate") is not None, parallel_attn_mlp=a.parallel, original_architecture=type(model.hf).__name__,
+        tokenizer_name=getattr(model.tokenizer, "name_or_path", None), init_weights=False,
+        attn_scale=float(scalar) ** 0.5 if scalar else -1.0,
+        use_normalization_before_and_after=a.part(0, "ln1_post") is not None and a.part(0, "ln1") is not None,
+        output_logits_soft_cap=float(unembedding(a).cap or -1.0),
+        attn_scores_soft_cap=float(getattr(hf, "attn_logit_softcapping", None) or -1.0), **given,
+    )  # fmt: skip
