@@ -24,8 +24,9 @@ GEMMA = {**GATED, "head_dim": 4, "sliding_window": 16, "query_pre_attn_scalar": 
 SWITCHES = ("use_attn_result", "use_split_qkv_input", "use_hook_mlp_in")
 # name there, class, configuration, and what TransformerLens does not read off the configuration given here
 SUBJECTS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "gpt2": ("GPT2LMHeadModel", "GPT2Config", {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 16, "vocab_size": 32,
-                                               "bos_token_id": 0, "eos_token_id": 0}),
+    "gpt2": ("GPT2LMHeadModel", "GPT2Config", {
+        "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 16, "vocab_size": 32, "bos_token_id": 0,
+        "eos_token_id": 0}),
     "EleutherAI/pythia-70m": ("GPTNeoXForCausalLM", "GPTNeoXConfig", {
         **SIZES, "intermediate_size": 24, "max_position_embeddings": 16, "rotary_pct": 0.5}),
     "meta-llama/Llama-3.2-1B": ("LlamaForCausalLM", "LlamaConfig", GATED),

@@ -24,8 +24,8 @@ from cutaway.models.access import forward, taps
 from cutaway.models.access.ports import Port, port
 from cutaway.models.access.positions import FRAME, ForwardFrame
 from cutaway.models.anatomy.anatomy import Anatomy
-from cutaway.models.anatomy.linear import bias, matrix, table
 from cutaway.models.anatomy.families import find
+from cutaway.models.anatomy.linear import bias, matrix, table
 from cutaway.models.anatomy.norms import Norm, measure, wide
 from cutaway.models.anatomy.projections import projection
 from cutaway.models.anatomy.unembedding import unembedding

@@ -16,10 +16,9 @@ from cutaway.models.model import Model
 
 # TransformerLens' short names of models on the hub.
 _HUB = {
-    "gpt2-small": "gpt2", "distillgpt2": "distilgpt2", "opt-125m": "facebook/opt-125m",
-    "gpt-neo-125M": "EleutherAI/gpt-neo-125M", "gpt-j-6B": "EleutherAI/gpt-j-6B", "pythia": "EleutherAI/",
-    "gpt2": "", "gemma": "google/", "Llama": "meta-llama/", "Qwen": "Qwen/", "Mistral": "mistralai/", "phi": "microsoft/",
-    "bloom": "bigscience/",
+    "gpt2-small": "gpt2", "distillgpt2": "distilgpt2", "opt-125m": "facebook/opt-125m", "pythia": "EleutherAI/",
+    "gpt-neo": "EleutherAI/", "gpt-j": "EleutherAI/", "gemma": "google/", "Llama": "meta-llama/", "Qwen": "Qwen/",
+    "Mistral": "mistralai/", "phi": "microsoft/", "bloom": "bigscience/",
 }  # fmt: skip
 
 
@@ -46,12 +45,9 @@ def own_model(
 
 
 def _hub_name(name: str) -> str:
-    if name in _HUB and _HUB[name]:
-        return _HUB[name]
-    if "/" in name or name in _HUB:
-        return name
-    short = next((owner for owner in _HUB if name.startswith(owner) and _HUB[owner].endswith("/")), None)
-    return _HUB[short] + name if short else name
+    known = _HUB.get(name, name)
+    owner = next((owner for start, owner in _HUB.items() if owner.endswith("/") and name.startswith(start)), "")
+    return owner + name if known == name and "/" not in name else known
 
 
 def configuration(model: Model, name: str, **given: Any) -> Config:
@@ -70,7 +66,7 @@ def configuration(model: Model, name: str, **given: Any) -> Config:
     alibi = bool(getattr(hf, "alibi", False)) or a.family.name in ("bloom", "mpt")
     positions = "standard" if a.top("pos") is not None else "alibi" if alibi else "rotary"
     share = float(rope.get("partial_rotary_factor", None) or getattr(hf, "rotary_pct", None) or 1.0)
-    act = next((v for n in ("hidden_activation", "hidden_act", "activation_function", "hidden_activation")
+    act = next((v for n in ("hidden_activation", "hidden_act", "activation_function")
                 if isinstance(v := getattr(hf, n, None), str)), "gelu")  # fmt: skip
     scalar = getattr(hf, "query_pre_attn_scalar", None)
     kv = None if s.n_kv_heads == s.n_heads else s.n_kv_heads
@@ -80,8 +76,9 @@ def configuration(model: Model, name: str, **given: Any) -> Config:
         normalization_type="LN" if norm is not None and norm.centred else "RMS", device=str(model.device),
         positional_embedding_type=positions, n_key_value_heads=kv, dtype=model.dtype,
         rotary_dim=int(share * s.d_head) if positions == "rotary" else None,
-        rotary_base=float(rope.get("rope_theta", 10000.0)) if isinstance(rope.get("rope_theta", 1.0), float) else 10000.0,
-        gated_mlp=a.part(0, "gate") is not None, parallel_attn_mlp=a.parallel, original_architecture=type(model.hf).__name__,
+        rotary_base=theta if isinstance(theta := rope.get("rope_theta"), float) else 10000.0,
+        gated_mlp=a.part(0, "gate") is not None, parallel_attn_mlp=a.parallel,
+        original_architecture=type(model.hf).__name__,
         tokenizer_name=getattr(model.tokenizer, "name_or_path", None), init_weights=False,
         attn_scale=float(scalar) ** 0.5 if scalar else -1.0,
         use_normalization_before_and_after=a.part(0, "ln1_post") is not None and a.part(0, "ln1") is not None,

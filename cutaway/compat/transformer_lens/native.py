@@ -1,4 +1,4 @@
-"""The native model: components with TransformerLens' parameter names, shapes and hook points, trainable from scratch."""
+"""The native model: components with TransformerLens' parameter names, shapes and hook points, trainable."""
 
 from __future__ import annotations
 
