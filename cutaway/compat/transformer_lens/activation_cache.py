@@ -249,7 +249,7 @@ class ActivationCache:
         has_batch_dim=True,
         recompute_ln=False,
     ) -> Tensor:
-        """Norm a stack by the scale that the norm in front of `layer` had; or anew by the final norm."""
+        """Norm a stack by the scale that the norm in front of `layer` had; or again by the final norm."""
         if self.model.cfg.normalization_type not in _NORMS:
             return residual_stack
         layer, cut = self._before(layer), _slice(batch_slice)

@@ -1,7 +1,7 @@
 """The bridge: TransformerLens' tree of components over a house model, whose taps call the hook points.
 
 Every hook point knows its port: the place in the forward where its tensor is read and written. Where the house has a
-site for it, the port is the site's. A hook point that nobody listens to costs nothing: only those with hooks, or with
+site for it, the port is the site's. A hook point without hooks costs nothing: only those with hooks, or with
 another module put in their place, are tapped.
 """
 
@@ -40,6 +40,17 @@ _SITES = {  # hook points of a block, in the order of the forward, and the house
     "mlp.hook_post": "mlp_post", "hook_mlp_out": "mlp_out",
     "hook_resid_post": "resid_post",
 }  # fmt: skip
+_ATTENTION = {
+    "W_Q": "q",
+    "W_K": "k",
+    "W_V": "v",
+    "W_O": "o",
+    "b_Q": "q_bias",
+    "b_K": "k_bias",
+    "b_V": "v_bias",
+    "b_O": "o_bias",
+}
+SHARED = ("W_K", "W_V", "b_K", "b_V")
 _AS_IT_IS = (lambda x, y: x, lambda new, x, y: new)  # what a module reads
 _FOLDED = ("ln1", "ln2")
 _NORM_POINTS = ["scale", "normalized"]
@@ -110,15 +121,12 @@ def _norm_weights(a: Anatomy, module: nn.Module | None, cfg: Config) -> dict[str
 def _block(house: Model, cfg: Config, i: int) -> Part:
     w, a = house.weights, house.anatomy
     block = Part(cfg, block_points(cfg), {})
-    group, own = cfg.n_heads // (cfg.n_key_value_heads or cfg.n_heads), "" if cfg.n_key_value_heads is None else "_"
-    heads: dict[str, Callable[[], Tensor]] = {
-        "W_Q": lambda: w.q[i], f"{own}W_K": lambda: w.k[i], f"{own}W_V": lambda: w.v[i], "W_O": lambda: w.o[i],
-        "b_Q": lambda: w.q_bias[i], f"{own}b_K": lambda: w.k_bias[i], f"{own}b_V": lambda: w.v_bias[i],
-        "b_O": lambda: w.o_bias[i],
-    }  # fmt: skip
-    if own:
-        shared = {n: heads[f"_{n}"] for n in ("W_K", "W_V", "b_K", "b_V")}
-        heads |= {n: lambda read=read: read().repeat_interleave(group, 0) for n, read in shared.items()}
+    own = cfg.n_key_value_heads is not None
+    group = cfg.n_heads // (cfg.n_key_value_heads or cfg.n_heads)
+    heads = {name: lambda of=of: getattr(w, of)[i] for name, of in _ATTENTION.items()}
+    if own:  # queries share keys and values: W_K repeats _W_K
+        heads |= {f"_{n}": heads[n] for n in SHARED}
+        heads |= {n: lambda read=heads[f"_{n}"]: read().repeat_interleave(group, 0) for n in SHARED}
     rotary = ["rot_k", "rot_q"] if cfg.positional_embedding_type == "rotary" else []
     block.attn = Part(cfg, ["k", "q", "v", "z", "attn_scores", "pattern", "result", *rotary], heads)
     for name in ("q_norm", "k_norm") if _head_norm(a, i, "q_norm") is not None else ():

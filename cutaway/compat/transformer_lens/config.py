@@ -85,7 +85,8 @@ class HookedTransformerConfig:
                 raise ValueError("act_fn must be specified for non-attn-only models")
             self.d_mlp = self.d_model * 4 if self.d_mlp is None else self.d_mlp
         if self.initializer_range < 0:
-            self.initializer_range = 0.8 / np.sqrt(self.d_model) if self.init_mode == "gpt2" else 1.0
+            scaled = "_" in self.init_mode or self.init_mode == "muP"  # then it is a gain
+            self.initializer_range = 1.0 if scaled else 0.8 / np.sqrt(self.d_model)
         if self.d_vocab_out == -1:
             self.d_vocab_out = self.d_vocab
         if self.positional_embedding_type == "rotary" and self.rotary_dim is None:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from cutaway.compat.transformer_lens import bridged, native, utils, weight_processing
+from cutaway.compat.transformer_lens import bridged, native, utils
 from cutaway.compat.transformer_lens.activation_cache import ActivationCache
 from cutaway.compat.transformer_lens.config import HookedTransformerConfig
-from cutaway.compat.transformer_lens.factored_matrix import FactoredMatrix
 from cutaway.compat.transformer_lens.generation import generated, prompt_mask
-from cutaway.compat.transformer_lens.hook_points import HookedRootModule, HookPoint
+from cutaway.compat.transformer_lens.hook_points import HookPoint
 from cutaway.compat.transformer_lens.loading import configuration, own_model
+from cutaway.compat.transformer_lens.tokenisation import Tokenisation
+from cutaway.compat.transformer_lens.weights import Weights
 from cutaway.core.refuse import Refused
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
@@ -27,10 +24,6 @@ _SWITCHES = {
     "attn.hook_result": "use_attn_result", "hook_q_input": "use_split_qkv_input", "hook_k_input": "use_split_qkv_input",
     "hook_v_input": "use_split_qkv_input", "hook_mlp_in": "use_hook_mlp_in", "hook_attn_in": "use_attn_in",
 }  # fmt: skip
-_STACKED = {n: f"attn.{n}" for n in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")} | {
-    n: f"mlp.{n}" for n in ("W_in", "W_gate", "W_out", "b_in", "b_out")
-}
-_SINGLE = {"W_E": "embed", "W_pos": "pos_embed", "W_U": "unembed", "b_U": "unembed"}
 
 
 class Output(NamedTuple):
@@ -40,7 +33,7 @@ class Output(NamedTuple):
     loss: Tensor
 
 
-class HookedTransformer(HookedRootModule):
+class HookedTransformer(Tokenisation, Weights):
     """A language model with a hook point at every activation.
 
     Made from a configuration it is native: its own trainable parameters, named and shaped as TransformerLens names
@@ -108,8 +101,6 @@ class HookedTransformer(HookedRootModule):
             found = bridged.places(self.house, self.cfg)
             self.__dict__["places"] = {n: p for n, p in found.items() if n in self.mod_dict}
 
-    # --- loading
-
     @classmethod
     def from_pretrained(
         cls,
@@ -158,91 +149,6 @@ class HookedTransformer(HookedRootModule):
         off = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
         return cls.from_pretrained(model_name, *args, **{**dict.fromkeys(off, False), **options})
 
-    def _process(self, *which: bool) -> None:
-        if not any(which):
-            return
-        state = weight_processing.process(self._weights(), self.cfg, *which)
-        self.load_state_dict(state)
-        if which[0]:
-            if self.house is not None:
-                bridged.clear_norms(self)
-            self.cfg.normalization_type = f"{str(self.cfg.normalization_type)[:3].rstrip('P')}Pre"
-            self._regrow_norms()
-
-    def _regrow_norms(self) -> None:
-        """Take the weights from the norms, which are folded."""
-        for name, module in list(self.mod_dict.items()):
-            if name.rpartition(".")[2] in ("ln1", "ln2", "ln_final", "ln"):
-                module.__dict__["weights" if self.house is not None else "pre"] = {} if self.house is not None else True
-                for weight in ("w", "b"):
-                    module._parameters.pop(weight, None)
-        self.setup()
-
-    def load_and_process_state_dict(
-        self,
-        state_dict: Mapping[str, Tensor],
-        fold_ln: bool = True,
-        center_writing_weights: bool = True,
-        center_unembed: bool = True,
-        fold_value_biases: bool = True,
-        refactor_factored_attn_matrices: bool = False,
-    ) -> None:
-        """Load a state dict, folded and centred as asked."""
-        self.load_state_dict(dict(state_dict))
-        self._process(
-            fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices
-        )
-
-    def process_weights_(self, *which: bool, **named: bool) -> None:
-        """Fold and centre the weights in place."""
-        self.load_and_process_state_dict(self._weights(), *which, **named)
-
-    def init_weights(self) -> None:
-        """Draw the weights anew."""
-        native.initialise(self, self.cfg)
-
-    def _weights(self) -> dict[str, Tensor]:
-        """Return the weights under TransformerLens' names, without buffers."""
-        if self.house is None:
-            return {n: p.detach() for n, p in self.named_parameters()}
-        parts = {n: m for n, m in self.mod_dict.items() if isinstance(m, bridged.Part)}
-        shared = ("W_K", "W_V", "b_K", "b_V") if self.cfg.n_key_value_heads is not None else ()
-        reads = {f"{n}.{w}": read for n, m in parts.items() for w, read in m.weights.items() if w not in shared}
-        return {name: read().detach() for name, read in reads.items()}
-
-    def state_dict(self, *args: Any, **options: Any) -> dict[str, Tensor]:
-        """Return the weights under TransformerLens' names."""
-        return super().state_dict(*args, **options) if self.house is None else self._weights()
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights under TransformerLens' names; buffers of other versions (mask, IGNORE) are left out."""
-        buffers = {n for n, _ in self.named_buffers()} if self.house is None else set()
-        own = {
-            n: t for n, t in state_dict.items() if not n.endswith((".mask", ".IGNORE", ".rotary_sin", ".rotary_cos"))
-        }
-        if self.house is not None:
-            bridged.store(self, own)
-            return None
-        kept = {n: t for n, t in self.state_dict().items() if n in buffers}
-        own = {n: t for n, t in own.items() if n not in buffers}
-        folded = strict and not str(self.cfg.normalization_type).endswith("Pre")
-        if folded:  # norms that were folded into the state dict have weight one and no bias
-            norms = {
-                n: p for n, p in self.named_parameters() if n.rpartition(".")[0].rpartition(".")[2].startswith("ln")
-            }
-            kept |= {n: torch.ones_like(p) if n.endswith("w") else torch.zeros_like(p) for n, p in norms.items()}
-        return super().load_state_dict(kept | own, strict, assign)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in _STACKED and "blocks" in self._modules:
-            part, weight = _STACKED[name].split(".")
-            return torch.stack([getattr(getattr(b, part), weight) for b in self.blocks], dim=0)
-        if name in _SINGLE:
-            return getattr(super().__getattr__(_SINGLE[name]), name)
-        return super().__getattr__(name)
-
-    # --- switches
-
     def check_hooks_to_add(self, hook_point: HookPoint, hook_point_name: str, hook: Any, **_: Any) -> None:
         """Refuse a hook on a point that its switch keeps from firing, or that this model does not pass.
 
@@ -288,117 +194,6 @@ class HookedTransformer(HookedRootModule):
             raise Refused(
                 "ungrouped key-value heads", "hooks see the keys that the model has", "repeat them in the hook"
             )
-
-    # --- tokens
-
-    def set_tokenizer(self, tokenizer: Any, default_padding_side: str | None = None) -> None:
-        """Use a tokenizer, a copy of it, with padding and beginning tokens where it has none."""
-        if default_padding_side not in (None, "left", "right"):
-            raise AssertionError(f"padding_side must be 'right', 'left' or 'None', got {default_padding_side}")
-        self.tokenizer = t = copy.deepcopy(tokenizer)
-        t.padding_side = default_padding_side or "right"
-        self.cfg.tokenizer_prepends_bos = len(t.encode("")) > 0
-        t.eos_token = t.eos_token or "<|endoftext|>"
-        t.pad_token, t.bos_token = t.pad_token or t.eos_token, t.bos_token or t.eos_token
-        if self.cfg.d_vocab == -1:
-            self.cfg.d_vocab = max(t.get_vocab().values()) + 1
-        if self.cfg.d_vocab_out == -1:
-            self.cfg.d_vocab_out = self.cfg.d_vocab
-
-    def _side(self, padding_side: str | None) -> str:
-        return padding_side or (self.tokenizer.padding_side if self.tokenizer is not None else "right")
-
-    def _bos(self, prepend_bos: bool | None) -> bool:
-        return self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
-
-    def to_tokens(
-        self,
-        input: str | list[str],
-        prepend_bos: bool | None = None,
-        padding_side: str | None = None,
-        move_to_device: bool = True,
-        truncate: bool = True,
-    ) -> Int[Tensor, "batch pos"]:
-        """Return the token ids of a text, or of several, padded."""
-        t, prepend = self.tokenizer, self._bos(prepend_bos)
-        if t is None:
-            raise AssertionError("Cannot use to_tokens without a tokenizer")
-        if prepend and not self.cfg.tokenizer_prepends_bos:
-            input = utils.get_input_with_manually_prepended_bos(t.bos_token, input)
-        before, t.padding_side = t.padding_side, self._side(padding_side)
-        limit = {"truncation": True, "max_length": self.cfg.n_ctx} if truncate else {}
-        try:
-            ids = t(input, return_tensors="pt", padding=True, **limit)["input_ids"]
-            if not prepend and self.cfg.tokenizer_prepends_bos:
-                ids = utils.get_tokens_with_bos_removed(t, ids)
-        finally:
-            t.padding_side = before
-        return ids.to(self.cfg.device) if move_to_device else ids
-
-    def to_string(self, tokens: Any) -> str | list[str]:
-        """Return the text of token ids, or of each row of them."""
-        tokens = tokens if isinstance(tokens, Tensor) else torch.tensor(tokens)
-        if tokens.ndim > 2:
-            raise ValueError(f"Invalid shape passed in: {tokens.shape}")
-        decode = self.tokenizer.batch_decode if tokens.ndim == 2 else self.tokenizer.decode
-        return decode(tokens, clean_up_tokenization_spaces=False)
-
-    def to_str_tokens(self, input: Any, prepend_bos: bool | None = None, padding_side: str | None = None) -> Any:
-        """Return the text of every token: of a text, of ids, or of each of several."""
-        if isinstance(input, list):
-            return [self.to_str_tokens(one, prepend_bos, padding_side) for one in input]
-        if isinstance(input, str):
-            ids: Any = self.to_tokens(input, prepend_bos, padding_side)[0]
-        elif isinstance(input, Tensor | np.ndarray):
-            ids = input.squeeze()
-            ids = ids[None] if ids.ndim == 0 else ids
-            if ids.ndim != 1:
-                raise AssertionError(f"Invalid tokens input to to_str_tokens, has shape: {ids.shape}")
-        else:
-            raise ValueError(f"Invalid input type to to_str_tokens: {type(input)}")
-        return self.tokenizer.batch_decode([[int(i)] for i in ids], clean_up_tokenization_spaces=False)
-
-    def to_single_token(self, string: str) -> int:
-        """Return the id of a text that is one token."""
-        token = self.to_tokens(string, prepend_bos=False).squeeze()
-        if token.shape:
-            raise AssertionError(f"Input string: {string} is not a single token!")
-        return int(token.item())
-
-    def to_single_str_token(self, int_token: int) -> str:
-        """Return the text of one id."""
-        if not isinstance(int_token, int):
-            raise AssertionError(f"{int_token!r} is no token id")
-        return self.to_str_tokens(torch.tensor([int_token]))[0]
-
-    def get_token_position(
-        self,
-        single_token: str | int,
-        input: Any,
-        mode: str = "first",
-        prepend_bos: bool | None = None,
-        padding_side: str | None = None,
-    ) -> int:
-        """Return where a token stands in a text or in ids: its first or last place."""
-        ids = self.to_tokens(input, prepend_bos, padding_side) if isinstance(input, str) else torch.as_tensor(input)
-        ids = ids.squeeze(0) if ids.ndim == 2 else ids
-        wanted = self.to_single_token(single_token) if isinstance(single_token, str) else int(single_token)
-        found = (ids == wanted).nonzero().flatten()
-        if not len(found):
-            raise AssertionError(f"The token {single_token!r} does not occur in the prompt")
-        if mode not in ("first", "last"):
-            raise ValueError(f"mode must be 'first' or 'last', not {mode}")
-        return int(found[0 if mode == "first" else -1])
-
-    def tokens_to_residual_directions(self, tokens: Any) -> Float[Tensor, "*token d_model"]:
-        """Return the columns of W_U of tokens: of one, a list, or a tensor of them."""
-        if isinstance(tokens, Tensor) and tokens.numel() > 1:
-            return self.W_U[:, tokens].moveaxis(0, -1)
-        if isinstance(tokens, str):
-            tokens = self.to_single_token(tokens)
-        return self.W_U[:, int(tokens)]
-
-    # --- running
 
     def forward(
         self,
@@ -530,8 +325,6 @@ class HookedTransformer(HookedRootModule):
         texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in out]
         return texts[0] if len(texts) == 1 else texts
 
-    # --- weights
-
     def to(self, *args: Any, **options: Any) -> Any:
         """Move the model, or cast it."""
         super().to(*args, **options)
@@ -539,67 +332,19 @@ class HookedTransformer(HookedRootModule):
         self.cfg.device, self.cfg.dtype = str(first.device), first.dtype
         return self
 
-    def cuda(self, device: Any = None) -> Any:
-        """Move the model to a GPU."""
-        return self.to("cuda" if device is None else device)
-
-    def cpu(self) -> Any:
-        """Move the model to the CPU."""
-        return self.to("cpu")
-
-    @property
-    def n_params_total(self) -> int:
-        """Number of parameters."""
-        return sum(p.numel() for p in self.parameters())
-
-    @property
-    def W_E_pos(self) -> Float[Tensor, "d_vocab+n_ctx d_model"]:
-        """W_E and W_pos below each other."""
-        return torch.cat([self.W_E, self.W_pos], dim=0)
-
-    @property
-    def QK(self) -> FactoredMatrix:
-        """W_Q W_Kᵀ of all layers and heads."""
-        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
-
-    @property
-    def OV(self) -> FactoredMatrix:
-        """W_V W_O of all layers and heads."""
-        return FactoredMatrix(self.W_V, self.W_O)
-
-    def accumulated_bias(
-        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
-    ) -> Float[Tensor, "d_model"]:
-        """Return the sum of all biases written into the stream before a layer (and its attention, with `mlp_input`)."""
-        total = torch.zeros(self.cfg.d_model, device=self.cfg.device)
-        for block in self.blocks[:layer]:
-            total = total + block.attn.b_O + (block.mlp.b_out if include_mlp_biases and not self.cfg.attn_only else 0)
-        return total + self.blocks[layer].attn.b_O if mlp_input else total
-
-    def all_composition_scores(self, mode: str) -> Float[Tensor, "layer head layer head"]:
-        """Return the Q-, K- or V-composition score of every head with every head of a later layer."""
-        left = self.OV
-        if mode not in ("Q", "K", "V"):
-            raise ValueError(f"mode must be one of ['Q', 'K', 'V'] not {mode}")
-        right = {"Q": lambda: self.QK, "K": lambda: self.QK.T, "V": lambda: self.OV}[mode]()
-        scores = utils.composition_scores(left, right, broadcast_dims=True)
-        layers = torch.arange(self.cfg.n_layers, device=scores.device)
-        return torch.where((layers[:, None] < layers)[:, None, :, None], scores, torch.zeros_like(scores))
-
-    def all_head_labels(self) -> list[str]:
-        """Return L0H0, L0H1 …"""
-        return [f"L{i}H{h}" for i in range(self.cfg.n_layers) for h in range(self.cfg.n_heads)]
-
 
 class SilentHook(Refused, AssertionError):
     """Refusal of a hook that would never fire; TransformerLens asserts that, where it notices."""
+
+
+_CHECKPOINTED = ("pythia",)  # training runs whose revisions are known here
 
 
 def _checkpoint(name: str, index: int | None, value: int | None) -> str:
     """Return the name with the revision of a training checkpoint (Pythia's)."""
     steps = [0, *(2**i for i in range(10)), *range(1000, 144000, 1000), 143000]
     steps = sorted(set(steps))
-    if "pythia" not in name:
+    if not any(known in name for known in _CHECKPOINTED):
         raise Refused(f"a checkpoint of {name}", "only Pythia's are known here", "give the revision: org/name@revision")
     return f"EleutherAI/{name.split('/')[-1]}@step{steps[index] if index is not None else value}"
 

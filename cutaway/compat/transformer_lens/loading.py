@@ -63,25 +63,44 @@ def configuration(model: Model, name: str, **given: Any) -> Config:
     ln1 = a.part(0, "ln1") or a.part(0, "ln1_post")
     norm = a.norm(ln1) if ln1 is not None else None
     rope = getattr(hf, "rope_parameters", None) or {}
-    alibi = bool(getattr(hf, "alibi", False)) or a.family.name in ("bloom", "mpt")
-    positions = "standard" if a.top("pos") is not None else "alibi" if alibi else "rotary"
+    positions = "standard" if a.top("pos") is not None else "rotary" if rope else "alibi"
     share = float(rope.get("partial_rotary_factor", None) or getattr(hf, "rotary_pct", None) or 1.0)
-    act = next((v for n in ("hidden_activation", "hidden_act", "activation_function")
-                if isinstance(v := getattr(hf, n, None), str)), "gelu")  # fmt: skip
+    act = next(
+        (
+            v
+            for n in ("hidden_activation", "hidden_act", "activation_function")
+            if isinstance(v := getattr(hf, n, None), str)
+        ),
+        "gelu",
+    )
     scalar = getattr(hf, "query_pre_attn_scalar", None)
     kv = None if s.n_kv_heads == s.n_heads else s.n_kv_heads
     return Config(
-        n_layers=s.n_layers, d_model=s.d_model, n_ctx=min(s.context, 1 << 20), d_head=s.d_head, n_heads=s.n_heads,
-        d_mlp=s.d_mlp, d_vocab=s.d_vocab, model_name=name, act_fn=act, eps=norm.eps if norm else 1e-5,
-        normalization_type="LN" if norm is not None and norm.centred else "RMS", device=str(model.device),
-        positional_embedding_type=positions, n_key_value_heads=kv, dtype=model.dtype,
+        n_layers=s.n_layers,
+        d_model=s.d_model,
+        n_ctx=min(s.context, 1 << 20),
+        d_head=s.d_head,
+        n_heads=s.n_heads,
+        d_mlp=s.d_mlp,
+        d_vocab=s.d_vocab,
+        model_name=name,
+        act_fn=act,
+        eps=norm.eps if norm else 1e-5,
+        normalization_type="LN" if norm is not None and norm.centred else "RMS",
+        device=str(model.device),
+        positional_embedding_type=positions,
+        n_key_value_heads=kv,
+        dtype=model.dtype,
         rotary_dim=int(share * s.d_head) if positions == "rotary" else None,
         rotary_base=theta if isinstance(theta := rope.get("rope_theta"), float) else 10000.0,
-        gated_mlp=a.part(0, "gate") is not None, parallel_attn_mlp=a.parallel,
+        gated_mlp=a.part(0, "gate") is not None,
+        parallel_attn_mlp=a.parallel,
         original_architecture=type(model.hf).__name__,
-        tokenizer_name=getattr(model.tokenizer, "name_or_path", None), init_weights=False,
+        tokenizer_name=getattr(model.tokenizer, "name_or_path", None),
+        init_weights=False,
         attn_scale=float(scalar) ** 0.5 if scalar else -1.0,
         use_normalization_before_and_after=a.part(0, "ln1_post") is not None and a.part(0, "ln1") is not None,
         output_logits_soft_cap=float(unembedding(a).cap or -1.0),
-        attn_scores_soft_cap=float(getattr(hf, "attn_logit_softcapping", None) or -1.0), **given,
-    )  # fmt: skip
+        attn_scores_soft_cap=float(getattr(hf, "attn_logit_softcapping", None) or -1.0),
+        **given,
+    )

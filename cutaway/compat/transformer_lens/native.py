@@ -358,22 +358,21 @@ def block_points(cfg: Config) -> list[str]:
 
 
 def initialise(model: nn.Module, cfg: Config) -> None:
-    """Draw all W_ parameters anew, in TransformerLens' order and distributions."""
+    """Draw all W_ parameters, in TransformerLens' order and distributions."""
     if cfg.seed is not None:
         torch.manual_seed(cfg.seed)
     for name, w in model.named_parameters():
         if "W_" not in name:
             continue
-        mode, gain = cfg.init_mode, cfg.initializer_range
+        (kind, _, law), gain = cfg.init_mode.partition("_"), cfg.initializer_range
         fan_in, fan_out = fans(w)
-        if mode == "gpt2":
-            nn.init.normal_(w, std=gain)
-        elif mode == "muP":
-            nn.init.normal_(w, std=1.0 if "embed" in name else fan_in**-0.5)
-        else:
-            kind, law = mode.split("_")
+        if law:
             std = gain * ((2 / (fan_in + fan_out)) ** 0.5 if kind == "xavier" else (2 / fan_in) ** 0.5)
             nn.init.normal_(w, std=std) if law == "normal" else nn.init.uniform_(w, -std * 3**0.5, std * 3**0.5)
+        elif kind == "muP":
+            nn.init.normal_(w, std=1.0 if "embed" in name else fan_in**-0.5)
+        else:
+            nn.init.normal_(w, std=gain)
 
 
 def fans(w: Tensor) -> tuple[int, int]:

@@ -1,0 +1,160 @@
+"""Weights of a model under TransformerLens' names: stacks over layers, circuits, loading and processing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cutaway.compat.transformer_lens import bridged, native, utils, weight_processing
+from cutaway.compat.transformer_lens.factored_matrix import FactoredMatrix
+from cutaway.compat.transformer_lens.hook_points import HookedRootModule
+
+_STACKED = {n: f"attn.{n}" for n in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")} | {
+    n: f"mlp.{n}" for n in ("W_in", "W_gate", "W_out", "b_in", "b_out")
+}
+_SINGLE = {"W_E": "embed", "W_pos": "pos_embed", "W_U": "unembed", "b_U": "unembed"}
+
+
+class Weights(HookedRootModule):
+    """The methods of a model that read or write its weights."""
+
+    cfg: Any
+    house: Any
+
+    def _process(self, *which: bool) -> None:
+        if not any(which):
+            return
+        state = weight_processing.process(self._weights(), self.cfg, *which)
+        self.load_state_dict(state)
+        if which[0]:
+            if self.house is not None:
+                bridged.clear_norms(self)
+            self.cfg.normalization_type = f"{str(self.cfg.normalization_type)[:3].rstrip('P')}Pre"
+            self._regrow_norms()
+
+    def _regrow_norms(self) -> None:
+        """Take the weights from the norms, which are folded."""
+        for name, module in list(self.mod_dict.items()):
+            if name.rpartition(".")[2] in ("ln1", "ln2", "ln_final", "ln"):
+                module.__dict__["weights" if self.house is not None else "pre"] = {} if self.house is not None else True
+                for weight in ("w", "b"):
+                    module._parameters.pop(weight, None)
+        self.setup()
+
+    def load_and_process_state_dict(
+        self,
+        state_dict: Mapping[str, Tensor],
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
+        fold_value_biases: bool = True,
+        refactor_factored_attn_matrices: bool = False,
+    ) -> None:
+        """Load a state dict, folded and centred as asked."""
+        self.load_state_dict(dict(state_dict))
+        self._process(
+            fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices
+        )
+
+    def process_weights_(self, *which: bool, **named: bool) -> None:
+        """Fold and centre the weights in place."""
+        self.load_and_process_state_dict(self._weights(), *which, **named)
+
+    def init_weights(self) -> None:
+        """Draw all weights."""
+        native.initialise(self, self.cfg)
+
+    def _weights(self) -> dict[str, Tensor]:
+        """Return the weights under TransformerLens' names, without buffers."""
+        if self.house is None:
+            return {n: p.detach() for n, p in self.named_parameters()}
+        parts = {n: m for n, m in self.mod_dict.items() if isinstance(m, bridged.Part)}
+        shared = bridged.SHARED if self.cfg.n_key_value_heads is not None else ()
+        reads = {f"{n}.{w}": read for n, m in parts.items() for w, read in m.weights.items() if w not in shared}
+        return {name: read().detach() for name, read in reads.items()}
+
+    def state_dict(self, *args: Any, **options: Any) -> dict[str, Tensor]:
+        """Return the weights under TransformerLens' names."""
+        return super().state_dict(*args, **options) if self.house is None else self._weights()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights under TransformerLens' names; buffers of other versions (mask, IGNORE) are left out."""
+        buffers = {n for n, _ in self.named_buffers()} if self.house is None else set()
+        own = {
+            n: t for n, t in state_dict.items() if not n.endswith((".mask", ".IGNORE", ".rotary_sin", ".rotary_cos"))
+        }
+        if self.house is not None:
+            bridged.store(self, own)
+            return None
+        kept = {n: t for n, t in self.state_dict().items() if n in buffers}
+        own = {n: t for n, t in own.items() if n not in buffers}
+        folded = strict and not str(self.cfg.normalization_type).endswith("Pre")
+        if folded:  # norms that were folded into the state dict have weight one and no bias
+            norms = {
+                n: p for n, p in self.named_parameters() if n.rpartition(".")[0].rpartition(".")[2].startswith("ln")
+            }
+            kept |= {n: torch.ones_like(p) if n.endswith("w") else torch.zeros_like(p) for n, p in norms.items()}
+        return super().load_state_dict(kept | own, strict, assign)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _STACKED and "blocks" in self._modules:
+            part, weight = _STACKED[name].split(".")
+            return torch.stack([getattr(getattr(b, part), weight) for b in self.blocks], dim=0)
+        if name in _SINGLE:
+            return getattr(super().__getattr__(_SINGLE[name]), name)
+        return super().__getattr__(name)
+
+    def tokens_to_residual_directions(self, tokens: Any) -> Float[Tensor, "*token d_model"]:
+        """Return the columns of W_U of tokens: of one, a list, or a tensor of them."""
+        if isinstance(tokens, Tensor) and tokens.numel() > 1:
+            return self.W_U[:, tokens].moveaxis(0, -1)
+        if isinstance(tokens, str):
+            tokens = self.to_single_token(tokens)
+        return self.W_U[:, int(tokens)]
+
+    @property
+    def n_params_total(self) -> int:
+        """Number of parameters."""
+        return sum(p.numel() for p in self.parameters())
+
+    @property
+    def W_E_pos(self) -> Float[Tensor, "d_vocab+n_ctx d_model"]:
+        """W_E and W_pos below each other."""
+        return torch.cat([self.W_E, self.W_pos], dim=0)
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """W_Q W_Kᵀ of all layers and heads."""
+        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """W_V W_O of all layers and heads."""
+        return FactoredMatrix(self.W_V, self.W_O)
+
+    def accumulated_bias(
+        self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
+    ) -> Float[Tensor, "d_model"]:
+        """Return the sum of all biases written into the stream before a layer (and its attention, with `mlp_input`)."""
+        total = torch.zeros(self.cfg.d_model, device=self.cfg.device)
+        for block in self.blocks[:layer]:
+            total = total + block.attn.b_O + (block.mlp.b_out if include_mlp_biases and not self.cfg.attn_only else 0)
+        return total + self.blocks[layer].attn.b_O if mlp_input else total
+
+    def all_composition_scores(self, mode: str) -> Float[Tensor, "layer head layer head"]:
+        """Return the Q-, K- or V-composition score of every head with every head of a later layer."""
+        left = self.OV
+        if mode not in ("Q", "K", "V"):
+            raise ValueError(f"mode must be one of ['Q', 'K', 'V'] not {mode}")
+        right = {"Q": lambda: self.QK, "K": lambda: self.QK.T, "V": lambda: self.OV}[mode]()
+        scores = utils.composition_scores(left, right, broadcast_dims=True)
+        layers = torch.arange(self.cfg.n_layers, device=scores.device)
+        return torch.where((layers[:, None] < layers)[:, None, :, None], scores, torch.zeros_like(scores))
+
+    def all_head_labels(self) -> list[str]:
+        """Return L0H0, L0H1 …"""
+        return [f"L{i}H{h}" for i in range(self.cfg.n_layers) for h in range(self.cfg.n_heads)]
