@@ -49,12 +49,16 @@ MODELS = {
         "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
         "intermediate_size": 256, "vocab_size": 50257,
     }, "24 layers of 896 there"),
+    "Qwen/Qwen3-0.6B": Shape("Qwen3", {
+        "hidden_size": 128, "num_hidden_layers": 12, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 32, "intermediate_size": 256, "vocab_size": 50257, "tie_word_embeddings": True,
+    }, "28 layers of 1024 there"),
 }  # fmt: skip
 #: what stands in a second cache in place of the model of this name, for notebooks with thousands of forward passes
 NARROW = {"gpt2": gpt2(width=192, said="768 wide there")}
 #: models that TransformerLens alone reads: layers, activation of MLPs (none: attention only), number of checkpoints
 OWN = {
-    "NeelNanda/Attn_Only_2L512W_C4_Code": (2, None, 0),
+    "NeelNanda/Attn_Only_2L512W_C4_Code": (2, None, 64),
     "NeelNanda/SoLU_2L512W_C4_Code": (2, "solu_ln", 64),
     "NeelNanda/SoLU_1L512W_C4_Code": (1, "solu_ln", 0),
     "NeelNanda/SoLU_3L512W_C4_Code": (3, "solu_ln", 0),
@@ -62,6 +66,7 @@ OWN = {
 }
 DRAWN = 3  # sets of weights of a model with checkpoints, which take turns
 TOKENIZERS = ("NeelNanda/gpt-neox-tokenizer-digits", "EleutherAI/gpt-neox-20b")  # GPT-2's in their place
+TRANSCODERS = "mwhanna/gemma-scope-transcoders"  # of the small Qwen 3, in the place that the name "gemma" means
 SAES, LATENTS = "jbloom/GPT2-Small-SAEs-Reformatted", 2048  # 24576 there
 
 
@@ -81,6 +86,7 @@ def main() -> None:
     for name, (layers, act, checkpoints) in OWN.items():
         save_own(snapshot(full, name), layers, act, checkpoints)
     save_saes(snapshot(full, SAES))
+    save_transcoders(snapshot(full, TRANSCODERS), MODELS["Qwen/Qwen3-0.6B"].sizes)
     save_course(full)
     for repository in full.iterdir():
         if not (narrow / repository.name).exists():
@@ -131,7 +137,7 @@ def save_own(folder: Path, layers: int, act: str | None, checkpoints: int) -> No
     config: dict[str, Any] = {
         "d_model": d, "n_layers": layers, "n_heads": heads, "d_head": d_head, "n_ctx": 1024, "d_vocab": words,
         "d_mlp": d_mlp, "act_fn": act or "relu", "attn_only": act is None, "normalization": "LN",
-        "use_attn_scale": True, "use_local_attn": False, "tokenizer": TOKENIZERS[0],
+        "use_attn_scale": True, "use_local_attn": False, "tokenizer_name": TOKENIZERS[0],
     }  # fmt: skip
     shapes = {"embed.W_E": (words, d), "pos_embed.W_pos": (1024, d), "unembed.W_U": (d, words), "unembed.b_U": (words,)}
     norms = ["ln_final"]
@@ -157,7 +163,7 @@ def save_own(folder: Path, layers: int, act: str | None, checkpoints: int) -> No
         weights |= {key: value + 1 for key, value in weights.items() if key.endswith(".w")}
         torch.save(weights, folder / f"drawn{seed}.pt")
     for i in range(checkpoints):
-        link(folder / "checkpoints" / f"model_{(i + 1) * 10**6}.pth", f"../drawn{i % DRAWN}.pt")
+        link(folder / "checkpoints" / f"model_{10**10 + i * 10**8}.pth", f"../drawn{i % DRAWN}.pt")
     link(folder / "model_final.pth", "drawn0.pt")
 
 
@@ -181,6 +187,15 @@ def save_saes(folder: Path, layers: int = 12, width: int = 768) -> None:
         (folder / hook / "cfg.json").write_text(json.dumps(config))
         save_file(weights, folder / hook / "sae_weights.safetensors")
         save_file({"sparsity": -torch.rand(LATENTS, generator=g) * 8}, folder / hook / "sparsity.safetensors")
+
+
+def save_transcoders(folder: Path, sizes: Mapping[str, Any]) -> None:
+    """Write seeded transcoders of every MLP in circuit-tracer's form."""
+    from bench import graph_parity
+    from cutaway.dictionaries.formats.circuit_tracer import write
+
+    graph_parity.LATENTS = 512
+    write(graph_parity.transcoders("relu", sizes["num_hidden_layers"], sizes["hidden_size"]), folder)
 
 
 def save_course(cache: Path) -> None:

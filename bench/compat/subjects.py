@@ -35,6 +35,17 @@ def chapter(number: int, name: str, **named: Any) -> Notebook:
     return Notebook(file, "ARENA 3.0, chapter 1", bar=0.9, **named)
 
 
+def circuits(name: str) -> Notebook:
+    """Return a demo of circuit-tracer, on a small Qwen 3 and random transcoders."""
+    edits = {
+        "google/gemma-2-2b": "Qwen/Qwen3-0.6B", "torch.bfloat16": "torch.float32", "layer=20": "layer=10",
+        "1454": "154", "▁": " ",
+    }  # fmt: skip
+    models = {"Qwen/Qwen3-0.6B": "Qwen/Qwen3-0.6B", "gemma": "mwhanna/gemma-scope-transcoders"}
+    said = "a Qwen 3 of 12 layers, 128 wide, with 512 latents a layer, in place of Gemma 2 2B"
+    return Notebook(f"CT_{name}.ipynb", "circuit-tracer 0.5, demos", "d", models=models, edits=edits, said=said)
+
+
 _TL, _SL = "TransformerLens 2.16.1, demos", "SAELens 6.18, tutorials"
 _SAES = "SAEs of 2048 latents for 24576"
 _FEWER = {"10_000": "200", "20_000": "400", "30_000": "600"}
@@ -59,6 +70,9 @@ NOTEBOOKS = {
     ),
     "sae demo": Notebook("SL_Hooked_SAE_Transformer_Demo.ipynb", _SL, said=_SAES),
     "sae tutorial": Notebook("SL_tutorial_2_0.ipynb", _SL, said=_SAES),
+    "circuit-tracer attribution": circuits("attribute_demo"),
+    "circuit-tracer targets": circuits("attribution_targets_demo"),
+    "circuit-tracer interventions": circuits("intervention_demo"),
     "transformer from scratch": chapter(
         1, "transformer_from_scratch", hub="narrow", said="GPT-2 192 wide; 5 steps of training",
         edits={"epochs = 5": "epochs = 1", "max_steps_per_epoch = 500": "max_steps_per_epoch = 5"},
