@@ -53,7 +53,7 @@ class Tokenisation:
         if t is None:
             raise AssertionError("Cannot use to_tokens without a tokenizer")
         if prepend and not self.cfg.tokenizer_prepends_bos:
-            input = utils.get_input_with_manually_prepended_bos(t.bos_token, input)
+            input = t.bos_token + input if isinstance(input, str) else [t.bos_token + text for text in input]
         before, t.padding_side = t.padding_side, self._side(padding_side)
         limit = {"truncation": True, "max_length": self.cfg.n_ctx} if truncate else {}
         try:
