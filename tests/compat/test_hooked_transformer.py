@@ -54,8 +54,11 @@ def test_hooks_follow_each_other_and_replace_what_they_return(model):
     assert not torch.allclose(out, model(IDS))
 
 
-@pytest.mark.parametrize("name", ["hook_embed", "blocks.0.ln2.hook_scale", "blocks.1.attn.hook_pattern",
-                                  "blocks.1.hook_resid_mid", "ln_final.hook_normalized", "blocks.0.mlp.hook_post"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["hook_embed", "blocks.0.ln2.hook_scale", "blocks.1.attn.hook_pattern", "blocks.1.hook_resid_mid",
+     "ln_final.hook_normalized", "blocks.0.mlp.hook_post"],
+)  # fmt: skip
 def test_every_kind_of_place_is_written_in_place_and_by_return(model, name):
     def doubled(x: Tensor, hook: Any) -> Tensor:
         return x * 2
@@ -79,7 +82,8 @@ def test_permanent_hooks_contexts_and_levels(model):
         assert point.ctx["seen"] == (2, 6, 16)
     assert len(point.fwd_hooks) == 2
     model.reset_hooks()
-    assert [h.is_permanent for h in point.fwd_hooks] == [True] and point.ctx == {}
+    assert [h.is_permanent for h in point.fwd_hooks] == [True]
+    assert point.ctx == {}
     assert float(model.run_with_cache(IDS)[1]["mlp_out", 0].abs().max()) == 0
     model.reset_hooks(including_permanent=True)
     assert not model.list_hooks()
@@ -135,7 +139,7 @@ def test_padding_on_the_left_and_cached_columns_change_nothing(model):
 def test_hooks_that_would_never_fire_are_refused(model):
     def hook(x: Tensor, hook: Any) -> None: ...
 
-    with pytest.raises(Refused, match="near: blocks.0.hook_resid_pre"):
+    with pytest.raises(Refused, match=r"near: blocks\.0\.hook_resid_pre"):
         model.add_hook("blocks.0.hook_resid_prez", hook)
     with pytest.raises(Refused, match="near"):
         model.run_with_cache(IDS, names_filter=["hook_embeds"])
@@ -156,7 +160,8 @@ def test_weights_are_loaded_processed_and_trained_under_their_names():
     two.load_and_process_state_dict(state)
     log = partial(torch.log_softmax, dim=-1)
     torch.testing.assert_close(log(one(IDS)), log(two(IDS)))
-    assert two.cfg.normalization_type == "LNPre" and float(two.W_E.detach().mean(-1).abs().max()) < 1e-6
+    assert two.cfg.normalization_type == "LNPre"
+    assert float(two.W_E.detach().mean(-1).abs().max()) < 1e-6
     folded = HookedTransformer({**hook_points.native("standard"), "seed": 2})
     folded.load_state_dict(two.state_dict(), strict=False)
     bridge = TransformerBridge.boot_transformers("gpt2", hf_model=hook_points.subject("gpt2"))
@@ -182,11 +187,13 @@ def test_texts_become_tokens_and_back():
     model = HookedTransformer.from_pretrained("miniworld", hf_model=ca.load("miniworld"))
     text, bos = "the capital of", model.tokenizer.bos_token
     ids = model.to_tokens(text)
-    assert model.to_str_tokens(text)[0] == bos and ids[0, 0] == model.tokenizer.bos_token_id
+    assert model.to_str_tokens(text)[0] == bos
+    assert ids[0, 0] == model.tokenizer.bos_token_id
     assert model.to_string(ids[0, 1:]).strip() == text
     assert torch.equal(model.to_tokens(text, prepend_bos=False), ids[:, 1:])
     both = model.to_tokens([text, f"{text} {text}"], padding_side="left")
-    assert both[0, 0] == model.tokenizer.pad_token_id and both.shape[0] == 2
+    assert both[0, 0] == model.tokenizer.pad_token_id
+    assert both.shape[0] == 2
     token = model.to_single_str_token(int(ids[0, -1]))
     assert model.get_token_position(int(ids[0, -1]), text) == ids.shape[1] - 1
     assert model.tokens_to_residual_directions(ids[0]).shape == (ids.shape[1], model.cfg.d_model)
