@@ -1,4 +1,6 @@
-"""Raw graphs of circuit-tracer (`.pt`): the matrix of all edges, read without running any code of the file."""
+"""Raw graphs of circuit-tracer: the matrix of all edges and its parts by name, from `.pt` files without running any
+code of theirs, and of traced graphs.
+"""
 
 from __future__ import annotations
 
@@ -70,8 +72,45 @@ def read_raw_graph(path: str | Path) -> AttributionGraph:
         why = f"it holds no {missing[0]!r}" if missing else f"{wrong[0]!r} is no tensor"
         raise Refused(f"file {str(path)!r}", why, "give a raw graph of circuit-tracer")
     with reading(path, "its parts do not fit together"):
-        raw = _raw(held)
-    return _graph(raw, {"prompt": _text(held, "input_string"), "scan": _text(held, "scan"), "file": str(path)})
+        return raw_graph(held, {"file": str(path)})
+
+
+def raw_graph(held: Mapping[str, Any], record: Mapping[str, Any] | None = None) -> AttributionGraph:
+    """Return the graph whose parts a raw graph holds by name, as `read_raw_graph` does.
+
+    Raises:
+        ValueError: the parts do not fit together.
+    """
+    return _graph(_raw(held), {"prompt": _text(held, "input_string"), "scan": _text(held, "scan"), **(record or {})})
+
+
+def raw_parts(whole: AttributionGraph) -> dict[str, Any]:
+    """Return the parts of a raw graph: features that are nodes, errors, tokens and targets, and the edges among these.
+
+    Constants, position embeddings and units left out are no nodes there; errors that are zero are.
+    """
+    features = sorted((n.block, n.position or 0, n.index) for n in whole.nodes if isinstance(n, Latent))
+    width, ends = len(whole.ids), len(whole.target_words)
+    order: dict[Node, int] = {Latent(layer, i, p): k for k, (layer, p, i) in enumerate(features)}
+    fixed = [Error(i, p) for i in range(whole.layers) for p in range(width)]
+    fixed += [Address("embed", position=p) for p in range(width)]
+    order |= {node: len(features) + k for k, node in enumerate([*fixed, *whole.nodes[-ends:]])}
+    column = torch.tensor([order.get(node, -1) for node in whole.nodes])
+    there, matrix = column >= 0, torch.zeros(len(order), len(order))
+    matrix[column[whole.node_of][:, None], column[there]] = whole.weight[:, there].float()
+    activation = torch.zeros(len(order))
+    activation[column[there]] = whole.activation[there].float()
+    ids = [n.token if isinstance(n, Logit) else whole.vocabulary + k for k, n in enumerate(whole.nodes[-ends:])]
+    return {
+        "input_tokens": torch.tensor(whole.ids),
+        "adjacency_matrix": matrix,
+        "active_features": torch.tensor(features).reshape(-1, 3),
+        "activation_values": activation[: len(features)],
+        "selected_features": torch.arange(len(features)),
+        "logit_targets": list(zip(whole.target_words, ids, strict=True)),
+        "logit_probabilities": whole.share[-ends:].float(),
+        "vocab_size": whole.vocabulary,
+    }
 
 
 def _graph(raw: _Raw, record: dict[str, Any]) -> AttributionGraph:
@@ -145,12 +184,14 @@ def _text(held: Mapping[str, Any], name: str) -> str:
 
 
 def _targets(held: Any) -> list[tuple[str, int]]:
-    """Return the words and the id of each target: ids alone in older files, objects of both in newer ones."""
+    """Return the words and the id of each target: ids alone in older files, objects or pairs of both in newer ones."""
     each = held.reshape(-1).tolist() if isinstance(held, Tensor) else list(held)
-    return [_target(one) if isinstance(one, Opaque) else (str(one), int(one)) for one in each]
+    return [_target(one) if isinstance(one, Opaque | tuple) else (str(one), int(one)) for one in each]
 
 
-def _target(one: Opaque) -> tuple[str, int]:
+def _target(one: Opaque | tuple[str, int]) -> tuple[str, int]:
+    if isinstance(one, tuple):
+        return str(one[0]), int(one[1])
     given = dict(zip(("token_str", "vocab_idx"), one.args, strict=False))
     state = one.state if isinstance(one.state, dict) else given
     return str(state.get("token_str", "")), int(state["vocab_idx"])

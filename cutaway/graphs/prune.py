@@ -95,7 +95,7 @@ def prune(
         ends,
         matrix[target, source],
         nodes=names,
-        attributes={name: values[chosen] for name, values in _attributes(whole).items()},
+        attributes={name: values[chosen] for name, values in node_numbers(whole).items()},
         exceeds=None if whole.exceeds is None else whole.exceeds[chosen],
         groups=grouped.of_nodes(names) if grouped.groups else (),
         titles=[f"“{visible(whole.texts[n])}”" if n in whole.texts else (labels or {}).get(n, "") for n in names],
@@ -109,7 +109,7 @@ def prune(
     return replace(made, reasons=reasons, record=traced | {"pruning": pruning, "scores": scores})
 
 
-def _attributes(whole: AttributionGraph) -> dict[str, Float[Tensor, "node"]]:
+def node_numbers(whole: AttributionGraph) -> dict[str, Float[Tensor, "node"]]:
     """Return the numbers of nodes that a pruned graph keeps: influences, their running shares, and activations."""
     influence = whole.influence
     order = influence.argsort(descending=True, stable=True)

@@ -23,7 +23,7 @@ BUDGETS = {
     "geometry": 1_000,
     "patching": 1_900,
     "dictionaries": 9_150,
-    "graphs": 3_410,
+    "graphs": 3_435,
     "features": 3_755,
     "suites": 1_105,
     "compat": 3_300,
