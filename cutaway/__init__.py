@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from cutaway import (
         dictionaries,
+        directions,
         features,
         geometry,
         graphs,
@@ -55,7 +56,8 @@ __version__ = "0.1.0"
 _SUBJECTS = ("cutaway.zoo.load", "cutaway.tasks", "cutaway.streams", "cutaway.dictionaries.opening")
 #: every room that enters rows in the method table
 METHOD_ROOMS = (
-    "lenses", "heads", "weights", "neurons", "geometry", "patching", "dictionaries", "features", "graphs",
+    "lenses", "heads", "weights", "neurons", "geometry", "patching", "dictionaries", "directions", "features",
+    "graphs",
 )  # fmt: skip
 _METHODS = {"dictionaries": "dictionaries.evaluation"}  # where a room's methods are, if not in the room itself
 _ROOMS = (
@@ -90,6 +92,7 @@ __all__ = [
     "Task",
     "chat",
     "dictionaries",
+    "directions",
     "edits",
     "explain",
     "features",

@@ -50,7 +50,8 @@ def read_pt(path: str | Path, objects: bool = False) -> dict[str, Any]:
 
     Args:
         path: the file.
-        objects: take files with objects of other classes, too; each becomes an `Opaque`, and no code of it is run.
+        objects: take files with objects of other classes, too; each becomes an `Opaque`, and no code of it is run. Of
+            one that is the whole file, what it held is returned.
 
     Raises:
         Refused: the file is missing or broken, or would run code.
@@ -72,6 +73,7 @@ def read_pt(path: str | Path, objects: bool = False) -> dict[str, Any]:
             f"it should hold tensors, numbers and text, and holds {what}",
             "ask its author for safetensors; code in files is never run",
         ) from None
+    found = found.state if isinstance(found, Opaque) else found
     if not isinstance(found, dict):
         raise Refused(f"file {str(path)!r}", f"it holds a {type(found).__name__}", "give a file of named tensors")
     return found

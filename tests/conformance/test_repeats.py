@@ -46,6 +46,7 @@ def files(tmp_path, monkeypatch):
     Path("some words.txt").write_text(" ".join(words.words), "utf-8")
     for lens in ("lens", "jacobian"):
         SUBJECT_ROWS[lens].example({"model": subjects.miniworld()}).transferred().save(f"some {lens}")
+    SUBJECT_ROWS["direction"].example({"model": subjects.miniworld()}).save("some direction.safetensors")
     Path("some prompts.txt").write_text("\n\n".join(subjects.corpus()[:3]), "utf-8")
     Path("some lines.txt").write_text("\n".join(subjects.corpus()), "utf-8")
     Path("some text.txt").write_text("\n\n".join(subjects.corpus() * 2), "utf-8")
@@ -106,6 +107,7 @@ SUBJECTS = {
     "concepts": ["--concepts", "capital,bad"],
     "texts": ["--texts", "some lines.txt", "--texts-most", "40"],
     "encoding": ["--encoding", "rotated", "--encoding-seed", "3", "--encoding-examples", "90"],
+    "direction": ["--direction", "some direction.safetensors"],
     "second": ["--second", "other latents.safetensors?format=house"],
     "evidence": ["--evidence", "some text.txt", "--evidence-tokens", "600", "--evidence-context", "24"],
 }

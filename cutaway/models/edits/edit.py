@@ -231,7 +231,7 @@ def as_edits(edits: Edit | Sequence[Edit]) -> tuple[Edit, ...]:
             raise Refused(
                 f"edit {e!r}",
                 "it is not an edit",
-                "use Replace, Add, Scale, Ablate, Project, Freeze, Knockout or Apply",
+                "use Replace, Add, Scale, Ablate, Project, Cap, Freeze, Knockout or Apply",
             )
     items = tuple(part for e in items for part in e.parts())
     for e in items:

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from cutaway.core.address import Address
 from cutaway.core.refuse import Refused
@@ -150,6 +151,36 @@ class Project(Edit):
         basis = torch.linalg.qr(span.to(x.device, x.dtype).T).Q
         inside = x @ basis @ basis.T
         return inside if self.keep else x - inside
+
+
+@dataclass(frozen=True)
+class Cap(Edit):
+    """Keep the component along a direction within limits: x + (clamp(x·û, min, max) − x·û) û, with û of length 1.
+
+    A `max` alone caps the component above, a `min` alone floors it below, and equal ones clamp it to a value. Limits
+    are in the units of the activation.
+    """
+
+    address: Address | str
+    direction: Float[Tensor, "width"]
+    min: float | None = None
+    max: float | None = None
+    positions: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        if self.min is None and self.max is None:
+            raise Refused(f"cap at {self.address}", "it has no limit", "give min=, max= or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise Refused(f"cap at {self.address}", f"min={self.min} is above max={self.max}", "exchange them")
+
+    def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
+        return at_places(self, x, frame, self._capped)
+
+    def _capped(self, old: Tensor) -> Tensor:
+        x = wide(old)
+        unit = normalize(fitting(self, self.direction, old).to(x.dtype), dim=0)
+        along = x @ unit
+        return x + (along.clamp(self.min, self.max) - along).unsqueeze(-1) * unit
 
 
 @dataclass(frozen=True)

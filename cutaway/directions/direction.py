@@ -1,0 +1,249 @@
+"""Directions: a vector per address of a model, saved with the record of its data; the subject `direction`.
+
+found = ca.open("sentiment.safetensors")
+model.generate(prompt, edits=found.add(4.0))
+model.run_last(prompt, edits=found.at("resid_pre", "attn_out", "mlp_out", model=model).project_out())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cutaway.core.address import Address, parse
+from cutaway.core.record import hash_tensors
+from cutaway.core.refuse import Code, Refused
+from cutaway.core.repeat import Made, called
+from cutaway.core.result import Result, open_result
+from cutaway.core.stats import generator
+from cutaway.core.subject import REQUIRED, Flag, Subject, register
+from cutaway.directions.formats import FORMATS
+from cutaway.models.edits.library import Add, Cap, Project
+from cutaway.models.model import Model
+
+_SELECTED = "select(address=…) the ones that are meant"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Direction(Result, kind="direction"):
+    """A direction of one name at one or several addresses, in the units of the activations there.
+
+    Its labels name the addresses, its record says which data it comes from. Adding it moves activations towards
+    `positive`, subtracting it towards `negative`.
+
+    Attributes:
+        vector: the vector at each address.
+        midpoint: the component along the unit vector half way between the two classes, where that is known.
+        name: the name.
+        positive: the class that the vector points to.
+        negative: the class that it points away from.
+        family: the family of the model that it was found in.
+        made: how it can be opened again; None if it is in no file.
+    """
+
+    vector: Float[Tensor, "address width"]
+    midpoint: Float[Tensor, "address"] | None = None
+    name: str = ""
+    positive: str = ""
+    negative: str = ""
+    family: str = ""
+    made: Made | None = field(default=None, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        what, named = self._what, self.labels.get("address", [])
+        if len(named) != len(self.vector) or len(set(map(str, named))) < len(named):
+            why = f"{len(self.vector)} vectors have the addresses {', '.join(map(str, named)) or 'none'}"
+            raise Refused(what, why, Code('give labels={"address": […]}, a different address for each vector'))
+        wrong = next((a for a in self.places if a.row.axes.split()[-1] not in _WIDTHS or not a.row.writable), None)
+        if wrong is not None:
+            raise Refused(f"{what} at {wrong}", f"its axes are {wrong.row.axes}", "use a site of vectors: resid_post.3")
+        for address, vector in zip(self.places, self.vector, strict=True):
+            if not bool(vector.isfinite().all()):
+                raise Refused(f"{what} at {address}", "it has infinite or undefined entries", "find it again")
+            if not bool(vector.any()):
+                why = "it is zero: the two classes do not differ there, as where they share the token that is read"
+                raise Refused(f"{what} at {address}", why, "leave that address out")
+
+    @property
+    def _what(self) -> str:
+        return f"direction {self.name!r}" if self.name else "a direction"
+
+    @property
+    def places(self) -> tuple[Address, ...]:
+        """The addresses, in order."""
+        return tuple(parse(str(a)) for a in self.labels.get("address", []))
+
+    @property
+    def norm(self) -> Float[Tensor, "address"]:
+        """Length of the vector at each address."""
+        return self.vector.norm(dim=-1)
+
+    def facts(self) -> dict[str, Any]:
+        return {n: value for n, value in super().facts().items() if n != "made"}
+
+    def identity(self) -> dict[str, Any]:
+        """Return the name, addresses and hash of the vectors, for records."""
+        return {"name": self.name, "addresses": list(map(str, self.places)), "hash": hash_tensors(_tensors(self))}
+
+    def unit(self) -> Direction:
+        """Return the same direction with vectors of length 1."""
+        return replace(self, vector=normalize(self.vector, dim=-1))
+
+    def at(self, *patterns: str | Address, model: Model) -> Direction:
+        """Return the vector of its one address at all addresses that some patterns mean in a model.
+
+        Raises:
+            Refused: it has several vectors, or the model has no such address, or another width there.
+        """
+        if len(self.vector) != 1:
+            raise Refused(self._what, f"it has {len(self.vector)} vectors, and one is meant", _SELECTED)
+        places = [str(a) for a in model.places(patterns)]
+        spread = replace(
+            self, vector=self.vector.expand(len(places), -1), midpoint=None, labels={**self.labels, "address": places}
+        )
+        spread.check(model)
+        return spread
+
+    def check(self, model: Model) -> None:
+        """Check that a model has the addresses, with activations as wide as the vectors.
+
+        Raises:
+            Refused: an address that the model does not have, or another width.
+        """
+        for a in model.places(self.places):
+            if (width := getattr(model.shape, _WIDTHS[a.row.axes.split()[-1]])) != self.vector.shape[1]:
+                why = f"it is {self.vector.shape[1]} wide, and {a} of {model.name} is {width} wide"
+                raise Refused(self._what, why, "give a direction that was found in this model")
+
+    # --- edits
+
+    def add(self, strength: float = 1.0, positions: Sequence[int] | None = None) -> list[Add]:
+        """Add `strength` times the vector at each address; negative strengths steer towards `negative`."""
+        return [Add(a, v, strength, _tuple(positions)) for a, v in self._each()]
+
+    def project_out(self, positions: Sequence[int] | None = None) -> list[Project]:
+        """Remove the component along the vector at each address."""
+        return [Project(a, v[None], positions=_tuple(positions)) for a, v in self._each()]
+
+    def cap(
+        self, *, min: float | None = None, max: float | None = None, positions: Sequence[int] | None = None
+    ) -> list[Cap]:
+        """Keep the component along the unit vector at each address within limits; equal ones clamp it to a value.
+
+        Raises:
+            Refused: no limit, or a least that is above the most.
+        """
+        return [Cap(a, v, min, max, _tuple(positions)) for a, v in self._each()]
+
+    def _each(self) -> list[tuple[Address, Tensor]]:
+        return list(zip(self.places, self.vector, strict=True))
+
+
+#: the size of a model that is the width of a site's vectors, by the last axis of the site
+_WIDTHS = {"d_model": "d_model", "d_head": "d_head", "neuron": "d_mlp", "channel": "d_inner"}
+
+
+def direction(
+    vectors: Mapping[str, Float[Tensor, "width"]],
+    name: str = "",
+    positive: str = "",
+    negative: str = "",
+    family: str = "",
+) -> Direction:
+    """Return a direction from its vectors by address.
+
+    Raises:
+        Refused: no vector, vectors of several widths, an unknown site, or a vector that is zero or undefined.
+    """
+    what, widths = f"direction {name!r}", {tuple(v.shape) for v in vectors.values()}
+    if len(widths) != 1 or len(next(iter(widths))) != 1:
+        why = f"its vectors have the shapes {', '.join(map(str, map(list, widths)))}" if widths else "it has no vector"
+        raise Refused(what, why, "give a vector per address, all of one width")
+    stacked = torch.stack([v.detach().float().cpu() for v in vectors.values()])
+    return Direction(
+        vector=stacked,
+        name=name,
+        positive=positive,
+        negative=negative,
+        family=family,
+        labels={"address": [str(parse(a)) for a in vectors]},
+        reasons=dict.fromkeys(("vector", "midpoint"), "a direction is no measurement"),
+    )
+
+
+def open_direction(path: str | Path) -> Direction:
+    """Open a file of `Direction.save`, a control vector of repeng (.gguf), or a vector of steering-vectors (.pt).
+
+    Raises:
+        Refused: no such file, another kind of file, or vectors that cannot be a direction.
+    """
+    path = Path(path).expanduser()
+    found = open_result(path) if path.suffix not in FORMATS else _foreign(path)
+    if not isinstance(found, Direction):
+        raise Refused(f"file {str(path)!r}", f"it holds a {found.kind}", "give the file of a direction")
+    whole = str(path.absolute())
+    made = Made(called("ca.directions.open", repr(whole)), {"": whole})
+    return replace(found, made=made.of(found, _tensors))
+
+
+def _foreign(path: Path) -> Direction:
+    vectors, family = FORMATS[path.suffix].read(path)
+    return direction(vectors, path.stem, family=family)
+
+
+def write_direction(found: Direction, path: str | Path) -> Path:
+    """Write a direction as its ending says: .safetensors, or .gguf and .pt for repeng and steering-vectors.
+
+    The forms of others hold the vectors of one site, by layer, and nothing else.
+
+    Raises:
+        Refused: another ending, or addresses that the form has no place for.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return found.save(path)
+    if path.suffix not in FORMATS:
+        raise Refused(f"file {str(path)!r}", "no form of directions ends so", "use .safetensors, .gguf or .pt")
+    return FORMATS[path.suffix].write(dict(zip(found.places, found.vector, strict=True)), path, found.family)
+
+
+def _tensors(found: Direction) -> dict[str, Any]:
+    return {"vector": found.vector}
+
+
+def _tuple(positions: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if positions is None else tuple(positions)
+
+
+def _example(opened: Mapping[str, Any]) -> Direction:
+    """Return directions drawn at random at the ends of two blocks."""
+    g, width = generator(7), opened["model"].shape.d_model
+    return direction({f"resid_post.{i}": torch.randn(width, generator=g) for i in range(2)}, "drawn")
+
+
+register(
+    Subject(
+        "direction",
+        Direction,
+        (
+            Flag(
+                "direction",
+                str,
+                REQUIRED,
+                "a saved direction: .safetensors, or .gguf (repeng) or .pt (steering-vectors)",
+            ),
+        ),
+        lambda flags, opened: open_direction(flags["direction"]),
+        _example,
+        needs=("model",),
+        advice="ca.directions.open(file)",
+    )
+)
