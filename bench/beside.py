@@ -14,13 +14,13 @@ UNIT = "× plain forward"
 
 
 @contextmanager
-def started(module: str, chosen: Namespace) -> Iterator[tuple[str, dict[str, Subject]]]:
+def started(module: str, chosen: Namespace, environment: str = "a") -> Iterator[tuple[str, dict[str, Subject]]]:
     """Start the subjects of a benchmark on one seeded model; yield the model's folder and the subjects by name."""
     running = dict[str, Subject]()
     with tempfile.TemporaryDirectory() as folder:
         save(folder)
         try:
-            for name, python in pythons(chosen, {"transformer_lens": "a"}).items():
+            for name, python in pythons(chosen, {"transformer_lens": environment}).items():
                 running[name] = Subject(python, module, "--subject", name, folder)
             yield folder, running
         finally:

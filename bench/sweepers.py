@@ -138,10 +138,11 @@ def transformer_lens(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]
 
 def hooked_transformer(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
     """TransformerLens 3's own helpers over its HookedTransformer, weights as they are."""
-    return version("transformer-lens"), _helpers(_hooked(hf), ids, resid=4, heads=5)
+    return version("transformer-lens"), _helpers(hooked(hf), ids, resid=4, heads=5)
 
 
-def _hooked(hf: Any) -> Any:
+def hooked(hf: Any) -> Any:
+    """TransformerLens' HookedTransformer of a saved model, weights as they are."""
     from transformer_lens import HookedTransformer
     from transformer_lens import loading_from_pretrained as loading
 
@@ -198,7 +199,7 @@ def textbook(hf: Any, ids: Any, noise: Any) -> tuple[str, dict[str, Job]]:
     """Three runs a cell, as the definition of activation patching reads, two of them cached whole."""
     import torch
 
-    model = _hooked(hf)
+    model = hooked(hf)
     cells = (0, CELLS, 11)
 
     def put(x: Any, hook: Any, value: Any, position: int) -> Any:
