@@ -55,8 +55,8 @@ def prompt() -> torch.Tensor:
     return torch.tensor([[0, 5, 9, 31, 5, 9]])
 
 
-def there(name: str, processed: bool) -> dict[str, torch.Tensor]:
-    """Return logits and activations of TransformerLens."""
+def loaded(name: str, processed: bool) -> Any:
+    """Return the tiny model of a name as TransformerLens loads it."""
     import transformer_lens
     from transformer_lens import loading_from_pretrained as loading
 
@@ -76,12 +76,11 @@ def there(name: str, processed: bool) -> dict[str, torch.Tensor]:
         sizes |= {"attn_scale": 2.0, "attn_types": ["global"] * 2, "use_local_attn": False, "window_size": 16}
     loading.convert_hf_model_config = lambda *_, **__: {**described(name), **sizes}
     try:
-        model = transformer_lens.HookedTransformer.from_pretrained(
+        return transformer_lens.HookedTransformer.from_pretrained(
             name, hf_model=hf, tokenizer=None, **({} if processed else dict.fromkeys(PROCESSING, False)), device="cpu"
         )
     finally:
         loading.convert_hf_model_config = convert
-    return captured(model)
 
 
 PROCESSING = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
@@ -160,7 +159,7 @@ def main() -> None:
     out: dict[str, Any] = {"made with": f"transformer_lens {version('transformer_lens')}"}
     for name in SUBJECTS:
         for processed in (False, True):
-            out[f"{name} {'processed' if processed else 'raw'}"] = digest(there(name, processed))
+            out[f"{name} {'processed' if processed else 'raw'}"] = digest(captured(loaded(name, processed)))
     for name in NATIVE:
         out[f"native {name}"] = digest(captured(transformer_lens.HookedTransformer(native(name))))
     text = json.dumps(out, separators=(",", ":"))

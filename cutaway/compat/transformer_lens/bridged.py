@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cutaway.compat.transformer_lens import native
 from cutaway.compat.transformer_lens.config import HookedTransformerConfig as Config
 from cutaway.compat.transformer_lens.factored_matrix import FactoredMatrix
 from cutaway.compat.transformer_lens.hook_points import HookPoint
@@ -86,6 +87,21 @@ class Part(nn.Module):
         return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
 
 
+class NormPart(Part):
+    """The component of a norm, which can be called as the native one can."""
+
+    forward = native.Norm.forward
+    eps = property(lambda self: self.cfg.eps)
+    rms = property(lambda self: "RMS" in str(self.cfg.normalization_type))
+    pre = property(lambda self: not self.__dict__["weights"])
+
+
+class UnembedPart(Part):
+    """The component of the unembedding, which can be called as the native one can."""
+
+    forward = native.Unembed.forward
+
+
 def components(house: Model, cfg: Config) -> dict[str, nn.Module]:
     """Make the tree: embed, pos_embed, blocks, ln_final and unembed, with the hook points of the whole model."""
     w, a = house.weights, house.anatomy
@@ -95,8 +111,8 @@ def components(house: Model, cfg: Config) -> dict[str, nn.Module]:
         tree |= {"pos_embed": Part(cfg, [], {"W_pos": lambda: pos.weight[start:]}), "hook_pos_embed": HookPoint()}
     tree["blocks"] = nn.ModuleList(_block(house, cfg, i) for i in range(cfg.n_layers))
     if (final := a.top("final")) is not None:
-        tree["ln_final"] = Part(cfg, _NORM_POINTS, _norm_weights(a, final, cfg))
-    tree["unembed"] = Part(cfg, ["in", "out"], {"W_U": lambda: w.unembed, "b_U": lambda: w.unembed_bias})
+        tree["ln_final"] = NormPart(cfg, _NORM_POINTS, _norm_weights(a, final, cfg))
+    tree["unembed"] = UnembedPart(cfg, ["in", "out"], {"W_U": lambda: w.unembed, "b_U": lambda: w.unembed_bias})
     return tree
 
 
@@ -131,11 +147,11 @@ def _block(house: Model, cfg: Config, i: int) -> Part:
     block.attn = Part(cfg, ["k", "q", "v", "z", "attn_scores", "pattern", "result", *rotary], heads)
     for name in ("q_norm", "k_norm") if _head_norm(a, i, "q_norm") is not None else ():
         setattr(block.attn, name, Part(cfg, _NORM_POINTS, {}))
-    block.ln1 = Part(cfg, _NORM_POINTS, _norm_weights(a, a.part(i, "ln1"), cfg))
+    block.ln1 = NormPart(cfg, _NORM_POINTS, _norm_weights(a, a.part(i, "ln1"), cfg))
     for name in ("ln1_post", "ln2_post") if cfg.use_normalization_before_and_after else ():
         setattr(block, name, Part(cfg, _NORM_POINTS, {"w": lambda name=name: a.norm(a.part(i, name)).weight}))
     if not cfg.attn_only:
-        block.ln2 = Part(cfg, _NORM_POINTS, _norm_weights(a, a.part(i, "ln2") or a.part(i, "ln1"), cfg))
+        block.ln2 = NormPart(cfg, _NORM_POINTS, _norm_weights(a, a.part(i, "ln2") or a.part(i, "ln1"), cfg))
         mlp = {"W_in": lambda: w.mlp_in[i], "W_out": lambda: w.mlp_out[i], "b_out": lambda: w.mlp_out_bias[i]}
         mlp["b_in"] = (lambda: w.mlp_in_bias[i]) if not cfg.gated_mlp else lambda: torch.zeros_like(w.mlp_in_bias[i])
         mlp |= {"W_gate": lambda: w.mlp_gate[i]} if cfg.gated_mlp else {}
