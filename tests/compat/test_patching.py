@@ -49,7 +49,13 @@ def test_a_metric_gets_whole_logits_if_it_asks_for_them():
         return logits[:, -1, 5].mean() + (logits[:, 4, 5].mean() if logits[:, -1, 5].mean() < 100 else 0)
 
     corrupt, run = helpers.CORRUPT, patching.get_act_patch_resid_pre
-    for metric in (early, late_and_early):
+    forms = (
+        lambda x: x[..., -1, 5].mean(),
+        lambda x: x[:, -1:, 5].mean(),
+        lambda x: x[1, 5, 3],
+        lambda x: x[..., 5].max(),
+    )
+    for metric in (early, late_and_early, *forms):
         assert torch.allclose(run(m, corrupt, clean, metric), run(m, corrupt, clean, lambda x, f=metric: f(x + 0)))
     assert shapes == {(2, 6, 32)}
 

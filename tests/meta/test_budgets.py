@@ -27,7 +27,7 @@ BUDGETS = {
     "graphs": 3_435,
     "features": 3_755,
     "suites": 1_105,
-    "compat": 3_300,
+    "compat": 3_450,
     "cli": 2_850,
 }
 

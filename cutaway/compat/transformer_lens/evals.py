@@ -10,11 +10,9 @@ import torch
 from cutaway.compat.transformer_lens.utils import lm_cross_entropy_loss
 from cutaway.core.refuse import Refused
 
-_ZOOM_IN = (
-    "Many important transition points in the history of science have been moments when science 'zoomed in.' At these "
-    "points, we develop a visualization or tool that allows us to see the world in a new level of detail, and a new "
-    "field of science develops to study the world through this lens."
-)
+_ZOOM_IN = """Many important transition points in the history of science have been moments when science 'zoomed in.' \
+At these points, we develop a visualization or tool that allows us to see the world in a new level of detail, and a \
+new field of science develops to study the world through this lens."""
 
 
 def sanity_check(model: Any) -> Any:

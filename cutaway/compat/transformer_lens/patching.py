@@ -85,9 +85,11 @@ class _LastLogits(Tensor):
 
 
 def _is_last(index: Any, width: int) -> bool:
-    if not isinstance(index, tuple) or len(index) < 2 + (index[0] is ...) or not isinstance(index[1], int | slice):
+    """Return True of an index [prompt, position, …] or [..., position, token] of the last position alone."""
+    if not isinstance(index, tuple) or len(index) < 2 or not isinstance(index[1], int | slice):
         return False
-    return (index[0] is ... or isinstance(index[0], int | slice)) and index[1] in (-1, width - 1, slice(-1, None))
+    first = isinstance(index[0], int | slice) or (index[0] is ... and len(index) == 3)
+    return first and index[1] in (-1, width - 1, slice(-1, None))
 
 
 def generic_activation_patch(

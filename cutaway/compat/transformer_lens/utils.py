@@ -58,9 +58,7 @@ class Slice:
         elif isinstance(input_slice, int):
             self.mode = "int"
         else:
-            raise Mismatch(
-                f"Slice({input_slice!r})", "it is no slice", "give an int, a tuple, a list, an array or None"
-            )
+            raise Mismatch(f"Slice({input_slice!r})", "it is no slice", "give an int, a tuple, a list or an array")
 
     def apply(self, tensor: Any, dim: int = 0) -> Any:
         """Return the slice of a tensor along one dimension."""
@@ -249,13 +247,7 @@ def tokenize_and_concatenate(
 
 
 def test_prompt(
-    prompt,
-    answer,
-    model,
-    prepend_space_to_answer=True,
-    print_details=True,
-    prepend_bos=None,
-    top_k=10,
+    prompt, answer, model, prepend_space_to_answer=True, print_details=True, prepend_bos=None, top_k=10
 ) -> None:
     """Print rank, logit and probability of the answer's tokens, and the likeliest tokens."""
     answers = [answer] if isinstance(answer, str) else answer
