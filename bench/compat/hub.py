@@ -54,8 +54,8 @@ MODELS = {
         "head_dim": 32, "intermediate_size": 256, "vocab_size": 50257, "tie_word_embeddings": True,
     }, "28 layers of 1024 there"),
 }  # fmt: skip
-#: what stands in a second cache in place of the model of this name, for notebooks with thousands of forward passes
-NARROW = {"gpt2": gpt2(width=192, said="768 wide there")}
+#: what stands for GPT-2 in other caches, for notebooks with hundreds and with thousands of forward passes
+SMALLER = {"narrow": gpt2(width=192, said="768 wide there"), "small": gpt2(4, 128, 4, "12 layers of 768 there")}
 #: models that TransformerLens alone reads: layers, activation of MLPs (none: attention only), number of checkpoints
 OWN = {
     "NeelNanda/Attn_Only_2L512W_C4_Code": (2, None, 64),
@@ -71,26 +71,27 @@ SAES, LATENTS = "jbloom/GPT2-Small-SAEs-Reformatted", 2048  # 24576 there
 
 
 def main() -> None:
-    """Write both caches; the narrow one is linked to the full one where they agree."""
+    """Write all caches; the smaller ones are linked to the full one where they agree."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="of the caches")
     parser.add_argument("--tokenizer", type=Path, required=True, help="folder of GPT-2's tokenizer")
     chosen = parser.parse_args()
-    full, narrow = (chosen.folder / name for name in ("full", "narrow"))
+    full = chosen.folder / "full"
     for name, shape in MODELS.items():
         save(snapshot(full, name), shape, chosen.tokenizer)
-    for name, shape in NARROW.items():
-        save(snapshot(narrow, name), shape, chosen.tokenizer)
     for name in TOKENIZERS:
         shutil.copytree(chosen.tokenizer, snapshot(full, name), dirs_exist_ok=True)
+        (snapshot(full, name) / "config.json").write_text('{"model_type": "gpt2"}')
     for name, (layers, act, checkpoints) in OWN.items():
         save_own(snapshot(full, name), layers, act, checkpoints)
     save_saes(snapshot(full, SAES))
     save_transcoders(snapshot(full, TRANSCODERS), MODELS["Qwen/Qwen3-0.6B"].sizes)
     save_course(full)
-    for repository in full.iterdir():
-        if not (narrow / repository.name).exists():
-            link(narrow / repository.name, f"../full/{repository.name}")
+    for name, shape in SMALLER.items():
+        save(snapshot(chosen.folder / name, "gpt2"), shape, chosen.tokenizer)
+        for repository in full.iterdir():
+            if not (chosen.folder / name / repository.name).exists():
+                link(chosen.folder / name / repository.name, f"../full/{repository.name}")
 
 
 def snapshot(cache: Path, name: str) -> Path:

@@ -47,16 +47,17 @@ def circuits(name: str) -> Notebook:
 
 
 _TL, _SL = "TransformerLens 2.16.1, demos", "SAELens 6.18, tutorials"
+_SMALL = "GPT-2 of 4 layers, 128 wide"
 _SAES = "SAEs of 2048 latents for 24576"
 _FEWER = {"10_000": "200", "20_000": "400", "30_000": "600"}
 NOTEBOOKS = {
     "main": Notebook("Main_Demo.ipynb", _TL, models=_GPT2 | _OWN | {"distilgpt2": "distilgpt2"}),
     "exploratory": Notebook("Exploratory_Analysis_Demo.ipynb", _TL, hub="narrow", said="GPT-2 192 wide"),
     "activation patching": Notebook(
-        "Activation_Patching_in_TL_Demo.ipynb", _TL, models=_GPT2 | _OWN, hub="narrow", said="GPT-2 192 wide"
+        "Activation_Patching_in_TL_Demo.ipynb", _TL, models=_GPT2 | _OWN, hub="small", said=_SMALL
     ),
     "attribution patching": Notebook(
-        "Attribution_Patching_Demo.ipynb", _TL, models=_GPT2 | {"gpt2-xl": "gpt2-xl"}, said="GPT-2 XL 400 wide"
+        "Attribution_Patching_Demo.ipynb", _TL, models=_GPT2 | {"gpt2-xl": "gpt2-xl"}, hub="narrow", said="GPT-2 192 wide, GPT-2 XL 400 wide"
     ),
     "head detector": Notebook("Head_Detector_Demo.ipynb", _TL),
     "sae loading": Notebook("SL_basic_loading_and_analysing.ipynb", _SL, said=_SAES),

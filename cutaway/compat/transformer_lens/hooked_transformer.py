@@ -141,7 +141,7 @@ class HookedTransformer(Tokenisation, Weights):
         model._process(
             fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices
         )
-        print(f"Loaded pretrained model {model_name} into HookedTransformer")
+        sys.stdout.write(f"Loaded pretrained model {model_name} into HookedTransformer\n")
         return model.eval()
 
     @classmethod
