@@ -57,7 +57,8 @@ NOTEBOOKS = {
         "Activation_Patching_in_TL_Demo.ipynb", _TL, models=_GPT2 | _OWN, hub="small", said=_SMALL
     ),
     "attribution patching": Notebook(
-        "Attribution_Patching_Demo.ipynb", _TL, models=_GPT2 | {"gpt2-xl": "gpt2-xl"}, hub="narrow", said="GPT-2 192 wide, GPT-2 XL 400 wide"
+        "Attribution_Patching_Demo.ipynb", _TL, models=_GPT2 | {"gpt2-xl": "gpt2-xl"}, hub="narrow",
+        said="GPT-2 192 wide, GPT-2 XL 400 wide",
     ),
     "head detector": Notebook("Head_Detector_Demo.ipynb", _TL),
     "sae loading": Notebook("SL_basic_loading_and_analysing.ipynb", _SL, said=_SAES),
