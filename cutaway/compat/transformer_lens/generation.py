@@ -12,17 +12,7 @@ from cutaway.compat.transformer_lens.utils import get_attention_mask, sample_log
 
 
 @torch.inference_mode()
-def generated(
-    model: Any,
-    tokens: Tensor,
-    mask: Tensor | None,
-    max_new_tokens: int,
-    stops: list[int],
-    use_past_kv_cache: bool,
-    do_sample: bool,
-    verbose: bool,
-    **how: Any,
-) -> Tensor:
+def generated(model, tokens, mask, max_new_tokens, stops, use_past_kv_cache, do_sample, verbose, **how) -> Tensor:
     """Return the tokens [batch, position] with new ones behind them; a row that has stopped goes on with its stop."""
     from tqdm import tqdm
 

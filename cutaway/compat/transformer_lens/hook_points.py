@@ -51,14 +51,7 @@ class HookPoint(nn.Module):
         """Add a hook that `reset_hooks` leaves."""
         self.add_hook(hook, dir, is_permanent=True)
 
-    def add_hook(
-        self,
-        hook: HookFunction,
-        dir: Literal["fwd", "bwd"] = "fwd",
-        is_permanent: bool = False,
-        level: int | None = None,
-        prepend: bool = False,
-    ) -> None:
+    def add_hook(self, hook, dir="fwd", is_permanent=False, level=None, prepend=False) -> None:
         """Add a hook: `hook(tensor, hook=self)` returns the tensor to go on with, or None for no change."""
         if dir not in ("fwd", "bwd"):
             raise ValueError(f"Invalid direction {dir}")
@@ -160,13 +153,7 @@ class HookedRootModule(nn.Module):
         for point in self.hook_points():
             point.clear_context()
 
-    def reset_hooks(
-        self,
-        clear_contexts: bool = True,
-        direction: Direction = "both",
-        including_permanent: bool = False,
-        level: int | None = None,
-    ) -> None:
+    def reset_hooks(self, clear_contexts=True, direction="both", including_permanent=False, level=None) -> None:
         """Remove all hooks but permanent ones."""
         if clear_contexts:
             self.clear_contexts()
@@ -191,15 +178,7 @@ class HookedRootModule(nn.Module):
                 self.check_hooks_to_add(point, n, hook)
             point.add_hook(hook, **how)
 
-    def add_hook(
-        self,
-        name: str | Callable[[str], bool],
-        hook: HookFunction,
-        dir: Literal["fwd", "bwd"] = "fwd",
-        is_permanent: bool = False,
-        level: int | None = None,
-        prepend: bool = False,
-    ) -> None:
+    def add_hook(self, name, hook, dir="fwd", is_permanent=False, level=None, prepend=False) -> None:
         """Add a hook to one point, or to all whose names a function accepts.
 
         Raises:
@@ -215,12 +194,7 @@ class HookedRootModule(nn.Module):
 
     @contextmanager
     def hooks(
-        self,
-        fwd_hooks: Hooks = (),
-        bwd_hooks: Hooks = (),
-        reset_hooks_end: bool = True,
-        clear_contexts: bool = False,
-        _check: bool = True,
+        self, fwd_hooks=(), bwd_hooks=(), reset_hooks_end=True, clear_contexts=False, _check=True
     ) -> Iterator[Any]:
         """Within the block, these hooks are on the model."""
         try:
@@ -235,13 +209,7 @@ class HookedRootModule(nn.Module):
             self.context_level -= 1
 
     def run_with_hooks(
-        self,
-        *model_args: Any,
-        fwd_hooks: Hooks = (),
-        bwd_hooks: Hooks = (),
-        reset_hooks_end: bool = True,
-        clear_contexts: bool = False,
-        **model_kwargs: Any,
+        self, *model_args, fwd_hooks=(), bwd_hooks=(), reset_hooks_end=True, clear_contexts=False, **model_kwargs
     ) -> Any:
         """Run the model with these hooks; backward hooks need `reset_hooks_end=False` to see a backward pass."""
         if bwd_hooks and reset_hooks_end:
@@ -250,13 +218,7 @@ class HookedRootModule(nn.Module):
             return self(*model_args, **model_kwargs)
 
     def get_caching_hooks(
-        self,
-        names_filter: NamesFilter = None,
-        incl_bwd: bool = False,
-        device: Any = None,
-        remove_batch_dim: bool = False,
-        cache: dict[str, Tensor] | None = None,
-        pos_slice: Any = None,
+        self, names_filter=None, incl_bwd=False, device=None, remove_batch_dim=False, cache=None, pos_slice=None
     ) -> tuple[dict[str, Tensor], list[tuple[str, HookFunction]], list[tuple[str, HookFunction]]]:
         """Return a dictionary, and the forward and backward hooks that fill it."""
         cache, cut, chosen = {} if cache is None else cache, Slice.unwrap(pos_slice), _filter(names_filter)

@@ -18,7 +18,6 @@ from cutaway.compat.transformer_lens.loading import configuration, own_model
 from cutaway.compat.transformer_lens.tokenisation import Tokenisation
 from cutaway.compat.transformer_lens.weights import Weights
 from cutaway.core.refuse import Refused
-from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 
 _SWITCHES = {
@@ -46,14 +45,7 @@ class HookedTransformer(Tokenisation, Weights):
         house: the house model that a bridged one runs; None of a native one.
     """
 
-    def __init__(
-        self,
-        cfg: HookedTransformerConfig | dict[str, Any],
-        tokenizer: Any = None,
-        move_to_device: bool = True,
-        default_padding_side: str | None = None,
-        _house: Model | None = None,
-    ):
+    def __init__(self, cfg, tokenizer=None, move_to_device=True, default_padding_side=None, _house=None):
         super().__init__()
         if isinstance(cfg, str):
             raise ValueError("Please pass in a config dictionary or HookedTransformerConfig object")
@@ -355,15 +347,7 @@ class TransformerBridge(HookedTransformer):
     """TransformerLens 3's and 4's bridge: raw weights, until `enable_compatibility_mode` folds and centres them."""
 
     @classmethod
-    def boot_transformers(
-        cls,
-        model_name: str,
-        device: Any = None,
-        dtype: Any = None,
-        hf_model: Any = None,
-        tokenizer: Any = None,
-        **_: Any,
-    ) -> Any:
+    def boot_transformers(cls, model_name, device=None, dtype=None, hf_model=None, tokenizer=None, **_) -> Any:
         """Return a bridged model with the weights as they are."""
         return cls.from_pretrained_no_processing(
             model_name, device=device, dtype=dtype, hf_model=hf_model, tokenizer=tokenizer

@@ -41,12 +41,7 @@ class Tokenisation:
         return self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos
 
     def to_tokens(
-        self,
-        input: str | list[str],
-        prepend_bos: bool | None = None,
-        padding_side: str | None = None,
-        move_to_device: bool = True,
-        truncate: bool = True,
+        self, input, prepend_bos=None, padding_side=None, move_to_device=True, truncate=True
     ) -> Int[Tensor, "batch pos"]:
         """Return the token ids of a text, or of several, padded."""
         t, prepend = self.tokenizer, self._bos(prepend_bos)
@@ -100,14 +95,7 @@ class Tokenisation:
             raise AssertionError(f"{int_token!r} is no token id")
         return self.to_str_tokens(torch.tensor([int_token]))[0]
 
-    def get_token_position(
-        self,
-        single_token: str | int,
-        input: Any,
-        mode: str = "first",
-        prepend_bos: bool | None = None,
-        padding_side: str | None = None,
-    ) -> int:
+    def get_token_position(self, single_token, input, mode="first", prepend_bos=None, padding_side=None) -> int:
         """Return where a token stands in a text or in ids: its first or last place."""
         ids = self.to_tokens(input, prepend_bos, padding_side) if isinstance(input, str) else torch.as_tensor(input)
         ids = ids.squeeze(0) if ids.ndim == 2 else ids

@@ -92,15 +92,7 @@ def refactor_factored_attn_matrices(state: State, cfg: Config) -> State:
     return state
 
 
-def process(
-    state: State,
-    cfg: Config,
-    fold_ln: bool,
-    centre_writing: bool,
-    centre_unembed: bool,
-    fold_values: bool,
-    refactor: bool,
-) -> State:
+def process(state, cfg, fold_ln, centre_writing, centre_unembed, fold_values, refactor) -> State:
     """Process a state dict as asked; what does not apply to the model is left out with a warning."""
     rms = str(cfg.normalization_type).startswith("RMS")
     if fold_ln:
