@@ -34,12 +34,16 @@ def run(
     A notebook is a program: run those that you trust. The exit code is 1 if a cell failed.
     """
     from cutaway import compat
-    from cutaway.compat.notebook import run_cells
+    from cutaway.compat.notebook import Cell, run_cells
 
-    models = dict(map(_named, model or []))
-    with stages() as step, compat.imports(models) as aliases, contextlib.redirect_stdout(sys.stderr):
-        cells = []
-        for cell in run_cells(notebook, {"__name__": "__main__"}):
+    models, cells, file = dict(map(_named, model or [])), list[Cell](), notebook.resolve()
+    with contextlib.ExitStack() as stack:
+        step, aliases = stack.enter_context(stages()), stack.enter_context(compat.imports(models))
+        stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        if file.is_file():
+            stack.enter_context(contextlib.chdir(file.parent))  # where Jupyter runs it, too
+            sys.path.insert(0, str(file.parent))
+        for cell in run_cells(file, {"__name__": "__main__"}):
             step(f"cell {cell.number}: {cell.state}")
             cells.append(cell)
     count = Counter(cell.state for cell in cells)
@@ -61,4 +65,4 @@ def _named(text: str) -> tuple[str, str]:
     name, equals, folder = text.partition("=")
     if not (name and equals and folder):
         raise Refused(Keyword("model", text), "it says no name and what it means", "give NAME=FOLDER")
-    return name, folder
+    return name, str(Path(folder).resolve()) if Path(folder).exists() else folder

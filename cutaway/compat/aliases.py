@@ -131,7 +131,7 @@ class Alias(ModuleType):
             return import_module(full)
         if value is self:
             raise AttributeError(self._aliases.refuse(full))
-        callers = (frame.f_code.co_name for frame, _ in islice(walk_stack(None), 6))
+        callers = (frame.f_code.co_name for frame, _ in islice(walk_stack(sys._getframe()), 6))
         self._aliases.used[full] += "_handle_fromlist" not in callers  # which looks before each `from … import`
         return value
 

@@ -1,6 +1,7 @@
 """circuit-tracer's façade: its own values where they are stored, else the house's, and definitions."""
 
 import json
+import shutil
 from urllib.request import urlopen
 
 import pytest
@@ -75,6 +76,18 @@ def test_activations_are_those_of_the_transcoders_but_at_the_first_token(models)
     assert torch.equal(sparse.to_dense(), found)
     before = model.get_activations(IDS, apply_activation_function=False)[1]
     assert torch.equal(before[found != 0], found[found != 0])  # these gates pass what exceeds their threshold
+
+
+def test_transcoders_that_read_a_norm_before_its_weight_get_it_from_the_model(models, folder, tmp_path):
+    shutil.copytree(folder / GEMMA, tmp_path / "before")
+    config = tmp_path / "before" / "config.yaml"
+    config.write_text(config.read_text().replace("mlp.hook_in", "ln2.hook_normalized"))
+    model = ct.ReplacementModel.from_pretrained(str(folder / "Gemma 2"), str(tmp_path / "before"))
+    weight = 1 + model.house.hf.model.layers[1].pre_feedforward_layernorm.weight
+    reads = {"mlp_in.1": model.house.capture(IDS[None], "mlp_in.1")["mlp_in.1"] / weight}
+    expected = models[GEMMA].transcoders.pre_activations(1, reads)
+    found = model.get_activations(IDS, apply_activation_function=False)[1][1]
+    assert torch.allclose(found[1:], expected[1:], atol=1e-4)
 
 
 def test_a_value_that_a_feature_has_anyhow_changes_nothing_and_open_ends_reach_new_tokens(models):

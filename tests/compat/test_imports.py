@@ -101,7 +101,7 @@ CELLS = [
     "import circuitsvis as cv\ncv.examples.hello('you')",
     "%%time\nfrom circuitsvis.examples import NoSuchName",
     "1 /",
-    "assert not c\nprint(x)\nx + 40",
+    "assert not c\nprint(x)\nfrom beside import y\nopen('left', 'w').close()\nx + y",
 ]
 
 
@@ -114,6 +114,7 @@ def notebook(tmp_path, cells, **more):
 
 def test_a_notebook_is_run_from_the_command_line(tmp_path):
     """Cells of other systems are skipped, a failure stops no other cell, values of last lines are shown."""
+    (tmp_path / "beside.py").write_text("y = 40")
     command = [sys.executable, "-m", "cutaway", "compat", "run", str(notebook(tmp_path, CELLS)), "--json"]
     done = subprocess.run(command, capture_output=True, text=True)
     data = json.loads(done.stdout)
@@ -123,6 +124,7 @@ def test_a_notebook_is_run_from_the_command_line(tmp_path):
     assert [r["what"] for r in data["refused"]] == ["circuitsvis.examples.NoSuchName"]
     assert "left out: !pip install x" in data["cells"][0]["why"]
     assert "1\n41\n" in done.stderr
+    assert (tmp_path / "left").exists()
     assert done.returncode == 1
 
 

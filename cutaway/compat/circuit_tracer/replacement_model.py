@@ -16,9 +16,10 @@ from cutaway import dictionaries, load
 from cutaway.compat import MODELS
 from cutaway.compat.circuit_tracer.interventions import Intervention, Seen, SetFeatures, activations
 from cutaway.core.refuse import Keyword, Refused
-from cutaway.dictionaries import Dictionary
+from cutaway.dictionaries import Dictionary, formats
 from cutaway.dictionaries.splice import SpliceRead
 from cutaway.graphs.latents import as_transcoders
+from cutaway.models.anatomy.norms import measure
 from cutaway.models.edits.edit import Edit, as_edits
 from cutaway.models.edits.library import Freeze
 from cutaway.models.generate import generated_ids
@@ -54,23 +55,25 @@ class ReplacementModel:
     def from_pretrained(cls, model_name: str, transcoder_set: str, **kwargs: Any) -> ReplacementModel:
         """Load a model and its transcoders, each by a name of `compat.MODELS`, a folder or a name of the hub."""
         found = MODELS.get(transcoder_set, SETS.get(transcoder_set, transcoder_set))
-        made = found if isinstance(found, Dictionary) else dictionaries.load(found)
-        return cls.from_pretrained_and_transcoders(model_name, made, scan=transcoder_set, **kwargs)
+        return cls.from_pretrained_and_transcoders(model_name, found, scan=transcoder_set, **kwargs)
 
     @classmethod
     def from_pretrained_and_transcoders(
         cls,
         model_name: str,
-        transcoders: Dictionary,
+        transcoders: Dictionary | str,
         device: Any = None,
         dtype: torch.dtype = torch.float32,
         scan: str | None = None,
         **kwargs: Any,
     ) -> ReplacementModel:
-        """Load a model beside a dictionary of transcoders; backends and lazy loading make no difference here."""
+        """Load a model beside transcoders; backends and lazy loading make no difference here."""
         found = MODELS.get(model_name, model_name)
-        given = {"dtype": str(dtype).removeprefix("torch.")} | ({"device": str(device)} if device else {})
-        return cls(found if isinstance(found, Model) else load(found, **given), transcoders, model_name, scan)
+        wide = torch.promote_types(dtype, torch.float32)  # in less, graphs do not close
+        given = {"dtype": str(wide).removeprefix("torch.")} | ({"device": str(device)} if device else {})
+        house = found if isinstance(found, Model) else load(found, **given)
+        made = transcoders if isinstance(transcoders, Dictionary) else _opened(transcoders, house)
+        return cls(house, made, model_name, scan)
 
     @cached_property
     def cfg(self) -> SimpleNamespace:
@@ -184,3 +187,11 @@ class ReplacementModel:
             return []
         acts = house.capture(ids, [*held, *self.transcoders.reads], logits=False)
         return [*(Freeze(h, acts) for h in held), SetFeatures(self.over, wanted, self.leading, layers, acts)]
+
+
+def _opened(where: str, house: Model) -> Dictionary:
+    """Open transcoders; some read a norm before its weight is multiplied in, which the model has."""
+    norms = {i: house.anatomy.part(i, "ln2") for i in range(house.shape.n_layers)}
+    weights = {i: measure(norm, house.shape.d_model).weight for i, norm in norms.items() if norm is not None}
+    given: dict[str, Any] = {"norm_weights": weights} if formats.detect(where) == ["circuit_tracer"] else {}
+    return dictionaries.load(where, **given)
