@@ -115,8 +115,20 @@ def edge_scores(
     start: Float[Tensor, "target"],
 ) -> Float[Tensor, "target node"]:
     """Return the influence that passes each edge: its share of its target's |edges|, times the target's influence."""
-    size = weight.abs()
-    return size * ((influence[at] + start) / size.sum(1).clamp_min(_TINY))[:, None]
+    every = torch.ones_like(influence, dtype=torch.bool)
+    return weight.abs() * target_scales(influence, weight, at, start, every)[:, None]
+
+
+def target_scales(
+    influence: Float[Tensor, "node"],
+    weight: Float[Tensor, "target node"],
+    at: Int[Tensor, "target"],
+    start: Float[Tensor, "target"],
+    counted: Bool[Tensor, "node"],
+) -> Float[Tensor, "target"]:
+    """Return the influence that passes one unit of each target's |edges| from the nodes counted."""
+    sizes = torch.cat([(rows.abs() * counted).sum(1) for rows in weight.split(ROWS)])
+    return (influence[at] + start) / sizes.clamp_min(_TINY)
 
 
 class GraphScores(TypedDict):

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.core.graph import Graph, graph
@@ -20,7 +20,7 @@ from cutaway.core.node import Edge
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.graphs.attribution_graph import AttributionGraph
 from cutaway.graphs.grouping import Supernodes
-from cutaway.graphs.influence import Kind, edge_scores, graph_scores, sources, spread
+from cutaway.graphs.influence import Kind, completeness, replacement, sources, spread, target_scales
 from cutaway.views.wording import visible
 
 _TINY = 1e-30
@@ -85,15 +85,14 @@ def prune(
     row, grouped = _row(preset, nodes, edges), Supernodes({}) if supernodes is None else supernodes
     grouped.check(whole)
     staying = _staying(whole, row, (*pinned, *(n for group in grouped.groups.values() for n in group)))
-    kept, matrix = _pruned(whole, covering(whole.influence, row.nodes) | staying, row.edges, staying)
-    target, source = matrix.nonzero(as_tuple=True)
+    kept, target, source = _pruned(whole, covering(whole.influence, row.nodes) | staying, row.edges, staying)
     pairs = zip(source.tolist(), whole.node_of[target].tolist(), strict=True)
     ends = [Edge(whole.nodes[s], whole.nodes[t]) for s, t in pairs]
     chosen = kept.nonzero()[:, 0].tolist()
     names = [whole.labels["node"][i] for i in chosen]
     made = graph(
         ends,
-        matrix[target, source],
+        whole.weight[target, source],
         nodes=names,
         attributes={name: values[chosen] for name, values in node_numbers(whole).items()},
         exceeds=None if whole.exceeds is None else whole.exceeds[chosen],
@@ -123,12 +122,13 @@ def node_numbers(whole: AttributionGraph) -> dict[str, Float[Tensor, "node"]]:
 def covering(values: Float[Tensor, "*any"], share: float) -> Bool[Tensor, "*any"]:
     """Return a mask of the smallest set of entries whose sum is this share of the whole, entries of 0 left out."""
     flat = values.reshape(-1)
-    sizes, order = flat.sort(descending=True, stable=True)
+    some = (flat > 0).nonzero()[:, 0]
+    sizes, order = flat[some].sort(descending=True, stable=True)
     total = sizes.double().cumsum(0)
     n = int((total < share * total[-1]).sum()) + 1 if len(total) else 0
     found = torch.zeros_like(flat, dtype=torch.bool)
-    found[order[:n]] = True
-    return (found & (flat > 0)).view_as(values)
+    found[some[order[:n]]] = True
+    return found.view_as(values)
 
 
 def _row(preset: str, nodes: float | None, edges: float | None) -> Preset:
@@ -154,27 +154,32 @@ def _staying(whole: AttributionGraph, row: Preset, pinned: tuple[str, ...]) -> B
 
 def _pruned(
     whole: AttributionGraph, kept: Bool[Tensor, "node"], edges: float, staying: Bool[Tensor, "node"]
-) -> tuple[Bool[Tensor, "node"], Float[Tensor, "target node"]]:
-    """Return the nodes and edges that stay: the matrix of all edges, zero where none is."""
-    weight, at = whole.weight * kept, whole.node_of
-    weight = weight * kept[at, None]
-    influence = spread(weight, at, whole.level, whole.share[None], sources(whole.kinds))[0]
-    stays = covering(edge_scores(influence, weight, at, whole.share), edges)
+) -> tuple[Bool[Tensor, "node"], Int[Tensor, "edge"], Int[Tensor, "edge"]]:
+    """Return the nodes that stay, and the row and the column of each edge that stays.
+
+    The matrix of all edges is large: of those between nodes that stay at first, [row column], a part is taken out.
+    """
+    at, unit = whole.node_of, whole.kinds["unit"]
+    rows, columns = kept[at].nonzero()[:, 0], kept.nonzero()[:, 0]
+    influence = spread(whole.weight, at, whole.level, whole.share[None], sources(whole.kinds) & kept)[0]
+    scale = target_scales(influence, whole.weight, at, whole.share, kept)[rows, None]
+    stays = covering(whole.weight[rows[:, None], columns].abs() * scale, edges)
     while True:
-        alive = kept.clone()
-        outgoing, incoming = stays.any(0), torch.zeros_like(kept)
-        incoming[at] = stays.any(1)
+        alive, outgoing, incoming = kept.clone(), torch.zeros_like(kept), torch.zeros_like(kept)
+        outgoing[columns], incoming[at[rows]] = stays.any(0), stays.any(1)
         alive &= staying | outgoing
-        alive &= staying | incoming | ~whole.kinds["unit"]
-        stays &= alive & alive[at, None]
+        alive &= staying | incoming | ~unit
+        stays &= alive[columns] & alive[at[rows], None]
         if torch.equal(alive, kept):
-            return kept, torch.where(stays, weight, 0.0)
+            row, column = stays.nonzero(as_tuple=True)
+            return kept, rows[row], columns[column]
         kept = alive
 
 
 def _scores(whole: AttributionGraph, kept: Bool[Tensor, "node"]) -> tuple[float, float]:
     """Return replacement and completeness of the nodes that stay, all edges between them."""
-    weight, at = whole.weight * kept * kept[whole.node_of, None], whole.node_of
-    influence = spread(weight, at, whole.level, whole.share[None], sources(whole.kinds))[0]
-    found = graph_scores(influence, weight, at, whole.share, whole.kinds)
-    return float(found["replacement"]), float(found["completeness"])
+    at, counted = whole.node_of, sources(whole.kinds) & kept
+    unexplained = (whole.kinds["error"] | whole.kinds["others"]) & kept
+    influence = spread(whole.weight, at, whole.level, whole.share[None], counted)[0]
+    found = completeness(influence, whole.weight, at, whole.share, counted, unexplained)
+    return float(replacement(influence, whole.kinds["token"], unexplained)), float(found)

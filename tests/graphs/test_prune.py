@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import cutaway as ca
 from cutaway.graphs import PRESETS, Neurons, prune
@@ -78,6 +79,24 @@ def test_every_preset_keeps_its_kinds_and_says_so(whole, preset):
     assert set(found.labels["node"]) < set(whole.labels["node"])
     assert 0 < found.record["scores"]["replacement"] <= 1
     assert found.plot() is not None
+
+
+def test_no_copy_of_all_edges_is_made(whole, monkeypatch):
+    largest = 0
+
+    class Watched(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() != whole.weight.data_ptr():
+                largest = max(largest, out.numel())
+            return out
+
+    monkeypatch.setattr("cutaway.graphs.influence.ROWS", 8)
+    _ = whole.kinds, whole.level
+    with Watched():
+        prune(whole, nodes=0.5, edges=0.6)
+    assert 0 < largest < 0.7 * whole.weight.numel()
 
 
 def test_cumulative_shares_are_those_of_the_rank(whole):
