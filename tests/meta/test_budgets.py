@@ -24,7 +24,7 @@ BUDGETS = {
     "patching": 1_900,
     "dictionaries": 9_150,
     "directions": 260,
-    "graphs": 3_435,
+    "graphs": 3_445,
     "features": 3_755,
     "suites": 1_105,
     "compat": 3_450,
