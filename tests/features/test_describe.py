@@ -200,6 +200,12 @@ def test_servers_that_do_not_answer_are_refused(monkeypatch):
         assert len(got) == 2, "what cannot succeed is not tried again"
     with pytest.raises(Refused, match="cannot be reached"):
         Client("m", url).ask("hello")
+    done = threading.Event()
+    with served(lambda _: str(done.wait(5))) as (url, got):
+        with pytest.raises(Refused, match=r"no answer came within 0\.2 s"):
+            Client("m", url, timeout=0.2).ask("hello")
+        done.set()
+        assert len(got) <= 1, "a server at work is not asked again"
 
 
 def test_scores_are_those_of_the_definitions():

@@ -31,6 +31,7 @@ class Client:
         budget: number of requests that may be sent; None for any number.
         dry: True for a dry run.
         sent: requests so far.
+        timeout: seconds until an answer that does not come is refused.
         tokens: tokens so far that the server counted; in a dry run an estimate of those of the prompts.
     """
 
@@ -43,7 +44,7 @@ class Client:
         cache: str | Path | None = None,
         budget: int | None = None,
         dry: bool = False,
-        timeout: float = 120.0,
+        timeout: float = 600.0,
     ):
         self.model, self.url, self.cache, self.budget, self.dry = model, url.rstrip("/"), cache, budget, dry
         self.timeout, self._key = timeout, key
@@ -94,6 +95,10 @@ class Client:
                 why = f"it answers {error.code} {error.reason}"
                 if error.code not in _AGAIN:
                     break
+            except TimeoutError:
+                # a server that is still at work would do the same work twice
+                why = f"no answer came within {self.timeout:g} s"
+                raise Refused(f"server {self.url}", why, "use a faster server, or a client with more time") from None
             except OSError as error:
                 why = f"it cannot be reached: {error}"
         raise Refused(f"server {self.url}", why, "check the address, the model's name and the key")
