@@ -122,8 +122,12 @@ class HubTexts:
     config: str | None = None
     revision: str | None = None
 
-    def read(self, first: int) -> Iterator[Document]:
-        """Yield the documents from number `first` on."""
+    def rows(self, first: int = 0) -> Any:
+        """Return the rows of the data set from number `first` on.
+
+        Raises:
+            Refused: it cannot be opened, or the package `datasets` is not installed.
+        """
         try:
             from datasets import load_dataset  # type: ignore[import-not-found]
         except ImportError as error:
@@ -134,7 +138,11 @@ class HubTexts:
         except Exception as error:
             why = f"it cannot be opened: {' '.join(str(error).split())[:200]}"
             raise Refused(f"data set {self.name!r}", why, "check its name, config, split and the network") from error
-        for number, row in enumerate(rows.skip(first), first):
+        return rows.skip(first)
+
+    def read(self, first: int) -> Iterator[Document]:
+        """Yield the documents from number `first` on."""
+        for number, row in enumerate(self.rows(first), first):
             if self.field not in row:
                 why = f"it has no field {self.field!r}: it has {', '.join(map(repr, row))}"
                 raise Refused(f"row {number} of {self.name!r}", why, "name the field with the text")

@@ -17,7 +17,7 @@ from cutaway.core.address import Address, parse
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.dictionaries.about import trained_bos
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.formats.shared.files import Files, asked, taken, write_config, write_plain
+from cutaway.dictionaries.formats.shared.files import Files, asked, held, taken, write_config, write_plain
 from cutaway.dictionaries.formats.shared.simple import Simple, before_weight, simple, unheld
 from cutaway.dictionaries.gates import (
     AbsTopK,
@@ -84,7 +84,7 @@ def assembled(
     writes = _site(config, "hook_name_out", "hook_head_index_out", target)[0] if coder else reads
     reads = asked(reads, "site", "which site it reads is not in the file", files)
     writes = asked(writes, "target", "which site it writes is not in the file", files)
-    gate, greedy = _gate(kind, config, tensors, files), kind == "matching_pursuit"
+    gate, greedy = gate_of(kind, config, tensors, str(files.root / WEIGHTS)), kind == "matching_pursuit"
     subtract = bool(config.get("apply_b_dec_to_input", True)) and not coder
     decoder, b_dec = taken(files, WEIGHTS, ["W_dec", "b_dec"], tensors)
     reading = _centred(_norm(files, config), reads, writes, config, centered, files)
@@ -125,14 +125,19 @@ def _site(config: Mapping[str, Any], key: str, head_key: str, given: str | None)
     return str(Address(address.site, address.layer, head)), bare
 
 
-def _gate(kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], files: Files) -> Gate:
+def gate_of(kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], where: str) -> Gate:
+    """Return the gate of an architecture, with the numbers of its configuration and the tensors of its file (`where`).
+
+    Raises:
+        Refused: no such architecture, or a tensor is missing.
+    """
     base = kind.removesuffix("_transcoder").removesuffix("_skip")
     if base in ("standard", "transcoder", "skip"):
         return Relu()
     if base in ("topk", "abstopk"):
         return TopK(int(config["k"])) if base == "topk" else AbsTopK(int(config["k"]))
     if base == "gated":
-        return Gated(*taken(files, WEIGHTS, ["r_mag", "b_gate", "b_mag"], tensors))
+        return Gated(*held(where, ["r_mag", "b_gate", "b_mag"], tensors))
     if base == "matching_pursuit":
         steps = config.get("max_iterations") or tensors["W_dec"].shape[1]
         stop = bool(config.get("stop_on_duplicate_support", True))
@@ -144,8 +149,8 @@ def _gate(kind: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], f
             return JumpRelu(tensors["log_threshold"].exp())
         if "topk_threshold" in tensors:
             return BatchTopK(max(1, round(float(config.get("k", 1)))), float(tensors["topk_threshold"]))
-        taken(files, WEIGHTS, ["threshold"], tensors)
-    raise Refused(f"dictionary at {str(files.path)!r}", f"its architecture {kind!r} is not known", "convert it")
+        held(where, ["threshold"], tensors)
+    raise Refused(f"dictionary in {where!r}", f"its architecture {kind!r} is not known", "convert it")
 
 
 def _norm(files: Files, config: Mapping[str, Any]) -> Norm | None:

@@ -158,14 +158,23 @@ def write_config(path: str | Path, config: Mapping[str, Any]) -> Path:
 
 
 def taken(files: Files, file: str, names: Iterable[str], tensors: Mapping[str, Tensor]) -> list[Tensor]:
-    """Return the tensors by name.
+    """Return the tensors of a file by name.
+
+    Raises:
+        Refused: one is missing.
+    """
+    return held(str(files.root / file), names, tensors)
+
+
+def held(where: str, names: Iterable[str], tensors: Mapping[str, Tensor]) -> list[Tensor]:
+    """Return the tensors of the file `where` by name.
 
     Raises:
         Refused: one is missing.
     """
     missing = [n for n in names if n not in tensors]
     if missing:
-        raise Refused(f"file {str(files.root / file)!r}", f"it has no {missing[0]}", f"it has {', '.join(tensors)}")
+        raise Refused(f"file {where!r}", f"it has no {missing[0]}", f"it has {', '.join(tensors)}")
     return [tensors[n] for n in names]
 
 
