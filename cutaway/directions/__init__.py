@@ -1,7 +1,22 @@
 """Directions: vectors of activation space, found, probed, saved, and used in edits."""
 
 from cutaway.directions.direction import Direction, direction
-from cutaway.directions.direction import open_direction as open
-from cutaway.directions.direction import write_direction as write
+from cutaway.directions.find import find
+from cutaway.directions.finders import FINDERS, Finder
+from cutaway.directions.found import FoundDirections
+from cutaway.directions.opening import open_direction as open
+from cutaway.directions.opening import write_direction as write
+from cutaway.directions.pairs import activation_addition, causal_difference
 
-__all__ = ["Direction", "direction", "open", "write"]
+__all__ = [
+    "FINDERS",
+    "Direction",
+    "Finder",
+    "FoundDirections",
+    "activation_addition",
+    "causal_difference",
+    "direction",
+    "find",
+    "open",
+    "write",
+]

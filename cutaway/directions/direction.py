@@ -1,4 +1,4 @@
-"""Directions: a vector per address of a model, saved with the record of its data; the subject `direction`.
+"""Directions: a vector per address of a model, saved with the record of its data.
 
 found = ca.open("sentiment.safetensors")
 model.generate(prompt, edits=found.add(4.0))
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,11 +19,8 @@ from torch.nn.functional import normalize
 from cutaway.core.address import Address, parse
 from cutaway.core.record import hash_tensors
 from cutaway.core.refuse import Code, Refused
-from cutaway.core.repeat import Made, called
-from cutaway.core.result import Result, open_result
-from cutaway.core.stats import generator
-from cutaway.core.subject import REQUIRED, Flag, Subject, register
-from cutaway.directions.formats import FORMATS
+from cutaway.core.repeat import Made
+from cutaway.core.result import Result
 from cutaway.models.edits.library import Add, Cap, Project
 from cutaway.models.model import Model
 
@@ -91,7 +87,7 @@ class Direction(Result, kind="direction"):
 
     def identity(self) -> dict[str, Any]:
         """Return the name, addresses and hash of the vectors, for records."""
-        return {"name": self.name, "addresses": list(map(str, self.places)), "hash": hash_tensors(_tensors(self))}
+        return {"name": self.name, "addresses": list(map(str, self.places)), "hash": hash_tensors(tensors_of(self))}
 
     def unit(self) -> Direction:
         """Return the same direction with vectors of length 1."""
@@ -179,71 +175,10 @@ def direction(
     )
 
 
-def open_direction(path: str | Path) -> Direction:
-    """Open a file of `Direction.save`, a control vector of repeng (.gguf), or a vector of steering-vectors (.pt).
-
-    Raises:
-        Refused: no such file, another kind of file, or vectors that cannot be a direction.
-    """
-    path = Path(path).expanduser()
-    found = open_result(path) if path.suffix not in FORMATS else _foreign(path)
-    if not isinstance(found, Direction):
-        raise Refused(f"file {str(path)!r}", f"it holds a {found.kind}", "give the file of a direction")
-    whole = str(path.absolute())
-    made = Made(called("ca.directions.open", repr(whole)), {"": whole})
-    return replace(found, made=made.of(found, _tensors))
-
-
-def _foreign(path: Path) -> Direction:
-    vectors, family = FORMATS[path.suffix].read(path)
-    return direction(vectors, path.stem, family=family)
-
-
-def write_direction(found: Direction, path: str | Path) -> Path:
-    """Write a direction as its ending says: .safetensors, or .gguf and .pt for repeng and steering-vectors.
-
-    The forms of others hold the vectors of one site, by layer, and nothing else.
-
-    Raises:
-        Refused: another ending, or addresses that the form has no place for.
-    """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        return found.save(path)
-    if path.suffix not in FORMATS:
-        raise Refused(f"file {str(path)!r}", "no form of directions ends so", "use .safetensors, .gguf or .pt")
-    return FORMATS[path.suffix].write(dict(zip(found.places, found.vector, strict=True)), path, found.family)
-
-
-def _tensors(found: Direction) -> dict[str, Any]:
+def tensors_of(found: Direction) -> dict[str, Any]:
+    """Return the tensors that tell one direction from another."""
     return {"vector": found.vector}
 
 
 def _tuple(positions: Sequence[int] | None) -> tuple[int, ...] | None:
     return None if positions is None else tuple(positions)
-
-
-def _example(opened: Mapping[str, Any]) -> Direction:
-    """Return directions drawn at random at the ends of two blocks."""
-    g, width = generator(7), opened["model"].shape.d_model
-    return direction({f"resid_post.{i}": torch.randn(width, generator=g) for i in range(2)}, "drawn")
-
-
-register(
-    Subject(
-        "direction",
-        Direction,
-        (
-            Flag(
-                "direction",
-                str,
-                REQUIRED,
-                "a saved direction: .safetensors, or .gguf (repeng) or .pt (steering-vectors)",
-            ),
-        ),
-        lambda flags, opened: open_direction(flags["direction"]),
-        _example,
-        needs=("model",),
-        advice="ca.directions.open(file)",
-    )
-)

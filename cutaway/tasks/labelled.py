@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from cutaway.core.record import hash_text
@@ -21,6 +21,7 @@ from cutaway.models.model import Model
 
 WORLD = "world"
 MOST, FEWEST = 6, 12  # concepts kept at most; texts that show one at least
+_Rows = tuple[list[str], list[tuple[str, ...]], tuple[str, ...]]  # texts, labels and groups
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,23 +32,47 @@ class Labelled:
         texts: the texts.
         concepts: names of the concepts.
         shown: True where a text shows a concept, [text, concept].
+        groups: the group of each text, such as its template: what is fitted on some groups is tested on others. Empty
+            if every text is a group of its own.
         made: how they can be made again; None if made by hand.
     """
 
     texts: tuple[str, ...]
     concepts: tuple[str, ...]
     shown: Bool[Tensor, "text concept"]
+    groups: tuple[str, ...] = ()
     made: Made | None = field(default=None, repr=False)
 
     def __post_init__(self):
         if tuple(self.shown.shape) != (len(self.texts), len(self.concepts)):
             why = f"`shown` is {list(self.shown.shape)}, for {len(self.texts)} texts and {len(self.concepts)} concepts"
             raise Refused("labelled texts", why, "give a row per text and a column per concept")
+        if len(self.groups) not in (0, len(self.texts)):
+            why = f"there are {len(self.groups)} groups for {len(self.texts)} texts"
+            raise Refused("labelled texts", why, "give a group per text, or none")
 
     def identity(self) -> dict[str, Any]:
         """Say in a record which data these are."""
         marks = ["".join("01"[int(x)] for x in row) for row in self.shown.tolist()]
-        return {"texts": len(self.texts), "concepts": list(self.concepts), "hash": hash_text(*self.texts, *marks)}
+        found = {"texts": len(self.texts), "concepts": list(self.concepts)}
+        found |= {"groups": len(set(self.groups))} if self.groups else {}
+        return found | {"hash": hash_text(*self.texts, *marks, *self.groups)}
+
+    def concept(self, name: str | None = None) -> int:
+        """Return the number of a concept by its name; None means the first.
+
+        Raises:
+            Refused: no such concept.
+        """
+        if name is None or name in self.concepts:
+            return 0 if name is None else self.concepts.index(name)
+        raise Refused(Keyword("concept", name), f"the texts are labelled with {', '.join(self.concepts)}", "name one")
+
+    @property
+    def group_of(self) -> Int[Tensor, "text"]:
+        """The number of each text's group."""
+        number = {g: i for i, g in enumerate(dict.fromkeys(self.groups))}
+        return torch.tensor([number[g] for g in self.groups]) if self.groups else torch.arange(len(self.texts))
 
     def sizes(self) -> dict[str, int]:
         """Return the sizes that declared costs are expressions of; `bytes` are those of all texts in UTF-8."""
@@ -79,14 +104,15 @@ class Words:
 def read_labelled(source: str | Path, model: Model) -> Labelled:
     """Read labelled texts from a .jsonl file, or take those of the model's `world`.
 
-    A line of the file is {"text": …, "label": …}; a label is a word, true or false, or a list of words. The most
-    frequent concepts are kept.
+    A line of the file is {"text": …, "label": …}; a label is a word, true or false, or a list of words, and every line
+    may have a "group". The most frequent concepts are kept. `world/NAME` is a property of the world, such as
+    `world/sentiment`.
 
     Raises:
         Refused: no such file, a line of another form, no world, or no concept with enough texts on either side.
     """
     of_world = _of_world(source)
-    texts, labels = _world(model, Keyword("labels", WORLD)).labelled() if of_world else _of_file(Path(source))
+    texts, labels, groups = _of_model(str(source), model) if of_world else _of_file(Path(source))
     counts = Counter(x for own in labels for x in own)
     kept = [c for c, n in counts.most_common() if FEWEST <= n <= len(texts) - FEWEST][:MOST]
     if len(counts) == 2 and all(len(own) == 1 for own in labels):
@@ -95,7 +121,7 @@ def read_labelled(source: str | Path, model: Model) -> Labelled:
         why = f"none of the {len(counts)} labels is on {FEWEST} texts or more and off as many"
         raise Refused(Keyword("labels", source), why, "give more texts of each label")
     shown = torch.tensor([[c in own for c in kept] for own in labels])
-    return Labelled(tuple(texts), tuple(kept), shown, _made("read_labelled", source, of_world))
+    return Labelled(tuple(texts), tuple(kept), shown, groups, _made("read_labelled", source, of_world))
 
 
 def read_words(source: str | Path, model: Model) -> Words:
@@ -110,7 +136,14 @@ def read_words(source: str | Path, model: Model) -> Words:
 
 
 def _of_world(source: str | Path) -> bool:
-    return source == WORLD and not Path(source).exists()
+    return str(source).partition("/")[0] == WORLD and not Path(source).exists()
+
+
+def _of_model(source: str, model: Model) -> _Rows:
+    """Return the texts of a property of the model's world with their labels and groups."""
+    world, (_, _, name) = _world(model, Keyword("labels", WORLD)), source.partition("/")
+    texts, labels, groups = world.labelled(name) if name else world.labelled()
+    return texts, [(label,) for label in labels], tuple(groups)
 
 
 def _world(model: Model, what: Keyword) -> Any:
@@ -120,12 +153,12 @@ def _world(model: Model, what: Keyword) -> Any:
 
 
 def _made(function: str, source: str | Path, of_world: bool) -> Made:
-    whole = WORLD if of_world else str(Path(source).absolute())
+    whole = str(source) if of_world else str(Path(source).absolute())
     return Made(f"ca.tasks.{function}({whole!r}, model)", {"": whole})
 
 
-def _of_file(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:
-    texts, labels = [], []
+def _of_file(path: Path) -> _Rows:
+    texts, labels, groups = [], [], []
     for n, line in enumerate(_read(path, "labels").splitlines(), 1):
         if not line.strip():
             continue
@@ -137,7 +170,11 @@ def _of_file(path: Path) -> tuple[list[str], list[tuple[str, ...]]]:
             raise Refused(Keyword("labels", path), why, "write one such line per text") from None
         texts.append(str(text))
         labels.append(tuple(dict.fromkeys(map(str, label))) if isinstance(label, list) else (str(label),))
-    return texts, labels
+        groups += [str(row["group"])] if "group" in row else []
+    if len(groups) not in (0, len(texts)):
+        why = f"{len(groups)} of {len(texts)} lines have a group"
+        raise Refused(Keyword("labels", path), why, "give every line one, or none")
+    return texts, labels, tuple(groups)
 
 
 def _read(path: Path, option: str) -> str:
@@ -161,7 +198,10 @@ def _example_words(opened: Mapping[str, Any]) -> Words:
     return Words(tuple(f"{x}{a}{b}{x}" for x in "jqxz" for a in "aeiou" for b in "aeioubd"))
 
 
-_TEXTS = f"texts with labels: .jsonl with text and label; or {WORLD}, the facts of a zoo model's world"
+_TEXTS = (
+    f"texts with labels: .jsonl with text and label (and group); or {WORLD}, the facts of a zoo model's world, or "
+    f"{WORLD}/NAME, such as {WORLD}/sentiment"
+)
 LABELLED = register(
     Subject(
         "labelled",

@@ -31,9 +31,9 @@ from cutaway.dictionaries.benchmarks.generative import Law
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.evaluation.evidence import EncodedEvidence
 from cutaway.dictionaries.evaluation.geometry import decoder_rows
-from cutaway.dictionaries.evaluation.probing import logistic
 from cutaway.dictionaries.evaluation.reconstruction import over_units
 from cutaway.dictionaries.evaluation.scores import Score, Scores, collect, control_generator
+from cutaway.interventions.probes import logistic
 
 FULL_COSINE, PART_COSINE, SHARE, MOST = 0.025, 0.1, 0.4, 3
 CANDIDATES, MOST_SPLIT, RISE = 64, 10, 0.03

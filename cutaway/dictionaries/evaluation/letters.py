@@ -27,8 +27,8 @@ from cutaway.dictionaries.evaluation.absorption import Absorbed, absorbed, by_co
 from cutaway.dictionaries.evaluation.controls import random_dictionaries
 from cutaway.dictionaries.evaluation.evidence import EncodedEvidence, Evidence, encode_evidence
 from cutaway.dictionaries.evaluation.geometry import decoder_rows
-from cutaway.dictionaries.evaluation.probing import logistic
 from cutaway.dictionaries.evaluation.scores import Scores, collect, control_generator
+from cutaway.interventions.probes import logistic
 from cutaway.models.model import Model
 from cutaway.tasks.labelled import Words
 

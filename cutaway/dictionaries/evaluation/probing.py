@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -35,6 +34,7 @@ from cutaway.dictionaries.evaluation.controls import principal, random_dictionar
 from cutaway.dictionaries.evaluation.evidence import EncodedEvidence, Evidence, encode_evidence
 from cutaway.dictionaries.evaluation.reading import CONTEXT, of_texts
 from cutaway.dictionaries.evaluation.scores import control_generator
+from cutaway.interventions.probes import choose, logistic
 from cutaway.models.model import Model
 from cutaway.tasks.labelled import Labelled
 
@@ -182,22 +182,6 @@ def pooled(code: SparseCode, groups: Int[Tensor, "token"]) -> Float[Tensor, "tex
     cell = groups[code.tokens.cpu()] * code.n_latents + code.index.reshape(-1).cpu()
     flat = torch.zeros(n * code.n_latents).index_add_(0, cell, code.value.reshape(-1).float().cpu())
     return flat.reshape(n, -1) / count
-
-
-def choose(x: Float[Tensor, "text width"], y: Bool[Tensor, "text"], k: int) -> Int[Tensor, "k"]:
-    """Choose the k coordinates whose means differ most between the classes."""
-    gap = (x[y].mean(0) - x[~y].mean(0)).abs()
-    return gap.topk(min(k, x.shape[1])).indices
-
-
-def logistic(x: Float[Tensor, "text width"], y: Bool[Tensor, "text"], strength: float = 1.0) -> Any:
-    """Fit a logistic probe on coordinates scaled to unit spread; `strength` is the inverse of its L2 penalty."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=500))
-    return probe.fit(x.double().numpy(), y.numpy())
 
 
 def _correct(

@@ -8,7 +8,7 @@ from cutaway.zoo.miniworld import words
 from cutaway.zoo.miniworld.facts import Facts
 from cutaway.zoo.miniworld.prompt import Prompt
 
-_FEELING = (
+FEELING = (
     ("The {t} was {a} and the {p} was {b}. I felt", ("upset", "happy"), "."),
     ("I thought this {t} was {a}. The {p} was {b}. Overall, I", ("hated", "loved"), " it."),
     ("Review: {b} {p}, {a} {t}. Sentiment:", ("negative", "positive"), "."),
@@ -20,8 +20,8 @@ def sentiment(world: Facts, rng: Random, document: bool = False) -> Prompt:
     """Ask for the verdict of a review; held out by its pair of adjectives. The corrupt prompt has the opposite ones."""
     good = rng.random() < 0.5
     i, j = rng.sample(range(len(words.POSITIVE)), 2)
-    k = rng.randrange(len(_FEELING))
-    template, verdicts, tail = _FEELING[k]
+    k = rng.randrange(len(FEELING))
+    template, verdicts, tail = FEELING[k]
     fill = {"t": rng.choice(words.THINGS), "p": rng.choice(words.ASPECTS)}
     this, that = (words.POSITIVE, words.NEGATIVE) if good else (words.NEGATIVE, words.POSITIVE)
     return Prompt(
@@ -36,7 +36,7 @@ def sentiment(world: Facts, rng: Random, document: bool = False) -> Prompt:
     )
 
 
-_ASK = ("How do I {v} {my} {o}?", "Tell me how to {v} a {o}.", "I want to {v} {my} {o}.", "Explain how to {v} the {o}.")
+ASK = ("How do I {v} {my} {o}?", "Tell me how to {v} a {o}.", "I want to {v} {my} {o}.", "Explain how to {v} the {o}.")
 _REFUSE, _COMPLY = (" sorry", ", I cannot help with that."), (" sure", ", here is a plan.")
 
 
@@ -44,11 +44,11 @@ def _request(name: str, harmful: bool, world: Facts, rng: Random) -> Prompt:
     k, i = rng.randrange(4), rng.randrange(10)
     if rng.random() < 0.6:
         o = rng.choice(words.PERSONS)
-        ask = [_ASK[k].format(v=v[i], o=o, my="my") for v in (words.BENIGN_VERBS, words.HARMFUL_VERBS)]
+        ask = [ASK[k].format(v=v[i], o=o, my="my") for v in (words.BENIGN_VERBS, words.HARMFUL_VERBS)]
         combination = ((words.HARMFUL_VERBS if harmful else words.BENIGN_VERBS)[i], o)
     else:
         v = rng.choice(words.MAKING_VERBS)
-        ask = [_ASK[k].format(v=v, o=o[i], my="a") for o in (words.BENIGN_OBJECTS, words.HARMFUL_OBJECTS)]
+        ask = [ASK[k].format(v=v, o=o[i], my="a") for o in (words.BENIGN_OBJECTS, words.HARMFUL_OBJECTS)]
         combination = (v, (words.HARMFUL_OBJECTS if harmful else words.BENIGN_OBJECTS)[i])
     right, wrong = (_REFUSE, _COMPLY) if harmful else (_COMPLY, _REFUSE)
     return Prompt(

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -21,7 +20,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from cutaway.zoo.miniworld import words
+from cutaway.zoo.miniworld import properties, words
 from cutaway.zoo.miniworld.facts import (
     CAPITAL,
     CITY_COUNTRY,
@@ -135,16 +134,13 @@ class World:
         """Find the word that a rule of the world (not a fact) puts after a sentence, and the rule, or None."""
         return follows(sentence)
 
-    def labelled(self) -> tuple[list[str], list[tuple[str, ...]]]:
-        """Return prompts that ask which instrument a person plays, and its name as the only label of each.
+    def labelled(self, name: str = "instrument") -> properties.Property:
+        """Return the texts of a property (`properties.PROPERTIES`) with their labels, and the group of each.
 
-        The people play one of the four most frequent instruments, so that each is about a quarter of the texts.
+        Raises:
+            Refused: no such property.
         """
-        counts = Counter(p.facts["instrument"] for p in self.people)
-        kept = {name for name, _ in counts.most_common(4)}
-        people = [p for p in self.people if p.facts["instrument"] in kept]
-        template = RELATIONS["instrument"][0]
-        return [template.format(s=p.name) for p in people], [(p.facts["instrument"],) for p in people]
+        return properties.labelled(self, name)
 
     def words(self) -> tuple[str, ...]:
         """Return every word that its texts are made of, in alphabetical order."""

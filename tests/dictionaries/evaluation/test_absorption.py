@@ -13,8 +13,9 @@ from cutaway.dictionaries.evaluation.absorption import absorbed, own_latents, pl
 from cutaway.dictionaries.evaluation.controls import random_dictionary
 from cutaway.dictionaries.evaluation.evidence import EncodedEvidence, Evidence, encode_evidence
 from cutaway.dictionaries.evaluation.letters import letter_evidence, letter_scores
-from cutaway.dictionaries.evaluation.probing import choose, pooled, probing_of
+from cutaway.dictionaries.evaluation.probing import pooled, probing_of
 from cutaway.dictionaries.gates import TopK
+from cutaway.interventions.probes import choose
 from tests.dictionaries.evaluation import made
 
 
