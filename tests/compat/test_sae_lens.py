@@ -105,6 +105,20 @@ def test_saes_attached_before_are_back_behind_a_block(bridged, dictionary):
         bridged.add_sae(first)
 
 
+def test_a_hook_that_steers_in_place_steers_generation(bridged, dictionary):
+    sae = sae_lens.SAE.load_from_disk(dictionary).requires_grad_(False)
+
+    def steer(stream, hook):
+        stream[:, -1:] += 40 * sae.W_dec[7]
+
+    how = {"max_new_tokens": 4, "do_sample": False, "verbose": False}
+    plain = bridged.generate("the capital of", **how)
+    with bridged.hooks([(sae.cfg.hook_name, steer)]):
+        steered = bridged.generate("the capital of", **how)
+    assert steered != plain
+    assert bridged.generate("the capital of", **how) == plain
+
+
 # --- words of all versions
 
 

@@ -321,9 +321,9 @@ def _see(point: nn.Module, scores: bool = False) -> taps.See:
     def see(x: Tensor) -> Tensor:
         least = torch.finfo(x.dtype).min if scores else 0.0
         given = x.masked_fill(x == least, -torch.inf) if scores else x.clone() if 0 in x.stride() else x
-        version = given._version
+        version = None if given.is_inference() else given._version  # inference tensors count no versions
         new = point(given)
-        if new is given and given._version == version:
+        if new is given and version is not None and given._version == version:
             return x
         new = new.view_as(new) if new is x else new
         return new.clamp_min(least) if scores else new
