@@ -18,9 +18,9 @@ from cutaway.compat.transformer_lens import native
 from cutaway.compat.transformer_lens.config import HookedTransformerConfig as Config
 from cutaway.compat.transformer_lens.factored_matrix import FactoredMatrix
 from cutaway.compat.transformer_lens.hook_points import HookPoint
-from cutaway.compat.transformer_lens.native import block_points
 from cutaway.compat.transformer_lens.utils import repeat_along_head_dimension
 from cutaway.core.address import Address
+from cutaway.core.refuse import Refused
 from cutaway.models.access import forward, taps
 from cutaway.models.access.ports import Port, port
 from cutaway.models.access.positions import FRAME, ForwardFrame
@@ -58,18 +58,40 @@ _NORM_POINTS = ["scale", "normalized"]
 _WHOLE = {"hook_embed": "embed", "hook_pos_embed": "pos_embed"}
 
 
+Reads = Mapping[str, Callable[[], Tensor]]
+
+
 class Part(nn.Module):
     """A component: hook points, and the weights that its model has under TransformerLens' names.
 
-    Weights are read off the live model at each access; they are views of its memory where it stores them so.
+    Weights are read off the live model at each access; they are views of its memory where it stores them so. Called by
+    itself, it computes what the native component of its kind computes with them.
     """
 
-    def __init__(self, cfg: Config, points: list[str], weights: Mapping[str, Callable[[], Tensor]]):
+    def __init__(
+        self,
+        cfg: Config,
+        points: list[str],
+        weights: Mapping[str, Callable[[], Tensor]],
+        kind: Any = None,
+        **facts: Any,
+    ):
         super().__init__()
         self.cfg = cfg
-        self.__dict__["weights"] = dict(weights)
+        self.__dict__.update(facts, weights=dict(weights), kind=kind)
         for name in points:
             setattr(self, f"hook_{name}", HookPoint())
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        """Compute what the component makes of its input, by itself.
+
+        Raises:
+            Refused: attention or a block, which only the model's own forward computes.
+        """
+        if self.kind is None:
+            instead = "run the model, with start_at_layer= and stop_at_layer="
+            raise Refused(f"a call of {self.name}", "a bridged model computes it only within its forward", instead)
+        return self.kind.forward(self, *args, **named)
 
     def __getattr__(self, name: str) -> Any:
         if (read := self.__dict__.get("weights", {}).get(name)) is not None:
@@ -87,32 +109,23 @@ class Part(nn.Module):
         return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
 
 
-class NormPart(Part):
-    """The component of a norm, which can be called as the native one can."""
-
-    forward = native.Norm.forward
-    eps = property(lambda self: self.cfg.eps)
-    rms = property(lambda self: "RMS" in str(self.cfg.normalization_type))
-    pre = property(lambda self: not self.__dict__["weights"])
-
-
-class UnembedPart(Part):
-    """The component of the unembedding, which can be called as the native one can."""
-
-    forward = native.Unembed.forward
-
-
 def components(house: Model, cfg: Config) -> dict[str, nn.Module]:
     """Make the tree: embed, pos_embed, blocks, ln_final and unembed, with the hook points of the whole model."""
     w, a = house.weights, house.anatomy
-    tree: dict[str, nn.Module] = {"embed": Part(cfg, [], {"W_E": lambda: embedding(house)}), "hook_embed": HookPoint()}
+    tree: dict[str, nn.Module] = {"hook_embed": HookPoint()}
+    tree["embed"] = Part(cfg, [], {"W_E": lambda: embedding(house)}, native.Embed)
     if (pos := a.top("pos")) is not None:
         start = max(pos.weight.shape[0] - cfg.n_ctx, 0)  # OPT's rows begin behind its padding
-        tree |= {"pos_embed": Part(cfg, [], {"W_pos": lambda: pos.weight[start:]}), "hook_pos_embed": HookPoint()}
+        tree |= {
+            "pos_embed": Part(cfg, [], {"W_pos": lambda: pos.weight[start:]}, native.PosEmbed),
+            "hook_pos_embed": HookPoint(),
+        }
     tree["blocks"] = nn.ModuleList(_block(house, cfg, i) for i in range(cfg.n_layers))
     if (final := a.top("final")) is not None:
-        tree["ln_final"] = NormPart(cfg, _NORM_POINTS, _norm_weights(a, final, cfg))
-    tree["unembed"] = UnembedPart(cfg, ["in", "out"], {"W_U": lambda: w.unembed, "b_U": lambda: w.unembed_bias})
+        tree["ln_final"] = _norm(a, final, cfg)
+    tree["unembed"] = Part(
+        cfg, ["in", "out"], {"W_U": lambda: w.unembed, "b_U": lambda: w.unembed_bias}, native.Unembed
+    )
     return tree
 
 
@@ -127,16 +140,16 @@ def embedding(house: Model) -> Tensor:
     return rows if abs(factor - 1) < 1e-3 else rows * factor
 
 
-def _norm_weights(a: Anatomy, module: nn.Module | None, cfg: Config) -> dict[str, Callable[[], Tensor]]:
-    if module is None or str(cfg.normalization_type).endswith("Pre"):
-        return {}
-    own: dict[str, Callable[[], Tensor]] = {"w": lambda: a.norm(module).weight}
-    return own | ({} if "RMS" in str(cfg.normalization_type) else {"b": lambda: a.norm(module).bias})
+def _norm(a: Anatomy, module: nn.Module | None, cfg: Config) -> Part:
+    rms, folded = "RMS" in str(cfg.normalization_type), _is_folded(cfg) or module is None
+    own: dict[str, Callable[[], Tensor]] = {} if folded else {"w": lambda: a.norm(module).weight}
+    own |= {} if folded or rms else {"b": lambda: a.norm(module).bias}
+    return Part(cfg, _NORM_POINTS, own, native.Norm, rms=rms, pre=folded, eps=cfg.eps)
 
 
 def _block(house: Model, cfg: Config, i: int) -> Part:
     w, a = house.weights, house.anatomy
-    block = Part(cfg, block_points(cfg), {})
+    block = Part(cfg, native.block_points(cfg), {})
     own = cfg.n_key_value_heads is not None
     group = cfg.n_heads // (cfg.n_key_value_heads or cfg.n_heads)
     heads = {name: lambda of=of: getattr(w, of)[i] for name, of in _ATTENTION.items()}
@@ -147,15 +160,16 @@ def _block(house: Model, cfg: Config, i: int) -> Part:
     block.attn = Part(cfg, ["k", "q", "v", "z", "attn_scores", "pattern", "result", *rotary], heads)
     for name in ("q_norm", "k_norm") if _head_norm(a, i, "q_norm") is not None else ():
         setattr(block.attn, name, Part(cfg, _NORM_POINTS, {}))
-    block.ln1 = NormPart(cfg, _NORM_POINTS, _norm_weights(a, a.part(i, "ln1"), cfg))
+    block.ln1 = _norm(a, a.part(i, "ln1"), cfg)
     for name in ("ln1_post", "ln2_post") if cfg.use_normalization_before_and_after else ():
         setattr(block, name, Part(cfg, _NORM_POINTS, {"w": lambda name=name: a.norm(a.part(i, name)).weight}))
     if not cfg.attn_only:
-        block.ln2 = NormPart(cfg, _NORM_POINTS, _norm_weights(a, a.part(i, "ln2") or a.part(i, "ln1"), cfg))
+        block.ln2 = _norm(a, a.part(i, "ln2") or a.part(i, "ln1"), cfg)
         mlp = {"W_in": lambda: w.mlp_in[i], "W_out": lambda: w.mlp_out[i], "b_out": lambda: w.mlp_out_bias[i]}
         mlp["b_in"] = (lambda: w.mlp_in_bias[i]) if not cfg.gated_mlp else lambda: torch.zeros_like(w.mlp_in_bias[i])
         mlp |= {"W_gate": lambda: w.mlp_gate[i]} if cfg.gated_mlp else {}
-        block.mlp = Part(cfg, ["pre", "post", *(["pre_linear"] if cfg.gated_mlp else [])], mlp)
+        points = ["pre", "post", *(["pre_linear"] if cfg.gated_mlp else [])]
+        block.mlp = Part(cfg, points, mlp, native.MLP, act_fn=native.activation(str(cfg.act_fn)))
     return block
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cutaway.compat.transformer_lens import bridged, native, utils
+from cutaway.compat.transformer_lens import bridged, native, native_files, utils
 from cutaway.compat.transformer_lens.activation_cache import ActivationCache
 from cutaway.compat.transformer_lens.config import HookedTransformerConfig
 from cutaway.compat.transformer_lens.generation import generated, prompt_mask
@@ -124,13 +124,16 @@ class HookedTransformer(Tokenisation, Weights):
         """
         if n_devices != 1:
             raise Refused(f"n_devices={n_devices}", "one copy on one device is made here", "load it with cutaway.load")
-        if checkpoint_index is not None or checkpoint_value is not None:
-            model_name = _checkpoint(model_name, checkpoint_index, checkpoint_value)
+        label = native_files.chosen(model_name, checkpoint_index, checkpoint_value)
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or options.get("torch_dtype")
-        house = own_model(model_name, hf_model, tokenizer, dtype, device)
-        prepend = True if default_prepend_bos is None else default_prepend_bos
-        cfg = configuration(house, model_name.split("/")[-1], default_prepend_bos=prepend)
-        model = cls(cfg, tokenizer or house.tokenizer, default_padding_side=default_padding_side, _house=house)
+        given = {"default_prepend_bos": True if default_prepend_bos is None else default_prepend_bos}
+        if hf_model is None and (files := native_files.native_files(model_name)) is not None:
+            model = native_files.loaded(cls, files, label, tokenizer, dtype, device=device, **given)
+        else:
+            name = model_name if label is None else f"{model_name}@step{label}"
+            house = own_model(name, hf_model, tokenizer, dtype, device)
+            cfg = configuration(house, model_name.split("/")[-1], **given)
+            model = cls(cfg, tokenizer or house.tokenizer, default_padding_side=default_padding_side, _house=house)
         model._process(
             fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices
         )
@@ -207,19 +210,9 @@ class HookedTransformer(Tokenisation, Weights):
 
         Returns logits, the "loss", "both" or None; with `stop_at_layer`, the stream that enters that layer.
         """
-        mask, side = attention_mask, self._side(padding_side)
+        mask = attention_mask
         if start_at_layer is None:
-            if isinstance(input, str | list):
-                input = self.to_tokens(input, prepend_bos, side)
-            tokens = input[None] if input.ndim == 1 else input
-            tokens = tokens.to(self.cfg.device)
-            if mask is None and (side == "left" or past_kv_cache is not None):
-                mask = prompt_mask(self, tokens, self._bos(prepend_bos), side)
-                mask = torch.ones_like(tokens) if mask is None and past_kv_cache is not None else mask
-            if past_kv_cache is not None:
-                mask = past_kv_cache.append_attention_mask(mask)
-            if self.cfg.use_hook_tokens:
-                tokens = self.hook_tokens(tokens)
+            tokens, mask = self._given(input, prepend_bos, padding_side, attention_mask, past_kv_cache)
         n = self.cfg.n_layers
         start = range(n)[start_at_layer] if start_at_layer is not None and start_at_layer != n else start_at_layer or 0
         stop = None if stop_at_layer is None else slice(None, stop_at_layer).indices(n)[1]
@@ -237,16 +230,40 @@ class HookedTransformer(Tokenisation, Weights):
             return None
         return loss if return_type == "loss" else Output(out, loss)
 
+    def _given(self, input: Any, prepend_bos: Any, padding_side: Any, mask: Any, cache: Any) -> tuple[Tensor, Any]:
+        """Return the token ids [batch pos] of an input, and the mask of old and new columns where there is one."""
+        side = self._side(padding_side)
+        if isinstance(input, str | list):
+            input = self.to_tokens(input, prepend_bos, side)
+        tokens = (input[None] if input.ndim == 1 else input).to(self.cfg.device)
+        if mask is None and (side == "left" or cache is not None):
+            mask = prompt_mask(self, tokens, self._bos(prepend_bos), side)
+            mask = torch.ones_like(tokens) if mask is None and cache is not None else mask
+        mask = mask if cache is None else cache.append_attention_mask(mask)
+        return (self.hook_tokens(tokens) if self.cfg.use_hook_tokens else tokens), mask
+
+    def input_to_embed(
+        self, input, prepend_bos=None, padding_side=None, attention_mask=None, past_kv_cache=None
+    ) -> Any:
+        """Return the first stream, the token ids, shortformer's positions (or None), and the attention mask."""
+        tokens, mask = self._given(input, prepend_bos, padding_side, attention_mask, past_kv_cache)
+        stream, pos = self.hook_embed(self.embed(tokens)), None
+        if hasattr(self, "pos_embed"):
+            past = 0 if past_kv_cache is None else past_kv_cache.length
+            pos = self.hook_pos_embed(self.pos_embed(tokens, past, mask))
+        if pos is not None and self.cfg.positional_embedding_type == "standard":
+            stream, pos = stream + pos, None
+        return stream, tokens, pos, mask
+
     def _run_native(
         self, tokens: Any, stream: Any, want: bool, start: int, stop: int | None, mask: Any, pos: Any, cache: Any
     ) -> Any:
         if stream is None:
-            past = cache.length if cache is not None else 0
             stream = self.hook_embed(self.embed(tokens))
-            kind = self.cfg.positional_embedding_type
-            if kind in ("standard", "shortformer"):
-                pos = self.hook_pos_embed(self.pos_embed(tokens, past, mask))
-                stream, pos = (stream + pos, None) if kind == "standard" else (stream, pos)
+            if hasattr(self, "pos_embed"):
+                pos = self.hook_pos_embed(self.pos_embed(tokens, cache.length if cache is not None else 0, mask))
+                standard = self.cfg.positional_embedding_type == "standard"
+                stream, pos = (stream + pos, None) if standard else (stream, pos)
         for i in range(start, self.cfg.n_layers if stop is None else stop):
             stream = self.blocks[i](stream, pos, None if cache is None else cache[i], mask)
         if stop is not None:
@@ -329,18 +346,6 @@ class HookedTransformer(Tokenisation, Weights):
 
 class SilentHook(Refused, AssertionError):
     """Refusal of a hook that would never fire; TransformerLens asserts that, where it notices."""
-
-
-_CHECKPOINTED = ("pythia",)  # training runs whose revisions are known here
-
-
-def _checkpoint(name: str, index: int | None, value: int | None) -> str:
-    """Return the name with the revision of a training checkpoint (Pythia's)."""
-    steps = [0, *(2**i for i in range(10)), *range(1000, 144000, 1000), 143000]
-    steps = sorted(set(steps))
-    if not any(known in name for known in _CHECKPOINTED):
-        raise Refused(f"a checkpoint of {name}", "only Pythia's are known here", "give the revision: org/name@revision")
-    return f"EleutherAI/{name.split('/')[-1]}@step{steps[index] if index is not None else value}"
 
 
 class TransformerBridge(HookedTransformer):

@@ -10,6 +10,7 @@ import torch
 import cutaway
 from cutaway.compat import MODELS
 from cutaway.compat.transformer_lens.config import HookedTransformerConfig as Config
+from cutaway.compat.transformer_lens.native_files import get_checkpoint_labels
 from cutaway.core.refuse import Refused
 from cutaway.models.anatomy.unembedding import unembedding
 from cutaway.models.model import Model
@@ -104,3 +105,6 @@ def configuration(model: Model, name: str, **given: Any) -> Config:
         attn_scores_soft_cap=float(getattr(hf, "attn_logit_softcapping", None) or -1.0),
         **given,
     )
+
+
+__all__ = ["configuration", "get_checkpoint_labels", "own_model"]

@@ -40,7 +40,7 @@ class Weights(HookedRootModule):
         """Take the weights from the norms, which are folded."""
         for name, module in list(self.mod_dict.items()):
             if name.rpartition(".")[2] in ("ln1", "ln2", "ln_final", "ln"):
-                module.__dict__["weights" if self.house is not None else "pre"] = {} if self.house is not None else True
+                module.__dict__.update(pre=True, **({"weights": {}} if self.house is not None else {}))
                 for weight in ("w", "b"):
                     module._parameters.pop(weight, None)
         self.setup()
