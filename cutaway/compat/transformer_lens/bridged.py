@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from types import MethodType
 from typing import Any
 
 import torch
@@ -58,6 +59,7 @@ _NORM_POINTS = ["scale", "normalized"]
 _WHOLE = {"hook_embed": "embed", "hook_pos_embed": "pos_embed"}
 
 
+_METHODS = ("apply_causal_mask", "_mlp")  # of native components, which those of a bridged model borrow
 Reads = Mapping[str, Callable[[], Tensor]]
 
 
@@ -96,6 +98,8 @@ class Part(nn.Module):
     def __getattr__(self, name: str) -> Any:
         if (read := self.__dict__.get("weights", {}).get(name)) is not None:
             return read()
+        if name in _METHODS and self.kind is not None:
+            return MethodType(getattr(self.kind, name), self)
         return super().__getattr__(name)
 
     @property
@@ -149,7 +153,8 @@ def _norm(a: Anatomy, module: nn.Module | None, cfg: Config) -> Part:
 
 def _block(house: Model, cfg: Config, i: int) -> Part:
     w, a = house.weights, house.anatomy
-    block = Part(cfg, native.block_points(cfg), {})
+    plain = cfg.positional_embedding_type == "standard"  # then the native components compute the same
+    block = Part(cfg, native.block_points(cfg), {}, native.TransformerBlock if plain else None)
     own = cfg.n_key_value_heads is not None
     group = cfg.n_heads // (cfg.n_key_value_heads or cfg.n_heads)
     heads = {name: lambda of=of: getattr(w, of)[i] for name, of in _ATTENTION.items()}
@@ -157,7 +162,14 @@ def _block(house: Model, cfg: Config, i: int) -> Part:
         heads |= {f"_{n}": heads[n] for n in SHARED}
         heads |= {n: lambda read=heads[f"_{n}"]: read().repeat_interleave(group, 0) for n in SHARED}
     rotary = ["rot_k", "rot_q"] if cfg.positional_embedding_type == "rotary" else []
-    block.attn = Part(cfg, ["k", "q", "v", "z", "attn_scores", "pattern", "result", *rotary], heads)
+    block.attn = Part(
+        cfg,
+        ["k", "q", "v", "z", "attn_scores", "pattern", "result", *rotary],
+        heads,
+        native.Attention if plain else None,
+    )
+    causal = {"mask": torch.ones(cfg.n_ctx, cfg.n_ctx, dtype=torch.bool).tril(), "IGNORE": torch.tensor(-torch.inf)}
+    block.attn.__dict__.update(causal if plain else {}, attn_scale=cfg.attn_scale, group=group)
     for name in ("q_norm", "k_norm") if _head_norm(a, i, "q_norm") is not None else ():
         setattr(block.attn, name, Part(cfg, _NORM_POINTS, {}))
     block.ln1 = _norm(a, a.part(i, "ln1"), cfg)
@@ -398,15 +410,18 @@ def run(root: Any, tokens: Tokens, want: bool, start: int, stop: int | None, str
             return end.stream
 
 
-def run_cached(root: Any, ids: Tensor, mask: Tensor, cache: Any) -> Tensor:
+def run_cached(
+    root: Any, ids: Tensor, mask: Tensor, cache: Any, start: int = 0, stream: Tensor | None = None
+) -> Tensor:
     """Run new columns behind a cache of keys and values, under the hooks; `mask` covers old and new columns."""
     a, past = root.house.anatomy, cache.length
     kw: dict[str, Any] = {"attention_mask": mask.long(), "past_key_values": cache.opened(), "use_cache": True}
     if "position_ids" in forward.parameters(type(a.hf)):
         kw["position_ids"] = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, past:]
     frame = FRAME.set(ForwardFrame(None, len(ids), ids.shape[1], past))
+    begins = nullcontext() if stream is None else entered(root.house, start, stream)
     try:
-        with forward.alone(a.hf), forward.evaluating(a), listening(root, 0, None):
+        with forward.alone(a.hf), forward.evaluating(a), begins, listening(root, start, None):
             out = a.hf(ids, **kw)
     finally:
         FRAME.reset(frame)

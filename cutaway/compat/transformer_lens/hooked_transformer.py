@@ -182,12 +182,13 @@ class HookedTransformer(Tokenisation, Weights):
         self.cfg.use_attn_in = use_attn_in
 
     def set_ungroup_grouped_query_attention(self, ungroup_grouped_query_attention: bool) -> None:
-        """Refuse to ungroup shared keys and values.
+        """Give each head of a native model keys and values of its own in hooks, or not.
 
         Raises:
-            Refused: it is asked to.
+            Refused: a bridged model is asked to.
         """
-        if ungroup_grouped_query_attention:
+        self.cfg.ungroup_grouped_query_attention = ungroup_grouped_query_attention and self.house is None
+        if ungroup_grouped_query_attention and self.house is not None:
             raise Refused(
                 "ungrouped key-value heads", "hooks see the keys that the model has", "repeat them in the hook"
             )
@@ -276,9 +277,11 @@ class HookedTransformer(Tokenisation, Weights):
     def _run_bridged(
         self, tokens: Any, stream: Any, want: bool, start: int, stop: int | None, mask: Any, pos: Any, cache: Any
     ) -> Any:
-        if cache is not None:
-            return bridged.run_cached(self, tokens, mask, cache)
         ids = tokens if stream is None else torch.zeros(stream.shape[:2], dtype=torch.long, device=stream.device)
+        if cache is not None:
+            if mask is None:
+                mask = cache.append_attention_mask(torch.ones_like(ids))
+            return bridged.run_cached(self, ids, mask, cache, start, stream)
         real = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
         none = ((),) * len(ids)
         side = "left" if mask is not None and not bool(real[:, 0].all()) else "right"

@@ -107,4 +107,23 @@ def configuration(model: Model, name: str, **given: Any) -> Config:
     )
 
 
-__all__ = ["configuration", "get_checkpoint_labels", "own_model"]
+def get_official_model_name(model_name: str) -> str:
+    """Return the hub's name of a short name, or the folder that stands for it."""
+    return MODELS.get(model_name, _hub_name(model_name))
+
+
+def get_pretrained_model_config(
+    model_name: str, default_prepend_bos: bool = True, device: Any = None, **_: Any
+) -> Config:
+    """Return the configuration of a model of the hub or a folder, without its weights."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    official = get_official_model_name(model_name)
+    with torch.device("meta"):
+        hf = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(official))
+    cfg = configuration(Model(hf, None, official), official.split("/")[-1], default_prepend_bos=default_prepend_bos)
+    cfg.tokenizer_name, cfg.device = official, device or "cpu"
+    return cfg
+
+
+__all__ = ["get_checkpoint_labels", "get_official_model_name", "get_pretrained_model_config"]

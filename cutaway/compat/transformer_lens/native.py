@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 class Norm(nn.Module):
     """A norm: it centres unless `rms`, and has weights unless `pre`."""
 
-    def __init__(self, cfg: Config, rms: bool, pre: bool, length: int | None = None):
+    def __init__(self, cfg: Config, length: int | None = None, rms: bool = False, pre: bool = False):
         super().__init__()
         self.cfg, self.eps, self.rms, self.pre = cfg, cfg.eps, rms, pre
         if not pre:
@@ -60,7 +61,11 @@ def norm(cfg: Config, final: bool = False, length: int | None = None) -> nn.Modu
         return nn.Identity()
     if kind not in ("LN", "LNPre", "RMS", "RMSPre"):
         raise ValueError(f"Invalid normalization_type passed in {kind}")
-    return Norm(cfg, kind.startswith("RMS") or (final and cfg.final_rms), kind.endswith("Pre"), length)
+    return Norm(cfg, length, kind.startswith("RMS") or (final and cfg.final_rms), kind.endswith("Pre"))
+
+
+LayerNorm, LayerNormPre = Norm, partial(Norm, pre=True)
+RMSNorm, RMSNormPre = partial(Norm, rms=True), partial(Norm, rms=True, pre=True)
 
 
 class Embed(nn.Module):
@@ -129,7 +134,7 @@ class Attention(nn.Module):
         for name, shape in (("b_Q", (h, e)), (f"{own}b_K", (kv, e)), (f"{own}b_V", (kv, e)), ("b_O", (d,))):
             setattr(self, name, nn.Parameter(torch.zeros(*shape, dtype=cfg.dtype)))
         if cfg.use_qk_norm:
-            self.q_norm, self.k_norm = Norm(cfg, True, False, e), Norm(cfg, True, False, e)
+            self.q_norm, self.k_norm = RMSNorm(cfg, e), RMSNorm(cfg, e)
         causal = torch.tril(torch.ones((cfg.n_ctx, cfg.n_ctx)).bool())
         self.register_buffer(
             "mask", causal if attn_type == "global" else torch.triu(causal, 1 - int(cfg.window_size or 0))
@@ -171,8 +176,8 @@ class Attention(nn.Module):
         attention_mask: Int[Tensor, "batch offset_pos"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Return what the heads write, b_O included."""
-        own = self._parameters
-        w_k, w_v, b_k, b_v = (own.get(n, own.get(f"_{n}")) for n in ("W_K", "W_V", "b_K", "b_V"))
+        shared = self.cfg.n_key_value_heads is not None and not self.cfg.ungroup_grouped_query_attention
+        w_k, w_v, b_k, b_v = (getattr(self, f"_{n}" if shared else n) for n in ("W_K", "W_V", "b_K", "b_V"))
         q = self.hook_q(project(query_input, self.W_Q, self.b_Q))
         k = self.hook_k(project(key_input, w_k, b_k))
         v = self.hook_v(project(value_input, w_v, b_v))
@@ -263,6 +268,9 @@ def alibi(heads: int, keys: int, like: Tensor) -> Float[Tensor, "head key key"]:
     return (steps[:, None, None] * (at[None, :] - at[:, None]).clamp_max(0)).to(like.dtype)
 
 
+GroupedQueryAttention = Attention  # one class: heads share keys where the configuration says so
+
+
 class MLP(nn.Module):
     """An MLP with W_in [d_model d_mlp] and W_out [d_mlp d_model], and W_gate where it is gated."""
 
@@ -316,7 +324,7 @@ class TransformerBlock(nn.Module):
         """Return the stream behind the block."""
         cfg, added = self.cfg, shortformer_pos_embed
         resid_pre = self.hook_resid_pre(resid_pre)
-        kv = cfg.n_key_value_heads or cfg.n_heads
+        kv = cfg.n_heads if cfg.ungroup_grouped_query_attention else cfg.n_key_value_heads or cfg.n_heads
         inputs = [resid_pre] * 3
         if cfg.use_attn_in:
             inputs = [self.hook_attn_in(repeat_along_head_dimension(resid_pre, cfg.n_heads))] * 3
