@@ -151,4 +151,4 @@ def test_only_one_file_of_the_house_knows_the_facades_and_they_are_small():
                for module, _ in imports(tree, p) if module.startswith("cutaway.compat")}  # fmt: skip
     assert knowing == {"cutaway/cli/compat.py"}
     lines = sum(bool(line.strip()) for p in own for line in (PACKAGE.parent / p).read_text("utf-8").splitlines())
-    assert lines <= 4550
+    assert lines <= 4750

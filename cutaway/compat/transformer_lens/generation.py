@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -37,3 +38,43 @@ def generated(model, tokens, mask, max_new_tokens, stops, use_past_kv_cache, do_
 def prompt_mask(model: Any, tokens: Tensor, prepend_bos: bool, side: str) -> Tensor | None:
     """Return 1 at the real tokens of a batch; None without a tokenizer."""
     return None if model.tokenizer is None else get_attention_mask(model.tokenizer, tokens, prepend_bos, side)
+
+
+def generate(
+    model,
+    input: Any = "",
+    max_new_tokens: int = 10,
+    stop_at_eos: bool = True,
+    eos_token_id: int | list[int] | None = None,
+    do_sample: bool = True,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    temperature: float = 1.0,
+    freq_penalty: float = 0.0,
+    use_past_kv_cache: bool = True,
+    prepend_bos: bool | None = None,
+    padding_side: str | None = None,
+    return_type: str | None = "input",
+    verbose: bool = True,
+    **options: Any,
+) -> Any:
+    """Sample tokens one by one, under the hooks; several texts are padded on the left."""
+    if unknown := set(options) - {"output_logits", "return_dict_in_generate"}:
+        logging.warning("generate: these options do nothing here: %s", ", ".join(sorted(unknown)))
+    text = isinstance(input, str | list)
+    side = "left" if isinstance(input, list) and len(input) > 1 else model._side(padding_side)
+    ids = model.to_tokens(input, prepend_bos, side) if text else input.to(model.cfg.device)
+    ids = ids[None] if ids.ndim == 1 else ids
+    stops = list[int]()
+    if stop_at_eos:
+        eos = eos_token_id if eos_token_id is not None else getattr(model.tokenizer, "eos_token_id", None)
+        if eos is None:
+            raise AssertionError("Must pass a eos_token_id if stop_at_eos is True and tokenizer is None")
+        stops = [eos] if isinstance(eos, int) else list(eos)
+    mask = prompt_mask(model, ids, model._bos(prepend_bos), side)
+    how = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "freq_penalty": freq_penalty}
+    out = generated(model, ids, mask, max_new_tokens, stops, use_past_kv_cache, do_sample, verbose, **how)
+    if return_type == "tokens" or (return_type == "input" and not text):
+        return out
+    texts = [model.tokenizer.decode(row, skip_special_tokens=True) for row in out]
+    return texts[0] if len(texts) == 1 else texts

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cutaway.compat.transformer_lens import bridged, native, native_files, utils
 from cutaway.compat.transformer_lens.activation_cache import ActivationCache
 from cutaway.compat.transformer_lens.config import HookedTransformerConfig
-from cutaway.compat.transformer_lens.generation import generated, prompt_mask
+from cutaway.compat.transformer_lens.generation import generate, prompt_mask
 from cutaway.compat.transformer_lens.hook_points import HookPoint
 from cutaway.compat.transformer_lens.loading import configuration, own_model
 from cutaway.compat.transformer_lens.tokenisation import Tokenisation
@@ -300,44 +300,7 @@ class HookedTransformer(Tokenisation, Weights):
         out, cache = super().run_with_cache(*args, remove_batch_dim=remove_batch_dim, **options)
         return out, ActivationCache(cache, self, has_batch_dim=not remove_batch_dim) if return_cache_object else cache
 
-    def generate(
-        self,
-        input: Any = "",
-        max_new_tokens: int = 10,
-        stop_at_eos: bool = True,
-        eos_token_id: int | list[int] | None = None,
-        do_sample: bool = True,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        temperature: float = 1.0,
-        freq_penalty: float = 0.0,
-        use_past_kv_cache: bool = True,
-        prepend_bos: bool | None = None,
-        padding_side: str | None = None,
-        return_type: str | None = "input",
-        verbose: bool = True,
-        **options: Any,
-    ) -> Any:
-        """Sample tokens one by one, under the hooks; several texts are padded on the left."""
-        if unknown := set(options) - {"output_logits", "return_dict_in_generate"}:
-            logging.warning("generate: these options do nothing here: %s", ", ".join(sorted(unknown)))
-        text = isinstance(input, str | list)
-        side = "left" if isinstance(input, list) and len(input) > 1 else self._side(padding_side)
-        ids = self.to_tokens(input, prepend_bos, side) if text else input.to(self.cfg.device)
-        ids = ids[None] if ids.ndim == 1 else ids
-        stops = list[int]()
-        if stop_at_eos:
-            eos = eos_token_id if eos_token_id is not None else getattr(self.tokenizer, "eos_token_id", None)
-            if eos is None:
-                raise AssertionError("Must pass a eos_token_id if stop_at_eos is True and tokenizer is None")
-            stops = [eos] if isinstance(eos, int) else list(eos)
-        mask = prompt_mask(self, ids, self._bos(prepend_bos), side)
-        how = {"top_k": top_k, "top_p": top_p, "temperature": temperature, "freq_penalty": freq_penalty}
-        out = generated(self, ids, mask, max_new_tokens, stops, use_past_kv_cache, do_sample, verbose, **how)
-        if return_type == "tokens" or (return_type == "input" and not text):
-            return out
-        texts = [self.tokenizer.decode(row, skip_special_tokens=True) for row in out]
-        return texts[0] if len(texts) == 1 else texts
+    generate = generate
 
     def to(self, *args: Any, **options: Any) -> Any:
         """Move the model, or cast it."""

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cutaway.compat.transformer_lens import bridged, native, utils, weight_processing
+from cutaway.compat.transformer_lens import bridged, bridged_weights, native, utils, weight_processing
 from cutaway.compat.transformer_lens.factored_matrix import FactoredMatrix
 from cutaway.compat.transformer_lens.hook_points import HookedRootModule
 
@@ -32,7 +32,7 @@ class Weights(HookedRootModule):
         self.load_state_dict(state)
         if which[0]:
             if self.house is not None:
-                bridged.clear_norms(self)
+                bridged_weights.clear_norms(self)
             self.cfg.normalization_type = f"{str(self.cfg.normalization_type)[:3].rstrip('P')}Pre"
             self._regrow_norms()
 
@@ -88,7 +88,7 @@ class Weights(HookedRootModule):
             n: t for n, t in state_dict.items() if not n.endswith((".mask", ".IGNORE", ".rotary_sin", ".rotary_cos"))
         }
         if self.house is not None:
-            bridged.store(self, own)
+            bridged_weights.store(self, own)
             return None
         kept = {n: t for n, t in self.state_dict().items() if n in buffers}
         own = {n: t for n, t in own.items() if n not in buffers}
