@@ -38,7 +38,12 @@ from cutaway.core.subject import SUBJECTS, alternatives
 
 METHODS: dict[str, Method] = {}
 _SIMPLE = (int, float, bool, str, Path)
-_LISTED: dict[Any, type] = {str: str, int: int, Pattern: Address}  # what a list may hold, and the type it is called
+_LISTED: dict[Any, type] = {
+    str: str,
+    int: int,
+    float: float,
+    Pattern: Address,
+}  # what a list may hold, and the type it is called
 _LEAST = {"samples": 1}  # no result without its control; all other whole numbers start at 0
 
 
@@ -270,10 +275,21 @@ def _listed(row: Method, given: Mapping[str, Any]) -> dict[str, Any]:
             continue
         parts = parse_list(value) if isinstance(value, str) else value
         parts = tuple(parts) if isinstance(parts, list | tuple) else (parts,)
-        whole = lists[name].type is int
         parts = [str(p) if isinstance(p, Address) else p for p in parts]
-        out[name] = tuple(int(p) if whole and isinstance(p, str) and p.isdecimal() else p for p in parts)
+        out[name] = tuple(_number(lists[name].type, p) for p in parts)
     return out
+
+
+def _number(kind: type, value: Any) -> Any:
+    """Return an entry of a list of numbers as one of its type; what is none stays, to be refused."""
+    if kind is int:
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+    if kind is not float or not isinstance(value, int | str) or isinstance(value, bool):
+        return value
+    try:
+        return float(value)
+    except ValueError:
+        return value
 
 
 def _misfit(option: Option, value: Any) -> str | None:
@@ -380,7 +396,7 @@ def _option(p: inspect.Parameter, hint: Any, doc: Mapping[str, str]) -> Option:
     if len(parts) > 1 or not (several or kind in _SIMPLE):
         raise TypeError(
             f"option {p.name!r}: {hint} is outside the vocabulary {[s.__name__ for s in _SIMPLE]}, Literal and tuples "
-            f"(…, ...) of str, int or Pattern"
+            f"(…, ...) of str, int, float or Pattern"
         )
     if p.default is p.empty:
         raise TypeError(f"option {p.name!r} needs a default")

@@ -7,16 +7,19 @@ from cutaway.directions.found import FoundDirections
 from cutaway.directions.opening import open_direction as open
 from cutaway.directions.opening import write_direction as write
 from cutaway.directions.pairs import activation_addition, causal_difference
+from cutaway.directions.propagate import Propagation, propagate
 
 __all__ = [
     "FINDERS",
     "Direction",
     "Finder",
     "FoundDirections",
+    "Propagation",
     "activation_addition",
     "causal_difference",
     "direction",
     "find",
     "open",
+    "propagate",
     "write",
 ]

@@ -14,7 +14,7 @@ from cutaway.core.repeat import Made, called
 from cutaway.core.result import open_result
 from cutaway.core.stats import generator
 from cutaway.core.subject import REQUIRED, Flag, Subject, register
-from cutaway.directions.direction import Direction, direction, tensors_of
+from cutaway.directions.direction import Direction, direction
 from cutaway.directions.formats import FORMATS
 from cutaway.directions.found import FoundDirections
 
@@ -51,7 +51,7 @@ def open_direction(
     whole = str(path.absolute())
     options = {"finder": finder, "reading": reading, "addresses": addresses}
     made = Made(called("ca.directions.open", repr(whole), **options), {"": whole, **options})
-    return replace(found, made=made.of(found, tensors_of))
+    return replace(found, made=made.of(found, Direction.identity))
 
 
 def _foreign(path: Path) -> Direction:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -95,6 +96,7 @@ DRAWN = {
     "dictionaries.shift": {"accuracy", "worst", "group", "reading", "effect", "with_words"},
     "graphs.feature_circuit": {"estimate", "exact", "agreement", "chance"},
     "dictionaries.letter_absorption": {"score"},
+    "directions.propagate": {"control_gain", "control_exponent", "control_kl", "control_linear_range"},
 } | {name: {"excess"} for name in ROWS if name.startswith("graphs.trace")}
 
 
@@ -349,9 +351,9 @@ def test_wrong_options_are_refused(name):
         row.function(*given(name, "llama"), **{f"{row.options[0].name}s": 1})
     for o in row.options:
         plain: dict[type, list[Any]] = {int: [-1, 2**63, 1.5, "3", True], bool: [1, "yes"], str: [3],
-                                        float: [float("nan"), "x"], Path: [3]}  # fmt: skip
+                                        float: [math.nan, "x"], Path: [3]}  # fmt: skip
         lists: dict[type, list[Any]] = {int: [-1, [-1], 1.5, "x", [1.5], [True]], str: [3, [3]],
-                                        Address: [3, ["z", 3], [], ""]}  # fmt: skip
+                                        float: ["x", [True], [math.nan]], Address: [3, ["z", 3], [], ""]}  # fmt: skip
         wrong = (lists if o.several else plain)[o.type]
         for value in [*wrong, *(["sideways"] if o.choices else []), *([] if o.optional else [None])]:
             with pytest.raises(Refused) as refusal:

@@ -200,6 +200,17 @@ def test_lists_come_as_lists_as_a_text_with_commas_or_as_one_value():
     assert command("patching.ablate", {}, {"layers": (0, 3)}, {"layers": ()}) == "cutaway patching ablate --layers 0,3"
 
 
+def test_lists_of_numbers_take_whole_ones_and_texts():
+    row = ca.methods()["directions.propagate"]
+    given = {"sizes": "0.5, 2,1e-3"}, {"sizes": [0.5, 2, 1e-3]}, {"sizes": (0.5, 2.0, 0.001)}
+    assert [_listed(row, g)["sizes"] for g in given] == [(0.5, 2.0, 0.001)] * 3
+    assert all(type(v) is float for g in given for v in _listed(row, g)["sizes"])
+    sizes = next(o for o in row.options if o.name == "sizes")
+    assert [_misfit(sizes, v) is None for v in ((0.5,), ("much",), (True,), (float("inf"),))] == [True, *[False] * 3]
+    asked = command("directions.propagate", {}, {"sizes": (0.5, 2.0)}, {"sizes": ()})
+    assert asked == "cutaway directions propagate --sizes 0.5,2.0"
+
+
 def test_lists_of_addresses_take_addresses_and_patterns_and_come_as_texts():
     row = ca.methods()["patching.activation"]
     given = {"site": "z.5, resid_pre.1@-1"}, {"site": [Address("z", 5), "resid_pre.1@-1"]}

@@ -8,7 +8,7 @@ from tests.meta.tree import ROOT, room_of, sources
 #: lines of code (no blanks, comments or docstrings) that a room may have; see docs/decisions/11-budgets.md
 BUDGETS = {
     "": 145,
-    "core": 2_310,
+    "core": 2_320,
     "views": 1_800,
     "models": 8_350,
     "tasks": 2_980,
@@ -23,7 +23,7 @@ BUDGETS = {
     "geometry": 1_000,
     "patching": 1_900,
     "dictionaries": 9_150,
-    "directions": 620,
+    "directions": 840,
     "graphs": 3_445,
     "features": 3_755,
     "suites": 1_105,
