@@ -34,8 +34,8 @@ def detect_head(
     if isinstance(pattern, str) and pattern in HEAD_NAMES:
         pattern = globals()[f"get_{pattern}_detection_pattern"](tokens)
     n = tokens.shape[-1]
-    square = isinstance(pattern, Tensor) and pattern.shape == (n, n) and pattern.equal(pattern.tril())
-    if not square or len(tokens) != 1 or not 1 < n < cfg.n_ctx:
+    fits = isinstance(pattern, Tensor) and pattern.shape == (n, n) and pattern.equal(pattern.tril())
+    if isinstance(pattern, str) or not fits or len(tokens) != 1 or not 1 < n < cfg.n_ctx:
         why = f"it takes one text within the context, and {', '.join(HEAD_NAMES)} or a lower triangular pattern"
         raise Mismatch(f"detect_head of {detection_pattern!r} in {n} tokens", why, "give these")
     if cache is None:

@@ -182,7 +182,7 @@ def _swept(model: Any, tokens: Tensor, cells: Sequence[_Patch], metric: Metric, 
     n, width = tokens.shape
 
     def function(seen: Seen, prompt: Tensor) -> Tensor:
-        rows = seen.activations[_LOGITS] if whole and seen.activations else seen.last_logits
+        rows: Any = seen.activations[_LOGITS] if whole and seen.activations else seen.last_logits
         each = [x if whole else x[:, None].expand(-1, width, -1).as_subclass(_LastLogits) for x in rows.split(n)]
         return torch.tensor([_number(metric(x)) for x in each], device=rows.device).repeat_interleave(n)
 

@@ -148,8 +148,9 @@ def sample_logits(
     """Sample the next token of each row of logits [batch d_vocab]; penalties, temperature, top_k or top_p, in order."""
     from transformers import RepetitionPenaltyLogitsProcessor, TopKLogitsWarper, TopPLogitsWarper
 
+    ids: Any = tokens
     if repetition_penalty != 1.0 and tokens is not None:
-        final_logits = RepetitionPenaltyLogitsProcessor(repetition_penalty)(tokens, final_logits)
+        final_logits = RepetitionPenaltyLogitsProcessor(repetition_penalty)(ids, final_logits)
     if temperature == 0.0:
         return final_logits.argmax(-1)
     final_logits = final_logits / temperature
@@ -162,11 +163,11 @@ def sample_logits(
         why = "a penalty needs tokens=, top_k at least 1, and top_p a number in (0, 1]"
         raise Mismatch(f"sample_logits(top_k={top_k}, top_p={top_p}, freq_penalty={freq_penalty})", why, "give these")
     if freq_penalty > 0:
-        final_logits = final_logits - freq_penalty * F.one_hot(tokens, final_logits.shape[-1]).sum(1)
+        final_logits = final_logits - freq_penalty * F.one_hot(ids, final_logits.shape[-1]).sum(1)
     if top_k is not None:
-        final_logits = TopKLogitsWarper(top_k)(tokens, final_logits)
+        final_logits = TopKLogitsWarper(top_k)(ids, final_logits)
     elif top_p is not None:
-        final_logits = TopPLogitsWarper(top_p)(tokens, final_logits)
+        final_logits = TopPLogitsWarper(top_p)(ids, final_logits)
     return torch.distributions.Categorical(logits=final_logits.float()).sample()
 
 
