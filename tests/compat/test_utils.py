@@ -40,6 +40,31 @@ def test_arrays_slices_and_corners():
             wrong()
 
 
+def test_shapes_and_fans():
+    assert [utils.is_lower_triangular(x) for x in (torch.eye(3), torch.ones(3, 3), torch.ones(2, 3))] == [
+        True,
+        False,
+        False,
+    ]
+    assert [utils.is_square(x) for x in (torch.eye(3), torch.ones(2, 3), torch.ones(3))] == [True, False, False]
+    assert utils.transpose(torch.ones(4, 2, 3)).shape == (4, 3, 2)
+    assert (utils.override_or_use_default_value(True, False), utils.override_or_use_default_value(3)) == (False, 3)
+    shapes = {(): None, (5,): (1, 5), (2, 3): (2, 3), (4, 2, 3): (2, 12)}
+    for shape, fans in shapes.items():
+        if fans:
+            assert utils.calc_fan_in_and_fan_out(torch.ones(shape)) == fans
+        else:
+            with pytest.raises(Mismatch):
+                utils.calc_fan_in_and_fan_out(torch.ones(shape))
+    xavier, kaiming = (2 / 300) ** 0.5, 0.1 * 2**0.5
+    for init, std in ((utils.init_xavier_uniform_, xavier), (utils.init_xavier_normal_, xavier),
+                      (utils.init_kaiming_uniform_, kaiming), (utils.init_kaiming_normal_, kaiming)):  # fmt: skip
+        torch.manual_seed(0)
+        drawn = init(torch.empty(100, 200), gain=2.0)
+        assert float(drawn.std()) == pytest.approx(2 * std, rel=0.02)
+        assert (drawn.abs().max() < 2 * std * 3**0.5 + 1e-6) == ("uniform" in init.__name__)
+
+
 def test_nothing_is_downloaded():
     for call in (lambda: utils.download_file_from_hf("a/b", "c.pth"), lambda: evaluate(None)):
         with pytest.raises(Refused, match="download"):
@@ -79,9 +104,9 @@ class Texts:
 def test_texts_become_rows_with_ends_between_and_a_beginning_before():
     texts = Texts(text=["1 2 3", "4", "5 6 7"], other=[1, 2, 3])
     found = utils.tokenize_and_concatenate(texts, Words(), max_length=4).features["tokens"]
-    assert found.tolist() == [[0, 1, 2, 3], [0, 0, 4, 0], [0, 5, 6, 7]]
+    assert found == [[0, 1, 2, 3], [0, 0, 4, 0], [0, 5, 6, 7]]
     short = utils.tokenize_and_concatenate(texts, Words(), max_length=12, add_bos_token=False).features["tokens"]
-    assert short.tolist() == [[1, 2, 3, 0, 4, 0, 5, 6, 7, 0, 0, 0]]
+    assert short == [[1, 2, 3, 0, 4, 0, 5, 6, 7, 0, 0, 0]]
     assert utils.tokenize_and_concatenate(Texts(text=[]), Words()).features == {"tokens": []}
 
 

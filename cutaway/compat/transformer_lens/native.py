@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from cutaway.compat.transformer_lens import utils
 from cutaway.compat.transformer_lens.config import HookedTransformerConfig as Config
 from cutaway.compat.transformer_lens.factored_matrix import FactoredMatrix
 from cutaway.compat.transformer_lens.hook_points import HookPoint
-from cutaway.compat.transformer_lens.utils import repeat_along_head_dimension
 from cutaway.core.refuse import Refused
 
 
@@ -327,12 +327,12 @@ class TransformerBlock(nn.Module):
         kv = cfg.n_heads if cfg.ungroup_grouped_query_attention else cfg.n_key_value_heads or cfg.n_heads
         inputs = [resid_pre] * 3
         if cfg.use_attn_in:
-            inputs = [self.hook_attn_in(repeat_along_head_dimension(resid_pre, cfg.n_heads))] * 3
+            inputs = [self.hook_attn_in(utils.repeat_along_head_dimension(resid_pre, cfg.n_heads))] * 3
         if cfg.use_split_qkv_input:
             points = zip((self.hook_q_input, self.hook_k_input, self.hook_v_input), (cfg.n_heads, kv, kv), strict=True)
-            inputs = [point(repeat_along_head_dimension(resid_pre, n)) for point, n in points]
+            inputs = [point(utils.repeat_along_head_dimension(resid_pre, n)) for point, n in points]
         if added is not None and inputs[0].ndim == 4:
-            added = repeat_along_head_dimension(added, cfg.n_heads)
+            added = utils.repeat_along_head_dimension(added, cfg.n_heads)
         q, k, v = (self.ln1(x) for x in inputs)
         if added is not None:
             q, k = q + added, k + added
@@ -372,17 +372,9 @@ def initialise(model: nn.Module, cfg: Config) -> None:
     for name, w in model.named_parameters():
         if "W_" not in name:
             continue
-        (kind, _, law), gain = cfg.init_mode.partition("_"), cfg.initializer_range
-        fan_in, fan_out = fans(w)
-        if law:
-            std = gain * ((2 / (fan_in + fan_out)) ** 0.5 if kind == "xavier" else (2 / fan_in) ** 0.5)
-            nn.init.normal_(w, std=std) if law == "normal" else nn.init.uniform_(w, -std * 3**0.5, std * 3**0.5)
-        elif kind == "muP":
-            nn.init.normal_(w, std=1.0 if "embed" in name else fan_in**-0.5)
+        if cfg.init_mode.startswith(("xavier", "kaiming")):
+            getattr(utils, f"init_{cfg.init_mode}_")(w, gain=cfg.initializer_range)
+        elif cfg.init_mode == "muP":
+            nn.init.normal_(w, std=1.0 if "embed" in name else utils.calc_fan_in_and_fan_out(w)[0] ** -0.5)
         else:
-            nn.init.normal_(w, std=gain)
-
-
-def fans(w: Tensor) -> tuple[int, int]:
-    """Return the number of inputs and outputs of a weight, heads counted as outputs."""
-    return (w.shape[0], w.shape[1]) if w.ndim == 2 else (w.shape[1], w.shape[0] * w.shape[2])
+            nn.init.normal_(w, std=cfg.initializer_range)

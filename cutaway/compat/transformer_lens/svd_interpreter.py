@@ -21,10 +21,12 @@ class SVDInterpreter:
         self, vector_type: str, layer_index: int, num_vectors: int = 10, head_index: int | None = None
     ) -> Tensor:
         """Return the logits [d_vocab 1 num_vectors] of the largest right singular vectors ("OV", "w_in" or "w_out")."""
-        if vector_type not in ("OV", "w_in", "w_out") or (vector_type == "OV" and head_index is None):
-            why = "it is OV of a head, w_in or w_out"
-            raise Mismatch(f"get_singular_vectors({vector_type!r}, head_index={head_index})", why, "name one of these")
-        block = self.model.blocks[range(self.cfg.n_layers)[layer_index]]
+        heads = [None, *range(self.cfg.n_heads)][vector_type == "OV" :]
+        there = vector_type in ("OV", "w_in", "w_out") and layer_index in range(self.cfg.n_layers)
+        if not there or head_index not in heads:
+            asked = f"get_singular_vectors({vector_type!r}, {layer_index}, head_index={head_index})"
+            raise Mismatch(asked, "it is OV of a head, w_in or w_out of a layer of this model", "name one of these")
+        block = self.model.blocks[layer_index]
         if vector_type == "OV":
             vectors = FactoredMatrix(block.attn.W_V[head_index], block.attn.W_O[head_index]).V.mT
         else:

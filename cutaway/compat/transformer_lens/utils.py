@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cutaway.core.refuse import Refused
 
@@ -105,6 +105,26 @@ def remove_batch_dim(tensor: Tensor) -> Tensor:
     return tensor.squeeze(0)
 
 
+def transpose(tensor: Tensor) -> Tensor:
+    """Return a tensor with its last two axes exchanged."""
+    return tensor.mT
+
+
+def is_square(x: Tensor) -> bool:
+    """Return True of a square matrix."""
+    return x.ndim == 2 and x.shape[0] == x.shape[1]
+
+
+def is_lower_triangular(x: Tensor) -> bool:
+    """Return True of a lower triangular matrix."""
+    return is_square(x) and x.equal(x.tril())
+
+
+def override_or_use_default_value(default_flag: Any, override: Any = None) -> Any:
+    """Return the override unless it is None."""
+    return default_flag if override is None else override
+
+
 def repeat_along_head_dimension(tensor: Tensor, n_heads: int, clone_tensor: bool = True) -> Tensor:
     """Repeat a stream [batch, pos, d_model] for each head: [batch, pos, head, d_model]."""
     repeated = tensor.unsqueeze(-2).expand(*tensor.shape[:-1], n_heads, tensor.shape[-1])
@@ -119,6 +139,45 @@ def get_device() -> str:
 def gelu_new(input: Tensor) -> Tensor:
     """Return GPT-2's GELU."""
     return 0.5 * input * (1.0 + torch.tanh(np.sqrt(2.0 / np.pi) * (input + 0.044715 * torch.pow(input, 3.0))))
+
+
+def calc_fan_in_and_fan_out(tensor: Tensor) -> tuple[int, int]:
+    """Return the number of inputs and outputs of a weight, heads counted as outputs."""
+    if not 1 <= tensor.ndim <= 3:
+        raise Mismatch(
+            f"fans of {tuple(tensor.shape)}", "it is no weight", "give a vector, a matrix or one of each head"
+        )
+    heads, fan_in, fan_out = (1, 1, *tensor.shape)[-3:]
+    return fan_in, heads * fan_out
+
+
+def init_xavier_uniform_(param: Tensor, gain: float = 1.0) -> Tensor:
+    """Draw a weight uniformly, of variance 2 · gain² / (inputs + outputs)."""
+    return _uniform(param, gain * (2 / sum(calc_fan_in_and_fan_out(param))) ** 0.5)
+
+
+def init_xavier_normal_(param: Tensor, gain: float = 1.0) -> Tensor:
+    """Draw a weight normally, of variance 2 · gain² / (inputs + outputs)."""
+    return nn.init.normal_(param, std=gain * (2 / sum(calc_fan_in_and_fan_out(param))) ** 0.5)
+
+
+def init_kaiming_uniform_(param: Tensor, a=0.0, nonlinearity="relu", gain=1.0, mode="fan_in") -> Tensor:
+    """Draw a weight uniformly, of variance (gain · the nonlinearity's)² / inputs."""
+    return _uniform(param, _kaiming(param, a, nonlinearity, gain, mode))
+
+
+def init_kaiming_normal_(param: Tensor, a=0.0, nonlinearity="relu", gain=1.0, mode="fan_in") -> Tensor:
+    """Draw a weight normally, of variance (gain · the nonlinearity's)² / inputs."""
+    return nn.init.normal_(param, std=_kaiming(param, a, nonlinearity, gain, mode))
+
+
+def _kaiming(param: Tensor, a: float, nonlinearity: Any, gain: float, mode: str) -> float:
+    fan_in, fan_out = calc_fan_in_and_fan_out(param)
+    return gain * nn.init.calculate_gain(nonlinearity, a) / (fan_in if mode == "fan_in" else fan_out) ** 0.5
+
+
+def _uniform(param: Tensor, std: float) -> Tensor:
+    return nn.init.uniform_(param, -(3**0.5) * std, 3**0.5 * std)
 
 
 def lm_cross_entropy_loss(
@@ -224,21 +283,20 @@ def tokenize_and_concatenate(
 ) -> Any:
     """Return a dataset of rows `tokens` [max_length]: the texts one behind the other, EOS between, BOS in front."""
     dataset = dataset.remove_columns([c for c in dataset.features if c != column_name])
-    length = max_length - add_bos_token
+    front = [tokenizer.bos_token_id] * add_bos_token
+    length = max_length - len(front)
     padding = tokenizer.eos_token_id if tokenizer.pad_token is None else tokenizer.pad_token_id
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": "<PAD>"})
 
-    def tokenized(examples: Mapping[str, list[str]]) -> dict[str, Any]:
+    def tokenized(examples: Mapping[str, list[str]]) -> dict[str, list[list[int]]]:
         texts = examples[column_name]
         rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"] if texts else []
         ids = [i for n, row in enumerate(rows) for i in (*[tokenizer.eos_token_id] * (n > 0), *row)]
-        if not rows:
-            return {"tokens": []}
-        ids = ids[: len(ids) // length * length] or ids + [padding] * (length - len(ids))
-        made = np.array(ids).reshape(-1, length)
-        front = np.full((len(made), int(add_bos_token)), tokenizer.bos_token_id)
-        return {"tokens": np.concatenate([front, made], axis=1)}
+        if rows and len(ids) < length:
+            ids += [padding] * (length - len(ids))
+        starts = range(0, len(ids) - length + 1, length)
+        return {"tokens": [[*front, *ids[at : at + length]] for at in starts]}
 
     # Processes are not forked here: they would be slower than one for what fits a notebook.
     found = dataset.map(tokenized, batched=True, remove_columns=[column_name])
