@@ -7,6 +7,7 @@ from cutaway.directions.found import FoundDirections
 from cutaway.directions.opening import open_direction as open
 from cutaway.directions.opening import write_direction as write
 from cutaway.directions.pairs import activation_addition, causal_difference
+from cutaway.directions.probe import Probes, probe
 from cutaway.directions.propagate import Propagation, propagate
 
 __all__ = [
@@ -14,12 +15,14 @@ __all__ = [
     "Direction",
     "Finder",
     "FoundDirections",
+    "Probes",
     "Propagation",
     "activation_addition",
     "causal_difference",
     "direction",
     "find",
     "open",
+    "probe",
     "propagate",
     "write",
 ]

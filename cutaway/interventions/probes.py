@@ -109,10 +109,16 @@ def accuracy_interval(
     scores: Float[Tensor, "*cell text"], y: Bool[Tensor, "text"], group: Int[Tensor, "text"]
 ) -> Float[Tensor, "*cell bound"]:
     """Return the 95 % interval of the accuracy, over groups; where all groups agree, Wilson's over texts."""
-    hits = ((scores > 0) == y).float().movedim(-1, 0)
-    right = _by_group(hits, group)
-    many = _by_group(torch.ones_like(hits), group)
-    return _apart(ratio_interval(right, many, within=(0.0, 1.0)), hits.mean(0), len(y))
+    hits = ((scores > 0) == y).float()
+    return _apart(mean_over_groups(hits, group, (0.0, 1.0)), hits.mean(-1), len(y))
+
+
+def mean_over_groups(
+    values: Float[Tensor, "*cell text"], group: Int[Tensor, "text"], within: tuple[float, float]
+) -> Float[Tensor, "*cell bound"]:
+    """Return the 95 % interval of the mean over texts, over groups of them; `within` are the bounds of a value."""
+    x = values.movedim(-1, 0)
+    return ratio_interval(_by_group(x, group), _by_group(torch.ones_like(x), group), within=within)
 
 
 def auroc(scores: Float[Tensor, "*cell text"], y: Bool[Tensor, "text"]) -> Float[Tensor, "*cell"]:

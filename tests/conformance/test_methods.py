@@ -93,6 +93,7 @@ DRAWN = {
     "lenses.token_relevance(model, prompts)": {"gain", "curve"},
     "dictionaries.probing": {"accuracy", "each"},
     "directions.find": {"auroc", "vector", "midpoint", "cosine"},
+    "directions.probe": {"accuracy", "auroc", "control", "selectivity", "words", "majority", "curve", "words_curve"},
     "dictionaries.shift": {"accuracy", "worst", "group", "reading", "effect", "with_words"},
     "graphs.feature_circuit": {"estimate", "exact", "agreement", "chance"},
     "dictionaries.letter_absorption": {"score"},
@@ -318,7 +319,7 @@ def encoder() -> Model:
 #: methods that read activations and no prediction, and so may be about an encoder
 READ_ONLY = {
     "dictionaries.probing", "dictionaries.shift", "dictionaries.letter_absorption", "directions.find",
-    "geometry.similarity",
+    "directions.probe", "geometry.similarity",
 }  # fmt: skip
 
 
