@@ -41,15 +41,8 @@ _SITES = {  # hook points of a block, in the order of the forward, and the house
     "hook_resid_post": "resid_post",
 }  # fmt: skip
 _ATTENTION = {
-    "W_Q": "q",
-    "W_K": "k",
-    "W_V": "v",
-    "W_O": "o",
-    "b_Q": "q_bias",
-    "b_K": "k_bias",
-    "b_V": "v_bias",
-    "b_O": "o_bias",
-}
+    "W_Q": "q", "W_O": "o", "b_Q": "q_bias", "b_O": "o_bias", "W_K": "k", "W_V": "v", "b_K": "k_bias", "b_V": "v_bias",
+}  # fmt: skip
 SHARED = ("W_K", "W_V", "b_K", "b_V")
 _AS_IT_IS = (lambda x, y: x, lambda new, x, y: new)  # what a module reads
 _FOLDED = ("ln1", "ln2")
@@ -160,6 +153,9 @@ def _block(house: Model, cfg: Config, i: int) -> Part:
         heads |= {f"_{n}": heads[n] for n in SHARED}
         heads |= {n: lambda read=heads[f"_{n}"]: read().repeat_interleave(group, 0) for n in SHARED}
     rotary = ["rot_k", "rot_q"] if cfg.positional_embedding_type == "rotary" else []
+    block.ln1 = _norm(a, a.part(i, "ln1"), cfg)
+    if not cfg.attn_only:
+        block.ln2 = _norm(a, a.part(i, "ln2") or a.part(i, "ln1"), cfg)
     block.attn = Part(
         cfg,
         ["k", "q", "v", "z", "attn_scores", "pattern", "result", *rotary],
@@ -170,14 +166,13 @@ def _block(house: Model, cfg: Config, i: int) -> Part:
     block.attn.__dict__.update(causal if plain else {}, attn_scale=cfg.attn_scale, group=group)
     for name in ("q_norm", "k_norm") if _head_norm(a, i, "q_norm") is not None else ():
         setattr(block.attn, name, Part(cfg, _NORM_POINTS, {}))
-    block.ln1 = _norm(a, a.part(i, "ln1"), cfg)
     for name in ("ln1_post", "ln2_post") if cfg.use_normalization_before_and_after else ():
         setattr(block, name, Part(cfg, _NORM_POINTS, {"w": lambda name=name: a.norm(a.part(i, name)).weight}))
     if not cfg.attn_only:
-        block.ln2 = _norm(a, a.part(i, "ln2") or a.part(i, "ln1"), cfg)
-        mlp = {"W_in": lambda: w.mlp_in[i], "W_out": lambda: w.mlp_out[i], "b_out": lambda: w.mlp_out_bias[i]}
-        mlp["b_in"] = (lambda: w.mlp_in_bias[i]) if not cfg.gated_mlp else lambda: torch.zeros_like(w.mlp_in_bias[i])
-        mlp |= {"W_gate": lambda: w.mlp_gate[i]} if cfg.gated_mlp else {}
+        mlp: dict[str, Callable[[], Tensor]] = {"W_in": lambda: w.mlp_in[i]}
+        mlp |= {"W_out": lambda: w.mlp_out[i], "W_gate": lambda: w.mlp_gate[i]} if cfg.gated_mlp else {}
+        mlp["b_in"] = lambda: w.mlp_in_bias[i] * (0 if cfg.gated_mlp else 1)  # a gated one's is added elsewhere
+        mlp |= {"W_out": lambda: w.mlp_out[i], "b_out": lambda: w.mlp_out_bias[i]}
         points = ["pre", "post", *(["pre_linear"] if cfg.gated_mlp else [])]
         block.mlp = Part(cfg, points, mlp, native.MLP, act_fn=native.activation(str(cfg.act_fn)))
     return block
@@ -298,7 +293,7 @@ class Stopped(forward.Enough):
 
 
 @contextmanager
-def listening(root: Any, start: int, stop: int | None) -> Iterator[None]:
+def listening(root: Any, start: int, stop: int | None, want: bool = True) -> Iterator[None]:
     """Within the block, a forward of the house's model calls every hook point that somebody listens to.
 
     Only those of blocks `start` to `stop` are called; with `stop` the forward ends there.
@@ -312,7 +307,7 @@ def listening(root: Any, start: int, stop: int | None) -> Iterator[None]:
         point = root.mod_dict[name]
         if not (start <= layer < last or (layer == -1 and start == 0) or (layer == n and stop is None)):
             continue
-        if not _is_heard(point) or _switched_off(name, root.cfg):
+        if not _is_heard(point) or _switched_off(name, root.cfg) or (name.startswith("unembed") and not want):
             continue
         see = _see(point, scores=name.endswith("attn_scores"))
         if isinstance(place, Address):
@@ -320,6 +315,7 @@ def listening(root: Any, start: int, stop: int | None) -> Iterator[None]:
         else:
             others[name] = place, see
     for i in range(start, last):
+        _three_norms(root, i, others)
         _split(root, i, sees, others)
     if stop is not None:
         at = Address("resid_post", stop - 1) if stop else Address("resid_pre", 0)
@@ -363,6 +359,15 @@ def _end(x: Tensor) -> Tensor:
     raise Stopped(x)
 
 
+def _three_norms(root: Any, layer: int, others: dict[str, Any]) -> None:
+    """Call the hook points of the norm before attention three times, as TransformerLens does: for q, k and v."""
+    module, part = root.house.anatomy.part(layer, "ln1"), root.blocks[layer].ln1
+    heard = [others.pop(f"blocks.{layer}.ln1.hook_{name}", None) for name in _NORM_POINTS]
+    if any(heard):
+        port = Port(module, "out", lambda x, y: x, lambda new, x, y: new.to(y.dtype), derived=True)
+        others[f"blocks.{layer}.ln1"] = port, lambda x: [part(x) for _ in "qkv"][-1]
+
+
 def _split(root: Any, layer: int, sees: dict[Address, taps.See], others: dict[str, Any]) -> None:
     """Put in the taps of the inputs that each head has for itself, where they are switched on and heard."""
     cfg, block, a = root.cfg, root.blocks[layer], root.house.anatomy
@@ -390,15 +395,14 @@ def _split(root: Any, layer: int, sees: dict[Address, taps.See], others: dict[st
     sees[before] = _then(sees.get(before), stash)
     for letter in "qkv":
         sees[Address(f"{letter}_in", layer)] = lambda x, letter=letter: inputs[letter]
-    for name in ("scale", "normalized"):
-        others.pop(f"blocks.{layer}.ln1.hook_{name}", None)
+    others.pop(f"blocks.{layer}.ln1", None)
 
 
 def run(root: Any, tokens: Tokens, want: bool, start: int, stop: int | None, stream: Tensor | None) -> Tensor | None:
     """Run the house's model under the hooks: returns the logits if wanted, or the stream where it stops."""
     a = root.house.anatomy
     begins = nullcontext() if stream is None else entered(root.house, start, stream)
-    with forward.alone(a.hf), forward.evaluating(a), begins, listening(root, start, stop):
+    with forward.alone(a.hf), forward.evaluating(a), begins, listening(root, start, stop, want):
         try:
             if want or stop is not None:
                 return forward.all_logits(a, tokens)

@@ -68,14 +68,23 @@ class Weights(HookedRootModule):
         """Draw all weights."""
         native.initialise(self, self.cfg)
 
-    def _weights(self) -> dict[str, Tensor]:
+    def _weights(self, detached: bool = True) -> dict[str, Tensor]:
         """Return the weights under TransformerLens' names, without buffers."""
         if self.house is None:
             return {n: p.detach() for n, p in self.named_parameters()}
         parts = {n: m for n, m in self.mod_dict.items() if isinstance(m, bridged.Part)}
         shared = bridged.SHARED if self.cfg.n_key_value_heads is not None else ()
         reads = {f"{n}.{w}": read for n, m in parts.items() for w, read in m.weights.items() if w not in shared}
-        return {name: read().detach() for name, read in reads.items()}
+        return {name: read().detach() if detached else read() for name, read in reads.items()}
+
+    def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Any:
+        """Yield the weights under TransformerLens' names: of a bridged model, as they are read off it."""
+        own = super().named_parameters(prefix, recurse, remove_duplicate) if self.house is None else None
+        yield from own if own is not None else self._weights(detached=False).items()
+
+    def parameters(self, recurse: bool = True) -> Any:
+        """Yield the parameters that an optimiser takes: of a bridged model, those of its Hugging Face model."""
+        yield from super().parameters(recurse) if self.house is None else self.house.hf.parameters(recurse)
 
     def state_dict(self, *args: Any, **options: Any) -> dict[str, Tensor]:
         """Return the weights under TransformerLens' names."""
