@@ -90,9 +90,9 @@ def run(sources: list[str], chosen: argparse.Namespace) -> Iterator[dict[str, An
     from safetensors.torch import save_file
 
     stubs.SHOWN.clear()
-    space: dict[str, Any] = {"__name__": "__main__", "__file__": chosen.file, "get_ipython": stubs.Anything("ipython")}
-    space["display"] = stubs.Anything("display")
-    sys.modules["__main__"].__dict__.update(space)  # where pickle and dataclasses look
+    sys.modules["__main__"] = ModuleType("__main__")
+    space = vars(sys.modules["__main__"])
+    space.update({name: stubs.Anything(name) for name in ("get_ipython", "display")}, __file__=chosen.file)
     sys.path.insert(0, str(Path(chosen.file).parent))
     os.chdir(chosen.folder)
     for number, source in enumerate(sources):

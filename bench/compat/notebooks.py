@@ -12,6 +12,7 @@ The notebooks are fetched for the check and never committed; `NOTEBOOKS` says wh
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -119,7 +120,7 @@ def cells(path: Path, edits: Mapping[str, str]) -> Iterator[str]:
     from cutaway.compat.notebook import code_cells, without_lines
 
     text = path.read_text("utf-8")
-    sources = code_cells(path).values() if path.suffix == ".ipynb" else text.split("\n# %%")
+    sources = code_cells(path).values() if path.suffix == ".ipynb" else re.split("^# %%.*$", text, flags=re.MULTILINE)
     for source in sources:
         for old, new in edits.items():
             source = source.replace(old, new)

@@ -64,7 +64,7 @@ def signature(value: Any, depth: int = 0) -> Any:
     import torch
 
     if isinstance(value, torch.Tensor):
-        return id(value), value._version, tuple(value.shape)
+        return id(value), 0 if value.is_inference() else value._version, tuple(value.shape)
     if value is None or isinstance(value, bool | int | float | str):
         return value if value == value else "nan"
     if type(value).__name__ == "ndarray":
