@@ -16,6 +16,7 @@ import random
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -141,7 +142,8 @@ def one_cell(
     except TooSlow:
         return "TooSlow: it ran past its limit", None
     except (Exception, SystemExit) as error:
-        return f"{type(error).__name__}: {error}", None
+        *_, frame = traceback.extract_tb(error.__traceback__)
+        return f"{type(error).__name__}: {error} ({Path(frame.filename).name}:{frame.lineno})", None
     finally:
         signal.alarm(0)
     return None, last
