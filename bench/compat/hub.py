@@ -222,7 +222,7 @@ def save_course(cache: Path) -> None:
     }  # fmt: skip
     shapes |= {f"blocks.0.attn.W_{c}": (heads, d // heads, d) for c in "QKV"}
     drawn = [{key: torch.randn(shape, generator=g) * 0.1 for key, shape in shapes.items()} for _ in range(DRAWN)]
-    epochs = list(range(0, 50_000, 100))
+    epochs = list(range(0, 50_000, 1000))
     losses = {f"{part}_losses": [3.0 / (1 + i) for i in range(len(epochs))] for part in ("train", "test")}
     run = {"epochs": epochs, "state_dicts": [drawn[i % DRAWN] for i in range(len(epochs))], **losses}
     torch.save(run, snapshot(cache, "callummcdougall/grokking_full_run_data") / "full_run_data.pth")

@@ -79,13 +79,13 @@ NOTEBOOKS = {
         1, "transformer_from_scratch", hub="narrow", said="GPT-2 192 wide; 5 steps of training",
         edits={"epochs = 5": "epochs = 1", "max_steps_per_epoch = 500": "max_steps_per_epoch = 5"},
     ),
-    "induction heads": chapter(2, "intro_to_mech_interp"),
+    "induction heads": chapter(2, "intro_to_mech_interp", hub="narrow", said="GPT-2 192 wide"),
     "IOI": chapter(3, "indirect_object_identification", hub="narrow", said="GPT-2 192 wide"),
     "toy models": chapter(4, "superposition_and_saes", models=_GPT2 | _OWN, edits=_FEWER, said="2 % of the steps"),
     "brackets": chapter(7, "balanced_bracket_classifier"),
     "modular arithmetic": chapter(
         8, "grokking_and_modular_arithmetic",
-        edits={"local_dir = large_root,": "", "t.load(large_root / 'full_run_data.pth')": "t.load(weights_path)"},
+        edits={"local_dir = large_root,": "", "t.load(large_root / 'full_run_data.pth')": "t.load(weights_path)", "[400]": "[40]"},
     ),
 }  # fmt: skip
 
