@@ -85,7 +85,10 @@ NOTEBOOKS = {
     "brackets": chapter(7, "balanced_bracket_classifier"),
     "modular arithmetic": chapter(
         8, "grokking_and_modular_arithmetic",
-        edits={"local_dir = large_root,": "", "t.load(large_root / 'full_run_data.pth')": "t.load(weights_path)", "[400]": "[40]"},
+        edits={
+            "local_dir = large_root,": "", "t.load(large_root / 'full_run_data.pth')": "t.load(weights_path)",
+            "[400]": "[40]",
+        },
     ),
 }  # fmt: skip
 
