@@ -82,7 +82,7 @@ NOTEBOOKS = {
     "induction heads": chapter(2, "intro_to_mech_interp", hub="narrow", said="GPT-2 192 wide"),
     "IOI": chapter(3, "indirect_object_identification", hub="narrow", said="GPT-2 192 wide"),
     "toy models": chapter(4, "superposition_and_saes", models=_GPT2 | _OWN, edits=_FEWER, said="2 % of the steps"),
-    "brackets": chapter(7, "balanced_bracket_classifier"),
+    "brackets": chapter(7, "balanced_bracket_classifier", edits={"N_SAMPLES = 5000": "N_SAMPLES = 500"}),
     "modular arithmetic": chapter(
         8, "grokking_and_modular_arithmetic",
         edits={
