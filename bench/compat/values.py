@@ -84,7 +84,8 @@ def packed(found: Mapping[str, Leaf]) -> tuple[dict[str, Any], dict[str, Any]]:
         if not isinstance(leaf, torch.Tensor):
             table[path] = leaf if not isinstance(leaf, float) or leaf == leaf else "nan"
             continue
-        flat = (torch.view_as_real(leaf.resolve_conj()) if leaf.is_complex() else leaf).cpu().reshape(-1)
+        whole = leaf.to_dense() if leaf.is_sparse else leaf
+        flat = (torch.view_as_real(whole.resolve_conj()) if whole.is_complex() else whole).cpu().reshape(-1)
         flat = flat.float() if flat.is_floating_point() else flat.long()
         kept = torch.linspace(0, len(flat) - 1, KEPT, dtype=torch.float64).long() if len(flat) > KEPT else slice(None)
         tensors[path] = flat[kept].clone()
