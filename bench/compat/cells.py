@@ -26,6 +26,12 @@ from bench.compat import stubs
 from bench.compat.values import LONGEST, leaves, packed, signature
 
 
+WORDS = (
+    "the of and to in a is that for it was on are as with his they at be this from have or by one had not but what all "
+    "were when we there can an your which their said if do will each about how up out them then she many some so these"
+).split()
+
+
 class TooSlow(BaseException):
     """A cell that ran past its limit."""
 
@@ -60,7 +66,7 @@ def main() -> None:
 
 
 def offline_hub() -> None:
-    """List the files of a repository from the local cache, and give every data set the same local texts."""
+    """List the files of a repository from the local cache, and give every data set the same texts."""
     import huggingface_hub as hub
 
     def list_repo_files(_: Any, repo_id: str, **__: Any) -> list[str]:
@@ -77,11 +83,11 @@ def offline_hub() -> None:
 
 
 def local_texts(*_: Any, **named: Any) -> Any:
-    """Return paragraphs of the repository's documentation as a data set, in place of any."""
+    """Return seeded random words as a data set, in place of any."""
     from datasets import Dataset
 
-    pages = sorted(Path(__file__).parents[2].joinpath("docs").glob("*.md"))
-    texts = [part for page in pages for part in page.read_text("utf-8").split("\n\n") if len(part) > 300]
+    drawn = random.Random(0)
+    texts = [" ".join(drawn.choices(WORDS, k=drawn.randint(20, 400))) for _ in range(300)]
     made = Dataset.from_dict({"text": texts, "meta": [""] * len(texts)})
     return made.to_iterable_dataset() if named.get("streaming") else made
 
