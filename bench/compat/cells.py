@@ -25,11 +25,8 @@ from typing import Any
 from bench.compat import stubs
 from bench.compat.values import LONGEST, leaves, packed, signature
 
-
-WORDS = (
-    "the of and to in a is that for it was on are as with his they at be this from have or by one had not but what all "
-    "were when we there can an your which their said if do will each about how up out them then she many some so these"
-).split()
+WORDS = """the of and to in a is that for it was on are as with his they at be this from have or by one had not but
+what all were when we there can an your which their said if do will each about how up out them then she""".split()
 
 
 class TooSlow(BaseException):
@@ -76,6 +73,9 @@ def offline_hub() -> None:
 
     hub.HfApi.list_repo_files = list_repo_files  # type: ignore[method-assign]
     hub.list_repo_files = lambda repo_id, **named: list_repo_files(None, repo_id, **named)
+    import transformers
+
+    sys.modules["transformers.models.gpt2.tokenization_gpt2_fast"] = transformers  # where version 4 had its tokenizer
     with contextlib.suppress(ImportError):
         import datasets
 

@@ -82,7 +82,10 @@ NOTEBOOKS = {
     "induction heads": chapter(2, "intro_to_mech_interp", hub="narrow", said="GPT-2 192 wide"),
     "IOI": chapter(3, "indirect_object_identification", hub="narrow", said="GPT-2 192 wide"),
     "toy models": chapter(4, "superposition_and_saes", models=_GPT2 | _OWN, edits=_FEWER, said="2 % of the steps"),
-    "brackets": chapter(7, "balanced_bracket_classifier", edits={"N_SAMPLES = 5000": "N_SAMPLES = 500"}),
+    "brackets": chapter(
+        7, "balanced_bracket_classifier", said="500 brackets for 5000",
+        edits={"N_SAMPLES = 5000": "N_SAMPLES = 500", '_dict.pt")': '_dict.pt", map_location="cpu")'},
+    ),
     "modular arithmetic": chapter(
         8, "grokking_and_modular_arithmetic",
         edits={
