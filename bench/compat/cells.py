@@ -26,7 +26,7 @@ from bench.compat import stubs
 from bench.compat.values import LONGEST, leaves, packed, signature
 
 WORDS = """the of and to in a is that for it was on are as with his they at be this from have or by one had not but
-what all were when we there can an your which their said if do will each about how up out them then she""".split()
+what all were when we there can an your which their said if do will each about how up out them then she""".split()  # noqa: SIM905
 
 
 class TooSlow(BaseException):
