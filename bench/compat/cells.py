@@ -18,6 +18,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from types import FunctionType, ModuleType
 from typing import Any
@@ -75,7 +76,8 @@ def offline_hub() -> None:
     hub.list_repo_files = lambda repo_id, **named: list_repo_files(None, repo_id, **named)
     import transformers
 
-    sys.modules["transformers.models.gpt2.tokenization_gpt2_fast"] = transformers  # where version 4 had its tokenizer
+    if not find_spec(moved := "transformers.models.gpt2.tokenization_gpt2_fast"):  # where version 4 had a tokenizer
+        sys.modules[moved] = transformers
     with contextlib.suppress(ImportError):
         import datasets
 

@@ -2,9 +2,9 @@
 
 Every cell runs in both, with the same seeds and the same seeded models (`bench.compat.hub`). What it leaves — each new
 or changed variable that is a tensor, an array, a number, a text or a container of those, its last value, what it
-prints and what it gives to a plotting library — must be the same: numbers to 1e-4 of a tensor's largest value, texts
-word by word, drawings (HTML) only by being there. A cell counts if it runs in the original environment and leaves
-something there, or fails only here.
+prints and what it gives to a plotting library — must be the same: numbers to 1e-4 (of a tensor's largest value, where
+that is above 1), texts word by word, drawings (HTML) only by being there. A cell counts if it runs in the original
+environment and leaves something there, or fails only here.
 
 The notebooks are fetched for the check and never committed; `NOTEBOOKS` says what is looked for in the folder.
 """

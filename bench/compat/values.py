@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-CLOSE, FLOOR = 1e-4, 1e-5  # of the largest value of a tensor, and in its own unit
+CLOSE = 1e-4  # in the unit of a value, or of the largest value of a tensor where that is above 1
 KEPT, LONGEST, DEEPEST = 8192, 2000, 6  # entries of a tensor, leaves of a value, levels of nesting
 _NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.IGNORECASE)
 _MARKUP = re.compile(r"<(div|svg|script)\b")
@@ -114,7 +114,7 @@ def agree(here: Any, there: Any) -> bool:
         return same_text(here, there)
     if any(isinstance(one, bool | str | dict) or one is None for one in (here, there)):
         return here == there
-    return here == there or abs(here - there) <= CLOSE * abs(there) + FLOOR
+    return here == there or abs(here - there) <= CLOSE * max(abs(there), 1.0)
 
 
 def close(here: Any, there: Any) -> bool:
@@ -126,7 +126,7 @@ def close(here: Any, there: Any) -> bool:
         return False
     if not finite.any():
         return True
-    return float((here - there)[finite].abs().max()) <= CLOSE * float(there[finite].abs().max()) + FLOOR
+    return float((here - there)[finite].abs().max()) <= CLOSE * max(float(there[finite].abs().max()), 1.0)
 
 
 def same_text(here: str, there: str) -> bool:

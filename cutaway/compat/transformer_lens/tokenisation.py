@@ -80,7 +80,8 @@ class Tokenisation:
                 raise AssertionError(f"Invalid tokens input to to_str_tokens, has shape: {ids.shape}")
         else:
             raise ValueError(f"Invalid input type to to_str_tokens: {type(input)}")
-        return self.tokenizer.batch_decode([[int(i)] for i in ids], clean_up_tokenization_spaces=False)
+        texts = self.tokenizer.batch_decode([[int(i)] for i in ids], clean_up_tokenization_spaces=False)
+        return texts[: len(ids)]  # of no ids, transformers makes one empty text
 
     def to_single_token(self, string: str) -> int:
         """Return the id of a text that is one token."""
