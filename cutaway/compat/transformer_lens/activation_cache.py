@@ -68,6 +68,7 @@ class ActivationCache:
             return self.cache_dict[key]
         if isinstance(key, str):
             return self.cache_dict[get_act_name(key)]
+        name: Any
         name, layer, *rest = *key, *[None] * (len(key) < 2)
         layer = layer + self.model.cfg.n_layers if layer is not None and layer < 0 else layer
         return self.cache_dict[get_act_name(name, layer, *rest)]
@@ -226,6 +227,7 @@ class ActivationCache:
         """Return every head, every neuron (or MLP), the embeddings and the sum of the biases before `layer`."""
         layer, pos = self._before(layer), _slice(pos_slice)
         norm = self._norm(layer, mlp_input, pos, apply_ln, project_output_onto)
+        labels: Any
         heads, labels = self.stack_head_results(layer + mlp_input, True, pos_slice=pos)
         parts = [norm(heads)]
         if layer > 0 and not self.model.cfg.attn_only and expand_neurons:

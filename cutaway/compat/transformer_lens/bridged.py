@@ -107,9 +107,10 @@ class Part(nn.Module):
 def components(house: Model, cfg: Config) -> dict[str, nn.Module]:
     """Make the tree: embed, pos_embed, blocks, ln_final and unembed, with the hook points of the whole model."""
     w, a = house.weights, house.anatomy
+    pos: Any = a.top("pos")
     tree: dict[str, nn.Module] = {"hook_embed": HookPoint()}
     tree["embed"] = Part(cfg, [], {"W_E": lambda: embedding(house)}, native.Embed)
-    if (pos := a.top("pos")) is not None:
+    if pos is not None:
         start = max(pos.weight.shape[0] - cfg.n_ctx, 0)  # OPT's rows begin behind its padding
         tree |= {
             "pos_embed": Part(cfg, [], {"W_pos": lambda: pos.weight[start:]}, native.PosEmbed),
@@ -135,10 +136,16 @@ def embedding(house: Model) -> Tensor:
     return rows if abs(factor - 1) < 1e-3 else rows * factor
 
 
-def _norm(a: Anatomy, module: nn.Module | None, cfg: Config) -> Part:
+def need(a: Anatomy, layer: int, name: str) -> Any:
+    """Return a module of a block that the family has."""
+    return a.part(layer, name)
+
+
+def _norm(a: Anatomy, module: Any, cfg: Config) -> Part:
     rms, folded = "RMS" in str(cfg.normalization_type), _is_folded(cfg) or module is None
-    own: dict[str, Callable[[], Tensor]] = {} if folded else {"w": lambda: a.norm(module).weight}
-    own |= {} if folded or rms else {"b": lambda: a.norm(module).bias}
+    there: Any = module
+    own: dict[str, Callable[[], Tensor]] = {} if folded else {"w": lambda: a.norm(there).weight}
+    own |= {} if folded or rms else {"b": lambda: a.norm(there).bias}
     return Part(cfg, _NORM_POINTS, own, native.Norm, rms=rms, pre=folded, eps=cfg.eps)
 
 
@@ -148,7 +155,7 @@ def _block(house: Model, cfg: Config, i: int) -> Part:
     block = Part(cfg, native.block_points(cfg), {}, native.TransformerBlock if plain else None)
     own = cfg.n_key_value_heads is not None
     group = cfg.n_heads // (cfg.n_key_value_heads or cfg.n_heads)
-    heads = {name: lambda of=of: getattr(w, of)[i] for name, of in _ATTENTION.items()}
+    heads: dict[str, Any] = {name: lambda of=of: getattr(w, of)[i] for name, of in _ATTENTION.items()}
     if own:  # queries share keys and values: W_K repeats _W_K
         heads |= {f"_{n}": heads[n] for n in SHARED}
         heads |= {n: lambda read=heads[f"_{n}"]: read().repeat_interleave(group, 0) for n in SHARED}
@@ -167,7 +174,7 @@ def _block(house: Model, cfg: Config, i: int) -> Part:
     for name in ("q_norm", "k_norm") if _head_norm(a, i, "q_norm") is not None else ():
         setattr(block.attn, name, Part(cfg, _NORM_POINTS, {}))
     for name in ("ln1_post", "ln2_post") if cfg.use_normalization_before_and_after else ():
-        setattr(block, name, Part(cfg, _NORM_POINTS, {"w": lambda name=name: a.norm(a.part(i, name)).weight}))
+        setattr(block, name, Part(cfg, _NORM_POINTS, {"w": lambda name=name: a.norm(need(a, i, name)).weight}))
     if not cfg.attn_only:
         mlp: dict[str, Callable[[], Tensor]] = {"W_in": lambda: w.mlp_in[i]}
         mlp |= {"W_out": lambda: w.mlp_out[i], "W_gate": lambda: w.mlp_gate[i]} if cfg.gated_mlp else {}
@@ -376,10 +383,10 @@ def _split(root: Any, layer: int, sees: dict[Address, taps.See], others: dict[st
     points = {letter: getattr(block, f"hook_{letter}_input") for letter in "qkv" if cfg.use_split_qkv_input}
     if not any(_is_heard(p) for p in points.values()) and not (cfg.use_attn_in and _is_heard(block.hook_attn_in)):
         return
-    inputs = dict[str, Tensor]()
+    inputs = dict[str, Any]()
 
     def stash(x: Tensor) -> Tensor:
-        norm = a.norm(a.part(layer, "ln1"))
+        norm = a.norm(need(a, layer, "ln1"))
         if cfg.use_attn_in:
             inputs.update(dict.fromkeys("qkv", block.hook_attn_in(repeat_along_head_dimension(x, cfg.n_heads))))
         inputs.update(

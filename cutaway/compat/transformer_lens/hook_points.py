@@ -59,7 +59,7 @@ class HookPoint(nn.Module):
         def forward(module: nn.Module, given: Any, out: Any) -> Any:
             return hook(out, hook=self)
 
-        def backward(module: nn.Module, given: Any, out: tuple[Tensor, ...]) -> Any:
+        def backward(module: nn.Module, given: Any, out: Any) -> Any:
             new = hook(out[0], hook=self)
             return new if new is None or isinstance(new, tuple) else (new,)
 
@@ -141,9 +141,7 @@ class HookedRootModule(nn.Module):
         }
         return {n: handles for n, handles in found.items() if handles and chosen(n)}
 
-    def remove_all_hook_fns(
-        self, direction: Direction = "both", including_permanent: bool = False, level: int | None = None
-    ) -> None:
+    def remove_all_hook_fns(self, direction="both", including_permanent=False, level=None) -> None:
         """Remove hooks from all points."""
         for point in self.hook_points():
             point.remove_hooks(direction, including_permanent, level)

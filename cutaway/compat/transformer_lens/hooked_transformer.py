@@ -271,8 +271,10 @@ class HookedTransformer(Tokenisation, Weights):
             return stream
         if self.cfg.normalization_type is not None:
             stream = self.ln_final(stream)
-        logits, cap = self.unembed(stream) if want else None, self.cfg.output_logits_soft_cap
-        return cap * torch.tanh(logits / cap) if want and cap > 0 else logits
+        if not want:
+            return None
+        logits, cap = self.unembed(stream), self.cfg.output_logits_soft_cap
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
     def _run_bridged(
         self, tokens: Any, stream: Any, want: bool, start: int, stop: int | None, mask: Any, pos: Any, cache: Any

@@ -23,7 +23,8 @@ class HookedTransformerKeyValueCacheEntry:
     def init_cache_entry(cls, cfg: Any, device: Any = None, batch_size: int = 1) -> Any:
         """Make an empty entry."""
         shape = (batch_size, 0, cfg.n_key_value_heads or cfg.n_heads, cfg.d_head)
-        return cls(*(torch.empty(shape, device=device, dtype=cfg.dtype) for _ in range(2)))
+        keys, values = (torch.empty(shape, device=device, dtype=cfg.dtype) for _ in range(2))
+        return cls(keys, values)
 
     def append(self, new_keys: Tensor, new_values: Tensor) -> tuple[Tensor, Tensor]:
         """Return old and new columns together, and keep them unless frozen."""

@@ -33,7 +33,10 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
     return ACT2FN[name]
 
 
-class Norm(nn.Module):
+Module: Any = nn.Module  # components are made by name, which types cannot follow
+
+
+class Norm(Module):
     """A norm: it centres unless `rms`, and has weights unless `pre`."""
 
     def __init__(self, cfg: Config, length: int | None = None, rms: bool = False, pre: bool = False):
@@ -68,7 +71,7 @@ LayerNorm, LayerNormPre = Norm, partial(Norm, pre=True)
 RMSNorm, RMSNormPre = partial(Norm, rms=True), partial(Norm, rms=True, pre=True)
 
 
-class Embed(nn.Module):
+class Embed(Module):
     """The embedding W_E [d_vocab d_model]."""
 
     def __init__(self, cfg: Config):
@@ -80,7 +83,7 @@ class Embed(nn.Module):
         return self.W_E[tokens, :]
 
 
-class PosEmbed(nn.Module):
+class PosEmbed(Module):
     """Learned absolute positions W_pos [n_ctx d_model]."""
 
     def __init__(self, cfg: Config):
@@ -101,7 +104,7 @@ class PosEmbed(nn.Module):
         return torch.where(real.unsqueeze(-1), self.W_pos[offset_positions(past_kv_pos_offset, attention_mask)], 0)
 
 
-class Unembed(nn.Module):
+class Unembed(Module):
     """The unembedding W_U [d_model d_vocab_out] and b_U."""
 
     def __init__(self, cfg: Config):
@@ -115,7 +118,7 @@ class Unembed(nn.Module):
         return self.hook_out(F.linear(self.hook_in(residual), self.W_U.T, self.b_U))
 
 
-class Attention(nn.Module):
+class Attention(Module):
     """Attention with W_Q, W_K, W_V [head d_model d_head], W_O [head d_head d_model] and their biases."""
 
     def __init__(self, cfg: Config, attn_type: str = "global", layer_id: int | None = None):
@@ -271,7 +274,7 @@ def alibi(heads: int, keys: int, like: Tensor) -> Float[Tensor, "head key key"]:
 GroupedQueryAttention = Attention  # one class: heads share keys where the configuration says so
 
 
-class MLP(nn.Module):
+class MLP(Module):
     """An MLP with W_in [d_model d_mlp] and W_out [d_mlp d_model], and W_gate where it is gated."""
 
     def __init__(self, cfg: Config):
@@ -301,7 +304,7 @@ class MLP(nn.Module):
         return F.linear(self.hook_post(post), self.W_out.T, self.b_out)
 
 
-class TransformerBlock(nn.Module):
+class TransformerBlock(Module):
     """A block: norm, attention, norm, MLP, each added to the stream."""
 
     def __init__(self, cfg: Config, block_index: int):

@@ -66,14 +66,14 @@ class Files:
         own = ("d_model", "n_layers", "d_mlp", "d_head", "n_heads", "n_ctx", "d_vocab", "act_fn", "attn_only")
         norm = s.get("normalization", s.get("normalization_type"))
         positions = "shortformer" if s.get("shortformer_pos") else "standard"
-        tokenizer = s.get("tokenizer_name")
+        tokenizer = str(s.get("tokenizer_name") or "") or None
         return Config(
             **{n: s[n] for n in own},
             model_name=self.name.split("/")[-1],
             final_rms=s.get("final_rms", False),
             normalization_type=norm,
             positional_embedding_type=positions,
-            tokenizer_name=MODELS.get(tokenizer, tokenizer),
+            tokenizer_name=MODELS.get(str(tokenizer), tokenizer),
             init_weights=False,
             original_architecture=s.get("architecture", "neel"),
             **given,
@@ -88,7 +88,7 @@ def native_files(name: Any) -> Files | None:
     config = Path(known) / "config.json" if isinstance(known, str | Path) else None
     if config is not None and config.is_file():
         return None if "model_type" in json.loads(config.read_text("utf-8")) else Files(str(known))
-    return Files(known) if str(known).startswith(f"{_OWNER}/") else None
+    return Files(str(known)) if str(known).startswith(f"{_OWNER}/") else None
 
 
 def get_checkpoint_labels(model_name: str, **_: Any) -> tuple[list[int], str]:
