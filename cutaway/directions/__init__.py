@@ -9,10 +9,12 @@ from cutaway.directions.opening import write_direction as write
 from cutaway.directions.pairs import activation_addition, causal_difference
 from cutaway.directions.probe import Probes, probe
 from cutaway.directions.propagate import Propagation, propagate
+from cutaway.directions.steer import DoseResponse, steer
 
 __all__ = [
     "FINDERS",
     "Direction",
+    "DoseResponse",
     "Finder",
     "FoundDirections",
     "Probes",
@@ -24,5 +26,6 @@ __all__ = [
     "open",
     "probe",
     "propagate",
+    "steer",
     "write",
 ]

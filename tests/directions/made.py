@@ -39,7 +39,7 @@ def sentiment() -> Direction:
 @cache
 def asked(n: int = 16) -> Task:
     """Held-out reviews, with the positive verdict as the answer and the negative one as the foil of each."""
-    pairs = list(ca.tasks.task("sentiment", miniworld(), n=n))
+    pairs = list(ca.tasks.load("sentiment", miniworld(), n=n))
     turned = [p if p.answer in POSITIVE else type(p)(p.clean, p.corrupt, p.foil, p.answer) for p in pairs]
     return Task("verdict", tuple(turned), corruption="every adjective becomes its opposite")
 
