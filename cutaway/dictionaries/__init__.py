@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         letter_absorption,
         loss_recovered,
         probing,
+        quiver,
         reconstruction,
         shift,
         splitting,
@@ -52,6 +53,7 @@ _LAZY = {
     "one_block": ("transforms", "one_block"),
     "open": ("store", "open_dictionary"),
     "probing": ("evaluation.probing", "probing"),
+    "quiver": ("evaluation.quiver", "quiver"),
     "reconstruction": ("evaluation.reconstruction", "reconstruction"),
     "save": ("store", "save"),
     "scale_latents": ("splice", "scale_latents"),
@@ -66,8 +68,8 @@ _PACKAGES = ("benchmarks", "evaluation", "formats", "gates", "objectives", "trai
 __all__ = [
     "Block", "Dictionaries", "Dictionary", "SparseCode", "Splice", "ablate_latents", "add_to_latents", "autoencoder",
     "compare", "features", "firing", "fold", "geometry", "l0_check", "latent", "letter_absorption", "load",
-    "loss_recovered", "one_block", "open", "probing", "reconstruction", "save", "scale_latents", "set_latents",
-    "shift", "splitting", "stability", "together",
+    "loss_recovered", "one_block", "open", "probing", "quiver", "reconstruction", "save", "scale_latents",
+    "set_latents", "shift", "splitting", "stability", "together",
 ]  # fmt: skip
 
 

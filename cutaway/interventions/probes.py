@@ -17,7 +17,8 @@ from cutaway.core.stats import mean_interval, ratio_interval, wilson_interval
 Fold = tuple[Int[Tensor, "fit"], Int[Tensor, "test"]]
 #: takes rows to fit on, several sets of labels for them and rows to score; returns a score per set of labels and row
 Scorer = Callable[
-    [Float[Tensor, "fit width"], Bool[Tensor, "labels fit"], Float[Tensor, "test width"]], Float[Tensor, "labels test"]
+    [Float[Tensor, "fit *width"], Bool[Tensor, "labels fit"], Float[Tensor, "test *width"]],
+    Float[Tensor, "labels test"],
 ]
 STRENGTH = 0.1  # the inverse of the L2 penalty on coordinates of unit spread
 
@@ -67,9 +68,7 @@ def logistic_scores(strength: float = STRENGTH) -> Scorer:
     from sklearn.linear_model import LogisticRegression
 
     def scores(fit: Tensor, labels: Tensor, test: Tensor) -> Tensor:
-        mean, spread = fit.mean(0), fit.std(0, correction=0)
-        spread = torch.where(spread > 0, spread, 1.0)
-        a, b = (((x - mean) / spread).float().numpy() for x in (fit, test))
+        a, b = (x.numpy() for x in scaled(fit, test))
         out = []
         for y in labels:
             if bool(y.all()) or not bool(y.any()):
@@ -81,8 +80,17 @@ def logistic_scores(strength: float = STRENGTH) -> Scorer:
     return scores
 
 
+def scaled(
+    fit: Float[Tensor, "fit width"], test: Float[Tensor, "test width"]
+) -> tuple[Float[Tensor, "fit width"], Float[Tensor, "test width"]]:
+    """Return rows with the coordinates of the first ones scaled to mean 0 and unit spread."""
+    mean, spread = fit.mean(0), fit.std(0, correction=0)
+    spread = torch.where(spread > 0, spread, 1.0)
+    return ((fit - mean) / spread).float(), ((test - mean) / spread).float()
+
+
 def held_out_scores(
-    x: Float[Tensor, "text width"], labels: Bool[Tensor, "labels text"], parts: Sequence[Fold], scorer: Scorer
+    x: Float[Tensor, "text *width"], labels: Bool[Tensor, "labels text"], parts: Sequence[Fold], scorer: Scorer
 ) -> Float[Tensor, "labels text"]:
     """Score each text by fits on the other folds, once per set of labels; NaN for texts of no fold."""
     out = torch.full((len(labels), len(x)), torch.nan)

@@ -17,7 +17,7 @@ from torch import nn
 
 import cutaway as ca
 from cutaway.core.address import Address
-from cutaway.core.method import Method
+from cutaway.core.method import Method, parse_list
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.core.subject import SUBJECTS, examples, subject
@@ -92,6 +92,14 @@ DRAWN = {
     "lenses.token_relevance": {"gain", "curve"},
     "lenses.token_relevance(model, prompts)": {"gain", "curve"},
     "dictionaries.probing": {"accuracy", "each"},
+    "dictionaries.quiver": {
+        "auroc",
+        "validation",
+        "gain",
+        "with_dictionary",
+        "without_dictionary",
+        "lost",
+    },
     "directions.find": {"auroc", "vector", "midpoint", "cosine"},
     "directions.probe": {"accuracy", "auroc", "control", "selectivity", "words", "majority", "curve", "words_curve"},
     "dictionaries.shift": {"accuracy", "worst", "group", "reading", "effect", "with_words"},
@@ -255,7 +263,7 @@ def complete(row: Method, record: Mapping[str, Any], asked: Model) -> None:
         assert re.fullmatch(r"[0-9a-f]{16}", record["subjects"]["task"]["hash"])
     options = {o.name: QUICK.get(o.name, o.default) for o in row.options} | NAMED.get(name, {})
     several = {o.name for o in row.options if o.several}
-    plain = {n: [v] if isinstance(v, str) else list(v) for n, v in options.items() if n in several}
+    plain = {n: list(parse_list(v) if isinstance(v, str) else v) for n, v in options.items() if n in several}
     assert record["options"] == options | plain
     assert record["cost"]["seconds"] > 0
     assert {"python", "cutaway", "torch", "transformers"} <= set(record["versions"])
@@ -318,8 +326,8 @@ def encoder() -> Model:
 
 #: methods that read activations and no prediction, and so may be about an encoder
 READ_ONLY = {
-    "dictionaries.probing", "dictionaries.shift", "dictionaries.letter_absorption", "directions.find",
-    "directions.probe", "geometry.similarity",
+    "dictionaries.probing", "dictionaries.shift", "dictionaries.letter_absorption", "dictionaries.quiver",
+    "directions.find", "directions.probe", "geometry.similarity",
 }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ from cutaway.dictionaries.evaluation.letters import letter_absorption, letter_ev
 from cutaway.dictionaries.evaluation.loss import loss_recovered, splice_loss
 from cutaway.dictionaries.evaluation.matching import mcc, mmcs, recovery, uniqueness
 from cutaway.dictionaries.evaluation.probing import Probing, probing, probing_of
+from cutaway.dictionaries.evaluation.quiver import Quiver, quiver
 from cutaway.dictionaries.evaluation.reading import read_evidence
 from cutaway.dictionaries.evaluation.reconstruction import fvu, reconstruction, reconstruction_scores
 from cutaway.dictionaries.evaluation.scores import Scores, joined, over_seeds
@@ -37,11 +38,12 @@ from cutaway.dictionaries.evaluation.stability import Stability, stability, stab
 
 __all__ = [
     "Comparison", "EncodedEvidence", "Evidence", "Features", "Firing", "Geometry", "Judged", "Passage", "Probing",
-    "Scores", "Shift", "Splitting", "Stability", "Text", "compare", "comparison", "context", "controls", "decoder_rows",
+    "Quiver", "Scores", "Shift", "Splitting", "Stability", "Text", "compare", "comparison", "context", "controls",
+    "decoder_rows",
     "encode_evidence", "evaluate", "features", "features_of", "firing", "firing_of", "firing_scores", "fvu",
     "geometry", "geometry_scores", "joined", "judge", "letter_absorption", "letter_evidence", "letter_scores",
     "linear_map", "loss_recovered", "mcc", "mlp_neurons", "mmcs", "neuron_sites", "neurons", "over_seeds",
-    "pca_dictionary", "planted_absorption", "probing", "probing_of", "random_dictionary", "read_evidence",
+    "pca_dictionary", "planted_absorption", "probing", "probing_of", "quiver", "random_dictionary", "read_evidence",
     "reconstruction", "reconstruction_scores", "recovery", "shift", "shift_of", "splice_loss", "splitting",
     "splitting_of", "stability", "stability_of", "uniqueness",
 ]  # fmt: skip
