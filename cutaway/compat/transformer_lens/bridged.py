@@ -169,7 +169,7 @@ def _block(house: Model, cfg: Config, i: int) -> Part:
         heads,
         native.Attention if plain else None,
     )
-    causal = {"mask": torch.ones(cfg.n_ctx, cfg.n_ctx, dtype=torch.bool).tril(), "IGNORE": torch.tensor(-torch.inf)}
+    causal = {"IGNORE": torch.tensor(-torch.inf), "attn_type": "global"}
     block.attn.__dict__.update(causal if plain else {}, attn_scale=cfg.attn_scale, group=group)
     for name in ("q_norm", "k_norm") if _head_norm(a, i, "q_norm") is not None else ():
         setattr(block.attn, name, Part(cfg, _NORM_POINTS, {}))

@@ -138,10 +138,7 @@ class Attention(Module):
             setattr(self, name, nn.Parameter(torch.zeros(*shape, dtype=cfg.dtype)))
         if cfg.use_qk_norm:
             self.q_norm, self.k_norm = RMSNorm(cfg, e), RMSNorm(cfg, e)
-        causal = torch.tril(torch.ones((cfg.n_ctx, cfg.n_ctx)).bool())
-        self.register_buffer(
-            "mask", causal if attn_type == "global" else torch.triu(causal, 1 - int(cfg.window_size or 0))
-        )
+        self.register_buffer("mask", torch.empty((0, 0), dtype=torch.bool))  # of old files; built for each forward
         self.register_buffer("IGNORE", torch.tensor(-torch.inf))
         self.attn_scale = cfg.attn_scale if cfg.use_attn_scale else 1.0
         if cfg.scale_attn_by_inverse_layer_idx:
@@ -208,15 +205,22 @@ class Attention(Module):
             return self.hook_result(torch.einsum("bqhe,hed->bqhd", z, self.W_O)).sum(2) + self.b_O
         return F.linear(z.flatten(2), self.W_O.flatten(0, 1).T, self.b_O)
 
-    def apply_causal_mask(
-        self, attn_scores: Float[Tensor, "batch head pos key"], past: int = 0, attention_mask: Tensor | None = None
-    ) -> Float[Tensor, "batch head pos key"]:
-        """Put −∞ where a query may not look: behind itself, beyond a local window, at padding."""
+    def apply_causal_mask(self, attn_scores, past_kv_pos_offset=0, attention_mask=None) -> Tensor:
+        """Put −∞ where a query may not look [batch head pos key]: behind itself, beyond a local window, at padding."""
         queries, keys = attn_scores.shape[-2:]
-        seen = self.mask[None, None, past : past + queries, :keys]
+        at = torch.arange(keys, device=attn_scores.device)
+        ahead = at[None, :] - at[past_kv_pos_offset : past_kv_pos_offset + queries, None]
+        seen = ((ahead <= 0) & (ahead > -int(self.cfg.window_size or 0)) if self.attn_type == "local" else ahead <= 0)[
+            None, None
+        ]
         if attention_mask is not None:
             seen = seen & attention_mask[:, None, None, :].bool()
-        return torch.where(seen.to(attn_scores.device), attn_scores, self.IGNORE)
+        return torch.where(seen, attn_scores, self.IGNORE)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        state_dict.pop(f"{prefix}mask", None)
+        state_dict[f"{prefix}mask"] = self.mask
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def apply_rotary(
         self, x: Float[Tensor, "batch pos head d_head"], past: int = 0, attention_mask: Tensor | None = None
