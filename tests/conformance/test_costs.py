@@ -52,7 +52,8 @@ LOOSE = {
     "patching.ablate": 4, "heads.function_vectors": 4, "lenses.debug": 4, "graphs.trace": 3, "graphs.head_loadings": 3,
     "graphs.validate": 3, "graphs.supernodes": 3, "patching.group": 3, "heads.retrieval": 3, "patching.attribution": 3,
     "patching.relevance": 3, "patching.attribution_star": 3, "patching.knockout_curve": 3,
-    "dictionaries.loss_recovered": 3, "directions.propagate": 3, "neurons.frequency": 3, "neurons.arithmetic": 3,
+    "dictionaries.loss_recovered": 3, "directions.propagate": 3,
+    "directions.erase": 3, "neurons.frequency": 3, "neurons.arithmetic": 3,
 }  # fmt: skip
 
 

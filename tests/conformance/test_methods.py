@@ -105,6 +105,7 @@ DRAWN = {
     "dictionaries.shift": {"accuracy", "worst", "group", "reading", "effect", "with_words"},
     "graphs.feature_circuit": {"estimate", "exact", "agreement", "chance"},
     "dictionaries.letter_absorption": {"score"},
+    "directions.erase": {"linear", "mlp", "moved"},
     "directions.propagate": {"control_gain", "control_exponent", "control_kl", "control_linear_range"},
 } | {name: {"excess"} for name in ROWS if name.startswith("graphs.trace")}
 

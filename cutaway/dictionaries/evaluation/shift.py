@@ -38,13 +38,13 @@ from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, share_interval
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.dictionaries.evaluation.erasure import leace, mean_projection
 from cutaway.dictionaries.evaluation.evidence import encode_evidence
 from cutaway.dictionaries.evaluation.geometry import decoder_rows
 from cutaway.dictionaries.evaluation.probing import pooled
 from cutaway.dictionaries.evaluation.reading import of_texts
 from cutaway.dictionaries.norms import FixedNorm
 from cutaway.dictionaries.transforms import fold
+from cutaway.interventions.erasure import leace, mean_projection
 from cutaway.interventions.probes import logistic
 from cutaway.models.model import Model
 from cutaway.tasks.labelled import Labelled

@@ -11,10 +11,10 @@ from cutaway.core.refuse import Refused
 from cutaway.core.stats import generator
 from cutaway.core.subject import subject
 from cutaway.dictionaries import Splice, ablate_latents, shift
-from cutaway.dictionaries.evaluation.erasure import leace, mean_projection
 from cutaway.dictionaries.evaluation.shift import PROBES, ROWS, Means, means, shift_of, without
 from cutaway.dictionaries.gates import Relu
 from cutaway.dictionaries.transforms import autoencoder
+from cutaway.interventions.erasure import leace, mean_projection
 from cutaway.tasks.labelled import Labelled
 from tests.conformance import subjects
 
