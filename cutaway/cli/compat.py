@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections import Counter
 from dataclasses import asdict
@@ -16,6 +17,8 @@ from cutaway.core.refuse import Keyword, Refused
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_ABSENT = re.compile(r"ModuleNotFoundError: No module named '([\w.]+)'")
 
 app = App(name="compat", help="Run notebooks of TransformerLens, SAELens, circuit-tracer and circuitsvis unchanged.")
 
@@ -54,6 +57,8 @@ def run(
             if cell.why:
                 console.print(f"cell {cell.number} {cell.state}: {cell.why}", style="dim", markup=False, soft_wrap=True)
         console.print(str(aliases), markup=False, soft_wrap=True)
+        if missing := sorted({m[1].split(".")[0] for cell in cells if (m := _ABSENT.search(cell.why))}):
+            console.print(f"The notebook needs packages that are not installed: pip install {' '.join(missing)}")
         console.print(f"{len(cells)} cells: {words}", style="bold")
 
     refused = [refusal.as_dict() for refusal in aliases.refused.values()]

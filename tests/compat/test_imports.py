@@ -1,13 +1,16 @@
 """Import aliases and the runner of notebooks, in a process of its own where it matters which modules are there."""
 
+import io
 import json
 import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+from rich.console import Console
 
 from cutaway import Refused, compat
+from cutaway.cli.compat import run
 from cutaway.compat import aliases
 from cutaway.compat.notebook import code_cells, run_cells, without_lines
 from tests.meta.tree import imports, sources
@@ -150,3 +153,13 @@ def test_only_one_file_of_the_house_knows_the_facades():
     knowing = {p for p, tree in sources().items() if p not in own
                for module, _ in imports(tree, p) if module.startswith("cutaway.compat")}  # fmt: skip
     assert knowing == {"cutaway/cli/compat.py"}
+
+
+def test_packages_that_a_notebook_lacks_are_named(tmp_path):
+    reply = run(notebook(tmp_path, ["import no_such_package.part", "x = 1"]))
+    console = Console(record=True, file=io.StringIO(), width=120)
+    reply.show(console)
+    said = console.export_text()
+    assert "pip install no_such_package\n" in said
+    assert "2 cells: 1 ran, 1 failed, 0 skipped" in said
+    assert reply.code == 1
