@@ -6,9 +6,16 @@ from cutaway.compat.transformer_lens.config import HookedTransformerConfig
 from cutaway.compat.transformer_lens.factored_matrix import FactoredMatrix
 from cutaway.compat.transformer_lens.hook_points import HookedRootModule, HookPoint
 from cutaway.compat.transformer_lens.hooked_transformer import HookedTransformer, TransformerBridge
-from cutaway.compat.transformer_lens.key_value_cache import HookedTransformerKeyValueCache
+from cutaway.compat.transformer_lens.key_value_cache import (
+    HookedTransformerKeyValueCache,
+    HookedTransformerKeyValueCacheEntry,
+)
+from cutaway.compat.transformer_lens.svd_interpreter import SVDInterpreter
+
+EasyTransformer, EasyTransformerConfig = HookedTransformer, HookedTransformerConfig  # their first names
 
 __all__ = [
-    "ActivationCache", "FactoredMatrix", "HookPoint", "HookedRootModule", "HookedTransformer",
-    "HookedTransformerConfig", "HookedTransformerKeyValueCache", "TransformerBridge", "utils",
+    "ActivationCache", "EasyTransformer", "EasyTransformerConfig", "FactoredMatrix", "HookPoint", "HookedRootModule",
+    "HookedTransformer", "HookedTransformerConfig", "HookedTransformerKeyValueCache",
+    "HookedTransformerKeyValueCacheEntry", "SVDInterpreter", "TransformerBridge", "utils",
 ]  # fmt: skip
