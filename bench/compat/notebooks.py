@@ -105,7 +105,11 @@ def one_side(python: str, sources: Path, folder: Path, path: Path, hub: str, cho
     call = [python, "-m", "bench.compat.cells", str(sources), str(folder), "--file", str(path.resolve())]
     call += ["--limit", str(chosen.limit), *(["--extra", chosen.extra] if chosen.extra else []), *more]
     folder.mkdir(parents=True, exist_ok=True)
-    environment = quiet() | {"HF_HUB_CACHE": str(chosen.hub.resolve() / hub), "PYTHONPATH": str(ROOT)}
+    environment = quiet() | {
+        "MPLBACKEND": "Agg",
+        "HF_HUB_CACHE": str(chosen.hub.resolve() / hub),
+        "PYTHONPATH": str(ROOT),
+    }
     with (folder / "errors.txt").open("w") as errors:
         subprocess.run(call, cwd=ROOT, env=environment, stderr=errors, stdout=errors, check=True)
 

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 STUBBED = (
-    "IPython", "gdown", "graph_visualization", "matplotlib", "neel_plotly", "nltk", "plotly", "plotly_express",
+    "IPython", "gdown", "graph_visualization", "neel_plotly", "nltk", "plotly", "plotly_express",
     "pysvelte", "sae_dashboard", "seaborn", "torchtyping", "wandb", "webbrowser",
 )  # fmt: skip
 MISSING = ("google.colab",)
