@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--hub", type=Path, required=True, help="cache made by bench.compat.hub")
     parser.add_argument("--extra", help="folder of packages that cells import and an environment may lack")
     parser.add_argument("--records", type=Path, help="folder that keeps both sides' records; theirs are read again")
+    parser.add_argument("--kept", action="store_true", help="read ours again, too, where they are there")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         records, rows = chosen.records or Path(folder), list[Row]()
@@ -90,8 +91,9 @@ def compared(name: str, notebook: Notebook, python: str, records: Path, chosen: 
     named = {key: str(snapshot(chosen.hub / notebook.hub, where)) for key, where in notebook.models.items()}
     if not (records / "theirs" / "record.json").exists():
         one_side(python, sources, records / "theirs", path, notebook.hub, chosen)
-    ours = ["--cutaway", "--models", json.dumps(named)]
-    one_side(sys.executable, sources, records / "ours", path, notebook.hub, chosen, *ours)
+    if not (chosen.kept and (records / "ours" / "record.json").exists()):
+        ours = ["--cutaway", "--models", json.dumps(named)]
+        one_side(sys.executable, sources, records / "ours", path, notebook.hub, chosen, *ours)
     ours, theirs = (json.loads((records / side / "record.json").read_text("utf-8")) for side in ("ours", "theirs"))
     outcome = Outcome()
     for number, (here, there) in enumerate(zip(ours, theirs, strict=True)):

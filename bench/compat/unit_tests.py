@@ -29,6 +29,7 @@ def main() -> int:
     parser.add_argument("--hub", type=Path, required=True, help="cache made by bench.compat.hub")
     parser.add_argument("--extra", help="folder of packages that the tests import and an environment may lack")
     parser.add_argument("--records", type=Path, help="folder that keeps both sides' outcomes; theirs are read again")
+    parser.add_argument("--kept", action="store_true", help="read ours again, too, where they are there")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         records, rows = chosen.records or Path(folder), list[Row]()
@@ -41,36 +42,27 @@ def main() -> int:
             kept = records / f"{file.replace('/', '.')}.json"
             if not kept.exists():
                 run(chosen.python_b, file, kept, chosen, [])
-            ours = run(sys.executable, file, kept.with_suffix(".ours.json"), chosen, ["--models", json.dumps(models)])
-            rows.append(row(file, json.loads(kept.read_text("utf-8")), ours))
+            own = kept.with_suffix(".ours.json")
+            if not (chosen.kept and own.exists()):
+                run(sys.executable, file, own, chosen, ["--models", json.dumps(models)])
+            rows.append(row(file, *(json.loads(path.read_text("utf-8")) for path in (kept, own))))
     held = sum(round(r.value * int(r.unit.split()[1])) for r in rows)
     count = sum(int(r.unit.split()[1]) for r in rows)
     rows.append(Row("all files", round(held / max(count, 1), 4), f"of {count} tests that pass there", BAR, "min"))
     return finish("compat_tests", rows, write=not chosen.no_write, label=chosen.label)
 
 
-def run(python: str, file: str, kept: Path, chosen: Any, more: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Run the tests of a file in a process of their own, and return each one's outcome and error."""
+def run(python: str, file: str, kept: Path, chosen: Any, more: Sequence[str]) -> None:
+    """Run the tests of a file in a process of their own, and write each one's outcome and error."""
     version, _, path = file.partition("/")
     folder = (chosen.tests / version).resolve()
     call = [python, "-m", "pytest", "-q", "--noconftest", "-p", "bench.compat.plugin", "-p", "no:cacheprovider"]
-    call = [
-        *call,
-        *(["--extra", chosen.extra] if chosen.extra else []),
-        "--record",
-        str(kept.resolve()),
-        "--rootdir",
-        ".",
-        "-c",
-        "/dev/null",
-        *more,
-        path,
-    ]
+    call += ["--rootdir", ".", "-c", "/dev/null", "--extra", chosen.extra or "", "--record", str(kept.resolve())]
+    call += [*more, path]
     environment = quiet() | {"HF_HUB_CACHE": str(chosen.hub.resolve() / "full"), "PYTHONPATH": f"{ROOT}:{folder}"}
-    kept.unlink(missing_ok=True)
+    kept.write_text("{}")  # what stands there if the process dies
     with kept.with_suffix(".txt").open("w") as out:
         subprocess.run(call, cwd=folder, env=environment, stdout=out, stderr=out)
-    return json.loads(kept.read_text("utf-8")) if kept.exists() else {}
 
 
 def row(file: str, theirs: dict[str, tuple[str, str]], ours: dict[str, tuple[str, str]]) -> Row:
