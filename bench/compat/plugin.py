@@ -17,6 +17,7 @@ from bench.compat.cells import TooSlow, offline_hub, seed, stop
 LIMIT = 120  # seconds of a test
 OUTCOMES = dict[str, tuple[str, str]]()
 ENTERED = contextlib.ExitStack()
+CHOSEN = list[str]()  # the file of the record
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -29,6 +30,7 @@ def pytest_configure(config: pytest.Config) -> None:
     import torch
 
     torch.set_num_threads(1)
+    CHOSEN.append(config.getoption("--record"))
     sys.path += [config.getoption("--extra")] if config.getoption("--extra") else []
     if (models := config.getoption("--models")) is not None:
         from cutaway import compat
@@ -61,8 +63,12 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
         OUTCOMES[report.nodeid] = report.outcome, last_line(report.longrepr) if worse else ""
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    Path(session.config.getoption("--record")).write_text(json.dumps(OUTCOMES, indent=1), "utf-8")
+def pytest_runtest_logfinish() -> None:  # so that a process that dies leaves what it did
+    Path(CHOSEN[0]).write_text(json.dumps(OUTCOMES, indent=1), "utf-8")
+
+
+def pytest_sessionfinish() -> None:
+    pytest_runtest_logfinish()
     ENTERED.close()
 
 
