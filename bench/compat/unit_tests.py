@@ -51,7 +51,17 @@ def run(python: str, version: str, kept: Path, chosen: Any, more: Sequence[str])
     folder = (chosen.tests / version).resolve()
     files = [file for file in TESTS if (folder / file).exists()]
     call = [python, "-m", "pytest", "-q", "--noconftest", "-p", "bench.compat.plugin", "-p", "no:cacheprovider"]
-    call += ["--rootdir", ".", "-c", "/dev/null", "--extra", chosen.extra or "", "--record", str(kept.resolve())]
+    call += [
+        "--continue-on-collection-errors",
+        "--rootdir",
+        ".",
+        "-c",
+        "/dev/null",
+        "--extra",
+        chosen.extra or "",
+        "--record",
+        str(kept.resolve()),
+    ]
     environment = quiet() | {"HF_HUB_CACHE": str(chosen.hub.resolve() / "full"), "PYTHONPATH": f"{ROOT}:{folder}"}
     kept.write_text("{}")  # what stands there if the process dies
     with kept.with_suffix(".txt").open("w") as out:
