@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from types import SimpleNamespace
@@ -73,6 +74,7 @@ class ReplacementModel:
         given = {"dtype": str(wide).removeprefix("torch.")} | ({"device": str(device)} if device else {})
         house = found if isinstance(found, Model) else load(found, **given)
         made = transcoders if isinstance(transcoders, Dictionary) else _opened(transcoders, house)
+        sys.stdout.write(f"Loaded pretrained model {model_name} into HookedTransformer\n")
         return cls(house, made, model_name, scan)
 
     @cached_property
