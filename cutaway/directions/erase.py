@@ -24,12 +24,10 @@ arXiv:2306.03819); it promises nothing about other probes, or about later layers
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -40,9 +38,9 @@ from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator
 from cutaway.interventions.erasure import ERASERS, Eraser
+from cutaway.interventions.probe_kinds import mlp_scores
 from cutaway.interventions.probes import (
     Fold,
-    Scorer,
     auroc,
     auroc_interval,
     folds,
@@ -54,7 +52,7 @@ from cutaway.models.sweep.executor import sweep
 from cutaway.tasks.answers import check_predicts
 from cutaway.tasks.labelled import Labelled
 
-_NONE, _HIDDEN = "none", 32  # hidden units of the perceptron
+_NONE = "none"
 _ROUNDING = 1e-5  # of a coordinate's spread: what is left of it after float32
 
 
@@ -170,7 +168,7 @@ class _Trial:
             eraser = _fit(name, self.rank, x[fit], self.y[fit])
             left = _without_rounding(eraser(x), x) if eraser else x
             linear[:, test] = logistic_scores()(left[fit], labels[:, fit], left[test])
-            mlp[:, test] = perceptron_scores(self.seed)(left[fit], labels[:1, fit], left[test])
+            mlp[:, test] = mlp_scores(seed=self.seed)(left[fit], labels[:1, fit], left[test])
             change += torch.stack([(left - x)[test].square().sum(), (x[test] - x[fit].mean(0)).square().sum()])
         values = auroc(linear, self.y)
         return {
@@ -186,22 +184,3 @@ class _Trial:
 def _without_rounding(left: Float[Tensor, "text width"], x: Float[Tensor, "text width"]) -> Float[Tensor, "text width"]:
     """Return erased vectors with 0 in coordinates that only rounding varies, for probes scale them up."""
     return torch.where(left.std(0) > _ROUNDING * x.std(0), left, 0.0)
-
-
-def perceptron_scores(seed: int) -> Scorer:
-    """Return the scorer by a perceptron with one hidden layer: log odds, of coordinates scaled to unit spread."""
-    from sklearn.neural_network import MLPClassifier
-
-    def scores(fit: Tensor, labels: Tensor, test: Tensor) -> Tensor:
-        spread = fit.std(0, correction=0)
-        a, b = (((x - fit.mean(0)) / torch.where(spread > 1e-6, spread, 1.0)).float().numpy() for x in (fit, test))
-        out = []
-        for y in labels:
-            probe = MLPClassifier(_HIDDEN, alpha=0.1, max_iter=60, learning_rate_init=0.01, random_state=seed)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of steps: more of them fit noise
-                p = np.asarray(probe.fit(a, y.numpy()).predict_proba(b))[:, 1]
-            out.append(torch.from_numpy(p).float().clamp(1e-6, 1 - 1e-6).logit())
-        return torch.stack(out)
-
-    return scores

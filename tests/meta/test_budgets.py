@@ -23,7 +23,7 @@ BUDGETS = {
     "geometry": 1_000,
     "patching": 1_900,
     "dictionaries": 9_300,
-    "directions": 1_280,
+    "directions": 1_260,
     "graphs": 3_445,
     "features": 3_755,
     "suites": 1_105,
