@@ -7,18 +7,23 @@ from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bench.frame import Subject, finish, options, pythons, summary
+from bench.frame import Row, Subject, finish, options, pythons, summary
 from bench.sweeps import CLOSE, save
 
 UNIT = "× plain forward"
 
 
 @contextmanager
-def started(module: str, chosen: Namespace, environment: str = "a") -> Iterator[tuple[str, dict[str, Subject]]]:
-    """Start the subjects of a benchmark on one seeded model; yield the model's folder and the subjects by name."""
+def started(
+    module: str, chosen: Namespace, environment: str = "a", **sizes: int
+) -> Iterator[tuple[str, dict[str, Subject]]]:
+    """Start the subjects of a benchmark on one seeded model; yield the model's folder and the subjects by name.
+
+    The model has GPT-2 small's shape, but for the `sizes` of its configuration that are given.
+    """
     running = dict[str, Subject]()
     with tempfile.TemporaryDirectory() as folder:
-        save(folder)
+        save(folder, **sizes)
         try:
             for name, python in pythons(chosen, {"transformer_lens": environment}).items():
                 running[name] = Subject(python, module, "--subject", name, folder)
@@ -29,12 +34,18 @@ def started(module: str, chosen: Namespace, environment: str = "a") -> Iterator[
 
 
 def plain_forwards(name: str, doc: str | None, work: str, rounds: int, least: float, bar: float | None = None) -> int:
-    """Measure both subjects of `bench.{name}` in rounds that take turns, and write the row.
+    """Measure both subjects of `bench.{name}` in rounds that take turns, and write the row."""
+    chosen = options(doc, rounds=rounds).parse_args()
+    row = beside_plain(name, chosen, work, least, bar)
+    return finish(name, [row], write=not chosen.no_write, label=chosen.label)
+
+
+def beside_plain(name: str, chosen: Namespace, work: str, least: float, bar: float | None = None, **sizes: int) -> Row:
+    """Measure both subjects of `bench.{name}` on one model in rounds that take turns; return the row.
 
     A subject answers with `ratios` to a plain forward measured beside it, and with the `values` that the call returned.
     """
-    chosen = options(doc, rounds=rounds).parse_args()
-    with started(f"bench.{name}", chosen) as (_, running):
+    with started(f"bench.{name}", chosen, **sizes) as (_, running):
         found: dict[str, list[tuple[float, float]]] = {subject: [] for subject in running}
         for n in range(chosen.rounds):
             values = {}
@@ -49,4 +60,4 @@ def plain_forwards(name: str, doc: str | None, work: str, rounds: int, least: fl
     row = summary(work, found.pop("cutaway"), UNIT, bar)
     for key, pairs in found.items():
         row = row.against(f"transformer-lens {release[key]}", summary(work, pairs, UNIT).value, least)
-    return finish(name, [row], write=not chosen.no_write, label=chosen.label)
+    return row

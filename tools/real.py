@@ -308,6 +308,17 @@ SECTIONS = {
         "Jacobian directions are exact rows, averaged over four contexts of 64 tokens of the standard library's "
         "docstrings.",
     ),
+    "probes of all layers": (
+        "Probes of all layers",
+        "Linear probes of sentiment and register (formal or not), tested on templates and acts of speech with words of "
+        "their own; intervals over these groups; chance: shuffled labels. *selectivity*: accuracy less that on labels "
+        "drawn per word; *words alone*: the same probe on counts of tokens. The best place is chosen among all.",
+    ),
+    "directions found": (
+        "Directions found",
+        "AUROC of texts of held-out groups along a direction of the mean over tokens, the best of layers 5, 11, 17 and "
+        "23; chance: found with shuffled labels (far below ½ is chance, too); *cosine*: with the difference of means.",
+    ),
     "concepts in the unembedding": (
         "Concepts in the unembedding",
         "Pairs of words that differ in one thing: the cosine of each pair's difference of unembedding rows with the "

@@ -12,7 +12,7 @@ Zou et al. 2023, arXiv:2310.01405; Rimsky et al. 2024, arXiv:2312.06681).
   record; they have no `auroc`.
 * `midpoint`: the component half way between the class means, where a threshold may stand.
 * `cosine`: with the difference of means at the same place.
-* Control: directions found with shuffled labels (`null`).
+* Control: directions found with shuffled labels (`null`), whose sign is drawn: far below ½ is chance, too.
 * Finders: `mean_difference`; `contrastive_pairs`, the mean difference of pairs within groups (CAA; ActAdd with one
   pair); `logistic` and `ridge` probes; `reading_vector` (RepE's LAT: PCA of randomly ordered differences);
   `pca_pairs` (uncentred differences of pairs, as steering-vectors has it) and `pca_centred_pairs` (repeng's pca_diff).

@@ -185,11 +185,12 @@ def majority(y: Bool[Tensor, "text"], parts: Sequence[Fold]) -> float:
 
 
 def bag_of_tokens(tokens: Sequence[Sequence[int]]) -> Float[Tensor, "text token"]:
-    """Return how often each token that occurs stands in each text."""
-    column = {t: i for i, t in enumerate(sorted({t for ids in tokens for t in ids}))}
+    """Return how often each token that two texts or more have stands in each text."""
+    texts = Counter(t for ids in tokens for t in set(ids))
+    column = {t: i for i, t in enumerate(sorted(t for t, n in texts.items() if n > 1))}
     found = torch.zeros(len(tokens), len(column))
     for i, ids in enumerate(tokens):
-        for t, n in Counter(ids).items():
+        for t, n in Counter(t for t in ids if t in column).items():
             found[i, column[t]] = n
     return found
 
