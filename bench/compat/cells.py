@@ -74,10 +74,12 @@ def offline_hub() -> None:
 
     hub.HfApi.list_repo_files = list_repo_files  # type: ignore[method-assign]
     hub.list_repo_files = lambda repo_id, **named: list_repo_files(None, repo_id, **named)
+    import tqdm
     import transformers
 
     if not find_spec(moved := "transformers.models.gpt2.tokenization_gpt2_fast"):  # where version 4 had a tokenizer
         sys.modules[moved] = transformers
+    sys.modules["tqdm.notebook"] = tqdm  # no widgets
     with contextlib.suppress(ImportError):
         import datasets
 

@@ -76,8 +76,11 @@ NOTEBOOKS = {
     "circuit-tracer targets": circuits("attribution_targets_demo"),
     "circuit-tracer interventions": circuits("intervention_demo"),
     "transformer from scratch": chapter(
-        1, "transformer_from_scratch", hub="narrow", said="GPT-2 192 wide; 5 steps of training",
-        edits={"epochs = 5": "epochs = 1", "max_steps_per_epoch = 500": "max_steps_per_epoch = 5"},
+        1, "transformer_from_scratch", said="5 steps of training",
+        edits={
+            "epochs = 5": "epochs = 1", "max_steps_per_epoch = 500": "max_steps_per_epoch = 5",
+            "test_size=1000": "test_size=50",
+        },
     ),
     "induction heads": chapter(2, "intro_to_mech_interp", hub="narrow", said="GPT-2 192 wide"),
     "IOI": chapter(3, "indirect_object_identification", hub="narrow", said="GPT-2 192 wide"),
