@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("--extra", help="folder of packages that cells import and an environment may lack")
     parser.add_argument("--file", default="notebook.py", help="the notebook's own path")
     chosen = parser.parse_args()
+    chosen.folder = chosen.folder.resolve()
     import torch
 
     torch.set_num_threads(1)
@@ -115,7 +116,7 @@ def run(sources: list[str], chosen: argparse.Namespace) -> Iterator[dict[str, An
         found = dict(table(changed, last))
         texts, tensors = packed(found)
         stubs.SHOWN.clear()
-        save_file(tensors, f"cell{number}.safetensors")
+        save_file(tensors, chosen.folder / f"cell{number}.safetensors")
         seconds = round(time.perf_counter() - start, 2)
         print(f"cell {number}: {seconds} s {error or ''}"[:200], file=sys.stderr, flush=True)
         yield {"error": error, "stdout": stdout.getvalue(), "seconds": seconds, "values": texts}
