@@ -28,6 +28,9 @@ CODE = {
     "read the weights through model.hf": "read the weights of its modules in Python",
     ", or use lens.transferred()": "",
     "lens_sites(model)": "the residual stream at every depth",
+    'give labels={"address": […]}, a different address for each vector': "make the file again",
+    "direction.select(address=…)": "give the file of a direction with one vector",
+    "direction.at(…).project_out()": "project the direction out of activations, in Python",
     "fold the dictionary first": "use a dictionary without a norm there",
 }
 

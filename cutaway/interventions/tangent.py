@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cutaway.core.address import Address
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.models.access.positions import ForwardFrame
 from cutaway.models.access.reading import Measure, Reads, Seen
 from cutaway.models.edits.batch_slice import BatchSlice
@@ -64,4 +64,6 @@ def tangents(
         if "forward AD" not in str(error):
             raise
         why = f"an operation has no forward derivative: {str(error).splitlines()[0]}"
-        raise Refused(f"a tangent of {model.name}", why, "load it with attn_implementation='eager'") from error
+        raise Refused(
+            f"a tangent of {model.name}", why, ("give ", Keyword("attention", "eager", of="model"))
+        ) from error

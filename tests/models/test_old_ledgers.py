@@ -48,6 +48,9 @@ EDITS = {
     "cutaway.lenses.directions.RankOne",
     "cutaway.neurons.frequency.AlongMix",
     "cutaway.graphs.complement.AblateComplement",
+    "cutaway.models.edits.library.Cap",
+    "cutaway.interventions.tangent.Tangent",
+    "cutaway.compat.circuit_tracer.interventions.SetFeatures",
 }
 
 
