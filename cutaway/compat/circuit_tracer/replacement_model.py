@@ -16,6 +16,7 @@ from torch import Tensor
 from cutaway import dictionaries, load
 from cutaway.compat import MODELS
 from cutaway.compat.circuit_tracer.interventions import Intervention, Seen, SetFeatures, activations
+from cutaway.compat.transformer_lens.loading import WITHOUT_BOS
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.dictionaries import Dictionary, formats
 from cutaway.dictionaries.splice import SpliceRead
@@ -166,7 +167,8 @@ class ReplacementModel:
         return self.tokenizer.decode(torch.cat([ids, new.to(ids)]), skip_special_tokens=True), logits, found
 
     def _ids(self, inputs: Any) -> Int[Tensor, "position"]:
-        ids = self.house.tokens(inputs, bos=True).ids if isinstance(inputs, str) else torch.as_tensor(inputs)
+        bos = type(self.house.hf).__name__ not in WITHOUT_BOS
+        ids = self.house.tokens(inputs, bos=bos).ids if isinstance(inputs, str) else torch.as_tensor(inputs)
         return ids.reshape(-1).to(self.house.device)
 
     @torch.no_grad()

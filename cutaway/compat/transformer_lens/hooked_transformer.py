@@ -126,7 +126,7 @@ class HookedTransformer(Tokenisation, Weights):
             raise Refused(f"n_devices={n_devices}", "one copy on one device is made here", "load it with cutaway.load")
         label = native_files.chosen(model_name, checkpoint_index, checkpoint_value)
         dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype or options.get("torch_dtype")
-        given = {"default_prepend_bos": True if default_prepend_bos is None else default_prepend_bos}
+        given = {} if default_prepend_bos is None else {"default_prepend_bos": default_prepend_bos}
         if hf_model is None and (files := native_files.native_files(model_name)) is not None:
             model = native_files.loaded(cls, files, label, tokenizer, dtype, device=device, **given)
         else:

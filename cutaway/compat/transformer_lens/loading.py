@@ -51,6 +51,10 @@ def _hub_name(name: str) -> str:
     return owner + name if known == name and "/" not in name else known
 
 
+#: models that TransformerLens gives no beginning of text unless it is told to
+WITHOUT_BOS = {f"{name}ForCausalLM" for name in ("GPTNeoX", "Bloom", "Qwen2", "Qwen3", "Phi")} | {"QWenLMHeadModel"}
+
+
 def configuration(model: Model, name: str, **given: Any) -> Config:
     """Return the configuration that describes a house model.
 
@@ -58,6 +62,7 @@ def configuration(model: Model, name: str, **given: Any) -> Config:
         Refused: a model without attention, or one whose norms stand behind its layers.
     """
     a, s, hf = model.anatomy, model.shape, model.hf.config
+    given.setdefault("default_prepend_bos", type(model.hf).__name__ not in WITHOUT_BOS)
     if not s.n_heads or a.family.post_norm:
         why = "it has no attention heads" if not s.n_heads else "it is an encoder, or norms the stream itself"
         raise Refused(f"HookedTransformer of {a.family.name}", why, "read it through cutaway.load")
