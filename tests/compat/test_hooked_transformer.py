@@ -201,3 +201,10 @@ def test_texts_become_tokens_and_back():
     with pytest.raises(AssertionError, match="single token"):
         model.to_single_token(f"{text} {text}")
     assert model.generate(text, max_new_tokens=2, do_sample=False, verbose=False).strip().startswith(text)
+
+
+def test_looking_changes_no_bit(model):
+    with torch.no_grad():
+        pattern = model.run_with_cache(IDS)[1]["pattern", 1]
+        alone = model.run_with_cache(IDS, names_filter="blocks.1.attn.hook_pattern")[1]["pattern", 1]
+    assert torch.equal(pattern, alone)

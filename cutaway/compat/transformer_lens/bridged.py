@@ -368,11 +368,19 @@ def _end(x: Tensor) -> Tensor:
 
 def _three_norms(root: Any, layer: int, others: dict[str, Any]) -> None:
     """Call the hook points of the norm before attention three times, as TransformerLens does: for q, k and v."""
-    module, part = root.house.anatomy.part(layer, "ln1"), root.blocks[layer].ln1
+    a, part = root.house.anatomy, root.blocks[layer].ln1
+    module, points = a.part(layer, "ln1"), (part.hook_scale, part.hook_normalized)
+
+    def see(x: Tensor) -> Tensor:
+        out = [part(x) for _ in "qkv"][-1]
+        backward = any(not isinstance(p, HookPoint) or p.bwd_hooks for p in points)
+        # The model's own norm goes on where no hook changed anything, bit for bit.
+        return out if backward or not torch.equal(out, _norm(a, module, root.cfg)(x)) else x
+
     heard = [others.pop(f"blocks.{layer}.ln1.hook_{name}", None) for name in _NORM_POINTS]
-    if any(heard):
+    if any(heard) and module is not None:
         port = Port(module, "out", lambda x, y: x, lambda new, x, y: new.to(y.dtype), derived=True)
-        others[f"blocks.{layer}.ln1"] = port, lambda x: [part(x) for _ in "qkv"][-1]
+        others[f"blocks.{layer}.ln1"] = port, see
 
 
 def _split(root: Any, layer: int, sees: dict[Address, taps.See], others: dict[str, Any]) -> None:
