@@ -68,7 +68,7 @@ def main() -> int:
             for number, state in found.states.items():
                 if state not in ("equal", "nothing to compare"):
                     print(f"  {name} cell {number}: {state}: {found.reasons[number][:400]}")
-    return finish("compat", rows, write=not chosen.no_write, label=chosen.label)
+    return finish("notebooks", rows, write=not chosen.no_write, label=chosen.label)
 
 
 def row(name: str, notebook: Notebook, found: Outcome) -> Row:
