@@ -51,7 +51,7 @@ def _hub_name(name: str) -> str:
     return owner + name if known == name and "/" not in name else known
 
 
-#: models that TransformerLens gives no beginning of text unless it is told to
+#: models that TransformerLens gives no beginning of text unless they are asked to
 WITHOUT_BOS = {f"{name}ForCausalLM" for name in ("GPTNeoX", "Bloom", "Qwen2", "Qwen3", "Phi")} | {"QWenLMHeadModel"}
 
 
