@@ -8,8 +8,9 @@ places that are read, without any fit; it is measured on 100 of the prompts. The
 number of prompts by the bare transformers model, measured beside each in the same process, and both must read the same
 vectors.
 
-A forward of a prompt has as many products in a batch as alone. What the loop pays beside them (weights read from memory
-for a few tokens, calls, logits) bounds the ratio on a processor: the larger the model, the smaller it is.
+A forward of a prompt has as many products in a batch as alone, so what the loop pays beside them (weights read from
+memory for a few tokens, calls, logits) bounds the ratio on a processor. The fits of the probes, which the loop does not
+make, count on cutaway's side alone, and weigh most on the small shape.
 """
 
 from __future__ import annotations
