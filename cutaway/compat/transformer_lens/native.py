@@ -127,15 +127,11 @@ class Attention(Module):
         h, d, e, kv = cfg.n_heads, cfg.d_model, cfg.d_head, cfg.n_key_value_heads or cfg.n_heads
         self.group = h // kv
         own = "" if cfg.n_key_value_heads is None else "_"  # W_K is a property where heads share keys
-        for name, shape in (
-            ("W_Q", (h, d, e)),
-            ("W_O", (h, e, d)),
-            (f"{own}W_K", (kv, d, e)),
-            (f"{own}W_V", (kv, d, e)),
-        ):
-            setattr(self, name, nn.Parameter(torch.empty(*shape, dtype=cfg.dtype)))
-        for name, shape in (("b_Q", (h, e)), (f"{own}b_K", (kv, e)), (f"{own}b_V", (kv, e)), ("b_O", (d,))):
-            setattr(self, name, nn.Parameter(torch.zeros(*shape, dtype=cfg.dtype)))
+        shapes = {"W_Q": (h, d, e), "W_O": (h, e, d), "b_Q": (h, e), "b_O": (d,)}  # in their order there
+        shapes |= {f"{own}W_{c}": (kv, d, e) for c in "KV"} | {f"{own}b_{c}": (kv, e) for c in "KV"}
+        for name, shape in shapes.items():
+            made = torch.zeros if "b_" in name else torch.empty
+            setattr(self, name, nn.Parameter(made(*shape, dtype=cfg.dtype)))
         if cfg.use_qk_norm:
             self.q_norm, self.k_norm = RMSNorm(cfg, e), RMSNorm(cfg, e)
         self.register_buffer("mask", torch.empty((0, 0), dtype=torch.bool))  # of old files; built for each forward
@@ -285,12 +281,11 @@ class MLP(Module):
         super().__init__()
         self.cfg, self.act_fn = cfg, activation(str(cfg.act_fn))
         d, n = cfg.d_model, int(cfg.d_mlp or 0)
-        names = ["W_in", "W_out", *(["W_gate"] if cfg.gated_mlp else [])]
-        for name in names:
-            shape = (n, d) if name == "W_out" else (d, n)
-            setattr(self, name, nn.Parameter(torch.empty(*shape, dtype=cfg.dtype)))
-        self.b_in = nn.Parameter(torch.zeros(n, dtype=cfg.dtype))
-        self.b_out = nn.Parameter(torch.zeros(d, dtype=cfg.dtype))
+        for ends, rows, columns in (("in", d, n), ("out", n, d)):
+            setattr(self, f"W_{ends}", nn.Parameter(torch.empty(rows, columns, dtype=cfg.dtype)))
+            setattr(self, f"b_{ends}", nn.Parameter(torch.zeros(columns, dtype=cfg.dtype)))
+        if cfg.gated_mlp:
+            self.W_gate = nn.Parameter(torch.empty(d, n, dtype=cfg.dtype))
         self.hook_pre, self.hook_post = HookPoint(), HookPoint()
         if cfg.gated_mlp:
             self.hook_pre_linear = HookPoint()
