@@ -171,6 +171,28 @@ def test_weights_are_loaded_processed_and_trained_under_their_names():
     assert bridge.state_dict()["blocks.0.attn.W_Q"].shape == (4, 16, 4)
 
 
+def test_a_model_without_norms_has_none_to_fold():
+    model = HookedTransformer({**hook_points.native("attention only"), "device": "cpu"})
+    log = partial(torch.log_softmax, dim=-1)
+    before = log(model(IDS))
+    model.load_and_process_state_dict(model.state_dict())
+    torch.testing.assert_close(log(model(IDS)), before)
+
+
+def test_state_dicts_that_do_not_fit_are_refused():
+    native, bridge = made("native"), made("gpt2")
+    for model, error in ((native, RuntimeError), (bridge, Refused)):
+        state = model.state_dict()
+        with pytest.raises(error, match=r"b_Q"):
+            model.load_state_dict({n: t for n, t in state.items() if n != "blocks.0.attn.b_Q"})
+        with pytest.raises(error, match=r"other\.w"):
+            model.load_state_dict({**state, "other.w": state["unembed.b_U"]})
+    with pytest.raises(RuntimeError, match=r"ln1\.w"):
+        native.load_state_dict({n: t for n, t in native.state_dict().items() if ".ln1." not in n})
+    native.load_state_dict({**native.state_dict(), "blocks.0.attn.IGNORE": torch.tensor(-1e5)})
+    assert float(native.run_with_cache(IDS)[1]["attn_scores", 0][0, 0, 0, 1]) == -1e5
+
+
 def test_attention_is_refactored_without_a_change_of_what_is_computed():
     hf = hook_points.subject("gpt2")
     plain, new = (

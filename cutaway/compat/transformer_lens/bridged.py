@@ -136,11 +136,6 @@ def embedding(house: Model) -> Tensor:
     return rows if abs(factor - 1) < 1e-3 else rows * factor
 
 
-def need(a: Anatomy, layer: int, name: str) -> Any:
-    """Return a module of a block that the family has."""
-    return a.part(layer, name)
-
-
 def _norm(a: Anatomy, module: Any, cfg: Config) -> Part:
     rms, folded = "RMS" in str(cfg.normalization_type), _is_folded(cfg) or module is None
     there: Any = module
@@ -174,7 +169,8 @@ def _block(house: Model, cfg: Config, i: int) -> Part:
     for name in ("q_norm", "k_norm") if _head_norm(a, i, "q_norm") is not None else ():
         setattr(block.attn, name, Part(cfg, _NORM_POINTS, {}))
     for name in ("ln1_post", "ln2_post") if cfg.use_normalization_before_and_after else ():
-        setattr(block, name, Part(cfg, _NORM_POINTS, {"w": lambda name=name: a.norm(need(a, i, name)).weight}))
+        post: Any = a.part(i, name)
+        setattr(block, name, Part(cfg, _NORM_POINTS, {"w": lambda post=post: a.norm(post).weight}))
     if not cfg.attn_only:
         mlp: dict[str, Callable[[], Tensor]] = {"W_in": lambda: w.mlp_in[i]}
         mlp |= {"W_out": lambda: w.mlp_out[i], "W_gate": lambda: w.mlp_gate[i]} if cfg.gated_mlp else {}
@@ -393,8 +389,10 @@ def _split(root: Any, layer: int, sees: dict[Address, taps.See], others: dict[st
         return
     inputs = dict[str, Any]()
 
+    ln1: Any = a.part(layer, "ln1")
+
     def stash(x: Tensor) -> Tensor:
-        norm = a.norm(need(a, layer, "ln1"))
+        norm = a.norm(ln1)
         if cfg.use_attn_in:
             inputs.update(dict.fromkeys("qkv", block.hook_attn_in(repeat_along_head_dimension(x, cfg.n_heads))))
         inputs.update(

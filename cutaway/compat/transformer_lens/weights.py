@@ -12,6 +12,7 @@ from torch import Tensor
 from cutaway.compat.transformer_lens import bridged, bridged_weights, native, utils, weight_processing
 from cutaway.compat.transformer_lens.factored_matrix import FactoredMatrix
 from cutaway.compat.transformer_lens.hook_points import HookedRootModule
+from cutaway.core.refuse import Refused
 
 _STACKED = {n: f"attn.{n}" for n in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "b_V", "b_O")} | {
     n: f"mlp.{n}" for n in ("W_in", "W_gate", "W_out", "b_in", "b_out")
@@ -29,11 +30,14 @@ class Weights(HookedRootModule):
         if not any(which):
             return
         state = weight_processing.process(self._weights(), self.cfg, *which)
-        self.load_state_dict(state)
-        if which[0]:
+        if self.house is not None:
+            bridged_weights.store(self, state)
+        else:
+            super().load_state_dict(state, strict=False)  # norms that are folded are gone, and buffers stay
+        if which[0] and self.cfg.normalization_type is not None:
             if self.house is not None:
                 bridged_weights.clear_norms(self)
-            self.cfg.normalization_type = f"{str(self.cfg.normalization_type)[:3].rstrip('P')}Pre"
+            self.cfg.normalization_type = f"{self.cfg.normalization_type.removesuffix('Pre')}Pre"
             self._regrow_norms()
 
     def _regrow_norms(self) -> None:
@@ -91,23 +95,20 @@ class Weights(HookedRootModule):
         return super().state_dict(*args, **options) if self.house is None else self._weights()
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load weights under TransformerLens' names; buffers of other versions (mask, IGNORE) are left out."""
-        buffers = {n for n, _ in self.named_buffers()} if self.house is None else set()
-        own = {
-            n: t for n, t in state_dict.items() if not n.endswith((".mask", ".IGNORE", ".rotary_sin", ".rotary_cos"))
-        }
-        if self.house is not None:
-            bridged_weights.store(self, own)
-            return None
-        kept = {n: t for n, t in self.state_dict().items() if n in buffers}
-        own = {n: t for n, t in own.items() if n not in buffers}
-        folded = strict and not str(self.cfg.normalization_type).endswith("Pre")
-        if folded:  # norms that were folded into the state dict have weight one and no bias
-            norms = {
-                n: p for n, p in self.named_parameters() if n.rpartition(".")[0].rpartition(".")[2].startswith("ln")
-            }
-            kept |= {n: torch.ones_like(p) if n.endswith("w") else torch.zeros_like(p) for n, p in norms.items()}
-        return super().load_state_dict(kept | own, strict, assign)
+        """Load weights under TransformerLens' names; tables of masks and rotations are the model's own.
+
+        Raises:
+            Refused: weights of a bridged model are missing, or there are others, unless `strict` is False.
+        """
+        own = {n: t for n, t in state_dict.items() if not n.endswith((".mask", ".rotary_sin", ".rotary_cos"))}
+        if self.house is None:
+            return super().load_state_dict(dict(self.named_buffers()) | own, strict, assign)
+        own = {n: t for n, t in own.items() if not n.endswith(".IGNORE")}
+        known = self._weights().keys()
+        if wrong := sorted((known ^ own.keys()) if strict else own.keys() - known):
+            why = f"{wrong[0]} is {'missing' if wrong[0] in known else 'none of its weights'}"
+            raise Refused(f"a state dict for {self.cfg.model_name}", why, "give the names of model.state_dict()")
+        return bridged_weights.store(self, own)
 
     def __getattr__(self, name: str) -> Any:
         if name in _STACKED and "blocks" in self._modules:
