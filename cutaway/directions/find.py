@@ -2,7 +2,7 @@
 
 Every text is read once, at all addresses, as the mean over its tokens and at its last token. Each finder then gives a
 direction per reading and address, from differences of means to reading vectors (Marks & Tegmark 2023, arXiv:2310.06824;
-Zou et al. 2023, arXiv:2310.01405; Rimsky et al. 2024, arXiv:2312.06681).
+Zou et al. 2023, arXiv:2310.01405; Rimsky et al. 2023, arXiv:2312.06681).
 
 * `auroc[finder, reading, address]`: a direction is found on some groups of texts and orders the texts of the others
   along it; the share of pairs of a text with the concept and one without that come in the right order. `interval`:

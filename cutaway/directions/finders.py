@@ -108,7 +108,7 @@ _TAKEN_OUT = (
 #: every finder by its name
 FINDERS: dict[str, Finder] = {
     "mean_difference": Finder(lambda s: s.difference, "Marks & Tegmark 2023, arXiv:2310.06824"),
-    "contrastive_pairs": Finder(lambda s: s.of_pairs.mean(0), "Rimsky et al. 2024, arXiv:2312.06681", paired=True),
+    "contrastive_pairs": Finder(lambda s: s.of_pairs.mean(0), "Rimsky et al. 2023, arXiv:2312.06681", paired=True),
     "logistic": Finder(_logistic, "Alain & Bengio 2016, arXiv:1610.01644"),
     "ridge": Finder(_ridge, "Hoerl & Kennard 1970"),
     "reading_vector": Finder(_reading_vector, "Zou et al. 2023, arXiv:2310.01405"),
