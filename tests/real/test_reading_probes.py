@@ -47,10 +47,10 @@ def test_probes_read_more_than_words_chance_and_memory(model, labelled, results,
     found = ca.directions.probe(model, labelled, samples=2)
     best = dict(zip(("reading", "layer"), (found.best[0], int(found.best[1].split(".")[1])), strict=True))
     results.row(
-        PROBES, f"{what}, best: {found.best[0]}, layer {best['layer']}", len(labelled.texts), **_cells(found, best)
+        PROBES, f"{what}, best: {found.best[0]}, layer {best['layer']}", len(labelled.texts), **_cells(found, **best)
     )
     for reading, layer in (("mean", 0), ("last", 0), ("last", model.shape.n_layers - 1)):
-        cells = _cells(found, {"reading": reading, "layer": layer})
+        cells = _cells(found, reading, layer)
         results.row(PROBES, f"{what}, {reading}, layer {layer}", len(labelled.texts), **cells)
     cell = found.select(**best)
     assert float(cell.interval[0, 0, 0]) > max(float(cell.null.max()), float(found.words), float(found.majority))
