@@ -82,6 +82,7 @@ def as_data(result: Result, field: str | None = None) -> dict[str, Any]:
         "fields": fields,
         "labels": result.labels,
         "units": result.units,
+        "neutral": result.neutral,
         "facts": result.facts(),
         "reasons": result.reasons,
         "record": result.record,

@@ -51,7 +51,7 @@ def read_pt(path: str | Path, objects: bool = False) -> dict[str, Any]:
     Args:
         path: the file.
         objects: take files with objects of other classes, too; each becomes an `Opaque`, and no code of it is run. Of
-            one that is the whole file, what it held is returned.
+            one that is the whole file, what it held is returned; of a bare tensor, it under the name "".
 
     Raises:
         Refused: the file is missing or broken, or would run code.
@@ -74,6 +74,7 @@ def read_pt(path: str | Path, objects: bool = False) -> dict[str, Any]:
             "ask its author for safetensors; code in files is never run",
         ) from None
     found = found.state if isinstance(found, Opaque) else found
+    found = {"": found} if objects and isinstance(found, torch.Tensor) else found
     if not isinstance(found, dict):
         raise Refused(f"file {str(path)!r}", f"it holds a {type(found).__name__}", "give a file of named tensors")
     return found

@@ -30,7 +30,8 @@ from cutaway.core.render import RENDERERS
 from cutaway.core.stats import correlation
 
 KINDS: dict[str, type[Result]] = {}
-COMMON = ("grid", "labels", "units", "reasons", "record")
+COMMON = ("grid", "labels", "units", "neutral", "reasons", "record")
+NEUTRAL = {"AUROC": 0.5, "ratio": 1.0}  # by unit: the value that means no effect, where that is not 0
 CELL = "*cell"  # in a field's annotation: the axes that the instance names
 
 
@@ -44,6 +45,8 @@ class Result:
         labels: the names of an axis's entries, by axis; or by field a nested list of words for its values (token
             strings beside token ids).
         units: the unit of each field, and of each entry that has its own, by the entry's label.
+        neutral: the value of a field that means no effect, such as an accuracy by chance, where its unit does not say
+            it (½ of an AUROC, 1 of a ratio) and it is not 0.
         reasons: why a field, or one of its entries by its label, has no interval or no null.
         record: JSON-ready provenance, for readers: whatever code reads is a field.
     """
@@ -53,6 +56,7 @@ class Result:
     grid: tuple[str, ...] = ()
     labels: dict[str, list[Any]] = field(default_factory=dict)
     units: dict[str, str] = field(default_factory=dict)
+    neutral: dict[str, float] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)
 
@@ -116,6 +120,10 @@ class Result:
                 )
             if len(names) != expected:
                 raise ValueError(f"{len(names)} labels for {a!r} of length {expected}")
+
+    def no_effect(self, name: str) -> float:
+        """Return the value of a field that means no effect."""
+        return self.neutral.get(name, NEUTRAL.get(self.units.get(name, ""), 0.0))
 
     @property
     def main(self) -> str:
@@ -225,6 +233,7 @@ class Result:
         header |= {"grid": list(self.grid)} if self.grid else {}
         header |= {"facts": facts} if (facts := self.facts()) else {}
         header |= {"labels": self.labels, "units": self.units, "reasons": self.reasons, "record": self.record}
+        header |= {"neutral": self.neutral} if self.neutral else {}
         return write_tensors(path, self.tensors(), header)
 
     def plot(self, name: str | None = None, **options: Any) -> Any:
@@ -283,12 +292,13 @@ def open_result(path: str | Path) -> Result:
         )
     absent = {n: None for n in cls.schema() if n not in tensors}
     with reading(path):
-        meta = {n: held(header, n, dict, {}) for n in ("labels", "units", "reasons", "record")}
+        meta = {n: held(header, n, dict, {}) for n in ("labels", "units", "neutral", "reasons", "record")}
         facts = held(header, "facts", dict, {})
         if "reasons" not in header:
             facts |= fields_of_record(meta, next(iter(cls.schema())), known)
         meta["labels"] = {str(old.axes.get(axis, axis)): names for axis, names in meta["labels"].items()}
         _check_words(meta["labels"], meta["units"] | meta["reasons"])
+        _check_numbers(meta["neutral"])
         grid = held(header, "grid", list, list(old.grid))
         if not all(isinstance(axis, str) for axis in grid):
             raise ValueError(f"the grid is {grid!r:.60}, which is no list of axes")
@@ -356,6 +366,12 @@ def _check_words(labels: dict[str, Any], units: dict[str, Any]) -> None:
     for name, unit in units.items():
         if not isinstance(unit, str):
             raise ValueError(f"the unit or reason of {name!r} is {unit!r:.60}, which is no text")
+
+
+def _check_numbers(neutral: dict[str, Any]) -> None:
+    for name, value in neutral.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError(f"no effect of {name!r} is {value!r:.60}, which is no number")
 
 
 def _is_label(label: Any) -> bool:

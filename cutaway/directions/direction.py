@@ -119,6 +119,10 @@ class Direction(Result, kind="direction"):
                 why = f"it is {self.vector.shape[1]} wide, and {a} of {model.name} is {width} wide"
                 raise Refused(self._what, why, "give a direction that was found in this model")
 
+    def component(self, x: Float[Tensor, "address *row width"]) -> Float[Tensor, "address *row"]:
+        """Return the component of vectors along the unit vector at each address, (x·v) / ‖v‖, in activations' units."""
+        return torch.einsum("a...w,aw->a...", x, self.unit().vector.to(x.device, x.dtype))
+
     # --- edits
 
     def add(self, strength: float = 1.0, positions: Sequence[int] | None = None) -> list[Add]:

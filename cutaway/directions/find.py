@@ -1,6 +1,8 @@
 """Which direction, found how and where, tells texts with a concept from texts without it on unseen groups?
 
-Every text is read once, at all addresses, as the mean over its tokens and at its last token. Each finder then gives a
+Every text is read once, at all addresses, as the mean over its tokens and at its last token. Texts that are a prompt
+and a response are read as persona vectors are, too (Chen et al. 2025, arXiv:2507.21509): `response_mean` (their
+response_avg), `prompt_mean` (prompt_avg; here without the first token) and `prompt_last`. Each finder then gives a
 direction per reading and address, from differences of means to reading vectors (Marks & Tegmark 2023, arXiv:2310.06824;
 Zou et al. 2023, arXiv:2310.01405; Rimsky et al. 2023, arXiv:2312.06681).
 
@@ -20,6 +22,8 @@ Zou et al. 2023, arXiv:2310.01405; Rimsky et al. 2023, arXiv:2312.06681).
 * Known failures: PCA on centred differences takes out the mean difference itself (a note says so). Few groups give wide
   intervals. A direction that reads a concept need not write it: steer and erase to see.
 * Equivalence (test): of complete pairs, `contrastive_pairs` is `mean_difference`.
+* Index trap: files of persona vectors have a row per hidden state. Row 0 is the embedding, so row ℓ + 1 is
+  `resid_post.ℓ`; behind the last one stands the final norm, so it is no `resid_post`.
 * Cost: one forward per text, and one fit per finder, reading, address, fold and null sample.
 """
 
@@ -70,7 +74,8 @@ def find(
 
     Args:
         sites: addresses or sites whose values are vectors of one width.
-        readings: the mean over the tokens, the last token, or both.
+        readings: mean (over the tokens) and last (token); of prompts with responses response_mean, prompt_mean and
+            prompt_last, too.
         finders: ways to find a direction.
         concept: the concept; None means the first.
         samples: number of shuffles of the labels.
@@ -84,7 +89,7 @@ def find(
     c = labelled.concept(concept)
     y, group = labelled.shown[:, c].cpu(), labelled.group_of
     parts = folds(y, group, seed=seed)
-    found = text_vectors(model, labelled.texts, sites, readings)
+    found = text_vectors(model, labelled.texts, sites, readings, prompts=labelled.prompts)
     g = generator(seed)
     shuffled = [y[torch.randperm(len(y), generator=g)] for _ in range(samples)]
     test = _Test(y, group, parts, shuffled, seed)

@@ -122,7 +122,8 @@ def probe(
 
     Args:
         sites: addresses or sites whose values are vectors of one width.
-        readings: the mean over the tokens, the last token, or both.
+        readings: mean (over the tokens) and last (token); of prompts with responses response_mean, prompt_mean and
+            prompt_last, too.
         concept: the concept; None means the first.
         strength: the inverse of the L2 penalty, on coordinates of unit spread.
         mdl: True to measure the compression of the labels, too.
@@ -137,7 +138,7 @@ def probe(
     c = labelled.concept(concept)
     y, group = labelled.shown[:, c].cpu(), labelled.group_of
     parts = probes.folds(y, group, seed=seed)
-    vectors = text_vectors(model, labelled.texts, sites, readings)
+    vectors = text_vectors(model, labelled.texts, sites, readings, prompts=labelled.prompts)
     g, scorer = generator(seed), logistic_scores(strength)
     shuffled = torch.stack([y[torch.randperm(len(y), generator=g)] for _ in range(samples)])
     types = probes.word_types(vectors.tokens, group)
@@ -153,13 +154,14 @@ def probe(
     curve, words_curve = (_curve(x, y, parts, sizes, samples, scorer, seed) for x in (vectors.vectors[at], words))
     codes = _codes(vectors, labels[[0, -1]], strength, seed) if mdl else (None, None)
     grid, names = _grid(vectors)
+    majority = probes.majority(y, parts)
     return Probes(
         **own,
         compression=codes[0],
         control_compression=codes[1],
         words=probes.accuracy(of_words, y),
         words_interval=probes.accuracy_interval(of_words, y, group),
-        majority=torch.tensor(probes.majority(y, parts)),
+        majority=torch.tensor(majority),
         curve=probes.accuracy(curve, y).mean(0),
         curve_interval=probes.mean_over_groups(((curve > 0) == y).float().mean(0), group, within=(0.0, 1.0)),
         words_curve=probes.accuracy(words_curve, y).mean(0),
@@ -168,6 +170,7 @@ def probe(
         grid=(grid,),
         labels={"reading": list(vectors.readings), grid: names, "step": sizes, "bound": BOUNDS},
         units=_UNITS | ({"compression": "ratio"} if mdl else {}),
+        neutral=dict.fromkeys(("accuracy", "words", "curve", "words_curve"), majority),
         reasons=_REASONS,
         record=_about(y, group, parts, vectors),
     )

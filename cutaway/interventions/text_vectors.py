@@ -1,16 +1,15 @@
-"""Vectors of texts at many addresses at once: the mean over a text's tokens, and its last token.
+"""Vectors of texts at many addresses at once: means over a text's tokens or parts of them, and single tokens.
 
 Texts run in batches of similar length, no further than the deepest address, and only what is read of a batch is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.core.address import Address, Pattern
@@ -18,10 +17,12 @@ from cutaway.core.progress import advance
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.models.edits.batch_slice import BatchSlice
 from cutaway.models.model import Model
-from cutaway.models.tokens import Tokens
+from cutaway.models.tokens import Tokens, inner
 from cutaway.models.watching import in_batches
 
 READINGS = ("mean", "last")
+#: readings of texts that are a prompt and a response (Chen et al. 2025: response_avg, prompt_avg, prompt_last)
+PERSONA = ("response_mean", "prompt_mean", "prompt_last")
 _TOKENS = 1024  # that run together
 
 
@@ -33,7 +34,9 @@ class TextVectors:
         vectors: one per reading, address and text.
         addresses: the addresses, in order.
         readings: `mean` is the mean over a text's tokens without the first, whose norm is often huge; `last` is the
-            last token.
+            last token; `response_mean` is the mean over the response's tokens, `prompt_mean` that over the prompt's
+            without the first, and `prompt_last` the prompt's last token. A token that begins in the prompt and ends
+            in the response belongs to the response.
         tokens: the token ids of each text.
     """
 
@@ -49,20 +52,32 @@ def text_vectors(
     sites: Pattern | Sequence[Pattern],
     readings: Sequence[str] = READINGS,
     batch: int = _TOKENS,
+    prompts: Sequence[str] = (),
 ) -> TextVectors:
     """Read vectors of texts at all addresses that some patterns mean, with one forward per text.
 
+    Args:
+        model: the model.
+        texts: the texts.
+        sites: the addresses.
+        readings: `READINGS`, and of texts with prompts `PERSONA`.
+        batch: number of tokens that run together.
+        prompts: the prompt that each text begins with, whose response the rest is; none if texts are whole.
+
     Raises:
-        Refused: an empty text, no such reading, or addresses that have no vectors or vectors of different widths.
+        Refused: an empty text, no such reading, one of a response where texts are whole, or addresses that have no
+            vectors or vectors of different widths.
     """
-    _check(texts, readings)
+    _check(texts, readings, prompts)
     places = model.places(sites)
     tokens = model.tokens(texts)
+    starts = responses(tokens, prompts) if prompts else tokens.lengths
     order = sorted(range(len(tokens)), key=tokens.lengths.tolist().__getitem__)
     found: Tensor | None = None
     done = 0
     for rows in _batches(model, tokens, order, batch):
-        part = _read(model, BatchSlice.of(tokens, rows, True).tokens(tokens), places, readings)
+        some = BatchSlice.of(tokens, rows, True).tokens(tokens)
+        part = _read(model, some, places, [_WAYS[r](some, starts[rows]) for r in readings])
         if found is None:
             found = part.new_empty(len(readings), len(places), len(texts), part.shape[-1])
         found[:, :, rows] = part
@@ -73,13 +88,55 @@ def text_vectors(
     return TextVectors(found, tuple(places), tuple(readings), ids)
 
 
-def _check(texts: Sequence[str], readings: Sequence[str]) -> None:
+def responses(tokens: Tokens, prompts: Sequence[str]) -> Int[Tensor, "text"]:
+    """Return the position of the first token of each text that is not of its prompt alone.
+
+    Raises:
+        Refused: a prompt without a token, a response without one, or a tokenizer that does not say where tokens stand.
+    """
+    found = list[int]()
+    for i, prompt in enumerate(prompts):
+        ends = [o[1] if o is not None else 0 for o in tokens.offsets[i]]
+        start = next((n for n, end in enumerate(ends) if end > len(prompt)), 0)
+        if not any(ends[:start]):
+            why = "the prompt or the response has no token of its own" if any(ends) else "its tokenizer tells no places"
+            raise Refused(f"text {tokens.texts[i]!r:.60} as prompt and response", why, "read whole texts: mean, last")
+        found.append(start)
+    return torch.tensor(found, device=tokens.ids.device)
+
+
+def _of_response(tokens: Tokens, starts: Int[Tensor, "text"]) -> Bool[Tensor, "text position"]:
+    return tokens.mask & (tokens.position_ids >= starts[:, None])
+
+
+def _of_prompt(tokens: Tokens, starts: Int[Tensor, "text"]) -> Bool[Tensor, "text position"]:
+    first = (tokens.position_ids == 0) & (starts > 1)[:, None]
+    return tokens.mask & ~first & (tokens.position_ids < starts[:, None])
+
+
+def _at(tokens: Tokens, positions: Int[Tensor, "text"]) -> Bool[Tensor, "text position"]:
+    return tokens.mask & (tokens.position_ids == positions[:, None])
+
+
+#: the tokens that each reading is the mean of, by the position of each text's response
+_WAYS: dict[str, Callable[[Tokens, Tensor], Tensor]] = {
+    "mean": lambda tokens, starts: inner(tokens),
+    "last": lambda tokens, starts: _at(tokens, tokens.lengths - 1),
+    "response_mean": _of_response,
+    "prompt_mean": _of_prompt,
+    "prompt_last": lambda tokens, starts: _at(tokens, starts - 1),
+}
+
+
+def _check(texts: Sequence[str], readings: Sequence[str], prompts: Sequence[str]) -> None:
     empty = next((i for i, t in enumerate(texts) if not t.strip()), None)
     if empty is not None or not texts:
         why = "there is none" if empty is None else f"text {empty} is empty"
         raise Refused(f"vectors of {len(texts)} texts", why, "give texts with at least a word each")
-    if wrong := [r for r in readings if r not in READINGS]:
-        raise Refused(Keyword("readings", wrong[0]), "no text is read so", f"use {', '.join(READINGS)}")
+    known = READINGS + (PERSONA if prompts else ())
+    if wrong := [r for r in readings if r not in known]:
+        why = "no text is read so" if wrong[0] not in PERSONA else "these texts are not given as prompt and response"
+        raise Refused(Keyword("readings", wrong[0]), why, f"use {', '.join(known)}")
 
 
 def _batches(model: Model, tokens: Tokens, order: list[int], most: int) -> list[list[int]]:
@@ -97,23 +154,16 @@ def _batches(model: Model, tokens: Tokens, order: list[int], most: int) -> list[
 
 
 def _read(
-    model: Model, tokens: Tokens, places: Sequence[Address], readings: Sequence[str]
+    model: Model, tokens: Tokens, places: Sequence[Address], chosen: Sequence[Bool[Tensor, "text position"]]
 ) -> Float[Tensor, "reading address text width"]:
-    """Read the vectors of a batch at all addresses."""
+    """Read the means over the chosen tokens of a batch at all addresses."""
     acts = model.capture(tokens, places, logits=False)
-    rows = torch.arange(len(tokens), device=tokens.ids.device)
-    inner = tokens.mask.clone()
-    inner[rows, tokens.column(0)] &= tokens.lengths == 1
-    share = (inner / inner.sum(1, keepdim=True)).unsqueeze(1)
-    ways: dict[str, Any] = {
-        "mean": lambda x: (share.to(x.device) @ x.float()).squeeze(1),
-        "last": lambda x: x[rows.to(x.device), tokens.last.to(x.device)].float(),
-    }
-    each = [_vectors(acts[str(a)], a) for a in places]
+    each = [_vectors(acts[str(a)], a).float() for a in places]
     if len({x.shape[-1] for x in each}) > 1:
         widths = ", ".join(f"{a} {x.shape[-1]}" for a, x in zip(places, each, strict=True))
         raise Refused("vectors of texts", f"the addresses have different widths: {widths}", "read them apart")
-    return torch.stack([torch.stack([ways[r](x).cpu() for x in each]) for r in readings])
+    shares = torch.stack([c / c.sum(1, keepdim=True) for c in chosen])  # [reading text position]
+    return torch.stack([torch.einsum("rtp,tpw->rtw", shares.to(x.device), x).cpu() for x in each], 1)
 
 
 def _vectors(x: Tensor, a: Address) -> Float[Tensor, "text position width"]:

@@ -222,6 +222,13 @@ class Tokens:
         return replace(self, ids=self.ids.to(device), mask=self.mask.to(device))
 
 
+def inner(tokens: Tokens) -> Bool[Tensor, "batch position"]:
+    """Return the columns of the prompts' tokens but the first, whose norm is often huge; of one token, its own."""
+    out = tokens.prompt.clone()
+    out[torch.arange(len(tokens), device=out.device), tokens.column(0)] &= tokens.lengths == 1
+    return out
+
+
 def halves(tokens: Tokens) -> tuple[list[int], list[int]]:
     """Return the rows of every second prompt, and the others; both all if there is one. Equal prompts stay together."""
     firsts = tokens.firsts()

@@ -18,10 +18,11 @@ from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.repeat import Made
 from cutaway.core.subject import REQUIRED, Flag, Subject, register
 from cutaway.models.model import Model
+from cutaway.tasks.chat import chat
 
 WORLD = "world"
 MOST, FEWEST = 6, 12  # concepts kept at most; texts that show one at least
-_Rows = tuple[list[str], list[tuple[str, ...]], tuple[str, ...]]  # texts, labels and groups
+_Rows = tuple[list[str], list[tuple[str, ...]], tuple[str, ...], tuple[str, ...]]  # texts, labels, groups, prompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,7 @@ class Labelled:
         shown: True where a text shows a concept, [text, concept].
         groups: the group of each text, such as its template: what is fitted on some groups is tested on others. Empty
             if every text is a group of its own.
+        prompts: the prompt that each text begins with, where the rest is a response to it. Empty if texts are whole.
         made: how they can be made again; None if made by hand.
     """
 
@@ -41,6 +43,7 @@ class Labelled:
     concepts: tuple[str, ...]
     shown: Bool[Tensor, "text concept"]
     groups: tuple[str, ...] = ()
+    prompts: tuple[str, ...] = ()
     made: Made | None = field(default=None, repr=False)
 
     def __post_init__(self):
@@ -50,13 +53,20 @@ class Labelled:
         if len(self.groups) not in (0, len(self.texts)):
             why = f"there are {len(self.groups)} groups for {len(self.texts)} texts"
             raise Refused("labelled texts", why, "give a group per text, or none")
+        if len(self.prompts) not in (0, len(self.texts)):
+            why = f"there are {len(self.prompts)} prompts for {len(self.texts)} texts"
+            raise Refused("labelled texts", why, "give every text one, or none")
+        for text, prompt in zip(self.texts, self.prompts, strict=False):
+            if not text.startswith(prompt) or not prompt.strip() or not text[len(prompt) :].strip():
+                why = f"{text!r:.60} is not the prompt {prompt!r:.60} and a response"
+                raise Refused("labelled texts", why, "give texts that begin with their prompts and go on")
 
     def identity(self) -> dict[str, Any]:
         """Say in a record which data these are."""
         marks = ["".join("01"[int(x)] for x in row) for row in self.shown.tolist()]
         found = {"texts": len(self.texts), "concepts": list(self.concepts)}
         found |= {"groups": len(set(self.groups))} if self.groups else {}
-        return found | {"hash": hash_text(*self.texts, *marks, *self.groups)}
+        return found | {"hash": hash_text(*self.texts, *marks, *self.groups, *self.prompts)}
 
     def concept(self, name: str | None = None) -> int:
         """Return the number of a concept by its name; None means the first.
@@ -105,14 +115,15 @@ def read_labelled(source: str | Path, model: Model) -> Labelled:
     """Read labelled texts from a .jsonl file, or take those of the model's `world`.
 
     A line of the file is {"text": …, "label": …}; a label is a word, true or false, or a list of words, and every line
-    may have a "group". The most frequent concepts are kept. `world/NAME` is a property of the world, such as
-    `world/sentiment`.
+    may have a "group". In place of the text every line may have a "prompt" and a "response"; messages as a prompt are
+    written in the model's chat template. The most frequent concepts are kept. `world/NAME` is a property of the world,
+    such as `world/sentiment`.
 
     Raises:
         Refused: no such file, a line of another form, no world, or no concept with enough texts on either side.
     """
     of_world = _of_world(source)
-    texts, labels, groups = _of_model(str(source), model) if of_world else _of_file(Path(source))
+    texts, labels, groups, prompts = _of_model(str(source), model) if of_world else _of_file(Path(source), model)
     counts = Counter(x for own in labels for x in own)
     kept = [c for c, n in counts.most_common() if FEWEST <= n <= len(texts) - FEWEST][:MOST]
     if len(counts) == 2 and all(len(own) == 1 for own in labels):
@@ -121,7 +132,7 @@ def read_labelled(source: str | Path, model: Model) -> Labelled:
         why = f"none of the {len(counts)} labels is on {FEWEST} texts or more and off as many"
         raise Refused(Keyword("labels", source), why, "give more texts of each label")
     shown = torch.tensor([[c in own for c in kept] for own in labels])
-    return Labelled(tuple(texts), tuple(kept), shown, groups, _made("read_labelled", source, of_world))
+    return Labelled(tuple(texts), tuple(kept), shown, groups, prompts, _made("read_labelled", source, of_world))
 
 
 def read_words(source: str | Path, model: Model) -> Words:
@@ -143,7 +154,7 @@ def _of_model(source: str, model: Model) -> _Rows:
     """Return the texts of a property of the model's world with their labels and groups."""
     world, (_, _, name) = _world(model, Keyword("labels", WORLD)), source.partition("/")
     texts, labels, groups = world.labelled(name) if name else world.labelled()
-    return texts, [(label,) for label in labels], tuple(groups)
+    return texts, [(label,) for label in labels], tuple(groups), ()
 
 
 def _world(model: Model, what: Keyword) -> Any:
@@ -157,24 +168,32 @@ def _made(function: str, source: str | Path, of_world: bool) -> Made:
     return Made(f"ca.tasks.{function}({whole!r}, model)", {"": whole})
 
 
-def _of_file(path: Path) -> _Rows:
-    texts, labels, groups = [], [], []
+def _of_file(path: Path, model: Model) -> _Rows:
+    rows, what = list[tuple[str, tuple[str, ...], str | None, str | None]](), Keyword("labels", path)
     for n, line in enumerate(_read(path, "labels").splitlines(), 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-            text, label = row["text"], row["label"]
+            rows.append(_of_line(json.loads(line), model))
         except (ValueError, KeyError, TypeError):
-            why = f'line {n} is not {{"text": …, "label": …}}'
-            raise Refused(Keyword("labels", path), why, "write one such line per text") from None
-        texts.append(str(text))
-        labels.append(tuple(dict.fromkeys(map(str, label))) if isinstance(label, list) else (str(label),))
-        groups += [str(row["group"])] if "group" in row else []
-    if len(groups) not in (0, len(texts)):
-        why = f"{len(groups)} of {len(texts)} lines have a group"
-        raise Refused(Keyword("labels", path), why, "give every line one, or none")
-    return texts, labels, tuple(groups)
+            why = f'line {n} is not {{"text": …, "label": …}}, nor {{"prompt": …, "response": …, "label": …}}'
+            raise Refused(what, why, "write one such line per text") from None
+    columns = zip(*rows, strict=True) if rows else [()] * 4
+    texts, labels, groups, prompts = (tuple(x for x in own if x is not None) for own in columns)
+    for name, some in (("group", groups), ("prompt", prompts)):
+        if len(some) not in (0, len(texts)):
+            raise Refused(what, f"{len(some)} of {len(texts)} lines have a {name}", "give every line one, or none")
+    return list(texts), list(labels), groups, prompts
+
+
+def _of_line(row: dict[str, Any], model: Model) -> tuple[str, tuple[str, ...], str | None, str | None]:
+    """Return the text, the labels, the group and the prompt of a line, with None for what it does not have."""
+    label, prompt, group = row["label"], row.get("prompt"), row.get("group")
+    labels = tuple(dict.fromkeys(map(str, label))) if isinstance(label, list) else (str(label),)
+    if prompt is None:
+        return str(row["text"]), labels, None if group is None else str(group), None
+    begun = prompt if isinstance(prompt, str) else str(chat(model, prompt))
+    return begun + str(row["response"]), labels, None if group is None else str(group), begun
 
 
 def _read(path: Path, option: str) -> str:

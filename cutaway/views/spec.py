@@ -6,7 +6,8 @@
 
 The interval (`interval`, or `<field>_interval`: the field's axes and `bound`) and the control (`null`, or
 `<field>_null`: axes of the field and `sample`) are laid beside the values wherever the result has them.
-A cell is marked only if its interval excludes 0 and it lies outside its control's band (`band.py`).
+A cell is marked only if its interval is off no effect (`Result.no_effect`, mostly 0) and it lies outside its control's
+band (`band.py`).
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class Picture:
     """A drawing: numbers on named rows and columns, with interval and control where the result has them.
 
     `limit` ends the colour scale (shared by all panels of a field). `control` describes the null band, `chance` the
-    number of cells that leave it by chance alone (empty where cells are too few to tell, or on a curve).
+    number of cells that leave it by chance alone (empty where cells are too few to tell, or on a curve); `neutral` is
+    the value that means no effect.
     Bars and graphs have one column, rows sorted by size; a line has one row per curve; a strip has one row.
     """
 
@@ -61,15 +63,16 @@ class Picture:
     chance: str
     note: str
     layout: Layout | None = None
+    neutral: float = 0.0
 
     def stands_out(self, r: int, c: int) -> bool | None:
-        """Return True if a value's interval excludes 0 and it lies outside its control's band, where it has either.
+        """Return True if a value's interval is off no effect and it lies outside its control's band.
 
-        None if it has neither.
+        Where it has one of the two, that decides; None if it has neither.
         """
         value, verdicts = self.values[r][c], list[bool]()
         if self.low is not None and self.high is not None and not math.isnan(self.low[r][c] + self.high[r][c]):
-            verdicts.append(self.low[r][c] > 0 or self.high[r][c] < 0)
+            verdicts.append(self.low[r][c] > self.neutral or self.high[r][c] < self.neutral)
         if self.chance and self.null_low is not None and self.null_high is not None:
             low, high = self.null_low[r][c], self.null_high[r][c]
             if math.isnan(low + high):
@@ -81,9 +84,10 @@ class Picture:
     def mark(self) -> str:
         """The meaning of `stands_out` here, in words; empty if it has none. `chance` says how often chance does it."""
         known = self.low is not None and any(not math.isnan(v) for row in self.low for v in row)
+        without = f"interval without {amount(self.neutral, self.unit) if self.neutral else 0}" if known else ""
         if not self.chance:
-            return "interval without 0" if known else ""
-        return f"{'interval without 0 and ' if known else ''}outside the {self.control}"
+            return without
+        return f"{without}{' and ' if known else ''}outside the {self.control}"
 
     def place(self, r: int, c: int) -> str:
         """Return the row and column of one cell in words."""
@@ -221,6 +225,7 @@ def pictures(
         "control": beside.says if beside else "",
         "chance": beside.chance if beside else "",
         "layout": drawn,
+        "neutral": result.no_effect(field),
     }
     out = []
     for index, panel in _panels(lead, names, ground, panels):

@@ -195,7 +195,7 @@ def test_drawing_goes_through_the_renderers(monkeypatch):
 
 
 def test_every_field_beyond_the_tensors_is_data():
-    assert {f.name for f in fields(Result)} == {"grid", "labels", "units", "reasons", "record"}
+    assert {f.name for f in fields(Result)} == {"grid", "labels", "units", "neutral", "reasons", "record"}
 
 
 def test_a_field_named_like_its_axis_keeps_both_columns():

@@ -172,3 +172,24 @@ def test_gguf_files_need_their_package(tmp_path, found, monkeypatch):
     for attempt in (lambda p: ca.directions.write(found, p), ca.directions.open):
         with pytest.raises(ca.Refused, match="pip install"):
             attempt(tmp_path / "x.gguf")
+
+
+def test_rows_of_a_persona_vector_are_hidden_states(tmp_path):
+    """Row ℓ + 1 of such a file is the output of block ℓ, and the last row, behind the final norm, is no stream."""
+    model, text = random_llama(), "Mary and John went to the store"
+    with torch.no_grad():
+        hidden = model.hf(model.tokens(text).ids, output_hidden_states=True).hidden_states
+    torch.save(torch.stack([h[0, -1] for h in hidden]), tmp_path / "evil_response_avg_diff.pt")
+    found = ca.directions.open(tmp_path / "evil_response_avg_diff.pt")
+    assert found.labels["address"] == ["resid_pre.0", "resid_post.0"]
+    acts = model.capture(text, found.places)
+    torch.testing.assert_close(found.vector, torch.stack([acts[f"{a}@-1"][0] for a in found.places]))
+    torch.save(torch.ones(4), tmp_path / "row.pt")
+    with pytest.raises(ca.Refused, match="persona vectors are"):
+        ca.directions.open(tmp_path / "row.pt")
+
+
+def test_components_are_along_the_unit_vector():
+    found = ca.directions.direction({"resid_post.0": torch.tensor([3.0, 4.0]), "resid_post.1": torch.tensor([0.0, -2])})
+    x = torch.tensor([[[5.0, 0.0], [3.0, 4.0]], [[1.0, 2.0], [0.0, 0.0]]])  # [address, row, width]
+    torch.testing.assert_close(found.component(x), torch.tensor([[3.0, 5.0], [-2.0, 0.0]]))

@@ -46,6 +46,29 @@ def test_vectors_of_texts_are_those_of_each_text_alone(model):
         assert list(found.tokens[i]) == model.tokens(text).ids[0].tolist()
 
 
+def test_persona_readings_split_texts_at_their_response(model):
+    """`response_mean`, `prompt_mean` and `prompt_last` are those of the tokens of each part, read by hand."""
+    data = labelled()
+    prompts = tuple(t[: t.index(" went")] for t in data.texts)
+    data = Labelled(data.texts, data.concepts, data.shown, data.groups, prompts)
+    readings = ("response_mean", "prompt_mean", "prompt_last", "last")
+    found = text_vectors(model, data.texts, "resid_post", readings, batch=40, prompts=prompts).vectors
+    for i, (text, prompt) in enumerate(zip(data.texts, prompts, strict=True)):
+        n, x = model.tokens(prompt).ids.shape[1], model.capture(text, "resid_post.1")["resid_post.1"][0]
+        for j, own in enumerate((x[n:].mean(0), x[1:n].mean(0), x[n - 1], x[-1])):
+            torch.testing.assert_close(found[j, 1, i], own, atol=1e-5, rtol=1e-4)
+    persona = ca.directions.find(model, data, finders=("mean_difference",), readings=readings, samples=1)
+    y = data.shown[:, 0]
+    torch.testing.assert_close(persona.vector[0], found[:, :, y].mean(2) - found[:, :, ~y].mean(2))
+    with pytest.raises(ca.Refused, match="not given as prompt and response"):
+        ca.directions.find(model, labelled(), readings=("response_mean",))
+    for prompt, why in ((" ", "is not the prompt"), (data.texts[0], "is not the prompt"), ("Peter", "is not the")):
+        with pytest.raises(ca.Refused, match=why):
+            Labelled(data.texts[:1], data.concepts, data.shown[:1], (), (prompt,))
+    with pytest.raises(ca.Refused, match="has no token of its own"):
+        text_vectors(model, data.texts[:1], "resid_post", readings, prompts=("M",))
+
+
 def test_a_found_direction_is_the_difference_of_means_and_its_auroc_counts_pairs(model):
     data = labelled()
     found = ca.directions.find(model, data, finders=("mean_difference", "contrastive_pairs"), samples=2)

@@ -8,10 +8,10 @@ from tests.meta.tree import ROOT, room_of, sources
 #: lines of code (no blanks, comments or docstrings) that a room may have; see docs/decisions/11-budgets.md
 BUDGETS = {
     "": 145,
-    "core": 2_320,
+    "core": 2_340,
     "views": 1_800,
     "models": 8_350,
-    "tasks": 2_980,
+    "tasks": 2_990,
     "streams": 1_450,
     "zoo": 2_150,
     "training": 650,
@@ -23,12 +23,12 @@ BUDGETS = {
     "geometry": 1_000,
     "patching": 1_900,
     "dictionaries": 9_300,
-    "directions": 1_260,
+    "directions": 1_800,
     "graphs": 3_445,
     "features": 3_755,
     "suites": 1_105,
     "compat": 4_180,
-    "cli": 2_855,
+    "cli": 2_860,
 }
 
 

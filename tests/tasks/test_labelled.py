@@ -25,6 +25,24 @@ def test_the_frequent_labels_of_a_file_are_concepts(tmp_path):
     assert other.identity()["hash"] != found.identity()["hash"]
 
 
+def test_a_line_may_be_a_prompt_and_a_response(tmp_path):
+    rows = [{"prompt": f"say {i}:", "response": " yes" if i % 2 else " no", "label": i % 2 == 0} for i in range(24)]
+    (tmp_path / "l.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    found = read_labelled(tmp_path / "l.jsonl", random_llama())
+    assert found.texts[:2] == ("say 0: no", "say 1: yes")
+    assert found.prompts[:2] == ("say 0:", "say 1:")
+    whole = Labelled(found.texts, found.concepts, found.shown)
+    assert whole.identity()["hash"] != found.identity()["hash"]
+    rows[3] = {"text": "whole", "label": True}
+    (tmp_path / "l.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    with pytest.raises(Refused, match="23 of 24 lines have a prompt"):
+        read_labelled(tmp_path / "l.jsonl", random_llama())
+    rows[3] = {"prompt": [{"role": "user", "content": "Hello"}], "response": "yes", "label": True}
+    (tmp_path / "l.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    with pytest.raises(Refused, match="no chat template"):
+        read_labelled(tmp_path / "l.jsonl", random_llama())
+
+
 def test_of_two_labels_that_exclude_each_other_one_is_a_concept(tmp_path):
     rows = [(f"a {i}", i % 3 == 0) for i in range(60)]
     found = read_labelled(written(tmp_path / "l.jsonl", rows), random_llama())

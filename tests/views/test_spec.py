@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import cutaway as ca
 from cutaway.core.refuse import Refused
 from cutaway.core.stats import null_band
 from cutaway.views import palette
@@ -172,6 +173,21 @@ def test_without_a_null_the_interval_decides():
     bare = only(samples.Heads(effect=torch.ones(1, 1)))
     assert bare.stands_out(0, 0) is None
     assert bare.mark == ""
+
+
+@pytest.mark.parametrize(
+    ("unit", "neutral", "mark"),
+    [("AUROC", {}, "interval without 0.5 AUROC"), ("ratio", {}, "interval without 1 ratio"),
+     ("probability", {"effect": 0.625}, "interval without 62.5 %"), ("AUROC", {"effect": 0.0}, "interval without 0")],
+)  # fmt: skip
+def test_no_effect_need_not_be_0(unit, neutral, mark, tmp_path):
+    values, bounds = torch.tensor([[0.9, 1.2]]), torch.tensor([[[0.4, 1.0], [1.1, 1.3]]])
+    result = samples.Heads(effect=values, interval=bounds, units={"effect": unit}, neutral=neutral)
+    again = ca.open(result.save(tmp_path / "result.safetensors"))
+    assert again.neutral == neutral
+    p = only(again)
+    assert (p.stands_out(0, 0), p.stands_out(0, 1)) == (mark.endswith(" 0"), True)
+    assert p.mark == mark
 
 
 def test_interval_belongs_to_its_own_field_only():
