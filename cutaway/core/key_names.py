@@ -17,6 +17,7 @@ KEY_NAMES: dict[str, str] = {
     "cutaway.interventions.ablation_values.RandomStep": "cutaway.patching.baseline.RandomStep",
     "cutaway.tasks.bound.Bound._measured": "cutaway.tasks.bound.Bound.metric_at",
     "cutaway.models.access.reading.jointly.<locals>.function": "cutaway.patching.activation._run.<locals>.measure",
+    "cutaway.models.edits.keep.Read": "cutaway.dictionaries.splice.SpliceRead",
     "cutaway.models.access.capture.Activations": "cutaway.models.capture.Activations",
 }
 #: name of a class in keys → field that was renamed → its name in keys

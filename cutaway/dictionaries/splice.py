@@ -11,7 +11,7 @@ seen. A transcoder reads one site and writes another; everything a block reads m
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -20,13 +20,11 @@ from torch import Tensor
 from cutaway.core.address import Address, parse
 from cutaway.core.record import hash_text
 from cutaway.core.refuse import Refused
-from cutaway.core.sites import SITES
 from cutaway.dictionaries.code import SparseCode
 from cutaway.dictionaries.dictionary import Dictionary, place_of
 from cutaway.models.access.positions import ForwardFrame
 from cutaway.models.edits.edit import Edit, index_of, indices
-
-_ORDER = {row.name: n for n, row in enumerate(SITES)}
+from cutaway.models.edits.keep import Read, time_of
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ class Splice(Edit):
             positions = tuple(sorted({p for c in self.changes for p in c.positions or ()})) or None
         use = SpliceUse(self, tuple(reads) if self.changes or not self.error else ())
         writes = (SpliceWrite(w, use, positions) for w in self._written)
-        return (*(SpliceRead(r, use, positions) for r in use.reads), *writes)
+        return (*(Read(r, use, positions) for r in use.reads), *writes)
 
     def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
         raise Refused(f"splice of {self.dictionary!r}", "it edits several places", "give it as edits= or to edited()")
@@ -141,32 +139,6 @@ def needed(d: Dictionary, write: str) -> tuple[str, ...]:
 def late_reads(d: Dictionary, write: str) -> list[str]:
     """Return the sites that a written site's reconstruction needs, but that a model computes after it."""
     return [r for r in needed(d, write) if time_of(r) > time_of(write)]
-
-
-@runtime_checkable
-class Keeper(Protocol):
-    """Edit, or use of one, that needs at a written site what stands at an earlier one."""
-
-    def keep(self, site: str, x: Tensor, frame: ForwardFrame) -> None:
-        """Keep what stands at a read site."""
-
-    def identity(self) -> str:
-        """Return a hash of all that distinguishes it."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class SpliceRead(Edit):
-    """The part of a splice, or of an edit like it, that keeps what stands at a read site, and leaves it as it is."""
-
-    local: ClassVar[bool] = False
-    address: str
-    use: Keeper
-    positions: tuple[int, ...] | None = None
-
-    def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
-        self.use.keep(self.address, x, frame)
-        return x
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,7 +197,7 @@ class SpliceUse:
     def keep(self, site: str, x: Tensor, frame: ForwardFrame) -> None:
         """Keep what stands at a read site."""
         seen = self._seen(frame)
-        seen.sites[site] = x[index_of(SpliceRead(site, self), x, frame, None) or ()]
+        seen.sites[site] = x[index_of(Read(site, self), x, frame, None) or ()]
         stale = [b for b in seen.codes if site in self.splice.dictionary.blocks[b].reads]
         for b in stale:
             del seen.codes[b]
@@ -272,17 +244,10 @@ class SpliceUse:
         old = code.columns(latents)
         new = change.factor * old + change.shift
         if change.positions is not None:
-            read = SpliceRead(str(parse(d.blocks[b].reads[0]).place), self, change.positions)
+            read = Read(str(parse(d.blocks[b].reads[0]).place), self, change.positions)
             x = seen.sites[d.blocks[b].reads[0]]
             mask = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)  # [batch, position]
             for i in indices(read, mask, frame):
                 mask[i[:2]] = True
             new = torch.where(mask.reshape(-1, 1), new, old)
         return code.put(latents, new)
-
-
-def time_of(site: str | Address) -> tuple[float, int]:
-    """Return a key that sorts sites in the order of the forward."""
-    a: Any = parse(site)
-    early = -1.0 if a.site in ("embed", "pos_embed") else float("inf")
-    return (early if a.layer is None else float(a.layer), _ORDER[a.site])

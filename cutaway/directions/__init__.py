@@ -12,6 +12,7 @@ from cutaway.directions.pairs import activation_addition, causal_difference
 from cutaway.directions.probe import Probes, probe
 from cutaway.directions.propagate import Propagation, propagate
 from cutaway.directions.steer import DoseResponse, steer
+from cutaway.directions.threshold import Threshold, threshold
 
 __all__ = [
     "FINDERS",
@@ -22,6 +23,7 @@ __all__ = [
     "FoundDirections",
     "Probes",
     "Propagation",
+    "Threshold",
     "activation_addition",
     "causal_difference",
     "direction",
@@ -32,5 +34,6 @@ __all__ = [
     "probe",
     "propagate",
     "steer",
+    "threshold",
     "write",
 ]

@@ -21,6 +21,7 @@ from cutaway.core.record import hash_tensors
 from cutaway.core.refuse import Code, Refused
 from cutaway.core.repeat import Made
 from cutaway.core.result import Result
+from cutaway.models.edits.conditional import Condition
 from cutaway.models.edits.library import Add, Cap, Project
 from cutaway.models.model import Model
 
@@ -142,6 +143,20 @@ class Direction(Result, kind="direction"):
             Refused: no limit, or a least that is above the most.
         """
         return [Cap(a, v, min, max, _tuple(positions)) for a, v in self._each()]
+
+    def condition(
+        self, *, min: float | None = None, max: float | None = None, positions: Sequence[int] | None = None
+    ) -> Condition:
+        """Return the condition that a prompt's component along the unit vector at its one address is within limits.
+
+        Without positions a prompt is read as `mean` has it, over its tokens but the first; (-1,) reads the last.
+
+        Raises:
+            Refused: several vectors, no limit, or a least that is above the most.
+        """
+        if len(self.vector) != 1:
+            raise Refused(self._what, f"it has {len(self.vector)} vectors, and one is meant", _SELECTED)
+        return Condition(self.places[0], self.vector[0], min, max, _tuple(positions))
 
     def _each(self) -> list[tuple[Address, Tensor]]:
         return list(zip(self.places, self.vector, strict=True))

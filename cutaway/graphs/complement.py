@@ -17,10 +17,10 @@ from torch import Tensor
 
 from cutaway.core.address import Address
 from cutaway.core.record import hash_tensors, hash_text
-from cutaway.dictionaries.splice import SpliceRead
 from cutaway.graphs.submodules import Submodule
 from cutaway.models.access.positions import ForwardFrame
 from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.keep import Read
 from cutaway.models.model import Model
 from cutaway.tasks.bound import Bound
 
@@ -79,7 +79,7 @@ class AblateComplement(Edit):
         return self.baseline.sub.read
 
     def parts(self) -> tuple[Edit, ...]:
-        return (self,) if self.begins == self.where else (SpliceRead(str(self.begins), self), self)
+        return (self,) if self.begins == self.where else (Read(str(self.begins), self), self)
 
     def keep(self, site: str, x: Tensor, frame: ForwardFrame) -> None:
         """Keep what stands at the read site."""

@@ -22,11 +22,12 @@ from cutaway.core.subject import REQUIRED, Flag, Subject, register
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.dictionaries.gates import JumpRelu
 from cutaway.dictionaries.opening import HELP, random_latents
-from cutaway.dictionaries.splice import late_reads, time_of
+from cutaway.dictionaries.splice import late_reads
 from cutaway.dictionaries.subject import Dictionaries, accept_several, open_several
 from cutaway.dictionaries.transforms import alone, autoencoder
 from cutaway.graphs.latents import folded
 from cutaway.interventions.components import positions
+from cutaway.models.edits.keep import time_of
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 

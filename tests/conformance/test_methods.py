@@ -105,6 +105,7 @@ DRAWN = {
     "dictionaries.shift": {"accuracy", "worst", "group", "reading", "effect", "with_words"},
     "graphs.feature_circuit": {"estimate", "exact", "agreement", "chance"},
     "dictionaries.letter_absorption": {"score"},
+    "directions.threshold": {"recall", "false_positive"},
     "directions.erase": {"linear", "mlp", "moved"},
     "directions.propagate": {"control_gain", "control_exponent", "control_kl", "control_linear_range"},
 } | {name: {"excess"} for name in ROWS if name.startswith("graphs.trace")}
@@ -328,7 +329,7 @@ def encoder() -> Model:
 #: methods that read activations and no prediction, and so may be about an encoder
 READ_ONLY = {
     "dictionaries.probing", "dictionaries.shift", "dictionaries.letter_absorption", "dictionaries.quiver",
-    "directions.find", "directions.probe", "geometry.similarity",
+    "directions.find", "directions.probe", "directions.threshold", "geometry.similarity",
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ BUDGETS = {
     "": 145,
     "core": 2_340,
     "views": 1_800,
-    "models": 8_350,
+    "models": 8_500,
     "tasks": 2_990,
     "streams": 1_450,
     "zoo": 2_150,

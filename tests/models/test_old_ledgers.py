@@ -49,6 +49,8 @@ EDITS = {
     "cutaway.neurons.frequency.AlongMix",
     "cutaway.graphs.complement.AblateComplement",
     "cutaway.models.edits.library.Cap",
+    "cutaway.models.edits.edit.Wrapped",
+    "cutaway.models.edits.conditional.Conditional",
     "cutaway.interventions.tangent.Tangent",
     "cutaway.compat.circuit_tracer.interventions.SetFeatures",
 }

@@ -12,10 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.address import parse
-from cutaway.dictionaries.splice import SpliceRead
 from cutaway.graphs.latents import Transcoders
 from cutaway.models.access.positions import ForwardFrame
 from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.keep import Read
 
 Intervention = tuple[Any, Any, Any, Any]  # layer, position or positions, feature or features, value or values
 
@@ -66,7 +66,7 @@ class SetFeatures(Edit):
 
     def parts(self) -> tuple[Edit, ...]:
         d = self.over.dictionary
-        return (*(SpliceRead(r, self) for r in d.reads), *(_Added(w, self) for w in d.writes))
+        return (*(Read(r, self) for r in d.reads), *(_Added(w, self) for w in d.writes))
 
     def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
         return x

@@ -19,10 +19,10 @@ from cutaway.compat.circuit_tracer.interventions import Intervention, Seen, SetF
 from cutaway.compat.transformer_lens.loading import WITHOUT_BOS
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.dictionaries import Dictionary, formats
-from cutaway.dictionaries.splice import SpliceRead
 from cutaway.graphs.latents import as_transcoders
 from cutaway.models.anatomy.norms import measure
 from cutaway.models.edits.edit import Edit, as_edits
+from cutaway.models.edits.keep import Read
 from cutaway.models.edits.library import Freeze
 from cutaway.models.generate import generated_ids
 from cutaway.models.model import Model
@@ -157,7 +157,7 @@ class ReplacementModel:
         """
         ids, seen = self._ids(inputs), Seen()
         edits = self._edits(ids, interventions, constrained_layers, freeze_attention)
-        edits += [SpliceRead(site, seen) for site in (*self.transcoders.reads, "logits")]
+        edits += [Read(site, seen) for site in (*self.transcoders.reads, "logits")]
         options = {k: kwargs[k] for k in _SAMPLING if do_sample and k in kwargs} | {"do_sample": do_sample}
         options |= {} if stop_at_eos else {"eos_token_id": None}
         new = generated_ids(self.house, self.house.tokens(ids), max_new_tokens, as_edits(edits), options)[0]

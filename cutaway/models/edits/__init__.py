@@ -6,6 +6,19 @@ An edit is frozen: it can be stored, compared and recorded, and it changes the m
 """
 
 from cutaway.models.edits.apply import Apply
+from cutaway.models.edits.conditional import Conditional
 from cutaway.models.edits.library import Ablate, Add, Cap, Edit, Freeze, Knockout, Project, Replace, Scale
 
-__all__ = ["Ablate", "Add", "Apply", "Cap", "Edit", "Freeze", "Knockout", "Project", "Replace", "Scale"]
+__all__ = [
+    "Ablate",
+    "Add",
+    "Apply",
+    "Cap",
+    "Conditional",
+    "Edit",
+    "Freeze",
+    "Knockout",
+    "Project",
+    "Replace",
+    "Scale",
+]

@@ -168,14 +168,18 @@ def _column(where: Address, x: Tensor, frame: ForwardFrame, position: int) -> in
 
 
 @dataclass(frozen=True, eq=False)
-class _OfPrompts(Edit):
-    """Another edit, of some prompts of its batch; their values are sliced only when it is made."""
+class Wrapped(Edit):
+    """Another edit at its own place, made only in part.
+
+    Attributes:
+        edit: the edit.
+    """
 
     edit: Edit
-    prompts: BatchSlice
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "positions", self.edit.positions)
+        object.__setattr__(self, "whole_batch", self.edit.whole_batch)
 
     @property
     def address(self) -> Address | str:  # type: ignore[override]
@@ -196,6 +200,13 @@ class _OfPrompts(Edit):
     @property
     def since(self) -> int:  # type: ignore[override]
         return self.edit.since
+
+
+@dataclass(frozen=True, eq=False)
+class _OfPrompts(Wrapped):
+    """An edit of some prompts of its batch; its values are sliced only when it is made."""
+
+    prompts: BatchSlice
 
     def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
         return self.edit.select_prompts(self.prompts).apply(x, frame)
@@ -231,7 +242,7 @@ def as_edits(edits: Edit | Sequence[Edit]) -> tuple[Edit, ...]:
             raise Refused(
                 f"edit {e!r}",
                 "it is not an edit",
-                "use Replace, Add, Scale, Ablate, Project, Cap, Freeze, Knockout or Apply",
+                "use Replace, Add, Scale, Ablate, Project, Cap, Freeze, Knockout, Conditional or Apply",
             )
     items = tuple(part for e in items for part in e.parts())
     for e in items:

@@ -168,10 +168,7 @@ class Cap(Edit):
     positions: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        if self.min is None and self.max is None:
-            raise Refused(f"cap at {self.address}", "it has no limit", "give min=, max= or both")
-        if self.min is not None and self.max is not None and self.min > self.max:
-            raise Refused(f"cap at {self.address}", f"min={self.min} is above max={self.max}", "exchange them")
+        check_limits(f"cap at {self.address}", self.min, self.max)
 
     def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
         return at_places(self, x, frame, self._capped)
@@ -181,6 +178,18 @@ class Cap(Edit):
         unit = normalize(fitting(self, self.direction, old).to(x.dtype), dim=0)
         along = x @ unit
         return x + (along.clamp(self.min, self.max) - along).unsqueeze(-1) * unit
+
+
+def check_limits(what: str, least: float | None, most: float | None) -> None:
+    """Check limits of a component.
+
+    Raises:
+        Refused: there is none, or the least is above the most.
+    """
+    if least is None and most is None:
+        raise Refused(what, "it has no limit", "give min=, max= or both")
+    if least is not None and most is not None and least > most:
+        raise Refused(what, f"min={least} is above max={most}", "exchange them")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from cutaway.models.access.reading import Reads, depth
 from cutaway.models.anatomy import rope
 from cutaway.models.edits.batch_slice import BatchSlice
 from cutaway.models.edits.edit import Edit
+from cutaway.models.edits.keep import Read
 from cutaway.models.edits.library import Knockout
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
@@ -246,7 +247,7 @@ def _start(e: Edit, width: int) -> int:
 
 def _resumes(e: Edit) -> bool:
     """Return True if an edit that is made from the first column on can also be made from any later one on."""
-    return e.placed and (isinstance(e, Knockout) or BY_NAME[e.where.site].has_position)
+    return e.placed and not isinstance(e, Read) and (isinstance(e, Knockout) or BY_NAME[e.where.site].has_position)
 
 
 def _needs_last_block(model: Model, e: Edit) -> bool:
