@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 from cutaway.core.address import Address
 from cutaway.core.content import content
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.models.access.positions import ForwardFrame
 from cutaway.models.anatomy.foreign_names import parsed
 from cutaway.models.edits.batch_slice import BatchSlice
@@ -58,7 +58,9 @@ class Condition:
         check_limits(f"condition at {where}", self.min, self.max)
         if where.position is not None or not where.row.has_position or self.positions == ():
             why = "it needs vectors at the positions of a prompt"
-            raise Refused(f"condition at {where}", why, "give an address such as resid_post.3, and positions=(-1,)")
+            raise Refused(
+                f"condition at {where}", why, "give an address such as resid_post.3, and positions apart from it"
+            )
 
     def holds(self, x: Float[Tensor, "prompt width"]) -> Bool[Tensor, "prompt"]:
         """Return True for vectors that satisfy it."""
@@ -102,7 +104,9 @@ class Conditional(Edit):
         return (Read(str(self._read), use, self.condition.positions), *own)
 
     def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
-        raise Refused("a conditional edit", "it reads and edits several places", "give it as edits= or to edited()")
+        raise Refused(
+            "a conditional edit", "it reads and edits several places", ("give it to ", Code("model.edited(…)"))
+        )
 
 
 class _Use:
