@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, Group, str]] = {
     "dict": ("cutaway.cli.dict.app:app", LOOKS, "Train sparse dictionaries."),
     "harvest": ("cutaway.cli.harvest:harvest", LOOKS, "Write a model's activations on many tokens to disk."),
     "zoo": ("cutaway.cli.zoo:app", LOOKS, "List and train the models that ship here."),
+    "studio": ("cutaway.cli.studio:studio", MAIN, "Open a local web page on a model."),
     "compat": ("cutaway.cli.compat:app", LOOKS, "Run notebooks of other tools unchanged."),
 }
 

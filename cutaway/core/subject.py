@@ -9,7 +9,7 @@ it beside the methods that take it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,13 +145,24 @@ def with_needs(names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys([*(with_needs(needed) if needed else ()), *names]))
 
 
-def open_subjects(names: Sequence[str], given: dict[str, Any]) -> list[Any]:
-    """Open the subjects of a method, in order, from all flags together; removes their flags from `given`."""
+def open_subjects(
+    names: Sequence[str], given: dict[str, Any], kept: MutableMapping[Any, Any] | None = None
+) -> list[Any]:
+    """Open the subjects of a method, in order, from all flags together; removes their flags from `given`.
+
+    Args:
+        kept: subjects opened before, by what was said up to them; what is there is not opened again.
+    """
     opened: dict[str, Any] = {}
+    said: tuple[Any, ...] = ()
+    kept = {} if kept is None else kept
     for name in with_needs(names):
         row = subject(name)
         flags = {f.name: given.pop(f.name, f.default) for f in row.flags}
-        opened[name] = row.open(flags, opened)
+        said = (*said, name, *flags.values())
+        if said not in kept:
+            kept[said] = row.open(flags, opened)
+        opened[name] = kept[said]
     return [opened[name] for name in names]
 
 

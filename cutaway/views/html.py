@@ -7,24 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from functools import cache
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from cutaway.core.result import Result
-from cutaway.views import palette
 from cutaway.views.draw import markup
 from cutaway.views.spec import pictures, valued
+from cutaway.views.style import style
 from cutaway.views.wording import spoken
 
-_ASSETS = Path(__file__).parent / "assets"
 # Said first and in words; whatever else a record holds follows under its own name.
 _KNOWN = ("method", "answers", "paper", "control", "subjects", "options", "cost", "seed", "versions", "machine")
-_FORCED = {
-    "light": '.cw[data-theme="light"],[data-jp-theme-light="true"] .cw,.vscode-light .cw',
-    "dark": '.cw[data-theme="dark"],[data-jp-theme-light="false"] .cw,.vscode-dark .cw,html[theme=dark] .cw',
-}
 _CODE = ("command", "python")
 
 
@@ -66,23 +59,6 @@ def computed(results: Iterable[Result]) -> str:
         if record and record not in known:
             known.append(record)
     return fold("How computed", "".join(_record(r) for r in known), "cw-how") if known else ""
-
-
-@cache
-def style() -> str:
-    """Return the style sheet of pictures, with both themes."""
-    sheet = asset("views.css").replace("/*LIGHT*/", palette.css("light")).replace("/*DARK*/", palette.css("dark"))
-    light, dark = (sheet.split(f"/*{name}*/")[1] for name in ("light", "dark"))
-    # The same two themes again, for the toggle of a page and for notebooks that say which theme they wear.
-    forced = f"{_FORCED['light']}{{{light}}}{_FORCED['dark']}{{{dark}}}"
-    forced += f"@media print{{.cw,.cw[data-theme]{{{light}}}}}"
-    sheet = sheet.replace("/*FORCED*/", forced).replace("/*light*/", "").replace("/*dark*/", "")
-    return (sheet + palette.rules()).strip()
-
-
-def asset(name: str) -> str:
-    """Return the text of one file that is inlined into pages."""
-    return (_ASSETS / name).read_text(encoding="utf-8").strip()
 
 
 def fold(summary: str, body: str, style_: str = "cw-numbers") -> str:

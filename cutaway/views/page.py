@@ -14,8 +14,9 @@ from typing import Any, Literal
 from cutaway.core.files import write_text
 from cutaway.core.result import Result
 from cutaway.views import palette
-from cutaway.views.html import asset, computed, drawn, fold, numbers, style
+from cutaway.views.html import computed, drawn, fold, numbers
 from cutaway.views.spec import fields
+from cutaway.views.style import asset, style
 from cutaway.views.wording import spoken, visible
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"

@@ -8,7 +8,7 @@ from tests.meta.tree import ROOT, room_of, sources
 #: lines of code (no blanks, comments or docstrings) that a room may have; see docs/decisions/11-budgets.md
 BUDGETS = {
     "": 145,
-    "core": 2_340,
+    "core": 2_430,
     "views": 1_800,
     "models": 8_500,
     "tasks": 2_990,
@@ -28,7 +28,8 @@ BUDGETS = {
     "features": 3_755,
     "suites": 1_105,
     "compat": 4_180,
-    "cli": 2_860,
+    "cli": 2_920,
+    "studio": 2_200,
 }
 
 

@@ -33,8 +33,8 @@ ROWS: tuple[tuple[str, ...], ...] = (
     ("features",),
     ("circuits", "graphs"),
     ("suites",),
-    ("compat",),
-    ("cli", "studio"),
+    ("compat", "studio"),
+    ("cli",),
 )
 ROW = {room: n for n, rooms in enumerate(ROWS) for room in rooms}
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.views.draw.markup import draw, legend
-from cutaway.views.html import fold, numbers, style
+from cutaway.views.html import fold, numbers
 from cutaway.views.spec import pictures
+from cutaway.views.style import style
 
 _PANELS = 64  # heads of a layer that are drawn side by side
 

@@ -1,0 +1,52 @@
+"""Actions: what the page and the tools can ask of a model; one row each, from which its route derives.
+
+This table is light: what an action does is imported by the worker that does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from cutaway.studio import messages as m
+
+
+@dataclass(frozen=True)
+class Action:
+    """A row of the table.
+
+    Attributes:
+        name: the last part of its route, and its name to the worker.
+        request: what it is asked with.
+        response: what it answers with.
+        where: the function that does it, as `module:function`.
+        says: its line in the OpenAPI document.
+        kept: True if the same question has the same answer, which may be kept.
+    """
+
+    name: str
+    request: type[m.Request]
+    response: type[m.Message]
+    where: str
+    says: str
+    kept: bool = True
+
+    def function(self) -> Callable[..., Any]:
+        """Return the function that does it, given the session and the request."""
+        module, _, name = self.where.partition(":")
+        return getattr(import_module(f"cutaway.studio.actions.{module}"), name)
+
+
+ACTIONS: dict[str, Action] = {
+    a.name: a
+    for a in (
+        Action("run", m.Values, m.Shown, "methods:run", "Run a method and show its result."),
+        Action("cost", m.Values, m.Cost, "methods:cost", "Tell what a call would cost.", kept=False),
+        Action("show", m.ResultOf, m.Shown, "results:show", "Show a result again."),
+        Action("data", m.ResultOf, m.Data, "results:data", "Return a result as data."),
+        Action("report", m.ResultOf, m.Page, "results:report", "Return a result as one page of HTML."),
+        Action("predict", m.Prompt, m.Predicted, "prompts:predict", "Return a prompt's tokens and the next ones."),
+    )
+}

@@ -1,0 +1,158 @@
+/** A panel: one question put to the server, with its cost before it runs, its picture, its control, and how to repeat it. */
+import { html, useEffect, useRef, useState } from "./vendor/preact.js";
+import { post, remove } from "./api.js";
+import { Picture } from "./marks.js";
+import { jobs, methods, model, ready, useSignal } from "./state.js";
+
+/**
+ * The answer to a question, asked again whenever it changes; the last answer stays until the next one is there.
+ * `question` is null while there is nothing to ask.
+ */
+export function useAnswer(action, question) {
+  const [state, set] = useState({ busy: false });
+  const loaded = useSignal(ready), body = question && JSON.stringify(question);
+  useEffect(() => {
+    if (!body || !loaded) { set({ busy: Boolean(body) }); return undefined; }
+    const control = new AbortController();
+    set((old) => ({ ...old, busy: true, refusal: undefined }));
+    post(action, JSON.parse(body), control.signal)
+      .then((answer) => set({ answer, busy: false }))
+      .catch((refusal) => { if (refusal.name !== "AbortError") set({ refusal, busy: false }); });
+    return () => control.abort();
+  }, [action, body, loaded]);
+  return state;
+}
+
+/** A refusal: what, why, and what instead. */
+export const Refusal = ({ refusal }) => html`<div class=refusal role=alert>
+  <p><b>${refusal.what}</b></p><p>${refusal.why}</p><p class=instead>Instead: ${refusal.instead}</p></div>`;
+
+export const Busy = ({ done = 0, total = 0, text = "at work" }) => html`<p class=busy role=status>
+  ${total ? html`<progress max=${total} value=${done}></progress>` : html`<span class=spin></span>`}<span>${text}</span></p>`;
+
+/**
+ * A method with given values. `auto` asks at once; otherwise a button shows the cost first and runs it as a job.
+ * `fields` are those drawn, in order; `lead(field, place, axes)` says what a click selects.
+ */
+export function MethodPanel({ method, values, fields = [], title, auto = true, lead, note }) {
+  const card = useSignal(methods).get(method), name = useSignal(model)?.name;
+  const question = values && { model: name, method, values };
+  return html`<section class=panel>
+    <h2>${title ?? card?.answers ?? method}</h2>
+    <p class=about><code>${method}</code>${card && html` <${Badges} card=${card} />`}</p>
+    ${note && html`<p class=note>${note}</p>`}
+    ${!values ? html`<p class=empty>Give a prompt above.</p>`
+      : auto ? html`<${Asked} question=${question} fields=${fields} lead=${lead} />`
+      : html`<${AsJob} key=${JSON.stringify(question)} question=${question} fields=${fields} lead=${lead} />`}
+  </section>`;
+}
+
+const WORDS = { observational: "reads only", interventional: "intervenes", counterfactual: "counterfactual" };
+
+/** The rung and the control of a method. */
+export const Badges = ({ card }) => html`<span class=badge data-tip=${RUNGS[card.rung] ?? ""}>${WORDS[card.rung] ?? card.rung}</span>
+  <span class=badge data-tip=${`Every effect stands beside this control.\n${card.paper}`}>control: ${spoken(card.control)}</span>`;
+
+const RUNGS = {
+  observational: "Rung: observational.\nThe numbers say what goes together, not what causes it.",
+  interventional: "Rung: interventional.\nThe numbers say what changes when this is changed.",
+  counterfactual: "Rung: counterfactual.\nThe numbers say what would have been.",
+};
+
+export const spoken = (word) => String(word ?? "").replaceAll("_", " ");
+
+function Asked({ question, fields, lead }) {
+  const { answer, refusal, busy } = useAnswer("run", question);
+  return html`<div aria-busy=${busy}>
+    ${refusal && html`<${Refusal} refusal=${refusal} />`}
+    ${busy && html`<${Busy} text=${answer ? "asking again" : "at work"} />`}
+    ${answer && html`<${Result} shown=${answer} fields=${fields} lead=${lead} />`}</div>`;
+}
+
+/** A call that takes long: its cost, then a job with its progress, then its result. */
+export function AsJob({ question, fields, lead }) {
+  const [job, setJob] = useState(null), [refusal, refuse] = useState(null);
+  const known = useSignal(jobs).find((j) => j.id === job);
+  const start = () => post("jobs", question).then((j) => { refuse(null); setJob(j.id); }).catch(refuse);
+  const state = known?.state ?? (job ? "waiting" : "");
+  return html`<div>
+    ${!job && html`<${Cost} question=${question} start=${start} />`}
+    ${refusal && html`<${Refusal} refusal=${refusal} />`}
+    ${["waiting", "running"].includes(state) && html`<div class=job>
+      <${Busy} done=${known?.done} total=${known?.total} text=${state === "waiting" ? "waiting" : "at work"} />
+      <button type=button onClick=${() => remove(`jobs/${job}`)}>Cancel</button></div>`}
+    ${known?.refusal && html`<${Refusal} refusal=${known.refusal} />`}
+    ${state === "cancelled" && html`<p class=empty>Cancelled.</p>`}
+    ${["cancelled", "refused", "lost"].includes(state) && html`<button type=button onClick=${start}>Run again</button>`}
+    ${known?.result && html`<${Stored} result=${known.result} fields=${fields} lead=${lead} />`}</div>`;
+}
+
+/** What a call would cost, and the button that makes it. */
+function Cost({ question, start }) {
+  const { answer, refusal, busy } = useAnswer("cost", question);
+  const many = answer?.forwards == null ? "" : `${Math.round(answer.forwards).toLocaleString("en")} forwards`;
+  const back = answer?.backwards ? `, ${Math.round(answer.backwards).toLocaleString("en")} backwards` : "";
+  return html`<div class=cost>
+    <button type=button class=main onClick=${start} disabled=${Boolean(refusal)}>Run</button>
+    ${busy && html`<span class=soft>planning …</span>`}
+    ${answer && html`<span class=soft data-tip=${answer.lines.join("\n")} tabindex=0>
+      ${answer.seconds == null ? "" : `about ${seconds(answer.seconds)} here, `}${many}${back}</span>`}
+    ${refusal && html`<${Refusal} refusal=${refusal} />`}</div>`;
+}
+
+export const seconds = (s) => (s < 1 ? "a second" : s < 90 ? `${Math.round(s)} s` : `${Math.round(s / 60)} min`);
+
+/** A result of the folder, shown again. */
+export function Stored({ result, fields = [], lead }) {
+  const { answer, refusal, busy } = useAnswer("show", { model: model.value?.name, result, fields });
+  if (refusal) return html`<${Refusal} refusal=${refusal} />`;
+  return answer ? html`<${Result} shown=${answer} fields=${fields} lead=${lead} />` : busy && html`<${Busy} />`;
+}
+
+/** A result: summary, pictures, numbers, how it was computed, and how to repeat it. */
+export function Result({ shown, fields = [], lead }) {
+  const named = fields.length ? fields.map((f) => shown.drawings.find((d) => d.field === f)).filter(Boolean) : shown.drawings;
+  const drawings = named.length ? named : shown.drawings;
+  return html`<div class=result>
+    ${shown.summary.length > 0 && html`<p class=summary>${shown.summary.join(" · ")}</p>`}
+    ${drawings.map((d) => html`<${Picture} key=${d.field} markup=${d.html}
+      pick=${lead && ((place) => lead(d.field, place, d.axes))} />`)}
+    <div class=folds>
+      <details><summary>Numbers</summary>${drawings.map((d) => html`<h3>${d.title}</h3><${Picture} markup=${d.numbers} />`)}</details>
+      <${Picture} markup=${shown.how} />
+      <${Repeat} shown=${shown} />
+    </div></div>`;
+}
+
+/** Copy as Python, as a command or as JSON; the file; a page. */
+function Repeat({ shown }) {
+  const ask = { model: model.value?.name, result: shown.id };
+  const json = async () => JSON.stringify(await post("data", ask), null, 1);
+  const page = async () => {
+    const { html: text } = await post("report", ask);
+    save(`${shown.id}.html`, new Blob([text], { type: "text/html" }));
+  };
+  return html`<p class=repeat>
+    <${Copy} text=${shown.python} name=Python /><${Copy} text=${shown.command} name=Command /><${Copy} text=${json} name=JSON />
+    <a href=${`api/v1/results/${shown.id}/file`} download>File</a>
+    <button type=button onClick=${page}>Page</button></p>`;
+}
+
+/** A button that copies a text, or what a function returns. */
+export function Copy({ text, name }) {
+  const [said, say] = useState(""), timer = useRef();
+  const copy = async () => {
+    const value = typeof text === "function" ? await text() : text;
+    try { await navigator.clipboard.writeText(value); say("copied"); } catch { save(`${name}.txt`, new Blob([value])); say("saved"); }
+    clearTimeout(timer.current);
+    timer.current = setTimeout(() => say(""), 1600);
+  };
+  const none = typeof text === "string" && (!text || text.startsWith("no "));
+  return html`<button type=button onClick=${copy} disabled=${none} data-tip=${none ? text : `copy as ${name}`}>${said || name}</button>`;
+}
+
+export function save(name, blob) {
+  const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}

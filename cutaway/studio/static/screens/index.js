@@ -1,0 +1,12 @@
+/** The screens, one row each: `prompt` names what they ask in the bar that they share. */
+import { Ask } from "./ask.js";
+import { Patch } from "./patch.js";
+import { Runs } from "./runs.js";
+import { Why } from "./why.js";
+
+export const SCREENS = [
+  { name: "why", title: "Why this token?", prompt: ["prompt", "target", "foil"], view: Why },
+  { name: "patch", title: "Patch map", prompt: ["prompt", "other", "target", "foil"], view: Patch },
+  { name: "ask", title: "Methods", view: Ask },
+  { name: "runs", title: "Runs", view: Runs },
+];
