@@ -41,6 +41,7 @@ COMMANDS: dict[str, tuple[str, Group, str]] = {
     "harvest": ("cutaway.cli.harvest:harvest", LOOKS, "Write a model's activations on many tokens to disk."),
     "zoo": ("cutaway.cli.zoo:app", LOOKS, "List and train the models that ship here."),
     "studio": ("cutaway.cli.studio:studio", MAIN, "Open a local web page on a model."),
+    "mcp": ("cutaway.cli.mcp:mcp", LOOKS, "Offer all methods as tools for agents."),
     "compat": ("cutaway.cli.compat:app", LOOKS, "Run notebooks of other tools unchanged."),
 }
 

@@ -13,7 +13,7 @@ from cutaway.core.refuse import Refused
 from cutaway.zoo import DEFAULT_MODEL
 
 _ONCE = "The address lets one browser in. Ctrl-C ends the studio; jobs that run go on at the next start."
-_FOLDER = Path("~/.cache/cutaway/studio")
+FOLDER = Path("~/.cache/cutaway/studio")
 
 
 def studio(
@@ -24,7 +24,7 @@ def studio(
     open: Annotated[
         list[Path] | None, Parameter(help="a file or folder that the page may open, by its name; again for more")
     ] = None,
-    folder: Annotated[Path, Parameter(help="where jobs and results are kept")] = _FOLDER,
+    folder: Annotated[Path, Parameter(help="where jobs and results are kept")] = FOLDER,
     host: Annotated[str, Parameter(help="address to bind; others than 127.0.0.1 let other machines ask")] = "127.0.0.1",
     port: Annotated[int, Parameter(help="port; 0 takes a free one")] = 0,
     browser: Annotated[bool, Parameter(help="open the page in the browser")] = True,

@@ -180,6 +180,28 @@ class Page(Message):
     html: str
 
 
+class Lines(Message):
+    """A result as text of at most 2 kB."""
+
+    text: str
+
+
+class Claim(Request):
+    """A sentence about a result."""
+
+    result: Name
+    sentence: Text
+
+
+class Judged(Message):
+    """A sentence judged by the rung of a result: the words that claim more than the numbers support."""
+
+    allowed: bool
+    beyond: list[str]
+    rung: str
+    instead: str
+
+
 # --- jobs
 
 

@@ -41,16 +41,16 @@ def main(arguments: list[str] | None = None) -> int:
     from cutaway.studio.session import Session
 
     session = Session(folder, setting["name"], setting["source"], setting["others"])
-    _write(out, {"id": 0, **_answering(partial(hello, session))})
+    _write(out, {"id": 0, **answering(partial(hello, session))})
     for line in sys.stdin:
         request = json.loads(line)
         with listening(_reporter(out, request["id"])):
-            said = _answering(partial(session.do, request["action"], request["arguments"], request.get("job")))
+            said = answering(partial(session.do, request["action"], request["arguments"], request.get("job")))
         _write(out, {"id": request["id"], **said})
     return 0
 
 
-def _answering(work: Callable[[], Any]) -> dict[str, Any]:
+def answering(work: Callable[[], Any]) -> dict[str, Any]:
     """Do some work and return the last line about it."""
     from cutaway.core.json_lines import finite
     from cutaway.core.out_of_memory import is_out_of_memory

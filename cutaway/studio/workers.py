@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from cutaway.core.refuse import Refused
 from cutaway.studio.folder import Folder
@@ -27,6 +27,17 @@ class WorkerRefused(Refused):
 
 class Cancelled(Exception):
     """The worker was ended while it worked."""
+
+
+@runtime_checkable
+class Answering(Protocol):
+    """The protocol of what answers for a model: a worker, or its stand-in in tests."""
+
+    async def start(self) -> dict[str, Any]: ...
+    async def ask(
+        self, action: str, arguments: Any, listener: Listener | None = None, job: str | None = None
+    ) -> Any: ...
+    async def end(self) -> None: ...
 
 
 @dataclass
@@ -142,8 +153,8 @@ class LoadedModel:
 
     name: str
     source: str
-    page: Worker
-    jobs: Worker
+    page: Answering
+    jobs: Answering
     state: Literal["absent", "loading", "ready", "failed"] = "absent"
     why: str = ""
     card: dict[str, Any] = field(default_factory=dict)

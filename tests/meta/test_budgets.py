@@ -28,7 +28,7 @@ BUDGETS = {
     "features": 3_755,
     "suites": 1_105,
     "compat": 4_180,
-    "cli": 2_920,
+    "cli": 2_930,
     "studio": 2_200,
 }
 

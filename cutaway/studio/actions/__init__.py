@@ -47,6 +47,8 @@ ACTIONS: dict[str, Action] = {
         Action("show", m.ResultOf, m.Shown, "results:show", "Show a result again."),
         Action("data", m.ResultOf, m.Data, "results:data", "Return a result as data."),
         Action("report", m.ResultOf, m.Page, "results:report", "Return a result as one page of HTML."),
+        Action("text", m.ResultOf, m.Lines, "texts:text", "Return a result as a few lines of text."),
+        Action("judge", m.Claim, m.Judged, "texts:judge", "Tell if a sentence claims more than a result supports."),
         Action("predict", m.Prompt, m.Predicted, "prompts:predict", "Return a prompt's tokens and the next ones."),
     )
 }
