@@ -44,7 +44,7 @@ check: $(VENV)/.installed-dev
 	@$(MAKE) --no-print-directory test
 
 browser: $(VENV)/.installed-dev
-	@$(OFFLINE) $(BIN)/python -m pytest tests/browser/look_at_report.py
+	@$(OFFLINE) $(BIN)/python -m pytest tests/browser/look_at_report.py tests/browser/look_at_studio.py
 
 real: $(VENV)/.installed-dev
 	@$(BIN)/python -m tools.real_models --folder $(REAL)

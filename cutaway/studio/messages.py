@@ -162,6 +162,14 @@ class ResultOf(Request):
     fields: list[Name] = []
 
 
+class TwoResults(Request):
+    """Two results of one kind by their ids, and the fields to draw of their difference."""
+
+    first: Name
+    second: Name
+    fields: list[Name] = []
+
+
 class Data(Message):
     """A result as data: its fields with axes and values, labels, units, and its record."""
 

@@ -45,6 +45,7 @@ ACTIONS: dict[str, Action] = {
         Action("run", m.Values, m.Shown, "methods:run", "Run a method and show its result."),
         Action("cost", m.Values, m.Cost, "methods:cost", "Tell what a call would cost.", kept=False),
         Action("show", m.ResultOf, m.Shown, "results:show", "Show a result again."),
+        Action("difference", m.TwoResults, m.Shown, "results:difference", "Show the first result minus the second."),
         Action("data", m.ResultOf, m.Data, "results:data", "Return a result as data."),
         Action("report", m.ResultOf, m.Page, "results:report", "Return a result as one page of HTML."),
         Action("text", m.ResultOf, m.Lines, "texts:text", "Return a result as a few lines of text."),

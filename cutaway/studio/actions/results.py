@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import torch
+
+from cutaway.core.refuse import Refused
 from cutaway.core.result import Result, open_result
-from cutaway.studio.messages import Data, Drawing, Page, ResultOf, Shown
+from cutaway.studio.messages import Data, Drawing, Page, ResultOf, Shown, TwoResults
 from cutaway.studio.session import Session
 from cutaway.views.html import computed, drawn, numbers
 from cutaway.views.page import Section
@@ -21,6 +25,37 @@ _MOST_DRAWN = 8  # fields that are drawn if none is named
 def show(session: Session, request: ResultOf) -> Shown:
     """Show a result of the folder, with the fields that are named."""
     return shown(request.result, open_result(session.folder.result(request.result)), request.fields)
+
+
+def difference(session: Session, request: TwoResults) -> Shown:
+    """Show the first result minus the second, entry by entry; where entries are named otherwise, by the first.
+
+    Raises:
+        Refused: results of two kinds, or of other sizes.
+    """
+    a, b = (open_result(session.folder.result(n)) for n in (request.first, request.second))
+    mine, theirs = a.tensors(), b.tensors()
+    other = next((n for n in mine if n not in theirs or mine[n].shape != theirs[n].shape), None)
+    if type(a) is not type(b) or a.grid != b.grid or other is not None:
+        why = "they are of two kinds" if type(a) is not type(b) else f"their sizes differ in {other or 'the grid'}"
+        raise Refused("the difference of two results", why, "give prompts of as many tokens, and the same options")
+    beside = {n for n, axes in a.axes().items() if axes[-1:] in (("bound",), ("sample",))}
+    change: dict[str, Any] = {
+        n: torch.full_like(t, torch.nan) if n in beside else t - theirs[n]
+        for n, t in mine.items()
+        if t.is_floating_point()
+    }
+    ids = {n for n in a.labels if n in mine}
+    record = {k: a.record[k] for k in ("method", "answers", "paper", "control", "rung") if k in a.record}
+    found = replace(
+        a,
+        **change,
+        labels={n: v for n, v in a.labels.items() if n not in ids},
+        reasons=dict.fromkeys(fields(a), "a difference of two results has no interval of its own"),
+        record=record | {"difference": {"first": a.record, "second": b.record}},
+    )
+    wanted = [f for f in request.fields if f in change and f not in beside] or [f for f in fields(a) if f in change]
+    return shown(f"{request.first}-minus-{request.second}", found, wanted)
 
 
 def data(session: Session, request: ResultOf) -> Data:

@@ -2,7 +2,7 @@
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { post, remove } from "./api.js";
 import { Picture } from "./marks.js";
-import { jobs, methods, model, ready, useSignal } from "./state.js";
+import { choose, chosen, jobs, methods, model, ready, useSignal } from "./state.js";
 
 /**
  * The answer to a question, asked again whenever it changes; the last answer stays until the next one is there.
@@ -34,7 +34,7 @@ export const Busy = ({ done = 0, total = 0, text = "at work" }) => html`<p class
  * A method with given values. `auto` asks at once; otherwise a button shows the cost first and runs it as a job.
  * `fields` are those drawn, in order; `lead(field, place, axes)` says what a click selects.
  */
-export function MethodPanel({ method, values, fields = [], title, auto = true, lead, note }) {
+export function MethodPanel({ method, values, other, fields = [], title, auto = true, lead, note }) {
   const card = useSignal(methods).get(method), name = useSignal(model)?.name;
   const question = values && { model: name, method, values };
   return html`<section class=panel>
@@ -42,6 +42,7 @@ export function MethodPanel({ method, values, fields = [], title, auto = true, l
     <p class=about><code>${method}</code>${card && html` <${Badges} card=${card} />`}</p>
     ${note && html`<p class=note>${note}</p>`}
     ${!values ? html`<p class=empty>Give a prompt above.</p>`
+      : auto && other ? html`<${Compared} first=${question} second=${{ ...question, values: other }} fields=${fields} lead=${lead} />`
       : auto ? html`<${Asked} question=${question} fields=${fields} lead=${lead} />`
       : html`<${AsJob} key=${JSON.stringify(question)} question=${question} fields=${fields} lead=${lead} />`}
   </section>`;
@@ -67,6 +68,20 @@ function Asked({ question, fields, lead }) {
     ${refusal && html`<${Refusal} refusal=${refusal} />`}
     ${busy && html`<${Busy} text=${answer ? "asking again" : "at work"} />`}
     ${answer && html`<${Result} shown=${answer} fields=${fields} lead=${lead} />`}</div>`;
+}
+
+/** The same question of two prompts: A, B, or A minus B. */
+function Compared({ first, second, fields, lead }) {
+  const sides = { A: first, "A − B": null, B: second }, side = chosen("side") || "A";
+  const a = useAnswer("run", first), b = useAnswer("run", second);
+  const both = a.answer && b.answer && { model: first.model, first: a.answer.id, second: b.answer.id, fields };
+  const d = useAnswer("difference", side === "A − B" ? both : null);
+  const { answer, refusal, busy } = { A: a, B: b, "A − B": { ...d, refusal: d.refusal ?? a.refusal ?? b.refusal } }[side] ?? a;
+  return html`<div aria-busy=${busy}><div class=sides role=group aria-label="Which prompt">${Object.keys(sides).map((s) => html`
+      <button key=${s} type=button aria-pressed=${s === side} onClick=${() => choose({ side: s === "A" ? "" : s })}>${s}</button>`)}</div>
+    ${refusal && html`<${Refusal} refusal=${refusal} />`}
+    ${busy && html`<${Busy} />`}
+    ${answer && html`<${Result} key=${side} shown=${answer} fields=${fields} lead=${lead} stored=${side !== "A − B"} />`}</div>`;
 }
 
 /** A call that takes long: its cost, then a job with its progress, then its result. */
@@ -110,7 +125,7 @@ export function Stored({ result, fields = [], lead }) {
 }
 
 /** A result: summary, pictures, numbers, how it was computed, and how to repeat it. */
-export function Result({ shown, fields = [], lead }) {
+export function Result({ shown, fields = [], lead, stored = true }) {
   const named = fields.length ? fields.map((f) => shown.drawings.find((d) => d.field === f)).filter(Boolean) : shown.drawings;
   const drawings = named.length ? named : shown.drawings;
   return html`<div class=result>
@@ -120,7 +135,7 @@ export function Result({ shown, fields = [], lead }) {
     <div class=folds>
       <details><summary>Numbers</summary>${drawings.map((d) => html`<h3>${d.title}</h3><${Picture} markup=${d.numbers} />`)}</details>
       <${Picture} markup=${shown.how} />
-      <${Repeat} shown=${shown} />
+      ${stored && html`<${Repeat} shown=${shown} />`}
     </div></div>`;
 }
 

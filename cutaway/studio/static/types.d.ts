@@ -193,6 +193,14 @@ export interface Token {
   text: string;
 }
 
+/** Two results of one kind by their ids, and the fields to draw of their difference. */
+export interface TwoResults {
+  model?: string;
+  first: string;
+  second: string;
+  fields?: string[];
+}
+
 /** A call of a method: the values of its form. */
 export interface Values {
   model?: string;

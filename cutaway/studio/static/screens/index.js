@@ -5,7 +5,7 @@ import { Runs } from "./runs.js";
 import { Why } from "./why.js";
 
 export const SCREENS = [
-  { name: "why", title: "Why this token?", prompt: ["prompt", "target", "foil"], view: Why },
+  { name: "why", title: "Why this token?", prompt: ["prompt", "other", "target", "foil"], view: Why },
   { name: "patch", title: "Patch map", prompt: ["prompt", "other", "target", "foil"], view: Patch },
   { name: "ask", title: "Methods", view: Ask },
   { name: "runs", title: "Runs", view: Runs },

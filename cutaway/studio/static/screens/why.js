@@ -5,20 +5,22 @@ import { address, choose, chosen, model, useSignal } from "../state.js";
 
 export function Why() {
   useSignal(address);
-  const prompt = chosen("prompt"), target = chosen("target"), foil = chosen("foil");
-  const asked = prompt && { prompts: prompt, ...(target ? { answer: target } : {}) };
-  const against = prompt && (target && foil
-    ? { task: "sentence", task_sentence: prompt, task_target: target, task_foil: foil } : asked);
-  return html`<${Expected} prompt=${prompt} />
+  const prompt = chosen("prompt"), other = chosen("other"), target = chosen("target"), foil = chosen("foil");
+  const answering = (text) => text && { prompts: text, ...(target ? { answer: target } : {}) };
+  const between = (text) => text && (target && foil
+    ? { task: "sentence", task_sentence: text, task_target: target, task_foil: foil } : answering(text));
+  const asked = answering(prompt), against = between(prompt);
+  return html`<div class=${other ? "pair" : ""}><${Expected} prompt=${prompt} />
+      ${other && html`<${Expected} prompt=${other} title="And with prompt B?" />`}</div>
     <div class=panels>
-      <${MethodPanel} method="lenses.lens_grid" values=${asked} title="What would each layer say?" fields=${["probability"]}
+      <${MethodPanel} method="lenses.lens_grid" values=${asked} other=${answering(other)} title="What would each layer say?" fields=${["probability"]}
         lead=${(field, { row, index }) => choose({ layer: row, position: String(index) })} />
-      <${MethodPanel} method="lenses.direct_attribution" values=${against} fields=${["effect", "residual"]}
+      <${MethodPanel} method="lenses.direct_attribution" values=${against} other=${between(other)} fields=${["effect", "residual"]}
         title=${target && foil ? `Which components write “${target.trim()}” rather than “${foil.trim()}”?`
     : "Which components write the answer?"} lead=${(field, { row }) => component(row)} />
-      <${MethodPanel} method="lenses.logit_lens" values=${asked} title="Where along depth does the answer appear?"
+      <${MethodPanel} method="lenses.logit_lens" values=${asked} other=${answering(other)} title="Where along depth does the answer appear?"
         fields=${["probability", "rank"]} />
-      <${MethodPanel} method="lenses.source_attribution" values=${against} fields=${["effect"]}
+      <${MethodPanel} method="lenses.source_attribution" values=${against} other=${between(other)} fields=${["effect"]}
         title="From which tokens do heads bring it?" lead=${(field, { row }) => component(row)} />
     </div>`;
 }
@@ -30,14 +32,14 @@ function component(text) {
 }
 
 /** The tokens of the prompt, and the most likely next ones; a click makes one target or foil. */
-function Expected({ prompt }) {
+function Expected({ prompt, title = "What does it go on with?" }) {
   const name = useSignal(model)?.name;
   const { answer, refusal, busy } = useAnswer("predict", prompt && { model: name, prompt, top: 8 });
   const target = chosen("target"), foil = chosen("foil");
   const pick = (text) => (!target || target === text ? choose({ target: target === text ? "" : text })
     : choose({ foil: foil === text ? "" : text }));
   return html`<section class="panel expected" aria-busy=${busy}>
-    <h2>What does it go on with?</h2>
+    <h2>${title}</h2>
     ${refusal && html`<${Refusal} refusal=${refusal} />`}
     ${!answer && busy && html`<${Busy} text="the model is being loaded" />`}
     ${answer && html`<p class=strip>${answer.tokens.map((t, i) => html`<span key=${i} class=token

@@ -1,0 +1,184 @@
+"""The studio in a real browser: `make browser`. Not part of `make test`, which needs no browser.
+
+Per screen: what is shown equals what the server says, the console is silent, nothing is asked of another origin, keys
+lead through it, and it fits a phone and the dark.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.browser.look_at_report import chromium
+
+PROMPT = "While Kate and Max were at the market, Max passed the book to"
+OTHER = PROMPT.replace(", Max", ", Kate")
+SELECTED = {"prompt": PROMPT, "target": " Kate", "foil": " Max"}
+SCREENS = {
+    "why": SELECTED,
+    "patch": SELECTED | {"other": OTHER},
+    "ask": SELECTED | {"method": "lenses.logit_lens"},
+    "runs": {},
+}
+QUIET = "() => document.querySelector('.panel') && !document.querySelector('.busy, [aria-busy=true]')"
+
+
+class Visit:
+    """A visit of a running studio, with everything the page asked for and complained about."""
+
+    def __init__(self, browser: Browser, address: str):
+        self.base = address.split("/?")[0]
+        self.context = browser.new_context(viewport={"width": 1280, "height": 900})
+        self.page: Page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.foreign: list[str] = []
+        self.page.on("console", lambda m: self.complaints.append(m.text) if m.type in ("error", "warning") else None)
+        self.page.on("pageerror", lambda e: self.complaints.append(str(e)))
+        self.page.on(
+            "request", lambda r: None if r.url.startswith((self.base, "blob:")) else self.foreign.append(r.url)
+        )
+        start = time.perf_counter()
+        self.page.goto(address)
+        self.page.wait_for_selector(".top")
+        self.painted = time.perf_counter() - start
+
+    def show(self, screen: str, **values: str) -> Page:
+        """Go to a screen and wait until it is quiet."""
+        self.page.goto(f"{self.base}/#/{screen}?{urlencode(values, quote_via=quote)}")
+        self.page.wait_for_selector(".panel")
+        self.page.wait_for_function(QUIET, timeout=60_000)
+        return self.page
+
+    def ask(self, action: str, **body: Any) -> Any:
+        """Ask the server itself, with the cookie of the page."""
+        answer = self.context.request.post(f"{self.base}/api/v1/{action}", data=body)
+        assert answer.ok, answer.text()
+        return answer.json()
+
+
+@pytest.fixture(scope="module")
+def visit(tmp_path_factory) -> Iterator[Visit]:
+    folder = tmp_path_factory.mktemp("studio")
+    command = [sys.executable, "-m", "cutaway", "studio", "--no-browser", "--folder", str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server, sync_playwright() as play:
+        assert server.stderr is not None
+        address = re.search(r"http\S+", server.stderr.readline())
+        assert address is not None
+        browser = play.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
+        found = Visit(browser, address[0])
+        found.page.wait_for_selector(".dot.ready", timeout=60_000)
+        yield found
+        browser.close()
+        server.terminate()
+
+
+@pytest.mark.parametrize("screen", SCREENS)
+def test_a_screen_is_silent_asks_no_one_else_and_fits(visit, screen, tmp_path):
+    for width, scheme in ((1280, "light"), (1280, "dark"), (390, "light")):
+        visit.page.set_viewport_size({"width": width, "height": 900})
+        visit.page.emulate_media(color_scheme=scheme)
+        page = visit.show(screen, **SCREENS[screen])
+        assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+        cut = page.evaluate(
+            "() => [...document.querySelectorAll('.panel h2, .top a, button')].filter(e => e.offsetParent && "
+            "!e.closest('.guesses, .top ul') && e.scrollWidth > e.clientWidth + 2).map(e => e.textContent)"
+        )
+        assert not cut
+        page.screenshot(path=Path(tmp_path) / f"{screen}-{width}-{scheme}.png", full_page=True)
+    visit.page.set_viewport_size({"width": 1280, "height": 900})
+    visit.page.emulate_media(color_scheme="light")
+    assert not visit.complaints
+    assert not visit.foreign
+
+
+def test_the_first_paint_comes_within_a_second(visit):
+    assert visit.painted < 3  # on a busy machine; the bench says how long it takes on a quiet one
+
+
+def test_why_shows_the_servers_numbers(visit):
+    page = visit.show("why", **SELECTED)
+    said = visit.ask("predict", prompt=PROMPT, top=8)
+    assert page.locator(".guesses b").all_inner_texts() == [g["text"] for g in said["next"]]
+    assert "".join(page.locator(".strip .token").all_inner_texts()) == "".join(t["text"] for t in said["tokens"])
+    task = {"task": "sentence", "task_sentence": PROMPT, "task_target": " Kate", "task_foil": " Max"}
+    shown = visit.ask("run", method="lenses.direct_attribution", values=task)
+    data = visit.ask("data", result=shown["id"])
+    effect = dict(zip(data["labels"]["component"], data["fields"]["effect"]["values"], strict=True))
+    panel = page.locator(".panel", has_text="lenses.direct_attribution")
+    best = max(effect, key=lambda c: abs(effect[c]))
+    row = panel.locator(".cw-rows tr", has_text=best).first
+    assert f"{effect[best]:+.2f}" in row.inner_text().replace("−", "-")
+    assert "control" in str(row.get_attribute("data-tip"))
+
+
+def test_a_click_selects_for_every_screen_and_the_address_keeps_it(visit):
+    page = visit.show("why", **SELECTED)
+    page.locator(".panel", has_text="lenses.lens_grid").locator("tbody td").nth(20).click()
+    assert "layer=" in page.url
+    assert "position=" in page.url
+    page.locator(".top nav a", has_text="Patch map").click()
+    assert "#/patch?" in page.url
+    assert "layer=" in page.url
+    page.go_back()
+    page.wait_for_selector(".panel >> text=lenses.lens_grid")
+
+
+def test_keys_lead_through_a_picture(visit):
+    page = visit.show("why", **SELECTED)
+    first = page.locator(".panel", has_text="lenses.lens_grid").locator("[data-tip][tabindex='0']").last
+    first.focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowDown")
+    tip = page.evaluate("() => document.activeElement.dataset.tip")
+    assert "layer" in tip
+    page.keyboard.press("Enter")
+    assert "layer=" in page.url
+
+
+def test_two_prompts_and_their_difference(visit):
+    page = visit.show("why", **SELECTED, other=OTHER, side="A − B")
+    panel = page.locator(".panel", has_text="lenses.direct_attribution")
+    ids = [
+        visit.ask("run", method="lenses.direct_attribution", values={"task": "sentence", "task_sentence": text,
+                                                                     "task_target": " Kate", "task_foil": " Max"})["id"]
+        for text in (PROMPT, OTHER)
+    ]  # fmt: skip
+    a, b = (visit.ask("data", result=i)["fields"]["effect"]["values"] for i in ids)
+    most = max((x - y for x, y in zip(a, b, strict=True)), key=abs)
+    assert f"{most:+.2f}" in panel.locator(".cw-rows tr").first.inner_text().replace("−", "-")
+
+
+def test_a_job_shows_its_cost_its_progress_and_its_result(visit):
+    page = visit.show("ask", method="patching.ablate", values='{"task":"ioi","task_n":4,"samples":2}')
+    page.locator("button", has_text="Plan").click()
+    page.wait_for_selector(".cost .soft >> text=forwards", timeout=60_000)
+    page.locator(".cost button", has_text="Run").click()
+    page.wait_for_selector(".result .picture figure", timeout=120_000)
+    page.locator(".top nav a", has_text="Runs").click()
+    assert page.locator(".runs td.state").first.inner_text() == "done"
+    page.locator(".runs button", has_text="Open").first.click()
+    page.wait_for_selector(".result figure")
+    assert not visit.complaints
+
+
+def test_markup_in_a_prompt_stays_text(visit):
+    nasty = "<img src=x onerror=alert(1)>"
+    page = visit.show("why", prompt=nasty)
+    assert nasty.replace(" ", "") in "".join(page.locator(".strip .token").all_inner_texts()).replace(" ", "")
+    assert page.locator("main img").count() == 0
+    assert not visit.complaints
+
+
+def test_a_refusal_says_what_instead(visit):
+    page = visit.show("why", prompt=PROMPT, target="not one token at all", foil=" Max")
+    assert page.locator(".refusal .instead").count() >= 1
+    visit.complaints.clear()  # the browser names an answer of 422 in its console
