@@ -1,10 +1,12 @@
 """Directions: vectors of activation space, found, probed, saved, and used in edits."""
 
+from cutaway.directions.das import AlignedSubspace, das
 from cutaway.directions.direction import Direction, direction
 from cutaway.directions.erase import Erasure, erase
 from cutaway.directions.find import find
 from cutaway.directions.finders import FINDERS, Finder
 from cutaway.directions.found import FoundDirections
+from cutaway.directions.interchange import InterchangeAccuracy, interchange
 from cutaway.directions.opening import open_direction as open
 from cutaway.directions.opening import write_direction as write
 from cutaway.directions.orthogonalise import orthogonalised
@@ -12,24 +14,31 @@ from cutaway.directions.pairs import activation_addition, causal_difference
 from cutaway.directions.probe import Probes, probe
 from cutaway.directions.propagate import Propagation, propagate
 from cutaway.directions.steer import DoseResponse, steer
+from cutaway.directions.subspace import Subspace, open_subspace
 from cutaway.directions.threshold import Threshold, threshold
 
 __all__ = [
     "FINDERS",
+    "AlignedSubspace",
     "Direction",
     "DoseResponse",
     "Erasure",
     "Finder",
     "FoundDirections",
+    "InterchangeAccuracy",
     "Probes",
     "Propagation",
+    "Subspace",
     "Threshold",
     "activation_addition",
     "causal_difference",
+    "das",
     "direction",
     "erase",
     "find",
+    "interchange",
     "open",
+    "open_subspace",
     "orthogonalised",
     "probe",
     "propagate",

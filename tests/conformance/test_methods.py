@@ -107,6 +107,8 @@ DRAWN = {
     "dictionaries.letter_absorption": {"score"},
     "directions.threshold": {"recall", "false_positive"},
     "directions.erase": {"linear", "mlp", "moved"},
+    "directions.das": {"margin", "iia", "preferred", "control", "loss", "slope", "boundary", "basis", "apart"},
+    "directions.interchange": {"margin", "iia", "preferred", "floor", "ceiling"},
     "directions.propagate": {"control_gain", "control_exponent", "control_kl", "control_linear_range"},
 } | {name: {"excess"} for name in ROWS if name.startswith("graphs.trace")}
 
