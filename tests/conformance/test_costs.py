@@ -45,8 +45,8 @@ def test_declared_cost_is_an_upper_bound(name, options):
 
 
 #: methods whose bound is more than twice what is counted here, and by how much: on this model many cells are equal in
-#: both runs or too few to fill the options, what a set without members would have cost is not run, and half of the pairs
-#: are held out
+#: both runs or too few to fill the options, what a set without members would have cost is not run, and
+#: half of the pairs are held out
 LOOSE = {
     "heads.roles": 16, "heads.successor": 15, "patching.activation": 13, "patching.causal_trace": 8,
     "neurons.importance": 7, "lenses.swap": 4, "patching.interactions": 4, "patching.self_repair": 4,
@@ -54,7 +54,8 @@ LOOSE = {
     "graphs.validate": 3, "graphs.supernodes": 3, "patching.group": 3, "heads.retrieval": 3, "patching.attribution": 3,
     "patching.relevance": 3, "patching.attribution_star": 3, "patching.knockout_curve": 3,
     "dictionaries.loss_recovered": 3, "directions.propagate": 3,
-    "directions.das": 4, "directions.interchange": 8, "directions.erase": 3, "neurons.frequency": 3, "neurons.arithmetic": 3,
+    "directions.das": 4, "directions.interchange": 8,
+    "directions.erase": 3, "neurons.frequency": 3, "neurons.arithmetic": 3,
 }  # fmt: skip
 
 

@@ -15,7 +15,7 @@ BUDGETS = {
     "streams": 1_450,
     "zoo": 2_150,
     "training": 650,
-    "interventions": 1_810,
+    "interventions": 1_835,
     "lenses": 2_300,
     "heads": 3_200,
     "weights": 1_050,
