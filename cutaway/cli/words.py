@@ -31,6 +31,7 @@ CODE = {
     'give labels={"address": […]}, a different address for each vector': "make the file again",
     "direction.select(address=…)": "give the file of a direction with one vector",
     "direction.at(…).project_out()": "project the direction out of activations, in Python",
+    "model.edited(…)": "make the edit in Python",
     "fold the dictionary first": "use a dictionary without a norm there",
 }
 
