@@ -230,6 +230,7 @@ def search(
     """Find latents by label, peak token, phrase, a text they fire on, a word they raise, or a latent they are like."""
     from cutaway.features import FeatureStore
     from cutaway.features import search as room
+    from cutaway.features.store.dictionaries import dictionary_of
 
     if (like is None) == (not words):
         raise Refused("a search", "it needs words or --like", "give one of them")
@@ -253,23 +254,13 @@ def search(
 
 def _opened(store: FeatureStore, name: str | None, model: str | None, source: str | None) -> tuple[Any, Any]:
     """Open the model and the dictionary of a store, by the words of the harvest where others are not given."""
+    from cutaway.features.store.dictionaries import dictionary_of
+
     word = model if model is not None else store.manifest["opened"]
     if word is None:
         raise Refused("the model of the store", "the harvest does not say how it is opened", "give --model, or --alone")
     loaded = load_model(str(word))
     return loaded, dictionary_of(store, name, source).to(loaded.device)
-
-
-def dictionary_of(store: FeatureStore, name: str | None, source: str | None = None) -> Dictionary:
-    """Open a dictionary of a store, by the words of the harvest where others are not given.
-
-    Raises:
-        Refused: the harvest does not say how.
-    """
-    word = source if source is not None else store.latents(name).row["opened"]
-    if word is None:
-        raise Refused("the dictionary of the store", "the harvest does not say how it is opened", "give --source FILE")
-    return open_dictionary(str(word))
 
 
 def _show_rules(console: Any, found: Explanations, most: int) -> None:

@@ -158,8 +158,8 @@ def _labels(whole: AttributionGraph, store: Path | None) -> dict[str, str]:
     """Return the labels that a store has for the features of a graph."""
     if store is None:
         return {}
-    from cutaway.cli.features import dictionary_of
     from cutaway.features import FeatureStore
+    from cutaway.features.store.dictionaries import dictionary_of
     from cutaway.graphs import store_labels
 
     found, own = FeatureStore(store), whole.record.get("subjects", {}).get("transcoders", {}).get("hash")

@@ -35,10 +35,9 @@ from cutaway.features.rules.families import Corpus
 from cutaway.features.rules.mine import Miner, Rule, chance_f1, measures
 from cutaway.features.store.feature_store import FeatureStore
 from cutaway.features.store.latents import StoredLatents
-from cutaway.features.store.meta import RULE, Label
+from cutaway.features.store.meta import NONE, RULE, Label
 
 MEASURES = ["precision", "recall", "F1", "AUROC"]
-NONE = "no short rule"
 _UNITS = {"score": "share", "null": "share", "chance": "share", "found": "share", "held_out": "tokens"}
 _REASONS = {
     "chance": "an expectation",

@@ -12,13 +12,13 @@ from torch import Tensor
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.features import effects
+from cutaway.features.reading import read_text
 from cutaway.features.store.corpus import CODED, COUNTED
 from cutaway.features.store.feature_store import FeatureStore
 from cutaway.features.store.latents import StoredLatents
 from cutaway.models import circuits
 from cutaway.models.anatomy.weights import logit_readers
 from cutaway.models.model import Model
-from cutaway.models.vocabulary import special_ids
 
 
 @dataclass(frozen=True)
@@ -102,17 +102,13 @@ def by_text(
         Refused: another model or dictionary than was harvested.
     """
     known = _checked(store, model, source, dictionary)
-    tokens = model.tokens(text)
-    acts = model.capture(tokens, list(source.reads), logits=False)
-    code = source.encode({s: acts[s].flatten(0, 1).to(source.device) for s in source.reads}).dense().abs().cpu()
-    special = torch.isin(tokens.ids.flatten().cpu(), special_ids(model.tokenizer))
-    largest, at = code.masked_fill(special[:, None], 0).max(0)
+    read = read_text(model, source, text)
+    largest, at = read.code.dense().abs().masked_fill(read.special[:, None], 0).max(0)
     share = largest / known.tensors["largest"].clamp_min(1e-30)
     rare = -known.density.clamp_min(1 / max(known.tokens, 1)).log10()
-    words = model.text.token_texts(tokens.ids.flatten(), running=True)
     hits = list[Hit]()
     for i, v in _best(share * rare, most):
-        where = f"{float(largest[i]):.3g} at {words[int(at[i])]!r}, {float(share[i]):.0%} of its largest"
+        where = f"{float(largest[i]):.3g} at {read.words[int(at[i])]!r}, {float(share[i]):.0%} of its largest"
         hits += [Hit(known.name, i, v, f"{where}; on {known.density[i]:.2%} of all tokens")] if v > 0 else []
     return hits
 

@@ -6,8 +6,8 @@ from cutaway.core.address import parse
 from cutaway.core.node import Latent
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
-from cutaway.features.explain import NONE
 from cutaway.features.store.feature_store import FeatureStore
+from cutaway.features.store.meta import NONE
 from cutaway.graphs.attribution_graph import AttributionGraph
 
 

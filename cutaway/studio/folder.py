@@ -9,15 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from cutaway import zoo
 from cutaway.core.refuse import Keyword, Refused
 
 PREFIX = "file:"
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,79}")
 _FILE = re.compile(r"\.(jsonl?|txt|md|safetensors|gguf|pt|pth|bin|npz?|csv|html|sqlite)$", re.IGNORECASE)
 _KNOWN = re.compile(r"world/[a-z_]+")  # texts that ship with the package
+_STORE = "manifest.json"
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Folder:
             given[name] = file.absolute()
         made = cls(path.expanduser().absolute(), given)
         try:
-            for each in (made.results, made.resumed, made.empty):
+            for each in (made.results, made.resumed, made.empty, made.stores):
                 each.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             why = f"it cannot be written in ({error.strerror})"
@@ -59,6 +62,30 @@ class Folder:
     def results(self) -> Path:
         """The folder of results."""
         return self.path / "results"
+
+    @property
+    def stores(self) -> Path:
+        """The folder of stores of features."""
+        return self.path / "stores"
+
+    def store_names(self) -> list[str]:
+        """Return the ids of folders that may be stores of features: those that were opened, then those made here."""
+        given = [n for n, p in self.files.items() if (p / _STORE).is_file()]
+        return given + sorted(p.name for p in self.stores.iterdir() if (p / _STORE).is_file())
+
+    def store(self, name: str) -> Path:
+        """Return the folder of the store with this id.
+
+        Raises:
+            Refused: no such store.
+        """
+        if name in self.store_names():
+            return self.files.get(name, self.stores / name)
+        raise Refused(f"store {name!r}", "there is no such store", "choose one of the list, or harvest one")
+
+    def new_store(self, name: str) -> Path:
+        """Return the folder that a new store will lie in."""
+        return self.stores / self._id(name)
 
     @property
     def resumed(self) -> Path:
@@ -87,9 +114,13 @@ class Folder:
 
     def new_result(self, name: str) -> Path:
         """Return the file that a new result will lie in."""
+        return self.results / f"{self._id(name)}.safetensors"
+
+    @staticmethod
+    def _id(name: str) -> str:
         if not _ID.fullmatch(name):
-            raise Refused(f"result {name!r}", "that is no id", "use letters, digits and hyphens")
-        return self.results / f"{name}.safetensors"
+            raise Refused(f"id {name!r}", "that is none", "use letters, digits and hyphens")
+        return name
 
     def placed(self, name: str, value: Any) -> Any:
         """Return a value of a form with the file that its id means; other values stay as they are.
@@ -117,9 +148,15 @@ class Folder:
         return value
 
 
+@cache
+def shipped(name: str) -> bool:
+    """Return True for the name of a dictionary that ships with the package."""
+    return any(name in zoo.dictionaries(model) for model in zoo.ENTRIES)
+
+
 def _is_place(text: str) -> bool:
     text = text.strip()
-    if not text or _KNOWN.fullmatch(text):
+    if not text or _KNOWN.fullmatch(text) or shipped(text):
         return False
     if text.startswith(("~", "/", "\\", ".")) or _FILE.search(text) or re.match(r"[A-Za-z]:[\\/]", text):
         return True

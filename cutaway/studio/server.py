@@ -14,6 +14,7 @@ from fastapi import APIRouter, FastAPI, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 import cutaway
@@ -117,7 +118,9 @@ class Studio:
             Refused: no such model or method, or too many jobs wait.
         """
         model = self.model(call.model)
-        if self.methods and call.method not in {c.name for c in self.methods}:
+        if (row := ACTIONS.get(call.method)) is not None and row.job:
+            _request(row, model.name, call.values)
+        elif self.methods and call.method not in {c.name for c in self.methods}:
             raise Refused(f"method {call.method!r}", "there is no such method", "choose one of the list of methods")
         job = self.jobs.add(model.name, call.method, call.values)
         self._wake[model.name].set()
@@ -153,9 +156,11 @@ class Studio:
             self.jobs.progress(job.id, done, total)
             self._tell()
 
-        call = m.Values(model=model.name, method=job.method, values=job.values)
+        row = ACTIONS.get(job.method, ACTIONS["run"])
+        call = {"method": job.method, "values": job.values} if row.name == "run" else job.values
         try:
-            shown = await model.jobs.ask("run", call.model_dump(), listen, job.id)
+            request = _request(row, model.name, call).model_dump()
+            shown = await model.jobs.ask(row.name, request, listen, job.id)
             self.jobs.end(job.id, "done", result=shown["id"])
         except Refused as refusal:
             self.jobs.end(job.id, "refused", refusal=refusal.as_dict())
@@ -205,6 +210,20 @@ class Studio:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*(x.end() for x in self.models.values()))
+
+
+def _request(row: Action, model: str, values: Mapping[str, Any]) -> m.Request:
+    """Return the request of a job.
+
+    Raises:
+        Refused: values that it does not take.
+    """
+    try:
+        return row.request(**{**values, "model": model})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or row.name
+        raise Refused(where, str(first["msg"]), "leave it out, or see its form") from None
 
 
 def create(studio: Studio) -> FastAPI:
@@ -287,7 +306,7 @@ def _routes(studio: Studio) -> APIRouter:
         path = studio.folder.result(result)
         return FileResponse(path, filename=path.name, media_type="application/octet-stream")
 
-    for row in ACTIONS.values():
+    for row in (x for x in ACTIONS.values() if not x.job):
         api.add_api_route(
             f"/{row.name}", _route(studio, row), methods=["POST"], response_model=row.response, summary=row.says
         )

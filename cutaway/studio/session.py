@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import cutaway
 from cutaway.core.form import form, opened
@@ -17,6 +17,7 @@ from cutaway.studio.actions import ACTIONS
 from cutaway.studio.folder import Folder
 from cutaway.zoo.load import from_flags
 
+T = TypeVar("T")
 _MOST_KEPT = 24  # subjects that stay open
 
 
@@ -53,6 +54,13 @@ class Session:
         row = ACTIONS[action]
         with cutaway.resuming(self.folder.resumed / job) if job else nullcontext():
             return row.function()(self, row.request(**arguments)).model_dump()
+
+    def keep(self, key: Any, make: Callable[[], T]) -> T:
+        """Return what was opened under a key, opened now if it was not."""
+        if key not in self.kept:
+            self.kept[key] = make()
+        self.kept.move_to_end(key)
+        return self.kept[key]
 
     def method(self, name: str) -> Method:
         """Return a method by name.

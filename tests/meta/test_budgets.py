@@ -25,7 +25,7 @@ BUDGETS = {
     "dictionaries": 9_300,
     "directions": 2_180,
     "graphs": 3_445,
-    "features": 3_755,
+    "features": 3_930,
     "suites": 1_105,
     "compat": 4_180,
     "cli": 2_930,

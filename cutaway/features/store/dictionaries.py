@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary
+from cutaway.dictionaries.opening import open_dictionary
+
+if TYPE_CHECKING:
+    from cutaway.features.store.feature_store import FeatureStore
 
 
 def named(dictionaries: Dictionary | Mapping[str, Dictionary] | Sequence[Dictionary]) -> dict[str, Dictionary]:
@@ -35,6 +39,18 @@ def described(name: str, d: Dictionary) -> dict[str, Any]:
     own, made = d.identity(), d.made
     opened = None if made is None or made.no_flags else made.flags.get("")
     return own | {"name": name, "source": own["name"], "opened": opened}
+
+
+def dictionary_of(store: FeatureStore, name: str | None, source: str | None = None) -> Dictionary:
+    """Open a dictionary of a store, by the words of the harvest where others are not given.
+
+    Raises:
+        Refused: the harvest does not say how.
+    """
+    word = source if source is not None else store.latents(name).row["opened"]
+    if word is None:
+        raise Refused("the dictionary of the store", "the harvest does not say how it is opened", "give --source FILE")
+    return open_dictionary(str(word))
 
 
 def _sites(d: Dictionary) -> str:

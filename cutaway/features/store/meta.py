@@ -15,6 +15,7 @@ from cutaway.core.refuse import Refused
 
 VERSION = 1
 RULE, LLM = "rule", "llm"  # sources of labels
+NONE = "no short rule"  # how the label of a latent begins whose best rule does not hold
 _TABLES = """
 create table about (version integer not null, store text not null);
 create table label (
@@ -83,6 +84,17 @@ class Meta:
                 "scores = excluded.scores, details = excluded.details",
                 rows,
             )
+
+    def stamp(self) -> tuple[tuple[int, int], ...]:
+        """Return a mark of the file that changes when it is written to."""
+        files = (self.path, self.path.with_name(f"{self.path.name}-wal"))
+        found = [f.stat() for f in files if f.is_file()]
+        return tuple((x.st_mtime_ns, x.st_size) for x in found)
+
+    def count(self, dictionary: str) -> int:
+        """Return how many latents of a dictionary have a label."""
+        query = "select count(distinct latent) from label where dictionary = ?"
+        return sum(n for (n,) in self._rows(query, (dictionary,)))
 
     def labels(self, dictionary: str, latent: int | None = None) -> list[Label]:
         """Return the labels of a latent, or of all of a dictionary's, by latent; people's first.

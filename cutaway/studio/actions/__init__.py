@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from cutaway.studio import feature_messages as f
 from cutaway.studio import messages as m
 
 
@@ -23,6 +24,7 @@ class Action:
         response: what it answers with.
         where: the function that does it, as `module:function`.
         says: its line in the OpenAPI document.
+        job: True if it takes long: it has no route, and runs as a job of its name.
         kept: True if the same question has the same answer, which may be kept.
     """
 
@@ -32,6 +34,7 @@ class Action:
     where: str
     says: str
     kept: bool = True
+    job: bool = False
 
     def function(self) -> Callable[..., Any]:
         """Return the function that does it, given the session and the request."""
@@ -51,5 +54,14 @@ ACTIONS: dict[str, Action] = {
         Action("text", m.ResultOf, m.Lines, "texts:text", "Return a result as a few lines of text."),
         Action("judge", m.Claim, m.Judged, "texts:judge", "Tell if a sentence claims more than a result supports."),
         Action("predict", m.Prompt, m.Predicted, "prompts:predict", "Return a prompt's tokens and the next ones."),
+        Action("stores", m.Request, f.Stores, "features:stores", "List the stores of features.", kept=False),
+        Action("latents", f.LatentsOf, f.LatentPage, "features:latents", "Return a page of latents.", kept=False),
+        Action("find", f.Search, f.Hits, "features:find", "Search among latents.", kept=False),
+        Action("feature", f.LatentOf, f.FeaturePage, "features:feature", "Return the page of a latent.", kept=False),
+        Action("read", f.ReadText, f.ReadingOf, "features:read", "Read a text by its latents.", kept=False),
+        Action("direction", f.LatentOf, f.DirectionOf, "features:saved_direction", "Save a latent as a direction."),
+        Action("harvest", f.Harvest, m.Shown, "feature_jobs:harvested", "Harvest a store with rules.", job=True),
+        Action("causal_card", f.CausalCard, m.Shown, "feature_jobs:causal", "Ablate a latent.", job=True),
+        Action("compare_stores", f.ComparedStores, m.Shown, "feature_jobs:compared", "Match latents.", job=True),
     )
 }

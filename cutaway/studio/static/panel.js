@@ -6,9 +6,9 @@ import { choose, chosen, jobs, methods, model, ready, useSignal } from "./state.
 
 /**
  * The answer to a question, asked again whenever it changes; the last answer stays until the next one is there.
- * `question` is null while there is nothing to ask.
+ * `question` is null while there is nothing to ask; another `round` asks the same again.
  */
-export function useAnswer(action, question) {
+export function useAnswer(action, question, round = 0) {
   const [state, set] = useState({ busy: false });
   const loaded = useSignal(ready), body = question && JSON.stringify(question);
   useEffect(() => {
@@ -19,7 +19,7 @@ export function useAnswer(action, question) {
       .then((answer) => set({ answer, busy: false }))
       .catch((refusal) => { if (refusal.name !== "AbortError") set({ refusal, busy: false }); });
     return () => control.abort();
-  }, [action, body, loaded]);
+  }, [action, body, loaded, round]);
   return state;
 }
 
@@ -84,14 +84,19 @@ function Compared({ first, second, fields, lead }) {
     ${answer && html`<${Result} key=${side} shown=${answer} fields=${fields} lead=${lead} stored=${side !== "A − B"} />`}</div>`;
 }
 
-/** A call that takes long: its cost, then a job with its progress, then its result. */
-export function AsJob({ question, fields, lead }) {
+/**
+ * A call that takes long: its cost, then a job with its progress, then its result. Jobs that are no methods have no
+ * cost to count: `about` says what they take. `done` is called with the result, and `quiet` does not show it.
+ */
+export function AsJob({ question, fields, lead, about: words, name = "Run", done, quiet = false }) {
   const [job, setJob] = useState(null), [refusal, refuse] = useState(null);
   const known = useSignal(jobs).find((j) => j.id === job);
   const start = () => post("jobs", question).then((j) => { refuse(null); setJob(j.id); }).catch(refuse);
   const state = known?.state ?? (job ? "waiting" : "");
+  useEffect(() => { if (known?.result && done) done(known.result); }, [known?.result]);
   return html`<div>
-    ${!job && html`<${Cost} question=${question} start=${start} />`}
+    ${!job && (words === undefined ? html`<${Cost} question=${question} start=${start} />`
+    : html`<div class=cost><button type=button class=main onClick=${start}>${name}</button><span class=soft>${words}</span></div>`)}
     ${refusal && html`<${Refusal} refusal=${refusal} />`}
     ${["waiting", "running"].includes(state) && html`<div class=job>
       <${Busy} done=${known?.done} total=${known?.total} text=${state === "waiting" ? "waiting" : "at work"} />
@@ -99,7 +104,7 @@ export function AsJob({ question, fields, lead }) {
     ${known?.refusal && html`<${Refusal} refusal=${known.refusal} />`}
     ${state === "cancelled" && html`<p class=empty>Cancelled.</p>`}
     ${["cancelled", "refused", "lost"].includes(state) && html`<button type=button onClick=${start}>Run again</button>`}
-    ${known?.result && html`<${Stored} result=${known.result} fields=${fields} lead=${lead} />`}</div>`;
+    ${known?.result && !quiet && html`<${Stored} result=${known.result} fields=${fields} lead=${lead} />`}</div>`;
 }
 
 /** What a call would cost, and the button that makes it. */

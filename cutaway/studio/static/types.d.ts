@@ -8,6 +8,15 @@ export interface About {
   methods: MethodCard[];
 }
 
+/** A latent that is active on a token, also as a share of its largest activation in the store. */
+export interface Active {
+  latent: number;
+  value: number;
+  share: number;
+  density: number;
+  label: string;
+}
+
 /** A sentence about a result. */
 export interface Claim {
   model?: string;
@@ -35,6 +44,13 @@ export interface Data {
   record: Record<string, unknown>;
 }
 
+/** A latent's decoder row as a direction: its id, the sites, and the length of one step. */
+export interface DirectionOf {
+  id: string;
+  sites: string[];
+  step: number;
+}
+
 /** The picture of a field, as a fragment of HTML that holds no script and whose labels are escaped. */
 export interface Drawing {
   field: string;
@@ -59,6 +75,16 @@ export interface Entry {
   instead: string[];
 }
 
+/** What is known of a latent. */
+export interface FeaturePage {
+  row: LatentRow;
+  store: string;
+  dictionary: string;
+  labels: LabelCard[];
+  strips: Strip[];
+  shown: Shown;
+}
+
 /** A file that a form may name as `file:ID`. */
 export interface FileCard {
   id: string;
@@ -71,6 +97,20 @@ export interface Guess {
   text: string;
   probability: number;
   logit: number;
+}
+
+/** A latent that was found, why beside what chance would give, and its label. */
+export interface Hit {
+  dictionary: string;
+  latent: number;
+  why: string;
+  label: string;
+}
+
+/** Latents that were found, the best first, and what was looked for. */
+export interface Hits {
+  by: string;
+  hits: Hit[];
 }
 
 /** A call that runs in the background. */
@@ -94,6 +134,55 @@ export interface Judged {
   beyond: string[];
   rung: string;
   instead: string;
+}
+
+/** A description of a latent with its scores. */
+export interface LabelCard {
+  source: string;
+  text: string;
+  scores: Record<string, unknown>;
+}
+
+/** A latent of a store. */
+export interface LatentOf {
+  model?: string;
+  store: string;
+  dictionary?: string;
+  latent: number;
+}
+
+/** A page of the table, how many latents the filters leave, and the cursor of the next page. */
+export interface LatentPage {
+  rows: LatentRow[];
+  total: number;
+  next: string;
+}
+
+/** A latent of the table. */
+export interface LatentRow {
+  latent: number;
+  density: number;
+  interval: unknown[];
+  largest: number;
+  mean: number | null;
+  peak: string;
+  flags: string[];
+  label: string | null;
+  source: string | null;
+  scores: Record<string, unknown>;
+}
+
+/** A page of the table of latents. */
+export interface LatentsOf {
+  model?: string;
+  store: string;
+  dictionary?: string;
+  sort?: "latent" | "density" | "largest" | "mean" | "F1" | "label";
+  descending?: boolean;
+  only?: "all" | "alive" | "dead" | "rare" | "dense" | "start" | "ruled" | "unruled";
+  text?: string;
+  after?: string;
+  most?: number;
 }
 
 /** A result as text of at most 2 kB. */
@@ -145,6 +234,34 @@ export interface Prompt {
   top?: number;
 }
 
+/** A text to be read by the latents of a dictionary, one of them in particular if it is named. */
+export interface ReadText {
+  model?: string;
+  store: string;
+  dictionary?: string;
+  text: string;
+  latent?: number | null;
+  top?: number;
+  dense?: number;
+}
+
+/** A token of a text: the share that the code misses, the named latent's activation, and its strongest latents. */
+export interface ReadToken {
+  text: string;
+  special: boolean;
+  error: number;
+  active: number;
+  value: number | null;
+  top: Active[];
+}
+
+/** A text as latents read it, with the largest activation of the named one in the store. */
+export interface ReadingOf {
+  tokens: ReadToken[];
+  largest: number | null;
+  python: string;
+}
+
 /** A refusal: what, why, and what instead. */
 export interface Refusal {
   what: string;
@@ -152,11 +269,25 @@ export interface Refusal {
   instead: string;
 }
 
+/** The base of questions about a model; `model` is one of those that the studio was started with. */
+export interface Request {
+  model?: string;
+}
+
 /** A result by its id, and the fields to draw; all that have a value if none is named. */
 export interface ResultOf {
   model?: string;
   result: string;
   fields?: string[];
+}
+
+/** A search: words of labels, `token:…`, `phrase:…`, `fires-on:…`, `raises:…` or `like:…`. */
+export interface Search {
+  model?: string;
+  store: string;
+  dictionary?: string;
+  query: string;
+  most?: number;
 }
 
 /** A result as the page shows it: pictures, numbers, how it was computed, and how to repeat it. */
@@ -175,6 +306,39 @@ export interface Shown {
   python: string;
   command: string;
   seconds?: number | null;
+}
+
+/** A store of features: its dictionaries with the number of latents of each, and the tokens that count. */
+export interface StoreCard {
+  id: string;
+  name: string;
+  model: string;
+  dictionaries: Record<string, number>;
+  opened: Record<string, string | null>;
+  tokens: number;
+  held_out: number;
+  labels: number;
+}
+
+/** The stores of the studio, and the dictionaries that ship with the model, which can be harvested. */
+export interface Stores {
+  stores: StoreCard[];
+  dictionaries: string[];
+}
+
+/** An example: its activation, the quantiles between which it lies, whether it is held out, and its tokens. */
+export interface Strip {
+  value: number;
+  place: string;
+  held_out: boolean;
+  peak: number;
+  tokens: StripToken[];
+}
+
+/** A token of a strip: its text, and the activation on it; None where it is masked. */
+export interface StripToken {
+  text: string;
+  value: number | null;
 }
 
 /** A task by name. */
