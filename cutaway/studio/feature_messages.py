@@ -127,7 +127,7 @@ class Strip(Message):
 
 
 class FeaturePage(Message):
-    """What is known of a latent."""
+    """The page of a latent: its row, labels, examples and card."""
 
     row: LatentRow
     store: str

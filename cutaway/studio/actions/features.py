@@ -45,7 +45,7 @@ def find(session: Session, request: m.Search) -> m.Hits:
     """Search among the latents of a store.
 
     Raises:
-        Refused: what the search refuses, or a latent that is no number.
+        Refused: what the search refuses, or a latent without a number.
     """
     store, name = opened_store(session, request)
     kind, colon, words = request.query.partition(":")
@@ -153,6 +153,7 @@ def _store(session: Session, name: str) -> FeatureStore:
 
 
 def opened_store(session: Session, request: m.InStore) -> tuple[FeatureStore, str]:
+    """Return a store and the name of the dictionary that is meant in it."""
     store = _store(session, request.store)
     return store, store.latents(request.dictionary or None).name
 

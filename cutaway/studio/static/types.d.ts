@@ -75,7 +75,7 @@ export interface Entry {
   instead: string[];
 }
 
-/** What is known of a latent. */
+/** The page of a latent: its row, labels, examples and card. */
 export interface FeaturePage {
   row: LatentRow;
   store: string;
