@@ -4,7 +4,8 @@ Every cell runs in both, with the same seeds and the same seeded models (`bench.
 or changed variable that is a tensor, an array, a number, a text or a container of those, its last value, what it
 prints and what it gives to a plotting library — must be the same: numbers to 1e-4 (of a tensor's largest value, where
 that is above 1), texts word by word, drawings (HTML) only by being there. A cell counts if it runs in the original
-environment and leaves something there, or fails only here.
+environment and leaves something there, or fails only here. Cells that differ only by what the table of docs/compat.md
+says are counted apart, with the row.
 
 The notebooks are fetched for the check and never committed; `NOTEBOOKS` says what is looked for in the folder.
 """
@@ -22,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from bench.compat.subjects import NOTEBOOKS, Notebook
-from bench.compat.values import difference, same_text
+from bench.compat.values import differences, same_text
 from bench.frame import ROOT, Row, finish, options, quiet
 
-STATES = ("equal", "differs", "failed here", "nothing to compare", "fails there")
+STATES = ("equal", "differs", "failed here", "deliberate difference", "nothing to compare", "fails there")
 
 
 @dataclass
@@ -75,6 +76,8 @@ def row(name: str, notebook: Notebook, found: Outcome) -> Row:
     """Return the share of comparable cells that are equal, and the counts behind it."""
     counts = ", ".join(f"{found.count(state)} {state}" for state in STATES)
     shapes = f"; {notebook.said}" if notebook.said else ""
+    apart = sorted({r for n, r in found.reasons.items() if found.states[n] == "deliberate difference"})
+    shapes += f"; deliberate: {'; '.join(apart)}" if apart else ""
     work = f"{name} ({notebook.origin}): of {len(found.states)} cells {counts}{shapes}"
     share = found.count("equal") / max(found.comparable, 1)
     return Row(work, round(share, 4), "of comparable cells", notebook.bar, "min")
@@ -98,7 +101,7 @@ def compared(name: str, notebook: Notebook, python: str, records: Path, chosen: 
     outcome = Outcome()
     for number, (here, there) in enumerate(zip(ours, theirs, strict=True)):
         values = [valued(records / side, number, cell) for side, cell in (("ours", here), ("theirs", there))]
-        outcome.states[number], outcome.reasons[number] = judged(here, there, *values)
+        outcome.states[number], outcome.reasons[number] = judged(here, there, *values, notebook.deliberate)
     return outcome
 
 
@@ -145,7 +148,11 @@ def valued(folder: Path, number: int, cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def judged(
-    here: dict[str, Any], there: dict[str, Any], ours: dict[str, Any], theirs: dict[str, Any]
+    here: dict[str, Any],
+    there: dict[str, Any],
+    ours: dict[str, Any],
+    theirs: dict[str, Any],
+    deliberate: Mapping[str, str] | None = None,
 ) -> tuple[str, str]:
     """Return the state of a cell, and why."""
     if there["error"]:
@@ -154,11 +161,14 @@ def judged(
         return "failed here", here["error"]
     if not theirs and not there["stdout"].strip():
         return "nothing to compare", ""
-    if found := difference(ours, theirs):
-        return "differs", found
+    found = list(differences(ours, theirs))
     if not same_text(here["stdout"], there["stdout"]):
-        return "differs", f"printed here {here['stdout'][-200:]!r}; there {there['stdout'][-200:]!r}"
-    return "equal", ""
+        found.append(f"printed here {here['stdout'][-200:]!r}; there {there['stdout'][-200:]!r}")
+    if not found:
+        return "equal", ""
+    rows = [next((row for words, row in (deliberate or {}).items() if re.match(words, one)), None) for one in found]
+    others = [one for one, row in zip(found, rows, strict=True) if row is None]
+    return ("differs", others[0]) if others else ("deliberate difference", str(rows[0]))
 
 
 if __name__ == "__main__":

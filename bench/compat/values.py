@@ -94,15 +94,13 @@ def packed(found: Mapping[str, Leaf]) -> tuple[dict[str, Any], dict[str, Any]]:
     return table, tensors
 
 
-def difference(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
-    """Return the first difference of two tables of leaves, whose tensors are in place; None if they agree."""
+def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the differences of two tables of leaves, whose tensors are in place."""
     for path, there in theirs.items():
         if path not in ours:
-            return f"{path}: not here; there {said(there)}"
-        here = ours[path]
-        if not agree(here, there):
-            return f"{path}: here {said(here, there)}; there {said(there)}"
-    return None
+            yield f"{path}: not here; there {said(there)}"
+        elif not agree(here := ours[path], there):
+            yield f"{path}: here {said(here, there)}; there {said(there)}"
 
 
 def agree(here: Any, there: Any) -> bool:

@@ -118,6 +118,21 @@ def test_stopping_and_starting_at_a_layer_is_the_whole_run(model):
     assert model(IDS, return_type=None) is None
 
 
+@pytest.mark.parametrize("kind", ["gpt2", LLAMA])
+def test_a_bridged_run_goes_on_with_the_positions_that_a_hook_leaves(kind):
+    model, calls = made(kind), list[str]()
+
+    def cut(stream: Tensor, hook: Any) -> Tensor:
+        calls.append(hook.name)
+        return stream[:, :4] * 2
+
+    rest = model(model(IDS, stop_at_layer=1)[:, :4] * 2, start_at_layer=1)
+    for name in ("blocks.1.hook_resid_pre", "blocks.0.hook_resid_post"):
+        torch.testing.assert_close(model.run_with_hooks(IDS, fwd_hooks=[(name, cut)]), rest)
+    assert model.run_with_hooks(IDS, fwd_hooks=[(name, cut)], stop_at_layer=1).shape[1] == 4
+    assert calls == ["blocks.1.hook_resid_pre", *["blocks.0.hook_resid_post"] * 2]
+
+
 def test_padding_on_the_left_and_cached_columns_change_nothing(model):
     with torch.no_grad():
         whole = model(IDS)

@@ -289,17 +289,20 @@ def _is_folded(cfg: Config) -> bool:
 
 
 class Stopped(forward.Enough):
-    """Raised where a forward stops early; holds the stream there."""
+    """Raised where a forward stops early; holds the stream there, and what did it: a hook, or nothing."""
 
-    def __init__(self, stream: Tensor):
-        self.stream = stream
+    def __init__(self, stream: Tensor, by: Address | None = None):
+        self.stream, self.by = stream, by
 
 
 @contextmanager
-def listening(root: Any, start: int, stop: int | None, want: bool = True) -> Iterator[None]:
+def listening(
+    root: Any, start: int, stop: int | None, want: bool = True, called: Address | None = None
+) -> Iterator[None]:
     """Within the block, a forward of the house's model calls every hook point that somebody listens to.
 
-    Only those of blocks `start` to `stop` are called; with `stop` the forward ends there.
+    Only those of blocks `start` to `stop` are called, without what was `called` before; with `stop` the forward ends
+    there.
     """
     house, n = root.house, root.cfg.n_layers
     last = n if stop is None else stop
@@ -313,9 +316,10 @@ def listening(root: Any, start: int, stop: int | None, want: bool = True) -> Ite
         if not _is_heard(point) or _switched_off(name, root.cfg) or (name.startswith("unembed") and not want):
             continue
         see = _see(point, scores=name.endswith("attn_scores"))
-        if isinstance(place, Address):
-            sees[place] = see
-        else:
+        if isinstance(place, Address) and place != called:
+            between = place.site == "resid_pre" or (place.site == "resid_post" and layer < n - 1)
+            sees[place] = _resizing(see, place) if between else see
+        elif isinstance(place, Port):
             others[name] = place, see
     for i in range(start, last):
         _three_norms(root, i, others)
@@ -360,6 +364,18 @@ def _then(first: taps.See | None, second: taps.See) -> taps.See:
 
 def _end(x: Tensor) -> Tensor:
     raise Stopped(x)
+
+
+def _resizing(see: taps.See, place: Address) -> taps.See:
+    """Stop where a hook returns another number of positions, with which a forward of the house cannot go on."""
+
+    def seen(x: Tensor) -> Tensor:
+        new = see(x)
+        if new.shape[1] != x.shape[1]:
+            raise Stopped(new, place)
+        return new
+
+    return seen
 
 
 def _three_norms(root: Any, layer: int, others: dict[str, Any]) -> None:
@@ -411,18 +427,35 @@ def _split(root: Any, layer: int, sees: dict[Address, taps.See], others: dict[st
     others.pop(f"blocks.{layer}.ln1", None)
 
 
-def run(root: Any, tokens: Tokens, want: bool, start: int, stop: int | None, stream: Tensor | None) -> Tensor | None:
-    """Run the house's model under the hooks: returns the logits if wanted, or the stream where it stops."""
+def run(
+    root: Any,
+    tokens: Tokens,
+    want: bool,
+    start: int,
+    stop: int | None,
+    stream: Tensor | None,
+    called: Address | None = None,
+) -> Tensor | None:
+    """Run the house's model under the hooks: returns the logits if wanted, or the stream where it stops.
+
+    Where a hook gives the stream another number of positions, another forward goes on from there.
+    """
     a = root.house.anatomy
     begins = nullcontext() if stream is None else entered(root.house, start, stream)
-    with forward.alone(a.hf), forward.evaluating(a), begins, listening(root, start, stop, want):
-        try:
+    try:
+        with forward.alone(a.hf), forward.evaluating(a), begins, listening(root, start, stop, want, called):
             if want or stop is not None:
                 return forward.all_logits(a, tokens)
             forward.streams(a, tokens, 1.0)
             return None
-        except Stopped as end:
+    except Stopped as end:
+        if end.by is None:
             return end.stream
+        new, by = end.stream, end.by
+    layer = (by.layer or 0) + (by.site == "resid_post")
+    if layer == stop:
+        return new
+    return run(root, root.house.tokens(torch.zeros(new.shape[:2], dtype=torch.long)), want, layer, stop, new, by)
 
 
 def run_cached(

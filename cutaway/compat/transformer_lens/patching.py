@@ -157,28 +157,35 @@ def _values(model: Any, tokens: Tensor, cells: Sequence[_Patch], metric: Metric)
     alone = points and all(isinstance(p, HookPoint) and not p.has_hooks() for p in points)
     left = model.tokenizer is not None and model.tokenizer.padding_side == "left"
     if not alone or (left and not get_attention_mask(model.tokenizer, tokens, model.cfg.default_prepend_bos).all()):
-        return _looped(model, tokens, cells, metric)
+        return _looped(model, tokens, [[c] for c in cells], metric)
+    names = {c.name for c in cells}
     with torch.no_grad():
-        logits, own = model.run_with_cache(tokens)
-        values = [_number(metric(logits))] * len(cells)
+        own = model.run_with_cache(tokens, names_filter=names.__contains__, return_type=None)[1]
         cells = [replace(c, own=own[c.name], address=_place(model, c.name)) for c in cells]
         moved = {n: replace(c, since=columns[0]) for n, c in enumerate(cells) if (columns := c.moved())}
     way = _looped if any(c.address is None for c in moved.values()) else _swept
-    for n, value in zip(moved, way(model, tokens, list(moved.values()), metric), strict=True):
+    # Cells that change nothing share a run without a patch, the last one.
+    runs = [[c] for c in moved.values()] + [[]] * (len(moved) < len(cells))
+    found = way(model, tokens, runs, metric)
+    values = found[-1:] * len(cells)
+    for n, value in zip(moved, found, strict=False):
         values[n] = value
     return values
 
 
-def _looped(model: Any, tokens: Tensor, cells: Sequence[_Patch], metric: Metric) -> list[float]:
-    return [_number(metric(model.run_with_hooks(tokens, fwd_hooks=[(c.name, c.make)]))) for c in cells]
+def _looped(model: Any, tokens: Tensor, runs: Sequence[Sequence[_Patch]], metric: Metric) -> list[float]:
+    hooks = [[(c.name, c.make) for c in run] for run in runs]
+    return [_number(metric(model.run_with_hooks(tokens, fwd_hooks=some))) for some in hooks]
 
 
 def _number(value: Any) -> float:
     return value.item() if isinstance(value, Tensor) else float(value)
 
 
-def _swept(model: Any, tokens: Tensor, cells: Sequence[_Patch], metric: Metric, whole: bool = False) -> list[float]:
-    """Sweep the cells for a metric of the last position; of the `whole` logits if it turns out to read more."""
+def _swept(
+    model: Any, tokens: Tensor, runs: Sequence[Sequence[_Patch]], metric: Metric, whole: bool = False
+) -> list[float]:
+    """Sweep the runs for a metric of the last position; of the `whole` logits if it turns out to read more."""
     n, width = tokens.shape
 
     def function(seen: Seen, prompt: Tensor) -> Tensor:
@@ -189,9 +196,9 @@ def _swept(model: Any, tokens: Tensor, cells: Sequence[_Patch], metric: Metric, 
     measure = Measure(function, Reads(not whole, (_LOGITS,) * whole))
     try:
         with torch.no_grad():
-            return sweep(model.house, model.house.tokens(tokens), [[c] for c in cells], measure)[:, 0].tolist()
+            return sweep(model.house, model.house.tokens(tokens), runs, measure)[:, 0].tolist()
     except _EveryPosition:
-        return _swept(model, tokens, cells, metric, whole=True)
+        return _swept(model, tokens, runs, metric, whole=True)
 
 
 def _setter(where: Callable[..., tuple[Any, ...]]) -> Setter:
