@@ -173,7 +173,7 @@ def _block(house: Model, cfg: Config, i: int) -> Part:
         setattr(block, name, Part(cfg, _NORM_POINTS, {"w": lambda post=post: a.norm(post).weight}))
     if not cfg.attn_only:
         mlp: dict[str, Callable[[], Tensor]] = {"W_in": lambda: w.mlp_in[i]}
-        mlp |= {"W_out": lambda: w.mlp_out[i], "W_gate": lambda: w.mlp_gate[i]} if cfg.gated_mlp else {}
+        mlp |= {"W_gate": lambda: w.mlp_gate[i]} if cfg.gated_mlp else {}
         mlp["b_in"] = lambda: w.mlp_in_bias[i] * (0 if cfg.gated_mlp else 1)  # a gated one's is added elsewhere
         mlp |= {"W_out": lambda: w.mlp_out[i], "b_out": lambda: w.mlp_out_bias[i]}
         points = ["pre", "post", *(["pre_linear"] if cfg.gated_mlp else [])]
@@ -427,15 +427,7 @@ def _split(root: Any, layer: int, sees: dict[Address, taps.See], others: dict[st
     others.pop(f"blocks.{layer}.ln1", None)
 
 
-def run(
-    root: Any,
-    tokens: Tokens,
-    want: bool,
-    start: int,
-    stop: int | None,
-    stream: Tensor | None,
-    called: Address | None = None,
-) -> Tensor | None:
+def run(root: Any, tokens: Tokens, want: bool, start: int, stop: int | None, stream: Any, called: Any = None) -> Any:
     """Run the house's model under the hooks: returns the logits if wanted, or the stream where it stops.
 
     Where a hook gives the stream another number of positions, another forward goes on from there.

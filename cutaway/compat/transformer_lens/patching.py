@@ -66,6 +66,9 @@ class _Patch(Edit):
         return changes.transpose(0, self.axis).flatten(1).any(1).nonzero().flatten().tolist()
 
 
+Runs = Sequence[Sequence[_Patch]]  # the patches of each
+
+
 class _EveryPosition(Exception):
     """Signal that a metric reads more than the last position."""
 
@@ -173,7 +176,7 @@ def _values(model: Any, tokens: Tensor, cells: Sequence[_Patch], metric: Metric)
     return values
 
 
-def _looped(model: Any, tokens: Tensor, runs: Sequence[Sequence[_Patch]], metric: Metric) -> list[float]:
+def _looped(model: Any, tokens: Tensor, runs: Runs, metric: Metric) -> list[float]:
     hooks = [[(c.name, c.make) for c in run] for run in runs]
     return [_number(metric(model.run_with_hooks(tokens, fwd_hooks=some))) for some in hooks]
 
@@ -182,9 +185,7 @@ def _number(value: Any) -> float:
     return value.item() if isinstance(value, Tensor) else float(value)
 
 
-def _swept(
-    model: Any, tokens: Tensor, runs: Sequence[Sequence[_Patch]], metric: Metric, whole: bool = False
-) -> list[float]:
+def _swept(model: Any, tokens: Tensor, runs: Runs, metric: Metric, whole: bool = False) -> list[float]:
     """Sweep the runs for a metric of the last position; of the `whole` logits if it turns out to read more."""
     n, width = tokens.shape
 
