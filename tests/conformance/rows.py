@@ -69,6 +69,8 @@ NAMED: dict[str, dict[str, Any]] = {
     "dictionaries.quiver": {"probes": "mean difference,logistic,1 latent,reconstruction"},
     "dictionaries.splitting": {"within": 0.4, "alike": 0.0},  # loose enough for parts among random latents
 }
+#: one address: the others are done alike
+NAMED |= {f"directions.{n}": {"sites": "resid_post.1"} for n in ("erase", "find", "probe")}
 #: graphs of few nodes, which take no time
 NAMED |= {n: {"nodes": 40} for n in ROWS if n.startswith("graphs.trace")}
 NAMED |= {n: {"top": 4} for n in ROWS if n.startswith("graphs.qk")}
