@@ -7,12 +7,15 @@ from cutaway.directions.find import find
 from cutaway.directions.finders import FINDERS, Finder
 from cutaway.directions.found import FoundDirections
 from cutaway.directions.interchange import InterchangeAccuracy, interchange
+from cutaway.directions.intervene import Interventions, intervene
 from cutaway.directions.opening import open_direction as open
 from cutaway.directions.opening import write_direction as write
 from cutaway.directions.orthogonalise import orthogonalised
 from cutaway.directions.pairs import activation_addition, causal_difference
 from cutaway.directions.probe import Probes, probe
 from cutaway.directions.propagate import Propagation, propagate
+from cutaway.directions.select import select
+from cutaway.directions.selected import SelectedDirection
 from cutaway.directions.steer import DoseResponse, steer
 from cutaway.directions.subspace import Subspace, open_subspace
 from cutaway.directions.threshold import Threshold, threshold
@@ -26,8 +29,10 @@ __all__ = [
     "Finder",
     "FoundDirections",
     "InterchangeAccuracy",
+    "Interventions",
     "Probes",
     "Propagation",
+    "SelectedDirection",
     "Subspace",
     "Threshold",
     "activation_addition",
@@ -37,11 +42,13 @@ __all__ = [
     "erase",
     "find",
     "interchange",
+    "intervene",
     "open",
     "open_subspace",
     "orthogonalised",
     "probe",
     "propagate",
+    "select",
     "steer",
     "threshold",
     "write",

@@ -183,5 +183,6 @@ def _about(labelled: Labelled, concept: int, test: _Test, same: list[str]) -> di
         "texts": {"with": shown, "without": len(test.y) - shown, "groups": len(test.group.unique())},
         "folds": len(test.parts),
         "interval": f"95 % over {len(test.group.unique())} groups",
+        **({"groups": list(dict.fromkeys(labelled.groups))} if labelled.groups else {}),
         **({"zero difference": same} if same else {}),
     }

@@ -49,6 +49,6 @@ class FoundDirections(Result, kind="found_directions"):
         own = own.select(address=names)
         vectors = dict(zip(own.labels["address"], own.vector[0, 0], strict=True))
         found = direction(vectors, self.concept, self.concept, f"not {self.concept}", self.family)
-        about = {n: self.record[n] for n in ("subjects", "options", "versions") if n in self.record}
+        about = {n: self.record[n] for n in ("subjects", "options", "versions", "groups") if n in self.record}
         record = {"finder": finder, "reading": reading, **about}
         return replace(found, midpoint=own.midpoint[0, 0], record=record)

@@ -17,6 +17,7 @@ from cutaway.core.subject import REQUIRED, Flag, Subject, register
 from cutaway.directions.direction import Direction, direction
 from cutaway.directions.formats import FORMATS
 from cutaway.directions.found import FoundDirections
+from cutaway.directions.selected import SelectedDirection
 
 
 def open_direction(
@@ -25,12 +26,13 @@ def open_direction(
     """Open a direction of a file.
 
     That is a file of `Direction.save`, a control vector of repeng (.gguf), a vector of steering-vectors (.pt), or what
-    `directions.find` saved.
+    `directions.find` or `directions.select` saved.
 
     Args:
         path: the file.
         finder: of what `directions.find` saved: the finder; None means the first.
-        reading: of such a file, too: the reading; None means the first.
+        reading: of such a file, too: the reading; None means the first. Of what `directions.select` saved: the
+            position.
         addresses: the addresses that are kept, with commas between them; None means all.
 
     Raises:
@@ -42,6 +44,8 @@ def open_direction(
     named = [a.strip() for a in addresses.split(",")] if addresses else []
     if isinstance(found, FoundDirections):
         found = found.direction(finder, reading, *named)
+    elif isinstance(found, SelectedDirection):
+        found = found.at(reading, *named)
     elif not isinstance(found, Direction):
         raise Refused(f"file {str(path)!r}", f"it holds a {found.kind}", "give the file of a direction")
     elif finder or reading:
@@ -86,9 +90,16 @@ register(
         "direction",
         Direction,
         (
-            Flag("direction", str, REQUIRED, "a saved direction or what `directions find` saved; .gguf (repeng), .pt"),
+            Flag(
+                "direction",
+                str,
+                REQUIRED,
+                "a saved direction, what `directions find` or `select` saved, .gguf (repeng), .pt",
+            ),
             Flag("direction_finder", str | None, None, "of what `directions find` saved: the finder"),
-            Flag("direction_reading", str | None, None, "of the same: mean or last"),
+            Flag(
+                "direction_reading", str | None, None, "of the same: mean or last; of `directions select`: the position"
+            ),
             Flag("direction_addresses", str | None, None, "the addresses that are kept"),
         ),
         lambda flags, opened: open_direction(*flags.values()),

@@ -61,7 +61,7 @@ def _check(model: Model, direction: Direction) -> None:
     embedding, output = model.hf.get_input_embeddings(), model.hf.get_output_embeddings()
     if output is not None and embedding.weight is output.weight:
         why = "the embedding is tied to the unembedding, whose logits would change with it"
-        raise Refused(what, why, ("untie them first, or use ", Code("direction.at(…).project_out()")))
+        raise Refused(what, why, ("untie them with ", Code("ca.models.untied(model)")))
     if places["pos_embed"].startswith("read"):
         raise Refused(what, "learned positions write to the stream too", Code("direction.at(…).project_out()"))
     if model.family.post_norm or model.family.ln1_post or model.family.ln2_post or not model.family.ln1:

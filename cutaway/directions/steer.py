@@ -40,7 +40,7 @@ from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt, ratio_interval, share_interval
 from cutaway.directions.direction import Direction
-from cutaway.interventions.span_losses import span_losses
+from cutaway.interventions.span_losses import continued, span_losses
 from cutaway.models.edits.edit import Edit
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
@@ -207,13 +207,8 @@ def _losses(
     """Return the change of each text's loss under edits, in nats, and the number of its tokens but the first."""
     if int(tokens.lengths.min()) < 2:
         raise Refused("neutral texts", "one has a single token, and no loss", "give texts of two tokens or more")
-    sums = span_losses(model, tokens, _continued, [[], *variants])[:, :, 0]
+    sums = span_losses(model, tokens, continued, [[], *variants])[:, :, 0]
     return sums[1:, :, 0] - sums[0, :, 0], sums[0, :, 2]
-
-
-def _continued(tokens: Tokens, prompt: Tensor) -> list[Tensor]:
-    """Return the columns behind which another token of the text stands."""
-    return [tokens.mask & tokens.mask.roll(-1, 1)]
 
 
 def _prompted(model: Model, task: Task, instruction: str) -> Float[Tensor, "prompt"]:

@@ -31,6 +31,11 @@ def span_losses(
     return sweep(model, tokens, edits, measure).float().cpu().unflatten(-1, (-1, 3))
 
 
+def continued(tokens: Tokens, prompt: Int[Tensor, "row"]) -> list[Bool[Tensor, "row column"]]:
+    """Return the span of whole texts: the columns behind which another token of the text stands."""
+    return [tokens.mask & tokens.mask.roll(-1, 1)]
+
+
 def _sums(spans: Spans, seen: Seen, prompt: Int[Tensor, "row"]) -> Float[Tensor, "row column"]:
     """Return loss, hits and number of the tokens of each span."""
     assert seen.activations is not None

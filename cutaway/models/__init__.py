@@ -8,6 +8,7 @@ from cutaway.models.edits.library import Ablate, Add, Freeze, Knockout, Project,
 from cutaway.models.edits.rewrites import Rewrite, open_rewrites, rewritten, save_rewrites
 from cutaway.models.loading.load import load
 from cutaway.models.loading.shuffle import shuffled
+from cutaway.models.loading.untied import untied
 from cutaway.models.model import Model
 from cutaway.models.self_check import self_check
 from cutaway.models.tokens import Tokens, batch
@@ -35,4 +36,5 @@ __all__ = [
     "save_rewrites",
     "self_check",
     "shuffled",
+    "untied",
 ]

@@ -68,6 +68,19 @@ class Labelled:
         found |= {"groups": len(set(self.groups))} if self.groups else {}
         return found | {"hash": hash_text(*self.texts, *marks, *self.groups, *self.prompts)}
 
+    def of_groups(self, *groups: str) -> Labelled:
+        """Return the texts of some groups.
+
+        Raises:
+            Refused: no group, or one that has no text.
+        """
+        if not groups or (missing := sorted(set(groups) - set(self.groups))):
+            why = f"no text is of {', '.join(missing)}" if groups else "none is named"
+            raise Refused(f"groups of {len(self.texts)} texts", why, f"use {', '.join(dict.fromkeys(self.groups))}")
+        own = [i for i, g in enumerate(self.groups) if g in groups]
+        texts, names = (tuple(x[i] for i in own) for x in (self.texts, self.groups))
+        return Labelled(texts, self.concepts, self.shown[own], names)
+
     def concept(self, name: str | None = None) -> int:
         """Return the number of a concept by its name; None means the first.
 
@@ -77,6 +90,11 @@ class Labelled:
         if name is None or name in self.concepts:
             return 0 if name is None else self.concepts.index(name)
         raise Refused(Keyword("concept", name), f"the texts are labelled with {', '.join(self.concepts)}", "name one")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The name of each text's group; of a text that is a group of its own, the text."""
+        return self.groups or self.texts
 
     @property
     def group_of(self) -> Int[Tensor, "text"]:

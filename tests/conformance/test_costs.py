@@ -54,7 +54,7 @@ LOOSE = {
     "graphs.validate": 3, "graphs.supernodes": 3, "patching.group": 3, "heads.retrieval": 3, "patching.attribution": 3,
     "patching.relevance": 3, "patching.attribution_star": 3, "patching.knockout_curve": 3,
     "dictionaries.loss_recovered": 3, "directions.propagate": 3,
-    "directions.das": 4, "directions.interchange": 8,
+    "directions.das": 4, "directions.interchange": 8, "directions.select": 4,
     "directions.erase": 3, "neurons.frequency": 3, "neurons.arithmetic": 3,
 }  # fmt: skip
 

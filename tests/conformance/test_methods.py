@@ -109,6 +109,8 @@ DRAWN = {
     "directions.erase": {"linear", "mlp", "moved"},
     "directions.das": {"margin", "iia", "preferred", "control", "loss", "slope", "boundary", "basis", "apart"},
     "directions.interchange": {"margin", "iia", "preferred", "floor", "ceiling"},
+    "directions.select": {"bypass", "induce", "kl", "plain", "passes", "vector", "midpoint"},
+    "directions.intervene": {"share", "other", "kept", "kl", "perplexity", "component", "zero"},
     "directions.propagate": {"control_gain", "control_exponent", "control_kl", "control_linear_range"},
 } | {name: {"excess"} for name in ROWS if name.startswith("graphs.trace")}
 

@@ -14,6 +14,7 @@ from cutaway.models.anatomy.anatomy import Anatomy
 from cutaway.models.anatomy.linear import bias, matrix, table
 from cutaway.models.anatomy.projections import projection
 from cutaway.models.anatomy.unembedding import unembedding
+from cutaway.models.loading.untied import untie
 
 
 @torch.no_grad()
@@ -92,11 +93,3 @@ def clear_norms(root: Any) -> None:
             _put_norm(module, a, "w", torch.ones_like(norm.weight))
             if getattr(module, "bias", None) is not None:
                 module.bias.zero_()
-
-
-def untie(hf: Any) -> None:
-    """Give the unembedding a weight of its own."""
-    head, embed = hf.get_output_embeddings(), hf.get_input_embeddings()
-    if head is not None and head.weight is embed.weight:
-        head.weight = nn.Parameter(head.weight.detach().clone())
-        hf.config.tie_word_embeddings = False
