@@ -177,12 +177,10 @@ def intervene(
         },
         units=dict.fromkeys(("share", "other"), "share of completions")
         | {"kept": "share of texts", "kl": "nats", "perplexity": "ratio", "component": "activation"},
+        neutral={"kept": 1.0},
         reasons=dict.fromkeys(("component", "zero"), "a description of the texts")
         | one_prompt(min(len(shown), len(bare)), "share", "other", "kept", "kl", "perplexity"),
-        record={
-            "texts": {"means": len(fit), "with": len(shown), "without": len(bare)},
-            "position": position,
-        },
+        record={"texts": {"means": len(fit), "with": len(shown), "without": len(bare)}, "position": position},
     )
 
 

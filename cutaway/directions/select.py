@@ -162,7 +162,7 @@ class _Trial:
     positions: list[int]
 
     def measured(self, vector: Float[Tensor, "position layer d_model"], samples: int, seed: int) -> dict[str, Tensor]:
-        """Return every effect of every candidate, with its interval and null; NaN where there is no difference."""
+        """Return every effect of every candidate, with its interval and null; NaN where the classes do not differ."""
         there = vector.any(-1)
         found = vector[there]
         g = generator(seed)

@@ -78,8 +78,8 @@ class Labelled:
             why = f"no text is of {', '.join(missing)}" if groups else "none is named"
             raise Refused(f"groups of {len(self.texts)} texts", why, f"use {', '.join(dict.fromkeys(self.groups))}")
         own = [i for i, g in enumerate(self.groups) if g in groups]
-        texts, names = (tuple(x[i] for i in own) for x in (self.texts, self.groups))
-        return Labelled(texts, self.concepts, self.shown[own], names)
+        texts, names, prompts = (tuple(x[i] for i in own if x) for x in (self.texts, self.groups, self.prompts))
+        return Labelled(texts, self.concepts, self.shown[own], names, prompts)
 
     def concept(self, name: str | None = None) -> int:
         """Return the number of a concept by its name; None means the first.
