@@ -10,7 +10,7 @@ BUDGETS = {
     "": 145,
     "core": 2_430,
     "views": 1_800,
-    "models": 8_520,
+    "models": 8_540,
     "tasks": 3_000,
     "streams": 1_450,
     "zoo": 2_150,
