@@ -192,10 +192,8 @@ class Studio:
 
     def about(self) -> m.About:
         """Return what there is."""
-        cards = [
-            m.ModelCard(**(x.card | {"name": x.name, "source": x.source, "state": x.state, "why": x.why}))
-            for x in self.models.values()
-        ]
+        names = ("name", "source", "state", "why")
+        cards = [m.ModelCard.model_validate(x.card | {n: getattr(x, n) for n in names}) for x in self.models.values()]
         files = [m.FileCard(id=i, name=p.name) for i, p in self.folder.files.items()]
         return m.About(version=cutaway.__version__, models=cards, files=files, methods=self.methods)
 

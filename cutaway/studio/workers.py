@@ -73,8 +73,9 @@ class Worker:
             ready: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
             self._waiting = {0: (ready, None)}
             self._reader = asyncio.create_task(self._read(self._process))
-            self.hello = await ready
-            return self.hello
+            said: dict[str, Any] = await ready
+            self.hello = said
+            return said
 
     async def ask(self, action: str, arguments: Any, listener: Listener | None = None, job: str | None = None) -> Any:
         """Ask for an action and wait for its answer.

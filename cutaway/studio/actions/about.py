@@ -38,9 +38,13 @@ def method_card(row: Any) -> MethodCard:
         rung=row.rung,
         cost=row.cost,
         results=[c.__name__ for c in row.results],
-        form=[Entry(**{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(e).items()}) for e in form(row)],
+        form=[Entry.model_validate({k: _listed(v) for k, v in asdict(e).items()}) for e in form(row)],
         json_schema=schema(row),
     )
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _tasks(session: Session) -> list[TaskCard]:
@@ -55,7 +59,7 @@ def _tasks(session: Session) -> list[TaskCard]:
         found.append(
             TaskCard(
                 name=name,
-                metric=task.metric,
+                metric=str(task.metric),
                 example=pair.clean,
                 target=pair.answer,
                 foil=pair.foil,
