@@ -18,7 +18,6 @@ from cutaway.core.refuse import Keyword, Refused
 
 if TYPE_CHECKING:
     from cutaway.core.graph import Graph
-    from cutaway.core.result import Result
     from cutaway.graphs import AttributionGraph, Supernodes
 
 File = Annotated[Path, Parameter(help="a graph: .safetensors of `graphs trace`, or .pt and .json of circuit-tracer")]
@@ -119,22 +118,14 @@ def stability(
     """Compare the units that the graphs of several prompts keep, beside random active ones."""
     from cutaway.graphs import AttributionGraph
     from cutaway.graphs import stability as compared
+    from cutaway.graphs.opening import open_graph
 
-    found = [_read(file) for file in files]
+    found = [open_graph(file) for file in files]
     for file, graph in zip(files, found, strict=True):
         if not isinstance(graph, AttributionGraph):
             raise Refused(f"file {str(file)!r}", "it holds no whole graph", "give a graph of `cutaway graphs trace`")
     whole = [g for g in found if isinstance(g, AttributionGraph)]
     return reply(compared(whole, share=share, top=top, samples=samples, seed=seed), out)
-
-
-def _read(file: Path) -> Result:
-    """Return the graph, or other result, that a file holds."""
-    from cutaway.core.result import open_result
-    from cutaway.graphs import read_graph, read_raw_graph
-
-    read = {".json": read_graph, ".pt": read_raw_graph}.get(file.suffix, open_result)
-    return read(file)
 
 
 def _groups(file: Path) -> Supernodes:
@@ -159,15 +150,9 @@ def _labels(whole: AttributionGraph, store: Path | None) -> dict[str, str]:
     if store is None:
         return {}
     from cutaway.features import FeatureStore
-    from cutaway.features.store.dictionaries import dictionary_of
-    from cutaway.graphs import store_labels
+    from cutaway.graphs.opening import labels_from
 
-    found, own = FeatureStore(store), whole.record.get("subjects", {}).get("transcoders", {}).get("hash")
-    name = next((n for n in found.names if found.latents(n).row["hash"] == own), None)
-    if name is None:
-        why = "none of its dictionaries is the one of the graph"
-        raise Refused(f"--store {str(store)!r}", why, "harvest the graph's transcoders")
-    return store_labels(whole, found, dictionary_of(found, name))
+    return labels_from(whole, FeatureStore(store))
 
 
 def _pruned(
@@ -186,8 +171,9 @@ def _pruned(
     """
     from cutaway.core.graph import Graph
     from cutaway.graphs import PRESETS, AttributionGraph, prune
+    from cutaway.graphs.opening import open_graph
 
-    found = _read(file)
+    found = open_graph(file)
     if isinstance(found, AttributionGraph):
         row = next(iter(PRESETS)) if preset is None else preset
         groups = None if supernodes is None else _groups(supernodes)

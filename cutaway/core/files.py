@@ -97,6 +97,17 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
+def read_header(path: str | Path) -> dict[str, Any]:
+    """Return the header of a file written by `write_tensors`, without its tensors; nothing if it cannot be read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(path), "pt") as f:
+            return {n: json.loads(v) for n, v in (f.metadata() or {}).items()}
+    except (OSError, SafetensorError, ValueError, RecursionError):
+        return {}
+
+
 def make_folder(path: str | Path) -> Path:
     """Make a folder if it is not there, and return its path.
 

@@ -51,7 +51,7 @@ class Folder:
             given[name] = file.absolute()
         made = cls(path.expanduser().absolute(), given)
         try:
-            for each in (made.results, made.resumed, made.empty, made.stores):
+            for each in (made.results, made.resumed, made.empty, made.stores, made.groups):
                 each.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             why = f"it cannot be written in ({error.strerror})"
@@ -67,6 +67,15 @@ class Folder:
     def stores(self) -> Path:
         """The folder of stores of features."""
         return self.path / "stores"
+
+    @property
+    def groups(self) -> Path:
+        """The folder of groups of graphs' units."""
+        return self.path / "groups"
+
+    def new_group(self, name: str) -> Path:
+        """Return the file that new groups will lie in."""
+        return self.groups / f"{self._id(name)}.json"
 
     def store_names(self) -> list[str]:
         """Return the ids of folders that may be stores of features: those that were opened, then those made here."""
@@ -134,8 +143,9 @@ class Folder:
             wanted = value.removeprefix(PREFIX)
             if (file := self.files.get(wanted)) is not None:
                 return str(file)
-            if (self.results / f"{wanted}.safetensors").is_file() and _ID.fullmatch(wanted):
-                return str(self.result(wanted))
+            made = (self.results / f"{wanted}.safetensors", self.groups / f"{wanted}.json")
+            if _ID.fullmatch(wanted) and (file := next((p for p in made if p.is_file()), None)) is not None:
+                return str(file)
             raise Refused(
                 Keyword(name, value), "no file has that id", f"the files are {', '.join(self.files) or 'none'}"
             )

@@ -3,7 +3,7 @@
 * The `Host` must be this server (a foreign name that resolves here is an attack by DNS rebinding).
 * A request needs the cookie. The address that the terminal prints sets it, once; then that address is spent.
 * What changes something must come from this page (`Origin`, `Sec-Fetch-Site`) and be JSON.
-* A body has at most `MOST_BODY` bytes.
+* A body has at most `MOST_BODY` bytes, that of a graph file `MOST_FILE`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import parse_qs
 
-MOST_BODY = 1 << 20
+MOST_BODY, MOST_FILE = 1 << 20, 32 << 20
+_FILES = frozenset({"/api/v1/import_graph"})
 COOKIE = "cutaway"
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; style-src-attr 'unsafe-inline'; img-src 'self' data:; "
@@ -63,7 +64,7 @@ class Guard:
             status, why, instead = refusal
             await _answer(send, status, json.dumps({"what": "the request", "why": why, "instead": instead}))
             return
-        await self.app(scope, _limited(receive), _with_headers(send))
+        await self.app(scope, _limited(receive, _most(scope)), _with_headers(send))
 
     def _entered(self, scope: Scope) -> str | None:
         """Return the cookie for a request whose address is a fresh link; the link is spent."""
@@ -94,9 +95,9 @@ class Guard:
             return 403, "another page sent it", "use the page itself"
         if headers.get("content-type", "application/json").partition(";")[0].strip() != "application/json":
             return 415, "its body is not JSON", "send application/json"
-        length = headers.get("content-length", "0")
-        if not length.isdecimal() or int(length) > MOST_BODY:
-            return 413, f"its body is longer than {MOST_BODY} bytes", "send less"
+        length, most = headers.get("content-length", "0"), _most(scope)
+        if not length.isdecimal() or int(length) > most:
+            return 413, f"its body is longer than {most} bytes", "send less"
         return None
 
 
@@ -108,15 +109,19 @@ def _cookie(text: str) -> str:
     return ""
 
 
-def _limited(receive: Any) -> Any:
-    """Pass on at most `MOST_BODY` bytes of a body, whatever its header says of its length."""
+def _most(scope: Scope) -> int:
+    return MOST_FILE if scope["path"] in _FILES else MOST_BODY
+
+
+def _limited(receive: Any, most: int) -> Any:
+    """Pass on at most `most` bytes of a body, whatever its header says of its length."""
     seen = 0
 
     async def limited() -> dict[str, Any]:
         nonlocal seen
         message = await receive()
         seen += len(message.get("body", b""))
-        return {"type": "http.disconnect"} if seen > MOST_BODY else message
+        return {"type": "http.disconnect"} if seen > most else message
 
     return limited
 

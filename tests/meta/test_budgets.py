@@ -8,7 +8,7 @@ from tests.meta.tree import ROOT, room_of, sources
 #: lines of code (no blanks, comments or docstrings) that a room may have; see docs/decisions/11-budgets.md
 BUDGETS = {
     "": 145,
-    "core": 2_430,
+    "core": 2_440,
     "views": 1_800,
     "models": 8_540,
     "tasks": 3_000,
@@ -24,7 +24,7 @@ BUDGETS = {
     "patching": 1_900,
     "dictionaries": 9_300,
     "directions": 2_700,
-    "graphs": 3_445,
+    "graphs": 3_500,
     "features": 3_930,
     "suites": 1_105,
     "compat": 4_180,

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from cutaway.studio import feature_messages as f
+from cutaway.studio import graph_messages as g
 from cutaway.studio import messages as m
 
 
@@ -60,6 +61,12 @@ ACTIONS: dict[str, Action] = {
         Action("feature", f.LatentOf, f.FeaturePage, "features:feature", "Return the page of a latent.", kept=False),
         Action("read", f.ReadText, f.ReadingOf, "features:read", "Read a text by its latents.", kept=False),
         Action("direction", f.LatentOf, f.DirectionOf, "features:saved_direction", "Save a latent as a direction."),
+        Action("graphs", m.Request, g.Graphs, "graphs:graphs", "List the graphs.", kept=False),
+        Action("graph", g.GraphOf, g.GraphPage, "graphs:graph", "Return a graph, pruned and laid out.", kept=False),
+        Action("node", g.NodeOf, g.NodePage, "graphs:node", "Return what is around a node.", kept=False),
+        Action("keep_groups", g.GroupsOf, g.Kept, "graphs:keep_groups", "Keep groups of units.", kept=False),
+        Action("import_graph", g.ForeignGraph, g.Kept, "graphs:import_graph", "Read a graph file.", kept=False),
+        Action("export_graph", g.GraphOf, g.GraphFile, "graphs:export_graph", "Write a graph file.", kept=False),
         Action("harvest", f.Harvest, m.Shown, "feature_jobs:harvested", "Harvest a store with rules.", job=True),
         Action("causal_card", f.CausalCard, m.Shown, "feature_jobs:causal", "Ablate a latent.", job=True),
         Action("compare_stores", f.ComparedStores, m.Shown, "feature_jobs:compared", "Match latents.", job=True),

@@ -91,6 +91,106 @@ export interface FileCard {
   name: string;
 }
 
+/** A graph file of circuit-tracer or Neuronpedia. */
+export interface ForeignGraph {
+  model?: string;
+  name?: string;
+  data: Record<string, unknown>;
+}
+
+/** A graph that can be opened. */
+export interface GraphCard {
+  id: string;
+  name: string;
+  prompt: string;
+}
+
+/** An edge between two nodes of the picture, by their places in the list. */
+export interface GraphEdge {
+  source: number;
+  target: number;
+  weight: number;
+}
+
+/** A graph file of the schema of circuit-tracer and Neuronpedia. */
+export interface GraphFile {
+  data: Record<string, unknown>;
+  format?: string;
+}
+
+/** An edge to or from a node: the other end with its words, its weight, and its share of what its target reads. */
+export interface GraphLink {
+  node: string;
+  title: string;
+  weight: number;
+  share: number;
+}
+
+/** A node of the picture: its place, its words, and its numbers. */
+export interface GraphNode {
+  name: string;
+  kind: string;
+  title: string;
+  depth: number;
+  column: number;
+  slot: number;
+  group: string;
+  weak: boolean;
+  influence: number | null;
+  cumulative: number;
+  activation: number;
+  share: number;
+}
+
+/** A graph, how it is pruned, and which of its units a reader takes for one thing. */
+export interface GraphOf {
+  model?: string;
+  graph: string;
+  preset?: string;
+  nodes?: number | null;
+  edges?: number | null;
+  pinned?: string[];
+  supernodes?: Record<string, string[]>;
+}
+
+/** A pruned graph as the page draws it; `hidden` is the number of its smallest edges that are left out. */
+export interface GraphPage {
+  graph: string;
+  prompt: string;
+  targets: string[];
+  depths: string[];
+  columns: string[];
+  starts: number[];
+  nodes: GraphNode[];
+  edges: GraphEdge[];
+  hidden: number;
+  whole: Scores | null;
+  drawn: Scores | null;
+  all_nodes: number | null;
+  all_edges: number | null;
+  preset: string;
+  node_share: number | null;
+  edge_share: number | null;
+  call: Record<string, unknown> | null;
+  how: string;
+  python: string;
+  command: string;
+}
+
+/** The graphs of the studio, the units that can be traced, and the conventions of pruning. */
+export interface Graphs {
+  graphs: GraphCard[];
+  transcoders: string[];
+  presets: Record<string, unknown[]>;
+}
+
+/** Groups of a graph's units that are kept in a file. */
+export interface GroupsOf {
+  model?: string;
+  graph: string;
+  supernodes: Record<string, string[]>;
+}
+
 /** A next token with its probability and its logit. */
 export interface Guess {
   id: number;
@@ -134,6 +234,11 @@ export interface Judged {
   beyond: string[];
   rung: string;
   instead: string;
+}
+
+/** What was kept, by its id. */
+export interface Kept {
+  id: string;
 }
 
 /** A description of a latent with its scores. */
@@ -216,6 +321,25 @@ export interface ModelCard {
   why?: string;
 }
 
+/** A node of a graph. */
+export interface NodeOf {
+  model?: string;
+  graph: string;
+  node: string;
+}
+
+/** A node with the largest edges into it and out of it, in the whole graph. */
+export interface NodePage {
+  node: string;
+  title: string;
+  influence: number;
+  null: number | null;
+  activation: number;
+  value: number | null;
+  inputs: GraphLink[];
+  outputs: GraphLink[];
+}
+
 /** A page of HTML that opens from disk. */
 export interface Page {
   html: string;
@@ -279,6 +403,14 @@ export interface ResultOf {
   model?: string;
   result: string;
   fields?: string[];
+}
+
+/** How much of the influence a graph explains. */
+export interface Scores {
+  replacement: number;
+  completeness: number;
+  error_share?: number | null;
+  others_share?: number | null;
 }
 
 /** A search: words of labels, `token:…`, `phrase:…`, `fires-on:…`, `raises:…` or `like:…`. */
