@@ -70,7 +70,7 @@ class GraphEdge(Message):
 
 
 class Scores(Message):
-    """How much of the influence a graph explains."""
+    """The scores of a graph: the shares of influence that it explains."""
 
     replacement: float
     completeness: float
@@ -138,7 +138,7 @@ class GroupsOf(GraphNamed):
 
 
 class Kept(Message):
-    """What was kept, by its id."""
+    """The id of a file that was kept."""
 
     id: str
 

@@ -166,8 +166,10 @@ def _labels(session: Session, whole: AttributionGraph) -> dict[str, str]:
 
 def _titles(session: Session, whole: AttributionGraph) -> dict[str, str]:
     """Return the words of nodes: labels of units, tokens, and targets."""
-    words = {n: whole.words[x.position or 0] for n, x in zip(whole.labels["node"], whole.nodes, strict=True)
-             if kind_of(x) == "token"}  # fmt: skip
+    tokens = [
+        (n, x.position or 0) for n, x in zip(whole.labels["node"], whole.nodes, strict=True) if kind_of(x) == "token"
+    ]
+    words = {name: whole.words[position] for name, position in tokens}
     return words | whole.texts | _labels(session, whole)
 
 

@@ -236,7 +236,7 @@ export interface Judged {
   instead: string;
 }
 
-/** What was kept, by its id. */
+/** The id of a file that was kept. */
 export interface Kept {
   id: string;
 }
@@ -405,7 +405,7 @@ export interface ResultOf {
   fields?: string[];
 }
 
-/** How much of the influence a graph explains. */
+/** The scores of a graph: the shares of influence that it explains. */
 export interface Scores {
   replacement: number;
   completeness: number;
