@@ -9,6 +9,7 @@ from cutaway.patching.causal_trace import Trace, causal_trace
 from cutaway.patching.cross_model import cross_model
 from cutaway.patching.group import GroupEffect, group
 from cutaway.patching.interactions import Interactions, interactions
+from cutaway.patching.intervene import Intervention, intervene
 from cutaway.patching.knockout import Knockouts, knockout
 from cutaway.patching.knockout_curve import KnockoutCurve, knockout_curve
 from cutaway.patching.path import path
@@ -19,6 +20,7 @@ __all__ = [
     "Effects",
     "GroupEffect",
     "Interactions",
+    "Intervention",
     "KnockoutCurve",
     "Knockouts",
     "SelfRepair",
@@ -31,6 +33,7 @@ __all__ = [
     "cross_model",
     "group",
     "interactions",
+    "intervene",
     "knockout",
     "knockout_curve",
     "path",

@@ -19,7 +19,7 @@ from cutaway.core.refuse import Keyword, Refused
 PREFIX = "file:"
 _ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,79}")
 _FILE = re.compile(r"\.(jsonl?|txt|md|safetensors|gguf|pt|pth|bin|npz?|csv|html|sqlite)$", re.IGNORECASE)
-_KNOWN = re.compile(r"world/[a-z_]+")  # texts that ship with the package
+_KNOWN = re.compile(r"(mini)?world/[\w-]+(\.\w+)*")  # texts and dictionaries that ship with the package
 _STORE = "manifest.json"
 
 

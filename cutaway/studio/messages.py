@@ -260,3 +260,102 @@ class Predicted(Message):
 
     tokens: list[Token]
     next: list[Guess]
+
+
+# --- interventions
+
+
+class EditEntry(Message):
+    """A change inside the model, at all positions or at some of them.
+
+    `number` is the factor of `scale` and the strength of `steer` and `latent`; `file` has the direction or dictionary.
+    """
+
+    kind: Literal["zero", "mean", "resample", "patch", "scale", "steer", "latent"]
+    address: Name
+    positions: Annotated[list[int], Field(max_length=64)] = []
+    number: Annotated[float, Field(ge=-1e6, le=1e6)] = 1.0
+    file: Name = ""
+    latent: Annotated[int, Field(ge=0)] = 0
+
+
+class Intervene(Request):
+    """Changes of a prompt's run; `other` is the prompt that `patch` takes values of."""
+
+    prompt: Text
+    other: Text = ""
+    target: Name = ""
+    foil: Name = ""
+    edits: Annotated[list[EditEntry], Field(min_length=1, max_length=32)]
+    top: Annotated[int, Field(ge=1, le=30)] = 8
+    words: Annotated[int, Field(ge=0, le=64)] = 0
+    samples: Annotated[int, Field(ge=1, le=100)] = 20
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+class Effect(Message):
+    """A change beside the band that the same changes elsewhere leave; it is marked outside of it."""
+
+    value: float
+    low: float
+    high: float
+    marked: bool
+
+
+class ChangedToken(Message):
+    """A next token before and after."""
+
+    id: int
+    text: str
+    probability: list[float]
+    logit: list[float]
+    change: Effect
+    logit_change: Effect
+
+
+class Intervened(Message):
+    """Next tokens before and after changes; `values` is the call of `patching.intervene` that gives them."""
+
+    effect: Effect
+    unit: str
+    target: str
+    foil: str
+    divergence: Effect
+    tokens: list[ChangedToken]
+    text: str
+    edited_text: str
+    band: str
+    how: str
+    python: str
+    command: str
+    values: dict[str, Any]
+
+
+# --- attention
+
+
+class Attention(Request):
+    """The attention of a layer on a prompt: of one head or of all, for `count` queries from `start` on."""
+
+    prompt: Text
+    layer: Annotated[int, Field(ge=0)]
+    head: Annotated[int, Field(ge=0)] | None = None
+    top: Annotated[int, Field(ge=1, le=32)] = 8
+    start: Annotated[int, Field(ge=0)] = 0
+    count: Annotated[int, Field(ge=1, le=256)] = 256
+
+
+class HeadLooks(Message):
+    """The largest weights of each query of a head, the largest first, with the positions of their keys."""
+
+    head: int
+    keys: list[list[int]]
+    weights: list[list[float]]
+
+
+class Attended(Message):
+    """The tokens of a prompt and the attention of some queries, from `start` on."""
+
+    tokens: list[Token]
+    start: int
+    heads: list[HeadLooks]

@@ -79,23 +79,31 @@ class Session:
             Refused: a value that names a place on disk, or what the form refuses.
         """
         flags = {e.name for e in form(row)}
-        given = {n: self._meant(n, v) for n, v in values.items()} | ({"model": self.source} if "model" in flags else {})
+        given = {n: self.meant(n, v) for n, v in values.items()} | ({"model": self.source} if "model" in flags else {})
         self._keep_model(row)
         found = opened(row, given, self.kept)
         while len(self.kept) > _MOST_KEPT:
             self.kept.popitem(last=False)
         return found
 
-    def _keep_model(self, row: Method) -> None:
-        """Let the model that is loaded be the one that its flags mean."""
-        if "model" in (flags := {e.name: e.default for e in form(row) if e.subject == "model"}):
-            self.kept["model", self.source, *list(flags.values())[1:]] = self.model
-            self.kept.move_to_end(("model", self.source, *list(flags.values())[1:]))
+    def meant(self, name: str, value: Any) -> Any:
+        """Return the value of a form that a value of the page means.
 
-    def _meant(self, name: str, value: Any) -> Any:
+        Raises:
+            Refused: a model or a file that the studio does not have.
+        """
         if name == "other":
             if value not in (*self.others, "shuffled"):
                 known = ", ".join([*self.others, "shuffled"])
                 raise Refused(Keyword(name, value), "the studio has no such model", f"use one of {known}")
             return self.others.get(value, value)
+        if name == "edits":  # texts whose last word may be a file
+            texts = [t for v in ([value] if isinstance(value, str) else value) for t in str(v).split(",")]
+            return [" ".join(self.folder.placed(name, word) for word in t.split()) for t in texts]
         return self.folder.placed(name, value)
+
+    def _keep_model(self, row: Method) -> None:
+        """Let the model that is loaded be the one that its flags mean."""
+        if "model" in (flags := {e.name: e.default for e in form(row) if e.subject == "model"}):
+            self.kept["model", self.source, *list(flags.values())[1:]] = self.model
+            self.kept.move_to_end(("model", self.source, *list(flags.values())[1:]))

@@ -56,6 +56,7 @@ QUICK = {"samples": 2, "steps": 4, "draws": 2}
 #: what must be named where nothing is known of the task, or of latents that nobody trained
 NAMED: dict[str, dict[str, Any]] = {
     "patching.group": {"heads": "0.0"},
+    "patching.intervene": {"edits": "zero z.0.0"},
     "heads.card": {"head": "1.2"},
     "heads.card(model, repeats)": {"head": "1.2"},
     "heads.confirm": {"heads": "0.0"},

@@ -21,7 +21,7 @@ BUDGETS = {
     "weights": 1_050,
     "neurons": 2_000,
     "geometry": 1_000,
-    "patching": 1_900,
+    "patching": 2_015,
     "dictionaries": 9_300,
     "directions": 2_700,
     "graphs": 3_500,

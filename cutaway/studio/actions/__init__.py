@@ -70,5 +70,7 @@ ACTIONS: dict[str, Action] = {
         Action("harvest", f.Harvest, m.Shown, "feature_jobs:harvested", "Harvest a store with rules.", job=True),
         Action("causal_card", f.CausalCard, m.Shown, "feature_jobs:causal", "Ablate a latent.", job=True),
         Action("compare_stores", f.ComparedStores, m.Shown, "feature_jobs:compared", "Match latents.", job=True),
+        Action("intervene", m.Intervene, m.Intervened, "interventions:intervene", "Change something inside a run."),
+        Action("attention", m.Attention, m.Attended, "attention:attention", "Tell where each token of a prompt looks."),
     )
 }

@@ -2,6 +2,7 @@
 import { html, render, useEffect, useState } from "./vendor/preact.js";
 import { effect } from "./vendor/signals.js";
 import { listen, post, refresh } from "./api.js";
+import { Drawer, Toggle } from "./drawer.js";
 import "./marks.js";
 import { about, address, choose, chosen, connected, jobs, model, screen, useSignal, written } from "./state.js";
 import { SCREENS } from "./screens/index.js";
@@ -16,6 +17,7 @@ function App() {
       ${shown.prompt && html`<${PromptBar} shown=${shown} />`}
       <${shown.view} key=${shown.name} />
     </main>
+    <${Drawer} />
     <footer><p>Every number stands beside its control and its interval where one was computed. This page asks nothing of any
       other machine.</p></footer>`;
 }
@@ -29,7 +31,7 @@ function Head({ shown }) {
       <a href=${written({ screen: s.name, values })} aria-current=${s === shown ? "page" : undefined}
         onClick=${(event) => { event.preventDefault(); choose({}, s.name); }}>${s.title}${s.name === "runs" && running > 0
     ? html` <span class=count>${running}</span>` : ""}</a></li>`)}</ul></nav>
-    <${Models} /><${Theme} /></header>`;
+    <${Toggle} /><${Models} /><${Theme} /></header>`;
 }
 
 function Models() {

@@ -17,6 +17,34 @@ export interface Active {
   label: string;
 }
 
+/** The tokens of a prompt and the attention of some queries, from `start` on. */
+export interface Attended {
+  tokens: Token[];
+  start: number;
+  heads: HeadLooks[];
+}
+
+/** The attention of a layer on a prompt: of one head or of all, for `count` queries from `start` on. */
+export interface Attention {
+  model?: string;
+  prompt: string;
+  layer: number;
+  head?: number | null;
+  top?: number;
+  start?: number;
+  count?: number;
+}
+
+/** A next token before and after. */
+export interface ChangedToken {
+  id: number;
+  text: string;
+  probability: number[];
+  logit: number[];
+  change: Effect;
+  logit_change: Effect;
+}
+
 /** A sentence about a result. */
 export interface Claim {
   model?: string;
@@ -59,6 +87,24 @@ export interface Drawing {
   unit: string;
   html: string;
   numbers: string;
+}
+
+/** A change inside the model, at all positions or at some of them.  `number` is the factor of `scale` and the strength of `steer` and `latent`; `file` has the direction or dictionary. */
+export interface EditEntry {
+  kind: "zero" | "mean" | "resample" | "patch" | "scale" | "steer" | "latent";
+  address: string;
+  positions?: number[];
+  number?: number;
+  file?: string;
+  latent?: number;
+}
+
+/** A change beside the band that the same changes elsewhere leave; it is marked outside of it. */
+export interface Effect {
+  value: number;
+  low: number;
+  high: number;
+  marked: boolean;
 }
 
 /** An entry of a method's form. */
@@ -199,6 +245,13 @@ export interface Guess {
   logit: number;
 }
 
+/** The largest weights of each query of a head, the largest first, with the positions of their keys. */
+export interface HeadLooks {
+  head: number;
+  keys: number[][];
+  weights: number[][];
+}
+
 /** A latent that was found, why beside what chance would give, and its label. */
 export interface Hit {
   dictionary: string;
@@ -211,6 +264,37 @@ export interface Hit {
 export interface Hits {
   by: string;
   hits: Hit[];
+}
+
+/** Changes of a prompt's run; `other` is the prompt that `patch` takes values of. */
+export interface Intervene {
+  model?: string;
+  prompt: string;
+  other?: string;
+  target?: string;
+  foil?: string;
+  edits: EditEntry[];
+  top?: number;
+  words?: number;
+  samples?: number;
+  seed?: number;
+}
+
+/** Next tokens before and after changes; `values` is the call of `patching.intervene` that gives them. */
+export interface Intervened {
+  effect: Effect;
+  unit: string;
+  target: string;
+  foil: string;
+  divergence: Effect;
+  tokens: ChangedToken[];
+  text: string;
+  edited_text: string;
+  band: string;
+  how: string;
+  python: string;
+  command: string;
+  values: Record<string, unknown>;
 }
 
 /** A call that runs in the background. */

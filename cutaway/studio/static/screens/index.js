@@ -2,6 +2,7 @@
 import { Ask } from "./ask.js";
 import { Features } from "./features.js";
 import { Graph } from "./graph.js";
+import { Heads } from "./heads.js";
 import { Patch } from "./patch.js";
 import { Runs } from "./runs.js";
 import { Why } from "./why.js";
@@ -11,6 +12,7 @@ export const SCREENS = [
   { name: "patch", title: "Patch map", prompt: ["prompt", "other", "target", "foil"], view: Patch },
   { name: "features", title: "Features", prompt: ["prompt", "target", "foil"], view: Features },
   { name: "graph", title: "Graph", prompt: ["prompt", "target", "foil"], view: Graph },
+  { name: "heads", title: "Heads", prompt: ["prompt"], view: Heads },
   { name: "ask", title: "Methods", view: Ask },
   { name: "runs", title: "Runs", view: Runs },
 ];
