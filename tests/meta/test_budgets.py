@@ -29,7 +29,7 @@ BUDGETS = {
     "suites": 1_105,
     "compat": 4_180,
     "cli": 2_930,
-    "studio": 2_200,
+    "studio": 2_320,
 }
 
 
