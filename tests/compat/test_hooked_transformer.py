@@ -118,6 +118,17 @@ def test_stopping_and_starting_at_a_layer_is_the_whole_run(model):
     assert model(IDS, return_type=None) is None
 
 
+def test_each_call_of_the_norm_before_attention_has_its_own_gradient(model):
+    normed, queries = list[Tensor](), list[Tensor]()
+    keep = [("blocks.1.ln1.hook_normalized", lambda g, hook: normed.append(g.clone())),
+            ("blocks.1.attn.hook_q", lambda g, hook: queries.append(g.clone()))]  # fmt: skip
+    with model.hooks(bwd_hooks=keep):
+        model(IDS, return_type="loss").backward()
+    assert len(normed) == 3
+    expected = torch.einsum("bphd,hmd->bpm", queries[0], model.blocks[1].attn.W_Q)
+    torch.testing.assert_close(normed[-1], expected * getattr(model.blocks[1].ln1, "w", 1.0))
+
+
 @pytest.mark.parametrize("kind", ["gpt2", LLAMA])
 def test_a_bridged_run_goes_on_with_the_positions_that_a_hook_leaves(kind):
     model, calls = made(kind), list[str]()

@@ -322,7 +322,7 @@ def listening(
         elif isinstance(place, Port):
             others[name] = place, see
     for i in range(start, last):
-        _three_norms(root, i, others)
+        _three_norms(root, i, sees, others)
         _split(root, i, sees, others)
     if stop is not None:
         at = Address("resid_post", stop - 1) if stop else Address("resid_pre", 0)
@@ -378,28 +378,39 @@ def _resizing(see: taps.See, place: Address) -> taps.See:
     return seen
 
 
-def _three_norms(root: Any, layer: int, others: dict[str, Any]) -> None:
+def _heads(cfg: Config) -> dict[str, int]:
+    """Return how many heads have queries, keys and values of their own."""
+    kv = cfg.n_key_value_heads or cfg.n_heads
+    return {"q": cfg.n_heads, "k": kv, "v": kv}
+
+
+def _three_norms(root: Any, layer: int, sees: dict[Address, taps.See], others: dict[str, Any]) -> None:
     """Call the hook points of the norm before attention three times, as TransformerLens does: for q, k and v."""
     a, part = root.house.anatomy, root.blocks[layer].ln1
     module, points = a.part(layer, "ln1"), (part.hook_scale, part.hook_normalized)
+    backward = any(not isinstance(p, HookPoint) or p.bwd_hooks for p in points)
+    outs = dict[str, Tensor]()
 
     def see(x: Tensor) -> Tensor:
-        out = [part(x) for _ in "qkv"][-1]
-        backward = any(not isinstance(p, HookPoint) or p.bwd_hooks for p in points)
+        outs.update({letter: part(x) for letter in "qkv"})
         # The model's own norm goes on where no hook changed anything, bit for bit.
-        return out if backward or not torch.equal(out, _norm(a, module, root.cfg)(x)) else x
+        return outs["v"] if backward or not torch.equal(outs["v"], _norm(a, module, root.cfg)(x)) else x
 
     heard = [others.pop(f"blocks.{layer}.ln1.hook_{name}", None) for name in _NORM_POINTS]
-    if any(heard) and module is not None:
-        port = Port(module, "out", lambda x, y: x, lambda new, x, y: new.to(y.dtype), derived=True)
-        others[f"blocks.{layer}.ln1"] = port, see
+    if not any(heard) or module is None:
+        return
+    port = Port(module, "out", lambda x, y: x, lambda new, x, y: new.to(y.dtype), derived=True)
+    others[f"blocks.{layer}.ln1"] = port, see
+    for letter, n in _heads(root.cfg).items() if backward else ():  # so that each call has its own part of the gradient
+        sees[Address(f"{letter}_in", layer)] = lambda x, letter=letter, n=n: repeat_along_head_dimension(
+            outs[letter].to(x.dtype), n
+        )
 
 
 def _split(root: Any, layer: int, sees: dict[Address, taps.See], others: dict[str, Any]) -> None:
     """Put in the taps of the inputs that each head has for itself, where they are switched on and heard."""
     cfg, block, a = root.cfg, root.blocks[layer], root.house.anatomy
-    kv = cfg.n_key_value_heads or cfg.n_heads
-    heads = {"q": cfg.n_heads, "k": kv, "v": kv}
+    heads = _heads(cfg)
     points = {letter: getattr(block, f"hook_{letter}_input") for letter in "qkv" if cfg.use_split_qkv_input}
     if not any(_is_heard(p) for p in points.values()) and not (cfg.use_attn_in and _is_heard(block.hook_attn_in)):
         return
