@@ -197,6 +197,14 @@ def test_weights_are_loaded_processed_and_trained_under_their_names():
     assert bridge.state_dict()["blocks.0.attn.W_Q"].shape == (4, 16, 4)
 
 
+def test_the_state_dict_of_a_part_is_that_of_the_model_below_its_name(model):
+    whole = model.state_dict()
+    for name in ("embed", "ln_final", "blocks.1", "blocks.0.attn"):
+        part = model.get_submodule(name).state_dict()
+        assert part.keys() == {n.removeprefix(f"{name}.") for n in whole if n.startswith(f"{name}.")}
+        assert all(torch.equal(part[n], whole[f"{name}.{n}"]) for n in part)
+
+
 def test_a_model_without_norms_has_none_to_fold():
     model = HookedTransformer({**hook_points.native("attention only"), "device": "cpu"})
     log = partial(torch.log_softmax, dim=-1)

@@ -51,10 +51,8 @@ def create_graph_files(
     """
     from transformers import AutoTokenizer
 
-    graph, folder = (
-        graph_or_path if isinstance(graph_or_path, Graph) else Graph.from_pt(graph_or_path),
-        Path(output_path),
-    )
+    graph = graph_or_path if isinstance(graph_or_path, Graph) else Graph.from_pt(graph_or_path)
+    folder = Path(output_path)
     if (scan := scan or graph.scan) is None:
         raise Refused(Keyword("scan", None), "the graph does not say which transcoders it is of", "give their name")
     tokenizer = AutoTokenizer.from_pretrained(graph.cfg.tokenizer_name)
@@ -127,9 +125,8 @@ def display_topk_token_predictions(
     for name, logits in (("original", original_logits), ("new", new_logits)):
         _show((f"{sentence}: {name}", dict(get_topk(logits, tokenizer, k))))
         if key_tokens:
-            display_token_probs(
-                logits, [i for _, i in key_tokens], [label for label, _ in key_tokens], f"key tokens, {name}"
-            )
+            labels, ids = zip(*key_tokens, strict=True)
+            display_token_probs(logits, list(ids), labels, f"key tokens, {name}")
 
 
 def display_token_probs(logits: Tensor, token_ids: Any, labels: Sequence[str], title: str = "") -> None:
@@ -159,9 +156,5 @@ def display_ablation_chart(groups: Any, logit_diffs: Any = None, title: str = ""
 
 def display_generations_comparison(original_text: str, pre: Sequence[str], post: Sequence[str]) -> None:
     """Draw the continuations of a prompt without and with an intervention."""
-    _show(
-        (
-            "continuation",
-            {f"{name}: {text}": 1.0 for name, texts in (("before", pre), ("after", post)) for text in texts},
-        )
-    )
+    named = (("before", pre), ("after", post))
+    _show(("continuation", {f"{name}: {text}": 1.0 for name, texts in named for text in texts}))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from types import MethodType
 from typing import Any
 
@@ -43,7 +44,7 @@ _SITES = {  # hook points of a block, in the order of the forward, and the house
 _ATTENTION = {
     "W_Q": "q", "W_O": "o", "b_Q": "q_bias", "b_O": "o_bias", "W_K": "k", "W_V": "v", "b_K": "k_bias", "b_V": "v_bias",
 }  # fmt: skip
-SHARED = ("W_K", "W_V", "b_K", "b_V")
+_SHARED = ("W_K", "W_V", "b_K", "b_V")
 _AS_IT_IS = (lambda x, y: x, lambda new, x, y: new)  # what a module reads
 _FOLDED = ("ln1", "ln2")
 _NORM_POINTS = ["scale", "normalized"]
@@ -51,7 +52,6 @@ _WHOLE = {"hook_embed": "embed", "hook_pos_embed": "pos_embed"}
 
 
 _METHODS = ("apply_causal_mask", "_mlp")  # of native components, which those of a bridged model borrow
-Reads = Mapping[str, Callable[[], Tensor]]
 
 
 class Part(nn.Module):
@@ -93,6 +93,10 @@ class Part(nn.Module):
             return MethodType(getattr(self.kind, name), self)
         return super().__getattr__(name)
 
+    def state_dict(self, *_: Any, prefix: str = "", **__: Any) -> dict[str, Tensor]:
+        """Return the weights under TransformerLens' names, those of its own parts included."""
+        return {f"{prefix}{name}": read().detach() for name, read in reads(self).items()}
+
     @property
     def OV(self) -> FactoredMatrix:
         """W_V W_O of every head."""
@@ -102,6 +106,12 @@ class Part(nn.Module):
     def QK(self) -> FactoredMatrix:
         """W_Q W_Kᵀ of every head."""
         return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
+
+
+def reads(root: nn.Module) -> dict[str, Callable[[], Tensor]]:
+    """Return how the weights of all parts below are read, by name; keys and values that heads share stand once."""
+    parts = {f"{n}." * bool(n): m.weights for n, m in root.named_modules() if isinstance(m, Part)}
+    return {f"{n}{w}": read for n, own in parts.items() for w, read in own.items() if f"_{w}" not in own}
 
 
 def components(house: Model, cfg: Config) -> dict[str, nn.Module]:
@@ -152,8 +162,8 @@ def _block(house: Model, cfg: Config, i: int) -> Part:
     group = cfg.n_heads // (cfg.n_key_value_heads or cfg.n_heads)
     heads: dict[str, Any] = {name: lambda of=of: getattr(w, of)[i] for name, of in _ATTENTION.items()}
     if own:  # queries share keys and values: W_K repeats _W_K
-        heads |= {f"_{n}": heads[n] for n in SHARED}
-        heads |= {n: lambda read=heads[f"_{n}"]: read().repeat_interleave(group, 0) for n in SHARED}
+        heads |= {f"_{n}": heads[n] for n in _SHARED}
+        heads |= {n: lambda read=heads[f"_{n}"]: read().repeat_interleave(group, 0) for n in _SHARED}
     rotary = ["rot_k", "rot_q"] if cfg.positional_embedding_type == "rotary" else []
     block.ln1 = _norm(a, a.part(i, "ln1"), cfg)
     if not cfg.attn_only:
@@ -402,9 +412,11 @@ def _three_norms(root: Any, layer: int, sees: dict[Address, taps.See], others: d
     port = Port(module, "out", lambda x, y: x, lambda new, x, y: new.to(y.dtype), derived=True)
     others[f"blocks.{layer}.ln1"] = port, see
     for letter, n in _heads(root.cfg).items() if backward else ():  # so that each call has its own part of the gradient
-        sees[Address(f"{letter}_in", layer)] = lambda x, letter=letter, n=n: repeat_along_head_dimension(
-            outs[letter].to(x.dtype), n
-        )
+        sees[Address(f"{letter}_in", layer)] = partial(_each_head, outs, letter, n)
+
+
+def _each_head(outs: Mapping[str, Tensor], letter: str, n: int, x: Tensor) -> Tensor:
+    return repeat_along_head_dimension(outs[letter].to(x.dtype), n)
 
 
 def _split(root: Any, layer: int, sees: dict[Address, taps.See], others: dict[str, Any]) -> None:

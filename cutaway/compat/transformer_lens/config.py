@@ -74,8 +74,11 @@ class HookedTransformerConfig:
     attn_scores_soft_cap: float = -1.0
     output_logits_soft_cap: float = -1.0
     tie_word_embeddings: bool = False
+    load_in_4bit: bool = False
 
     def __post_init__(self) -> None:
+        if self.load_in_4bit:
+            raise Refused("load_in_4bit=True", "weights here are as torch has them", "leave it out")
         if self.n_heads == -1:
             self.n_heads = self.d_model // self.d_head
         if self.seed is not None:

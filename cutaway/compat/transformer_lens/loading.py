@@ -21,6 +21,7 @@ _HUB = {
     "gpt-neo": "EleutherAI/", "gpt-j": "EleutherAI/", "gemma": "google/", "Llama": "meta-llama/", "Qwen": "Qwen/",
     "Mistral": "mistralai/", "phi": "microsoft/", "bloom": "bigscience/",
 }  # fmt: skip
+_ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function")  # of configurations, the first that is there
 
 
 def own_model(
@@ -71,14 +72,7 @@ def configuration(model: Model, name: str, **given: Any) -> Config:
     rope = getattr(hf, "rope_parameters", None) or {}
     positions = "standard" if a.top("pos") is not None else "rotary" if rope else "alibi"
     share = float(rope.get("partial_rotary_factor", None) or getattr(hf, "rotary_pct", None) or 1.0)
-    act = next(
-        (
-            v
-            for n in ("hidden_activation", "hidden_act", "activation_function")
-            if isinstance(v := getattr(hf, n, None), str)
-        ),
-        "gelu",
-    )
+    act = next((v for n in _ACTIVATIONS if isinstance(v := getattr(hf, n, None), str)), "gelu")
     scalar = getattr(hf, "query_pre_attn_scalar", None)
     kv = None if s.n_kv_heads == s.n_heads else s.n_kv_heads
     return Config(

@@ -121,8 +121,9 @@ class Unembed(Module):
 class Attention(Module):
     """Attention with W_Q, W_K, W_V [head d_model d_head], W_O [head d_head d_model] and their biases."""
 
-    def __init__(self, cfg: Config, attn_type: str = "global", layer_id: int | None = None):
+    def __init__(self, cfg: Config | dict[str, Any], attn_type: str = "global", layer_id: int | None = None):
         super().__init__()
+        cfg = Config.unwrap(cfg)
         self.cfg, self.attn_type, self.layer_id = cfg, attn_type, layer_id
         h, d, e, kv = cfg.n_heads, cfg.d_model, cfg.d_head, cfg.n_key_value_heads or cfg.n_heads
         self.group = h // kv
@@ -277,8 +278,9 @@ GroupedQueryAttention = Attention  # one class: heads share keys where the confi
 class MLP(Module):
     """An MLP with W_in [d_model d_mlp] and W_out [d_mlp d_model], and W_gate where it is gated."""
 
-    def __init__(self, cfg: Config):
+    def __init__(self, cfg: Config | dict[str, Any]):
         super().__init__()
+        cfg = Config.unwrap(cfg)
         self.cfg, self.act_fn = cfg, activation(str(cfg.act_fn))
         d, n = cfg.d_model, int(cfg.d_mlp or 0)
         for ends, rows, columns in (("in", d, n), ("out", n, d)):

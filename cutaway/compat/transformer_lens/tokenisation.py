@@ -21,11 +21,13 @@ class Tokenisation:
     tokenizer: Any
 
     def set_tokenizer(self, tokenizer: Any, default_padding_side: str | None = None) -> None:
-        """Use a tokenizer, a copy of it, with padding and beginning tokens where it has none."""
+        """Use a copy of a tokenizer that puts the beginning of text in front, with padding where it has none."""
         if default_padding_side not in (None, "left", "right"):
             raise AssertionError(f"padding_side must be 'right', 'left' or 'None', got {default_padding_side}")
         self.tokenizer = t = copy.deepcopy(tokenizer)
         t.padding_side = default_padding_side or "right"
+        if t.bos_token is not None and not (self.cfg.original_architecture or "").startswith("Olmo"):
+            t.add_bos_token = True
         self.cfg.tokenizer_prepends_bos = len(t.encode("")) > 0
         t.eos_token = t.eos_token or "<|endoftext|>"
         t.pad_token, t.bos_token = t.pad_token or t.eos_token, t.bos_token or t.eos_token

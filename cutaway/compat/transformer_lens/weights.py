@@ -76,10 +76,7 @@ class Weights(HookedRootModule):
         """Return the weights under TransformerLens' names, without buffers."""
         if self.house is None:
             return {n: p.detach() for n, p in self.named_parameters()}
-        parts = {n: m for n, m in self.mod_dict.items() if isinstance(m, bridged.Part)}
-        shared = bridged.SHARED if self.cfg.n_key_value_heads is not None else ()
-        reads = {f"{n}.{w}": read for n, m in parts.items() for w, read in m.weights.items() if w not in shared}
-        return {name: read().detach() if detached else read() for name, read in reads.items()}
+        return {n: read().detach() if detached else read() for n, read in bridged.reads(self).items()}
 
     def named_parameters(self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True) -> Any:
         """Yield the weights under TransformerLens' names: of a bridged model, as they are read off it."""
