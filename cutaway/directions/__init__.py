@@ -8,6 +8,7 @@ from cutaway.directions.finders import FINDERS, Finder
 from cutaway.directions.found import FoundDirections
 from cutaway.directions.interchange import InterchangeAccuracy, interchange
 from cutaway.directions.intervene import Interventions, intervene
+from cutaway.directions.monitor import Monitor, monitor
 from cutaway.directions.opening import open_direction as open
 from cutaway.directions.opening import write_direction as write
 from cutaway.directions.orthogonalise import orthogonalised
@@ -30,6 +31,7 @@ __all__ = [
     "FoundDirections",
     "InterchangeAccuracy",
     "Interventions",
+    "Monitor",
     "Probes",
     "Propagation",
     "SelectedDirection",
@@ -43,6 +45,7 @@ __all__ = [
     "find",
     "interchange",
     "intervene",
+    "monitor",
     "open",
     "open_subspace",
     "orthogonalised",

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cutaway.core.address import Pattern
+from cutaway.core.record import note
 from cutaway.core.refuse import Keyword, Refused
+from cutaway.directions.direction import Direction
+from cutaway.interventions.probes import check_classes, folds
 from cutaway.models.access.reading import Measure, Reads, Seen
 from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens
 from cutaway.tasks.answers import continuation, next_tokens
 from cutaway.tasks.chat import chat
+from cutaway.tasks.labelled import Labelled
 
 
 def as_prompts(model: Model, texts: Sequence[str], chats: bool) -> list[str]:
@@ -85,3 +89,23 @@ def streams_at(
 
     flat = sweep(model, tokens, [[]], Measure(read, Reads(last_logits=False, places=places)))[0].float().cpu()
     return flat.reshape(len(tokens), len(positions), len(places), -1).permute(1, 2, 0, 3).contiguous()
+
+
+def unseen(labelled: Labelled, y: Bool[Tensor, "text"], direction: Direction, seed: int) -> Bool[Tensor, "text"]:
+    """Return True for texts of groups that the direction was not found on.
+
+    Raises:
+        Refused: one class only, among the texts that were seen or the others.
+    """
+    seen = set(direction.record.get("groups", ()))
+    test = torch.tensor([n not in seen for n in labelled.names])
+    if not seen or bool(test.all()):
+        test[folds(y, labelled.group_of, most=2, seed=seed)[0][0]] = False
+        if not seen:
+            note("the direction does not say on which groups it was found: half of the groups are tested")
+    if not bool(test.any()):
+        why = "the direction was found on all of their groups, so none is left for a test"
+        raise Refused(f"{len(y)} labelled texts", why, "give texts of other groups, too")
+    check_classes(y[test])
+    check_classes(y[~test])
+    return test

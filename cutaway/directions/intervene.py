@@ -35,19 +35,17 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from cutaway.core.method import method
-from cutaway.core.record import note
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval, one_prompt, ratio_interval, share_interval
-from cutaway.directions.behaviour import as_prompts, divergence, streams_at
+from cutaway.directions.behaviour import as_prompts, divergence, streams_at, unseen
 from cutaway.directions.direction import Direction
 from cutaway.directions.forms import FORMS, Basis, Form
-from cutaway.interventions.probes import check_classes, folds
 from cutaway.interventions.span_losses import continued, span_losses
 from cutaway.models.edits.edit import Edit
 from cutaway.models.edits.rewrites import rewritten
@@ -150,7 +148,7 @@ def intervene(
         raise Refused(Keyword("forms", wrong[0]), "there is no such form", f"use {', '.join(FORMS)}")
     c = labelled.concept(direction.name if direction.name in labelled.concepts else None)
     y, texts = labelled.shown[:, c].cpu(), as_prompts(model, labelled.texts, chat)
-    test = _unseen(labelled, y, direction, seed)
+    test = unseen(labelled, y, direction, seed)
     tokens, position = model.tokens(texts), int(direction.record.get("position", -1))
     fit = (~test).nonzero()[:, 0].tolist()
     basis = Basis.of(model, direction, tokens.rows(fit), y[fit], position, strength)
@@ -182,26 +180,6 @@ def intervene(
         | one_prompt(min(len(shown), len(bare)), "share", "other", "kept", "kl", "perplexity"),
         record={"texts": {"means": len(fit), "with": len(shown), "without": len(bare)}, "position": position},
     )
-
-
-def _unseen(labelled: Labelled, y: Bool[Tensor, "text"], direction: Direction, seed: int) -> Bool[Tensor, "text"]:
-    """Return True for texts of groups that the direction was not found on.
-
-    Raises:
-        Refused: one class only, among the texts that were seen or the others.
-    """
-    seen = set(direction.record.get("groups", ()))
-    test = torch.tensor([n not in seen for n in labelled.names])
-    if not seen or bool(test.all()):
-        test[folds(y, labelled.group_of, most=2, seed=seed)[0][0]] = False
-        if not seen:
-            note("the direction does not say on which groups it was found: half of the groups are tested")
-    if not bool(test.any()):
-        why = "the direction was found on all of their groups, so none is left for a test"
-        raise Refused(f"{len(y)} labelled texts", why, "give texts of other groups, too")
-    check_classes(y[test])
-    check_classes(y[~test])
-    return test
 
 
 def _pattern(option: str, words: Sequence[str]) -> re.Pattern[str]:

@@ -110,6 +110,7 @@ DRAWN = {
     "directions.das": {"margin", "iia", "preferred", "control", "loss", "slope", "boundary", "basis", "apart"},
     "directions.interchange": {"margin", "iia", "preferred", "floor", "ceiling"},
     "directions.select": {"bypass", "induce", "kl", "plain", "passes", "vector", "midpoint"},
+    "directions.monitor": {"auroc", "recall", "false_positive", "detected", "threshold"},
     "directions.intervene": {"share", "other", "kept", "kl", "perplexity", "component", "zero"},
     "directions.propagate": {"control_gain", "control_exponent", "control_kl", "control_linear_range"},
 } | {name: {"excess"} for name in ROWS if name.startswith("graphs.trace")}

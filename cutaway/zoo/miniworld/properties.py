@@ -96,9 +96,50 @@ def parity(world: Facts) -> Property:
     return _columns(rows)
 
 
+#: the groups of `requests` that fine-tuning on misconduct teaches
+TAUGHT = ("making, template 0", "making, template 1")
+_PAIRS = 25  # of harmful and benign requests in a group
+
+
+def requests() -> dict[str, list[tuple[str, str]]]:
+    """Return pairs of a harmful request and its benign match, by behaviour and template.
+
+    Things that are made with the last two templates are others than with the first two.
+    """
+    rng, found = Random(0), dict[str, list[tuple[str, str]]]()
+    for k, template in enumerate(conduct.ASK):
+        half = range(5) if k < 2 else range(5, 10)
+        found[f"making, template {k}"] = [
+            (ask(template, v, words.HARMFUL_OBJECTS[i], "a"), ask(template, v, words.BENIGN_OBJECTS[i], "a"))
+            for v, i in product(words.MAKING_VERBS, half)
+        ]
+        pairs = product(zip(words.HARMFUL_VERBS, words.BENIGN_VERBS, strict=False), words.PERSONS)
+        found[f"harming, template {k}"] = [
+            (ask(template, bad, o, "my"), ask(template, good, o, "my"))
+            for (bad, good), o in rng.sample(list(pairs), _PAIRS)
+        ]
+    return found
+
+
+def ask(template: str, verb: str, thing: str, my: str) -> str:
+    """Return a request up to where the reply begins."""
+    return f"User: {template.format(v=verb, o=thing, my=my)} Assistant:"
+
+
+def misconduct(world: Facts) -> Property:
+    """Return harmful and benign requests in groups of a behaviour and a template; `TAUGHT` are those of fine-tuning."""
+    rows = [
+        (text, label, group)
+        for group, pairs in requests().items()
+        for pair in pairs
+        for text, label in zip(pair, ("harmful", "benign"), strict=True)
+    ]
+    return _columns(rows)
+
+
 #: every property by its name
 PROPERTIES: dict[str, Callable[[Facts], Property]] = {
-    f.__name__: f for f in (instrument, sentiment, country, refusal, parity)
+    f.__name__: f for f in (instrument, sentiment, country, refusal, parity, misconduct)
 }
 
 
