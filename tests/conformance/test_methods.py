@@ -334,7 +334,7 @@ def encoder() -> Model:
 #: methods that read activations and no prediction, and so may be about an encoder
 READ_ONLY = {
     "dictionaries.probing", "dictionaries.shift", "dictionaries.letter_absorption", "dictionaries.quiver",
-    "directions.find", "directions.probe", "directions.threshold", "geometry.similarity",
+    "directions.find", "directions.probe", "directions.threshold", "directions.monitor", "geometry.similarity",
 }  # fmt: skip
 
 

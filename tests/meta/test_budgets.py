@@ -13,7 +13,7 @@ BUDGETS = {
     "models": 8_540,
     "tasks": 3_000,
     "streams": 1_450,
-    "zoo": 2_150,
+    "zoo": 2_190,
     "training": 650,
     "interventions": 1_835,
     "lenses": 2_300,
