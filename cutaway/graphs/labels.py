@@ -30,6 +30,12 @@ def store_labels(whole: AttributionGraph, store: FeatureStore, transcoders: Dict
     for label in store.meta.labels(name):
         if not label.text.startswith(NONE):
             labels.setdefault(label.latent, label.text)
-    first = {parse(b.reads[0]).layer: start for b, start in zip(transcoders.blocks, transcoders.starts, strict=False)}
+    first = layer_starts(transcoders)
     numbers = {str(n): first[n.block] + n.index for n in whole.nodes if isinstance(n, Latent)}
     return {node: labels[number] for node, number in numbers.items() if number in labels}
+
+
+def layer_starts(transcoders: Dictionary) -> dict[int | None, int]:
+    """Return the number of each layer's first latent among all latents of transcoders."""
+    each = zip(transcoders.blocks, transcoders.starts, strict=False)
+    return {parse(block.reads[0]).layer: start for block, start in each}

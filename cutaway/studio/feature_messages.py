@@ -8,7 +8,7 @@ from pydantic import Field
 
 from cutaway.studio.messages import Message, Name, Request, Shown, Text
 
-Latent = Annotated[int, Field(ge=0)]
+Latent = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
 class StoreCard(Message):

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from cutaway.studio.feature_messages import LatentOf
 from cutaway.studio.messages import Message, Name, Request
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -119,7 +120,7 @@ class GraphLink(Message):
 
 
 class NodePage(Message):
-    """A node with the largest edges into it and out of it, in the whole graph."""
+    """A node with the largest edges into it and out of it, in the whole graph; `page` is its latent in a store."""
 
     node: str
     title: str
@@ -129,6 +130,7 @@ class NodePage(Message):
     value: float | None
     inputs: list[GraphLink]
     outputs: list[GraphLink]
+    page: LatentOf | None
 
 
 class GroupsOf(GraphNamed):

@@ -11,7 +11,7 @@ Role = Literal["place", "depth", "example", "choice", "unit"]
 ROLES: dict[str, Role] = {
     "position": "place", "q_pos": "place", "k_pos": "place",
     "layer": "depth", "other_layer": "depth", "step": "depth",
-    "decile": "depth", "bucket": "depth",
+    "decile": "depth", "bucket": "depth", "strength": "depth", "share": "depth",
     "batch": "example", "prompt": "example", "example": "example",
     "rank": "choice", "top": "choice", "choice": "choice",
     "head": "unit", "kv_head": "unit", "neuron": "unit", "latent": "unit", "d_model": "unit", "d_head": "unit",

@@ -59,7 +59,7 @@ def test_filters_flags_and_labels(table):
     assert row.peak == table.store.vocabulary(int(ids.max()) + 1)[int(ids.mode().values)]
 
 
-@pytest.mark.parametrize("after", ["[1", "[]", '[null, "x"]', json.dumps({"a": 1})])
+@pytest.mark.parametrize("after", ["[1", "[]", '[null, "x"]', json.dumps({"a": 1}), f"[1, {10**30}]"])
 def test_what_is_no_cursor_column_or_latent_is_refused(table, after):
     with pytest.raises(Refused):
         table.page(after=after)

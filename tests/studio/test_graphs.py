@@ -6,7 +6,9 @@ import pytest
 
 import cutaway as ca
 from cutaway.core.refuse import Refused
+from cutaway.features.store.meta import Label
 from cutaway.graphs.opening import around
+from cutaway.streams import from_texts
 from cutaway.studio.folder import Folder
 from cutaway.studio.session import Session
 
@@ -67,6 +69,21 @@ def test_edges_around_a_node_are_its_row_and_column(session, traced, whole, unit
     assert said["null"] == float(whole.influence_null[whole.labels["node"].index(units[0])].max())
     everything = around(whole, units[0], 10_000)
     assert sum(w for _, w, _ in everything.inputs) == pytest.approx(everything.value, abs=1e-4)
+
+
+def test_a_store_names_the_units_of_a_graph(session, traced, units):
+    assert session.do("node", {"graph": traced, "node": units[0]})["page"] is None
+    transcoders, folder = ca.dictionaries.load(UNITS), session.folder.new_store("named")
+    made = ca.features.harvest(session.model, {"mlp": transcoders}, from_texts([f"{PROMPT} oslo."] * 3, "one"), folder)
+    block, index = map(int, units[0].split("@")[0].split(".")[1:])
+    number = transcoders.starts[block] + index
+    made.meta.put([Label("mlp", number, "human", "northern capitals")])
+    titles = {n["name"]: n["title"] for n in session.do("graph", {"graph": traced})["nodes"] if n["kind"] == "unit"}
+    assert {name for name, title in titles.items() if title == "northern capitals"} == {units[0]}
+    page = session.do("node", {"graph": traced, "node": units[0]})["page"]
+    assert (page["store"], page["dictionary"], page["latent"]) == ("named", "mlp", number)
+    row = session.do("latents", {"store": "named", "only": "all", "text": "northern"})["rows"][0]
+    assert row["latent"] == number
 
 
 def test_groups_are_kept_and_tested(session, traced, units):

@@ -22,6 +22,7 @@ from cutaway.features.store.meta import NONE, Label
 SORTS = ("latent", "density", "largest", "mean", "F1", "label")
 RARE = 10
 _START = 2  # positions of a context
+_LARGE = 1 << 63  # beyond the integers of SQLite
 _TABLE = """
 create table latent (latent integer primary key, density real, low real, high real, largest real, mean real,
     peak text, flags text, label text, source text, F1 real, scores text)
@@ -188,7 +189,8 @@ def _row(*values: Any) -> Row:
 def _cursor(text: str) -> tuple[Any, int]:
     try:
         value, last = json.loads(text)
-        if isinstance(value, int | float | str) and isinstance(last, int):
+        small = all(abs(x) < _LARGE for x in (value, last) if isinstance(x, int))
+        if small and isinstance(value, int | float | str) and isinstance(last, int):
             return value, last
     except (ValueError, TypeError):
         pass

@@ -28,7 +28,7 @@ _DRAWN = ["histogram", "quantile", "raises", "lowers", "neighbour", "together"]
 
 def stores(session: Session, request: Request) -> m.Stores:
     """Return the stores of the studio, and what could be harvested."""
-    found = [_store_card(name, _store(session, name)) for name in session.folder.store_names()]
+    found = [_store_card(name, feature_store(session, name)) for name in session.folder.store_names()]
     known = zoo.dictionaries(session.source) if zoo.find(session.source) is not None else []
     return m.Stores(stores=found, dictionaries=known if session.model.world is not None else [])
 
@@ -90,7 +90,7 @@ def carded(session: Session, request: m.LatentOf, options: dict[str, Any]) -> tu
         found = open_result(file)
         assert isinstance(found, FeatureCard)
         return result, found
-    model, source = session.model, _source(session, store, name)
+    model, source = session.model, dictionary_of_store(session, store, name)
     found = card(store, request.latent, model, source, dictionary=name, **options)
     found = replace(found, record=found.record | _again(session, store, name, request.latent, options))
     found.save(file)
@@ -100,7 +100,7 @@ def carded(session: Session, request: m.LatentOf, options: dict[str, Any]) -> tu
 def read(session: Session, request: m.ReadText) -> m.ReadingOf:
     """Return the strongest latents on every token of a text, and the activations of one of them."""
     store, name = opened_store(session, request)
-    source, known, label = _source(session, store, name), store.latents(name), _labels(store)
+    source, known, label = dictionary_of_store(session, store, name), store.latents(name), _labels(store)
     if request.latent is not None:
         known.check(request.latent)
     found = read_text(session.model, source, request.text)
@@ -133,7 +133,8 @@ def read(session: Session, request: m.ReadText) -> m.ReadingOf:
 def saved_direction(session: Session, request: m.LatentOf) -> m.DirectionOf:
     """Save what a latent writes at its mean activation as a direction, to steer with."""
     store, name = opened_store(session, request)
-    source, step = _source(session, store, name), float(store.latents(name).mean()[request.latent])
+    known, source = store.latents(name), dictionary_of_store(session, store, name)
+    step = float(known.mean()[known.check(request.latent)])
     sites = source.blocks[place_of(source, request.latent)[0]].writes
     vectors = {s: source.direction(request.latent, s) * step for s in sites}
     made = direction(vectors, f"latent {request.latent} of {name}", positive="active", family=session.model.family.name)
@@ -147,14 +148,15 @@ def saved_direction(session: Session, request: m.LatentOf) -> m.DirectionOf:
 # --- what is opened
 
 
-def _store(session: Session, name: str) -> FeatureStore:
+def feature_store(session: Session, name: str) -> FeatureStore:
+    """Return a store by its id, opened once."""
     folder = session.folder.store(name)
     return session.keep(("store", name, (folder / "manifest.json").stat().st_mtime_ns), lambda: FeatureStore(folder))
 
 
 def opened_store(session: Session, request: m.InStore) -> tuple[FeatureStore, str]:
     """Return a store and the name of the dictionary that is meant in it."""
-    store = _store(session, request.store)
+    store = feature_store(session, request.store)
     return store, store.latents(request.dictionary or None).name
 
 
@@ -163,7 +165,7 @@ def _table(session: Session, request: m.InStore) -> LatentTable:
     return session.keep(("table", store.manifest["key"], name), lambda: LatentTable(store, name))
 
 
-def _source(session: Session, store: FeatureStore, name: str) -> Dictionary:
+def dictionary_of_store(session: Session, store: FeatureStore, name: str) -> Dictionary:
     """Return the dictionary of a store, after a check that it and the model are those that were harvested."""
     key = ("dictionary of", store.manifest["key"], name)
     if key not in session.kept:
@@ -249,12 +251,12 @@ _WAYS: dict[str, Way] = {
     "token": lambda session, store, words, name, most: search.by_peak_token(store, words, name, most),
     "phrase": lambda session, store, words, name, most: search.by_phrase(store, words, name, most),
     "fires-on": lambda session, store, words, name, most: search.by_text(
-        store, words, session.model, _source(session, store, name), name, most
+        store, words, session.model, dictionary_of_store(session, store, name), name, most
     ),
     "raises": lambda session, store, words, name, most: search.by_raised_word(
-        store, words, session.model, _source(session, store, name), name, most
+        store, words, session.model, dictionary_of_store(session, store, name), name, most
     ),
     "like": lambda session, store, words, name, most: search.by_likeness(
-        store, _number(words), _source(session, store, name), name, most
+        store, _number(words), dictionary_of_store(session, store, name), name, most
     ),
 }

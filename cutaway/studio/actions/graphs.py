@@ -5,19 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cutaway import zoo
 from cutaway.core.files import read_header, write_json
 from cutaway.core.graph import Graph
+from cutaway.core.node import Latent, parse_node
 from cutaway.core.refuse import Refused
-from cutaway.features import FeatureStore
 from cutaway.graphs import PRESETS, AttributionGraph, Supernodes, graph_data, prune, read_graph
 from cutaway.graphs.grouping import identity
 from cutaway.graphs.influence import kind_of
+from cutaway.graphs.labels import layer_starts
 from cutaway.graphs.opening import Edge, around, labels_from, open_graph
 from cutaway.studio import graph_messages as m
+from cutaway.studio.actions.features import dictionary_of_store, feature_store, opened_store
+from cutaway.studio.feature_messages import InStore, LatentOf
 from cutaway.studio.folder import PREFIX, shipped
 from cutaway.studio.messages import Request
 from cutaway.studio.session import Session
@@ -64,6 +68,7 @@ def node(session: Session, request: m.NodeOf) -> m.NodePage:
         value=found.value,
         inputs=_links(found.inputs, titles),
         outputs=_links(found.outputs, titles),
+        page=_latent_of(session, whole, request.node),
     )
 
 
@@ -155,13 +160,36 @@ def _supernodes(whole: AttributionGraph, groups: m.Groups) -> Supernodes:
 
 def _labels(session: Session, whole: AttributionGraph) -> dict[str, str]:
     """Return the labels that some store of the studio has for the features of a graph."""
+    place = _store_of(session, whole)
+    if place is None:
+        return {}
+    store = opened_store(session, place)[0]
+    key = ("labels", store.manifest["key"], hash(tuple(whole.labels["node"])), store.meta.stamp())
+    with suppress(Refused):  # of transcoders that are not where they were
+        return session.keep(key, lambda: labels_from(whole, store))
+    return {}
+
+
+def _store_of(session: Session, whole: AttributionGraph) -> InStore | None:
+    """Return the first store of the studio that has the features of a graph."""
     own = whole.record.get("subjects", {}).get("transcoders", {}).get("hash")
     for name in session.folder.store_names() if own else ():
-        store = session.keep(("store of labels", name), lambda n=name: FeatureStore(session.folder.store(n)))
-        if any(store.latents(d).row["hash"] == own for d in store.names):
-            key = ("labels", own, hash(tuple(whole.labels["node"])), store.meta.stamp())
-            return session.keep(key, lambda s=store: labels_from(whole, s))
-    return {}
+        store = feature_store(session, name)
+        for dictionary in store.names:
+            row = store.latents(dictionary).row
+            if row["hash"] == own and row["opened"]:
+                return InStore(store=name, dictionary=dictionary)
+    return None
+
+
+def _latent_of(session: Session, whole: AttributionGraph, name: str) -> LatentOf | None:
+    """Return the latent of a store that a node is; None of other nodes, and where no store has it."""
+    found, place = parse_node(name), _store_of(session, whole)
+    if not isinstance(found, Latent) or place is None:
+        return None
+    store, dictionary = opened_store(session, place)
+    starts = layer_starts(dictionary_of_store(session, store, dictionary))
+    return LatentOf(store=place.store, dictionary=dictionary, latent=starts[found.block] + found.index)
 
 
 def _titles(session: Session, whole: AttributionGraph) -> dict[str, str]:

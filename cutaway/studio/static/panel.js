@@ -34,7 +34,7 @@ export const Busy = ({ done = 0, total = 0, text = "at work" }) => html`<p class
  * A method with given values. `auto` asks at once; otherwise a button shows the cost first and runs it as a job.
  * `fields` are those drawn, in order; `lead(field, place, axes)` says what a click selects.
  */
-export function MethodPanel({ method, values, other, fields = [], title, auto = true, lead, note }) {
+export function MethodPanel({ method, values, other, fields = [], title, auto = true, lead, note, done }) {
   const card = useSignal(methods).get(method), name = useSignal(model)?.name;
   const question = values && { model: name, method, values };
   return html`<section class=panel>
@@ -44,7 +44,7 @@ export function MethodPanel({ method, values, other, fields = [], title, auto = 
     ${!values ? html`<p class=empty>Give a prompt above.</p>`
       : auto && other ? html`<${Compared} first=${question} second=${{ ...question, values: other }} fields=${fields} lead=${lead} />`
       : auto ? html`<${Asked} question=${question} fields=${fields} lead=${lead} />`
-      : html`<${AsJob} key=${JSON.stringify(question)} question=${question} fields=${fields} lead=${lead} />`}
+      : html`<${AsJob} key=${JSON.stringify(question)} question=${question} fields=${fields} lead=${lead} done=${done} />`}
   </section>`;
 }
 

@@ -412,7 +412,7 @@ export interface NodeOf {
   node: string;
 }
 
-/** A node with the largest edges into it and out of it, in the whole graph. */
+/** A node with the largest edges into it and out of it, in the whole graph; `page` is its latent in a store. */
 export interface NodePage {
   node: string;
   title: string;
@@ -422,6 +422,7 @@ export interface NodePage {
   value: number | null;
   inputs: GraphLink[];
   outputs: GraphLink[];
+  page: LatentOf | null;
 }
 
 /** A page of HTML that opens from disk. */

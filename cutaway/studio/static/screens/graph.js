@@ -6,6 +6,7 @@ import { Picture } from "../marks.js";
 import { AsJob, Busy, Copy, MethodPanel, Refusal, save, useAnswer } from "../panel.js";
 import { number, share } from "../strip.js";
 import { address, choose, chosen, model, useSignal } from "../state.js";
+import { Agreement } from "../scatter.js";
 import { Grouping } from "./groups.js";
 
 export const listed = (name) => chosen(name).split(",").filter(Boolean);
@@ -83,8 +84,15 @@ function Shown({ name, graph, known }) {
       <div class=beside>${selected && page.whole && html`<${Node} key=${selected} name=${name} graph=${graph} node=${selected} pinned=${pinned} />`}
         ${selected && !page.whole && html`<${Ends} page=${page} node=${selected} />`}
         ${page.whole && html`<${Grouping} name=${name} graph=${graph} page=${page} pinned=${pinned} />`}
-        ${page.call && html`<${MethodPanel} method="graphs.validate" values=${{ ...page.call, top: 12 }} auto=${false} title="Do its features do what it says?" fields=${["effect", "predicted", "agreement"]}
-          note="Removes the twelve largest units one by one: measured effects beside what the graph predicts along all paths." />`}</div></div></div>`;
+        ${page.call && html`<${Verified} name=${name} call=${page.call} />`}</div></div></div>`;
+}
+
+/** The largest units removed one by one: what the graph predicts beside what is measured. */
+function Verified({ name, call }) {
+  const [result, set] = useState("");
+  return html`<${MethodPanel} method="graphs.validate" values=${{ ...call, top: 12 }} auto=${false} title="Do its features do what it says?" done=${set} fields=${["effect", "agreement"]}
+      note="Removes the twelve largest units one by one: measured effects beside what the graph predicts along all paths." />
+    ${result && html`<${Agreement} name=${name} result=${result} axis=node />`}`;
 }
 
 /** What the graph explains, always in sight. */
@@ -142,7 +150,9 @@ function Node({ name, graph, node, pinned }) {
       <div data-tip="the sum over all paths to the targets, and the largest of the same for random targets"><dt>influence</dt><dd>${share(n.influence)} <small>${n.null === null ? "" : `random targets ${share(n.null)}`}</small></dd></div>
       ${n.value !== null && html`<div data-tip="what its inputs sum to, biases included"><dt>value</dt><dd>${number(n.value)}</dd></div>`}
       ${n.activation !== 0 && html`<div><dt>activation</dt><dd>${number(n.activation)}</dd></div>`}
-      <div><button type=button onClick=${() => pin(node)}>${pinned.includes(node) ? "Unpin" : "Pin"}</button></div></dl>
+      <div class=acts>${n.page && html`<button type=button data-tip=${`latent ${n.page.latent} of ${n.page.dictionary}`}
+        onClick=${() => choose({ store: n.page.store, dictionary: n.page.dictionary, latent: String(n.page.latent), tab: "" }, "features")}>Its page</button>`}
+        <button type=button onClick=${() => pin(node)}>${pinned.includes(node) ? "Unpin" : "Pin"}</button></div></dl>
       <${Links} title="What it reads" links=${n.inputs} empty="Nothing: it is a source." /><${Links} title="What reads it" links=${n.outputs} empty="Nothing among the nodes." />`}</section>`;
 }
 

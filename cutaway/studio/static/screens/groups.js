@@ -2,13 +2,14 @@
 import { html, useState } from "../vendor/preact.js";
 import { post } from "../api.js";
 import { AsJob, MethodPanel, Refusal } from "../panel.js";
+import { Agreement } from "../scatter.js";
 import { choose } from "../state.js";
 import { grouped, pin } from "./graph.js";
 
 const keep = (groups) => choose({ groups: Object.keys(groups).length ? JSON.stringify(groups) : "" });
 
 export function Grouping({ name, graph, page, pinned }) {
-  const groups = grouped(), [title, set] = useState(""), [kept, file] = useState(null), [refusal, refuse] = useState(null);
+  const groups = grouped(), [title, set] = useState(""), [tested, end] = useState(""), [kept, file] = useState(null), [refusal, refuse] = useState(null);
   const units = pinned.filter((n) => page.nodes.some((x) => x.name === n && x.kind === "unit" && !x.group));
   const made = title.trim() || `group ${Object.keys(groups).length + 1}`, written = JSON.stringify(groups);
   const group = () => { choose({ pinned: pinned.filter((n) => !units.includes(n)).join(","), groups: JSON.stringify({ ...groups, [made]: units }) }); set(""); };
@@ -28,6 +29,7 @@ export function Grouping({ name, graph, page, pinned }) {
     ${Object.keys(groups).length === 0 && suggest && html`<h3>Or let groups be suggested</h3><${AsJob} key=${JSON.stringify(suggest)} question=${suggest} name=Suggest done=${taken} quiet=${true}
       about="units at one position that write alike and are active together; each is tested too" />`}
     ${Object.keys(groups).length > 0 && page.call && html`<p><button type=button onClick=${test}>Test the groups</button><span class=soft> removes each at once</span></p>`}</section>
-    ${kept?.written === written && page.call && html`<${MethodPanel} method="graphs.supernodes" values=${{ ...page.call, groups: `file:${kept.id}` }} auto=${false} title="Do the groups act as the graph says?" fields=${["effect", "predicted"]}
-      note="What the target loses without each group, beside as many random units of the same layers and positions; and what the graph predicts." />`}`;
+    ${kept?.written === written && page.call && html`<${MethodPanel} method="graphs.supernodes" values=${{ ...page.call, groups: `file:${kept.id}` }} auto=${false} title="Do the groups act as the graph says?" fields=${["effect"]} done=${end}
+      note="What the target loses without each group, beside as many random units of the same layers and positions; and what the graph predicts." />
+      ${tested && html`<${Agreement} name=${name} result=${tested} axis=supernode />`}`}`;
 }
