@@ -1,5 +1,6 @@
 """Directions: vectors of activation space, found, probed, saved, and used in edits."""
 
+from cutaway.directions.complete import Completions, complete
 from cutaway.directions.das import AlignedSubspace, das
 from cutaway.directions.direction import Direction, direction
 from cutaway.directions.erase import Erasure, erase
@@ -24,6 +25,7 @@ from cutaway.directions.threshold import Threshold, threshold
 __all__ = [
     "FINDERS",
     "AlignedSubspace",
+    "Completions",
     "Direction",
     "DoseResponse",
     "Erasure",
@@ -39,6 +41,7 @@ __all__ = [
     "Threshold",
     "activation_addition",
     "causal_difference",
+    "complete",
     "das",
     "direction",
     "erase",

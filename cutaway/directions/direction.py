@@ -21,6 +21,7 @@ from cutaway.core.record import hash_tensors
 from cutaway.core.refuse import Code, Refused
 from cutaway.core.repeat import Made
 from cutaway.core.result import Result
+from cutaway.core.stats import generator
 from cutaway.models.edits.conditional import Condition
 from cutaway.models.edits.library import Add, Cap, Project
 from cutaway.models.model import Model
@@ -123,6 +124,12 @@ class Direction(Result, kind="direction"):
     def component(self, x: Float[Tensor, "address *row width"]) -> Float[Tensor, "address *row"]:
         """Return the component of vectors along the unit vector at each address, (x·v) / ‖v‖, in activations' units."""
         return torch.einsum("a...w,aw->a...", x, self.unit().vector.to(x.device, x.dtype))
+
+    def random(self, samples: int, seed: int = 0) -> list[Direction]:
+        """Return random directions with vectors of the same lengths at the same addresses."""
+        drawn = torch.randn(samples, *self.vector.shape, generator=generator(seed))
+        own = {"labels": {"address": self.labels["address"]}, "reasons": self.reasons, "family": self.family}
+        return [Direction(vector=v, name="random", **own) for v in normalize(drawn, dim=-1) * self.norm[:, None]]
 
     # --- edits
 

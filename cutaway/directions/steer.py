@@ -33,12 +33,11 @@ from itertools import pairwise
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from cutaway.core.method import method
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt, ratio_interval, share_interval
+from cutaway.core.stats import BOUNDS, mean_interval, one_prompt, ratio_interval, share_interval
 from cutaway.directions.direction import Direction
 from cutaway.interventions.span_losses import continued, span_losses
 from cutaway.models.edits.edit import Edit
@@ -136,7 +135,7 @@ def steer(
         raise Refused(
             Keyword("strengths", ",".join(map(str, strengths))), "they do not ascend", "use for example -1,0,1"
         )
-    every = [direction, *_random(direction, samples, seed)]
+    every = [direction, *direction.random(samples, seed)]
     variants = [_steered(d, s, last) for d in every for s in strengths]
     bound = task.bind(model)
     plain, *values = sweep(model, bound.clean, [[], *variants], bound.measure).float().cpu()
@@ -189,12 +188,6 @@ def _reasons(prompts: int, texts: int, instruction: str) -> dict[str, str]:
 def _steered(direction: Direction, strength: float, last: bool) -> list[Edit]:
     """Return the edits of a strength; those of 0 are none, so that its run is the plain one."""
     return list(direction.add(strength, (-1,) if last else None)) if strength else []
-
-
-def _random(direction: Direction, samples: int, seed: int) -> list[Direction]:
-    """Return random directions with vectors of the same lengths at the same addresses."""
-    drawn = torch.randn(samples, *direction.vector.shape, generator=generator(seed))
-    return [replace(direction, vector=v) for v in normalize(drawn, dim=-1) * direction.norm[:, None]]
 
 
 def _lengths(direction: Direction) -> list[tuple[str, float]]:

@@ -58,6 +58,20 @@ def continuations(model: Editable, t: Tokens, new: int, edits: Sequence[Edit], o
     Raises:
         Refused: an encoder, nothing to generate, more tokens than the model's context, or an unsuitable option.
     """
+    ids = continuation_ids(model, t, new, edits, options)
+    if model.tokenizer is None:
+        return [" ".join(map(str, row)) for row in ids]
+    return model.tokenizer.batch_decode(ids, skip_special_tokens=True)
+
+
+def continuation_ids(
+    model: Editable, t: Tokens, new: int, edits: Sequence[Edit], options: dict[str, Any]
+) -> list[list[int]]:
+    """Return the ids of each prompt's continuation; behind an end of text stands padding.
+
+    Raises:
+        Refused: as `continuations`.
+    """
     if not model.anatomy.family.causal:
         raise Refused(
             f"generate with {model.name}", "an encoder does not continue text", "load a causal language model"
@@ -71,20 +85,16 @@ def continuations(model: Editable, t: Tokens, new: int, edits: Sequence[Edit], o
         raise Refused(
             f"generate {new} tokens", f"there is room for 1 to {room}", "ask for fewer, or shorten the prompt"
         )
-    texts = [list[str]() for _ in range(len(t))]
+    found = [list[list[int]]() for _ in range(len(t))]
     for rows, own in _together(model, t, new, options):
         prompts = BatchSlice.of(t, rows, False)
         some = t if prompts.everything else prompts.tokens(t)
         ids = generated_ids(model, some, new, of_prompts(edits, prompts), own)
-        each = (
-            [" ".join(map(str, row.tolist())) for row in ids]
-            if model.tokenizer is None
-            else model.tokenizer.batch_decode(ids, skip_special_tokens=True)
-        )
+        each = ids.tolist()
         several = len(each) // len(rows)  # continuations of a prompt
         for n, i in enumerate(rows):
-            texts[i] = each[n * several : (n + 1) * several]
-    return [text for own in texts for text in own]
+            found[i] = each[n * several : (n + 1) * several]
+    return [row for own in found for row in own]
 
 
 def _together(model: Editable, t: Tokens, new: int, options: dict[str, Any]) -> list[tuple[list[int], dict[str, Any]]]:

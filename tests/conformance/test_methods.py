@@ -105,6 +105,7 @@ DRAWN = {
     "dictionaries.shift": {"accuracy", "worst", "group", "reading", "effect", "with_words"},
     "graphs.feature_circuit": {"estimate", "exact", "agreement", "chance"},
     "dictionaries.letter_absorption": {"score"},
+    "directions.complete": {"loss", "each", "component", "repeated"},
     "directions.threshold": {"recall", "false_positive"},
     "directions.erase": {"linear", "mlp", "moved"},
     "directions.das": {"margin", "iia", "preferred", "control", "loss", "slope", "boundary", "basis", "apart"},
