@@ -46,6 +46,8 @@ from cutaway.tasks.chat import Chat, chat
 from cutaway.tasks.prompts import Prompts
 
 _FIELDS = "loss", "component", "repeated"
+_UNITS = dict.fromkeys(("loss", "each"), "nats per token")
+_UNITS |= {"component": "lengths of the vector", "repeated": "probability"}
 _PLAIN, _RANDOM, _PROMPTED = "plain", "random", "instruction"
 
 
@@ -103,7 +105,7 @@ class Completions(Result, kind="completions"):
 
 @dataclass(frozen=True)
 class _Writer:
-    """What is written behind prompts, and what the unsteered model says of it.
+    """Continuations of prompts, and what the unsteered model says of them.
 
     Attributes:
         model: the model.
@@ -149,7 +151,7 @@ def _written(tokens: Tokens, prompt: Int[Tensor, "row"]) -> list[Bool[Tensor, "r
 @method(
     answers="What does a model write under a direction, text beside text, and how fluent is it?",
     paper="Turner et al. 2023, arXiv:2308.10248",
-    cost="prompts * (new_tokens + 2) * way * (1 + samples) * F",
+    cost="prompts * (new_tokens + 3) * way * (1 + samples) * F",
     control="random_directions",
     rung="interventional",
 )
@@ -208,8 +210,7 @@ def complete(
             "each": [list(own) for own in zip(*texts, strict=True)],
             "bound": BOUNDS,
         },
-        units={"component": "lengths of the vector", "repeated": "probability"}
-        | dict.fromkeys(("loss", "each"), "nats per token"),
+        units=_UNITS,
         neutral={name: float(fields[name][0]) for name in _FIELDS},
         reasons=one_prompt(len(prompts), *_FIELDS) | dict.fromkeys((_PLAIN, _PROMPTED), "no direction is added"),
         record={"empty": int(found[..., 0].isnan().sum()), "tokens": new_tokens},

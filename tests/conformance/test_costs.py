@@ -55,7 +55,7 @@ LOOSE = {
     "patching.relevance": 3, "patching.attribution_star": 3, "patching.knockout_curve": 3,
     "dictionaries.loss_recovered": 3, "directions.propagate": 3,
     "directions.das": 4, "directions.interchange": 8, "directions.select": 4,
-    "directions.complete": 7,
+    "directions.complete": 8,
     "directions.erase": 3, "neurons.frequency": 3, "neurons.arithmetic": 3,
 }  # fmt: skip
 
