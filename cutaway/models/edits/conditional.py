@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 
 from cutaway.core.address import Address
 from cutaway.core.content import content
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.models.access.positions import ForwardFrame
 from cutaway.models.anatomy.foreign_names import parsed
 from cutaway.models.edits.batch_slice import BatchSlice
@@ -104,7 +104,9 @@ class Conditional(Edit):
         return (Read(str(self._read), use, self.condition.positions), *own)
 
     def apply(self, x: Tensor, frame: ForwardFrame) -> Tensor:
-        raise Refused("a conditional edit", "it reads and edits several places", "run the model under it")
+        raise Refused(
+            "a conditional edit", "it reads and edits several places", ("give it to ", Code("model.edited(…)"))
+        )
 
 
 class _Use:
