@@ -26,6 +26,7 @@ Outcome = tuple[str, str]  # "passed", "failed" or "skipped", and the error
 def main() -> int:
     """Run the tests on both sides, print what fails only here, and write a row for each file."""
     parser = options(__doc__)
+    parser.add_argument("versions", nargs="*", help=f"of {', '.join(VERSIONS)}; all by default")
     parser.add_argument("--tests", type=Path, required=True, help="folder of the fetched tests")
     parser.add_argument("--hub", type=Path, required=True, help="cache made by bench.compat.hub")
     parser.add_argument("--extra", help="folder of packages that the tests import and an environment may lack")
@@ -36,7 +37,7 @@ def main() -> int:
         records, rows = chosen.records or Path(folder), list[Row]()
         records.mkdir(parents=True, exist_ok=True)
         models = {name: str(snapshot(chosen.hub / "full", where)) for name, where in TEST_MODELS.items()}
-        for version in VERSIONS:
+        for version in chosen.versions or VERSIONS:
             theirs, ours = (records / f"{version}.{side}.json" for side in ("theirs", "ours"))
             if not theirs.exists():
                 run(chosen.python_b, version, theirs, chosen, [])
