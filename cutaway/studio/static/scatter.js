@@ -26,7 +26,7 @@ function Scatter({ points, pick }) {
   const x = (v) => LEFT + part(v) * (WIDTH - LEFT - RIGHT), y = (v) => HEIGHT - BOTTOM - part(v) * (HEIGHT - TOP - BOTTOM);
   const step = 10 ** Math.floor(Math.log10(high - low || 1)), every = (high - low) / step > 5 ? 2 * step : (high - low) / step > 2 ? step : step / 2;
   const ticks = Array.from({ length: 24 }, (_, i) => (Math.ceil(low / every) + i) * every).filter((t) => t <= high);
-  return html`<svg class=scatter viewBox=${`0 0 ${WIDTH} ${HEIGHT}`} role=img aria-label="measured against predicted">
+  return html`<svg class=agree viewBox=${`0 0 ${WIDTH} ${HEIGHT}`} role=img aria-label="measured against predicted">
     ${ticks.map((t) => html`<g key=${t}><line class=grid x1=${LEFT} x2=${WIDTH - RIGHT} y1=${y(t)} y2=${y(t)} /><text x=${LEFT - 8} y=${y(t) + 4} text-anchor=end>${number(Number(t.toPrecision(3)))}</text>
       <text x=${x(t)} y=${HEIGHT - BOTTOM + 17} text-anchor=middle>${number(Number(t.toPrecision(3)))}</text></g>`)}
     <line class=equal x1=${x(low)} y1=${y(low)} x2=${x(high)} y2=${y(high)} /><line class=zero x1=${x(0)} x2=${x(0)} y1=${TOP} y2=${HEIGHT - BOTTOM} /><line class=zero x1=${LEFT} x2=${WIDTH - RIGHT} y1=${y(0)} y2=${y(0)} />
