@@ -35,8 +35,7 @@ export function GraphPlot({ page, selected, pinned, pick }) {
   return html`<div class=plot ref=${box}><div class=plotted style=${`width:${p.width}px;height:${p.height}px`}>
     ${page.edges.length > MANY && html`<${Edges} page=${page} place=${p} strength=${strength} dim=${chosen >= 0} />`}
     <svg width=${p.width} height=${p.height} role=img aria-label=${`Attribution graph of ${page.nodes.length} nodes: tokens from left to right, layers from bottom to top`}>
-      ${page.depths.map((d, i) => html`<g key=${i}><text class=row x=${LEFT - 12} y=${p.y(i) + 4}>${d}</text>
-        <line class=grid x1=${LEFT} x2=${p.width - RIGHT} y1=${p.y(i) + ROW / 2} y2=${p.y(i) + ROW / 2} /></g>`)}
+      ${page.depths.map((d, i) => html`<g key=${i}><line class=grid x1=${LEFT} x2=${p.width - RIGHT} y1=${p.y(i) + ROW / 2} y2=${p.y(i) + ROW / 2} /></g>`)}
       ${page.columns.map((w, c) => html`<g key=${c}>${c > 0 && html`<line class=grid x1=${p.edges[c]} x2=${p.edges[c]} y1=${TOP} y2=${p.height - BOTTOM} />`}
         <text class=word x=${(p.edges[c] + p.edges[c + 1]) / 2} y=${p.height - 12} data-tip=${`position ${c}\n${w}`}>${fits(w, c)}</text></g>`)}
       ${frames(page, p).map(({ name, x0, x1, y }) => html`<g key=${`${name} ${x0} ${y}`}><rect class=frame x=${x0 - 11} y=${y - 13} width=${x1 - x0 + 22} height=26 rx=9 />
@@ -48,7 +47,8 @@ export function GraphPlot({ page, selected, pinned, pick }) {
         transform=${`translate(${p.at[i].x.toFixed(1)} ${p.at[i].y.toFixed(1)})`} data-tip=${tipOf(n)} onClick=${() => pick(n.name)}>
         <rect class=reach x=-8 y=-14 width=16 height=28 /><${Mark} node=${n} size=${3.4 + 4.2 * Math.sqrt((n.influence ?? 0) / most)} />
         ${n.kind === "target" && html`<text class=target y=-12>${n.title}</text>`}</g>`)}
-    </svg></div></div>`;
+    </svg>
+    <div class=rownames style=${`height:${p.height}px;width:${LEFT - 8}px`}>${page.depths.map((d, i) => html`<span key=${i} style=${`top:${p.y(i) - 10}px`}>${d}</span>`)}</div></div></div>`;
 }
 
 function Mark({ node, size }) {
