@@ -308,6 +308,14 @@ SECTIONS = {
         "Jacobian directions are exact rows, averaged over four contexts of 64 tokens of the standard library's "
         "docstrings.",
     ),
+    "subspaces that carry a variable": (
+        "Subspaces that carry a variable",
+        "Distributed alignment search (`directions.das`) at the end of layer 27, last position: pairs of a male and a "
+        "female name in both orders, trained on one template and measured on the other. *IIA*: the share of pairs whose "
+        "top prediction becomes the label when the line is exchanged, here at most that of the whole vector; *label "
+        "beats foil* is half by chance. Chance: random lines. The line through the class means does as well. In a model "
+        "with shuffled weights no top prediction becomes the label.",
+    ),
     "probes of all layers": (
         "Probes of all layers",
         "Linear probes of sentiment and register (formal or not), tested on templates and acts of speech with words of "

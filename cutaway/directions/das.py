@@ -195,6 +195,7 @@ def das(
         with trial.model.edited():
             return align(trial.fit, labels.measure, rank, steps, rate, generator(seed), boundless)
 
+    _note_one_label(bound, held)
     fits = [fitted(own, bound), fitted(own, mixed), fitted(other, bound)]
     _note_slopes(fits)
     random = _random(width, fits[0].basis.shape[1], samples, seed)
@@ -280,6 +281,15 @@ def _controls(own: _Trial, other: _Trial, fits: Sequence[Alignment]) -> Float[Te
     """Return the outcomes of each held-out pair under every control, in the order of their names."""
     found = own.tried([_nothing, _whole, _within(class_means(own.fit)), _within(fits[1].basis)])
     return torch.stack(found + other.tried([_within(fits[2].basis), _nothing, _whole]), 1)
+
+
+def _note_one_label(bound: Bound, held: HeldOut) -> None:
+    """Tell readers of pairs to fit on whose labels are all the same."""
+    if len(held.fit) > 1 and len(bound.answers[held.fit].unique()) == 1:
+        note(
+            "one label: all pairs that are fitted on have the same counterfactual label, so that what raises it in any "
+            "prompt fits, and shuffled labels are the true ones; add the same pairs the other way round"
+        )
 
 
 def _note_slopes(fits: Sequence[Alignment]) -> None:

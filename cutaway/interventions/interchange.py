@@ -125,9 +125,11 @@ class HeldOut:
         shares = accuracy_interval(right.movedim(0, -1) - 0.5, torch.ones(len(right)).bool(), self.group)
         return torch.cat([of_margin.unsqueeze(-2), shares], -2)
 
-    def record(self) -> dict[str, str]:
+    def record(self) -> dict[str, Any]:
         """Return what a record says of it."""
-        return {"split": f"measured on {self.says}", "interval": f"95 % over {'groups' if self.clustered else 'pairs'}"}
+        over = "groups" if self.clustered else "pairs"
+        pairs = {"fitted": len(self.fit), "tested": len(self.test)}
+        return {"split": f"measured on {self.says}", "pairs": pairs, "interval": f"95 % over {over}"}
 
 
 def bind_exchanges(model: Model, task: Task) -> Bound:

@@ -169,6 +169,12 @@ def test_it_tells_of_trainings_that_did_not_converge():
     assert any("did not converge" in note and "true labels" in note for note in found.record["notes"])
 
 
+def test_it_tells_of_pairs_with_one_label():
+    one = replace(names(), pairs=tuple(p for p in names() if p.answer == YES))
+    found = ca.directions.das(planted()[0], one, site="resid_post.0", steps=2, samples=1)
+    assert any(note.startswith("one label") for note in found.record["notes"])
+
+
 def test_labels_are_shuffled_among_the_pairs_that_are_fitted_on_alone():
     bound = bind_exchanges(planted()[0], names().take(8))
     mixed = relabelled(bound, [0, 1, 2, 3], [3, 2, 1, 0])

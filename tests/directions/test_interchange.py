@@ -56,7 +56,8 @@ def test_intervals_are_over_groups_where_three_are_held_out():
     many = replace(task, pairs=tuple(replace(p, group=g) for p, g in zip(task, groups, strict=True)))
     bound = bind_exchanges(model, many)
     held = HeldOut.of(bound, 0)
-    assert held.record() == {"split": "measured on 3 of 6 groups", "interval": "95 % over groups"}
+    pairs = {"fitted": len(held.fit), "tested": len(held.test)}
+    assert held.record() == {"split": "measured on 3 of 6 groups", "pairs": pairs, "interval": "95 % over groups"}
     assert not {groups[i] for i in held.fit} & {groups[i] for i in held.test}
     right = torch.stack(
         [torch.ones(len(held.test)), held.group == held.group[0], torch.ones(len(held.test))], 1

@@ -136,14 +136,20 @@ def fitting(edit: Edit, value: Tensor, old: Tensor) -> Tensor:
         at = axes.index("position") - len(axes) + value.ndim
         more = value.shape[at] - old.shape[axes.index("position")] if at >= 0 else 0
         value = value.narrow(at, more, value.shape[at] - more) if more > 0 else value
-    try:
-        fits = torch.broadcast_shapes(value.shape, old.shape) == old.shape
-    except RuntimeError:
-        fits = False
-    if not fits:
+    if not _fits(value, old):
         shapes = f"values of shape {tuple(value.shape)} do not fit {tuple(old.shape)}"
         raise Refused(f"edit at {edit.where}", shapes, f"the site's axes are {edit.where.row.axes}")
     return value.to(old.device)
+
+
+def _fits(value: Tensor, old: Tensor) -> bool:
+    """Return True if a value broadcasts to the shape of another."""
+    if value.shape == old.shape[max(old.ndim - value.ndim, 0) :]:
+        return True  # the common case, at every step of a generation: broadcast_shapes takes as long as a small layer
+    try:
+        return torch.broadcast_shapes(value.shape, old.shape) == old.shape
+    except RuntimeError:
+        return False
 
 
 def _changed(edit: Edit, old: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
