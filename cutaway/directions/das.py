@@ -195,9 +195,8 @@ def das(
         with trial.model.edited():
             return align(trial.fit, labels.measure, rank, steps, rate, generator(seed), boundless)
 
-    _note_one_label(bound, held)
     fits = [fitted(own, bound), fitted(own, mixed), fitted(other, bound)]
-    _note_slopes(fits)
+    _note_warnings(bound, held, fits)
     random = _random(width, fits[0].basis.shape[1], samples, seed)
     real, *null = own.tried([_within(fits[0].basis), *map(_within, random)])
     controls = _controls(own, other, fits)
@@ -283,20 +282,16 @@ def _controls(own: _Trial, other: _Trial, fits: Sequence[Alignment]) -> Float[Te
     return torch.stack(found + other.tried([_within(fits[2].basis), _nothing, _whole]), 1)
 
 
-def _note_one_label(bound: Bound, held: HeldOut) -> None:
-    """Tell readers of pairs to fit on whose labels are all the same."""
+def _note_warnings(bound: Bound, held: HeldOut, fits: Sequence[Alignment]) -> None:
+    """Tell readers of trainings whose loss still falls, and of pairs to fit on whose labels are all the same."""
+    late = [f"{name} ({f.slope:.1g} nats per step)" for name, f in zip(_FITS, fits, strict=True) if not f.converged]
+    if late:
+        note(f"did not converge: the loss still falls at the end, with {', '.join(late)}; give more steps")
     if len(held.fit) > 1 and len(bound.answers[held.fit].unique()) == 1:
         note(
             "one label: all pairs that are fitted on have the same counterfactual label, so that what raises it in any "
             "prompt fits, and shuffled labels are the true ones; add the same pairs the other way round"
         )
-
-
-def _note_slopes(fits: Sequence[Alignment]) -> None:
-    """Tell readers of trainings whose loss still falls."""
-    late = [f"{name} ({f.slope:.1g} nats per step)" for name, f in zip(_FITS, fits, strict=True) if not f.converged]
-    if late:
-        note(f"did not converge: the loss still falls at the end, with {', '.join(late)}; give more steps")
 
 
 def _signed(
