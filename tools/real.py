@@ -319,8 +319,8 @@ SECTIONS = {
     "probes on latents and without them": (
         "Probes on latents and without them",
         "AUROC on held-out groups (`dictionaries.quiver`), layer 15, mean over tokens; a TopK dictionary of 1024 "
-        "latents trained on 16,000 tokens. *gain*: of the probe that validation chooses with latents among the choice, less "
-        "the one without; *lost*: of the logistic probe on what the dictionary rebuilds. Chance: shuffled labels.",
+        "latents trained on 16,000 tokens. *gain*: of the probe that validation chooses with latents to choose from, "
+        "less the one without; *lost*: of the logistic probe on what it rebuilds. Chance: shuffled labels.",
     ),
     "probes of all layers": (
         "Probes of all layers",
