@@ -328,6 +328,25 @@ SECTIONS = {
         "their own; intervals over these groups; chance: shuffled labels. *selectivity*: accuracy less that on labels "
         "drawn per word; *words alone*: the same probe on counts of tokens. The best place is chosen among all.",
     ),
+    "steering by strength": (
+        "Steering by strength",
+        "The direction of sentiment (difference of means over tokens, layer 13) is added at all positions of reviews: "
+        "*effect* on logit(positive) − logit(negative), and the perplexity of neutral text as a multiple of the plain "
+        "one; chance: random directions of the same length. *anti-steerable*: the share of prompts that go the wrong "
+        "way.",
+    ),
+    "steered text": (
+        "Steered text",
+        "Ten openings, fixed beforehand, continued greedily with the direction of formal register (layer 13) at −1 and "
+        "+1, its natural length; *loss*: of the continuation under the unsteered model, in nats per token; "
+        "*component*: of the continuation along the direction; chance: two random directions of the same length. An "
+        "instruction is a formal sentence in front.",
+    ),
+    "steered text, ten examples": (
+        "Steered text, ten examples",
+        "All ten openings of the table above, none left out; −1 is informal and +1 formal; loss of each continuation "
+        "under the unsteered model, in nats per token.",
+    ),
     "directions found": (
         "Directions found",
         "AUROC of texts of held-out groups along a direction of the mean over tokens, the best of layers 5, 11, 17 and "
