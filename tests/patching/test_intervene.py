@@ -8,6 +8,7 @@ import torch
 import cutaway as ca
 from cutaway.core.refuse import Refused
 from cutaway.directions.direction import direction
+from cutaway.directions.found import FoundDirections
 from cutaway.interventions.ablation_values import ordinary
 from cutaway.models.edits.library import Ablate, Add, Freeze, Replace, Scale
 from cutaway.patching import activation, intervene
@@ -66,6 +67,20 @@ def test_a_patch_is_activation_patching_and_head_controls_are_heads(model, task)
     torch.testing.assert_close(r.effect, exact.effect[1, 0], atol=1e-5, rtol=1e-4)
     others = exact.effect[1, [h for h in heads if h != 0]]
     assert all(float((others - v).abs().min()) < 1e-5 for v in r.null)
+
+
+def test_a_found_direction_steers_where_it_was_found(model, task, tmp_path):
+    places, width, g = ["resid_post.0", "resid_post.1"], model.shape.d_model, torch.Generator().manual_seed(2)
+    vector = torch.randn(1, 1, 2, width, generator=g)
+    none = torch.zeros(1, 1, 2)
+    found = FoundDirections(
+        auroc=none, interval=none[..., None].expand(1, 1, 2, 2), null=none[..., None], cosine=none, vector=vector,
+        midpoint=none, concept="it", family="", reasons={"auroc": "a test", "cosine": "a test"},
+        labels={"finder": ["mean"], "reading": ["last"], "address": places},
+    )  # fmt: skip
+    r = intervene(model, task, edits=(f"steer resid_post.1@-1 3 {found.save(tmp_path / 'f.safetensors')}",), **QUICK)
+    change = expected(model, task.bind(model), [Add("resid_post.1@-1", vector[0, 0, 1], 3.0)])
+    torch.testing.assert_close(r.change, change[r.record["tokens"]].cpu(), atol=1e-6, rtol=1e-4)
 
 
 def test_resampled_values_stay_among_the_tokens_and_several_changes_act_at_once(model, task):

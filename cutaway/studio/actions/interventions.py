@@ -62,7 +62,9 @@ def intervene(session: Session, request: Intervene) -> Intervened:
 
 def _values(session: Session, request: Intervene) -> dict[str, Any]:
     """Return the form of the method that means the request."""
-    said = {"target": request.target, "foil": request.foil, "corrupt": request.other}
+    patched = any(e.kind == "patch" for e in request.edits)
+    other = request.other or ("" if patched else request.prompt)  # a corrupt prompt is sought only where it is read
+    said = {"target": request.target, "foil": request.foil, "corrupt": other}
     return {
         "task": "sentence",
         "task_sentence": request.prompt,

@@ -9,6 +9,7 @@ const KINDS = {
   zero: "set to zero", mean: "set to the mean over the prompt", resample: "exchange among the tokens", scale: "scale by",
   patch: "patch from prompt B", steer: "steer by a direction", latent: "steer by a latent",
 };
+const WORDS = 12; // tokens of a continuation, asked for when the numbers are there
 const NUMBER = { scale: "factor", steer: "strength", latent: "strength" };
 const HINTS = { steer: "file:ID of a direction", latent: "file:ID or miniworld/NAME" };
 const FIRST = { scale: 0, steer: 4, latent: 4 };
@@ -89,17 +90,20 @@ function Files() {
 
 function Answer({ list }) {
   const prompt = chosen("prompt"), name = useSignal(model)?.name;
-  const question = prompt && { model: name, prompt, other: chosen("other"), target: chosen("target"), foil: chosen("foil"),
-    edits: list, words: 12 };
+  const lacking = list.find((e) => HINTS[e.kind] && !e.file);
+  const question = prompt && !lacking && { model: name, prompt, other: chosen("other"), target: chosen("target"), foil: chosen("foil"),
+    edits: list };
   const { answer, refusal, busy } = useAnswer("intervene", question || null);
+  const texts = useAnswer("intervene", answer && question ? { ...question, words: WORDS, samples: 1 } : null);
   if (!prompt) return html`<p class=empty>Give a prompt first.</p>`;
+  if (lacking) return html`<p class=note>Name the ${lacking.kind === "latent" ? "dictionary" : "direction"} of the change at <code>${lacking.address}</code>.</p>`;
   return html`<div class=answer aria-busy=${busy} aria-live=polite>
     ${refusal && html`<${Refusal} refusal=${refusal} />`}
     ${busy && html`<${Busy} text=${answer ? "asking again" : "at work"} />`}
-    ${answer && !refusal && html`<${Outcome} key=${name} answer=${answer} />`}</div>`;
+    ${answer && !refusal && html`<${Outcome} key=${name} answer=${answer} texts=${texts} />`}</div>`;
 }
 
-function Outcome({ answer }) {
+function Outcome({ answer, texts }) {
   const { tokens, effect, divergence, target, foil } = answer;
   const most = Math.max(...tokens.flatMap((t) => t.probability), 1e-9);
   return html`
@@ -114,12 +118,13 @@ function Outcome({ answer }) {
           <span class=bar><i class=${i ? "after" : ""} style=${`width:${100 * p / most}%`}></i></span></td>`)}
         <td><${Band} token=${t} /></td></tr>`)}</tbody></table>
     <p class=note>● marks a change outside the band ${answer.band}.</p>
-    <div class=spoken><p><b>before</b> <span>${answer.text || "–"}</span></p>
-      <p class=${answer.text === answer.edited_text ? "" : "other"}><b>after</b> <span>${answer.edited_text || "–"}</span></p></div>
+    <div class=spoken aria-busy=${texts.busy}>${texts.answer ? html`<p><b>before</b> <span>${texts.answer.text || "–"}</span></p>
+      <p class=${texts.answer.text === texts.answer.edited_text ? "" : "other"}><b>after</b> <span>${texts.answer.edited_text || "–"}</span></p>`
+    : texts.busy && html`<${Busy} text="going on" />`}</div>
     <div class=folds><${Picture} markup=${answer.how} />
       <p class=repeat><${Copy} text=${answer.python} name=Python /><${Copy} text=${answer.command} name=Command />
         <${Copy} text=${JSON.stringify(answer, null, 1)} name=JSON /></p></div>
-    <${Save} values=${answer.values} />`;
+    <${Save} values=${{ ...answer.values, words: WORDS }} />`;
 }
 
 const tipOf = (e, unit, digits) => `${signed(e.value, digits)} ${unit}\nband ${signed(e.low, digits)} to ${signed(e.high, digits)}\n${e.marked

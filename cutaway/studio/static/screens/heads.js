@@ -1,28 +1,35 @@
 /** Heads: all of them by two metrics, and one of them: where it looks, its page, its circuits through the vocabulary. */
 import { html, useRef, useState } from "../vendor/preact.js";
 import { Looks } from "../looks.js";
-import { Busy, MethodPanel, Refusal, useAnswer } from "../panel.js";
-import { address, choose, chosen, model, useSignal } from "../state.js";
+import { AsJob, Busy, MethodPanel, Refusal, Result, useAnswer } from "../panel.js";
+import { address, choose, chosen, jobs, methods, model, useSignal } from "../state.js";
 
 const PARTS = { score: "attention to", weighted: "attention × value norm on", raises: "raises" };
+const FEW = 64; // heads that are measured at once; more are a job with progress
+const PAGE = ["score", "effect", "matched", "distance", "looks", "writes"];
 const KEYS = ["score", "weighted", "raises", "copying", "distance"];
 
 export function Heads() {
   useSignal(address);
   const name = useSignal(model)?.name;
-  const run = useAnswer("run", { model: name, method: "heads.classify", values: {} });
-  const data = useAnswer("data", run.answer && { model: name, result: run.answer.id, fields: [] });
+  const question = { model: name, method: "heads.classify", values: {} }, sizes = useSignal(model)?.sizes ?? {}, cards = useSignal(methods);
+  const job = useSignal(jobs).find((j) => j.method === question.method && j.model === name && j.result && !Object.keys(j.values).length);
+  const few = (sizes.layer ?? 0) * (sizes.head ?? 0) <= FEW, run = useAnswer("run", few && !job ? question : null);
+  const result = job?.result ?? (few ? run.answer?.id : undefined);
+  const data = useAnswer("data", result ? { model: name, result, fields: [] } : null);
   const layer = chosen("layer").replace(/\D/g, ""), head = chosen("head").replace(/\D/g, "");
   const one = layer !== "" && head !== "" && `${layer}.${head}`;
   return html`
     ${[run.refusal, data.refusal].filter(Boolean).map((r) => html`<${Refusal} refusal=${r} />`)}
-    ${!data.answer && !run.refusal && html`<section class=panel><${Busy} text="every head is measured" /></section>`}
-    ${data.answer && html`<${All} data=${data.answer} one=${one} />`}
+    ${!data.answer && !run.refusal && html`<section class=panel><h2>Which heads do what?</h2>${few || result
+    ? html`<${Busy} text="every head is measured" />` : html`<${AsJob} key=${name} question=${question} fields=${["score"]} about=${bound(cards, question.method)} />`}</section>`}
+    ${data.answer && result && html`<${All} data=${data.answer} one=${one} />`}
     <${Looks} layer=${layer || "0"} head=${head} />
     ${one ? html`<div class=panels>
-      <${MethodPanel} key=${`card ${one}`} method="heads.card" values=${{ head: one }} auto=${false} title=${`The page of head ${one}`} />
-      <${MethodPanel} key=${`circuits ${one}`} method="weights.circuits" values=${{ heads: [one] }} auto=${false}
-        title=${`What head ${one} matches and writes, by its weights`} /></div>`
+      <${Circuits} key=${one} one=${one} name=${name} />
+      ${few ? html`<${MethodPanel} key=${`card ${one}`} method="heads.card" values=${{ head: one }} auto=${false} title=${`The page of head ${one}`}
+        fields=${PAGE} />` : html`<section class=panel key=${`card ${one}`}><h2>The page of head ${one}</h2><p class=about><code>heads.card</code></p>
+        <${AsJob} question=${{ model: name, method: "heads.card", values: { head: one } }} fields=${PAGE} about=${bound(cards, "heads.card")} /></section>`}</div>`
     : html`<p class=empty>Choose a head above to see its page and its circuits.</p>`}`;
 }
 
@@ -75,6 +82,9 @@ function All({ data, one }) {
     <p class=note>A filled point is a head that a type claims: its interval lies above 0.3 and above its control. Dashed lines: the most that
       shuffled keys reach in any head.</p></section>`;
 }
+
+/** The declared bound of a method: on a large model a plan, which tries some of the work, takes too long to wait for. */
+const bound = (cards, method) => `at most ${cards.get(method)?.cost ?? "some"} (F is one forward)`;
 
 const select = (p) => choose({ layer: p.layer, head: p.head, position: "" });
 const tipOf = (p, x, y) => [`head ${p.name}`, `${x.name}: ${facts(p.x)}`, `${y.name}: ${facts(p.y)}`,
@@ -150,4 +160,24 @@ function Table({ heads, x, y, one }) {
     <tbody>${rows.map((p) => html`<tr key=${p.name} aria-current=${p.name === one ? "true" : undefined}>
       <td><button type=button onClick=${() => select(p)}>${p.name}</button></td><td data-tip=${facts(p.x)}>${number(p.x.value)}</td>
       <td data-tip=${facts(p.y)}>${number(p.y.value)}</td><td class=soft>${p.types.map(spoken).join(", ")}</td></tr>`)}</tbody></table></div>`;
+}
+
+const SIDES = { attends: ["From this token …", "it looks at", "QK"], writes: ["Where it looks at …", "it raises", "OV"] };
+
+/** The strongest pairs of tokens of a head's two circuits, by its weights alone. */
+function Circuits({ one, name }) {
+  const run = useAnswer("run", { model: name, method: "weights.circuits", values: { heads: [one] } });
+  const data = useAnswer("data", run.answer && { model: name, result: run.answer.id, fields: ["same", "strength"] });
+  const refusal = run.refusal ?? data.refusal, { labels, fields, reasons } = data.answer ?? {};
+  return html`<section class=panel><h2>What head ${one} matches and writes, by its weights</h2>
+    <p class=about><code>weights.circuits</code> <span class=badge data-tip="Rung: observational.\nWeights on bare embeddings: what the head does in a text may differ.">reads only</span>
+      <span class=badge data-tip="Targets of other sources.">control: exchanged targets</span></p>
+    ${refusal && html`<${Refusal} refusal=${refusal} />`}
+    ${!data.answer && !refusal && html`<${Busy} />`}
+    ${data.answer && html`<div class=circuits>${labels.circuit.map((circuit, c) => html`<div key=${circuit}><h3>${SIDES[circuit]?.[2] ?? circuit}</h3>
+      ${reasons[circuit] ? html`<p class=note>${reasons[circuit]}</p>` : html`<table class=runs><thead><tr><th>${SIDES[circuit]?.[0]}</th>
+        <th>${SIDES[circuit]?.[1]}</th><th data-tip="Standard deviations above the mean of the vocabulary.">σ</th></tr></thead>
+        <tbody>${labels.source[c][0].map((source, i) => html`<tr key=${i}><td class=word>${source}</td><td class=word>${labels.target[c][0][i]}</td>
+          <td>${number(fields.strength.values[c][0][i], 1)}</td></tr>`)}</tbody></table>`}</div>`)}</div>
+      <${Result} shown=${run.answer} fields=${["same", "copying"]} />`}</section>`;
 }
