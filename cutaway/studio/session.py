@@ -18,7 +18,7 @@ from cutaway.studio.folder import Folder
 from cutaway.zoo.load import from_flags
 
 T = TypeVar("T")
-_MOST_KEPT = 24  # subjects that stay open
+_MOST_KEPT = 48  # subjects and pages that stay open
 
 
 class Session:
@@ -60,7 +60,13 @@ class Session:
         if key not in self.kept:
             self.kept[key] = make()
         self.kept.move_to_end(key)
-        return self.kept[key]
+        found = self.kept[key]
+        self._trim()
+        return found
+
+    def _trim(self) -> None:
+        while len(self.kept) > _MOST_KEPT:
+            self.kept.popitem(last=False)
 
     def method(self, name: str) -> Method:
         """Return a method by name.
@@ -82,8 +88,7 @@ class Session:
         given = {n: self.meant(n, v) for n, v in values.items()} | ({"model": self.source} if "model" in flags else {})
         self._keep_model(row)
         found = opened(row, given, self.kept)
-        while len(self.kept) > _MOST_KEPT:
-            self.kept.popitem(last=False)
+        self._trim()
         return found
 
     def meant(self, name: str, value: Any) -> Any:

@@ -65,6 +65,11 @@ def find(session: Session, request: m.Search) -> m.Hits:
 def feature(session: Session, request: m.LatentOf) -> m.FeaturePage:
     """Return the page of a latent: what the store knows, and what the weights say."""
     store, name = opened_store(session, request)
+    key = ("page", request.store, store.manifest["key"], name, request.latent, store.meta.stamp())
+    return session.keep(key, lambda: _page(session, request, store, name))
+
+
+def _page(session: Session, request: m.LatentOf, store: FeatureStore, name: str) -> m.FeaturePage:
     row = _row(_table(session, request).row(request.latent))
     if "dead" in row.flags:
         why = f"it is active on none of {store.counted:,} tokens"
@@ -168,12 +173,14 @@ def _table(session: Session, request: m.InStore) -> LatentTable:
 def dictionary_of_store(session: Session, store: FeatureStore, name: str) -> Dictionary:
     """Return the dictionary of a store, after a check that it and the model are those that were harvested."""
     key = ("dictionary of", store.manifest["key"], name)
-    if key not in session.kept:
+
+    def opened() -> Dictionary:
         store.check_model(session.model)
         found = dictionary_of(store, name).to(session.model.device)
         store.check_dictionary(found, name)
-        session.kept[key] = found
-    return session.kept[key]
+        return found
+
+    return session.keep(key, opened)
 
 
 # --- what is said
