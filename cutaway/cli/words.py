@@ -32,6 +32,8 @@ CODE = {
     "direction.select(address=…)": "give the file of a direction with one vector",
     "direction.at(…).project_out()": "project the direction out of activations, in Python",
     "model.edited(…)": "make the edit in Python",
+    "name one: direction(position, layer)": "name a candidate in Python",
+    "ca.models.untied(model)": "a copy with its own unembedding, in Python",
     "fold the dictionary first": "use a dictionary without a norm there",
 }
 

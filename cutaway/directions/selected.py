@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Code, Refused
 from cutaway.core.result import Result
 from cutaway.directions.direction import Direction, direction
 
@@ -66,7 +66,7 @@ class SelectedDirection(Result, kind="selected_direction"):
         if position is None or layer is None:
             if not self.best:
                 why = "no candidate passes all filters: see `bypass`, `induce` and `kl`"
-                raise Refused(f"the direction of {self.concept!r}", why, "name one: direction(position, layer)")
+                raise Refused(f"the direction of {self.concept!r}", why, Code("name one: direction(position, layer)"))
             position, layer = self.best
         own = self.select(position=position, layer=layer)
         address = f"resid_pre.{layer}"

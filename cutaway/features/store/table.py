@@ -194,4 +194,4 @@ def _cursor(text: str) -> tuple[Any, int]:
             return value, last
     except (ValueError, TypeError):
         pass
-    raise Refused(Keyword("after", text[:60]), "it is no cursor", "give the one that came with the page before")
+    raise Refused(f"the cursor {text[:60]!r}", "no page came with it", "give the one that came with the page before")

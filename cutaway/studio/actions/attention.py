@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cutaway.core.address import Address
-from cutaway.core.refuse import Keyword, Refused
+from cutaway.core.refuse import Refused
 from cutaway.studio.messages import Attended, Attention, HeadLooks, Token
 from cutaway.studio.session import Session
 
@@ -19,7 +19,7 @@ def attention(session: Session, request: Attention) -> Attended:
     tokens = model.tokens([request.prompt])
     ids = tokens.ids[0].tolist()
     if request.start >= len(ids):
-        raise Refused(Keyword("start", request.start), f"the prompt has {len(ids)} tokens", "begin at 0")
+        raise Refused(f"a tile from {request.start} on", f"the prompt has {len(ids)} tokens", "begin at 0")
     queries = slice(request.start, request.start + request.count)
     pattern = model.capture(tokens, [place], logits=False)[str(place.place)][0, :, queries].float().cpu()
     weights, keys = pattern.topk(min(request.top, len(ids)), -1)
