@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from cutaway.core.address import parse
 from cutaway.core.refuse import Refused
 from cutaway.dictionaries.dictionary import Dictionary, place_of
+from cutaway.dictionaries.norms import FixedNorm
 from cutaway.dictionaries.splice import Splice, ablate_latents
 from cutaway.features.store.feature_store import FeatureStore
 from cutaway.features.store.latents import Example, StoredLatents
@@ -39,18 +40,37 @@ def writes_to_logits(model: Model, d: Dictionary, latent: int) -> Float[Tensor, 
     Raises:
         Refused: it writes no site of the residual stream.
     """
+    block = d.blocks[place_of(d, latent)[0]]
+    return _into_stream(model, {s: d.direction(latent, s) for s in block.writes}, f"latent {latent}")
+
+
+def rows_to_logits(model: Model, d: Dictionary) -> Float[Tensor, "latent d_model"]:
+    """Return what one unit of each latent adds to the residual stream, over all the sites that it writes.
+
+    Raises:
+        Refused: a block writes no site of the residual stream.
+    """
+    found = list[Tensor]()
+    for number, rows in enumerate(d.decoder):
+        own = {s: n.push(t) if isinstance(n := d.writing.get(s), FixedNorm) else t for s, t in rows.items()}
+        found.append(_into_stream(model, own, f"the latents of block {number}"))
+    return torch.cat(found)
+
+
+def _into_stream(model: Model, written: Mapping[str, Float[Tensor, "*rest width"]], what: str) -> Tensor:
+    """Return the sum over sites of the residual stream, each through the norm behind it."""
     total: Tensor | None = None
-    for site in d.blocks[place_of(d, latent)[0]].writes:
+    for site, rows in written.items():
         address = parse(site)
         if address.site not in _STREAM:
             continue
-        own = d.direction(latent, site).float().to(model.device)
+        own = rows.float().to(model.device)
         if address.site in _NORMS and address.layer is not None:
             own = circuits.behind(model, _NORMS[address.site], address.layer, own)
         total = own if total is None else total + own
     if total is None:
         why = "it writes no site of the residual stream"
-        raise Refused(f"the logits of latent {latent}", why, "ablate it to see what it does")
+        raise Refused(f"the logits of {what}", why, "ablate it to see what it does")
     return total
 
 

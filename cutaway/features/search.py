@@ -125,7 +125,7 @@ def by_raised_word(
     known = _checked(store, model, source, dictionary)
     readers = logit_readers(model.anatomy, dtype=torch.float32).detach()
     away = readers - readers.mean(0)
-    rows = torch.stack([effects.writes_to_logits(model, source, i) for i in range(len(known))])
+    rows = effects.rows_to_logits(model, source)
     score = (circuits.standardised(rows, away) @ away[model.text.token_id(word)]).cpu()
     return [Hit(known.name, i, v, f"{v:+.2f} standard deviations over the vocabulary") for i, v in _best(score, most)]
 

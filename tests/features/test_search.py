@@ -7,8 +7,9 @@ import shutil
 import pytest
 import torch
 
+import cutaway as ca
 from cutaway.core.refuse import Refused
-from cutaway.features import FeatureStore, search
+from cutaway.features import FeatureStore, effects, search
 from cutaway.features.store.meta import Label
 from tests.features.common import brute, dictionaries, found, model
 
@@ -64,3 +65,11 @@ def test_by_a_text_a_word_and_likeness(store):
     assert [h.latent for h in hits] == [i for i in cosine.argsort(descending=True).tolist() if i != 7]
     with pytest.raises(Refused, match="this one"):
         search.by_text(store, "Mary", m, dictionaries()["few"], "some")
+
+
+@pytest.mark.parametrize("name", ["miniworld/transcoders", "miniworld/resid_post.3"])
+def test_rows_of_all_latents_are_those_of_each(name):
+    m, d = ca.load("miniworld"), ca.dictionaries.load(name)
+    some = list(range(0, d.n_latents, 97))
+    one_by_one = torch.stack([effects.writes_to_logits(m, d, i) for i in some])
+    torch.testing.assert_close(effects.rows_to_logits(m, d)[some], one_by_one)
