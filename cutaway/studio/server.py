@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Response
+from fastapi import Request as HttpRequest
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from fastapi.staticfiles import StaticFiles
@@ -78,8 +79,11 @@ class Studio:
             self.methods = self.methods or [m.MethodCard(**c) for c in said["methods"]]
         self._tell()
 
-    async def ask(self, row: Action, request: m.Request) -> bytes:
-        """Do an action with the page's worker and return its answer as JSON.
+    async def ask(self, row: Action, request: m.Request, gone: Callable[[], Awaitable[bool]] | None = None) -> bytes:
+        """Do an action with the page's worker, in its turn, and return its answer as JSON.
+
+        Args:
+            gone: tells if no one waits for the answer any more; then it is not begun.
 
         Raises:
             Refused: the worker refuses, or the work takes longer than the page waits.
@@ -92,8 +96,11 @@ class Studio:
         if model.state != "ready":
             await self.load(model)
         try:
-            async with asyncio.timeout(PATIENCE):
-                answer = await model.page.ask(row.name, json.loads(body))
+            async with model.turn:
+                if gone is not None and await gone():
+                    raise Refused(row.name, "the page no longer waits for it", "ask again")
+                async with asyncio.timeout(PATIENCE):
+                    answer = await model.page.ask(row.name, json.loads(body))
         except TimeoutError:
             await model.page.end()  # what it does is of no use any more
             why = f"it takes longer than {PATIENCE:.0f} s"
@@ -312,10 +319,11 @@ def _routes(studio: Studio) -> APIRouter:
 
 
 def _route(studio: Studio, row: Action) -> Callable[..., Any]:
-    async def route(request: Any) -> Response:
-        return Response(await studio.ask(row, request), media_type="application/json")
+    async def route(request: Any, http: Any) -> Response:
+        answer = await studio.ask(row, request, http.is_disconnected)
+        return Response(answer, media_type="application/json")
 
-    route.__annotations__ = {"request": row.request, "return": Response}
+    route.__annotations__ = {"request": row.request, "http": HttpRequest, "return": Response}
     route.__name__ = row.name
     return route
 

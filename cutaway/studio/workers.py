@@ -150,6 +150,7 @@ class LoadedModel:
         state: how far it is.
         why: the reason, if it could not be loaded.
         card: what its worker says of it.
+        turn: held by the question that the page's worker answers.
     """
 
     name: str
@@ -159,6 +160,7 @@ class LoadedModel:
     state: Literal["absent", "loading", "ready", "failed"] = "absent"
     why: str = ""
     card: dict[str, Any] = field(default_factory=dict)
+    turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def load(self) -> dict[str, Any]:
         """Start the page's worker and return what it says.

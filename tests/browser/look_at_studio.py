@@ -26,6 +26,9 @@ SELECTED = {"prompt": PROMPT, "target": " Kate", "foil": " Max"}
 SCREENS = {
     "why": SELECTED,
     "patch": SELECTED | {"other": OTHER},
+    "heads": SELECTED | {"layer": "4", "head": "0"},
+    "features": SELECTED,
+    "graph": SELECTED,
     "ask": SELECTED | {"method": "lenses.logit_lens"},
     "runs": {},
 }

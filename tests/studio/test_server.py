@@ -134,6 +134,16 @@ def test_too_many_jobs_are_refused(folder, monkeypatch):
         jobs.add("m", "a.b", {})
 
 
+def test_a_question_that_no_one_waits_for_is_not_begun(alone):
+    async def gone():
+        return True
+
+    asked = ACTIONS["predict"].request(prompt="The capital of Norway is")
+    with pytest.raises(ca.Refused, match="no longer waits"):
+        asyncio.run(alone.ask(ACTIONS["predict"], asked, gone))
+    assert b"oslo" in asyncio.run(alone.ask(ACTIONS["predict"], asked))
+
+
 def test_a_lack_of_memory_is_503_with_a_hint(guard, studio, monkeypatch):
     def run(session, request):
         raise MemoryError
