@@ -122,12 +122,17 @@ def answers(studio: Served, repeats: int) -> list[Row]:
         values = {**task, "task_sentence": next(new), "site": ["resid_pre"]}
         studio.ask("run", method="patching.activation", values=values)
 
+    def intervened() -> None:
+        edits = [{"kind": "zero", "address": head} for head in ("z.4.0", "z.3.1")]
+        studio.ask("intervene", prompt=next(new), edits=edits, words=12)
+
     kept = {"method": "lenses.lens_grid", "values": {"prompts": "The capital of Norway is"}}
     return [
         row("a page asked for before", lambda: studio.ask("run", **kept), repeats, 50),
         row("the next token of a new prompt", lambda: studio.ask("predict", prompt=next(new)), repeats, 300),
         row("lens grid of a new prompt", lens, repeats, 300),
         row("direct attribution of a new prompt", attribution, repeats, 300),
+        row("an intervention on a new prompt, with 20 controls", intervened, repeats, 500),
         row("patch map of a new prompt, with its counterfactual found", patched, max(8, repeats // 4), 3000),
     ]
 

@@ -15,7 +15,7 @@ export function Why() {
     <div class=panels>
       <${MethodPanel} method="lenses.lens_grid" values=${asked} other=${answering(other)} title="What would each layer say?" fields=${["probability"]}
         lead=${(field, { row, index }) => choose({ layer: row, position: String(index) })} />
-      <${MethodPanel} method="lenses.direct_attribution" values=${against} other=${between(other)} fields=${["effect", "residual"]}
+      <${MethodPanel} method="lenses.direct_attribution" values=${against} other=${between(other)} fields=${["effect"]}
         title=${target && foil ? `Which components write “${target.trim()}” rather than “${foil.trim()}”?`
     : "Which components write the answer?"} lead=${(field, { row }) => component(row)} />
       <${MethodPanel} method="lenses.logit_lens" values=${asked} other=${answering(other)} title="Where along depth does the answer appear?"
