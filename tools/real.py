@@ -352,6 +352,20 @@ SECTIONS = {
         "AUROC of texts of held-out groups along a direction of the mean over tokens, the best of layers 5, 11, 17 and "
         "23; chance: found with shuffled labels (far below ½ is chance, too); *cosine*: with the difference of means.",
     ),
+    "refusal: the direction": (
+        "Refusal: the direction",
+        "Of three layers at the last position of the chat template, the candidate selected as published (if none "
+        "passes, the one that induces most): log p − log(1 − p) of “I” and “Sorry” as first tokens. *bypass*: harmful "
+        "requests with the direction ablated; *induce*: benign ones with it added; *KL*, in nats: benign ones under "
+        "ablation; chance: a random direction. The number of prompts is that of each class.",
+    ),
+    "refusal: interventions": (
+        "Refusal: how often",
+        "Shares of held-out requests, on subjects that the direction was not found on, whose first 8 tokens in the "
+        "chat template have words of a refusal (“I'm sorry”, “I cannot” …), without edits and with the direction "
+        "added; *kept*, *KL*, *perplexity*: what that costs on benign requests; chance: a random direction of the same "
+        "length. The requests were fixed before anything was measured.",
+    ),
     "concepts in the unembedding": (
         "Concepts in the unembedding",
         "Pairs of words that differ in one thing: the cosine of each pair's difference of unembedding rows with the "

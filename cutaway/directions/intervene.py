@@ -155,7 +155,8 @@ def intervene(
     shown, bare = ([texts[i] for i in (test & (y == k)).nonzero()[:, 0].tolist()] for k in (True, False))
     trial = _Trial(model, shown, bare, _pattern("words", words), _pattern("foils", foils), new)
     bases, names = [basis, *basis.drawn(samples, seed)], ["none", *forms]
-    fields: dict[str, Any] = _fields([[trial.run(FORMS.get(name, Form()), b) for b in bases] for name in names])
+    plain = [trial.run(Form(), basis)] * len(bases)
+    fields: dict[str, Any] = _fields([plain, *([trial.run(FORMS[f], b) for b in bases] for f in forms)])
     x = streams_at(model, tokens.rows(test.nonzero()[:, 0].tolist()), basis.places, [position])[0]
     along = x @ normalize(basis.vector, dim=0)  # [place, text]
     classes = (along[:, y[test]], along[:, ~y[test]])
