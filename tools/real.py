@@ -364,7 +364,8 @@ SECTIONS = {
         "Shares of held-out requests, on subjects that the direction was not found on, whose first 8 tokens in the "
         "chat template have words of a refusal (“I'm sorry”, “I cannot” …), without edits and with the direction "
         "added; *kept*, *KL*, *perplexity*: what that costs on benign requests; chance: a random direction of the same "
-        "length. The requests were fixed before anything was measured.",
+        "length. The requests were fixed before anything was measured. The model hardly refuses: it apologises, by the "
+        "wording (“Help me to …”), for harmful requests and for their benign matches alike.",
     ),
     "concepts in the unembedding": (
         "Concepts in the unembedding",

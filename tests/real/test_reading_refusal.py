@@ -73,4 +73,5 @@ def test_how_often_it_refuses_under_each_form(model, texts, selected, results):
         kl = {"KL": measure(found.kl[i], found.kl_interval[i], found.kl_null[i])}
         cost = {"perplexity": measure(found.perplexity[i], found.perplexity_interval[i], found.perplexity_null[i])}
         results.row(FORMS, form, about["with"], **shares, **kept, **kl, **cost)
-    assert float(found.share[0, 1]) <= 0.05  # benign requests are answered
+    low, high = found.interval[0, 0].tolist()
+    assert low <= float(found.share[0, 1]) <= high  # it apologises as often where nothing is harmful
