@@ -46,7 +46,7 @@ from cutaway.tasks.chat import Chat, chat
 from cutaway.tasks.prompts import Prompts
 
 _FIELDS = "loss", "component", "repeated"
-_UNITS = dict.fromkeys(("loss", "each"), "nats per token")
+_UNITS: dict[str, str] = dict.fromkeys(("loss", "each"), "nats per token")
 _UNITS |= {"component": "lengths of the vector", "repeated": "probability"}
 _PLAIN, _RANDOM, _PROMPTED = "plain", "random", "instruction"
 

@@ -30,7 +30,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -246,7 +246,7 @@ def _result(
         labels["metric"] = [f"{b.readout.name} ({b.unit})" for b in read[1:]]
     return Effects(
         grid=grid.axes if grid is not None else ("node",),
-        **{n: t.clone() for n, t in found.items()},
+        **cast("dict[str, Any]", {n: t.clone() for n, t in found.items()}),
         recovered=mean[0] / gap,
         clean=clean,
         corrupt=corrupt,
