@@ -163,7 +163,7 @@ def test_two_prompts_and_their_difference(visit):
 def test_a_job_shows_its_cost_its_progress_and_its_result(visit):
     page = visit.show("ask", method="patching.ablate", values='{"task":"ioi","task_n":4,"samples":2}')
     page.locator("button", has_text="Plan").click()
-    page.wait_for_selector(".cost .soft >> text=forwards", timeout=60_000)
+    page.wait_for_selector(".cost .soft >> text=forward", timeout=60_000)
     page.locator(".cost button", has_text="Run").click()
     page.wait_for_selector(".result .picture figure", timeout=120_000)
     page.locator(".top nav a", has_text="Runs").click()

@@ -80,8 +80,8 @@ function PromptBar({ shown }) {
 }
 
 const LABELS = { prompt: "Prompt", other: "Prompt B", target: "Target", foil: "Foil" };
-const HINTS = { prompt: "a text that the model goes on with", other: "the same with a word changed", target: "the answer in question",
-  foil: "the answer to compare with" };
+const HINTS = { prompt: "a text that the model goes on with", other: "the same with a word changed", target: "the answer",
+  foil: "rather than this" };
 
 /** Without a prompt, the first example is shown. */
 effect(() => {

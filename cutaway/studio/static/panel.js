@@ -110,8 +110,9 @@ export function AsJob({ question, fields, lead, about: words, name = "Run", done
 /** What a call would cost, and the button that makes it. */
 function Cost({ question, start }) {
   const { answer, refusal, busy } = useAnswer("cost", question);
-  const many = answer?.forwards == null ? "" : `${Math.round(answer.forwards).toLocaleString("en")} forwards`;
-  const back = answer?.backwards ? `, ${Math.round(answer.backwards).toLocaleString("en")} backwards` : "";
+  const counted = (n, word) => `${Math.round(n).toLocaleString("en")} ${word}${Math.round(n) === 1 ? "" : "s"}`;
+  const many = answer?.forwards == null ? "" : counted(answer.forwards, "forward");
+  const back = answer?.backwards ? `, ${counted(answer.backwards, "backward")}` : "";
   return html`<div class=cost>
     <button type=button class=main onClick=${start} disabled=${Boolean(refusal)}>Run</button>
     ${busy && html`<span class=soft>planning …</span>`}

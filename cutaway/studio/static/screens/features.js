@@ -171,7 +171,7 @@ function Harvest({ name, dictionaries, done }) {
   return html`<section class=panel><h2>Harvest a dictionary that ships with ${name}</h2>
     <p class=note>One pass of the model over its own text: densities, examples and codes of all latents; then short rules, scored on held-out documents beside those of random features.</p>
     <div class=choices><label>Dictionary <select value=${dictionary} onChange=${(e) => set(e.target.value)}>
-        ${dictionaries.map((d) => html`<option key=${d}>${d}</option>`)}</select></label>
+        ${dictionaries.map((d) => html`<option key=${d} value=${d}>${d}</option>`)}</select></label>
       <label>Tokens <select value=${tokens} onChange=${(e) => count(Number(e.target.value))}>
         ${[5000, 20000, 100000, 500000].map((n) => html`<option key=${n} value=${n}>${n.toLocaleString("en")}</option>`)}</select></label></div>
     <${AsJob} key=${JSON.stringify(question)} question=${question} name=Harvest fields=${["score"]} done=${done}
