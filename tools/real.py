@@ -333,11 +333,12 @@ SECTIONS = {
         "The direction of sentiment (difference of means over tokens, layer 13) is added at all positions of reviews: "
         "*effect* on logit(positive) − logit(negative), and the perplexity of neutral text as a multiple of the plain "
         "one; chance: random directions of the same length. *anti-steerable*: the share of prompts that go the wrong "
-        "way.",
+        "way. Layer and strengths had been tried before, on other prompts. No slope is shown: its interval holds 0.",
     ),
     "steered text": (
         "Steered text",
-        "Ten openings, fixed beforehand, continued greedily with the direction of formal register (layer 13) at −1 and "
+        "Ten openings, fixed before they were measured (layer and strength had been tried on others), continued "
+        "greedily with the direction of formal register (layer 13) at −1 and "
         "+1, its natural length; *loss*: of the continuation under the unsteered model, in nats per token; "
         "*component*: of the continuation along the direction; chance: two random directions of the same length. An "
         "instruction is a formal sentence in front.",
@@ -364,7 +365,8 @@ SECTIONS = {
         "Shares of held-out requests, on subjects that the direction was not found on, whose first 8 tokens in the "
         "chat template have words of a refusal (“I'm sorry”, “I cannot” …), without edits and with the direction "
         "added; *kept*, *KL*, *perplexity*: what that costs on benign requests; chance: a random direction of the same "
-        "length. The requests were fixed before anything was measured. The model hardly refuses: it apologises, by the "
+        "length. The requests were fixed before anything was measured; layers, forms "
+        "and length were cut for time. The model hardly refuses: it apologises, by the "
         "wording (“Help me to …”), for harmful requests and for their benign matches alike.",
     ),
     "concepts in the unembedding": (

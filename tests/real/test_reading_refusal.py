@@ -74,4 +74,5 @@ def test_how_often_it_refuses_under_each_form(model, texts, selected, results):
         cost = {"perplexity": measure(found.perplexity[i], found.perplexity_interval[i], found.perplexity_null[i])}
         results.row(FORMS, form, about["with"], **shares, **kept, **kl, **cost)
     low, high = found.interval[0, 0].tolist()
-    assert low <= float(found.share[0, 1]) <= high  # it apologises as often where nothing is harmful
+    # It apologises as often where nothing is harmful: what a first run showed, and not what was expected.
+    assert low <= float(found.share[0, 1]) <= high

@@ -1,7 +1,8 @@
 """Steering of a real model: sentiment by dose and response, and register in text that a reader can see.
 
-Prompts and the strength of the examples, ±1 (the classes' means are one length apart), were fixed before anything was
-measured on them. The layer is the one before the middle; nothing was chosen by its result.
+The ten openings and their strength, ±1 (the classes' means are one length apart), were fixed before anything was
+measured on them; the layer and the strengths had been tried before, on other prompts. No slope of sentiment is shown:
+its interval holds 0.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def direction(model: ca.Model, what: str) -> ca.directions.Direction:
     return ca.directions.direction({SITE: sign * found.vector[0, 0, 0]}, what, family=found.family)
 
 
-def test_sentiment_follows_its_direction(model, results):
+def test_strength_0_changes_nothing_and_strong_steering_costs_perplexity(model, results):
     task = sets.task(model, "sentiment", 16)
     turned = [p if p.answer.strip() == "positive" else type(p)(p.clean, p.corrupt, p.foil, p.answer) for p in task]
     asked = ca.Task("verdict", tuple(turned))
@@ -52,7 +53,7 @@ def test_sentiment_follows_its_direction(model, results):
     assert float(found.perplexity[[0, 4]].min()) > 1.0
 
 
-def test_register_can_be_seen_in_the_text(model, results):
+def test_all_openings_are_written_out_and_steered_ones_differ(model, results):
     prompts = [row["text"] for row in sets.rows("openings")]
     said = "Dear Sir or Madam, I should be most grateful for your kind attention. "
     found = ca.directions.complete(model, direction(model, "register"), prompts, strengths=(-1.0, 1.0), new_tokens=14,
@@ -70,4 +71,3 @@ def test_register_can_be_seen_in_the_text(model, results):
         own = {w: {"value": float(found.each[i, j])} for j, w in enumerate(("plain", "−1", "+1"))}
         results.row(EXAMPLES, f"{i + 1}. {prompt} … {shown}".replace("|", "¦"), 1, **own)
     assert [t.strip() for t in found.texts("1")] != [t.strip() for t in found.texts("plain")]
-    assert float(found.loss[2]) > float(found.loss[0]) or float(found.component[2]) > float(found.component[0])

@@ -1,7 +1,7 @@
 """A subspace of a real model that carries a variable: the gender of a name, trained on one template, tested on another.
 
-Every pair runs in both orders, so that both labels are as frequent. The layer was chosen beforehand as the first of
-five at which exchanging the whole vector of the last position gives most labels.
+Every pair runs in both orders, so that both labels are as frequent. The layer is the first of
+five at which exchanging the whole vector of the last position gives most labels, of these same pairs.
 """
 
 from __future__ import annotations

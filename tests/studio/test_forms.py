@@ -47,7 +47,7 @@ def test_command_page_and_tool_ask_for_the_same(name):
     assert tool["required"] == whole["required"]
 
 
-def test_values_open_the_call_and_what_is_open_stays_open(monkeypatch):
+def test_values_open_the_call_and_what_is_open_stays_open():
     row, kept = ROWS["lenses.logit_lens"], dict[Any, Any]()
     (model, task), options = opened(row, {"task": "facts", "task_n": 2, "samples": 2}, kept)
     (again, _), _ = opened(row, {"task": "facts", "task_n": 3}, kept)
