@@ -29,6 +29,7 @@ demo: $(VENV)/.installed
 	@echo "  a real model        $(BIN)/cutaway zoo fetch smollm2"
 	@echo "  your own sentence   $(BIN)/cutaway explain \"The capital of France is\" --model smollm2"
 	@echo "  its world           $(BIN)/cutaway zoo list"
+	@echo "  a page to explore   $(BIN)/cutaway studio"
 	@echo "  what can be asked   $(BIN)/cutaway methods"
 
 test: $(VENV)/.installed-dev
