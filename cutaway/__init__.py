@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from cutaway import (
+        circuits,
         dictionaries,
         directions,
         features,
@@ -57,7 +58,7 @@ _SUBJECTS = ("cutaway.zoo.load", "cutaway.tasks", "cutaway.streams", "cutaway.di
 #: every room that enters rows in the method table
 METHOD_ROOMS = (
     "lenses", "heads", "weights", "neurons", "geometry", "patching", "dictionaries", "directions", "features",
-    "graphs",
+    "circuits", "graphs",
 )  # fmt: skip
 _METHODS = {"dictionaries": "dictionaries.evaluation"}  # where a room's methods are, if not in the room itself
 _ROOMS = (
@@ -91,6 +92,7 @@ __all__ = [
     "Result",
     "Task",
     "chat",
+    "circuits",
     "dictionaries",
     "directions",
     "edits",
