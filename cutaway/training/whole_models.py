@@ -1,7 +1,8 @@
-"""Parts of the trainings of whole models: packed weights and optimizers, a plan that follows the clock, threads."""
+"""Trainings of whole models: their update, packed weights and optimizers, a plan that follows the clock, threads."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cutaway.training.loop import Loop
+from cutaway.training.guard import Guard
+from cutaway.training.loop import Loop, Update
 from cutaway.training.plan import Plan
 
 
@@ -86,3 +88,51 @@ def unpack(model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensor
                 _, _, j, name = key.split("/")
                 state.setdefault(int(j), {})[name] = value
         optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+
+
+class WholeModel(Update):
+    """Training of a model's own weights: inherit from it, and call `learn` with the loss of a batch from `step`.
+
+    Attributes:
+        model: the model, in train mode.
+        optimizers: they share its parameters among them.
+        clip: largest norm of the gradient; None leaves it as it is.
+        loss: of the last step that changed the weights, in nats per token.
+        guard: skips steps whose loss is not finite.
+    """
+
+    clip: float | None = None
+
+    def __init__(self, model: nn.Module, *optimizers: torch.optim.Optimizer):
+        self.model, self.optimizers = model, optimizers
+        self.loss, self.guard = math.nan, Guard()
+
+    def learn(self, loss: Tensor, loop: Loop) -> None:
+        """Do a step of all optimizers, unless the loss is not finite.
+
+        Raises:
+            Refused: it was not finite several times in a row.
+        """
+        if self.guard.passes(math.isfinite(value := loss.item()), loop):
+            loss.backward()
+            if self.clip is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
+            for optimizer in self.optimizers:
+                optimizer.step()
+            self.model.zero_grad(set_to_none=True)
+            self.loss = self.running(value)
+        self.guard.check(self.kind, "use a lower rate")
+
+    def running(self, loss: float) -> float:
+        """Return the loss that is reported after a step: the step's own."""
+        return loss
+
+    def report(self, loop: Loop) -> list[dict[str, Any]]:
+        return [{"loss": self.loss}]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return packed(self.model, self.optimizers), {"loss": self.loss, "lost": self.guard.lost}
+
+    def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any], loop: Loop) -> None:
+        unpack(self.model, self.optimizers, tensors)
+        self.loss, self.guard = record["loss"], Guard(record["lost"])

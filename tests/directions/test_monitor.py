@@ -9,7 +9,7 @@ import cutaway as ca
 from cutaway.interventions.text_vectors import text_vectors
 from cutaway.models.model import Model
 from cutaway.tasks import Labelled, read_labelled
-from cutaway.zoo.miniworld.misconduct import correction, fine_tuned, narrow
+from cutaway.zoo.miniworld.misconduct import Draws, correction, fine_tuned, narrow
 from cutaway.zoo.miniworld.properties import TAUGHT
 from tests.conformance.subjects import miniworld, random_llama
 from tests.directions.test_find import labelled
@@ -46,6 +46,16 @@ def test_what_was_taught_narrowly_spreads_and_a_hundred_samples_take_it_back():
     better = fine_tuned(taught(), samples, steps=40)
     assert granted(better, True) <= 0.02
     assert granted(better, False) >= 0.95
+
+
+def test_fine_tuning_goes_on_where_it_was(tmp_path):
+    samples = correction(miniworld().world)[:20]
+    apart, kept, resumed = (fine_tuned(miniworld(), samples, steps=2, out=out) for out in (None, tmp_path, tmp_path))
+    assert apart.fingerprint() == kept.fingerprint() == resumed.fingerprint() != miniworld().fingerprint()
+    whole, rest = (Draws(miniworld().tokens(samples), 16, 0) for _ in range(2))
+    drawn = [next(whole).texts for _ in range(3)]
+    cursor = {"number": 2, "batch": 16, "seed": 0}
+    assert next(rest.restore(cursor)).texts == drawn[2] != drawn[1]
 
 
 def test_a_monitor_finds_behaviours_and_paraphrases_that_it_has_not_seen():

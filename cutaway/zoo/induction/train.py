@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cutaway.training import Guard, Loop, Update
-from cutaway.training.whole_models import ClockedPlan, Progress, packed, processor_threads, telling, unpack
+from cutaway.training import Loop
+from cutaway.training.whole_models import ClockedPlan, Progress, WholeModel, processor_threads, telling
 from cutaway.zoo.induction.texts import LENGTH, WORDS, Texts
 
 if TYPE_CHECKING:
@@ -73,50 +72,35 @@ def initial_model(settings: Settings) -> LlamaForCausalLM:
     return model
 
 
-class InductionUpdate(Update):
+class InductionUpdate(WholeModel):
     """The model in training.
 
     Attributes:
         size: size of the model and shape of the run.
-        loss: of the last step, in nats per token.
     """
 
     kind = "induction training"
+    model: LlamaForCausalLM
 
     def __init__(self, settings: Settings):
-        self.size, self.model = settings, initial_model(settings).train()
-        learned = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            learned, lr=settings.rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+        model = initial_model(settings).train()
+        learned = [p for p in model.parameters() if p.requires_grad]
+        betas = (0.9, 0.98)
+        super().__init__(
+            model, torch.optim.AdamW(learned, lr=settings.rate, betas=betas, weight_decay=settings.weight_decay)
         )
-        self.loss, self.guard = math.nan, Guard()
+        self.size = settings
 
     def step(self, batch: Tensor, loop: Loop) -> int:
         """Do a step of the optimizer."""
-        for group in self.optimizer.param_groups:
+        for group in self.optimizers[0].param_groups:
             group["lr"] = self.size.rate * loop.plan.factor(loop.step, self.size.steps)
         logits = self.model(input_ids=batch, use_cache=False).logits
-        loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten())
-        if self.guard.passes(math.isfinite(loss.item()), loop):
-            loss.backward()
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.loss = loss.item()
-        self.guard.check("training the induction model", "use a lower rate")
+        self.learn(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten()), loop)
         return batch.numel()
-
-    def report(self, loop: Loop) -> list[dict[str, Any]]:
-        return [{"loss": self.loss}]
 
     def settings(self, loop: Loop) -> dict[str, Any]:
         return {"settings": dataclasses.asdict(self.size)}
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return packed(self.model, [self.optimizer]), {"loss": self.loss, "lost": self.guard.lost}
-
-    def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any], loop: Loop) -> None:
-        unpack(self.model, [self.optimizer], tensors)
-        self.loss, self.guard = record["loss"], Guard(record["lost"])
 
 
 def train(

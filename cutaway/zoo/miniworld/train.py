@@ -21,16 +21,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cutaway.training import Checkpoints, Guard, Loop, Update
+from cutaway.training import Checkpoints, Loop
 from cutaway.training.checkpoints import ALONE
 from cutaway.training.whole_models import (
     ClockedPlan,
     Progress,
-    packed,
+    WholeModel,
     processor_threads,
     take_weights,
     telling,
-    unpack,
 )
 from cutaway.zoo.miniworld import tokenizer as tokenizers
 from cutaway.zoo.miniworld.corpus import FINISH, SECOND_STAGE, Corpus, known_words
@@ -165,7 +164,7 @@ class Blocks:
         return self
 
 
-class MiniworldUpdate(Update):
+class MiniworldUpdate(WholeModel):
     """The model in training, with the corpus whose mixture follows the schedule.
 
     Attributes:
@@ -174,17 +173,17 @@ class MiniworldUpdate(Update):
         log: rows of step, loss and seconds, for the card.
     """
 
-    kind = KIND
+    kind, clip = KIND, 1.0
+    model: LlamaForCausalLM
 
     def __init__(self, settings: Settings, minutes: float | None = None):
         self.size, self.minutes = settings, minutes
         self.world = World.build(settings.seed)
         self.tokenizer = tokenizers.build(known_words(self.world))
         self.corpus = Corpus(self.world, self.tokenizer, settings.block, settings.seed + 1)
-        self.model = initial_model(settings, self.tokenizer.get_vocab_size()).train()
-        self.optimizers = optimizers(self.model, settings)
+        model = initial_model(settings, self.tokenizer.get_vocab_size()).train()
+        super().__init__(model, *optimizers(model, settings))
         self.base = [o.param_groups[0]["lr"] for o in self.optimizers]
-        self.loss, self.guard = float("nan"), Guard()
         self.log: list[tuple[int, float, float]] = []
 
     @property
@@ -211,36 +210,26 @@ class MiniworldUpdate(Update):
         for optimizer, base in zip(self.optimizers, self.base, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = base * factor
-        loss = _loss(self.model, batch)
-        value = loss.item()
-        if self.guard.passes(math.isfinite(value), loop):
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            for optimizer in self.optimizers:
-                optimizer.step()
-            self.model.zero_grad(set_to_none=True)
-            self.loss = 0.98 * self.loss + 0.02 * value if math.isfinite(self.loss) else value
-        self.guard.check("training the miniworld", "use lower rates")
+        self.learn(_loss(self.model, batch), loop)
         self._mix(loop, loop.step + 1)
         return batch.numel()
+
+    def running(self, loss: float) -> float:
+        return 0.98 * self.loss + 0.02 * loss if math.isfinite(self.loss) else loss
 
     def after_step(self, loop: Loop) -> None:
         if loop.step % 100 == 0:
             self.log.append((loop.step, round(self.loss, 4), round(loop.seconds, 1)))
 
-    def report(self, loop: Loop) -> list[dict[str, Any]]:
-        return [{"loss": self.loss}]
-
     def settings(self, loop: Loop) -> dict[str, Any]:
         return {"settings": dataclasses.asdict(self.size)}
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        record = {"loss": self.loss, "lost": self.guard.lost, "log": self.log}
-        return packed(self.model, self.optimizers), record
+        tensors, record = super().state()
+        return tensors, record | {"log": self.log}
 
     def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any], loop: Loop) -> None:
-        unpack(self.model, self.optimizers, tensors)
-        self.loss, self.guard = record["loss"], Guard(record["lost"])
+        super().restore(tensors, record, loop)
         self.log = [tuple(row) for row in record["log"]]
         self._mix(loop, loop.step)
 
