@@ -191,7 +191,8 @@ def _branch_in(anatomy: Anatomy, layer: int, letter: Letter) -> Port | None:
         return None
     module, columns = found
     n, flat = len(columns), columns.flatten()
-    whole = torch.equal(flat, torch.arange(len(flat)))  # all outputs of the module, head by head
+    first, end = int(flat[0]), int(flat[0]) + len(flat)
+    together = torch.equal(flat, torch.arange(first, end))  # a slice of the matrix is a view, chosen columns a copy
 
     def read(x: Tensor, y: Any) -> Tensor:
         return x.unsqueeze(2).expand(-1, -1, n, -1)
@@ -199,13 +200,13 @@ def _branch_in(anatomy: Anatomy, layer: int, letter: Letter) -> Port | None:
     def write(new: Tensor, x: Tensor, y: Any) -> Tensor:
         with present(module):
             w = matrix(module)
-        at = flat.to(w.device)
-        w = (w if whole and w.shape[1] == len(at) else w[:, at]).reshape(w.shape[0], n, -1)
+        at = slice(first, end) if together else flat.to(w.device)
+        w = w[:, at].reshape(w.shape[0], n, -1)
         change = torch.einsum("bphd,dhe->bphe", new - x.unsqueeze(2), w.to(new.dtype)).flatten(2)  # [b p (h e)]
-        if whole and y.shape[-1] == len(at):
+        if together and y.shape[-1] == len(flat):
             return y + change
-        out = y.clone()
-        out[..., at.to(y.device)] = y[..., at.to(y.device)] + change
+        out, at = y.clone(), at if together else flat.to(y.device)
+        out[..., at] = y[..., at] + change
         return out
 
     return Port(module, "out", read, write, derived=True)
