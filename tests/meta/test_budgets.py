@@ -10,7 +10,7 @@ BUDGETS = {
     "": 145,
     "core": 2_440,
     "views": 1_800,
-    "models": 8_650,
+    "models": 8_900,
     "tasks": 3_000,
     "streams": 1_450,
     "zoo": 2_190,
