@@ -10,7 +10,7 @@ seen. A transcoder reads one site and writes another; everything a block reads m
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -34,14 +34,27 @@ class LatentChange:
     Attributes:
         latents: the latents, numbered over all blocks.
         factor: the factor.
-        shift: what is added.
+        shift: what is added: one number, or one per latent.
         positions: the positions where they change; None for all.
+        silencing: True if nothing is pushed below 0: an active latent falls silent at most, a silent one stays so.
     """
 
     latents: tuple[int, ...]
     factor: float = 1.0
-    shift: float = 0.0
+    shift: float | tuple[float, ...] = 0.0
     positions: tuple[int, ...] | None = None
+    silencing: bool = False
+
+    def of(self, old: Float[Tensor, "token latent"]) -> Float[Tensor, "token latent"]:
+        """Return the values that take the place of others, in the order of the latents."""
+        new = self.factor * old + torch.as_tensor(self.shift, dtype=old.dtype, device=old.device)
+        return new.maximum(old.clamp(max=0.0)) if self.silencing else new
+
+    def within(self, first: int, end: int) -> LatentChange:
+        """Return the change of those latents alone whose numbers are from `first` to below `end`."""
+        own = [n for n, latent in enumerate(self.latents) if first <= latent < end]
+        shift = tuple(self.shift[n] for n in own) if isinstance(self.shift, tuple) else self.shift
+        return replace(self, latents=tuple(self.latents[n] for n in own), shift=shift)
 
 
 def ablate_latents(*latents: int, positions: tuple[int, ...] | None = None) -> LatentChange:
@@ -59,9 +72,14 @@ def set_latents(*latents: int, value: float, positions: tuple[int, ...] | None =
     return LatentChange(latents, 0.0, value, positions)
 
 
-def add_to_latents(*latents: int, value: float, positions: tuple[int, ...] | None = None) -> LatentChange:
-    """Add a value to latents, active or not (steering)."""
-    return LatentChange(latents, 1.0, value, positions)
+def add_to_latents(
+    *latents: int,
+    value: float | tuple[float, ...],
+    positions: tuple[int, ...] | None = None,
+    silencing: bool = False,
+) -> LatentChange:
+    """Add a value to latents, or one to each, active or not (steering); silencing, none is pushed below 0."""
+    return LatentChange(latents, 1.0, value, positions, silencing)
 
 
 @dataclass(frozen=True, eq=False)
@@ -238,11 +256,12 @@ class SpliceUse:
         self, b: int, code: SparseCode, change: LatentChange, seen: _SpliceState, frame: ForwardFrame
     ) -> SparseCode:
         d, start = self.splice.dictionary, self.splice.dictionary.starts[b]
-        latents = [i - start for i in change.latents if start <= i < start + code.n_latents]
-        if not latents:
+        change = change.within(start, start + code.n_latents)
+        if not change.latents:
             return code
+        latents = [i - start for i in change.latents]
         old = code.columns(latents)
-        new = change.factor * old + change.shift
+        new = change.of(old)
         if change.positions is not None:
             read = Read(str(parse(d.blocks[b].reads[0]).place), self, change.positions)
             x = seen.sites[d.blocks[b].reads[0]]

@@ -19,6 +19,7 @@ from cutaway.directions.propagate import Propagation, propagate
 from cutaway.directions.select import select
 from cutaway.directions.selected import SelectedDirection
 from cutaway.directions.steer import DoseResponse, steer
+from cutaway.directions.steering import ConditionalSteering, Steering
 from cutaway.directions.subspace import Subspace, open_subspace
 from cutaway.directions.threshold import Threshold, threshold
 
@@ -26,6 +27,7 @@ __all__ = [
     "FINDERS",
     "AlignedSubspace",
     "Completions",
+    "ConditionalSteering",
     "Direction",
     "DoseResponse",
     "Erasure",
@@ -37,6 +39,7 @@ __all__ = [
     "Probes",
     "Propagation",
     "SelectedDirection",
+    "Steering",
     "Subspace",
     "Threshold",
     "activation_addition",

@@ -35,7 +35,7 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval, one_prompt
-from cutaway.directions.direction import Direction
+from cutaway.directions.steering import Steering
 from cutaway.interventions.span_losses import span_losses
 from cutaway.models.edits.edit import Edit, as_edits
 from cutaway.models.generate import continuation_ids
@@ -115,7 +115,7 @@ class _Writer:
     """
 
     model: Model
-    direction: Direction
+    direction: Steering
     prompts: Sequence[str]
     new: int
 
@@ -134,12 +134,10 @@ class _Writer:
             return out
         tokens = continued(self.model.tokens([self.prompts[i] for i in said]), [[rows[i]] for i in said])
         sums = span_losses(self.model, tokens, _written, [[]])[0, :, 0]
-        place, inside = str(self.direction.places[-1]), tokens.tail_of > 0
-        x = self.model.capture(tokens, place, logits=False)[place].float()
-        mean = torch.einsum("tp,tpw->tw", inside.to(x) / inside.sum(1, keepdim=True).to(x), x).cpu()
-        last = self.direction.select(address=place)
+        acts = self.model.capture(tokens, self.direction.reads, logits=False)
+        along, inside = self.direction.along(acts).cpu(), (tokens.tail_of > 0).cpu()
         repeats = torch.tensor([_repeated(rows[i]) for i in said])
-        out[said] = torch.stack([sums[:, 0] / sums[:, 2], last.component(mean[None])[0] / last.norm[0], repeats], 1)
+        out[said] = torch.stack([sums[:, 0] / sums[:, 2], (along * inside).sum(1) / inside.sum(1), repeats], 1)
         return out
 
 
@@ -157,13 +155,14 @@ def _written(tokens: Tokens, prompt: Int[Tensor, "row"]) -> list[Bool[Tensor, "r
 )
 def complete(
     model: Model,
-    direction: Direction,
+    direction: Steering,
     prompts: Prompts,
     /,
     *,
     strengths: tuple[float, ...] = (-2.0, -1.0, 1.0, 2.0),
     new_tokens: int = 24,
     instruction: str = "",
+    chats: bool = False,
     samples: int = 2,
     seed: int = 0,
 ) -> Completions:
@@ -173,12 +172,13 @@ def complete(
         strengths: factors of the direction's vectors, none of them 0: the plain continuation is always there.
         new_tokens: number of tokens of a continuation, unless the text ends.
         instruction: text in front of each prompt, or of what the user of a chat says, as the other way to the same end.
+        chats: write each prompt as what the user says, in the model's chat template.
         samples: number of random directions; the text of the first one at the last strength is kept.
         seed: of the random directions.
 
     Raises:
-        Refused: a direction of another width, no strength or one of 0, prompts without text, or a model that
-            predicts no next token.
+        Refused: a direction of another width, no strength or one of 0, prompts without text, chats without a chat
+            template, or a model that predicts no next token.
     """
     check_predicts(model)
     direction.check(model)
@@ -186,18 +186,19 @@ def complete(
         raise Refused(Keyword("strengths", ",".join(map(str, strengths))), "one is 0, or twice", "use for example -1,1")
     if not all(t.strip() for t in prompts):
         raise Refused(f"completions of {len(prompts)} prompts", "they have no text", "give texts")
-    writer = _Writer(model, direction, list(prompts), new_tokens)
+    texts = [chat(model, t) if chats and not isinstance(t, Chat) else t for t in prompts]
+    writer = _Writer(model, direction, texts, new_tokens)
 
-    def steered(own: Direction) -> list[list[list[int]]]:
+    def steered(own: Steering) -> list[list[list[int]]]:
         return [writer.write(own.add(s)) for s in strengths]
 
     drawn = [steered(d) for d in direction.random(samples, seed)]
     rows = [writer.write(), *steered(direction), drawn[0][-1]]
     ways = [_PLAIN, *(f"{s:g}" for s in strengths), _RANDOM]
     if instruction:
-        rows.append(writer.write(prompts=[_instructed(model, t, instruction) for t in prompts]))
+        rows.append(writer.write(prompts=[_instructed(model, t, instruction) for t in texts]))
         ways.append(_PROMPTED)
-    texts = [model.tokenizer.batch_decode(own, skip_special_tokens=True) for own in rows]
+    said = [model.tokenizer.batch_decode(own, skip_special_tokens=True) for own in rows]
     found = torch.stack([writer.read(own) for own in rows])
     chance = torch.stack([torch.stack([writer.read(own) for own in each]) for each in drawn])
     fields: dict[str, Any] = _measured(found, chance)
@@ -207,7 +208,7 @@ def complete(
         labels={
             "way": ways,
             "prompt": list(prompts),
-            "each": [list(own) for own in zip(*texts, strict=True)],
+            "each": [list(own) for own in zip(*said, strict=True)],
             "bound": BOUNDS,
         },
         units=_UNITS,

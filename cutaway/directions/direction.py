@@ -22,6 +22,7 @@ from cutaway.core.refuse import Code, Refused
 from cutaway.core.repeat import Made
 from cutaway.core.result import Result
 from cutaway.core.stats import generator
+from cutaway.directions.steering import Steering
 from cutaway.models.edits.conditional import Condition
 from cutaway.models.edits.library import Add, Cap, Project
 from cutaway.models.model import Model
@@ -30,7 +31,7 @@ _SELECTED = "select(address=…) the ones that are meant"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Direction(Result, kind="direction"):
+class Direction(Result, Steering, kind="direction"):
     """A direction of one name at one or several addresses, in the units of the activations there.
 
     Its labels name the addresses, its record says which data it comes from. Adding it moves activations towards
@@ -116,14 +117,26 @@ class Direction(Result, kind="direction"):
         Raises:
             Refused: an address that the model does not have, or another width.
         """
-        for a in model.places(self.places):
-            if (width := getattr(model.shape, _WIDTHS[a.row.axes.split()[-1]])) != self.vector.shape[1]:
-                why = f"it is {self.vector.shape[1]} wide, and {a} of {model.name} is {width} wide"
-                raise Refused(self._what, why, "give a direction that was found in this model")
+        check_widths(self._what, model, dict.fromkeys(map(str, self.places), self.vector.shape[1]))
 
     def component(self, x: Float[Tensor, "address *row width"]) -> Float[Tensor, "address *row"]:
         """Return the component of vectors along the unit vector at each address, (x·v) / ‖v‖, in activations' units."""
         return torch.einsum("a...w,aw->a...", x, self.unit().vector.to(x.device, x.dtype))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The last address, where `along` reads."""
+        return (str(self.places[-1]),)
+
+    def along(self, acts: Mapping[str, Float[Tensor, "text position width"]]) -> Float[Tensor, "text position"]:
+        """Return the component of activations at the last address, in lengths of its vector."""
+        (place,) = self.reads
+        last = self.select(address=place)
+        return last.component(acts[place].float()[None])[0] / last.norm[0].to(acts[place].device)
+
+    def amounts(self) -> dict[str, float]:
+        """Return the length of the vector at each address."""
+        return {str(a): round(float(n), 4) for a, n in zip(self.places, self.norm, strict=True)}
 
     def random(self, samples: int, seed: int = 0) -> list[Direction]:
         """Return random directions with vectors of the same lengths at the same addresses."""
@@ -171,6 +184,18 @@ class Direction(Result, kind="direction"):
 
 #: the size of a model that is the width of a site's vectors, by the last axis of the site
 _WIDTHS = {"d_model": "d_model", "d_head": "d_head", "neuron": "d_mlp", "channel": "d_inner"}
+
+
+def check_widths(what: str, model: Model, widths: Mapping[str, int]) -> None:
+    """Check that a model has some addresses, with values of these widths.
+
+    Raises:
+        Refused: an address that the model does not have, or another width.
+    """
+    for a, wanted in zip(model.places(list(widths)), widths.values(), strict=True):
+        if (width := getattr(model.shape, _WIDTHS[a.row.axes.split()[-1]])) != wanted:
+            why = f"it is {wanted} wide, and {a} of {model.name} is {width} wide"
+            raise Refused(what, why, "give a direction that was found in this model")
 
 
 def direction(

@@ -38,7 +38,7 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval, one_prompt, ratio_interval, share_interval
-from cutaway.directions.direction import Direction
+from cutaway.directions.steering import Steering
 from cutaway.interventions.span_losses import continued, span_losses
 from cutaway.models.edits.edit import Edit
 from cutaway.models.model import Model
@@ -106,7 +106,7 @@ class DoseResponse(Result, kind="dose_response"):
 def steer(
     model: Model,
     task: Task,
-    direction: Direction,
+    direction: Steering,
     prompts: Prompts,
     /,
     *,
@@ -170,7 +170,7 @@ def steer(
         units=dict.fromkeys(("effect", "clean", "prompted"), bound.unit)
         | dict.fromkeys(("slope", "mean_slope"), f"{bound.unit} per unit of strength")
         | {"perplexity": "ratio", "anti_steerable": "share of prompts", "loss": "nats per token"},
-        record={"positions": "the last" if last else "all", "vectors": dict(_lengths(direction))},
+        record={"positions": "the last" if last else "all", "amounts": direction.amounts()},
         reasons=_reasons(len(plain), len(tokens), instruction),
     )
 
@@ -185,13 +185,9 @@ def _reasons(prompts: int, texts: int, instruction: str) -> dict[str, str]:
     )
 
 
-def _steered(direction: Direction, strength: float, last: bool) -> list[Edit]:
+def _steered(direction: Steering, strength: float, last: bool) -> list[Edit]:
     """Return the edits of a strength; those of 0 are none, so that its run is the plain one."""
     return list(direction.add(strength, (-1,) if last else None)) if strength else []
-
-
-def _lengths(direction: Direction) -> list[tuple[str, float]]:
-    return [(str(a), round(float(n), 4)) for a, n in zip(direction.places, direction.norm, strict=True)]
 
 
 def _losses(

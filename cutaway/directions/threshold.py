@@ -2,7 +2,8 @@
 
 Texts are projected on the unit vector at each address of a direction. A threshold is chosen on some groups of texts, so
 that at most a share `rate` of their texts without the concept lies above it, and tested on the other groups. It is what
-a conditional edit needs (CAST, Lee et al. 2024, arXiv:2409.05907): `found.condition(direction, address)`.
+a conditional edit needs (CAST, Lee et al. 2024, arXiv:2409.05907): `found.condition(address)`, on the command line
+`--direction-condition FILE`.
 
 * `recall[address]`: the share of texts of other groups with the concept above the threshold; `interval`: 95 %, over
   groups.
@@ -28,7 +29,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cutaway.core.method import method
-from cutaway.core.refuse import Call, Refused
+from cutaway.core.refuse import Call, Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator
 from cutaway.directions.direction import Direction
@@ -39,6 +40,8 @@ from cutaway.models.model import Model
 from cutaway.tasks.labelled import Labelled
 
 _POSITIONS = {"mean": None, "last": (-1,)}
+_UNITS: dict[str, str] = dict.fromkeys(("recall", "false_positive"), "probability")
+_UNITS |= dict.fromkeys(("threshold", "vector"), "activation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,7 @@ class Threshold(Result, kind="threshold"):
         false_positive_interval: 95 %, over groups.
         false_positive_null: the same of random directions.
         threshold: chosen on all texts.
+        vector: the direction's vector.
         concept: the concept.
         reading: the reading of each text.
     """
@@ -65,18 +69,22 @@ class Threshold(Result, kind="threshold"):
     false_positive_interval: Float[Tensor, "address bound"]
     false_positive_null: Float[Tensor, "address sample"]
     threshold: Float[Tensor, "address"]
+    vector: Float[Tensor, "address width"]
     concept: str
     reading: str
 
-    def condition(self, direction: Direction, address: str) -> Condition:
-        """Return the condition that a prompt lies above the threshold at one address.
+    def condition(self, address: str | None = None) -> Condition:
+        """Return the condition that a prompt lies above the threshold at one address, by default the only one.
 
         Raises:
-            Refused: no such address.
+            Refused: no such address, or several.
         """
-        at = self.select(address=address)
-        positions = _POSITIONS[self.reading]
-        return direction.select(address=address).condition(min=float(at.threshold[0]), positions=positions)
+        at = self if address is None else self.select(address=address)
+        if len(at.threshold) != 1:
+            why = f"there are thresholds at {len(at.threshold)} addresses, and one is meant"
+            raise Refused("a condition", why, ("find it with ", Keyword("direction_addresses", "resid_post.3")))
+        (place,) = at.labels["address"]
+        return Condition(place, at.vector[0], min=float(at.threshold[0]), positions=_POSITIONS[self.reading])
 
 
 @method(
@@ -130,11 +138,13 @@ def threshold(
         false_positive_interval=_interval(alarms[:, 0], group[~y]),
         false_positive_null=alarms[:, 1:].float().mean(-1),
         threshold=chosen(along[:, 0, ~y], along[:, 0], rate),
+        vector=direction.vector,
         concept=labelled.concepts[c],
         reading=reading,
         labels={"address": [str(a) for a in direction.places], "bound": BOUNDS},
-        units=dict.fromkeys(("recall", "false_positive"), "probability") | {"threshold": "activation"},
-        reasons={"threshold": "chosen on all texts"},
+        units=dict.fromkeys(("recall", "false_positive"), "probability")
+        | dict.fromkeys(("threshold", "vector"), "activation"),
+        reasons={"threshold": "chosen on all texts", "vector": "a direction is no measurement"},
         record={
             "texts": {"with": int(y.sum()), "without": int((~y).sum()), "groups": len(group.unique())},
             "folds": len(parts),

@@ -3,9 +3,11 @@
 from cutaway.features import search
 from cutaway.features.card import FeatureCard, card
 from cutaway.features.compare import MatchedLatents, compare
+from cutaway.features.contrast import LatentContrast, contrast
 from cutaway.features.corpora import CorpusDifference, corpora
 from cutaway.features.explain import Explanations, explain
 from cutaway.features.harvest import Keep, harvest
+from cutaway.features.latent_direction import LatentDirection
 from cutaway.features.latents import latents
 from cutaway.features.llm.client import Client
 from cutaway.features.llm.describe import Descriptions, describe
@@ -20,9 +22,12 @@ __all__ = [
     "FeatureCard",
     "FeatureStore",
     "Keep",
+    "LatentContrast",
+    "LatentDirection",
     "MatchedLatents",
     "card",
     "compare",
+    "contrast",
     "corpora",
     "describe",
     "explain",

@@ -151,6 +151,17 @@ def auroc_interval(
     return _apart(bounds, value.squeeze(-1), min(above.shape[-1], below.shape[-1]))
 
 
+def difference_interval(
+    x: Float[Tensor, "text *cell"], y: Bool[Tensor, "text"], group: Int[Tensor, "text"]
+) -> Float[Tensor, "*cell bound"]:
+    """Return the 95 % interval, over groups, of the mean of texts with the concept − that of texts without it."""
+    one, other = x[y].mean(0), x[~y].mean(0)
+    shares = torch.empty_like(x)
+    shares[y], shares[~y] = (x[y] - one) / int(y.sum()), (other - x[~y]) / int((~y).sum())
+    apart = _by_group(shares, group)
+    return mean_interval(one - other + len(apart) * apart)
+
+
 def _apart(bounds: Float[Tensor, "*cell bound"], value: Float[Tensor, "*cell"], trials: int) -> Tensor:
     """Return bounds that are apart: those of a share of `trials` where both are the same."""
     return torch.where((bounds[..., 1] > bounds[..., 0])[..., None], bounds, wilson_interval(value, trials))

@@ -15,6 +15,7 @@ from torch import Tensor
 from cutaway.core.address import Address, Pattern
 from cutaway.core.progress import advance
 from cutaway.core.refuse import Keyword, Refused
+from cutaway.models.access.capture import Activations
 from cutaway.models.edits.batch_slice import BatchSlice
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens, inner
@@ -68,8 +69,36 @@ def text_vectors(
         Refused: an empty text, no such reading, one of a response where texts are whole, or addresses that have no
             vectors or vectors of different widths.
     """
+    places = tuple(model.places(sites))
+    means, tokens = text_means(model, texts, places, readings, lambda acts: _all_vectors(acts, places), batch, prompts)
+    ids = tuple(tuple(row[real].tolist()) for row, real in zip(tokens.ids.cpu(), tokens.mask.cpu(), strict=True))
+    return TextVectors(means, places, tuple(readings), ids)
+
+
+def text_means(
+    model: Model,
+    texts: Sequence[str],
+    places: Sequence[Address],
+    readings: Sequence[str],
+    values: Callable[[Activations], Sequence[Float[Tensor, "text position width"]]],
+    batch: int = _TOKENS,
+    prompts: Sequence[str] = (),
+) -> tuple[Float[Tensor, "reading value text width"], Tokens]:
+    """Return the means over the tokens that readings choose of whatever is made of activations, and the tokens.
+
+    Args:
+        model: the model.
+        texts: the texts.
+        places: the addresses that are captured.
+        readings: as of `text_vectors`.
+        values: makes tensors of one width of the activations of a batch.
+        batch: number of tokens that run together.
+        prompts: as of `text_vectors`.
+
+    Raises:
+        Refused: an empty text, no such reading, or one of a response where texts are whole.
+    """
     _check(texts, readings, prompts)
-    places = model.places(sites)
     tokens = model.tokens(texts)
     starts = responses(tokens, prompts) if prompts else tokens.lengths
     order = sorted(range(len(tokens)), key=tokens.lengths.tolist().__getitem__)
@@ -77,15 +106,15 @@ def text_vectors(
     done = 0
     for rows in _batches(model, tokens, order, batch):
         some = BatchSlice.of(tokens, rows, True).tokens(tokens)
-        part = _read(model, some, places, [_WAYS[r](some, starts[rows]) for r in readings])
+        chosen = [_WAYS[r](some, starts[rows]) for r in readings]
+        part = _means(values(model.capture(some, places, logits=False)), chosen)
         if found is None:
-            found = part.new_empty(len(readings), len(places), len(texts), part.shape[-1])
+            found = part.new_empty(*part.shape[:2], len(texts), part.shape[-1])
         found[:, :, rows] = part
         done += len(rows)
         advance(done, len(texts))
     assert found is not None
-    ids = tuple(tuple(row[real].tolist()) for row, real in zip(tokens.ids.cpu(), tokens.mask.cpu(), strict=True))
-    return TextVectors(found, tuple(places), tuple(readings), ids)
+    return found, tokens
 
 
 def responses(tokens: Tokens, prompts: Sequence[str]) -> Int[Tensor, "text"]:
@@ -153,17 +182,20 @@ def _batches(model: Model, tokens: Tokens, order: list[int], most: int) -> list[
     return out
 
 
-def _read(
-    model: Model, tokens: Tokens, places: Sequence[Address], chosen: Sequence[Bool[Tensor, "text position"]]
-) -> Float[Tensor, "reading address text width"]:
-    """Read the means over the chosen tokens of a batch at all addresses."""
-    acts = model.capture(tokens, places, logits=False)
+def _means(
+    each: Sequence[Float[Tensor, "text position width"]], chosen: Sequence[Bool[Tensor, "text position"]]
+) -> Float[Tensor, "reading value text width"]:
+    """Return the means over the chosen tokens of a batch."""
+    shares = torch.stack([c / c.sum(1, keepdim=True) for c in chosen])  # [reading text position]
+    return torch.stack([torch.einsum("rtp,tpw->rtw", shares.to(x.device), x).cpu() for x in each], 1)
+
+
+def _all_vectors(acts: Activations, places: Sequence[Address]) -> list[Float[Tensor, "text position width"]]:
     each = [_vectors(acts[str(a)], a).float() for a in places]
     if len({x.shape[-1] for x in each}) > 1:
         widths = ", ".join(f"{a} {x.shape[-1]}" for a, x in zip(places, each, strict=True))
         raise Refused("vectors of texts", f"the addresses have different widths: {widths}", "read them apart")
-    shares = torch.stack([c / c.sum(1, keepdim=True) for c in chosen])  # [reading text position]
-    return torch.stack([torch.einsum("rtp,tpw->rtw", shares.to(x.device), x).cpu() for x in each], 1)
+    return each
 
 
 def _vectors(x: Tensor, a: Address) -> Float[Tensor, "text position width"]:

@@ -95,12 +95,14 @@ def test_the_error_makes_the_splice_whole_and_lets_changes_through(name):
         scale_latents(1, factor=2.5),
         set_latents(2, value=1.5),
         add_to_latents(4, value=-1.0),
+        add_to_latents(5, 6, value=(-0.5, 0.5), silencing=True),
     )
 
     def change(f):
         f = f.clone()
         f[:, [0, 3]], f[:, 1], f[:, 2] = 0.0, f[:, 1] * 2.5, 1.5
         f[:, 4] -= 1.0
+        f[:, 5], f[:, 6] = torch.maximum(f[:, 5] - 0.5, f[:, 5].clamp(max=0)), f[:, 6] + 0.5
         return f
 
     for error in (False, True):

@@ -36,7 +36,7 @@ def test_shares_are_counted_on_groups_that_the_threshold_was_not_chosen_on(data)
     torch.testing.assert_close(found.false_positive, above[:, ~y].float().mean(1))
     assert float(found.interval[1, 0]) > float(found.null[1].median())
     assert float(found.false_positive_interval[1, 0]) <= 0.1
-    one = found.condition(direction, "resid_post.5")
+    one = found.condition("resid_post.5")
     assert torch.equal(one.holds(x[1]), along[1] >= found.threshold[1])
     edit = ca.edits.Conditional(direction.select(address="resid_post.5").add(-8.0), one)
     texts = list(data.texts)
