@@ -18,12 +18,13 @@ from cutaway.models.model import Model
 from cutaway.models.sweep.executor import sweep
 from cutaway.models.tokens import Tokens
 from cutaway.tasks.answers import continuation, next_tokens
-from cutaway.tasks.chat import chat
+from cutaway.tasks.chat import Chat, chat
 from cutaway.tasks.labelled import Labelled
 
 
 def as_prompts(model: Model, texts: Sequence[str], chats: bool) -> list[str]:
-    """Return texts as prompts: as what the user says in the model's chat template, or as they are without one.
+    """Return texts as prompts: as what the user says in the model's chat template, or as they are without one, as are
+    those that are chats already.
 
     Raises:
         Refused: an empty text, or one that the template refuses.
@@ -31,7 +32,7 @@ def as_prompts(model: Model, texts: Sequence[str], chats: bool) -> list[str]:
     if empty := [i for i, t in enumerate(texts) if not t.strip()]:
         raise Refused(f"{len(texts)} texts", f"text {empty[0]} is empty", "give texts with at least a word each")
     chats = chats and bool(getattr(model.tokenizer, "chat_template", None))
-    return [chat(model, t) for t in texts] if chats else list(texts)
+    return [chat(model, t) if chats and not isinstance(t, Chat) else t for t in texts]
 
 
 def first_tokens(model: Model, prompt: str, words: Sequence[str]) -> Int[Tensor, "first"]:

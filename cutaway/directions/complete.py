@@ -35,14 +35,15 @@ from cutaway.core.method import method
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, mean_interval, one_prompt
+from cutaway.directions.behaviour import as_prompts
 from cutaway.directions.steering import Steering
 from cutaway.interventions.span_losses import span_losses
 from cutaway.models.edits.edit import Edit, as_edits
 from cutaway.models.generate import continuation_ids
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens, continued
+from cutaway.tasks import chat as chats
 from cutaway.tasks.answers import check_predicts
-from cutaway.tasks.chat import Chat, chat
 from cutaway.tasks.prompts import Prompts
 
 _FIELDS = "loss", "component", "repeated"
@@ -162,7 +163,7 @@ def complete(
     strengths: tuple[float, ...] = (-2.0, -1.0, 1.0, 2.0),
     new_tokens: int = 24,
     instruction: str = "",
-    chats: bool = False,
+    chat: bool = False,
     samples: int = 2,
     seed: int = 0,
 ) -> Completions:
@@ -172,13 +173,13 @@ def complete(
         strengths: factors of the direction's vectors, none of them 0: the plain continuation is always there.
         new_tokens: number of tokens of a continuation, unless the text ends.
         instruction: text in front of each prompt, or of what the user of a chat says, as the other way to the same end.
-        chats: write each prompt as what the user says, in the model's chat template.
+        chat: put each prompt into the chat template, where the model has one, as what the user says.
         samples: number of random directions; the text of the first one at the last strength is kept.
         seed: of the random directions.
 
     Raises:
-        Refused: a direction of another width, no strength or one of 0, prompts without text, chats without a chat
-            template, or a model that predicts no next token.
+        Refused: a direction of another width, no strength or one of 0, prompts without text, or a model that
+            predicts no next token.
     """
     check_predicts(model)
     direction.check(model)
@@ -186,7 +187,7 @@ def complete(
         raise Refused(Keyword("strengths", ",".join(map(str, strengths))), "one is 0, or twice", "use for example -1,1")
     if not all(t.strip() for t in prompts):
         raise Refused(f"completions of {len(prompts)} prompts", "they have no text", "give texts")
-    texts = [chat(model, t) if chats and not isinstance(t, Chat) else t for t in prompts]
+    texts = as_prompts(model, list(prompts), chat)
     writer = _Writer(model, direction, texts, new_tokens)
 
     def steered(own: Steering) -> list[list[list[int]]]:
@@ -220,11 +221,11 @@ def complete(
 
 def _instructed(model: Model, prompt: str, instruction: str) -> str:
     """Return a prompt with an instruction in front: of a chat, in front of what its user says first."""
-    if not isinstance(prompt, Chat):
+    if not isinstance(prompt, chats.Chat):
         return instruction + prompt
     first = next((n for n, m in enumerate(prompt.messages) if m["role"] == "user"), 0)
     said = [{**m, "content": instruction + m["content"]} if n == first else m for n, m in enumerate(prompt.messages)]
-    return chat(model, said)
+    return chats.chat(model, said)
 
 
 def _measured(

@@ -40,8 +40,7 @@ from cutaway.models.model import Model
 from cutaway.tasks.labelled import Labelled
 
 _POSITIONS = {"mean": None, "last": (-1,)}
-_UNITS: dict[str, str] = dict.fromkeys(("recall", "false_positive"), "probability")
-_UNITS |= dict.fromkeys(("threshold", "vector"), "activation")
+_UNITS = {"recall": "probability", "false_positive": "probability", "threshold": "activation", "vector": "activation"}
 
 
 @dataclass(frozen=True, kw_only=True)

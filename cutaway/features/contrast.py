@@ -1,4 +1,4 @@
-"""Which latents of a dictionary, amplified and suppressed together, make the difference between two groups of texts?
+"""Which latents, amplified and suppressed together, tell two groups of texts apart?
 
 Every text is read once, as the mean over its tokens or at its last token, and encoded at each (contrast in the space of
 latents: FGAA, Soo et al. 2025, arXiv:2501.09929; its linear map to a vector and its filter of dense latents are left
@@ -107,7 +107,7 @@ class LatentContrast(Result, kind="latent_contrast"):
 
 
 @method(
-    answers="Which latents, amplified and suppressed together, make the difference between two groups of texts?",
+    answers="Which latents, amplified and suppressed together, tell two groups of texts apart?",
     paper="Soo et al. 2025, arXiv:2501.09929",
     cost="texts * F",
     control="shuffled_labels",

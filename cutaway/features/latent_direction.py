@@ -113,7 +113,7 @@ class LatentDirection(Result, Steering, kind="latent_direction"):
     @property
     def _dictionary(self) -> Dictionary:
         if self.source is None:
-            raise Refused(self._what, "its dictionary is not open", "open it with directions.open, or call .of(…)")
+            raise Refused(self._what, "its dictionary is not open", "open their file, or give the dictionary")
         return self.source
 
     @property

@@ -107,6 +107,7 @@ DRAWN = {
     "graphs.feature_circuit": {"estimate", "exact", "agreement", "chance"},
     "dictionaries.letter_absorption": {"score"},
     "directions.complete": {"loss", "each", "component", "repeated"},
+    "features.contrast": {"auroc"},
     "directions.threshold": {"recall", "false_positive"},
     "directions.erase": {"linear", "mlp", "moved"},
     "directions.das": {"margin", "iia", "preferred", "control", "loss", "slope", "boundary", "basis", "apart"},

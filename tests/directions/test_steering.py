@@ -72,11 +72,11 @@ def test_prompts_can_be_what_the_user_of_a_chat_says():
     model, said = chatting(), ["Anna gave the letter", "When Tom"]
     way = ca.directions.direction({"resid_post.0": seeded(3, 32)})
     given = {"strengths": (2.0,), "new_tokens": 4, "samples": 1, "instruction": "Then "}
-    asked_, written = (
-        ca.directions.complete(model, way, prompts, chats=chats, **given)
-        for prompts, chats in ((said, True), (ca.tasks.prompts.Prompts(tuple(ca.chat(model, t) for t in said)), False))
+    chats = ca.tasks.prompts.Prompts(tuple(ca.chat(model, t) for t in said))
+    wrapped, written, again = (
+        ca.directions.complete(model, way, prompts, chat=chat, **given)
+        for prompts, chat in ((said, True), (chats, False), (chats, True))
     )
-    assert torch.equal(asked_.each, written.each)
-    assert asked_.labels["each"] == written.labels["each"]
-    with pytest.raises(ca.Refused, match="chat template"):
-        ca.directions.complete(miniworld(), sentiment(), said, chats=True, **given)
+    for other in (written, again):
+        assert torch.equal(wrapped.each, other.each)
+        assert wrapped.labels["each"] == other.labels["each"]
