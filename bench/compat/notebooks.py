@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.compat.subjects import NOTEBOOKS, Notebook
-from bench.compat.values import differences, same_text
+from bench.compat.values import EXTRA, differences, same_text
 from bench.frame import ROOT, Row, finish, options, quiet
 
 STATES = ("equal", "differs", "failed here", "deliberate difference", "nothing to compare", "fails there")
@@ -52,7 +52,7 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(NOTEBOOKS)}; all by default")
     parser.add_argument("--notebooks", type=Path, required=True, help="folder of the fetched notebooks")
     parser.add_argument("--hub", type=Path, required=True, help="cache made by bench.compat.hub")
-    parser.add_argument("--extra", help="folder of packages that cells import and an environment may lack")
+    parser.add_argument("--extra", help=f"{EXTRA} of packages that cells import and an environment may lack")
     parser.add_argument("--records", type=Path, help="folder that keeps both sides' records; theirs are read again")
     parser.add_argument("--kept", action="store_true", help="read ours again, too, where they are there")
     chosen = parser.parse_args()

@@ -37,14 +37,14 @@ def chapter(number: int, name: str, **named: Any) -> Notebook:
     return Notebook(file, "ARENA 3.0, chapter 1", bar=0.9, **named)
 
 
-def circuits(name: str) -> Notebook:
+def circuits(name: str, said: str = "", **more: str) -> Notebook:
     """Return a demo of circuit-tracer, on a small Qwen 3 and random transcoders."""
-    edits = {
+    edits = more | {
         "google/gemma-2-2b": "Qwen/Qwen3-0.6B", "torch.bfloat16": "torch.float32", "layer=20": "layer=10",
         "1454": "154", "▁": " ",
     }  # fmt: skip
     models = {"Qwen/Qwen3-0.6B": "Qwen/Qwen3-0.6B", "gemma": "mwhanna/gemma-scope-transcoders"}
-    said = "a Qwen 3 of 12 layers, 128 wide, with 512 latents a layer, in place of Gemma 2 2B"
+    said = f"a Qwen 3 of 12 layers, 128 wide, with 512 latents a layer, in place of Gemma 2 2B{said}"
     return Notebook(
         f"CT_{name}.ipynb", "circuit-tracer 0.5, demos", "d", models=models, edits=edits, said=said,
         deliberate={
@@ -86,10 +86,17 @@ NOTEBOOKS = {
     "sae demo": Notebook("SL_Hooked_SAE_Transformer_Demo.ipynb", _SL, said=_SAES),
     "sae tutorial": Notebook("SL_tutorial_2_0.ipynb", _SL, said=_SAES),
     "circuit-tracer attribution": circuits("attribute_demo"),
-    "circuit-tracer targets": circuits("attribution_targets_demo"),
+    "circuit-tracer targets": circuits(
+        "attribution_targets_demo", said="; the prompt is its last two words",
+        **{"Fact: the capital of the state containing Dallas is": "Dallas is"},
+    ),
     "circuit-tracer interventions": circuits("intervention_demo"),
     "transformer from scratch": chapter(
         1, "transformer_from_scratch", said="5 steps of training",
+        deliberate={  # the printed configuration, whose last lines these are
+            r"printed here .*use_split_qkv_input': False,\\n 'window_size': None}.* there .*yarn_truncate'":
+                "HookedTransformerConfig",
+        },
         edits={
             "epochs = 5": "epochs = 1", "max_steps_per_epoch = 500": "max_steps_per_epoch = 5",
             "test_size=1000": "test_size=50",

@@ -17,6 +17,7 @@ from typing import Any
 
 from bench.compat.notebooks import snapshot
 from bench.compat.subjects import TEST_MODELS, TESTS, VERSIONS
+from bench.compat.values import EXTRA
 from bench.frame import ROOT, Row, finish, options, quiet
 
 BAR = 0.9
@@ -29,7 +30,7 @@ def main() -> int:
     parser.add_argument("versions", nargs="*", help=f"of {', '.join(VERSIONS)}; all by default")
     parser.add_argument("--tests", type=Path, required=True, help="folder of the fetched tests")
     parser.add_argument("--hub", type=Path, required=True, help="cache made by bench.compat.hub")
-    parser.add_argument("--extra", help="folder of packages that the tests import and an environment may lack")
+    parser.add_argument("--extra", help=f"{EXTRA} of packages that the tests import and an environment may lack")
     parser.add_argument("--records", type=Path, help="folder that keeps both sides' outcomes; theirs are read again")
     parser.add_argument("--kept", action="store_true", help="read ours again, too, where they are there")
     chosen = parser.parse_args()

@@ -8,6 +8,8 @@ from typing import Any
 
 CLOSE = 1e-4  # in the unit of a value, or of the largest value of a tensor where that is above 1
 KEPT, LONGEST, DEEPEST = 8192, 2000, 6  # entries of a tensor, leaves of a value, levels of nesting
+# dill takes modules of a folder with another name by value, and cannot do so with pyarrow.
+EXTRA = 'folder, called "site-packages",'
 _NUMBER = re.compile(r"-?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?", re.IGNORECASE)
 _MARKUP = re.compile(r"<(div|svg|script)\b")
 _ADDRESS = re.compile(r"0x[0-9a-f]{6,}")

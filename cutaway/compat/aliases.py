@@ -136,6 +136,10 @@ class Alias(ModuleType):
         self._aliases.used[full] += "_handle_fromlist" not in callers  # which looks before each `from … import`
         return value
 
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """Refuse: `from PACKAGE.MODULE import NAME` takes what the façade does not have for a module of its own."""
+        raise TypeError(self._aliases.refuse(self.__name__))
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name.startswith("__"):
             super().__setattr__(name, value)

@@ -62,10 +62,16 @@ def test_names_that_a_facade_does_not_have_are_refused_and_recorded():
             attention.nothing_like_it  # noqa: B018
         with pytest.raises(ImportError, match="does not have it"):
             import circuitsvis.no_such_module  # type: ignore[import-not-found]  # noqa: F401
+        # Below a module that was moved, a name of nothing may be one of its modules; a class or function it is not.
+        from transformer_lens.components import GatedMLP  # type: ignore[import-not-found]
+
+        with pytest.raises(TypeError, match=r"components\.GatedMLP"):
+            GatedMLP()
     assert list(used.refused) == [
         "circuitsvis.attention.attention_head",
         "circuitsvis.attention.nothing_like_it",
         "circuitsvis.no_such_module",
+        "transformer_lens.components.GatedMLP",
     ]
 
 

@@ -84,7 +84,7 @@ class Words:
 
 
 class Texts:
-    """A data set as far as it is used: columns, and a map over all rows at once."""
+    """A data set as far as it is used: columns, and a map over the share of each process, as `datasets` has it."""
 
     def __init__(self, **columns):
         self.features = columns
@@ -92,22 +92,29 @@ class Texts:
     def remove_columns(self, names):
         return Texts(**{n: rows for n, rows in self.features.items() if n not in names})
 
-    def map(self, function, batched, remove_columns):
+    def map(self, function, batched, remove_columns, num_proc=None):
         assert batched
         assert remove_columns == ["text"] == list(self.features)
-        return Texts(**function(self.features))
+        rows = self.features["text"]
+        size = -(-len(rows) // max(min(num_proc or 1, len(rows)), 1)) or 1
+        shares = [rows[at : at + size] for at in range(0, len(rows), size)] or [[]]
+        return Texts(tokens=[row for share in shares for row in function({"text": share})["tokens"]])
 
     def set_format(self, type, columns):
         assert (type, columns) == ("torch", ["tokens"])
 
 
 def test_texts_become_rows_with_ends_between_and_a_beginning_before():
-    texts = Texts(text=["1 2 3", "4", "5 6 7"], other=[1, 2, 3])
-    found = utils.tokenize_and_concatenate(texts, Words(), max_length=4).features["tokens"]
-    assert found == [[0, 1, 2, 3], [0, 0, 4, 0], [0, 5, 6, 7]]
-    short = utils.tokenize_and_concatenate(texts, Words(), max_length=12, add_bos_token=False).features["tokens"]
-    assert short == [[1, 2, 3, 0, 4, 0, 5, 6, 7, 0, 0, 0]]
-    assert utils.tokenize_and_concatenate(Texts(text=[]), Words()).features == {"tokens": []}
+    def rows(*texts, **options):
+        found = Texts(text=list(texts), other=[None] * len(texts))
+        return utils.tokenize_and_concatenate(found, Words(), **options).features["tokens"]
+
+    texts = "1 2 3", "4", "5 6 7"
+    assert rows(*texts, max_length=4, num_proc=None) == [[0, 1, 2, 3], [0, 0, 4, 0], [0, 5, 6, 7]]
+    assert rows(*texts, max_length=12, add_bos_token=False, streaming=True) == [[1, 2, 3, 0, 4, 0, 5, 6, 7, 0, 0, 0]]
+    # Two processes share the texts: the rest of each share is dropped.
+    assert rows(*texts, max_length=4, num_proc=2) == [[0, 1, 2, 3], [0, 5, 6, 7]]
+    assert rows() == []
 
 
 class Spoken:

@@ -132,7 +132,7 @@ class HookedTransformer(Tokenisation, Weights):
         else:
             name = model_name if label is None else f"{model_name}@step{label}"
             house = own_model(name, hf_model, tokenizer, dtype, device)
-            cfg = configuration(house, model_name.split("/")[-1], **given)
+            cfg = configuration(house, model_name, **given)
             model = cls(cfg, tokenizer or house.tokenizer, default_padding_side=default_padding_side, _house=house)
         model._process(
             fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices

@@ -83,7 +83,7 @@ def configuration(model: Model, name: str, **given: Any) -> Config:
         n_heads=s.n_heads,
         d_mlp=s.d_mlp,
         d_vocab=s.d_vocab,
-        model_name=name,
+        model_name=_hub_name(name).split("/")[-1],
         act_fn=act,
         eps=norm.eps if norm else 1e-5,
         normalization_type="LN" if norm is not None and norm.centred else "RMS",
@@ -92,7 +92,7 @@ def configuration(model: Model, name: str, **given: Any) -> Config:
         n_key_value_heads=kv,
         dtype=model.dtype,
         rotary_dim=int(share * s.d_head) if positions == "rotary" else None,
-        rotary_base=theta if isinstance(theta := rope.get("rope_theta"), float) else 10000.0,
+        rotary_base=theta if isinstance(theta := rope.get("rope_theta"), float) else 10000,
         gated_mlp=a.part(0, "gate") is not None,
         parallel_attn_mlp=a.parallel,
         original_architecture=type(model.hf).__name__,
@@ -120,7 +120,7 @@ def get_pretrained_model_config(
     official = get_official_model_name(model_name)
     with torch.device("meta"):
         hf = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(official))
-    cfg = configuration(Model(hf, None, official), official.split("/")[-1], default_prepend_bos=default_prepend_bos)
+    cfg = configuration(Model(hf, None, official), model_name, default_prepend_bos=default_prepend_bos)
     cfg.tokenizer_name, cfg.device = official, device or "cpu"
     return cfg
 

@@ -281,7 +281,10 @@ def tokenize_and_concatenate(
     num_proc=10,
     set_format=True,
 ) -> Any:
-    """Return a dataset of rows `tokens` [max_length]: the texts one behind the other, EOS between, BOS in front."""
+    """Return a dataset of rows `tokens` [max_length]: the texts one behind the other, EOS between, BOS in front.
+
+    The rest of each batch of texts is dropped, and each of `num_proc` processes has batches of its own.
+    """
     dataset = dataset.remove_columns([c for c in dataset.features if c != column_name])
     front = [tokenizer.bos_token_id] * add_bos_token
     length = max_length - len(front)
@@ -298,8 +301,8 @@ def tokenize_and_concatenate(
         starts = range(0, len(ids) - length + 1, length)
         return {"tokens": [[*front, *ids[at : at + length]] for at in starts]}
 
-    # Processes are not forked here: they would be slower than one for what fits a notebook.
-    found = dataset.map(tokenized, batched=True, remove_columns=[column_name])
+    processes = {} if streaming else {"num_proc": num_proc}
+    found = dataset.map(tokenized, batched=True, remove_columns=[column_name], **processes)
     if set_format:
         found.set_format(type="torch", columns=["tokens"])
     return found

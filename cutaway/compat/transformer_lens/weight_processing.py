@@ -70,7 +70,7 @@ def fold_value_biases(state: State, cfg: Config) -> State:
     for i in range(cfg.n_layers):
         v, o, out = (f"blocks.{i}.attn.{n}" for n in (f"{own}b_V", "b_O", "W_O"))
         b = state[v].repeat_interleave(state[out].shape[0] // state[v].shape[0], 0)
-        state[o] = state[o] + torch.einsum("he,hed->d", b, state[out])
+        state[o] = state[o] + (b[:, :, None] * state[out]).sum((0, 1))
         state[v] = torch.zeros_like(state[v])
     return state
 
