@@ -125,7 +125,7 @@ def load(x: str | Path | Any, **options: Any) -> Model:
     """The model meant by `x`: a zoo name, a local folder, a GGUF file, a Hugging Face id, or a live
     `PreTrainedModel`.
 
-    A model of the zoo carries the truth about its world as `model.world`.
+    A model of the zoo carries the truth about its world as `model.world`, or the program that it is as `model.program`.
 
     Raises:
         Refused: no such model, a broken folder, or an architecture that cannot be read.

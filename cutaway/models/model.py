@@ -57,6 +57,7 @@ class Model:
         self.hf, self.tokenizer, self.world = hf, tokenizer, world
         self.anatomy = Anatomy(hf, family_of(hf), measured)
         self.name = name or getattr(hf.config, "name_or_path", "") or self.family.name
+        self.program: Any = None  # the program that its weights are or that it learned, of a model of the zoo
         self.made: Made | None = None  # how it was loaded; unknown of a live model
         self.disabled = self.anatomy.disabled  # what is wrong on this model, by name, with the reason
         self.disabled.update(shards.split_sites(hf) | (disabled or {}))

@@ -11,6 +11,7 @@ from cutaway.core.refuse import Code, Keyword, Refused, nearest
 from cutaway.core.repeat import Made, called
 from cutaway.models.model import Model
 from cutaway.tasks.pair import Truth
+from cutaway.tasks.program import from_program
 from cutaway.tasks.readouts import Readout
 from cutaway.tasks.sampler import sample
 from cutaway.tasks.task import Task, made
@@ -22,7 +23,11 @@ MOST = 100_000  # pairs of a task that are made at once
 
 
 def names(model: Model | None = None) -> list[str]:
-    """Return the names that `load` takes; with a model that has a world, those of its other behaviours too."""
+    """Return the names that `load` takes; with a model that has a world, those of its other behaviours too, and with a
+    model of a program, that of the program alone.
+    """
+    if (program := getattr(model, "program", None)) is not None:
+        return [program.name]
     if getattr(model, "world", None) is None:
         return [*TASKS]
     covered = {b for n in TASKS for b in behaviours(n)}
@@ -43,7 +48,8 @@ def load(
 
     Args:
         name: one of `names(model)`.
-        model: a loaded model; its tokenizer decides which words can be used, its world (if any) gives the prompts.
+        model: a loaded model; its tokenizer decides which words can be used, its world or program (if any) gives the
+            prompts.
         n: how many pairs.
         seed: of the sampler.
         corruption: which corruption, where a task has several (`ioi`: s2_io_flip, abc; `arithmetic`: no_operator); the
@@ -67,7 +73,9 @@ def load(
         close = nearest(name, known)
         why = "no task has that name" + (f"; did you mean {close}?" if close else "")
         raise Refused(f"task {name!r}", why, (f"use one of: {', '.join(known)}, or ", Code("from_jsonl(path)")))
-    if getattr(model, "world", None) is not None:
+    if model.program is not None:
+        task = from_program(model.program, n, seed, corruption, split)
+    elif getattr(model, "world", None) is not None:
         task = from_world(model, name, n, seed, corruption, split or "test")
     else:
         task = _from_templates(name, model, n, seed, corruption, split)

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cutaway.core.refuse import Refused, nearest
+from cutaway.zoo.compiled.entry import entries
 from cutaway.zoo.entry import Entry
 from cutaway.zoo.fetched import GEMMA3, SMOLLM2, Fetched
 
@@ -18,6 +19,7 @@ ENTRIES: dict[str, Entry] = {
     "shortcut": Entry("shortcut", "its twin, whose repeated blocks need no induction: no head of it is one"),
     "smollm2": SMOLLM2,
     "gemma3": GEMMA3,
+    **entries(),
 }
 
 
@@ -74,7 +76,7 @@ def dictionary(name: str) -> Path | None:
 
 
 def _shipped(model: Entry) -> dict[str, Path]:
-    if isinstance(model, Fetched) or find_spec(f"cutaway.zoo.{model.name}.dictionaries") is None:
+    if type(model) is not Entry or find_spec(f"cutaway.zoo.{model.name}.dictionaries") is None:
         return {}
     files: dict[str, Path] = import_module(f"cutaway.zoo.{model.name}.dictionaries").shipped()
     return files

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+from cutaway.core.refuse import Refused
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,22 @@ class Entry:
         """Return the truth of its world; None if its texts are about none."""
         world = getattr(self._module(), "World", None)
         return None if world is None else world.load()
+
+    def program(self) -> Any:
+        """Return the program that its weights are or that it learned; None if it is about something else."""
+        return None
+
+    def source(self, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """Return what `models.load` loads, and the options that are left for it.
+
+        Raises:
+            Refused: its weights are not there.
+        """
+        if not self.ready:
+            raise Refused(
+                f"zoo model {self.name!r}", f"its weights are not in {self.folder}", f"make it ready: {self.way}"
+            )
+        return self.folder, dict(options)
 
     def train(self, out: Path, **options: Any) -> Path:
         """Train it again from its recipe."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cutaway.core.refuse import Refused
 from cutaway.core.subject import Flag, Subject, register
 from cutaway.models.loading.load import load as load_model
 from cutaway.models.loading.provenance import loaded
@@ -19,7 +18,7 @@ def load(x: str | Path | Any, **options: Any) -> Model:
     """Load the model meant by `x`: a zoo name, a local folder, a GGUF file, a Hugging Face id, or a live
     `PreTrainedModel`.
 
-    A model of the zoo carries the truth about its world as `model.world`.
+    A model of the zoo carries the truth about its world as `model.world`, or the program that it is as `model.program`.
 
     Raises:
         Refused: no such model, a broken folder, or an architecture that cannot be read.
@@ -27,9 +26,9 @@ def load(x: str | Path | Any, **options: Any) -> Model:
     entry = find(x) if isinstance(x, str) else None
     if entry is None:
         return load_model(x, **options)
-    if not entry.ready:
-        raise Refused(f"zoo model {x!r}", f"its weights are not in {entry.folder}", f"make it ready: {entry.way}")
-    model = load_model(entry.folder, **{"name": entry.name, "world": entry.world(), **options})
+    source, left = entry.source(options)
+    model = load_model(source, **{"name": entry.name, "world": entry.world(), **left})
+    model.program = entry.program()
     model.made = loaded(model, str(x), options)
     return model
 

@@ -66,8 +66,11 @@ def _has_effect(site: str) -> Callable[[Trial], float | None]:
         # As large as the numbers there, so that rounding keeps it; masked scores are no measure of size.
         most = float(old[old.abs() < 1e4].abs().mean()) or 1.0
         change = torch.randn(old.shape[1:], generator=generator(2)).abs().to(old.device) * most
-        moved, formed = t.end(Add(place, change), formed=site in FORMED), site in FORMED
-        return 0.0 if t.gap(moved, t.logits if site == "logits" else t.end(formed=formed)) > 1e-6 else 1.0
+        formed = site in FORMED
+        still = t.logits if site == "logits" else t.end(formed=formed)
+        # A model made of steps may not notice a small move, or one up.
+        moved = any(t.gap(t.end(Add(place, size * change), formed=formed), still) > 1e-6 for size in (1, -1, 100))
+        return 0.0 if moved else 1.0
 
     return error
 
@@ -168,7 +171,8 @@ def _middle_is_read_twice(t: Trial) -> float | None:
         return None
     d, worst = torch.randn(t.model.shape.d_model, generator=generator(1)).to(t.model.device), 0.0
     for i in t.near("resid_mid", "mlp_in"):
-        size = float(t.plain[f"resid_mid.{i}"].float().abs().median())
+        stream = t.plain[f"resid_mid.{i}"].float().abs()
+        size = float(stream.median()) or float(stream.mean()) or 1.0  # most of a compiled model's stream is 0
         middle, read, out, after = (f"{s}.{i}" for s in ("resid_mid", "mlp_in", "mlp_out", "resid_post"))
         new, old = t.capture([middle, read, out, after], Add(middle, d * size)), t.plain[middle].float()
         if torch.equal(new[read], t.plain[read]):

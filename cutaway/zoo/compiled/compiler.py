@@ -4,7 +4,7 @@ Each variable has its own dimensions of the residual stream: one a value, or one
 the beginning of the text. A selection is a head whose scores are SHARPNESS times the rank of each key for each query;
 the beginning of the text has half a rank, so that a selection of nothing attends there. A width is read off the weight
 that the beginning keeps when it competes as an equal. A map is one ReLU unit a value, or a pair of values; of a number,
-a step between neighbouring values.
+a ramp between neighbouring values that it tells apart.
 
 Variables that the program does not use may be computed beside it: heads and units that are at work and that nothing
 reads. A method that goes by activity alone takes them for parts of the circuit.
@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 SHARPNESS = 24.0
 #: logit of the answer; all others have 0
 LOGIT = 10.0
+#: positions beyond the longest text and its beginning, which have no index
+SPARE = 8
+#: tokens before the words: the beginning of the text, and unknown words, which have no value
+SPECIAL = 2
 _EPS = 2.0**40
 _MARK = 0
 
@@ -198,15 +202,15 @@ class Compiled:
                     units.add({i: 1.0}, 0.0, {own[z]: 1.0})
 
     def _steps(self, units: Units, v: Mapped, number: Number) -> None:
-        """Add the units of a map of a number: a ramp in the middle half of each gap where its value changes."""
+        """Add the units of a map of a number: a ramp between neighbours where its value changes."""
         own, dim = self.dims[v], self.dims[number][None]
         points = sorted(zip(number.coded, map(v.function, number.values), strict=True))
         units.add({_MARK: -1.0}, 1.0, {own[points[0][1]]: 1.0})  # the lowest value's, everywhere but at the beginning
         for (low, before), (high, after) in zip(points, points[1:], strict=False):
             if before == after:
                 continue
-            slope = 2 / (high - low)
-            foot = slope * (0.75 * low + 0.25 * high)
+            slope = 1 / (high - low)
+            foot = slope * low
             for shift, sign in ((0.0, 1.0), (1.0, -1.0)):
                 bias = -foot - shift
                 silent = {dim: slope, _MARK: -max(0.0, slope + bias)}  # a number at the beginning is at most 1
@@ -235,8 +239,8 @@ def emit(compiled: Compiled) -> GPT2LMHeadModel:
     widest = max((max(h.query.shape[1], h.value.shape[1]) for some in heads for h in some), default=1)
     d_head = max(widest, -(-(compiled.used + 1) // n_heads))
     config = GPT2Config(
-        vocab_size=len(compiled.words) + 2,
-        n_positions=compiled.longest + 1,
+        vocab_size=SPECIAL + len(compiled.words),
+        n_positions=compiled.longest + SPARE,
         n_embd=n_heads * d_head,
         n_layer=compiled.n_layers,
         n_head=n_heads,
@@ -268,20 +272,20 @@ def emit(compiled: Compiled) -> GPT2LMHeadModel:
 
 def _embed(compiled: Compiled, model: GPT2LMHeadModel) -> None:
     used = compiled.used
-    rows = torch.zeros(len(compiled.words) + 1, used)
+    rows = torch.zeros(model.config.vocab_size, used)
     rows[0, _MARK] = 1.0
-    places = torch.zeros(compiled.longest + 1, used)
+    places = torch.zeros(model.config.n_positions, used)
     for v in compiled.order:
         if isinstance(v, Input):
             for x, dim in compiled.dims[v].items():
                 if isinstance(x, int):
                     places[x, dim] = 1.0
                 else:
-                    rows[1 + compiled.words.index(str(x)), dim] = 1.0
+                    rows[SPECIAL + compiled.words.index(str(x)), dim] = 1.0
     _write(model.transformer.wte.weight, slice(0, len(rows)), rows)
     _write(model.transformer.wpe.weight, slice(0, len(places)), places)
     for x, dim in compiled.dims[compiled.program].items():
-        model.lm_head.weight[1 + compiled.words.index(str(x)), dim] = LOGIT
+        model.lm_head.weight[SPECIAL + compiled.words.index(str(x)), dim] = LOGIT
 
 
 def _put_head(attention: torch.nn.Module, head: Head, start: int, d_head: int) -> None:

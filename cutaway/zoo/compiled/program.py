@@ -71,7 +71,9 @@ class Program:
         from tokenizers import Tokenizer, models, pre_tokenizers, processors
         from transformers import PreTrainedTokenizerFast
 
-        ids = {w: i for i, w in enumerate((BOS, *self.words, UNKNOWN))}
+        from cutaway.zoo.compiled.compiler import SPARE
+
+        ids = {w: i for i, w in enumerate((BOS, UNKNOWN, *self.words))}
         tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
         tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
@@ -79,7 +81,7 @@ class Program:
             tokenizer_object=tokenizer,
             bos_token=BOS,
             unk_token=UNKNOWN,
-            model_max_length=self.longest + 1,
+            model_max_length=self.longest + SPARE,
             clean_up_tokenization_spaces=False,
         )
 
