@@ -1,9 +1,9 @@
 """A compiler of programs into the weights of a GPT-2, which transformers and every method then treat as any other.
 
-Each variable has its own dimensions of the residual stream: one a value, or one alone for a number. Dimension 0 marks
+Each variable has its own dimensions of the residual stream: one per value, or one alone for a number. Dimension 0 marks
 the beginning of the text. A selection is a head whose scores are SHARPNESS times the rank of each key for each query;
 the beginning of the text has half a rank, so that a selection of nothing attends there. A width is read off the weight
-that the beginning keeps when it competes as an equal. A map is one ReLU unit a value, or a pair of values; of a number,
+that the beginning keeps when it competes as an equal. A map is one ReLU unit per value, or a pair of values; of a number,
 a ramp between neighbouring values that it tells apart.
 
 Variables that the program does not use may be computed beside it: heads and units that are at work and that nothing
@@ -20,7 +20,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -46,13 +47,13 @@ _MARK = 0
 
 @dataclass
 class Head:
-    """Weights of one head, before they are put into a model: each [d_model, d_head], and the bias of the query."""
+    """Weights of one head, before they are put into a model: of as many places as its scores and values need."""
 
-    query: Float[Tensor, "d_model d_head"]
-    bias: Float[Tensor, "d_head"]
-    key: Float[Tensor, "d_model d_head"]
-    value: Float[Tensor, "d_model d_head"]
-    output: Float[Tensor, "d_head d_model"]
+    query: Float[Tensor, "dim place"]
+    bias: Float[Tensor, "place"]
+    key: Float[Tensor, "dim place"]
+    value: Float[Tensor, "dim part"]
+    output: Float[Tensor, "part dim"]
 
 
 @dataclass
@@ -150,9 +151,8 @@ class Compiled:
                 writes = [(places[x], own[x]) for x in v.values]
             case Number(of=None):
                 pairs, writes = [(_MARK, 0, 1.0)], [(0, own[None])]
-            case _:
-                assert v.of is not None and v.numbers is not None
-                pairs = [(dims[v.of][x], 0, float(v.numbers[x])) for x in v.of.values if v.numbers.get(x)]
+            case Number(of=Variable() as of, numbers=numbers):
+                pairs = [(dims[of][x], 0, float(numbers[x])) for x in of.values if numbers.get(x)]
                 writes = [(0, own[None])]
         value, output = torch.zeros(self.used, len(writes)), torch.zeros(len(writes), self.used)
         for dim, place, coefficient in pairs:
@@ -206,7 +206,7 @@ class Compiled:
         own, dim = self.dims[v], self.dims[number][None]
         points = sorted(zip(number.coded, map(v.function, number.values), strict=True))
         units.add({_MARK: -1.0}, 1.0, {own[points[0][1]]: 1.0})  # the lowest value's, everywhere but at the beginning
-        for (low, before), (high, after) in zip(points, points[1:], strict=False):
+        for (low, before), (high, after) in pairwise(points):
             if before == after:
                 continue
             slope = 1 / (high - low)
@@ -221,11 +221,11 @@ def lay_out(program: Variable, words: Sequence[str], longest: int, beside: Seque
     """Return a program in layers, for texts of up to `longest` tokens.
 
     Raises:
-        Refused: it says something that is no word.
+        Refused: it says something that the vocabulary lacks.
     """
     if isinstance(program, Number) or (strange := [v for v in program.values if v not in words]):
         what = "a number" if isinstance(program, Number) else f"{strange[0]!r}"
-        raise Refused(f"program that says {what}", "it is no word of the vocabulary", "map it to words")
+        raise Refused(f"program that says {what}", "the vocabulary has words alone, and not this", "map it to words")
     return Compiled(program, tuple(words), longest, tuple(beside))
 
 
@@ -257,9 +257,9 @@ def emit(compiled: Compiled) -> GPT2LMHeadModel:
         model = GPT2LMHeadModel(config).eval().requires_grad_(False)
         for name, parameter in model.named_parameters():
             parameter.fill_(_EPS**0.5 if ".ln_" in name and name.endswith("weight") else 0.0)
-        body = model.transformer
+        blocks: list[Any] = list(model.transformer.h)
         _embed(compiled, model)
-        for block, own_heads, own_units in zip(body.h, heads, units, strict=True):
+        for block, own_heads, own_units in zip(blocks, heads, units, strict=True):
             for i, head in enumerate(own_heads):
                 _put_head(block.attn, head, i * d_head, d_head)
             if own_units.bias:
@@ -288,7 +288,7 @@ def _embed(compiled: Compiled, model: GPT2LMHeadModel) -> None:
         model.lm_head.weight[SPECIAL + compiled.words.index(str(x)), dim] = LOGIT
 
 
-def _put_head(attention: torch.nn.Module, head: Head, start: int, d_head: int) -> None:
+def _put_head(attention: Any, head: Head, start: int, d_head: int) -> None:
     """Put a head into the columns of the concatenated W_Q, W_K, W_V from `start` on; scores are divided by √d_head."""
     weight, bias, width = attention.c_attn.weight, attention.c_attn.bias, attention.c_proj.weight.shape[0]
     root = d_head**0.5

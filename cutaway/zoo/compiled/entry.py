@@ -73,5 +73,5 @@ class CompiledEntry(Entry):
 
 def entries() -> dict[str, Entry]:
     """Return the entries of all programs, by name."""
-    found = [CompiledEntry(COMPILED + p.name, f"a program as weights: {p.says}") for p in PROGRAMS.values()]
+    found = [CompiledEntry(COMPILED + p.name, f"a program: {p.says}") for p in PROGRAMS.values()]
     return {e.name: e for e in found}

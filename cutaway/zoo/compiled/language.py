@@ -1,4 +1,4 @@
-"""A language of sequence operations: RASP (Weiss, Goldberg & Yahav 2021) as expressions that `compiler` makes weights of.
+"""A language of sequence operations: RASP (Weiss, Goldberg & Yahav 2021) as expressions that `compiler` compiles.
 
 A program is one expression, the value that the model says next. It is built of `tokens` and `indices` by maps within a
 position and by selections between positions. All of it is causal: a position selects among itself and those before it.
@@ -14,7 +14,7 @@ al. 2023). A number, the mean of a selection or its width, lies in one dimension
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -89,12 +89,12 @@ class Selection:
             of: the variable whose values have these numbers.
             most: the largest number of positions that may be selected.
         """
-        sums, means = {0}, set[Value]()
+        sums, means = {0}, {Fraction(0)}
         terms = {numbers.get(v, 0) for v in of.values}
         for n in range(1, most + 1):
             sums = {s + t for s in sums for t in terms}
             means |= {Fraction(s, n) for s in sums}
-        return Number(tuple(sorted(means)), self, of, dict(numbers))  # type: ignore[type-var]
+        return Number(tuple(sorted(means)), self, of, dict(numbers))
 
     def width(self, most: int) -> Number:
         """Return the number of selected positions, at most `most`."""
@@ -123,7 +123,7 @@ class Number(Variable):
 
     selection: Selection
     of: Variable | None = None
-    numbers: Mapping[Value, int] | None = None
+    numbers: Mapping[Value, int] = field(default_factory=dict)
 
     @property
     def inputs(self) -> tuple[Variable, ...]:

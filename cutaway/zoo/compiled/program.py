@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,15 +68,18 @@ class Program:
         return emit(self.compiled), self.tokenizer()
 
     def tokenizer(self) -> Any:
-        """Return the tokenizer: words between spaces, and the beginning of the text in front."""
-        from tokenizers import Tokenizer, models, pre_tokenizers, processors
+        """Return the tokenizer: words, with or without spaces between them, behind the beginning of the text."""
+        from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
         from transformers import PreTrainedTokenizerFast
 
         from cutaway.zoo.compiled.compiler import SPARE
 
         ids = {w: i for i, w in enumerate((BOS, UNKNOWN, *self.words))}
         tokenizer = Tokenizer(models.WordLevel(ids, unk_token=UNKNOWN))
-        tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+        longest_first = "|".join(map(re.escape, sorted(self.words, key=len, reverse=True)))
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(longest_first), "isolated")]
+        )
         tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
         return PreTrainedTokenizerFast(
             tokenizer_object=tokenizer,

@@ -10,11 +10,21 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from typing import Any
 
 from cutaway.zoo.compiled.language import (
-    Input, Mapped, Number, Taken, Variable, everything, indices, mapped, select, tokens,
-)  # fmt: skip
+    Input,
+    Mapped,
+    Number,
+    Taken,
+    Variable,
+    everything,
+    indices,
+    mapped,
+    select,
+    tokens,
+)
 from cutaway.zoo.compiled.program import Program
 
 _LETTERS = tuple("abcdef")
@@ -165,7 +175,7 @@ def _repeating(rng: random.Random, n: int) -> list[str]:
 
 
 def _followed(said: list[str]) -> str | None:
-    after = [b for a, b in zip(said, said[1:], strict=False) if a == said[-1]]
+    after = [b for a, b in pairwise(said) if a == said[-1]]
     return None if len(set(after)) > 1 else (after or ["none"])[0]
 
 
