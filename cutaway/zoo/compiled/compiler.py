@@ -3,8 +3,8 @@
 Each variable has its own dimensions of the residual stream: one per value, or one alone for a number. Dimension 0 marks
 the beginning of the text. A selection is a head whose scores are SHARPNESS times the rank of each key for each query;
 the beginning of the text has half a rank, so that a selection of nothing attends there. A width is read off the weight
-that the beginning keeps when it competes as an equal. A map is one ReLU unit per value, or a pair of values; of a number,
-a ramp between neighbouring values that it tells apart.
+that the beginning keeps when it competes as an equal. A map is one ReLU unit per value, or a pair of values; of a
+number, a ramp between neighbouring values that it tells apart.
 
 Variables that the program does not use may be computed beside it: heads and units that are at work and that nothing
 reads. A method that goes by activity alone takes them for parts of the circuit.
