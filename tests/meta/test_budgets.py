@@ -15,7 +15,7 @@ BUDGETS = {
     "streams": 1_450,
     "zoo": 3_050,
     "training": 650,
-    "interventions": 1_900,
+    "interventions": 1_950,
     "lenses": 2_300,
     "heads": 3_200,
     "weights": 1_050,
