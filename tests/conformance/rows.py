@@ -20,6 +20,7 @@ from cutaway.core.subject import Subject, examples, subject
 from cutaway.models.model import Model
 from cutaway.tasks.task import Task
 from tests.conformance import subjects
+from tests.models.common import widely
 
 #: every method, and once more on each subject that may stand in place of its own
 ROWS = {
@@ -73,6 +74,11 @@ NAMED: dict[str, dict[str, Any]] = {
 }
 #: one address: the others are done alike
 NAMED |= {f"directions.{n}": {"sites": "resid_post.1"} for n in ("erase", "find", "probe")}
+#: few words, of what is generated
+NAMED |= {
+    "directions.complete": {"new_tokens": 4},
+    "directions.intervene": {"forms": "add,per_layer,affine,weights"},
+}
 #: graphs of few nodes, which take no time
 NAMED |= {n: {"nodes": 40} for n in ROWS if n.startswith("graphs.trace")}
 NAMED |= {n: {"top": 4} for n in ROWS if n.startswith("graphs.qk")}
@@ -210,12 +216,17 @@ def of_kind(result: Result, kind: str) -> str | None:
     return next((n for n in (kind, *names) if n in result.tensors()), None)
 
 
+#: the first method of each room: the suite asks it for the machinery behind all of them, the wide run asks all
+SPEAKERS = set({name.split(".")[0]: name for name in reversed(ROWS)}.values())
 methods = pytest.mark.parametrize("name", list(ROWS))
-of_models = pytest.mark.parametrize("name", [n for n, r in ROWS.items() if "model" in r.subjects])
+OF_MODELS = [n for n, r in ROWS.items() if "model" in r.subjects]
+OF_PROMPTS = [n for n, r in ROWS.items() if any(subject(s).split for s in r.subjects)]
+of_models = pytest.mark.parametrize("name", OF_MODELS)
+of_models_widely = pytest.mark.parametrize("name", widely(OF_MODELS, SPEAKERS))
 numeric = pytest.mark.parametrize("name", [n for n, r in ROWS.items() if any(issubclass(k, Result) for k in r.results)])
-of_prompts = pytest.mark.parametrize("name", [n for n, r in ROWS.items() if any(subject(s).split for s in r.subjects)])
+of_prompts = pytest.mark.parametrize("name", OF_PROMPTS)
+of_prompts_widely = pytest.mark.parametrize("name", widely(OF_PROMPTS, SPEAKERS))
 kinds = pytest.mark.parametrize("kind", ["llama", "miniworld"])
 OPTIONS_WIDELY = [
     pytest.param(n, o, marks=pytest.mark.wide if o else ()) for n, row in ROWS.items() for o in variants(row)
 ]
-with_options = pytest.mark.parametrize(("name", "options"), [(n, o) for n, row in ROWS.items() for o in variants(row)])

@@ -20,7 +20,6 @@ from tests.conformance.rows import (
     everything,
     given,
     methods,
-    with_options,
 )
 
 
@@ -35,7 +34,7 @@ def declared(name: str, kind: str, **options: Any) -> tuple[tuple[float, float],
     return row.bound(sizes, position), result.record["cost"]
 
 
-@with_options
+@pytest.mark.parametrize(("name", "options"), OPTIONS_WIDELY)
 def test_declared_cost_is_an_upper_bound(name, options):
     (forwards, backwards), cost = declared(name, "llama", **options)
     assert cost["forwards"] <= forwards + 1e-6

@@ -50,7 +50,9 @@ from tests.conformance.rows import (
     numeric,
     of_kind,
     of_models,
+    of_models_widely,
     of_prompts,
+    of_prompts_widely,
     outcomes,
     same,
     settled,
@@ -141,7 +143,7 @@ def test_the_model_and_all_chance_stay_untouched(name, options):
         assert all(same(a, b, set(a.tensors())) for a, b in zip(parts, again, strict=True))
 
 
-@of_models
+@of_models_widely
 def test_a_failing_call_leaves_the_model_untouched_too(name, monkeypatch):
     model = half_trained()
     before, calls = Spy(model).state(), []
@@ -161,7 +163,7 @@ def test_a_failing_call_leaves_the_model_untouched_too(name, monkeypatch):
     assert Spy(model).state() == before
 
 
-@of_prompts
+@of_prompts_widely
 def test_one_prompt_and_the_same_prompt_repeated_agree(name):
     row, model, task = batch(name), subjects.random_llama(), subjects.llama_task(1)
     prompt = task if row.name == "task" else row.example({"model": model, "task": task})
@@ -341,7 +343,7 @@ READ_ONLY = {
 }  # fmt: skip
 
 
-@of_models
+@of_models_widely
 def test_an_encoder_is_refused(name):
     if name in READ_ONLY:
         assert outcomes(name, arguments(name, encoder(), subjects.llama_task()))

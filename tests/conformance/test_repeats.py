@@ -21,7 +21,7 @@ from cutaway.core.subject import SUBJECTS as SUBJECT_ROWS
 from cutaway.core.subject import with_needs
 from cutaway.dictionaries.transforms import fold
 from tests.conformance import subjects
-from tests.conformance.rows import NAMED, QUICK
+from tests.conformance.rows import NAMED, QUICK, SPEAKERS
 
 ROWS = ca.methods()
 PAIR = {"clean": "The capital of Norway is", "corrupt": "The capital of Japan is", "answer": "oslo", "foil": "tokyo"}
@@ -122,11 +122,11 @@ def asked(row: Method, task: list[str]) -> list[str]:
     return [*row.name.split("."), *task, *flags, *words]
 
 
-#: methods by turns have their command repeated, or their line of Python; the other of the two in the wide run
+#: a method of each room has its command repeated, and its line of Python; those of all in the wide run
 TURNS = [
-    pytest.param(n, i, way, marks=() if i % 2 == k else pytest.mark.wide)
+    pytest.param(n, i, way, marks=() if n in SPEAKERS else pytest.mark.wide)
     for i, n in enumerate(ROWS)
-    for k, way in enumerate(("command", "line"))
+    for way in ("command", "line")
 ]
 
 

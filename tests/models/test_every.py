@@ -142,7 +142,7 @@ def check_readout(m: Model, can: set[str]) -> None:
     assert gap(shares.sum(1) + rest, uncapped) < NEAR
 
 
-@pytest.mark.parametrize("kind", widely(KINDS, core=KINDS[::4]))
+@pytest.mark.parametrize("kind", widely(KINDS, core=KINDS[::8]))
 def test_right_disabled_or_refused(kind):
     assert probed_line(kind) in (ROOT / "docs" / "families.md").read_text("utf-8"), "run `make docs`"
     m = found(kind).model
