@@ -260,7 +260,7 @@ def _vector(file: str, address: Address) -> Float[Tensor, "width"]:
     found = open_result(Path(file).expanduser())
     found = found.direction() if hasattr(found, "direction") else found  # type: ignore[attr-defined]
     vectors, names = getattr(found, "vector", None), list(map(str, found.labels.get("address", [])))
-    if vectors is None or vectors.ndim != 2 or len(names) != len(vectors):
+    if not isinstance(vectors, Tensor) or vectors.ndim != 2 or len(names) != len(vectors):
         raise Refused(
             f"file {file!r}", f"it holds a {found.kind}", "give a saved direction, or what directions.find saved"
         )

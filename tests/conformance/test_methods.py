@@ -339,7 +339,8 @@ def encoder() -> Model:
 #: methods that read activations and no prediction, and so may be about an encoder
 READ_ONLY = {
     "dictionaries.probing", "dictionaries.shift", "dictionaries.letter_absorption", "dictionaries.quiver",
-    "directions.find", "directions.probe", "directions.threshold", "directions.monitor", "geometry.similarity",
+    "directions.find", "directions.probe", "directions.threshold", "directions.monitor", "features.contrast",
+    "geometry.similarity",
 }  # fmt: skip
 
 

@@ -145,6 +145,8 @@ def test_a_saved_contrast_finds_its_dictionary_again_and_no_other(tmp_path, mode
         assert torch.equal(model.run(TEXTS[0], edits=back.add(9.0)),
                            model.run(TEXTS[0], edits=kept.direction(dictionary).add(9.0)))  # fmt: skip
         assert str(file) in back.made.python
+        with pytest.raises(ca.Refused, match="it holds a latent_direction"):
+            ca.patching.intervene(model, subjects.llama_task(1), edits=(f"steer resid_post.1 1 {file}",))
     with pytest.raises(ca.Refused, match="are of the dictionary"):
         ca.directions.open(one, dictionary=ZOO)
     with pytest.raises(ca.Refused, match="does not say where"):
