@@ -15,7 +15,7 @@ values as the model has them:
 * GPT-2 small's shape: the loop costs 2.21 plain forwards a prompt. Ours, of real tokens only and without logits, cost
   0.45 of one: 4.9 times without a single fit. 8 times would leave 0.28. Kernels laid out for oneDNN
   (`models.access.fast_kernels`) take 1.17 times less, not counting the choice among them and the layouts.
-* The miniworld's shape: the loop costs 7.9, our forwards about 0.9 (fast kernels: no less), the rest 1.2, most of it 185
+* The miniworld's shape: the loop costs 7.9, our forwards about 0.9 (fast kernels: no less), the rest 1.2, mostly 185
   logistic fits. 8 times would leave 0.1 for these, 1 ms each; the quicker solver takes 3 ms for 1,600 x 128 (L-BFGS;
   Newton's 5 ms).
 
