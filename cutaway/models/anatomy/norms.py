@@ -48,6 +48,20 @@ class Norm:
         """Return the norm's linear part with its scale frozen: additive over summands of x; the bias is left out."""
         return self.centre(x) / scale.unsqueeze(-1) * self.weight.to(x.dtype)
 
+    def pulled(
+        self, slopes: Float[Tensor, "*rest d_model"], x: Float[Tensor, "*rest_of_x d_model"], constant: bool = False
+    ) -> Float[Tensor, "*rest d_model"]:
+        """Return gradients at the norm's output as gradients at its input `x`, which broadcasts to them.
+
+        With `constant` its divisor counts as a constant.
+        """
+        own = self.centre(slopes * self.weight.to(slopes))
+        scale = self.scale(x).to(slopes).unsqueeze(-1)
+        if constant:
+            return own / scale
+        unit = self.centre(x).to(slopes) / scale
+        return (own - unit * (own * unit).mean(-1, keepdim=True)) / scale
+
     def folded(self, readers: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
         """Return vectors that read the norm's output as vectors that read its input; its scale is left out."""
         return self.centre(readers * self.weight.to(readers))
