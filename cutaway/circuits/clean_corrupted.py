@@ -15,13 +15,14 @@ the way between the two runs, for one backward more than `circuits.eap`.
 
 from __future__ import annotations
 
-from cutaway.circuits.edge_estimates import Backward, writer_places
+from cutaway.circuits.edge_estimates import Backward
 from cutaway.circuits.edge_scores import EdgeScores
 from cutaway.circuits.scoring import scored
 from cutaway.core.method import method
 from cutaway.interventions.ablation_values import Baseline
 from cutaway.models.access.capture import Activations
 from cutaway.models.access.reader_gradients import reader_gradients
+from cutaway.models.edits.edge_mask import places_written
 from cutaway.models.edits.wiring import wiring
 from cutaway.models.model import Model
 from cutaway.tasks.bound import Bound
@@ -32,7 +33,7 @@ from cutaway.tasks.task import Task
     answers="What would cutting every edge cost the answer, with the mean of the gradients in the clean and in the"
     " corrupt run?",
     paper="Hanna et al. 2024, arXiv:2403.17806",
-    cost="prompts * ((5 + min(audit, cells)) * F + 2 * B)",
+    cost="prompts * ((8 + min(audit, cells)) * F + 2 * B)",
     control="random_direction",
     rung="interventional",
     fills=("frequency", "clean", "exact", "agreement"),
@@ -61,7 +62,7 @@ def clean_corrupted(
         Refused: a model without such a wiring, or alternative values that these prompts do not allow.
     """
     w = wiring(model)
-    places = writer_places(w)
+    places = places_written(w)
 
     def gradients(some: Bound, stand: Activations) -> Backward:
         with model.edited():

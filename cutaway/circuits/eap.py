@@ -24,7 +24,7 @@ embeddings, heads, MLPs and the logits, where measuring them takes one forward a
 
 from __future__ import annotations
 
-from cutaway.circuits.edge_estimates import Backward, writer_places
+from cutaway.circuits.edge_estimates import Backward
 from cutaway.circuits.edge_scores import EdgeScores
 from cutaway.circuits.scoring import scored
 from cutaway.core.method import method
@@ -32,6 +32,7 @@ from cutaway.interventions.ablation_values import Baseline
 from cutaway.interventions.paired_runs import Direction
 from cutaway.models.access.capture import Activations
 from cutaway.models.access.reader_gradients import reader_gradients
+from cutaway.models.edits.edge_mask import places_written
 from cutaway.models.edits.wiring import wiring
 from cutaway.models.model import Model
 from cutaway.tasks.bound import Bound
@@ -41,7 +42,7 @@ from cutaway.tasks.task import Task
 @method(
     answers="What would cutting every edge cost the answer, estimated to first order from one backward pass?",
     paper="Syed et al. 2023, arXiv:2310.10348",
-    cost="prompts * ((4 + min(audit, cells)) * F + B)",
+    cost="prompts * ((7 + min(audit, cells)) * F + B)",
     control="random_direction",
     rung="interventional",
     fills=("frequency", "clean", "corrupt", "exact", "agreement"),
@@ -72,7 +73,7 @@ def eap(
         Refused: a model without such a wiring, or alternative values that these prompts do not allow.
     """
     w = wiring(model)
-    places = writer_places(w)
+    places = places_written(w)
 
     def gradients(some: Bound, stand: Activations) -> Backward:
         target = some.corrupt if direction == "denoise" else some.clean

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import torch
 
-from cutaway.circuits.edge_estimates import Backward, writer_places
+from cutaway.circuits.edge_estimates import Backward
 from cutaway.circuits.edge_scores import EdgeScores
 from cutaway.circuits.scoring import scored
 from cutaway.core.method import method
@@ -29,6 +29,7 @@ from cutaway.interventions.ablation_values import Baseline
 from cutaway.interventions.paired_runs import run
 from cutaway.models.access.capture import Activations
 from cutaway.models.access.reader_gradients import reader_gradients
+from cutaway.models.edits.edge_mask import places_written
 from cutaway.models.edits.library import Add
 from cutaway.models.edits.wiring import wiring
 from cutaway.models.model import Model
@@ -40,7 +41,7 @@ from cutaway.tasks.task import Task
     answers="What would cutting every edge cost the answer, with the gradient averaged on the way from corrupt to clean"
     " inputs?",
     paper="Hanna et al. 2024, arXiv:2403.17806",
-    cost="prompts * ((5 + steps + min(audit, cells)) * F + steps * B)",
+    cost="prompts * ((8 + steps + min(audit, cells)) * F + steps * B)",
     control="random_direction",
     rung="interventional",
     fills=("frequency", "clean", "exact", "agreement"),
@@ -71,7 +72,7 @@ def eap_ig(
         Refused: no steps, a model without such a wiring, or alternative values that these prompts do not allow.
     """
     w, steps = wiring(model), at_least_one(steps)
-    places = writer_places(w)
+    places = places_written(w)
 
     def gradients(some: Bound, stand: Activations) -> Backward:
         values, own = run(model, some.clean, places, some)

@@ -25,7 +25,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from cutaway.circuits.eap_ig import at_least_one
-from cutaway.circuits.edge_estimates import Backward, writer_places
+from cutaway.circuits.edge_estimates import Backward
 from cutaway.circuits.edge_scores import EdgeScores
 from cutaway.circuits.scoring import scored
 from cutaway.core.address import Address
@@ -35,6 +35,7 @@ from cutaway.interventions.paired_runs import run
 from cutaway.models.access.capture import Activations
 from cutaway.models.access.reader_gradients import ReaderGradients, reader_gradients
 from cutaway.models.dry import some as some_of
+from cutaway.models.edits.edge_mask import places_written
 from cutaway.models.edits.library import Add
 from cutaway.models.edits.wiring import wiring
 from cutaway.models.model import Model
@@ -46,7 +47,7 @@ from cutaway.tasks.task import Task
     answers="What would cutting every edge cost the answer, with gradients averaged on the way of each writer's own"
     " value?",
     paper="Hanna et al. 2024, arXiv:2403.17806; Mueller et al. 2025, arXiv:2504.13151",
-    cost="prompts * ((5 + steps * (1 + 2 * layers) + min(audit, cells)) * F + steps * (1 + 2 * layers) * B)",
+    cost="prompts * ((8 + steps * (1 + 2 * layers) + min(audit, cells)) * F + steps * (1 + 2 * layers) * B)",
     control="random_direction",
     rung="interventional",
     fills=("frequency", "clean", "exact", "agreement"),
@@ -77,7 +78,7 @@ def eap_ig_activations(
         Refused: no steps, a model without such a wiring, or alternative values that these prompts do not allow.
     """
     w, steps = wiring(model), at_least_one(steps)
-    places = writer_places(w)
+    places = places_written(w)
 
     def gradients(some: Bound, stand: Activations) -> Backward:
         values, own = run(model, some.clean, places, some)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cutaway.circuits.alternatives import Alternatives
-from cutaway.circuits.edge_estimates import change, writer_places
+from cutaway.circuits.edge_estimates import change
 from cutaway.core.address import Address, Pattern, listed
 from cutaway.core.out_of_memory import in_halves
 from cutaway.core.refuse import Refused
@@ -24,6 +24,7 @@ from cutaway.models.access.positions import ForwardFrame
 from cutaway.models.access.reader_gradients import reading_norm
 from cutaway.models.anatomy.offload import present
 from cutaway.models.edits.batch_slice import BatchSlice
+from cutaway.models.edits.edge_mask import places_written
 from cutaway.models.edits.edit import Edit, at_places, fitting
 from cutaway.models.edits.wiring import Wiring
 from cutaway.models.model import Model
@@ -133,7 +134,7 @@ def _streams(model: Model) -> list[Address]:
 def _variants(
     model: Model, wiring: Wiring, own: Activations, stand: Activations, edges: Sequence[int], since: int
 ) -> list[Rewired]:
-    changes = [x for place in writer_places(wiring) for x in change(model, place, own, stand).unbind(2)]
+    changes = [x for place in places_written(wiring) for x in change(model, place, own, stand).unbind(2)]
     out = list[Rewired]()
     for u, v in wiring.pairs[list(edges)].tolist():
         reader = wiring.readers[v]

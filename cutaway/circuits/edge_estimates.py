@@ -20,7 +20,7 @@ from cutaway.core.address import Address
 from cutaway.core.out_of_memory import in_halves
 from cutaway.models.access.capture import Activations
 from cutaway.models.access.reader_gradients import ReaderGradients
-from cutaway.models.anatomy.residual import heads_written
+from cutaway.models.edits.edge_mask import head_writes
 from cutaway.models.edits.wiring import Wiring
 from cutaway.models.model import Model
 from cutaway.tasks.bound import Bound
@@ -95,13 +95,6 @@ def estimated(model: Model, wiring: Wiring, given: Alternatives, gradients: Grad
     return Estimates(each, torch.stack([part.variance for part in done]).sum(0) / n**2, values)
 
 
-def writer_places(wiring: Wiring) -> list[Address]:
-    """Return the places that hold what the writers write, in their order: the stream that enters the first block for
-    the embeddings.
-    """
-    return [Address("resid_pre", 0), *dict.fromkeys(u.place for u in wiring.writers[1:])]
-
-
 def change(
     model: Model, place: Address, own: Mapping[str, Tensor], stand: Mapping[str, Tensor]
 ) -> Float[Tensor, "batch position unit d_model"]:
@@ -109,15 +102,9 @@ def change(
     a, b = own[str(place)], stand[str(place)]
     if place.site != "z" or place.layer is None:
         return (b.float() - a.float()).unsqueeze(2)
-    shape = a.shape[:2]
-
-    def writes(z: Tensor) -> Tensor:
-        assert place.layer is not None
-        return heads_written(model, place.layer, z.flatten(0, 1)).unflatten(0, shape)
-
     if model.anatomy.part(place.layer, "ln1_post") is None:
-        return writes(b - a)
-    return writes(b) - writes(a)
+        return head_writes(model, place.layer, b - a).float()
+    return (head_writes(model, place.layer, b) - head_writes(model, place.layer, a)).float()
 
 
 def reader_groups(wiring: Wiring) -> list[tuple[Address, slice]]:

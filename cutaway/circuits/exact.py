@@ -23,15 +23,14 @@ import torch
 
 from cutaway.circuits.alternatives import alternatives
 from cutaway.circuits.edge_effects import chosen_edges, measured
-from cutaway.circuits.edge_estimates import writer_places
 from cutaway.circuits.edge_scores import EdgeScores
 from cutaway.circuits.scoring import scores
-from cutaway.core.address import Pattern
 from cutaway.core.method import method
 from cutaway.core.stats import generator
 from cutaway.interventions.ablation_values import Baseline
 from cutaway.interventions.null_cells import NULL_CELLS, draw_cells, null_cells_record, null_of_steps, random_steps
 from cutaway.interventions.paired_runs import Direction
+from cutaway.models.edits.edge_mask import places_written
 from cutaway.models.edits.wiring import wiring
 from cutaway.models.model import Model
 from cutaway.tasks.task import Task
@@ -50,8 +49,8 @@ def exact(
     task: Task,
     /,
     *,
-    writers: tuple[Pattern, ...] = (),
-    readers: tuple[Pattern, ...] = (),
+    writers: tuple[str, ...] = (),
+    readers: tuple[str, ...] = (),
     how: Baseline = "corrupt",
     direction: Direction = "noise",
     share: float = 0.05,
@@ -75,7 +74,7 @@ def exact(
         Refused: a model without such a wiring, no such edges, or alternative values that these prompts do not allow.
     """
     w = wiring(model)
-    given = alternatives(model, task.bind(model), writer_places(w), how, direction, task.corruption, seed)
+    given = alternatives(model, task.bind(model), places_written(w), how, direction, task.corruption, seed)
     edges = chosen_edges(model, w, writers, readers)
     drawn = draw_cells(range(len(edges)), null_cells, generator(seed))
     steps = [(i, own) for i, _, own in random_steps(drawn, len(edges), samples, seed)]

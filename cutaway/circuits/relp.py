@@ -19,7 +19,7 @@ the coefficients of layer-wise relevance propagation, as `patching.relevance` do
 
 from __future__ import annotations
 
-from cutaway.circuits.edge_estimates import Backward, writer_places
+from cutaway.circuits.edge_estimates import Backward
 from cutaway.circuits.edge_scores import EdgeScores
 from cutaway.circuits.scoring import scored
 from cutaway.core.method import method
@@ -27,6 +27,7 @@ from cutaway.interventions.ablation_values import Baseline
 from cutaway.models.access.backward import Attention
 from cutaway.models.access.capture import Activations
 from cutaway.models.access.reader_gradients import reader_gradients
+from cutaway.models.edits.edge_mask import places_written
 from cutaway.models.edits.wiring import wiring
 from cutaway.models.model import Model
 from cutaway.tasks.bound import Bound
@@ -37,7 +38,7 @@ from cutaway.tasks.task import Task
     answers="What would cutting every edge cost the answer, estimated with relevance coefficients in place of"
     " gradients?",
     paper="Jafari et al. 2025, arXiv:2508.21258",
-    cost="prompts * ((4 + min(audit, cells)) * F + B)",
+    cost="prompts * ((7 + min(audit, cells)) * F + B)",
     control="random_direction",
     rung="interventional",
     fills=("frequency", "clean", "exact", "agreement"),
@@ -69,7 +70,7 @@ def relp(
             prompts do not allow.
     """
     w = wiring(model)
-    places = writer_places(w)
+    places = places_written(w)
 
     def gradients(some: Bound, stand: Activations) -> Backward:
         with model.edited():

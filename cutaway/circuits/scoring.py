@@ -10,12 +10,13 @@ from torch import Tensor
 
 from cutaway.circuits.alternatives import Alternatives, alternatives
 from cutaway.circuits.edge_effects import measured
-from cutaway.circuits.edge_estimates import Estimates, Gradients, estimated, writer_places
+from cutaway.circuits.edge_estimates import Estimates, Gradients, estimated
 from cutaway.circuits.edge_scores import EdgeScores, inclusion
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import Baseline
 from cutaway.interventions.audit import STATISTICS, Audit, audit, rounding
 from cutaway.interventions.paired_runs import Direction
+from cutaway.models.edits.edge_mask import places_written
 from cutaway.models.edits.wiring import Wiring
 from cutaway.models.model import Model
 from cutaway.tasks.task import Task
@@ -35,7 +36,7 @@ def scored(
     copies: int = 1,
 ) -> EdgeScores:
     """Return estimated scores of all edges, audited."""
-    given = alternatives(model, task.bind(model), writer_places(wiring), how, direction, task.corruption, seed)
+    given = alternatives(model, task.bind(model), places_written(wiring), how, direction, task.corruption, seed)
     found = estimated(model, wiring, given, gradients, copies)
     return result(model, wiring, given, found, audits, share, samples, seed)
 

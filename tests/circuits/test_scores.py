@@ -8,10 +8,11 @@ import torch
 import cutaway as ca
 from cutaway.circuits.alternatives import alternatives
 from cutaway.circuits.edge_effects import measured
-from cutaway.circuits.edge_estimates import Backward, estimated, writer_places
+from cutaway.circuits.edge_estimates import Backward, estimated
 from cutaway.circuits.edge_scores import inclusion
 from cutaway.core.refuse import Refused
 from cutaway.models.access.reader_gradients import reader_gradients
+from cutaway.models.edits.edge_mask import places_written
 from cutaway.models.edits.library import Replace
 from cutaway.models.edits.wiring import wiring
 from tests.circuits.made import FAMILIES, bound, changes, model, norm_of
@@ -40,7 +41,7 @@ def test_measured_edges_are_those_of_a_loop_of_edits(name):
         with torch.no_grad():
             edit = Replace(where, x if norm is None else norm(x))
         want.append(before - m.measure(b.clean, b.measure, edit))
-    given = alternatives(m, b, writer_places(w), "corrupt")
+    given = alternatives(m, b, places_written(w), "corrupt")
     got = measured(m, w, given, some)[0]
     assert close(got, torch.stack(want))
     assert len({round(float(x), 6) for x in got[:, 0]}) > len(some) / 2
@@ -63,7 +64,7 @@ def test_estimates_are_changes_times_gradients_by_hand(name):
             slope = torch.autograd.grad(norm(x), x, slope)[0]
         columns.append(slope * b.clean.mask[..., None])
     want = torch.stack([(delta[u] * columns[v]).sum((1, 2)) for u, v in w.pairs.tolist()], 1)
-    places = writer_places(w)
+    places = places_written(w)
 
     def gradients(some, stand):
         with m.edited():

@@ -68,6 +68,7 @@ NAMED: dict[str, dict[str, Any]] = {
     "dictionaries.letter_absorption": {"examples": 1},
     "dictionaries.shift": {"most": 4},
     "features.contrast": {"top": 4},
+    "circuits.exact": {"readers": "logits"},  # fewer edges than make a null
     "graphs.feature_circuit": {"nodes": 0.0, "edges": 0.0},  # all nodes: nobody trained these latents
     "dictionaries.quiver": {"probes": "mean difference,logistic,1 latent,reconstruction"},
     "dictionaries.splitting": {"within": 0.4, "alike": 0.0},  # loose enough for parts among random latents

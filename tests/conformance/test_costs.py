@@ -53,6 +53,7 @@ LOOSE = {
     "graphs.validate": 3, "graphs.supernodes": 3, "patching.group": 3, "heads.retrieval": 3, "patching.attribution": 3,
     "patching.relevance": 3, "patching.attribution_star": 3, "patching.knockout_curve": 3,
     "dictionaries.loss_recovered": 3, "directions.propagate": 3,
+    "circuits.eap": 4, "circuits.eap_ig": 3, "circuits.clean_corrupted": 4, "circuits.relp": 4, "circuits.exact": 7,
     "directions.das": 4, "directions.interchange": 8, "directions.select": 4,
     "directions.complete": 8,
     "directions.erase": 3, "neurons.frequency": 3, "neurons.arithmetic": 3,
@@ -78,6 +79,7 @@ BY_VALUES = {
     ("patching.self_repair", "parts"): 0.15,
     ("neurons.arithmetic", ""): 0.05,
     ("heads.function_vectors", ""): 0.05,
+    ("circuits.eap_ig_activations", ""): 0.05,  # which edges are audited
     ("graphs.feature_circuit", ""): 0.05,
 }
 

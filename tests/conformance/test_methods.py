@@ -118,7 +118,13 @@ DRAWN = {
     "directions.monitor": {"auroc", "recall", "false_positive", "detected", "threshold"},
     "directions.intervene": {"share", "other", "kept", "kl", "perplexity", "component", "zero"},
     "directions.propagate": {"control_gain", "control_exponent", "control_kl", "control_linear_range"},
+    "circuits.random": {"score"},
+    "circuits.exact": {"frequency"},
 } | {name: {"excess"} for name in ROWS if name.startswith("graphs.trace")}
+DRAWN |= {
+    f"circuits.{n}": {"exact", "agreement", "frequency"}
+    for n in ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "relp")
+}
 
 
 @numeric

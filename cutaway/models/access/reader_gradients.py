@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from cutaway.core.address import Address
@@ -72,10 +72,10 @@ class ReaderGradients:
             found = projection(self.anatomy, layer, letter)
             assert found is not None
             module, columns = found
+            slope, chosen = self.heads[module], _chosen(columns)
             with present(module):
-                weight = matrix(module).T[columns.to(matrix(module).device)]  # [head d_head d_model]
-            slope = self.heads[module][..., columns.flatten().to(weight.device)]
-            slope = slope.unflatten(-1, columns.shape).permute(2, 0, 1, 3)  # [head row position d_head]
+                weight = matrix(module).T[chosen].unflatten(0, columns.shape)  # [head d_head d_model]
+            slope = slope[..., chosen].unflatten(-1, columns.shape).permute(2, 0, 1, 3)  # [head row position d_head]
             parts.append((slope.flatten(1, 2) @ weight.to(slope)).unflatten(1, slope.shape[1:3]))
         return self._before_norm(torch.cat(parts).transpose(0, 1), layer, "ln1")
 
@@ -89,6 +89,13 @@ class ReaderGradients:
 
     def _mean(self, slopes: Float[Tensor, "row reader position d_model"]) -> Tensor:
         return slopes if self.copies == 1 else slopes.unflatten(0, (self.copies, -1)).mean(0)
+
+
+def _chosen(columns: Int[Tensor, "head d_head"]) -> slice | Int[Tensor, "output"]:
+    """Return the outputs of a projection that belong to its heads: as a slice, which copies nothing, if they are one."""
+    flat = columns.flatten()
+    first = int(flat[0])
+    return slice(first, first + len(flat)) if torch.equal(flat, torch.arange(first, first + len(flat))) else flat
 
 
 def reading_norm(anatomy: Anatomy, layer: int, name: Literal["ln1", "ln2"]) -> tuple[nn.Module | None, Address]:

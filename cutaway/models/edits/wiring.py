@@ -62,6 +62,10 @@ def wiring(model: Model) -> Wiring:
             its own (state-space layers, compressed attention, queries beside a gate).
     """
     check_sum(model)
+    return model.anatomy.remember(("wiring", *sorted(model.disabled)), lambda: _wired(model))
+
+
+def _wired(model: Model) -> Wiring:
     lacking = [s for s in (*_WRITERS, *_READERS) if not model.sites()[s].startswith("read and write")]
     if lacking:
         why = f"it has no {', '.join(lacking)} that could be edited"
