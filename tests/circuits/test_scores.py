@@ -12,7 +12,8 @@ from cutaway.circuits.edge_estimates import Backward, estimated
 from cutaway.circuits.edge_scores import inclusion
 from cutaway.core.refuse import Refused
 from cutaway.models.access.reader_gradients import reader_gradients
-from cutaway.models.edits.edge_mask import places_written
+from cutaway.models.access.reading import observe
+from cutaway.models.edits.edge_mask import MaskedForward, places_written, removed_by, written
 from cutaway.models.edits.library import Replace
 from cutaway.models.edits.wiring import wiring
 from tests.circuits.made import FAMILIES, bound, changes, model, norm_of
@@ -75,6 +76,18 @@ def test_estimates_are_changes_times_gradients_by_hand(name):
     length = torch.stack([d.square().sum(-1) for d in delta])[w.pairs[:, 0]]
     steep = torch.stack([c.square().sum(-1) for c in columns])[w.pairs[:, 1]]
     assert close(got.variance, (length * steep).sum((1, 2)) / m.shape.d_model / len(b) ** 2, 1e-4)
+
+
+def test_estimates_are_gradients_by_a_mask_over_edges():
+    """The metric of one masked run, whose mask is all ones, by the mask itself."""
+    m, task = subjects.random_llama(), subjects.llama_task(1)
+    w, b, places = wiring(m), task.bind(m), places_written(wiring(m))
+    mask = torch.ones(1, *w.heard.shape, requires_grad=True)
+    alternative = written(m, m.capture(b.corrupt, places))
+    with torch.enable_grad(), MaskedForward(m, w, removed_by(w, mask), alternative).attached():
+        value = b.measure(observe(m.anatomy, b.clean, b.measure.reads), torch.arange(1))
+        slope = torch.autograd.grad(value.sum(), mask)[0][0]
+    assert close(ca.circuits.eap(m, task, audit=0).matrix()[w.heard], slope[w.heard])
 
 
 @pytest.mark.parametrize("name", ESTIMATES)

@@ -92,7 +92,7 @@ class ReaderGradients:
 
 
 def _chosen(columns: Int[Tensor, "head d_head"]) -> slice | Int[Tensor, "output"]:
-    """Return the outputs of a projection that belong to its heads: as a slice, which copies nothing, if they are one."""
+    """Return the outputs of a projection that belong to its heads, as a slice where they are one: it copies nothing."""
     flat = columns.flatten()
     first = int(flat[0])
     return slice(first, first + len(flat)) if torch.equal(flat, torch.arange(first, first + len(flat))) else flat
