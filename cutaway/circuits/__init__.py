@@ -6,6 +6,8 @@ from cutaway.circuits.eap_ig import eap_ig
 from cutaway.circuits.eap_ig_activations import eap_ig_activations
 from cutaway.circuits.edge_scores import EdgeScores
 from cutaway.circuits.exact import exact
+from cutaway.circuits.information_flow import information_flow
+from cutaway.circuits.mask_gradients import mask_gradients
 from cutaway.circuits.random import random
 from cutaway.circuits.relp import relp
 
@@ -16,6 +18,8 @@ __all__ = [
     "eap_ig",
     "eap_ig_activations",
     "exact",
+    "information_flow",
+    "mask_gradients",
     "random",
     "relp",
 ]

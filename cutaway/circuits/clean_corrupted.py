@@ -33,7 +33,7 @@ from cutaway.tasks.task import Task
     answers="What would cutting every edge cost the answer, with the mean of the gradients in the clean and in the"
     " corrupt run?",
     paper="Hanna et al. 2024, arXiv:2403.17806",
-    cost="prompts * ((8 + min(audit, cells)) * F + 2 * B)",
+    cost="prompts * ((8 + min(audit, cells) * (4 if how == 'resample' else 1)) * F + 2 * B)",
     control="random_direction",
     rung="interventional",
     fills=("frequency", "clean", "exact", "agreement"),

@@ -42,7 +42,7 @@ from cutaway.tasks.task import Task
 @method(
     answers="What would cutting every edge cost the answer, estimated to first order from one backward pass?",
     paper="Syed et al. 2023, arXiv:2310.10348",
-    cost="prompts * ((7 + min(audit, cells)) * F + B)",
+    cost="prompts * ((7 + min(audit, cells) * (4 if how == 'resample' else 1)) * F + B)",
     control="random_direction",
     rung="interventional",
     fills=("frequency", "clean", "corrupt", "exact", "agreement"),

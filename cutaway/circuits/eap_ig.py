@@ -41,7 +41,7 @@ from cutaway.tasks.task import Task
     answers="What would cutting every edge cost the answer, with the gradient averaged on the way from corrupt to clean"
     " inputs?",
     paper="Hanna et al. 2024, arXiv:2403.17806",
-    cost="prompts * ((8 + steps + min(audit, cells)) * F + steps * B)",
+    cost="prompts * ((8 + steps + min(audit, cells) * (4 if how == 'resample' else 1)) * F + steps * B)",
     control="random_direction",
     rung="interventional",
     fills=("frequency", "clean", "exact", "agreement"),

@@ -47,7 +47,8 @@ from cutaway.tasks.task import Task
     answers="What would cutting every edge cost the answer, with gradients averaged on the way of each writer's own"
     " value?",
     paper="Hanna et al. 2024, arXiv:2403.17806; Mueller et al. 2025, arXiv:2504.13151",
-    cost="prompts * ((8 + steps * (1 + 2 * layers) + min(audit, cells)) * F + steps * (1 + 2 * layers) * B)",
+    cost="prompts * ((8 + steps * (1 + 2 * layers) + min(audit, cells) * (4 if how == 'resample' else 1)) * F"
+    " + steps * (1 + 2 * layers) * B)",
     control="random_direction",
     rung="interventional",
     fills=("frequency", "clean", "exact", "agreement"),

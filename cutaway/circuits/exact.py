@@ -39,7 +39,7 @@ from cutaway.tasks.task import Task
 @method(
     answers="What does cutting every edge cost the answer, measured one edge at a time?",
     paper="Wang et al. 2023, arXiv:2211.00593; Mueller et al. 2025, arXiv:2504.13151",
-    cost="prompts * (4 + cells + samples * min(null_cells or cells, cells)) * F",
+    cost="prompts * (4 + cells * (4 if how == 'resample' else 1) + samples * min(null_cells or cells, cells)) * F",
     control="random_direction",
     rung="interventional",
     fills=("frequency", "clean", "corrupt"),

@@ -38,7 +38,7 @@ from cutaway.tasks.task import Task
     answers="What would cutting every edge cost the answer, estimated with relevance coefficients in place of"
     " gradients?",
     paper="Jafari et al. 2025, arXiv:2508.21258",
-    cost="prompts * ((7 + min(audit, cells)) * F + B)",
+    cost="prompts * ((7 + min(audit, cells) * (4 if how == 'resample' else 1)) * F + B)",
     control="random_direction",
     rung="interventional",
     fills=("frequency", "clean", "exact", "agreement"),

@@ -51,17 +51,31 @@ def result(
     samples: int,
     seed: int,
 ) -> EdgeScores:
-    """Return estimates as a result, with its control, and an audit of some edges."""
-    each, score = given.sign * found.each, given.sign * found.each.mean(0)
-    null = found.variance.sqrt()[:, None] * torch.randn(len(score), samples, generator=generator(seed))
-    done = _audited(model, wiring, given, score, found.values, audits, seed) if audits else None
-    fields: dict[str, Any] = {}
-    if done is not None:
-        fields = {"exact": done.exact, "exact_interval": done.exact_interval(len(score))}
+    """Return estimates as a result, with a control drawn from their variance, audited."""
+    null = found.variance.sqrt()[:, None] * torch.randn(len(found.variance), samples, generator=generator(seed))
+    return audited(model, wiring, given, given.sign * found.each, null, found.values, audits, share, seed)
+
+
+def audited(
+    model: Model,
+    wiring: Wiring,
+    given: Alternatives,
+    each: Float[Tensor, "prompt edge"],
+    null: Float[Tensor, "edge sample"],
+    values: Float[Tensor, "prompt"],
+    audits: int,
+    share: float,
+    seed: int,
+) -> EdgeScores:
+    """Return estimated scores as a result, with an audit of some edges."""
+    fields, said = dict[str, Any](), "none was asked for"
+    if audits:
+        done = _audit(model, wiring, given, each.mean(0), values, audits, seed)
+        fields = {"exact": done.exact, "exact_interval": done.exact_interval(each.shape[1])}
         fields |= {"agreement": done.agreement, "agreement_interval": done.interval}
-    said = str(done.sample) if done is not None else "none was asked for"
+        said = str(done.sample)
     record = {"score is": "an estimate", "agreement": said}
-    return scores(wiring, given, each, null, share, seed, record, values=found.values, **fields)
+    return scores(wiring, given, each, null, share, seed, record, values=values, **fields)
 
 
 def scores(
@@ -104,7 +118,7 @@ def named(wiring: Wiring, edges: Int[Tensor, "edge"]) -> dict[str, Any]:
     return {"writer": writer, "reader": reader, "writers": writers, "readers": readers, "labels": labels}
 
 
-def _audited(
+def _audit(
     model: Model,
     wiring: Wiring,
     given: Alternatives,

@@ -12,11 +12,12 @@ from cutaway.circuits.edge_estimates import Backward, estimated
 from cutaway.circuits.edge_scores import inclusion
 from cutaway.core.refuse import Refused
 from cutaway.models.access.reader_gradients import reader_gradients
-from cutaway.models.access.reading import observe
-from cutaway.models.edits.edge_mask import MaskedForward, places_written, removed_by, written
+from cutaway.models.edits.edge_mask import places_written, written
 from cutaway.models.edits.library import Replace
 from cutaway.models.edits.wiring import wiring
+from cutaway.models.sweep.masks import sweep_masks
 from tests.circuits.made import FAMILIES, bound, changes, model, norm_of
+from tests.circuits.made import written as by_hand
 from tests.conformance import subjects
 from tests.patching.made import straight
 
@@ -78,16 +79,38 @@ def test_estimates_are_changes_times_gradients_by_hand(name):
     assert close(got.variance, (length * steep).sum((1, 2)) / m.shape.d_model / len(b) ** 2, 1e-4)
 
 
-def test_estimates_are_gradients_by_a_mask_over_edges():
-    """The metric of one masked run, whose mask is all ones, by the mask itself."""
-    m, task = subjects.random_llama(), subjects.llama_task(1)
-    w, b, places = wiring(m), task.bind(m), places_written(wiring(m))
-    mask = torch.ones(1, *w.heard.shape, requires_grad=True)
-    alternative = written(m, m.capture(b.corrupt, places))
-    with torch.enable_grad(), MaskedForward(m, w, removed_by(w, mask), alternative).attached():
-        value = b.measure(observe(m.anatomy, b.clean, b.measure.reads), torch.arange(1))
-        slope = torch.autograd.grad(value.sum(), mask)[0][0]
-    assert close(ca.circuits.eap(m, task, audit=0).matrix()[w.heard], slope[w.heard])
+def test_gradients_by_a_mask_are_the_estimate_and_integrate_finite_differences():
+    m, task = subjects.random_llama(), subjects.llama_task(2)
+    w, b = wiring(m), task.bind(m)
+    one = ca.circuits.mask_gradients(m, task, steps=1, audit=0, samples=1)
+    assert close(one.score, ca.circuits.eap(m, task, audit=0).score, 1e-4)
+    values, e = written(m, m.capture(b.corrupt, places_written(w))), 2e-3
+    some, masks = [3, 20, 81], []
+    for k in (1, 2):
+        for u, v in w.pairs[some].tolist():
+            for sign in (e, -e):
+                masks.append(torch.full(w.heard.shape, k / 2))
+                masks[-1][u, v] += sign
+    ends = sweep_masks(m, w, b.clean, masks, values, b.measure).mean(1).reshape(2, len(some), 2)
+    slopes = ((ends[..., 0] - ends[..., 1]) / (2 * e)).mean(0)
+    two = ca.circuits.mask_gradients(m, task, steps=2, audit=0, samples=1)
+    torch.testing.assert_close(two.score[some], slopes, atol=2e-4, rtol=0.01)
+
+
+def test_information_flow_by_hand():
+    """Each writer's part in the 1-norm, token by token; the first is left out."""
+    m, task = subjects.random_llama(), subjects.uneven_task()
+    b, w = task.bind(m), wiring(m)
+    prompts = ca.tasks.as_prompts([p.clean for p in b.pairs])
+    found, adds = ca.circuits.information_flow(m, prompts), by_hand(m, w, b.clean)
+    streams = m.capture(b.clean, ["resid_pre", "resid_mid", "resid_post"])
+    matrix = found.matrix()
+    for v in (0, 8, 12, len(w.readers) - 1):
+        x, heard = streams[norm_of(m, w.readers[v])[1]], w.heard[:, v].nonzero()[:, 0].tolist()
+        near = torch.stack([(x.abs().sum(-1) - (x - adds[u]).abs().sum(-1)).clamp_min(0) for u in heard])
+        parts = [(near / near.sum(0))[:, i, 1:n].mean(1) for i, n in enumerate(b.clean.lengths.tolist())]
+        assert close(matrix[heard, v], torch.stack(parts).mean(0))
+    assert matrix.nansum(0).tolist() == pytest.approx([1.0] * len(w.readers), abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ESTIMATES)

@@ -120,10 +120,11 @@ DRAWN = {
     "directions.propagate": {"control_gain", "control_exponent", "control_kl", "control_linear_range"},
     "circuits.random": {"score"},
     "circuits.exact": {"frequency"},
+    "circuits.information_flow": {"frequency"},
 } | {name: {"excess"} for name in ROWS if name.startswith("graphs.trace")}
 DRAWN |= {
     f"circuits.{n}": {"exact", "agreement", "frequency"}
-    for n in ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "relp")
+    for n in ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "relp", "mask_gradients")
 }
 
 

@@ -134,6 +134,13 @@ def reader_gradients(
     return ReaderGradients(anatomy, values, given, slopes, heads, copies, relevance is not None)
 
 
+def stream_read(anatomy: Anatomy, reader: Address) -> Address:
+    """Return the stream that a reader reads, before any norm."""
+    if reader.layer is None:
+        return Address("resid_post", anatomy.shape.n_layers - 1)
+    return reading_norm(anatomy, reader.layer, "ln2" if reader.site == "mlp_in" else "ln1")[1]
+
+
 @contextmanager
 def _noting(anatomy: Anatomy) -> Iterator[dict[nn.Module, Tensor]]:
     """Within the block, note what a backward pass brings to the outputs of all projections of attention."""
