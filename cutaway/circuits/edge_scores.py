@@ -55,7 +55,7 @@ class EdgeScores(Result, kind="edge_scores"):
     readers: tuple[str, ...]
 
     def matrix(self) -> Float[Tensor, "writer reader"]:
-        """Return the scores as writers × readers, NaN where there is no edge or none was scored."""
+        """Return the scores as writers × readers, NaN elsewhere."""
         out = torch.full((len(self.writers), len(self.readers)), torch.nan)
         out[self.writer, self.reader] = self.score.cpu()
         return out

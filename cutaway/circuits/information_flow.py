@@ -115,6 +115,6 @@ def _nearness(
 
 
 def counted(tokens: Tokens) -> Bool[Tensor, "batch position"]:
-    """Return the tokens but each prompt's first one, or that one where there is no other."""
+    """Return the tokens but each prompt's first one, or all of a prompt of one."""
     first = torch.zeros_like(tokens.mask).scatter_(1, tokens.column(0)[:, None], True)
     return tokens.mask & ~(first & (tokens.lengths > 1)[:, None])

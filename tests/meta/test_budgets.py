@@ -10,7 +10,7 @@ BUDGETS = {
     "": 145,
     "core": 2_440,
     "views": 1_800,
-    "models": 8_900,
+    "models": 8_980,
     "tasks": 3_030,
     "streams": 1_450,
     "zoo": 3_050,
