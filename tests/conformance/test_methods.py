@@ -117,6 +117,8 @@ DRAWN = {
     "directions.select": {"bypass", "induce", "kl", "plain", "passes", "vector", "midpoint"},
     "directions.monitor": {"auroc", "recall", "false_positive", "detected", "threshold"},
     "directions.intervene": {"share", "other", "kept", "kl", "perplexity", "component", "zero"},
+    "circuits.certify": {"deviation", "shuffled", "weakest"},
+    "circuits.completeness": {"gap", "circuit", "model"},
     "directions.propagate": {"control_gain", "control_exponent", "control_kl", "control_linear_range"},
     "circuits.random": {"score"},
     "circuits.exact": {"frequency"},
@@ -182,6 +184,10 @@ def test_one_prompt_and_the_same_prompt_repeated_agree(name):
         assert near(other, t), field
 
 
+#: methods whose values are ratios of means over prompts, of which the two ends are means themselves
+RATIOS = {f"circuits.{n}" for n in ("faithfulness", "completeness", "minimality", "certify")}
+
+
 @of_prompts
 def test_several_prompts_of_several_lengths_agree_with_each_alone(name):
     model, task = subjects.random_llama(), subjects.uneven_task()
@@ -195,6 +201,10 @@ def test_several_prompts_of_several_lengths_agree_with_each_alone(name):
     each = [getattr(r, r.main) for r in alone]
     if "split" in together.record:  # what it measures on some prompts it chose on others, and it says so
         assert "measured on" in together.record["split"]
+        return
+    if name in RATIOS:
+        for end in ("whole", "empty"):
+            assert near(getattr(together, end), torch.stack([getattr(r, end) for r in alone]).mean(0))
         return
     if "prompt" in together.record:  # it looks at the first prompt only, and says so
         assert near(got, each[0])

@@ -108,6 +108,7 @@ SUBJECTS = {
     "texts": ["--texts", "some lines.txt", "--texts-most", "40"],
     "encoding": ["--encoding", "rotated", "--encoding-seed", "3", "--encoding-examples", "90"],
     "direction": ["--direction", "some direction.safetensors"],
+    "circuit": ["--circuit", "z.0.0,z.1.2,mlp_out.*"],
     "second": ["--second", "other latents.safetensors?format=house"],
     "evidence": ["--evidence", "some text.txt", "--evidence-tokens", "600", "--evidence-context", "24"],
 }

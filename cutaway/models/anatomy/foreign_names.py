@@ -166,3 +166,17 @@ def site_of_module(path: str) -> Address:
     if found and found[2] in _OUTPUTS:
         return Address(_OUTPUTS[found[2]], int(found[1]))
     raise Refused(f"module {path!r}", "its output is no site known by that name", ("give ", Keyword("site")))
+
+
+# Ends of edges as ACDC and TransformerLens name them, with the site that each is: of heads a tensor's last index.
+_LAYER, _INDEX = r"blocks\.(?P<layer>\d+)\.", r"\[(?::, ?)*(?P<head>\d+)\]"
+EDGE_SOURCES = (
+    (r"(?:blocks\.0\.)?hook_resid_pre(?:\[:\])?|hook_embed(?:\[:\])?", "embed"),
+    (rf"{_LAYER}attn\.hook_(?:result|z){_INDEX}", "z"),
+    (rf"{_LAYER}hook_mlp_out(?:\[:\])?", "mlp_out"),
+)
+EDGE_TARGETS = (
+    (r"blocks\.\d+\.hook_resid_post(?:\[:\])?", "logits"),
+    (rf"{_LAYER}hook_(?P<letter>[qkv])_input{_INDEX}", "_in"),
+    (rf"{_LAYER}hook_mlp_in(?:\[:\])?", "mlp_in"),
+)

@@ -1,0 +1,1 @@
+"""Circuits in the files and under the names of other tools."""
