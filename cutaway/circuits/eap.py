@@ -15,7 +15,7 @@ embeddings, heads, MLPs and the logits, where measuring them takes one forward a
   drawn from strata of the rest. `agreement` says what all edges would give.
 * Known failures: a gradient misses saturated attention and effects that cancel to first order; `circuits.eap_ig` mends
   some of it. Read `agreement` before the scores.
-* Equivalences (tests): gradients by hooks times changes, edge by edge; the gradient by a mask over edges;
+* Equivalences (tests): gradients by hand times changes, edge by edge; the gradient by a mask over edges;
   `circuits.eap_ig` with one step, for denoise; `circuits.exact` in a model without norms and activation functions
   whose patterns are constant.
 * Cost: 2 forwards and 1 backward, and one forward an audited edge. Prompts go in parts of a bounded size; no number

@@ -12,7 +12,7 @@ point is flat although the metric changes further on, the mean of several sees t
 * Audit: `exact` is the measured score of `audit` edges cut in the clean run, as in `circuits.eap`.
 * Known failures: the way is straight at the inputs only; what later layers make of it need not lie between the two
   runs. Scores vary with the prompts (read `interval` and `frequency`).
-* Equivalences (tests): gradients by hooks in each run times changes; with one step `circuits.eap` for denoise.
+* Equivalences (tests): gradients by hand in each run times changes; with one step `circuits.eap` for denoise.
 * Cost: 3 + m forwards and m backwards, and one forward an audited edge; the m runs of a prompt share a batch.
 """
 

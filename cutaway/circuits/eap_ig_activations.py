@@ -13,8 +13,8 @@ Edge attribution patching with integrated gradients at activations (Hanna et al.
   directions, drawn from their distribution (normal, with the variance that such steps have).
 * Audit: `exact` is the measured score of `audit` edges cut in the clean run, as in `circuits.eap`.
 * Known failures: a writer's way moves all of its readers at once, which one cut edge does not.
-* Equivalences (tests): gradients by hooks in each run times changes; in a model that is linear between u and the
-  metric it is `circuits.exact`.
+* Equivalences (tests): with many steps the scores of all edges from an MLP add up to what patching its output does
+  (`patching.activation`); without norms and activation functions `circuits.exact`.
 * Cost: (2 · layers + 1) · m forwards and backwards, 2 forwards more, and one forward an audited edge.
 """
 

@@ -126,18 +126,21 @@ def _multiply(
     variance: Float[Tensor, "writer reader"],
 ) -> None:
     """Add the products of some writers' changes and the gradients of all readers that hear them."""
+    whole = bool(mask.all())
     for first, delta in changes:
         start = wiring.writers.index(first)
-        size, width = delta.square().sum(-1), delta.shape[-1]
+        size, width = torch.linalg.vector_norm(delta, dim=-1).square(), delta.shape[-1]
         for reader, columns in reader_groups(wiring):
             heard = int(wiring.heard[start : start + delta.shape[1], columns].any(1).sum())  # the first of these
             if not heard:
                 continue
             slope = slopes[0].at(reader) if len(slopes) == 1 else torch.stack([s.at(reader) for s in slopes]).mean(0)
-            slope = slope.float() * mask[:, None, :, None]  # [batch reader position d_model]
+            slope = (
+                slope.float() if whole else slope.float() * mask[:, None, :, None]
+            )  # [batch reader position d_model]
             rows = slice(start, start + heard)
             each[:, rows, columns] += delta[:, :heard].flatten(2) @ slope.flatten(2).transpose(1, 2)
-            spread = size[:, :heard] @ slope.square().sum(-1).transpose(1, 2)
+            spread = size[:, :heard] @ torch.linalg.vector_norm(slope, dim=-1).square().transpose(1, 2)
             variance[rows, columns] += spread.sum(0) / width  # of a step times a random direction
 
 

@@ -12,7 +12,7 @@ other methods of this room estimate these numbers.
   directions, at `null_cells` edges drawn at random.
 * Known failures: edges that stand in for each other have small scores alone (`circuits.faithfulness` cuts many at
   once); scores of one direction need not be those of the other.
-* Equivalences (tests): a loop of hooks, edge by edge; edges into the logits are `patching.path` with everything
+* Equivalences (tests): a loop of edits, edge by edge; edges into the logits are `patching.path` with everything
   between frozen.
 * Cost: 2 forwards, and one forward an edge, from the reader's layer and the first changed position on.
 """

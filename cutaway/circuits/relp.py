@@ -13,7 +13,7 @@ the coefficients of layer-wise relevance propagation, as `patching.relevance` do
 * Audit: `exact` is the measured score of `audit` edges cut in the clean run, as in `circuits.eap`.
 * Known failures: the rules are heuristics; mixtures of experts are refused. Constant patterns give all edges into
   queries and keys the score 0.
-* Equivalences (tests): without norms and activation functions `circuits.eap`; coefficients by hooks, edge by edge.
+* Equivalences (tests): without norms and activation functions `circuits.exact`.
 * Cost: 2 forwards and 1 backward, and one forward an audited edge.
 """
 

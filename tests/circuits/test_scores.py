@@ -13,7 +13,7 @@ from cutaway.circuits.edge_scores import inclusion
 from cutaway.core.refuse import Refused
 from cutaway.models.access.reader_gradients import reader_gradients
 from cutaway.models.edits.edge_mask import places_written, written
-from cutaway.models.edits.library import Replace
+from cutaway.models.edits.library import Add, Replace
 from cutaway.models.edits.wiring import wiring
 from cutaway.models.sweep.masks import sweep_masks
 from tests.circuits.made import FAMILIES, bound, changes, model, norm_of
@@ -49,22 +49,26 @@ def test_measured_edges_are_those_of_a_loop_of_edits(name):
     assert len({round(float(x), 6) for x in got[:, 0]}) > len(some) / 2
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_estimates_are_changes_times_gradients_by_hand(name):
-    """Gradients at each reader's own input, and autograd through the norm's own module."""
-    m, b = model(name), bound(model(name), (6, 4))
-    w, delta = wiring(m), changes(m, b)
+def gradients_by_hand(m, b, edits=()):
+    """Gradients at each reader's own input, and autograd through the norm's own module, reader by reader."""
     sites = ["q_in", "k_in", "v_in", "mlp_in", f"resid_post.{m.shape.n_layers - 1}"]
-    _, slopes, _ = m.gradients(b.clean, sites, b.measure)
-    streams = m.capture(b.clean, ["resid_pre"] + (["resid_mid"] if not m.anatomy.parallel else []))
+    _, slopes, _ = m.gradients(b.clean, sites, b.measure, edits)
+    streams = m.capture(b.clean, ["resid_pre"] + (["resid_mid"] if not m.anatomy.parallel else []), edits)
     columns = []
-    for reader in w.readers:
+    for reader in wiring(m).readers:
         norm, stream = norm_of(m, reader)
         slope = slopes[stream if reader.layer is None else str(reader)]
         if norm is not None:
             x = streams[stream].clone().requires_grad_(True)
             slope = torch.autograd.grad(norm(x), x, slope)[0]
         columns.append(slope * b.clean.mask[..., None])
+    return columns
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_estimates_are_changes_times_gradients_by_hand(name):
+    m, b = model(name), bound(model(name), (6, 4))
+    w, delta, columns = wiring(m), changes(m, b), gradients_by_hand(m, b)
     want = torch.stack([(delta[u] * columns[v]).sum((1, 2)) for u, v in w.pairs.tolist()], 1)
     places = places_written(w)
 
@@ -127,6 +131,22 @@ def test_estimates_are_tied_to_each_other():
     assert close(ca.circuits.eap_ig(m, task, steps=1, audit=0).score, denoise)
     assert close(ca.circuits.clean_corrupted(m, task, audit=0).score, (noise + denoise) / 2)
     assert not close(noise, denoise, 0.1)
+
+
+def test_integrated_gradients_are_means_of_gradients_by_hand_from_the_corrupt_inputs_on():
+    m, task = subjects.random_llama(), subjects.uneven_task()
+    w, b = wiring(m), task.bind(m)
+    delta, far = changes(m, b), changes(m, b)[0]
+    runs = [gradients_by_hand(m, b, Add("resid_pre.0", (1 - k / 3) * far)) for k in range(3)]
+    want = [sum(float((delta[u] * columns[v]).sum()) for columns in runs) / 3 for u, v in w.pairs.tolist()]
+    assert close(ca.circuits.eap_ig(m, task, steps=3, audit=0).score, -torch.tensor(want) / len(b), 1e-4)
+
+
+def test_edges_into_the_logits_are_paths_past_frozen_heads_and_mlps():
+    m, task = subjects.random_llama(), subjects.llama_task(2)
+    edges = ca.circuits.exact(m, task, writers="z", readers="logits")
+    paths = ca.patching.path(m, task, freeze_mlps=True, null_cells=1)
+    assert close(edges.score, -paths.effect.flatten())
 
 
 def test_with_many_steps_a_writers_way_is_its_whole_effect():
