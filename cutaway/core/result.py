@@ -241,7 +241,7 @@ class Result:
         return self._render("figure", self._field(name), **options)
 
     def _repr_html_(self) -> str:
-        return self._render("html")
+        return self._render("notebook")
 
     def _render(self, how: str, *args: Any, **options: Any) -> Any:
         if how not in RENDERERS:

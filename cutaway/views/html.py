@@ -22,19 +22,23 @@ _CODE = ("command", "python")
 
 
 def html(result: Result, field: str | None = None, **options: Any) -> str:
-    """Return the result as a self-contained fragment: what a notebook shows.
+    """Return the result as a self-contained fragment.
 
     Args:
         result: what to draw.
         field: the one field to draw; all that have a value if None.
         options: what `spec.pictures` takes.
     """
+    return f'<div class="cw cw-alone"><style>{style()}</style>{content(result, field, **options)}</div>'
+
+
+def content(result: Result, field: str | None = None, **options: Any) -> str:
+    """Return what `html` shows, without the style sheet."""
     names = [field] if field else valued(result)[0]
     body = "".join(drawn(result, name, **options) for name in names)
     tables = "".join(numbers(result, name, **options) for name in names)
     title = f"<p class=cw-kind>{escape(spoken(result.kind or type(result).__name__))}</p>"
-    below = fold("Numbers", tables) + computed([result])
-    return f'<div class="cw cw-alone"><style>{style()}</style>{title}{body}{below}</div>'
+    return title + body + fold("Numbers", tables) + computed([result])
 
 
 def drawn(result: Result, field: str | None = None, **options: Any) -> str:

@@ -87,7 +87,8 @@ def report(
         f"<title>{escape(title)}</title><style>{style()}{asset('page.css')}</style></head>"
         f'<body class=cw><a class=skip href="#s1">Skip to the first finding</a>{_bar()}'
         f"<div class=page><main>{_head(title, opening or Opening())}{body}</main>{_contents(sections)}</div>"
-        f"{_foot()}<div id=tip role=status hidden></div><script>{asset('page.js')}</script></body></html>\n"
+        f"{_foot()}<div id=tip role=status hidden></div><script>{asset('marks.js')}{asset('page.js')}</script>"
+        "</body></html>\n"
     )
     if path is not None:
         write_text(path, page)

@@ -86,7 +86,7 @@ def test_reading_the_method_table_imports_nothing_heavy_beyond_torch():
 def test_results_can_draw_themselves_once_the_package_is_imported():
     from cutaway.core.render import RENDERERS
 
-    assert set(RENDERERS) == {"figure", "html"}
+    assert set(RENDERERS) == {"figure", "notebook"}
     shown = fresh(
         "import torch, cutaway as ca; from dataclasses import make_dataclass; from jaxtyping import Float;"
         "Bar = make_dataclass('Bar', [('effect', Float[torch.Tensor, 'head'])], bases=(ca.Result,), frozen=True,"

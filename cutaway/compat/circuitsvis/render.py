@@ -13,9 +13,9 @@ from torch import Tensor
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
 from cutaway.views.draw.markup import draw, legend
+from cutaway.views.frame import framed
 from cutaway.views.html import fold, numbers
 from cutaway.views.spec import pictures
-from cutaway.views.style import style
 
 _PANELS = 64  # heads of a layer that are drawn side by side
 
@@ -41,7 +41,7 @@ class RenderedHTML:
             panels = [replace(p, limit=self.limit or p.limit) for p in found]
             drawn = "".join(draw(p, key=False) for p in panels)
             parts.append(f"<div class=cw-panels>{drawn}</div>{legend(panels[0])}{fold('Numbers', numbers(one))}")
-        return f'<div class="cw cw-alone"><style>{style()}</style>{"".join(parts)}</div>'
+        return framed("".join(parts), self.shown[0].title or "numbers")
 
     __html__ = __str__ = show_code = _repr_html_
 

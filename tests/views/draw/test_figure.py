@@ -70,6 +70,6 @@ def test_labels_are_no_mathematics_and_gaps_stay_gaps():
 def test_results_draw_themselves():
     drawing = samples.heads().plot()
     assert drawing._repr_png_().startswith(b"\x89PNG")
-    assert samples.heads()._repr_html_().startswith('<div class="cw cw-alone"><style>')
+    assert samples.heads()._repr_html_().startswith("<div><iframe sandbox=allow-scripts ")
     with pytest.raises(Refused, match="field 'nope'"):
         samples.heads().plot("nope")
