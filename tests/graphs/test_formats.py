@@ -13,6 +13,7 @@ from cutaway.core.cantor import cantor, from_cantor
 from cutaway.core.node import parse_node
 from cutaway.core.pt import read_pt
 from cutaway.graphs.schema import faults, graph_schema
+from cutaway.views.html import html
 from cutaway.views.wording import visible
 from tests.graphs.made import IDS, model, transcoders
 
@@ -141,7 +142,7 @@ def test_the_words_of_a_foreign_file_are_drawn_as_text(whole, tmp_path):
     data["metadata"] |= {"prompt": "<q>", "prompt_tokens": ["<i>"] * 90}
     (tmp_path / "b.json").write_text(json.dumps(data), "utf-8")
     back = ca.graphs.read_graph(tmp_path / "b.json")
-    page = back._repr_html_()
+    page = html(back)
     assert not [tag for tag in ("<script>alert", "<q>", "<i>") if tag in page]
     assert ">&lt;script&gt;alert(1)&lt;/scrip…</text>" in page
     assert back.plot() is not None
