@@ -60,15 +60,16 @@ def lens_grid(
     asked = question(model, task.take(1), answer)
     tokens = asked.prompts.row(0)
     x, logits, apart = (t[:, 0] for t in along_depth(model, tokens, everywhere=True))
-    p, top = logits.softmax(-1).max(-1)
+    whole = logits.logsumexp(-1)
+    most, top = logits.max(-1)
     followed = (top[-1, -1] if asked.answers is None else asked.answers[0]).expand(top.shape)
-    null = [t.softmax(-1).amax(-1) for t in turned(model, x, samples, seed)]
+    null = [(t.amax(-1) - t.logsumexp(-1)).exp() for t in turned(model, x, samples, seed)]
     words = [model.text.token_texts(row) for row in top]
     return LensGrid(
-        probability=p.cpu(),
+        probability=(most - whole).exp().cpu(),
         null=torch.stack(null, dim=-1).cpu(),
         token=top.cpu(),
-        answer_probability=logits.softmax(-1).gather(-1, followed.unsqueeze(-1))[..., 0].cpu(),
+        answer_probability=(logits.gather(-1, followed.unsqueeze(-1))[..., 0] - whole).exp().cpu(),
         answer_rank=rank_of(logits, followed).cpu(),
         divergence=apart.cpu(),
         labels={"layer": depth_labels(model), "position": tokens.labels(), "token": words, "probability": words},

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from cutaway.core.latent_row import LatentRow
 from cutaway.studio.messages import Message, Name, Request, Shown, Text
 
 Latent = Annotated[int, Field(ge=0, lt=1 << 31)]
@@ -47,21 +48,6 @@ class LatentsOf(InStore):
     text: Name = ""
     after: Name = ""
     most: Annotated[int, Field(ge=1, le=200)] = 50
-
-
-class LatentRow(Message):
-    """A latent of the table."""
-
-    latent: int
-    density: float
-    interval: tuple[float, float]
-    largest: float
-    mean: float | None
-    peak: str
-    flags: tuple[str, ...]
-    label: str | None
-    source: str | None
-    scores: dict[str, Any]
 
 
 class LatentPage(Message):

@@ -24,15 +24,15 @@ from cutaway.studio import messages as m
 from cutaway.studio.actions import ACTIONS, Action
 from cutaway.studio.folder import Folder
 from cutaway.studio.jobs import Jobs
-from cutaway.studio.workers import Cancelled, LoadedModel, WorkerRefused, loaded_model
+from cutaway.studio.workers import Cancelled, LoadedModel, TookTooLong, WorkerRefused, loaded_model
 from cutaway.views.style import style
 
 STATIC = Path(__file__).parent / "static"
 API = "/api/v1"
-PATIENCE = 120.0  # seconds until a call of the page must be a job
 _MOST_KEPT = 256  # answers
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     422: {"model": m.Refusal, "description": "Refused: what, why, and what instead."},
+    504: {"model": m.Refusal, "description": "It takes longer than a page waits: run it as a job."},
     503: {"model": m.Refusal, "description": "The memory is not enough, or the model is not ready."},
 }
 
@@ -80,13 +80,13 @@ class Studio:
         self._tell()
 
     async def ask(self, row: Action, request: m.Request, gone: Callable[[], Awaitable[bool]] | None = None) -> bytes:
-        """Do an action with the page's worker, in its turn, and return its answer as JSON.
+        """Do an action with a worker, in its turn, and return its answer as JSON.
 
         Args:
             gone: tells if no one waits for the answer any more; then it is not begun.
 
         Raises:
-            Refused: the worker refuses, or the work takes longer than the page waits.
+            Refused: the worker refuses, or the work takes longer than the action has.
         """
         model, body = self.model(request.model), request.model_dump_json()
         key = (row.name, f"{model.name} {body}")
@@ -95,16 +95,18 @@ class Studio:
             return self.kept[key]
         if model.state != "ready":
             await self.load(model)
+        worker, turn = model.free(row.aside)
         try:
-            async with model.turn:
+            async with turn:
                 if gone is not None and await gone():
                     raise Refused(row.name, "the page no longer waits for it", "ask again")
-                async with asyncio.timeout(PATIENCE):
-                    answer = await model.page.ask(row.name, json.loads(body))
-        except TimeoutError:
-            await model.page.end()  # what it does is of no use any more
-            why = f"it takes longer than {PATIENCE:.0f} s"
-            raise Refused(row.name, why, "run it as a job") from None
+                await worker.start()
+                try:
+                    async with asyncio.timeout(row.patience):
+                        answer = await worker.ask(row.name, json.loads(body))
+                except TimeoutError:
+                    await worker.end()  # what it does is of no use any more
+                    raise TookTooLong(row.name, row.patience) from None
         except Cancelled:
             why = "its worker was ended, perhaps by a system short of memory"
             instead = "ask again; for less, or for a smaller model"
@@ -167,7 +169,8 @@ class Studio:
         call = {"method": job.method, "values": job.values} if row.name == "run" else job.values
         try:
             request = _request(row, model.name, call).model_dump()
-            shown = await model.jobs.ask(row.name, request, listen, job.id)
+            async with model.job_turn:
+                shown = await model.jobs.ask(row.name, request, listen, job.id)
             self.jobs.end(job.id, "done", result=shown["id"])
         except Refused as refusal:
             self.jobs.end(job.id, "refused", refusal=refusal.as_dict())
@@ -335,7 +338,7 @@ async def _views() -> Response:
 
 async def _refused(_: Any, refusal: Exception) -> JSONResponse:
     assert isinstance(refusal, Refused)
-    status = 422
+    status = 504 if isinstance(refusal, TookTooLong) else 422
     if isinstance(refusal, WorkerRefused):
         status = 503 if refusal.memory else 500 if refusal.defect else 422
     return JSONResponse(refusal.as_dict(), status)

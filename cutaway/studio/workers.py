@@ -25,6 +25,13 @@ class WorkerRefused(Refused):
         self.memory, self.defect = memory, defect
 
 
+class TookTooLong(Refused):
+    """A refusal of what was given up after the time that its action has."""
+
+    def __init__(self, action: str, patience: float):
+        super().__init__(action, f"it takes longer than {patience:.0f} s", "run it as a job")
+
+
 class Cancelled(Exception):
     """The worker was ended while it worked."""
 
@@ -151,6 +158,7 @@ class LoadedModel:
         why: the reason, if it could not be loaded.
         card: what its worker says of it.
         turn: held by the question that the page's worker answers.
+        job_turn: held by the job that runs, or by the question that the jobs' worker answers between two.
     """
 
     name: str
@@ -161,6 +169,11 @@ class LoadedModel:
     why: str = ""
     card: dict[str, Any] = field(default_factory=dict)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    job_turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def free(self, aside: bool) -> tuple[Answering, asyncio.Lock]:
+        """Return the worker of a question with its lock: that of jobs if the question may go aside and none runs."""
+        return (self.jobs, self.job_turn) if aside and not self.job_turn.locked() else (self.page, self.turn)
 
     async def load(self) -> dict[str, Any]:
         """Start the page's worker and return what it says.

@@ -1,6 +1,7 @@
 """The server: answers equal the library's own calls, jobs end as they should and survive a stop, nothing is a 500."""
 
 import asyncio
+import dataclasses
 import json
 import threading
 from typing import Any
@@ -15,6 +16,7 @@ from cutaway.studio.actions import ACTIONS
 from cutaway.studio.folder import Folder
 from cutaway.studio.jobs import Jobs
 from cutaway.studio.messages import Values
+from cutaway.studio.workers import TookTooLong
 from tests.studio.here import entered, studio_here
 
 LENS = {"method": "lenses.logit_lens", "values": {"task": "facts", "task_n": 4, "samples": 2}}
@@ -25,7 +27,11 @@ def talk(guard, *requests):
 
     async def ask():
         async with entered(guard) as c:
-            return [await c.request(m, f"/api/v1/{p}", **({"json": b} if b else {})) for m, p, b in requests]
+            typed = {"headers": {"content-type": "application/json"}}
+            return [
+                await c.request(m, f"/api/v1/{p}", **({"content": json.dumps(b), **typed} if b else {}))
+                for m, p, b in requests
+            ]
 
     return asyncio.run(ask())
 
@@ -144,6 +150,30 @@ def test_a_question_that_no_one_waits_for_is_not_begun(alone):
     assert b"oslo" in asyncio.run(alone.ask(ACTIONS["predict"], asked))
 
 
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "a job runs"])
+def test_planning_leaves_the_pages_worker_free_while_no_job_runs_and_is_given_up(alone, monkeypatch, busy):
+    model = next(iter(alone.models.values()))
+    planner, other = (model.page, model.jobs) if busy else (model.jobs, model.page)
+    asked = ACTIONS["cost"].request(**LENS)
+    row = dataclasses.replace(ACTIONS["cost"], patience=0.05)
+
+    async def never(*_: Any):
+        await asyncio.sleep(60)
+
+    async def run():
+        if busy:
+            await model.job_turn.acquire()
+        planned = json.loads(await alone.ask(ACTIONS["cost"], asked))
+        assert planned["forwards"] > 0
+        monkeypatch.setattr(planner, "ask", never)
+        with pytest.raises(TookTooLong, match="longer than"):
+            await alone.ask(row, asked)
+        return await alone.ask(ACTIONS["predict"], ACTIONS["predict"].request(prompt="The")) if not busy else b"{"
+
+    assert asyncio.run(run()).startswith(b"{")
+    assert (planner.ended, other.ended) == (1, 0)
+
+
 def test_a_lack_of_memory_is_503_with_a_hint(guard, studio, monkeypatch):
     def run(session, request):
         raise MemoryError
@@ -193,7 +223,7 @@ def test_forms_are_fuzzed_too(guard):
             "values": {"prompts": "The capital of Norway is", "samples": 1, name: value},
         }
         (answer,) = talk(guard, ("POST", "cost", json.loads(json.dumps(body))))
-        assert answer.status_code in (200, 422, 503), answer.text
+        assert answer.status_code in (200, 422, 503, 504), answer.text
 
     asked()
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from cutaway.core.latent_row import LatentRow
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.dictionaries.evaluation.firing import DENSE
 from cutaway.features.store.feature_store import FeatureStore
@@ -37,35 +38,6 @@ _KEYS = {"F1": "coalesce(F1, -1)", "label": "coalesce(label, '')", "mean": "coal
 
 
 @dataclass(frozen=True)
-class Row:
-    """A latent in the table.
-
-    Attributes:
-        latent: its number.
-        density: share of the tokens on which it is active.
-        interval: of the density, 95 % (Wilson).
-        largest: the largest |activation|.
-        mean: the mean activation where it is active; None of one that never is.
-        peak: the token on which most of its largest examples stand.
-        flags: flags of health.
-        label: its first label, if it has one.
-        source: what made the label.
-        scores: scores of the label by name; a score's interval is `NAME interval`.
-    """
-
-    latent: int
-    density: float
-    interval: tuple[float, float]
-    largest: float
-    mean: float | None
-    peak: str
-    flags: tuple[str, ...]
-    label: str | None
-    source: str | None
-    scores: dict[str, Any]
-
-
-@dataclass(frozen=True)
 class Page:
     """A page of the table.
 
@@ -75,7 +47,7 @@ class Page:
         next: the cursor of the next page; empty behind the last.
     """
 
-    rows: list[Row]
+    rows: list[LatentRow]
     total: int
     next: str
 
@@ -130,7 +102,7 @@ class LatentTable:
         more = json.dumps([shown[-1][0], shown[-1][1]]) if len(found) > most else ""
         return Page([_row(*values[1:]) for values in shown], total, more)
 
-    def row(self, latent: int) -> Row:
+    def row(self, latent: int) -> LatentRow:
         """Return the row of a latent.
 
         Raises:
@@ -180,10 +152,10 @@ class LatentTable:
         self._stamp = stamp
 
 
-def _row(*values: Any) -> Row:
+def _row(*values: Any) -> LatentRow:
     latent, density, low, high, largest, mean, peak, flags, label, source, _, scores = values
     said = json.loads(scores) if scores else {}
-    return Row(latent, density, (low, high), largest, mean, peak, tuple(flags.split()), label, source, said)
+    return LatentRow(latent, density, (low, high), largest, mean, peak, tuple(flags.split()), label, source, said)
 
 
 def _cursor(text: str) -> tuple[Any, int]:

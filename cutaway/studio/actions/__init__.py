@@ -27,6 +27,8 @@ class Action:
         says: its line in the OpenAPI document.
         job: True if it takes long: it has no route, and runs as a job of its name.
         kept: True if the same question has the same answer, which may be kept.
+        aside: True if the jobs' worker does it while no job runs, so that the page's worker stays free.
+        patience: seconds after which it is given up.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Action:
     says: str
     kept: bool = True
     job: bool = False
+    aside: bool = False
+    patience: float = 120.0
 
     def function(self) -> Callable[..., Any]:
         """Return the function that does it, given the session and the request."""
@@ -47,7 +51,16 @@ ACTIONS: dict[str, Action] = {
     a.name: a
     for a in (
         Action("run", m.Values, m.Shown, "methods:run", "Run a method and show its result."),
-        Action("cost", m.Values, m.Cost, "methods:cost", "Tell what a call would cost.", kept=False),
+        Action(
+            "cost",
+            m.Values,
+            m.Cost,
+            "methods:cost",
+            "Tell what a call would cost.",
+            kept=False,
+            aside=True,
+            patience=20.0,
+        ),
         Action("show", m.ResultOf, m.Shown, "results:show", "Show a result again."),
         Action("difference", m.TwoResults, m.Shown, "results:difference", "Show the first result minus the second."),
         Action("data", m.ResultOf, m.Data, "results:data", "Return a result as data."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 from cutaway import zoo
@@ -15,7 +15,7 @@ from cutaway.directions.direction import direction
 from cutaway.features import FeatureCard, FeatureStore, card, search
 from cutaway.features.reading import read_text
 from cutaway.features.store.dictionaries import dictionary_of
-from cutaway.features.store.table import LatentTable, Row
+from cutaway.features.store.table import LatentTable
 from cutaway.studio import feature_messages as m
 from cutaway.studio.actions.methods import result_id
 from cutaway.studio.actions.results import shown
@@ -38,7 +38,7 @@ def latents(session: Session, request: m.LatentsOf) -> m.LatentPage:
     table = _table(session, request)
     asked = {"only": request.only, "text": request.text, "after": request.after, "most": request.most}
     page = table.page(request.sort, request.descending, **asked)
-    return m.LatentPage(rows=[_row(r) for r in page.rows], total=page.total, next=page.next)
+    return m.LatentPage(rows=page.rows, total=page.total, next=page.next)
 
 
 def find(session: Session, request: m.Search) -> m.Hits:
@@ -70,7 +70,7 @@ def feature(session: Session, request: m.LatentOf) -> m.FeaturePage:
 
 
 def _page(session: Session, request: m.LatentOf, store: FeatureStore, name: str) -> m.FeaturePage:
-    row = _row(_table(session, request).row(request.latent))
+    row = _table(session, request).row(request.latent)
     if "dead" in row.flags:
         why = f"it is active on none of {store.counted:,} tokens"
         raise Refused(f"latent {request.latent}", why, "harvest more tokens, or look at another")
@@ -198,10 +198,6 @@ def _store_card(name: str, store: FeatureStore) -> m.StoreCard:
         held_out=store.manifest["counts"]["score"],
         labels=sum(store.meta.count(d) for d in store.names),
     )
-
-
-def _row(row: Row) -> m.LatentRow:
-    return m.LatentRow.model_validate(asdict(row))
 
 
 def _labels(store: FeatureStore) -> Callable[[str, int], str]:

@@ -1,7 +1,7 @@
 /** Intervene: a drawer beside every screen. Its changes stand in the address, so that a link shows the same. */
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { post } from "./api.js";
-import { Busy, Copy, Refusal, useAnswer } from "./panel.js";
+import { Busy, Copy, Refusal, useAnswer, useRefined } from "./panel.js";
 import { Picture } from "./marks.js";
 import { about, address, choose, chosen, jobs, model, useSignal } from "./state.js";
 
@@ -93,13 +93,13 @@ function Answer({ list }) {
   const lacking = list.find((e) => HINTS[e.kind] && !e.file);
   const question = prompt && !lacking && { model: name, prompt, other: chosen("other"), target: chosen("target"), foil: chosen("foil"),
     edits: list };
-  const { answer, refusal, busy } = useAnswer("intervene", question || null);
-  const texts = useAnswer("intervene", answer && question ? { ...question, words: WORDS, samples: 1 } : null);
+  const { answer, refusal, busy, early } = useRefined("intervene", question || null, (q) => ({ ...q, samples: 2 }));
+  const texts = useAnswer("intervene", answer && question && !early ? { ...question, words: WORDS, samples: 1 } : null);
   if (!prompt) return html`<p class=empty>Give a prompt first.</p>`;
   if (lacking) return html`<p class=note>Name the ${lacking.kind === "latent" ? "dictionary" : "direction"} of the change at <code>${lacking.address}</code>.</p>`;
   return html`<div class=answer aria-busy=${busy} aria-live=polite>
     ${refusal && html`<${Refusal} refusal=${refusal} />`}
-    ${busy && html`<${Busy} text=${answer ? "asking again" : "at work"} />`}
+    ${busy && html`<${Busy} text=${early ? "with two controls; more are at work" : answer ? "asking again" : "at work"} />`}
     ${answer && !refusal && html`<${Outcome} key=${name} answer=${answer} texts=${texts} />`}</div>`;
 }
 

@@ -2,7 +2,7 @@
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { post, remove } from "./api.js";
 import { Picture } from "./marks.js";
-import { choose, chosen, jobs, methods, model, ready, useSignal } from "./state.js";
+import { choose, chosen, jobs, large, methods, model, ready, useSignal } from "./state.js";
 
 /**
  * The answer to a question, asked again whenever it changes; the last answer stays until the next one is there.
@@ -16,12 +16,26 @@ export function useAnswer(action, question, round = 0) {
     const control = new AbortController();
     set((old) => ({ ...old, busy: true, refusal: undefined }));
     post(action, JSON.parse(body), control.signal)
-      .then((answer) => set({ answer, busy: false }))
+      .then((answer) => set({ answer, of: body, busy: false }))
       .catch((refusal) => { if (refusal.name !== "AbortError") set({ refusal, busy: false }); });
     return () => control.abort();
   }, [action, body, loaded, round]);
   return state;
 }
+
+/**
+ * The answer to a question on a large model: first that of the same question with `less` (fewer controls), which is
+ * soon there, and then the whole one in its place. On a small model the whole one is asked at once.
+ */
+export function useRefined(action, question, less) {
+  const early = useSignal(large) && question && less(question);
+  const first = useAnswer(action, early || null), there = !early || first.of === JSON.stringify(early) || first.refusal;
+  const whole = useAnswer(action, there ? question : null);
+  return early && !whole.answer ? { ...first, busy: !whole.refusal, early: Boolean(first.answer), refusal: whole.refusal ?? first.refusal } : whole;
+}
+
+/** The same call of a method with one sample of its control. */
+const sampled = (question) => ({ ...question, values: { ...question.values, samples: 1 } });
 
 /** A refusal: what, why, and what instead. */
 export const Refusal = ({ refusal }) => html`<div class=refusal role=alert>
@@ -63,10 +77,11 @@ const RUNGS = {
 export const spoken = (word) => String(word ?? "").replaceAll("_", " ");
 
 function Asked({ question, fields, lead }) {
-  const { answer, refusal, busy } = useAnswer("run", question);
+  const refines = useSignal(methods).get(question.method)?.form.some((e) => e.name === "samples");
+  const { answer, refusal, busy, early } = useRefined("run", question, refines ? sampled : () => null);
   return html`<div aria-busy=${busy}>
     ${refusal && html`<${Refusal} refusal=${refusal} />`}
-    ${busy && html`<${Busy} text=${answer ? "asking again" : "at work"} />`}
+    ${busy && html`<${Busy} text=${early ? "with one control; more are at work" : answer ? "asking again" : "at work"} />`}
     ${answer && html`<${Result} shown=${answer} fields=${fields} lead=${lead} />`}</div>`;
 }
 
@@ -110,15 +125,17 @@ export function AsJob({ question, fields, lead, about: words, name = "Run", done
 /** What a call would cost, and the button that makes it. */
 function Cost({ question, start }) {
   const { answer, refusal, busy } = useAnswer("cost", question);
+  const long = refusal?.status === 504;
   const counted = (n, word) => `${Math.round(n).toLocaleString("en")} ${word}${Math.round(n) === 1 ? "" : "s"}`;
   const many = answer?.forwards == null ? "" : counted(answer.forwards, "forward");
   const back = answer?.backwards ? `, ${counted(answer.backwards, "backward")}` : "";
   return html`<div class=cost>
-    <button type=button class=main onClick=${start} disabled=${Boolean(refusal)}>Run</button>
+    <button type=button class=main onClick=${start} disabled=${Boolean(refusal) && !long}>Run</button>
+    ${long && html`<span class=soft>no estimate: planning ${refusal.why.replace("it takes", "takes")}; the job tells how far it is</span>`}
     ${busy && html`<span class=soft>planning …</span>`}
     ${answer && html`<span class=soft data-tip=${answer.lines.join("\n")} tabindex=0>
       ${answer.seconds == null ? "" : `about ${seconds(answer.seconds)} here, `}${many}${back}</span>`}
-    ${refusal && html`<${Refusal} refusal=${refusal} />`}</div>`;
+    ${refusal && !long && html`<${Refusal} refusal=${refusal} />`}</div>`;
 }
 
 export const seconds = (s) => (s < 1 ? "a second" : s < 90 ? `${Math.round(s)} s` : `${Math.round(s / 60)} min`);

@@ -2,6 +2,8 @@
 import { useEffect, useState } from "./vendor/preact.js";
 import { computed, effect, signal } from "./vendor/signals.js";
 
+const FEW = 64; // heads
+
 /** What there is: models, files, methods (see `About` in openapi.json). */
 export const about = signal({ version: "", models: [], files: [], methods: [] });
 /** The newest jobs, newest first. */
@@ -17,6 +19,8 @@ export const model = computed(() => {
   return models.find((m) => m.name === address.value.values.model) ?? models[0];
 });
 export const ready = computed(() => model.value?.state === "ready");
+/** True of models with so many heads that an answer about all takes long: its first part is asked alone. */
+export const large = computed(() => { const { layer = 0, head = 0 } = model.value?.sizes ?? {}; return layer * head > FEW; });
 export const methods = computed(() => new Map(about.value.methods.map((m) => [m.name, m])));
 
 /** The value of a selection; a text, or "" if there is none. */

@@ -347,7 +347,7 @@ export interface LatentPage {
   next: string;
 }
 
-/** A latent of the table. */
+/** A latent in the table of a store.  Attributes:     latent: its number.     density: share of the tokens on which it is active.     interval: of the density, 95 % (Wilson).     largest: the largest |activation|.     mean: the mean activation where it is active; None of one that never is.     peak: the token on which most of its largest examples stand.     flags: flags of health.     label: its first label, if it has one.     source: what made the label.     scores: scores of the label by name; a score's interval is `NAME interval`. */
 export interface LatentRow {
   latent: number;
   density: number;

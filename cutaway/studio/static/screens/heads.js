@@ -2,19 +2,19 @@
 import { html, useRef, useState } from "../vendor/preact.js";
 import { Looks } from "../looks.js";
 import { AsJob, Busy, MethodPanel, Refusal, Result, useAnswer } from "../panel.js";
-import { address, choose, chosen, jobs, methods, model, useSignal } from "../state.js";
+import { address, choose, chosen, jobs, large, methods, model, useSignal } from "../state.js";
 
 const PARTS = { score: "attention to", weighted: "attention × value norm on", raises: "raises" };
-const FEW = 64; // heads that are measured at once; more are a job with progress
 const PAGE = ["score", "effect", "matched", "distance", "looks", "writes"];
 const KEYS = ["score", "weighted", "raises", "copying", "distance"];
 
 export function Heads() {
   useSignal(address);
   const name = useSignal(model)?.name;
-  const question = { model: name, method: "heads.classify", values: {} }, sizes = useSignal(model)?.sizes ?? {}, cards = useSignal(methods);
+  const question = { model: name, method: "heads.classify", values: {} }, cards = useSignal(methods);
   const job = useSignal(jobs).find((j) => j.method === question.method && j.model === name && j.result && !Object.keys(j.values).length);
-  const few = (sizes.layer ?? 0) * (sizes.head ?? 0) <= FEW, run = useAnswer("run", few && !job ? question : null);
+  const few = !useSignal(large); // more are a job with progress
+  const run = useAnswer("run", few && !job ? question : null);
   const result = job?.result ?? (few ? run.answer?.id : undefined);
   const data = useAnswer("data", result ? { model: name, result, fields: [] } : null);
   const layer = chosen("layer").replace(/\D/g, ""), head = chosen("head").replace(/\D/g, "");
