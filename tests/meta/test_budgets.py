@@ -8,8 +8,8 @@ from tests.meta.tree import ROOT, room_of, sources
 #: lines of code (no blanks, comments or docstrings) that a room may have; see docs/decisions/11-budgets.md
 BUDGETS = {
     "": 145,
-    "core": 2_440,
-    "views": 1_800,
+    "core": 2_450,
+    "views": 1_825,
     "models": 9_350,
     "tasks": 3_030,
     "streams": 1_450,
