@@ -16,11 +16,13 @@ from cutaway.directions.orthogonalise import orthogonalised
 from cutaway.directions.pairs import activation_addition, causal_difference
 from cutaway.directions.probe import Probes, probe
 from cutaway.directions.propagate import Propagation, propagate
+from cutaway.directions.reweight import Reweighting, reweight
 from cutaway.directions.select import select
 from cutaway.directions.selected import SelectedDirection
 from cutaway.directions.steer import DoseResponse, steer
 from cutaway.directions.steering import ConditionalSteering, Steering
 from cutaway.directions.subspace import Subspace, open_subspace
+from cutaway.directions.suffix import SuffixAttack, suffix
 from cutaway.directions.threshold import Threshold, threshold
 
 __all__ = [
@@ -38,9 +40,11 @@ __all__ = [
     "Monitor",
     "Probes",
     "Propagation",
+    "Reweighting",
     "SelectedDirection",
     "Steering",
     "Subspace",
+    "SuffixAttack",
     "Threshold",
     "activation_addition",
     "causal_difference",
@@ -57,8 +61,10 @@ __all__ = [
     "orthogonalised",
     "probe",
     "propagate",
+    "reweight",
     "select",
     "steer",
+    "suffix",
     "threshold",
     "write",
 ]

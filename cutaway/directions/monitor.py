@@ -13,8 +13,8 @@ other groups, of behaviours or paraphrases of their own, are the test.
 * Control: random directions, each with its own threshold (`null`, `recall_null` …). Shuffled labels are the control of
   `directions.find`.
 * Known failures: what is monitored must be read where the model knows it: on the response of a model that was taught to
-  comply it may hardly be read, although it is plain in front of it. A text may be made to pass, and nothing here
-  attacks the monitor. Where the direction does not say its groups, half of them calibrate it, and
+  comply it may hardly be read, although it is plain in front of it. A text may be made to pass:
+  `directions.suffix` attacks the monitor. Where the direction does not say its groups, half of them calibrate it, and
   shares are too good if it was found on the others.
 * Equivalence (test): the AUROC counts pairs of texts.
 * Cost: one forward per text.

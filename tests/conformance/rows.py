@@ -208,7 +208,10 @@ def near(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 #: the null that is looked at, where the main one is empty of a model that nobody trained
-LOOKED_AT = {"retrieval_heads": "attended_null", "dictionary_shift": "reading_null", "interventions": "kl_null"}
+LOOKED_AT = {
+    "retrieval_heads": "attended_null", "dictionary_shift": "reading_null", "interventions": "kl_null",
+    "reweighting": "log_prob_null",
+}  # fmt: skip
 
 
 def of_kind(result: Result, kind: str) -> str | None:

@@ -81,6 +81,7 @@ BY_VALUES = {
     ("heads.function_vectors", ""): 0.05,
     ("circuits.eap_ig_activations", ""): 0.05,  # which edges are audited
     ("graphs.feature_circuit", ""): 0.05,
+    ("directions.suffix", ""): 0.1,
 }
 
 

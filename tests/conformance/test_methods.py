@@ -116,6 +116,8 @@ DRAWN = {
     "directions.interchange": {"margin", "iia", "preferred", "floor", "ceiling"},
     "directions.select": {"bypass", "induce", "kl", "plain", "passes", "vector", "midpoint"},
     "directions.monitor": {"auroc", "recall", "false_positive", "detected", "threshold"},
+    "directions.suffix": {"share", "each", "control", "loss"},
+    "directions.reweight": {"share", "control", "log_prob", "kept", "loss", "factor", "changed"},
     "directions.intervene": {"share", "other", "kept", "kl", "perplexity", "component", "zero"},
     "circuits.certify": {"deviation", "shuffled", "weakest"},
     "circuits.completeness": {"gap", "circuit", "model"},

@@ -23,7 +23,7 @@ BUDGETS = {
     "geometry": 1_000,
     "patching": 2_015,
     "dictionaries": 9_300,
-    "directions": 2_700,
+    "directions": 3_140,
     "graphs": 3_500,
     "circuits": 3_000,
     "features": 4_240,
