@@ -13,6 +13,7 @@ from cutaway.cli.bar import Bar
 from cutaway.cli.dict.app import computing_threads
 from cutaway.cli.dict.cards import show_cards, showing
 from cutaway.cli.inspect import table
+from cutaway.cli.output import OUT_HELP, check_out
 from cutaway.cli.shell import Reply, stages
 from cutaway.cli.subjects import load_model
 from cutaway.zoo.fetched import origin
@@ -113,3 +114,34 @@ def dictionaries(
         show_cards(console, files, done.cards)
 
     return Reply(data, show)
+
+
+@app.command
+def circuits(
+    *programs: Annotated[str, Parameter(help="which programs [default: all]")],
+    n: Annotated[int, Parameter(help="prompts of each")] = 32,
+    how: Annotated[
+        Literal["corrupt", "zero"], Parameter(help="what stands in for a value: the counterfactual's, or zeros")
+    ] = "corrupt",
+    noise: Annotated[float, Parameter(help="standard deviation of numbers added to the weights")] = 0.0,
+    seed: Annotated[int, Parameter(help="of prompts, random scores and noise")] = 0,
+    out: Annotated[Path | None, Parameter(help=OUT_HELP)] = None,
+) -> Reply:
+    """Hold the methods that score edges against compiled programs, whose circuits are known."""
+    from cutaway.cli.method_commands import reply
+    from cutaway.suites.known_circuits import known_circuits
+
+    check_out(out)
+    with stages() as step:
+        found = known_circuits(programs, n=n, how=how, noise=noise, seed=seed, each=step)
+    names, methods = found.labels["program"], found.labels["method"]
+    board = [
+        {"program": p, "accuracy": f"{float(found.accuracy[i]):.0%}"}
+        | {m: f"{float(found.auroc[i, j]):.3f} ({float(found.seen[i, j]):.0%})" for j, m in enumerate(methods)}
+        | {"random": f"{float(found.null[i].mean()):.3f}"}
+        for i, p in enumerate(names)
+    ]
+    last = "AUROC against the edges that can be found (in brackets the share of them that is seen)"
+    last += f"; saved to {out}" if out is not None else ""
+    drawn, whole = table("Known circuits", board, list(board[0]), last, least=5), reply(found, out)
+    return Reply(whole.data, drawn.show)
