@@ -29,7 +29,7 @@ from cutaway.circuits.eap_ig_activations import eap_ig_activations
 from cutaway.circuits.edge_scores import EdgeScores
 from cutaway.circuits.exact import exact
 from cutaway.circuits.relp import relp
-from cutaway.core.refuse import Keyword, Refused, nearest
+from cutaway.core.refuse import Refused, nearest
 from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator
 from cutaway.interventions.edge_truth import TOLERANCE, edge_effects
@@ -114,7 +114,7 @@ def known_circuits(
         if name not in PROGRAMS:
             close = nearest(name, PROGRAMS)
             why = "no program has that name" + (f"; did you mean {close}?" if close else "")
-            raise Refused(Keyword("programs", name), why, f"use some of {', '.join(PROGRAMS)}")
+            raise Refused(f"program {name!r}", why, f"use some of {', '.join(PROGRAMS)}")
     names, rows = list(programs or PROGRAMS), []
     for name in names:
         if each is not None:
