@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -194,7 +194,7 @@ def _check(rate: float, penalty: float) -> None:
         raise Refused(wrong, "a rate is above 0, and a penalty not below", "use the default")
 
 
-def _log_prob(parts: Sequence[Float[Tensor, "place factors prompt"]]) -> dict[str, Tensor]:
+def _log_prob(parts: Sequence[Float[Tensor, "place factors prompt"]]) -> dict[str, Any]:
     """Return the mean log-probability of each part, with its interval and null; the real factors come first."""
     return {
         "log_prob": torch.stack([x[:, 0].mean(-1) for x in parts], 1),
