@@ -117,7 +117,7 @@ def completeness(
         whole=values[0].mean(),
         empty=values[1].mean(),
         labels={"subset": _names(x.wiring, own, draws, seed), "bound": BOUNDS},
-        units=dict.fromkeys(fields, unit) | dict.fromkeys(("whole", "empty"), x.given.bound.unit),
+        units={**dict.fromkeys(fields, unit), **dict.fromkeys(("whole", "empty"), x.given.bound.unit)},
         reasons=one_prompt(len(x), "gap", "circuit", "model"),
         record=x.record() | {"edges": int(own.sum()), "components": len(inside(x.wiring, own))},
     )

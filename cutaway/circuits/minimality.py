@@ -38,6 +38,8 @@ from cutaway.models.edits.wiring import Wiring
 from cutaway.models.model import Model
 from cutaway.tasks.task import Task
 
+_SHARE = "share of m(M) − m(∅)"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Minimality(Result, kind="circuit_minimality"):
@@ -117,17 +119,8 @@ def minimality(
     added, _ = shares(values[3 + len(cut) :] - kept, zero, gap)
     share, share_bounds = shares(kept[None], values[1], gap)
     names = [str(x.wiring.writers[m]) for m in members]
-    fields = (
-        "effect",
-        "interval",
-        "null",
-        "pair",
-        "pair_interval",
-        "excess",
-        "excess_interval",
-        "kept",
-        "kept_interval",
-    )
+    shared = dict.fromkeys(("effect", "interval", "null", "pair", "pair_interval", "excess", "excess_interval"), _SHARE)
+    shared |= dict.fromkeys(("kept", "kept_interval"), _SHARE)
     return Minimality(
         effect=effect[:n],
         interval=bounds[:n],
@@ -141,7 +134,7 @@ def minimality(
         whole=values[0].mean(),
         empty=values[1].mean(),
         labels={"component": names, "pair": [f"{names[i]}, {names[j]}" for i, j in both], "bound": BOUNDS},
-        units=dict.fromkeys(fields, "share of m(M) − m(∅)") | dict.fromkeys(("whole", "empty"), x.given.bound.unit),
+        units={**shared, **dict.fromkeys(("whole", "empty"), x.given.bound.unit)},
         reasons=one_prompt(len(x), "effect", "pair", "excess", "kept"),
         record=x.record() | {"edges": int(own.sum())},
     )
