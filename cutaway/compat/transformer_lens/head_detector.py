@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from cutaway.compat.transformer_lens.utils import Mismatch
 
-HEAD_NAMES = ["previous_token_head", "duplicate_token_head", "induction_head"]
+HeadName = Literal["previous_token_head", "duplicate_token_head", "induction_head"]
+HEAD_NAMES = get_args(HeadName)
+ErrorMeasure = Literal["abs", "mul"]
 
 
 def detect_head(
@@ -55,7 +57,7 @@ def compute_head_attention_similarity_score(
     *,
     exclude_bos: bool = False,
     exclude_current_token: bool = False,
-    error_measure: str = "mul",
+    error_measure: ErrorMeasure = "mul",
 ) -> float:
     """Return the score of one attention pattern [query key]."""
     kept = torch.ones_like(attention_pattern)
