@@ -13,9 +13,12 @@ from cutaway.compat.transformer_lens.key_value_cache import (
 from cutaway.compat.transformer_lens.svd_interpreter import SVDInterpreter
 
 EasyTransformer, EasyTransformerConfig = HookedTransformer, HookedTransformerConfig  # their first names
+TransformerLensKeyValueCache = HookedTransformerKeyValueCache  # their last ones
+TransformerLensKeyValueCacheEntry = HookedTransformerKeyValueCacheEntry
 
 __all__ = [
     "ActivationCache", "EasyTransformer", "EasyTransformerConfig", "FactoredMatrix", "HookPoint", "HookedRootModule",
     "HookedTransformer", "HookedTransformerConfig", "HookedTransformerKeyValueCache",
-    "HookedTransformerKeyValueCacheEntry", "SVDInterpreter", "TransformerBridge", "utils",
+    "HookedTransformerKeyValueCacheEntry", "SVDInterpreter", "TransformerBridge",
+    "TransformerLensKeyValueCache", "TransformerLensKeyValueCacheEntry", "utils",
 ]  # fmt: skip

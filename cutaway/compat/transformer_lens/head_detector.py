@@ -57,7 +57,7 @@ def compute_head_attention_similarity_score(
     *,
     exclude_bos: bool = False,
     exclude_current_token: bool = False,
-    error_measure: ErrorMeasure = "mul",
+    error_measure: str = "mul",
 ) -> float:
     """Return the score of one attention pattern [query key]."""
     kept = torch.ones_like(attention_pattern)
