@@ -37,6 +37,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
         ENTERED.enter_context(compat.imports(json.loads(models)))
     offline_hub()
+    seed()  # of parameters that are drawn while tests are collected: names hold them
 
 
 def pytest_collectreport(report: pytest.CollectReport) -> None:

@@ -75,7 +75,14 @@ NOTEBOOKS = {
     ),
     "head detector": Notebook("Head_Detector_Demo.ipynb", _TL),
     "sae loading": Notebook("SL_basic_loading_and_analysing.ipynb", _SL, said=_SAES),
-    "sae logit lens": Notebook("SL_logits_lens_with_features.ipynb", _SL, said=_SAES),
+    "sae logit lens": Notebook(
+        "SL_logits_lens_with_features.ipynb", _SL, said=f"{_SAES}; token sets for 256 of them",
+        # a vocabulary comes in an order of chance, and the sets of its tokens with it
+        edits={
+            "head(5000)": "head(256)",
+            "= model.tokenizer.get_vocab()": "= dict(sorted(model.tokenizer.get_vocab().items()))",
+        },
+    ),
     "sae steering": Notebook(
         "SL_using_an_sae_as_a_steering_vector.ipynb", _SL, said=f"GPT-2 in place of Gemma 2B; {_SAES}",
         edits={
