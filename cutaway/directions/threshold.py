@@ -41,6 +41,7 @@ from cutaway.tasks.labelled import Labelled
 
 _POSITIONS = {"mean": None, "last": (-1,)}
 _UNITS = {"recall": "probability", "false_positive": "probability", "threshold": "activation", "vector": "activation"}
+_UNITS = {"recall": "probability", "false_positive": "probability", "threshold": "activation", "vector": "activation"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +142,7 @@ def threshold(
         concept=labelled.concepts[c],
         reading=reading,
         labels={"address": [str(a) for a in direction.places], "bound": BOUNDS},
-        units=dict.fromkeys(("recall", "false_positive"), "probability")
-        | dict.fromkeys(("threshold", "vector"), "activation"),
+        units=dict(_UNITS),
         reasons={"threshold": "chosen on all texts", "vector": "a direction is no measurement"},
         record={
             "texts": {"with": int(y.sum()), "without": int((~y).sum()), "groups": len(group.unique())},
