@@ -189,7 +189,7 @@ def test_to_moves_floats_and_keeps_integers():
 def test_drawing_goes_through_the_renderers(monkeypatch):
     monkeypatch.setitem(RENDERERS, "figure", lambda result, name, **options: (result.kind, name, options))
     assert probe().plot(title="x") == ("probe_of_tests", "effect", {"title": "x"})
-    monkeypatch.delitem(RENDERERS, "html", raising=False)
+    monkeypatch.delitem(RENDERERS, "notebook", raising=False)
     with pytest.raises(Refused, match="no view"):
         probe()._repr_html_()
 

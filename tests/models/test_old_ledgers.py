@@ -53,6 +53,7 @@ EDITS = {
     "cutaway.models.edits.conditional.Conditional",
     "cutaway.interventions.tangent.Tangent",
     "cutaway.compat.circuit_tracer.interventions.SetFeatures",
+    "cutaway.circuits.edge_effects.Rewired",
 }
 
 
