@@ -80,6 +80,7 @@ BY_VALUES = {
     ("neurons.arithmetic", ""): 0.05,
     ("heads.function_vectors", ""): 0.05,
     ("circuits.eap_ig_activations", ""): 0.05,  # which edges are audited
+    ("circuits.mask_gradients", ""): 0.05,
     ("graphs.feature_circuit", ""): 0.05,
     ("directions.suffix", ""): 0.1,
 }

@@ -120,6 +120,7 @@ DRAWN = {
     "directions.reweight": {"share", "control", "log_prob", "kept", "loss", "factor", "changed"},
     "directions.intervene": {"share", "other", "kept", "kl", "perplexity", "component", "zero"},
     "circuits.certify": {"deviation", "shuffled", "weakest"},
+    "circuits.minimality": {"pair", "excess"},
     "circuits.completeness": {"gap", "circuit", "model"},
     "directions.propagate": {"control_gain", "control_exponent", "control_kl", "control_linear_range"},
     "circuits.random": {"score"},
