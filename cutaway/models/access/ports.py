@@ -191,8 +191,9 @@ def _branch_in(anatomy: Anatomy, layer: int, letter: Letter) -> Port | None:
         return None
     module, columns = found
     n, flat = len(columns), columns.flatten()
-    first, end = int(flat[0]), int(flat[0]) + len(flat)
-    together = torch.equal(flat, torch.arange(first, end))  # a slice of the matrix is a view, chosen columns a copy
+    first = int(flat[0])
+    # side by side they are a view of the matrix, and else a copy
+    together = torch.equal(flat, torch.arange(first, first + len(flat)))
 
     def read(x: Tensor, y: Any) -> Tensor:
         return x.unsqueeze(2).expand(-1, -1, n, -1)
@@ -200,12 +201,12 @@ def _branch_in(anatomy: Anatomy, layer: int, letter: Letter) -> Port | None:
     def write(new: Tensor, x: Tensor, y: Any) -> Tensor:
         with present(module):
             w = matrix(module)
-        at = slice(first, end) if together else flat.to(w.device)
-        w = w[:, at].reshape(w.shape[0], n, -1)
+        # of a matrix that is split over processes, `narrow` fails where a slice would be shorter
+        w = (w.narrow(1, first, len(flat)) if together else w[:, flat.to(w.device)]).reshape(w.shape[0], n, -1)
         change = torch.einsum("bphd,dhe->bphe", new - x.unsqueeze(2), w.to(new.dtype)).flatten(2)  # [b p (h e)]
         if together and y.shape[-1] == len(flat):
             return y + change
-        out, at = y.clone(), at if together else flat.to(y.device)
+        out, at = y.clone(), slice(first, first + len(flat)) if together else flat.to(y.device)
         out[..., at] = y[..., at] + change
         return out
 
