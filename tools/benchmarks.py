@@ -79,7 +79,7 @@ def _line(rows: list[dict[str, Any]]) -> str:
     peers = [
         f"{r['peer']}: {_number(r['peer_value'])} (ratio {_number(r['ratio'])}{_least(r)})" for r in rows if r["peer"]
     ]
-    value = f"{_number(row['value'])} {row['unit']}{spread}"
+    value = f"{_amount(row, row['value'])} {row['unit']}{spread}"
     return f"| {row['work']} | {value} | {_bar(row)} | {'; '.join(peers) or '–'} |"
 
 
@@ -88,12 +88,20 @@ def _bar(row: dict[str, Any]) -> str:
         return "–"
     at_most = row["sense"] == "max"
     kept = row["value"] <= row["bar"] if at_most else row["value"] >= row["bar"]
-    return f"{'≤' if at_most else '≥'} {_number(row['bar'])}, {'kept' if kept else '**missed**'}"
+    return f"{'≤' if at_most else '≥'} {_amount(row, row['bar'])}, {'kept' if kept else '**missed**'}"
 
 
 def _least(row: dict[str, Any]) -> str:
     least = row.get("least")
     return "" if least is None else f", ≥ {_number(least)} {'kept' if row['ratio'] >= least else '**missed**'}"
+
+
+_COUNTED = ("comparable cells", "tests that pass there")
+
+
+def _amount(row: dict[str, Any], x: float) -> str:
+    """Return a value in words; a share of counted things is in per cent."""
+    return f"{_number(100 * x)} %" if row["unit"].endswith(_COUNTED) else _number(x)
 
 
 def _number(x: float) -> str:
