@@ -227,12 +227,10 @@ SPEAKERS = set({name.split(".")[0]: name for name in reversed(ROWS)}.values())
 methods = pytest.mark.parametrize("name", list(ROWS))
 OF_MODELS = [n for n, r in ROWS.items() if "model" in r.subjects]
 OF_PROMPTS = [n for n, r in ROWS.items() if any(subject(s).split for s in r.subjects)]
-of_models = pytest.mark.parametrize("name", OF_MODELS)
 of_models_widely = pytest.mark.parametrize("name", widely(OF_MODELS, SPEAKERS))
 numeric = pytest.mark.parametrize("name", [n for n, r in ROWS.items() if any(issubclass(k, Result) for k in r.results)])
-of_prompts = pytest.mark.parametrize("name", OF_PROMPTS)
 of_prompts_widely = pytest.mark.parametrize("name", widely(OF_PROMPTS, SPEAKERS))
-kinds = pytest.mark.parametrize("kind", ["llama", "miniworld"])
+kinds = pytest.mark.parametrize("kind", ["llama", pytest.param("miniworld", marks=pytest.mark.wide)])
 OPTIONS_WIDELY = [
     pytest.param(n, o, marks=pytest.mark.wide if o else ()) for n, row in ROWS.items() for o in variants(row)
 ]

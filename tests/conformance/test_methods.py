@@ -49,9 +49,7 @@ from tests.conformance.rows import (
     near,
     numeric,
     of_kind,
-    of_models,
     of_models_widely,
-    of_prompts,
     of_prompts_widely,
     outcomes,
     same,
@@ -134,7 +132,7 @@ DRAWN |= {
 
 
 @numeric
-@pytest.mark.parametrize("kind", ["llama", pytest.param("miniworld", marks=pytest.mark.wide)])
+@kinds
 def test_another_seed_changes_only_what_is_drawn(name, kind):
     assert "seed" in {o.name for o in ROWS[name].options}
     one, other = found(name, kind), found(name, kind, seed=1)
@@ -191,7 +189,7 @@ def test_one_prompt_and_the_same_prompt_repeated_agree(name):
 RATIOS = {f"circuits.{n}" for n in ("faithfulness", "completeness", "minimality", "certify")}
 
 
-@of_prompts
+@of_prompts_widely
 def test_several_prompts_of_several_lengths_agree_with_each_alone(name):
     model, task = subjects.random_llama(), subjects.uneven_task()
     assert len(set(task.bind(model).clean.lengths.tolist())) == 3
@@ -218,7 +216,7 @@ def test_several_prompts_of_several_lengths_agree_with_each_alone(name):
     assert near(got, torch.stack(each).mean(0))
 
 
-@of_models
+@of_models_widely
 def test_left_and_right_padding_agree(name, monkeypatch):
     task, tokens = subjects.uneven_task(), Model.tokens
     right = call(name, arguments(name, subjects.random_llama(), task))
@@ -233,7 +231,7 @@ def test_left_and_right_padding_agree(name, monkeypatch):
 
 
 @methods
-@pytest.mark.parametrize("kind", ["llama", pytest.param("miniworld", marks=pytest.mark.wide)])
+@kinds
 def test_outcomes_survive_files_and_every_picture(name, kind, tmp_path):
     for part in everything(name, kind):
         assert isinstance(part, ROWS[name].results)
@@ -332,7 +330,7 @@ def test_the_control_runs(name, kind):
 
 
 @numeric
-@pytest.mark.parametrize("prompts", [1, 3])
+@pytest.mark.parametrize("prompts", [pytest.param(1, marks=pytest.mark.wide), 3])
 def test_an_interval_is_there_or_a_reason_is(name, prompts):
     subject = [s.take(prompts) if isinstance(s, Task | Prompts) else s for s in given(name, "llama")]
     result = call(name, subject)
