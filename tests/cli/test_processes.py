@@ -43,6 +43,7 @@ def said(capsys: pytest.CaptureFixture[str], *more: str) -> Any:
     return json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.wide
 def test_two_processes_give_the_numbers_of_one_and_save_them_once(tmp_path, capsys):
     both = answered(started(SHARED, "--task-n", "4", "--out", str(tmp_path / "a.safetensors")))
     assert both["fields"] == said(capsys, "--task-n", "4")["fields"]

@@ -228,7 +228,9 @@ methods = pytest.mark.parametrize("name", list(ROWS))
 OF_MODELS = [n for n, r in ROWS.items() if "model" in r.subjects]
 OF_PROMPTS = [n for n, r in ROWS.items() if any(subject(s).split for s in r.subjects)]
 of_models_widely = pytest.mark.parametrize("name", widely(OF_MODELS, SPEAKERS))
-numeric = pytest.mark.parametrize("name", [n for n, r in ROWS.items() if any(issubclass(k, Result) for k in r.results)])
+NUMERIC = [n for n, r in ROWS.items() if any(issubclass(k, Result) for k in r.results)]
+numeric = pytest.mark.parametrize("name", NUMERIC)
+numeric_widely = pytest.mark.parametrize("name", widely(NUMERIC, SPEAKERS))
 of_prompts_widely = pytest.mark.parametrize("name", widely(OF_PROMPTS, SPEAKERS))
 kinds = pytest.mark.parametrize("kind", ["llama", pytest.param("miniworld", marks=pytest.mark.wide)])
 OPTIONS_WIDELY = [

@@ -48,6 +48,7 @@ from tests.conformance.rows import (
     methods,
     near,
     numeric,
+    numeric_widely,
     of_kind,
     of_models_widely,
     of_prompts_widely,
@@ -300,7 +301,7 @@ def complete(row: Method, record: Mapping[str, Any], asked: Model) -> None:
     assert record["machine"]["device"]
 
 
-@numeric
+@numeric_widely
 def test_a_method_fills_the_fields_that_its_card_lists(name):
     results, listed = [found(name, "llama", **o) for o in variants(ROWS[name])], set[str]()
     for kind in ROWS[name].results:

@@ -282,6 +282,7 @@ def test_two_processes_train_what_one_trains(folder, over):
     agree(made, alone, **NEAR)
 
 
+@pytest.mark.wide
 def test_two_replicas_of_two_shards_train_what_one_process_trains(tmp_path):
     assert launched(tmp_path, square, tmp_path, n=4) == [0] * 4
     alone = results(tr.train(source(), [RECIPES[n] for n in OVER_TOKENS], plan()))

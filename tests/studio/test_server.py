@@ -214,6 +214,7 @@ def test_no_request_is_a_500(name, guard):
     asked()
 
 
+@pytest.mark.wide
 def test_forms_are_fuzzed_too(guard):
     @settings(max_examples=40, suppress_health_check=list(HealthCheck))
     @given(st.sampled_from(["task", "prompts", "samples", "answer", "seed", "model", "model_dtype"]), VALUES)
