@@ -112,6 +112,13 @@ class Rewrite:
         parts = [t.to(old.device, wide) for t in self.tensors().values()]
         return (old.to(wide) + (parts[0] @ parts[1] if self.factors is not None else parts[0])).to(old.dtype)
 
+    def delta_from(self, old: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return the change that is meant of a weight, in float64 and before any rounding."""
+        if self.value is not None:
+            return self.value.to(old.device).double() - old.double()
+        parts = [t.to(old.device).double() for t in self.tensors().values()]
+        return parts[0] @ parts[1] if self.factors is not None else parts[0]
+
     def save(self, path: str | Path) -> Path:
         """Write the rewrite to a safetensors file, which `open_rewrites` opens."""
         return save_rewrites(path, self)
@@ -142,11 +149,23 @@ def rewritten(model: Model, *rewrites: Rewrite) -> Iterator[Model]:
         Refused: a weight that is not there, has another shape, is quantised, offloaded or computed from others, or
             shares its memory with weights that the rewrite does not name (`tied=True` accepts that).
     """
+    with alone(model.hf), make_rewrites(model, *rewrites):
+        yield model
+
+
+def make_rewrites(model: Model, *rewrites: Rewrite) -> ExitStack:
+    """Change the weights, and return the stack whose `close` writes back the bytes that were there.
+
+    Nothing is written unless every rewrite fits the model.
+
+    Raises:
+        Refused: as `rewritten`.
+    """
     if model.anatomy.unembed is not None:  # measured of the model as it is, not of a rewritten one
         unembedding(model.anatomy)
     _ = model.anatomy.multiplier
     with alone(model.hf), ExitStack() as undo:
-        places = [(r, _place(model, r)) for r in rewrites]
+        places = [(r, place_of(model, r)) for r in rewrites]
         active = REWRITES.setdefault(model.hf, [])
         undo.callback(active.__delitem__, slice(len(active), None))
         for rewrite, place in places:
@@ -154,17 +173,21 @@ def rewritten(model: Model, *rewrites: Rewrite) -> Iterator[Model]:
             undo.callback(place.write, old)
             place.write(rewrite.apply(old))
             active.append(rewrite.describe())
-        yield model
+        return undo.pop_all()
 
 
-def save_rewrites(path: str | Path, *rewrites: Rewrite) -> Path:
-    """Write rewrites to one safetensors file, with their weights, slices and records as JSON in its header."""
+def save_rewrites(path: str | Path, *rewrites: Rewrite, record: Mapping[str, Any] | None = None) -> Path:
+    """Write rewrites to one safetensors file, with their weights, slices and records as JSON in its header.
+
+    `record` is the one of all of them together.
+    """
     items = [
         {"weight": r.weight, "rows": r.rows, "columns": r.columns, "tied": r.tied, "record": dict(r.record)}
         for r in rewrites
     ]
     tensors = {f"{i}.{name}": t for i, r in enumerate(rewrites) for name, t in r.tensors().items()}
-    return write_tensors(path, tensors, {"kind": "rewrites", "rewrites": items, "versions": versions()})
+    header = {"kind": "rewrites", "rewrites": items, "record": dict(record or {}), "versions": versions()}
+    return write_tensors(path, tensors, header)
 
 
 def open_rewrites(path: str | Path) -> tuple[Rewrite, ...]:
@@ -192,7 +215,7 @@ def _opened(item: Any, i: int, tensors: Mapping[str, Tensor]) -> Rewrite:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """The memory that a rewrite changes: views of one parameter, several where heads lie too far apart for one view.
 
     Attributes:
@@ -218,8 +241,12 @@ class _Place:
             view[self.index] = part
 
 
-def _place(model: Model, rewrite: Rewrite) -> _Place:
-    """Find the memory of a rewrite's weight, checked."""
+def place_of(model: Model, rewrite: Rewrite) -> Place:
+    """Find the memory of a rewrite's weight, checked.
+
+    Raises:
+        Refused: as `rewritten`.
+    """
     what = f"rewrite of {rewrite.weight}"
     house = _HOUSE.fullmatch(rewrite.weight)
     views, per_head = _named(model, house) if house else ((_at_path(model.hf, rewrite.weight),), False)
@@ -228,7 +255,7 @@ def _place(model: Model, rewrite: Rewrite) -> _Place:
     shape = (*([len(views)] if per_head else []), *first[index].shape)
     if rewrite.shape() != shape:
         raise Refused(what, f"it has the shape {rewrite.shape()} and the weight {shape}", "give it as the weight is")
-    return _Place(views, index, per_head)
+    return Place(views, index, per_head)
 
 
 def _index(rewrite: Rewrite, view: Tensor) -> tuple[Any, ...]:
