@@ -16,13 +16,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cutaway.core.files import make_folder, new_folder, write_json
-from cutaway.core.refuse import Code, Refused
+from cutaway.core.refuse import Refused
 from cutaway.models.anatomy.linear import is_linear, matrix
 from cutaway.models.edits.rewrites import Rewrite, place_of, rewritten, save_rewrites
 from cutaway.models.loading.adapters import CONFIG, WEIGHTS
 from cutaway.models.model import Model
 
 REWRITES_FILE = "rewrites.safetensors"
+_FOLDER = "write a model folder (export_model)"
 Factors = tuple[Float[Tensor, "inputs rank"], Float[Tensor, "rank outputs"]]
 
 
@@ -101,7 +102,7 @@ def _of_module(model: Model, rewrite: Rewrite) -> tuple[str, Factors]:
     """Return the linear module whose weight a rewrite changes, and the factors of the change of all of it."""
     what = f"an adapter for the rewrite of {rewrite.weight}"
     if rewrite.factors is None:
-        raise Refused(what, "an adapter is of low rank, and it gives no factors", Code("export_model(model, path, …)"))
+        raise Refused(what, "an adapter is of low rank, and it gives no factors", _FOLDER)
     place = place_of(model, rewrite)
     name, module = _owner(model.hf, place.views[0], what)
     whole = matrix(module)
@@ -121,7 +122,7 @@ def _owner(hf: nn.Module, view: Tensor, what: str) -> tuple[str, nn.Module]:
             continue
         if 0 <= view.data_ptr() - weight.data_ptr() < weight.numel() * weight.element_size():
             return name, module
-    raise Refused(what, "it changes no linear module", Code("export_model(model, path, …)"))
+    raise Refused(what, "it changes no linear module", _FOLDER)
 
 
 def _widened(whole: Tensor, view: Tensor, rewrite: Rewrite, u: Tensor, v: Tensor) -> Factors:

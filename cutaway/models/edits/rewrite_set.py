@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.core.files import held, read_header, reading
-from cutaway.core.refuse import Code, Refused
+from cutaway.core.refuse import Refused
 from cutaway.models.access.forward import alone
 from cutaway.models.edits.rewrites import (
     Rewrite,
@@ -106,9 +106,7 @@ class RewriteStack:
             Refused: nothing was pushed.
         """
         if not self._undo:
-            raise Refused(
-                "taking back a rewrite", "none stands on the stack", ("use ", Code("stack.push(…)"), " first")
-            )
+            raise Refused("taking back a rewrite", "none stands on the stack", "push one first")
         rewrites, undo = self._undo.pop()
         with alone(self.model.hf):
             undo.close()
