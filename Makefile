@@ -19,7 +19,7 @@ REAL ?= $(CURDIR)/runs/real
 OFFLINE := PYTHONDONTWRITEBYTECODE= HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 SOURCES := cutaway tests tools $(wildcard bench examples)
 
-.PHONY: demo test wide check browser real twins format docs clean
+.PHONY: demo test wide check browser real studies twins format docs clean
 .DEFAULT_GOAL := demo
 
 demo: $(VENV)/.installed
@@ -52,6 +52,12 @@ real: $(VENV)/.installed-dev
 	@$(BIN)/python -m tools.real_models --folder $(REAL)
 	@rm -rf runs/real/results
 	@REAL=$(REAL) $(OFFLINE) $(BIN)/python -m pytest tests/real -n $(WORKERS) --dist loadgroup
+	@$(BIN)/python -m tools.real
+
+studies: $(VENV)/.installed-dev
+	@$(BIN)/python -m tools.real_models --folder $(REAL)
+	@rm -rf runs/real/results
+	@REAL=$(REAL) $(OFFLINE) $(BIN)/python -m pytest tests/real -n $(WORKERS) --dist loadgroup -m wide
 	@$(BIN)/python -m tools.real
 
 twins: $(VENV)/.installed-dev $(VENV)/.triton

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.real.written import text
 from tools import real_studies
 from tools.real_sections import SECTIONS
 from tools.real_studies import COMMITTED, ROOT
@@ -45,6 +46,7 @@ dequantised to float32, and holds cutaway against them, apart from the suite:
   plain transformers to 1e-4 of the logits: mixed lengths, both paddings, and past Gemma's sliding window
   (`tests/real/plain.py` has the hooks, `tests/real/test_hooks.py` the comparison).
 - Behaviours stay what they were measured to be, those that fail too; findings stand beside what chance gives.
+- What takes minutes a row (refusal, probes on latents) is measured by `make studies`.
 
 Everything below is generated from what the tests measured. The prompts are in `tests/real/sets`; none was chosen by its
 result. The weights went through 4 bits, so other numbers are right for the original checkpoints.
@@ -66,11 +68,11 @@ def options(doc: str | None) -> argparse.ArgumentParser:
 
 def publish(found: dict[str, Any], path: Path, *, write: bool) -> None:
     """Keep what a study found, and write the page; or print it only."""
-    text = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+    body = json.dumps(found, indent=1, ensure_ascii=False) + "\n"
     if not write:
-        print(text)
+        print(body)
         return
-    path.write_text(text, "utf-8")
+    path.write_text(body, "utf-8")
     PAGE.write_text(page(), "utf-8")
     print(f"wrote {path.relative_to(ROOT)} and {PAGE.relative_to(ROOT)}")
 
@@ -105,10 +107,10 @@ def _number(x: float) -> str:
 
 
 def moved(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, bool]]:
-    """What differs between two results files by more than rounding, and whether it left the committed interval."""
+    """What differs in the sections that were measured by more than rounding, and whether it left the old interval."""
     for key, rows in old["sections"].items():
-        for what, row in rows.items():
-            now = new["sections"].get(key, {}).get(what)
+        for what, row in rows.items() if key in new["sections"] else ():
+            now = new["sections"][key].get(what)
             if now is None:
                 yield f"{key}: {what} is no longer measured", False
                 continue
@@ -122,18 +124,20 @@ def moved(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, bool]
 
 
 def main() -> int:
-    """Publish what was measured."""
-    left = False
-    for model in MODELS:
-        new, kept = FOUND / f"{model}.json", COMMITTED / f"{model}.json"
-        if not new.is_file():
-            raise SystemExit(f"there are no results of {model} in {FOUND}: run `make real`")
-        if kept.is_file():
-            for says, outside in moved(json.loads(kept.read_text("utf-8")), json.loads(new.read_text("utf-8"))):
-                print(f"{model}: {says}{' (outside of its interval)' if outside else ''}")
-                left |= outside
+    """Publish the sections that were measured; the others stay: `make real` and `make studies` measure a part each."""
+    left, measured = False, [m for m in MODELS if (FOUND / f"{m}.json").is_file()]
+    if not measured:
+        raise SystemExit(f"there are no results in {FOUND}: run `make real` or `make studies`")
+    for model in measured:
+        kept = COMMITTED / f"{model}.json"
+        old = json.loads(kept.read_text("utf-8")) if kept.is_file() else {"sections": {}}
+        new = json.loads((FOUND / f"{model}.json").read_text("utf-8"))
+        for says, outside in moved(old, new):
+            print(f"{model}: {says}{' (outside of its interval)' if outside else ''}")
+            left |= outside
+        sections = dict(sorted((old["sections"] | new["sections"]).items()))
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(new.read_text("utf-8"), "utf-8")
+        kept.write_text(text(new | {"sections": sections}), "utf-8")
     PAGE.write_text(page(), "utf-8")
     print(f"wrote {PAGE.relative_to(ROOT)}")
     return int(left)

@@ -21,7 +21,7 @@ SECTION = "probes on latents and without them"
 SITE, LATENTS, K, TOKENS = "resid_post.15", 1024, 32, 16_000
 PROBES = ("mean difference", "logistic", "1 latent", "16 latents", "all latents", "reconstruction", "words")
 
-pytestmark = pytest.mark.parametrize("name", ["smollm2"], indirect=True)
+pytestmark = [pytest.mark.wide, pytest.mark.parametrize("name", ["smollm2"], indirect=True)]
 
 
 @pytest.fixture(scope="module")

@@ -31,12 +31,12 @@ class Results:
 
     def write(self) -> None:
         """Rows that were measured take the place of what an earlier run left in the file."""
-        old = json.loads(self.path.read_text("utf-8"))["sections"] if self.path.is_file() else {}
+        old = json.loads(self.path.readtext("utf-8"))["sections"] if self.path.is_file() else {}
         merged = old | {section: old.get(section, {}) | rows for section, rows in self.sections.items()}
         merged = {section: dict(sorted(merged[section].items())) for section in sorted(merged)}  # workers end by chance
         self.path.parent.mkdir(parents=True, exist_ok=True)
         here = {**machine(), "cutaway": version("cutaway")}
-        self.path.write_text(_text({"machine": here, "sections": merged}), encoding="utf-8")
+        self.path.writetext(text({"machine": here, "sections": merged}), encoding="utf-8")
 
 
 def share(right: Iterable[Any]) -> Measure:
@@ -65,8 +65,8 @@ def _rounded(x: Any) -> Any:
     return float(f"{x:.4g}") if isinstance(x, float) and math.isfinite(x) else x
 
 
-def _text(found: dict[str, Any]) -> str:
-    """JSON with a line for each row, so that a change of one number is a change of one line."""
+def text(found: dict[str, Any]) -> str:
+    """Return JSON with a line for each row, so that a change of one number is a change of one line."""
     sections = [
         f"  {_line(key)}: {{\n" + ",\n".join(f"   {_line(what)}: {_line(row)}" for what, row in rows.items()) + "\n  }"
         for key, rows in found["sections"].items()
