@@ -124,9 +124,13 @@ class FeaturePage(Message):
 
 
 class ReadText(InStore):
-    """A text to be read by the latents of a dictionary, one of them in particular if it is named."""
+    """A text to be read by the latents of a dictionary, one of them in particular if it is named.
+
+    `other` is a second text, which is read too.
+    """
 
     text: Text
+    other: Text = ""
     latent: Latent | None = None
     top: Annotated[int, Field(ge=1, le=20)] = 6
     dense: Annotated[float, Field(ge=0, le=1)] = 1.0
@@ -153,12 +157,40 @@ class ReadToken(Message):
     top: list[Active]
 
 
+class Changed(Message):
+    """A latent on two tokens, and the difference of its activations, also as a share of its largest in the store."""
+
+    latent: int
+    value: float
+    other: float
+    change: float
+    share: float
+    density: float
+    label: str
+
+
+class ChangedRead(Message):
+    """A token of each of two texts, the named latent's difference, and the latents that differ most."""
+
+    text: str
+    other: str
+    special: bool
+    value: float | None
+    top: list[Changed]
+
+
 class ReadingOf(Message):
-    """A text as latents read it, with the largest activation of the named one in the store."""
+    """A text as latents read it, with the largest activation of the named one in the store.
+
+    Of two texts `difference` is the first minus the second, token by token; `apart` says why there is none.
+    """
 
     tokens: list[ReadToken]
     largest: float | None
     python: str
+    other: tuple[ReadToken, ...] = ()
+    difference: tuple[ChangedRead, ...] = ()
+    apart: str = ""
 
 
 class DirectionOf(Message):

@@ -133,6 +133,37 @@ class NodePage(Message):
     page: LatentOf | None
 
 
+class TwoGraphs(GraphNamed):
+    """A graph and another one."""
+
+    other: Name
+    most: Annotated[int, Field(ge=1, le=1000)] = 200
+
+
+class NodeChange(Message):
+    """A node in two graphs: its words, and its influence in each; None in the one that does not have it."""
+
+    node: str
+    title: str
+    first: float | None
+    second: float | None
+    change: float
+
+
+class GraphChange(Message):
+    """Influences in a graph minus those in another, the largest first; `pooled` if positions were added up.
+
+    `first_only` and `second_only` are the shares of each graph's influence of nodes that the other does not have.
+    """
+
+    rows: list[NodeChange]
+    nodes: int
+    common: int
+    first_only: float
+    second_only: float
+    pooled: str
+
+
 class GroupsOf(GraphNamed):
     """Groups of a graph's units that are kept in a file."""
 

@@ -335,9 +335,13 @@ class Intervened(Message):
 
 
 class Attention(Request):
-    """The attention of a layer on a prompt: of one head or of all, for `count` queries from `start` on."""
+    """The attention of a layer on a prompt: of one head or of all, for `count` queries from `start` on.
+
+    `other` is a second prompt, whose attention is answered too.
+    """
 
     prompt: Text
+    other: Text = ""
     layer: Annotated[int, Field(ge=0)]
     head: Annotated[int, Field(ge=0)] | None = None
     top: Annotated[int, Field(ge=1, le=32)] = 8
@@ -353,9 +357,20 @@ class HeadLooks(Message):
     weights: list[list[float]]
 
 
-class Attended(Message):
-    """The tokens of a prompt and the attention of some queries, from `start` on."""
+class Looked(Message):
+    """The tokens of a prompt, and the attention of some of them."""
 
     tokens: list[Token]
-    start: int
     heads: list[HeadLooks]
+
+
+class Attended(Looked):
+    """The attention of a prompt from the query `start` on.
+
+    Of two prompts `difference` is the first minus the second, entry by entry; `apart` says why there is none.
+    """
+
+    start: int
+    other: Looked | None = None
+    difference: list[HeadLooks] = []
+    apart: str = ""

@@ -34,6 +34,11 @@ SCREENS = {
 QUIET = "() => document.querySelector('.panel') && !document.querySelector('.busy, [aria-busy=true]')"
 
 
+def number(text: str) -> float:
+    """Return the number that a text begins with, with its sign."""
+    return float(text.replace("−", "-").split()[0])
+
+
 class Visit:
     """A visit of a running studio, with everything the page asked for and complained about."""
 
@@ -100,7 +105,7 @@ def test_a_screen_is_silent_asks_no_one_else_and_fits(visit, screen, tmp_path):
     assert not visit.foreign
 
 
-def test_why_shows_the_servers_numbers(visit):
+def test_why_shows_the_servers_number(visit):
     page = visit.show("why", **SELECTED)
     said = visit.ask("predict", prompt=PROMPT, top=8)
     assert page.locator(".guesses b").all_inner_texts() == [g["text"] for g in said["next"]]
@@ -151,6 +156,74 @@ def test_two_prompts_and_their_difference(visit):
     a, b = (visit.ask("data", result=i)["fields"]["effect"]["values"] for i in ids)
     most = max((x - y for x, y in zip(a, b, strict=True)), key=abs)
     assert f"{most:+.2f}" in panel.locator(".cw-rows tr").first.inner_text().replace("−", "-")
+
+
+@pytest.fixture(scope="module")
+def harvested(visit):
+    """A small store of features, harvested by a job."""
+    values = {"dictionary": "miniworld/resid_post.3", "tokens": 2000}
+    visit.ask("jobs", method="harvest", values=values)
+    while visit.ask("stores")["stores"] == []:
+        visit.page.wait_for_timeout(200)
+    return visit.ask("stores")["stores"][0]["id"]
+
+
+@pytest.fixture(scope="module")
+def traced(visit):
+    """Graphs of both prompts."""
+    values = {"transcoders": "miniworld/transcoders"}
+    return [visit.ask("run", method="graphs.trace", values={**values, "prompts": p})["id"] for p in (PROMPT, OTHER)]
+
+
+def test_heads_show_two_prompts_and_their_difference(visit):
+    page = visit.show("heads", **SELECTED, other=OTHER, layer="4", head="3")
+    said = visit.ask("attention", prompt=PROMPT, other=OTHER, layer=4)
+    page.locator(".looks .sides button").first.focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    assert "side=A" in page.url
+    page.locator(".looks .token").nth(10).click()
+    (looks,) = [h for h in said["difference"] if h["head"] == 3]
+    shown = [number(t) for t in page.locator(".weights.out .amount").all_inner_texts()]
+    assert shown == pytest.approx(looks["weights"][10][:6], abs=6e-4)
+    page.keyboard.press("ArrowRight")
+    shown = [number(t) for t in page.locator(".weights.out .amount").all_inner_texts()]
+    assert shown == pytest.approx(looks["weights"][11][:6], abs=6e-4)
+    visit.show("heads", **SELECTED, other=f"{OTHER} the", layer="4", head="3", side="A − B")
+    assert "do not line up" in page.locator(".looks").inner_text()
+    assert not visit.complaints
+
+
+def test_features_show_two_prompts_and_their_difference(visit, harvested):
+    asked = {"other": OTHER, "tab": "prompt", "store": harvested}
+    page = visit.show("features", **SELECTED, **asked)
+    page.locator(".onprompt tbody tr").nth(11).wait_for()
+    page.locator(".latents .sides button", has_text="−").click()
+    said = visit.ask("read", store=harvested, text=PROMPT, other=OTHER, top=6, dense=0.1)
+    for i, token in enumerate(said["difference"]):
+        chips = page.locator(".onprompt tbody tr").nth(i).locator(".chips button").all_inner_texts()
+        assert chips == ([] if token["special"] else [str(x["latent"]) for x in token["top"]])
+    page = visit.show("features", **SELECTED, **asked, side="B")
+    chips = page.locator(".onprompt tbody tr").last.locator(".chips button").all_inner_texts()
+    assert chips == [str(x["latent"]) for x in said["other"][-1]["top"]]
+    assert not visit.complaints
+
+
+def test_graphs_of_two_prompts_stand_beside_each_other(visit, traced):
+    page = visit.show("graph", **SELECTED, other=OTHER, side="A − B")
+    said = visit.ask("compare_graphs", graph=traced[0], other=traced[1])
+    rows = page.locator(".changes tbody tr")
+    assert rows.count() == len(said["rows"])
+    first = said["rows"][0]
+    cells = [number(rows.first.locator("td").nth(i).inner_text()) for i in (1, 2, 3)]
+    assert cells == pytest.approx([100 * first[n] for n in ("first", "change", "second")], rel=0.05)
+    for plot, graph in enumerate(traced):
+        nodes = visit.ask("graph", graph=graph)["nodes"]
+        assert page.locator(".pair .plot").nth(plot).locator(".mark").count() == len(nodes)
+    page.locator(".changes select").select_option("A")
+    assert rows.count() == sum(r["second"] is None for r in said["rows"])
+    assert not visit.complaints
+    assert not visit.foreign
 
 
 def test_a_job_shows_its_cost_its_progress_and_its_result(visit):

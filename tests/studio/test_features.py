@@ -87,6 +87,26 @@ def test_a_text_is_read_by_one_latent_and_by_all(session, at, store, busiest):
         assert all(a["value"] == pytest.approx(float(row[a["latent"]]), abs=1e-5) for a in token["top"])
 
 
+def test_two_texts_are_read_and_compared_token_by_token(session, at, busiest):
+    other = TEXT.replace("Norway", "Italy")
+    said = session.do("read", {**at, "text": TEXT, "other": other, "latent": busiest, "top": 3})
+    alone = session.do("read", {**at, "text": other, "latent": busiest, "top": 3})
+    assert list(said["other"]) == alone["tokens"]
+    d = ca.dictionaries.load(DICTIONARY)
+    a, b = (d.encode(session.model.capture(t, "resid_post.3")["resid_post.3"][0]).dense() for t in (TEXT, other))
+    assert [t["value"] for t in said["difference"]] == pytest.approx((a - b)[:, busiest].tolist(), abs=1e-5)
+    for t, token in enumerate(said["difference"]):
+        for x in token["top"]:
+            assert (x["value"], x["other"]) == pytest.approx(
+                (float(a[t, x["latent"]]), float(b[t, x["latent"]])), abs=1e-5
+            )
+            assert x["change"] == pytest.approx(x["value"] - x["other"], abs=1e-5)
+        assert [x["share"] for x in token["top"]] == sorted((x["share"] for x in token["top"]), reverse=True)
+    uneven = session.do("read", {**at, "text": TEXT, "other": f"{TEXT} the"})
+    assert not uneven["difference"]
+    assert "do not line up" in uneven["apart"]
+
+
 def test_a_latent_is_a_direction_that_steering_opens(session, at, store, busiest):
     made = session.do("direction", {**at, "latent": busiest})
     found = ca.directions.open(session.folder.placed("direction", f"file:{made['id']}"))

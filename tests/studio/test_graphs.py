@@ -86,6 +86,28 @@ def test_a_store_names_the_units_of_a_graph(session, traced, units):
     assert row["latent"] == number
 
 
+@pytest.mark.parametrize("prompt", ["The capital of Italy is", "The capital city of Italy is"])
+def test_influences_of_two_graphs_are_compared(session, traced, whole, prompt):
+    other = session.do("run", {"method": "graphs.trace", "values": {"prompts": prompt, "transcoders": UNITS}})["id"]
+    said = session.do("compare_graphs", {"graph": traced, "other": other, "most": 1000})
+    second, uneven = ca.open(session.folder.result(other)), len(prompt.split()) != len(PROMPT.split())
+    sums = []
+    for each in (whole, second):
+        counted = ~(each.kinds["constant"] | each.kinds["target"])
+        own = {}
+        for name, value in zip(each.labels["node"], (each.influence * counted).tolist(), strict=True):
+            own[name.split("@")[0] if uneven else name] = own.get(name.split("@")[0] if uneven else name, 0) + value
+        sums.append(own)
+    for row in said["rows"]:
+        a, b = (s.get(row["node"]) for s in sums)
+        assert (row["first"], row["second"]) == (a, b)
+        assert row["change"] == pytest.approx((a or 0) - (b or 0))
+    alone = sum(v for n, v in sums[0].items() if n not in sums[1]) / sum(sums[0].values())
+    assert said["first_only"] == pytest.approx(alone)
+    assert bool(said["pooled"]) == uneven
+    assert [abs(r["change"]) for r in said["rows"]] == sorted((abs(r["change"]) for r in said["rows"]), reverse=True)
+
+
 def test_groups_are_kept_and_tested(session, traced, units):
     groups = {"one": units[:2], "two": units[2:3]}
     page = session.do("graph", {"graph": traced, "supernodes": groups})

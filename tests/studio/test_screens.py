@@ -73,3 +73,22 @@ def test_attention_is_the_pattern_in_tiles(session, miniworld):
     assert tile["heads"] == [{**whole["heads"][2], **{n: whole["heads"][2][n][4:9] for n in ("keys", "weights")}}]
     with pytest.raises(Refused, match="tokens"):
         session.do("attention", {"prompt": PROMPT, "layer": 3, "start": 400})
+
+
+def test_attention_of_two_prompts_is_both_and_their_difference(session, miniworld):
+    asked = {"layer": 3, "top": 3}
+    said = session.do("attention", {"prompt": PROMPT, "other": ASKED["other"], **asked})
+    both = [session.do("attention", {"prompt": p, **asked}) for p in (PROMPT, ASKED["other"])]
+    for mine, alone in zip((said, said["other"]), both, strict=True):
+        assert {n: mine[n] for n in ("tokens", "heads")} == {n: alone[n] for n in ("tokens", "heads")}
+    a, b = (miniworld.capture([p], ["pattern.3"], logits=False)["pattern.3"][0] for p in (PROMPT, ASKED["other"]))
+    for h, looks in enumerate(said["difference"]):
+        for q, (keys, weights) in enumerate(zip(looks["keys"], looks["weights"], strict=True)):
+            torch.testing.assert_close(torch.tensor(weights), (a - b)[h, q, keys], atol=1e-5, rtol=0)
+            largest = (a - b)[h, q].abs().topk(3).values
+            assert [abs(w) for w in weights] == pytest.approx(
+                [x for x in largest.tolist() if x][: len(weights)], abs=1e-5
+            )
+    longer = session.do("attention", {"prompt": PROMPT, "other": f"{PROMPT} the", **asked})
+    assert longer["difference"] == []
+    assert "15 tokens and prompt B 16" in longer["apart"]

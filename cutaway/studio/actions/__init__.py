@@ -77,6 +77,7 @@ ACTIONS: dict[str, Action] = {
         Action("graphs", m.Request, g.Graphs, "graphs:graphs", "List the graphs.", kept=False),
         Action("graph", g.GraphOf, g.GraphPage, "graphs:graph", "Return a graph, pruned and laid out.", kept=False),
         Action("node", g.NodeOf, g.NodePage, "graphs:node", "Return what is around a node.", kept=False),
+        Action("compare_graphs", g.TwoGraphs, g.GraphChange, "graphs:compare_graphs", "Compare graphs.", kept=False),
         Action("keep_groups", g.GroupsOf, g.Kept, "graphs:keep_groups", "Keep groups of units.", kept=False),
         Action("import_graph", g.ForeignGraph, g.Kept, "graphs:import_graph", "Read a graph file.", kept=False),
         Action("export_graph", g.GraphOf, g.GraphFile, "graphs:export_graph", "Write a graph file.", kept=False),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
 
 from cutaway import zoo
 from cutaway.core.refuse import Refused
@@ -13,11 +16,12 @@ from cutaway.core.result import open_result
 from cutaway.dictionaries.dictionary import Dictionary, place_of
 from cutaway.directions.direction import direction
 from cutaway.features import FeatureCard, FeatureStore, card, search
-from cutaway.features.reading import read_text
+from cutaway.features.reading import ReadText, read_text
 from cutaway.features.store.dictionaries import dictionary_of
 from cutaway.features.store.table import LatentTable
 from cutaway.studio import feature_messages as m
 from cutaway.studio.actions.methods import result_id
+from cutaway.studio.actions.prompts import apart
 from cutaway.studio.actions.results import shown
 from cutaway.studio.folder import shipped
 from cutaway.studio.messages import Request, Values
@@ -103,36 +107,87 @@ def carded(session: Session, request: m.LatentOf, options: dict[str, Any]) -> tu
 
 
 def read(session: Session, request: m.ReadText) -> m.ReadingOf:
-    """Return the strongest latents on every token of a text, and the activations of one of them."""
+    """Return the strongest latents on every token of a text, and the activations of one of them.
+
+    Of two texts the second is read as well, and then the latents whose activations differ most are returned too.
+    """
     store, name = opened_store(session, request)
     source, known, label = dictionary_of_store(session, store, name), store.latents(name), _labels(store)
     if request.latent is not None:
         known.check(request.latent)
-    found = read_text(session.model, source, request.text)
-    code, density = found.code.dense(), known.density
-    share = code.abs() / known.tensors["largest"].clamp_min(1e-30)
-    ranked = share.masked_fill((density > request.dense) | (code == 0), 0)
-    best = ranked.topk(min(request.top, len(known)), 1).indices
+    table = _Known(name, known.density, known.tensors["largest"].clamp_min(1e-30), label)
+    first = read_text(session.model, source, request.text)
+    opened = _loaded(session, store, name)
+    found = {
+        "tokens": _read_tokens(request, table, first),
+        "largest": None if request.latent is None else float(known.tensors["largest"][request.latent]),
+        "python": f"from cutaway.features.reading import read_text\nread_text({opened}, {request.text!r})",
+    }
+    if not request.other:
+        return m.ReadingOf(**found)
+    second = read_text(session.model, source, request.other)
+    why = apart(first.words, second.words)
+    difference = () if why else tuple(_changed_tokens(request, table, first, second))
+    return m.ReadingOf(**found, other=tuple(_read_tokens(request, table, second)), difference=difference, apart=why)
 
-    def active(token: int, i: int) -> m.Active:
-        value, of_largest = float(code[token, i]), float(share[token, i])
-        return m.Active(latent=i, value=value, share=of_largest, density=float(density[i]), label=label(name, i))
 
-    tokens = [
+@dataclass(frozen=True)
+class _Known:
+    """Facts of a store about all latents of a dictionary: how often they are active, their largest, and labels."""
+
+    name: str
+    density: Float[Tensor, "latent"]
+    largest: Float[Tensor, "latent"]
+    label: Callable[[str, int], str]
+
+    def strongest(self, request: m.ReadText, code: Float[Tensor, "token latent"]) -> list[list[int]]:
+        """Return the latents of each token that are largest as a share of their largest, the dense ones left out."""
+        ranked = (code.abs() / self.largest).masked_fill((self.density > request.dense) | (code == 0), 0)
+        best = ranked.topk(min(request.top, len(self.density)), 1)
+        rows = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [[i for i, v in zip(*row, strict=True) if v > 0] for row in rows]
+
+    def said(self, latent: int, value: float) -> dict[str, Any]:
+        """Return what is said of a latent beside its value."""
+        share = abs(value) / float(self.largest[latent])
+        said = {"density": float(self.density[latent]), "label": self.label(self.name, latent)}
+        return {"latent": latent, "share": share, **said}
+
+
+def _read_tokens(request: m.ReadText, known: _Known, found: ReadText) -> list[m.ReadToken]:
+    code = found.code.dense()
+    return [
         m.ReadToken(
             text=word,
             special=bool(found.special[t]),
             error=float(found.error[t]),
             active=int((code[t] != 0).sum()),
             value=None if request.latent is None else float(code[t, request.latent]),
-            top=[active(t, i) for i in best[t].tolist() if ranked[t, i] > 0],
+            top=[m.Active(value=float(code[t, i]), **known.said(i, float(code[t, i]))) for i in best],
         )
-        for t, word in enumerate(found.words)
+        for t, (word, best) in enumerate(zip(found.words, known.strongest(request, code), strict=True))
     ]
-    largest = None if request.latent is None else float(known.tensors["largest"][request.latent])
-    opened = _loaded(session, store, name)
-    python = f"from cutaway.features.reading import read_text\nread_text({opened}, {request.text!r})"
-    return m.ReadingOf(tokens=tokens, largest=largest, python=python)
+
+
+def _changed_tokens(request: m.ReadText, known: _Known, first: ReadText, second: ReadText) -> list[m.ChangedRead]:
+    a, b = first.code.dense(), second.code.dense()
+    change = a - b
+
+    def changed(t: int, i: int) -> m.Changed:
+        by = float(change[t, i])
+        return m.Changed(value=float(a[t, i]), other=float(b[t, i]), change=by, **known.said(i, by))
+
+    words = zip(first.words, second.words, known.strongest(request, change), strict=True)
+    return [
+        m.ChangedRead(
+            text=one,
+            other=two,
+            special=bool(first.special[t] | second.special[t]),
+            value=None if request.latent is None else float(change[t, request.latent]),
+            top=[changed(t, i) for i in best],
+        )
+        for t, (one, two, best) in enumerate(words)
+    ]
 
 
 def saved_direction(session: Session, request: m.LatentOf) -> m.DirectionOf:

@@ -17,6 +17,7 @@ from cutaway.core.refuse import Refused
 from cutaway.graphs import PRESETS, AttributionGraph, Supernodes, graph_data, prune, read_graph
 from cutaway.graphs.grouping import identity
 from cutaway.graphs.influence import kind_of
+from cutaway.graphs.influence_change import influence_change
 from cutaway.graphs.labels import layer_starts
 from cutaway.graphs.opening import Edge, around, labels_from, open_graph
 from cutaway.studio import graph_messages as m
@@ -69,6 +70,33 @@ def node(session: Session, request: m.NodeOf) -> m.NodePage:
         inputs=_links(found.inputs, titles),
         outputs=_links(found.outputs, titles),
         page=_latent_of(session, whole, request.node),
+    )
+
+
+def compare_graphs(session: Session, request: m.TwoGraphs) -> m.GraphChange:
+    """Return the influences of nodes in one graph less those in another, and what one of them has alone.
+
+    Raises:
+        Refused: no graph, or a file without influences.
+    """
+    both = [_opened(session, name) for name in (request.graph, request.other)]
+    found = influence_change(*both)
+    titles = [_titles(session, g) if isinstance(g, AttributionGraph) else {} for g in both]
+    words = [" / ".join(dict.fromkeys(t[n] for t in titles if t.get(n))) for n in found.change]
+    first_only, second_only = found.alone()
+    rows = [
+        m.NodeChange(node=n, title=w, first=found.first.get(n), second=found.second.get(n), change=v)
+        for (n, v), w in zip(found.change.items(), words, strict=True)
+    ]
+    sizes = [len(g.words) if isinstance(g, AttributionGraph) else 0 for g in both]
+    why = "The prompts have unlike numbers of tokens" + (f" ({sizes[0]} and {sizes[1]})" if all(sizes) else "")
+    return m.GraphChange(
+        rows=rows[: request.most],
+        nodes=len(rows),
+        common=len(found.first.keys() & found.second.keys()),
+        first_only=first_only,
+        second_only=second_only,
+        pooled=f"{why}: positions do not line up, and each node is added up over all positions." * found.pooled,
     )
 
 

@@ -2,7 +2,8 @@
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { post, remove } from "./api.js";
 import { Picture } from "./marks.js";
-import { choose, chosen, jobs, large, methods, model, ready, useSignal } from "./state.js";
+import { DELTA, Sides, useSide } from "./sides.js";
+import { jobs, large, methods, model, ready, useSignal } from "./state.js";
 
 /**
  * The answer to a question, asked again whenever it changes; the last answer stays until the next one is there.
@@ -87,16 +88,15 @@ function Asked({ question, fields, lead }) {
 
 /** The same question of two prompts: A, B, or A minus B. */
 function Compared({ first, second, fields, lead }) {
-  const sides = { A: first, "A − B": null, B: second }, side = chosen("side") || "A";
+  const side = useSide();
   const a = useAnswer("run", first), b = useAnswer("run", second);
   const both = a.answer && b.answer && { model: first.model, first: a.answer.id, second: b.answer.id, fields };
-  const d = useAnswer("difference", side === "A − B" ? both : null);
-  const { answer, refusal, busy } = { A: a, B: b, "A − B": { ...d, refusal: d.refusal ?? a.refusal ?? b.refusal } }[side] ?? a;
-  return html`<div aria-busy=${busy}><div class=sides role=group aria-label="Which prompt">${Object.keys(sides).map((s) => html`
-      <button key=${s} type=button aria-pressed=${s === side} onClick=${() => choose({ side: s === "A" ? "" : s })}>${s}</button>`)}</div>
+  const d = useAnswer("difference", side === DELTA ? both : null);
+  const { answer, refusal, busy } = { A: a, B: b, [DELTA]: { ...d, refusal: d.refusal ?? a.refusal ?? b.refusal } }[side];
+  return html`<div aria-busy=${busy}><${Sides} />
     ${refusal && html`<${Refusal} refusal=${refusal} />`}
     ${busy && html`<${Busy} />`}
-    ${answer && html`<${Result} key=${side} shown=${answer} fields=${fields} lead=${lead} stored=${side !== "A − B"} />`}</div>`;
+    ${answer && html`<${Result} key=${side} shown=${answer} fields=${fields} lead=${lead} stored=${side !== DELTA} />`}</div>`;
 }
 
 /**

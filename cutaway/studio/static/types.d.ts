@@ -17,22 +17,46 @@ export interface Active {
   label: string;
 }
 
-/** The tokens of a prompt and the attention of some queries, from `start` on. */
+/** The attention of a prompt from the query `start` on.  Of two prompts `difference` is the first minus the second, entry by entry; `apart` says why there is none. */
 export interface Attended {
   tokens: Token[];
-  start: number;
   heads: HeadLooks[];
+  start: number;
+  other?: Looked | null;
+  difference?: HeadLooks[];
+  apart?: string;
 }
 
-/** The attention of a layer on a prompt: of one head or of all, for `count` queries from `start` on. */
+/** The attention of a layer on a prompt: of one head or of all, for `count` queries from `start` on.  `other` is a second prompt, whose attention is answered too. */
 export interface Attention {
   model?: string;
   prompt: string;
+  other?: string;
   layer: number;
   head?: number | null;
   top?: number;
   start?: number;
   count?: number;
+}
+
+/** A latent whose activations on two tokens differ: their difference, also as a share of its largest in the store. */
+export interface Changed {
+  latent: number;
+  value: number;
+  other: number;
+  change: number;
+  share: number;
+  density: number;
+  label: string;
+}
+
+/** A token of each of two texts, the named latent's difference, and the latents that differ most. */
+export interface ChangedRead {
+  text: string;
+  other: string;
+  special: boolean;
+  value: number | null;
+  top: Changed[];
 }
 
 /** A next token before and after. */
@@ -149,6 +173,16 @@ export interface GraphCard {
   id: string;
   name: string;
   prompt: string;
+}
+
+/** Influences in a graph minus those in another, the largest first; `pooled` if positions were added up.  `first_only` and `second_only` are the shares of each graph's influence of nodes that the other does not have. */
+export interface GraphChange {
+  rows: NodeChange[];
+  nodes: number;
+  common: number;
+  first_only: number;
+  second_only: number;
+  pooled: string;
 }
 
 /** An edge between two nodes of the picture, by their places in the list. */
@@ -379,6 +413,12 @@ export interface Lines {
   text: string;
 }
 
+/** The tokens of a prompt, and the attention of some of them. */
+export interface Looked {
+  tokens: Token[];
+  heads: HeadLooks[];
+}
+
 /** A method: its question, its control, and its form. */
 export interface MethodCard {
   name: string;
@@ -403,6 +443,15 @@ export interface ModelCard {
   tasks?: TaskCard[];
   sites?: string[];
   why?: string;
+}
+
+/** A node in two graphs: its words, and its influence in each; None in the one that does not have it. */
+export interface NodeChange {
+  node: string;
+  title: string;
+  first: number | null;
+  second: number | null;
+  change: number;
 }
 
 /** A node of a graph. */
@@ -443,12 +492,13 @@ export interface Prompt {
   top?: number;
 }
 
-/** A text to be read by the latents of a dictionary, one of them in particular if it is named. */
+/** A text to be read by the latents of a dictionary, one of them in particular if it is named.  `other` is a second text, which is read too. */
 export interface ReadText {
   model?: string;
   store: string;
   dictionary?: string;
   text: string;
+  other?: string;
   latent?: number | null;
   top?: number;
   dense?: number;
@@ -464,11 +514,14 @@ export interface ReadToken {
   top: Active[];
 }
 
-/** A text as latents read it, with the largest activation of the named one in the store. */
+/** A text as latents read it, with the largest activation of the named one in the store.  Of two texts `difference` is the first minus the second, token by token; `apart` says why there is none. */
 export interface ReadingOf {
   tokens: ReadToken[];
   largest: number | null;
   python: string;
+  other?: ReadToken[];
+  difference?: ChangedRead[];
+  apart?: string;
 }
 
 /** A refusal: what, why, and what instead. */
@@ -572,6 +625,14 @@ export interface TaskCard {
 export interface Token {
   id: number;
   text: string;
+}
+
+/** A graph and another one. */
+export interface TwoGraphs {
+  model?: string;
+  graph: string;
+  other: string;
+  most?: number;
 }
 
 /** Two results of one kind by their ids, and the fields to draw of their difference. */

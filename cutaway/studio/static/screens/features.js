@@ -2,6 +2,7 @@
 import { html, useEffect, useState } from "../vendor/preact.js";
 import { AsJob, Busy, MethodPanel, Refusal, useAnswer } from "../panel.js";
 import { number, shade, share } from "../strip.js";
+import { beside, DELTA, Sides, useSide } from "../sides.js";
 import { address, choose, chosen, model, useSignal } from "../state.js";
 import { Latent } from "./latent.js";
 
@@ -130,19 +131,37 @@ function Found({ at, query }) {
 // --- prompt × features
 
 function OnPrompt({ at }) {
-  const prompt = chosen("prompt"), dense = chosen("dense") === "1" ? 1 : 0.1, one = latent();
-  const { answer, refusal, busy } = useAnswer("read", prompt && { ...at, text: prompt, dense, top: 6 });
-  return html`<section class="panel latents"><h2>Which latents are active on each token?</h2>
-    <p class=note>The strongest of each token, by activation as a share of the latent's largest in the store. “Missed” is the share of the token that the dictionary
-      does not explain: 0 % is perfect.</p>
+  const prompt = chosen("prompt"), other = chosen("other"), dense = chosen("dense") === "1" ? 1 : 0.1, side = useSide(other), delta = side === DELTA;
+  const { answer, refusal, busy } = useAnswer("read", prompt && { ...at, text: prompt, other, dense, top: 6 });
+  const tokens = answer && readSide(answer, side);
+  return html`<section class="panel latents"><h2>${delta ? "Which latents are more active in A than in B?" : "Which latents are active on each token?"}</h2>
+    <p class=note>${delta ? html`The largest differences of each token, as a share of the latent's largest activation in the store:
+      <b class=more>more in A</b>, <b class=less>more in B</b>.` : `The strongest of each token, by activation as a share of the latent's largest in the store. “Missed” is the share of the token that the dictionary
+      does not explain: 0 % is perfect.`}</p>
+    ${other && html`<${Sides} />`}
     <div class=choices><label><input type=checkbox checked=${dense === 1} onChange=${(e) => choose({ dense: e.target.checked ? "1" : "" })} />with latents that are active on
       over a tenth of all tokens</label></div>
     ${refusal && html`<${Refusal} refusal=${refusal} />`}${!answer && busy && html`<${Busy} />`}
-    ${answer && html`<div class=cw-scroll><table class="latents onprompt"><thead><tr><th>Token</th><th>Missed</th><th>Active</th><th>Strongest</th></tr></thead>
-      <tbody>${answer.tokens.map((t, i) => html`<tr key=${i} class=${t.special ? "special" : ""}><th scope=row>${t.text}</th>${t.special ? html`<td colspan=3 class=soft>special: not among the tokens that stores count</td>` : html`<td class=amount>${share(t.error)}</td><td class=amount>${t.active}</td>
-        <td class=chips>${t.top.map((a) => html`<button type=button key=${a.latent} aria-current=${a.latent === one ? "true" : undefined} style=${shade(0.6 * a.share)}
-          data-tip=${`latent ${a.latent}: ${number(a.value)}\n${share(a.share)} of its largest; active on ${share(a.density)} of tokens\n${a.label || "no label"}`}
-          onClick=${() => choose({ latent: String(a.latent) })}>${a.latent}</button>`)}</td>`}</tr>`)}</tbody></table></div>`}</section>`;
+    ${delta && answer?.apart && html`<p class=empty>${answer.apart}</p>`}
+    ${tokens?.length > 0 && html`<div class=cw-scroll><table class="latents onprompt"><thead><tr><th>Token</th>${delta ? "" : html`<th>Missed</th><th>Active</th>`}<th>Strongest</th></tr></thead>
+      <tbody>${tokens.map((t, i) => html`<tr key=${i} class=${t.special ? "special" : ""}><th scope=row>${t.text}</th>${t.special ? html`<td colspan=3 class=soft>special: not among the tokens that stores count</td>`
+    : html`${delta ? "" : html`<td class=amount>${share(t.error)}</td><td class=amount>${t.active}</td>`}<td class=chips>${t.top.map((a) => html`<${Chip} key=${a.latent} active=${a} />`)}
+        ${t.top.length === 0 && html`<span class=soft>${delta ? "the same" : "none"}</span>`}</td>`}</tr>`)}</tbody></table></div>`}</section>`;
+}
+
+/** The tokens of a side of a reading; those of the difference carry the texts of both. */
+export function readSide(answer, side) {
+  if (side === DELTA) return answer.difference.map((t) => ({ ...t, text: beside(t.text, t.other) }));
+  return side === "B" ? answer.other : answer.tokens;
+}
+
+/** A latent that is active on a token, or whose activations on two tokens differ. */
+function Chip({ active: a }) {
+  const delta = a.change !== undefined, part = delta && a.change < 0 ? -a.share : a.share;
+  const values = delta ? `A ${number(a.value)}, B ${number(a.other)}, A − B ${number(a.change)}` : number(a.value);
+  return html`<button type=button aria-current=${a.latent === latent() ? "true" : undefined} style=${shade(0.6 * part)}
+    data-tip=${`latent ${a.latent}: ${values}\n${share(a.share)} of its largest; active on ${share(a.density)} of tokens\n${a.label || "no label"}`}
+    onClick=${() => choose({ latent: String(a.latent) })}>${a.latent}</button>`;
 }
 
 // --- compare and harvest

@@ -4,6 +4,7 @@ import { post } from "../api.js";
 import { GraphPlot } from "../graphplot.js";
 import { Picture } from "../marks.js";
 import { AsJob, Busy, Copy, MethodPanel, Refusal, save, useAnswer } from "../panel.js";
+import { DELTA, Sides, useSide } from "../sides.js";
 import { number, share } from "../strip.js";
 import { address, choose, chosen, model, useSignal } from "../state.js";
 import { Agreement } from "../scatter.js";
@@ -17,19 +18,29 @@ export function Graph() {
   useSignal(address);
   const name = useSignal(model)?.name, [round, again] = useState(0);
   const { answer, refusal } = useAnswer("graphs", { model: name }, round);
+  const first = answer && (chosen("graph") || newest(answer.graphs, chosen("prompt")) || answer.graphs[0]?.id);
+  const second = answer && (chosen("second") || newest(answer.graphs, chosen("other")));
+  const side = useSide(second || chosen("other"));
   if (refusal) return html`<${Refusal} refusal=${refusal} />`;
   if (!answer) return html`<section class=panel><${Busy} text="the model is being loaded" /></section>`;
-  const at = chosen("graph") || answer.graphs[0]?.id;
-  const opened = (graph) => { again((n) => n + 1); choose({ ...NONE, graph }); };
-  return html`<${Tracer} known=${answer} name=${name} graph=${at} opened=${opened} />
-    ${at ? html`<${Shown} key=${at} name=${name} graph=${at} known=${answer} />`
-      : html`<p class=empty>No graph yet. Trace the prompt above, or import a graph file of circuit-tracer or Neuronpedia.</p>`}`;
+  const opened = (graph) => { again((n) => n + 1); choose({ ...NONE, [side === "B" ? "second" : "graph"]: graph }); };
+  const at = side === "B" ? second : first;
+  return html`<${Tracer} key=${side} known=${answer} name=${name} first=${first} second=${second} side=${side} opened=${opened} />
+    ${side === DELTA && first && second ? html`<${Beside} key=${`${first} ${second}`} name=${name} first=${first} second=${second} known=${answer} />`
+    : at && side !== DELTA ? html`<${Shown} key=${at} name=${name} graph=${at} known=${answer} />`
+    : html`<p class=empty>${side === "A" ? "No graph yet. Trace the prompt above, or import a graph file of circuit-tracer or Neuronpedia."
+    : "No graph of prompt B yet. Choose B above and trace it."}</p>`}`;
 }
 
+/** The newest graph of a prompt. */
+const newest = (graphs, prompt) => (prompt ? graphs.find((g) => g.prompt === prompt)?.id : undefined);
+const named = (g) => `${g.prompt ? `${g.prompt} · ` : ""}${g.id.startsWith("file:") ? g.name : g.id.slice(-12)}`;
+
 /** What is traced, what is open, and files of others. */
-function Tracer({ known, name, graph, opened }) {
-  const [units, set] = useState(known.transcoders[0] ?? "neurons"), [refusal, refuse] = useState(null), [open, unfold] = useState(!graph);
-  const prompt = chosen("prompt"), target = chosen("target"), foil = chosen("foil"), versus = chosen("versus") === "1" && target && foil;
+function Tracer({ known, name, first, second, side, opened }) {
+  const here = side === "B" ? second : first, two = second || chosen("other");
+  const [units, set] = useState(known.transcoders[0] ?? "neurons"), [refusal, refuse] = useState(null), [open, unfold] = useState(!here);
+  const prompt = chosen(side === "B" ? "other" : "prompt"), target = chosen("target"), foil = chosen("foil"), versus = chosen("versus") === "1" && target && foil;
   const values = prompt && { prompts: prompt, ...(units === "neurons" ? { neurons: true, nodes: 600 } : { transcoders: units }), ...(versus ? { targets: [`"${target}"-"${foil}"`] } : {}) };
   const question = values && { model: name, method: "graphs.trace", values };
   const take = async (event) => {
@@ -38,13 +49,15 @@ function Tracer({ known, name, graph, opened }) {
     if (!file) return;
     try { opened((await post("import_graph", { model: name, name: file.name.slice(0, 200), data: parsed(await file.text(), file.name) })).id); refuse(null); } catch (error) { refuse(error); }
   };
-  return html`<section class="panel tracer"><div class=choices>
-      ${known.graphs.length > 0 && html`<label>Graph <select value=${graph} onChange=${(e) => choose({ ...NONE, graph: e.target.value })}>
-        ${known.graphs.map((g) => html`<option key=${g.id} value=${g.id}>${g.prompt ? `${g.prompt} · ` : ""}${g.id.startsWith("file:") ? g.name : g.id.slice(-12)}</option>`)}</select></label>`}
-      <button type=button aria-expanded=${open ? "true" : "false"} onClick=${() => unfold(!open)}>Trace the prompt …</button>
-      <label class=file><span>Import a graph file …</span><input type=file accept=".json,application/json" onChange=${take} /></label></div>
+  const choice = (words, key, value, none) => html`<label>${words} <select value=${value ?? ""} onChange=${(e) => choose({ ...NONE, [key]: e.target.value })}>
+    ${none && html`<option value="">${none}</option>`}${known.graphs.map((g) => html`<option key=${g.id} value=${g.id}>${named(g)}</option>`)}</select></label>`;
+  return html`<section class="panel tracer">${two && html`<${Sides} />`}<div class=choices>
+      ${known.graphs.length > 0 && side !== "B" && choice(two ? "A" : "Graph", "graph", first)}
+      ${known.graphs.length > 0 && (side !== "A" || !two) && choice("B", "second", second, "no other")}
+      ${side !== DELTA && html`<button type=button aria-expanded=${open ? "true" : "false"} onClick=${() => unfold(!open)}>Trace the prompt …</button>
+      <label class=file><span>Import a graph file …</span><input type=file accept=".json,application/json" onChange=${take} /></label>`}</div>
     ${refusal && html`<${Refusal} refusal=${refusal} />`}
-    ${open && html`<div class=choices><label>Units <select value=${units} onChange=${(e) => set(e.target.value)}>
+    ${open && side !== DELTA && html`<div class=choices><label>Units <select value=${units} onChange=${(e) => set(e.target.value)}>
         ${[...known.transcoders, "neurons"].map((t) => html`<option key=${t} value=${t}>${t}</option>`)}</select></label>
       <label>Explain <select value=${versus ? "1" : ""} onChange=${(e) => choose({ versus: e.target.value })}><option value="">the likeliest next tokens</option>
         ${target && foil && html`<option value=1>“${target.trim()}” over “${foil.trim()}”</option>`}</select></label></div>
@@ -61,21 +74,26 @@ function parsed(text, name) {
   return data;
 }
 
-function Shown({ name, graph, known }) {
-  const pinned = listed("pinned"), selected = chosen("node"), preset = known.presets[chosen("preset")] ? chosen("preset") : "circuit-tracer";
+/** How the address prunes graphs. */
+function pruning(known) {
   const part = (n) => (chosen(n) === "" ? null : Number(chosen(n)));
-  const asked = { model: name, graph, preset, nodes: part("nodes"), edges: part("edges"), pinned, supernodes: grouped() };
+  return { preset: known.presets[chosen("preset")] ? chosen("preset") : "circuit-tracer", nodes: part("nodes"), edges: part("edges") };
+}
+
+const question = (page) => (page.targets.length ? `Why “${page.targets.map((t) => t.trim()).join("”, “")}” after “${page.prompt.trim()}”?` : `An imported graph of “${page.prompt.trim()}”`);
+
+function Shown({ name, graph, known }) {
+  const pinned = listed("pinned"), selected = chosen("node");
+  const asked = { model: name, graph, ...pruning(known), pinned, supernodes: grouped() };
   const { answer: page, refusal, busy } = useAnswer("graph", asked);
   const pick = (n) => choose({ node: n === selected ? "" : n });
   if (!page) return refusal ? html`<${Refusal} refusal=${refusal} />` : html`<section class=panel><${Busy} text="opening the graph" /></section>`;
   return html`<div aria-busy=${busy}>${refusal && html`<${Refusal} refusal=${refusal} />`}
-    <section class="panel graphed"><h2>${page.targets.length ? `Why “${page.targets.map((t) => t.trim()).join("”, “")}” after “${page.prompt.trim()}”?` : `An imported graph of “${page.prompt.trim()}”`}</h2>
+    <section class="panel graphed"><h2>${question(page)}</h2>
       <${Scores} page=${page} />
-      ${page.whole && html`<${Sliders} page=${page} presets=${known.presets} preset=${preset} />`}
+      ${page.whole && html`<${Sliders} page=${page} presets=${known.presets} preset=${asked.preset} />`}
       <${GraphPlot} page=${page} selected=${selected} pinned=${pinned} pick=${pick} />
-      <p class="note keys"><span><i class="key unit"></i>feature or neuron, by influence</span><span><i class="key error"></i>error: what the dictionary misses</span><span><i class="key token"></i>token</span>
-        <span><i class="key weak"></i>pale: random targets are reached as far</span><span><b class=plus>—</b> raises</span><span><b class=minus>—</b> lowers</span>
-        ${page.hidden > 0 && html`<span>${page.hidden.toLocaleString("en")} smaller edges are not drawn</span>`}</p>
+      <${Keys} hidden=${page.hidden} />
       <div class=folds><${Picture} markup=${page.how} /><p class=repeat><${Copy} text=${page.python} name=Python /><${Copy} text=${page.command} name=Command />
         <${Copy} text=${() => JSON.stringify(page, null, 1)} name=JSON /><a href=${`api/v1/results/${graph}/file`} download hidden=${graph.startsWith("file:")}>File</a>
         ${page.whole && html`<button type=button data-tip="a graph file of circuit-tracer and Neuronpedia, as pruned and grouped here" onClick=${() => post("export_graph", asked).then(({ data }) =>
@@ -86,6 +104,10 @@ function Shown({ name, graph, known }) {
         ${page.whole && html`<${Grouping} name=${name} graph=${graph} page=${page} pinned=${pinned} />`}
         ${page.call && html`<${Verified} name=${name} call=${page.call} />`}</div></div></div>`;
 }
+
+const Keys = ({ hidden }) => html`<p class="note keys"><span><i class="key unit"></i>feature or neuron, by influence</span><span><i class="key error"></i>error: what the dictionary misses</span><span><i class="key token"></i>token</span>
+  <span><i class="key weak"></i>pale: random targets are reached as far</span><span><b class=plus>—</b> raises</span><span><b class=minus>—</b> lowers</span>
+  ${hidden > 0 && html`<span>${hidden.toLocaleString("en")} smaller edges are not drawn</span>`}</p>`;
 
 /** The largest units removed one by one: what the graph predicts beside what is measured. */
 function Verified({ name, call }) {
@@ -115,6 +137,43 @@ function Sliders({ page, presets, preset }) {
       ${Object.keys(presets).map((p) => html`<option key=${p} value=${p}>${p}</option>`)}</select></label>
     ${slide("nodes", "Nodes hold", page.node_share)}${slide("edges", "Edges hold", page.edge_share)}</div>`;
 }
+
+/** Two graphs beside each other, and the influences of their nodes. */
+function Beside({ name, first, second, known }) {
+  return html`<div class=pair><${Side} name=${name} graph=${first} known=${known} side=A /><${Side} name=${name} graph=${second} known=${known} side=B /></div>
+    <${Changes} name=${name} first=${first} second=${second} />`;
+}
+
+function Side({ name, graph, known, side }) {
+  const selected = chosen("node");
+  const { answer: page, refusal } = useAnswer("graph", { model: name, graph, ...pruning(known) });
+  return html`<section class="panel graphed">${refusal && html`<${Refusal} refusal=${refusal} />`}${!page && !refusal && html`<${Busy} text="opening the graph" />`}
+    ${page && html`<h2><b class=${side === "A" ? "more" : "less"}>${side}</b> ${question(page)}</h2><${Scores} page=${page} />
+      <${GraphPlot} page=${page} selected=${selected} pinned=${[]} pick=${(n) => choose({ node: n === selected ? "" : n })} /><${Keys} hidden=${page.hidden} />`}</section>`;
+}
+
+/** Influences in A less those in B, the largest first; what one graph has alone is named. */
+function Changes({ name, first, second }) {
+  const { answer, refusal } = useAnswer("compare_graphs", { model: name, graph: first, other: second }), [only, show] = useState("all"), selected = chosen("node");
+  if (refusal) return html`<${Refusal} refusal=${refusal} />`;
+  if (!answer) return html`<section class=panel><${Busy} text="comparing" /></section>`;
+  const kinds = { all: () => true, both: (r) => r.first !== null && r.second !== null, A: (r) => r.second === null, B: (r) => r.first === null };
+  const rows = answer.rows.filter(kinds[only]), most = Math.max(1e-12, ...answer.rows.map((r) => Math.abs(r.change)));
+  const amount = (v) => (v === null ? html`<span class=soft>absent</span>` : share(v));
+  return html`<section class="panel latents changes"><h2>Influence in A less that in B</h2>
+    <p class=note>${answer.common.toLocaleString("en")} of ${answer.nodes.toLocaleString("en")} nodes are in both whole graphs; ${share(answer.first_only)} of A's influence and ${share(answer.second_only)} of B's
+      belong to nodes that the other graph lacks. ${answer.pooled}${answer.nodes > answer.rows.length ? ` The ${answer.rows.length} largest differences are listed.` : ""}</p>
+    <div class=choices><label>Nodes <select value=${only} onChange=${(e) => show(e.target.value)}><option value=all>all</option><option value=both>in both</option>
+      <option value=A>only in A</option><option value=B>only in B</option></select></label></div>
+    ${rows.length === 0 && html`<p class=empty>None of the listed nodes is so.</p>`}
+    ${rows.length > 0 && html`<div class="cw-scroll tall"><table class="latents nodes"><thead><tr><th>Node</th><th>A</th><th>A − B</th><th>B</th></tr></thead>
+      <tbody>${rows.map((r) => html`<tr key=${r.node} aria-current=${r.node === selected ? "true" : undefined} onClick=${() => choose({ node: r.node === selected ? "" : r.node })}>
+        <td class=label><button type=button onClick=${(e) => { e.stopPropagation(); choose({ node: r.node === selected ? "" : r.node }); }}>${r.node}</button><span>${r.title}</span></td>
+        <td class=amount>${amount(r.first)}</td><td class=amount><span class=meter><i class=${r.change < 0 ? "less" : "more"} style=${`width:${(100 * Math.abs(r.change)) / most}%`}></i></span>${points(r.change)}</td>
+        <td class=amount>${amount(r.second)}</td></tr>`)}</tbody></table></div>`}</section>`;
+}
+
+const points = (v) => `${v > 0 ? "+" : v < 0 ? "−" : ""}${share(Math.abs(v))}`;
 
 const KINDS = { unit: "", error: "error", others: "left out", token: "token", target: "target" };
 

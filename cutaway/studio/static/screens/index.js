@@ -10,9 +10,9 @@ import { Why } from "./why.js";
 export const SCREENS = [
   { name: "why", title: "Why this token?", prompt: ["prompt", "other", "target", "foil"], view: Why },
   { name: "patch", title: "Patch map", prompt: ["prompt", "other", "target", "foil"], view: Patch },
-  { name: "features", title: "Features", prompt: ["prompt", "target", "foil"], view: Features },
-  { name: "graph", title: "Graph", prompt: ["prompt", "target", "foil"], view: Graph },
-  { name: "heads", title: "Heads", prompt: ["prompt"], view: Heads },
+  { name: "features", title: "Features", prompt: ["prompt", "other", "target", "foil"], view: Features },
+  { name: "graph", title: "Graph", prompt: ["prompt", "other", "target", "foil"], view: Graph },
+  { name: "heads", title: "Heads", prompt: ["prompt", "other"], view: Heads },
   { name: "ask", title: "Methods", view: Ask },
   { name: "runs", title: "Runs", view: Runs },
 ];

@@ -3,8 +3,9 @@ import { html, useState } from "../vendor/preact.js";
 import { post } from "../api.js";
 import { AsJob, Busy, MethodPanel, Refusal, Result, useAnswer } from "../panel.js";
 import { number, share, Strip } from "../strip.js";
+import { DELTA, Sides, useSide } from "../sides.js";
 import { address, choose, chosen, useSignal } from "../state.js";
-import { FLAGS, Said, scoresTip, short } from "./features.js";
+import { FLAGS, readSide, Said, scoresTip, short } from "./features.js";
 
 const FIELDS = ["histogram", "raises", "lowers", "neighbour", "together", "quantile"];
 
@@ -38,17 +39,20 @@ const Scores = ({ scores: s }) => html`<dl class=facts data-tip=${scoresTip(s)}>
   <${Fact} name="F1 by chance" value=${(s["F1 by chance"] ?? 0).toFixed(2)} beside=${`· random ${(s["F1 of random features"] ?? []).map((v) => v.toFixed(2)).join(", ")}`} />
   <${Fact} name="held-out tokens" value=${s["held-out tokens"] ?? ""} /></dl>`;
 
-/** The latent on the prompt of the bar, or on a text of yours. */
+/** The latent on the prompts of the bar, or on a text of yours. */
 function Mine({ at, latent }) {
   const [text, set] = useState(null), [draft, write] = useState("");
-  const asked = text ?? chosen("prompt");
-  const { answer, refusal } = useAnswer("read", asked && { ...at, text: asked, latent, top: 1 });
-  const most = answer ? Math.max(...answer.tokens.map((t) => (t.special ? 0 : Math.abs(t.value)))) : 0;
-  return html`<section class="panel mine"><h2>On ${text === null ? "the prompt" : "your text"}</h2>
-    ${refusal && html`<${Refusal} refusal=${refusal} />`}
-    ${answer && html`<p class=strip><${Strip} tokens=${answer.tokens.map((t) => ({ text: t.text, value: t.special ? null : t.value, tip: t.special ? "special\nnot counted" : `${number(t.value)}\n${share(Math.abs(t.value) / answer.largest)} of its largest in the store` }))}
-      largest=${answer.largest} /></p>
-      <p class=note>${most === 0 ? "It is active on none of these tokens." : `At most ${number(most)}, ${share(most / answer.largest)} of its largest in the store.`}</p>`}
+  const asked = text ?? chosen("prompt"), other = text === null ? chosen("other") : "", side = useSide(other);
+  const { answer, refusal } = useAnswer("read", asked && { ...at, text: asked, other, latent, top: 1 });
+  const tokens = answer ? readSide(answer, side).filter((t) => t.value !== null) : [];
+  const most = Math.max(0, ...tokens.map((t) => (t.special ? 0 : Math.abs(t.value))));
+  const tip = (t) => (t.special ? "special\nnot counted" : `${number(t.value)}\n${share(Math.abs(t.value) / answer.largest)} of its largest in the store`);
+  return html`<section class="panel mine"><h2>On ${text === null ? "the prompt" : "your text"}${side === DELTA ? ", more in A than in B" : ""}</h2>
+    ${other && html`<${Sides} />`}${refusal && html`<${Refusal} refusal=${refusal} />`}
+    ${tokens.length > 0 && html`<p class=strip><${Strip} tokens=${tokens.map((t) => ({ text: t.text, value: t.special ? null : t.value, tip: tip(t) }))} largest=${answer.largest} /></p>
+      <p class=note>${most === 0 ? (side === DELTA ? "It is equally active on all tokens of both." : "It is active on none of these tokens.")
+    : `At most ${number(most)}${side === DELTA ? " of difference" : ""}, ${share(most / answer.largest)} of its largest in the store.`}</p>`}
+    ${side === DELTA && answer?.apart && html`<p class=empty>${answer.apart}</p>`}
     <form class=find onSubmit=${(e) => { e.preventDefault(); set(draft || null); }}><input type=text value=${draft} placeholder="test a text of yours" aria-label="test a text"
       maxlength=20000 spellcheck=${false} onInput=${(e) => write(e.target.value)} /><button>Test</button></form></section>`;
 }
