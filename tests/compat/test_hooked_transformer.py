@@ -16,6 +16,7 @@ from cutaway.compat.transformer_lens import (
     HookedTransformerConfig,
     HookedTransformerKeyValueCache,
     TransformerBridge,
+    weight_processing,
 )
 from cutaway.core.refuse import Refused
 
@@ -195,6 +196,17 @@ def test_weights_are_loaded_processed_and_trained_under_their_names():
     bridge.enable_compatibility_mode()
     torch.testing.assert_close(log(raw), log(bridge(IDS)), atol=1e-4, rtol=1e-4)
     assert bridge.state_dict()["blocks.0.attn.W_Q"].shape == (4, 16, 4)
+
+
+def test_output_biases_are_centred_once_more_behind_folded_values_bit_for_bit():
+    raw = HookedTransformer.from_pretrained_no_processing("gpt2", hf_model=hook_points.subject("gpt2"))
+    steps = raw.state_dict()
+    for step in ("fold_layer_norm", "center_writing_weights", "fold_value_biases"):
+        getattr(weight_processing, step)(steps, raw.cfg)
+    name = "blocks.1.attn.b_O"
+    expected = steps[name] - steps[name].mean()
+    assert torch.equal(made("gpt2").state_dict()[name], expected)
+    assert not torch.equal(steps[name], expected)
 
 
 def test_the_state_dict_of_a_part_is_that_of_the_model_below_its_name(model):

@@ -52,8 +52,11 @@ def center_writing_weights(state: State, cfg: Config) -> State:
     names = ["embed.W_E", "pos_embed.W_pos"]
     for i in range(cfg.n_layers):
         names += [f"blocks.{i}.{n}" for n in ("attn.W_O", "attn.b_O", "mlp.W_out", "mlp.b_out")]
-    for name in [n for n in names if n in state]:
-        state[name] = state[name] - state[name].mean(-1, keepdim=True)
+    return _centred(state, names)
+
+
+def _centred(state: State, names: list[str]) -> State:
+    state.update({n: state[n] - state[n].mean(-1, keepdim=True) for n in names if n in state})
     return state
 
 
@@ -100,11 +103,11 @@ def process(state, cfg, fold_ln, centre_writing, centre_unembed, fold_values, re
             fold_layer_norm(state, cfg, not rms, not rms)
         else:
             logging.warning("there is no layer norm to fold")
+    if centre_writing and (rms or cfg.normalization_type is None or cfg.final_rms):
+        logging.warning("writing weights are centred only where every norm subtracts the mean: left as they are")
+        centre_writing = False
     if centre_writing:
-        if rms or cfg.normalization_type is None or cfg.final_rms:
-            logging.warning("writing weights are centred only where every norm subtracts the mean: left as they are")
-        else:
-            center_writing_weights(state, cfg)
+        center_writing_weights(state, cfg)
     if centre_unembed:
         if cfg.output_logits_soft_cap > 0:
             logging.warning("the unembedding is not centred before a soft cap")
@@ -112,6 +115,8 @@ def process(state, cfg, fold_ln, centre_writing, centre_unembed, fold_values, re
             center_unembed(state, cfg)
     if fold_values:
         fold_value_biases(state, cfg)
+    if fold_values and centre_writing:  # what was added is centred but for rounding, which TransformerLens takes away
+        _centred(state, [f"blocks.{i}.attn.b_O" for i in range(cfg.n_layers)])
     if refactor:
         refactor_factored_attn_matrices(state, cfg)
     return state
