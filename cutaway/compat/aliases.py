@@ -14,27 +14,15 @@ from traceback import walk_stack
 from types import ModuleType
 from typing import Any
 
+from cutaway.core.files import read_json
 from cutaway.core.refuse import Refused, nearest
 
 FACADES = ("transformer_lens", "sae_lens", "circuit_tracer", "circuitsvis")
-#: what is not where its name says: the module here, and the names of those there, with all that lies below them
-_MOVED = {
-    "transformer_lens": "cache model_bridge past_key_value_caching tools",
-    "transformer_lens.config": "HookedTransformerConfig config",
-    "transformer_lens.hook_points": "HookedRootModule",
-    "transformer_lens.loading": "loading_from_pretrained",
-    "transformer_lens.native": "components",
-    "transformer_lens.utils": "utilities utils",
-    "sae_lens": "analysis config llm_sae_training_runner loading sae sae_training_runner saes toolkit training util",
-    "sae_lens.tsea": "tutorial",
-    "circuit_tracer.attribution": "attribution",
-    "circuit_tracer.replacement_model": "replacement_model transcoder",
-    "circuit_tracer.serving": "frontend",
-    "circuit_tracer.utils": "utils",
-    "circuitsvis.render": "utils",
-}
-MOVED = {f"{here.partition('.')[0]}.{old}": here for here, names in _MOVED.items() for old in names.split()}
 _HERE = Path(__file__).parent
+#: what names of modules, models and transcoders mean elsewhere; `modules` is the module here, and the names of those
+#: there that it stands for, with all that lies below them
+NAMES: dict[str, dict[str, str]] = read_json(_HERE / "names.json")
+MOVED = {f"{here.partition('.')[0]}.{old}": here for here, names in NAMES["modules"].items() for old in names.split()}
 
 
 def facade_of(name: str) -> str | None:

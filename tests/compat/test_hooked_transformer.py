@@ -201,7 +201,7 @@ def test_weights_are_loaded_processed_and_trained_under_their_names():
 def test_output_biases_are_centred_once_more_behind_folded_values_bit_for_bit():
     raw = HookedTransformer.from_pretrained_no_processing("gpt2", hf_model=hook_points.subject("gpt2"))
     steps = raw.state_dict()
-    for step in ("fold_layer_norm", "center_writing_weights", "fold_value_biases"):
+    for step in ("fold_norms", "centre_writers", "move_value_biases"):
         getattr(weight_processing, step)(steps, raw.cfg)
     name = "blocks.1.attn.b_O"
     expected = steps[name] - steps[name].mean()

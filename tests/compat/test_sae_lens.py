@@ -192,7 +192,7 @@ def test_flat_and_nested_configurations_are_one():
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ({"hook_pont": "x"}, "no version from 0 to 6 has it.*near: hook_point"),
+        ({"hook_pont": "x"}, "no version has it.*near: hook_point"),
         (
             {"sae": sae_lens.TopKTrainingSAEConfig(d_in=8, d_sae=9), "d_in": 8},
             "a word of versions 0-5, and sae= one of",

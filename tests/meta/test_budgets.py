@@ -28,7 +28,7 @@ BUDGETS = {
     "circuits": 3_000,
     "features": 4_240,
     "suites": 1_245,
-    "compat": 4_185,
+    "compat": 4_055,
     "cli": 2_965,
     "studio": 2_430,
 }

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cutaway import dictionaries, load
 from cutaway.compat import MODELS
+from cutaway.compat.aliases import NAMES
 from cutaway.compat.circuit_tracer.interventions import Intervention, Seen, SetFeatures, activations
 from cutaway.compat.transformer_lens.loading import WITHOUT_BOS
 from cutaway.core.refuse import Keyword, Refused
@@ -28,7 +29,6 @@ from cutaway.models.generate import generated_ids
 from cutaway.models.model import Model
 from cutaway.models.vocabulary import special_ids
 
-SETS = {"gemma": "mntss/gemma-scope-transcoders", "llama": "mntss/transcoder-Llama-3.2-1B"}
 _CHATS = re.compile("gemma-3.*-it$")  # models whose prompts begin with a turn of the user, by circuit-tracer's rule
 _TURN = [2, 105, 2364, 107]  # <bos><start_of_turn>user\n
 _SCALES = ("ln1.scale", "ln2.scale", "final.scale")
@@ -56,7 +56,7 @@ class ReplacementModel:
     @classmethod
     def from_pretrained(cls, model_name: str, transcoder_set: str, **kwargs: Any) -> ReplacementModel:
         """Load a model and its transcoders, each by a name of `compat.MODELS`, a folder or a name of the hub."""
-        found = MODELS.get(transcoder_set, SETS.get(transcoder_set, transcoder_set))
+        found = MODELS.get(transcoder_set, NAMES["transcoders"].get(transcoder_set, transcoder_set))
         return cls.from_pretrained_and_transcoders(model_name, found, scan=transcoder_set, **kwargs)
 
     @classmethod

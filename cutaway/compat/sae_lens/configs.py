@@ -5,17 +5,17 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
 
-from cutaway.core.refuse import Refused, nearest
+from cutaway.compat.words import Words
+from cutaway.core.files import read_json
+from cutaway.core.refuse import Refused
 from cutaway.dictionaries.formats.saelens_old import modern
 
-TABLE: dict[str, Any] = json.loads(Path(__file__).with_name("words.json").read_text("utf-8"))
+TABLE: dict[str, Any] = read_json(Path(__file__).with_name("words.json"))
 VERSION, RENAMED, OLD = TABLE["version"], TABLE["renamed"], TABLE["old"]
 
 
@@ -46,21 +46,10 @@ class Architecture(str):
         return str(self)
 
 
-class Words:
-    """A configuration: attributes by the words of its class, each with a default."""
+class Translated(Words):
+    """A configuration whose words have other names in earlier versions."""
 
-    words: ClassVar[dict[str, Any]] = {}
-
-    def __init__(self, **given: Any):
-        for word in given.keys() - self.words:
-            near = nearest(word, [*self.words, *OLD], 3)
-            era = f"it is a word of versions {OLD[word]}" if word in OLD else "no version from 0 to 6 has it"
-            why = f"{era}, and {type(self).__name__} does not take it" + (f"; near: {near}" if near else "")
-            raise Refused(f"word {word!r}", why, "leave it out, or use one of its words")
-        vars(self).update(deepcopy(self.words) | given)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{n}={v!r}' for n, v in vars(self).items())})"
+    old = OLD
 
     def to_dict(self) -> dict[str, Any]:
         """Return the words ready for JSON."""
@@ -68,7 +57,7 @@ class Words:
         return {n: v if isinstance(v, int | float | list | tuple | dict | None) else str(v) for n, v in plain.items()}
 
 
-class SAEConfig(Words):
+class SAEConfig(Translated):
     """Configuration of an SAE; what `metadata` holds can also be read from it, under older words as well."""
 
     words: ClassVar[dict[str, Any]] = {**TABLE["sae"], "metadata": SAEMetadata()}
@@ -124,13 +113,13 @@ TRAINING = {
 }
 
 
-class LoggingConfig(Words):
+class LoggingConfig(Translated):
     """Configuration of logs; Weights & Biases is used where it is installed."""
 
     words = TABLE["log"]
 
 
-class LanguageModelSAERunnerConfig(Words):
+class LanguageModelSAERunnerConfig(Translated):
     """Configuration of a training run: nested (`sae=`, `logger=`) as in version 6, or flat as before it."""
 
     words = TABLE["run"]

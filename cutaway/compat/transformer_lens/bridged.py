@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from cutaway.compat.transformer_lens import native
 from cutaway.compat.transformer_lens.config import HookedTransformerConfig as Config
-from cutaway.compat.transformer_lens.factored_matrix import FactoredMatrix
+from cutaway.compat.transformer_lens.factored_matrix import Circuits
 from cutaway.compat.transformer_lens.hook_points import HookPoint
 from cutaway.compat.transformer_lens.utils import repeat_along_head_dimension
 from cutaway.core.address import Address
@@ -54,7 +54,7 @@ _WHOLE = {"hook_embed": "embed", "hook_pos_embed": "pos_embed"}
 _METHODS = ("apply_causal_mask", "_mlp")  # of native components, which those of a bridged model borrow
 
 
-class Part(nn.Module):
+class Part(Circuits, nn.Module):
     """A component: hook points, and the weights that its model has under TransformerLens' names.
 
     Weights are read off the live model at each access; they are views of its memory where it stores them so. Called by
@@ -96,16 +96,6 @@ class Part(nn.Module):
     def state_dict(self, *_: Any, prefix: str = "", **__: Any) -> dict[str, Tensor]:
         """Return the weights under TransformerLens' names, those of its own parts included."""
         return {f"{prefix}{name}": read().detach() for name, read in reads(self).items()}
-
-    @property
-    def OV(self) -> FactoredMatrix:
-        """W_V W_O of every head."""
-        return FactoredMatrix(self.W_V, self.W_O)
-
-    @property
-    def QK(self) -> FactoredMatrix:
-        """W_Q W_Kᵀ of every head."""
-        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
 
 
 def reads(root: nn.Module) -> dict[str, Callable[[], Tensor]]:

@@ -4,79 +4,30 @@ from __future__ import annotations
 
 import pprint
 import random
-from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cutaway.core.refuse import Refused, nearest
+from cutaway.compat.words import Words
+from cutaway.core.files import read_json
+from cutaway.core.refuse import Refused
 
 
-@dataclass
-class HookedTransformerConfig:
-    """Sizes and choices of a HookedTransformer; −1 stands for "derived from the others"."""
+class HookedTransformerConfig(Words):
+    """Sizes and choices of a HookedTransformer, by the words of `words.json`; −1 stands for "derived from the others".
 
-    n_layers: int
-    d_model: int
-    n_ctx: int
-    d_head: int
-    model_name: str = "custom"
-    n_heads: int = -1
-    d_mlp: int | None = None
-    act_fn: str | None = None
-    d_vocab: int = -1
-    eps: float = 1e-5
-    use_attn_result: bool = False
-    use_attn_scale: bool = True
-    attn_scale: float = -1.0
-    use_split_qkv_input: bool = False
-    use_hook_mlp_in: bool = False
-    use_attn_in: bool = False
-    use_local_attn: bool = False
-    ungroup_grouped_query_attention: bool = False
-    original_architecture: str | None = None
-    from_checkpoint: bool = False
-    checkpoint_index: int | None = None
-    checkpoint_label_type: str | None = None
-    checkpoint_value: int | None = None
-    tokenizer_name: str | None = None
-    window_size: int | None = None
-    attn_types: list[str] | None = None
-    init_mode: str = "gpt2"
-    normalization_type: str | None = "LN"
-    device: Any = None
-    n_devices: int = 1
-    attention_dir: str = "causal"
-    attn_only: bool = False
-    seed: int | None = None
-    initializer_range: float = -1.0
-    init_weights: bool = True
-    scale_attn_by_inverse_layer_idx: bool = False
-    positional_embedding_type: str = "standard"
-    final_rms: bool = False
-    d_vocab_out: int = -1
-    parallel_attn_mlp: bool = False
-    rotary_dim: int | None = None
-    n_params: int | None = None
-    use_hook_tokens: bool = False
-    gated_mlp: bool = False
-    default_prepend_bos: bool = True
-    dtype: torch.dtype = torch.float32
-    tokenizer_prepends_bos: bool | None = None
-    n_key_value_heads: int | None = None
-    post_embedding_ln: bool = False
-    rotary_base: float = 10000
-    rotary_adjacent_pairs: bool = False
-    trust_remote_code: bool = False
-    use_qk_norm: bool = False
-    use_normalization_before_and_after: bool = False
-    attn_scores_soft_cap: float = -1.0
-    output_logits_soft_cap: float = -1.0
-    tie_word_embeddings: bool = False
-    load_in_4bit: bool = False
+    Raises:
+        Refused: a word that no version knows, or that this façade does not build.
+    """
 
-    def __post_init__(self) -> None:
+    words = read_json(Path(__file__).with_name("words.json")) | {"dtype": torch.float32}
+
+    def __init__(self, **given: Any):
+        super().__init__(**given)
+        if missing := [word for word in ("n_layers", "d_model", "n_ctx", "d_head") if getattr(self, word) is None]:
+            raise TypeError(f"HookedTransformerConfig() missing required argument: {missing[0]!r}")
         if self.load_in_4bit:
             raise Refused("load_in_4bit=True", "weights here are as torch has them", "leave it out")
         if self.n_heads == -1:
@@ -109,24 +60,8 @@ class HookedTransformerConfig:
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any]) -> HookedTransformerConfig:
-        """Make a configuration of a dictionary.
-
-        Raises:
-            Refused: a word that no version knows, or that this façade does not build.
-        """
-        known = [f.name for f in fields(cls)]
-        if unknown := [n for n in config_dict if n not in known]:
-            near = nearest(unknown[0], known)
-            raise Refused(
-                f"HookedTransformerConfig({unknown[0]}=…)",
-                "a native model here has no such setting" + (f"; near: {near}" if near else ""),
-                "leave it out, or load a Hugging Face model, which keeps its own architecture",
-            )
+        """Make a configuration of a dictionary."""
         return cls(**config_dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings by name."""
-        return self.__dict__
 
     def __repr__(self) -> str:
         return "HookedTransformerConfig:\n" + pprint.pformat(self.to_dict())

@@ -131,6 +131,25 @@ class FactoredMatrix:
         return FactoredMatrix(self.A.unsqueeze(k), self.B.unsqueeze(k))
 
 
+class Circuits:
+    """The circuits of what has weights of heads: an attention layer, or a model with those of all layers."""
+
+    W_Q: Any
+    W_K: Any
+    W_V: Any
+    W_O: Any
+
+    @property
+    def QK(self) -> FactoredMatrix:
+        """W_Q W_Kᵀ of every head."""
+        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
+
+    @property
+    def OV(self) -> FactoredMatrix:
+        """W_V W_O of every head."""
+        return FactoredMatrix(self.W_V, self.W_O)
+
+
 def _fit(left: Any, right: Any) -> None:
     """Refuse a product of shapes whose inner dimensions differ."""
     if left[-1] != right[-2 if len(right) > 1 else -1]:

@@ -97,10 +97,6 @@ class HookPoint(nn.Module):
         self.fwd_hooks = [h for h in self.fwd_hooks if h not in gone]
         self.bwd_hooks = [h for h in self.bwd_hooks if h not in gone]
 
-    def clear_context(self) -> None:
-        """Empty `ctx`."""
-        self.ctx = {}
-
     def forward(self, x: Tensor) -> Tensor:
         """Return the tensor itself."""
         return x
@@ -146,15 +142,10 @@ class HookedRootModule(nn.Module):
         for point in self.hook_points():
             point.remove_hooks(direction, including_permanent, level)
 
-    def clear_contexts(self) -> None:
-        """Empty the contexts of all points."""
-        for point in self.hook_points():
-            point.clear_context()
-
     def reset_hooks(self, clear_contexts=True, direction="both", including_permanent=False, level=None) -> None:
         """Remove all hooks but permanent ones."""
-        if clear_contexts:
-            self.clear_contexts()
+        for point in self.hook_points() if clear_contexts else ():
+            point.ctx = {}
         self.remove_all_hook_fns(direction, including_permanent, level)
         self.is_caching = False
 
@@ -235,26 +226,6 @@ class HookedRootModule(nn.Module):
         names = [n for n in self.hook_dict if chosen(n)]
         back = [(n, partial(save, is_backward=True)) for n in names] if incl_bwd else []
         return cache, [(n, save) for n in names], back
-
-    def add_caching_hooks(
-        self, names_filter: NamesFilter = None, incl_bwd: bool = False, **how: Any
-    ) -> dict[str, Tensor]:
-        """Add hooks that fill the dictionary that is returned, at every run until `reset_hooks`."""
-        cache, forward, backward = self.get_caching_hooks(names_filter, incl_bwd, **how)
-        for dir, hooks in (("fwd", forward), ("bwd", backward)):
-            for name, hook in hooks:
-                self.hook_dict[name].add_hook(hook, dir)  # type: ignore[arg-type]
-        return cache
-
-    def cache_all(self, cache: dict[str, Tensor] | None, incl_bwd: bool = False, **how: Any) -> None:
-        """Fill a dictionary at every run until `reset_hooks`."""
-        self.add_caching_hooks(None, incl_bwd, cache=cache, **how)
-
-    def cache_some(
-        self, cache: dict[str, Tensor] | None, names: Callable[[str], bool], incl_bwd: bool = False, **how: Any
-    ) -> None:
-        """Fill a dictionary with the points whose names a function accepts, until `reset_hooks`."""
-        self.add_caching_hooks(names, incl_bwd, cache=cache, **how)
 
     def run_with_cache(
         self,

@@ -16,6 +16,7 @@ from cutaway.compat.transformer_lens.generation import generate, prompt_mask
 from cutaway.compat.transformer_lens.hook_points import HookPoint
 from cutaway.compat.transformer_lens.loading import configuration, own_model
 from cutaway.compat.transformer_lens.tokenisation import Tokenisation
+from cutaway.compat.transformer_lens.weight_processing import STEPS
 from cutaway.compat.transformer_lens.weights import Weights
 from cutaway.core.refuse import Refused
 from cutaway.models.tokens import Tokens
@@ -98,18 +99,13 @@ class HookedTransformer(Tokenisation, Weights):
     def from_pretrained(
         cls,
         model_name: str,
-        fold_ln: bool = True,
-        center_writing_weights: bool = True,
-        center_unembed: bool = True,
-        refactor_factored_attn_matrices: bool = False,
+        *,
         checkpoint_index: int | None = None,
         checkpoint_value: int | None = None,
         hf_model: Any = None,
         device: Any = None,
         n_devices: int = 1,
         tokenizer: Any = None,
-        move_to_device: bool = True,
-        fold_value_biases: bool = True,
         default_prepend_bos: bool | None = None,
         default_padding_side: str | None = None,
         dtype: Any = None,
@@ -117,7 +113,7 @@ class HookedTransformer(Tokenisation, Weights):
     ) -> Any:
         """Return a bridged model of a name, a folder, or the live model `hf_model`; folded and centred by default.
 
-        The weights are a copy: the user's model stays as it is.
+        `options` change `weight_processing.STEPS`. The weights are a copy: the user's model stays as it is.
 
         Raises:
             Refused: several devices, a checkpoint, or a model that is not here.
@@ -134,17 +130,14 @@ class HookedTransformer(Tokenisation, Weights):
             house = own_model(name, hf_model, tokenizer, dtype, device)
             cfg = configuration(house, model_name, **given)
             model = cls(cfg, tokenizer or house.tokenizer, default_padding_side=default_padding_side, _house=house)
-        model._process(
-            fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices
-        )
+        model._process(**{step: options[step] for step in STEPS if step in options})
         sys.stdout.write(f"Loaded pretrained model {model_name} into HookedTransformer\n")
         return model.eval()
 
     @classmethod
-    def from_pretrained_no_processing(cls, model_name: str, *args: Any, **options: Any) -> Any:
+    def from_pretrained_no_processing(cls, model_name: str, **options: Any) -> Any:
         """Return a bridged model with the weights as they are."""
-        off = ("fold_ln", "center_writing_weights", "center_unembed", "fold_value_biases")
-        return cls.from_pretrained(model_name, *args, **{**dict.fromkeys(off, False), **options})
+        return cls.from_pretrained(model_name, **{**dict.fromkeys(STEPS, False), **options})
 
     def check_hooks_to_add(self, hook_point: HookPoint, hook_point_name: str, hook: Any, **_: Any) -> None:
         """Refuse a hook on a point that its switch keeps from firing, or that this model does not pass.
@@ -248,23 +241,21 @@ class HookedTransformer(Tokenisation, Weights):
     ) -> Any:
         """Return the first stream, the token ids, shortformer's positions (or None), and the attention mask."""
         tokens, mask = self._given(input, prepend_bos, padding_side, attention_mask, past_kv_cache)
+        stream, pos = self._embedded(tokens, mask, past_kv_cache)
+        return stream, tokens, pos, mask
+
+    def _embedded(self, tokens: Tensor, mask: Any, cache: Any) -> tuple[Tensor, Tensor | None]:
+        """Return the first stream, and positions that are not in it."""
         stream, pos = self.hook_embed(self.embed(tokens)), None
         if hasattr(self, "pos_embed"):
-            past = 0 if past_kv_cache is None else past_kv_cache.length
-            pos = self.hook_pos_embed(self.pos_embed(tokens, past, mask))
-        if pos is not None and self.cfg.positional_embedding_type == "standard":
-            stream, pos = stream + pos, None
-        return stream, tokens, pos, mask
+            pos = self.hook_pos_embed(self.pos_embed(tokens, 0 if cache is None else cache.length, mask))
+        return (stream + pos, None) if self.cfg.positional_embedding_type == "standard" else (stream, pos)
 
     def _run_native(
         self, tokens: Any, stream: Any, want: bool, start: int, stop: int | None, mask: Any, pos: Any, cache: Any
     ) -> Any:
         if stream is None:
-            stream = self.hook_embed(self.embed(tokens))
-            if hasattr(self, "pos_embed"):
-                pos = self.hook_pos_embed(self.pos_embed(tokens, cache.length if cache is not None else 0, mask))
-                standard = self.cfg.positional_embedding_type == "standard"
-                stream, pos = (stream + pos, None) if standard else (stream, pos)
+            stream, pos = self._embedded(tokens, mask, cache)
         for i in range(start, self.cfg.n_layers if stop is None else stop):
             stream = self.blocks[i](stream, pos, None if cache is None else cache[i], mask)
         if stop is not None:
@@ -332,17 +323,8 @@ class TransformerBridge(HookedTransformer):
         return cls(HookedTransformerConfig.unwrap(config), tokenizer)
 
     def enable_compatibility_mode(
-        self,
-        disable_warnings: bool = False,
-        no_processing: bool = False,
-        fold_ln: bool = True,
-        center_writing_weights: bool = True,
-        center_unembed: bool = True,
-        fold_value_biases: bool = True,
-        refactor_factored_attn_matrices: bool = False,
+        self, disable_warnings: bool = False, no_processing: bool = False, **which: bool
     ) -> None:
         """Fold and centre the weights, as `HookedTransformer.from_pretrained` does."""
         if not no_processing:
-            self._process(
-                fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices
-            )
+            self._process(**which)

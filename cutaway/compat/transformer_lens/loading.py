@@ -9,18 +9,13 @@ import torch
 
 import cutaway
 from cutaway.compat import MODELS
+from cutaway.compat.aliases import NAMES
 from cutaway.compat.transformer_lens.config import HookedTransformerConfig as Config
 from cutaway.compat.transformer_lens.native_files import get_checkpoint_labels
 from cutaway.core.refuse import Refused
 from cutaway.models.anatomy.unembedding import unembedding
 from cutaway.models.model import Model
 
-# TransformerLens' short names of models on the hub.
-_HUB = {
-    "gpt2-small": "gpt2", "distillgpt2": "distilgpt2", "opt-125m": "facebook/opt-125m", "pythia": "EleutherAI/",
-    "gpt-neo": "EleutherAI/", "gpt-j": "EleutherAI/", "gemma": "google/", "Llama": "meta-llama/", "Qwen": "Qwen/",
-    "Mistral": "mistralai/", "phi": "microsoft/", "bloom": "bigscience/",
-}  # fmt: skip
 _ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function")  # of configurations, the first that is there
 
 
@@ -47,9 +42,8 @@ def own_model(
 
 
 def _hub_name(name: str) -> str:
-    known = _HUB.get(name, name)
-    owner = next((owner for start, owner in _HUB.items() if owner.endswith("/") and name.startswith(start)), "")
-    return owner + name if known == name and "/" not in name else known
+    owner = next((owner for start, owner in NAMES["owners"].items() if name.startswith(start) and "/" not in name), "")
+    return NAMES["models"].get(name, owner + name)
 
 
 #: models that TransformerLens gives no beginning of text unless they are asked to

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from cutaway.compat.transformer_lens import utils
 from cutaway.compat.transformer_lens.config import HookedTransformerConfig as Config
-from cutaway.compat.transformer_lens.factored_matrix import FactoredMatrix
+from cutaway.compat.transformer_lens.factored_matrix import Circuits
 from cutaway.compat.transformer_lens.hook_points import HookPoint
 from cutaway.core.refuse import Refused
 
@@ -118,7 +118,7 @@ class Unembed(Module):
         return self.hook_out(F.linear(self.hook_in(residual), self.W_U.T, self.b_U))
 
 
-class Attention(Module):
+class Attention(Circuits, Module):
     """Attention with W_Q, W_K, W_V [head d_model d_head], W_O [head d_head d_model] and their biases."""
 
     def __init__(self, cfg: Config | dict[str, Any], attn_type: str = "global", layer_id: int | None = None):
@@ -153,16 +153,6 @@ class Attention(Module):
         if name in ("W_K", "W_V", "b_K", "b_V") and f"_{name}" in self._parameters:
             return self._parameters[f"_{name}"].repeat_interleave(self.group, 0)  # type: ignore[union-attr]
         return super().__getattr__(name)
-
-    @property
-    def OV(self) -> FactoredMatrix:
-        """W_V W_O of every head."""
-        return FactoredMatrix(self.W_V, self.W_O)
-
-    @property
-    def QK(self) -> FactoredMatrix:
-        """W_Q W_Kᵀ of every head."""
-        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
 
     def forward(
         self,

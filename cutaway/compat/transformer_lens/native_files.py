@@ -11,18 +11,12 @@ import torch
 from torch import Tensor
 
 from cutaway.compat import MODELS
+from cutaway.compat.aliases import NAMES
 from cutaway.compat.transformer_lens.config import HookedTransformerConfig as Config
 from cutaway.core.pt import read_pt
 from cutaway.core.refuse import Refused
 
 _OWNER = "NeelNanda"
-_NAMED = {
-    **{f"{kind.lower()}-{n}l": f"{kind}_{n}L512W_C4_Code" for kind in ("GELU", "SoLU") for n in range(1, 5)},
-    **{f"attn-only-{n}l": f"Attn_Only_{n}L512W_C4_Code" for n in range(1, 5)},
-    "solu-6l": "SoLU_6L768W_C4_Code", "solu-8l": "SoLU_8L1024W_C4_Code", "solu-10l": "SoLU_10L1280W_C4_Code",
-    "solu-12l": "SoLU_12L1536W_C4_Code", "attn-only-2l-demo": "Attn-Only-2L512W-Shortformer-6B-big-lr",
-    **{f"solu-{n}l-pile": f"SoLU_{n}L_v{v}_old" for n, v in ((1, 9), (2, 10), (4, 11), (6, 13), (8, 21), (10, 22))},
-}  # fmt: skip
 
 
 class Files:
@@ -83,8 +77,8 @@ class Files:
 def native_files(name: Any) -> Files | None:
     """Return the files of a native model's name, repository or folder; None of any other model."""
     known = MODELS.get(name, name)
-    if known is name and (short := _NAMED.get(str(name))) is not None:
-        return Files(MODELS.get(f"{_OWNER}/{short}", f"{_OWNER}/{short}"))
+    if known is name and (full := NAMES["native"].get(str(name))) is not None:
+        return Files(MODELS.get(full, full))
     config = Path(known) / "config.json" if isinstance(known, str | Path) else None
     if config is not None and config.is_file():
         return None if "model_type" in json.loads(config.read_text("utf-8")) else Files(str(known))

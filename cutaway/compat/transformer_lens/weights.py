@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cutaway.compat.transformer_lens import bridged, bridged_weights, native, utils, weight_processing
-from cutaway.compat.transformer_lens.factored_matrix import FactoredMatrix
+from cutaway.compat.transformer_lens.factored_matrix import Circuits
 from cutaway.compat.transformer_lens.hook_points import HookedRootModule
 from cutaway.core.refuse import Refused
 
@@ -20,21 +20,23 @@ _STACKED = {n: f"attn.{n}" for n in ("W_Q", "W_K", "W_V", "W_O", "b_Q", "b_K", "
 _SINGLE = {"W_E": "embed", "W_pos": "pos_embed", "W_U": "unembed", "b_U": "unembed"}
 
 
-class Weights(HookedRootModule):
+class Weights(Circuits, HookedRootModule):
     """The methods of a model that read or write its weights."""
 
     cfg: Any
     house: Any
 
-    def _process(self, *which: bool) -> None:
-        if not any(which):
+    def _process(self, **which: bool) -> None:
+        """Fold and centre the weights by `weight_processing.STEPS`, changed as said."""
+        asked = weight_processing.STEPS | which
+        if not any(asked.values()):
             return
-        state = weight_processing.process(self._weights(), self.cfg, *which)
+        state = weight_processing.process(self._weights(), self.cfg, asked)
         if self.house is not None:
             bridged_weights.store(self, state)
         else:
             super().load_state_dict(state, strict=False)  # norms that are folded are gone, and buffers stay
-        if which[0] and self.cfg.normalization_type is not None:
+        if asked["fold_ln"] and self.cfg.normalization_type is not None:
             if self.house is not None:
                 bridged_weights.clear_norms(self)
             self.cfg.normalization_type = f"{self.cfg.normalization_type.removesuffix('Pre')}Pre"
@@ -49,24 +51,10 @@ class Weights(HookedRootModule):
                     module._parameters.pop(weight, None)
         self.setup()
 
-    def load_and_process_state_dict(
-        self,
-        state_dict: Mapping[str, Tensor],
-        fold_ln: bool = True,
-        center_writing_weights: bool = True,
-        center_unembed: bool = True,
-        fold_value_biases: bool = True,
-        refactor_factored_attn_matrices: bool = False,
-    ) -> None:
+    def load_and_process_state_dict(self, state_dict: Mapping[str, Tensor], **which: bool) -> None:
         """Load a state dict, folded and centred as asked."""
         self.load_state_dict(dict(state_dict))
-        self._process(
-            fold_ln, center_writing_weights, center_unembed, fold_value_biases, refactor_factored_attn_matrices
-        )
-
-    def process_weights_(self, *which: bool, **named: bool) -> None:
-        """Fold and centre the weights in place."""
-        self.load_and_process_state_dict(self._weights(), *which, **named)
+        self._process(**which)
 
     def init_weights(self) -> None:
         """Draw all weights."""
@@ -123,26 +111,6 @@ class Weights(HookedRootModule):
             tokens = self.to_single_token(tokens)
         return self.W_U[:, int(tokens)]
 
-    @property
-    def n_params_total(self) -> int:
-        """Number of parameters."""
-        return sum(p.numel() for p in self.parameters())
-
-    @property
-    def W_E_pos(self) -> Float[Tensor, "d_vocab+n_ctx d_model"]:
-        """W_E and W_pos below each other."""
-        return torch.cat([self.W_E, self.W_pos], dim=0)
-
-    @property
-    def QK(self) -> FactoredMatrix:
-        """W_Q W_Kᵀ of all layers and heads."""
-        return FactoredMatrix(self.W_Q, self.W_K.transpose(-2, -1))
-
-    @property
-    def OV(self) -> FactoredMatrix:
-        """W_V W_O of all layers and heads."""
-        return FactoredMatrix(self.W_V, self.W_O)
-
     def accumulated_bias(
         self, layer: int, mlp_input: bool = False, include_mlp_biases: bool = True
     ) -> Float[Tensor, "d_model"]:
@@ -161,7 +129,3 @@ class Weights(HookedRootModule):
         scores = utils.composition_scores(left, right, broadcast_dims=True)
         layers = torch.arange(self.cfg.n_layers, device=scores.device)
         return torch.where((layers[:, None] < layers)[:, None, :, None], scores, torch.zeros_like(scores))
-
-    def all_head_labels(self) -> list[str]:
-        """Return L0H0, L0H1 …"""
-        return [f"L{i}H{h}" for i in range(self.cfg.n_layers) for h in range(self.cfg.n_heads)]
