@@ -16,10 +16,14 @@ from cutaway.cli.inspect import table
 from cutaway.cli.output import OUT_HELP, check_out
 from cutaway.cli.shell import Reply, stages
 from cutaway.cli.subjects import load_model
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.zoo.fetched import origin
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from cutaway.suites.known_circuits import KnownCircuits
+    from cutaway.suites.learned_circuits import LearnedCircuits
 
 app = App(name="zoo")
 
@@ -119,29 +123,68 @@ def dictionaries(
 @app.command
 def circuits(
     *programs: Annotated[str, Parameter(help="which programs [default: all]")],
+    learned: Annotated[
+        bool, Parameter(help="models that learned the programs, and have circuits of their own")
+    ] = False,
     n: Annotated[int, Parameter(help="prompts of each")] = 32,
     how: Annotated[
         Literal["corrupt", "zero"], Parameter(help="what stands in for a value: the counterfactual's, or zeros")
     ] = "corrupt",
-    noise: Annotated[float, Parameter(help="standard deviation of numbers added to the weights")] = 0.0,
-    seed: Annotated[int, Parameter(help="of prompts, random scores and noise")] = 0,
+    noise: Annotated[float, Parameter(help="standard deviation of numbers added to compiled weights")] = 0.0,
+    seed: Annotated[int, Parameter(help="of prompts, random circuits, random scores and noise")] = 0,
     out: Annotated[Path | None, Parameter(help=OUT_HELP)] = None,
 ) -> Reply:
-    """Hold the methods that score edges against compiled programs, whose circuits are known."""
+    """Hold the methods that score edges against compiled programs, whose circuits are known, or against exact effects
+    and cuts in models that learned them.
+    """
     from cutaway.cli.method_commands import reply
     from cutaway.suites.known_circuits import known_circuits
+    from cutaway.suites.learned_circuits import learned_circuits
 
     check_out(out)
+    if learned and noise:
+        raise Refused(Keyword("noise", noise), "it is added to compiled weights alone", "leave it out")
     with stages() as step:
-        found = known_circuits(programs, n=n, how=how, noise=noise, seed=seed, each=step)
-    names, methods = found.labels["program"], found.labels["method"]
-    board = [
-        {"program": p, "accuracy": f"{float(found.accuracy[i]):.0%}"}
-        | {m: f"{float(found.auroc[i, j]):.3f} ({float(found.seen[i, j]):.0%})" for j, m in enumerate(methods)}
-        | {"random": f"{float(found.null[i].mean()):.3f}"}
-        for i, p in enumerate(names)
-    ]
-    last = "AUROC against the edges that can be found (in brackets the share of them that is seen)"
+        found: Any = (
+            learned_circuits(programs, n=n, how=how, seed=seed, each=step)
+            if learned
+            else known_circuits(programs, n=n, how=how, noise=noise, seed=seed, each=step)
+        )
+    board, last = _learned(found) if learned else _compiled(found)
     last += f"; saved to {out}" if out is not None else ""
     drawn, whole = table("Known circuits", board, list(board[0]), last, least=5), reply(found, out)
     return Reply(whole.data, drawn.show)
+
+
+def _compiled(found: KnownCircuits) -> tuple[list[dict[str, str]], str]:
+    """Return the rows of the board of compiled programs, and what its numbers are."""
+    rows = [
+        {"program": p, "accuracy": f"{float(found.accuracy[i]):.0%}"}
+        | {m: f"{auroc:.3f} ({seen:.0%})" for m, auroc, seen in zip(*_of(found, i, "auroc", "seen"), strict=True)}
+        | {"random": f"{float(found.null[i].mean()):.3f}"}
+        for i, p in enumerate(found.labels["program"])
+    ]
+    return rows, "AUROC against the edges that can be found (in brackets the share of them that is seen)"
+
+
+def _learned(found: LearnedCircuits) -> tuple[list[dict[str, str]], str]:
+    """Return the rows of the board of models that learned programs, and what its numbers are."""
+    share = found.labels["share"].index("0.2")
+    rows = [
+        {"program": p, "accuracy": f"{float(found.accuracy[i]):.0%}"}
+        | {
+            m: f"{carried[share]:.2f} ({one:.0%})"
+            for m, carried, one in zip(*_of(found, i, "faithfulness", "first_tenth"), strict=True)
+        }
+        | {"random": f"up to {float(found.null[i, share].max()):.2f}"}
+        for i, p in enumerate(found.labels["program"])
+    ]
+    return (
+        rows,
+        "what the first fifth of the edges carries on other prompts (in brackets: of the first tenth by exact effect)",
+    )
+
+
+def _of(found: Any, program: int, *fields: str) -> list[list[Any]]:
+    """Return the methods, and fields of a board at one program."""
+    return [found.labels["method"], *(getattr(found, f)[program].tolist() for f in fields)]

@@ -110,12 +110,7 @@ def known_circuits(
     Raises:
         Refused: no such program.
     """
-    for name in programs:
-        if name not in PROGRAMS:
-            close = nearest(name, PROGRAMS)
-            why = "no program has that name" + (f"; did you mean {close}?" if close else "")
-            raise Refused(f"program {name!r}", why, f"use some of {', '.join(PROGRAMS)}")
-    names, rows = list(programs or PROGRAMS), []
+    names, rows = check_programs(programs), []
     for name in names:
         if each is not None:
             each(name)
@@ -134,6 +129,20 @@ def known_circuits(
         reasons={"ceiling": "no interval: it is what the truth itself scores"},
         record={"how": how, "prompts": n, "noise": noise, "seed": seed, "an effect counts beyond": TOLERANCE},
     )
+
+
+def check_programs(names: Sequence[str]) -> list[str]:
+    """Return the names of programs; of all, if there are none.
+
+    Raises:
+        Refused: no such program.
+    """
+    for name in names:
+        if name not in PROGRAMS:
+            close = nearest(name, PROGRAMS)
+            why = "no program has that name" + (f"; did you mean {close}?" if close else "")
+            raise Refused(f"program {name!r}", why, f"use some of {', '.join(PROGRAMS)}")
+    return list(names or PROGRAMS)
 
 
 def _row(name: str, n: int, how: How, noise: float, seed: int) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -136,3 +137,34 @@ class WholeModel(Update):
     def restore(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any], loop: Loop) -> None:
         unpack(self.model, self.optimizers, tensors)
         self.loss, self.guard = record["loss"], Guard(record["lost"])
+
+
+class NextTokens(WholeModel):
+    """Training of a causal language model on the tokens that come next, at the rate that the plan schedules: inherit
+    from it for a recipe.
+
+    Attributes:
+        size: settings of the run, a dataclass with its `rate` and its number of `steps`.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, size: Any):
+        super().__init__(model, optimizer)
+        self.size = size
+
+    def asked(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the tokens of a batch [batch position], and what comes next after the first of them [batch asked];
+        −100 where nothing is asked.
+        """
+        return batch, batch[:, 1:]
+
+    def step(self, batch: Tensor, loop: Loop) -> int:
+        """Do a step of the optimizer."""
+        for group in self.optimizers[0].param_groups:
+            group["lr"] = self.size.rate * loop.plan.factor(loop.step, self.size.steps)
+        tokens, targets = self.asked(batch)
+        logits = self.model(input_ids=tokens, use_cache=False).logits[:, : targets.shape[1]]
+        self.learn(nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()), loop)
+        return tokens.numel()
+
+    def settings(self, loop: Loop) -> dict[str, Any]:
+        return {"settings": dataclasses.asdict(self.size)}

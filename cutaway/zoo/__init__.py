@@ -7,9 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cutaway.core.refuse import Refused, nearest
-from cutaway.zoo.compiled.entry import entries
+from cutaway.zoo.compiled.entry import entries as compiled_entries
 from cutaway.zoo.entry import Entry
 from cutaway.zoo.fetched import GEMMA3, SMOLLM2, Fetched
+from cutaway.zoo.learned.entry import entries as learned_entries
 
 #: the model of a command that names none
 DEFAULT_MODEL = "miniworld"
@@ -19,7 +20,8 @@ ENTRIES: dict[str, Entry] = {
     "shortcut": Entry("shortcut", "its twin, whose repeated blocks need no induction: no head of it is one"),
     "smollm2": SMOLLM2,
     "gemma3": GEMMA3,
-    **entries(),
+    **compiled_entries(),
+    **learned_entries(),
 }
 
 

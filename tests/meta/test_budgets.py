@@ -13,7 +13,7 @@ BUDGETS = {
     "models": 9_350,
     "tasks": 3_030,
     "streams": 1_450,
-    "zoo": 3_050,
+    "zoo": 3_150,
     "training": 650,
     "interventions": 1_950,
     "lenses": 2_300,
@@ -27,9 +27,9 @@ BUDGETS = {
     "graphs": 3_545,
     "circuits": 3_000,
     "features": 4_240,
-    "suites": 1_245,
-    "compat": 4_055,
-    "cli": 2_965,
+    "suites": 1_360,
+    "compat": 4_185,
+    "cli": 2_970,
     "studio": 2_430,
 }
 

@@ -17,6 +17,7 @@ GPT-2's attention is causal, so programs are. What needs the whole text says it 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -128,6 +129,12 @@ class Compiled:
         """The number of layers."""
         return max(self.layer.values()) + 1
 
+    @property
+    def n_heads(self) -> int:
+        """The number of heads of each layer: as many as the widest one needs."""
+        needed = Counter(self.layer[v] for v in self.order if isinstance(v, Taken | Number))
+        return max(needed.values(), default=1)
+
     def heads(self, layer: int) -> list[Head]:
         """Return the heads of one layer."""
         return [self._head(v) for v in self.order if isinstance(v, Taken | Number) and self.layer[v] == layer]
@@ -235,7 +242,7 @@ def emit(compiled: Compiled) -> GPT2LMHeadModel:
 
     layers = range(compiled.n_layers)
     heads, units = [compiled.heads(i) for i in layers], [compiled.units(i) for i in layers]
-    n_heads = max(1, *map(len, heads))
+    n_heads = compiled.n_heads
     widest = max((max(h.query.shape[1], h.value.shape[1]) for some in heads for h in some), default=1)
     d_head = max(widest, -(-(compiled.used + 1) // n_heads))
     config = GPT2Config(

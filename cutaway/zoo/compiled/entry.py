@@ -1,4 +1,4 @@
-"""Compiled programs and models that learned the same tasks, as entries of the zoo."""
+"""Compiled programs as entries of the zoo."""
 
 from __future__ import annotations
 
@@ -37,11 +37,15 @@ class CompiledEntry(Entry):
         """Return the program."""
         return PROGRAMS[self.name.removeprefix(COMPILED)]
 
+    def model(self) -> Any:
+        """Return the model of transformers, a `GPT2LMHeadModel`, and its tokenizer."""
+        return self.program().model()
+
     def world(self) -> None:
         """Return None: its texts are about no world."""
 
     def source(self, options: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """Compile it on the device and in the dtype that the options ask for; return the model and the other options.
+        """Make it on the device and in the dtype that the options ask for; return the model and the other options.
 
         Raises:
             Refused: no such device or dtype.
@@ -52,7 +56,7 @@ class CompiledEntry(Entry):
 
         left = dict(options)
         device, dtype, attention = (left.pop(n, None) for n in ("device", "dtype", "attention"))
-        hf, tokenizer = self.program().model()
+        hf, tokenizer = self.model()
         if device is not None:
             check_device(str(device))
             hf.to(device)
@@ -65,7 +69,7 @@ class CompiledEntry(Entry):
 
     def train(self, out: Path, **options: Any) -> Path:
         """Compile it into a folder that transformers loads."""
-        hf, tokenizer = self.program().model()
+        hf, tokenizer = self.model()
         hf.save_pretrained(out)
         tokenizer.save_pretrained(out)
         return out

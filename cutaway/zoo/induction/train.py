@@ -6,7 +6,6 @@ once. A run is a folder of `cutaway.training`, resumable to the bit, and at the 
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from cutaway.training import Loop
-from cutaway.training.whole_models import ClockedPlan, Progress, WholeModel, processor_threads, telling
+from cutaway.training.whole_models import ClockedPlan, NextTokens, Progress, processor_threads, telling
 from cutaway.zoo.induction.texts import LENGTH, WORDS, Texts
 
 if TYPE_CHECKING:
@@ -72,7 +70,7 @@ def initial_model(settings: Settings) -> LlamaForCausalLM:
     return model
 
 
-class InductionUpdate(WholeModel):
+class InductionUpdate(NextTokens):
     """The model in training.
 
     Attributes:
@@ -85,22 +83,8 @@ class InductionUpdate(WholeModel):
     def __init__(self, settings: Settings):
         model = initial_model(settings).train()
         learned = [p for p in model.parameters() if p.requires_grad]
-        betas = (0.9, 0.98)
-        super().__init__(
-            model, torch.optim.AdamW(learned, lr=settings.rate, betas=betas, weight_decay=settings.weight_decay)
-        )
-        self.size = settings
-
-    def step(self, batch: Tensor, loop: Loop) -> int:
-        """Do a step of the optimizer."""
-        for group in self.optimizers[0].param_groups:
-            group["lr"] = self.size.rate * loop.plan.factor(loop.step, self.size.steps)
-        logits = self.model(input_ids=batch, use_cache=False).logits
-        self.learn(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten()), loop)
-        return batch.numel()
-
-    def settings(self, loop: Loop) -> dict[str, Any]:
-        return {"settings": dataclasses.asdict(self.size)}
+        rates: Any = {"lr": settings.rate, "betas": (0.9, 0.98), "weight_decay": settings.weight_decay}
+        super().__init__(model, torch.optim.AdamW(learned, **rates), settings)
 
 
 def train(
