@@ -1,5 +1,6 @@
 """Circuits: which edges between heads and MLPs make an answer, and what holds of them when the others are cut."""
 
+from cutaway.circuits.acdc import acdc
 from cutaway.circuits.certify import Certificate, certify
 from cutaway.circuits.circuit import Circuit
 from cutaway.circuits.clean_corrupted import clean_corrupted
@@ -27,6 +28,7 @@ __all__ = [
     "EdgeScores",
     "Faithfulness",
     "Minimality",
+    "acdc",
     "certify",
     "clean_corrupted",
     "compare",

@@ -15,9 +15,12 @@ the way between the two runs, for one backward more than `circuits.eap`.
 
 from __future__ import annotations
 
-from cutaway.circuits.edge_estimates import Backward
+from collections.abc import Sequence
+
+from cutaway.circuits.edge_estimates import Backward, Gradients
 from cutaway.circuits.edge_scores import EdgeScores
 from cutaway.circuits.scoring import scored
+from cutaway.core.address import Address
 from cutaway.core.method import method
 from cutaway.interventions.ablation_values import Baseline
 from cutaway.models.access.capture import Activations
@@ -62,11 +65,16 @@ def clean_corrupted(
         Refused: a model without such a wiring, or alternative values that these prompts do not allow.
     """
     w = wiring(model)
-    places = places_written(w)
+    gradients = both_gradients(model, places_written(w))
+    return scored(model, task, w, gradients, how, "noise", audit, share, samples, seed, copies=2)
+
+
+def both_gradients(model: Model, places: Sequence[Address]) -> Gradients:
+    """Return a function that takes the gradients at all readers in the clean and in the corrupt run."""
 
     def gradients(some: Bound, stand: Activations) -> Backward:
         with model.edited():
             sides = (some.clean, places), (some.corrupt, ())
             return Backward.of(places, [reader_gradients(model.anatomy, t, some.measure, kept) for t, kept in sides])
 
-    return scored(model, task, w, gradients, how, "noise", audit, share, samples, seed, copies=2)
+    return gradients

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,7 @@ class EdgeScores(Result, kind="edge_scores"):
         exact_interval: of `exact`, 95 %, over prompts.
         agreement: how well scores and measured scores of all edges agree.
         agreement_interval: of `agreement`, 95 %.
+        kept: True at the edges of the circuit that a search ends in.
         writers: names of the writers.
         readers: names of the readers.
     """
@@ -51,6 +53,7 @@ class EdgeScores(Result, kind="edge_scores"):
     exact_interval: Float[Tensor, "edge bound"] | None = None
     agreement: Float[Tensor, "statistic"] | None = None
     agreement_interval: Float[Tensor, "statistic bound"] | None = None
+    kept: Bool[Tensor, "edge"] | None = None
     writers: tuple[str, ...]
     readers: tuple[str, ...]
 
@@ -79,11 +82,17 @@ def inclusion(each: Float[Tensor, "prompt edge"], share: float, seed: int) -> Fl
     """Return the share of resamples of the prompts in which each edge is among the `share` of all edges that are
     largest by |mean score|.
     """
-    prompts, edges = each.shape
-    top, chance = max(1, round(share * edges)), generator(seed)
-    counts = torch.zeros(edges)
-    for _ in range(_RESAMPLES if prompts > 1 else 1):
+    top = max(1, round(share * each.shape[1]))
+    return frequency(each, seed, lambda mean: torch.zeros_like(mean).index_fill(0, mean.abs().topk(top).indices, 1.0))
+
+
+def frequency(
+    each: Float[Tensor, "prompt edge"], seed: int, chosen: Callable[[Tensor], Float[Tensor, "edge"]]
+) -> Float[Tensor, "edge"]:
+    """Return the share of resamples of the prompts whose mean scores have each edge `chosen` (1, others 0)."""
+    prompts, chance, counts = len(each), generator(seed), torch.zeros(each.shape[1])
+    draws = _RESAMPLES if prompts > 1 else 1
+    for _ in range(draws):
         drawn = torch.randint(prompts, (prompts,), generator=chance)
-        weights = torch.bincount(drawn, minlength=prompts).to(each)
-        counts[(weights @ each).abs().topk(top).indices] += 1
-    return counts / (_RESAMPLES if prompts > 1 else 1)
+        counts += chosen(torch.bincount(drawn, minlength=prompts).to(each) @ each / prompts)
+    return counts / draws

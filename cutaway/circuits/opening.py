@@ -34,16 +34,17 @@ def open_circuit(source: str | Path | EdgeScores, edges: int = 0) -> Circuit:
 
     Args:
         source: scores of edges, the path of a file, a published circuit's name, or components or edges with commas.
-        edges: of a ranking, how many of its first edges by |score| are taken; 0 for all.
+        edges: of a ranking, how many of its first edges by |score| are taken; 0 for all, or for the circuit that a
+            search ended in.
 
     Raises:
         Refused: none of these, or a number of edges of what has no scores.
     """
     if isinstance(source, EdgeScores):
-        return _first(scored(source), edges)
+        return _first(scored(source, ranking=bool(edges)), edges)
     text = str(source)
     flag = str(Path(text).absolute()) if Path(text).is_file() else text
-    found = _first(_read(text), edges)
+    found = _first(_read(text, bool(edges)), edges)
     how = Made(called("ca.circuits.open", repr(flag), edges=edges or None), {"": flag, "edges": edges or None})
     return replace(found, made=how.of(found, Circuit.identity))
 
@@ -52,13 +53,16 @@ def _first(found: Circuit, edges: int) -> Circuit:
     return found.first(edges) if edges else found
 
 
-def scored(scores: EdgeScores, name: str = "scores of edges") -> Circuit:
-    """Return the ranking that scores of edges are."""
-    edges = tuple(map(parse_edge, scores.labels["edge"]))
-    return Circuit(name, edges, scores.score.float().cpu())
+def scored(scores: EdgeScores, name: str = "scores of edges", ranking: bool = False) -> Circuit:
+    """Return the ranking that scores of edges are; of a search its circuit, unless its `ranking` is asked for."""
+    edges, score = tuple(map(parse_edge, scores.labels["edge"])), scores.score.float().cpu()
+    if scores.kept is None or ranking:
+        return Circuit(name, edges, score)
+    kept = scores.kept.nonzero()[:, 0]
+    return Circuit(name, tuple(edges[i] for i in kept.tolist()), score[kept])
 
 
-def _read(text: str) -> Circuit:
+def _read(text: str, ranking: bool) -> Circuit:
     path = Path(text).expanduser()
     if path.suffix in (".json", ".pt"):
         return read_mib(path)
@@ -66,7 +70,7 @@ def _read(text: str) -> Circuit:
         found = open_result(path)
         if not isinstance(found, EdgeScores):
             raise Refused(f"file {text!r}", f"it holds {found.kind}", "give scores of edges")
-        return scored(found, path.name)
+        return scored(found, path.name, ranking)
     if text in names():
         return published(text).components()
     parts = [p.strip() for p in re.split(r",(?![^\[]*\])", text) if p.strip()]

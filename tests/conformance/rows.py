@@ -69,6 +69,7 @@ NAMED: dict[str, dict[str, Any]] = {
     "dictionaries.shift": {"most": 4},
     "features.contrast": {"top": 4},
     "circuits.exact": {"readers": "logits"},  # fewer edges than make a null
+    "circuits.acdc": {"threshold": 1e-2},  # small: most edges are visited
     "circuits.certify": {"steps": 1, "draws": 1},  # each step is a gradient from each start
     "circuits.compare": {"reference": "z.0.0,mlp_out.1", "samples": 20},
     "graphs.feature_circuit": {"nodes": 0.0, "edges": 0.0},  # all nodes: nobody trained these latents

@@ -54,6 +54,7 @@ LOOSE = {
     "patching.relevance": 3, "patching.attribution_star": 3, "patching.knockout_curve": 3,
     "dictionaries.loss_recovered": 3, "directions.propagate": 3,
     "circuits.eap": 4, "circuits.eap_ig": 3, "circuits.clean_corrupted": 4, "circuits.relp": 4, "circuits.exact": 7,
+    "circuits.acdc": 4,
     "directions.das": 4, "directions.interchange": 8, "directions.select": 4,
     "directions.complete": 8,
     "directions.erase": 3, "neurons.frequency": 3, "neurons.arithmetic": 3,
@@ -81,6 +82,7 @@ BY_VALUES = {
     ("heads.function_vectors", ""): 0.05,
     ("circuits.eap_ig_activations", ""): 0.05,  # which edges are audited
     ("circuits.mask_gradients", ""): 0.05,
+    ("circuits.acdc", ""): 0.5,  # which guesses are wrong
     ("graphs.feature_circuit", ""): 0.05,
     ("directions.suffix", ""): 0.1,
 }

@@ -123,6 +123,7 @@ DRAWN = {
     "circuits.completeness": {"gap", "circuit", "model"},
     "directions.propagate": {"control_gain", "control_exponent", "control_kl", "control_linear_range"},
     "circuits.random": {"score"},
+    "circuits.acdc": {"exact", "agreement", "frequency"},
     "circuits.exact": {"frequency"},
     "circuits.information_flow": {"frequency"},
 } | {name: {"excess"} for name in ROWS if name.startswith("graphs.trace")}

@@ -25,7 +25,7 @@ BUDGETS = {
     "dictionaries": 9_300,
     "directions": 3_140,
     "graphs": 3_545,
-    "circuits": 3_000,
+    "circuits": 3_600,
     "features": 4_240,
     "suites": 1_360,
     "compat": 4_185,

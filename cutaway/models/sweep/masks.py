@@ -29,6 +29,7 @@ from cutaway.models.sweep.plan import RESUME, room
 from cutaway.models.tokens import Tokens
 
 Mask = Bool[Tensor, "writer reader *position"] | Float[Tensor, "writer reader *position"]
+_EMBED = Address("embed")
 _BYTES = 1 << 28  # of what the writers of one batch write
 
 
@@ -41,6 +42,7 @@ def sweep_masks(
     metric: Metric,
     *,
     budget: int | None = None,
+    plain: PlainRuns | None = None,
 ) -> Float[Tensor, "mask batch *metric"]:
     """Measure every prompt under every mask over the edges of a wiring (True or 1 keeps an edge).
 
@@ -48,15 +50,47 @@ def sweep_masks(
         alternative: what stands in for what the writers write, of all prompts or of each.
         metric: as `sweep` takes it.
         budget: the largest number of rows × positions run at once (but one prompt always fits it).
+        plain: plain runs of these prompts that an earlier sweep has kept, for it and later ones.
 
     Raises:
         Refused: masks of another wiring, prompts that do not fit in memory, or numbers that are none.
     """
-    work = _Sweep(model, wiring, tokens, masks, alternative, metric, budget)
+    work = _Sweep(model, wiring, tokens, masks, alternative, metric, budget, plain or PlainRuns())
     with finite(f"a sweep of {model.name}", model.dtype), model.edited(), torch.no_grad():
         for rows in rope.apart(model.anatomy, tokens):
             in_halves(rows, work.rows_at_once, work.run)
     return work.found()
+
+
+class PlainRuns:
+    """The plain runs of prompts, from which masked runs start: the streams into blocks, and what was written before.
+
+    Use one for several sweeps over masks of the same prompts; each adds what those before it did not need.
+    """
+
+    def __init__(self) -> None:
+        self._streams: dict[tuple[int, ...], dict[int, Tensor]] = {}
+        self._before: dict[tuple[int, ...], dict[Address, Tensor]] = {}
+
+    def of(
+        self, model: Model, wiring: Wiring, prompts: Tokens, rows: Sequence[int], starts: Sequence[int]
+    ) -> tuple[dict[int, Tensor], Written]:
+        """Return the streams that enter some blocks, and what is written before the last of these.
+
+        Args:
+            rows: the numbers of these prompts, by which their runs are kept.
+            starts: the blocks.
+        """
+        key = tuple(rows)
+        streams, before = self._streams.setdefault(key, {}), self._before.setdefault(key, {})
+        if lacking := [i for i in starts if i not in streams]:
+            first = [a for a in places_written(wiring) if (a.layer or 0) < max(starts)]
+            earlier = [a for a in first if (_EMBED if a.site == "resid_pre" else a) not in before]
+            places = [Address("resid_pre", i) for i in lacking]
+            acts = model.capture(prompts, [*places, *earlier], logits=False)
+            streams |= {i: acts[str(a)] for i, a in zip(lacking, places, strict=True)}
+            before |= written(model, {str(a): acts[str(a)] for a in earlier})
+        return streams, before
 
 
 class _Sweep:
@@ -75,8 +109,9 @@ class _Sweep:
         alternative: Written,
         metric: Metric,
         budget: int | None,
+        plain: PlainRuns,
     ):
-        self.model, self.wiring, self.tokens, self.masks = model, wiring, tokens, masks
+        self.model, self.wiring, self.tokens, self.masks, self.plain = model, wiring, tokens, masks, plain
         self.alternative, self.measure = alternative, measure_of(metric)
         able = RESUME not in model.disabled and not self.measure.reads.places
         self.first = [self._first(m) if able else 0 for m in masks]
@@ -100,24 +135,13 @@ class _Sweep:
         prompts = self.tokens if len(rows) == len(self.tokens) else self.tokens.rows(rows)
         order = sorted(range(len(self.masks)), key=lambda k: self.first[k])
         starts = sorted({self.first[k] for k in order} - {0})
-        streams, before = self._plain(prompts, starts)
+        streams, before = self.plain.of(self.model, self.wiring, prompts, rows, starts)
         alternative = {a: x if len(x) == 1 else x[list(rows)] for a, x in self.alternative.items()}
         size = max(1, self.rows_at_once // len(rows))
         for at in some(range(0, len(order), size)):
             in_halves(
                 order[at : at + size], size, lambda few: self._batch(few, rows, prompts, alternative, streams, before)
             )
-
-    def _plain(self, prompts: Tokens, starts: Sequence[int]) -> tuple[dict[int, Tensor], Written]:
-        """Return the plain run's streams that enter some blocks, and what is written before the last of these."""
-        if not starts:
-            return {}, {}
-        streams = [Address("resid_pre", i) for i in starts]
-        earlier = [a for a in places_written(self.wiring) if (a.layer or 0) < starts[-1]]
-        acts = self.model.capture(prompts, [*streams, *earlier], logits=False)
-        return {i: acts[str(a)] for i, a in zip(starts, streams, strict=True)}, written(
-            self.model, {str(a): acts[str(a)] for a in earlier}
-        )
 
     def _batch(
         self,
