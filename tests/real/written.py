@@ -31,12 +31,12 @@ class Results:
 
     def write(self) -> None:
         """Rows that were measured take the place of what an earlier run left in the file."""
-        old = json.loads(self.path.readtext("utf-8"))["sections"] if self.path.is_file() else {}
+        old = json.loads(self.path.read_text("utf-8"))["sections"] if self.path.is_file() else {}
         merged = old | {section: old.get(section, {}) | rows for section, rows in self.sections.items()}
         merged = {section: dict(sorted(merged[section].items())) for section in sorted(merged)}  # workers end by chance
         self.path.parent.mkdir(parents=True, exist_ok=True)
         here = {**machine(), "cutaway": version("cutaway")}
-        self.path.writetext(text({"machine": here, "sections": merged}), encoding="utf-8")
+        self.path.write_text(text({"machine": here, "sections": merged}), encoding="utf-8")
 
 
 def share(right: Iterable[Any]) -> Measure:
