@@ -268,18 +268,30 @@ def tokenize(
         check_encodable(text, f"prompt {_short(text)!r}")
     split = _encode(tokenizer, texts)
     encoded = [_framed(tokenizer, t, p, bos) if causal else p[:2] for t, p in zip(texts, split, strict=True)]
-    unknown = getattr(tokenizer, "unk_token_id", None)
-    ends = {getattr(tokenizer, n, None) for n in ("bos_token_id", "eos_token_id", "pad_token_id")}
     for text, (ids, _) in zip(texts, encoded, strict=True):
         if limit is not None and len(ids) > limit:
             raise Refused(
                 f"prompt {_short(text)!r}", f"it has {len(ids)} tokens, the model takes {limit}", "shorten it"
             )
-        if unknown is not None and unknown in ids and unknown not in ends and str(tokenizer.unk_token) not in text:
+        if _unknown(tokenizer, text, ids):
             raise Refused(f"prompt {_short(text)!r}", "the tokenizer knows no token for part of it", "use other words")
     pieces = [tuple(_pieces(tokenizer, ids, offsets, t)) for t, (ids, offsets) in zip(texts, encoded, strict=True)]
     pad = next((p for n in ("pad", "eos", "bos") if (p := getattr(tokenizer, f"{n}_token_id", None)) is not None), 0)
     return batch([ids for ids, _ in encoded], pad, side, texts, pieces, [tuple(o) for _, o in encoded])
+
+
+def known(tokenizer: Any, texts: Sequence[str]) -> list[bool]:
+    """For each text, True if the tokenizer has tokens for all of it."""
+    if not texts or getattr(tokenizer, "unk_token_id", None) is None:
+        return [True] * len(texts)
+    return [not _unknown(tokenizer, t, ids) for t, (ids, *_) in zip(texts, _encode(tokenizer, texts), strict=True)]
+
+
+def _unknown(tokenizer: Any, text: str, ids: Sequence[int]) -> bool:
+    """Return True if some of a text became the unknown token."""
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    ends = {getattr(tokenizer, n, None) for n in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    return unknown is not None and unknown in ids and unknown not in ends and str(tokenizer.unk_token) not in text
 
 
 def continued(tokens: Tokens, continuations: Sequence[Sequence[Sequence[int]]]) -> Tokens:

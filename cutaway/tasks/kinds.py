@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cutaway.models.model import Model
-from cutaway.tasks import words, world
+from cutaway.models.tokens import known
+from cutaway.tasks import program, words, world
 
 _FUNCTION_WORDS = (
     "a an the and or but of in on at to from by with for as is are was were be been being am it its this that these "
@@ -48,11 +49,19 @@ class Kinds:
 
 
 def kinds_of(model: Model) -> Kinds:
-    """Return the house's word tables, and those of the model's own world."""
-    known: Any = getattr(model, "world", None)
-    sets = [*words.kinds(mixed=False), *(world.kinds(known) if known is not None else [])]
-    rows = [words.table("countries").rows, *([world.lands(known)] if known is not None else [])]
-    return Kinds(tuple(sets), tuple(rows), words.series())
+    """Return the word tables of the house and of the model's world or program; of sets, the words that have tokens."""
+    own: Any = getattr(model, "world", None)
+    sets = [*words.kinds(mixed=False), *(world.kinds(own) if own is not None else [])]
+    sets += program.kinds(model.program) if getattr(model, "program", None) is not None else []
+    rows = [words.table("countries").rows, *([world.lands(own)] if own is not None else [])]
+    return Kinds(tuple(_written(model, s) for s in sets), tuple(rows), words.series())
+
+
+def _written(model: Model, kind: frozenset[str]) -> frozenset[str]:
+    """Return the words that the tokenizer has tokens for, in their own case or in lower case."""
+    named = sorted(kind)
+    found = zip(named, *(known(model.tokenizer, [f(w) for w in named]) for f in (str, str.lower)), strict=True)
+    return frozenset(w for w, own, lower in found if own or lower)
 
 
 def cased(new: str, like: str) -> str:

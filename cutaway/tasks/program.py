@@ -9,6 +9,7 @@ from cutaway.tasks.pair import Pair, Truth
 from cutaway.tasks.task import Task
 
 CORRUPTION = "other_text"
+_LINES = 32  # prompts of which the words are collected
 _SAYS = "the text becomes another random one of its length, with another answer"
 
 
@@ -28,3 +29,10 @@ def from_program(program: Any, n: int, seed: int, corruption: str | None, split:
     pairs = tuple(Pair(x.clean, x.corrupt, f" {x.answer}", f" {x.foil}", joined=True) for x in lines)
     truth = Truth(f"the answer is {program.says}", "the program in plain Python", positions=("changed", "last"))
     return Task(program.name, pairs, "logit_diff", _SAYS, truth, {"n": n, "seed": seed})
+
+
+def kinds(program: Any) -> list[frozenset[str]]:
+    """Return the sets of words that stand for one another: those of a program's prompts, and its answers."""
+    lines = program.lines(_LINES)
+    said = frozenset(w for x in lines for w in x.clean.split() if w.isalnum())
+    return [said, frozenset(x.answer for x in lines)]

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cutaway.models.model import Model
+from cutaway.models.tokens import known
 from cutaway.tasks import world
 from cutaway.tasks.answers import next_tokens, token_rows
 from cutaway.tasks.kinds import FUNCTION_WORDS, Kinds, cased
@@ -95,13 +96,19 @@ def of_form(model: Model, sentence: str, spans: Sequence[re.Match[str]], rng: ra
 
 
 def fitting(model: Model, per_word: Iterable[list[Replacement]], length: int, most: int) -> list[Replacement]:
-    """Return those of equal token length, exchanges first, else dealt fairly over the words."""
-    made = [list(dict.fromkeys(r)) for r in per_word]
+    """Return those of equal token length that the vocabulary has, exchanges first, else dealt fairly over the words."""
+    made = [_known(model, dict.fromkeys(r)) for r in per_word]
     flat = [r for word in made for r in word]
     long = dict(zip(flat, map(len, token_rows(model, [r.text for r in flat])), strict=True)) if flat else {}
     dealt = [r for turn in world.zip_turns([[r for r in word if long[r] == length] for word in made]) for r in turn]
     dealt.sort(key=lambda r: r.sort != "exchange")
     return list({r.text: r for r in reversed(dealt)}.values())[::-1][:most]
+
+
+def _known(model: Model, made: Iterable[Replacement]) -> list[Replacement]:
+    """Return the replacements that the tokenizer has tokens for."""
+    found = list(made)
+    return [r for r, fits in zip(found, known(model.tokenizer, [r.text for r in found]), strict=True) if fits]
 
 
 def _places(spans: Sequence[re.Match[str]]) -> list[tuple[str, list[tuple[int, int]]]]:
@@ -170,6 +177,8 @@ def usual(model: Model, sentence: str, ids: Sequence[int], said: Sequence[int] =
     ids = [i for i in ids if i not in none]
     texts = model.text.token_texts(ids)
     forms = [(i, form) for i, t in zip(ids, texts, strict=True) for form in dict.fromkeys((f" {t.lstrip()}", t)) if t]
+    whole = known(model.tokenizer, [sentence + form for _, form in forms])
+    forms = [f for f, fits in zip(forms, whole, strict=True) if fits]
     found, out = next_tokens(model, [sentence] * len(forms), [form for _, form in forms]), dict[int, str]()
     for (i, form), row in zip(forms, found, strict=True):
         if row == [i]:

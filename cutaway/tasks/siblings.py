@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cutaway.core.repeat import Made
 from cutaway.models.model import Model
+from cutaway.models.tokens import known
 from cutaway.tasks.answers import next_tokens, token_rows
 from cutaway.tasks.chat import words_of
 from cutaway.tasks.continuations import said_after
@@ -96,11 +97,18 @@ def _drafts(model: Model, pair: Pair, kinds: Kinds, most: int, rng: random.Rando
             subject = None if pair.subject is None else _renamed(model, pair.subject, names)
             told = [t if w.strip().lower() in names else None for t, w in ((answer, pair.answer), (foil, pair.foil))]
             drafts.setdefault(clean, _Draft(clean, corrupt, told[0], told[1], subject))
-    made = list(drafts.values())
+    fine = zip(drafts.values(), *(known(model.tokenizer, t) for t in _texts(drafts.values())), strict=True)
+    made = [d for d, *whole in fine if all(whole)]
     length = len(token_rows(model, [pair.clean])[0])
-    rows = token_rows(model, [t for d in made for t in (d.clean, d.corrupt)]) if made else []
-    fits = [len(a) == len(b) == length for a, b in zip(rows[::2], rows[1::2], strict=True)]
+    rows = [token_rows(model, t) for t in _texts(made)] if made else [[], []]
+    fits = [len(a) == len(b) == length for a, b in zip(*rows, strict=True)]
     return [d for d, fit in zip(made, fits, strict=True) if fit][:most]
+
+
+def _texts(drafts: Iterable[_Draft]) -> tuple[list[str], list[str]]:
+    """Return the clean texts and the corrupt ones."""
+    every = list(drafts)
+    return [d.clean for d in every], [d.corrupt for d in every]
 
 
 def _renamings(

@@ -394,3 +394,10 @@ def test_answers_that_begin_alike_are_explained():
     p = found.results["predictions"]
     assert [p.labels["token"][i] for i in (p.answer, p.foil)] == ["drink oslo", "drink paris"]
     assert "writers" not in found.results, "both are written by the same first token"
+
+
+def test_the_head_that_a_program_is_made_of_is_claimed():
+    found = explain(ca.load("compiled/reverse", check=False), "a b c =", effort="quick")
+    assert (found.answer, found.foil) == ("c", "b")
+    heads = next(c for c in found.claims if "the heads that bring back most" in str(c))
+    assert "1.0 (100 %" in str(heads)

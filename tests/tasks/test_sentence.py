@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+import cutaway as ca
 from cutaway import Refused, tasks
 from cutaway.core.record import counting
 from cutaway.tasks import siblings, words
@@ -238,3 +239,23 @@ def test_siblings_have_one_answer_each(worldly, clean, corrupt, answer, foil, wh
             first, second, third = (whole.index(w.strip()) for w in (*said, d.answer))
             assert (second - first, third - second) in ((1, 1), (1, -6), (-6, 1))
     assert len({d.clean for d in drafts} | {clean}) == len(drafts) + 1
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence", "answer", "siblings"),
+    [
+        ("compiled/reverse", "a b c =", " c", 4),
+        ("learned/reverse", "a b c =", " c", 2),
+        ("compiled/parity", "1 0 1", " even", 1),
+        ("induction", "w03 w17 w22 w05 w03 w17", " w22", 1),
+    ],
+)
+def test_replacements_are_words_of_a_small_vocabulary(name, sentence, answer, siblings):
+    """Letters, numbers and words at large are not in it, and a word that stands close to another is none."""
+    of = ca.load(name, check=False)
+    task = tasks.with_siblings(of, tasks.from_sentence(of, sentence), 12)
+    assert task.pairs[0].answer == answer
+    assert len(task) >= siblings
+    for pair in task:
+        assert of.tokenizer.unk_token_id not in of.tokens([pair.clean, pair.corrupt]).ids
+        assert pair.clean.split() != pair.corrupt.split()
