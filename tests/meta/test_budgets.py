@@ -11,7 +11,7 @@ BUDGETS = {
     "core": 2_450,
     "views": 1_825,
     "models": 9_350,
-    "tasks": 3_030,
+    "tasks": 3_050,
     "streams": 1_450,
     "zoo": 3_150,
     "training": 650,
