@@ -84,7 +84,9 @@ def is_graph(result: Result, name: str) -> bool:
 
 
 def is_structure(result: Result, name: str) -> bool:
-    """True if a field holds the structure of a graph, which its picture shows already."""
+    """True if a field holds the structure of a graph, which its picture or the names of its edges show already."""
+    if name in ("writer", "reader"):
+        return result.axes()[name] == ("edge",)
     return name in ("source", "target", "depth", "column", "exceeds") and is_graph(result, "source")
 
 

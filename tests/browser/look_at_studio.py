@@ -69,11 +69,18 @@ class Visit:
         assert answer.ok, answer.text()
         return answer.json()
 
+    def ask_for(self, what: str) -> Any:
+        """Get what the server tells without a question."""
+        answer = self.context.request.get(f"{self.base}/api/v1/{what}")
+        assert answer.ok, answer.text()
+        return answer.json()
+
 
 @pytest.fixture(scope="module")
 def visit(tmp_path_factory) -> Iterator[Visit]:
     folder = tmp_path_factory.mktemp("studio")
     command = [sys.executable, "-m", "cutaway", "studio", "--no-browser", "--folder", str(folder)]
+    command += ["--model", "miniworld=miniworld", "--model", "program=compiled/histogram"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server, sync_playwright() as play:
         assert server.stderr is not None
         address = re.search(r"http\S+", server.stderr.readline())
@@ -172,7 +179,9 @@ def harvested(visit):
 def traced(visit):
     """Graphs of both prompts."""
     values = {"transcoders": "miniworld/transcoders"}
-    return [visit.ask("run", method="graphs.trace", values={**values, "prompts": p})["id"] for p in (PROMPT, OTHER)]
+    found = [visit.ask("run", method="graphs.trace", values={**values, "prompts": p})["id"] for p in (PROMPT, OTHER)]
+    visit.page.reload()
+    return found
 
 
 def test_heads_show_two_prompts_and_their_difference(visit):
@@ -222,6 +231,34 @@ def test_graphs_of_two_prompts_stand_beside_each_other(visit, traced):
         assert page.locator(".pair .plot").nth(plot).locator(".mark").count() == len(nodes)
     page.locator(".changes select").select_option("A")
     assert rows.count() == sum(r["second"] is None for r in said["rows"])
+    assert not visit.complaints
+    assert not visit.foreign
+
+
+def test_a_circuit_stands_beside_its_curve_and_its_truth(visit):
+    asked = {"model": "program", "method": "circuits.exact", "values": {"task": "histogram", "task_n": 4}}
+    circuit = visit.ask("run", **asked)["id"]
+    page = visit.show("graph", model="program", drawn="circuit")
+    said = visit.ask("circuit", model="program", circuit=circuit)
+    assert page.locator(".edgelist code").all_inner_texts() == [e["name"] for e in said["edges"]]
+    shown = [number(t) for t in page.locator(".edgelist td:nth-child(2)").all_inner_texts()]
+    assert shown == pytest.approx([e["weight"] for e in said["edges"]], rel=1e-2)
+    assert page.locator(".plotted .mark").count() == len(said["nodes"])
+    assert "4 of the 4 edges of the truth" in page.locator(".truth").inner_text()
+    slider = page.locator("input[aria-label=Edges]")
+    slider.focus()
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_selector(".edgelist .missed")
+    assert "size=3" in page.url
+    panel = page.locator(".panel", has_text="circuits.faithfulness")
+    panel.locator(".cost .main").click()
+    panel.locator(".result figure").first.wait_for(timeout=120_000)
+    (job,) = [j for j in visit.ask_for("jobs") if j["method"] == "circuits.faithfulness"]
+    fields = visit.ask("data", model="program", result=job["result"])["fields"]
+    panel.locator("summary", has_text="Numbers").click()
+    cells = panel.locator("details[open] table").first.locator("tbody td:nth-child(2)")
+    shown = [number(t) for t in cells.all_inner_texts()]
+    assert shown == pytest.approx(fields["faithfulness"]["values"], abs=5e-3)
     assert not visit.complaints
     assert not visit.foreign
 

@@ -30,7 +30,7 @@ BUDGETS = {
     "suites": 1_360,
     "compat": 4_185,
     "cli": 2_970,
-    "studio": 2_430,
+    "studio": 2_620,
 }
 
 

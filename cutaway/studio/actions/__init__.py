@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from cutaway.studio import circuit_messages as c
 from cutaway.studio import feature_messages as f
 from cutaway.studio import graph_messages as g
 from cutaway.studio import messages as m
@@ -81,6 +82,8 @@ ACTIONS: dict[str, Action] = {
         Action("keep_groups", g.GroupsOf, g.Kept, "graphs:keep_groups", "Keep groups of units.", kept=False),
         Action("import_graph", g.ForeignGraph, g.Kept, "graphs:import_graph", "Read a graph file.", kept=False),
         Action("export_graph", g.GraphOf, g.GraphFile, "graphs:export_graph", "Write a graph file.", kept=False),
+        Action("circuits", m.Request, c.Circuits, "circuits:circuits", "List the scores of edges.", kept=False),
+        Action("circuit", c.CircuitOf, c.CircuitPage, "circuits:circuit", "Return a circuit.", kept=False),
         Action("harvest", f.Harvest, m.Shown, "feature_jobs:harvested", "Harvest a store with rules.", job=True),
         Action("causal_card", f.CausalCard, m.Shown, "feature_jobs:causal", "Ablate a latent.", job=True),
         Action("compare_stores", f.ComparedStores, m.Shown, "feature_jobs:compared", "Match latents.", job=True),

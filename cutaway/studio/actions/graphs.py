@@ -36,7 +36,7 @@ _MOST_EDGES = 6000  # that are drawn
 def graphs(session: Session, request: Request) -> m.Graphs:
     """Return the graphs of the studio, and what could be traced."""
     of_model = zoo.dictionaries(session.source) if zoo.find(session.source) is not None else []
-    found = [_card(n, p) for n, p in _files(session)]
+    found = [_card(n, p) for n, p in opened_files(session)]
     return m.Graphs(
         graphs=[card for card in found if card is not None],
         transcoders=[n for n in of_model if "transcoder" in n],
@@ -138,7 +138,8 @@ def export_graph(session: Session, request: m.GraphOf) -> m.GraphFile:
 # --- what is opened
 
 
-def _files(session: Session) -> Iterable[tuple[str, Path]]:
+def opened_files(session: Session) -> Iterable[tuple[str, Path]]:
+    """Yield the id and the place of each file that was opened, then of each result, the newest first."""
     for name, path in session.folder.files.items():
         if path.suffix in (".json", ".pt", ".safetensors"):
             yield f"{PREFIX}{name}", path

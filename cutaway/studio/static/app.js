@@ -37,9 +37,8 @@ function Head({ shown }) {
 function Models() {
   const { models } = useSignal(about), now = useSignal(model), alive = useSignal(connected);
   const state = alive ? now?.state ?? "loading" : "gone";
-  const pick = (event) => { choose({ model: event.target.value }); post(`models/${event.target.value}`).then(refresh); };
   return html`<label class=models><span class=${`dot ${state}`} data-tip=${STATES[state]}></span>
-    <select aria-label=Model value=${now?.name} onChange=${pick}>
+    <select aria-label=Model value=${now?.name} onChange=${(event) => choose({ model: event.target.value })}>
       ${models.map((m) => html`<option key=${m.name} value=${m.name}>${m.name}</option>`)}</select></label>`;
 }
 
@@ -82,6 +81,12 @@ function PromptBar({ shown }) {
 const LABELS = { prompt: "Prompt", other: "Prompt B", target: "Target", foil: "Foil" };
 const HINTS = { prompt: "a text that the model goes on with", other: "the same with a word changed", target: "the answer",
   foil: "rather than this" };
+
+/** A model that the address names is loaded. */
+effect(() => {
+  const now = model.value;
+  if (now?.state === "absent") post(`models/${encodeURIComponent(now.name)}`).then(refresh).catch(() => undefined);
+});
 
 /** Without a prompt, the first example is shown. */
 effect(() => {

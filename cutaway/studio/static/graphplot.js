@@ -18,7 +18,11 @@ function placed(page, width) {
 
 const curve = (a, b) => `M${a.x.toFixed(1)} ${a.y.toFixed(1)}C${a.x.toFixed(1)} ${((a.y + b.y) / 2).toFixed(1)} ${b.x.toFixed(1)} ${((a.y + b.y) / 2).toFixed(1)} ${b.x.toFixed(1)} ${b.y.toFixed(1)}`;
 
-export function GraphPlot({ page, selected, pinned, pick }) {
+/**
+ * `tip` says what a node tells, and with `named` each shows its title. An edge may end a little beside its node
+ * (`shift`, in pixels), so that several between two nodes are seen, and has the class `known`.
+ */
+export function GraphPlot({ page, selected, pinned = [], pick, tip = tipOf, named = false }) {
   const box = useRef(), [width, measure] = useState(700);
   useEffect(() => {
     const watch = new ResizeObserver(([e]) => measure(Math.floor(e.contentRect.width)));
@@ -37,16 +41,17 @@ export function GraphPlot({ page, selected, pinned, pick }) {
     <svg width=${p.width} height=${p.height} role=img aria-label=${`Attribution graph of ${page.nodes.length} nodes: tokens from left to right, layers from bottom to top`}>
       ${page.depths.map((d, i) => html`<g key=${i}><line class=grid x1=${LEFT} x2=${p.width - RIGHT} y1=${p.y(i) + ROW / 2} y2=${p.y(i) + ROW / 2} /></g>`)}
       ${page.columns.map((w, c) => html`<g key=${c}>${c > 0 && html`<line class=grid x1=${p.edges[c]} x2=${p.edges[c]} y1=${TOP} y2=${p.height - BOTTOM} />`}
-        <text class=word x=${(p.edges[c] + p.edges[c + 1]) / 2} y=${p.height - 12} data-tip=${`position ${c}\n${w}`}>${fits(w, c)}</text></g>`)}
+        <text class=word x=${(p.edges[c] + p.edges[c + 1]) / 2} y=${p.height - 12} data-tip=${w && `position ${c}\n${w}`}>${fits(w, c)}</text></g>`)}
       ${frames(page, p).map(({ name, x0, x1, y }) => html`<g key=${`${name} ${x0} ${y}`}><rect class=frame x=${x0 - 11} y=${y - 13} width=${x1 - x0 + 22} height=26 rx=9 />
         <text class=group x=${x0 - 9} y=${y - 17}>${name}</text></g>`)}
-      <g class=edges>${drawn.map((e) => html`<path key=${`${e.source} ${e.target}`} d=${curve(p.at[e.source], p.at[e.target])}
-        class=${e.weight < 0 ? "minus" : "plus"} stroke-width=${(0.7 + 3.3 * strength(e)).toFixed(2)}
-        stroke-opacity=${(chosen < 0 ? 0.12 + 0.55 * strength(e) : touches(e) ? 0.45 + 0.5 * strength(e) : 0.05).toFixed(3)} />`)}</g>
+      <g class=edges>${drawn.map((e) => html`<path key=${`${e.source} ${e.target} ${e.shift}`} d=${curve(p.at[e.source], { ...p.at[e.target], x: p.at[e.target].x + (e.shift ?? 0) })}
+        class=${`${e.weight < 0 ? "minus" : "plus"} ${e.known ?? ""}`} stroke-width=${(0.7 + 3.3 * strength(e)).toFixed(2)}
+        stroke-opacity=${(chosen < 0 ? (named ? 0.35 : 0.12) + 0.55 * strength(e) : touches(e) ? 0.45 + 0.5 * strength(e) : 0.05).toFixed(3)} />`)}</g>
       ${page.nodes.map((n, i) => html`<g key=${n.name} class=${`mark ${n.kind} ${n.weak ? "weak" : ""} ${i === chosen ? "is-chosen" : ""} ${pinned.includes(n.name) ? "is-pinned" : ""}`}
-        transform=${`translate(${p.at[i].x.toFixed(1)} ${p.at[i].y.toFixed(1)})`} data-tip=${tipOf(n)} onClick=${() => pick(n.name)}>
+        transform=${`translate(${p.at[i].x.toFixed(1)} ${p.at[i].y.toFixed(1)})`} data-tip=${tip(n)} onClick=${() => pick(n.name)}>
         <rect class=reach x=-8 y=-14 width=16 height=28 /><${Mark} node=${n} size=${3.4 + 4.2 * Math.sqrt((n.influence ?? 0) / most)} />
-        ${n.kind === "target" && html`<text class=target y=-12>${n.title}</text>`}</g>`)}
+        ${n.kind === "target" && html`<text class=target y=-12>${n.title}</text>`}
+        ${named && n.kind !== "target" && html`<text class=nodename x=10 y=4>${n.title}</text>`}</g>`)}
     </svg>
     <div class=rownames style=${`height:${p.height}px;width:${LEFT - 8}px`}>${page.depths.map((d, i) => html`<span key=${i} style=${`top:${p.y(i) - 10}px`}>${d}</span>`)}</div></div></div>`;
 }

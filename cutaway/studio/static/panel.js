@@ -24,6 +24,9 @@ export function useAnswer(action, question, round = 0) {
   return state;
 }
 
+/** The number of jobs that are done: lists of results are asked for again when it changes. */
+export const useDone = () => useSignal(jobs).filter((j) => j.state === "done").length;
+
 /**
  * The answer to a question on a large model: first that of the same question with `less` (fewer controls), which is
  * soon there, and then the whole one in its place. On a small model the whole one is asked at once.

@@ -39,7 +39,7 @@ export interface Attention {
   count?: number;
 }
 
-/** A latent whose activations on two tokens differ: their difference, also as a share of its largest in the store. */
+/** A latent on two tokens, and the difference of its activations, also as a share of its largest in the store. */
 export interface Changed {
   latent: number;
   value: number;
@@ -67,6 +67,58 @@ export interface ChangedToken {
   logit: number[];
   change: Effect;
   logit_change: Effect;
+}
+
+/** Scores of edges that can be opened: of which method, on which task. */
+export interface CircuitCard {
+  id: string;
+  method: string;
+  task: string;
+}
+
+/** An edge of a circuit: its ends as they are drawn, its score with interval, control and exact score.  `known` says if it is an edge of the truth: found (both have it), missed (only the truth), beyond (only the circuit); empty where no truth is known. */
+export interface CircuitEdge {
+  name: string;
+  source: number;
+  target: number;
+  weight: number;
+  interval: unknown[] | null;
+  control: unknown[] | null;
+  exact: number | null;
+  known: "" | "found" | "missed" | "beyond";
+}
+
+/** The first edges of a ranking by |score|, beside a truth where it is known: as many as that has if not said. */
+export interface CircuitOf {
+  model?: string;
+  circuit: string;
+  edges?: number | null;
+  truth?: "identifiable" | "structural";
+}
+
+/** A circuit as the page draws it.  `truths` has the edges of each known truth, and `call` the values of a form that evaluates the ranking. */
+export interface CircuitPage {
+  circuit: string;
+  method: string;
+  task: string;
+  unit: string;
+  depths: string[];
+  columns: string[];
+  starts: number[];
+  nodes: GraphNode[];
+  edges: CircuitEdge[];
+  inside: number;
+  all_edges: number;
+  truths: Record<string, string[]>;
+  call: Record<string, unknown>;
+  how: string;
+  python: string;
+  command: string;
+}
+
+/** The scores of edges of a model. */
+export interface Circuits {
+  circuits: CircuitCard[];
 }
 
 /** A sentence about a result. */

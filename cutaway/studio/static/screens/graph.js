@@ -3,21 +3,31 @@ import { html, useEffect, useState } from "../vendor/preact.js";
 import { post } from "../api.js";
 import { GraphPlot } from "../graphplot.js";
 import { Picture } from "../marks.js";
-import { AsJob, Busy, Copy, MethodPanel, Refusal, save, useAnswer } from "../panel.js";
+import { AsJob, Busy, Copy, MethodPanel, Refusal, save, useAnswer, useDone } from "../panel.js";
 import { DELTA, Sides, useSide } from "../sides.js";
 import { number, share } from "../strip.js";
 import { address, choose, chosen, model, useSignal } from "../state.js";
 import { Agreement } from "../scatter.js";
+import { Circuit } from "./circuit.js";
 import { Grouping } from "./groups.js";
 
 export const listed = (name) => chosen(name).split(",").filter(Boolean);
 export const grouped = () => { try { return Object(JSON.parse(chosen("groups") || "{}")); } catch { return {}; } };
 const NONE = { node: "", pinned: "", groups: "" };
 
+const TABS = { "": "Attribution graph", circuit: "Circuit" };
+
 export function Graph() {
   useSignal(address);
+  const tab = chosen("drawn") === "circuit" ? "circuit" : "";
+  return html`<div class=choices><span class=tabs role=tablist>${Object.entries(TABS).map(([t, words]) => html`<button key=${t} type=button role=tab
+      aria-selected=${t === tab ? "true" : "false"} onClick=${() => choose({ drawn: t, node: "" })}>${words}</button>`)}</span></div>
+    ${tab ? html`<${Circuit} />` : html`<${Attribution} />`}`;
+}
+
+function Attribution() {
   const name = useSignal(model)?.name, [round, again] = useState(0);
-  const { answer, refusal } = useAnswer("graphs", { model: name }, round);
+  const { answer, refusal } = useAnswer("graphs", { model: name }, round + useDone());
   const first = answer && (chosen("graph") || newest(answer.graphs, chosen("prompt")) || answer.graphs[0]?.id);
   const second = answer && (chosen("second") || newest(answer.graphs, chosen("other")));
   const side = useSide(second || chosen("other"));
