@@ -9,6 +9,7 @@ from cutaway.circuits.completeness import Completeness, completeness
 from cutaway.circuits.eap import eap
 from cutaway.circuits.eap_ig import eap_ig
 from cutaway.circuits.eap_ig_activations import eap_ig_activations
+from cutaway.circuits.edge_pruning import edge_pruning
 from cutaway.circuits.edge_scores import EdgeScores
 from cutaway.circuits.exact import exact
 from cutaway.circuits.faithfulness import Faithfulness, faithfulness
@@ -19,6 +20,9 @@ from cutaway.circuits.minimality import Minimality, minimality
 from cutaway.circuits.opening import open_circuit as open
 from cutaway.circuits.random import random
 from cutaway.circuits.relp import relp
+from cutaway.circuits.subnetwork_probing import subnetwork_probing
+from cutaway.circuits.truth import truth
+from cutaway.circuits.uniform_gradient_sampling import uniform_gradient_sampling
 
 __all__ = [
     "Certificate",
@@ -36,6 +40,7 @@ __all__ = [
     "eap",
     "eap_ig",
     "eap_ig_activations",
+    "edge_pruning",
     "exact",
     "faithfulness",
     "information_flow",
@@ -44,5 +49,8 @@ __all__ = [
     "open",
     "random",
     "relp",
+    "subnetwork_probing",
+    "truth",
+    "uniform_gradient_sampling",
     "write_mib",
 ]

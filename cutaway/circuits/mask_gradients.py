@@ -86,7 +86,7 @@ def mask_gradients(
         own = written(model, model.capture(bound.clean, list(given.places), logits=False))
         donors = [written(model, values) for values in given.part(model, [i])]
         chance = generator(seeds[i])
-        drawn = [[_random(own, donor, chance) for donor in donors] for _ in range(samples)]
+        drawn = [[random_directions(own, donor, chance) for donor in donors] for _ in range(samples)]
         runs = [[_slopes(model, w, bound, donor, steps) for donor in some] for some in (donors, *drawn)]
         each.append(torch.stack([torch.stack([slope for slope, _ in run]).mean(0) for run in runs]))
         values.append(runs[0][0][1])
@@ -111,7 +111,7 @@ def _slopes(
     return (total / steps)[w.heard].cpu(), float(value.detach())
 
 
-def _random(
+def random_directions(
     own: Mapping[Address, Tensor], donor: Mapping[Address, Tensor], chance: torch.Generator
 ) -> dict[Address, Tensor]:
     """Return values as far from one's own as the donor's, in random directions."""

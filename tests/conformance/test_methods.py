@@ -128,6 +128,10 @@ DRAWN = {
     "circuits.information_flow": {"frequency"},
 } | {name: {"excess"} for name in ROWS if name.startswith("graphs.trace")}
 DRAWN |= {
+    f"circuits.{n}": {"score", "kept", "exact", "agreement"}
+    for n in ("edge_pruning", "subnetwork_probing", "uniform_gradient_sampling")
+}
+DRAWN |= {
     f"circuits.{n}": {"exact", "agreement", "frequency"}
     for n in ("eap", "eap_ig", "eap_ig_activations", "clean_corrupted", "relp", "mask_gradients")
 }
