@@ -82,7 +82,7 @@ BY_VALUES = {
     ("heads.function_vectors", ""): 0.05,
     ("circuits.eap_ig_activations", ""): 0.05,  # which edges are audited
     ("circuits.mask_gradients", ""): 0.05,
-    **{(f"circuits.{n}", ""): 0.05 for n in ("edge_pruning", "subnetwork_probing", "uniform_gradient_sampling")},
+    **{(f"circuits.{n}", ""): 0.15 for n in ("edge_pruning", "subnetwork_probing", "uniform_gradient_sampling")},
     ("circuits.acdc", ""): 0.5,  # which guesses are wrong
     ("graphs.feature_circuit", ""): 0.05,
     ("directions.suffix", ""): 0.1,
