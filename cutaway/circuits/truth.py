@@ -36,8 +36,8 @@ _UNIT = "1 in the circuit"
 @method(
     answers="Which edges make the answer, in a model whose circuit is known?",
     paper="Lindner et al. 2023, arXiv:2301.05062",
-    cost="prompts * (0 if kind == 'structural' else 16 + 2 * cells * (7 if kind == 'functional' else 4 if how == 'resample'"
-    " else 1)) * F",
+    cost="prompts * (0 if kind == 'structural' else 16 + 2 * cells * (7 if kind == 'functional' else 4 if how =="
+    " 'resample' else 1)) * F",
     control="random_edges",
     rung="interventional",
     fills=("kept",),
