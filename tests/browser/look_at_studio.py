@@ -265,6 +265,8 @@ def test_a_circuit_stands_beside_its_curve_and_its_truth(visit):
 
 def test_a_job_shows_its_cost_its_progress_and_its_result(visit):
     page = visit.show("ask", method="patching.ablate", values='{"task":"ioi","task_n":4,"samples":2}')
+    choices = page.locator(".form .entries select")
+    assert [c.input_value() != "" for c in choices.all()] == [True] * max(1, choices.count())
     page.locator("button", has_text="Plan").click()
     page.wait_for_selector(".cost .soft >> text=forward", timeout=60_000)
     page.locator(".cost button", has_text="Run").click()

@@ -111,7 +111,7 @@ function Outcome({ answer, texts }) {
       <dt>${foil ? html`<q>${target.trim()}</q> − <q>${foil.trim()}</q>` : html`<q>${target.trim()}</q>`}</dt>
       <dd><${Amount} effect=${effect} unit=${answer.unit} digits=2 signed /></dd>
       <dt>divergence</dt><dd><${Amount} effect=${divergence} unit=nats digits=3 /></dd></dl>
-    <table class=nexts><thead><tr><th>Next token</th><th>before</th><th>after</th><th>Δ in points, band</th></tr></thead>
+    <table class=nexts><thead><tr><th>Next</th><th>before</th><th>after</th><th>Δ in points, band</th></tr></thead>
       <tbody>${tokens.map((t) => html`<tr key=${t.id} class=${t.text === target ? "is-target" : t.text === foil ? "is-foil" : ""}>
         <th scope=row>${t.text}</th>
         ${t.probability.map((p, i) => html`<td key=${i} data-tip=${`logit ${t.logit[i].toFixed(2)}`} tabindex=0><span class=amount>${percent(p)}</span>

@@ -43,7 +43,7 @@ function Form({ card }) {
 function Entry({ entry: e, value, change }) {
   const type = { integer: "number", number: "number" }[e.type] ?? "text";
   const control = e.choices.length > 0 && !e.several
-    ? html`<select value=${value} onChange=${(x) => change(x.target.value)}>${e.choices.map((c) => html`<option key=${c}>${c}</option>`)}</select>`
+    ? html`<select value=${value} onChange=${(x) => change(x.target.value)}>${e.choices.map((c) => html`<option key=${c} value=${c}>${c}</option>`)}</select>`
     : e.type === "boolean" ? html`<input type=checkbox checked=${value} onChange=${(x) => change(x.target.checked)} />`
     : html`<input type=${e.several ? "text" : type} step=${e.type === "number" ? "any" : 1} value=${value} required=${e.required}
         placeholder=${e.nullable ? "none" : ""} spellcheck=${false} onInput=${(x) => change(x.target.value)} />`;

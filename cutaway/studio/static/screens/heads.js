@@ -93,12 +93,12 @@ const facts = (m) => number(m.value) + (m.interval?.[0] != null ? ` [${number(m.
   + (m.chance?.some((v) => v != null) ? `, control ${number(mean(m.chance))}` : "");
 const mean = (values) => { const some = values.filter((v) => v != null); return some.reduce((a, b) => a + b, 0) / some.length; };
 
-const WIDE = 560, HIGH = 380, LEFT = 52, BELOW = 44, EDGE = 14;
+const WIDE = 560, HIGH = 400, LEFT = 46, ABOVE = 34, BELOW = 50, EDGE = 14;
 
 /** A scatter of heads: one tab stop, arrow keys walk, Enter selects. */
 function Scatter({ heads, x, y, one }) {
   const group = useRef(), depth = Math.max(1, ...heads.map((p) => p.depth));
-  const [sx, tx] = scale(heads.map((p) => p.x.value), LEFT, WIDE - EDGE), [sy, ty] = scale(heads.map((p) => p.y.value), HIGH - BELOW, EDGE);
+  const [sx, tx] = scale(heads.map((p) => p.x.value), LEFT, WIDE - EDGE), [sy, ty] = scale(heads.map((p) => p.y.value), HIGH - BELOW, ABOVE);
   const order = [...heads].sort((a, b) => a.x.value - b.x.value || a.y.value - b.y.value), first = order.find((p) => p.name === one) ?? order[0];
   const walk = (event) => {
     const items = [...group.current.querySelectorAll("circle")], at = items.indexOf(document.activeElement);
@@ -113,14 +113,14 @@ function Scatter({ heads, x, y, one }) {
   const inside = (v, [low, high]) => Number.isFinite(v) && v >= low && v <= high;
   const ends = (ticks) => [ticks[0], ticks[ticks.length - 1]];
   return html`<svg class=scatter viewBox=${`0 0 ${WIDE} ${HIGH}`} role=group aria-label=${`Heads: ${x.name} across, ${y.name} up`}>
-    ${tx.map((v) => html`<g key=${`x${v}`} class=tick><line x1=${sx(v)} x2=${sx(v)} y1=${EDGE} y2=${HIGH - BELOW} />
+    ${tx.map((v) => html`<g key=${`x${v}`} class=tick><line x1=${sx(v)} x2=${sx(v)} y1=${ABOVE} y2=${HIGH - BELOW} />
       <text x=${sx(v)} y=${HIGH - BELOW + 17} text-anchor=middle>${short(v)}</text></g>`)}
     ${ty.map((v) => html`<g key=${`y${v}`} class=tick><line x1=${LEFT} x2=${WIDE - EDGE} y1=${sy(v)} y2=${sy(v)} />
       <text x=${LEFT - 8} y=${sy(v) + 4} text-anchor=end>${short(v)}</text></g>`)}
-    ${inside(lx, ends(tx)) && html`<line class=limit x1=${sx(lx)} x2=${sx(lx)} y1=${EDGE} y2=${HIGH - BELOW} />`}
+    ${inside(lx, ends(tx)) && html`<line class=limit x1=${sx(lx)} x2=${sx(lx)} y1=${ABOVE} y2=${HIGH - BELOW} />`}
     ${inside(ly, ends(ty)) && html`<line class=limit x1=${LEFT} x2=${WIDE - EDGE} y1=${sy(ly)} y2=${sy(ly)} />`}
-    <text class=axis x=${(LEFT + WIDE - EDGE) / 2} y=${HIGH - 6} text-anchor=middle>${x.name}</text>
-    <text class=axis text-anchor=middle transform=${`translate(13 ${(HIGH - BELOW + EDGE) / 2}) rotate(-90)`}>${y.name}</text>
+    <text class=axis x=${WIDE - EDGE} y=${HIGH - 8} text-anchor=end>${x.name} →</text>
+    <text class=axis x=2 y=15>↑ ${y.name}</text>
     <g ref=${group} onKeyDown=${walk}>${order.map((p) => html`<circle key=${p.name} cx=${sx(p.x.value)} cy=${sy(p.y.value)} r=${p.name === one ? 8 : 5.5}
       class=${`${p.types.length ? "claimed" : ""} ${p.name === one ? "chosen" : ""}`} style=${`--depth:${p.depth / depth}`} role=button
       tabindex=${p === first ? "0" : "-1"} aria-label=${tipOf(p, x, y).replaceAll("\n", ", ")} data-tip=${tipOf(p, x, y)} onClick=${() => select(p)} />`)}</g>
