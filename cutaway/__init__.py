@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         circuits,
         dictionaries,
         directions,
+        editing,
         features,
         geometry,
         graphs,
@@ -58,7 +59,7 @@ _SUBJECTS = ("cutaway.zoo.load", "cutaway.tasks", "cutaway.streams", "cutaway.di
 #: every room that enters rows in the method table
 METHOD_ROOMS = (
     "lenses", "heads", "weights", "neurons", "geometry", "patching", "dictionaries", "directions", "features",
-    "circuits", "graphs",
+    "circuits", "graphs", "editing",
 )  # fmt: skip
 _METHODS = {"dictionaries": "dictionaries.evaluation"}  # where a room's methods are, if not in the room itself
 _ROOMS = (
@@ -95,6 +96,7 @@ __all__ = [
     "circuits",
     "dictionaries",
     "directions",
+    "editing",
     "edits",
     "explain",
     "features",

@@ -214,7 +214,7 @@ def near(a: torch.Tensor, b: torch.Tensor) -> bool:
 #: the null that is looked at, where the main one is empty of a model that nobody trained
 LOOKED_AT = {
     "retrieval_heads": "attended_null", "dictionary_shift": "reading_null", "interventions": "kl_null",
-    "reweighting": "log_prob_null",
+    "reweighting": "log_prob_null", "knowledge_edit": "kl_null",
 }  # fmt: skip
 
 

@@ -16,6 +16,7 @@ from cutaway.cli import app
 from cutaway.cli.shell import as_data
 from cutaway.core.json_lines import finite
 from cutaway.core.method import Method
+from cutaway.core.outcome import each
 from cutaway.core.repeat import NO_COMMAND, NO_PYTHON
 from cutaway.core.subject import SUBJECTS as SUBJECT_ROWS
 from cutaway.core.subject import with_needs
@@ -43,6 +44,9 @@ def files(tmp_path, monkeypatch):
     shown = [[c for c, there in zip(labelled.concepts, row, strict=True) if there] for row in labelled.shown.tolist()]
     lines = ({"text": t, "label": y} for t, y in zip(labelled.texts, shown, strict=True))
     Path("some labels.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
+    asked = [(p["clean"].split()[3], p["clean"], p["foil"], p["answer"]) for p in (PAIR, OTHER)]
+    lines = (dict(zip(("subject", "prompt", "new", "old"), r, strict=True)) for r in asked)
+    Path("some requests.jsonl").write_text("\n".join(map(json.dumps, lines)), "utf-8")
     Path("some words.txt").write_text(" ".join(words.words), "utf-8")
     for lens in ("lens", "jacobian"):
         SUBJECT_ROWS[lens].example({"model": subjects.miniworld()}).transferred().save(f"some {lens}")
@@ -54,11 +58,12 @@ def files(tmp_path, monkeypatch):
 
 
 def said(capsys, words: list[str]) -> dict[str, Any]:
-    """What a command line answers as JSON."""
+    """What a command line answers as JSON; of several outcomes, the first."""
     code = app.main([*words, "--json"])
     out, err = capsys.readouterr()
     assert code == 0, err
-    return json.loads(out)
+    answer = json.loads(out)
+    return answer[0] if isinstance(answer, list) else answer
 
 
 def check(capsys, monkeypatch, tmp_path, found: dict[str, Any]) -> None:
@@ -82,7 +87,7 @@ def check_line(found: dict[str, Any]) -> None:
     record = found["record"]
     names: dict[str, Any] = {}
     exec(record["python"], names)
-    assert finite(as_data(names["result"]))["fields"] == found["fields"], record["python"]
+    assert finite(as_data(each(names["result"])[0]))["fields"] == found["fields"], record["python"]
 
 
 #: the subjects by turns, so that every kind of them meets some methods
@@ -109,6 +114,7 @@ SUBJECTS = {
     "encoding": ["--encoding", "rotated", "--encoding-seed", "3", "--encoding-examples", "90"],
     "direction": ["--direction", "some direction.safetensors"],
     "circuit": ["--circuit", "z.0.0,z.1.2,mlp_out.*"],
+    "requests": ["--requests", "some requests.jsonl", "--requests-n", "2"],
     "second": ["--second", "other latents.safetensors?format=house"],
     "evidence": ["--evidence", "some text.txt", "--evidence-tokens", "600", "--evidence-context", "24"],
 }

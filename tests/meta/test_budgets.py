@@ -26,6 +26,7 @@ BUDGETS = {
     "directions": 3_140,
     "graphs": 3_545,
     "circuits": 3_600,
+    "editing": 1_600,
     "features": 4_240,
     "suites": 1_360,
     "compat": 4_185,

@@ -49,6 +49,10 @@ class Rewrites:
     def __len__(self) -> int:
         return len(self.rewrites)
 
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of all rewrites, by the number of the rewrite and their name."""
+        return {f"{i}.{name}": t for i, r in enumerate(self.rewrites) for name, t in r.tensors().items()}
+
     def save(self, path: str | Path) -> Path:
         """Write the rewrites and their record to one safetensors file."""
         return save_rewrites(path, *self.rewrites, record=self.record)
