@@ -19,6 +19,10 @@ two areas of the Mechanistic Interpretability Benchmark (Mueller et al. 2025, ar
   in.
 * `half`: second measures on the second half of the prompts (task.split(0.5, seed=0)); score on the first then.
 * `interval`, `absolute_interval`, `shuffled_interval`: 95 %, over prompts; of `areas` by resampling prompts.
+* `verdict`: found, with the smallest share of at most a fifth of all edges at which a circuit, by score or by |score|,
+  has its interval above one half, above every random circuit and above what it does to the answers of others; else not
+  found. Where all edges together are worth nothing that the prompts tell from 0, nothing is found. It is about these
+  prompts, and flatters where they chose the circuit.
 * Known failures: above 1 where edges against the answer are left out. CPR and CMD are mostly about circuits of a fifth
   of all edges and more: read the curve. Two evaluations of unlike specification refuse to be compared.
 * Equivalences (tests): the masked model by hand; all edges give 1; CPR and CMD of a ranking that finds nothing are 0.25
@@ -41,13 +45,14 @@ from cutaway.circuits.evaluation import Evaluation, Half, same_spec, shares
 from cutaway.core.method import method
 from cutaway.core.refuse import Refused
 from cutaway.core.result import Result
-from cutaway.core.stats import BOUNDS, bootstrap, one_prompt
+from cutaway.core.stats import BOUNDS, bootstrap, mean_interval, one_prompt
 from cutaway.interventions.ablation_values import Baseline
 from cutaway.interventions.paired_runs import Direction
 from cutaway.models.model import Model
 from cutaway.tasks.task import Task
 
 SHARES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # of MIB
+MOST, LEAST = 0.2, 0.5  # of all edges, that a circuit may have; of the answer, that it must carry to be found
 AREAS = ("CPR", "CMD", "CPR over log k", "CMD over log k")
 
 
@@ -68,6 +73,7 @@ class Faithfulness(Result, kind="faithfulness"):
         whole: the metric of the model.
         empty: the metric with all edges cut.
         spec: what two evaluations must share to be compared.
+        verdict: found, or not found, with the reason.
     """
 
     page: ClassVar[tuple[str, ...]] = ("absolute", "shuffled")
@@ -85,6 +91,7 @@ class Faithfulness(Result, kind="faithfulness"):
     whole: Float[Tensor, ""]
     empty: Float[Tensor, ""]
     spec: tuple[str, ...]
+    verdict: str = ""
 
     def compare(self, other: Result) -> dict[str, dict[str, Any]]:
         """Compare with another curve of the same specification; see `Result.compare`.
@@ -173,10 +180,13 @@ def _result(
     null = chance.reshape(steps, samples)
     given: dict[str, Any] = {}
     fields = ["faithfulness", "interval", "null", "absolute", "absolute_interval"]
+    rivals = null.amax(1).repeat(2)
     if x.columns == 2:
         other = values[..., 1]
-        given["shuffled"], given["shuffled_interval"] = shares(other[2 : 2 + steps], other[1], gap)
-        fields += ["shuffled", "shuffled_interval"]
+        exchanged, bounds = shares(other[2 : 2 + 2 * steps], other[1], gap)
+        given |= {"shuffled": exchanged[:steps], "shuffled_interval": bounds[:steps]}
+        fields += list(given)
+        rivals = torch.maximum(rivals, bounds[:, 1])
     if circuit.ranked() and tuple(plan.shares) == SHARES:
         given |= _areas(own[2 : 2 + 2 * steps], empty, gap, null)
     area = {"area": list(AREAS)} if "areas" in given else {}
@@ -190,12 +200,28 @@ def _result(
         whole=whole.mean(),
         empty=empty.mean(),
         spec=x.spec(how),
+        verdict=_verdict(plan.shares, (interval[: 2 * steps, 0] > rivals.clamp_min(LEAST)).view(2, steps).any(0), gap),
         labels={"share": [f"{k:.4g}" for k in plan.shares], "bound": BOUNDS} | area,
         units=dict.fromkeys(fields, "share of m(M) − m(∅)") | dict.fromkeys(("whole", "empty"), x.given.bound.unit),
         reasons=one_prompt(len(x), "faithfulness", "absolute", "shuffled", "areas"),
         record=x.record() | {"all edges": len(x.wiring.pairs)},
         **given,
     )
+
+
+def _verdict(parts: list[float], carries: Bool[Tensor, "share"], gap: Float[Tensor, "prompt"]) -> str:
+    """Return the smallest share at which a circuit carries enough, or why there is none."""
+    if len(gap) < 2:
+        return "no verdict: one prompt has no interval"
+    low, high = mean_interval(gap).tolist()
+    if not (low > 0 or high < 0):
+        worth = f"{float(gap.mean()):.2g} [{low:.2g}, {high:.2g}]"
+        return f"not found: all edges together are worth {worth}, which may be 0"
+    enough = f"more than {LEAST:g} of the answer, and than chance"
+    smallest = next((k for k, on in zip(parts, carries.tolist(), strict=True) if on and k <= MOST), None)
+    if smallest is None:
+        return f"not found: no circuit of at most {MOST:g} of all edges carries {enough}"
+    return f"found: {smallest:.3g} of all edges carry {enough}"
 
 
 def _areas(

@@ -28,7 +28,7 @@ BUDGETS = {
     "circuits": 3_600,
     "editing": 1_600,
     "features": 4_240,
-    "suites": 1_360,
+    "suites": 1_485,
     "compat": 4_185,
     "cli": 2_970,
     "studio": 2_620,
