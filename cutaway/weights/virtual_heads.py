@@ -43,7 +43,8 @@ from cutaway.core.result import Result
 from cutaway.core.stats import BOUNDS, generator, mean_interval, one_prompt, rotation
 from cutaway.models import circuits
 from cutaway.models.access.capture import Activations
-from cutaway.models.anatomy.residual import check_sum, heads_written
+from cutaway.models.anatomy.residual import check_sum
+from cutaway.models.edits.edge_mask import head_writes
 from cutaway.models.model import Model
 from cutaway.models.tokens import Tokens
 from cutaway.models.watching import in_batches
@@ -221,6 +222,7 @@ class _Prompt:
     order: Int[Tensor, "draw q_pos k_pos"]
 
     @staticmethod
+    @torch.no_grad()
     def of(
         model: Model, acts: Activations, index: int, first: Sequence[Address], samples: int, g: torch.Generator
     ) -> _Prompt:
@@ -228,7 +230,8 @@ class _Prompt:
         real, written, patterns = acts.tokens.mask[index].nonzero()[:, 0], list[Tensor](), list[Tensor]()
         for layer in dict.fromkeys(a.layer or 0 for a in first):
             units = [a.unit for a in first if a.layer == layer]
-            written.append(heads_written(model, layer, acts[f"z.{layer}"][index, real])[:, units].movedim(1, 0))
+            own = head_writes(model, layer, acts[f"z.{layer}"][index, real][None].float())[0]
+            written.append(own[:, units].movedim(1, 0))
             patterns.append(acts[f"pattern.{layer}"][index, units].float()[:, real][:, :, real])
         at = torch.arange(len(real))
         drawn = torch.rand(samples, len(at), len(at), generator=g).masked_fill(at[:, None] < at, 2.0).argsort(-1)

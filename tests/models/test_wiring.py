@@ -9,7 +9,7 @@ import transformers as tf
 import cutaway as ca
 from cutaway.core.node import parse_edge
 from cutaway.core.refuse import Refused
-from cutaway.models.anatomy.residual import heads_written
+from cutaway.models.edits.edge_mask import head_writes
 from cutaway.models.edits.edges import precedes
 from cutaway.models.edits.wiring import wiring
 from tests.models.tiny import build
@@ -53,8 +53,7 @@ def test_what_writers_write_sums_to_the_stream(name):
         if w.site == "mlp_out":
             total += acts[str(w)]
         elif w.unit == 0:
-            z = acts[f"z.{w.layer}"]
-            total += heads_written(m, w.layer, z.flatten(0, 1)).sum(1).view_as(total) + bias[w.layer]
+            total += head_writes(m, w.layer, acts[f"z.{w.layer}"]).sum(2) + bias[w.layer]
     torch.testing.assert_close(total, acts[f"resid_post.{last}"], atol=1e-4, rtol=1e-4)
 
 

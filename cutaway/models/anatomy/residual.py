@@ -154,16 +154,6 @@ def attention_written(model: Model, layer: int, z: Float[Tensor, "row head d_hea
 
 
 @torch.no_grad()
-def heads_written(model: Model, layer: int, z: Float[Tensor, "row head d_head"]) -> Float[Tensor, "row head d_model"]:
-    """Return what each head of a layer adds to the stream for any outputs of its heads, in float32.
-
-    Raises:
-        Refused: its matrices cannot be read.
-    """
-    return _heads(model, layer, z.float()).contributions()[:, :-1]
-
-
-@torch.no_grad()
 def logit_contributions(
     model: Model, parts: Decomposition, tokens: Int[Tensor, "batch"], foils: Int[Tensor, "batch"] | None = None
 ) -> tuple[Float[Tensor, "batch component"], Float[Tensor, "batch"]]:
