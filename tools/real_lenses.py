@@ -87,9 +87,13 @@ def swapped(found: SwapCurve) -> dict[str, Any]:
 
 
 def rounded(x: Any) -> Any:
-    """Numbers with four digits, as lists."""
+    """Numbers with four digits, as lists; what else stands in lists and by names stays."""
     x = x.tolist() if hasattr(x, "tolist") else x
-    return [rounded(v) for v in x] if isinstance(x, list) else float(f"{x:.4g}")
+    if isinstance(x, dict):
+        return {name: rounded(v) for name, v in x.items()}
+    if isinstance(x, list):
+        return [rounded(v) for v in x]
+    return float(f"{x:.4g}") if isinstance(x, float) else x
 
 
 if __name__ == "__main__":

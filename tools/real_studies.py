@@ -14,12 +14,13 @@ FEATURES = COMMITTED / "features.json"
 LENSES = COMMITTED / "lenses.json"
 SHIFT = COMMITTED / "shift.json"
 GRAPHS = COMMITTED / "graphs.json"
+CIRCUITS = COMMITTED / "circuits.json"
 READINGS = COMMITTED / "readings.json"  # what was read in the latents by hand
 
 
 def sections() -> str:
     """Return the sections of all studies."""
-    return lenses() + dictionary() + features() + shift() + graphs()
+    return lenses() + dictionary() + features() + shift() + graphs() + circuits()
 
 
 def lenses() -> str:
@@ -351,6 +352,59 @@ without it; *beyond* counts the prompts, of {len(prompts)}, in which it is beyon
 The look is spread thin over many pairs. Beyond chance in most prompts are two of them, and their query is a constant
 that no prompt changes (`bias.mlp_out.0`: the bias of the first MLP's decoder). It meets the country's own embedding,
 which draws the look, and what the transcoder of MLP 22 misses at the country, which weakens it."""
+
+
+def circuits() -> str:
+    """The section about circuits, which `python -m tools.real_circuits` measures."""
+    if not CIRCUITS.is_file():
+        return "\n## Circuits\n\nNot measured yet: `python -m tools.real_circuits`.\n"
+    found = json.loads(CIRCUITS.read_text("utf-8"))
+    lines = "\n".join(_circuit(name, c, found["tests"]) for name, c in found["circuits"].items())
+    return f"""
+## Circuits
+
+`python -m tools.real_circuits` finds a circuit of {found["model"]} for two behaviours and judges it
+(`suites.discovered`): edges between heads and MLPs are scored by `circuits.eap_ig` on {found["prompts"]} prompts, the
+circuit is the smallest of seven sizes whose first edges carry 0.9 of the answer there, and what is said of it below was
+measured on {found["prompts"]} prompts of another seed. *Carried*: the share of the answer with all other edges cut, at
+their values in the corrupt prompt. *Random circuits* have as many edges between each two sites of each two layers.
+*Exchanged answers*: the same circuit, each prompt read at the answer of another one. *Certificate*: how far the answer
+moves when other subsets of the rest are cut, as a share of what all edges are worth; a level needs every interval of
+its tests to end below 0.2. A needs a search for the worst subset, {_searched(found["steps"])}.
+
+{lines}
+{machine_line(found["machine"])}
+"""
+
+
+def _searched(steps: int) -> str:
+    return f"here of {steps} steps from 4 starts" if steps else "which was not made, so B is the best there is"
+
+
+def _circuit(name: str, c: dict[str, Any], tests: list[str]) -> str:
+    """The text about one circuit."""
+    stable, random = c["stability"], c["random"]
+    measured = "; ".join(
+        f"{t} {_between(d)} (random circuits from {r:.2f})"
+        for t, d, r in zip(tests, c["deviation"], c["random deviation"], strict=True)
+    )
+    edges = ", ".join(f"`{e['edge']}` {e['score']:+.2f}" for e in c["largest"])
+    every = ", ".join(sorted(set(c["random levels"])))
+    return f"""**{name}** (“{_plain(c["prompt"])}”; {c["metric"][0]:.1f} logits, {c["metric"][1]:.1f} without edges).
+{c["edges"]:,} of {c["all edges"]:,} edges ({c["edges"] / c["all edges"]:.1%}) carry {_between(c["carried"])}; random
+circuits {min(random):.2f} to {max(random):.2f}; exchanged answers {_between(c["exchanged"])}. Certificate: level
+{c["level"]} (random circuits: {every}; exchanged answers: {c["exchanged level"]}): {measured}. Edges
+of the circuit are among the first {stable["share"]:.0%} in {stable["frequency"]:.0%} of resampled prompts, and
+{stable["always"]:.0%} of them in all; of the circuit's edges the other prompts' own first {c["edges"]:,} hold
+{stable["found again"]:.0%} (chance {stable["by chance"]:.1%}). Rank correlation of
+scores with measured ones: {_between(c["agreement"])}. {c["CPU minutes"]:.0f} CPU-minutes. The largest edges between
+components: {edges}.
+"""
+
+
+def _between(found: dict[str, Any]) -> str:
+    low, high = found["interval"]
+    return f"{found['value']:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _source(edge: str, words: list[str]) -> str:

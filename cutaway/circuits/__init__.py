@@ -20,6 +20,7 @@ from cutaway.circuits.minimality import Minimality, minimality
 from cutaway.circuits.opening import open_circuit as open
 from cutaway.circuits.random import random
 from cutaway.circuits.relp import relp
+from cutaway.circuits.scrubbing import Scrubbed, scrub
 from cutaway.circuits.subnetwork_probing import subnetwork_probing
 from cutaway.circuits.truth import truth
 from cutaway.circuits.uniform_gradient_sampling import uniform_gradient_sampling
@@ -32,6 +33,7 @@ __all__ = [
     "EdgeScores",
     "Faithfulness",
     "Minimality",
+    "Scrubbed",
     "acdc",
     "certify",
     "clean_corrupted",
@@ -49,6 +51,7 @@ __all__ = [
     "open",
     "random",
     "relp",
+    "scrub",
     "subnetwork_probing",
     "truth",
     "uniform_gradient_sampling",

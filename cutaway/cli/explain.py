@@ -48,8 +48,9 @@ def explain(
         Literal["quick", "normal", "thorough"] | None, Parameter(help="siblings and samples [default: by model size]")
     ] = None,
     graph: Annotated[
-        str | None, Parameter(help="transcoders, or neurons: trace the sentence's attribution graph over them")
+        str | None, Parameter(help="transcoders, or neurons: trace its attribution graph over them")
     ] = None,
+    circuit: Annotated[bool, Parameter(negative="", help="find the edges that carry it, judged on others")] = False,
     seed: Annotated[int, Parameter(help="of every random choice")] = 0,
     html: Annotated[Path | None, Parameter(group="Output", help="write the whole report as one HTML file")] = None,
     dry_run: DryRunFlag = False,
@@ -69,16 +70,15 @@ def explain(
         raise Refused(
             f"explain --model {model}", why, f'give a sentence: cutaway explain "…" --model {shlex.quote(model)}'
         )
-    folder = html.absolute().parent if html is not None else Path()
-    if html is not None and (html.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
-        raise Refused(f"--html {html}", "no file can be written there", "name a file in a folder of yours that exists")
+    if html is not None:
+        _check_writable(html)
     shown = Shown(console() if speaks() else None)
     with stages() as step:
         step("loading the model")
         m = load_model(model, model_dtype, model_device)
         asked, corrupt = _asked(m, prompt, corrupt, chat)
         options: dict[str, Any] = {"target": target, "foil": foil, "corrupt": corrupt, "effort": effort, "seed": seed}
-        options["graph"] = _units(m, graph)
+        options |= {"graph": _units(m, graph), "circuit": circuit}
         if dry_run:
             return cost(suite.explain, m, asked, **options, step=step)
         with step.paused():
@@ -103,6 +103,12 @@ def explain(
     said = {**data(found, command, html), "instead": other}
     code = INTERRUPTED if found is shown.latest and not found.complete else 0
     return Reply(said, lambda console: shown.rest(console, found, command, html, other), code)
+
+
+def _check_writable(html: Path) -> None:
+    folder = html.absolute().parent
+    if html.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise Refused(f"--html {html}", "no file can be written there", "name a file in a folder of yours that exists")
 
 
 def _units(m: Model, named: str | None) -> Any:
@@ -243,6 +249,8 @@ def _parts(e: Explanation) -> Iterator[tuple[str, list[Any]]]:
         yield "depth", [*said("the depth"), terminal(r["depth"], "probability")]
     if "writers" in r:
         yield "writers", [*said("the writers"), terminal(r["writers"], "effect", bars=10)]
+    if "circuit" in r:
+        yield "circuit", [*said("the circuit"), terminal(r["circuit"], edges=10)]
     if (traced := e.own.get("graph")) is not None and (removed := e.own.get("removed")) is not None:
         yield "graph", [Text(f"▸ {_books(traced, removed)}"), terminal(traced, edges=10)]
 
@@ -308,7 +316,7 @@ def sections(e: Explanation) -> list[Section]:
         ]
 
     said = {c.about: [f"{c.text} ({c.control})."] for c in e.claims if c.supported}
-    asked = [*_reading(e, said, shows), *_exchanging(e, said, shows), *_tracing(e, shows)]
+    asked = [*_reading(e, said, shows), *_exchanging(e, said, shows), *_tracing(e, said, shows)]
     return [section for section in asked if section.shows]
 
 
@@ -396,12 +404,22 @@ def _exchanging(e: Explanation, said: dict[str, list[str]], shows: Shows) -> lis
     ]
 
 
-def _tracing(e: Explanation, shows: Shows) -> list[Section]:
-    """Return the questions that an attribution graph answers."""
+def _tracing(e: Explanation, said: dict[str, list[str]], shows: Shows) -> list[Section]:
+    """Return the questions that a circuit and an attribution graph answer."""
     from cutaway.views.page import Section
 
     traced, removed = e.own.get("graph"), e.own.get("removed")
     return [
+        Section(
+            "Along which edges",
+            "Which edges between heads and MLPs carry it, with all others cut?",
+            said.get("the circuit", ()),
+            shows(
+                (e.results, "circuit", "weight", "its edges between components, each with the sum of their scores"),
+                (e.results, "carried", "faithfulness", "what they carry in other sentences, beside random circuits"),
+                (e.results, "certificate", "deviation", "how far cutting other subsets moves the answer"),
+            ),
+        ),
         Section(
             "Along which features",
             f"Through which features, tokens and errors does this sentence lead to “{e.answer}” over “{e.foil}”?",
@@ -411,7 +429,7 @@ def _tracing(e: Explanation, shows: Shows) -> list[Section]:
                 (e.own, "removed", "effect", "what the answer loses without each of the largest units, measured"),
                 (e.own, "removed", "predicted", "the same as the graph says"),
             ),
-        )
+        ),
     ]
 
 

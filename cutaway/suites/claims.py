@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from cutaway.circuits.certify import Certificate
+from cutaway.circuits.faithfulness import Faithfulness
 from cutaway.core.result import Result
 from cutaway.interventions.effects import Effects
 from cutaway.lenses.direct_attribution import DirectAttribution
@@ -80,6 +82,9 @@ def claims_of(
     claims += [_placed(found["resid_pre"])] if "resid_pre" in found else []
     claims += [_carried(found["heads"])] if "heads" in found else []
     claims += [_together(found["together"])] if "together" in found else []
+    claims += (
+        [_circuit(found["carried"], found["certificate"])] if "carried" in found and "certificate" in found else []
+    )
     claims = [replace(c, method=_method(found, c.about)) for c in claims]
     heads = found.get("heads")
     if heads is None:
@@ -192,6 +197,24 @@ def _together(g: GroupEffect) -> Claim:
     text = f"Exchanging {heads} together takes away {taken} of the difference, in sentences that did not choose them"
     control = f"{len(null)} random sets of as many heads: {share(-float(null.max()))} to {share(-float(null.min()))}"
     return Claim("the heads together", text, control, recovered < float(null.min()) and low > 0)
+
+
+def _circuit(c: Faithfulness, certificate: Certificate) -> Claim:
+    """Of edges that other sentences chose: what they carry with all others cut, and what cutting fewer shows."""
+    carried, null, count, every = float(c.faithfulness[0]), float(c.null[0].max()), int(c.edges[0]), int(c.edges[-1])
+    kept = f"{share(carried)}{_bounds(c.interval[0], share)}"
+    text = (
+        f"{count} of {every:,} edges ({share(count / every)}) carry {kept} of it, in sentences that did not choose them"
+    )
+    chance = f"{len(c.null[0])} random circuits of equal size: {_most(null)}"
+    return Claim("the circuit", f"{text}; {certified(certificate)}", chance, float(c.interval[0, 0]) > max(null, 0.0))
+
+
+def certified(c: Certificate) -> str:
+    """Return the level of a certificate in words, with the deviation that decides it."""
+    at = {"C": 0, "A": 4, "none": 4}.get(c.level, 1 + int(c.deviation[1:4].argmax()))
+    off = f"off by {share(float(c.deviation[at]))}{_bounds(c.interval[at], share)} (“{c.labels['test'][at]}”)"
+    return f"no certificate: {off}" if c.level == "none" else f"certificate level {c.level}: {off}"
 
 
 def _method(found: Results, about: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from cutaway import lenses, patching, tasks
 from cutaway.core.finite import finite
 from cutaway.core.record import counting
-from cutaway.core.refuse import Refused
+from cutaway.core.refuse import Keyword, Refused
 from cutaway.core.result import Result
 from cutaway.dictionaries.dictionary import Dictionary
 from cutaway.interventions.paired_runs import Direction, difference
@@ -47,14 +47,17 @@ class Scale:
         samples: random steps that make a cell's null.
         cells: how many cells of a sweep are measured exactly, chosen by first-order estimates, and how many random ones
             make the null of the residual stream; 0 measures every cell, each with its null.
+        steps: steps of the search in a circuit's certificate; 0 for no search.
     """
 
     siblings: int
     samples: int
     cells: int
+    steps: int
 
 
-EFFORTS: dict[str, Scale] = {"quick": Scale(6, 1, 12), "normal": Scale(8, 1, 24), "thorough": Scale(8, 3, 0)}
+EFFORTS: dict[str, Scale] = {"quick": Scale(6, 1, 12, 0), "normal": Scale(8, 1, 24, 0), "thorough": Scale(8, 3, 0, 10)}
+_CIRCUIT = 32  # sentences of the form of which half choose a circuit and half judge it
 _HELD = 2  # sentences apart from those that chose the heads, below which nothing is claimed of the heads together
 _HARDLY = 2.0  # times as likely as the next word, below which an answer is hardly preferred
 _LARGE = 20_000_000  # parameters beyond which the default effort is normal
@@ -69,6 +72,7 @@ def explain(
     corrupt: str | None = None,
     effort: Effort | None = None,
     graph: Dictionary | Literal["neurons"] | None = None,
+    circuit: bool = False,
     seed: int = 0,
     step: Callable[[str], None] = lambda text: None,
     each: Callable[[Explanation], None] = lambda found: None,
@@ -86,13 +90,15 @@ def explain(
             measured.
         graph: transcoders of the MLPs, or "neurons", over which the sentence's attribution graph is traced and tested;
             none if not given.
+        circuit: find the edges between heads and MLPs that carry the answer on half of 32 sentences of the form, and
+            judge them on the other half (`suites.discovered`).
         seed: of every random choice.
         step: called with a line of text at each stage of the work.
         each: called with the explanation so far, whenever a result is new.
 
     Raises:
-        Refused: no counterfactual of equal length, an answer of no token, an unreadable model, or what `graphs.trace`
-            refuses.
+        Refused: no counterfactual of equal length, an answer of no token, an unreadable model, what `graphs.trace`
+            refuses, or a circuit of a sentence that has no others of its form.
     """
     if not 0 <= seed < 1 << 63:
         raise Refused(f"seed {seed}", "it is outside 0 to 2**63 − 1", "use a small whole number")
@@ -116,6 +122,7 @@ def explain(
             about = (model.name, pair.clean, *words, pair.corrupt, one.corruption, siblings)
             return Explanation(*about, results, alone, claims, verdicts, doubt, spent)
 
+        sides = _sides(model, one, seed) if circuit else ()
         each(so_far(0, {}, {}))
         form = tasks.with_siblings(model, one, 2 * scale.siblings, seed)
         many = form.take(scale.siblings)
@@ -123,8 +130,7 @@ def explain(
         found, own = dict[str, Result](), dict[str, Result]()
         for _ in _measure(model, one, many, held, scale, seed, step, found, own):
             each(so_far(len(many) - 1, found, own))
-        if graph is not None:
-            own |= _traced(model, one, graph, seed, step)
+        for _ in _further(model, one, sides, graph, scale, seed, step, found, own):
             each(so_far(len(many) - 1, found, own))
     return so_far(len(many) - 1, found, own)
 
@@ -183,6 +189,49 @@ def _measure(
     found |= {site: sweep(site) for site in ("attn_out", "mlp_out")}
     own["resid_pre"] = streams(one)
     yield
+
+
+def _further(
+    model: Model,
+    one: Task,
+    sides: Sequence[Task],
+    units: Dictionary | Literal["neurons"] | None,
+    scale: Scale,
+    seed: int,
+    step: Callable[[str], None],
+    found: dict[str, Result],
+    own: dict[str, Result],
+) -> Iterator[None]:
+    """Fill `found` and `own` with what is asked on request, and stop after each."""
+    if sides:
+        step("finding the edges that carry it, and judging them on other sentences")
+        found |= _circuit(model, sides, scale, seed)
+        yield
+    if units is not None:
+        own |= _traced(model, one, units, seed, step)
+        yield
+
+
+def _sides(model: Model, one: Task, seed: int) -> tuple[Task, Task]:
+    """Return sentences of the form that choose a circuit, and others that judge it.
+
+    Raises:
+        Refused: there are too few.
+    """
+    form = tasks.with_siblings(model, one, _CIRCUIT, seed)
+    if len(form) < 2 * _HELD:
+        why = "no other sentences of its form were found, on which it would be judged"
+        raise Refused(f"circuit of {one.pairs[0].clean!r}", why, ("leave out ", Keyword("circuit", True)))
+    half = len(form) // 2
+    return form.take(half), replace(form, pairs=form.pairs[half:])
+
+
+def _circuit(model: Model, sides: Sequence[Task], scale: Scale, seed: int) -> dict[str, Result]:
+    """Return a circuit of the sentence's form, its share of the answer in other sentences, and its certificate."""
+    from cutaway.suites.discovered import discover
+
+    found = discover(model, *sides, steps=scale.steps, seed=seed)
+    return {"circuit": found.graph, "carried": found.carried, "certificate": found.certificate}
 
 
 def _traced(

@@ -19,6 +19,8 @@ from cutaway.lenses.logit_lens import LensCurve
 from cutaway.patching.group import GroupEffect
 
 if TYPE_CHECKING:
+    from cutaway.circuits.certify import Certificate
+    from cutaway.circuits.faithfulness import Faithfulness
     from cutaway.core.graph import Graph
     from cutaway.graphs.validate import GraphValidation
 
@@ -30,6 +32,7 @@ BEHIND = {
     "the positions": ("resid_pre", ("patching.activation",)),
     "the heads": ("heads", ("patching.attribution", "patching.activation")),
     "the heads together": ("together", ("patching.group",)),
+    "the circuit": ("carried", ("circuits.faithfulness",)),
 }
 
 
@@ -56,7 +59,8 @@ class Results(TypedDict, total=False):
     """Results of each method over the sentence and its siblings, as far as they were made.
 
     `heads`, `heads_noise`, `attn_out` and `mlp_out` hold estimates, with exact effects at some cells, unless every cell
-    was measured; `together` is there only if heads stood out.
+    was measured; `together` is there only if heads stood out, `circuit`, `carried` and `certificate` only if a circuit
+    was asked for.
     """
 
     predictions: Required[Predictions]
@@ -70,6 +74,9 @@ class Results(TypedDict, total=False):
     grid: LensGrid
     writers: DirectAttribution
     neurons: DirectAttribution
+    circuit: Graph
+    carried: Faithfulness
+    certificate: Certificate
 
 
 class Own(TypedDict, total=False):

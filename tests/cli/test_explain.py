@@ -308,3 +308,18 @@ def test_the_graph_of_the_sentence_is_traced_and_tested_on_request(capsys, tmp_p
     assert "Along which features" in text
     assert f"replacement score {float(graph.replacement):.2f} (rotated decoders: at most" in text
     assert "there is nothing" in refused(capsys, CAPITAL, "--graph", str(tmp_path / "none.safetensors"))
+
+
+def test_the_circuit_is_found_judged_and_certified_on_request(capsys, tmp_path):
+    page = tmp_path / "why.html"
+    code, out, _ = run(capsys, CAPITAL, "--effort", "quick", "--circuit", "--html", str(page), "--json")
+    said, text = json.loads(out), page.read_text("utf-8")
+    assert (code, {"circuit", "carried", "certificate"} - said["results"].keys()) == (0, set())
+    claim = next(c for c in said["claims"] if c["about"] == "the circuit")
+    carried = said["results"]["carried"]["fields"]
+    assert f"carry {carried['faithfulness']['values'][0]:.0%}".replace("%", " %") in claim["text"]
+    assert re.search(r"certificate(: | level [ABC])", claim["text"])
+    assert re.search(r"^10 random circuits of equal size: at most [\d.]+ %$", claim["control"])
+    assert claim["supported"]
+    assert "Along which edges" in text
+    assert "on which it would be judged" in refused(capsys, "The the", "--corrupt", "The a", "--circuit")

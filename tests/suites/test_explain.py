@@ -53,6 +53,7 @@ SOURCES = {
     "the positions": ("resid_pre", ("recovered", "interval")),
     "the heads": ("heads", ("exact", "exact_null")),
     "the heads together": ("together", ("recovered", "interval", "null")),
+    "the circuit": ("carried", ("faithfulness", "interval", "null")),
 }
 
 
@@ -71,13 +72,18 @@ def spoken(e: Explanation, about: str) -> set[str]:
     values |= {float(result.total.mean())} if name == "writers" else set()
     forms = {claims.share, "{:+.1f}".format, "{:.1f}".format} if name == "writers" else {claims.share}
     counts = {str(len(result.null))} if name == "together" else set()
+    if name == "carried":
+        of, every = result.edges.tolist()
+        values |= {of / every, *e.results["certificate"].deviation.tolist()}
+        values |= set(e.results["certificate"].interval.flatten().tolist())
+        counts |= {str(of), str(len(result.null[0])), f"{every:,}"[:1], f"{every:,}"[2:]}
     counts |= {str(int(result.exact.isfinite().sum())), str(result.exact.numel())} if name == "heads" else set()
     return {f(sign * v) for v in values for sign in (1, -1) for f in forms} | counts | {"0.1 %"}
 
 
-@pytest.mark.parametrize("prompt", [CAPITAL, "7 + 5 ="])
-def test_prose_holds_only_numbers_that_are_in_the_results(prompt):
-    e = told(prompt)
+@pytest.mark.parametrize(("prompt", "options"), [(CAPITAL, {"circuit": True}), ("7 + 5 =", {})])
+def test_prose_holds_only_numbers_that_are_in_the_results(prompt, options):
+    e = told(prompt, **options)
     assert len(e.summary) >= 4
     names = [str(n) for r in results(e) for a in ("component", "layer") for n in r.labels.get(a, ())]
     names += [f"{i}.{h}" for i in range(12) for h in range(8)]
