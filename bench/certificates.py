@@ -4,24 +4,22 @@ Cost: GPT-2 small's shape (12 layers, d 768, 50257 tokens), random weights, one 
 evaluation is the metric under one mask over all 32,491 edges, of which 5 % are kept, with the corrupt run that the
 other edges read; a plain forward is transformers' own, measured beside it in the same process.
 
-False certificates: no level may be given to circuits that are none. 100 random circuits of miniworld, with as many
-edges between each two sites of each two layers as the first 5, 10 and 20 % by `circuits.eap` of three tasks; 60
-circuits found by `circuits.eap` for exchanged answers (every prompt with the answer of another), and certified for
-them; 40 circuits found alike in models of miniworld's shape with random weights. Certificates are without a search,
-which can only take levels away. 16 prompts each; circuits are found on other prompts. Exchanged answers of
-`greater_than` are later years still, so they are no null: what they earn stands in a row of its own, uncounted.
+False certificates: no level may be given to circuits that are none, and no verdict of `circuits.faithfulness` may find
+one. 100 random circuits of miniworld, with as many edges between each two sites of each two layers as the first 5, 10
+and 20 % by `circuits.eap_ig` of three tasks; 60 circuits found alike for answers that mean nothing (each prompt with
+those of another one, or with years dealt out: `suites.absent_circuits.meaningless`), and certified for them; 40
+circuits found alike in models of miniworld's shape with random weights. Certificates are without a search, which can
+only take levels away. 16 prompts each; circuits are found on other prompts. Verdicts are on the 100 of the latter two.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from bench.frame import Row, finish, options, ratios, summary
 
 BAR, LENGTH, KEPT, RATE, PROMPTS = 2.5, 15, 0.05, 0.05, 16
-SPREAD = 3.0
-TASKS, EXCHANGED, SHARES = ("ioi", "facts", "greater_than"), ("ioi", "facts", "city_country"), (0.05, 0.1, 0.2)
+SHARES = (0.05, 0.1, 0.2)
 
 
 def main() -> int:
@@ -65,84 +63,47 @@ def evaluation(rounds: int) -> Row:
 
 
 def certificates(random: int, exchanged: int, untrained: int) -> list[Row]:
-    """False certificates of random circuits, exchanged answers and random weights."""
+    """False certificates of random circuits, answers that mean nothing and random weights, and false verdicts."""
     import cutaway as ca
+    from cutaway.suites import absent_circuits as absent
 
-    trained, found = ca.load("miniworld"), dict[str, list[str]]()
-    found["random circuits"] = [x for i in range(9) for x in _random(trained, i, -(-random // 9))][:random]
-    found["exchanged answers"] = [_exchanged(trained, EXCHANGED[i % 3], i) for i in range(exchanged)]
-    found["random weights"] = [_found(_untrained(trained, i), TASKS[i % 3], i) for i in range(untrained)]
+    model, found, verdicts = ca.load("miniworld"), dict[str, list[str]](), list[str]()
+
+    def judged(case: str, i: int) -> str:
+        """Return the level of a circuit in a case that has none, and note the verdict."""
+        name = f"{case}: {absent.TASKS[i % 3]}"
+        of, task = absent.cases()[name](2 * PROMPTS, i)
+        curve, certificate = absent.judged(of, task, share=SHARES[i // 3 % 3], samples=2, seed=i)
+        verdicts.append(curve.verdict)
+        return certificate.level
+
+    found["random circuits"] = [x for i in range(9) for x in _random(model, i, -(-random // 9))][:random]
+    found["answers that mean nothing"] = [judged("no meaning", i) for i in range(exchanged)]
+    found["random weights"] = [judged("no training", i) for i in range(untrained)]
     rows, every = [], [x for levels in found.values() for x in levels]
     for name, levels in found.items():
         false = sum(level != "none" for level in levels)
         rows.append(Row(f"false certificates of {name}, of {len(levels)}", false, ""))
         print(name, levels, flush=True)
-    later = [_exchanged(trained, "greater_than", i) for i in range(exchanged // 6)]
-    work = f"certificates for exchanged answers of greater_than, which stay later years, of {len(later)}"
-    rows.append(Row(work, sum(level != "none" for level in later), ""))
     share = sum(level != "none" for level in every) / max(1, len(every))
-    return [*rows, Row(f"share of false certificates, of {len(every)}", round(share, 4), "", RATE)]
+    wrong = sum(v.startswith("found") for v in verdicts) / max(1, len(verdicts))
+    print(verdicts, flush=True)
+    return [
+        *rows,
+        Row(f"share of false certificates, of {len(every)}", round(share, 4), "", RATE),
+        Row(f"share of false verdicts, of {len(verdicts)}", round(wrong, 4), "", RATE),
+    ]
 
 
 def _random(model: Any, i: int, samples: int) -> list[str]:
     """The levels of random circuits like one that was found."""
     import cutaway as ca
+    from cutaway.suites.absent_circuits import TASKS
 
-    first, second = _prompts(model, TASKS[i % 3], i)
-    return list(_certified(model, second, ca.circuits.eap(model, first, audit=0), SHARES[i // 3], samples).null_levels)
-
-
-def _exchanged(model: Any, name: str, i: int) -> str:
-    """The level of a circuit that was found for the answers of other prompts."""
-    first, second = (_others_answers(half, 1 + i) for half in _prompts(model, name, i))
-    return _level(model, first, second, i)
-
-
-def _found(model: Any, name: str, i: int) -> str:
-    """The level of a circuit that was found for a task."""
-    return _level(model, *_prompts(model, name, i), i)
-
-
-def _level(model: Any, first: Any, second: Any, i: int) -> str:
-    import cutaway as ca
-
-    return _certified(model, second, ca.circuits.eap(model, first, audit=0), SHARES[i // 3 % 3], 1).level
-
-
-def _certified(model: Any, task: Any, scores: Any, share: float, samples: int) -> Any:
-    import cutaway as ca
-
-    circuit = ca.circuits.open(scores, edges=round(share * len(scores.score)))
-    return ca.circuits.certify(model, task, circuit, draws=4, steps=0, samples=samples)
-
-
-def _prompts(model: Any, name: str, seed: int) -> tuple[Any, Any]:
-    import cutaway as ca
-
-    return ca.tasks.load(name, model, n=2 * PROMPTS, seed=seed).split(0.5)
-
-
-def _others_answers(task: Any, step: int) -> Any:
-    """The prompts with the answers of others."""
-    n, pairs = len(task.pairs), []
-    for i, p in enumerate(task.pairs):
-        other = task.pairs[(i + step) % n]
-        pairs.append(replace(p, answer=other.answer, foil=other.foil, answers=other.answers, foils=other.foils))
-    return replace(task, pairs=tuple(pairs))
-
-
-def _untrained(model: Any, seed: int) -> Any:
-    """The same model with random weights, large enough that its answers depend on the prompt."""
-    import torch
-
-    from cutaway.models.model import Model
-
-    torch.manual_seed(seed)
-    hf = type(model.hf)(model.hf.config).eval()
-    with torch.no_grad():
-        for p in hf.parameters():
-            p.mul_(SPREAD if p.ndim > 1 else 1.0)
-    return Model(hf, model.tokenizer, f"untrained-{seed}")
+    first, second = ca.tasks.load(TASKS[i % 3], model, n=2 * PROMPTS, seed=i).split(0.5)
+    scores = ca.circuits.eap_ig(model, first, audit=0)
+    circuit = ca.circuits.open(scores, edges=round(SHARES[i // 3] * len(scores.score)))
+    return list(ca.circuits.certify(model, second, circuit, draws=4, steps=0, samples=samples).null_levels)
 
 
 if __name__ == "__main__":
