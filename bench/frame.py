@@ -211,7 +211,8 @@ def _from_file(path: str, key: str) -> str | None:
 def finish(name: str, rows: Sequence[Row], write: bool = True, label: str = "") -> int:
     """Print the rows, write `bench/results/<name>.json`; the exit code is 1 if a bar is missed.
 
-    With a `label`, which names another machine, the results stand beside the first ones in `<name>.<label>.json`.
+    With a `label`, which names another machine or a busy one, the results stand beside the first ones, in
+    `<name>.<label>.json`.
     """
     print(table(rows))
     if write:

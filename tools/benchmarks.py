@@ -32,7 +32,7 @@ def section(name: str, data: dict[str, Any]) -> str:
     """One benchmark."""
     name, _, label = name.partition(".")
     doc = ast.get_docstring(ast.parse((ROOT / "bench" / f"{name}.py").read_text("utf-8"))) or ""
-    head, doc = (f"On another machine: {label}", "") if label else (f"`python -m bench.{name}`", doc)
+    head, doc = (f"Measured apart: {label}", "") if label else (f"`python -m bench.{name}`", doc)
     machine = " · ".join(f"{key} {value}" for key, value in data["machine"].items())
     lines = [_line(list(rows)) for _, rows in groupby(data["rows"], key=lambda row: row["work"])]
     return f"""{"###" if label else "##"} {head}
