@@ -24,6 +24,7 @@ from cutaway.models.tokens import Tokens
 from cutaway.tasks.answers import whole_answers
 from cutaway.tasks.prompts import Prompts
 
+CONTEXTS = 4  # texts before a prompt, beside none
 ESSENCE = "{} is a"  # the prompt on which an edit shall change little, as published
 _WORDS = 10  # of a context
 _TRIED = 4  # tokens on which the matrix is compared with what the MLP writes

@@ -37,7 +37,7 @@ from cutaway.core.progress import part
 from cutaway.editing.covariance import of_texts
 from cutaway.editing.evaluation import answered, asked
 from cutaway.editing.knowledge_edit import Edit, KnowledgeEdit, halves, knowledge_edit
-from cutaway.editing.places import Case, Layer, cases, contexts
+from cutaway.editing.places import CONTEXTS, Case, Layer, cases, contexts
 from cutaway.editing.request import Requests
 from cutaway.editing.solve import Equality, regularised, solve
 from cutaway.editing.values import Found, Search, values
@@ -47,7 +47,6 @@ from cutaway.models.model import Model
 from cutaway.models.moments import Moments
 from cutaway.tasks.prompts import Prompts
 
-CONTEXTS = 4  # texts before a prompt, beside none
 _SWEPT = 4  # requests that every layer is tried on
 
 

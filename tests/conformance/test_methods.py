@@ -118,7 +118,6 @@ DRAWN = {
     "directions.suffix": {"share", "each", "control", "loss"},
     "directions.reweight": {"share", "control", "log_prob", "kept", "loss", "factor", "changed"},
     "directions.intervene": {"share", "other", "kept", "kl", "perplexity", "component", "zero"},
-    "editing.rome": {"share", "preferred", "each", "kl", "size", "rounding"},
     "circuits.certify": {"deviation", "shuffled", "weakest"},
     "circuits.minimality": {"pair", "excess"},
     "circuits.completeness": {"gap", "circuit", "model"},
@@ -128,6 +127,10 @@ DRAWN = {
     "circuits.exact": {"frequency"},
     "circuits.information_flow": {"frequency"},
 } | {name: {"excess"} for name in ROWS if name.startswith("graphs.trace")}
+DRAWN |= {
+    f"editing.{n}": {"share", "preferred", "each", "kl", "size", "rounding"}
+    for n in ("rome", "memit", "emmet", "alpha_edit")
+}
 DRAWN |= {
     f"circuits.{n}": {"score", "kept", "exact", "agreement"}
     for n in ("edge_pruning", "subnetwork_probing", "uniform_gradient_sampling")

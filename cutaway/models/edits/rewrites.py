@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
@@ -28,6 +29,7 @@ from cutaway.models.access.forward import alone
 from cutaway.models.anatomy.linear import MERGE, is_linear, matrix, table
 from cutaway.models.anatomy.unembedding import unembedding
 from cutaway.models.loading.identity import REWRITES
+from cutaway.models.loading.provenance import restored, weights
 from cutaway.models.model import Model
 
 _LAYERED = (
@@ -45,6 +47,7 @@ _LAYERED = (
 )
 _WHOLE = ("embed", "unembed", "unembed_bias")
 _HOUSE = re.compile(rf"(?:({'|'.join(_LAYERED)})\.(\d+)(?:\.(\d+))?|({'|'.join(_WHOLE)}))")
+_OPEN: WeakKeyDictionary[nn.Module, list[set[int]]] = WeakKeyDictionary()  # memory written by rewrites that stand
 _FORMS = ("delta", "factors", "value")
 
 
@@ -166,6 +169,14 @@ def make_rewrites(model: Model, *rewrites: Rewrite) -> ExitStack:
     _ = model.anatomy.multiplier
     with alone(model.hf), ExitStack() as undo:
         places = [(r, place_of(model, r)) for r in rewrites]
+        memory = {v.untyped_storage().data_ptr() for _, place in places for v in place.views}
+        if model.made is not None:
+            undo.callback(restored, model, weights(model), memory)
+            open_ = _OPEN.setdefault(model.hf, [])
+            for outer in open_:
+                outer |= memory
+            open_.append(memory)
+            undo.callback(open_.remove, memory)
         active = REWRITES.setdefault(model.hf, [])
         undo.callback(active.__delitem__, slice(len(active), None))
         for rewrite, place in places:

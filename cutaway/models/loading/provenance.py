@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,13 +56,34 @@ def look(model: Model) -> dict[str, Any]:
     return {
         "dtype": [t.dtype for t in held.values()],
         "device": [t.device for t in held.values()],
-        "weights": [(n, *_held(t)) for n, t in held.items()],
+        "weights": weights(model),
         "modules, settings or hooks": identity.described(hf)[0],
         "open edits": taps.busy(model.anatomy),
         "tokenizer": (id(model.tokenizer), len(model.tokenizer) if model.tokenizer is not None else 0),
         "world": id(model.world),
         "autocast": any(torch.is_autocast_enabled(d) for d in ("cpu", "cuda")),
     }
+
+
+def weights(model: Model) -> list[tuple[str, Any, int]]:
+    """Return the memory of every weight, and how often each was written to."""
+    held = {n: t for n, t in identity.tensors(model.hf).items() if isinstance(t, Tensor)}
+    return [(n, *_held(t)) for n, t in held.items()]
+
+
+def restored(model: Model, before: list[tuple[str, Any, int]], written: set[int]) -> None:
+    """Keep the recipe of a model some of whose weights were written to and have their bytes of `before` again.
+
+    Args:
+        model: the model.
+        before: its `weights` from then.
+        written: addresses of the memory that was written to; the recipe is lost if other weights changed too.
+    """
+    made, now, held = model.made, weights(model), identity.tensors(model.hf)
+    own = {n for n, t in held.items() if isinstance(t, Tensor) and t.untyped_storage().data_ptr() in written}
+    others = [[w for w in part if w[0] not in own] for part in (before, now)]
+    if made is not None and made.seen.get("weights") == before and others[0] == others[1]:
+        model.made = replace(made, seen={**made.seen, "weights": now})
 
 
 def _held(t: Tensor) -> tuple[Any, int]:
