@@ -160,7 +160,10 @@ def _compiled(found: KnownCircuits) -> tuple[list[dict[str, str]], str]:
     """Return the rows of the board of compiled programs, and what its numbers are."""
     rows = [
         {"program": p, "accuracy": f"{float(found.accuracy[i]):.0%}"}
-        | {m: f"{auroc:.3f} ({seen:.0%})" for m, auroc, seen in zip(*_of(found, i, "auroc", "seen"), strict=True)}
+        | {
+            m: f"{auroc:.3f}" + (f" ({seen:.0%})" if seen == seen else "")
+            for m, auroc, seen in zip(*_of(found, i, "auroc", "seen"), strict=True)
+        }
         | {"random": f"{float(found.null[i].mean()):.3f}"}
         for i, p in enumerate(found.labels["program"])
     ]

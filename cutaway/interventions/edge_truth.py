@@ -36,7 +36,13 @@ TOLERANCE = 1e-2
 
 
 def edge_effects(
-    model: Model, bound: Bound, wiring: Wiring, ablation: Ablation, measure: Metric | None = None, seed: int = 0
+    model: Model,
+    bound: Bound,
+    wiring: Wiring,
+    ablation: Ablation,
+    measure: Metric | None = None,
+    seed: int = 0,
+    sinks: bool = True,
 ) -> Float[Tensor, "edge prompt *metric"]:
     """Return what each edge's removal does to the metric of each prompt: metric of the patched run − of the clean one.
 
@@ -47,13 +53,14 @@ def edge_effects(
         ablation: what stands in for the writer's value.
         measure: what is measured; the task's metric if not given.
         seed: of the donors of `resample`.
+        sinks: True if `mean` also replaces each prompt's first token and special ones.
 
     Raises:
         Refused: an ablation that these prompts do not allow.
     """
     embeddings = [a for a in (Address("embed"), Address("pos_embed")) if model.places([a.site])]
     places = list(dict.fromkeys(u.place for u in wiring.writers if u.layer is not None))
-    found = removal(model, bound, [*embeddings, *places], ablation, seed, sinks=True)
+    found = removal(model, bound, [*embeddings, *places], ablation, seed, sinks)
     metric = measure or found.bound.measure
     frozen = tuple(Freeze(p, found.own) for p in places)
     before = model.measure(found.bound.clean, metric)

@@ -27,6 +27,19 @@ def test_the_exact_method_reaches_the_ceiling_and_chance_is_half(plain):
     assert plain.edges.tolist() == [[75, 8, 5], [75, 5, 3]]
 
 
+def test_a_search_is_judged_by_the_losses_it_measured_and_shares_of_a_stream_by_no_effect(plain):
+    acdc, pruning, flow = (NAMES.index(m) for m in ("acdc", "edge_pruning", "information_flow"))
+    assert torch.equal(plain.auroc[:, acdc], torch.ones(2))
+    assert torch.equal(plain.seen[:, acdc], torch.ones(2))
+    assert (plain.auroc[:, flow] < plain.auroc[:, pruning]).all()
+    assert plain.seen[:, [pruning, flow]].isnan().all()
+
+
+def test_the_exact_method_reaches_the_ceiling_of_means_too():
+    board = known_circuits(["parity"], n=8, how="mean")
+    assert float(board.auroc[0, NAMES.index("exact")]) == float(board.ceiling[0]) == 1
+
+
 def test_what_no_two_prompts_differ_in_is_lost_to_the_exact_method_too(plain):
     assert float(plain.structural[0, NAMES.index("exact")]) < 0.85, "three of eight edges, to the exact one too"
 
