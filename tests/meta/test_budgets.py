@@ -28,7 +28,7 @@ BUDGETS = {
     "circuits": 3_600,
     "editing": 1_600,
     "features": 4_240,
-    "suites": 1_610,
+    "suites": 1_630,
     "compat": 4_185,
     "cli": 2_990,
     "studio": 2_620,
