@@ -21,8 +21,8 @@ from cutaway.circuits.eap_ig import eap_ig
 from cutaway.circuits.edge_scores import EdgeScores
 from cutaway.circuits.evaluation import Evaluation, shares
 from cutaway.circuits.faithfulness import Faithfulness, faithfulness
-from cutaway.circuits.opening import scored
 from cutaway.core.graph import Graph, graph
+from cutaway.core.node import parse_edge
 from cutaway.models.edits.wiring import wiring
 from cutaway.models.model import Model
 from cutaway.tasks.task import Task
@@ -119,5 +119,5 @@ def _chosen(model: Model, task: Task, scores: EdgeScores, sizes: tuple[float, ..
     kept = shares(torch.stack(found), empty, x.gap(whole, empty))[0] >= WANTED
     mask = masks[int(kept.int().argmax()) if bool(kept.any()) else -1]
     inside = mask[x.wiring.pairs[:, 0], x.wiring.pairs[:, 1]].nonzero()[:, 0]
-    edges = tuple(scored(scores).edges[i] for i in inside.tolist())
+    edges = tuple(parse_edge(scores.labels["edge"][i]) for i in inside.tolist())
     return Circuit(f"{len(edges)} edges of {task.name}", edges)
