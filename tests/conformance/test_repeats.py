@@ -22,7 +22,7 @@ from cutaway.core.subject import SUBJECTS as SUBJECT_ROWS
 from cutaway.core.subject import with_needs
 from cutaway.dictionaries.transforms import fold
 from tests.conformance import subjects
-from tests.conformance.rows import NAMED, QUICK, SPEAKERS
+from tests.conformance.rows import ELSEWHERE, NAMED, QUICK, SPEAKERS
 
 ROWS = ca.methods()
 PAIR = {"clean": "The capital of Norway is", "corrupt": "The capital of Japan is", "answer": "oslo", "foil": "tokyo"}
@@ -132,7 +132,7 @@ def asked(row: Method, task: list[str]) -> list[str]:
 #: a method of each room has its command repeated, and its line of Python; those of all in the wide run
 TURNS = [
     pytest.param(n, i, way, marks=() if n in SPEAKERS else pytest.mark.wide)
-    for i, n in enumerate(ROWS)
+    for i, n in enumerate(m for m in ROWS if m not in ELSEWHERE)
     for way in ("command", "line")
 ]
 
