@@ -27,8 +27,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway.circuits.edge_scores import EdgeScores
-from cutaway.circuits.hard_concrete import START, draw, openness, settle
-from cutaway.circuits.mask_training import searched
+from cutaway.circuits.hard_concrete import START, draw, openness, settle, with_embeddings
+from cutaway.circuits.mask_training import COST, searched
 from cutaway.core.method import method
 from cutaway.core.refuse import Keyword, Refused
 from cutaway.interventions.ablation_values import Baseline
@@ -43,8 +43,7 @@ _WARMUP = 5 / 6  # the share of the steps over which the target rises
     answers="Which share of the edges keeps the model's predictions best, when a mask over all of them is trained at"
     " once?",
     paper="Bhaskar et al. 2024, arXiv:2406.16778",
-    cost="(prompts * (10 + (4 if how == 'resample' else 1) * (4 + min(audit, cells))) + (1 + samples) * steps *"
-    " min(prompts, 16)) * F + (1 + samples) * steps * min(prompts, 16) * B",
+    cost=COST,
     control="random_direction",
     rung="interventional",
     fills=("clean", "exact", "agreement", "kept"),
@@ -128,4 +127,4 @@ class EdgeGates:
 
     def _of_edges(self, writers: Float[Tensor, "gate"]) -> Float[Tensor, "edge"]:
         """Return each edge's value of its writer, 1 for the embeddings."""
-        return torch.cat([writers.new_ones(1), writers])[self.wiring.pairs[:, 0]]
+        return with_embeddings(writers)[self.wiring.pairs[:, 0]]

@@ -30,6 +30,11 @@ def openness(log_alpha: Float[Tensor, "gate"]) -> Float[Tensor, "gate"]:
     return (log_alpha - _TEMPERATURE * math.log(-_LOW / _HIGH)).sigmoid()
 
 
+def with_embeddings(gates: Float[Tensor, "gate"]) -> Float[Tensor, "writer"]:
+    """Return the gates of all writers: the embeddings, which come first, are always open."""
+    return torch.cat([gates.new_ones(1), gates])
+
+
 @torch.no_grad()
 def settle(log_alpha: Float[Tensor, "gate"]) -> None:
     """Keep log α in its range."""

@@ -37,6 +37,11 @@ from cutaway.tasks.bound import Bound
 from cutaway.tasks.task import Task
 
 BATCH = 16  # prompts of a step, at most
+#: of a method that trains a mask
+COST = (
+    "(prompts * (10 + (4 if how == 'resample' else 1) * (4 + min(audit, cells))) + (1 + samples) * steps *"
+    f" min(prompts, {BATCH})) * F + (1 + samples) * steps * min(prompts, {BATCH}) * B"
+)
 
 
 @runtime_checkable

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from cutaway.circuits.components import belongs
 from cutaway.circuits.edge_scores import EdgeScores
-from cutaway.circuits.hard_concrete import START, draw, openness, settle
-from cutaway.circuits.mask_training import searched
+from cutaway.circuits.hard_concrete import START, draw, openness, settle, with_embeddings
+from cutaway.circuits.mask_training import COST, searched
 from cutaway.core.method import method
 from cutaway.interventions.ablation_values import Baseline
 from cutaway.models.edits.wiring import Wiring, wiring
@@ -39,8 +39,7 @@ from cutaway.tasks.task import Task
 @method(
     answers="Which heads and MLPs keep the model's predictions, when each pays for being open?",
     paper="Cao et al. 2021, arXiv:2104.03514",
-    cost="(prompts * (10 + (4 if how == 'resample' else 1) * (4 + min(audit, cells))) + (1 + samples) * steps *"
-    " min(prompts, 16)) * F + (1 + samples) * steps * min(prompts, 16) * B",
+    cost=COST,
     control="random_direction",
     rung="interventional",
     fills=("clean", "exact", "agreement", "kept"),
@@ -92,7 +91,7 @@ class WriterGates:
         return (torch.optim.Adam([self.writers], lr=rate),)
 
     def drawn(self, chance: torch.Generator) -> Float[Tensor, "edge"]:
-        return _with_embeddings(draw(self.writers, chance))[self.wiring.pairs[:, 0]]
+        return with_embeddings(draw(self.writers, chance))[self.wiring.pairs[:, 0]]
 
     def price(self, done: float) -> Float[Tensor, ""]:
         return self.penalty * openness(self.writers).mean()
@@ -111,11 +110,7 @@ class WriterGates:
 
     def _ends(self) -> tuple[Float[Tensor, "writer"], Float[Tensor, "reader"]]:
         """Return the probabilities of writers, and of readers by the components that they belong to."""
-        writers = _with_embeddings(openness(self.writers.detach()))
+        writers = with_embeddings(openness(self.writers.detach()))
         readers = (self.of * writers[:, None]).amax(0)
         readers[-1] = 1.0
         return writers, readers
-
-
-def _with_embeddings(gates: Float[Tensor, "gate"]) -> Float[Tensor, "writer"]:
-    return torch.cat([gates.new_ones(1), gates])

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cutaway.circuits.edge_scores import EdgeScores
-from cutaway.circuits.mask_training import searched
+from cutaway.circuits.mask_training import COST, searched
 from cutaway.core.method import method
 from cutaway.interventions.ablation_values import Baseline
 from cutaway.models.edits.wiring import wiring
@@ -40,8 +40,7 @@ _START, _MOST = 1.0, 6.0  # logit θ at the start, and in size at most, so that 
 @method(
     answers="Which edges keep the model's predictions, when each is kept with a probability that is trained?",
     paper="Li & Janson 2024, arXiv:2409.09951",
-    cost="(prompts * (10 + (4 if how == 'resample' else 1) * (4 + min(audit, cells))) + (1 + samples) * steps *"
-    " min(prompts, 16)) * F + (1 + samples) * steps * min(prompts, 16) * B",
+    cost=COST,
     control="random_direction",
     rung="interventional",
     fills=("clean", "exact", "agreement", "kept"),

@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from cutaway.core.method import method
-from cutaway.editing.batch_edits import together
+from cutaway.editing.batch_edits import COST, KL, together
 from cutaway.editing.knowledge_edit import KnowledgeEdit
 from cutaway.editing.request import Requests
 from cutaway.editing.solve import NullSpace, null_space
@@ -32,14 +32,11 @@ from cutaway.models.edits.rewrite_set import Rewrites
 from cutaway.models.model import Model
 from cutaway.tasks.prompts import Prompts
 
-_KL = 0.0625  # weight of the divergence on "{subject} is a", as published
-
 
 @method(
     answers="Can facts be written only along directions that other keys do not use?",
     paper="Fang et al. 2025, arXiv:2410.02355",
-    cost="requests * (2 + min(4, prompts)) * ((steps + 1) * (F + B) + (2 + 2 * layers) * F)"
-    " + (2 * samples + 4) * asked * F + (2 + samples) * min(16, prompts) * F + (prompts + 4 * layers + 8) * F",
+    cost=COST,
     control="random_rewrites",
     rung="interventional",
 )
@@ -74,7 +71,7 @@ def alpha_edit(
         Refused: a subject that is not in its prompt, layers that are not there, or a family whose MLPs have no output
             matrix.
     """
-    search = Search(steps, rate, _KL, clamp)
+    search = Search(steps, rate, KL, clamp)
 
     def constrain(second: Tensor, note: dict[str, Any]) -> NullSpace:
         projection, note["dimension of the null space"] = null_space(second, energy)

@@ -30,6 +30,12 @@ from cutaway.models.model import Model
 from cutaway.models.moments import Moments
 from cutaway.tasks.prompts import Prompts
 
+#: of a method that edits all requests together
+COST = (
+    "requests * (2 + min(4, prompts)) * ((steps + 1) * (F + B) + (2 + 2 * layers) * F)"
+    " + (2 * samples + 4) * asked * F + (2 + samples) * min(16, prompts) * F + (prompts + 4 * layers + 8) * F"
+)
+KL = 0.0625  # weight of the divergence on "{subject} is a", as published
 #: makes the constraint of a layer of its second moment with the ridge, and notes what records say of it
 Constrain = Callable[[Float[Tensor, "d_mlp d_mlp"], dict[str, Any]], Constraint]
 

@@ -17,7 +17,7 @@ keys, of which C is the second moment (`ridge` times its mean diagonal added), o
 from __future__ import annotations
 
 from cutaway.core.method import method
-from cutaway.editing.batch_edits import together
+from cutaway.editing.batch_edits import COST, KL, together
 from cutaway.editing.knowledge_edit import KnowledgeEdit
 from cutaway.editing.request import Requests
 from cutaway.editing.solve import Ridge
@@ -26,14 +26,11 @@ from cutaway.models.edits.rewrite_set import Rewrites
 from cutaway.models.model import Model
 from cutaway.tasks.prompts import Prompts
 
-_KL = 0.0625  # weight of the divergence on "{subject} is a", as published
-
 
 @method(
     answers="Do many facts hold together, spread over the MLPs of several layers?",
     paper="Meng et al. 2023, arXiv:2210.07229",
-    cost="requests * (2 + min(4, prompts)) * ((steps + 1) * (F + B) + (2 + 2 * layers) * F)"
-    " + (2 * samples + 4) * asked * F + (2 + samples) * min(16, prompts) * F + (prompts + 4 * layers + 8) * F",
+    cost=COST,
     control="random_rewrites",
     rung="interventional",
 )
@@ -68,5 +65,5 @@ def memit(
         Refused: a subject that is not in its prompt, layers that are not there, or a family whose MLPs have no output
             matrix.
     """
-    search = Search(steps, rate, _KL, clamp)
+    search = Search(steps, rate, KL, clamp)
     return together(model, requests, prompts, layers, search, ridge, lambda c, note: Ridge(c, weight), samples, seed)

@@ -126,7 +126,11 @@ class Layer:
         off = (self.through(seen[str(self.reads)]) - wrote).norm() / wrote.norm().clamp_min(1e-12)
         if not float(off) <= 0.05:
             why = "what its MLP adds to the residual stream is scaled or normed behind the matrix"
-            raise Refused(f"an edit at layer {self.layer} of {self.model.name}", why, "use fine_tuning")
+            raise Refused(
+                f"an edit at layer {self.layer} of {self.model.name}",
+                why,
+                "edit a family whose MLPs write into the stream",
+            )
 
     @property
     def weight(self) -> str:

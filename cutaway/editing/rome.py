@@ -16,7 +16,8 @@ of its numerator from the mean over contexts, which can leave a tiny denominator
 * `share[measure]`: of prompts with the answer that they ought to have: `efficacy` of the request's own prompt, then
   every kind of probe (`request.py`). `kl`: drift on texts of the second half of `prompts`.
 * `layer=None` takes the layer at which the first requests, edited one by one at every layer, do best: the harmonic mean
-  of the shares. The record has those of all layers. Where causal tracing (`patching.causal_trace`) finds a fact says
+  of the shares. They are among those measured, which flatters the shares: to judge a layer, name it. The record has
+  the means of all layers. Where causal tracing (`patching.causal_trace`) finds a fact says
   little about it (Hase et al. 2023, arXiv:2301.04213).
 * Control (`null`): random rewrites of rank one and the same norm.
 * Known failures: probes about the same subject fail first, then those about similar names. Steps that are too long
@@ -109,7 +110,7 @@ def rome(
     record |= {
         "layer": layer,
         "log-probability of the new object": [round(p, 4) for p in values_.log_prob.tolist()],
-        **({"harmonic mean of shares by layer": swept} if swept else {}),
+        **({"harmonic mean of shares by layer": swept, "requests that chose it": _SWEPT} if swept else {}),
     }
     edits = [Edit((r,), (i,)) for i, r in enumerate(rewrites)]
     return knowledge_edit(model, requests, held_out, edits, samples, seed, record)

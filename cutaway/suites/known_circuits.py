@@ -115,8 +115,8 @@ def known_circuits(
     Args:
         programs: names of programs; all if empty.
         n: prompts of each program, on which the truth is found and methods run.
-        how: what stands in for a writer's value: that of the counterfactual, zeros, or the mean over
-                tokens but each prompt's first, which stays.
+        how: what stands in for a writer's value: that of the counterfactual, zeros, or the mean over tokens but each
+            prompt's first, which stays.
         noise: standard deviation of random numbers that are added to all matrices of weights; the truth stays that of
             the weights without them.
         seed: of the prompts, of random scores and of the noise.
