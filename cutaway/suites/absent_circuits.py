@@ -40,9 +40,8 @@ from cutaway.zoo.load import load as load_model
 SHARE = 0.1  # of all edges, in the circuit that is reported and certified
 TASKS = ("ioi", "facts", "greater_than")
 _SAID = 7  # words of the block that are said again
-_SPREAD = (
-    3.0  # by which random matrices are larger than a first initialisation, so that prompts differ in their answers
-)
+#: by which random matrices are larger than first ones, so that prompts differ in their answers
+_SPREAD = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
