@@ -128,7 +128,8 @@ def circuits(
     ] = False,
     n: Annotated[int, Parameter(help="prompts of each")] = 32,
     how: Annotated[
-        Literal["corrupt", "zero"], Parameter(help="what stands in for a value: the counterfactual's, or zeros")
+        Literal["corrupt", "zero", "mean"],
+        Parameter(help="what stands in for a value: the counterfactual's, zeros, or the mean over tokens"),
     ] = "corrupt",
     noise: Annotated[float, Parameter(help="standard deviation of numbers added to compiled weights")] = 0.0,
     seed: Annotated[int, Parameter(help="of prompts, random circuits, random scores and noise")] = 0,

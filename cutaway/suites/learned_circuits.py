@@ -80,7 +80,7 @@ def learned_circuits(
     Args:
         programs: names of programs; all if empty.
         n: prompts on which edges are scored; circuits are measured on as many others.
-        how: what stands in for a writer's value: that of the counterfactual, or zeros.
+        how: what stands in for a writer's value, as in `known_circuits`.
         seed: of the prompts, random circuits and random scores.
         each: called with the name of each program before it.
 
@@ -115,7 +115,8 @@ def _row(name: str, n: int, how: How, seed: int) -> dict[str, Tensor]:
     """Return the numbers of one program, by field of the result."""
     model, compiled = (load_model(f"{room}{name}") for room in (LEARNED, COMPILED))
     task, wires = load_task(name, model, n, seed), wiring(model)
-    effects = edge_effects(compiled, load_task(name, compiled, n, seed).bind(compiled), wiring(compiled), how)
+    bound = load_task(name, compiled, n, seed).bind(compiled)
+    effects = edge_effects(compiled, bound, wiring(compiled), how, sinks=False)  # the means that the methods take
     known = _matrix(wires, effects.abs().amax(1) > TOLERANCE)
     scores = torch.stack([run(model, task, how).score.abs().cpu() for run in METHODS.values()])  # [method, edge]
     chance = torch.randn(_CHANCE, scores.shape[1], generator=generator(seed)).abs()
