@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.browser.look_at_report import chromium
 
@@ -110,6 +110,15 @@ def test_a_screen_is_silent_asks_no_one_else_and_fits(visit, screen, tmp_path):
     visit.page.emulate_media(color_scheme="light")
     assert not visit.complaints
     assert not visit.foreign
+
+
+def test_a_narrow_window_shows_which_screen_it_is(visit):
+    visit.page.set_viewport_size({"width": 390, "height": 900})
+    visit.show("why", **SELECTED)
+    for screen in ("runs", "why"):
+        page = visit.show(screen, **SCREENS[screen])
+        expect(page.locator(".top [aria-current]")).to_be_in_viewport(ratio=0.95)
+    visit.page.set_viewport_size({"width": 1280, "height": 900})
 
 
 def test_why_shows_the_servers_number(visit):

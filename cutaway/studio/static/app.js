@@ -25,6 +25,7 @@ function App() {
 function Head({ shown }) {
   const running = useSignal(jobs).filter((j) => ["waiting", "running"].includes(j.state)).length;
   const values = useSignal(address).values;
+  useEffect(() => document.querySelector(".top [aria-current]")?.scrollIntoView({ inline: "nearest", block: "nearest" }), [shown]);
   return html`<header class=top>
     <a class=brand href="#/why"><img src="icon.svg" width=22 height=22 alt="" />cutaway</a>
     <nav aria-label=Screens><ul>${SCREENS.map((s) => html`<li key=${s.name}>
